@@ -1,0 +1,1 @@
+"""gptjax: from raw text to a chat assistant, in JAX."""

@@ -1,0 +1,5 @@
+import sys
+
+from gptjax.main import main
+
+sys.exit(main(sys.argv))

@@ -1,0 +1,1 @@
+"""One file a fused operation, its plain reference in the same file."""

@@ -1,0 +1,241 @@
+"""The language model: embedding, a scan over stacked blocks, norm, head.
+
+A model is two things: settings (`gptjax.models.settings.resolve`) and a plain
+nested dict of parameters. Flax modules say what the parameters are and what is
+computed from them; `bind` puts the two together inside a jitted function.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from gptjax.kernels.attention import visible
+from gptjax.models import layers
+from gptjax.models.attention import Attention, rotary_angles
+from gptjax.parallel.sharding import axis_size, constrain
+
+# What jax.checkpoint keeps for the backward pass; the rest is computed again.
+REMAT_POLICIES = {
+    'full': jax.checkpoint_policies.nothing_saveable,
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'block_outputs': jax.checkpoint_policies.save_only_these_names('block_output'),
+}
+
+
+class Context(NamedTuple):
+    """What every layer needs to know of the tokens.
+
+    segments_BT: int32, the document of each token, 0 for padding.
+    positions_BT: int32, the place in the document.
+    angles_BTh: float32, rotary angles; None without them.
+    """
+
+    segments_BT: jax.Array
+    positions_BT: jax.Array
+    angles_BTh: jax.Array | None
+
+    def write(self, cache, keys_BTKH, values_BTKH):
+        """A layer's cache with the tokens' keys and values at their positions."""
+        rows = jnp.arange(self.positions_BT.shape[0])[:, None]
+        # Positions past the end (of rows that only pad the batch) are dropped.
+        place = lambda old, new: old.at[rows, self.positions_BT].set(
+            new.astype(old.dtype), mode='drop'
+        )
+        return place(cache[0], keys_BTKH), place(cache[1], values_BTKH)
+
+    def visible_BTS(self, window, length):
+        """Which of a cache's `length` places each token may see."""
+        places = jnp.arange(length)[None]
+        return visible(self.positions_BT, places, window)
+
+
+class Block(nnx.Module):
+    """x + attention(norm x), then x + feed_forward(norm x)."""
+
+    def __init__(self, config, *, rngs):
+        self.config = config
+        self.attention_norm = layers.make_norm(config)
+        self.attention = Attention(config, rngs=rngs)
+        self.mlp_norm = layers.make_norm(config)
+        self.mlp = layers.FeedForward(config, rngs=rngs)
+
+    def __call__(self, x, context, window, key=None, cache=None):
+        attention_key, first_key, second_key = (
+            (None,) * 3 if key is None else jax.random.split(key, 3)
+        )
+        rate = self.config.residual_dropout
+        mixed, cache = self.attention(
+            self.attention_norm(x), context, window, attention_key, cache
+        )
+        x = x + layers.dropout(mixed, rate, first_key)
+        x = x + layers.dropout(self.mlp(self.mlp_norm(x)), rate, second_key)
+        return checkpoint_name(x, 'block_output'), cache
+
+
+class GPT(nnx.Module):
+    """The model. Build parameters by `init_params`, compute through `bind`."""
+
+    def __init__(self, config, *, rngs):
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def stacked_block(key):
+            return Block(config, rngs=nnx.Rngs(params=key))
+
+        self.config = config
+        self.embed = layers.Embedding(config, rngs=rngs)
+        self.layers = stacked_block(jax.random.split(rngs.params(), config.num_layers))
+        self.final_norm = layers.make_norm(config)
+        if not config.tie_embeddings:
+            self.head = Head(config, rngs=rngs)
+
+    def __call__(self, inputs_BT, segments_BT, positions_BT, key=None):
+        """Logits (B, T, V), float32, of packed examples."""
+        hidden = self.hidden(inputs_BT, segments_BT, positions_BT, key)
+        logits = self.logits(hidden)
+        return logits.reshape(*inputs_BT.shape, logits.shape[-1])
+
+    def hidden(self, inputs_BT, segments_BT, positions_BT, key=None):
+        """The normalised last hidden vectors that the head reads.
+
+        Args:
+            inputs_BT: int32 tokens.
+            segments_BT: int32, tokens of one document share a number; 0 pads.
+            positions_BT: int32, the place in the document.
+            key: of dropout; None: no dropout.
+
+        Returns:
+            (B T, D) in the compute dtype, or (B, T, D) where the mesh splits
+            time. One flat axis lets the compiler fuse what stands between
+            matrix products; flattening a split axis would move data instead.
+        """
+        x, context = self._embed(inputs_BT, segments_BT, positions_BT, key)
+        flat = axis_size('context') == 1
+        if flat:
+            x = constrain(x.reshape(-1, x.shape[-1]), 'tokens', None)
+        else:
+            x = constrain(x, 'batch', 'time', None)
+
+        def run(x, layer):
+            block, window, layer_key, _ = layer
+            x, _ = block(x, context, window, layer_key)
+            x = constrain(x, 'tokens', None) if flat else constrain(x, 'batch', 'time', None)
+            return x, None
+
+        x, _ = self._scan(run, x, key, cache=None)
+        return self.final_norm(x)
+
+    def decode(self, tokens_BT, positions_BT, cache):
+        """Logits of tokens that go on from what the cache holds.
+
+        Args:
+            tokens_BT: int32; the prompt at first, then a token at a time.
+            positions_BT: int32, each row's own; past the cache's end: padding.
+            cache: (keys, values), each (L, B, S, K, H).
+
+        Returns:
+            (logits (B, T, V) float32, the cache with these tokens).
+        """
+        ones = jnp.ones_like(tokens_BT)
+        x, context = self._embed(tokens_BT, ones, positions_BT, None)
+
+        def run(x, layer):
+            block, window, _, layer_cache = layer
+            return block(x, context, window, None, layer_cache)
+
+        x, cache = self._scan(run, x, None, cache)
+        return self.logits(self.final_norm(x)), cache
+
+    def logits(self, hidden):
+        """float32 logits (..., V) of hidden vectors (..., D), soft-capped."""
+        logits = jnp.einsum("...D,DV->...V", hidden, self.head_DV(hidden.dtype))
+        logits = logits.astype(jnp.float32)
+        cap = self.config.logit_softcap
+        return cap * jnp.tanh(logits / cap) if cap else logits
+
+    def head_DV(self, dtype):
+        """The head's matrix in `dtype`: its own, or the embedding's transpose."""
+        if self.config.tie_embeddings:
+            return self.embed.token[...].T.astype(dtype)
+        return self.head.kernel[...].astype(dtype)
+
+    def _embed(self, tokens_BT, segments_BT, positions_BT, key):
+        config = self.config
+        x = self.embed(tokens_BT, positions_BT, jnp.dtype(config.dtype))
+        if key is not None:
+            embedding_key = jax.random.fold_in(key, config.num_layers)
+            x = layers.dropout(x, config.embedding_dropout, embedding_key)
+        angles = None
+        if config.position == 'rotary':
+            angles = rotary_angles(positions_BT, config.head_dim, config.rotary_base)
+        return x, Context(segments_BT, positions_BT, angles)
+
+    def _scan(self, run, x, key, cache):
+        """Runs `run(x, (block, window, key, cache)) -> (x, aux)` over the layers."""
+        config = self.config
+        graph = nnx.graphdef(self.layers)
+        L = config.num_layers
+        windows = [config.windows[i % len(config.windows)] for i in range(L)]
+        same = len(set(windows)) == 1
+
+        def body(x, layer):
+            params, window, layer_key, layer_cache = layer
+            block = nnx.merge(graph, params)
+            window = windows[0] if same else window
+            return run(x, (block, window, layer_key, layer_cache))
+
+        if config.remat != 'none':
+            body = jax.checkpoint(
+                body, policy=REMAT_POLICIES[config.remat], prevent_cse=False
+            )
+        stacked = (
+            nnx.to_pure_dict(nnx.state(self.layers)),
+            jnp.asarray(windows, jnp.int32),
+            None if key is None else jax.random.split(key, L),
+            cache,
+        )
+        return jax.lax.scan(body, x, stacked, unroll=min(config.unroll, L))
+
+
+class Head(nnx.Module):
+    """The untied map from hidden vectors to logits."""
+
+    def __init__(self, config, *, rngs):
+        shape, axes = (config.width, config.vocab_size), ('embed', 'vocab')
+        self.kernel = layers.normal_param(rngs, shape, axes, layers.head_std(config))
+
+
+def init_params(config, key) -> dict:
+    """New parameters: a nested dict of float32 arrays, those of layers stacked."""
+    return nnx.to_pure_dict(nnx.state(GPT(config, rngs=nnx.Rngs(params=key))))
+
+
+def bind(config, params) -> GPT:
+    """The module with these parameters; cheap, for use inside jitted functions."""
+    return nnx.merge(_structure(config)[0], params)
+
+
+def abstract_params(config) -> dict:
+    """The parameters' shapes and dtypes, without making them."""
+    return nnx.to_pure_dict(_structure(config)[1])
+
+
+def param_axes(config) -> dict:
+    """The parameters' tree with a tuple of axis names at each leaf."""
+    state = _structure(config)[1]
+
+    def axes_of(path, variable):
+        axes = variable.get_metadata('axes')
+        return (None, *axes) if path[0].key == 'layers' else axes
+
+    is_param = lambda x: isinstance(x, nnx.Variable)
+    tree = jax.tree_util.tree_map_with_path(axes_of, state, is_leaf=is_param)
+    return nnx.to_pure_dict(tree)
+
+
+@lru_cache(maxsize=16)
+def _structure(config):
+    """(graph definition, abstract state) of the model with these settings."""
+    return nnx.split(nnx.eval_shape(lambda: GPT(config, rngs=nnx.Rngs(params=0))))

@@ -1,0 +1,140 @@
+"""The small parts: parameters, norms, linear maps, dropout, embedding, feed-forward."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gptjax.kernels import activations
+
+
+def normal_param(rngs, shape, axes, std):
+    """A float32 parameter drawn from N(0, std^2).
+
+    `axes` names each axis for the sharding rules. It is metadata alone: a
+    parameter is placed by whoever jits its creation, with or without a mesh.
+    """
+    value = std * jax.random.normal(rngs.params(), shape, jnp.float32)
+    return nnx.Param(value, axes=axes)
+
+
+def constant_param(shape, axes, value):
+    return nnx.Param(jnp.full(shape, value, jnp.float32), axes=axes)
+
+
+def bias_param(config, shape, axes):
+    """Zeros, or None where the config has no biases."""
+    return constant_param(shape, axes, 0.0) if config.bias else None
+
+
+def dropout(x, rate, key):
+    """Zeroes a share `rate` of `x` and scales the rest; as it is without a key."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x^2) + epsilon) scale (Zhang and Sennrich 2019), in float32."""
+
+    def __init__(self, size, axis, config):
+        self.scale = constant_param((size,), (axis,), 1.0)
+        self.epsilon = config.norm_epsilon
+
+    def __call__(self, x):
+        x32 = x.astype(jnp.float32)
+        scale = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
+        return (x32 * scale * self.scale[...]).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """(x - mean) / sqrt(variance + epsilon) scale + bias (Ba et al. 2016), in float32."""
+
+    def __init__(self, size, axis, config):
+        self.scale = constant_param((size,), (axis,), 1.0)
+        self.bias = bias_param(config, (size,), (axis,))
+        self.epsilon = config.norm_epsilon
+
+    def __call__(self, x):
+        x32 = x.astype(jnp.float32)
+        centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
+        y = centred * jax.lax.rsqrt(variance + self.epsilon) * self.scale[...]
+        if self.bias is not None:
+            y = y + self.bias[...]
+        return y.astype(x.dtype)
+
+
+def make_norm(config, size=None, axis=None):
+    """The norm that `config.norm` names, over the model's width by default."""
+    kind = {'rmsnorm': RMSNorm, 'layernorm': LayerNorm}[config.norm]
+    return kind(size or config.width, axis, config)
+
+
+def add_bias(x, bias):
+    return x if bias is None else x + bias[...].astype(x.dtype)
+
+
+def output_std(config) -> float:
+    """Of the maps that write to the residual stream: GPT-2's 1/sqrt(2 L)."""
+    return config.init_std / math.sqrt(2 * config.num_layers)
+
+
+class FeedForward(nnx.Module):
+    """down(activation(up x)), or down(silu(gate x) up x) for SwiGLU."""
+
+    def __init__(self, config, *, rngs):
+        D, F = config.width, config.mlp_width
+        up_axes = ('embed', 'mlp')
+        self.config = config
+        self.up = normal_param(rngs, (D, F), up_axes, config.init_std)
+        if config.mlp == 'swiglu':
+            self.gate = normal_param(rngs, (D, F), up_axes, config.init_std)
+        self.down = normal_param(rngs, (F, D), ('mlp', 'embed'), output_std(config))
+        self.up_bias = bias_param(config, (F,), ('mlp',))
+        self.down_bias = bias_param(config, (D,), (None,))
+
+    def __call__(self, x):
+        """x: (..., D) in the compute dtype; returns the same shape."""
+        up = jnp.einsum('...D,DF->...F', x, self.up[...].astype(x.dtype))
+        up = add_bias(up, self.up_bias)
+        if self.config.mlp == 'swiglu':
+            gate = jnp.einsum('...D,DF->...F', x, self.gate[...].astype(x.dtype))
+            middle = activations.silu_product(gate, up)
+        elif self.config.mlp == 'relu2':
+            middle = activations.relu2(up)
+        else:
+            middle = activations.gelu(up)
+        down = jnp.einsum('...F,FD->...D', middle, self.down[...].astype(x.dtype))
+        return add_bias(down, self.down_bias)
+
+
+class Embedding(nnx.Module):
+    """Token vectors, and learned position vectors where the config asks for them."""
+
+    def __init__(self, config, *, rngs):
+        V, D = config.vocab_size, config.width
+        # A tied embedding is the head as well, and is drawn as one.
+        std = head_std(config) if config.tie_embeddings else config.embedding_std
+        self.token = normal_param(rngs, (V, D), ('vocab', 'embed'), std)
+        learned = config.position == 'learned'
+        shape, axes = (config.context, D), (None, 'embed')
+        self.position = normal_param(rngs, shape, axes, std) if learned else None
+
+    def __call__(self, tokens_BT, positions_BT, dtype):
+        """(B, T, D) in `dtype`."""
+        x = jnp.take(self.token[...], tokens_BT, axis=0)
+        if self.position is not None:
+            x = x + jnp.take(self.position[...], positions_BT, axis=0)
+        return x.astype(dtype)
+
+
+def head_std(config) -> float:
+    """Of the head's weights: small enough that the first loss is ln V to 1%.
+
+    Hidden vectors are normalised, so logits have variance D std^2 = 1/16, and
+    the loss starts half of that above ln V.
+    """
+    return 0.25 / math.sqrt(config.width)

@@ -1,0 +1,63 @@
+"""The mesh: every device on named axes, from one config section."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+from ml_collections import ConfigDict
+
+from gptjax.errors import UserError
+
+AXES = ('data', 'fsdp', 'tensor', 'context')
+
+
+def make_mesh(config: ConfigDict, devices=None) -> Mesh:
+    """The mesh of `config.mesh` over all devices of all processes.
+
+    Args:
+        config: the mesh section: sizes of `data`, `fsdp`, `tensor` and
+            `context`; one of them may be -1, for the devices that are left.
+        devices: the devices, by default `jax.devices()`.
+
+    Raises:
+        UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = {axis: int(config[axis]) for axis in AXES}
+    for axis, size in sizes.items():
+        if size < 1 and size != -1:
+            raise UserError(f'mesh.{axis}={size}: use a positive size, or -1')
+    free = [axis for axis, size in sizes.items() if size == -1]
+    fixed = int(np.prod([size for size in sizes.values() if size != -1]))
+    if len(free) > 1:
+        raise UserError(
+            f'mesh.{free[0]} and mesh.{free[1]} are both -1: give one of them a size'
+        )
+    if fixed > len(devices):
+        asked = ', '.join(f'{axis}={size}' for axis, size in sizes.items() if size > 1)
+        raise UserError(
+            f'mesh ({asked}) needs {fixed} devices and there are {len(devices)}: '
+            'lower one of them'
+        )
+    if free:
+        if len(devices) % fixed:
+            raise UserError(
+                f'mesh.{free[0]}=-1: {len(devices)} devices do not divide by the '
+                f'{fixed} of the other axes: change one of them'
+            )
+        sizes[free[0]] = len(devices) // fixed
+    elif fixed != len(devices):
+        raise UserError(
+            f'mesh uses {fixed} of {len(devices)} devices: set mesh.data=-1 to use all'
+        )
+    # Auto: the compiler places what the rules leave open, so that a new
+    # operation in a model never fails to trace.
+    return Mesh(
+        np.asarray(devices).reshape([sizes[axis] for axis in AXES]),
+        AXES,
+        axis_types=(AxisType.Auto,) * len(AXES),
+    )
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """The number of parts that the batch axis is split into."""
+    return mesh.shape['data'] * mesh.shape['fsdp']

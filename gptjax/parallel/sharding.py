@@ -1,0 +1,115 @@
+"""One table of rules from the names of array axes to the axes of the mesh."""
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gptjax.errors import UserError
+
+# Axes of parameters first, then of activations. An axis that is not named
+# here is on every device.
+RULES = {
+    'embed': 'fsdp',  # D
+    'heads': 'tensor',  # N
+    'kv_heads': 'tensor',  # K
+    'mlp': 'tensor',  # F
+    'vocab': 'tensor',  # V
+    'batch': ('data', 'fsdp'),  # B
+    'tokens': ('data', 'fsdp'),  # B times T, flat, where context is one
+    'time': 'context',  # T
+}
+
+# Where these do not divide they are whole on every device, as they are small
+# (the few heads of multi-query attention) or seldom even (50,257 pieces).
+MAY_STAY_WHOLE = ('kv_heads', 'vocab')
+
+# The config field that a parameter's axis comes from, for messages.
+FIELDS = {
+    'embed': 'model.width',
+    'heads': 'model.num_heads',
+    'mlp': 'model.mlp_width',
+    'batch': 'train.batch_size',
+    'tokens': 'train.batch_size',
+    'time': 'data.context',
+}
+
+
+def partition_spec(axes: tuple, shape: tuple, mesh: Mesh) -> PartitionSpec:
+    """Where an array of `shape` lives, given the logical names of its axes.
+
+    Raises:
+        UserError: a dimension does not divide by its part of the mesh.
+    """
+    parts = []
+    for name, size in zip(axes, shape, strict=True):
+        part = RULES.get(name)
+        names = (part,) if isinstance(part, str) else (part or ())
+        count = 1
+        for axis in names:
+            count *= mesh.shape[axis]
+        if size % count:
+            if name not in MAY_STAY_WHOLE:
+                across = ' * '.join(f'mesh.{axis}' for axis in names)
+                raise UserError(
+                    f'{FIELDS.get(name, name)}={size} is not divisible by '
+                    f'{across}={count}: change one of them'
+                )
+            part = None
+        parts.append(part if count > 1 else None)
+    while parts and parts[-1] is None:
+        parts.pop()
+    return PartitionSpec(*parts)
+
+
+def constrain(x, *axes):
+    """`x`, placed by the rules inside a jitted function; as it is without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh))
+
+
+def axis_size(name: str) -> int:
+    """The size of a mesh axis where this is traced; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape[name]
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of the (B, T) arrays of a batch."""
+    return NamedSharding(mesh, PartitionSpec(RULES['batch'], RULES['time']))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_shardings(state, axes_of_parameters, mesh: Mesh):
+    """Shardings of a whole training state: parameters and what mirrors them.
+
+    A leaf of the optimizer state belongs to the parameter whose path its own
+    path ends with (optax keeps the parameters' tree inside its states), and
+    lives where that parameter lives if it has its shape too. Whatever else
+    there is (counts, factored moments) is on every device.
+
+    Args:
+        state: a pytree of shaped leaves.
+        axes_of_parameters: the parameters' tree with tuples of axis names.
+        mesh: the mesh.
+    """
+    is_axes = lambda x: isinstance(x, tuple)
+    leaves = jax.tree_util.tree_leaves_with_path(axes_of_parameters, is_leaf=is_axes)
+    by_path = {_keys(path): axes for path, axes in leaves}
+
+    def place(path, leaf):
+        keys = _keys(path)
+        for start in range(len(keys)):
+            axes = by_path.get(keys[start:])
+            if axes is not None and len(axes) == len(leaf.shape):
+                return NamedSharding(mesh, partition_spec(axes, leaf.shape, mesh))
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def _keys(path) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr((part,), simple=True) for part in path)

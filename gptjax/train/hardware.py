@@ -1,0 +1,49 @@
+"""How fast a device could multiply, for model FLOPs utilisation (MFU)."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+# Dense bfloat16 peak of one device by its maker's data sheet, in TFLOP/s.
+PEAK_TFLOPS = {
+    'TPU v4': 275.0,
+    'TPU v5 lite': 197.0,
+    'TPU v5e': 197.0,
+    'TPU v5': 459.0,
+    'TPU v5p': 459.0,
+    'TPU v6 lite': 918.0,
+    'TPU v6e': 918.0,
+    'NVIDIA A100': 312.0,
+    'NVIDIA H100': 989.0,
+    'NVIDIA H200': 989.0,
+    'NVIDIA B200': 2250.0,
+}
+
+
+def peak_tflops(configured: float = 0.0) -> float:
+    """Of one device, in TFLOP/s: as configured, from the table, or measured.
+
+    A CPU is in no table: its peak is the best rate of a float32 product of
+    1024 x 1024 matrices, shared by the devices that it is split into.
+    """
+    if configured:
+        return configured
+    device = jax.devices()[0]
+    # The longest name first: 'TPU v5 lite' is not 'TPU v5'.
+    for name in sorted(PEAK_TFLOPS, key=len, reverse=True):
+        if device.device_kind.startswith(name):
+            return PEAK_TFLOPS[name]
+    return _measured_tflops() / (jax.device_count() if device.platform == 'cpu' else 1)
+
+
+def _measured_tflops(size: int = 1024, rounds: int = 5) -> float:
+    x = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(lambda a: a @ a)
+    product(x).block_until_ready()
+    best = float('inf')
+    for _ in range(rounds):
+        began = time.perf_counter()
+        product(x).block_until_ready()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best / 1e12

@@ -1,0 +1,64 @@
+"""The record of a run: one JSON object a line, and the same for TensorBoard."""
+
+import json
+import math
+from pathlib import Path
+
+from gptjax import files
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The records of a metrics.jsonl; a last line that was cut off is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding='utf-8').split('\n')
+    return [json.loads(line) for line in lines[:-1]]
+
+
+class MetricsWriter:
+    """Appends to RUN/metrics.jsonl and RUN/tensorboard.
+
+    Opened at a step, it first drops the records of later ones: a run that
+    goes on from a checkpoint writes them anew, so that the file reads as if
+    it had never been stopped.
+
+    Args:
+        workdir: the run directory.
+        step: updates done so far.
+        tensorboard: False leaves TensorBoard out, whose import takes seconds.
+    """
+
+    def __init__(self, workdir: Path, step: int, tensorboard: bool = True):
+        path = workdir / 'metrics.jsonl'
+        kept = [line for line in read_metrics(path) if line['step'] <= step]
+        files.write_text(path, ''.join(_line(record) for record in kept))
+        self._file = open(path, 'a', encoding='utf-8')
+        self._tensorboard = None
+        if tensorboard:
+            from clu import metric_writers
+
+            self._tensorboard = metric_writers.SummaryWriter(
+                str(workdir / 'tensorboard')
+            )
+
+    def write(self, step: int, split: str, values: dict) -> None:
+        """Records `values` after `step` updates; they may be NaN."""
+        self._file.write(_line(dict(step=step, split=split, **values)))
+        self._file.flush()
+        if self._tensorboard is not None:
+            scalars = {f'{split}/{name}': value for name, value in values.items()}
+            self._tensorboard.write_scalars(step, scalars)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def _line(record: dict) -> str:
+    # JSON has no NaN and no infinity: a reader gets null.
+    clean = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in record.items()
+    }
+    return json.dumps(clean) + '\n'

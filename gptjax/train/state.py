@@ -1,0 +1,65 @@
+"""The training state: three plain pytrees, made where they will live."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from gptjax.parallel.sharding import state_shardings
+
+
+class TrainState(NamedTuple):
+    """Everything that a step reads and writes, and a checkpoint holds.
+
+    step: int32 scalar, updates tried so far; also the next batch's number.
+    params: nested dict of float32 arrays.
+    opt_state: the optimizer's state.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+def abstract_state(params, optimizer: optax.GradientTransformation, axes, mesh: Mesh):
+    """The state's shapes, dtypes and shardings, without making it.
+
+    Args:
+        params: the parameters' shapes.
+        optimizer: what makes the state that goes with them.
+        axes: the parameters' tree with a tuple of axis names at each leaf.
+        mesh: where it lives.
+    """
+    state = jax.eval_shape(lambda p: new_state(p, optimizer), params)
+    shardings = state_shardings(state, axes, mesh)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding
+        ),
+        state,
+        shardings,
+    )
+
+
+def new_state(params, optimizer: optax.GradientTransformation) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def create_state(init, key, optimizer, abstract: TrainState) -> TrainState:
+    """A new state, each device making its own part of it.
+
+    The draws do not depend on the mesh.
+
+    Args:
+        init: a function from a key to parameters.
+        key: of the draws.
+        optimizer: of the state.
+        abstract: from `abstract_state`.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    make = jax.jit(
+        lambda key: new_state(init(key), optimizer), out_shardings=shardings
+    )
+    return make(key)

@@ -1,0 +1,102 @@
+"""One update: gradients over micro-batches, the optimizer, and a guard."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gptjax.train.state import TrainState
+
+
+def make_train_step(
+    loss_fn: Callable,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    accumulation: int = 1,
+    seed: int = 0,
+):
+    """A jitted `step(state, batch) -> (state, metrics)` that donates the state.
+
+    An update whose loss or gradient is not finite is not applied: the
+    parameters and the optimizer's state stay, and only the step counts on.
+
+    Args:
+        loss_fn: `(params, batch, key) -> (loss, metrics)`. Both are sums over
+            the batch's tokens, and `metrics['tokens']` is the sum of their
+            weights: parts of a batch can then be added up.
+        optimizer: its update takes the mean gradient.
+        state: shapes with shardings, from `abstract_state`.
+        accumulation: micro-batches whose gradients are added before the
+            update; it divides the batch.
+        seed: of dropout; its keys come from (seed, step, micro-batch).
+
+    Returns:
+        The step. Its metrics are float32 scalars: those of `loss_fn` divided
+        by the tokens, `tokens`, `grad_norm` (before clipping) and `good`, 1.0
+        where the update was applied.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    differentiate = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def constrain(gradients):
+        # Unsaid, the compiler may leave whole gradients on every device.
+        return jax.lax.with_sharding_constraint(gradients, shardings.params)
+
+    def gradients_of(params, batch, key):
+        (loss, metrics), gradients = differentiate(params, batch, key)
+        return (loss, metrics), constrain(gradients)
+
+    def accumulated(params, batch, key):
+        if accumulation == 1:
+            return gradients_of(params, batch, key)
+        parts = jax.tree.map(lambda x: _microbatches(x, accumulation), batch)
+        shapes = jax.eval_shape(
+            gradients_of, params, jax.tree.map(lambda x: x[0], parts), key
+        )
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        def add(total, part):
+            number, batch = part
+            new = gradients_of(params, batch, jax.random.fold_in(key, number))
+            total = jax.tree.map(jnp.add, total, new)
+            return (total[0], constrain(total[1])), None
+
+        numbers = jnp.arange(accumulation)
+        return jax.lax.scan(add, zeros, (numbers, parts))[0]
+
+    def step(state: TrainState, batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        (loss, metrics), gradients = accumulated(state.params, batch, key)
+        tokens = jnp.maximum(metrics.pop('tokens'), 1.0)
+        gradients = jax.tree.map(lambda g: g / tokens, gradients)
+        grad_norm = optax.global_norm(gradients)
+        good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+
+        def update(state):
+            updates, opt_state = optimizer.update(
+                gradients, state.opt_state, state.params
+            )
+            return optax.apply_updates(state.params, updates), opt_state
+
+        def keep(state):
+            return state.params, state.opt_state
+
+        params, opt_state = jax.lax.cond(good, update, keep, state)
+        metrics = {name: value / tokens for name, value in metrics.items()}
+        metrics.update(
+            tokens=tokens, grad_norm=grad_norm, good=good.astype(jnp.float32)
+        )
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def _microbatches(x, count):
+    """(B, ...) to (count, B / count, ...): part i has rows i, i + count, ...
+
+    Neighbouring rows lie on one device; taken with a stride every part has
+    rows of every device, and nothing moves between them.
+    """
+    split = x.reshape(x.shape[0] // count, count, *x.shape[1:])
+    return jnp.moveaxis(split, 1, 0)
