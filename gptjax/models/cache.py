@@ -19,6 +19,10 @@ def empty_cache(settings: FrozenConfigDict, batch: int, length: int):
         settings.num_kv_heads,
         settings.head_dim,
     )
-    zeros = jnp.zeros(shape, settings.dtype)
-    zeros = constrain(zeros, None, 'batch', None, 'kv_heads', None)
-    return zeros, zeros
+    # Two arrays: a buffer that stood for both could not be donated.
+    return tuple(
+        constrain(
+            jnp.zeros(shape, settings.dtype), None, 'batch', None, 'kv_heads', None
+        )
+        for _ in range(2)
+    )

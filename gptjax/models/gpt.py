@@ -219,7 +219,11 @@ def bind(config, params) -> GPT:
 
 def abstract_params(config) -> dict:
     """The parameters' shapes and dtypes, without making them."""
-    return nnx.to_pure_dict(_structure(config)[1])
+    # Whatever mesh was current when the structure was cached stays out.
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+        nnx.to_pure_dict(_structure(config)[1]),
+    )
 
 
 def param_axes(config) -> dict:

@@ -1,0 +1,1 @@
+"""Is it fast? Benchmarks that run on a user's own hardware."""

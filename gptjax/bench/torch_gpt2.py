@@ -1,0 +1,255 @@
+"""The other side of `bench train --against torch`: GPT-2 in PyTorch.
+
+The model is `GPT2LMHeadModel` of Hugging Face `transformers` with random weights,
+float32, no dropout and its default attention (scaled_dot_product_attention); a
+step is forward, loss, backward, AdamW. It runs in a process of its own, which may
+have another interpreter, so that PyTorch and JAX share neither threads nor
+packages:
+
+    python -m gptjax.bench.torch_gpt2 --mode compile --steps 10
+
+prints one JSON line. With `--serve` it stays, and times steps when it is told to
+on standard input (`go 5`), so that a caller can alternate with its own steps;
+`torch_trainer` is that caller.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from gptjax.bench.timing import available_cores, summarize
+from gptjax.errors import UserError
+
+WARMUP_STEPS = 3  # the first compiles; the others fill caches and allocators
+QUIT_SECONDS = 5  # between the end of the orders and a kill
+
+
+# ---------------------------------------------------------------- the caller
+
+
+@contextmanager
+def torch_trainer(
+    mode: str,
+    *,
+    layers: int,
+    heads: int,
+    width: int,
+    context: int,
+    vocab_size: int,
+    batch_size: int,
+    python: str = sys.executable,
+) -> Iterator[tuple[dict, Callable[[int], list[float]]]]:
+    """Yields what is trained in the other process, and `go(steps)`.
+
+    `go` blocks until so many steps are done and returns the seconds of each.
+    Between calls the process waits and takes no processor time.
+
+    Args:
+        mode: 'eager' or 'compile'.
+        layers, heads, width, context, vocab_size, batch_size: the model and batch.
+        python: the interpreter that has torch and transformers.
+
+    Raises:
+        UserError: no such interpreter, or it lacks what is needed.
+    """
+    sizes = dict(layers=layers, heads=heads, width=width, context=context)
+    sizes |= dict(vocab_size=vocab_size, batch_size=batch_size)
+    command = [python, '-m', 'gptjax.bench.torch_gpt2', '--serve', '--mode', mode]
+    for name, size in sizes.items():
+        command += [f'--{name}', str(size)]
+    package_folder = str(Path(__file__).resolve().parents[2])
+    search = [package_folder, *filter(None, [os.environ.get('PYTHONPATH')])]
+    with tempfile.TemporaryFile('w+') as complaints:
+        try:
+            process = subprocess.Popen(
+                command,
+                env=os.environ | {'PYTHONPATH': os.pathsep.join(search)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                text=True,
+            )
+        except OSError as error:
+            raise UserError(
+                f'--against_python={python}: {error.strerror}: give the path of a '
+                'Python that has torch and transformers'
+            ) from None
+
+        def answer() -> dict:
+            line = process.stdout.readline()
+            if not line:
+                process.wait()
+                complaints.seek(0)
+                raise UserError(_last_words(complaints.read(), process.returncode))
+            return json.loads(line)
+
+        def go(steps: int) -> list[float]:
+            with suppress(BrokenPipeError):  # it ended: `answer` says why
+                process.stdin.write(f'go {steps}\n')
+                process.stdin.flush()
+            return answer()['step_seconds']
+
+        try:
+            yield answer(), go
+        finally:
+            with suppress(BrokenPipeError):
+                process.stdin.close()  # the end of its orders
+            try:
+                process.wait(QUIT_SECONDS)
+            except subprocess.TimeoutExpired:  # in the middle of a step
+                process.kill()
+                process.wait()
+            process.stdout.close()
+
+
+def _last_words(complaints: str, returncode: int) -> str:
+    """The one line that says why the process ended."""
+    lines = [line for line in complaints.splitlines() if line.strip()]
+    reason = lines[-1] if lines else f'the process ended with code {returncode}'
+    return f'--against torch: {reason}'
+
+
+# ------------------------------------------------------- the process it starts
+
+
+def main() -> None:
+    flags = parse_flags()
+    try:
+        description, train = build(flags)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    if flags.serve:
+        say(description)
+        serve(train)
+        return
+    step_seconds, loss = train(flags.steps)
+    tokens = flags.batch_size * flags.context
+    say(description | summarize(step_seconds, tokens) | {'loss': loss})
+
+
+def parse_flags() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Train a random GPT-2 in PyTorch and print its speed as JSON.'
+    )
+    parser.add_argument('--mode', choices=('eager', 'compile'), default='compile')
+    parser.add_argument('--layers', type=int, default=6)
+    parser.add_argument('--heads', type=int, default=6)
+    parser.add_argument('--width', type=int, default=384)
+    parser.add_argument('--context', type=int, default=256, help='tokens in a row')
+    parser.add_argument('--vocab_size', type=int, default=8192)
+    parser.add_argument('--batch_size', type=int, default=8, help='rows in a step')
+    parser.add_argument('--steps', type=int, default=10, help='timed, after warm-up')
+    parser.add_argument('--serve', action='store_true', help='wait for "go STEPS"')
+    return parser.parse_args()
+
+
+def build(flags: argparse.Namespace) -> tuple[dict, Callable]:
+    """Makes the model and warms it up.
+
+    Returns:
+        What was made, and `train(steps)`, which returns the seconds of each step
+        and the last loss.
+
+    Raises:
+        UserError: torch, transformers or, to compile, a C++ compiler is missing.
+    """
+    os.environ.setdefault('HF_HUB_OFFLINE', '1')  # the weights are random
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise UserError(
+            f'{sys.executable} has no {error.name}: run its pip install torch '
+            'transformers, or give another Python by --against_python'
+        ) from None
+    if flags.mode == 'compile' and not cpp_compiler():
+        raise UserError(
+            'torch.compile needs a C++ compiler: install g++ (on a Mac '
+            'clang++), or name one in the environment variable CXX'
+        )
+
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(available_cores())
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            n_layer=flags.layers,
+            n_head=flags.heads,
+            n_embd=flags.width,
+            n_positions=flags.context,
+            vocab_size=flags.vocab_size,
+            embd_pdrop=0.0,
+            resid_pdrop=0.0,
+            attn_pdrop=0.0,
+            use_cache=False,  # of keys and values: of use in decoding only
+            bos_token_id=0,
+            eos_token_id=0,
+            attn_implementation='sdpa',
+        )
+    ).train()
+    # On CPU torch's own default is a loop over the parameters; fused is faster.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    forward = torch.compile(model) if flags.mode == 'compile' else model
+    shape = (flags.batch_size, flags.context)
+    tokens_BT = torch.randint(flags.vocab_size, shape)
+
+    def step() -> float:
+        # the model itself shifts the labels by one
+        loss = forward(input_ids=tokens_BT, labels=tokens_BT).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    def train(steps: int) -> tuple[list[float], float]:
+        step_seconds = []
+        for _ in range(steps):
+            began = time.perf_counter()
+            loss = step()
+            step_seconds.append(time.perf_counter() - began)
+        return step_seconds, loss
+
+    first_loss = step()  # compiles
+    train(WARMUP_STEPS - 1)
+    description = {
+        'mode': flags.mode,
+        'torch': torch.__version__,
+        'transformers': transformers.__version__,
+        'threads': torch.get_num_threads(),
+        'parameters': sum(p.numel() for p in model.parameters()),
+        'first_loss': first_loss,
+    }
+    return description, train
+
+
+def cpp_compiler() -> str | None:
+    """The path of the C++ compiler that torch.compile will find."""
+    named = shlex.split(os.environ.get('CXX', ''))
+    default = 'clang++' if sys.platform == 'darwin' else 'g++'
+    return shutil.which(named[0] if named else default)
+
+
+def serve(train: Callable) -> None:
+    """Answers `go STEPS` lines with the seconds of each step, until they end."""
+    for line in sys.stdin:
+        _, steps = line.split()
+        step_seconds, loss = train(int(steps))
+        say({'step_seconds': step_seconds, 'loss': loss})
+
+
+def say(value: dict) -> None:
+    print(json.dumps(value), flush=True)
+
+
+if __name__ == '__main__':
+    main()

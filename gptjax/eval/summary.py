@@ -1,0 +1,43 @@
+"""The last screen: what was made, how good it is, what to type next."""
+
+import sys
+from pathlib import Path
+
+from gptjax import files
+from gptjax.eval.report import BASELINES
+
+
+def last_screen(workdir: Path, report: Path) -> str:
+    """A few lines for the terminal about a run directory."""
+    lines = ['', f'Made: {report}']
+    evaluation = workdir / 'eval.json'
+    if evaluation.exists():
+        evaluation = files.read_json(evaluation)
+        results = evaluation['results']
+        documents, text = results['documents'], results['bytes'] / 1e6
+        lines += [
+            '',
+            f'On {documents:,} documents it never saw ({text:.2f} MB), bits per byte:',
+            f'  {results["bits_per_byte"]:6.3f}  this model, step '
+            f'{evaluation["checkpoint_step"]:,} '
+            f'(context {results["context"]}, stride {results["stride"]})',
+        ]
+        for name, label in BASELINES.items():
+            bits = evaluation['baselines']['bits_per_byte'].get(name)
+            if bits is not None:
+                lines.append(f'  {bits:6.3f}  {label}')
+    shown = _relative(workdir)
+    python = _relative(Path(sys.executable))
+    lines += [
+        '',
+        'Next: open the report in a browser, or let it go on from your own words:',
+        '',
+        f'  {python} -m gptjax sample --workdir {shown} --prompt "How was your day?"',
+    ]
+    return '\n'.join(lines)
+
+
+def _relative(path: Path) -> Path:
+    """The path from here, where that is shorter."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

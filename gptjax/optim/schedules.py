@@ -1,0 +1,93 @@
+"""Learning-rate schedules, as a scale that multiplies the peak.
+
+With s the step (from 0), W = warmup_steps, N = num_steps, f = final_scale and
+p = (s - W) / (N - W) the progress after the warm-up, the scale is
+
+    warm-up       (s + 1) / (W + 1)            for s < W: above 0 at once, 1 at W
+    constant      1
+    cosine        f + (1 - f) (1 + cos(pi p)) / 2
+    linear        1 - (1 - f) p
+    inverse_sqrt  max(f, sqrt((W + 1) / (s + 1)))
+    wsd           1, and over the last R = decay_fraction N steps (none of them
+                  in the warm-up) linearly to f: 1 - (1 - f) (s - N + R) / R
+
+The scale is f at s = N, the step after the last: with f = 0 no update is thrown
+away. After it, it stays f.
+"""
+
+import jax.numpy as jnp
+import optax
+
+from gptjax.errors import UserError
+
+SCHEDULES = ('constant', 'cosine', 'linear', 'inverse_sqrt', 'wsd')
+
+
+def make_schedule(optim, num_steps: int) -> optax.Schedule:
+    """The schedule that `optim.schedule` names.
+
+    Args:
+        optim: the config's section `optim`.
+        num_steps: updates in the whole run.
+
+    Returns:
+        A function of the step, an integer or a traced int32 scalar, to a float32
+        scalar above 0 and at most 1.
+
+    Raises:
+        UserError: the schedule is unknown, or its fields do not fit together.
+    """
+    _check(optim, num_steps)
+    warmup, final = optim.warmup_steps, optim.final_scale
+    decay_start = warmup
+    if optim.schedule == 'wsd':
+        decay_start = max(warmup, num_steps - round(optim.decay_fraction * num_steps))
+
+    def schedule(step):
+        step = jnp.asarray(step, jnp.float32)
+        rising = (step + 1) / (warmup + 1)
+        progress = (step - decay_start) / max(num_steps - decay_start, 1)
+        progress = jnp.clip(progress, 0.0, 1.0)
+        if optim.schedule == 'constant':
+            falling = jnp.ones_like(step)
+        elif optim.schedule == 'cosine':
+            falling = final + (1 - final) * (1 + jnp.cos(jnp.pi * progress)) / 2
+        elif optim.schedule == 'inverse_sqrt':
+            steps = jnp.maximum(step, warmup)
+            falling = jnp.maximum(final, jnp.sqrt((warmup + 1) / (steps + 1)))
+        else:  # 'linear' and 'wsd' differ in where the decay starts
+            falling = 1 - (1 - final) * progress
+        return jnp.where(step < warmup, rising, falling)
+
+    return schedule
+
+
+def learning_rate(config, step: int) -> float:
+    """The learning rate of update `step`: what the logs show.
+
+    With 'muon' it is the rate of what is no matrix; that of the matrices is in
+    proportion, `optim.matrix_learning_rate / optim.learning_rate` times it.
+    """
+    scale = make_schedule(config.optim, config.train.num_steps)(step)
+    return float(config.optim.learning_rate * scale)
+
+
+def _check(optim, num_steps):
+    if optim.schedule not in SCHEDULES:
+        raise UserError(
+            f'optim.schedule={optim.schedule}: unknown: use one of '
+            + ', '.join(SCHEDULES)
+        )
+    if not 0 <= optim.warmup_steps < num_steps:
+        raise UserError(
+            f'optim.warmup_steps={optim.warmup_steps} is not below '
+            f'train.num_steps={num_steps}: use 0 to {num_steps - 1}'
+        )
+    if not 0 <= optim.final_scale <= 1:
+        raise UserError(
+            f'optim.final_scale={optim.final_scale}: use a share from 0 to 1'
+        )
+    if optim.schedule == 'wsd' and not 0 <= optim.decay_fraction <= 1:
+        raise UserError(
+            f'optim.decay_fraction={optim.decay_fraction}: use a share from 0 to 1'
+        )

@@ -1,0 +1,52 @@
+import json
+
+from ml_collections import ConfigDict
+
+from gptjax import files
+from gptjax.bench import data
+from gptjax.data.prepare import prepare
+from gptjax.tokenizer.train import train_tokenizer
+
+
+def make_run(workdir):
+    text = 'the cat sat on the mat and then it went out to see the dog '
+    for split in ('train', 'validation'):
+        line = json.dumps({'id': '0', 'source': 'a', 'text': text * 30}) + '\n'
+        files.write_text(workdir / 'documents' / f'{split}.jsonl', line)
+    files.write_json(
+        workdir / 'documents' / 'manifest.json', {'fingerprint': '', 'licences': {}}
+    )
+    config = ConfigDict(
+        {
+            'seed': 0,
+            'data': {'sources': {'a': {'weight': 0.0}}, 'context': 8, 'workers': 1},
+            'tokenizer': {'kind': 'bpe', 'vocab_size': 285, 'train_characters': 10**6},
+            'train': {'batch_size': 8},
+            'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1, 'context': 1},
+        }
+    )
+    train_tokenizer(config, workdir)
+    prepare(config, workdir)
+    return config
+
+
+def test_measures_and_compares_with_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, 'SECONDS', 0.2)
+    config = make_run(tmp_path)
+    result = data.run(config, tmp_path)
+    assert result['cold'] > 0 and result['warm'] > 0
+    assert result['training'] is result['ratio'] is None
+    assert 'run the stage `pretrain`' in capsys.readouterr().out
+
+    lines = [
+        {'step': 1, 'split': 'train', 'tokens_per_second': 10.0},
+        {'step': 2, 'split': 'train', 'tokens_per_second': 1000.0},
+        {'step': 2, 'split': 'validation', 'loss': 1.0},
+        {'step': 3, 'split': 'train', 'tokens_per_second': 990.0},
+    ]
+    metrics = ''.join(json.dumps(line) + '\n' for line in lines)
+    files.write_text(tmp_path / 'metrics.jsonl', metrics)
+    result = data.run(config, tmp_path)
+    assert result['training'] == 990.0
+    assert result['ratio'] == result['warm'] / 990.0
+    assert 'warm / training' in capsys.readouterr().out

@@ -1,0 +1,119 @@
+"""Entropies by hand, sizes against the xz program, and the cache."""
+
+import json
+import math
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from gptjax.errors import UserError
+from gptjax.eval import baselines
+
+
+class Halves:
+    """A tokenizer of the bytes 'a' and 'b'."""
+
+    vocab_size, pad_id, bos_id, eos_id = 5, 0, 1, 2
+    fingerprint = 'halves'
+
+    def encode_batch(self, texts):
+        return [[3 + 'ab'.index(letter) for letter in text] for text in texts]
+
+
+def make_run(folder, train, rows):
+    """A run directory with these training texts and packed rows."""
+    lines = [json.dumps({'id': f'mine/{i}', 'text': t}) for i, t in enumerate(train)]
+    (folder / 'documents').mkdir()
+    (folder / 'documents' / 'train.jsonl').write_text('\n'.join(lines) + '\n')
+    shards = folder / 'prepared' / 'train' / 'mine'
+    shards.mkdir(parents=True)
+    np.save(shards / 'tokens-00000.npy', np.array(rows, np.uint16))
+    return folder
+
+
+# BOS a a b BOS a BOS, in windows of 3 + 1 that overlap by one
+ROWS = [[1, 3, 3, 4], [4, 1, 3, 1]]
+
+
+def test_tokens_are_counted_as_targets(tmp_path):
+    run = make_run(tmp_path, ['aab', 'a'], ROWS)
+    counts = baselines.count_tokens(run / 'prepared' / 'train', Halves())
+    assert counts.tolist() == [0, 0, 2, 3, 1]  # two ends, three a, one b
+
+
+def test_padding_is_not_counted(tmp_path):
+    run = make_run(tmp_path, ['aa'], [[1, 3, 3, 1], [1, 0, 0, 0]])
+    counts = baselines.count_tokens(run / 'prepared' / 'train', Halves())
+    assert counts.tolist() == [0, 0, 1, 2, 0]
+
+
+def test_unigram_bits_by_hand():
+    # frequencies plus one: 4/8, 2/8, 1/8, 1/8
+    train, counts = np.array([3, 1, 0, 0]), np.array([2, 1, 1, 0])
+    assert baselines.unigram_bits(train, counts) == pytest.approx(2 * 1 + 2 + 3)
+
+
+def test_the_figures_of_a_run(tmp_path):
+    run = make_run(tmp_path, ['aab', 'a'], ROWS)
+    result = baselines.compute_baselines(run, [{'text': 'ab'}], Halves())
+    bits = result['bits_per_byte']
+    # tokens: a 4/11, b 2/11, end 3/11, after adding one to each of five
+    assert bits['token_unigram'] == pytest.approx(-math.log2(4 * 2 * 3 / 11**3) / 2)
+    # bytes: a 4, b 2 and the separator 3 of 6 + 256
+    assert bits['byte_unigram'] == pytest.approx(-math.log2(4 * 2 * 3 / 262**3) / 2)
+    assert bits['xz'] == 8 * result['sizes']['xz'] / 2
+    assert result['validation_bytes'] == 2 and result['train_bytes'] == 6
+    assert set(bits) == set(result['about'])
+
+
+def test_the_second_time_is_read_back_until_something_changes(tmp_path, monkeypatch):
+    run = make_run(tmp_path, ['aab', 'a'], ROWS)
+    first = baselines.compute_baselines(run, [{'text': 'ab'}], Halves())
+    calls = []
+    compress = baselines.xz_sizes
+    monkeypatch.setattr(
+        baselines, 'xz_sizes', lambda inputs: calls.append(1) or compress(inputs)
+    )
+    assert baselines.compute_baselines(run, [{'text': 'ab'}], Halves()) == first
+    assert not calls
+    baselines.compute_baselines(run, [{'text': 'ba'}], Halves())
+    assert calls
+
+
+def test_training_text_helps_to_compress():
+    draw = np.random.default_rng(0)
+    train = draw.integers(0, 256, 20_000, np.uint8).tobytes()
+    alone, before, after = baselines.xz_sizes(
+        [train[:5000], train, train + train[:5000]]
+    )
+    assert after - before < 500 < 5000 < alone
+
+
+@pytest.mark.skipif(shutil.which('xz') is None, reason='xz is not installed')
+def test_sizes_are_those_of_the_xz_program(tmp_path):
+    words = np.random.default_rng(0).integers(0, 200, 100_000)
+    text = ' '.join(map(str, words)).encode()
+    path = tmp_path / 'text'
+    path.write_bytes(text)
+    packed = subprocess.run(['xz', '-9e', '-T1', '-c', path], capture_output=True)
+    # releases of liblzma differ by a few bytes at most
+    assert baselines.xz_sizes([text])[0] == pytest.approx(len(packed.stdout), abs=64)
+
+
+def test_the_last_documents_of_a_long_file(tmp_path):
+    path = tmp_path / 'train.jsonl'
+    lines = [json.dumps({'id': str(i), 'text': f'{i:0100d}'}) for i in range(1000)]
+    path.write_text('\n'.join(lines) + '\n')
+    texts = baselines.read_last_texts(path, max_bytes=1050)  # ten of them, and a half
+    assert texts == [f'{i:0100d}'.encode() for i in range(990, 1000)]
+    assert len(baselines.read_last_texts(path, max_bytes=10**6)) == 1000
+
+
+@pytest.mark.parametrize('missing', ['documents', 'prepared'])
+def test_what_is_missing_is_named(tmp_path, missing):
+    run = make_run(tmp_path, ['aab', 'a'], ROWS)
+    shutil.rmtree(run / missing)
+    with pytest.raises(UserError, match=missing):
+        baselines.compute_baselines(run, [{'text': 'ab'}], Halves())

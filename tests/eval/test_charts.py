@@ -1,0 +1,148 @@
+"""Scales, ticks and smoothing by hand, and that the drawings are well-formed."""
+
+import xml.etree.ElementTree as xml
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptjax.eval import charts
+from gptjax.eval.charts import Level, Series
+
+
+def drawing(html):
+    """The chart's SVG as a tree: it is XML apart from the caption."""
+    return xml.fromstring(html[html.index('<svg') : html.rindex('</svg>') + 6])
+
+
+def coordinates(line):
+    return [tuple(map(float, place.split(','))) for place in line.split()]
+
+
+def test_a_line_is_where_its_values_say():
+    points = [(0, 0.0), (50, 5.0), (100, 10.0)]
+    svg = drawing(
+        charts.line_chart(
+            'Rate',
+            'unit',
+            [Series('', 'main', points)],
+            make_axis=charts.linear_axis_from_zero,
+        )
+    )
+    places = coordinates(svg.find('.//polyline').get('points'))
+    left, right = charts.LEFT, charts.WIDTH - 16
+    bottom = charts.HEIGHT - charts.BOTTOM
+    height = bottom - charts.TOP
+    expected = [
+        (left, bottom),
+        ((left + right) / 2, bottom - height * 5 / 10.8),
+        (right, bottom - height * 10 / 10.8),
+    ]
+    for place, (x, y) in zip(places, expected, strict=True):
+        assert place == pytest.approx((x, y), abs=0.06)
+
+
+def test_every_word_is_escaped_and_every_value_can_be_pointed_at():
+    html = charts.line_chart(
+        'a < b',
+        '<i>',
+        [Series('x & y', 'train', [(1, 2.0), (2, 1.0)])],
+        [Level('<', 3)],
+    )
+    assert '<i>' not in html.replace('&lt;i&gt;', '')
+    svg = drawing(html)
+    titles = [title.text for title in svg.iter('title')]
+    assert titles == ['step 1: x & y 2', 'step 2: x & y 1']
+    words = [text.text for text in svg.iter('text')]
+    assert 'x & y' in words and '< 3' in words
+
+
+def test_without_points_there_is_no_chart():
+    assert charts.line_chart('t', 'u', [Series('a', 'train', [])]) == ''
+
+
+@pytest.mark.parametrize(
+    'points', [[(1, 2.0)], [(1, 0.0), (2, 0.0)], [(5, -1.0), (6, -1.0)]]
+)
+@pytest.mark.parametrize(
+    'axis', [charts.linear_axis, charts.linear_axis_from_zero, charts.log_axis]
+)
+def test_few_or_equal_values_are_drawn(points, axis):
+    svg = drawing(
+        charts.line_chart('t', 'u', [Series('a', 'validation', points)], (), axis)
+    )
+    assert 'nan' not in svg.find('.//polyline').get('points')
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=20))
+def test_axes_hold_their_values_in_order(values):
+    for make in (charts.linear_axis, charts.linear_axis_from_zero, charts.log_axis):
+        axis = make(values)
+        places = [axis.place(value) for value in sorted(values)]
+        assert places == sorted(places)
+        assert 0 <= places[0] + 1e-9 and places[-1] <= 1 + 1e-9
+        assert all(-1e-6 <= axis.place(tick) <= 1 + 1e-6 for tick in axis.ticks)
+
+
+def test_ticks_by_hand():
+    assert charts.nice_ticks(0, 1500, 4) == [0, 500, 1000, 1500]
+    assert charts.nice_ticks(1.62, 2.6, 5) == [1.8, 2.0, 2.2, 2.4, 2.6]
+    assert charts.nice_ticks(3, 3, 5) == [3]
+
+
+def test_log_ticks_by_hand():
+    ticks = charts.log_axis([0.15, 3.0]).ticks
+    assert ticks == pytest.approx([0.2, 0.5, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ('value', 'text'),
+    [
+        (0, '0'),
+        (2.6431, '2.643'),
+        (54.21, '54.2'),
+        (0.0025, '0.0025'),
+        (3e-5, '3e-05'),
+        (340, '340'),
+        (5000, '5000'),
+        (12_345, '12.3k'),
+        (3_072_000, '3.07M'),
+        (float('inf'), '∞'),
+        (float('nan'), '–'),
+    ],
+)
+def test_numbers_are_short(value, text):
+    assert charts.number(value) == text
+
+
+def test_moving_average_by_hand():
+    points = [(1, 1.0), (2, 5.0), (3, 3.0), (4, 7.0), (5, 2.0)]
+    smooth = charts.moving_average(points, 3)
+    assert [x for x, _ in smooth] == [1, 2, 3, 4, 5]
+    assert [y for _, y in smooth] == pytest.approx([1, 3, 5, 4, 2])
+    assert charts.moving_average(points, 1) == points
+
+
+@settings(deadline=None)
+@given(st.integers(1, 3000), st.integers(1, 500))
+def test_thinning_keeps_the_ends(count, most):
+    points = [(x, 0.0) for x in range(count)]
+    kept = charts.thin(points, most)
+    assert len(kept) <= most + 1
+    assert kept[0] == points[0] and kept[-1] == points[-1]
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 300), max_size=6))
+def test_labels_stay_apart_and_in_order(heights):
+    placed = charts._apart(heights, 15)
+    ordered = sorted(zip(heights, placed, strict=True))
+    for (_, upper), (_, lower) in zip(ordered, ordered[1:], strict=False):
+        assert lower - upper >= 15 - 1e-6
+    assert all(after <= before for before, after in zip(heights, placed, strict=True))
+
+
+def test_bars_are_in_proportion():
+    html = charts.bar_chart([('one', 1.0, 'main'), ('four', 4.0, 'baseline')])
+    assert '* 0.2500)' in html and '* 1.0000)' in html

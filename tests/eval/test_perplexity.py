@@ -1,0 +1,174 @@
+"""Windows, packing and sums, with a model whose probabilities are known."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptjax.errors import UserError
+from gptjax.eval.perplexity import evaluate_documents, pack, windows_of
+
+
+class Letters:
+    """A tokenizer of lower-case ASCII and spaces: one token a character."""
+
+    pad_id, bos_id, eos_id = 0, 1, 2
+
+    def encode_batch(self, texts):
+        return [[3 + ord(letter) - ord('a') for letter in text] for text in texts]
+
+
+def documents_of(*texts, source='mine'):
+    return [{'source': source, 'text': text} for text in texts]
+
+
+def uniform(batch):
+    return np.full(batch['inputs'].shape, -math.log(8), np.float32)
+
+
+def by_context(batch):
+    """A model that is better the more inputs of its segment it has seen."""
+    return -1 / (1 + batch['positions']).astype(np.float32)
+
+
+def test_a_uniform_model_by_hand():
+    result = evaluate_documents(
+        uniform, documents_of('abcde', 'fg'), Letters(), context=4, batch_size=2
+    )
+    # 6 + 3 predictions of 3 bits each, ends included, over 7 bytes and 2 words
+    assert result['tokens'] == 9 and result['bytes'] == 7 and result['words'] == 2
+    assert result['loss'] == pytest.approx(math.log(8))
+    assert result['token_perplexity'] == pytest.approx(8)
+    assert result['bits_per_byte'] == pytest.approx(27 / 7)
+    assert result['word_perplexity'] == pytest.approx(8 ** (9 / 2), rel=1e-5)
+    assert result['documents'] == 2
+    assert (result['context'], result['stride']) == (4, 2)
+
+
+def test_the_windows_of_the_docstring():
+    stream = np.arange(8)  # BOS a b c d e f EOS
+    assert windows_of([stream], context=4, stride=2) == [
+        (0, 0, 0, 4),
+        (0, 2, 4, 6),
+        (0, 4, 6, 7),
+    ]
+
+
+def test_the_context_of_each_token_by_hand():
+    result = evaluate_documents(
+        by_context, documents_of('abcdef'), Letters(), context=4, stride=2, batch_size=1
+    )
+    # positions 0 1 2 3, then 2 3, then 2
+    expected = 1 + 1 / 2 + 1 / 3 + 1 / 4 + 1 / 3 + 1 / 4 + 1 / 3
+    assert result['loss'] * result['tokens'] == pytest.approx(expected)
+
+
+def test_only_the_beginning_of_a_document_reads_bos():
+    seen = []
+
+    def record(batch):
+        seen.append(batch)
+        return uniform(batch)
+
+    evaluate_documents(
+        record, documents_of('abcdef', 'gh', 'i'), Letters(), 4, 2, batch_size=3
+    )
+    bos = sum((batch['inputs'] == Letters.bos_id).sum() for batch in seen)
+    scored_ends = sum(
+        ((batch['targets'] == Letters.eos_id) * batch['weights']).sum()
+        for batch in seen
+    )
+    assert bos == scored_ends == 3
+    for batch in seen:
+        assert {name: array.shape for name, array in batch.items()} == dict.fromkeys(
+            ('inputs', 'targets', 'segments', 'positions', 'weights'), (3, 4)
+        )
+        assert (batch['weights'][batch['segments'] == 0] == 0).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    texts=st.lists(st.text('abcdef', max_size=40), min_size=1, max_size=12),
+    context=st.integers(1, 16),
+    stride_share=st.floats(0, 1),
+    batch_size=st.integers(1, 5),
+)
+def test_every_token_is_predicted_once_with_its_context(
+    texts, context, stride_share, batch_size
+):
+    stride = max(1, round(stride_share * context))
+    streams = [np.array([1, *map(ord, text), 2]) for text in texts]
+    rows = pack(windows_of(streams, context, stride), context)
+    predicted = [np.zeros(len(stream) - 1, int) for stream in streams]
+    for row in rows:
+        assert sum(end - start for _, start, _, end in row) <= context
+        for number, start, scored, end in row:
+            predicted[number][scored:end] += 1
+            if start > 0:
+                assert scored - start + 1 >= context - stride + 1
+    for counts in predicted:
+        assert (counts == 1).all()
+
+
+@settings(deadline=None, max_examples=30)
+@given(texts=st.lists(st.text('abc', min_size=1, max_size=20), min_size=1, max_size=8))
+def test_packing_and_batching_change_nothing(texts):
+    documents = documents_of(*texts)
+    one = evaluate_documents(by_context, documents, Letters(), 8, 4, batch_size=1)
+    many = evaluate_documents(by_context, documents, Letters(), 8, 4, batch_size=7)
+    apart = [
+        evaluate_documents(by_context, [document], Letters(), 8, 4, batch_size=2)
+        for document in documents
+    ]
+    assert many['loss'] == pytest.approx(one['loss'], rel=1e-12)
+    total = sum(result['loss'] * result['tokens'] for result in apart)
+    assert total == pytest.approx(one['loss'] * one['tokens'], rel=1e-6)
+
+
+def test_short_documents_share_rows():
+    documents = documents_of(*['abc'] * 64)
+    result = evaluate_documents(uniform, documents, Letters(), 16, batch_size=4)
+    assert result['rows'] == 16  # four documents of four inputs in each
+
+
+def test_sources_add_up():
+    documents = documents_of('ab', source='one') + documents_of('cdefg', source='two')
+    result = evaluate_documents(by_context, documents, Letters(), context=4)
+    parts = result['by_source']
+    assert list(parts) == ['one', 'two']
+    for count in ('tokens', 'bytes', 'words', 'documents'):
+        assert sum(part[count] for part in parts.values()) == result[count]
+    # one: 1 + 1/2 + 1/3 nats over 2 bytes
+    assert parts['one']['bits_per_byte'] == pytest.approx(11 / 6 / math.log(2) / 2)
+
+
+def test_a_long_sum_keeps_its_digits():
+    documents = documents_of('a' * 200_000)
+    result = evaluate_documents(
+        lambda batch: np.full(batch['inputs'].shape, -0.1, np.float32),
+        documents,
+        Letters(),
+        context=1000,
+        stride=1000,
+    )
+    assert result['loss'] == pytest.approx(np.float32(0.1), rel=1e-9)
+
+
+def test_words_and_bytes_are_of_the_original_text():
+    class Bytes(Letters):
+        def encode_batch(self, texts):
+            return [list(text.encode()) for text in texts]
+
+    result = evaluate_documents(uniform, documents_of('größe  x\n'), Bytes(), 32)
+    assert (result['bytes'], result['words']) == (11, 2)
+
+
+@pytest.mark.parametrize(
+    ('texts', 'stride', 'words'),
+    [(['a'], 5, 'eval.stride=5'), (['a'], -1, 'eval.stride=-1'), ([''], 0, 'no text')],
+)
+def test_bad_input_is_named(texts, stride, words):
+    with pytest.raises(UserError, match=words):
+        evaluate_documents(uniform, documents_of(*texts), Letters(), 4, stride)

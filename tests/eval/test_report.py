@@ -1,0 +1,194 @@
+"""The page says what is in the run, is complete in itself and escapes text."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from gptjax.eval import provenance
+from gptjax.eval.report import write_report
+
+VOID = {'meta', 'br', 'hr', 'img', 'link', 'input'}
+EVIL = '<script>alert("&")</script>'
+
+
+class Balance(HTMLParser):
+    """Fails on a tag that is not closed in its turn."""
+
+    def __init__(self):
+        super().__init__()
+        self.open = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def page_of(run):
+    page = write_report(run).read_text(encoding='utf-8')
+    balance = Balance()
+    balance.feed(page)
+    assert balance.open == []
+    return page
+
+
+def text_of(page):
+    return re.sub(r'\s+', ' ', re.sub(r'<[^>]*>', ' ', page))
+
+
+def put(run, name, value):
+    path = run / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(value), encoding='utf-8')
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run with two sources."""
+    run = tmp_path / 'a <run>'
+    run.mkdir()
+    records = []
+    for step in range(1, 101):
+        records.append(
+            dict(
+                step=step,
+                split='train',
+                loss=None if step == 7 else 8 / step + 2,
+                grad_norm=1.0,
+                learning_rate=0.003,
+                tokens=2048,
+                tokens_per_second=1000.0,
+                step_seconds=2.0,
+                mfu_causal=0.3,
+                mfu_full=0.35,
+                skipped=1,
+            )
+        )
+    records.append(dict(step=100, split='validation', loss=2.1, bits_per_byte=1.7))
+    lines = ''.join(json.dumps(record) + '\n' for record in records)
+    (run / 'metrics.jsonl').write_text(lines + '{"step": 101, "spl')
+    part = dict(
+        loss=2.0,
+        token_perplexity=7.39,
+        bits_per_byte=1.6,
+        word_perplexity=float('inf'),
+        tokens=1000,
+        bytes=1800,
+        words=300,
+        documents=12,
+    )
+    results = dict(part, by_source=dict(one=part, two=part), context=64, stride=32)
+    bits = dict(xz=2.5, xz_given_train=2.0, token_unigram=2.8, byte_unigram=4.5)
+    baselines = dict(bits_per_byte=bits, about=dict(xz='alone'))
+    put(
+        run, 'eval.json', dict(results=results, baselines=baselines, checkpoint_step=90)
+    )
+    put(
+        run, 'samples.json', [dict(prompt='Hi <b>', text=EVIL, seed=0, temperature=0.8)]
+    )
+    put(run, 'config.json', dict(seed=3, model=dict(width=192, windows=[0, 64])))
+    environment = dict(
+        command='python -m gptjax pretrain --config=configs/tiny.py --workdir runs/a '
+        '--config.optim.name=lion --step 4',
+        revision='abc123+',
+        packages=dict(jax='0.10.2', clu=None),
+    )
+    put(run, 'environment.json', environment)
+    count = dict(documents_changed=4, documents_dropped=3, characters_removed=55)
+    source = dict(
+        licence='MIT',
+        read=dict(documents=20, characters=900),
+        steps=dict(drop_short=count, mask_emails=dict.fromkeys(count, 0)),
+        kept=dict(documents=17, characters=845),
+    )
+    splits = dict(train=dict(documents=16, bytes=800))
+    put(run, 'documents/manifest.json', dict(splits=splits, sources=dict(mine=source)))
+    prepared = dict(splits=dict(train=dict(mine=dict(predicted_tokens=4321))))
+    put(run, 'prepared/manifest.json', prepared)
+    tokenizer = dict(vocab_size=2048, sha256='f' * 64, bytes_per_token=3.4)
+    put(run, 'tokenizer/manifest.json', tokenizer)
+    return run
+
+
+def test_says_what_is_in_the_run(run):
+    text = text_of(page_of(run))
+    assert '1.600 bits per byte on 12 documents' in text
+    assert '20% fewer than xz -9e needs' in text.replace('  ', ' ')
+    assert 'The checkpoint of step 90 read whole documents in windows of 64' in text
+    assert 'skipped because they were not finite: 1.' in text
+    for words in ('on one', 'on two', '1.56×', '4,321', '2,048 tokens', '∞'):
+        assert words in text
+    # 20 documents read, 3 dropped
+    assert re.search(r'drop short 4 3 55 17', text)
+    assert re.search(r'mask emails – – – 17', text)
+
+
+def test_a_model_that_loses_is_said_to_lose(run):
+    evaluation = json.loads((run / 'eval.json').read_text())
+    evaluation['baselines']['bits_per_byte']['xz_given_train'] = 1.28
+    put(run, 'eval.json', evaluation)
+    assert '25% more than xz -9e needs' in re.sub(' +', ' ', text_of(page_of(run)))
+
+
+def test_opens_from_disk_with_nothing_else(run):
+    page = page_of(run)
+    assert not re.search(r'<script|<link|<img|<iframe|src=|@import|url\(|https?:', page)
+    assert page.count('<figure>') == 6
+    assert 'prefers-color-scheme: dark' in page
+
+
+def test_texts_are_escaped(run):
+    page = page_of(run)
+    assert EVIL not in page and 'Hi &lt;b&gt;' in page and 'a &lt;run&gt;' in page
+    assert '&lt;script&gt;alert(&quot;&amp;&quot;)&lt;/script&gt;' in page
+
+
+@pytest.mark.parametrize(
+    ('name', 'words'),
+    [
+        ('eval.json', 'There is no eval.json: run python -m gptjax eval'),
+        ('samples.json', 'There is no samples.json: run python -m gptjax sample'),
+        ('metrics.jsonl', 'There is no metrics.jsonl: run python -m gptjax pretrain'),
+        ('config.json', 'There is no config.json'),
+        ('environment.json', 'There is no environment.json'),
+        ('documents/manifest.json', 'There are no documents'),
+        ('prepared/manifest.json', 'train 16 800 –'),
+        ('tokenizer/manifest.json', 'Cleaning of mine'),
+    ],
+)
+def test_what_is_missing_is_said_to_be_missing(run, name, words):
+    assert words not in text_of(page_of(run)) or 'Cleaning' in words
+    (run / name).unlink()
+    assert words in text_of(page_of(run))
+
+
+def test_an_empty_run_has_a_page(tmp_path):
+    assert page_of(tmp_path).count('class="missing"') == 6
+
+
+def test_an_evaluation_without_baselines(run):
+    evaluation = json.loads((run / 'eval.json').read_text())
+    del evaluation['baselines']
+    put(run, 'eval.json', evaluation)
+    assert 'There are no baselines' in text_of(page_of(run))
+
+
+def test_the_commands_make_the_run_again():
+    environment = dict(
+        command='python -m gptjax eval --config=configs/tiny.py --workdir runs/a '
+        '--config.optim.name=lion --seed 4',
+        revision='abc123+',
+    )
+    assert provenance.commands(environment) == [
+        'git checkout abc123   # and changes that were not committed',
+        'python -m gptjax pretrain --config=configs/tiny.py '
+        '--config.optim.name=lion --workdir runs/a',
+        'python -m gptjax eval --workdir runs/a',
+        'python -m gptjax sample --workdir runs/a',
+        'python -m gptjax report --workdir runs/a',
+    ]
+    assert provenance.commands({})[0] == 'python -m gptjax pretrain'

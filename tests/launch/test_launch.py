@@ -1,0 +1,330 @@
+"""The launch scripts, run with fake Pythons, uv and gcloud that log their arguments.
+
+The scripts and a tiny requirements.txt are copied to a folder with a space in its
+name. PATH holds nothing but the fakes and the few tools the scripts may rely on.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted([*ROOT.glob('launch/*.sh'), ROOT / '.ci' / 'run'])
+TOOLS = (
+    *('basename', 'bash', 'cat', 'chmod', 'cmp', 'cp', 'dirname', 'env', 'gzip'),
+    *('mkdir', 'mktemp', 'rm', 'sleep', 'tar'),
+)
+
+# The base Python: answers the version check by its exit code, makes a venv.
+PYTHON = """#!/usr/bin/env bash
+case "$*" in
+    -c*) exit {version_status} ;;
+    '-m venv .venv')
+        echo "venv" >>"$LOG"
+        mkdir -p .venv/bin && cp "$FAKES/venv-python" .venv/bin/python ;;
+esac
+"""
+# The Python in .venv: logs what it is asked; a stage ends as the test wants it.
+VENV_PYTHON = """#!/usr/bin/env bash
+[ "$1" != -c ] || exit 0
+[ "$*" != '-m pip --version' ] || exit 0
+words="$*"
+echo "${words#-m }" >>"$LOG"
+case "$2" in
+    pip) exit "${PIP_STATUS:-0}" ;;
+    gptjax)
+        if [ "$3" = "${WAITING_STAGE:-}" ]; then
+            trap 'echo saved >>"$LOG"; exit 75' TERM
+            echo waiting >>"$LOG"
+            for _ in 1 2 3 4 5 6 7 8 9; do sleep 1; done
+        fi
+        [ "$3" != "${FAILING_STAGE:-}" ] || exit 75 ;;
+esac
+"""
+UV = """#!/usr/bin/env bash
+echo "uv $*" >>"$LOG"
+if [ "$1" = venv ]; then
+    mkdir -p .venv/bin && cp "$FAKES/venv-python" .venv/bin/python
+fi
+"""
+# Two workers, which are folders here; a command runs on both.
+GCLOUD = """#!/usr/bin/env bash
+shift 3 # compute tpus tpu-vm
+echo "gcloud $1 ${*: -1}" >>"$LOG"
+for worker in 0 1; do
+    export HOME="$WORKERS/$worker"
+    mkdir -p "$HOME"
+    cd "$HOME"
+    case $1 in
+        scp) cp "$2" "${3#*:}" ;;
+        ssh) bash -c "${*: -1}" ;;
+    esac
+done
+"""
+
+
+class Machine:
+    """A copy of the scripts, and the fakes on PATH."""
+
+    def __init__(self, folder: Path):
+        self.root = folder / 'a clone'
+        self.fakes = folder / 'fakes'
+        self.log_path = folder / 'log'
+        self.environment = {
+            'PATH': str(self.fakes),
+            'LOG': str(self.log_path),
+            'FAKES': str(self.fakes),
+            'HOME': str(folder),
+            'WORKERS': str(folder / 'workers'),
+        }
+        for name in ('launch', '.ci'):
+            shutil.copytree(ROOT / name, self.root / name)
+        for name in ('gptjax', 'configs', 'tests'):
+            (self.root / name).mkdir()
+        (self.root / 'configs' / 'tiny.py').touch()
+        (self.root / 'requirements.txt').write_text('jax\n')
+        (self.root / 'tests' / 'requirements.txt').write_text('pytest\n')
+        self.fakes.mkdir()
+        for tool in TOOLS:
+            (self.fakes / tool).symlink_to(shutil.which(tool))
+        self.fake('python3', PYTHON.format(version_status=0))
+        self.fake('venv-python', VENV_PYTHON)
+
+    def fake(self, name: str, script: str) -> None:
+        path = self.fakes / name
+        path.write_text(script)
+        path.chmod(0o755)
+
+    def start(self, script, *arguments, cwd=None, **environment):
+        return subprocess.Popen(
+            [self.root / script, *arguments],
+            cwd=cwd or self.root,
+            env=self.environment | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, script, *arguments, **options) -> tuple[int, str]:
+        """The exit code and the output; the log starts anew."""
+        self.log_path.write_text('')
+        process = self.start(script, *arguments, **options)
+        output, _ = process.communicate(timeout=60)
+        return process.returncode, output
+
+    def log(self) -> list[str]:
+        return self.log_path.read_text().splitlines()
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path)
+
+
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
+def test_bash_can_read_it(script):
+    subprocess.run(['bash', '-n', script], check=True)
+
+
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
+def test_is_executable_unless_sourced(script):
+    assert os.access(script, os.X_OK) == script.read_text().startswith('#!')
+
+
+def stages(config, workdir, *flags, names=('pretrain', 'eval', 'sample', 'report')):
+    tail = ' '.join([f'--config {config} --workdir {workdir}', *flags])
+    return [f'gptjax {name} {tail}' for name in names]
+
+
+DEFAULT = stages('configs/chitchat.py', 'runs/chitchat')
+
+
+# ---- the environment ----------------------------------------------------------
+
+
+def test_without_uv_venv_and_pip_are_used(machine):
+    assert machine.run('launch/local.sh')[0] == 0
+    assert machine.log() == ['venv', 'pip install -r requirements.txt', *DEFAULT]
+
+
+def test_with_uv_nothing_else_is_used(machine):
+    machine.fake('uv', UV)
+    assert machine.run('launch/local.sh')[0] == 0
+    assert machine.log() == [
+        f'uv venv --quiet --python {machine.fakes}/python3 .venv',
+        'uv pip install --python .venv/bin/python -r requirements.txt',
+        *DEFAULT,
+    ]
+
+
+def test_requirements_are_installed_again_only_when_they_change(machine):
+    machine.run('launch/local.sh')
+    machine.run('launch/local.sh')
+    assert machine.log() == DEFAULT
+    (machine.root / 'requirements.txt').write_text('jax>=0.10\n')
+    machine.run('launch/local.sh')
+    assert machine.log() == ['pip install -r requirements.txt', *DEFAULT]
+
+
+def test_an_installation_that_failed_is_tried_again(machine):
+    status, _ = machine.run('launch/local.sh', PIP_STATUS='9')
+    assert status == 9
+    assert machine.log() == ['venv', 'pip install -r requirements.txt']
+    machine.run('launch/local.sh')
+    assert machine.log() == ['pip install -r requirements.txt', *DEFAULT]
+
+
+def test_a_broken_venv_is_made_anew(machine):
+    machine.run('launch/local.sh')
+    (machine.root / '.venv' / 'bin' / 'python').unlink()
+    machine.run('launch/local.sh')
+    assert machine.log() == ['venv', 'pip install -r requirements.txt', *DEFAULT]
+
+
+def test_an_old_python_is_passed_over_for_a_newer_one(machine):
+    machine.fake('python3', PYTHON.format(version_status=1))
+    machine.fake('python3.12', PYTHON.format(version_status=0))
+    status, output = machine.run('launch/local.sh')
+    assert status == 0
+    assert f'Making .venv with {machine.fakes}/python3.12' in output
+
+
+def test_without_a_python_it_says_what_to_install(machine):
+    machine.fake('python3', PYTHON.format(version_status=1))
+    status, output = machine.run('launch/local.sh')
+    assert status == 1
+    assert 'No Python 3.11 or newer' in output and 'install one' in output
+    assert machine.log() == []
+
+
+def test_without_a_python_uv_brings_one(machine):
+    machine.fake('python3', PYTHON.format(version_status=1))
+    machine.fake('uv', UV)
+    assert machine.run('launch/local.sh')[0] == 0
+    assert machine.log()[0] == 'uv venv --quiet --python >=3.11,<3.14 .venv'
+
+
+# ---- local.sh -----------------------------------------------------------------
+
+
+def test_config_workdir_and_flags_reach_every_stage(machine):
+    machine.run('launch/local.sh', 'configs/tiny.py', '/runs/mine', '--config.seed=7')
+    assert machine.log()[2:] == stages(
+        'configs/tiny.py', '/runs/mine', '--config.seed=7'
+    )
+
+
+def test_flags_alone_leave_the_defaults(machine):
+    machine.run('launch/local.sh', '--config.seed=7')
+    assert machine.log()[2:] == [f'{line} --config.seed=7' for line in DEFAULT]
+
+
+def test_the_workdir_is_named_after_the_config(machine):
+    machine.run('launch/local.sh', 'configs/tiny.py:wide')
+    assert machine.log()[2:] == stages('configs/tiny.py:wide', 'runs/tiny')
+
+
+def test_paths_count_from_where_the_command_is_typed(machine, tmp_path):
+    elsewhere = tmp_path / 'else where'
+    elsewhere.mkdir()
+    (elsewhere / 'mine.py').touch()
+    machine.run('launch/local.sh', 'mine.py:v', 'out', cwd=elsewhere)
+    assert machine.log()[2:] == stages(f'{elsewhere}/mine.py:v', f'{elsewhere}/out')
+    machine.run('launch/local.sh', cwd=elsewhere)
+    assert machine.log() == DEFAULT
+
+
+def test_the_exit_code_of_a_stage_is_passed_on_and_ends_it(machine):
+    status, _ = machine.run('launch/local.sh', FAILING_STAGE='eval')
+    assert status == 75
+    assert machine.log()[2:] == DEFAULT[:2]
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_the_stage_save(machine, number):
+    machine.log_path.write_text('')
+    process = machine.start('launch/local.sh', WAITING_STAGE='pretrain')
+    deadline = time.monotonic() + 30
+    while 'waiting' not in machine.log():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert machine.log()[-3:] == [DEFAULT[0], 'waiting', 'saved']
+
+
+# ---- test.sh and .ci/run ------------------------------------------------------
+
+
+def test_all_tests_run_unless_only_the_fast_are_asked_for(machine):
+    machine.run('launch/test.sh')
+    assert machine.log() == [
+        'venv',
+        'pip install -r requirements.txt',
+        'pip install -r tests/requirements.txt',
+        'pytest -m slow or not slow --durations=15',
+    ]
+    machine.run('launch/test.sh', '--fast', 'tests/data', '-x')
+    assert machine.log() == ['pytest -m not slow --durations=15 tests/data -x']
+
+
+def test_ci_checks_the_format_then_runs_every_test(machine):
+    machine.run('launch/test.sh')
+    assert machine.run('.ci/run')[0] == 0
+    assert machine.log() == [
+        'ruff format --check .',
+        'ruff check .',
+        'pytest -m slow or not slow --durations=15',
+    ]
+
+
+# ---- tpu.sh -------------------------------------------------------------------
+
+
+def test_a_tpu_gets_the_code_the_requirements_and_the_command(machine):
+    machine.fake('gcloud', GCLOUD)
+    machine.fake('uv', UV)
+    arguments = ('configs/tiny.py', '/mnt/my runs/a', '--config.seed=7')
+    status, output = machine.run('launch/tpu.sh', 'pod', 'zone', *arguments)
+    assert status == 0, output
+    for worker in ('0', '1'):
+        folder = Path(machine.environment['WORKERS']) / worker / 'gptjax'
+        assert (folder / 'configs' / 'tiny.py').exists()
+    log = machine.log()
+    command = 'gptjax pretrain --multihost --config configs/tiny.py'
+    command += ' --workdir /mnt/my runs/a --config.seed=7'
+    assert log.count(command) == 2
+    install = 'uv pip install --python .venv/bin/python'
+    assert log.count(f'{install} -r requirements.txt') == 2
+    assert log.count(f'{install} --upgrade jax[tpu]') == 2
+
+
+def test_a_tpu_command_that_is_incomplete_or_wrong_touches_nothing(machine):
+    machine.fake('gcloud', GCLOUD)
+    status, output = machine.run('launch/tpu.sh', 'pod', 'zone')
+    assert status == 2 and 'usage:' in output
+    status, output = machine.run('launch/tpu.sh', 'pod', 'zone', 'configs/no.py', '/r')
+    assert status == 2 and 'configs/no.py: no such file' in output
+    assert machine.log() == []
+
+
+@pytest.mark.parametrize('version, status', [((3, 10), 1), ((3, 11), 0)])
+def test_the_version_check_itself(machine, version, status):
+    """With a real interpreter, which is told to be of another version."""
+    machine.fake(
+        'python3',
+        f"""#!/usr/bin/env bash
+code="import sys; sys.version_info = {version}; ${{2#import sys; }}"
+[ "$1" != -c ] || exec {sys.executable} -c "$code"
+mkdir -p .venv/bin && cp "$FAKES/venv-python" .venv/bin/python
+""",
+    )
+    assert machine.run('launch/local.sh')[0] == status

@@ -1,0 +1,56 @@
+import jax
+import pytest
+from configs import common
+from jax.sharding import PartitionSpec as P
+
+from gptjax.errors import UserError
+from gptjax.parallel.mesh import make_mesh
+from gptjax.parallel.sharding import constrain, partition_spec
+from tests import helpers
+
+
+def section(**sizes):
+    config = common.base().mesh
+    config.update(data=1)
+    config.update(sizes)
+    return config
+
+
+def test_minus_one_takes_the_devices_that_are_left():
+    mesh = make_mesh(section(data=-1, tensor=2))
+    assert dict(mesh.shape) == dict(data=4, fsdp=1, tensor=2, context=1)
+
+
+@pytest.mark.parametrize(
+    'sizes, words',
+    [
+        (dict(tensor=16), 'needs 16 devices and there are 8'),
+        (dict(data=2), 'uses 2 of 8 devices'),
+        (dict(data=-1, fsdp=-1), 'mesh.data and mesh.fsdp are both -1'),
+        (dict(data=-1, tensor=3), '8 devices do not divide by the 3'),
+        (dict(fsdp=0), 'mesh.fsdp=0'),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused_by_field(sizes, words):
+    with pytest.raises(UserError, match=words):
+        make_mesh(section(**sizes))
+
+
+def test_the_rules_place_axes_and_refuse_what_does_not_divide():
+    mesh = helpers.mesh_of(fsdp=2, tensor=4)
+    assert partition_spec(('embed', 'heads', None), (32, 4, 8), mesh) == P(
+        'fsdp', 'tensor'
+    )
+    # Few key-value heads and uneven vocabularies stay whole.
+    assert partition_spec(('kv_heads',), (2,), mesh) == P()
+    assert partition_spec(('vocab', 'embed'), (97, 32), mesh) == P(None, 'fsdp')
+    with pytest.raises(UserError, match='model.num_heads=6 is not divisible by mesh.'):
+        partition_spec(('heads',), (6,), mesh)
+
+
+def test_constrain_places_inside_jit_and_is_nothing_without_a_mesh():
+    x = jax.numpy.ones((8, 4))
+    assert jax.jit(lambda x: constrain(x, 'batch', None))(x).shape == x.shape
+    with jax.set_mesh(helpers.mesh_of(data=8)):
+        y = jax.jit(lambda x: constrain(x, 'batch', None))(x)
+    assert {shard.data.shape for shard in y.addressable_shards} == {(1, 4)}
