@@ -1,0 +1,333 @@
+"""The first stage: sources, cleaned, without duplicates, split in two.
+
+    RUN/documents/train.jsonl, validation.jsonl
+        {"id": "chitchat/a07e…", "source": "chitchat", "text": "Hello\\n\\nHi!"}
+    RUN/documents/manifest.json
+        what was read, what each step changed and dropped, what is left, by source;
+        hashes of the two files; licences, citations, versions
+
+Text passes through a few megabytes at a time; only 16-byte hashes of all documents
+are kept, for de-duplication.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from importlib import metadata
+from itertools import groupby, islice
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from gptjax import files, progress
+from gptjax.data import dedup, stage
+from gptjax.data.clean import (
+    DROP_DUPLICATES,
+    Options,
+    StepCount,
+    check_steps,
+    clean_text,
+)
+from gptjax.data.paths import is_remote, list_files
+from gptjax.data.records import Document, Source
+from gptjax.data.sources import SUFFIXES, describe_files, open_source
+from gptjax.errors import UserError
+
+SPLITS = ('train', 'validation')
+CHUNK_CHARACTERS = 2**18  # cleaned at once
+ALONE_CHUNKS = 64  # so many are cleaned before it is worth starting processes
+PACKAGES = ('ftfy', 'selectolax', 'py3langid', 'sentencex', 'tensorflow-datasets')
+
+
+def build_documents(config: ConfigDict, workdir: Path) -> dict:
+    """Makes RUN/documents from the sources of the config; returns its manifest.
+
+    Raises:
+        UserError: a source or a line of one cannot be used, a step does not exist,
+            a source or a split comes out empty, or RUN/documents is of another
+            config or of files that have changed since.
+    """
+    data = config.data
+    check_steps(data.clean)
+    if not 0 < data.validation_fraction < 1:
+        raise UserError(
+            f'data.validation_fraction={data.validation_fraction}: give a share '
+            'between 0 and 1, as 0.05'
+        )
+    if not data.sources:
+        raise UserError('data.sources is empty: name at least one source')
+    settings = _settings(data)
+    folder = workdir / 'documents'
+    manifest = stage.finished(folder, settings)
+    if manifest is not None:
+        _refuse_changed_files(data, manifest, folder)
+        return manifest
+
+    seen = set()  # of dedup.drop_duplicates, over all sources
+    sources = {}
+    with stage.draft(folder) as path:
+        with (
+            open(path / 'train.jsonl', 'w', encoding='utf-8') as train,
+            open(path / 'validation.jsonl', 'w', encoding='utf-8') as validation,
+        ):
+            outputs = dict(train=train, validation=validation)
+            for name, source in data.sources.items():
+                opened = open_source(name, source, workdir / 'datasets')
+                written = _write_source(name, opened, data, seen, outputs)
+                sources[name] = dict(
+                    kind=source.kind, path=source.path, **opened.about, **written
+                )
+            for file in outputs.values():
+                file.flush()
+                os.fsync(file.fileno())
+        splits = {
+            split: dict(
+                _sum(source['splits'][split] for source in sources.values()),
+                sha256=files.sha256_of_file(path / f'{split}.jsonl'),
+            )
+            for split in SPLITS
+        }
+        _refuse_empty_split(splits, data.validation_fraction)
+        manifest = dict(
+            inputs=files.fingerprint(settings),
+            fingerprint=files.fingerprint([splits[name]['sha256'] for name in SPLITS]),
+            settings=settings,
+            licences={name: item['licence'] for name, item in sources.items()},
+            splits=splits,
+            sources=sources,
+            packages=_versions(),
+        )
+        files.write_json(path / stage.MANIFEST, manifest)
+    return manifest
+
+
+def split_of(identity: str, validation_fraction: float) -> str:
+    """'train' or 'validation', by the document's id alone.
+
+    The SHA-256 of the id, read as a number from 0 to 1, is below the fraction or
+    not. So no other document, source, limit or order moves it, and a larger fraction
+    only moves documents from training to validation.
+
+    Args:
+        identity: as the source gives it, without the source's name: a conversation
+            that two sources hold falls on the same side in both.
+    """
+    digest = hashlib.sha256(identity.encode()).digest()
+    place = int.from_bytes(digest[:8], 'big') / 2**64
+    return 'validation' if place < validation_fraction else 'train'
+
+
+# ---- One source
+
+
+def _write_source(
+    name: str, source: Source, data: ConfigDict, seen: set[bytes], outputs: dict
+) -> dict:
+    """Reads, cleans and writes a source; returns what became of its documents."""
+    counts = {step: StepCount() for step in data.clean}
+    read, splits = Counter(empty=0), {split: Counter() for split in SPLITS}
+    with progress.bar(f'cleaning {name}', source.total, source.unit) as advance:
+        documents = _counted(source.documents(advance), read)
+        for steps in _runs(data.clean):
+            if steps == [DROP_DUPLICATES]:
+                count = counts[DROP_DUPLICATES]
+                documents = dedup.drop_duplicates(documents, seen, count)
+            else:
+                documents = _cleaned(documents, steps, data, counts)
+        for identity, text in documents:
+            split = split_of(identity, data.validation_fraction)
+            line = dict(id=f'{name}/{identity}', source=name, text=text)
+            outputs[split].write(json.dumps(line, ensure_ascii=False) + '\n')
+            splits[split].update(_size(text))
+    kept = _sum(splits.values())
+    if not kept['documents']:
+        _refuse_nothing(name, read, counts)
+    return dict(
+        read=dict(read),
+        steps={step: asdict(count) for step, count in counts.items()},
+        kept=kept,
+        splits={split: _sum([count]) for split, count in splits.items()},
+    )
+
+
+def _runs(steps: Iterable[str]) -> list[list[str]]:
+    """The steps in order, with the one that sees all documents in a run of its own."""
+    return [
+        list(run) for _, run in groupby(steps, key=lambda step: step == DROP_DUPLICATES)
+    ]
+
+
+def _cleaned(
+    documents: Iterable[Document],
+    steps: list[str],
+    data: ConfigDict,
+    counts: dict[str, StepCount],
+) -> Iterator[Document]:
+    """The cleaned documents, in order however many processes there are."""
+    options = Options(
+        tuple(data.languages),
+        data.min_characters,
+        data.max_characters,
+        data.max_repetition,
+    )
+    workers = data.workers or os.cpu_count()
+    clean = partial(_clean_chunk, steps=steps, options=options)
+    for chunk, chunk_counts in _mapped(clean, _chunks(documents), workers):
+        for step, count in chunk_counts.items():
+            counts[step].add(count)
+        yield from chunk
+
+
+def _clean_chunk(
+    documents: list[Document], steps: list[str], options: Options
+) -> tuple[list[Document], dict[str, StepCount]]:
+    counts = {step: StepCount() for step in steps}
+    cleaned = (
+        (identity, clean_text(text, steps, options, counts))
+        for identity, text in documents
+    )
+    return [item for item in cleaned if item[1] is not None], counts
+
+
+def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Documents together until they have CHUNK_CHARACTERS."""
+    chunk, length = [], 0
+    for document in documents:
+        chunk.append(document)
+        length += len(document[1])
+        if length >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, length = [], 0
+    if chunk:
+        yield chunk
+
+
+def _mapped(function, chunks: Iterator, workers: int) -> Iterator:
+    """`map` in order; what comes after ALONE_CHUNKS in processes, a few ahead.
+
+    A process takes a second to start, in which one core cleans six megabytes.
+    """
+    yield from map(function, islice(chunks, ALONE_CHUNKS))
+    if workers == 1:
+        yield from map(function, chunks)
+        return
+    context = multiprocessing.get_context('spawn')  # forks and threads do not mix
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        ahead = deque()
+        for chunk in chunks:
+            ahead.append(pool.submit(function, chunk))
+            if len(ahead) > 2 * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _counted(documents: Iterable[Document], count: Counter) -> Iterator[Document]:
+    """Counts what is read, and passes over what is empty."""
+    for identity, text in documents:
+        count.update(_size(text))
+        if text and not text.isspace():
+            yield identity, text
+        else:
+            count['empty'] += 1
+
+
+def _size(text: str) -> dict:
+    return dict(documents=1, characters=len(text), bytes=len(text.encode()))
+
+
+def _sum(sizes: Iterable[dict]) -> dict:
+    total = Counter(documents=0, characters=0, bytes=0)
+    for size in sizes:
+        total.update({name: size[name] for name in total if name in size})
+    return dict(total)
+
+
+# ---- What the manifest is made from
+
+
+def _settings(data: ConfigDict) -> dict:
+    """The config fields that decide the documents, as JSON values by their names."""
+    settings = {
+        f'data.{name}': data[name]
+        for name in (
+            'clean',
+            'languages',
+            'min_characters',
+            'max_characters',
+            'max_repetition',
+            'validation_fraction',
+        )
+    }
+    for source, fields in data.sources.items():
+        for name, value in fields.items():
+            if name != 'weight':  # decides about examples, not documents
+                settings[f'data.sources.{source}.{name}'] = value
+    return json.loads(json.dumps(settings))  # tuples as lists
+
+
+def _refuse_changed_files(data: ConfigDict, manifest: dict, folder: Path) -> None:
+    """Raises UserError where files have come, gone or grown since they were read.
+
+    Files that are not on this machine, or far away, are not looked for: a run goes
+    on without them.
+    """
+    for name, source in data.sources.items():
+        path = os.path.expanduser(source.path)
+        if source.kind == 'tfds' or is_remote(path):
+            continue
+        field = f'data.sources.{name}.path'
+        try:
+            found = list_files(path, SUFFIXES[source.kind], field)
+        except UserError:
+            continue
+        now, then = describe_files(found), manifest['sources'][name]
+        if now['listing'] != then['listing']:
+            raise UserError(
+                f'{field}={source.path}: {folder} was made from {then["files"]} files '
+                f'of {then["bytes"]:,} bytes, and now there are {now["files"]} of '
+                f'{now["bytes"]:,}: use another --workdir, or delete {folder}'
+            )
+
+
+def _refuse_nothing(name: str, read: Counter, counts: dict[str, StepCount]) -> None:
+    if read['empty'] == read['documents']:
+        raise UserError(
+            f'data.sources.{name}: all {read["empty"]} documents are empty: name '
+            'another path or text_field'
+        )
+    most = max(counts, key=lambda step: counts[step].documents_dropped)
+    raise UserError(
+        f'data.clean: no document of data.sources.{name} is left of '
+        f'{read["documents"]}, and {most!r} dropped most of them: leave it out, or '
+        'give it more room'
+    )
+
+
+def _refuse_empty_split(splits: dict, validation_fraction: float) -> None:
+    for split in SPLITS:
+        if not splits[split]['documents']:
+            total = sum(splits[other]['documents'] for other in SPLITS)
+            change = 'smaller' if split == 'train' else 'larger'
+            raise UserError(
+                f'data.validation_fraction={validation_fraction} puts none of the '
+                f'{total} documents into {split}: use a {change} fraction, or more '
+                'documents (a single text file is cut into several)'
+            )
+
+
+def _versions() -> dict:
+    """Versions of the packages that decide what the text becomes."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None  # not needed by this config's steps
+    return versions

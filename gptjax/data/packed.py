@@ -1,0 +1,172 @@
+"""One split of RUN/prepared, read at random: which rows a step has, and the rows."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from gptjax.data import mixing, packing, stage
+from gptjax.data.prepare import SPLITS
+from gptjax.data.shuffle import permute
+from gptjax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which rows fill n slots.
+
+    Attributes:
+        source: (n,) index into `PackedSplit.sources`; -1 for a slot left empty.
+        epoch: (n,) how often the source had been gone through before.
+        row: (n,) the source's row, in stream order; 0 for an empty slot.
+    """
+
+    source: np.ndarray
+    epoch: np.ndarray
+    row: np.ndarray
+
+
+class PackedSplit:
+    """The rows of 'train' or 'validation'.
+
+    Attributes:
+        context: T.
+        sources: `PackedSource`s, in the order of their names.
+        num_rows: over all sources.
+        weights: examples of each source in one period of the mixture.
+        specials: ids of special tokens by name.
+        tokenizer: fingerprint of the tokenizer of these rows.
+        manifest: RUN/prepared/manifest.json.
+    """
+
+    def __init__(self, folder: Path | str, split: str):
+        """Opens a split of RUN/prepared and checks the sizes of its files.
+
+        Raises:
+            UserError: it is not there, damaged, or has no rows.
+        """
+        folder = Path(folder)
+        if split not in SPLITS:
+            raise ValueError(f'split {split!r} is none of {SPLITS}')
+        self.manifest = stage.require(folder, 'prepare')
+        self.split = split
+        self.context = self.manifest['context']
+        self.specials = self.manifest['specials']
+        self.tokenizer = self.manifest['tokenizer']
+        self.sources = [
+            PackedSource(folder / split / name, entry)
+            for name, entry in self.manifest['splits'][split].items()
+        ]
+        self.num_rows = sum(source.num_rows for source in self.sources)
+        if not self.num_rows:
+            raise UserError(
+                f'{folder / split} has no documents: give more text in data.sources, '
+                'or change data.validation_fraction'
+            )
+        weights = mixing.integer_weights(
+            self.manifest['weights'],
+            {source.name: source.num_rows for source in self.sources},
+        )
+        self.weights = [weights[source.name] for source in self.sources]
+
+    def training_rows(self, seed: int, slots: np.ndarray) -> Choice:
+        """The rows for slots of training: a function of these arguments alone.
+
+        Slot step * batch_size + b is place b of the batch of that step. The n-th
+        example of a source with N rows is in its epoch n // N, and each epoch has
+        every row once, in an order of its own.
+        """
+        source, count = mixing.assign(slots, self.weights)
+        sizes = np.array([packed.num_rows for packed in self.sources])
+        epoch, place = np.divmod(count, sizes[source])
+        row = np.empty_like(place)
+        for index, number in np.unique(np.stack([source, epoch]), axis=1).T.tolist():
+            here = (source == index) & (epoch == number)
+            key = f'{seed} {self.split} {self.sources[index].name} {number}'
+            row[here] = permute(place[here], int(sizes[index]), key)
+        return Choice(source, epoch, row)
+
+    def pass_rows(self, slots: np.ndarray) -> Choice:
+        """The rows for slots of one pass over all rows, in a fixed order.
+
+        The order is mixed, so that the first batches stand for the whole. Slots
+        after the last row are left empty.
+        """
+        kept = slots < self.num_rows
+        sizes = np.array([source.num_rows for source in self.sources])
+        ends = np.cumsum(sizes)
+        place = permute(np.where(kept, slots, 0), self.num_rows, f'{self.split} pass')
+        source = np.searchsorted(ends, place, side='right')
+        row = np.where(kept, place - (ends - sizes)[source], 0)
+        return Choice(np.where(kept, source, -1), np.zeros_like(row), row)
+
+    def load(self, choice: Choice) -> dict[str, np.ndarray]:
+        """The examples of n chosen rows, in that order.
+
+        Returns:
+            The arrays of `packing.unpack`, (n, T); an empty slot is padding.
+        """
+        pad = self.specials['<pad>']
+        rows = np.full((len(choice.row), self.context + 1), pad, np.uint32)
+        for index, source in enumerate(self.sources):
+            here = choice.source == index
+            rows[here] = source.read(choice.row[here])
+        return packing.unpack(rows, pad, self.specials['<bos>'], self.specials['<eos>'])
+
+
+class PackedSource:
+    """The rows of one source in one split.
+
+    Attributes:
+        name: as in `data.sources`.
+        num_rows: stored rows.
+    """
+
+    def __init__(self, folder: Path, entry: dict):
+        self.name = folder.name
+        self.num_rows = entry['rows']
+        self._folder = folder
+        self._rows_per_shard = entry['rows_per_shard']
+        self._shards = {}
+        for name, written in entry['files'].items():
+            path = folder / name
+            size = path.stat().st_size if path.exists() else None
+            if size != written['bytes']:
+                found = 'is missing' if size is None else f'has {size:,} bytes'
+                raise UserError(
+                    f'{path} {found} and should have {written["bytes"]:,}: delete '
+                    f'{folder.parent.parent} and run the stage `prepare`'
+                )
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Stored rows (n, T + 1) by number, any order; only these are read."""
+        shard_of, place = np.divmod(rows, self._rows_per_shard)
+        read = np.empty((len(rows), self._shard(0).shape[1]), self._shard(0).dtype)
+        for number in np.unique(shard_of):
+            here = shard_of == number
+            read[here] = self._shard(int(number))[place[here]]
+        return read
+
+    def documents(self, row: int, context: int) -> list[str]:
+        """The ids of the documents of which the inputs of a row have a token."""
+        first, last = np.searchsorted(
+            self._starts, [row * context, (row + 1) * context - 1], side='right'
+        )
+        return self._ids[max(0, first - 1) : last]
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.load(self._folder / 'starts.npy')
+
+    @cached_property
+    def _ids(self) -> list[str]:
+        with open(self._folder / 'documents.jsonl', encoding='utf-8') as file:
+            return [json.loads(line) for line in file]
+
+    def _shard(self, number: int) -> np.ndarray:
+        if number not in self._shards:
+            path = self._folder / f'tokens-{number:05d}.npy'
+            self._shards[number] = np.load(path, mmap_mode='r')
+        return self._shards[number]

@@ -1,0 +1,156 @@
+"""The reader of TensorFlow Datasets: our own builders, any by name, any on disk.
+
+TFDS writes and reads the files of our builders without TensorFlow, which takes
+seconds to import; only datasets in its older formats need it.
+"""
+
+import contextlib
+import difflib
+import importlib
+import io
+import os
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from gptjax.data.host_tensorflow import import_tensorflow
+from gptjax.data.paths import Advance, exists, is_remote
+from gptjax.data.records import Document, Source, identity_of
+from gptjax.errors import UserError
+
+OWN_BUILDERS = ('chitchat', 'chatterbot')  # modules of gptjax/data/builders
+CATALOG = 'https://www.tensorflow.org/datasets/catalog'
+
+
+def open_tfds(field: str, source: ConfigDict, data_dir: str | os.PathLike) -> Source:
+    """Finds a dataset, making it where it is not on disk.
+
+    Raises:
+        UserError: TFDS has no such dataset, or that no such config, split, feature.
+    """
+    builder = _prepared_builder(field, source, data_dir)
+    info = builder.info
+    try:
+        total = info.splits[source.split].num_examples
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f'{field}.split={source.split}: {source.path} has no such split, it has '
+            f'{", ".join(info.splits)}'
+        ) from error
+    for option in ('text_field', 'id_field'):
+        name = source[option]
+        if (name or option == 'text_field') and name not in info.features:
+            raise UserError(
+                f'{field}.{option}={name}: {source.path} has no such feature, it has '
+                f'{", ".join(info.features)}'
+            )
+    about = dict(
+        licence=source.licence or info.redistribution_info.license or '',
+        citation=info.citation,
+        homepage=info.homepage,
+        version=info.full_name,
+    )
+    return Source(
+        lambda advance: _read(field, source, builder, advance),
+        total,
+        'documents',
+        about,
+    )
+
+
+def _prepared_builder(field: str, source: ConfigDict, data_dir):
+    """The TFDS builder with its data on disk, made now if it was not."""
+    import tensorflow_datasets as tfds
+
+    path = source.path
+    if path.startswith(('/', './', '../', '~')) or is_remote(path):
+        return _builder_of_folder(field, path)
+    name = path.split('/')[0].split(':')[0]
+    try:
+        if name in OWN_BUILDERS:
+            return _own_builder(name, path, data_dir)
+        import_tensorflow()  # TFDS will: see that it is quiet, and off the devices
+        builder = tfds.builder(path)
+        if not builder.is_prepared():
+            builder = tfds.builder(path, file_format='array_record')
+            builder.download_and_prepare()
+        return builder
+    except tfds.core.DatasetNotFoundError as error:
+        near = difflib.get_close_matches(name, {*OWN_BUILDERS, *tfds.list_builders()})
+        meant = f'did you mean {" or ".join(near)}? ' if near else ''
+        raise UserError(
+            f'{field}.path={path}: TFDS has no such dataset: {meant}See {CATALOG}'
+        ) from error
+    except ValueError as error:
+        if 'BuilderConfig' not in str(error):
+            raise
+        configs = ', '.join(tfds.builder_cls(name).builder_configs)
+        raise UserError(
+            f'{field}.path={path}: {name} has no such config, it has {configs}'
+        ) from error
+
+
+def _own_builder(name: str, path: str, data_dir):
+    import tensorflow_datasets as tfds
+
+    importlib.import_module(f'gptjax.data.builders.{name}')  # makes the name known
+    builder = tfds.builder(path, data_dir=data_dir, file_format='array_record')
+    tfds.disable_progress_bar()  # our builders have their own
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # what TFDS says of it
+            builder.download_and_prepare()
+    finally:
+        tfds.enable_progress_bar()
+    return builder
+
+
+def _builder_of_folder(field: str, path: str):
+    import tensorflow_datasets as tfds
+
+    folder = os.path.expanduser(path)
+    if not exists(os.path.join(folder, 'dataset_info.json')):
+        raise UserError(
+            f'{field}.path={path}: no prepared TFDS dataset: give the folder that '
+            'holds its dataset_info.json'
+        )
+    return tfds.builder_from_directory(folder)
+
+
+def _read(
+    field: str, source: ConfigDict, builder, advance: Advance
+) -> Iterator[Document]:
+    import tensorflow_datasets as tfds
+
+    info = builder.info
+    chosen = [
+        name
+        for name in (source.text_field, source.id_field or 'id')
+        if name in info.features
+    ]
+    if info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
+        # Parsing two features of many, not all: three times as fast.
+        features = tfds.features.FeaturesDict({n: info.features[n] for n in chosen})
+        table = builder.as_data_source(
+            split=source.split,
+            deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+        )
+        examples = (
+            features.deserialize_example_np(table[place]) for place in range(len(table))
+        )
+    else:  # files that TensorFlow reads, in order
+        import_tensorflow()
+        only = tfds.decode.PartialDecoding(dict.fromkeys(chosen, True))
+        examples = tfds.as_numpy(
+            builder.as_dataset(split=source.split, decoders=only, shuffle_files=False)
+        )
+    for place, example in enumerate(examples):
+        where = f'{field}.path={source.path}: example {place}'
+        text = example[source.text_field]
+        if not isinstance(text, bytes):
+            raise UserError(
+                f'{field}.text_field={source.text_field}: holds no string in '
+                f'{source.path}: name another of {", ".join(info.features)}'
+            )
+        identity = identity_of(example, field, source, where, f'{source.split}#{place}')
+        yield identity, text.decode('utf-8', errors='replace')
+        advance(1)

@@ -1,0 +1,1 @@
+"""What are the symbols? Train, load and inspect SentencePiece models."""

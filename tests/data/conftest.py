@@ -1,0 +1,84 @@
+"""A run directory with two small sources, tokenised and packed."""
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from gptjax import files
+from gptjax.data.prepare import prepare
+from gptjax.tokenizer.tokenizer import Tokenizer
+from gptjax.tokenizer.train import train_tokenizer
+
+WORDS = 'the cat sat on a mat and then it ran off to see what the dog had done'.split()
+
+
+@dataclasses.dataclass
+class Run:
+    config: ConfigDict
+    workdir: Path
+    documents: dict  # split -> source -> [(id, text)]
+
+    @property
+    def prepared(self):
+        return self.workdir / 'prepared'
+
+    @property
+    def tokenizer(self):
+        return Tokenizer.load(self.workdir / 'tokenizer' / 'tokenizer.model')
+
+
+def make_run(workdir: Path, context=16, sizes=(60, 25), weights=(0.0, 0.0)) -> Run:
+    """A prepared run of sources 'a' and 'b' with so many documents for training."""
+    draw = random.Random(0)
+    documents = {}
+    for split, share in {'train': 1.0, 'validation': 0.4}.items():
+        documents[split] = {
+            name: [
+                (f'{name}/{split}-{i}', ' '.join(draw.choices(WORDS, k=1 + i % 23)))
+                for i in range(int(size * share))
+            ]
+            for name, size in zip('ab', sizes, strict=True)
+        }
+        lines = [
+            json.dumps({'id': key, 'source': name, 'text': text}) + '\n'
+            for name, pairs in documents[split].items()
+            for key, text in pairs
+        ]
+        draw.shuffle(lines)
+        files.write_text(workdir / 'documents' / f'{split}.jsonl', ''.join(lines))
+        for name in documents[split]:  # in the order of the file
+            order = [json.loads(line)['id'] for line in lines]
+            documents[split][name].sort(key=lambda pair: order.index(pair[0]))
+    manifest = {'fingerprint': 'of the documents', 'licences': {'a': 'MIT', 'b': 'CC0'}}
+    files.write_json(workdir / 'documents' / 'manifest.json', manifest)
+    config = ConfigDict(
+        {
+            'seed': 3,
+            'data': {
+                'sources': {'a': {'weight': weights[0]}, 'b': {'weight': weights[1]}},
+                'context': context,
+                'workers': 2,
+            },
+            'tokenizer': {'kind': 'bpe', 'vocab_size': 290, 'train_characters': 10**6},
+            'train': {'batch_size': 8},
+        }
+    )
+    train_tokenizer(config, workdir)
+    prepare(config, workdir)
+    return Run(config, workdir, documents)
+
+
+@pytest.fixture(scope='session')
+def run(tmp_path_factory) -> Run:
+    """Read only."""
+    return make_run(tmp_path_factory.mktemp('run'))
+
+
+@pytest.fixture
+def new_run(tmp_path):
+    """A function that makes a run directory of one's own."""
+    return lambda **fields: make_run(tmp_path, **fields)

@@ -1,0 +1,102 @@
+"""Our TFDS builders, and other datasets of TFDS, made and read offline."""
+
+import importlib.metadata
+
+import pytest
+
+from configs import common
+from gptjax.data import sources
+from gptjax.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp('datasets')
+
+
+def open_tfds(path, data_dir, **fields):
+    source = common.source('tfds', str(path), **fields)
+    return sources.open_source('mine', source, data_dir)
+
+
+def read(source):
+    return list(source.documents(lambda amount: None))
+
+
+def test_chitchat(data_dir):
+    import tensorflow_datasets as tfds
+
+    opened = open_tfds('chitchat', data_dir, limit=50)
+    assert opened.total == 7168
+    assert opened.about['licence'] == 'MIT'
+    assert 'Conversational Scaffolding' in opened.about['citation']
+    version = importlib.metadata.version('chitchat-dataset')
+    assert opened.about['version'] == f'chitchat/{version}'
+    documents = read(opened)
+    assert len(documents) == len(dict(documents)) == 50
+
+    # Everything that later stages need is in the dataset, read at random.
+    table = tfds.data_source('chitchat', data_dir=data_dir, split='train')
+    example = table[7]
+    assert (example['id'].decode(), example['text'].decode()) == documents[7]
+    messages = example['messages']
+    assert {len(messages[name]) for name in messages} == {len(messages['text'])}
+    assert set(example['ratings']) == {'witty', 'interesting', 'upbeat'}
+    assert 0 <= example['ratings']['witty'] <= 10
+    turns = [
+        '\n'.join(
+            text.decode().strip()
+            for text, number in zip(messages['text'], messages['turn'], strict=True)
+            if number == turn
+        )
+        for turn in range(messages['turn'][-1] + 1)
+    ]
+    assert example['text'].decode() == '\n\n'.join(turns)
+
+
+def test_chatterbot_by_language(data_dir):
+    opened = open_tfds('chatterbot/french', data_dir)
+    assert opened.about['licence'] == 'BSD'
+    documents = dict(read(opened))
+    assert documents['french/greetings#0'] == 'Salut\n\nSalut'
+    assert all(identity.startswith('french/') for identity in documents)
+    ukrainian = dict(read(open_tfds('chatterbot/ukrainian', data_dir)))
+    # one string with ' - ' where a line break was lost
+    assert 'Хто ти?\n\nЯ просто штучний інтелект.' in ukrainian.values()
+
+
+@pytest.mark.slow
+def test_chatterbot_is_every_language(data_dir):
+    everything = read(open_tfds('chatterbot', data_dir))
+    languages = {identity.split('/')[0] for identity, _ in everything}
+    assert len(everything) > 7000 and len(languages) >= 28
+    french = dict(read(open_tfds('chatterbot/french', data_dir)))
+    assert french.items() <= dict(everything).items()
+
+
+def test_errors(data_dir):
+    def refuses(pattern, path, **fields):
+        with pytest.raises(UserError, match=pattern):
+            open_tfds(path, data_dir, **fields)
+
+    refuses(r'mine\.path=chitchatt: .* did you mean chitchat\?', 'chitchatt')
+    refuses(r'mine\.path=chatterbot/elvish: .*english, .*french', 'chatterbot/elvish')
+    french = 'chatterbot/french'
+    refuses(r'mine\.split=test: .* has train', french, split='test')
+    refuses(r'mine\.text_field=body: .*categories', french, text_field='body')
+    refuses(r'mine\.id_field=key: .*categories', french, id_field='key')
+    refuses(r'mine\.path=/no/where: .*dataset_info.json', '/no/where')
+    with pytest.raises(UserError, match=r'mine\.text_field=categories: .*no string'):
+        read(open_tfds(french, data_dir, text_field='categories'))
+
+
+def test_a_dataset_in_an_older_format_and_a_part_of_a_split(tmp_path, data_dir):
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder('chatterbot/french', data_dir=tmp_path)
+    builder.download_and_prepare()
+    assert builder.info.file_format == tfds.core.FileFormat.TFRECORD
+    same = read(open_tfds('chatterbot/french', data_dir))
+    assert sorted(read(open_tfds(builder.data_path, data_dir))) == sorted(same)
+    part = open_tfds('chatterbot/french', data_dir, split='train[:10]')
+    assert part.total == 10 and read(part) == same[:10]

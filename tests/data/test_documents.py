@@ -1,0 +1,187 @@
+"""The stage as a whole: what it writes, counts, keeps apart and refuses."""
+
+import hashlib
+import json
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs import common
+from gptjax import files
+from gptjax.data import documents
+from gptjax.errors import UserError
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Two sources: 40 lines of JSON and a folder of 10 files, two texts in both."""
+    lines = [dict(id=f'line {n}', text=f'This is line {n}. ' * 5) for n in range(40)]
+    lines[1]['text'] = 'short'
+    lines[2]['text'] = 'Write to ann@example.org,  please.'
+    lines[3]['text'] = ' '
+    path = tmp_path / 'lines.jsonl'
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    folder = tmp_path / 'texts'
+    folder.mkdir()
+    for n in range(10):
+        (folder / f'{n}.txt').write_text(f'This is file {n}.\n' * 5)
+    for n in range(4, 6):
+        (folder / f'{n}.txt').write_text(lines[n]['text'].upper())
+    config = common.base()
+    config.data.sources = dict(
+        lines=common.source('jsonl', str(path), licence='CC0'),
+        texts=common.source('text', str(folder)),
+    )
+    config.data.validation_fraction = 0.3
+    return config
+
+
+def read(workdir, split):
+    text = (workdir / 'documents' / f'{split}.jsonl').read_text(encoding='utf-8')
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_what_is_written_and_counted(config, tmp_path):
+    workdir = tmp_path / 'run'
+    manifest = documents.build_documents(config, workdir)
+    assert manifest == files.read_json(workdir / 'documents' / 'manifest.json')
+    train, validation = read(workdir, 'train'), read(workdir, 'validation')
+    both = {line['id']: line for line in train + validation}
+    # 40 lines less one short and one empty; 10 files less two duplicates
+    assert len(both) == len(train) + len(validation) == 38 + 8
+    assert both['lines/line 2'] == dict(
+        id='lines/line 2', source='lines', text='Write to [email], please.'
+    )
+    assert 'texts/3.txt' in both and 'texts/4.txt' not in both
+
+    lines, texts = manifest['sources']['lines'], manifest['sources']['texts']
+    assert lines['read']['documents'] == 40 and lines['read']['empty'] == 1
+    assert lines['steps']['drop_short'] == dict(
+        documents_changed=0, documents_dropped=1, characters_removed=5
+    )
+    assert lines['steps']['mask_emails']['documents_changed'] == 1
+    assert lines['kept']['documents'] == 38
+    assert texts['steps']['drop_duplicates']['documents_dropped'] == 2
+    assert texts['kept']['documents'] == 8
+    assert manifest['licences'] == dict(lines='CC0', texts='')
+    for split, found in (('train', train), ('validation', validation)):
+        text = [line['text'] for line in found]
+        assert manifest['splits'][split] == dict(
+            documents=len(found),
+            characters=sum(map(len, text)),
+            bytes=sum(len(item.encode()) for item in text),
+            sha256=files.sha256_of_file(workdir / 'documents' / f'{split}.jsonl'),
+        )
+        by_source = Counter(line['source'] for line in found)
+        for name, source in manifest['sources'].items():
+            assert source['splits'][split]['documents'] == by_source[name]
+    # Every character is accounted for.
+    for source in (lines, texts):
+        removed = sum(step['characters_removed'] for step in source['steps'].values())
+        empty = source['read']['empty']  # one blank each
+        assert (
+            source['read']['characters'] - empty - removed
+            == (source['kept']['characters'])
+        )
+
+
+def test_processes_change_nothing(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, 'CHUNK_CHARACTERS', 200)
+    config.data.workers = 1
+    alone = documents.build_documents(config, tmp_path / 'one')
+    monkeypatch.setattr(documents, 'ALONE_CHUNKS', 2)
+    config.data.workers = 2
+    assert documents.build_documents(config, tmp_path / 'two') == alone
+
+
+def test_a_split_depends_on_the_id_alone(config, tmp_path):
+    documents.build_documents(config, tmp_path / 'all')
+    config.data.sources.lines.limit = 20
+    config.data.validation_fraction = 0.4
+    config.data.clean = ()
+    documents.build_documents(config, tmp_path / 'some')
+    before = {line['id'] for line in read(tmp_path / 'all', 'validation')}
+    now = {line['id'] for line in read(tmp_path / 'some', 'train')}
+    assert before and now and not before & now
+
+
+@given(st.text(max_size=8), st.floats(0, 1), st.floats(0, 1))
+def test_split_of(identity, one, other):
+    fraction = int(hashlib.sha256(identity.encode()).hexdigest()[:16], 16) / 2**64
+    expected = 'validation' if fraction < one else 'train'
+    assert documents.split_of(identity, one) == expected
+    if documents.split_of(identity, min(one, other)) == 'validation':
+        assert documents.split_of(identity, max(one, other)) == 'validation'
+
+
+def test_the_share_of_validation():
+    split = Counter(documents.split_of(str(n), 0.05) for n in range(20_000))
+    assert 900 < split['validation'] < 1100  # binomial: 1000, deviation 31
+
+
+def test_steps_are_taken_in_order_around_duplicates(config, tmp_path):
+    config.data.clean = ('normalize_whitespace', 'drop_duplicates', 'lowercase')
+    manifest = documents.build_documents(config, tmp_path / 'run')
+    dropped = manifest['sources']['texts']['steps']['drop_duplicates']
+    assert dropped['documents_dropped'] == 2
+    texts = [line['text'] for line in read(tmp_path / 'run', 'train')]
+    assert texts == [text.lower() for text in texts]
+
+
+def test_made_once_and_refused_for_another_config(config, tmp_path):
+    workdir = tmp_path / 'run'
+    first = documents.build_documents(config, workdir)
+    made = (workdir / 'documents' / 'train.jsonl').stat().st_mtime_ns
+    config.data.sources.lines.weight = 0.5  # what does not touch the documents
+    config.data.workers = 1
+    config.data.context = 7
+    assert documents.build_documents(config, workdir) == first
+    assert (workdir / 'documents' / 'train.jsonl').stat().st_mtime_ns == made
+    config.data.sources.lines.limit = 10
+    with pytest.raises(UserError, match=r'data\.sources\.lines\.limit: 0 .*10 here'):
+        documents.build_documents(config, workdir)
+
+
+def test_half_a_folder_is_made_anew(config, tmp_path):
+    workdir = tmp_path / 'run'
+    (workdir / 'documents').mkdir(parents=True)
+    (workdir / 'documents' / 'train.jsonl').write_text('half a li')
+    manifest = documents.build_documents(config, workdir)
+    assert len(read(workdir, 'train')) == manifest['splits']['train']['documents']
+
+
+def test_files_that_changed_since_are_noticed(config, tmp_path):
+    workdir = tmp_path / 'run'
+    first = documents.build_documents(config, workdir)
+    (tmp_path / 'lines.jsonl').rename(tmp_path / 'elsewhere')
+    assert documents.build_documents(config, workdir) == first  # not needed again
+    (tmp_path / 'texts' / 'new.txt').write_text('A new file has come.')
+    with pytest.raises(UserError, match=r'sources\.texts\.path=.* now there are 11'):
+        documents.build_documents(config, workdir)
+
+
+def test_errors(config, tmp_path):
+    def refuses(pattern, **fields):
+        bad = config.copy_and_resolve_references()
+        bad.data.update(fields)
+        with pytest.raises(UserError, match=pattern):
+            documents.build_documents(bad, tmp_path / 'bad')
+        assert not (tmp_path / 'bad' / 'documents').exists()
+
+    refuses(r"data\.clean: no step is called 'stem'", clean=('stem',))
+    refuses(r'data\.validation_fraction=1\.5', validation_fraction=1.5)
+    refuses(r'=1e-06 puts none of the 46 .* larger', validation_fraction=1e-6)
+    refuses(r'=0\.999999 puts none .* train: .* smaller', validation_fraction=0.999999)
+    refuses(
+        r"data\.clean: no document of data\.sources\.lines .* 40, .*'drop_short'",
+        min_characters=1000,
+    )
+    empty = tmp_path / 'empty.jsonl'
+    empty.write_text('{"text": ""}\n')
+    nothing = dict(none=common.source('jsonl', str(empty)))
+    config.data.sources = nothing
+    refuses(r'data\.sources\.none: all 1 documents are empty', clean=())
+    config.data.sources = {}
+    refuses(r'data\.sources is empty')

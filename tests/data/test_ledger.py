@@ -1,0 +1,55 @@
+import shutil
+
+import numpy as np
+import pytest
+
+from gptjax import files
+from gptjax.data import ledger, pipeline
+from gptjax.errors import UserError
+
+
+def test_batch_documents_are_those_whose_text_is_in_the_batch(run):
+    texts = {
+        key: text for pairs in run.documents['train'].values() for key, text in pairs
+    }
+    for step in (0, 11):
+        documents = ledger.batch_documents(run.config, run.workdir, step)
+        (batch,) = pipeline.batches(
+            run.prepared, 'train', run.config.seed, 8, start_step=step, num_steps=1
+        )
+        assert len(documents) == 8
+        for names, inputs, segments in zip(
+            documents, batch['inputs'], batch['segments'], strict=True
+        ):
+            assert names
+            for number, name in enumerate(names, 1):
+                assert run.tokenizer.decode(inputs[segments == number]) in texts[name]
+
+
+def test_describe_batch_shows_documents_and_text(run):
+    lines = list(ledger.describe_batch(run.config, run.workdir, 2))
+    (batch,) = pipeline.batches(
+        run.prepared, 'train', run.config.seed, 8, start_step=2, num_steps=1
+    )
+    to_predict = int(np.sum(batch['weights']))
+    assert lines[0] == f'step 2: 8 examples of 16 tokens, {to_predict} to predict'
+    assert sum(line.startswith('row ') for line in lines) == 8
+    shown = ''.join(line.removeprefix('    ') for line in lines if line[:4] == '    ')
+    assert shown == ''.join(run.tokenizer.decode(row) for row in batch['inputs'])
+    for names in ledger.batch_documents(run.config, run.workdir, 2):
+        for name in names:
+            assert any(line.startswith(f'  {name} (') for line in lines)
+
+
+def test_errors(run, tmp_path):
+    with pytest.raises(UserError, match='--step=-1: steps count from 0'):
+        list(ledger.describe_batch(run.config, run.workdir, -1))
+    with pytest.raises(UserError, match='run the stage `prepare`'):
+        list(ledger.describe_batch(run.config, tmp_path, 0))
+    workdir = shutil.copytree(run.workdir, tmp_path / 'copy')
+    manifest = files.read_json(workdir / 'prepared' / 'manifest.json')
+    files.write_json(
+        workdir / 'prepared' / 'manifest.json', {**manifest, 'tokenizer': 'other'}
+    )
+    with pytest.raises(UserError, match='made with another tokenizer: delete it'):
+        list(ledger.describe_batch(run.config, workdir, 0))

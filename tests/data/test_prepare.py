@@ -1,0 +1,159 @@
+import json
+
+import numpy as np
+import pytest
+
+from gptjax import files
+from gptjax.data import prepare as prepare_module
+from gptjax.data.packed import PackedSplit
+from gptjax.data.packing import unpack
+from gptjax.data.prepare import prepare
+from gptjax.errors import UserError
+
+
+def stored_rows(run, split, source):
+    folder = run.prepared / split / source
+    return np.concatenate([np.load(p) for p in sorted(folder.glob('tokens-*.npy'))])
+
+
+@pytest.mark.parametrize('split', ['train', 'validation'])
+def test_documents_come_back_from_the_rows(run, split):
+    tokenizer = run.tokenizer
+    for source, documents in run.documents[split].items():
+        batch = unpack(stored_rows(run, split, source), *range(3))
+        predicted = batch['targets'][batch['weights'] > 0]
+        ends = np.flatnonzero(predicted == tokenizer.eos_id)
+        texts = [tokenizer.decode(part) for part in np.split(predicted, ends + 1)[:-1]]
+        assert texts == [text for _, text in documents]
+
+
+def test_starts_and_ids_are_the_documents(run):
+    tokenizer = run.tokenizer
+    for source, documents in run.documents['train'].items():
+        folder = run.prepared / 'train' / source
+        lines = (folder / 'documents.jsonl').read_text().splitlines()
+        assert [json.loads(line) for line in lines] == [key for key, _ in documents]
+        lengths = [len(tokenizer.encode(text)) + 1 for _, text in documents]
+        expected = np.cumsum([0, *lengths[:-1]])
+        assert np.load(folder / 'starts.npy').tolist() == expected.tolist()
+
+
+def test_the_manifest_counts_what_is_there(run):
+    manifest = files.read_json(run.prepared / 'manifest.json')
+    assert manifest['context'] == 16
+    assert manifest['tokenizer'] == run.tokenizer.fingerprint
+    assert manifest['licences'] == {'a': 'MIT', 'b': 'CC0'}
+    for split, sources in run.documents.items():
+        for source, documents in sources.items():
+            entry = manifest['splits'][split][source]
+            rows = stored_rows(run, split, source)
+            assert entry['documents'] == len(documents)
+            assert entry['bytes'] == sum(len(text.encode()) for _, text in documents)
+            assert entry['rows'] == len(rows)
+            assert entry['dtype'] == rows.dtype.name == 'uint16'
+            weights = unpack(rows, *range(3))['weights']
+            assert entry['predicted_tokens'] == weights.sum()
+            assert entry['padding'] == (weights == 0).sum() < 16
+            for name, written in entry['files'].items():
+                path = run.prepared / split / source / name
+                assert written['bytes'] == path.stat().st_size
+                assert written['sha256'] == files.sha256_of_file(path)
+
+
+def test_shards_and_batches_of_text_change_no_row(run, new_run, monkeypatch):
+    monkeypatch.setattr(prepare_module, 'SHARD_TOKENS', 5 * 17)
+    monkeypatch.setattr(prepare_module, 'BATCH_CHARACTERS', 300)
+    other = new_run()
+    shards = sorted((other.prepared / 'train' / 'a').glob('tokens-*.npy'))
+    assert [len(np.load(path)) for path in shards[:-1]] == [5] * (len(shards) - 1)
+    assert len(shards) > 3
+    for source in 'ab':
+        assert (
+            stored_rows(other, 'train', source) == stored_rows(run, 'train', source)
+        ).all()
+    packed = PackedSplit(other.prepared, 'train')
+    rows = stored_rows(other, 'train', 'a')
+    some = np.array([len(rows) - 1, 0, 5, 4, 5])
+    assert (packed.sources[0].read(some) == rows[some]).all()
+
+
+def test_prepared_once(run):
+    path = run.prepared / 'manifest.json'
+    written = path.stat().st_mtime_ns
+    assert prepare(run.config, run.workdir) == files.read_json(path)
+    assert path.stat().st_mtime_ns == written
+
+
+def test_another_config_is_refused_by_field(run):
+    config = run.config.copy_and_resolve_references()
+    config.data.context = 32
+    with pytest.raises(UserError, match='data.context: 16 there, 32 here'):
+        prepare(config, run.workdir)
+    config.data.context = 16
+    config.data.sources.b.weight = 0.5
+    with pytest.raises(UserError, match='data.sources.b.weight: 0.0 there, 0.5 here'):
+        prepare(config, run.workdir)
+
+
+def test_a_killed_run_is_made_anew(new_run):
+    run = new_run()
+    manifest = files.read_json(run.prepared / 'manifest.json')
+    (run.prepared / 'manifest.json').unlink()
+    (run.prepared / 'train' / 'a' / 'tokens-00000.npy').write_bytes(b'half')
+    again = prepare(run.config, run.workdir)
+    assert {**again, 'seconds': 0} == {**manifest, 'seconds': 0}
+
+
+def test_empty_and_special_looking_documents(new_run):
+    run = new_run()
+    texts = ['', '<bos>', '<|user|><pad>']
+    lines = [
+        json.dumps({'id': f'{i}\n', 'source': 'a', 'text': text}) + '\n'
+        for i, text in enumerate(texts)
+    ]
+    files.write_text(run.workdir / 'documents' / 'train.jsonl', ''.join(lines))
+    (run.prepared / 'manifest.json').unlink()
+    entry = prepare(run.config, run.workdir)['splits']['train']['a']
+    assert entry['documents'] == 2
+    batch = unpack(stored_rows(run, 'train', 'a'), *range(3))
+    text = run.tokenizer.decode(batch['targets'][batch['weights'] > 0])
+    assert text == '<bos><|user|><pad>'
+    packed = PackedSplit(run.prepared, 'train')
+    assert packed.sources[0].documents(0, 16)[:1] == ['1\n']
+
+
+def test_a_large_vocabulary_is_stored_in_32_bits(new_run, monkeypatch):
+    run = new_run()
+    (run.prepared / 'manifest.json').unlink()
+    tokenizer = LargeTokenizer(run.tokenizer)
+    monkeypatch.setattr(prepare_module.Tokenizer, 'load', lambda path: tokenizer)
+    entry = prepare(run.config, run.workdir)['splits']['train']['a']
+    rows = stored_rows(run, 'train', 'a')
+    assert entry['dtype'] == rows.dtype.name == 'uint32'
+    assert rows.max() > 2**16
+
+
+class LargeTokenizer:
+    """Ids of a vocabulary of 70,000, for the ordinary ones of another."""
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+        self.vocab_size = 70_000
+
+    def __getattr__(self, name):
+        return getattr(self._tokenizer, name)
+
+    def encode_arrays(self, texts, num_threads):
+        return [
+            tokens + 69_000
+            for tokens in self._tokenizer.encode_arrays(texts, num_threads)
+        ]
+
+
+def test_what_is_missing_is_named(tmp_path, run):
+    with pytest.raises(UserError, match='documents is not there: run .* `data`'):
+        prepare(run.config, tmp_path)
+    config = run.config.copy_and_resolve_references()
+    config.data.context = 0
+    with pytest.raises(UserError, match='data.context=0: give at least 1'):
+        prepare(config, run.workdir)

@@ -1,0 +1,203 @@
+"""Every kind of source on small files, and every way in which one can be wrong."""
+
+import gzip
+import json
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from configs import common
+from gptjax.data import file_sources, host_tensorflow, sources
+from gptjax.errors import UserError
+
+
+def documents(kind, path, data_dir='unused', **fields):
+    source = common.source(kind, str(path), **fields)
+    opened = sources.open_source('mine', source, data_dir)
+    told = []
+    found = list(opened.documents(told.append))
+    if not source.limit:
+        assert sum(told) == opened.total  # what the progress bar counts on
+    return found
+
+
+def refuses(words, kind, path, **fields):
+    """Asserts one line that names the field and holds the words in order."""
+    with pytest.raises(UserError) as caught:
+        documents(kind, path, **fields)
+    message = str(caught.value)
+    assert message.startswith('data.sources.mine.') and '\n' not in message
+    place = 0
+    for word in words:
+        assert word in message[place:], message
+        place = message.index(word, place)
+
+
+def write_lines(path, *records):
+    path.write_text(''.join(json.dumps(record) + '\n' for record in records))
+    return path
+
+
+# ---- Text
+
+
+def test_a_folder_of_text_is_a_document_a_file(tmp_path):
+    (tmp_path / 'sub').mkdir()
+    (tmp_path / 'b.txt').write_text('bee\n\nbee', encoding='utf-8-sig')
+    (tmp_path / 'sub' / 'a.md').write_text('ä')
+    (tmp_path / 'empty.txt').write_text(' \n')
+    (tmp_path / '.hidden.txt').write_text('no')
+    (tmp_path / 'other.csv').write_text('no')
+    (tmp_path / 'z.txt.gz').write_bytes(gzip.compress(b'zip'))
+    expected = [('b.txt', 'bee\n\nbee'), ('sub/a.md', 'ä'), ('z.txt.gz', 'zip')]
+    assert documents('text', tmp_path) == expected
+    assert documents('text', tmp_path / '**' / '*.[mt][dx]*') == expected
+    assert documents('text', tmp_path, limit=2) == expected[:2]
+
+
+def test_one_file_is_cut_at_empty_lines_and_nothing_is_lost(tmp_path):
+    paragraphs = [f'{n} ' + 'word ' * 150 + '\n\n' for n in range(100)]
+    path = tmp_path / 'book.txt'
+    path.write_text(''.join(paragraphs))
+    found = documents('text', path)
+    assert [identity for identity, _ in found] == [f'book.txt#{n}' for n in range(8)]
+    assert ''.join(text for _, text in found) == ''.join(paragraphs)
+    size = file_sources.PIECE_CHARACTERS
+    for _, text in found[:-1]:
+        assert size <= len(text) < size + 1000 and text.endswith('\n\n')
+
+
+@pytest.mark.parametrize('text', ['word ' * 9000, 'x' * 45_000, 'word word\n' * 4500])
+def test_one_file_without_empty_lines_is_cut_all_the_same(tmp_path, text):
+    path = tmp_path / 'book.txt'
+    path.write_text(text)
+    found = [piece for _, piece in documents('text', path)]
+    assert ''.join(found) == text
+    assert len(found) >= 2
+    assert max(map(len, found)) <= 3 * file_sources.PIECE_CHARACTERS
+    if ' ' in text:
+        assert all(piece[-1].isspace() for piece in found)
+
+
+def test_text_errors(tmp_path):
+    refuses(['.path=', 'no such file', 'folder or glob'], 'text', tmp_path / 'no.txt')
+    refuses(['.path=', 'no file matches'], 'text', tmp_path / '*.txt')
+    refuses(['.path=', 'no file in this folder', '.txt'], 'text', tmp_path)
+    empty = tmp_path / 'empty.txt'
+    empty.write_text('\n')
+    refuses(['.path=', 'empty.txt', 'empty'], 'text', empty)
+    refuses(['.path=', 'empty'], 'text', tmp_path)
+    binary = tmp_path / 'image.txt'
+    binary.write_bytes(b'ok\nok\n\x89PNG\0\0')
+    refuses(['image.txt', 'line 3', 'binary'], 'text', binary)
+    latin = tmp_path / 'latin.txt'
+    latin.write_bytes('ok\nschön'.encode('latin-1'))
+    refuses(['latin.txt', 'line 2', 'UTF-8', '0xf6', 'iconv'], 'text', latin)
+    cut = tmp_path / 'cut.txt.gz'
+    cut.write_bytes(gzip.compress(b'x' * 1000)[:-8])
+    refuses(['cut.txt.gz', 'damaged'], 'text', cut)
+    refuses(['.kind=csv', 'tfds, text, jsonl, parquet, chat'], 'csv', latin)
+
+
+# ---- JSON lines and chat
+
+
+def test_jsonl(tmp_path):
+    path = tmp_path / 'a.jsonl'
+    path.write_text('{"text": "one"}\n\n{"text": "two", "id": "x"}\n{"text": "3"}')
+    expected = [('a.jsonl#1', 'one'), ('x', 'two'), ('a.jsonl#4', '3')]
+    assert documents('jsonl', path) == expected
+    assert documents('jsonl', tmp_path) == expected
+    write_lines(path, {'body': 'one', 'key': 7, 'id': 'not this'})
+    named = dict(text_field='body', id_field='key')
+    assert documents('jsonl', path, **named) == [('7', 'one')]
+
+
+def test_half_a_surrogate_pair_in_json_becomes_a_replacement_character(tmp_path):
+    path = tmp_path / 'a.jsonl'
+    path.write_text('{"text": "a\\ud83d b\\ud83d\\ude00"}\n')
+    assert documents('jsonl', path) == [('a.jsonl#1', 'a\ufffd b😀')]
+
+
+def test_jsonl_errors(tmp_path):
+    path = tmp_path / 'a.jsonl'
+    path.write_text('{"text": "one"}\n{"text": "two"\n')
+    refuses(['.path=', 'a.jsonl', 'line 2', 'no JSON', 'mend'], 'jsonl', path)
+    path.write_text('{"text": "one"}\n\n["two"]\n')
+    refuses(['line 3', 'JSON list', 'one JSON object a line'], 'jsonl', path)
+    write_lines(path, {'text': 'one'}, {'body': 'two', 'n': 1})
+    refuses(['line 2', "'text'", "'body', 'n'", '.text_field'], 'jsonl', path)
+    write_lines(path, {'text': ['one']})
+    refuses(['line 1', '.text_field=text', 'list', 'no string'], 'jsonl', path)
+    write_lines(path, {'text': None})
+    refuses(['line 1', 'NoneType'], 'jsonl', path)
+    write_lines(path, {'text': 'one'})
+    refuses(['line 1', '.id_field=key', "'text'"], 'jsonl', path, id_field='key')
+    path.write_text('\n')
+    refuses(['.path=', 'empty'], 'jsonl', path)
+
+
+def test_chat(tmp_path):
+    messages = [
+        {'role': 'system', 'content': 'Be kind.'},
+        {'role': 'user', 'content': 'Hi'},
+        {'role': 'user', 'content': 'there'},
+        {'role': 'assistant', 'content': 'Hello!'},
+    ]
+    path = write_lines(tmp_path / 'c.jsonl', {'messages': messages, 'id': 'one'})
+    assert documents('chat', path) == [('one', 'Be kind.\n\nHi\nthere\n\nHello!')]
+
+
+def test_chat_errors(tmp_path):
+    path = write_lines(tmp_path / 'c.jsonl', {'text': 'one'})
+    refuses(['line 1', '"messages"', "'text'"], 'chat', path)
+    write_lines(
+        path, {'messages': [{'role': 'user', 'content': 'x'}, {'role': 'user'}]}
+    )
+    refuses(['line 1', 'messages[1]', '"content"'], 'chat', path)
+
+
+# ---- Parquet
+
+
+def test_parquet(tmp_path):
+    path = tmp_path / 'p.parquet'
+    table = pyarrow.table({'text': [f't{n}' for n in range(2500)], 'n': range(2500)})
+    parquet.write_table(table, path, row_group_size=700)
+    expected = [(f'p.parquet#{n}', f't{n}') for n in range(2500)]
+    assert documents('parquet', path) == expected
+    assert documents('parquet', path, limit=3) == expected[:3]
+    assert documents('parquet', tmp_path, id_field='n')[-1] == ('2499', 't2499')
+
+
+def test_parquet_errors(tmp_path):
+    path = tmp_path / 'p.parquet'
+    parquet.write_table(pyarrow.table({'body': ['x', None], 'n': [1, 2]}), path)
+    refuses(['.text_field=text', 'p.parquet', 'body, n'], 'parquet', path)
+    named = dict(text_field='body')
+    refuses(['.id_field=key', 'body, n'], 'parquet', path, id_field='key', **named)
+    refuses(['row 1', '.text_field=body', 'no string'], 'parquet', path, **named)
+    path.write_text('text')
+    refuses(['.path=', 'not a Parquet file'], 'parquet', path)
+
+
+# ---- Far away
+
+
+def test_files_through_tensorflow_as_on_gs(tmp_path):
+    """TensorFlow's own `ram://` takes the way that `gs://` takes."""
+    gfile = host_tensorflow.import_tensorflow().io.gfile
+    gfile.makedirs('ram://bucket/data/sub')
+    for name, text in (('a.txt', 'one'), ('sub/b.txt', 'two'), ('c.csv', 'no')):
+        with gfile.GFile(f'ram://bucket/data/{name}', 'w') as file:
+            file.write(text)
+    expected = [('a.txt', 'one'), ('sub/b.txt', 'two')]
+    assert documents('text', 'ram://bucket/data') == expected
+    assert documents('text', 'ram://bucket/data/*.txt') == [('a.txt#0', 'one')]
+    refuses(['.path=', 'no such file'], 'text', 'ram://bucket/none.txt')
+
+    parquet.write_table(pyarrow.table({'text': ['x', 'y']}), tmp_path / 'p.parquet')
+    gfile.copy(str(tmp_path / 'p.parquet'), 'ram://bucket/p.parquet')
+    rows = [('p.parquet#0', 'x'), ('p.parquet#1', 'y')]
+    assert documents('parquet', 'ram://bucket/p.parquet') == rows

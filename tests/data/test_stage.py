@@ -1,0 +1,51 @@
+import pytest
+
+from gptjax import files
+from gptjax.data import stage
+from gptjax.errors import UserError
+
+
+def make(folder, settings):
+    with stage.draft(folder) as path:
+        files.write_text(path / 'result', 'whole')
+        files.write_json(
+            path / 'manifest.json',
+            {'inputs': files.fingerprint(settings), 'settings': settings},
+        )
+
+
+def test_finished_is_what_the_same_settings_made(tmp_path):
+    folder = tmp_path / 'prepared'
+    assert stage.finished(folder, {'data.context': 64}) is None
+    make(folder, {'data.context': 64})
+    assert stage.finished(folder, {'data.context': 64})['settings']
+    with pytest.raises(UserError) as info:
+        stage.finished(folder, {'data.context': 128, 'data.new': 1})
+    assert str(info.value) == (
+        f'{folder} was made with another config (data.context: 64 there, 128 here; '
+        f'data.new: None there, 1 here): use another --workdir, or delete {folder}'
+    )
+
+
+def test_a_hash_is_shortened_in_the_message(tmp_path):
+    make(tmp_path / 'tokenizer', {'documents': 'a' * 64})
+    with pytest.raises(UserError, match='documents: aaaaaaaaaaaa… there, bbb… here'):
+        stage.finished(tmp_path / 'tokenizer', {'documents': 'bbb…'})
+
+
+def test_draft_is_all_or_nothing(tmp_path):
+    folder = tmp_path / 'prepared'
+    with pytest.raises(RuntimeError), stage.draft(folder) as path:
+        files.write_text(path / 'result', 'half')
+        raise RuntimeError
+    assert not folder.exists()
+    folder.mkdir()
+    files.write_text(folder / 'left over', '')
+    make(folder, {})
+    assert sorted(p.name for p in folder.iterdir()) == ['manifest.json', 'result']
+    assert [p.name for p in tmp_path.iterdir()] == ['prepared']
+
+
+def test_require_names_the_stage(tmp_path):
+    with pytest.raises(UserError, match='prepared is not there: run the stage `prep`'):
+        stage.require(tmp_path / 'prepared', 'prep')

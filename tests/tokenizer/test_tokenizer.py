@@ -1,0 +1,149 @@
+import functools
+
+import pytest
+import sentencepiece
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptjax.errors import UserError
+from gptjax.tokenizer.tokenizer import Tokenizer
+from gptjax.tokenizer.train import train_model
+
+TEXTS = [
+    'Hello there, how are you?\n\nFine, thanks. And you?\tHm ☕',
+    "I don't know ▁ what <|user|> said.\n<bos><pad><0x41> ▅▅ said",
+    '日本語 and ünïcode, e\u0301, 👩‍👩‍👧 are here.\r\n  two  spaces  ',
+] * 5
+
+# What breaks tokenizers, beside any character at all
+AWKWARD = ['▁', '▅', '\0', '\t', '\n', ' ', '  ', 'e\u0301', '\u0301', '\ufeff']
+AWKWARD += ['<|user|>', '<|end|>', '<bos>', '<pad>', '<unk>', '<s>', '<0x41>', '\ufffd']
+TEXT = st.lists(st.one_of(st.sampled_from(AWKWARD), st.text())).map(''.join)
+
+
+@functools.cache
+def tokenizer(kind):
+    return Tokenizer(train_model(TEXTS, kind, 310))
+
+
+KINDS = pytest.mark.parametrize('kind', ['bpe', 'unigram'])
+
+
+@KINDS
+@given(text=TEXT)
+def test_decode_undoes_encode(kind, text):
+    t = tokenizer(kind)
+    tokens = t.encode(text)
+    assert t.decode(tokens) == text
+    assert b''.join(map(t.bytes_of, tokens)) == text.encode()
+    assert all(0 <= token < t.vocab_size for token in tokens)
+
+
+@KINDS
+@given(text=TEXT)
+def test_no_text_encodes_to_a_special_token(kind, text):
+    t = tokenizer(kind)
+    assert not set(t.encode(text)) & set(t.specials.values())
+
+
+@KINDS
+@given(data=st.data())
+def test_stream_is_decode_of_any_tokens_and_never_part_of_a_character(kind, data):
+    t = tokenizer(kind)
+    tokens = data.draw(st.lists(st.integers(0, t.vocab_size - 1)))
+    stream = t.stream()
+    parts = [stream.push(token) for token in tokens] + [stream.finish()]
+    assert ''.join(parts) == t.decode(tokens)
+
+
+@given(text=TEXT)
+def test_stream_of_a_text_emits_only_its_prefixes(text):
+    t = tokenizer('bpe')
+    stream, emitted = t.stream(), ''
+    for token in t.encode(text):
+        emitted += stream.push(token)
+        assert text.startswith(emitted)
+    assert stream.finish() == ''
+
+
+def test_stream_holds_a_character_back_until_its_last_byte():
+    t = tokenizer('bpe')
+    stream = t.stream()
+    tokens = t.encode('🜁')  # not in the vocabulary: four bytes
+    assert [stream.push(token) for token in tokens] == ['', '', '', '🜁']
+
+
+def test_an_unfinished_character_ends_as_one_replacement():
+    t = tokenizer('bpe')
+    stream = t.stream()
+    for token in t.encode('🜁')[:2]:
+        assert stream.push(token) == ''
+    assert stream.finish() == '\ufffd'
+
+
+def test_specials_decode_to_nothing():
+    t = tokenizer('bpe')
+    assert t.specials.keys() == {
+        *('<pad>', '<bos>', '<eos>'),
+        *('<|system|>', '<|user|>', '<|assistant|>', '<|end|>'),
+    }
+    assert len(set(t.specials.values())) == 7
+    assert (t.pad_id, t.bos_id, t.eos_id) == (0, 1, 2)
+    assert t.decode([t.bos_id, *t.encode('a'), t.specials['<|end|>']]) == 'a'
+
+
+@given(texts=st.lists(TEXT))
+def test_a_batch_is_each_text_alone(texts):
+    t = tokenizer('bpe')
+    alone = [t.encode(text) for text in texts]
+    assert t.encode_batch(texts) == alone
+    assert [a.tolist() for a in t.encode_arrays(texts, num_threads=3)] == alone
+
+
+def test_a_lone_surrogate_becomes_a_question_mark():
+    t = tokenizer('bpe')
+    assert t.decode(t.encode('a\ud800b')) == 'a?b'
+
+
+def test_newlines_tabs_and_words_are_pieces():
+    texts = ['so it goes.\n\nwell, so it goes.\n\n\tand so on'] * 20
+    t = Tokenizer(train_model(texts, 'bpe', 294))
+    pieces = {t.bytes_of(token) for token in range(t.vocab_size)}
+    assert {b'.\n\n', b' so', b'\t'} <= pieces
+
+
+@KINDS
+@pytest.mark.parametrize('text', ['日本語' * 3000 + ' ', 'nospace\n' * 100])
+def test_a_space_is_kept_where_it_is_rare(kind, text):
+    with pytest.raises(UserError, match='at most') as info:
+        train_model([text], kind, 1000)
+    largest = int(str(info.value).split('at most ')[1].split(',')[0])
+    t = Tokenizer(train_model([text], kind, largest))
+    for other in (' ', 'a b', '▁ ▁', text):
+        assert t.decode(t.encode(other)) == other
+
+
+def test_load_names_the_file_and_the_fix(tmp_path):
+    path = tmp_path / 'tokenizer.model'
+    with pytest.raises(UserError, match='no such file: make it with the stage'):
+        Tokenizer.load(path)
+    path.write_bytes(b'not a model')
+    with pytest.raises(UserError, match='not a tokenizer of this project'):
+        Tokenizer.load(path)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS),
+        model_prefix=str(tmp_path / 'other'),
+        vocab_size=60,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    with pytest.raises(UserError, match='no token <pad>'):
+        Tokenizer.load(tmp_path / 'other.model')
+
+
+def test_fingerprint_is_of_the_file(tmp_path):
+    model = train_model(TEXTS, 'bpe', 310)
+    (tmp_path / 'a').write_bytes(model)
+    loaded = Tokenizer.load(tmp_path / 'a')
+    assert loaded.fingerprint == tokenizer('bpe').fingerprint
+    assert Tokenizer(train_model(TEXTS, 'bpe', 330)).fingerprint != loaded.fingerprint
