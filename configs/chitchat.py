@@ -1,6 +1,6 @@
 """The embedded default: 12 MB of human conversations, ten minutes on two cores.
 
-    python -m gptjax pretrain --config configs/chitchat.py --workdir runs/chitchat
+python -m gptjax pretrain --config configs/chitchat.py --workdir runs/chitchat
 """
 
 from configs import common

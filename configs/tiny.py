@@ -1,6 +1,6 @@
 """A model for tests and first tries: 200 steps end within 90 seconds on two cores.
 
-    python -m gptjax pretrain --config configs/tiny.py --workdir runs/tiny
+python -m gptjax pretrain --config configs/tiny.py --workdir runs/tiny
 """
 
 from configs import common
@@ -14,9 +14,7 @@ def get_config(variant: str = ''):
     config.data.context = 64
     config.tokenizer.vocab_size = 512
     # heads, width and context divide by 4, the batch by 8: any mesh of 8 fits
-    config.model.update(
-        num_layers=2, width=64, num_heads=4, num_kv_heads=4, context=64
-    )
+    config.model.update(num_layers=2, width=64, num_heads=4, num_kv_heads=4, context=64)
     config.train.update(
         num_steps=200, batch_size=16, log_every=10, eval_every=50, eval_batches=4
     )

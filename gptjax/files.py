@@ -1,5 +1,6 @@
 """Writing files so that nobody ever sees half of one, and hashing them."""
 
+import errno
 import hashlib
 import json
 import os
@@ -45,3 +46,39 @@ def fingerprint(value) -> str:
     """The hexadecimal SHA-256 of a JSON value, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+# A place that cannot be written to, as the system says it; and as libraries say
+# that have no OSError of it (TensorStore, TensorFlow, NumPy).
+UNWRITABLE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+)
+FULL = (
+    *(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)),
+    'requested and',  # NumPy: '1048576 requested and 4096 written'
+)
+
+
+def unwritable(error: BaseException) -> str | None:
+    """Why the place could not be written to, if that is what `error` comes from.
+
+    As 'runs/a/metrics.jsonl: No space left on device'; the error's causes count.
+    """
+    seen = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            where = f'{error.filename}: ' if error.filename else ''
+            return f'{where}{error.strerror}'
+        for reason in FULL:
+            if reason in str(error):
+                return FULL[0] if reason == FULL[-1] else reason
+        error = error.__cause__ or error.__context__
+    return None

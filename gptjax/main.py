@@ -4,17 +4,26 @@ Stages import what they need when they run: `--help` answers at once, and
 TensorFlow is loaded only where data is read.
 """
 
-import errno
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from gptjax import rundir
+from gptjax import files, rundir
 from gptjax.errors import UserError
 
-INTERRUPTED = 75  # the exit code of a run that SIGTERM stopped and that can go on
+# TensorFlow greets on standard error, about hardware that it is not to use.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+
+USER_ERROR = 2
+INTERRUPTED = 75  # SIGTERM stopped a run, which the same command goes on with
+CTRL_C = 130  # the same, by the shell's convention
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'configs/NAME.py[:variant]; by default the one in --workdir'
@@ -29,13 +38,17 @@ _TOP_K = flags.DEFINE_integer('top_k', None, 'sample: draw from so many; 0: all'
 _TOP_P = flags.DEFINE_float('top_p', None, 'sample: draw from this much probability')
 _MIN_P = flags.DEFINE_float('min_p', None, "sample: share of the likeliest's")
 _AGAINST = flags.DEFINE_string('against', None, 'bench train: also measure torch')
+_AGAINST_PYTHON = flags.DEFINE_string(
+    'against_python', None, 'bench train: the Python that has torch; else this one'
+)
 _MULTIHOST = flags.DEFINE_bool(
     'multihost', False, 'one of several processes of a TPU or GPU cluster'
 )
 
 
 def main(argv: list[str]) -> int:
-    """Runs one stage; the exit code: 0, 2 for a user's error, 75 if interrupted."""
+    """Runs one stage; the exit code: 0, 2 for a user's error, 75 and 130 as above."""
+    before = _exit_on_sigterm()
     try:
         stage, words = _parse(argv)
         if stage is None:
@@ -44,68 +57,79 @@ def main(argv: list[str]) -> int:
         return STAGES[stage](words) or 0
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in _PLACE_ERRORS:
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print('\ninterrupted; the same command goes on from there', file=sys.stderr)
+        return CTRL_C
+    except Exception as error:
+        why = files.unwritable(error)
+        if why is None:
             raise
-        where = error.filename or _WORKDIR.value
         print(
-            f'error: --workdir={_WORKDIR.value}: cannot write {where}: '
-            f'{error.strerror}: free some space, or use another --workdir',
+            f'error: --workdir={_WORKDIR.value}: cannot write there ({why}): free '
+            'some space, or use another --workdir',
             file=sys.stderr,
         )
-        return 2
+        return USER_ERROR
+    finally:
+        if before:
+            signal.signal(signal.SIGTERM, before)
 
 
-_PLACE_ERRORS = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.EEXIST,
-)
+def _exit_on_sigterm():
+    """Makes SIGTERM an exit code; returns what it was before, to put it back.
+
+    Data in the making is lost, and made anew by the same command; training has
+    a better way, which saves.
+    """
+
+    def leave(number, frame):
+        raise SystemExit(INTERRUPTED)
+
+    if threading.current_thread() is not threading.main_thread():
+        return None  # signals are the main thread's
+    return signal.signal(signal.SIGTERM, leave)
 
 
 # ---- stages -------------------------------------------------------------------
 
 
 def _data(words):
-    from gptjax.data import documents, ledger
+    from gptjax.data import ledger
 
     config, workdir = _open(words)
     if _STEP.value is None:
-        documents.build_documents(config, workdir)
+        _make(config, workdir, [_documents])
         return
     for line in ledger.describe_batch(config, workdir, _STEP.value):
         print(line)
 
 
 def _tokenizer(words):
-    from gptjax.tokenizer import train
-
     config, workdir = _open(words)
-    train.train_tokenizer(config, workdir)
+    _make(config, workdir, [_vocabulary])
 
 
 def _prepare(words):
     config, workdir = _open(words)
-    _make_data(config, workdir)
+    _make(config, workdir, [_documents, _vocabulary, _shards])
 
 
 def _pretrain(words):
-    from gptjax.train import pretrain
-
     config, workdir = _open(words)
-    _make_data(config, workdir)
+    from gptjax.train import check, pretrain
+
+    check.check_config(config)
+    _make(config, workdir, [_documents, _vocabulary, _shards])
     summary = pretrain.pretrain(config, workdir)
     if summary['reason'] == 'interrupted':
-        print(f'saved at step {summary["step"]}; the same command goes on from there')
-        return INTERRUPTED
+        pretrain.say(
+            f'saved at step {summary["step"]:,}; the same command goes on from there'
+        )
+        return CTRL_C if summary['signal'] == signal.SIGINT else INTERRUPTED
     loss = summary['validation']
-    print(
-        f'{summary["reason"]} at step {summary["step"]}: validation loss '
+    pretrain.say(
+        f'{summary["reason"]} at step {summary["step"]:,}: validation loss '
         f'{loss["loss"]:.4f}, {loss["bits_per_byte"]:.4f} bits per byte'
     )
 
@@ -149,19 +173,67 @@ def _bench(words):
     elif words[:1] == ['train']:
         from gptjax.bench import train
 
-        train.run(_no_more(words[1:]), _CONFIG.value, _AGAINST.value)
+        _no_more(words[1:])
+        if _CONFIG.value is None:
+            raise UserError('--config is missing: give one, as configs/bench.py')
+        train.run(_CONFIG.value, _AGAINST.value, _AGAINST_PYTHON.value)
     else:
         raise UserError(f'bench {" ".join(words)}: use `bench data` or `bench train`')
 
 
-def _make_data(config, workdir):
+def _make(config, workdir, stages):
     """Everything before training; each part at once where it is done already."""
-    from gptjax.data import documents, prepare
+
+    def make():
+        for stage in stages:
+            began = time.monotonic()
+            told, there = stage(config, workdir)
+            seconds = time.monotonic() - began
+            print(f'{told} ({"found" if there else f"made in {seconds:,.0f} s"})')
+        rundir.write_config(config, workdir)
+
+    if not _MULTIHOST.value:
+        make()
+        return
+    from gptjax.parallel import multihost
+
+    multihost.first_makes(workdir, make)
+
+
+def _documents(config, workdir):
+    """(a line about RUN/documents, whether it was there)."""
+    from gptjax.data import documents
+
+    there = (workdir / 'documents' / 'manifest.json').exists()
+    splits = documents.build_documents(config, workdir)['splits']
+    counts = [f'{split["documents"]:,} {name}' for name, split in splits.items()]
+    return f'documents: {", ".join(counts)}', there
+
+
+def _vocabulary(config, workdir):
+    """(a line about RUN/tokenizer, whether it was there)."""
     from gptjax.tokenizer import train
 
-    documents.build_documents(config, workdir)
-    train.train_tokenizer(config, workdir)
-    prepare.prepare(config, workdir)
+    there = (workdir / 'tokenizer' / 'manifest.json').exists()
+    made = train.train_tokenizer(config, workdir)
+    bytes_per_token = made['bytes_per_token']
+    return (
+        f'tokenizer: {made["vocab_size"]:,} pieces, {bytes_per_token:.2f} bytes each',
+        there,
+    )
+
+
+def _shards(config, workdir):
+    """(a line about RUN/prepared, whether it was there)."""
+    from gptjax.data import prepare
+
+    there = (workdir / 'prepared' / 'manifest.json').exists()
+    splits = prepare.prepare(config, workdir)['splits']
+    tokens = [
+        f'{sum(source["predicted_tokens"] for source in sources.values()):,} {name}'
+        for name, sources in splits.items()
+    ]
+    return f'tokens: {", ".join(tokens)}', there
 
 
 STAGES = {
@@ -198,11 +270,24 @@ def _parse(argv):
         raise UserError(f'no stage {stage!r}: use one of {", ".join(STAGES)}')
     try:
         words = flags.FLAGS([argv[0], *argv[2:]])
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as e:
-        raise UserError(_explain(e, argv)) from e
+    except _FLAG_ERRORS as error:
+        raise UserError(_explain(error, argv)) from error
     if not isinstance(_CONFIG.value, ConfigDict | None):
-        raise UserError('--config: no such file: give one, as configs/tiny.py')
+        given = flags.FLAGS['config'].config_filename
+        raise UserError(f'--config={given}: no such file: give one, as configs/tiny.py')
     return stage, words[1:]
+
+
+_FLAG_ERRORS = (
+    flags.Error,
+    AttributeError,
+    ImportError,
+    KeyError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 
 
 def _explain(error, argv):
@@ -210,17 +295,20 @@ def _explain(error, argv):
     first = error  # the innermost error knows best what is wrong
     while first.__cause__ or first.__context__:
         first = first.__cause__ or first.__context__
+    fields = [word.split('=')[0] for word in argv if word.startswith('--config.')]
     if isinstance(error, flags.UnrecognizedFlagError) and '.' in error.flagname:
         return f'--{error.flagname} needs a --config whose field it changes'
     if isinstance(first, OSError):
         return f'--config: {first.filename}: {first.strerror}: is the path right?'
-    if isinstance(first, AttributeError | KeyError):
+    if isinstance(first, SyntaxError):
+        return f'--config: {first.filename}: line {first.lineno} is no Python: mend it'
+    if isinstance(first, AttributeError | KeyError) and fields:
         name = str(first.args[0]).split("'")[0].strip('"') if first.args else ''
-        names = [word.split('=')[0] for word in argv if word.startswith('--config.')]
-        field = next((n for n in names if name in n.split('.')), names[-1])
+        field = next((f for f in fields if name in f.split('.')), fields[-1])
         return f'{field}: no such config field: configs/common.py lists them'
     told = str(error).strip().split('\n')[0]
-    return told if str(first) in told else str(first)
+    told = told if str(first) in told else str(first)
+    return told if isinstance(error, flags.Error) else f'--config: {told}'
 
 
 def _open(words):
@@ -228,15 +316,16 @@ def _open(words):
     _no_more(words)
     if not _WORKDIR.value:
         raise UserError('--workdir is missing: name the run directory, as runs/tiny')
+    workdir = Path(_WORKDIR.value).expanduser().absolute()
+    if _CONFIG.value is None:
+        config = rundir.read_config(workdir)
+    else:
+        config = _CONFIG.value.copy_and_resolve_references()
+        rundir.check_run(config, workdir)
     if _MULTIHOST.value:
         from gptjax.parallel import multihost
 
         multihost.initialize()
-    workdir = Path(_WORKDIR.value).expanduser().absolute()
-    if _CONFIG.value is None:
-        return rundir.read_config(workdir), workdir
-    config = _CONFIG.value.copy_and_resolve_references()
-    rundir.open_run(config, workdir)
     return config, workdir
 
 

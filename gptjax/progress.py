@@ -2,80 +2,124 @@
 
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Event, Thread
 
 QUIET_SECONDS = 2.0  # nothing is shown before
 LINE_SECONDS = 15.0  # between lines where the output is no terminal
 
 
+class Count:
+    """How far something is, counted by one thread and drawn by another."""
+
+    def __init__(self, total: float, start: float):
+        self.total = total
+        self.done = start
+        self.note = ''
+        self._began = time.monotonic()
+        self._first = None  # (time, done) at the first advance: before it, set-up
+
+    def advance(self, amount: float = 1, note: str | None = None) -> None:
+        self.done += amount
+        if note is not None:
+            self.note = note
+        if amount and self._first is None:
+            self._first = time.monotonic(), self.done
+
+    def elapsed(self) -> str:
+        """As '0:07'."""
+        minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
+        return f'{minutes}:{seconds:02}'
+
+    def seconds_left(self) -> float | None:
+        """At the rate so far; None while nobody knows."""
+        if not self.total or self._first is None or self.done <= self._first[1]:
+            return None
+        began, start = self._first
+        rate = (self.done - start) / (time.monotonic() - began)
+        return max(self.total - self.done, 0.0) / rate
+
+
 @contextmanager
-def bar(label: str, total: float, unit: str = ''):
-    """Yields `advance(amount, note='')`; draws on standard error.
+def bar(label: str, total: float, unit: str = '', start: float = 0) -> Iterator:
+    """Yields `advance(amount=1, note=None)`; draws on standard error.
 
     On a terminal it is one line drawn anew; elsewhere (a log file, CI) a line
-    every fifteen seconds.
+    after two seconds and then every fifteen. It is drawn from a thread of its
+    own, and so lives on while the caller compiles or waits.
 
     Args:
         label: what is being done, as 'cleaning'.
         total: how many units there are; 0 where nobody knows.
         unit: what one is, as 'documents'.
+        start: the units that were done before.
     """
-    draw = _terminal_bar if sys.stderr.isatty() else _line_bar
-    with draw(label, total, unit) as advance:
-        yield advance
+    count = Count(total, start)
+    draw = _draw_bar if sys.stderr.isatty() else _draw_lines
+    ended = Event()
+    drawing = Thread(target=draw, args=(label, unit, count, ended), daemon=True)
+    drawing.start()
+    try:
+        yield count.advance
+    finally:
+        ended.set()
+        drawing.join()
 
 
-@contextmanager
-def _terminal_bar(label, total, unit):
+def _draw_lines(label: str, unit: str, count: Count, ended: Event) -> None:
+    wait = QUIET_SECONDS
+    while not ended.wait(wait):
+        wait = LINE_SECONDS
+        parts = [f'{label}: {_amount(unit, count)}'.rstrip(': '), _left(count)]
+        line = ', '.join(part for part in parts if part)
+        print(f'{line}  {count.note}'.rstrip(), file=sys.stderr, flush=True)
+
+
+def _draw_bar(label: str, unit: str, count: Count, ended: Event) -> None:
+    if ended.wait(QUIET_SECONDS):
+        return
     from rich import progress
-
-    columns = (
-        progress.TextColumn('{task.description}'),
-        progress.BarColumn(),
-        progress.TextColumn('{task.completed:,.0f}/{task.total:,.0f} ' + unit),
-        progress.TimeElapsedColumn(),
-        progress.TextColumn('left'),
-        progress.TimeRemainingColumn(),
-        progress.TextColumn('{task.fields[note]}'),
-    )
     from rich.console import Console
 
-    drawing = progress.Progress(*columns, console=Console(stderr=True))
-    task = drawing.add_task(label, total=total or None, note='')
-    began, shown = time.monotonic(), False
+    columns = (
+        progress.TextColumn('{task.description}', markup=False),
+        progress.BarColumn(bar_width=30),  # it pulses where the total is unknown
+        progress.TextColumn('{task.fields[amount]}', markup=False),
+        progress.TextColumn('{task.fields[note]}', markup=False),
+    )
 
-    def advance(amount: float = 1, note: str | None = None):
-        nonlocal shown
-        drawing.advance(task, amount)
-        if note is not None:
-            drawing.update(task, note=note)
-        if not shown and time.monotonic() - began > QUIET_SECONDS:
-            drawing.start()
-            shown = True
+    def fields():
+        told = (count.elapsed(), _left(count), count.note)
+        note = '  '.join(part for part in told if part)
+        return dict(amount=_amount(unit, count), note=note)
 
-    try:
-        yield advance
-    finally:
-        if shown:
-            drawing.stop()
+    # Printing goes above the bar, unless standard output goes elsewhere.
+    drawing = progress.Progress(
+        *columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty()
+    )
+    with drawing:
+        task = drawing.add_task(
+            label, total=count.total or None, completed=count.done, **fields()
+        )
+        while not ended.wait(0.2):
+            drawing.update(task, completed=count.done, **fields())
+        drawing.update(task, completed=count.done, **fields())
 
 
-@contextmanager
-def _line_bar(label, total, unit):
-    began = spoken = time.monotonic()
-    done = 0.0
+def _amount(unit: str, count: Count) -> str:
+    """'3,000/5,000 documents'; nothing where nothing is counted."""
+    if count.total:
+        return f'{count.done:,.0f}/{count.total:,.0f} {unit}'.rstrip()
+    return f'{count.done:,.0f} {unit}'.rstrip() if count.done else ''
 
-    def advance(amount: float = 1, note: str | None = None):
-        nonlocal done, spoken
-        done += amount
-        now = time.monotonic()
-        if now - began < QUIET_SECONDS or now - spoken < LINE_SECONDS:
-            return
-        spoken = now
-        line = f'{label}: {done:,.0f} {unit}'.rstrip()
-        if total:
-            left = (now - began) * (total - done) / max(done, 1e-9)
-            line = f'{label}: {done:,.0f}/{total:,.0f} {unit}, {left:,.0f} s left'
-        print(f'{line}  {note or ""}'.rstrip(), file=sys.stderr, flush=True)
 
-    yield advance
+def _left(count: Count) -> str:
+    seconds = count.seconds_left()
+    if seconds is None:
+        return ''
+    if seconds < 90:
+        return f'{seconds:,.0f} s left'
+    if seconds < 5400:
+        return f'{seconds / 60:,.0f} min left'
+    return f'{seconds / 3600:,.1f} h left'

@@ -1,6 +1,7 @@
 """A run directory: it describes itself, and belongs to one config."""
 
 import platform
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -38,25 +39,27 @@ PACKAGES = (
 )
 
 
-def open_run(config: ConfigDict, workdir: Path) -> None:
-    """Makes RUN, or makes sure that it is this config's, and writes its config.
+def check_run(config: ConfigDict, workdir: Path) -> None:
+    """Makes sure that RUN, if there is one, is this config's; writes nothing.
 
     Raises:
         UserError: RUN has checkpoints of a config that differs in a field
-            that decides the weights.
+            that decides the weights, or its config cannot be read.
     """
     path = workdir / 'config.json'
-    new = to_json(config)
-    if path.exists() and any((workdir / 'checkpoints').glob('[0-9]*')):
-        old = files.read_json(path)
-        for name, was, now in differences(old, new):
-            section = name.split('.')[0]
-            if section in FIXED and name not in FREE:
-                raise UserError(
-                    f'--workdir={workdir} was trained with another config ({name}: '
-                    f'{was!r} there, {now!r} here): use another --workdir'
-                )
-    files.write_json(path, new)
+    if not path.exists() or not any((workdir / 'checkpoints').glob('[0-9]*')):
+        return
+    for name, was, now in differences(_read(path), to_json(config)):
+        if name.split('.')[0] in FIXED and name not in FREE:
+            raise UserError(
+                f'--workdir={workdir} was trained with another config ({name}: '
+                f'{was!r} there, {now!r} here): use another --workdir'
+            )
+
+
+def write_config(config: ConfigDict, workdir: Path) -> None:
+    """Writes RUN/config.json, and with what it is run."""
+    files.write_json(workdir / 'config.json', to_json(config))
     files.write_json(workdir / 'environment.json', environment())
 
 
@@ -64,7 +67,7 @@ def read_config(workdir: Path) -> ConfigDict:
     """The config of an existing run directory.
 
     Raises:
-        UserError: it has none.
+        UserError: it has none, or one that cannot be read.
     """
     path = workdir / 'config.json'
     if not path.exists():
@@ -72,7 +75,16 @@ def read_config(workdir: Path) -> ConfigDict:
             f'--workdir={workdir} is no run directory (it has no config.json): give '
             'one that a stage has made, or name a --config'
         )
-    return from_json(files.read_json(path))
+    return from_json(_read(path))
+
+
+def _read(path: Path) -> dict:
+    try:
+        return files.read_json(path)
+    except ValueError as error:
+        raise UserError(
+            f'{path} is no JSON ({error}): delete it and give the run a --config'
+        ) from error
 
 
 def to_json(config: ConfigDict) -> dict:
@@ -106,7 +118,7 @@ def environment() -> dict:
         except metadata.PackageNotFoundError:
             versions[package] = None
     return dict(
-        command=' '.join(['python -m gptjax', *sys.argv[1:]]),
+        command=shlex.join(['python', '-m', 'gptjax', *sys.argv[1:]]),
         revision=_revision(),
         python=platform.python_version(),
         platform=platform.platform(),

@@ -2,9 +2,34 @@
 
 import os
 
-# Before jax is imported anywhere. Eight devices stand for a small pod.
+import jax
+import pytest
+
+# Before jax looks for devices. Eight stand for a small pod.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 _FLAG = '--xla_force_host_platform_device_count=8'
 if _FLAG not in os.environ.get('XLA_FLAGS', ''):
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAG}'.strip()
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
+from tests import runs  # noqa: E402
+
+# Most of a test's time is compilation. Processes that tests start are not told.
+jax.config.update('jax_disable_most_optimizations', True)
+
+
+@pytest.fixture(scope='session')
+def prepared_run(tmp_path_factory):
+    """A run directory with the data of configs/tiny.py; copy it, leave it alone."""
+    workdir = tmp_path_factory.mktemp('prepared') / 'run'
+    words = ('prepare', '--config=configs/tiny.py', f'--workdir={workdir}')
+    runs.finish(runs.start(*words))
+    return workdir
+
+
+@pytest.fixture(scope='session')
+def trained_run(prepared_run, tmp_path_factory):
+    """The same with a model that was trained for four steps."""
+    workdir = runs.copy(prepared_run, tmp_path_factory.mktemp('trained') / 'run')
+    runs.finish(runs.start('pretrain', f'--workdir={workdir}', *runs.SHORT))
+    return workdir

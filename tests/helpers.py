@@ -2,8 +2,8 @@
 
 import jax
 import numpy as np
-from configs import common
 
+from configs import common
 from gptjax.models import settings
 from gptjax.parallel.mesh import make_mesh
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gptjax import files
@@ -37,23 +38,28 @@ def sample(
         )
     if not 0 <= seed < 2**31:
         raise UserError(f'--seed={seed}: use a number from 0 to {2**31 - 1}')
-    trained = load(config, workdir, make_mesh(one_device(config)))
+    trained = load(config, workdir, mesh_of_one_text(config))
     texts = []
     for number, prompt in enumerate(prompts or settings.prompts):
         print(f'--- {prompt!r}')
         text = _complete(trained, prompt, settings.max_tokens, sampling, seed + number)
         record = dict(prompt=prompt, text=text, seed=seed + number, step=trained.step)
-        texts.append(dict(record, **{n: float(v) for n, v in sampling._asdict().items()}))
+        texts.append(
+            dict(record, **{n: float(v) for n, v in sampling._asdict().items()})
+        )
     if not prompts:
         files.write_json(workdir / 'samples.json', texts)
     return texts
 
 
-def one_device(config: ConfigDict) -> ConfigDict:
-    """The mesh section for a single text: the tensor axis alone stays split."""
-    mesh = ConfigDict(config.mesh.to_dict())
-    mesh.update(data=-1, fsdp=1, context=1)
-    return mesh
+def mesh_of_one_text(config: ConfigDict) -> Mesh:
+    """The tensor axis alone, where there are devices for it; else one device."""
+    devices = jax.devices()
+    tensor = len(devices) if config.mesh.tensor == -1 else config.mesh.tensor
+    section = ConfigDict(dict(data=1, fsdp=1, tensor=1, context=1))
+    if tensor <= len(devices):
+        section.tensor = tensor
+    return make_mesh(section, devices[: section.tensor])
 
 
 def _complete(trained, prompt, max_tokens, sampling, seed):

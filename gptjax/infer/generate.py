@@ -16,31 +16,35 @@ from gptjax.models.cache import empty_cache
 # Prompts are padded to a power of two from here, so that few lengths compile.
 LEAST_BUCKET = 16
 
+ENDED = -1  # stands for the token of a row that has none any more
+
 
 def generate(
     settings: FrozenConfigDict,
     params,
     prompts: list[list[int]],
     max_tokens: int,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling,
     seeds: list[int] | None = None,
     stop: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Yields the next token of every prompt until all have ended.
 
+    A row ends with the token `stop`, after `max_tokens`, or where prompt and
+    reply fill the model's positions. What it draws depends neither on the other
+    rows nor on when they end.
+
     Args:
         settings: of the model.
         params: of the model.
         prompts: token ids, each with at least one (as a rule BOS).
-        max_tokens: at most so many are drawn; fewer where the model's
-            positions end.
+        max_tokens: at most so many are drawn.
         sampling: how.
         seeds: of the draws, one a prompt; by default 0, 1, ...
-        stop: the token that ends a row (EOS); a row that has ended goes on
-            yielding it.
+        stop: the token that ends a row, itself yielded (EOS).
 
     Yields:
-        int32 (B,).
+        int32 (B,), `ENDED` in rows that have ended before.
 
     Raises:
         UserError: a prompt is empty or longer than the model's positions.
@@ -69,16 +73,15 @@ def generate(
     next_B, cache = prefill(params, tokens, positions, lengths, cache, seeds, sampling)
     ended = np.zeros(B, bool)
     for drawn in range(1, max_tokens + 1):
-        row = np.where(ended, stop, np.asarray(next_B)) if stop is not None else next_B
-        row = np.asarray(row)
+        row = np.where(ended, ENDED, np.asarray(next_B))
         yield row
+        ended |= lengths + drawn >= settings.context
         if stop is not None:
-            ended = row == stop
-        last = int(lengths.max()) + drawn >= settings.context
-        if ended.all() or last or drawn == max_tokens:
+            ended |= row == stop
+        if ended.all() or drawn == max_tokens:
             return
-        places = jnp.asarray(lengths + drawn - 1)
-        next_B, cache = advance(params, row, places, cache, seeds, sampling)
+        places = lengths + drawn - 1  # past the cache's end: never written
+        next_B, cache = advance(params, next_B, places, cache, seeds, sampling)
 
 
 @lru_cache(maxsize=8)
@@ -88,9 +91,8 @@ def _compiled(settings):
     @partial(jax.jit, donate_argnums=4)
     def prefill(params, tokens_BT, positions_BT, lengths_B, cache, seeds_B, sampling):
         model = gpt.bind(settings, params)
-        logits_BTV, cache = model.decode(tokens_BT, positions_BT, cache)
-        last_BV = logits_BTV[jnp.arange(tokens_BT.shape[0]), lengths_B - 1]
-        return draw(last_BV, seeds_B, lengths_B, sampling), cache
+        last_B1V, cache = model.decode(tokens_BT, positions_BT, cache, lengths_B - 1)
+        return draw(last_B1V[:, 0], seeds_B, lengths_B, sampling), cache
 
     @partial(jax.jit, donate_argnums=3)
     def advance(params, tokens_B, places_B, cache, seeds_B, sampling):

@@ -48,9 +48,14 @@ def filter_logits(logits_BV, sampling: Sampling):
     what the one before left, renormalised. The likeliest token always stays.
     """
     B, V = logits_BV.shape
-    column = lambda x, dtype: jnp.broadcast_to(jnp.asarray(x, dtype), (B,))[:, None]
+
+    def column(x, dtype):
+        return jnp.broadcast_to(jnp.asarray(x, dtype), (B,))[:, None]
+
     temperature = column(sampling.temperature, jnp.float32)
-    logits = logits_BV / jnp.where(temperature > 0, temperature, 1.0)
+    # From the likeliest down: at no temperature does the division overflow upwards.
+    logits = logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)
+    logits = logits / jnp.where(temperature > 0, temperature, 1.0)
 
     # Work in falling order, where each filter keeps a first part of the row.
     order = jnp.argsort(-logits, axis=-1)
@@ -61,7 +66,9 @@ def filter_logits(logits_BV, sampling: Sampling):
 
     probabilities = jax.nn.softmax(ranked, axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    beyond = before >= column(sampling.top_p, jnp.float32)
+    top_p = column(sampling.top_p, jnp.float32)
+    # In float32 the sum can reach one before the row ends.
+    beyond = (before >= top_p) & (top_p < 1)
     ranked = jnp.where(beyond & (ranks > 0), -jnp.inf, ranked)
 
     # Sharing a normaliser, probabilities compare as logits do.

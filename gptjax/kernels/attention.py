@@ -55,7 +55,9 @@ def masked_attention(query_BTNH, key_BSKH, value_BSKH, mask_BTS, softcap=0.0):
         'BTKGH,BSKH->BKGTS', query, key_BSKH, preferred_element_type=jnp.float32
     )
     probabilities = _softmax(scores, mask_BTS[:, None, None], softcap)
-    mixed = jnp.einsum('BKGTS,BSKH->BTKGH', probabilities.astype(value_BSKH.dtype), value_BSKH)
+    mixed = jnp.einsum(
+        'BKGTS,BSKH->BTKGH', probabilities.astype(value_BSKH.dtype), value_BSKH
+    )
     return mixed.reshape(B, T, N, H)
 
 

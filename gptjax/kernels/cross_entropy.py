@@ -80,7 +80,11 @@ def _number_of_chunks(shape, chunk) -> int:
     if not chunk or chunk >= tokens:
         return 1
     wanted = -(-tokens // chunk)
-    return next(n for n in range(1, shape[-1] + 1) if shape[-1] % n == 0 and n >= min(wanted, shape[-1]))
+    return next(
+        n
+        for n in range(1, shape[-1] + 1)
+        if shape[-1] % n == 0 and n >= min(wanted, shape[-1])
+    )
 
 
 def _strided_chunks(x, axis, num_chunks):

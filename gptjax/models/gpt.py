@@ -121,22 +121,28 @@ class GPT(nnx.Module):
         def run(x, layer):
             block, window, layer_key, _ = layer
             x, _ = block(x, context, window, layer_key)
-            x = constrain(x, 'tokens', None) if flat else constrain(x, 'batch', 'time', None)
+            x = (
+                constrain(x, 'tokens', None)
+                if flat
+                else constrain(x, 'batch', 'time', None)
+            )
             return x, None
 
         x, _ = self._scan(run, x, key, cache=None)
         return self.final_norm(x)
 
-    def decode(self, tokens_BT, positions_BT, cache):
+    def decode(self, tokens_BT, positions_BT, cache, last_B=None):
         """Logits of tokens that go on from what the cache holds.
 
         Args:
             tokens_BT: int32; the prompt at first, then a token at a time.
             positions_BT: int32, each row's own; past the cache's end: padding.
             cache: (keys, values), each (L, B, S, K, H).
+            last_B: int32; of each row only the logits at this place, as a
+                prompt's others are of no use and may be gigabytes. None: all.
 
         Returns:
-            (logits (B, T, V) float32, the cache with these tokens).
+            (logits (B, T, V) or (B, 1, V), float32, the cache with these tokens).
         """
         ones = jnp.ones_like(tokens_BT)
         x, context = self._embed(tokens_BT, ones, positions_BT, None)
@@ -146,11 +152,13 @@ class GPT(nnx.Module):
             return block(x, context, window, None, layer_cache)
 
         x, cache = self._scan(run, x, None, cache)
+        if last_B is not None:
+            x = jnp.take_along_axis(x, last_B[:, None, None], axis=1)
         return self.logits(self.final_norm(x)), cache
 
     def logits(self, hidden):
         """float32 logits (..., V) of hidden vectors (..., D), soft-capped."""
-        logits = jnp.einsum("...D,DV->...V", hidden, self.head_DV(hidden.dtype))
+        logits = jnp.einsum('...D,DV->...V', hidden, self.head_DV(hidden.dtype))
         logits = logits.astype(jnp.float32)
         cap = self.config.logit_softcap
         return cap * jnp.tanh(logits / cap) if cap else logits

@@ -45,7 +45,9 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x):
         x32 = x.astype(jnp.float32)
-        scale = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
+        scale = jax.lax.rsqrt(
+            jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon
+        )
         return (x32 * scale * self.scale[...]).astype(x.dtype)
 
 
@@ -127,7 +129,9 @@ class Embedding(nnx.Module):
         """(B, T, D) in `dtype`."""
         x = jnp.take(self.token[...], tokens_BT, axis=0)
         if self.position is not None:
-            x = x + jnp.take(self.position[...], positions_BT, axis=0)
+            # Padding of a batch may stand past the last position.
+            position = jnp.take(self.position[...], positions_BT, axis=0, mode='clip')
+            x = x + position
         return x.astype(dtype)
 
 

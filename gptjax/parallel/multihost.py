@@ -1,6 +1,18 @@
-"""Several processes, one program."""
+"""Several processes, one program, one shared run directory."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from gptjax import files
+from gptjax.errors import UserError
+
+SHARED_SECONDS = 60.0  # in which a file shows on every process' disk
+POLL_SECONDS = 0.5
 
 
 def initialize() -> None:
@@ -11,3 +23,61 @@ def initialize() -> None:
 def is_first() -> bool:
     """Whether this process writes what is written once."""
     return jax.process_index() == 0
+
+
+def meet(name: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def first_makes(workdir: Path, make: Callable[[], None]) -> None:
+    """The first process calls `make`; the others wait, however long, and go on.
+
+    They wait for a file in the run directory and not in a collective operation,
+    which gives up after minutes.
+
+    Raises:
+        UserError: `make` raised it (then every process does), or the processes
+            do not share the run directory.
+    """
+    if jax.process_count() == 1:
+        return make()
+    token = np.random.default_rng().integers(2**31) if is_first() else 0
+    token = int(multihost_utils.broadcast_one_to_all(np.int32(token)))
+    begun, ended = workdir / f'.begun-{token}', workdir / f'.ended-{token}'
+    if is_first():
+        files.write_text(begun, '')
+    visible = _appears(begun, SHARED_SECONDS)
+    if not multihost_utils.process_allgather(np.array(visible)).all():
+        raise UserError(
+            f'--workdir={workdir}: not every process sees what the first one writes '
+            'there: give a folder that all of them share'
+        )
+    error = None
+    if is_first():
+        try:
+            make()
+        except UserError as raised:
+            error = raised
+        files.write_json(ended, {'error': error and str(error)})
+    else:
+        _appears(ended, float('inf'))
+        error = files.read_json(ended)['error']
+        error = error and UserError(error)
+    meet(f'{workdir} is made')
+    if is_first():
+        begun.unlink()
+        ended.unlink()
+    if error:
+        raise error
+
+
+def _appears(path: Path, seconds: float) -> bool:
+    """Whether the file shows in so many seconds."""
+    limit = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > limit:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True

@@ -1,28 +1,41 @@
 """Checkpoints: Orbax on disk, and a record that says what is in them."""
 
+import copy
+import errno
 import logging
+import os
 import shutil
 from pathlib import Path
 
 import jax
 
+from gptjax import files
 from gptjax.errors import UserError
+from gptjax.parallel import multihost
+from gptjax.train.checksums import checksums, name_of
 
 
 class Checkpoints:
     """The checkpoints of one run, written while training goes on.
 
-    Each has two items: `state`, the training state, and `record`, a JSON
-    object with whatever else a run goes on from, and the name, shape and
-    dtype of every array, so that what does not match is refused by name.
+    Each has two items: `state`, the training state, and `record`, a JSON object
+    of
+
+        run         whatever else a run goes on from
+        loss        of the validation at this step; null where there was none
+        identity    as below
+        arrays      {name: dtype and shape}, so that what does not match is
+                    refused by name
+        checksums   {name: number}, so that changed bytes are noticed
+        sha256      of all this
 
     Args:
         folder: RUN/checkpoints.
         identity: what must be equal for a checkpoint to fit, for example
             `{'tokenizer': its hash}`.
         keep: the newest that stay.
-        keep_best: the best that stay besides; 0: none.
-        metric: of the metrics given to `save`, the one to be low.
+        keep_best: those of the lowest loss that stay besides; 0: none.
+        read_only: leaves alone what another process may be writing there.
     """
 
     def __init__(
@@ -31,69 +44,75 @@ class Checkpoints:
         identity: dict,
         keep: int = 2,
         keep_best: int = 0,
-        metric: str = 'loss',
+        read_only: bool = False,
     ):
         import orbax.checkpoint as ocp
-        from orbax.checkpoint import checkpoint_managers as managers
 
-        # Orbax speaks of every save and of every default it picks.
-        logging.getLogger('absl').setLevel(logging.ERROR)
-        policies = [managers.LatestN(max(keep, 1))]
-        if keep_best:
-            # With `reverse` the lowest come last, and the last are kept.
-            best = managers.BestN(
-                get_metric_fn=lambda metrics: metrics[metric],
-                reverse=True,
-                n=keep_best,
-                keep_checkpoints_without_metrics=False,
-            )
-            policies.append(best)
+        # Orbax speaks of every save, and tells pages of what it then raises.
+        logging.getLogger('absl').setLevel(logging.CRITICAL)
         self._ocp = ocp
         self._identity = identity
+        self._read_only = read_only
         self.folder = Path(folder).absolute()
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=managers.AnyPreservationPolicy(policies),
-                cleanup_tmp_directories=True,
+                preservation_policy=_NewestAndBest(keep, keep_best, self._loss_of),
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
                 step_format_fixed_length=8,
             ),
         )
+        self._losses = {}
 
     def steps(self) -> list[int]:
         """The steps with a finished checkpoint, in order."""
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """The step whose recorded metric is lowest; None if none has one."""
-        scored = []
-        for step in self.steps():
-            metrics = self._manager.metrics(step)
-            if metrics:
-                scored.append((min(metrics.values()), step))
+        """The step whose recorded loss is lowest; None if none has one."""
+        losses = {step: self._loss_of(step) for step in self.steps()}
+        scored = [(loss, step) for step, loss in losses.items() if loss is not None]
         return min(scored)[1] if scored else None
 
-    def save(self, step: int, state, record: dict, metrics: dict | None = None):
-        """Begins to write; the state is copied first and may then be donated."""
-        args = self._ocp.args
+    def save(self, step: int, state, record: dict, loss: float | None = None) -> None:
+        """Begins to write copies: state and record may change once this returns.
+
+        Raises:
+            OSError: the disk has no room for it. (That it filled up while an
+                earlier one was written can raise other errors.)
+        """
         if step in self._manager.all_steps():
             return
-        record = dict(record, identity=self._identity, arrays=describe(state))
+        self.wait()
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        if shutil.disk_usage(self.folder).free < size:
+            full = errno.ENOSPC
+            raise OSError(full, os.strerror(full), str(self.folder))
+        content = dict(
+            run=copy.deepcopy(record),  # it is written while the run goes on
+            loss=loss,
+            identity=self._identity,
+            arrays=describe(state),
+            checksums=checksums(state),
+        )
+        content['sha256'] = files.fingerprint(content)
+        self._losses[step] = loss
+        args = self._ocp.args
         self._manager.save(
             step,
             args=args.Composite(
-                state=args.StandardSave(state), record=args.JsonSave(record)
+                state=args.StandardSave(state), record=args.JsonSave(content)
             ),
-            metrics=metrics,
             force=True,
         )
 
     def restore(self, abstract, step: int | None = None, say=print):
         """(state, record) of the newest checkpoint that is whole, or None.
 
-        A damaged one is reported, moved aside as `damaged-STEP`, and the one
-        before it is used. The state is laid out as `abstract` says, whatever
-        mesh it was saved from.
+        Damaged ones are reported, the newest that is whole is used, and (unless
+        read-only) they are moved aside as `damaged-STEP`. The state is laid out as
+        `abstract` says, whatever mesh it was saved from.
 
         Args:
             abstract: the state's shapes, dtypes and shardings.
@@ -102,25 +121,36 @@ class Checkpoints:
 
         Raises:
             UserError: a checkpoint of another model or tokenizer, or all are
-                damaged.
+                damaged; nothing is moved then.
         """
+        damaged = []
         candidates = self.steps()[::-1] if step is None else [step]
         for candidate in candidates:
             try:
-                record = self._read(candidate, 'record', self._ocp.args.JsonRestore())
+                content = self._read_record(candidate)
+                self._check(candidate, content, abstract)
+                state = self._read_state(candidate, content, abstract)
+            except UserError:
+                raise
             except Exception as error:  # noqa: BLE001 (whatever Orbax meets)
-                self._set_aside(candidate, error, say, step)
+                if _is_the_machine(error):
+                    raise
+                reason = str(error).strip().split('\n')[0][:120]
+                place = self.folder / f'{candidate:08d}'
+                say(f'checkpoint {place} is damaged: {reason}')
+                damaged.append(candidate)
                 continue
-            self._check(candidate, record, abstract)
-            try:
-                restore = self._ocp.args.StandardRestore(abstract)
-                return self._read(candidate, 'state', restore), record
-            except Exception as error:  # noqa: BLE001
-                self._set_aside(candidate, error, say, step)
-        if candidates:
+            self._set_aside(damaged)
+            return state, content['run']
+        if damaged and step is not None:
             raise UserError(
-                f'{self.folder}: every checkpoint is damaged: delete the folder to '
-                'train from the beginning'
+                f'{self.folder / f"{step:08d}"} is damaged: move it away, and the '
+                'next best is used'
+            )
+        if damaged:
+            raise UserError(
+                f'{self.folder}: every checkpoint is damaged: move the folder away to '
+                'train from the beginning, or bring back a copy'
             )
         return None
 
@@ -138,28 +168,53 @@ class Checkpoints:
         )
         return restored[item]
 
-    def _set_aside(self, step, error, say, asked):
-        reason = str(error).strip().split('\n')[0][:200]
-        if asked is not None:
-            raise UserError(f'checkpoint {step} in {self.folder} is damaged: {reason}')
-        say(f'checkpoint {step} is damaged, going back to the one before: {reason}')
-        if jax.process_index() == 0:
-            source = self.folder / f'{step:08d}'
-            target = self.folder / f'damaged-{step}'
-            shutil.rmtree(target, ignore_errors=True)
-            source.rename(target)
-        self._manager.reload()
+    def _read_record(self, step) -> dict:
+        content = dict(self._read(step, 'record', self._ocp.args.JsonRestore()))
+        written = content.pop('sha256')
+        if files.fingerprint(content) != written:
+            raise ValueError('its record has changed since it was written')
+        return content
 
-    def _check(self, step, record, abstract):
+    def _read_state(self, step, content, abstract):
+        state = self._read(step, 'state', self._ocp.args.StandardRestore(abstract))
+        for name, found in checksums(state).items():
+            if found != content['checksums'][name]:
+                raise ValueError(f'{name} has changed since it was written')
+        return state
+
+    def _loss_of(self, step) -> float | None:
+        if step not in self._losses:
+            try:
+                self._losses[step] = self._read_record(step)['loss']
+            except Exception as error:  # noqa: BLE001 (`restore` reports it)
+                if _is_the_machine(error):
+                    raise
+                self._losses[step] = None
+        return self._losses[step]
+
+    def _set_aside(self, steps):
+        if not steps or self._read_only:
+            return
+        if multihost.is_first():
+            for step in steps:
+                target = self.folder / f'damaged-{step}'
+                shutil.rmtree(target, ignore_errors=True)
+                (self.folder / f'{step:08d}').rename(target)
+        multihost.meet('damaged checkpoints are aside')
+        self._manager.reload()
+        for step in steps:
+            self._losses.pop(step, None)
+
+    def _check(self, step, content, abstract):
         place = f'checkpoint {step} in {self.folder}'
         for name, value in self._identity.items():
-            saved = record['identity'].get(name)
+            saved = content['identity'].get(name)
             if saved != value:
                 raise UserError(
                     f'{place} was made with another {name} ({str(saved)[:12]}, now '
                     f'{str(value)[:12]}): use the run directory it belongs to'
                 )
-        saved, wanted = record['arrays'], describe(abstract)
+        saved, wanted = content['arrays'], describe(abstract)
         for name in sorted(saved.keys() | wanted.keys()):
             if name not in saved:
                 raise UserError(f'{place} lacks the array {name}: {_FIX}')
@@ -175,12 +230,34 @@ class Checkpoints:
 _FIX = 'use the config it was trained with, or another --workdir'
 
 
+class _NewestAndBest:
+    """Orbax's question which checkpoints stay."""
+
+    def __init__(self, keep: int, keep_best: int, loss_of):
+        self.keep = keep
+        self.keep_best = keep_best
+        self.loss_of = loss_of
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        del context
+        steps = [info.step for info in checkpoints]  # in order
+        scored = [step for step in steps if self.loss_of(step) is not None]
+        best = sorted(scored, key=self.loss_of)[: self.keep_best]
+        return [step in steps[-self.keep :] or step in best for step in steps]
+
+
 def describe(tree) -> dict[str, str]:
     """{'params/embed/token': 'float32[2048,192]', …} of a tree of arrays."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
-        jax.tree_util.keystr(path, simple=True, separator='/'): (
-            f'{leaf.dtype}[{",".join(map(str, leaf.shape))}]'
-        )
+        name_of(path): f'{leaf.dtype}[{",".join(map(str, leaf.shape))}]'
         for path, leaf in leaves
     }
+
+
+def _is_the_machine(error: Exception) -> bool:
+    """Whether it is too little memory, or no right to read, and no damage."""
+    return isinstance(error, MemoryError | PermissionError) or (
+        isinstance(error, jax.errors.JaxRuntimeError)
+        and 'RESOURCE_EXHAUSTED' in str(error)
+    )

@@ -43,7 +43,9 @@ def load(config: ConfigDict, workdir: Path, mesh) -> Trained:
         shapes = gpt.abstract_params(model)
         optimizer = make_optimizer(config, shapes)
         abstract = abstract_state(shapes, optimizer, gpt.param_axes(model), mesh)
-        checkpoints = Checkpoints(folder, dict(tokenizer=tokenizer.fingerprint))
+        checkpoints = Checkpoints(
+            folder, dict(tokenizer=tokenizer.fingerprint), read_only=True
+        )
         restored = checkpoints.restore(abstract, checkpoints.best_step())
         checkpoints.close()
     if restored is None:

@@ -1,6 +1,6 @@
 """The loop of every supervised stage: step, log, validate, save, stop."""
 
-import signal
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +12,9 @@ from ml_collections import ConfigDict
 from gptjax import progress
 from gptjax.errors import UserError
 from gptjax.optim.early_stopping import EarlyStopping
+from gptjax.parallel import multihost
 from gptjax.train.checkpoint import Checkpoints
+from gptjax.train.interruption import interruption
 from gptjax.train.metrics import MetricsWriter
 from gptjax.train.state import TrainState
 
@@ -41,11 +43,12 @@ class Task(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a run ended: 'finished', 'stopped early' or 'interrupted' by SIGTERM."""
+    """How a run ended: 'finished', 'stopped early', or 'interrupted' by a signal."""
 
     state: TrainState
     reason: str
     record: dict
+    signal: int | None
 
 
 def new_record(config: ConfigDict) -> dict:
@@ -68,7 +71,7 @@ def run(
     record: dict,
     checkpoints: Checkpoints,
 ) -> Outcome:
-    """Trains from `state` to the end, a stop, or SIGTERM; saves before it returns.
+    """Trains from `state` to the end, a stop, or a signal; saves before it returns.
 
     The metrics of a step are fetched while the next one runs: the device
     never waits for the loop.
@@ -78,14 +81,14 @@ def run(
     """
     train = config.train
     first = int(state.step)
-    writer = MetricsWriter(workdir, first) if jax.process_index() == 0 else None
-    asked_to_stop = _catch_sigterm()
+    writer = MetricsWriter(workdir, first) if multihost.is_first() else None
     batches = task.batches(first)
     pending = None  # (step, metrics) whose numbers have not been fetched
     stopping = EarlyStopping(**record['early_stopping'])
     saved = first
     clock = time.perf_counter()
-    reason = 'finished'
+    tracing = False
+    reason, stop_signal = 'finished', None
 
     def settle():
         """Fetches and records the pending step; stops on too many bad ones."""
@@ -113,20 +116,25 @@ def run(
             writer.write(step + 1, 'train', values)
         advance(1, f'loss {values["loss"]:.3f}, {rate:,.0f} tokens/s')
         if record['skipped_in_a_row'] >= train.max_bad_steps:
-            raise UserError(_divergence(step, record, task))
+            raise UserError(_divergence(step, record, task, workdir))
 
-    with progress.bar('training', train.num_steps, 'steps') as advance:
-        advance(first)
+    with (
+        interruption() as asked_to_stop,
+        progress.bar('training', train.num_steps, 'steps', first) as advance,
+    ):
+        advance(0, 'compiling')
         try:
             for step in range(first, train.num_steps):
                 if step == train.profile_step:
                     jax.profiler.start_trace(str(workdir / 'profile'))
+                    tracing = True
                 state, metrics = task.step(state, next(batches))
                 settle()
                 pending = (step, metrics)
-                if step == train.profile_step + PROFILED_STEPS - 1 >= 0:
+                if tracing and step == train.profile_step + PROFILED_STEPS - 1:
                     jax.block_until_ready(metrics)
                     jax.profiler.stop_trace()
+                    tracing = False
 
                 done = step + 1
                 last = done == train.num_steps
@@ -139,9 +147,10 @@ def run(
                     if writer:
                         writer.write(done, 'validation', validation)
                     clock = time.perf_counter()
+                stop_signal = asked_to_stop(done)
                 if stopping.should_stop:
                     reason = 'stopped early'
-                elif asked_to_stop():
+                elif stop_signal and not last:
                     reason = 'interrupted'
                 if reason != 'finished':
                     break
@@ -151,35 +160,30 @@ def run(
                     saved = done
                     clock = time.perf_counter()
             settle()
+            record['reason'] = None if reason == 'interrupted' else reason
+            done = int(state.step)
+            advance(0, 'saving')
+            if done > saved:
+                _save(checkpoints, done, state, record)
+            checkpoints.wait()
         finally:
+            if tracing:
+                jax.profiler.stop_trace()
             if writer:
                 writer.close()
-    record['reason'] = None if reason == 'interrupted' else reason
-    done = int(state.step)
-    if done > saved:
-        _save(checkpoints, done, state, record)
-    checkpoints.wait()
-    return Outcome(state, reason, record)
+    return Outcome(state, reason, record, stop_signal)
 
 
 def _save(checkpoints, step, state, record):
+    """Saves, with the loss of this very step where there is one to compare by."""
     validation = record['validation']
-    fresh = validation is not None and validation['step'] == step
-    metrics = {'loss': validation['loss']} if fresh else None
-    checkpoints.save(step, state, record, metrics)
+    loss = None
+    if validation is not None and validation['step'] == step:
+        loss = validation['loss'] if math.isfinite(validation['loss']) else None
+    checkpoints.save(step, state, record, loss)
 
 
-def _catch_sigterm():
-    """A function that says whether SIGTERM came; the step under way ends first."""
-    asked = []
-    try:
-        signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
-    except ValueError:  # not the main thread: its owner decides
-        pass
-    return lambda: bool(asked)
-
-
-def _divergence(step, record, task):
+def _divergence(step, record, task, workdir):
     documents = task.documents_of(step)
     shown = ', '.join(documents[:8]) + (', …' if len(documents) > 8 else '')
     return (
@@ -187,5 +191,5 @@ def _divergence(step, record, task):
         f'updates in a row, up to step {step} (documents {shown}); the last good '
         'weights are in the checkpoints: lower optim.learning_rate, set '
         'optim.clip_norm=1.0, or look at the batch with '
-        f'`python -m gptjax data --workdir … --step {step}`'
+        f'`python -m gptjax data --workdir {workdir} --step {step}`'
     )

@@ -5,13 +5,15 @@ import math
 from pathlib import Path
 
 from gptjax import files
+from gptjax.data.host_tensorflow import import_tensorflow
 
 
 def read_metrics(path: Path) -> list[dict]:
     """The records of a metrics.jsonl; a last line that was cut off is left out."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding='utf-8').split('\n')
+    # A line can be cut off anywhere, in the middle of a character too.
+    lines = path.read_bytes().split(b'\n')
     return [json.loads(line) for line in lines[:-1]]
 
 
@@ -35,6 +37,7 @@ class MetricsWriter:
         self._file = open(path, 'a', encoding='utf-8')
         self._tensorboard = None
         if tensorboard:
+            import_tensorflow()  # before clu does, which would let it greet
             from clu import metric_writers
 
             self._tensorboard = metric_writers.SummaryWriter(

@@ -1,5 +1,8 @@
 """Pretraining: packed text to a language model."""
 
+import contextlib
+import functools
+import itertools
 import math
 from pathlib import Path
 
@@ -7,13 +10,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from gptjax import files
+from gptjax import files, progress
 from gptjax.data import ledger, pipeline
-from gptjax.errors import UserError
 from gptjax.models import count, gpt, settings
 from gptjax.optim.build import ema_params, make_optimizer
 from gptjax.optim.schedules import make_schedule
-from gptjax.parallel.mesh import batch_shards, make_mesh
+from gptjax.parallel import multihost
+from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.sharding import batch_sharding
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.train import loop
@@ -28,26 +31,22 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
     """Trains on RUN/prepared, from RUN's newest checkpoint if it has one.
 
     Returns:
-        A summary: why it ended, steps, parameters, the newest validation.
+        A summary: why it ended and by which signal, steps, parameters, the
+        newest validation.
 
     Raises:
-        UserError: the config does not fit itself, the data or the devices.
+        UserError: the config does not fit the run's checkpoints, or itself
+            (`check.check_config` says so before there is data).
     """
-    # ---- mesh -------------------------------------------------------------
-    mesh = make_mesh(config.mesh)
-    check_batch(config, mesh)
-
     # ---- model ------------------------------------------------------------
+    mesh = make_mesh(config.mesh)
     tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
     model = settings.resolve(config.model, tokenizer.vocab_size)
-    if config.data.context > model.context:
-        raise UserError(
-            f'data.context={config.data.context} is longer than the '
-            f'model.context={model.context} positions of the model: make them equal'
-        )
     loss_fn = make_language_loss(model, config.train)
+    prepared = workdir / 'prepared'
 
-    with jax.set_mesh(mesh):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
         # ---- state --------------------------------------------------------
         shapes = gpt.abstract_params(model)
         optimizer = make_optimizer(config, shapes)
@@ -58,20 +57,26 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
             keep=config.checkpoint.keep,
             keep_best=config.checkpoint.keep_best,
         )
-        restored = checkpoints.restore(abstract)
+        # Whatever happens, what is being saved is saved to its end.
+        stack.enter_context(contextlib.closing(checkpoints))
+        with progress.bar('reading the newest checkpoint', 0):
+            restored = checkpoints.restore(abstract, say=say)
         if restored is None:
-            key = jax.random.key(config.seed)
-            init = lambda key: gpt.init_params(model, key)
-            state = create_state(init, key, optimizer, abstract)
+            with progress.bar('making the model', 0):
+                state = create_state(
+                    functools.partial(gpt.init_params, model),
+                    jax.random.key(config.seed),
+                    optimizer,
+                    abstract,
+                )
             record = loop.new_record(config)
         else:
             state, record = restored
-            print(f'going on from the checkpoint of step {int(state.step)}')
-        if record['reason'] is not None:
-            return _summary(record['reason'], state, record, model)
+            if record['reason'] is not None:  # it had come to its end
+                return _summary(record['reason'], state, record, model)
+            say(f'model: going on from the checkpoint of step {int(state.step):,}')
 
         # ---- data and step ------------------------------------------------
-        prepared = workdir / 'prepared'
         schedule = jax.jit(make_schedule(config.optim, config.train.num_steps))
         task = loop.Task(
             step=make_train_step(
@@ -92,17 +97,31 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
                 for causal in (True, False)
             ),
             peak_flops=peak_tflops(config.train.peak_tflops) * 1e12 * mesh.size,
-            documents_of=lambda step: ledger.batch_documents(config, workdir, step),
+            documents_of=lambda step: documents_of(config, workdir, step),
         )
 
         # ---- train --------------------------------------------------------
-        print(
-            f'{count.num_params(model):,} parameters, {mesh.size} devices, '
+        say(
+            f'model: {count.num_params(model):,} parameters on {mesh.size} '
+            f'{"device" if mesh.size == 1 else "devices"}, '
             f'{config.train.batch_size * config.data.context:,} tokens a step'
         )
         outcome = loop.run(config, workdir, task, state, record, checkpoints)
-        checkpoints.close()
-    return _summary(outcome.reason, outcome.state, outcome.record, model)
+    return _summary(
+        outcome.reason, outcome.state, outcome.record, model, outcome.signal
+    )
+
+
+def documents_of(config: ConfigDict, workdir: Path, step: int) -> list[str]:
+    """The ids of the documents in the batch of a step, each once."""
+    rows = ledger.batch_documents(config, workdir, step)
+    return list(dict.fromkeys(itertools.chain.from_iterable(rows)))
+
+
+def say(line: str) -> None:
+    """Prints a line, once for all processes."""
+    if multihost.is_first():
+        print(line, flush=True)
 
 
 def make_validation(config: ConfigDict, prepared: Path, loss_fn, mesh):
@@ -136,25 +155,10 @@ def make_validation(config: ConfigDict, prepared: Path, loss_fn, mesh):
     return validate
 
 
-def check_batch(config: ConfigDict, mesh) -> None:
-    """Refuses a batch that does not divide into micro-batches and devices."""
-    train, shards = config.train, batch_shards(mesh)
-    if train.accumulation < 1 or train.batch_size % train.accumulation:
-        raise UserError(
-            f'train.accumulation={train.accumulation} does not divide '
-            f'train.batch_size={train.batch_size}: use a divisor'
-        )
-    if train.batch_size // train.accumulation % shards:
-        raise UserError(
-            f'train.batch_size={train.batch_size} in {train.accumulation} '
-            f'micro-batches is not divisible by mesh.data * mesh.fsdp = {shards}: use '
-            f'a multiple of {shards * train.accumulation}'
-        )
-
-
-def _summary(reason, state, record, model):
+def _summary(reason, state, record, model, signal=None):
     return dict(
         reason=reason,
+        signal=signal,
         step=int(state.step),
         parameters=count.num_params(model),
         skipped=record['skipped'],

@@ -59,7 +59,5 @@ def create_state(init, key, optimizer, abstract: TrainState) -> TrainState:
         abstract: from `abstract_state`.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    make = jax.jit(
-        lambda key: new_state(init(key), optimizer), out_shardings=shardings
-    )
+    make = jax.jit(lambda key: new_state(init(key), optimizer), out_shardings=shardings)
     return make(key)

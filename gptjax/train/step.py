@@ -70,7 +70,7 @@ def make_train_step(
         (loss, metrics), gradients = accumulated(state.params, batch, key)
         tokens = jnp.maximum(metrics.pop('tokens'), 1.0)
         gradients = jax.tree.map(lambda g: g / tokens, gradients)
-        grad_norm = optax.global_norm(gradients)
+        grad_norm = optax.tree.norm(gradients)
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
         def update(state):

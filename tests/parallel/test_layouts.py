@@ -126,7 +126,9 @@ def test_the_state_keeps_its_shardings_over_steps(sizes, optimizer):
         and leaf.shape == up.shape
     ]
     for leaf in mirrors:
-        assert leaf.addressable_shards[0].data.size == up.addressable_shards[0].data.size
+        assert (
+            leaf.addressable_shards[0].data.size == up.addressable_shards[0].data.size
+        )
     assert mirrors
 
     alone, *_ = train(config, (1, 1, 1, 1))
@@ -139,7 +141,9 @@ def test_the_state_keeps_its_shardings_over_steps(sizes, optimizer):
     [
         dict(num_kv_heads=2),
         dict(num_kv_heads=1, mlp='swiglu', windows=(8, 0)),
-        dict(position='learned', norm='layernorm', mlp='gelu', bias=True, qk_norm=False),
+        dict(
+            position='learned', norm='layernorm', mlp='gelu', bias=True, qk_norm=False
+        ),
         dict(tie_embeddings=True, remat='full', unroll=2),
     ],
     ids=str,

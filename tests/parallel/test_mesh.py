@@ -1,8 +1,8 @@
 import jax
 import pytest
-from configs import common
 from jax.sharding import PartitionSpec as P
 
+from configs import common
 from gptjax.errors import UserError
 from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.sharding import constrain, partition_spec

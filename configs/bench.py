@@ -1,0 +1,37 @@
+"""GPT-2's parts in the size that `bench train` is measured at on a CPU.
+
+python -m gptjax bench train --config configs/bench.py --against torch
+"""
+
+from configs import common
+
+
+def get_config(variant: str = ''):
+    if variant:
+        raise ValueError(f'configs/bench.py has no variant {variant!r}')
+    config = common.base()
+    config.data.context = 256
+    config.tokenizer.vocab_size = 8192
+    config.model.update(
+        num_layers=6,
+        width=384,
+        num_heads=6,
+        context=256,
+        position='learned',
+        norm='layernorm',
+        mlp='gelu',
+        qk_norm=False,
+        bias=True,
+        tie_embeddings=True,
+        unroll=6,  # layers in a row: the compiler fuses across their edges
+    )
+    config.optim.update(
+        name='adamw',
+        learning_rate=1e-3,
+        beta2=0.999,
+        weight_decay=0.01,  # torch.optim.AdamW's
+        clip_norm=0.0,
+        schedule='constant',
+    )
+    config.train.update(batch_size=8, loss_chunk=512)
+    return config

@@ -1,0 +1,86 @@
+"""One number, the depth, and everything else follows; the dial is nanochat's.
+
+    python -m gptjax pretrain --config configs/depth.py:12 --workdir runs/depth12
+
+The variant is the number of layers; width is 64 times that (`presets.depth`).
+From it follow, in this order:
+
+    matrices  P = 12 L width^2 + vocabulary width
+    tokens    D = 20 P                             Hoffmann et al. 2022
+    batch     B = B12 (D / D12)^0.38, to a power of two    Bergsma et al. 2025
+    rates     matrices' r12 sqrt(B / B12)          a larger batch has less noise
+              the rest's also times sqrt(768 / width)
+    steps     D / B
+
+where B12, D12 and r12 are those of depth 12, from which all others are carried.
+The rules are other people's, measured on other data: tune depth 12 first, and
+trust the carried rates within a factor of two.
+"""
+
+import math
+
+from configs import common
+from gptjax.errors import UserError
+from gptjax.models import presets
+
+VOCAB_SIZE = 32_768
+TOKENS_PER_PARAMETER = 20
+
+# Depth 12: 84,934,656 + 25,165,824 parameters, 2.2e9 tokens, 4200 steps.
+REFERENCE_DEPTH = 12
+REFERENCE_BATCH = 1 << 19  # tokens
+REFERENCE_MATRIX_RATE = 0.02  # of Muon
+REFERENCE_RATE = 3e-3  # of Adam, for embeddings, head and vectors
+
+
+def get_config(variant: str = '12'):
+    if not variant.isdecimal() or int(variant) < 1:
+        raise UserError(
+            f'configs/depth.py has no variant {variant!r}: give a number of layers, '
+            'as configs/depth.py:12'
+        )
+    layers = int(variant)
+    model = presets.depth(layers)
+    tokens = TOKENS_PER_PARAMETER * matrix_params(layers)
+    tokens_per_step = batch_tokens(layers)
+    batch_ratio = tokens_per_step / REFERENCE_BATCH
+
+    config = common.base()
+    config.data.sources = dict(c4=common.source('tfds', 'c4/en'))
+    config.data.validation_fraction = 0.0005
+    config.data.context = model['context']
+    config.tokenizer.vocab_size = VOCAB_SIZE
+    config.tokenizer.train_characters = 200_000_000
+    config.model.update(model)
+    config.model.update(dtype='bfloat16', remat='dots')
+    config.optim.update(
+        name='muon',
+        matrix_learning_rate=REFERENCE_MATRIX_RATE * math.sqrt(batch_ratio),
+        learning_rate=REFERENCE_RATE
+        * math.sqrt(batch_ratio)
+        * math.sqrt(REFERENCE_DEPTH / layers),  # widths are as depths
+        schedule='wsd',
+        warmup_steps=40,
+        decay_fraction=0.5,
+        final_scale=0.0,
+    )
+    config.train.update(
+        num_steps=max(1, round(tokens / tokens_per_step)),
+        batch_size=tokens_per_step // model['context'],
+        loss_chunk=16_384,
+        eval_every=250,
+    )
+    config.checkpoint.every = 250
+    return config
+
+
+def matrix_params(layers: int) -> int:
+    """Parameters of layers' matrices and head; odd depths have some more."""
+    width = 64 * layers
+    return 12 * layers * width**2 + VOCAB_SIZE * width
+
+
+def batch_tokens(layers: int) -> int:
+    """Tokens of a batch, a power of two; the best grows as data^0.38."""
+    growth = matrix_params(layers) / matrix_params(REFERENCE_DEPTH)  # tokens' as well
+    return 1 << round(math.log2(REFERENCE_BATCH * growth**0.38))

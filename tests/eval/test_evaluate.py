@@ -1,0 +1,76 @@
+"""The stage eval: a trained model beside its baselines."""
+
+import json
+import math
+
+import pytest
+from ml_collections import ConfigDict
+
+from gptjax import rundir
+from gptjax.errors import UserError
+from gptjax.eval.evaluate import evaluate, read_documents
+from tests import runs
+
+
+@pytest.fixture(scope='module')
+def config(trained_run) -> ConfigDict:
+    config = rundir.read_config(trained_run)
+    config.eval.documents = 5
+    return config
+
+
+@pytest.fixture(scope='module')
+def evaluated(trained_run, config, tmp_path_factory):
+    """(run directory, what `evaluate` returned)."""
+    workdir = runs.copy(trained_run, tmp_path_factory.mktemp('evaluated') / 'run')
+    return workdir, evaluate(config, workdir)
+
+
+def test_results_and_baselines_are_written(evaluated):
+    workdir, evaluation = evaluated
+    assert json.loads((workdir / 'eval.json').read_text()) == evaluation
+    results = evaluation['results']
+    assert results['documents'] == 5 and results['context'] == 64
+    assert results['bits_per_byte'] == pytest.approx(
+        results['loss'] * results['tokens'] / math.log(2) / results['bytes']
+    )
+    # Four steps: better than drawing evenly among 512 pieces, and not by much.
+    assert 0.5 * math.log(512) < results['loss'] < math.log(512)
+    assert evaluation['baselines']['bits_per_byte']['xz'] > 1
+
+
+def test_the_best_checkpoint_is_evaluated(evaluated):
+    workdir, evaluation = evaluated
+    losses = {r['step']: r['loss'] for r in runs.records(workdir)
+              if r['split'] == 'validation'}  # fmt: skip
+    assert evaluation['checkpoint_step'] == min(losses, key=losses.get)
+
+
+def test_every_mesh_gives_the_same(evaluated, config):
+    workdir, evaluation = evaluated
+    other = ConfigDict(config.to_dict())
+    other.mesh.update(data=1, fsdp=2, tensor=2, context=2)
+    found = evaluate(other, workdir)['results']['loss']
+    assert found == pytest.approx(evaluation['results']['loss'], rel=1e-5)
+
+
+def test_the_run_is_left_as_it_was(trained_run, evaluated):
+    for path in (trained_run / 'checkpoints').rglob('*'):
+        if path.is_file():
+            copy = evaluated[0] / path.relative_to(trained_run)
+            assert copy.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize('size', (0, 12))
+def test_batch_that_does_not_divide(size, config, tmp_path):
+    other = ConfigDict(config.to_dict())
+    other.eval.batch_size = size
+    with pytest.raises(UserError, match=f'eval.batch_size={size} is not divisible'):
+        evaluate(other, tmp_path)
+
+
+def test_a_missing_split_and_a_missing_checkpoint(tmp_path, config):
+    with pytest.raises(UserError, match='run the stage data first'):
+        read_documents(tmp_path / 'documents' / 'validation.jsonl')
+    with pytest.raises(UserError, match='run the stage pretrain first'):
+        evaluate(config, tmp_path)

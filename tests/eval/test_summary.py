@@ -1,0 +1,40 @@
+"""The last screen."""
+
+from gptjax import files
+from gptjax.eval.summary import last_screen
+
+
+def test_figures_beside_their_baselines(tmp_path):
+    files.write_json(
+        tmp_path / 'eval.json',
+        dict(
+            results=dict(
+                documents=1297, bytes=654321, bits_per_byte=1.5875, context=128,
+                stride=64,
+            ),
+            baselines=dict(bits_per_byte=dict(xz=2.59, xz_given_train=2.1312)),
+            checkpoint_step=1200,
+        ),
+    )  # fmt: skip
+    lines = last_screen(tmp_path, tmp_path / 'report.html').splitlines()
+    assert f'Made: {tmp_path}/report.html' in lines
+    assert 'On 1,297 documents it never saw (0.65 MB), bits per byte:' in lines
+    assert '   1.587  this model, step 1,200 (context 128, stride 64)' in lines
+    assert '   2.131  xz -9e, given training text' in lines
+    assert '   2.590  xz -9e alone' in lines
+    assert lines[-1].endswith(
+        f'-m gptjax sample --workdir {tmp_path} --prompt "How was your day?"'
+    )
+
+
+def test_without_an_evaluation_the_next_command_is_there(tmp_path):
+    screen = last_screen(tmp_path, tmp_path / 'report.html')
+    assert 'bits per byte' not in screen and 'gptjax sample' in screen
+
+
+def test_paths_are_short_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    screen = last_screen(
+        tmp_path / 'runs' / 'a', tmp_path / 'runs' / 'a' / 'report.html'
+    )
+    assert '--workdir runs/a ' in screen

@@ -1,0 +1,157 @@
+"""Attention in blocks equals plain attention, and plain attention a loop."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gptjax.kernels.attention import causal_attention, masked_attention, visible
+from tests import helpers
+
+
+def tensors(B=2, T=64, N=4, K=2, H=8, seed=0):
+    """Queries, keys and values, large enough for softmaxes that are not flat."""
+    rng = np.random.default_rng(seed)
+    shapes = [(B, T, N, H), (B, T, K, H), (B, T, K, H)]
+    return [jnp.asarray(2 * rng.standard_normal(s), jnp.float32) for s in shapes]
+
+
+def packed(T, B=2):
+    return jnp.asarray(helpers.packed_batch(batch=B, context=T)['segments'])
+
+
+def mask_of(segments_BT, window):
+    """The same as in a packed batch, place by place."""
+    B, T = segments_BT.shape
+    mask = np.zeros((B, T, T), bool)
+    for b in range(B):
+        for t in range(T):
+            for s in range(t + 1):
+                near = window == 0 or t - s < window
+                mask[b, t, s] = near and segments_BT[b, t] == segments_BT[b, s]
+    return mask
+
+
+def looped(query, key, value, mask, softcap):
+    """masked_attention, a query and a head at a time, in float64."""
+    query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+    B, T, N, H = query.shape
+    group = N // key.shape[2]
+    mixed = np.zeros(query.shape)
+    for b, t, n in np.ndindex(B, T, N):
+        seen = np.flatnonzero(mask[b, t])
+        scores = key[b, seen, n // group] @ query[b, t, n] / np.sqrt(H)
+        if softcap:
+            scores = softcap * np.tanh(scores / softcap)
+        weights = np.exp(scores - scores.max())
+        mixed[b, t, n] = weights / weights.sum() @ value[b, seen, n // group]
+    return mixed
+
+
+def test_visible_keys_of_a_window():
+    places = jnp.arange(4)[None]
+    seen = visible(places, places, 2)[0].astype(int)
+    expected = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+    np.testing.assert_array_equal(seen, expected)
+    everything = visible(places, places, 0)[0]
+    np.testing.assert_array_equal(everything, np.tri(4, dtype=bool))
+
+
+def test_visible_keys_of_queries_elsewhere():
+    # Two rows that decode one token each, at places 2 and 0, against 4 places.
+    seen = visible(jnp.array([[2], [0]]), jnp.arange(4)[None], 0)[:, 0].astype(int)
+    np.testing.assert_array_equal(seen, [[1, 1, 1, 0], [1, 0, 0, 0]])
+
+
+@pytest.mark.parametrize('kv_heads', [1, 2, 4])
+@pytest.mark.parametrize('softcap', [0.0, 1.5])
+def test_masked_attention_equals_a_loop(kv_heads, softcap):
+    query, key, value = tensors(T=12, K=kv_heads)
+    mask = mask_of(packed(12), window=0)
+    ours = masked_attention(query, key, value, jnp.asarray(mask), softcap)
+    expected = looped(query, key, value, mask, softcap)
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+# 64 tokens are taken in blocks, 12 are not.
+@pytest.mark.parametrize(
+    'T, kv_heads, window, softcap',
+    [(64, 4, 0, 0.0), (64, 2, 20, 1.5), (12, 1, 3, 1.5)],
+)
+def test_causal_attention_equals_plain_attention(T, kv_heads, window, softcap):
+    arrays = tensors(T=T, K=kv_heads)
+    segments = packed(T)
+    mask = jnp.asarray(mask_of(np.asarray(segments), window))
+    upstream = jnp.cos(jnp.arange(arrays[0].size)).reshape(arrays[0].shape)
+
+    def in_blocks(q, k, v):
+        return causal_attention(q, k, v, segments, window, softcap)
+
+    def plain(q, k, v):
+        return masked_attention(q, k, v, mask, softcap)
+
+    @partial(jax.jit, static_argnums=0)
+    def both(attention, arrays):
+        mixed, pull = jax.vjp(attention, *arrays)
+        return mixed, pull(upstream)
+
+    ours, expected = both(in_blocks, arrays), both(plain, arrays)
+    helpers.assert_trees_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_window_may_be_traced():
+    query, key, value = tensors(T=12)
+    segments = packed(12)
+    attend = jax.jit(
+        lambda window: causal_attention(query, key, value, segments, window)
+    )
+    for window in (0, 3):
+        expected = causal_attention(query, key, value, segments, window)
+        np.testing.assert_allclose(attend(window), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_token_that_sees_nothing_stays_finite():
+    query, key, value = tensors(T=4)
+    mask = jnp.zeros((2, 4, 4), bool)
+    assert np.isfinite(masked_attention(query, key, value, mask)).all()
+
+
+def test_bfloat16_keeps_scores_in_float32():
+    # Scores of 256 + s / 2 from inputs that bfloat16 holds: its own steps are 2
+    # there, so that every score would be 256, or 258.
+    T = 4
+    query = jnp.tile(jnp.array([32.0, 2.0, 0.0, 0.0]), (1, T, 1, 1))
+    key = jnp.stack([jnp.array([16.0, s / 2, 0.0, 0.0]) for s in range(T)])[
+        None, :, None
+    ]
+    value = jnp.eye(T)[None, :, None]
+    arrays = [x.astype(jnp.bfloat16) for x in (query, key, value)]
+    ours = causal_attention(*arrays, jnp.ones((1, T), jnp.int32))
+    assert ours.dtype == jnp.bfloat16
+    probabilities = np.exp(np.arange(T) / 2) / np.exp(np.arange(T) / 2).sum()
+    last = ours[0, -1, 0].astype(jnp.float32)
+    np.testing.assert_allclose(last, probabilities, rtol=1e-2)
+
+
+@pytest.mark.parametrize('T', [12, 64])
+def test_dropout_sees_every_probability_once(T):
+    arrays = tensors(T=T)
+    segments = packed(T)
+    seen = []
+
+    def dropout(start):
+        def halve(probabilities):
+            seen.append((start, probabilities.shape[2]))
+            return probabilities / 2
+
+        return halve
+
+    attend = jax.jit(partial(causal_attention, dropout=dropout))
+    plain = jax.jit(causal_attention)(*arrays, segments)
+    np.testing.assert_allclose(
+        attend(*arrays, segments), plain / 2, rtol=1e-4, atol=1e-5
+    )
+    queries = [start + i for start, size in seen for i in range(size)]
+    assert queries == list(range(T))

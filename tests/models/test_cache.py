@@ -1,0 +1,113 @@
+"""Decoding with a cache equals the full forward."""
+
+from functools import lru_cache
+
+import jax
+import numpy as np
+import pytest
+
+from gptjax.models import gpt
+from gptjax.models.cache import empty_cache
+from tests import helpers
+
+CONTEXT, CHUNK = 32, 4
+MODELS = {
+    'default': dict(),
+    'grouped, windows, soft-caps': dict(
+        num_kv_heads=2,
+        windows=(5, 0),
+        mlp='swiglu',
+        attention_softcap=1.5,
+        logit_softcap=2.0,
+    ),
+    'learned positions, biases, tied': dict(
+        position='learned', norm='layernorm', mlp='gelu', bias=True, tie_embeddings=True
+    ),
+    'no positions, one key head': dict(position='none', num_kv_heads=1),
+}
+# Tokens that each row gets at a time: full chunks, ragged ones, one by one.
+PACES = np.array([4, 3, 1])
+
+
+@lru_cache
+def decoder_of(name):
+    """(settings, parameters, jitted decode of chunks)."""
+    model = helpers.model_settings(**MODELS[name])
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: (0.3 * rng.standard_normal(leaf.shape)).astype(np.float32),
+        gpt.abstract_params(model),
+    )
+
+    @jax.jit
+    def decode(tokens, positions, cache):
+        return gpt.bind(model, params).decode(tokens, positions, cache)
+
+    return model, params, decode
+
+
+def decode_in_chunks(name, tokens_BT):
+    """Logits (B, T, V) of whole rows, each row at its own pace."""
+    model, _, decode = decoder_of(name)
+    B, T = tokens_BT.shape
+    cache = empty_cache(model, B, T)
+    logits = np.full((B, T, helpers.VOCAB), np.nan, np.float32)
+    done = np.zeros(B, int)
+    while done.min() < T:
+        tokens = np.zeros((B, CHUNK), np.int32)
+        positions = np.full((B, CHUNK), T, np.int32)
+        takes = np.minimum(PACES, T - done)
+        for b, (start, take) in enumerate(zip(done, takes, strict=True)):
+            tokens[b, :take] = tokens_BT[b, start : start + take]
+            positions[b, :take] = np.arange(start, start + take)
+        chunk, cache = decode(tokens, positions, cache)
+        for b, (start, take) in enumerate(zip(done, takes, strict=True)):
+            logits[b, start : start + take] = chunk[b, :take]
+        done += takes
+    return logits
+
+
+def random_tokens(seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, helpers.VOCAB, (3, CONTEXT)).astype(np.int32)
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_cached_decoding_equals_the_full_forward(name):
+    model, params, _ = decoder_of(name)
+    tokens = random_tokens()
+    positions = np.broadcast_to(np.arange(CONTEXT, dtype=np.int32), tokens.shape)
+
+    @jax.jit
+    def full(params):
+        return gpt.bind(model, params)(tokens, np.ones_like(tokens), positions)
+
+    ours = decode_in_chunks(name, tokens)
+    np.testing.assert_allclose(ours, full(params), rtol=1e-3, atol=1e-4)
+
+
+def test_a_row_does_not_depend_on_its_neighbours():
+    tokens, others = random_tokens(0), random_tokens(1)
+    others[1] = tokens[1]
+    ours, mixed = (decode_in_chunks('default', t) for t in (tokens, others))
+    np.testing.assert_array_equal(ours[1], mixed[1])
+    assert (ours[0] != mixed[0]).any()
+
+
+def test_what_a_cache_held_before_is_never_read():
+    model, _, decode = decoder_of('default')
+    tokens = random_tokens()[:, :CHUNK]
+    positions = np.broadcast_to(np.arange(CHUNK, dtype=np.int32), tokens.shape)
+    empty = empty_cache(model, 3, CONTEXT)
+    used = jax.tree.map(lambda x: x + 100.0, empty)
+    np.testing.assert_array_equal(
+        decode(tokens, positions, empty)[0], decode(tokens, positions, used)[0]
+    )
+
+
+def test_the_cache_has_the_heads_and_dtype_of_the_keys():
+    model = helpers.model_settings(num_kv_heads=2, dtype='bfloat16')
+    keys, values = empty_cache(model, batch=3, length=16)
+    assert keys.shape == values.shape == (2, 3, 16, 2, 8)  # L, B, S, K, H
+    assert keys.dtype == values.dtype == 'bfloat16'
+    assert keys is not values

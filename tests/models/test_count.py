@@ -1,0 +1,105 @@
+"""Parameters and operations, against published numbers and by hand."""
+
+import time
+
+import pytest
+
+from gptjax.models import count, settings
+from tests import helpers
+
+
+def gpt2_like(num_layers, num_heads, width, vocab_size, context, **model):
+    config = helpers.config(
+        num_layers=num_layers,
+        num_heads=num_heads,
+        width=width,
+        context=context,
+        position='learned',
+        norm='layernorm',
+        mlp='gelu',
+        qk_norm=False,
+        tie_embeddings=True,
+        **model,
+    )
+    return settings.resolve(config.model, vocab_size)
+
+
+# nanoGPT's README and logs; it counts without the position vectors.
+@pytest.mark.parametrize(
+    'sizes, expected',
+    [
+        ((4, 4, 128, 65, 64), 795_904),
+        ((6, 6, 384, 65, 256), 10_646_784),
+        ((12, 12, 768, 50_304, 1024), 123_587_328),
+    ],
+    ids=str,
+)
+def test_parameters_of_nanogpt(sizes, expected):
+    model = gpt2_like(*sizes, bias=False)
+    assert count.num_params(model, positions=False) == expected
+    assert count.num_params(model) == expected + sizes[4] * sizes[2]
+
+
+def test_parameters_by_hand():
+    # One layer, width 4, 2 heads of 2 and one of keys, feed-forward 6, 10 tokens.
+    model = settings.resolve(
+        helpers.config(
+            num_layers=1,
+            width=4,
+            num_heads=2,
+            num_kv_heads=1,
+            mlp_width=6,
+            mlp='swiglu',
+            norm='layernorm',
+            bias=True,
+            qk_norm=True,
+        ).model,
+        10,
+    )
+    attention = 4 * 4 + 2 * 4 * 2 + 4 * 4 + (4 + 2 + 2 + 4)  # q, k and v, out, biases
+    qk_norm = 2 * (2 + 2)
+    feed_forward = 3 * 4 * 6 + (6 + 4)
+    norms = 3 * (4 + 4)  # two of the layer, the last one
+    embedding_and_head = 2 * 10 * 4
+    expected = attention + qk_norm + feed_forward + norms + embedding_and_head
+    assert count.num_params(model) == expected
+    assert count.matrix_params(model) == 48 + 72 + 40
+
+
+def test_a_tied_head_is_multiplied_with_but_not_counted_twice():
+    tied = helpers.model_settings(tie_embeddings=True)
+    untied = helpers.model_settings(tie_embeddings=False)
+    assert count.matrix_params(tied) == count.matrix_params(untied)
+    assert count.num_params(untied) - count.num_params(tied) == helpers.VOCAB * 32
+
+
+def test_the_largest_models_are_counted_without_being_made():
+    began = time.monotonic()
+    model = gpt2_like(96, 96, 12_288, 50_257, 2048, bias=True)
+    assert count.num_params(model) == 174_604_259_328
+    assert time.monotonic() - began < 3
+
+
+def test_flops_of_full_and_causal_attention():
+    model = helpers.model_settings(windows=(0,))
+    matrices = 6 * count.matrix_params(model)
+    # 2 layers, 4 heads of 8, 16 keys; a causal query sees 8.5 of them on average.
+    assert count.train_flops_per_token(model, 16, causal=False) == (
+        matrices + 12 * 4 * 8 * 2 * 16
+    )
+    assert count.train_flops_per_token(model, 16, causal=True) == (
+        matrices + 12 * 4 * 8 * 2 * 8.5
+    )
+
+
+def test_flops_of_windows_are_those_of_the_keys_seen():
+    model = helpers.model_settings(windows=(3, 0))
+    # Of 8 queries, the window's see 1, 2, 3, 3, ... keys, the other's 1 to 8.
+    keys = (1 + 2 + 6 * 3) / 8 + (1 + 8) / 2
+    matrices = 6 * count.matrix_params(model)
+    assert count.train_flops_per_token(model, 8, causal=True) == pytest.approx(
+        matrices + 12 * 4 * 8 * keys
+    )
+    assert count.train_flops_per_token(model, 8, causal=False) == pytest.approx(
+        matrices + 12 * 4 * 8 * (3 + 8)
+    )

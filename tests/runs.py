@@ -1,0 +1,66 @@
+"""Run directories and the command line, for tests of whole runs."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+from absl.testing import flagsaver
+
+from gptjax.main import main
+from gptjax.train.metrics import read_metrics
+
+ROOT = Path(__file__).parents[1]
+# configs/tiny.py, trained for a moment.
+SHORT = (
+    '--config=configs/tiny.py',
+    '--config.train.num_steps=4',
+    '--config.train.eval_every=2',
+    '--config.train.eval_batches=1',
+    '--config.checkpoint.every=2',
+    '--config.optim.warmup_steps=0',
+)
+COMPARED = ('step', 'split', 'loss', 'grad_norm', 'bits_per_byte')
+
+
+def gptjax(*words) -> int:
+    """Runs the command line in this process, as often as one likes; its exit code."""
+    argv = ['gptjax', *map(str, words)]
+    # ml_collections looks for the fields to change in sys.argv.
+    with flagsaver.flagsaver(), mock.patch.object(sys, 'argv', argv):
+        return main(argv)
+
+
+def start(*words, devices: int = 1, **options) -> subprocess.Popen:
+    """Runs the command line in a process of its own, its output in pipes."""
+    flags = f'--xla_force_host_platform_device_count={devices}'
+    options = dict(dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE), **options)
+    return subprocess.Popen(
+        [sys.executable, '-m', 'gptjax', *map(str, words)],
+        cwd=ROOT,
+        env=dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS=flags),
+        text=True,
+        **options,
+    )
+
+
+def finish(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
+    """(standard output, standard error) of a process that ends with `code`."""
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == code, f'{process.returncode}\n{output}\n{errors}'
+    return output, errors
+
+
+def copy(workdir: Path, to: Path) -> Path:
+    shutil.copytree(workdir, to)
+    return to
+
+
+def records(workdir: Path) -> list[dict]:
+    """What must be the same in two runs, of every line in metrics.jsonl."""
+    return [
+        {name: line[name] for name in COMPARED if name in line}
+        for line in read_metrics(workdir / 'metrics.jsonl')
+    ]

@@ -1,0 +1,121 @@
+"""Imports point one way, read from the source; heavy modules wait to be needed."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from tests import runs
+
+PACKAGE = runs.ROOT / 'gptjax'
+PLAIN = {'errors', 'files', 'progress', 'rundir'}  # modules at the top, for all
+
+# What each folder may import, besides itself and PLAIN.
+ALLOWED = {
+    'kernels': {'parallel'},
+    'parallel': set(),
+    'data': {'tokenizer'},
+    'tokenizer': {'data'},
+    'optim': {'parallel'},
+    'models': {'kernels', 'parallel'},
+    'infer': {'kernels', 'parallel', 'models', 'tokenizer'},
+    'train': {
+        *('data', 'tokenizer'),
+        *('kernels', 'parallel', 'models', 'optim', 'infer'),
+    },
+}
+LAST = {'post', 'eval', 'serve', 'bench', 'plan', 'convert', 'tune'}
+
+# Modules that only functions import, where each folder may at all.
+LATE = {'tensorflow', 'tensorflow_datasets', 'clu', 'orbax', 'torch', 'transformers'}
+NEVER_AT_ONCE = {'data': {'jax', 'flax'}, 'tokenizer': {'jax', 'flax'}}
+
+
+def sources():
+    return sorted(PACKAGE.rglob('*.py'))
+
+
+def folder_of(path):
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else ''
+
+
+def imports_of(path, within_functions=True):
+    """Names of the modules that a file imports, as 'gptjax.models.gpt'."""
+    tree = ast.parse(path.read_text(encoding='utf-8'))
+    nodes = [tree]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f'{path}: relative import'
+            yield from (f'{node.module}.{alias.name}' for alias in node.names)
+        function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        if within_functions or not function:
+            nodes += ast.iter_child_nodes(node)
+
+
+def gptjax_parts(path):
+    """The parts of gptjax that a file imports: its folders and top modules."""
+    names = [name.split('.') for name in imports_of(path)]
+    return {name[1] for name in names if name[0] == 'gptjax' and len(name) > 1}
+
+
+def test_every_folder_has_its_rule():
+    folders = {folder_of(path) for path in sources()} - {''}
+    assert folders <= ALLOWED.keys() | LAST
+    assert ALLOWED.keys() <= folders
+
+
+@pytest.mark.parametrize('path', sources(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports(path):
+    folder, imported = folder_of(path), gptjax_parts(path)
+    if folder in ALLOWED:
+        assert imported - PLAIN - {folder} <= ALLOWED[folder]
+    assert 'main' not in imported or path.name == '__main__.py'
+    if folder == '' and path.stem in PLAIN:
+        assert imported <= PLAIN
+
+    everywhere = {name.split('.')[0] for name in imports_of(path)}
+    assert not everywhere & {'configs', 'tests'}
+    at_once = {name.split('.')[0] for name in imports_of(path, within_functions=False)}
+    if path.parts[-3:-1] != ('data', 'builders'):  # TFDS loads those, and is loaded
+        assert not at_once & (LATE | NEVER_AT_ONCE.get(folder, set()))
+    if folder not in ('data', 'train', 'bench', 'convert'):
+        assert not everywhere & {'tensorflow', 'tensorflow_datasets', 'clu'}
+
+
+def loaded_by(code):
+    """The modules of a fresh Python after `code`."""
+    code += '\nimport sys; print(" ".join(sys.modules))'
+    done = subprocess.run(
+        [sys.executable, '-c', code],
+        capture_output=True, text=True, check=True, cwd=runs.ROOT,
+    )  # fmt: skip
+    return set(done.stdout.split())
+
+
+def test_data_and_tokenizer_load_without_jax_and_tensorflow():
+    modules = [
+        '.'.join(path.relative_to(runs.ROOT).with_suffix('').parts)
+        for folder in ('data', 'tokenizer')
+        for path in (PACKAGE / folder).glob('*.py')
+    ]
+    loaded = loaded_by('\n'.join(f'import {module}' for module in modules))
+    assert 'gptjax.data.pipeline' in loaded
+    assert not loaded & {'jax', 'tensorflow', 'tensorflow_datasets'}
+
+
+def test_training_loads_without_tensorflow():
+    loaded = loaded_by('import gptjax.train.pretrain, gptjax.eval.samples')
+    assert 'jax' in loaded
+    assert not loaded & {'tensorflow', 'tensorflow_datasets', 'clu'}
+
+
+def test_imports_within_functions_are_seen(tmp_path):
+    path = tmp_path / 'a.py'
+    path.write_text('import os\ndef f():\n    from gptjax.eval import report\n')
+    assert set(imports_of(path)) == {'os', 'gptjax.eval.report'}
+    assert set(imports_of(path, within_functions=False)) == {'os'}

@@ -1,0 +1,135 @@
+"""The command line: flags, help, exit codes."""
+
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from absl import flags
+
+from gptjax import main
+from gptjax.errors import UserError
+from tests import runs
+
+
+def error_of(capsys, *words) -> str:
+    """The one line on standard error of a command that is refused."""
+    assert runs.gptjax(*words) == 2
+    line = capsys.readouterr().err
+    assert line.startswith('error: ') and line.count('\n') == 1, line
+    return line
+
+
+def test_help_lists_every_stage_and_flag(capsys):
+    for words in ((), ('--help',), ('pretrain', '--help'), ('-h',)):
+        assert runs.gptjax(*words) == 0
+        printed = capsys.readouterr().out
+        for stage in main.STAGES:
+            assert f'\n  {stage} ' in printed
+        assert '--workdir' in printed and '--config.field=value' in printed
+
+
+def test_help_loads_neither_jax_nor_tensorflow():
+    code = (
+        'import sys; from gptjax.main import main; main(["gptjax", "--help"]); '
+        'assert "gptjax.rundir" in sys.modules; '
+        'print("heavy:", {"jax", "tensorflow", "numpy", "clu"} & set(sys.modules))'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, cwd=runs.ROOT
+    )
+    assert done.stdout.endswith('heavy: set()\n'), done.stdout + done.stderr
+
+
+def test_unknown_words_are_refused(capsys, tmp_path):
+    config = '--config=configs/tiny.py'
+    place = f'--workdir={tmp_path}/run'
+    broken = tmp_path / 'broken.py'
+    broken.write_text('import nothing')
+    refused = {
+        ('bake',): "no stage 'bake': use one of data, tokenizer",
+        ('pretrain', config, place, 'twice'): "what is 'twice'?",
+        ('pretrain', config, place, '--wrong=1'): 'wrong',
+        ('pretrain', config): '--workdir is missing',
+        ('pretrain', place): 'is no run directory',
+        ('pretrain', '--config=configs/none.py', place): 'configs/none.py',
+        ('pretrain', '--config=configs/tiny.py:big', place): "no variant 'big'",
+        ('pretrain', '--config=pyproject.toml', place): 'pyproject.toml: line 5',
+        ('pretrain', f'--config={broken}', place): "No module named 'nothing'",
+        ('pretrain', config, place, '--config.model.size=3'): '--config.model.size',
+        ('pretrain', config, place, '--config.modle.width=3'): '--config.modle.width',
+        ('pretrain', config, place, '--config.model.width=x'): 'config.model.width',
+        ('pretrain', config, place, '--config.train.num_steps=1.5'): 'num_steps',
+        ('pretrain', place, '--config.model.width=8'): 'needs a --config',
+        ('bench',): '`bench data` or `bench train`',
+        ('sample', place, '--seed=soon'): 'seed',
+    }
+    for words, told in refused.items():
+        found = error_of(capsys, *words)
+        assert told in found, (words, found)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_exceptions_that_are_no_users_error_are_raised(monkeypatch):
+    def broken(words):
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(main.STAGES, 'report', broken)
+    with pytest.raises(ZeroDivisionError):
+        runs.gptjax('report')
+
+
+def test_a_full_disk_is_one_line(monkeypatch, capsys):
+    def full(words):
+        try:
+            raise OSError(28, 'No space left on device', 'metrics.jsonl')
+        except OSError as error:
+            raise RuntimeError('while saving') from error
+
+    monkeypatch.setitem(main.STAGES, 'report', full)
+    assert 'No space left on device' in error_of(capsys, 'report', '--workdir=r')
+
+
+def test_ctrl_c_is_exit_code_130_without_a_traceback(monkeypatch, capsys):
+    def interrupted(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(main.STAGES, 'report', interrupted)
+    assert runs.gptjax('report') == 130
+    assert 'goes on' in capsys.readouterr().err
+
+
+def test_sigterm_is_exit_code_75_and_its_handler_goes_again(monkeypatch):
+    monkeypatch.setitem(
+        main.STAGES, 'report', lambda words: signal.raise_signal(signal.SIGTERM)
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as exit:
+        runs.gptjax('report')
+    assert exit.value.code == main.INTERRUPTED == 75
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_runs_from_another_thread(monkeypatch):
+    monkeypatch.setitem(main.STAGES, 'report', lambda words: 7)
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(runs.gptjax('report')))
+    thread.start()
+    thread.join()
+    assert codes == [7]
+
+
+def test_user_errors_that_stages_raise_are_one_line(monkeypatch, capsys):
+    def refuse(words):
+        raise UserError('model.width=0: use a positive number')
+
+    monkeypatch.setitem(main.STAGES, 'report', refuse)
+    assert error_of(capsys, 'report') == 'error: model.width=0: use a positive number\n'
+
+
+def test_every_flag_is_in_the_help(capsys):
+    runs.gptjax('--help')
+    printed = capsys.readouterr().out
+    for flag in flags.FLAGS.flags_by_module_dict()['gptjax.main']:
+        assert f'--{flag.name}' in printed

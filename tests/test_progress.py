@@ -1,0 +1,112 @@
+"""The progress bar: lines in a file, a bar on a terminal, nothing when it is quick."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gptjax import progress
+from tests import runs
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Shows at once, and often."""
+    monkeypatch.setattr(progress, 'QUIET_SECONDS', 0.01)
+    monkeypatch.setattr(progress, 'LINE_SECONDS', 0.02)
+
+
+def test_quick_things_show_nothing(capsys):
+    with progress.bar('cleaning', 3, 'documents') as advance:
+        for _ in range(3):
+            advance()
+    assert capsys.readouterr() == ('', '')
+
+
+def test_lines_count_and_tell_the_time_left(impatient, capsys):
+    with progress.bar('cleaning', 2000, 'documents') as advance:
+        advance(0, 'warming up')
+        time.sleep(0.05)
+        advance(1000, 'from a.txt')
+        advance(500)
+        time.sleep(0.05)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == 'cleaning: 0/2,000 documents  warming up'
+    assert re.fullmatch(
+        r'cleaning: 1,500/2,000 documents, \d+ s left  from a.txt', lines[-1]
+    )
+
+
+@pytest.mark.parametrize('total', (0, 0.0))
+def test_unknown_totals(total, impatient, capsys):
+    with progress.bar('waiting', total) as advance:
+        time.sleep(0.05)
+        advance(2)
+        time.sleep(0.05)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == 'waiting' and lines[-1] == 'waiting: 2'
+
+
+def test_time_left_is_that_of_what_is_done_now(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(time, 'monotonic', lambda: now)
+    count = progress.Count(1000, 500)  # half was done before, and takes no time
+    assert count.seconds_left() is None
+    now = 130.0  # compiling: no part of the rate
+    count.advance(10)
+    assert count.seconds_left() is None
+    now = 140.0
+    count.advance(90)  # 9 a second
+    assert count.seconds_left() == pytest.approx(400 / 9)
+    count.advance(900)  # more than there were
+    assert count.seconds_left() == 0
+
+
+@pytest.mark.parametrize(
+    'seconds, told',
+    ((12.4, '12 s left'), (600, '10 min left'), (9000, '2.5 h left')),
+)
+def test_time_left_in_words(seconds, told, monkeypatch):
+    monkeypatch.setattr(progress.Count, 'seconds_left', lambda self: seconds)
+    assert progress._left(progress.Count(1, 0)) == told
+
+
+def test_errors_pass_and_end_the_bar(impatient, capsys):
+    with pytest.raises(ZeroDivisionError):
+        with progress.bar('dividing', 1):
+            1 / 0  # noqa: B018
+    capsys.readouterr()
+    time.sleep(0.05)
+    assert capsys.readouterr().err == ''
+
+
+@pytest.mark.parametrize('total', (5, 0))
+def test_bar_on_a_terminal(total):
+    code = (
+        'import sys, time; from gptjax import progress; progress.QUIET_SECONDS = 0.1\n'
+        f'with progress.bar("[training]", {total}, "steps") as advance:\n'
+        '    advance(0, "compiling"); time.sleep(0.8)\n'
+        '    advance(3, "loss 3.2"); print("a line"); time.sleep(0.5)\n'
+    )
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, '-c', code], stdout=theirs, stderr=theirs, cwd=runs.ROOT,
+        env=dict(os.environ, TERM='xterm', COLUMNS='100'),
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b''
+    try:
+        while part := os.read(ours, 4096):
+            shown += part
+    except OSError:  # the other end is closed
+        pass
+    assert process.wait(timeout=30) == 0
+    text = re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '', shown.decode())
+    assert '[training]' in text and 'compiling' in text and 'loss 3.2' in text
+    assert ('3/5 steps' if total else '3 steps') in text
+    assert 'a line' in text
+    assert 'Traceback' not in text

@@ -1,0 +1,261 @@
+"""Checkpoints: the same bits back, on any mesh, or a clear word."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from gptjax.errors import UserError
+from gptjax.train.checkpoint import Checkpoints, describe
+from gptjax.train.state import TrainState
+from tests import helpers
+
+IDENTITY = dict(tokenizer='a1b2')
+
+
+def state_of(number, mesh=None):
+    """A state whose values follow from `number`, laid out on `mesh`."""
+    mesh = mesh or helpers.mesh_of()
+    rng = np.random.default_rng(number)
+    weights = rng.normal(size=(64, 48)).astype(np.float32)
+    weights[0, :3] = np.nan, -0.0, np.inf
+
+    def place(x, *spec):
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    return TrainState(
+        place(jnp.int32(number)),
+        dict(kernel=place(weights, 'fsdp', 'tensor'), scale=place(weights[1])),
+        dict(half=place(weights.astype(jnp.bfloat16), None, 'tensor')),
+    )
+
+
+def abstract(state):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+
+
+def bits(state):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
+
+
+def write(folder, *steps, losses=None, keep=5, **options):
+    checkpoints = Checkpoints(folder, IDENTITY, keep=keep, **options)
+    for step in steps:
+        loss = losses[step] if losses else None
+        checkpoints.save(step, state_of(step), dict(at=step), loss)
+    checkpoints.close()
+
+
+def read(folder, wanted=None, step=None, identity=IDENTITY):
+    """(state, record, what was said)."""
+    said = []
+    checkpoints = Checkpoints(folder, identity)
+    wanted = abstract(state_of(0)) if wanted is None else wanted
+    found = checkpoints.restore(wanted, step, said.append)
+    checkpoints.close()
+    return (None, None, said) if found is None else (*found, said)
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory):
+    """A folder with the checkpoints 1 and 2; to be copied."""
+    folder = tmp_path_factory.mktemp('written') / 'checkpoints'
+    write(folder, 1, 2)
+    return folder
+
+
+@pytest.fixture
+def folder(written, tmp_path):
+    return shutil.copytree(written, tmp_path / 'checkpoints')
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert read(tmp_path / 'none')[0] is None
+
+
+def test_the_newest_comes_back_bitwise(folder):
+    state, record, said = read(folder)
+    assert bits(state) == bits(state_of(2))
+    assert record == dict(at=2) and said == []
+    assert bits(read(folder, step=1)[0]) == bits(state_of(1))
+
+
+@pytest.mark.parametrize(
+    'sizes', (dict(fsdp=4, tensor=2), dict(tensor=8), dict(data=2))
+)
+def test_onto_another_mesh(sizes, folder):
+    wanted = state_of(0, helpers.mesh_of(**sizes))
+    state, _, said = read(folder, abstract(wanted))
+    assert bits(state) == bits(state_of(2)) and said == []
+    for found, asked in zip(
+        jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True
+    ):
+        assert found.sharding == asked.sharding
+
+
+def test_newest_and_best_stay(tmp_path):
+    losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: None, 5: 4.0, 6: 5.0}
+    folder = tmp_path / 'checkpoints'
+    write(folder, 1, 2, 3, losses=losses, keep=2, keep_best=1)
+    # Which is best is known to the next process too.
+    write(folder, 4, 5, 6, losses=losses, keep=2, keep_best=1)
+    checkpoints = Checkpoints(folder, IDENTITY, read_only=True)
+    assert checkpoints.steps() == [2, 5, 6]
+    assert checkpoints.best_step() == 2
+    assert bits(checkpoints.restore(abstract(state_of(0)), 2)[0]) == bits(state_of(2))
+
+
+def test_without_a_loss_there_is_no_best(folder):
+    assert Checkpoints(folder, IDENTITY, read_only=True).best_step() is None
+
+
+def test_state_and_record_may_change_once_save_returns(tmp_path):
+    spoil = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    folder = tmp_path / 'checkpoints'
+    checkpoints = Checkpoints(folder, IDENTITY, keep=9)
+    for step in range(5):
+        record = dict(at=step, inner=dict(at=step))
+        state = state_of(step)
+        checkpoints.save(step, state, record)
+        record['at'] = record['inner']['at'] = -1
+        jax.block_until_ready(spoil(state))
+    checkpoints.close()
+    for step in range(5):
+        state, record, _ = read(folder, step=step)
+        assert bits(state) == bits(state_of(step))
+        assert record == dict(at=step, inner=dict(at=step))
+
+
+# ---- damage
+
+
+def largest(folder):
+    return max(
+        (path for path in folder.rglob('*') if path.is_file()),
+        key=lambda path: path.stat().st_size,
+    )
+
+
+def truncate(folder):
+    path = largest(folder)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def delete(folder):
+    largest(folder).unlink()
+
+
+def flip(folder):
+    path = largest(folder)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def lose_state(folder):
+    shutil.rmtree(folder / 'state')
+
+
+def lose_metadata(folder):
+    (folder / 'state' / 'manifest.ocdbt').unlink()
+
+
+def lose_record(folder):
+    (folder / 'record' / 'metadata').unlink()
+
+
+def change_record(folder):
+    path = folder / 'record' / 'metadata'
+    path.write_text(path.read_text().replace('"at": 2', '"at": 3'))
+
+
+DAMAGES = (
+    truncate, delete, flip, lose_state, lose_metadata, lose_record, change_record,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize('damage', DAMAGES, ids=lambda f: f.__name__)
+def test_damage_is_reported_and_the_one_before_used(damage, folder):
+    damage(folder / '00000002')
+    state, record, said = read(folder)
+    assert bits(state) == bits(state_of(1)) and record == dict(at=1)
+    assert len(said) == 1 and '00000002 is damaged: ' in said[0]
+    assert '\n' not in said[0]
+    # The run goes on, and comes to the same step again.
+    assert (folder / 'damaged-2').is_dir()
+    write(folder, 2)
+    state, _, said = read(folder)
+    assert bits(state) == bits(state_of(2)) and said == []
+
+
+def test_a_changed_array_is_named(folder):
+    flip(folder / '00000002')
+    assert 'has changed since it was written' in read(folder)[2][0]
+
+
+def test_when_all_are_damaged_nothing_is_moved(folder):
+    for step in (1, 2):
+        truncate(folder / f'{step:08d}')
+    before = sorted(folder.rglob('*'))
+    for _ in range(2):
+        with pytest.raises(UserError, match='every checkpoint is damaged: move'):
+            read(folder)
+        assert sorted(folder.rglob('*')) == before
+
+
+def test_a_step_that_was_asked_for_has_no_other(folder):
+    delete(folder / '00000002')
+    with pytest.raises(UserError, match='00000002 is damaged: move it away'):
+        read(folder, step=2)
+    assert (folder / '00000002').is_dir()
+
+
+def test_too_little_memory_is_no_damage(folder, monkeypatch):
+    def no_memory(self, step, content, abstract):
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
+
+    monkeypatch.setattr(Checkpoints, '_read_state', no_memory)
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        read(folder)
+    assert (folder / '00000002').is_dir()
+
+
+# ---- what does not match
+
+
+def test_another_tokenizer_is_refused(folder):
+    with pytest.raises(UserError, match='another tokenizer .a1b2, now c3d4.: use'):
+        read(folder, identity=dict(tokenizer='c3d4'))
+
+
+@pytest.mark.parametrize(
+    'change, told',
+    (
+        (lambda p: p | dict(bias=p['scale']), 'lacks the array params/bias'),
+        (lambda p: dict(scale=p['scale']), 'has an extra array params/kernel'),
+        (
+            lambda p: p | dict(scale=jax.ShapeDtypeStruct((47,), jnp.float32)),
+            r'params/scale is float32\[48\], this config makes it float32\[47\]',
+        ),
+        (
+            lambda p: p | dict(scale=jax.ShapeDtypeStruct((48,), jnp.bfloat16)),
+            r'params/scale is float32\[48\], this config makes it bfloat16\[48\]',
+        ),
+    ),
+)
+def test_what_does_not_match_is_refused_by_name(change, told, folder):
+    wanted = abstract(state_of(0))
+    wanted = wanted._replace(params=change(wanted.params))
+    with pytest.raises(UserError, match=told):
+        read(folder, wanted)
+    assert bits(read(folder)[0]) == bits(state_of(2))  # nothing was moved
+
+
+def test_describe_names_dtypes_and_shapes():
+    tree = dict(a=dict(b=jnp.zeros((2, 3), jnp.bfloat16)), c=[jnp.int32(1)])
+    assert describe(tree) == {'a/b': 'bfloat16[2,3]', 'c/0': 'int32[]'}

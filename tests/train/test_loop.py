@@ -1,0 +1,218 @@
+"""The loop, on a model of one number whose losses are known."""
+
+import functools
+import json
+import os
+import signal
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gptjax.errors import UserError
+from gptjax.train import loop
+from gptjax.train.checkpoint import Checkpoints
+from gptjax.train.metrics import MetricsWriter, read_metrics
+from gptjax.train.state import TrainState
+from tests import helpers
+
+
+@pytest.fixture(autouse=True)
+def no_tensorboard(monkeypatch):
+    writer = functools.partial(MetricsWriter, tensorboard=False)
+    monkeypatch.setattr(loop, 'MetricsWriter', writer)
+
+
+@jax.jit
+def step(state, batch):
+    """Adds the batch to the one parameter; the loss is the sum so far."""
+    good = jnp.isfinite(batch)
+    value = jnp.where(good, state.params + batch, state.params)
+    metrics = dict(
+        loss=jnp.where(good, value, batch),
+        grad_norm=jnp.float32(2),
+        tokens=jnp.float32(8),
+        good=good.astype(jnp.float32),
+    )
+    return TrainState(state.step + 1, value, ()), metrics
+
+
+def config_of(**train):
+    config = helpers.config()
+    config.train.update(num_steps=6, eval_every=2, max_bad_steps=3)
+    config.train.update(train)
+    config.checkpoint.update(every=2, keep=10, keep_best=0)
+    return config
+
+
+def run(workdir, config, numbers=range(1, 100), losses=None, before=lambda step: None):
+    """Trains on `numbers`, one a step, from the newest checkpoint on.
+
+    losses: what validations find, by step; else the parameter itself.
+    """
+
+    def batches(first):
+        for number in range(first, len(numbers)):
+            before(number)
+            yield jnp.float32(numbers[number])
+
+    def validate(state):
+        found = losses[int(state.step)] if losses else float(state.params)
+        return dict(loss=found, bits_per_byte=found / 2)
+
+    task = loop.Task(
+        step=step,
+        batches=batches,
+        validate=validate,
+        learning_rate=lambda step: 0.5 * step,
+        flops_per_token=(3.0, 6.0),
+        peak_flops=12.0,
+        documents_of=lambda step: [f'book/{step}#{n}' for n in range(9)],
+    )
+    checkpoints = Checkpoints(workdir / 'checkpoints', {}, config.checkpoint.keep)
+    state = TrainState(jnp.int32(0), jnp.float32(0), ())
+    place = helpers.mesh_of()
+    state = jax.device_put(
+        state, jax.sharding.NamedSharding(place, jax.sharding.PartitionSpec())
+    )
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+    restored = checkpoints.restore(abstract)
+    record = loop.new_record(config)
+    if restored:
+        state, record = restored
+    try:
+        return loop.run(config, workdir, task, state, record, checkpoints)
+    finally:
+        checkpoints.close()
+
+
+def signal_at(step, number):
+    """For `run(before=…)`: sends a signal while the batch of `step` is read."""
+    return lambda now: now == step and os.kill(os.getpid(), number)
+
+
+def steps_of(workdir):
+    return sorted(int(path.name) for path in (workdir / 'checkpoints').glob('0*'))
+
+
+def test_every_line_is_exact(tmp_path):
+    outcome = run(tmp_path, config_of(), numbers=[1, 2, np.nan, 4, 5, 6])
+    assert outcome.reason == 'finished' and outcome.signal is None
+    assert outcome.record['skipped'] == 1 and outcome.record['reason'] == 'finished'
+    lines = read_metrics(tmp_path / 'metrics.jsonl')
+    train = [line for line in lines if line['split'] == 'train']
+    assert [line['step'] for line in train] == [1, 2, 3, 4, 5, 6]
+    assert [line['loss'] for line in train] == [1, 3, None, 7, 12, 18]
+    assert [line['skipped'] for line in train] == [0, 0, 1, 1, 1, 1]
+    for number, line in enumerate(train):
+        assert line['learning_rate'] == 0.5 * number
+        assert line['grad_norm'] == 2 and line['tokens'] == 8
+        rate = line['tokens_per_second']
+        assert rate == pytest.approx(8 / line['step_seconds'])
+        assert line['mfu_causal'] == pytest.approx(rate * 3 / 12)
+        assert line['mfu_full'] == pytest.approx(rate * 6 / 12)
+    places = [(line['step'], line['split']) for line in lines]
+    assert places == [
+        *((1, 'train'), (2, 'train'), (2, 'validation')),
+        *((3, 'train'), (4, 'train'), (4, 'validation')),
+        *((5, 'train'), (6, 'train'), (6, 'validation')),
+    ]
+    validated = [line for line in lines if line['split'] == 'validation']
+    assert [line['loss'] for line in validated] == [3, 7, 18]
+    assert [line['bits_per_byte'] for line in validated] == [1.5, 3.5, 9]
+    assert steps_of(tmp_path) == [2, 4, 6]
+
+
+def test_validation_by_which_training_stops_early(tmp_path):
+    losses = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.1, 10: 1.0}
+    config = config_of(num_steps=20, patience=2)
+    outcome = run(tmp_path, config, losses=losses)
+    assert outcome.reason == outcome.record['reason'] == 'stopped early'
+    assert int(outcome.state.step) == 8 == steps_of(tmp_path)[-1]
+    assert outcome.record['validation'] == dict(loss=2.1, bits_per_byte=1.05, step=8)
+
+
+def test_patience_lasts_over_an_interruption(tmp_path):
+    losses = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.1, 10: 1.0}
+    config = config_of(num_steps=20, patience=2)
+    stop = signal_at(6, signal.SIGTERM)
+    assert run(tmp_path, config, losses=losses, before=stop).reason == 'interrupted'
+    outcome = run(tmp_path, config, losses=losses)
+    assert outcome.reason == 'stopped early' and int(outcome.state.step) == 8
+
+
+def test_too_many_bad_steps_stop_and_leave_the_checkpoints(tmp_path):
+    numbers = [1, 2, 3, 4, np.nan, np.nan, np.nan, 5]
+    with pytest.raises(UserError) as raised:
+        run(tmp_path, config_of(num_steps=8), numbers=numbers)
+    told = str(raised.value)
+    assert 'not finite in 3 updates in a row, up to step 6' in told
+    assert 'book/6#0, book/6#1' in told and 'book/6#8' not in told
+    assert 'optim.learning_rate' in told and f'--workdir {tmp_path} --step 6' in told
+    assert steps_of(tmp_path) == [2, 4, 6]
+    # One that was mended goes on from there.
+    outcome = run(tmp_path, config_of(num_steps=8), numbers=[1, 2, 3, 4, 9, 9, 3, 5])
+    assert float(outcome.state.params) == 10 + 3 + 5
+
+
+def test_bad_steps_that_are_not_in_a_row_do_not_stop(tmp_path):
+    numbers = [1, np.nan, np.nan, 2, np.nan, np.inf]
+    outcome = run(tmp_path, config_of(), numbers=numbers)
+    assert outcome.reason == 'finished' and outcome.record['skipped'] == 4
+    assert outcome.record['skipped_in_a_row'] == 2
+
+
+@pytest.mark.parametrize('number', (signal.SIGTERM, signal.SIGINT))
+def test_a_signal_saves_and_the_run_goes_on_as_if_there_had_been_none(number, tmp_path):
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    stop = signal_at(3, number)
+    outcome = run(tmp_path / 'a', config_of(), before=stop)
+    assert outcome.reason == 'interrupted' and outcome.signal == number
+    assert outcome.record['reason'] is None
+    done = int(outcome.state.step)
+    assert done < 6 and steps_of(tmp_path / 'a') == [2, *range(4, done + 1)]
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert run(tmp_path / 'a', config_of()).reason == 'finished'
+    run(tmp_path / 'b', config_of())
+    compared = ('step', 'split', 'loss', 'skipped', 'bits_per_byte')
+    lines = [
+        [[line.get(name) for name in compared] for line in read_metrics(path)]
+        for path in (tmp_path / 'a' / 'metrics.jsonl', tmp_path / 'b' / 'metrics.jsonl')
+    ]
+    assert lines[0] == lines[1] and len(lines[0]) == 9
+
+
+def test_a_signal_in_the_last_step_changes_nothing(tmp_path):
+    stop = signal_at(5, signal.SIGTERM)
+    assert run(tmp_path, config_of(), before=stop).reason == 'finished'
+
+
+def test_profile_writes_a_trace(tmp_path):
+    run(tmp_path, config_of(profile_step=1))
+    traces = [*(tmp_path / 'profile').rglob('*.xplane.pb')]
+    assert traces and traces[0].stat().st_size
+
+
+@pytest.mark.parametrize('profile_step', (4, 100))
+def test_profile_beyond_the_end_is_closed(profile_step, tmp_path):
+    run(tmp_path / 'a', config_of(profile_step=profile_step))
+    run(tmp_path / 'b', config_of(profile_step=1))  # it can be begun again
+
+
+def test_only_a_finite_loss_of_this_step_is_compared_by():
+    saved = []
+    checkpoints = SimpleNamespace(save=lambda *args: saved.append(args[-1]))
+    record = loop.new_record(config_of())
+    for validation in (None, dict(loss=1.5, step=4), dict(loss=float('nan'), step=6)):
+        loop._save(checkpoints, 6, None, dict(record, validation=validation))
+    loop._save(checkpoints, 6, None, dict(record, validation=dict(loss=2.5, step=6)))
+    assert saved == [None, None, None, 2.5]
+
+
+def test_the_record_is_json():
+    record = loop.new_record(config_of(patience=3))
+    assert json.loads(json.dumps(record)) == record

@@ -1,0 +1,154 @@
+"""One update: accumulation, the guard against what is not finite, donation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gptjax.parallel.sharding import batch_sharding
+from gptjax.train.state import abstract_state, create_state
+from gptjax.train.step import make_train_step
+from tests import helpers
+
+
+def loss_fn(params, batch, key):
+    """Weighted squared error of a linear map: (B, T) targets from (B, T) inputs."""
+    error = batch['inputs'] * params['slope'] + params['offset'] - batch['targets']
+    weights = batch['weights']
+    total = jnp.sum(weights * error**2)
+    return total, dict(loss=total, tokens=jnp.sum(weights))
+
+
+def batch_of(mesh, inputs, targets, weights):
+    arrays = dict(inputs=inputs, targets=targets, weights=weights)
+    place = batch_sharding(mesh)
+    return {
+        name: jax.device_put(np.asarray(value, np.float32), place)
+        for name, value in arrays.items()
+    }
+
+
+def start(mesh, optimizer, slope=0.5, offset=0.25):
+    """(state, its shapes) with two scalar parameters."""
+
+    def init(key):
+        return dict(slope=jnp.float32(slope), offset=jnp.float32(offset))
+
+    axes = dict(slope=(), offset=())
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    abstract = abstract_state(shapes, optimizer, axes, mesh)
+    return create_state(init, jax.random.key(0), optimizer, abstract), abstract
+
+
+def rows(mesh, seed=0, batch=4):
+    rng = np.random.default_rng(seed)
+    weights = np.zeros((batch, 6))
+    for row in range(batch):
+        weights[row, : 1 + row] = 1.0  # uneven: 1, 2, 3, … tokens
+    return batch_of(
+        mesh, rng.normal(size=(batch, 6)), rng.normal(size=(batch, 6)), weights
+    )
+
+
+def test_update_by_hand():
+    mesh = helpers.mesh_of()
+    optimizer = optax.sgd(0.1)
+    state, abstract = start(mesh, optimizer)
+    # errors 2 * 0.5 + 0.25 - 1 = 0.25 (weight 1) and 1 * 0.5 + 0.25 = 0.75 (weight 3)
+    batch = batch_of(mesh, [[2, 1]], [[1, 0]], [[1, 3]])
+    state, metrics = make_train_step(loss_fn, optimizer, abstract)(state, batch)
+    slope = (2 * 0.25 * 2 * 1 + 2 * 0.75 * 1 * 3) / 4
+    offset = (2 * 0.25 * 1 + 2 * 0.75 * 3) / 4
+    assert state.params['slope'] == pytest.approx(0.5 - 0.1 * slope)
+    assert state.params['offset'] == pytest.approx(0.25 - 0.1 * offset)
+    assert metrics['loss'] == pytest.approx((0.25**2 + 3 * 0.75**2) / 4)
+    assert metrics['grad_norm'] == pytest.approx(np.hypot(slope, offset))
+    assert metrics['tokens'] == 4 and metrics['good'] == 1 and state.step == 1
+
+
+@pytest.mark.parametrize('accumulation, data', ((2, 1), (4, 1), (2, 2)))
+def test_accumulation_weighs_by_tokens(accumulation, data):
+    mesh = helpers.mesh_of(data=data)
+    optimizer = optax.sgd(0.1)
+    with jax.set_mesh(mesh):
+        state, abstract = start(mesh, optimizer)
+        whole = make_train_step(loss_fn, optimizer, abstract)
+        parts = make_train_step(loss_fn, optimizer, abstract, accumulation)
+        expected, told = whole(state, rows(mesh))
+        state, _ = start(mesh, optimizer)
+        found, metrics = parts(state, rows(mesh))
+    helpers.assert_trees_close(found, expected, rtol=1e-6)
+    helpers.assert_trees_close(metrics, told, rtol=1e-6)
+    assert metrics['tokens'] == 1 + 2 + 3 + 4
+
+
+@pytest.mark.parametrize('accumulation', (1, 2))
+@pytest.mark.parametrize('poison', (np.nan, np.inf, 3e38))
+def test_what_is_not_finite_changes_nothing_but_the_step(poison, accumulation):
+    mesh = helpers.mesh_of()
+    optimizer = optax.adam(0.1)
+    state, abstract = start(mesh, optimizer)
+    step = make_train_step(loss_fn, optimizer, abstract, accumulation)
+    state, _ = step(state, rows(mesh))
+    before = jax.device_get(state)
+    batch = rows(mesh)
+    inputs = np.array(batch['inputs'])
+    inputs[3, 0] = poison  # 3e38 squared is infinite: the loss alone overflows
+    state, metrics = step(state, dict(batch, inputs=jnp.asarray(inputs)))
+    assert metrics['good'] == 0
+    assert state.step == before.step + 1
+    helpers.assert_trees_close(state.params, before.params)
+    helpers.assert_trees_close(state.opt_state, before.opt_state)
+    state, metrics = step(state, rows(mesh))
+    assert metrics['good'] == 1
+    assert state.params['slope'] != before.params['slope']
+
+
+def test_a_gradient_alone_that_is_not_finite_is_refused():
+    def root(params, batch, key):
+        total = jnp.sum(jnp.sqrt(params['slope'] * 0.0) + params['offset'])
+        return total, dict(loss=total, tokens=jnp.float32(1))
+
+    mesh, optimizer = helpers.mesh_of(), optax.sgd(0.1)
+    state, abstract = start(mesh, optimizer)
+    state, metrics = make_train_step(root, optimizer, abstract)(state, rows(mesh))
+    assert np.isfinite(metrics['loss']) and metrics['good'] == 0
+    assert state.params['offset'] == 0.25
+
+
+def test_a_batch_without_tokens_changes_nothing_and_is_finite():
+    mesh, optimizer = helpers.mesh_of(), optax.sgd(0.1)
+    state, abstract = start(mesh, optimizer)
+    batch = rows(mesh)
+    batch['weights'] = 0 * batch['weights']
+    state, metrics = make_train_step(loss_fn, optimizer, abstract)(state, batch)
+    assert metrics['loss'] == 0 and metrics['good'] == 1
+    assert state.params['slope'] == 0.5
+
+
+def test_the_state_is_donated():
+    mesh, optimizer = helpers.mesh_of(), optax.sgd(0.1)
+    state, abstract = start(mesh, optimizer)
+    make_train_step(loss_fn, optimizer, abstract)(state, rows(mesh))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+def test_dropout_keys_come_from_seed_step_and_micro_batch():
+    def noise(params, batch, key):
+        total = jax.random.uniform(key) + 0 * params['slope']
+        return total, dict(loss=total, tokens=jnp.float32(1))
+
+    mesh, optimizer = helpers.mesh_of(), optax.sgd(0.1)
+
+    def losses(seed, accumulation=1):
+        state, abstract = start(mesh, optimizer)
+        step = make_train_step(noise, optimizer, abstract, accumulation, seed)
+        found = []
+        for _ in range(2):
+            state, metrics = step(state, rows(mesh))
+            found.append(float(metrics['loss']))
+        return found
+
+    assert losses(0) == losses(0)
+    assert len({*losses(0), *losses(1), *losses(0, 2)}) == 6
