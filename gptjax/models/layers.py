@@ -52,7 +52,7 @@ class RMSNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """(x - mean) / sqrt(variance + epsilon) scale + bias (Ba et al. 2016), in float32."""
+    """(x - mean) / sqrt(var + epsilon) scale + bias (Ba et al. 2016), in float32."""
 
     def __init__(self, size, axis, config):
         self.scale = constant_param((size,), (axis,), 1.0)
