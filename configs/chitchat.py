@@ -13,6 +13,6 @@ def get_config(variant: str = ''):
     config.tokenizer.vocab_size = 4096
     config.model.unroll = 3  # all layers in a row: an eighth faster on a CPU
     config.optim.learning_rate = 1e-2
-    config.train.update(num_steps=3000, eval_every=250)
-    config.checkpoint.every = 250
+    config.train.update(num_steps=1800, eval_every=300)
+    config.checkpoint.every = 300
     return config
