@@ -22,7 +22,7 @@ def source(kind: str, path: str, **fields) -> ConfigDict:
             path=path,
             split='train',  # the TFDS split; other kinds have one
             text_field='text',  # the column or key that holds the text
-            id_field='',  # the key that names the document; '': its place
+            id_field='',  # the key that names the document; '': 'id', else its place
             weight=0.0,  # share of the training examples; 0: by size
             limit=0,  # documents read at most; 0: all
             licence='',  # recorded in the manifest; TFDS sources know theirs
@@ -42,7 +42,7 @@ def base() -> ConfigDict:
             sources=dict(
                 chitchat=source('tfds', 'chitchat'),
             ),
-            # cleaning steps, in order: functions of gptjax/data/clean.py
+            # cleaning steps in order, by their names in STEPS of gptjax/data/clean.py
             clean=(
                 'repair_unicode',
                 'html_to_text',
@@ -143,7 +143,6 @@ def base() -> ConfigDict:
             z_loss=0.0,  # times the squared log-partition
             label_smoothing=0.0,
             loss_chunk=0,  # tokens of logits alive at once; 0: all
-            log_every=10,  # steps between lines on the screen
             eval_every=200,  # steps between validations; the last has one
             eval_batches=8,  # batches of the validation split; 0: all
             patience=0,  # validations without a better loss; 0: no early stop

@@ -35,11 +35,10 @@ from gptjax.data.clean import (
     clean_text,
 )
 from gptjax.data.paths import is_remote, list_files
-from gptjax.data.records import Document, Source
+from gptjax.data.records import SPLITS, Document, Source
 from gptjax.data.sources import SUFFIXES, describe_files, open_source
 from gptjax.errors import UserError
 
-SPLITS = ('train', 'validation')
 CHUNK_CHARACTERS = 2**18  # cleaned at once
 ALONE_CHUNKS = 64  # so many are cleaned before it is worth starting processes
 PACKAGES = ('ftfy', 'selectolax', 'py3langid', 'sentencex', 'tensorflow-datasets')

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.data import mixing, packing, stage
-from gptjax.data.prepare import SPLITS
+from gptjax.data.records import SPLITS
 from gptjax.data.shuffle import permute
 from gptjax.errors import UserError
 

@@ -22,10 +22,10 @@ from ml_collections import ConfigDict
 from gptjax import files, progress
 from gptjax.data import stage
 from gptjax.data.packing import Packer
+from gptjax.data.records import SPLITS
 from gptjax.errors import UserError
 from gptjax.tokenizer.tokenizer import Tokenizer
 
-SPLITS = ('train', 'validation')
 SHARD_TOKENS = 2**25  # 64 MiB of uint16
 BATCH_CHARACTERS = 2**22  # tokenised at once
 

@@ -13,6 +13,7 @@ from gptjax.data.paths import Advance
 from gptjax.errors import UserError
 
 Document = tuple[str, str]  # id, text
+SPLITS = ('train', 'validation')
 
 
 class Source(NamedTuple):

@@ -59,6 +59,10 @@ def open_source(name: str, source: ConfigDict, data_dir: str | os.PathLike) -> S
             reading: a file, line or record cannot be used, or there is none.
     """
     field = f'data.sources.{name}'
+    if source.limit < 0:
+        raise UserError(
+            f'{field}.limit={source.limit}: use a positive number, or 0 for all'
+        )
     if source.kind == 'tfds':
         found = open_tfds(field, source, data_dir)
     elif source.kind in SUFFIXES:

@@ -54,6 +54,7 @@ def test_a_folder_of_text_is_a_document_a_file(tmp_path):
     assert documents('text', tmp_path) == expected
     assert documents('text', tmp_path / '**' / '*.[mt][dx]*') == expected
     assert documents('text', tmp_path, limit=2) == expected[:2]
+    refuses(['limit=-1', 'positive'], 'text', tmp_path, limit=-1)
 
 
 def test_one_file_is_cut_at_empty_lines_and_nothing_is_lost(tmp_path):
