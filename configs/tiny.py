@@ -15,9 +15,7 @@ def get_config(variant: str = ''):
     config.tokenizer.vocab_size = 512
     # heads, width and context divide by 4, the batch by 8: any mesh of 8 fits
     config.model.update(num_layers=2, width=64, num_heads=4, num_kv_heads=4, context=64)
-    config.train.update(
-        num_steps=200, batch_size=16, eval_every=50, eval_batches=4
-    )
+    config.train.update(num_steps=200, batch_size=16, eval_every=50, eval_batches=4)
     config.checkpoint.every = 50
     config.optim.warmup_steps = 10
     return config
