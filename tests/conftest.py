@@ -1,6 +1,7 @@
 """Every test runs on the CPU, split into eight devices."""
 
 import os
+import signal
 
 import jax
 import pytest
@@ -13,6 +14,9 @@ if _FLAG not in os.environ.get('XLA_FLAGS', ''):
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
 from tests import runs  # noqa: E402
+
+# A shell's background job ignores Ctrl-C, and what it starts would as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Most of a test's time is compilation. Processes that tests start are not told.
 jax.config.update('jax_disable_most_optimizations', True)

@@ -1,0 +1,174 @@
+"""What is asked of the engine, and what it answers: plain types of the host."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from gptjax.errors import UserError
+
+MOST_ALTERNATIVES = 20  # of `logprobs`
+LARGEST_SEED = 2**32 - 1
+
+
+class Grammar(Protocol):
+    """Says what may come next in one reply, and is told what came."""
+
+    def allowed(self) -> np.ndarray:
+        """uint32 (ceil(V / 32),), a bit a token, the lowest bit first."""
+
+    def accept(self, token: int) -> None:
+        """The token that was drawn."""
+
+    def ended(self) -> bool:
+        """Whether nothing more can follow."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """How a reply is drawn.
+
+    max_tokens: at most so many are drawn; 0 only scores the prompt.
+    temperature: divides the logits; 0: the likeliest token.
+    top_k: tokens that stay, the likeliest; 0: all.
+    top_p: the likeliest stay until their probabilities add up to it; 1: all.
+    min_p: those stay with this share of the likeliest's probability; 0: all.
+    repetition_penalty: divides a positive logit of a token that prompt or reply
+        have, and multiplies a negative one (Keskar et al. 2019); 1: none.
+    presence_penalty: taken from the logit of a token that the reply has.
+    frequency_penalty: the same, times how often.
+    logit_bias: added to the logits of these tokens.
+    seed: of the draws. The same weights, prompt, parameters and seed give the
+        same reply, whatever else runs.
+    stop: the reply ends before the first of these strings.
+    stop_tokens: and at these tokens. EOS always ends it.
+    logprobs: alternatives listed beside each token; None: no log-probabilities.
+    prompt_logprobs: log-probabilities of the prompt's tokens too.
+    grammar: allows some tokens only; of this one request.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    stop_tokens: tuple[int, ...] = ()
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
+    grammar: Grammar | None = None
+
+
+class Token(NamedTuple):
+    """A token of a reply or a prompt.
+
+    logprob: ln P under the model itself: temperature 1, no penalties, no filters;
+        None where it was not asked for, and of a prompt's first token.
+    top: the likeliest (id, logprob), best first. The token's own entry, where it
+        is among them, is the identical float.
+    """
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Update(NamedTuple):
+    """What the engine tells of a request. All texts joined are the reply.
+
+    text: never holds a stop string, a part of one, or half a character.
+    tokens: those the text is from. What is held back comes later; what a stop
+        string cut off never does.
+    prompt: once, in the first update, where `prompt_logprobs` was asked for.
+    finish: in the last one: 'stop' (EOS, stop token, stop string, the grammar's
+        end), 'length', 'cancelled' or 'error'.
+    stopped_by: the stop string, or the stop token's id; None for EOS.
+    ending: the EOS or stop token that ended the reply.
+    error: what went wrong, where `finish` is 'error'.
+    """
+
+    text: str = ''
+    tokens: tuple[Token, ...] = ()
+    prompt: tuple[Token, ...] | None = None
+    finish: str | None = None
+    stopped_by: str | int | None = None
+    ending: Token | None = None
+    error: str | None = None
+
+
+class Reply(NamedTuple):
+    """A whole reply; the fields are those of its updates, joined."""
+
+    text: str
+    tokens: tuple[Token, ...]
+    prompt: tuple[Token, ...] | None
+    finish: str
+    stopped_by: str | int | None
+    ending: Token | None
+
+
+class QueueFull(Exception):
+    """As many requests wait as may; later there is room again."""
+
+
+class ContextOverflow(UserError):
+    """The prompt leaves no room for a reply."""
+
+    def __init__(self, prompt_tokens: int, context: int):
+        super().__init__(
+            f'the prompt has {prompt_tokens} tokens and the context {context}: '
+            f'shorten it to {context - 1} at most, so that a reply has room'
+        )
+        self.prompt_tokens = prompt_tokens
+        self.context = context
+
+
+def check_parameters(parameters: Parameters, vocab_size: int, prefix: str = '') -> None:
+    """Refuses what cannot be drawn by.
+
+    Args:
+        parameters: of a request.
+        vocab_size: V.
+        prefix: stands before the field in the message, as 'sample.'.
+
+    Raises:
+        UserError: a field out of its range, by name.
+    """
+    p = parameters
+    rules = (
+        ('max_tokens', p.max_tokens >= 0, '0 or more'),
+        ('temperature', 0 <= p.temperature <= 100, 'from 0 to 100'),
+        ('top_k', 0 <= p.top_k < 2**31, '0 or more'),
+        ('top_p', 0 < p.top_p <= 1, 'above 0, at most 1'),
+        ('min_p', 0 <= p.min_p <= 1, 'from 0 to 1'),
+        ('repetition_penalty', 0 < p.repetition_penalty <= 100, 'above 0, at most 100'),
+        ('presence_penalty', abs(p.presence_penalty) <= 100, 'from -100 to 100'),
+        ('frequency_penalty', abs(p.frequency_penalty) <= 100, 'from -100 to 100'),
+        ('seed', 0 <= p.seed <= LARGEST_SEED, f'from 0 to {LARGEST_SEED}'),
+        (
+            'logprobs',
+            p.logprobs is None or 0 <= p.logprobs <= MOST_ALTERNATIVES,
+            f'from 0 to {MOST_ALTERNATIVES}',
+        ),
+    )
+    for name, fine, fix in rules:
+        if not fine:
+            raise UserError(f'{prefix}{name}={getattr(p, name)}: use a number {fix}')
+    for token, bias in p.logit_bias.items():
+        if not 0 <= token < vocab_size:
+            raise UserError(
+                f'{prefix}logit_bias has the token {token}: use ids from 0 to '
+                f'{vocab_size - 1}'
+            )
+        if not abs(bias) <= 1000:
+            raise UserError(
+                f'{prefix}logit_bias of {token} is {bias}: use -1000 to 1000'
+            )
+    if any(not text for text in p.stop):
+        raise UserError(f'{prefix}stop has an empty string: leave it out')
