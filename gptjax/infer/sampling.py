@@ -1,82 +1,103 @@
-"""Drawing the next token."""
+"""Drawing the next token of every row, each by its own parameters."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gptjax.errors import UserError
-
 
 class Sampling(NamedTuple):
-    """How each row of a batch draws; every field is a scalar or (B,).
+    """How each row draws; every field is (B,), or a scalar for all rows.
 
-    temperature: divides the logits; 0: the likeliest token.
-    top_k: tokens that stay, the likeliest; 0: all.
-    top_p: the likeliest stay until their probabilities add up to it; 1: all.
-    min_p: those stay with this share of the likeliest's probability; 0: all.
+    `gptjax.infer.request.Parameters` says what each means.
     """
 
     temperature: jax.Array | float = 1.0
     top_k: jax.Array | int = 0
     top_p: jax.Array | float = 1.0
     min_p: jax.Array | float = 0.0
+    repetition_penalty: jax.Array | float = 1.0
+    presence_penalty: jax.Array | float = 0.0
+    frequency_penalty: jax.Array | float = 0.0
 
 
-def check_sampling(sampling: Sampling, fields: str = 'sample.') -> None:
-    """Refuses what cannot be drawn by, naming `fields` and the field.
+class History(NamedTuple):
+    """What penalties and biases go by, of each row.
 
-    Raises:
-        UserError: a field out of its range.
+    seen_BV: bool, tokens of the prompt.
+    counts_BV: int32, how often the reply has each token.
+    bias_BV: float32, added to the logits.
     """
-    rules = (
-        ('temperature', sampling.temperature >= 0, '0 or more'),
-        ('top_k', sampling.top_k >= 0, '0 or more'),
-        ('top_p', 0 < sampling.top_p <= 1, 'above 0, at most 1'),
-        ('min_p', 0 <= sampling.min_p <= 1, 'from 0 to 1'),
+
+    seen_BV: jax.Array
+    counts_BV: jax.Array
+    bias_BV: jax.Array
+
+
+def penalize(logits_BV, sampling: Sampling, history: History):
+    """Logits after the repetition, presence and frequency penalties and the bias."""
+
+    def changed(logits_BV):
+        repetition, presence, frequency = (
+            _column(penalty, logits_BV)
+            for penalty in (
+                sampling.repetition_penalty,
+                sampling.presence_penalty,
+                sampling.frequency_penalty,
+            )
+        )
+        replied_BV = history.counts_BV > 0
+        repeated_BV = jnp.where(
+            logits_BV > 0, logits_BV / repetition, logits_BV * repetition
+        )
+        logits_BV = jnp.where(replied_BV | history.seen_BV, repeated_BV, logits_BV)
+        return (
+            logits_BV
+            - presence * replied_BV
+            - frequency * history.counts_BV
+            + history.bias_BV
+        )
+
+    # Rows without penalties are not changed by those that have some: 1 divides
+    # and 0 is added exactly. So whether any row needs it changes no other row.
+    needed = (
+        jnp.any(jnp.asarray(sampling.repetition_penalty) != 1)
+        | jnp.any(jnp.asarray(sampling.presence_penalty) != 0)
+        | jnp.any(jnp.asarray(sampling.frequency_penalty) != 0)
+        | jnp.any(history.bias_BV != 0)
     )
-    for name, fine, fix in rules:
-        if not fine:
-            value = getattr(sampling, name)
-            raise UserError(f'{fields}{name}={value}: use a number {fix}')
+    return jax.lax.cond(needed, changed, lambda logits_BV: logits_BV, logits_BV)
 
 
 def filter_logits(logits_BV, sampling: Sampling):
     """Logits over temperature, with -inf where a token may not be drawn.
 
     The filters apply in the order temperature, top-k, top-p, min-p, each to
-    what the one before left, renormalised. The likeliest token always stays.
+    what the one before left, renormalised. The likeliest token always stays,
+    and of equally likely tokens all stay or none.
     """
-    B, V = logits_BV.shape
-
-    def column(x, dtype):
-        return jnp.broadcast_to(jnp.asarray(x, dtype), (B,))[:, None]
-
-    temperature = column(sampling.temperature, jnp.float32)
+    temperature = _column(sampling.temperature, logits_BV)
     # From the likeliest down: at no temperature does the division overflow upwards.
     logits = logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)
     logits = logits / jnp.where(temperature > 0, temperature, 1.0)
+    top_k = _column(sampling.top_k, logits_BV)
+    top_p = _column(sampling.top_p, logits_BV)
+    min_p = _column(sampling.min_p, logits_BV)
 
-    # Work in falling order, where each filter keeps a first part of the row.
-    order = jnp.argsort(-logits, axis=-1)
-    ranked = jnp.take_along_axis(logits, order, axis=-1)
-    top_k = column(sampling.top_k, jnp.int32)
-    ranks = jnp.arange(V)[None]
-    ranked = jnp.where((top_k > 0) & (ranks >= top_k), -jnp.inf, ranked)
+    def filtered(logits):
+        kept = jnp.where(top_k > 0, _lowest_kept(logits, None, top_k), -jnp.inf)
+        logits = jnp.where(logits >= kept, logits, -jnp.inf)
+        probabilities = jax.nn.softmax(logits, axis=-1)
+        kept = jnp.where(
+            top_p < 1, _lowest_kept(logits, probabilities, top_p), -jnp.inf
+        )
+        logits = jnp.where(logits >= kept, logits, -jnp.inf)
+        # Sharing a normaliser, probabilities compare as logits do; the likeliest
+        # token's is 0.
+        return jnp.where(logits >= jnp.log(min_p), logits, -jnp.inf)
 
-    probabilities = jax.nn.softmax(ranked, axis=-1)
-    before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    top_p = column(sampling.top_p, jnp.float32)
-    # In float32 the sum can reach one before the row ends.
-    beyond = (before >= top_p) & (top_p < 1)
-    ranked = jnp.where(beyond & (ranks > 0), -jnp.inf, ranked)
-
-    # Sharing a normaliser, probabilities compare as logits do.
-    lowest = ranked[:, :1] + jnp.log(column(sampling.min_p, jnp.float32))
-    ranked = jnp.where((ranked < lowest) & (ranks > 0), -jnp.inf, ranked)
-
-    places = jnp.argsort(order, axis=-1)
-    return jnp.take_along_axis(ranked, places, axis=-1)
+    needed = jnp.any((top_k > 0) | (top_p < 1) | (min_p > 0))
+    return jax.lax.cond(needed, filtered, lambda logits: logits, logits)
 
 
 def draw(logits_BV, seeds_B, positions_B, sampling: Sampling):
@@ -84,14 +105,59 @@ def draw(logits_BV, seeds_B, positions_B, sampling: Sampling):
 
     A row's draw is a function of its own logits, seed and position alone: a
     reply does not depend on what else is in the batch.
+
+    Args:
+        logits_BV: float32, after penalties.
+        seeds_B: uint32, of each request.
+        positions_B: int32, the place that the token will have.
+        sampling: how.
     """
-
-    def row(logits_V, seed, position):
-        key = jax.random.fold_in(jax.random.key(seed), position)
-        return jax.random.categorical(key, logits_V)
-
-    filtered = filter_logits(logits_BV, sampling)
-    drawn = jax.vmap(row)(filtered, seeds_B, positions_B)
     likeliest = jnp.argmax(logits_BV, axis=-1)
-    greedy = jnp.broadcast_to(jnp.asarray(sampling.temperature) == 0, drawn.shape)
-    return jnp.where(greedy, likeliest, drawn).astype(jnp.int32)
+    greedy = jnp.broadcast_to(jnp.asarray(sampling.temperature) == 0, likeliest.shape)
+
+    def drawn(logits_BV):
+        def row(logits_V, seed, position):
+            key = jax.random.fold_in(jax.random.key(seed), position)
+            return jax.random.categorical(key, logits_V)
+
+        return jax.vmap(row)(filter_logits(logits_BV, sampling), seeds_B, positions_B)
+
+    chosen = jax.lax.cond(
+        jnp.all(greedy), lambda logits_BV: likeliest, drawn, logits_BV
+    )
+    return jnp.where(greedy, likeliest, chosen).astype(jnp.int32)
+
+
+def _column(value, logits_BV):
+    """(B, 1) float32 of a scalar or (B,)."""
+    B = logits_BV.shape[0]
+    return jnp.broadcast_to(jnp.asarray(value, jnp.float32), (B,))[:, None]
+
+
+def _lowest_kept(logits_BV, weights_BV, target_B1):
+    """The largest threshold with at least `target` weight at or above it, (B, 1).
+
+    A sort would say it too, and takes ten times as long: this tries the 32 bits
+    of the threshold, each with one sum. Without weights every token weighs 1.
+    Where all tokens together weigh less than the target it is the lowest logit.
+    """
+    keys_BV = _ordered(logits_BV)
+    weights_BV = jnp.ones_like(logits_BV) if weights_BV is None else weights_BV
+
+    def settle(i, threshold_B1):
+        tried_B1 = threshold_B1 | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
+        above_BV = jnp.where(keys_BV >= tried_B1, weights_BV, 0.0)
+        enough_B1 = jnp.sum(above_BV, axis=-1, keepdims=True) >= target_B1
+        return jnp.where(enough_B1, tried_B1, threshold_B1)
+
+    B = logits_BV.shape[0]
+    threshold_B1 = jax.lax.fori_loop(0, 32, settle, jnp.zeros((B, 1), jnp.uint32))
+    kept_BV = keys_BV >= threshold_B1
+    return jnp.min(jnp.where(kept_BV, logits_BV, jnp.inf), axis=-1, keepdims=True)
+
+
+def _ordered(x):
+    """uint32 that compare as the float32 `x` do."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    return jnp.where(bits & sign, ~bits, bits | sign)

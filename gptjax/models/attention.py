@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gptjax.kernels.attention import causal_attention, masked_attention
+from gptjax.kernels.attention import causal_attention, masked_attention, visible
 from gptjax.models.layers import (
     add_bias,
     bias_param,
@@ -66,7 +66,7 @@ class Attention(nnx.Module):
             context: the `Context` of the batch.
             window: int32 scalar, keys seen by a query; 0: all.
             key: of dropout, or None.
-            cache: (keys_BSKH, values_BSKH) of this layer, or None.
+            cache: this layer's, of `gptjax.models.cache`, or None.
 
         Returns:
             (output shaped as `x`, the layer's cache with these tokens in it).
@@ -89,10 +89,11 @@ class Attention(nnx.Module):
                 query, keys, values, context.segments_BT, window, softcap, drop
             )
         else:
-            cache = context.write(cache, keys, values)
-            mixed = masked_attention(
-                query, *cache, context.visible_BTS(window, cache[0].shape[1]), softcap
-            )
+            cache = cache.write(context.positions_BT, keys, values)
+            keys, values = cache.read(x.dtype)
+            places = jnp.arange(keys.shape[1])[None]
+            seen = visible(context.positions_BT, places, window)
+            mixed = masked_attention(query, keys, values, seen, softcap)
         mixed = constrain(mixed, 'batch', 'time', 'heads', None)
         mixed = mixed.reshape(*x.shape[:-1], *mixed.shape[2:])
         out = jnp.einsum('...NH,NHD->...D', mixed, self.out[...].astype(x.dtype))

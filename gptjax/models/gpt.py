@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from gptjax.kernels.attention import visible
 from gptjax.models import layers
 from gptjax.models.attention import Attention, rotary_angles
 from gptjax.parallel.sharding import axis_size, constrain
@@ -37,20 +36,6 @@ class Context(NamedTuple):
     segments_BT: jax.Array
     positions_BT: jax.Array
     angles_BTh: jax.Array | None
-
-    def write(self, cache, keys_BTKH, values_BTKH):
-        """A layer's cache with the tokens' keys and values at their positions."""
-        rows = jnp.arange(self.positions_BT.shape[0])[:, None]
-        # Positions past the end (of rows that only pad the batch) are dropped.
-        place = lambda old, new: old.at[rows, self.positions_BT].set(
-            new.astype(old.dtype), mode='drop'
-        )
-        return place(cache[0], keys_BTKH), place(cache[1], values_BTKH)
-
-    def visible_BTS(self, window, length):
-        """Which of a cache's `length` places each token may see."""
-        places = jnp.arange(length)[None]
-        return visible(self.positions_BT, places, window)
 
 
 class Block(nnx.Module):
@@ -119,7 +104,7 @@ class GPT(nnx.Module):
             x = constrain(x, 'batch', 'time', None)
 
         def run(x, layer):
-            block, window, layer_key, _ = layer
+            block, window, layer_key = layer
             x, _ = block(x, context, window, layer_key)
             x = (
                 constrain(x, 'tokens', None)
@@ -128,33 +113,7 @@ class GPT(nnx.Module):
             )
             return x, None
 
-        x, _ = self._scan(run, x, key, cache=None)
-        return self.final_norm(x)
-
-    def decode(self, tokens_BT, positions_BT, cache, last_B=None):
-        """Logits of tokens that go on from what the cache holds.
-
-        Args:
-            tokens_BT: int32; the prompt at first, then a token at a time.
-            positions_BT: int32, each row's own; past the cache's end: padding.
-            cache: (keys, values), each (L, B, S, K, H).
-            last_B: int32; of each row only the logits at this place, as a
-                prompt's others are of no use and may be gigabytes. None: all.
-
-        Returns:
-            (logits (B, T, V) or (B, 1, V), float32, the cache with these tokens).
-        """
-        ones = jnp.ones_like(tokens_BT)
-        x, context = self._embed(tokens_BT, ones, positions_BT, None)
-
-        def run(x, layer):
-            block, window, _, layer_cache = layer
-            return block(x, context, window, None, layer_cache)
-
-        x, cache = self._scan(run, x, None, cache)
-        if last_B is not None:
-            x = jnp.take_along_axis(x, last_B[:, None, None], axis=1)
-        return self.logits(self.final_norm(x)), cache
+        return self.final_norm(self._scan(run, x, key))
 
     def logits(self, hidden):
         """float32 logits (..., V) of hidden vectors (..., D), soft-capped."""
@@ -180,31 +139,29 @@ class GPT(nnx.Module):
             angles = rotary_angles(positions_BT, config.head_dim, config.rotary_base)
         return x, Context(segments_BT, positions_BT, angles)
 
-    def _scan(self, run, x, key, cache):
-        """Runs `run(x, (block, window, key, cache)) -> (x, aux)` over the layers."""
+    def _scan(self, run, x, key):
+        """Runs `run(x, (block, window, key)) -> (x, None)` over the layers."""
         config = self.config
         graph = nnx.graphdef(self.layers)
-        L = config.num_layers
-        windows = [config.windows[i % len(config.windows)] for i in range(L)]
+        windows = layer_windows(config)
         same = len(set(windows)) == 1
 
         def body(x, layer):
-            params, window, layer_key, layer_cache = layer
+            params, window, layer_key = layer
             block = nnx.merge(graph, params)
-            window = windows[0] if same else window
-            return run(x, (block, window, layer_key, layer_cache))
+            return run(x, (block, windows[0] if same else window, layer_key))
 
         if config.remat != 'none':
             body = jax.checkpoint(
                 body, policy=REMAT_POLICIES[config.remat], prevent_cse=False
             )
+        L = config.num_layers
         stacked = (
             nnx.to_pure_dict(nnx.state(self.layers)),
             jnp.asarray(windows, jnp.int32),
             None if key is None else jax.random.split(key, L),
-            cache,
         )
-        return jax.lax.scan(body, x, stacked, unroll=min(config.unroll, L))
+        return jax.lax.scan(body, x, stacked, unroll=min(config.unroll, L))[0]
 
 
 class Head(nnx.Module):
@@ -223,6 +180,65 @@ def init_params(config, key) -> dict:
 def bind(config, params) -> GPT:
     """The module with these parameters; cheap, for use inside jitted functions."""
     return nnx.merge(_structure(config)[0], params)
+
+
+def unstack_layers(params) -> dict:
+    """Parameters as `decode` takes them: 'layers' is a tuple, a tree a layer.
+
+    A scan copies what it slices. In training that is little beside the work; to
+    decode a token is to read each weight once, and a copy doubles it.
+    """
+    L = jax.tree.leaves(params['layers'])[0].shape[0]
+    one = lambda layer: jax.tree.map(lambda leaf: leaf[layer], params['layers'])
+    return dict(params, layers=tuple(one(layer) for layer in range(L)))
+
+
+def decode(config, params, tokens_BT, positions_BT, cache, last_B=None):
+    """Logits of tokens that go on from what the cache holds.
+
+    Args:
+        config: the model's settings.
+        params: of `unstack_layers`.
+        tokens_BT: int32; the prompt at first, then a token at a time.
+        positions_BT: int32, each row's own; past the cache's end: padding.
+        cache: of `empty_cache`, a layer's each.
+        last_B: int32; of each row only the logits at this place, as a prompt's
+            others are of no use and may be gigabytes. None: all.
+
+    Returns:
+        (logits (B, T, V) or (B, 1, V), float32, the cache with these tokens).
+    """
+    hidden_BTD, cache = decode_hidden(config, params, tokens_BT, positions_BT, cache)
+    if last_B is not None:
+        hidden_BTD = jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)
+    return bind_ends(config, params).logits(hidden_BTD), cache
+
+
+def decode_hidden(config, params, tokens_BT, positions_BT, cache):
+    """`decode` up to the head: (hidden (B, T, D), the cache with these tokens)."""
+    model = bind_ends(config, params)
+    graph = nnx.graphdef(model.layers)
+    x, context = model._embed(tokens_BT, jnp.ones_like(tokens_BT), positions_BT, None)
+    x = x.reshape(-1, x.shape[-1])
+    caches = []
+    for layer, window, old in zip(
+        params['layers'], layer_windows(config), cache, strict=True
+    ):
+        x, new = nnx.merge(graph, layer)(x, context, window, None, old)
+        caches.append(new)
+    hidden = model.final_norm(x)
+    return hidden.reshape(*tokens_BT.shape, hidden.shape[-1]), tuple(caches)
+
+
+def bind_ends(config, params) -> GPT:
+    """The module for what is before and after the layers, which are unstacked."""
+    return bind(config, dict(params, layers=params['layers'][0]))
+
+
+def layer_windows(config) -> list[int]:
+    """The attention window of each layer."""
+    windows = config.windows
+    return [windows[i % len(windows)] for i in range(config.num_layers)]
 
 
 def abstract_params(config) -> dict:

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.errors import UserError
-from gptjax.infer.sampling import Sampling, check_sampling, draw, filter_logits
+from gptjax.infer.sampling import History, Sampling, draw, filter_logits, penalize
 
 # In no order, so that a filter has to sort; no two are alike.
 PROBABILITIES = np.array([0.15, 0.5, 0.05, 0.3])
@@ -51,8 +50,27 @@ def test_filters_keep_what_they_should(sampling, expected):
     np.testing.assert_allclose(kept(**sampling)[0], expected, rtol=1e-5)
 
 
-def test_top_k_keeps_so_many_where_logits_are_equal():
-    assert (kept(jnp.zeros((1, 8)), top_k=3) > 0).sum() == 3
+def test_equally_likely_tokens_stay_together():
+    logits = jnp.asarray([[1.0, 3.0, 1.0, 2.0, 1.0, 0.0]])
+    assert (kept(logits, top_k=3) > 0).tolist() == [[1, 1, 1, 1, 1, 0]]
+    assert (kept(jnp.zeros((1, 8)), top_p=0.3) > 0).all()
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_filters_equal_a_sort(seed):
+    """The same sets as by sorting, on rows as long as a vocabulary."""
+    rng = np.random.default_rng(seed)
+    logits = (3 * rng.standard_normal((4, 1000))).astype(np.float32)
+    top_k = np.array([0, 1, 40, 999])
+    top_p = np.array([0.9, 1.0, 0.5, 0.999], np.float32)
+    ours = kept(jnp.asarray(logits), top_k=top_k, top_p=top_p) > 0
+    for row in range(4):
+        order = np.argsort(-logits[row])[: top_k[row] or None]
+        share = np.exp(logits[row][order].astype(np.float64))
+        share /= share.sum()
+        before = np.cumsum(share) - share
+        expected = set(order[before < top_p[row]].tolist())
+        assert set(np.flatnonzero(ours[row]).tolist()) == expected
 
 
 def test_top_p_of_one_keeps_every_token():
@@ -138,22 +156,51 @@ def test_temperature_zero_is_the_likeliest_by_row():
     assert len(np.unique(np.asarray(tokens)[1::2])) > 1
 
 
+def history(seen=(), counts=(0, 0, 0, 0), bias=(0, 0, 0, 0)):
+    return History(
+        np.isin(np.arange(4), seen)[None],
+        np.array([counts], np.int32),
+        np.array([bias], np.float32),
+    )
+
+
 @pytest.mark.parametrize(
-    'sampling, told',
+    'sampling, past, expected',
     [
-        (Sampling(temperature=-1.0), 'sample.temperature=-1.0: use a number 0 or more'),
-        (Sampling(temperature=float('nan')), 'sample.temperature=nan'),
-        (Sampling(top_k=-1), 'sample.top_k=-1'),
-        (Sampling(top_p=0.0), 'sample.top_p=0.0: use a number above 0, at most 1'),
-        (Sampling(top_p=1.5), 'sample.top_p=1.5'),
-        (Sampling(min_p=1.5), 'sample.min_p=1.5: use a number from 0 to 1'),
+        (dict(), history(seen=[0], counts=(0, 1, 2, 0)), [2, -2, 1, -1]),
+        # Of prompt and reply: divided where positive, multiplied where negative.
+        (
+            dict(repetition_penalty=2.0),
+            history(seen=[0, 3], counts=(0, 1, 0, 0)),
+            [1, -4, 1, -2],
+        ),
+        # Of the reply alone: once, or as often as it came.
+        (dict(presence_penalty=0.5), history([0], (0, 1, 3, 0)), [2, -2.5, 0.5, -1]),
+        (dict(frequency_penalty=0.5), history([0], (0, 1, 3, 0)), [2, -2.5, -0.5, -1]),
+        (dict(), history(bias=(0, 5, 0, -100)), [2, 3, 1, -101]),
     ],
     ids=str,
 )
-def test_what_cannot_be_drawn_by_is_refused(sampling, told):
-    with pytest.raises(UserError, match=told):
-        check_sampling(sampling)
+def test_penalties_by_hand(sampling, past, expected):
+    logits = jnp.asarray([[2.0, -2.0, 1.0, -1.0]])
+    ruled = jax.jit(penalize)(logits, Sampling(**sampling), past)
+    np.testing.assert_array_equal(ruled[0], np.asarray(expected, np.float32))
 
 
-def test_the_edges_are_fine():
-    check_sampling(Sampling(temperature=0.0, top_k=0, top_p=1.0, min_p=1.0))
+def test_a_neighbours_penalties_and_filters_change_no_other_row():
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.standard_normal((2, 4)), jnp.float32)
+    plain = Sampling(*(np.full(2, value, np.float32) for value in Sampling()))
+    special = Sampling(
+        *(
+            np.array([old[0], new], np.float32)
+            for old, new in zip(plain, (0.5, 2, 0.9, 0.1, 3, 1, 1), strict=True)
+        )
+    )
+    past = jax.tree.map(lambda x: np.repeat(x, 2, axis=0), history([0], (1, 0, 0, 2)))
+    rows = [
+        filtered(jax.jit(penalize)(logits, sampling, past), sampling)
+        for sampling in (plain, special)
+    ]
+    np.testing.assert_array_equal(rows[0][0], rows[1][0])
+    assert (rows[0][1] != rows[1][1]).any()

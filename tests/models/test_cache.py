@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gptjax.models import gpt
-from gptjax.models.cache import empty_cache
+from gptjax.models.cache import empty_cache, empty_int8_cache
 from tests import helpers
 
 CONTEXT, CHUNK = 32, 4
@@ -41,16 +41,17 @@ def decoder_of(name):
 
     @jax.jit
     def decode(tokens, positions, cache):
-        return gpt.bind(model, params).decode(tokens, positions, cache)
+        unstacked = gpt.unstack_layers(params)
+        return gpt.decode(model, unstacked, tokens, positions, cache)
 
     return model, params, decode
 
 
-def decode_in_chunks(name, tokens_BT):
+def decode_in_chunks(name, tokens_BT, new_cache=empty_cache):
     """Logits (B, T, V) of whole rows, each row at its own pace."""
     model, _, decode = decoder_of(name)
     B, T = tokens_BT.shape
-    cache = empty_cache(model, B, T)
+    cache = new_cache(model, B, T)
     logits = np.full((B, T, helpers.VOCAB), np.nan, np.float32)
     done = np.zeros(B, int)
     while done.min() < T:
@@ -107,7 +108,42 @@ def test_what_a_cache_held_before_is_never_read():
 
 def test_the_cache_has_the_heads_and_dtype_of_the_keys():
     model = helpers.model_settings(num_kv_heads=2, dtype='bfloat16')
-    keys, values = empty_cache(model, batch=3, length=16)
-    assert keys.shape == values.shape == (2, 3, 16, 2, 8)  # L, B, S, K, H
+    layers = empty_cache(model, batch=3, length=16)
+    assert len(layers) == model.num_layers
+    keys, values = layers[0]
+    assert keys.shape == values.shape == (3, 16, 2, 8)  # B, S, K, H
     assert keys.dtype == values.dtype == 'bfloat16'
-    assert keys is not values
+    leaves = jax.tree.leaves(layers)
+    assert len({id(leaf) for leaf in leaves}) == len(leaves)  # each can be donated
+
+
+def test_a_cache_of_bytes_is_nearly_the_full_forward():
+    tokens = random_tokens()
+    exact, rounded = (
+        decode_in_chunks('default', tokens, new_cache)
+        for new_cache in (empty_cache, empty_int8_cache)
+    )
+    error = np.abs(rounded - exact).max() / exact.std()
+    assert 0 < error < 0.1
+    sizes = [
+        sum(
+            leaf.nbytes
+            for leaf in jax.tree.leaves(new_cache(decoder_of('default')[0], 3, 8))
+        )
+        for new_cache in (empty_cache, empty_int8_cache)
+    ]
+    assert sizes[1] == sizes[0] * (8 + 4) / 32  # 8 numbers a head and one scale
+
+
+@pytest.mark.parametrize('scale', [1e-30, 1.0, 1e30])
+def test_bytes_keep_each_number_to_half_a_step(scale):
+    model = helpers.model_settings()
+    rng = np.random.default_rng(0)
+    shape = (2, 4, model.num_kv_heads, model.head_dim)
+    keys, values = (scale * rng.standard_normal((2, *shape))).astype(np.float32)
+    keys[0, 0] = 0
+    positions = np.broadcast_to(np.arange(4), (2, 4))
+    cache = empty_int8_cache(model, 2, 4)[0].write(positions, keys, values)
+    for read, written in zip(cache.read('float32'), (keys, values), strict=True):
+        step = np.abs(written).max(axis=-1, keepdims=True) / 127
+        assert (np.abs(read - written) <= 0.5001 * step).all()
