@@ -14,6 +14,7 @@ whatever was cached, and shapes never change: rows do not see one another.
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from queue import SimpleQueue
@@ -36,7 +37,15 @@ from gptjax.infer.request import (
     check_parameters,
 )
 from gptjax.infer.sampling import Sampling
-from gptjax.infer.slots import Drawn, empty_slots, programs
+from gptjax.infer.slots import (
+    Drawn,
+    admit,
+    empty_slots,
+    park,
+    programs,
+    read_block,
+    write_block,
+)
 from gptjax.infer.text import ReplyText
 from gptjax.models.cache import empty_cache
 from gptjax.models.gpt import unstack_layers
@@ -170,7 +179,8 @@ class Engine:
         Args:
             prompt: token ids, at least one (as a rule BOS).
             parameters: how to draw.
-            listen: is called with each `Update`, on the engine's thread.
+            listen: is called with each `Update`, on the engine's thread; an error
+                in it stops the engine.
 
         Raises:
             QueueFull: as many wait as may.
@@ -184,7 +194,8 @@ class Engine:
             raise UserError('the prompt has no tokens: begin it with BOS')
         if not all(0 <= token < self.vocab_size for token in prompt):
             raise UserError(
-                f'the prompt has tokens that do not exist: use 0 to {self.vocab_size - 1}'
+                f'the prompt has a token that does not exist: use 0 to '
+                f'{self.vocab_size - 1}'
             )
         room = self.context - len(prompt)
         if room < min(1, parameters.max_tokens):
@@ -289,12 +300,10 @@ class Engine:
             sizes = sorted({self._padded(n) for n in range(1, self._prefix.chunk + 1)})
             for size in [*sizes, self._prefix.chunk]:
                 self._warm_chunk(size)
-            block = self._programs.read_block(
+            block = read_block(
                 self._state, np.int32(0), np.int32(0), self._prefix.chunk
             )
-            self._state = self._programs.write_block(
-                self._state, np.int32(0), np.int32(0), block
-            )
+            self._state = write_block(self._state, np.int32(0), np.int32(0), block)
         last = self.context - 1
         self.complete([[0], [0] * min(2, last)], Parameters(max_tokens=2))
         self._prompt_tokens = self._cached_tokens = self._reply_tokens = 0
@@ -304,9 +313,9 @@ class Engine:
         with jax.set_mesh(self._mesh):
             self._drop_cancelled()
             self._seat()
-            reading = next((r for r in self._slots if r and not r.decoding), None)
+            reading = [r for r in self._slots if r and not r.decoding]
             if reading:
-                self._read_chunk(reading)
+                self._read_chunk(min(reading, key=lambda r: r.ticket))
             decoding = [r if r and r.decoding else None for r in self._slots]
             grammars = [r for r in decoding if r and r.parameters.grammar]
             if grammars:  # the last token decides which may follow
@@ -342,7 +351,9 @@ class Engine:
             self._live.clear()
             self._waiting.clear()
         for request in requests:
-            request.listen(Update(finish='error', error=self._failure))
+            # The listener may be what failed; the others are to be told all the same.
+            with suppress(Exception):
+                request.listen(Update(finish='error', error=self._failure))
 
     def _drop_cancelled(self):
         with self._lock:
@@ -369,7 +380,7 @@ class Engine:
             if request.parameters.prompt_logprobs:
                 continue  # every chunk is computed again, for its scores
             for block in self._prefix.find(request.prompt[:-1]):
-                self._state = self._programs.write_block(
+                self._state = write_block(
                     self._state, np.int32(slot), np.int32(request.read), block
                 )
                 request.read += self._prefix.chunk
@@ -396,9 +407,7 @@ class Engine:
                 request.scores.append((len(rest), scored))
             if len(rest) == chunk and self._prefix.capacity:
                 if not self._prefix.has(prompt, end):
-                    block = self._programs.read_block(
-                        self._state, slot, np.int32(start), chunk
-                    )
+                    block = read_block(self._state, slot, np.int32(start), chunk)
                     self._prefix.keep(prompt, end, block)
             request.read = end
         if request.read < len(prompt) - 1:
@@ -425,7 +434,7 @@ class Engine:
                 for name in Sampling._fields
             )
         )
-        self._state = self._programs.admit(
+        self._state = admit(
             self._state,
             np.int32(request.slot),
             np.int32(request.prompt[-1]),
@@ -462,8 +471,9 @@ class Engine:
         self._pending = None
         drawn = Drawn(*(np.asarray(array) for array in drawn))
         for slot, request in enumerate(requests):
-            if request and request.ticket in self._live:
-                self._take(request, _token(drawn, slot, request.parameters.logprobs))
+            for place in range(drawn.counts_B[slot]):
+                if request and request.ticket in self._live:
+                    self._take(request, _token(drawn, slot, place, request.parameters))
 
     def _take(self, request, token):
         """Goes on with a drawn token: shown, held back, or the reply's end."""
@@ -505,7 +515,9 @@ class Engine:
             if request.slot is not None:
                 self._slots[request.slot] = None
         if request.decoding:
-            self._state = self._programs.park(self._state, np.int32(request.slot))
+            self._state = park(
+                self._state, np.int32(request.slot), np.int32(self.context)
+            )
         request.listen(last)
 
     def _padded(self, length: int) -> int:
@@ -540,17 +552,18 @@ def join_updates(updates: Sequence[Update]) -> Reply:
     )
 
 
-def _token(drawn: Drawn, row: int, alternatives: int | None) -> Token:
-    """One row of a step, as the host tells it."""
-    token = int(drawn.tokens_B[row])
-    if alternatives is None:
+def _token(drawn: Drawn, row: int, place: int, parameters: Parameters) -> Token:
+    """One token of a step, as the host tells it."""
+    token = int(drawn.tokens_BT[row, place])
+    if parameters.logprobs is None and not parameters.prompt_logprobs:
         return Token(token)
+    listed = slice(parameters.logprobs or 0)
     top = zip(
-        drawn.top_BA[row, :alternatives].tolist(),
-        drawn.top_logprobs_BA[row, :alternatives].tolist(),
+        drawn.top_BTA[row, place, listed].tolist(),
+        drawn.top_logprobs_BTA[row, place, listed].tolist(),
         strict=True,
     )
-    return Token(token, float(drawn.logprobs_B[row]), tuple(top))
+    return Token(token, float(drawn.logprobs_BT[row, place]), tuple(top))
 
 
 def _prompt_tokens(request: _Request) -> tuple[Token, ...]:
@@ -558,6 +571,5 @@ def _prompt_tokens(request: _Request) -> tuple[Token, ...]:
     told = [Token(request.prompt[0])]
     for length, scored in request.scores:
         scored = Drawn(*(np.asarray(array) for array in scored))
-        alternatives = request.parameters.logprobs or 0
-        told += [_token(scored, row, alternatives) for row in range(length)]
+        told += [_token(scored, 0, n, request.parameters) for n in range(length)]
     return tuple(told)

@@ -1,4 +1,4 @@
-"""The device's side of the engine: slots of a cache, and three programs on them.
+"""The device's side of the engine: slots of a cache, and the programs on them.
 
 `prefill` reads a chunk of a prompt into one slot, `decode` draws the next token of
 every slot, `admit` tells a slot what it decodes. All have fixed shapes, so each
@@ -8,6 +8,7 @@ A slot whose place is the cache's end is idle: it computes as all do, and what i
 writes is dropped.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -40,29 +41,37 @@ class Slots(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What one decode step gave.
+    """What one step gave: T tokens a row, of which the first `counts_B` are meant.
 
-    tokens_B: int32.
-    logprobs_B: float32, ln P of the model itself.
-    top_BA: int32, the likeliest tokens, best first.
-    top_logprobs_BA: float32; both are zeros in steps that nobody asked it of.
+    counts_B: int32.
+    tokens_BT: int32.
+    logprobs_BT: float32, ln P of the model itself.
+    top_BTA: int32, the likeliest tokens, best first.
+    top_logprobs_BTA: float32; both are zeros in steps that nobody asked it of.
     """
 
-    tokens_B: jax.Array
-    logprobs_B: jax.Array
-    top_BA: jax.Array
-    top_logprobs_BA: jax.Array
+    counts_B: jax.Array
+    tokens_BT: jax.Array
+    logprobs_BT: jax.Array
+    top_BTA: jax.Array
+    top_logprobs_BTA: jax.Array
 
 
 class Programs(NamedTuple):
-    """The compiled functions of one model; see `programs`."""
+    """The compiled functions of one model (or two, see `speculative`).
 
-    prefill: callable
-    decode: callable
-    admit: callable
-    park: callable
-    read_block: callable
-    write_block: callable
+    prefill: `(params, slots, slot, tokens_T, positions_T, targets_T, score)`: reads
+        a chunk of a prompt into a slot. Padding stands at the end, its positions
+        past the cache's. Gives (slots, `Drawn` (1, T)): the log-probabilities of
+        the targets, the tokens after each, where `score`, else zeros.
+    decode: `(params, slots, allowed_BW, constrained, alternatives)`: draws the next
+        token of every slot, among those allowed by uint32 bits where
+        `constrained`, and lists the likeliest ones where `alternatives`. Gives
+        (slots, `Drawn`).
+    """
+
+    prefill: Callable
+    decode: Callable
 
 
 def empty_slots(cache: tuple, vocab_size: int, length: int) -> Slots:
@@ -89,155 +98,149 @@ def programs(settings: FrozenConfigDict, length: int) -> Programs:
 
     @partial(jax.jit, donate_argnums=1)
     def prefill(params, slots, slot, tokens_T, positions_T, targets_T, score):
-        """Reads a chunk of a prompt into a slot.
-
-        Args:
-            params: of `gpt.unstack_layers`.
-            slots: donated.
-            slot: int32.
-            tokens_T: int32, padded at the end.
-            positions_T: int32; `length`: padding.
-            targets_T: int32, the token after each.
-            score: bool, whether the targets' log-probabilities are wanted.
-
-        Returns:
-            (slots, `Drawn` of T rows: the targets, zeros where not wanted).
-        """
-        row = jax.tree.map(
-            lambda x: jax.lax.dynamic_slice_in_dim(x, slot, 1), slots.cache
+        cache, hidden_1TD = read_chunk(
+            settings, params, slots.cache, slot, tokens_T, positions_T
         )
-        hidden_1TD, row = gpt.decode_hidden(
-            settings, params, tokens_T[None], positions_T[None], row
-        )
-        cache = jax.tree.map(
-            lambda all, one: jax.lax.dynamic_update_slice_in_dim(all, one, slot, 0),
-            slots.cache,
-            row,
-        )
-
-        def scores(hidden_TD):
-            logits_TV = gpt.bind_ends(settings, params).logits(hidden_TD)
-            return _scores(logits_TV, targets_T, True)
-
-        def nothing(hidden_TD):
-            return jax.tree.map(jnp.zeros_like, jax.eval_shape(scores, hidden_TD))
-
-        scored = jax.lax.cond(score, scores, nothing, hidden_1TD[0])
+        scored = score_chunk(settings, params, hidden_1TD, targets_T, score)
         return slots._replace(cache=cache), scored
 
     @partial(jax.jit, donate_argnums=1)
     def decode(params, slots, allowed_BW, constrained, alternatives):
-        """Draws the next token of every slot.
-
-        Args:
-            params: of `gpt.unstack_layers`.
-            slots: donated.
-            allowed_BW: uint32 bits, tokens that may be drawn.
-            constrained: bool, whether that forbids any.
-            alternatives: bool, whether the likeliest tokens are asked for.
-
-        Returns:
-            (slots, `Drawn`).
-        """
-        logits_BTV, cache = gpt.decode(
-            settings,
-            params,
-            slots.tokens_B[:, None],
-            slots.places_B[:, None],
-            slots.cache,
+        tokens_B1, places_B1 = slots.tokens_B[:, None], slots.places_B[:, None]
+        logits_B1V, cache = gpt.decode(
+            settings, params, tokens_B1, places_B1, slots.cache
         )
-        logits_BV = logits_BTV[:, 0]
-        places_B = jnp.minimum(slots.places_B + 1, length)
-        ruled_BV = penalize(logits_BV, slots.sampling, slots.history)
-        ruled_BV = jax.lax.cond(
-            constrained,
-            lambda x: jnp.where(_bits(allowed_BW, x.shape[-1]), x, -jnp.inf),
-            lambda x: x,
-            ruled_BV,
-        )
-        tokens_B = draw(ruled_BV, slots.seeds_B, places_B, slots.sampling)
-        rows = jnp.arange(tokens_B.shape[0])
-        history = slots.history._replace(
-            counts_BV=slots.history.counts_BV.at[rows, tokens_B].add(1)
-        )
-        idle_B = slots.places_B >= length
-        slots = slots._replace(
-            cache=cache,
-            tokens_B=tokens_B,
-            places_B=jnp.where(idle_B, length, places_B),
-            history=history,
-        )
-        return slots, _scores(logits_BV, tokens_B, alternatives)
+        logits_BV = penalize(logits_B1V[:, 0], slots.sampling, slots.history)
+        logits_BV = constrain_tokens(logits_BV, allowed_BW, constrained)
+        next_B1 = draw(logits_BV, slots.seeds_B, slots.places_B + 1, slots.sampling)
+        next_B1 = next_B1[:, None]
+        ones_B = jnp.ones_like(slots.tokens_B)
+        slots = advance(slots._replace(cache=cache), next_B1, ones_B, length)
+        return slots, scores(logits_B1V, next_B1, ones_B, alternatives)
 
-    @partial(jax.jit, donate_argnums=0)
-    def admit(slots, slot, token, place, seed, sampling, seen_V, bias_V):
-        """The slots with one that goes on from `token` at `place`."""
-        put = lambda all, one: all.at[slot].set(one)
-        return Slots(
-            cache=slots.cache,
-            tokens_B=put(slots.tokens_B, token),
-            places_B=put(slots.places_B, place),
-            seeds_B=put(slots.seeds_B, seed),
-            sampling=jax.tree.map(put, slots.sampling, sampling),
-            history=History(
-                put(slots.history.seen_BV, seen_V),
-                put(slots.history.counts_BV, 0),
-                put(slots.history.bias_BV, bias_V),
-            ),
-        )
-
-    @partial(jax.jit, donate_argnums=0)
-    def park(slots, slot):
-        """The slots with one that is idle, its parameters the default ones."""
-        default = Sampling(*(getattr(Parameters(), n) for n in Sampling._fields))
-        put = lambda all, one: all.at[slot].set(one)
-        return slots._replace(
-            places_B=put(slots.places_B, length),
-            sampling=jax.tree.map(put, slots.sampling, default),
-            history=slots.history._replace(bias_BV=put(slots.history.bias_BV, 0.0)),
-        )
-
-    @partial(jax.jit, static_argnums=3)
-    def read_block(slots, slot, start, size):
-        """A copy of `size` places of a slot's cache, from `start`."""
-        return jax.tree.map(
-            lambda x: jax.lax.dynamic_slice(
-                x, (slot, start, *[0] * (x.ndim - 2)), (1, size, *x.shape[2:])
-            ),
-            slots.cache,
-        )
-
-    @partial(jax.jit, donate_argnums=0)
-    def write_block(slots, slot, start, block):
-        """The slots with such a copy in another's place."""
-        cache = jax.tree.map(
-            lambda x, part: jax.lax.dynamic_update_slice(
-                x, part, (slot, start, *[0] * (x.ndim - 2))
-            ),
-            slots.cache,
-            block,
-        )
-        return slots._replace(cache=cache)
-
-    return Programs(prefill, decode, admit, park, read_block, write_block)
+    return Programs(prefill, decode)
 
 
-def _scores(logits_BV, tokens_B, alternatives) -> Drawn:
-    """The log-probabilities of tokens, and of the likeliest if they are wanted."""
-    total_B = jax.nn.logsumexp(logits_BV, axis=-1)
-    chosen_B = jnp.take_along_axis(logits_BV, tokens_B[:, None], axis=-1)[:, 0]
-    A = min(MOST_ALTERNATIVES, logits_BV.shape[-1])
+def read_chunk(settings, params, cache, slot, tokens_T, positions_T):
+    """(the cache with a chunk in `slot`, the chunk's hidden vectors (1, T, D))."""
+    row = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, slot, 1), cache)
+    hidden_1TD, row = gpt.decode_hidden(
+        settings, params, tokens_T[None], positions_T[None], row
+    )
+    put = lambda all, one: jax.lax.dynamic_update_slice_in_dim(all, one, slot, 0)
+    return jax.tree.map(put, cache, row), hidden_1TD
 
-    def likeliest(logits_BV):
-        top_BA, ids_BA = jax.lax.top_k(logits_BV, A)
-        return ids_BA.astype(jnp.int32), top_BA - total_B[:, None]
 
-    def nothing(logits_BV):
-        B = logits_BV.shape[0]
-        return jnp.zeros((B, A), jnp.int32), jnp.zeros((B, A), jnp.float32)
+def score_chunk(settings, params, hidden_1TD, targets_T, score) -> Drawn:
+    """The targets' log-probabilities, if `score`; else zeros and no head."""
 
-    top_BA, top_logprobs_BA = jax.lax.cond(alternatives, likeliest, nothing, logits_BV)
-    return Drawn(tokens_B, chosen_B - total_B, top_BA, top_logprobs_BA)
+    def scored(hidden_1TD):
+        logits_1TV = gpt.bind_ends(settings, params).logits(hidden_1TD)
+        return scores(logits_1TV, targets_T[None], jnp.zeros(1, jnp.int32), True)
+
+    def nothing(hidden_1TD):
+        shapes = jax.eval_shape(scored, hidden_1TD)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    return jax.lax.cond(score, scored, nothing, hidden_1TD)
+
+
+def advance(slots: Slots, tokens_BT, counts_B, length: int) -> Slots:
+    """The slots after the first `counts_B` of these tokens; idle ones stay idle."""
+    T = tokens_BT.shape[1]
+    rows_B1 = jnp.arange(tokens_BT.shape[0])[:, None]
+    meant_BT = jnp.arange(T)[None] < counts_B[:, None]
+    last_B1 = counts_B[:, None] - 1
+    # Past the last place a row has ended, if the host has not yet seen it.
+    places_B = jnp.minimum(slots.places_B + counts_B, length)
+    return slots._replace(
+        tokens_B=jnp.take_along_axis(tokens_BT, last_B1, axis=1)[:, 0],
+        places_B=places_B,
+        history=slots.history._replace(
+            counts_BV=slots.history.counts_BV.at[rows_B1, tokens_BT].add(
+                meant_BT.astype(jnp.int32)
+            )
+        ),
+    )
+
+
+@partial(jax.jit, donate_argnums=0)
+def admit(slots: Slots, slot, token, place, seed, sampling, seen_V, bias_V) -> Slots:
+    """The slots with one that goes on from `token` at `place`."""
+    put = lambda all, one: all.at[slot].set(one)
+    return Slots(
+        cache=slots.cache,
+        tokens_B=put(slots.tokens_B, token),
+        places_B=put(slots.places_B, place),
+        seeds_B=put(slots.seeds_B, seed),
+        sampling=jax.tree.map(put, slots.sampling, sampling),
+        history=History(
+            put(slots.history.seen_BV, seen_V),
+            put(slots.history.counts_BV, 0),
+            put(slots.history.bias_BV, bias_V),
+        ),
+    )
+
+
+@partial(jax.jit, donate_argnums=0)
+def park(slots: Slots, slot, length) -> Slots:
+    """The slots with one that is idle, and asks for nothing special."""
+    default = Sampling(*(getattr(Parameters(), name) for name in Sampling._fields))
+    put = lambda all, one: all.at[slot].set(one)
+    return slots._replace(
+        places_B=put(slots.places_B, length),
+        sampling=jax.tree.map(put, slots.sampling, default),
+        history=slots.history._replace(bias_BV=put(slots.history.bias_BV, 0.0)),
+    )
+
+
+@partial(jax.jit, static_argnums=3)
+def read_block(slots: Slots, slot, start, size: int):
+    """A copy of `size` places of a slot's cache, from `start`."""
+    return jax.tree.map(
+        lambda x: jax.lax.dynamic_slice(
+            x, (slot, start, *[0] * (x.ndim - 2)), (1, size, *x.shape[2:])
+        ),
+        slots.cache,
+    )
+
+
+@partial(jax.jit, donate_argnums=0)
+def write_block(slots: Slots, slot, start, block) -> Slots:
+    """The slots with such a copy in one of them."""
+    put = lambda x, part: jax.lax.dynamic_update_slice(
+        x, part, (slot, start, *[0] * (x.ndim - 2))
+    )
+    return slots._replace(cache=jax.tree.map(put, slots.cache, block))
+
+
+def constrain_tokens(logits_BV, allowed_BW, constrained):
+    """-inf where the bits forbid a token, if they forbid any."""
+    return jax.lax.cond(
+        constrained,
+        lambda x: jnp.where(_bits(allowed_BW, x.shape[-1]), x, -jnp.inf),
+        lambda x: x,
+        logits_BV,
+    )
+
+
+def scores(logits_BTV, tokens_BT, counts_B, alternatives) -> Drawn:
+    """The log-probabilities of tokens, and the likeliest ones if they are wanted."""
+    total_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    chosen_BT = jnp.take_along_axis(logits_BTV, tokens_BT[..., None], axis=-1)[..., 0]
+    shape = (*tokens_BT.shape, min(MOST_ALTERNATIVES, logits_BTV.shape[-1]))
+
+    def likeliest(logits_BTV):
+        top_BTA, ids_BTA = jax.lax.top_k(logits_BTV, shape[-1])
+        return ids_BTA.astype(jnp.int32), top_BTA - total_BT[..., None]
+
+    def nothing(logits_BTV):
+        return jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)
+
+    top_BTA, top_logprobs_BTA = jax.lax.cond(
+        alternatives, likeliest, nothing, logits_BTV
+    )
+    return Drawn(counts_B, tokens_BT, chosen_BT - total_BT, top_BTA, top_logprobs_BTA)
 
 
 def _bits(packed_BW, size):

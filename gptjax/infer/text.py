@@ -26,12 +26,15 @@ class ReplyText:
         self._stream = tokenizer.stream()
         self._stop = tuple(stop)
         self._text = ''  # decoded and not shown yet
-        self._tokens = []  # (token, its text's end in self._text), not shown yet
+        self._tokens = []  # (token, its first and last place in it), not shown yet
 
     def push(self, token: Token) -> Shown:
         """What `token` allows to be shown; nothing may be pushed after a stop."""
+        start = len(self._text)
         self._text += self._stream.push(token.id)
-        self._tokens.append((token, len(self._text)))
+        # What begins a character belongs to it, and comes with it.
+        end = len(self._text) + self._stream.unfinished
+        self._tokens.append((token, start, end))
         found = [
             (place, stop)
             for stop in self._stop
@@ -39,47 +42,29 @@ class ReplyText:
         ]
         if found:
             place, stop = min(found)
-            # A token that is only begun before the stop counts as well.
-            begins = [0, *(end for _, end in self._tokens)]
-            tokens = [
-                token
-                for (token, _), start in zip(self._tokens, begins, strict=False)
-                if start < place
-            ]
+            tokens = [token for token, start, _ in self._tokens if start < place]
             return Shown(self._text[:place], tuple(tokens), stop)
         return self._show(len(self._text) - self._held_back())
 
     def finish(self) -> Shown:
         """The rest, where the reply ends without a stop string."""
         self._text += self._stream.finish()
-        tokens = tuple(token for token, _ in self._tokens)
-        return Shown(self._text, tokens, None)
+        return Shown(self._text, tuple(token for token, *_ in self._tokens), None)
 
     def _held_back(self) -> int:
         """How many last characters are the beginning of a stop string."""
-        longest = 0
-        for stop in self._stop:
-            for length in range(min(len(stop) - 1, len(self._text)), longest, -1):
-                if self._text.endswith(stop[:length]):
-                    longest = length
-                    break
-        return longest
+        for length in range(len(self._text), 0, -1):
+            end = self._text[-length:]
+            if any(stop.startswith(end) for stop in self._stop):
+                return length
+        return 0
 
     def _show(self, end):
         text, self._text = self._text[:end], self._text[end:]
-        # A token without text yet is the begin of a character: its text comes.
-        shown = 0
-        if text:
-            ends = [token_end for _, token_end in self._tokens]
-            shown = sum(token_end <= end for token_end in ends)
-            while shown and not self._whole(shown):
-                shown -= 1
-        tokens = tuple(token for token, _ in self._tokens[:shown])
-        self._tokens = [(token, place - end) for token, place in self._tokens[shown:]]
+        shown = sum(last <= end for _, _, last in self._tokens)
+        tokens = tuple(token for token, *_ in self._tokens[:shown])
+        self._tokens = [
+            (token, first - end, last - end)
+            for token, first, last in self._tokens[shown:]
+        ]
         return Shown(text, tokens, None)
-
-    def _whole(self, count) -> bool:
-        """Whether the first `count` tokens end at the end of a character."""
-        # The last of them added text of its own, or nothing at all stands for it.
-        start = self._tokens[count - 2][1] if count > 1 else 0
-        return self._tokens[count - 1][1] > start

@@ -151,6 +151,11 @@ class StreamDecoder:
         """The text that `token` completes, '' while a character is unfinished."""
         return self._utf8.decode(self._tokenizer.bytes_of(token))
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether the bytes so far end within a character."""
+        return bool(self._utf8.getstate()[0])
+
     def finish(self) -> str:
         """What is left: '' or one '\\ufffd' for a character that never ended."""
         return self._utf8.decode(b'', final=True)

@@ -1,0 +1,526 @@
+"""A reply is what it is alone, whatever else runs, and what the full forward says."""
+
+import random
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from gptjax.errors import UserError
+from gptjax.infer.engine import Engine
+from gptjax.infer.request import ContextOverflow, Parameters, QueueFull
+from gptjax.models import gpt
+from gptjax.parallel.sharding import partition_spec
+from gptjax.tokenizer.tokenizer import StreamDecoder
+from tests import helpers
+
+CONTEXT, CHUNK = 64, 16
+EOS = 1
+GREEDY = Parameters(temperature=0.0, max_tokens=10, logprobs=0)
+DRAWN = Parameters(max_tokens=12, logprobs=20, seed=5)
+PROMPTS = [[5], [5, 6, 7, 8, 9], [*range(20, 37)], [*range(3, 20)] * 3, [9] * 16]
+
+
+def tokenizer():
+    """Letters; EOS is a token that only tests of it can draw."""
+    stub = SimpleNamespace(eos_id=EOS)
+    stub.bytes_of = lambda token: bytes([97 + token % 26])
+    stub.stream = lambda: StreamDecoder(stub)
+    return stub
+
+
+@pytest.fixture(scope='module')
+def model():
+    return helpers.model_settings(num_kv_heads=2, windows=(9, 0), context=CONTEXT)
+
+
+@pytest.fixture(scope='module')
+def params(model):
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        return (0.4 * rng.standard_normal(leaf.shape)).astype(np.float32)
+
+    return jax.device_put(jax.tree.map(draw, gpt.abstract_params(model)))
+
+
+def never_ending(parameters):
+    """The parameters with EOS made impossible."""
+    return Parameters(**{**vars(parameters), 'logit_bias': {EOS: -1000.0}})
+
+
+def new_engine(model, params, **options):
+    options = dict(dict(slots=4, chunk=CHUNK), **options)
+    engine = Engine(model, params, tokenizer(), **options)
+    engine.warm_up()
+    return engine
+
+
+@pytest.fixture(scope='module')
+def shared(model, params):
+    return new_engine(model, params)
+
+
+@pytest.fixture
+def engine(shared):
+    """The module's engine, which every test leaves empty."""
+    yield shared
+    while shared.step():
+        pass
+    stats = shared.stats()
+    assert (stats.running, stats.waiting, stats.cache_used) == (0, 0, 0.0)
+
+
+@pytest.fixture(scope='module')
+def full_forward(model, params):
+    """ln P (T, V) of the token after each of a text's."""
+
+    @jax.jit
+    def logprobs(tokens):
+        positions = np.arange(CONTEXT, dtype=np.int32)[None]
+        logits = gpt.bind(model, params)(tokens, np.ones_like(positions), positions)
+        return jax.nn.log_softmax(logits[0])
+
+    def run(text):
+        padded = np.zeros((1, CONTEXT), np.int32)
+        padded[0, : len(text)] = text
+        return np.asarray(logprobs(padded))[: len(text)]
+
+    return run
+
+
+def ids(reply):
+    return [token.id for token in reply.tokens]
+
+
+# ---- equal to the model
+
+
+@pytest.mark.parametrize('prompt', PROMPTS, ids=len)
+def test_greedy_replies_and_their_scores_equal_the_full_forward(
+    engine, full_forward, prompt
+):
+    reply = engine.complete([prompt], never_ending(GREEDY))[0]
+    text = list(prompt)
+    for token in reply.tokens:
+        expected = full_forward(text)[-1].copy()
+        np.testing.assert_allclose(token.logprob, expected[token.id], atol=2e-4)
+        expected[EOS] = -np.inf
+        assert expected[token.id] > expected.max() - 2e-4
+        text.append(token.id)
+    assert len(reply.tokens) == 10 and reply.finish == 'length'
+
+
+def test_prompts_are_scored(engine, full_forward):
+    prompt = PROMPTS[3]
+    scored = Parameters(max_tokens=0, prompt_logprobs=True, logprobs=3)
+    reply = engine.complete([prompt], scored)[0]
+    assert reply.finish == 'length' and reply.tokens == ()
+    assert [token.id for token in reply.prompt] == prompt
+    assert reply.prompt[0].logprob is None
+    expected = full_forward(prompt)
+    for place, token in enumerate(reply.prompt[1:]):
+        np.testing.assert_allclose(token.logprob, expected[place, token.id], atol=2e-4)
+        top = np.sort(expected[place])[::-1][:3]
+        np.testing.assert_allclose([p for _, p in token.top], top, atol=2e-4)
+        own = dict(token.top).get(token.id)
+        assert own is None or own == token.logprob  # the identical float
+
+
+def test_scores_come_before_the_reply(engine):
+    parameters = Parameters(max_tokens=2, prompt_logprobs=True)
+    updates = list(engine.reply(PROMPTS[2], never_ending(parameters)))
+    assert len(updates[0].prompt) == len(PROMPTS[2])
+    assert [update.prompt for update in updates[1:]] == [None] * (len(updates) - 1)
+
+
+def test_the_drawn_token_is_among_the_likeliest_as_the_identical_float(engine):
+    reply = engine.complete([PROMPTS[1]], never_ending(DRAWN))[0]
+    found = 0
+    for token in reply.tokens:
+        assert len(token.top) == 20
+        assert sorted(token.top, key=lambda x: -x[1]) == list(token.top)
+        if token.id in dict(token.top):
+            found += 1
+            assert dict(token.top)[token.id] == token.logprob
+    assert 0 < found < 12
+
+
+def test_greedy_takes_the_first_alternative(engine):
+    listed = Parameters(temperature=0.0, max_tokens=8, logprobs=1)
+    for token in engine.complete([PROMPTS[1]], listed)[0].tokens:
+        assert token.top[0] == (token.id, token.logprob)
+
+
+# ---- independent of everything else
+
+
+def run_schedule(engine, seed):
+    """Random arrivals, lengths and cancellations; replies must be as they are alone.
+
+    Returns how many were cancelled while they ran.
+    """
+    draw = random.Random(seed)
+
+    def request():
+        prompt = [draw.randrange(2, helpers.VOCAB) for _ in range(draw.choice(LENGTHS))]
+        if draw.random() < 0.5:  # a beginning that others have too
+            prompt = (PROMPTS[3][: draw.choice((16, 20, 33))] + prompt)[: CONTEXT - 1]
+        return prompt, Parameters(
+            max_tokens=draw.randrange(0, 20),
+            temperature=draw.choice((0.0, 0.7, 1.3)),
+            top_k=draw.choice((0, 5)),
+            top_p=draw.choice((0.5, 1.0)),
+            min_p=draw.choice((0.0, 0.1)),
+            repetition_penalty=draw.choice((1.0, 1.5)),
+            presence_penalty=draw.choice((0.0, 0.5)),
+            frequency_penalty=draw.choice((0.0, 0.5)),
+            logit_bias=draw.choice(({}, {7: 2.0})),
+            seed=draw.randrange(2**32),
+            stop=draw.choice(((), ('ab', 'c'))),
+            logprobs=draw.choice((None, 0, 3)),
+            prompt_logprobs=draw.random() < 0.2,
+        )
+
+    requests = [request() for _ in range(14)]
+    told = [[] for _ in requests]
+    tickets, cancelled, todo = {}, set(), list(range(len(requests)))
+    while todo or engine.step():
+        if todo and draw.random() < 0.4:
+            number = todo.pop()
+            tickets[number] = engine.submit(*requests[number], told[number].append)
+        if tickets and draw.random() < 0.08:
+            number = draw.choice(list(tickets))
+            engine.cancel(tickets[number])
+            cancelled.add(number)
+    interrupted = 0
+    for number, (request, updates) in enumerate(zip(requests, told, strict=True)):
+        assert [u.finish is None for u in updates] == [True] * (len(updates) - 1) + [
+            False
+        ]
+        alone = list(engine.reply(*request))
+        if updates[-1].finish == 'cancelled':
+            assert number in cancelled
+            interrupted += 1
+            assert updates[:-1] == alone[: len(updates) - 1]
+        else:
+            assert updates == alone
+    return interrupted
+
+
+LENGTHS = (1, 2, 15, 16, 17, 31, 33, 40)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_random_schedules_change_no_reply_and_leak_no_slot(engine, seed):
+    before = engine.stats().compilations
+    run_schedule(engine, seed)
+    assert engine.stats().compilations == before
+
+
+@pytest.mark.slow
+def test_many_random_schedules(engine):
+    interrupted = sum(run_schedule(engine, seed) for seed in range(100, 120))
+    assert interrupted > 5
+
+
+def test_a_reply_is_the_same_in_every_slot(engine):
+    together = engine.complete([PROMPTS[1]] * 4, DRAWN)
+    assert together == [together[0]] * 4
+
+
+def test_a_prefix_found_again_changes_nothing(model, params):
+    with_cache = new_engine(model, params, prefix_bytes=2**20)
+    without = new_engine(model, params, prefix_bytes=0)
+    prompt = PROMPTS[3]  # 51 tokens: three whole chunks
+    first, again, grown = (
+        with_cache.complete([p], DRAWN)[0] for p in (prompt, prompt, prompt + [4] * 5)
+    )
+    assert with_cache.stats().cached_tokens == 48 + 48
+    assert first == again == without.complete([prompt], DRAWN)[0]
+    assert grown == without.complete([prompt + [4] * 5], DRAWN)[0]
+    assert without.stats().cached_tokens == 0
+
+
+def test_the_prefix_cache_forgets_what_was_used_least(model, params):
+    engine = new_engine(model, params)
+    engine.complete([PROMPTS[3]], GREEDY)
+    block = engine._prefix.bytes // 3
+    small = new_engine(model, params, prefix_bytes=2 * block)
+    for token in range(3, 9):
+        small.complete([[token] * 20], GREEDY)
+        assert small._prefix.bytes <= 2 * block
+    small.complete([[8] * 20, [7] * 20], GREEDY)
+    assert small.stats().cached_tokens == 2 * CHUNK
+    small.complete([[3] * 20], GREEDY)
+    assert small.stats().cached_tokens == 2 * CHUNK  # long forgotten
+
+
+def test_a_long_prompt_does_not_stall_running_replies(engine):
+    running, long = [], []
+    engine.submit([5, 6], never_ending(Parameters(max_tokens=30)), running.append)
+    for _ in range(4):
+        engine.step()
+    engine.submit([*range(40, 90)], never_ending(GREEDY), long.append)
+    before = len(running)
+    while not long:
+        engine.step()
+    # Four chunks to read, and a token of the other in each round.
+    assert len(running) - before >= 4
+
+
+# ---- parameters
+
+
+def test_seeds_make_replies(engine):
+    how = [Parameters(max_tokens=12, seed=seed) for seed in (1, 2, 1)]
+    rows = [ids(reply) for reply in engine.complete([PROMPTS[1]] * 3, how)]
+    assert rows[0] == rows[2] != rows[1]
+
+
+def test_biases_force_and_forbid(engine):
+    forced = Parameters(max_tokens=5, logit_bias={9: 1000.0})
+    assert ids(engine.complete([PROMPTS[1]], forced)[0]) == [9] * 5
+    free = ids(engine.complete([PROMPTS[1]], never_ending(GREEDY))[0])
+    banned = Parameters(
+        temperature=0.0, max_tokens=10, logit_bias={free[0]: -1000.0, EOS: -1000.0}
+    )
+    assert free[0] not in ids(engine.complete([PROMPTS[1]], banned)[0])
+
+
+def test_penalties_count_the_reply_and_the_prompt(engine):
+    once = Parameters(max_tokens=20, temperature=0.0, presence_penalty=100.0)
+    row = ids(engine.complete([PROMPTS[1]], once)[0])
+    assert len(set(row)) == len(row)
+    forced = dict(max_tokens=3, temperature=0.0, logit_bias={9: 1000.0})
+    assert ids(engine.complete([[9, 4]], Parameters(**forced))[0]) == [9, 9, 9]
+
+
+class Even:
+    """Allows even tokens, and ends after four."""
+
+    def __init__(self):
+        self.taken = []
+
+    def allowed(self):
+        return np.full(-(-helpers.VOCAB // 32), 0x55555555, np.uint32)
+
+    def accept(self, token):
+        self.taken.append(token)
+
+    def ended(self):
+        return len(self.taken) == 4
+
+
+def test_a_grammar_rules_its_own_reply_alone(engine):
+    grammar = Even()
+    how = [
+        Parameters(max_tokens=10, seed=3, grammar=grammar),
+        Parameters(max_tokens=10, seed=3),
+    ]
+    ruled, free = engine.complete([PROMPTS[1]] * 2, how)
+    assert ids(ruled) == grammar.taken and len(grammar.taken) == 4
+    assert all(token % 2 == 0 for token in grammar.taken)
+    assert ruled.finish == 'stop'
+    assert free == engine.complete([PROMPTS[1]], how[1])[0]
+    assert any(token % 2 for token in ids(free))
+
+
+# ---- ends
+
+
+def test_eos_and_stop_tokens_end_a_reply(engine):
+    row = ids(engine.complete([PROMPTS[1]], never_ending(GREEDY))[0])
+    at = row.index(row[4])
+    how = never_ending(GREEDY)
+    stopped = Parameters(**{**vars(how), 'stop_tokens': (row[4],)})
+    reply = engine.complete([PROMPTS[1]], stopped)[0]
+    assert (ids(reply), reply.finish, reply.stopped_by) == (row[:at], 'stop', row[4])
+    assert reply.ending.id == row[4] and reply.ending.logprob < 0
+    forced = Parameters(max_tokens=5, logit_bias={EOS: 1000.0}, logprobs=0)
+    reply = engine.complete([PROMPTS[1]], forced)[0]
+    assert (reply.text, reply.finish, reply.stopped_by) == ('', 'stop', None)
+    assert reply.ending.id == EOS and reply.ending.logprob < 0
+
+
+def test_stop_strings_end_a_reply_and_are_not_in_it(engine):
+    whole = engine.complete([PROMPTS[1]], never_ending(GREEDY))[0]
+    stop = whole.text[3:6]
+    cut = whole.text.index(stop)
+    how = Parameters(**{**vars(never_ending(GREEDY)), 'stop': (stop,)})
+    reply = engine.complete([PROMPTS[1]], how)[0]
+    assert (reply.text, reply.stopped_by) == (whole.text[:cut], stop)
+    assert reply.tokens == whole.tokens[:cut]
+
+
+@pytest.mark.parametrize('length', [CONTEXT - 3, CONTEXT - 1])
+def test_prompt_and_reply_fill_the_context_exactly(engine, full_forward, length):
+    prompt = [4] * length
+    how = Parameters(**{**vars(never_ending(GREEDY)), 'max_tokens': 1000})
+    reply = engine.complete([prompt], how)[0]
+    assert reply.finish == 'length'
+    assert len(reply.tokens) == CONTEXT - length
+    scores = full_forward(prompt + ids(reply))[length - 1 : -1]
+    np.testing.assert_allclose(
+        [token.logprob for token in reply.tokens],
+        [row[token] for row, token in zip(scores, ids(reply), strict=True)],
+        atol=2e-4,
+    )
+
+
+@pytest.mark.parametrize(
+    'prompt, changes, told',
+    [
+        ([], dict(), 'the prompt has no tokens'),
+        ([4] * CONTEXT, dict(), f'the prompt has {CONTEXT} tokens and the context'),
+        ([4] * (CONTEXT + 1), dict(max_tokens=0), 'shorten it'),
+        ([helpers.VOCAB], dict(), 'use 0 to'),
+        ([4], dict(temperature=-1.0), 'temperature=-1.0: use a number'),
+        ([4], dict(temperature=float('nan')), 'temperature=nan'),
+        ([4], dict(top_p=0.0), 'top_p=0.0: use a number above 0, at most 1'),
+        ([4], dict(min_p=1.5), 'min_p=1.5'),
+        ([4], dict(top_k=-1), 'top_k=-1'),
+        ([4], dict(repetition_penalty=0.0), 'repetition_penalty=0.0'),
+        ([4], dict(seed=-1), 'seed=-1'),
+        ([4], dict(seed=2**32), 'seed='),
+        ([4], dict(logprobs=21), 'logprobs=21'),
+        ([4], dict(logit_bias={helpers.VOCAB: 1.0}), 'logit_bias has the token'),
+        ([4], dict(logit_bias={3: float('nan')}), 'logit_bias of 3 is nan'),
+        ([4], dict(stop=('',)), 'stop has an empty string'),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_done_is_refused(engine, prompt, changes, told):
+    with pytest.raises(UserError, match=told):
+        engine.submit(prompt, Parameters(**changes), print)
+
+
+def test_overflow_says_by_how_much(engine):
+    with pytest.raises(ContextOverflow) as caught:
+        engine.submit([4] * CONTEXT, GREEDY, print)
+    assert (caught.value.prompt_tokens, caught.value.context) == (CONTEXT, CONTEXT)
+    # A prompt that is only scored may fill it.
+    scored = Parameters(max_tokens=0, prompt_logprobs=True)
+    assert len(engine.complete([[4] * CONTEXT], scored)[0].prompt) == CONTEXT
+
+
+# ---- the queue, cancelling, the thread
+
+
+def test_the_queue_is_bounded_and_served_in_order(model, params):
+    engine = new_engine(model, params, slots=1, queue=2)
+    told = []
+    for number in range(3):  # one gets the slot, two wait
+        listen = lambda update, number=number: update.finish and told.append(number)
+        engine.submit([5], GREEDY, listen)
+    with pytest.raises(QueueFull):
+        engine.submit([5], GREEDY, print)
+    while engine.step():
+        pass
+    assert told == [0, 1, 2]
+    engine.submit([5], GREEDY, print)
+
+
+def test_cancelling_frees_the_slot_before_the_next_step(engine):
+    told = [[] for _ in range(6)]
+    how = never_ending(Parameters(max_tokens=40))
+    tickets = [engine.submit([5, 6], how, updates.append) for updates in told]
+    for _ in range(5):
+        engine.step()
+    assert engine.stats().running == 4 and engine.stats().waiting == 2
+    engine.cancel(tickets[0])  # running
+    engine.cancel(tickets[5])  # waiting
+    engine.cancel(12345)  # never was
+    engine.step()
+    assert told[0][-1].finish == told[5][-1].finish == 'cancelled'
+    assert engine.stats().running == 4 and engine.stats().waiting == 0
+    count = len(told[0])
+    while engine.step():
+        pass
+    assert len(told[0]) == count  # silent from then on
+    engine.cancel(tickets[0])
+    assert [updates[-1].finish for updates in told[1:5]] == ['length'] * 4
+
+
+def test_whoever_stops_listening_frees_the_slot(engine):
+    replies = engine.reply([5], never_ending(Parameters(max_tokens=40)))
+    next(replies)
+    assert engine.stats().running == 1
+    replies.close()
+    engine.step()
+    assert engine.stats().running == 0
+
+
+def test_the_thread_gives_the_same_replies(model, params, engine):
+    expected = engine.complete(PROMPTS, DRAWN)
+    threaded = new_engine(model, params)
+    threaded.start()
+    try:
+        for prompt, reply in zip(PROMPTS, expected, strict=True):
+            updates = list(threaded.reply(prompt, DRAWN))
+            assert ''.join(update.text for update in updates) == reply.text
+    finally:
+        threaded.close()
+    with pytest.raises(QueueFull, match='closing'):
+        threaded.submit([5], GREEDY, print)
+
+
+def test_close_cancels_what_runs(model, params):
+    threaded = new_engine(model, params)
+    told = []
+    threaded.start()
+    how = never_ending(Parameters(max_tokens=60))
+    for _ in range(6):
+        threaded.submit([5], how, told.append)
+    threaded.close()
+    assert sum(update.finish is not None for update in told) == 6
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')
+def test_an_error_ends_every_request_and_is_told(model, params):
+    threaded = new_engine(model, params)
+    told = []
+
+    def fail(update):
+        raise ZeroDivisionError('a listener of the test')
+
+    threaded.submit([5], GREEDY, fail)
+    threaded.submit([6], GREEDY, told.append)
+    threaded.start()
+    threaded._thread.join(timeout=30)
+    assert told[-1].finish == 'error' and 'a listener of the test' in told[-1].error
+    with pytest.raises(QueueFull, match='a listener of the test'):
+        threaded.submit([5], GREEDY, print)
+
+
+# ---- many devices
+
+
+@pytest.mark.parametrize('tensor', [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_a_model_split_over_devices_says_the_same(model, params, engine, tensor):
+    if tensor == 8:  # eight heads, each on its own device; key heads stay whole
+        model = helpers.model_settings(num_heads=8, num_kv_heads=4, context=CONTEXT)
+        rng = np.random.default_rng(0)
+        draw = lambda leaf: (0.4 * rng.standard_normal(leaf.shape)).astype(np.float32)
+        params = jax.device_put(jax.tree.map(draw, gpt.abstract_params(model)))
+        engine = new_engine(model, params)
+    mesh = helpers.mesh_of(tensor=tensor)
+    place = lambda leaf, axes: jax.device_put(
+        np.asarray(leaf), NamedSharding(mesh, partition_spec(axes, leaf.shape, mesh))
+    )
+    split = jax.tree.map(place, params, gpt.param_axes(model))
+    up = split['layers']['mlp']['up']
+    assert up.addressable_shards[0].data.size == up.size // tensor
+    many = new_engine(model, split)
+    before = many.stats().compilations
+    ours, alone = (e.complete(PROMPTS, DRAWN) for e in (many, engine))
+    assert many.stats().compilations == before
+    for mine, theirs in zip(ours, alone, strict=True):
+        assert ids(mine) == ids(theirs)
+        np.testing.assert_allclose(
+            [t.logprob for t in mine.tokens],
+            [t.logprob for t in theirs.tokens],
+            atol=1e-4,
+        )
