@@ -18,14 +18,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import FrozenConfigDict
 
 from gptjax.errors import UserError
-from gptjax.infer import compilations
+from gptjax.infer import compilations, speculative
 from gptjax.infer.prefix import PrefixCache
 from gptjax.infer.request import (
     ContextOverflow,
@@ -110,6 +110,11 @@ class Engine:
         queue: requests that may wait for a slot.
         prefix_bytes: memory for the beginnings of earlier prompts.
         new_cache: `empty_cache` or `empty_int8_cache`.
+        convert: what is done to the weights once their layers are unstacked; see
+            `quantize_params`.
+        draft: (settings, params) of a smaller model of the same vocabulary that
+            guesses ahead; see `gptjax.infer.speculative`.
+        guesses: tokens that it guesses in a step.
         fingerprint: names the weights.
         trained_step: updates that the weights have had.
     """
@@ -125,6 +130,9 @@ class Engine:
         queue: int = 64,
         prefix_bytes: int = 2**28,
         new_cache: Callable = empty_cache,
+        convert: Callable = lambda params: params,
+        draft: tuple[FrozenConfigDict, Any] | None = None,
+        guesses: int = 4,
         fingerprint: str = '',
         trained_step: int = 0,
     ):
@@ -143,10 +151,19 @@ class Engine:
         self._most_waiting = queue
         chunk = min(chunk, max(LEAST_CHUNK, settings.context // 4))
         self._prefix = PrefixCache(chunk, prefix_bytes)
-        self._programs = programs(settings, settings.context)
         with jax.set_mesh(self._mesh):
-            self._params = jax.jit(unstack_layers)(params)
+            ready = jax.jit(lambda params: convert(unstack_layers(params)))
+            self._params = ready(params)
             cache = new_cache(settings, slots, settings.context)
+            if draft is None:
+                self._programs = programs(settings, settings.context)
+            else:
+                _check_draft(settings, draft[0], guesses)
+                self._programs = speculative.programs(
+                    settings, draft[0], guesses, settings.context
+                )
+                self._params = (self._params, ready(draft[1]))
+                cache = (cache, new_cache(draft[0], slots, settings.context))
             self._state = jax.jit(empty_slots, static_argnums=(1, 2))(
                 cache, settings.vocab_size, settings.context
             )
@@ -531,6 +548,21 @@ class Engine:
         self._state, _ = self._programs.prefill(
             self._params, self._state, np.int32(0), zeros, nowhere, zeros, True
         )
+
+
+def _check_draft(settings, draft, guesses):
+    if draft.vocab_size != settings.vocab_size:
+        raise UserError(
+            f'the draft model has {draft.vocab_size} tokens and the model '
+            f'{settings.vocab_size}: use two that were trained with one tokenizer'
+        )
+    if draft.context < settings.context and draft.position == 'learned':
+        raise UserError(
+            f'the draft model has {draft.context} positions and the model '
+            f'{settings.context}: use a draft with as many'
+        )
+    if guesses < 1:
+        raise UserError(f'guesses={guesses}: use a positive number')
 
 
 def join_updates(updates: Sequence[Update]) -> Reply:
