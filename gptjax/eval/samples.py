@@ -45,7 +45,7 @@ def sample(
                 text=text,
                 seed=seed + number,
                 step=engine.trained_step,
-                **{name: float(value) for name, value in sampling.items()},
+                **sampling,
             )
         )
     if not prompts:

@@ -7,10 +7,12 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from gptjax import files
+from gptjax import files, rundir
 from gptjax.errors import UserError
 from gptjax.infer.engine import Engine
+from gptjax.infer.quantize import quantize_params
 from gptjax.models import gpt, settings
+from gptjax.models.cache import empty_cache, empty_int8_cache
 from gptjax.optim.build import ema_params, make_optimizer
 from gptjax.parallel.mesh import make_mesh
 from gptjax.tokenizer.tokenizer import Tokenizer
@@ -67,8 +69,20 @@ def load(
     )
 
 
+# What weights and cache may be kept as.
+WEIGHTS = dict(whole=lambda params: params, int8=quantize_params)
+CACHES = dict(whole=empty_cache, int8=empty_int8_cache)
+
+
 def load_engine(
-    config: ConfigDict, workdir: Path, step: int | None = None, **options
+    config: ConfigDict,
+    workdir: Path,
+    step: int | None = None,
+    *,
+    weights: str = 'whole',
+    cache: str = 'whole',
+    draft: Path | None = None,
+    **options,
 ) -> Engine:
     """An engine for a checkpoint of RUN, chosen as `load` does.
 
@@ -76,17 +90,46 @@ def load_engine(
         config: of the run.
         workdir: RUN.
         step: of the checkpoint.
+        weights: 'whole', or 'int8' for a byte each.
+        cache: the same of keys and values.
+        draft: the run directory of a smaller model with the same tokenizer, which
+            guesses ahead.
         **options: of `Engine`.
+
+    Raises:
+        UserError: as `load`, or weights, cache or draft that cannot be.
     """
-    trained = load(config, workdir, inference_mesh(config), step)
+    for name, value, known in (('weights', weights, WEIGHTS), ('cache', cache, CACHES)):
+        if value not in known:
+            raise UserError(f'--{name}={value}: use one of {", ".join(known)}')
+    mesh = inference_mesh(config)
+    trained = load(config, workdir, mesh, step)
+    if draft is not None:
+        options['draft'] = _load_draft(draft, mesh, trained.tokenizer)
     return Engine(
         trained.settings,
         trained.params,
         trained.tokenizer,
-        fingerprint=fingerprint_of(trained),
+        fingerprint=files.fingerprint([fingerprint_of(trained), weights, cache]),
         trained_step=trained.step,
+        convert=WEIGHTS[weights],
+        new_cache=CACHES[cache],
         **options,
     )
+
+
+def _load_draft(workdir, mesh, tokenizer):
+    """(settings, params) of a model that may guess for one with this tokenizer."""
+    try:
+        trained = load(rundir.read_config(workdir), workdir, mesh)
+    except UserError as error:
+        raise UserError(f'--draft={workdir}: {error}') from error
+    if trained.tokenizer.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f'--draft={workdir} was trained with another tokenizer: copy documents, '
+            'tokenizer and prepared of the run it is to guess for, and train on them'
+        )
+    return trained.settings, trained.params
 
 
 def fingerprint_of(trained: Trained) -> str:

@@ -1,0 +1,66 @@
+"""What weights and a cache of bytes cost: bits per byte, beside the whole numbers."""
+
+import math
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from gptjax.errors import UserError
+from gptjax.eval.evaluate import read_documents
+from gptjax.infer.engine import Engine
+from gptjax.infer.request import Parameters
+from gptjax.train.load import load_engine
+
+DOCUMENTS = 64  # of the validation split, the first window of each
+
+
+def measure_change(
+    config: ConfigDict,
+    workdir: Path,
+    step: int | None = None,
+    weights: str = 'whole',
+    cache: str = 'whole',
+) -> dict:
+    """Bits per byte of held-out text as an engine computes it, whole and as asked.
+
+    Each document's first window is scored through the engine's own programs, so
+    that the cache is written and read as in a reply.
+
+    Returns:
+        `whole` and `changed` bits per byte, `documents` and `bytes`.
+
+    Raises:
+        UserError: RUN has no checkpoint or no validation documents.
+    """
+    documents = read_documents(workdir / 'documents' / 'validation.jsonl')[:DOCUMENTS]
+    if not documents:
+        raise UserError(f'{workdir}/documents has no validation documents')
+    texts = [document['text'] for document in documents]
+    options = dict(slots=1, prefix_bytes=0)
+    whole, changed = (
+        bits_per_byte(load_engine(config, workdir, step, **options, **kept), texts)
+        for kept in (dict(), dict(weights=weights, cache=cache))
+    )
+    return dict(
+        whole=whole[0], changed=changed[0], documents=len(documents), bytes=whole[1]
+    )
+
+
+def bits_per_byte(engine: Engine, texts: list[str]) -> tuple[float, int]:
+    """(bits per byte of the first window of each text, bytes of them all)."""
+    tokenizer, room = engine.tokenizer, engine.context - 1
+    prompts = [[tokenizer.bos_id, *tokenizer.encode(text)[:room]] for text in texts]
+    replies = engine.complete(prompts, Parameters(max_tokens=0, prompt_logprobs=True))
+    tokens = [token for reply in replies for token in reply.prompt[1:]]
+    size = sum(len(tokenizer.bytes_of(token.id)) for token in tokens)
+    return -sum(token.logprob for token in tokens) / math.log(2) / size, size
+
+
+def told(change: dict, weights: str, cache: str) -> str:
+    """The change in a line."""
+    return (
+        f'weights {weights}, cache {cache}: {change["changed"]:.4f} bits per byte, '
+        f'{change["changed"] - change["whole"]:+.4f} to whole numbers '
+        f'(the first window of {change["documents"]} validation documents, '
+        f'{change["bytes"]:,} bytes)'
+    )

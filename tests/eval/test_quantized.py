@@ -1,0 +1,63 @@
+"""What bytes cost is measured on held-out text."""
+
+import numpy as np
+import pytest
+
+from gptjax import rundir
+from gptjax.errors import UserError
+from gptjax.eval import quantized
+from gptjax.train.load import load_engine
+from tests import runs
+
+
+@pytest.fixture(scope='module')
+def config(trained_run):
+    return rundir.read_config(trained_run)
+
+
+def test_the_change_is_small_and_none_without_bytes(trained_run, config):
+    change = quantized.measure_change(config, trained_run, None, 'int8', 'int8')
+    assert 0 < abs(change['changed'] - change['whole']) < 0.05 < change['whole']
+    same = quantized.measure_change(config, trained_run)
+    assert same['changed'] == same['whole'] == change['whole']
+    line = quantized.told(change, 'int8', 'int8')
+    assert f'{change["changed"]:.4f} bits per byte' in line
+
+
+def test_an_engine_scores_as_the_evaluation_does(trained_run, config):
+    engine = load_engine(config, trained_run, slots=1)
+    text = 'How was your day?'
+    ours, size = quantized.bits_per_byte(engine, [text])
+    assert size == len(text)
+    tokens = [engine.tokenizer.bos_id, *engine.tokenizer.encode(text)]
+    # Two engines of the same weights are told apart by nothing.
+    assert load_engine(config, trained_run, slots=2).fingerprint == engine.fingerprint
+    assert np.isfinite(ours) and len(tokens) > 2
+
+
+def test_engines_that_cannot_be(trained_run, config, tmp_path):
+    with pytest.raises(UserError, match='--weights=int4: use one of whole, int8'):
+        load_engine(config, trained_run, weights='int4')
+    with pytest.raises(UserError, match='--draft=.*is no run directory'):
+        load_engine(config, trained_run, draft=tmp_path)
+    with pytest.raises(UserError, match='has no checkpoint 7: there are'):
+        load_engine(config, trained_run, step=7)
+
+
+def test_a_run_may_guess_for_itself(trained_run, config):
+    engine = load_engine(config, trained_run, slots=1, draft=trained_run)
+    alone = load_engine(config, trained_run, slots=1)
+    how = quantized.Parameters(max_tokens=12, temperature=0.0)
+    prompt = [engine.tokenizer.bos_id]
+    assert (
+        engine.complete([prompt], how)[0].text == alone.complete([prompt], how)[0].text
+    )
+
+
+def test_another_tokenizer_may_not_guess(trained_run, config, tmp_path):
+    other = runs.copy(trained_run, tmp_path / 'other')
+    model = other / 'tokenizer' / 'tokenizer.model'
+    # A field that SentencePiece does not know changes nothing but the hash.
+    model.write_bytes(model.read_bytes() + b'\xa2\x06\x01x')
+    with pytest.raises(UserError, match='--draft=.*: .*another tokenizer'):
+        load_engine(config, trained_run, draft=other)
