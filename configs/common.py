@@ -165,12 +165,27 @@ def base() -> ConfigDict:
             stride=0,  # tokens between windows; 0: half the context
             batch_size=32,  # windows at once
             documents=0,  # of the validation split; 0: all
+            conversations=200,  # held out, for 'reply' and 'choice'; 0: all
+            choices=4,  # replies that 'choice' chooses among
+            max_tokens=48,  # of a reply; at most half the context
+            temperature=0.0,  # of replies; 0: the likeliest token
+            top_k=0,  # 0: all
+            top_p=1.0,  # 1: all
+            resamples=1000,  # of the bootstrap, and of permutation tests
+            level=0.95,  # share of the resamples that an interval holds
+            seed=0,  # of prompts, draws and resamples
+        )
+    )
+
+    config.chat = ConfigDict(
+        dict(
+            template='text',  # 'text' after pretraining, 'turns' after fine-tuning
         )
     )
 
     config.sample = ConfigDict(
         dict(
-            prompts=('Hello! How are you today?', 'I really like', ''),
+            prompts=('Hello! How are you today?\n\n', 'I really like', ''),
             max_tokens=96,
             temperature=0.8,  # 0: the likeliest token
             top_k=0,  # 0: all

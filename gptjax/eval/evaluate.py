@@ -1,72 +1,155 @@
-"""The stage `eval`: a trained model on whole documents, beside its baselines."""
+"""The stage `eval`: a trained model on what it was not trained on, beside baselines."""
 
 import json
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from gptjax import files
 from gptjax.errors import UserError
-from gptjax.eval.baselines import compute_baselines
-from gptjax.eval.perplexity import evaluate_documents
-from gptjax.models import gpt
+from gptjax.eval import heldout, items, results, tasks
+from gptjax.eval.likelihood import token_scores
+from gptjax.eval.tasks import Subject
 from gptjax.parallel.mesh import batch_shards, make_mesh
-from gptjax.parallel.sharding import batch_sharding
-from gptjax.train.load import load
+from gptjax.train.load import Trained, fingerprint_of, load, load_engine
+
+# The section `eval`, for runs whose config is older than a field of it.
+DEFAULTS = dict(
+    stride=0,
+    batch_size=32,
+    documents=0,
+    conversations=200,
+    choices=4,
+    max_tokens=48,
+    temperature=0.0,
+    top_k=0,
+    top_p=1.0,
+    resamples=1000,
+    level=0.95,
+    seed=0,
+)
+HARNESS = 'lm_eval:'  # before the name of a task of lm-evaluation-harness
+SUITES = ('core', 'chatcore')  # lists of such tasks
 
 
-def evaluate(config: ConfigDict, workdir: Path) -> dict:
-    """Evaluates RUN's best checkpoint on its validation split: RUN/eval.json.
+def evaluate(
+    config: ConfigDict,
+    workdir: Path,
+    wanted: str = 'perplexity',
+    copy: Path | None = None,
+    step: int | None = None,
+) -> dict:
+    """Evaluates a checkpoint of RUN: a table on the screen, and JSON.
+
+    The best one's is RUN/eval.json, where tasks that an earlier call did for the same
+    checkpoint stay, and where held-out perplexity always is. `copy` gets what this
+    call found alone.
+
+    Args:
+        config: of the run.
+        workdir: RUN.
+        wanted: tasks, with commas between: 'perplexity', 'reply', 'choice', files of
+            items, 'lm_eval:NAME', 'core', 'chatcore'.
+        copy: another place for the JSON.
+        step: of the checkpoint; None: the best.
+
+    Returns:
+        `results` (perplexity and bits per byte, by source), `baselines` (compression
+        and frequencies), `checkpoint_step`, and `tasks`, each as results.py has it.
 
     Raises:
-        UserError: RUN has no checkpoint or no documents, or the config's
-            eval section makes no sense.
+        UserError: RUN has no checkpoint or no documents, a task does not exist, or
+            the config's eval section makes no sense.
     """
+    settings = settings_of(config)
     mesh = make_mesh(config.mesh)
     shards = batch_shards(mesh)
-    if config.eval.batch_size < 1 or config.eval.batch_size % shards:
+    if settings.batch_size < 1 or settings.batch_size % shards:
         raise UserError(
-            f'eval.batch_size={config.eval.batch_size} is not divisible by '
+            f'eval.batch_size={settings.batch_size} is not divisible by '
             f'mesh.data * mesh.fsdp = {shards}: use a multiple'
         )
-    trained = load(config, workdir, mesh)
-    documents = read_documents(workdir / 'documents' / 'validation.jsonl')
-    if config.eval.documents:
-        documents = documents[: config.eval.documents]
-
-    with jax.set_mesh(mesh):
-        results = evaluate_documents(
-            token_logprobs(trained, mesh),
-            documents,
-            trained.tokenizer,
-            config.data.context,
-            config.eval.stride,
-            config.eval.batch_size,
+    if step is not None and copy is None:
+        raise UserError(
+            f'--step={step}: eval.json is that of the best checkpoint: name another '
+            'file, as --json=eval-1000.json'
         )
+    names = names_in(wanted)
+    planned = {name: find_task(name) for name in names}
+    trained = load(config, workdir, mesh, step)
+    documents = read_documents(workdir / 'documents' / 'validation.jsonl')
+    if settings.documents:
+        documents = documents[: settings.documents]
+
+    fingerprint = fingerprint_of(trained)
+    kept = _kept(workdir / 'eval.json', fingerprint)
+    found = {}
+    subject, close = make_subject(config, settings, workdir, trained, mesh)
+    try:
+        if 'perplexity' in names or kept is None:
+            summary, baselines, found['perplexity'] = heldout.measure(
+                lambda batch: subject.scores(batch)[0],
+                documents,
+                trained.tokenizer,
+                workdir,
+                config.data.context,
+                settings.stride,
+                settings.batch_size,
+                tasks.bootstrap_of(settings),
+            )
+            kept = dict(kept or {}, results=summary, baselines=baselines)
+        for run in planned.values():
+            found.update(run(subject, documents))
+    finally:
+        close()
+
     evaluation = dict(
-        results=results,
-        baselines=compute_baselines(workdir, documents, trained.tokenizer),
+        results=kept['results'],
+        baselines=kept['baselines'],
         checkpoint_step=trained.step,
+        run=workdir.name,
+        fingerprint=fingerprint,
+        tokenizer=trained.tokenizer.fingerprint,
+        tasks={**kept.get('tasks', {}), **found},
     )
-    files.write_json(workdir / 'eval.json', evaluation)
+    if step is None:
+        results.write(workdir / 'eval.json', evaluation)
+    if copy is not None:
+        results.write(copy, dict(evaluation, tasks=found))
+    heading = (
+        f'{workdir.name}, step {trained.step:,}. Intervals: {settings.level:.0%} of '
+        f'{settings.resamples:,} bootstrap resamples'
+    )
+    print(results.table(heading, found))
     return evaluation
 
 
-def token_logprobs(trained, mesh):
-    """A function from a batch to ln P of its targets, (B, T) float32."""
+def settings_of(config: ConfigDict) -> ConfigDict:
+    """The section `eval`, whole.
 
-    @jax.jit
-    def compute(params, batch):
-        model = gpt.bind(trained.settings, params)
-        logits_BTV = model(batch['inputs'], batch['segments'], batch['positions'])
-        targets = batch['targets'][..., None]
-        chosen = jnp.take_along_axis(logits_BTV, targets, axis=-1)[..., 0]
-        return chosen - jax.nn.logsumexp(logits_BTV, axis=-1)
-
-    place = batch_sharding(mesh)
-    return lambda batch: compute(trained.params, jax.device_put(batch, place))
+    Raises:
+        UserError: a field is out of its range.
+    """
+    settings = ConfigDict(DEFAULTS)
+    settings.update(config.eval)
+    rules = (
+        ('documents', settings.documents >= 0, '0 or more'),
+        ('conversations', settings.conversations >= 0, '0 or more'),
+        ('choices', settings.choices >= 2, '2 or more'),
+        ('max_tokens', settings.max_tokens >= 1, '1 or more'),
+        ('temperature', settings.temperature >= 0, '0 or more'),
+        ('top_k', settings.top_k >= 0, '0 or more'),
+        ('top_p', 0 < settings.top_p <= 1, 'above 0, at most 1'),
+        ('resamples', settings.resamples >= 1, '1 or more'),
+        ('level', 0 < settings.level < 1, 'between 0 and 1'),
+        ('seed', 0 <= settings.seed < 2**32, f'from 0 to {2**32 - 1}'),
+    )
+    for name, fine, fix in rules:
+        if not fine:
+            raise UserError(f'eval.{name}={settings[name]}: use a number {fix}')
+    return settings
 
 
 def read_documents(path: Path) -> list[dict]:
@@ -75,3 +158,104 @@ def read_documents(path: Path) -> list[dict]:
         raise UserError(f'{path} is missing: run the stage data first')
     with open(path, encoding='utf-8') as lines:
         return [json.loads(line) for line in lines]
+
+
+# ---- tasks by name
+
+
+def names_in(wanted: str) -> list[str]:
+    """The names between the commas, each once.
+
+    Raises:
+        UserError: there is none, or the results of two would have one name.
+    """
+    names = list(dict.fromkeys(n.strip() for n in wanted.split(',') if n.strip()))
+    if not names:
+        raise UserError('--tasks is empty: name some, as perplexity,reply,choice')
+    labels = [Path(n).stem if n.endswith('.jsonl') else n for n in names]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UserError(f'--tasks: two are called {label!r}: rename a file')
+    return names
+
+
+def find_task(name: str) -> Callable[[Subject, Sequence[dict]], dict]:
+    """A function from (subject, documents) to {name: result}.
+
+    Raises:
+        UserError: there is none, its file makes no sense, or it needs a package.
+    """
+    if name == 'perplexity':
+        return lambda subject, documents: {}  # measured before all others
+    if name in ('reply', 'choice'):
+        return partial(_conversations, name)
+    if name in SUITES or name.startswith(HARNESS):
+        from gptjax.eval import suites
+
+        return suites.find(name)
+    if name.endswith('.jsonl') or Path(name).is_file():
+        asked = items.read_items(Path(name).expanduser())
+        return partial(_file, Path(name).stem, asked)
+    raise UserError(
+        f'--tasks={name}: no such task: use perplexity, reply, choice, '
+        f'{", ".join(SUITES)}, {HARNESS}NAME or a file that ends in .jsonl'
+    )
+
+
+def _conversations(name, subject, documents):
+    """The next turn of held-out conversations: written, or chosen."""
+    settings = subject.settings
+    replies = items.reply_items(documents, settings.conversations, settings.seed)
+    if name == 'reply':
+        about = 'the next turn of held-out conversations, written by the model'
+        return {name: tasks.generate(subject, replies, about)}
+    about = 'the next turn of held-out conversations, among turns of others'
+    choices = items.choice_items(replies, settings.choices, settings.seed)
+    return {name: tasks.choose(subject, choices, about)}
+
+
+def _file(name, asked, subject, documents):
+    """A user's items; all of them, whatever eval.conversations says."""
+    run = tasks.choose if asked[0].choices else tasks.generate
+    return {name: run(subject, asked, f"{len(asked)} items of the user's")}
+
+
+# ---- the model
+
+
+def make_subject(
+    config: ConfigDict, settings: ConfigDict, workdir: Path, trained: Trained, mesh
+) -> tuple[Subject, Callable[[], None]]:
+    """The model as tasks see it, and a function that ends what was begun for it.
+
+    The engine that writes replies begins with the first of them.
+    """
+    engines = []
+
+    def complete(prompts, parameters):
+        if not engines:
+            slots = settings.batch_size
+            engines.append(load_engine(config, workdir, trained.step, slots=slots))
+        return engines[0].complete(prompts, parameters)
+
+    def close():
+        for engine in engines:
+            engine.close()
+
+    subject = Subject(
+        tokenizer=trained.tokenizer,
+        template=config.chat.template if 'chat' in config else 'text',
+        context=config.data.context,
+        scores=token_scores(trained, mesh),
+        complete=complete,
+        settings=settings,
+    )
+    return subject, close
+
+
+def _kept(path: Path, fingerprint: str) -> dict | None:
+    """What eval.json has of the same weights and tokenizer."""
+    if not path.exists():
+        return None
+    evaluation = files.read_json(path)
+    return evaluation if evaluation.get('fingerprint') == fingerprint else None

@@ -17,6 +17,7 @@ before it where the document has them. Short windows share a row as packed segme
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +25,20 @@ from gptjax import progress
 from gptjax.errors import UserError
 
 GROUP_CHARACTERS = 2**23  # tokenised and packed at once: bounds the memory
+
+
+class Measured(NamedTuple):
+    """The sums of every document, whose sums in turn give the figures.
+
+    columns: float64 (documents,) each: `nats` (-sum ln P), `tokens`, `bytes` and
+        `words`.
+    stride, rows, seconds: what was used, and what it cost.
+    """
+
+    columns: dict[str, np.ndarray]
+    stride: int
+    rows: int
+    seconds: float
 
 
 def evaluate_documents(
@@ -34,7 +49,31 @@ def evaluate_documents(
     stride: int = 0,
     batch_size: int = 32,
 ) -> dict:
-    """Figures over whole documents, together and by source.
+    """Figures over whole documents, together and by source; see `measure_documents`.
+
+    Returns:
+        `loss` (nats a token), `token_perplexity`, `bits_per_byte` (-sum ln P /
+        (ln 2 UTF-8 bytes)), `word_perplexity` (exp(-sum ln P / words), words by
+        white space), `tokens`, `bytes`, `words`, `documents`; the same for each
+        source in `by_source`; and `context`, `stride`, `rows`, `seconds`. BOS is
+        given and not predicted; EOS is predicted, so it is in the sums and in
+        `tokens`, though it has no bytes.
+    """
+    measured = measure_documents(
+        token_logprobs, documents, tokenizer, context, stride, batch_size
+    )
+    return summarize(measured, [d['source'] for d in documents], context)
+
+
+def measure_documents(
+    token_logprobs: Callable[[dict], np.ndarray],
+    documents: Sequence[dict],
+    tokenizer,
+    context: int,
+    stride: int = 0,
+    batch_size: int = 32,
+) -> Measured:
+    """What each document costs the model.
 
     Args:
         token_logprobs: from a batch, the dict of (batch_size, context) arrays that
@@ -47,14 +86,6 @@ def evaluate_documents(
         context: the inputs of a window.
         stride: how far it moves; 0: half the context.
         batch_size: rows in a batch.
-
-    Returns:
-        `loss` (nats a token), `token_perplexity`, `bits_per_byte` (-sum ln P /
-        (ln 2 UTF-8 bytes)), `word_perplexity` (exp(-sum ln P / words), words by
-        white space), `tokens`, `bytes`, `words`, `documents`; the same for each
-        source in `by_source`; and `context`, `stride`, `rows`, `seconds`. BOS is
-        given and not predicted; EOS is predicted, so it is in the sums and in
-        `tokens`, though it has no bytes.
 
     Raises:
         UserError: the stride is outside 1 to context, or there is no text.
@@ -84,7 +115,7 @@ def evaluate_documents(
             lengths[first : first + len(group)] = [len(s) - 1 for s in streams]
             rows = pack(windows_of(streams, context, stride), context)
             num_rows += len(rows)
-            batches = _batches(streams, rows, context, batch_size, tokenizer.pad_id)
+            batches = batches_of(streams, rows, context, batch_size, tokenizer.pad_id)
             pending = None
             for batch, owners in batches:
                 pending, settled = (token_logprobs(batch), owners), pending
@@ -92,21 +123,37 @@ def evaluate_documents(
                 _add(nats[first:], settled)
             _add(nats[first:], pending)
 
-    bytes_of = [len(d['text'].encode('utf-8', 'replace')) for d in documents]
-    words_of = [len(d['text'].split()) for d in documents]
-    table = np.stack([nats, lengths, bytes_of, words_of])  # (4, documents) float64
-    sources = np.array([document['source'] for document in documents])
+    texts = [document['text'] for document in documents]
+    num_bytes = [len(text.encode('utf-8', 'replace')) for text in texts]
+    num_words = [len(text.split()) for text in texts]
+    columns = dict(nats=nats, tokens=lengths, bytes=num_bytes, words=num_words)
+    return Measured(
+        {name: np.asarray(its, np.float64) for name, its in columns.items()},
+        stride,
+        num_rows,
+        round(time.monotonic() - began, 2),
+    )
+
+
+def summarize(measured: Measured, sources: Sequence[str], context: int) -> dict:
+    """The figures of `evaluate_documents`, from its sums."""
+    sources = np.array(sources)
     return dict(
-        _figures(table),
+        _figures(measured.columns),
         by_source={
-            str(name): _figures(table[:, sources == name])
+            str(name): _figures(of_source(measured.columns, sources == name))
             for name in np.unique(sources)
         },
         context=context,
-        stride=stride,
-        rows=num_rows,
-        seconds=round(time.monotonic() - began, 2),
+        stride=measured.stride,
+        rows=measured.rows,
+        seconds=measured.seconds,
     )
+
+
+def of_source(columns: dict, chosen: np.ndarray) -> dict:
+    """The columns of some documents."""
+    return {name: column[chosen] for name, column in columns.items()}
 
 
 def windows_of(streams, context: int, stride: int) -> list[tuple[int, int, int, int]]:
@@ -163,7 +210,7 @@ def _groups(documents) -> Iterator[tuple[int, Sequence[dict]]]:
             first, size = place + 1, 0
 
 
-def _batches(streams, rows, context, batch_size, pad_id):
+def batches_of(streams, rows, context, batch_size, pad_id):
     """(batch, owners): owners (B, T) is the stream a target scores for, or -1."""
     for first in range(0, len(rows), batch_size):
         shape = (batch_size, context)
@@ -199,20 +246,33 @@ def _add(nats, settled):
     nats[: len(sums)] += sums
 
 
-def _figures(table) -> dict:
-    """The figures of some documents: columns of (nats, tokens, bytes, words)."""
-    nats, tokens, num_bytes, words = (float(total) for total in table.sum(axis=1))
+def _figures(columns) -> dict:
+    """The figures of some documents, and their sums."""
+    sums = {name: column.sum() for name, column in columns.items()}
     return dict(
-        loss=nats / tokens,
-        token_perplexity=_exp(nats / tokens),
-        bits_per_byte=nats / math.log(2) / num_bytes if num_bytes else math.nan,
-        word_perplexity=_exp(nats / words) if words else math.nan,
-        tokens=int(tokens),
-        bytes=int(num_bytes),
-        words=int(words),
-        documents=table.shape[1],
+        {name: float(of(sums)) for name, of in FIGURES.items()},
+        tokens=int(sums['tokens']),
+        bytes=int(sums['bytes']),
+        words=int(sums['words']),
+        documents=len(columns['nats']),
     )
 
 
-def _exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.inf
+def _share(sums, of: str):
+    """Nats for each token, byte or word; nan where there is none."""
+    number = sums[of]
+    return np.where(number > 0, sums['nats'], np.nan) / np.maximum(number, 1)
+
+
+def _exp(x):
+    with np.errstate(over='ignore'):  # of a model that knows nothing: infinite
+        return np.exp(x)
+
+
+# Functions of the sums of some documents.
+FIGURES = dict(
+    loss=lambda sums: _share(sums, 'tokens'),
+    token_perplexity=lambda sums: _exp(_share(sums, 'tokens')),
+    bits_per_byte=lambda sums: _share(sums, 'bytes') / math.log(2),
+    word_perplexity=lambda sums: _exp(_share(sums, 'words')),
+)

@@ -11,6 +11,7 @@ from gptjax import files
 from gptjax.eval import charts, provenance
 from gptjax.eval.charts import Level, Series, number
 from gptjax.eval.provenance import missing
+from gptjax.eval.results import between, label_of, short
 from gptjax.train.metrics import read_metrics
 
 BASELINES = {  # the best to beat first
@@ -27,6 +28,7 @@ def write_report(workdir: Path) -> Path:
     sections = [
         _header(run),
         _results(run),
+        _tasks(run),
         _training(run),
         _samples(run),
         *provenance.sections(run),
@@ -157,9 +159,11 @@ def _results(run):
 
 
 def _result_row(name, part, style=''):
+    interval = part.get('intervals', {}).get('bits_per_byte')
     return (
         f'<tr class="{style}"><td>{escape(name)}</td>'
-        f'<td>{part["bits_per_byte"]:.3f}</td><td>{part["loss"]:.3f}</td>'
+        f'<td>{part["bits_per_byte"]:.3f}<span class="about">{between(interval)}'
+        f'</span></td><td>{part["loss"]:.3f}</td>'
         f'<td>{part["token_perplexity"]:.2f}</td>'
         f'<td>{number(part["word_perplexity"])}</td>'
         f'<td>{part["documents"]:,}</td><td>{part["tokens"]:,}</td>'
@@ -173,6 +177,35 @@ def _how_evaluated(results, step):
         f'The checkpoint{checkpoint} read whole documents in windows of '
         f'{results["context"]} tokens, moved by {results["stride"]}: every token is '
         'predicted once, ends of documents included.'
+    )
+
+
+def _tasks(run):
+    """What else was evaluated; nothing where perplexity is all."""
+    tasks = (run['evaluation'] or {}).get('tasks', {})
+    rows = ''
+    for name, task in tasks.items():
+        if name == 'perplexity':
+            continue
+        for figure, found in task['figures'].items():
+            beside = ' · '.join(
+                f'{short(other["value"])} {label}'
+                for label, other in found.get('baselines', {}).items()
+            )
+            rows += (
+                f'<tr><td>{escape(name)}</td><td>{escape(label_of(figure))}</td>'
+                f'<td>{short(found["value"])}</td>'
+                f'<td>{between(found["interval"]).strip()}</td>'
+                f'<td><span class="about">{escape(beside)}</span></td></tr>'
+            )
+            name = ''
+    if not rows:
+        return ''
+    return (
+        '<h2>Tasks</h2><p>Each figure with its bootstrap interval, and what costs '
+        'nothing beside it.</p><div class="wide"><table><tr><th>task</th>'
+        '<th>figure</th><th>value</th><th>interval</th><th>beside it</th></tr>'
+        f'{rows}</table></div>'
     )
 
 

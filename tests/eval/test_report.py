@@ -192,3 +192,18 @@ def test_the_commands_make_the_run_again():
         'python -m gptjax report --workdir runs/a',
     ]
     assert provenance.commands({})[0] == 'python -m gptjax pretrain'
+
+
+def test_tasks_are_a_table_beside_their_baselines(run):
+    evaluation = json.loads((run / 'eval.json').read_text())
+    evaluation['results']['intervals'] = dict(bits_per_byte=[1.2, 1.3])
+    figure = dict(value=31.5, interval=[30.25, 33.0])
+    beside = {'another <reference>': dict(value=12.0, interval=[11.0, 13.0])}
+    evaluation['tasks'] = dict(
+        perplexity=dict(figures=dict(loss=figure)),
+        reply=dict(figures=dict(bleu=dict(figure, baselines=beside))),
+    )
+    put(run, 'eval.json', evaluation)
+    text = re.sub(r'\s+', ' ', text_of(page_of(run)))
+    assert '(1.200 … 1.300)' in text
+    assert 'reply BLEU 31.5 (30.2 … 33.0) 12.0 another &lt;reference&gt;' in text

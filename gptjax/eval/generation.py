@@ -1,0 +1,314 @@
+"""Generated answers against references: BLEU, chrF, ROUGE, F1, exact match, variety.
+
+Every metric becomes statistics of one item, so that their sums give the figure and a
+bootstrap needs no second look at the text. Several references: BLEU clips against all
+of them, chrF, ROUGE, F1 and exact match take the best.
+
+    bleu                corpus BLEU by sacreBLEU, 0 to 100 (Papineni et al. 2002)
+    chrf                corpus chrF2, 0 to 100 (Popović 2015)
+    rouge1 … rougeLsum  F of rouge-score, mean over items, 0 to 1 (Lin 2004)
+    token_f1            words in common, mean over items (Rajpurkar et al. 2016)
+    exact_match         the same after normalisation, share of items
+    repetition          share of 4-grams that came before in it (Welleck et al. 2020)
+    distinct_1, _2      different n-grams over all of them (Li et al. 2016)
+    words               in an answer, mean
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from importlib import metadata
+
+import numpy as np
+
+from gptjax.eval import bootstrap
+
+BLEU_ORDER, CHRF_ORDER = 4, 6
+CHRF_BETA = 2
+REPETITION_ORDER = 4
+ROUGE = ('rouge1', 'rouge2', 'rougeL', 'rougeLsum')
+
+
+def measure(
+    answers: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, np.ndarray]:
+    """Statistics of every answer, (N,) float64 by name: what `FIGURES` are made of.
+
+    Args:
+        answers: one string an item.
+        references: at least one string an item.
+    """
+    return dict(
+        items=np.ones(len(answers)),
+        **_bleu_statistics(answers, references),
+        **_chrf_statistics(answers, references),
+        **_rouge_statistics(answers, references),
+        token_f1=_best(token_f1, answers, references),
+        exact_match=_best(exact_match, answers, references),
+        **_repetition_statistics(answers),
+        words=np.array([len(answer.split()) for answer in answers], np.float64),
+    )
+
+
+def signatures(references: Sequence[Sequence[str]]) -> dict[str, str]:
+    """What is computed, in the words that make a figure comparable elsewhere."""
+    from sacrebleu import metrics
+
+    most = max(map(len, references))
+    # The signature tells the number of references; None: this item has fewer.
+    streams = [
+        ['a' if n < len(its) else None for its in references] for n in range(most)
+    ]
+    signed = {}
+    for name, metric in (('bleu', metrics.BLEU()), ('chrf', metrics.CHRF())):
+        metric.corpus_score(['a'] * len(references), streams)
+        signed[name] = str(metric.get_signature())
+    words = 'words:lower-case, no punctuation, no a/an/the|multi:best'
+    version = metadata.version('rouge-score')
+    return dict(
+        **signed,
+        rouge=f'rouge-score:{version}|stemmer:no|F1|multi:best|Lsum:sentencex-en',
+        token_f1=words,
+        exact_match=words,
+        distinct='words:white space, lower-case',
+        repetition=f'words:white space, lower-case|n:{REPETITION_ORDER}',
+    )
+
+
+# ---- BLEU
+
+
+def _bleu_statistics(answers, references):
+    """Matching and all n-grams of each order, and the two lengths, by sacreBLEU."""
+    from sacrebleu.metrics import BLEU
+
+    metric = BLEU()
+    rows = []
+    for answer, its in zip(answers, references, strict=True):
+        score = metric.corpus_score([answer], [[reference] for reference in its])
+        rows.append([*score.counts, *score.totals, score.sys_len, score.ref_len])
+    table = np.array(rows, np.float64).reshape(len(rows), 2 * BLEU_ORDER + 2)
+    return dict(zip(BLEU_COLUMNS, table.T, strict=True))
+
+
+BLEU_COLUMNS = (
+    *(f'bleu_matches_{n}' for n in range(1, BLEU_ORDER + 1)),
+    *(f'bleu_ngrams_{n}' for n in range(1, BLEU_ORDER + 1)),
+    'bleu_length',
+    'bleu_reference_length',
+)
+
+
+def bleu(sums) -> np.ndarray:
+    """Corpus BLEU of summed statistics, as sacreBLEU's default has it.
+
+    An order without a match counts 1/2 match, the next such order 1/4, and so on
+    (the 'exp' smoothing of mteval-v13a); without any match at all BLEU is 0.
+    """
+    matches = np.stack([sums[f'bleu_matches_{n}'] for n in range(1, 5)])
+    ngrams = np.stack([sums[f'bleu_ngrams_{n}'] for n in range(1, 5)])
+    length, wanted = sums['bleu_length'], sums['bleu_reference_length']
+    smoothed = np.where(matches > 0, matches, 0.5 ** np.cumsum(matches == 0, axis=0))
+    with np.errstate(divide='ignore', invalid='ignore'):
+        log_precision = np.log(smoothed / ngrams).mean(axis=0)
+        brevity = np.where(length < wanted, 1 - wanted / length, 0.0)
+    defined = matches.any(axis=0) & (ngrams > 0).all(axis=0)
+    return np.where(defined, 100 * np.exp(log_precision + brevity), 0.0)
+
+
+# ---- chrF
+
+
+def _chrf_statistics(answers, references):
+    rows = []
+    for answer, its in zip(answers, references, strict=True):
+        found = [_chrf_counts(answer, reference) for reference in its]
+        rows.append(max(found, key=lambda row: float(_chrf(row))))
+    table = np.array(rows, np.float64).reshape(len(rows), 3 * CHRF_ORDER)
+    return dict(zip(CHRF_COLUMNS, table.T, strict=True))
+
+
+CHRF_COLUMNS = tuple(
+    f'chrf_{what}_{n}'
+    for n in range(1, CHRF_ORDER + 1)
+    for what in ('ngrams', 'reference_ngrams', 'matches')
+)
+
+
+def _chrf_counts(answer: str, reference: str) -> np.ndarray:
+    """(answer's, reference's, common) character n-grams of each order, flat."""
+    counts = []
+    for n in range(1, CHRF_ORDER + 1):
+        ours, theirs = _characters(answer, n), _characters(reference, n)
+        # An order that the reference is too short for is left out altogether.
+        counts.append(ours.total() if theirs else 0)
+        counts += [theirs.total(), (ours & theirs).total()]
+    return np.array(counts, np.float64)
+
+
+def _characters(text: str, n: int) -> Counter:
+    text = ''.join(text.split())
+    return Counter(text[start : start + n] for start in range(len(text) - n + 1))
+
+
+def _chrf(counts) -> np.ndarray:
+    """chrF of counts (3 orders, …): F of the mean precision and the mean recall."""
+    counts = np.asarray(counts).reshape(CHRF_ORDER, 3, *np.shape(counts)[1:])
+    ours, theirs, common = counts[:, 0], counts[:, 1], counts[:, 2]
+    counted = (ours > 0) & (theirs > 0)
+    orders = np.maximum(counted.sum(axis=0), 1)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        precision = np.where(counted, common / ours, 0.0).sum(axis=0) / orders
+        recall = np.where(counted, common / theirs, 0.0).sum(axis=0) / orders
+        weight = CHRF_BETA**2
+        score = (1 + weight) * precision * recall / (weight * precision + recall)
+    return np.where(precision + recall > 0, 100 * score, 0.0)
+
+
+def chrf(sums) -> np.ndarray:
+    """Corpus chrF2 of summed statistics."""
+    return _chrf(np.stack([sums[name] for name in CHRF_COLUMNS]))
+
+
+# ---- ROUGE
+
+
+def _rouge_statistics(answers, references):
+    from rouge_score import rouge_scorer
+
+    scorer = rouge_scorer.RougeScorer(ROUGE, use_stemmer=False)
+    found = [
+        scorer.score_multi([sentences(reference) for reference in its], sentences(text))
+        for text, its in zip(answers, references, strict=True)
+    ]
+    return {n: np.array([f[n].fmeasure for f in found], np.float64) for n in ROUGE}
+
+
+def sentences(text: str) -> str:
+    """The text with a sentence a line, which is what ROUGE-Lsum compares."""
+    import sentencex
+
+    lines = (line for line in text.splitlines() if line.strip())
+    return '\n'.join(
+        sentence.strip() for line in lines for sentence in sentencex.segment('en', line)
+    )
+
+
+# ---- words in common
+
+
+def normalized_words(text: str) -> list[str]:
+    """Lower-case words without punctuation and articles, as SQuAD compares them."""
+    text = text.lower().translate(str.maketrans('', '', string.punctuation))
+    return re.sub(r'\b(a|an|the)\b', ' ', text).split()
+
+
+def token_f1(answer: str, reference: str) -> float:
+    """F of the words in common; two empty texts have 1."""
+    ours, theirs = normalized_words(answer), normalized_words(reference)
+    if not ours or not theirs:
+        return float(ours == theirs)
+    common = (Counter(ours) & Counter(theirs)).total()
+    return 2 * common / (len(ours) + len(theirs))
+
+
+def exact_match(answer: str, reference: str) -> float:
+    """1 where the normalised words are the same, else 0."""
+    return float(normalized_words(answer) == normalized_words(reference))
+
+
+def _best(score, answers, references):
+    pairs = zip(answers, references, strict=True)
+    return np.array([max(score(a, r) for r in its) for a, its in pairs], np.float64)
+
+
+# ---- variety
+
+
+def _repetition_statistics(answers):
+    shares = [repetition(answer) for answer in answers]
+    return dict(
+        repetition=np.array([share or 0.0 for share in shares], np.float64),
+        repetition_items=np.array([share is not None for share in shares], np.float64),
+    )
+
+
+def repetition(text: str) -> float | None:
+    """1 - different 4-grams / 4-grams of one text; None where it has no 4-gram."""
+    grams = list(_word_grams(text, REPETITION_ORDER))
+    return 1 - len(set(grams)) / len(grams) if grams else None
+
+
+def distinct(texts: Sequence[str], n: int) -> float:
+    """Different word n-grams of all texts over their number; nan without any."""
+    grams = [gram for text in texts for gram in _word_grams(text, n)]
+    return len(set(grams)) / len(grams) if grams else float('nan')
+
+
+def resampled_distinct(
+    texts: Sequence[str], n: int, resamples: int, seed: int
+) -> np.ndarray:
+    """`distinct` of every resample, moved so that its mean is that of the texts.
+
+    A text that is drawn twice adds no new n-gram, so every resample has a lower
+    share than the texts themselves: its spread tells, not its place.
+    """
+    ((present, lengths),) = presence([texts], n)
+    samples = [
+        share(counts, present, lengths)
+        for counts in bootstrap.resample_counts(len(texts), resamples, seed)
+    ]
+    # Moved so, a few may lie beyond what a share can be.
+    return np.clip(centred(np.concatenate(samples), distinct(texts, n)), 0, 1)
+
+
+def centred(samples: np.ndarray, value: float) -> np.ndarray:
+    """The samples moved so that the mean of those that have a value is `value`."""
+    known = samples[~np.isnan(samples)]
+    return samples - known.mean() + value if len(known) else samples
+
+
+def presence(systems: Sequence[Sequence[str]], n: int) -> list[tuple]:
+    """(which n-grams each text has, how many it has) of each system's texts.
+
+    A sparse (texts, n-grams) matrix whose columns are the same for all, and (texts,).
+    """
+    from scipy import sparse
+
+    grams = [[list(_word_grams(text, n)) for text in texts] for texts in systems]
+    every = (gram for texts in grams for its in texts for gram in its)
+    numbers = {gram: place for place, gram in enumerate(dict.fromkeys(every))}
+    found = []
+    for texts in grams:
+        lengths = np.array([len(its) for its in texts])
+        rows = np.repeat(np.arange(len(texts)), lengths)
+        cells = [numbers[gram] for its in texts for gram in its]
+        shape = (len(texts), max(len(numbers), 1))
+        present = sparse.csr_array((np.ones(len(cells)), (rows, cells)), shape=shape)
+        found.append((present, lengths.astype(np.float64)))
+    return found
+
+
+def share(counts: np.ndarray, present, lengths: np.ndarray) -> np.ndarray:
+    """distinct-n of texts taken so many times: (R, texts) to (R,)."""
+    from scipy import sparse
+
+    drawn = sparse.csr_array(counts) @ present
+    with np.errstate(invalid='ignore'):
+        return np.diff(drawn.indptr) / (counts @ lengths)  # stored cells are positive
+
+
+def _word_grams(text: str, n: int):
+    words = text.lower().split()
+    return (tuple(words[start : start + n]) for start in range(len(words) - n + 1))
+
+
+FIGURES = dict(
+    bleu=bleu,
+    chrf=chrf,
+    **{name: bootstrap.mean_of(name) for name in (*ROUGE, 'token_f1', 'exact_match')},
+    repetition=bootstrap.mean_of('repetition', 'repetition_items'),
+    words=bootstrap.mean_of('words'),
+)
+DISTINCT = {'distinct_1': 1, 'distinct_2': 2}  # figures that are no sums

@@ -1,0 +1,103 @@
+"""Resamples, intervals and permutations, against enumeration and textbook values."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from gptjax.eval import bootstrap
+
+
+def ratio(sums):
+    return sums['right'] / sums['items']
+
+
+def columns_of(right):
+    return dict(right=np.array(right, float), items=np.ones(len(right)))
+
+
+@pytest.mark.parametrize('cells', (2**22, 50))
+def test_every_resample_draws_as_many_items_as_there_are(cells, monkeypatch):
+    monkeypatch.setattr(bootstrap, 'CELLS', cells)
+    counts = np.concatenate(list(bootstrap.resample_counts(7, 100, seed=3)))
+    assert counts.shape == (100, 7) and (counts.sum(axis=1) == 7).all()
+    # Each item is drawn once on average, and (1 - 1/7)^7 of the time not at all.
+    assert counts.mean(axis=0) == pytest.approx(np.ones(7), abs=0.4)
+    assert (counts == 0).mean() == pytest.approx((6 / 7) ** 7, abs=0.06)
+
+
+def test_the_same_seed_draws_the_same_and_another_does_not():
+    first, second, other = (
+        np.concatenate(list(bootstrap.resample_counts(9, 20, seed)))
+        for seed in (1, 1, 2)
+    )
+    assert (first == second).all() and (first != other).any()
+
+
+def test_sums_are_those_of_the_items_drawn():
+    random = np.random.default_rng(0)
+    columns = dict(a=random.normal(size=11), b=random.normal(size=11))
+    sums = bootstrap.resampled_sums(columns, 50, seed=5)
+    counts = np.concatenate(list(bootstrap.resample_counts(11, 50, seed=5)))
+    for row, drawn in enumerate(counts.astype(int)):
+        items = np.repeat(np.arange(11), drawn)
+        for name in columns:
+            assert sums[name][row] == pytest.approx(columns[name][items].sum())
+
+
+def test_an_interval_by_hand():
+    samples = np.arange(101.0)
+    assert bootstrap.interval(samples, 0.9) == pytest.approx([5, 95])
+    assert bootstrap.interval(np.append(samples, np.nan), 0.9) == pytest.approx([5, 95])
+    assert np.isnan(bootstrap.interval(np.array([np.nan]), 0.9)).all()
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_distribution():
+    values = np.random.default_rng(0).normal(3, 2, size=400)
+    columns = dict(right=values, items=np.ones(400))
+    low, high = bootstrap.intervals(columns, {'mean': ratio}, 4000, 0.95, 0)['mean']
+    error = values.std() / math.sqrt(400)
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.12 * error)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.12 * error)
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    """Of 300 samples of a coin that shows heads 30% of the time; 95% is 285."""
+    random = np.random.default_rng(1)
+    held = 0
+    for seed in range(300):
+        right = random.random(60) < 0.3
+        low, high = bootstrap.intervals(
+            columns_of(right), {'share': ratio}, 300, 0.95, seed
+        )['share']
+        held += low <= 0.3 <= high
+    assert 0.90 <= held / 300 <= 0.98
+
+
+def test_the_same_system_twice_does_not_differ():
+    columns = columns_of([1, 0, 1, 1, 0])
+    assert bootstrap.permutation_p(columns, columns, ratio, 100, 0) == 1
+    samples = bootstrap.paired_differences(columns, columns, ratio, 100, 0)
+    assert (samples == 0).all()
+
+
+def test_the_p_value_is_that_of_all_permutations():
+    first = np.array([0.1, 0.4, 0.3, 0.9, 0.2, 0.6, 0.5])
+    second = np.array([0.3, 0.7, 0.2, 0.9, 0.6, 0.9, 0.8])
+    differences = second - first
+    observed = abs(differences.sum())
+    signs = np.array(list(itertools.product((-1, 1), repeat=7)))
+    exact = (abs(signs @ differences) >= observed - 1e-12).mean()
+    found = bootstrap.permutation_p(
+        columns_of(first), columns_of(second), ratio, 20_000, 0
+    )
+    assert 0.01 < exact < 0.2
+    assert found == pytest.approx(exact, abs=0.01)
+
+
+def test_a_system_that_is_always_better_is_significant():
+    first, second = columns_of([0] * 20), columns_of([1] * 20)
+    assert bootstrap.permutation_p(first, second, ratio, 999, 0) == 0.001
+    samples = bootstrap.paired_differences(first, second, ratio, 99, 0)
+    assert (samples == 1).all()

@@ -1,0 +1,184 @@
+"""Two results side by side."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gptjax.errors import UserError
+from gptjax.eval import generation, results
+from gptjax.eval.compare import compare
+from tests import runs
+from tests.eval.test_results import HOW, task_of
+
+
+def write(path, tasks, tokenizer='t'):
+    results.write(path, dict(tasks=tasks, tokenizer=tokenizer))
+    return str(path)
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Two systems on twenty items, of which the second gets more right."""
+    one = {'choice': task_of([1] * 5 + [0] * 15)}
+    other = {'choice': task_of([1] * 17 + [0] * 3)}
+    for tasks in (one, other):  # as a task of that kind has it
+        task = tasks['choice']
+        task['columns'] = ['accuracy', 'items', 'accuracy_tokens', 'accuracy_bytes']
+        for item in task['items']:
+            item['statistics'] += item['statistics'][:1] * 2
+    first, second = tmp_path / 'one.json', tmp_path / 'other.json'
+    return write(first, one), write(second, other), one, other
+
+
+def test_a_difference_with_its_interval_and_p_value(two, tmp_path, capsys):
+    first, second, *_ = two
+    copy = tmp_path / 'compared.json'
+    found = compare(first, second, copy)
+    its = found['tasks']['choice']['accuracy']
+    assert (its['first'], its['second']) == (0.25, 0.85)
+    assert its['difference'] == pytest.approx(0.6)
+    low, high = its['interval']
+    assert 0.3 < low < 0.6 < high < 0.9
+    # Only 12 items differ, all one way: 2 of 2**12 permutations are as extreme.
+    assert its['p'] == pytest.approx(1 / (1 + HOW.resamples))
+    assert json.loads(copy.read_text()) == found
+    printed = capsys.readouterr().out
+    assert 'choice  accuracy' in printed and '0.600' in printed
+
+
+def test_a_result_does_not_differ_from_itself_in_any_order(two, tmp_path):
+    first, _, one, _ = two
+    one['choice']['items'].reverse()
+    found = compare(first, write(tmp_path / 'reversed.json', one))
+    for its in found['tasks']['choice'].values():
+        assert (its['difference'], its['interval'], its['p']) == (0, [0, 0], 1)
+
+
+def test_different_items_are_refused_by_name(two, tmp_path):
+    first, second, _, other = two
+    item = other['choice']['items'].pop(3)
+    path = write(tmp_path / 'less.json', other)
+    with pytest.raises(UserError, match=rf'choice: {path} lacks the item i3: evaluate'):
+        compare(first, path)
+    with pytest.raises(UserError, match=rf'choice: {path} lacks the item i3: evaluate'):
+        compare(path, first)
+    other['choice']['items'].append(dict(item, item_sha256='another'))
+    path = write(tmp_path / 'changed.json', other)
+    with pytest.raises(UserError, match=f'the item i3 is another one in {path}'):
+        compare(first, path)
+    other['choice']['columns'] = ['x', 'y', 'z', 'w']
+    path = write(tmp_path / 'columns.json', other)
+    with pytest.raises(UserError, match='choice is another task in'):
+        compare(first, path)
+
+
+def test_tasks_of_one_result_alone_are_noted(two, tmp_path):
+    first, second, one, other = two
+    other['reply'] = other['choice']
+    found = compare(first, write(tmp_path / 'more.json', other))
+    assert list(found['tasks']) == ['choice']
+    assert found['notes'] == [f'reply: only in {tmp_path}/more.json']
+    del other['choice']
+    with pytest.raises(UserError, match='have no task in common'):
+        compare(first, write(tmp_path / 'none.json', other))
+
+
+def test_settings_that_differ_are_noted(two, tmp_path):
+    first, _, one, _ = two
+    one['choice']['settings'] = dict(seed=0, temperature=0.8)
+    other = write(tmp_path / 'warm.json', one)
+    one['choice']['settings'] = dict(seed=0, temperature=0.0)
+    found = compare(write(tmp_path / 'cold.json', one), other)
+    assert found['notes'] == ['choice: temperature is 0.0 and 0.8']
+
+
+def test_loss_is_not_compared_between_tokenizers(tmp_path):
+    def perplexity(nats):
+        columns = dict(
+            nats=nats, tokens=[10, 20, 5], bytes=[30, 60, 9], words=[7, 9, 2]
+        )
+        columns = {name: np.array(its, float) for name, its in columns.items()}
+        items = [dict(id=n, prompt_sha256=n, item_sha256=n) for n in 'abc']
+        return results.result('perplexity', '', {}, columns, items, HOW, {})
+
+    tasks = {'perplexity': perplexity([30, 50, 10])}
+    first = write(tmp_path / 'one.json', tasks)
+    same = write(tmp_path / 'same.json', {'perplexity': perplexity([20, 40, 9])})
+    other = write(
+        tmp_path / 'other.json', {'perplexity': perplexity([20, 40, 9])}, 'another'
+    )
+    assert set(compare(first, same)['tasks']['perplexity']) == {
+        *('loss', 'token_perplexity', 'bits_per_byte', 'word_perplexity')
+    }
+    found = compare(first, other)
+    assert set(found['tasks']['perplexity']) == {'bits_per_byte', 'word_perplexity'}
+    assert 'the tokenizers differ' in found['notes'][0]
+
+
+def test_sources_are_compared_apart_too(tmp_path):
+    def perplexity(nats):
+        columns = dict(
+            nats=nats, tokens=[10, 20, 5], bytes=[30, 60, 9], words=[7, 9, 2]
+        )
+        columns = {name: np.array(its, float) for name, its in columns.items()}
+        items = [
+            dict(
+                id=n,
+                source='web' if n == 'b' else 'chat',
+                prompt_sha256=n,
+                item_sha256=n,
+            )
+            for n in 'abc'
+        ]
+        return {
+            'perplexity': results.result('perplexity', '', {}, columns, items, HOW, {})
+        }
+
+    first = write(tmp_path / 'one.json', perplexity([30, 50, 10]))
+    second = write(tmp_path / 'other.json', perplexity([30, 40, 10]))
+    found = compare(first, second)['tasks']['perplexity']
+    assert found['loss']['difference'] == pytest.approx(-10 / 35)
+    assert found['loss/web']['difference'] == pytest.approx(-10 / 20)
+    assert found['loss/chat']['difference'] == 0
+
+
+def test_variety_is_compared_by_the_replies_themselves(tmp_path):
+    def replies(texts):
+        columns = generation.measure(texts, [['r']] * len(texts))
+        items = [
+            dict(id=str(n), prompt_sha256='', item_sha256='', reply=text)
+            for n, text in enumerate(texts)
+        ]
+        return {'reply': results.result('generation', '', {}, columns, items, HOW, {})}
+
+    dull = replies(['yes it is so'] * 20)
+    lively = replies([f'w{n} x{n} y{n} z{n}' for n in range(20)])
+    first = write(tmp_path / 'dull.json', dull)
+    found = compare(first, write(tmp_path / 'lively.json', lively))['tasks']['reply']
+    its = found['distinct_1']
+    assert (its['first'], its['second']) == (4 / 80, 1)
+    assert its['p'] == pytest.approx(1 / 51) and its['interval'][0] > 0.5
+    same = compare(first, first)['tasks']['reply']['distinct_2']
+    assert (same['difference'], same['p']) == (0, 1)
+
+
+def error_of(capsys, *words):
+    assert runs.gptjax('eval', *words) == 2
+    return capsys.readouterr().err
+
+
+def test_what_cannot_be_compared_is_one_line(two, tmp_path, capsys):
+    first, second, *_ = two
+    assert '--compare A B' in error_of(capsys, '--compare', first)
+    assert 'no such file: run the stage eval' in error_of(
+        capsys, '--compare', first, tmp_path / 'none.json'
+    )
+    assert 'eval.json: no such file' in error_of(capsys, '--compare', first, tmp_path)
+    broken = tmp_path / 'broken.json'
+    broken.write_text('{')
+    assert 'is no JSON' in error_of(capsys, '--compare', first, broken)
+    broken.write_text('{"results": {}}')
+    assert 'run the stage eval again' in error_of(capsys, '--compare', broken, first)
+    assert runs.gptjax('eval', '--compare', first, second) == 0
+    assert 'B - A' in capsys.readouterr().out

@@ -1,0 +1,315 @@
+"""The model class of lm-evaluation-harness, with tasks that need no network."""
+
+import importlib.util
+import json
+import math
+
+import numpy as np
+import pytest
+
+from gptjax import rundir
+from gptjax.errors import UserError
+from gptjax.eval import suites
+from gptjax.eval.evaluate import find_task, make_subject, settings_of
+from gptjax.eval.likelihood import score_pairs
+from gptjax.infer.request import Parameters
+from gptjax.train.load import load
+from tests import helpers, runs
+
+lm_eval = pytest.importorskip('lm_eval')
+
+from gptjax.eval import harness  # noqa: E402
+
+QUESTIONS = (
+    ('How are you', [' today', ' in the town of my aunt', ' you'], 0),
+    ('I like pizza. Do you like', [' pizza', ' it', ' music'], 1),
+    ('what a', [' day', ' nice evening it was'], 0),
+)
+TEXTS = ('Hello there! How was your day?', 'I went to school. ' * 40, 'ok')
+MULTIPLE_CHOICE = """
+task: tiny_choice
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_target: gold
+doc_to_choice: "{{choices}}"
+target_delimiter: ""
+metric_list: [{metric: acc}, {metric: acc_norm}]
+"""
+GENERATE = r"""
+task: tiny_reply
+output_type: generate_until
+doc_to_text: "{{question}}\n"
+doc_to_target: "{{answer}}"
+generation_kwargs: {until: ["\n"], max_gen_toks: 12, do_sample: false}
+metric_list: [{metric: exact_match}]
+"""
+ROLLING = """
+task: tiny_text
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]
+"""
+
+
+def write_tasks(folder) -> dict:
+    """Files of items and of the tasks over them; {name: YAML file}."""
+    rows = dict(
+        tiny_choice=[dict(question=q, choices=c, gold=g) for q, c, g in QUESTIONS],
+        tiny_reply=[dict(question=q, answer=c[0]) for q, c, _ in QUESTIONS],
+        tiny_text=[dict(text=text) for text in TEXTS],
+    )
+    paths = {}
+    for name, text in zip(rows, (MULTIPLE_CHOICE, GENERATE, ROLLING), strict=True):
+        data = folder / f'{name}.jsonl'
+        data.write_text(''.join(json.dumps(row) + '\n' for row in rows[name]))
+        paths[name] = folder / f'{name}.yaml'
+        paths[name].write_text(
+            f'{text.lstrip()}dataset_path: json\ntest_split: train\n'
+            f'dataset_kwargs: {{data_files: {data}, cache_dir: {folder}/cache}}\n'
+        )
+    return paths
+
+
+@pytest.fixture(scope='module')
+def subject(trained_run):
+    config = rundir.read_config(trained_run)
+    config.mesh.data = 1
+    mesh = helpers.mesh_of()
+    trained = load(config, trained_run, mesh)
+    subject, close = make_subject(
+        config, settings_of(config), trained_run, trained, mesh
+    )
+    yield subject
+    close()
+
+
+@pytest.fixture(scope='module')
+def tasks(tmp_path_factory):
+    return write_tasks(tmp_path_factory.mktemp('harness'))
+
+
+def evaluate(name, tasks, model, **options):
+    manager = suites._manager(name, str(tasks[name]))
+    return lm_eval.simple_evaluate(
+        model=model, tasks=[name], task_manager=manager, bootstrap_iters=0, **options
+    )
+
+
+# ---- tokens
+
+
+def test_bos_stands_before_a_prompt_once(subject):
+    model = harness.HarnessModel(subject)
+    tokenizer = subject.tokenizer
+    plain = tokenizer.encode('Hi <bos> there')
+    assert tokenizer.bos_id not in plain  # what a text spells is text
+    assert model.tok_encode('Hi <bos> there') == [tokenizer.bos_id, *plain]
+    assert model.tok_encode('Hi <bos> there', add_special_tokens=False) == plain
+    without = harness.HarnessModel(subject, add_bos=False)
+    assert without.tok_encode('Hi <bos> there') == plain
+    assert model.prefix_token_id == tokenizer.bos_id != model.eot_token_id
+
+
+def test_the_chat_template_travels_through_strings(subject):
+    model = harness.HarnessModel(subject._replace(template='turns'))
+    from gptjax.data import chat
+
+    messages = [
+        dict(role='system', content='Be <|end|> kind.'),
+        dict(role='user', content='Hi \ufdd3 there'),
+        dict(role='assistant', content='Well,'),
+    ]
+    text = model.apply_chat_template(messages[:2])
+    clean = [messages[0], dict(role='user', content='Hi \ufffd there')]
+    expected = chat.prompt_of(clean, subject.tokenizer, 'turns')
+    assert model.tok_encode(text) == expected
+    assert expected.count(subject.tokenizer.bos_id) == 1
+    open_end = model.apply_chat_template(messages, add_generation_prompt=False)
+    assert model.tok_encode(open_end) == chat.prompt_of(
+        [*clean, messages[2]], subject.tokenizer, 'turns', continue_last=True
+    )
+    plain = harness.HarnessModel(subject).apply_chat_template(messages[1:2])
+    assert plain == 'Hi \ufffd there\n\n'
+
+
+def test_how_a_task_wants_its_replies():
+    found = harness.parameters_of(
+        dict(until='\n', max_gen_toks=9, do_sample=False, temperature=0.7), 64
+    )
+    assert found == Parameters(max_tokens=9, temperature=0.0, stop=('\n',))
+    found = harness.parameters_of(
+        dict(until=['a', ''], do_sample=True, temperature=0.7, top_p=0.9), 64
+    )
+    assert found == Parameters(max_tokens=32, temperature=0.7, top_p=0.9, stop=('a',))
+    with pytest.raises(UserError, match='typical_p: take that out'):
+        harness.parameters_of(dict(typical_p=0.2), 64)
+    with pytest.raises(UserError, match='no beam search'):
+        harness.parameters_of(dict(num_beams=4), 64)
+
+
+# ---- the three requests
+
+
+def test_likelihoods_of_choices(subject, tasks):
+    found = evaluate('tiny_choice', tasks, harness.HarnessModel(subject))
+    encode, bos = subject.tokenizer.encode, subject.tokenizer.bos_id
+    rights = []
+    for sample, (question, choices, gold) in zip(
+        found['samples']['tiny_choice'], QUESTIONS, strict=True
+    ):
+        whole = [encode(question + choice) for choice in choices]
+        size = len(encode(question))
+        scores = score_pairs(
+            subject.scores,
+            [([bos, *tokens[:size]], tokens[size:]) for tokens in whole],
+            64, 4, 0,
+        )  # fmt: skip
+        logprobs = [score.logprob for score in scores]
+        told = [float(answer[0]) for answer in sample['filtered_resps']]
+        assert told == pytest.approx(logprobs, rel=1e-4)
+        rights.append(np.argmax(logprobs) == gold)
+    assert found['results']['tiny_choice']['acc,none'] == np.mean(rights)
+
+
+def test_likelihood_of_whole_texts(subject, tasks):
+    """In windows of the harness's own: each token once, the first after BOS."""
+    found = evaluate('tiny_text', tasks, harness.HarnessModel(subject))
+    encode, bos = subject.tokenizer.encode, subject.tokenizer.bos_id
+    assert len(encode(TEXTS[1])) > 64 > len(encode(TEXTS[0]))
+    (first, last) = score_pairs(
+        subject.scores, [([bos], encode(TEXTS[0])), ([bos], encode(TEXTS[2]))], 64, 4, 0
+    )
+    samples = found['samples']['tiny_text']
+    for sample, score in ((samples[0], first), (samples[2], last)):
+        assert sample['filtered_resps'][0] == pytest.approx(score.logprob, rel=1e-4)
+    nats = -sum(sample['filtered_resps'][0] for sample in samples)
+    size = sum(len(text.encode()) for text in TEXTS)
+    assert found['results']['tiny_text']['bits_per_byte,none'] == pytest.approx(
+        nats / math.log(2) / size
+    )
+
+
+def test_replies_end_where_the_task_says(subject, tasks):
+    found = evaluate('tiny_reply', tasks, harness.HarnessModel(subject), num_fewshot=1)
+    prompts = [sample['arguments'][0][0] for sample in found['samples']['tiny_reply']]
+    told = [sample['filtered_resps'][0] for sample in found['samples']['tiny_reply']]
+    bos = subject.tokenizer.bos_id
+    wanted = Parameters(max_tokens=12, temperature=0.0, stop=('\n',))
+    replies = subject.complete(
+        [[bos, *subject.tokenizer.encode(prompt)][-52:] for prompt in prompts],
+        [wanted] * 3,
+    )
+    assert told == [reply.text for reply in replies]
+    assert all('\n' not in text for text in told)
+
+
+def test_a_chat_template_is_applied(subject, tasks):
+    model = harness.HarnessModel(subject)
+    found = evaluate(
+        'tiny_reply', tasks, model, apply_chat_template=True, num_fewshot=0
+    )
+    prompt = found['samples']['tiny_reply'][0]['arguments'][0][0]
+    assert prompt == 'How are you\n\n'
+
+
+# ---- as tasks of eval
+
+
+def test_tasks_have_intervals_and_chance(subject, tasks):
+    run = find_task(f'lm_eval:{tasks["tiny_choice"]}@0')
+    (result,) = run(subject, []).values()
+    assert result['kind'] == 'means' and result['settings']['shots'] == {
+        'tiny_choice': 0
+    }
+    figure = result['figures']['acc_norm']
+    assert figure['baselines']['chance']['value'] == pytest.approx(
+        (1 / 3 + 1 / 3 + 1 / 2) / 3
+    )
+    assert figure['interval'][0] <= figure['value'] <= figure['interval'][1]
+    assert result['settings']['requests_cut_from_the_left'] == 0
+    assert [item['id'] for item in result['items']] == [
+        f'tiny_choice/{n}' for n in range(3)
+    ]
+    run = find_task(f'lm_eval:{tasks["tiny_text"]}')
+    (result,) = run(subject, []).values()
+    assert set(result['figures']) == {'word_perplexity', 'bits_per_byte'}
+    low, high = result['figures']['bits_per_byte']['interval']
+    assert low < result['figures']['bits_per_byte']['value'] < high
+
+
+def test_the_mean_above_chance(subject, tasks, monkeypatch):
+    how = suites.results.Bootstrap(400, 0.95, 0)
+    columns = dict(items=np.ones(40), acc=np.array([1.0] * 30 + [0.0] * 10))
+    value, samples = suites.centre(columns, 'acc', 0.5, how, number=0)
+    assert value == pytest.approx(0.5)  # 0.75 is half way from 0.5 to 1
+    assert samples.mean() == pytest.approx(0.5, abs=0.03)
+    manager = suites._manager('x', str(tasks['tiny_choice']))
+    monkeypatch.setattr('lm_eval.tasks.TaskManager', lambda: manager)
+    monkeypatch.setitem(
+        suites.LISTS,
+        'core',
+        (suites.Task('tiny_choice', 0, 0.3), suites.Task('tiny_choice', 1, 0.5)),
+    )
+    found = find_task('core')(subject, [])
+    assert list(found) == ['core', 'tiny_choice@0', 'tiny_choice@1']
+    one, other = (
+        found[name]['figures']['acc_norm']['value'] for name in list(found)[1:]
+    )
+    value = ((one - 0.3) / 0.7 + (other - 0.5) / 0.5) / 2
+    assert found['core']['figures']['core']['value'] == pytest.approx(value)
+
+
+def test_the_lists_name_tasks_that_there_are():
+    """By the files of the installed harness: its index takes seconds to build."""
+    from pathlib import Path
+
+    folder = Path(lm_eval.__file__).parent / 'tasks'
+    names = {
+        line.split(':', 1)[1].strip()
+        for path in folder.rglob('*.y*ml')
+        for line in path.read_text(encoding='utf-8', errors='replace').splitlines()
+        if line.startswith(('task:', 'group:', '  - task:'))
+    }
+    for tasks in suites.LISTS.values():
+        assert {task.name for task in tasks} <= names
+        assert all(0 <= task.chance < 1 for task in tasks)
+    assert len(suites.CORE) == 21 and len(suites.CHATCORE) == 5
+
+
+def error_of(capsys, *words):
+    assert runs.gptjax('eval', *words) == 2
+    return capsys.readouterr().err
+
+
+def test_what_is_wrong_is_one_line(trained_run, tasks, tmp_path, capsys, monkeypatch):
+    place = f'--workdir={trained_run}'
+    told = error_of(capsys, place, '--tasks=chatcore')
+    assert 'HF_ALLOW_CODE_EVAL=1' in told
+    told = error_of(capsys, place, f'--tasks=lm_eval:{tasks["tiny_text"]}@many')
+    assert "'many' shots: use a number" in told
+    told = error_of(capsys, place, f'--tasks=lm_eval:{tmp_path}/none.yaml')
+    assert 'none.yaml: no such file' in told
+    (tmp_path / 'nameless.yaml').write_text('dataset_path: json\n')
+    told = error_of(capsys, place, f'--tasks=lm_eval:{tmp_path}/nameless.yaml')
+    assert 'has no line `task: NAME`' in told
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        'find_spec',
+        lambda name: name != 'lm_eval' and find(name) or None,
+    )
+    told = error_of(capsys, place, '--tasks=core')
+    assert 'needs lm-evaluation-harness: pip install lm-eval' in told
+
+
+def test_requests_that_are_cut_are_counted(subject, tasks):
+    model = harness.HarnessModel(subject, max_length=16)
+    evaluate('tiny_choice', tasks, model)
+    encode = subject.tokenizer.encode
+    long = sum(
+        1 + len(encode(question + choice)) - 1 > 16
+        for question, choices, _ in QUESTIONS
+        for choice in choices
+    )
+    assert 0 < long < 8 and model.cut == long

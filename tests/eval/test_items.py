@@ -1,0 +1,139 @@
+"""Prompts from conversations and from users' files."""
+
+import json
+
+import pytest
+
+from gptjax.errors import UserError
+from gptjax.eval import items
+
+
+def conversations(count):
+    return [
+        dict(
+            id=f'c/{n}', text='\n\n'.join(f'turn {t} of {n}' for t in range(1 + n % 6))
+        )
+        for n in range(count)
+    ]
+
+
+def test_the_reference_is_the_turn_after_the_prompt():
+    documents = conversations(60)
+    asked = items.reply_items(documents, 0, seed=0)
+    assert len(asked) == 50  # ten have one turn only
+    texts = {document['id']: document['text'].split('\n\n') for document in documents}
+    for item in asked:
+        turns = texts[item.id]
+        said = [message['content'] for message in item.prompt]
+        roles = [message['role'] for message in item.prompt]
+        assert turns[: len(said)] == said
+        assert item.references == (turns[len(said)],)
+        assert roles[0] == roles[-1] == 'user' and set(roles[1::2]) <= {'assistant'}
+    assert len({len(item.prompt) for item in asked}) == 3  # cuts differ
+
+
+def test_an_item_depends_on_its_conversation_and_the_seed_alone():
+    documents = conversations(60)
+    every = {item.id: item for item in items.reply_items(documents, 0, seed=0)}
+    few = items.reply_items(documents[::-1][:30], 10, seed=0)
+    assert len(few) == 10 and all(every[item.id] == item for item in few)
+    other = {item.id: item for item in items.reply_items(documents, 0, seed=1)}
+    assert other.keys() == every.keys() and other != every
+    hashes = {item.content_hash() for item in every.values()}
+    assert len(hashes) == 50
+    assert {item.prompt_hash() for item in every.values()}.isdisjoint(hashes)
+
+
+def test_texts_of_one_turn_are_refused():
+    with pytest.raises(UserError, match='no text of two turns'):
+        items.reply_items([dict(id='a', text='only one\nturn')], 5, 0)
+
+
+def test_the_truth_is_one_of_the_choices():
+    replies = items.reply_items(conversations(60), 0, seed=0)
+    asked = items.choice_items(replies, 4, seed=0)
+    truths = {item.id: item.references[0] for item in replies}
+    for item in asked:
+        assert item.choices[item.answer] == truths[item.id]
+        assert len(set(item.choices)) == 4 and set(item.choices) <= {*truths.values()}
+    assert {item.answer for item in asked} == {0, 1, 2, 3}
+    with pytest.raises(UserError, match='eval.choices=99'):
+        items.choice_items(replies, 99, seed=0)
+
+
+def test_other_references_are_those_of_others():
+    asked = [items.Item(str(n), 'p', (f'r{n}',)) for n in range(20)]
+    others = items.other_references(asked, seed=0)
+    assert sorted(others) == sorted(f'r{n}' for n in range(20))
+    assert all(other != f'r{n}' for n, other in enumerate(others))
+    assert items.other_references(asked[:1], 0) == ['']
+
+
+def write(path, *lines):
+    path.write_text(''.join(f'{line}\n' for line in lines), encoding='utf-8')
+    return path
+
+
+def test_files_of_references_and_of_choices(tmp_path):
+    path = write(
+        tmp_path / 'mine.jsonl',
+        '{"prompt": "Q:", "references": [" A"]}',
+        '',
+        '{"id": 7, "prompt": [{"role": "user", "content": "ü"}], '
+        '"references": ["x", "y"], "stop": ["\\n"], "more": 1}',
+    )
+    first, second = items.read_items(path)
+    assert first == items.Item('mine.jsonl:1', 'Q:', (' A',))
+    assert second.id == '7' and second.stop == ('\n',)
+    assert second.prompt == [dict(role='user', content='ü')]
+    line = '{"prompt": "", "choices": ["a", "b"], "answer": 1}'
+    (item,) = items.read_items(write(path, line))
+    assert item.choices == ('a', 'b') and item.answer == 1
+
+
+GOOD = '{"prompt": "p", "references": ["r"]}'
+CHOICE = {'prompt': 'p', 'choices': ['a', 'b'], 'answer': 0}
+BAD_LINES = {
+    '{': 'no JSON',
+    '[1]': 'no JSON object',
+    '{"references": ["r"]}': 'has no "prompt"',
+    '{"prompt": 3, "references": ["r"]}': '"prompt" is neither',
+    '{"prompt": [], "references": ["r"]}': '"prompt" is neither',
+    '{"prompt": [{"role": "me", "content": ""}], "references": ["r"]}': 'roles system',
+    '{"prompt": "p"}': 'needs either "references" or "choices"',
+    json.dumps({**CHOICE, 'references': ['r']}): 'needs either',
+    '{"prompt": "p", "references": "r"}': '"references" is no list of texts',
+    '{"prompt": "p", "references": []}': '"references" is no list of texts',
+    '{"prompt": "p", "references": ["r"], "stop": "x"}': '"stop" is no list',
+    json.dumps({**CHOICE, 'choices': ['a']}): 'two texts or more',
+    json.dumps({**CHOICE, 'answer': 2}): '"answer" is 2: use the place',
+    json.dumps({**CHOICE, 'answer': True}): '"answer" is true',
+    json.dumps({**CHOICE, 'answer': 'a'}): '"answer" is "a"',
+    '{"prompt": "p", "choices": ["a", "b"]}': '"answer" is null',
+}
+
+
+@pytest.mark.parametrize('line', BAD_LINES)
+def test_a_bad_line_is_named_by_its_number(line, tmp_path):
+    path = write(tmp_path / 'mine.jsonl', GOOD, '', line)
+    with pytest.raises(UserError) as error:
+        items.read_items(path)
+    assert f'{path}: line 3: ' in str(error.value)
+    assert BAD_LINES[line] in str(error.value)
+
+
+def test_bad_files_are_named(tmp_path):
+    with pytest.raises(UserError, match='none.jsonl: No such file'):
+        items.read_items(tmp_path / 'none.jsonl')
+    with pytest.raises(UserError, match='the file is empty'):
+        items.read_items(write(tmp_path / 'empty.jsonl', ' '))
+    (tmp_path / 'latin.jsonl').write_bytes(GOOD.encode() + b'\n"\xff"\n')
+    with pytest.raises(UserError, match='line 2: no UTF-8'):
+        items.read_items(tmp_path / 'latin.jsonl')
+    path = write(tmp_path / 'mixed.jsonl', GOOD, json.dumps(CHOICE))
+    with pytest.raises(UserError, match="line 2: has 'choices', and line 1 has 'ref"):
+        items.read_items(path)
+    twice = '{"id": "x", "prompt": "p", "references": ["r"]}'
+    path = write(tmp_path / 'twice.jsonl', twice, twice)
+    with pytest.raises(UserError, match="line 2: the id 'x' is that of line 1"):
+        items.read_items(path)

@@ -1,0 +1,116 @@
+"""Likelihoods of texts after others: windows, packing, and a real small model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptjax.eval import likelihood
+from gptjax.eval.likelihood import score_pairs
+from gptjax.models import gpt
+from gptjax.train.load import Trained
+from tests import helpers
+
+
+def by_position(batch):
+    """A model whose ln P tells how many inputs it has seen; 7 is never likeliest."""
+    positions = (1 + batch['positions']).astype(np.float32)
+    return -1 / positions, batch['targets'] != 7
+
+
+def score(pairs, context, batch_size=2):
+    return score_pairs(by_position, pairs, context, batch_size, pad_id=0)
+
+
+def test_the_windows_of_the_docstring():
+    # B a b | c d e f g h: c d after 3 and 4 inputs, then e f and g h the same
+    (found,) = score([([1, 2, 3], [4, 5, 6, 8, 9, 10])], context=4)
+    assert found.logprob == pytest.approx(3 * (-1 / 3 - 1 / 4)) and found.greedy
+
+
+def test_a_long_prompt_loses_its_beginning():
+    # five inputs, of which the last four are read: targets 5 and 6 after 3 and 4
+    (found,) = score([([1, 2, 3, 4], [5, 6])], context=4)
+    assert found.logprob == pytest.approx(-1 / 3 - 1 / 4)
+    assert likelihood.truncated([([1, 2, 3, 4], [5, 6]), ([1, 2, 3], [5, 6])], 4) == 1
+
+
+def test_one_unlikely_token_is_enough_not_to_be_greedy():
+    found = score([([1], [2, 7]), ([1], [2, 3]), ([7], [2]), ([1], [])], context=8)
+    assert [its.greedy for its in found] == [False, True, True, True]
+    assert found[3].logprob == 0
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    lengths=st.lists(
+        st.tuples(st.integers(1, 20), st.integers(0, 20)), min_size=1, max_size=9
+    ),
+    context=st.integers(1, 12),
+)
+def test_every_token_is_scored_once_and_prompts_never(lengths, context):
+    pairs = [
+        ([100 * n] * before, [100 * n + 1 + i for i in range(after)])
+        for n, (before, after) in enumerate(lengths)
+    ]
+    seen = []
+
+    def record(batch):
+        seen.extend(batch['targets'][batch['weights'] > 0].tolist())
+        return np.full(batch['inputs'].shape, -1.0), batch['targets'] >= 0
+
+    found = score_pairs(record, pairs, context, 3, pad_id=0)
+    assert sorted(seen) == sorted(token for _, after in pairs for token in after)
+    assert [its.logprob for its in found] == [-after for _, after in lengths]
+
+
+@pytest.fixture(scope='module')
+def model():
+    """(batched scores, a function from tokens to the logits after each of them)."""
+    config = helpers.model_settings()
+    params = gpt.init_params(config, jax.random.key(0))
+
+    @jax.jit
+    def forward(inputs, segments):
+        return gpt.bind(config, params)(inputs, segments, jnp.arange(32)[None])[0]
+
+    def logits_after(tokens):
+        inputs, segments = np.zeros((2, 1, 32), np.int32)
+        inputs[0, : len(tokens)] = tokens
+        segments[0, : len(tokens)] = 1
+        return np.asarray(forward(inputs, segments))[: len(tokens)]
+
+    scores = likelihood.token_scores(
+        Trained(config, params, None, 0), helpers.mesh_of()
+    )
+    return scores, logits_after
+
+
+def test_a_packed_batch_of_a_model_equals_a_forward_pass_of_each(model):
+    scores, logits_after = model
+    random = np.random.default_rng(0)
+    pairs = [
+        (
+            random.integers(3, 96, before).tolist(),
+            random.integers(3, 96, after).tolist(),
+        )
+        for before, after in ((1, 4), (9, 3), (2, 1), (12, 8), (30, 2), (5, 5))
+    ]
+    found = score_pairs(scores, pairs, context=32, batch_size=2, pad_id=0)
+    for (before, after), its in zip(pairs, found, strict=True):
+        logits = logits_after([*before, *after[:-1]])[len(before) - 1 :]
+        rows = jax.nn.log_softmax(logits)[np.arange(len(after)), after]
+        assert its.logprob == pytest.approx(float(rows.sum()), rel=1e-5)
+
+
+def test_what_greedy_decoding_writes_is_greedy(model):
+    scores, logits_after = model
+    tokens = [5, 9, 11]
+    for _ in range(6):
+        tokens.append(int(logits_after(tokens)[-1].argmax()))
+    other = [*tokens[:-1], (tokens[-1] + 1) % 96]
+    pairs = [(tokens[:3], tokens[3:]), (other[:3], other[3:])]
+    found = score_pairs(scores, pairs, context=32, batch_size=2, pad_id=0)
+    assert [its.greedy for its in found] == [True, False]
