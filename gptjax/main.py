@@ -29,18 +29,47 @@ _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'configs/NAME.py[:variant]; by default the one in --workdir'
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'the run directory')
-_STEP = flags.DEFINE_integer('step', None, 'data: print the batch of this step')
-_PROMPT = flags.DEFINE_multi_string('prompt', None, 'sample: go on from this text')
-_MAX_TOKENS = flags.DEFINE_integer('max_tokens', None, 'sample: draw at most so many')
-_SEED = flags.DEFINE_integer('seed', 0, 'sample: of the draws')
-_TEMPERATURE = flags.DEFINE_float('temperature', None, 'sample: 0 for the likeliest')
-_TOP_K = flags.DEFINE_integer('top_k', None, 'sample: draw from so many; 0: all')
-_TOP_P = flags.DEFINE_float('top_p', None, 'sample: draw from this much probability')
-_MIN_P = flags.DEFINE_float('min_p', None, "sample: share of the likeliest's")
-_AGAINST = flags.DEFINE_string('against', None, 'bench train: also measure torch')
-_AGAINST_PYTHON = flags.DEFINE_string(
-    'against_python', None, 'bench train: the Python that has torch; else this one'
+_STEP = flags.DEFINE_integer(
+    'step', None, 'data: print the batch of this step; serve, eval: of this checkpoint'
 )
+_PROMPT = flags.DEFINE_multi_string('prompt', None, 'sample: go on from this text')
+_MAX_TOKENS = flags.DEFINE_integer(
+    'max_tokens', None, 'sample, eval: draw at most so many'
+)
+_SEED = flags.DEFINE_integer('seed', 0, 'sample, eval: of the draws')
+_TEMPERATURE = flags.DEFINE_float(
+    'temperature', None, 'sample, eval: 0 for the likeliest'
+)
+_TOP_K = flags.DEFINE_integer('top_k', None, 'sample, eval: draw from so many; 0: all')
+_TOP_P = flags.DEFINE_float(
+    'top_p', None, 'sample, eval: draw from this much probability'
+)
+_MIN_P = flags.DEFINE_float('min_p', None, "sample: share of the likeliest's")
+_AGAINST = flags.DEFINE_string(
+    'against', None, 'bench train, decode: also measure torch; decode: or llama.cpp'
+)
+_AGAINST_PYTHON = flags.DEFINE_string(
+    'against_python', None, 'bench: the Python that has these; else this one'
+)
+_TASKS = flags.DEFINE_string(
+    'tasks', None, 'eval: perplexity, reply, choice, FILE.jsonl … with commas between'
+)
+_JSON = flags.DEFINE_string('json', None, 'eval: write what was found here as well')
+_COMPARE = flags.DEFINE_string('compare', None, 'eval: two runs or results, A B')
+_HOST = flags.DEFINE_string('host', '127.0.0.1', 'serve: listen on this address')
+_PORT = flags.DEFINE_integer('port', 8000, 'serve: and this port; 0: one that is free')
+_BESIDE = flags.DEFINE_multi_string(
+    'beside', [], 'serve: another model too, RUN or RUN@STEP'
+)
+_API_KEY_FILE = flags.DEFINE_string(
+    'api_key_file', None, 'serve: holds the key that every request needs'
+)
+_ALLOWED_HOSTS = flags.DEFINE_list(
+    'allowed_hosts', [], 'serve: names of this server, behind a proxy'
+)
+_SLOTS = flags.DEFINE_integer('slots', 8, 'serve, bench decode: replies drawn at once')
+_QUEUE = flags.DEFINE_integer('queue', 64, 'serve: requests that may wait for a slot')
+_TIME_LIMIT = flags.DEFINE_float('time_limit', 300.0, 'serve: seconds of a request')
 _MULTIHOST = flags.DEFINE_bool(
     'multihost', False, 'one of several processes of a TPU or GPU cluster'
 )
@@ -135,10 +164,29 @@ def _pretrain(words):
 
 
 def _eval(words):
-    from gptjax.eval import evaluate
+    copy = Path(_JSON.value).expanduser().absolute() if _JSON.value else None
+    if copy is not None and copy.is_dir():
+        raise UserError(f'--json={copy} is a folder: name a file')
+    if _COMPARE.value is None:
+        from gptjax.eval import evaluate
 
-    config, workdir = _open(words)
-    evaluate.evaluate(config, workdir)
+        config, workdir = _open(words)
+        changes = dict(
+            max_tokens=_MAX_TOKENS.value,
+            temperature=_TEMPERATURE.value,
+            top_k=_TOP_K.value,
+            top_p=_TOP_P.value,
+            seed=_SEED.value if flags.FLAGS['seed'].present else None,
+        )
+        config.eval.update({k: v for k, v in changes.items() if v is not None})
+        wanted = 'perplexity' if _TASKS.value is None else _TASKS.value
+        evaluate.evaluate(config, workdir, wanted, copy, _STEP.value)
+        return
+    from gptjax.eval import compare
+
+    if len(words) != 1:
+        raise UserError('--compare: name two run directories or results: --compare A B')
+    compare.compare(_COMPARE.value, words[0], copy)
 
 
 def _sample(words):
@@ -154,6 +202,31 @@ def _sample(words):
     )
     config.sample.update({k: v for k, v in changes.items() if v is not None})
     samples.sample(config, workdir, _PROMPT.value, _SEED.value)
+
+
+def _serve(words):
+    from gptjax.serve import serve
+
+    config, workdir = _open(words)
+    options = serve.Options(
+        host=_HOST.value,
+        port=_PORT.value,
+        step=_STEP.value,
+        beside=_BESIDE.value,
+        api_key_file=_API_KEY_FILE.value,
+        allowed_hosts=_ALLOWED_HOSTS.value,
+        slots=_SLOTS.value,
+        queue=_QUEUE.value,
+        time_limit=_TIME_LIMIT.value,
+    )
+    serve.serve(config, workdir, options)
+
+
+def _chat(words):
+    from gptjax.serve import terminal
+
+    config, workdir = _open(words)
+    terminal.chat(config, workdir)
 
 
 def _report(words):
@@ -177,8 +250,26 @@ def _bench(words):
         if _CONFIG.value is None:
             raise UserError('--config is missing: give one, as configs/bench.py')
         train.run(_CONFIG.value, _AGAINST.value, _AGAINST_PYTHON.value)
+    elif words[:1] == ['decode']:
+        from gptjax.bench import decode
+
+        config, workdir = _CONFIG.value, None
+        if _WORKDIR.value:
+            config, workdir = _open(words[1:])
+        _no_more(words[1:])
+        if config is None:
+            raise UserError('--config is missing: give one, as configs/bench.py:llama')
+        decode.run(
+            config,
+            workdir,
+            _STEP.value,
+            against=_AGAINST.value,
+            python=_AGAINST_PYTHON.value,
+            slots=_SLOTS.value if flags.FLAGS['slots'].present else None,
+        )
     else:
-        raise UserError(f'bench {" ".join(words)}: use `bench data` or `bench train`')
+        known = '`bench decode`, `bench data` or `bench train`'
+        raise UserError(f'bench {" ".join(words)}: use {known}')
 
 
 def _make(config, workdir, stages):
@@ -244,6 +335,8 @@ STAGES = {
     'eval': _eval,
     'sample': _sample,
     'report': _report,
+    'serve': _serve,
+    'chat': _chat,
     'bench': _bench,
 }
 HELP = {
@@ -251,10 +344,12 @@ HELP = {
     'tokenizer': 'train the tokenizer on the training split',
     'prepare': 'everything up to packed shards',
     'pretrain': 'train the model, after whatever is not prepared',
-    'eval': 'loss, perplexity and bits per byte beside their baselines',
+    'eval': 'bits per byte, replies, choices beside baselines; --compare A B',
     'sample': 'text from prompts',
     'report': 'one HTML page of the run',
-    'bench': '`bench data`, `bench train [--against torch]`: how fast is it?',
+    'serve': 'an API and a chat page on this machine',
+    'chat': 'talk to the model in the terminal',
+    'bench': '`bench data`, `train`, `decode` [--against torch]: how fast is it?',
 }
 
 

@@ -64,13 +64,15 @@ def stops_of(template: str, tokenizer) -> tuple[tuple[str, ...], tuple[int, ...]
 
 def _as_text(messages, tokenizer, continue_last):
     """Paragraphs. An empty line within a message would end its turn: it goes."""
-    turns = [_without_empty_lines(message['content']) for message in messages]
-    text = TURN_END.join(turns) if continue_last else TURN_END.join([*turns, ''])
-    return [tokenizer.bos_id, *tokenizer.encode(text)]
+    *turns, last = [_one_turn(message['content']) for message in messages]
+    if not continue_last:
+        last = last.rstrip('\n') + TURN_END
+    turns = [turn.rstrip('\n') for turn in turns]
+    return [tokenizer.bos_id, *tokenizer.encode(TURN_END.join([*turns, last]))]
 
 
-def _without_empty_lines(text):
-    return re.sub(r'\n\s*\n', '\n', text.strip('\n'))
+def _one_turn(text):
+    return re.sub(r'\n\s*\n', '\n', text.lstrip('\n'))
 
 
 def _as_turns(messages, tokenizer, continue_last):

@@ -1,0 +1,144 @@
+"""Replies that are JSON, by a schema: llguidance says which tokens may come next."""
+
+import json
+import threading
+
+import numpy as np
+
+from gptjax.serve.errors import ApiError, bad_request
+from gptjax.tokenizer.tokenizer import Tokenizer
+
+# One way to set spaces, and no line breaks: a small model would fill a reply with
+# them, and a chat's stop string may be an empty line.
+LAYOUT = dict(whitespace_flexible=False, item_separator=', ', key_separator=': ')
+
+# A mask is computed between two steps of the engine, which all replies wait for.
+LIMITS = dict(step_max_items=20_000, max_lexer_states=50_000, verbose_errors=False)
+
+
+class JsonGrammar:
+    """Allows the tokens of one JSON value; an `infer.request.Grammar`.
+
+    Where llguidance gives up (a schema can become too complex while it is followed)
+    the reply ends there and `failure` says why: the engine goes on with the others.
+    """
+
+    def __init__(self, matcher, vocab_size: int, eos_id: int):
+        self._matcher = matcher
+        self._words = (vocab_size + 31) // 32
+        self._only_eos = np.zeros(self._words, np.uint32)
+        self._only_eos[eos_id // 32] = 1 << eos_id % 32
+
+    @property
+    def failure(self) -> str | None:
+        if not self._matcher.is_error():
+            return None
+        return ' '.join(self._matcher.get_error().split())[:300]
+
+    def allowed(self) -> np.ndarray:
+        """uint32 (ceil(V / 32),), a bit a token; EOS where the value may end."""
+        if not self._matcher.is_error():
+            mask = np.frombuffer(self._matcher.compute_bitmask(), '<u4')
+        if self._matcher.is_error():
+            return self._only_eos
+        return mask[: self._words]
+
+    def accept(self, token: int) -> None:
+        self._matcher.consume_token(token)
+
+    def ended(self) -> bool:
+        return self._matcher.is_stopped()
+
+
+class Grammars:
+    """Makes grammars for the replies of one tokenizer.
+
+    Raises:
+        ImportError: llguidance is not installed.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        import llguidance
+
+        self._llguidance = llguidance
+        self._sizes = tokenizer.vocab_size, tokenizer.eos_id
+        self._tokenizer = llguidance.LLTokenizer(
+            llguidance.TokenizerWrapper(_Vocabulary(tokenizer)),
+            n_vocab=tokenizer.vocab_size,
+            eos_token=tokenizer.eos_id,
+        )
+        self._limits = llguidance.LLParserLimits(**LIMITS)
+        self._lock = threading.Lock()
+
+    def json(self, schema: dict, count: int) -> list[JsonGrammar]:
+        """`count` grammars of JSON values that `schema` allows, one a reply.
+
+        Raises:
+            ApiError: 400; the schema is wrong, impossible or too complex.
+        """
+        Matcher = self._llguidance.LLMatcher
+        try:
+            text = json.dumps(schema, allow_nan=False)
+            source = Matcher.grammar_from_json_schema(text, overrides=LAYOUT)
+        except ValueError as error:
+            raise _refused(str(error)) from error
+        # Deriving the lexer takes seconds for some schemas: one at a time.
+        with self._lock:
+            matcher = Matcher(self._tokenizer, source, log_level=0, limits=self._limits)
+            if matcher.is_error():
+                raise _refused(matcher.get_error())
+            matcher.compute_bitmask()
+            if matcher.is_error():
+                raise _refused(matcher.get_error())
+        copies = [matcher, *(matcher.deep_copy() for _ in range(count - 1))]
+        return [JsonGrammar(copy, *self._sizes) for copy in copies]
+
+
+class _Vocabulary:
+    """A tokenizer in the words of llguidance, which then knows each token's bytes."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        special = set(tokenizer.specials.values())
+        names = {token: name.encode() for name, token in tokenizer.specials.items()}
+        self.bos_token_id = tokenizer.bos_id
+        self.eos_token_id = tokenizer.eos_id
+        self.special_token_ids = sorted(special)
+        self.tokens = [
+            names.get(token) or tokenizer.bytes_of(token)
+            for token in range(tokenizer.vocab_size)
+        ]
+        self._encode = tokenizer.encode
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        if isinstance(text, bytes):
+            text = text.decode('utf-8', 'replace')
+        return self._encode(text)
+
+
+def schema_of(response_format: dict | None) -> dict | None:
+    """The JSON schema that a checked `response_format` asks for; None for text.
+
+    Raises:
+        ApiError: 400; the type wants a schema and has none, or the reverse.
+    """
+    if response_format is None:
+        return None
+    kind, given = response_format['type'], response_format.get('json_schema')
+    if kind == 'json_schema':
+        if given is None:
+            place = 'response_format.json_schema'
+            raise bad_request(place, 'it is missing', 'missing_parameter')
+        return given['schema']
+    if given is not None:
+        place = 'response_format.json_schema'
+        raise bad_request(place, f'type={kind} takes none: use type=json_schema')
+    return dict(type='object') if kind == 'json_object' else None
+
+
+def _refused(reason: str) -> ApiError:
+    reason = ' '.join(reason.split())[:300]
+    return bad_request(
+        'response_format.json_schema.schema',
+        f'no replies can be drawn by it: {reason}',
+        'invalid_json_schema',
+    )

@@ -1,0 +1,267 @@
+"""What a request may hold, as JSON Schema: enforced by `check`, published as is.
+
+What would change a reply and is not here is refused by name; what changes nothing
+(`user`, `metadata`, …) is accepted and ignored. Everything that may be left out may
+also be null.
+"""
+
+from gptjax.infer.request import LARGEST_SEED, MOST_ALTERNATIVES
+
+BODY_BYTES = 2**20  # of a request's body
+MESSAGES = 1024  # in a conversation
+PARTS = 64  # of a message's content
+CHOICES = 16  # replies to one prompt
+PROMPTS = 64  # in one request
+STOPS = 16
+STOP_CHARACTERS = 256
+BIASES = 1024  # entries of logit_bias
+TOKENS = 2**17  # of a prompt given as ids; the context is what bounds it
+REPLY_TOKENS = 2**17  # what one may ask for; the context is what bounds it
+
+
+# ---- parts --------------------------------------------------------------------
+
+
+def _number(low, high, description, **more):
+    limits = dict(minimum=low, maximum=high, **more)
+    return dict(type=['number', 'null'], description=description, **limits)
+
+
+def _integer(low, high, description):
+    return dict(_number(low, high, description), type=['integer', 'null'])
+
+
+def _boolean(description):
+    return dict(type=['boolean', 'null'], description=description)
+
+
+def _above_zero(high, description):
+    field = _number(0, high, description, exclusiveMinimum=0)
+    del field['minimum']
+    return field
+
+
+def _strings(**limits):
+    return dict(type='array', items=dict(type='string'), **limits)
+
+
+def _ids(**limits):
+    token = dict(type='integer', minimum=0, maximum=2**31 - 1)
+    return dict(type='array', items=token, **limits)
+
+
+def _object(required, properties, **more):
+    return dict(
+        type='object',
+        required=required,
+        properties=properties,
+        additionalProperties=False,
+        **more,
+    )
+
+
+def _nothing(*kinds):
+    """A field that may be there as long as it says nothing."""
+    empty = dict(description='Not supported: leave it out, null or empty.')
+    return dict(type=[*kinds, 'null'], maxItems=0, maxProperties=0, **empty)
+
+
+TEXT = dict(type='string')
+MODEL = dict(
+    type=['string', 'null'],
+    description='An id of /v1/models; by default the first.',
+)
+CONTENT = dict(
+    description='a string or an array of text parts',
+    anyOf=[
+        TEXT,
+        dict(
+            type='array',
+            minItems=1,
+            maxItems=PARTS,
+            items=_object(['type', 'text'], dict(type=dict(enum=['text']), text=TEXT)),
+        ),
+    ],
+)
+ROLES = ['system', 'developer', 'user', 'assistant']
+MESSAGE = _object(
+    ['role', 'content'],
+    dict(
+        role=dict(enum=ROLES, description='`developer` is read as `system`.'),
+        content=CONTENT,
+        # Clients send back the messages that they were given, with these in them.
+        name=_nothing(),
+        refusal=_nothing(),
+        audio=_nothing(),
+        function_call=_nothing(),
+        tool_calls=_nothing('array'),
+        annotations=_nothing('array'),
+    ),
+)
+MESSAGE_LIST = dict(type='array', items=MESSAGE, minItems=1, maxItems=MESSAGES)
+STOP = dict(
+    description='a string, or an array of them: the reply ends before the first',
+    anyOf=[
+        dict(type='string', minLength=1, maxLength=STOP_CHARACTERS),
+        dict(
+            type='array',
+            maxItems=STOPS,
+            items=dict(type='string', minLength=1, maxLength=STOP_CHARACTERS),
+        ),
+        dict(type='null'),
+    ],
+)
+RESPONSE_FORMAT = dict(
+    _object(
+        ['type'],
+        dict(
+            type=dict(enum=['text', 'json_object', 'json_schema']),
+            json_schema=dict(
+                _object(
+                    ['schema'],
+                    {
+                        'name': dict(type=['string', 'null']),
+                        'description': dict(type=['string', 'null']),
+                        'strict': dict(type=['boolean', 'null']),
+                        'schema': dict(type='object'),
+                    },
+                ),
+                type=['object', 'null'],
+            ),
+        ),
+    ),
+    type=['object', 'null'],
+    description='What the reply is: text, any JSON object, or JSON by a schema.',
+)
+
+SAMPLING = dict(
+    temperature=_number(0, 100, 'Divides the logits; 0: the likeliest token. 1.'),
+    top_k=_integer(0, 2**31 - 1, 'Tokens that stay, the likeliest; 0: all. 0.'),
+    top_p=_above_zero(1, 'The likeliest stay until they add up to this. 1.'),
+    min_p=_number(0, 1, "Least share of the likeliest's probability. 0."),
+    repetition_penalty=_number(0.01, 100, 'Of tokens in prompt or reply; 1: none.'),
+    presence_penalty=_number(-100, 100, 'Of tokens that the reply has. 0.'),
+    frequency_penalty=_number(-100, 100, 'The same, times how often. 0.'),
+    logit_bias=dict(
+        type=['object', 'null'],
+        description='Token ids, and what is added to their logits.',
+        propertyNames=dict(type='string', pattern='^[0-9]{1,9}$'),
+        additionalProperties=dict(type='number', minimum=-1000, maximum=1000),
+        maxProperties=BIASES,
+    ),
+    seed=_integer(
+        0,
+        LARGEST_SEED,
+        'The same weights, prompt, parameters and seed give the same reply. The '
+        'choices of n take seed, seed + 1, …; by default it is random.',
+    ),
+    stop=STOP,
+    n=_integer(1, CHOICES, 'Replies to each prompt. 1.'),
+    response_format=RESPONSE_FORMAT,
+    stream=_boolean('Send the reply as it is drawn, as server-sent events.'),
+    stream_options=dict(
+        type=['object', 'null'],
+        description='With `stream` only.',
+        properties=dict(
+            include_usage=_boolean('A last chunk that counts tokens.'),
+            include_obfuscation=_boolean('Ignored.'),
+        ),
+        additionalProperties=False,
+    ),
+)
+
+_IGNORED = dict(description='Ignored.')
+HARMLESS = dict(
+    user=_IGNORED,
+    metadata=_IGNORED,
+    store=_IGNORED,
+    service_tier=_IGNORED,
+    safety_identifier=_IGNORED,
+    prompt_cache_key=_IGNORED,
+    prompt_cache_retention=_IGNORED,
+)
+
+
+# ---- bodies -------------------------------------------------------------------
+
+_MOST = f'{REPLY_TOKENS:,}, and what the context leaves.'
+CHAT = _object(
+    ['messages'],
+    dict(
+        model=MODEL,
+        messages=MESSAGE_LIST,
+        max_completion_tokens=_integer(
+            1, REPLY_TOKENS, 'Tokens of a reply, at most; by default what is left.'
+        ),
+        max_tokens=_integer(1, REPLY_TOKENS, 'The same, by its older name.'),
+        **SAMPLING,
+        logprobs=_boolean("Give each token's log-probability, at temperature 1."),
+        top_logprobs=_integer(
+            0, MOST_ALTERNATIVES, 'Likeliest tokens beside each. With `logprobs`.'
+        ),
+        continue_final_message=_boolean(
+            "The last message is the assistant's, and the reply goes on with it."
+        ),
+        **HARMLESS,
+        prediction=_IGNORED,
+        parallel_tool_calls=_IGNORED,
+        tools=_nothing('array'),
+        functions=_nothing('array'),
+        tool_choice=dict(enum=['none', 'auto', None]),
+        function_call=dict(enum=['none', 'auto', None]),
+        modalities=dict(type=['array', 'null'], items=dict(enum=['text'])),
+    ),
+)
+
+COMPLETION = _object(
+    ['prompt'],
+    dict(
+        model=MODEL,
+        prompt=dict(
+            description=(
+                'a string, token ids, or an array of either. Strings are preceded by '
+                'the token that begins a document; ids are taken as they are'
+            ),
+            anyOf=[
+                TEXT,
+                _ids(minItems=1, maxItems=TOKENS),
+                _strings(minItems=1, maxItems=PROMPTS),
+                dict(
+                    type='array',
+                    items=_ids(minItems=1, maxItems=TOKENS),
+                    minItems=1,
+                    maxItems=PROMPTS,
+                ),
+            ],
+        ),
+        max_tokens=_integer(
+            0, REPLY_TOKENS, 'Tokens of a reply, at most; 0 with `echo` only. 16.'
+        ),
+        **SAMPLING,
+        echo=_boolean('Give the prompt back before the reply.'),
+        logprobs=_integer(
+            0, MOST_ALTERNATIVES, 'Log-probabilities, with so many alternatives.'
+        ),
+        best_of=_integer(1, CHOICES, 'Not supported: leave it out, or equal to n.'),
+        suffix=dict(type=['string', 'null'], maxLength=0, description='Unsupported.'),
+        **HARMLESS,
+    ),
+)
+
+TOKENIZE = dict(
+    type='object',
+    description='`prompt` or `messages`.',
+    properties=dict(
+        model=MODEL,
+        prompt=TEXT,
+        messages=MESSAGE_LIST,
+        add_special_tokens=_boolean(
+            'Put the token that begins a document before `prompt`. true.'
+        ),
+        continue_final_message=_boolean('As in chat.'),
+        return_token_strs=_boolean('Give the texts of the tokens too.'),
+    ),
+    additionalProperties=False,
+)
+
+DETOKENIZE = _object(['tokens'], dict(model=MODEL, tokens=_ids(maxItems=TOKENS)))

@@ -1,0 +1,276 @@
+"""The stage `serve`: loads the models, answers until it is told to end, drains."""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+from ml_collections import ConfigDict
+
+from gptjax import progress, rundir
+from gptjax.errors import UserError
+from gptjax.serve import security
+from gptjax.serve.api import make_app
+from gptjax.serve.grammar import Grammars
+from gptjax.serve.protocol import Served
+from gptjax.serve.service import Service
+
+DRAIN_SECONDS = 30.0  # that replies have to end after SIGTERM
+CLOSE_SECONDS = 3  # that answers have to be sent after that
+KEEP_ALIVE_SECONDS = 30
+SEND_BUFFER = 2**17  # bytes of answers that the system keeps for one client
+UNREAD_SECONDS = 60  # after which the system closes a connection that nobody reads
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The flags of `serve`.
+
+    beside: further models, each RUN or RUN@STEP.
+    allowed_hosts: names of this server in the Host header.
+    time_limit: seconds a request may take.
+    """
+
+    host: str = '127.0.0.1'
+    port: int = 8000
+    step: int | None = None
+    beside: Sequence[str] = ()
+    api_key_file: str | None = None
+    allowed_hosts: Sequence[str] = ()
+    slots: int = 8
+    queue: int = 64
+    time_limit: float = 300.0
+
+
+def serve(config: ConfigDict, workdir: Path, options: Options) -> None:
+    """Serves until SIGTERM or Ctrl-C, and then ends what runs; a second one hurries.
+
+    Prints one line, with the address, when replies can be drawn.
+
+    Raises:
+        UserError: a flag is wrong, the port is taken, or a run has no checkpoint.
+    """
+    key = None
+    if options.api_key_file is not None:
+        key = security.read_key(options.api_key_file)
+    security.check_host(options.host, key)
+    _check_numbers(options)
+    runs = [(config, workdir, options.step)]
+    runs += [_run_of(name) for name in options.beside]
+    names = [_name(folder, step) for _, folder, step in runs]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f'--beside: two models are called {name}: rename a folder')
+    for _, folder, _ in runs:
+        if not (folder / 'checkpoints').is_dir():
+            raise UserError(
+                f'{folder}: no checkpoint there: run the stage pretrain first'
+            )
+    listening = _listen(options.host, options.port)
+    with contextlib.closing(listening):
+        asyncio.run(
+            _serve(options, listening, key, dict(zip(names, runs, strict=True)))
+        )
+
+
+# ---- flags --------------------------------------------------------------------
+
+
+def _check_numbers(options: Options) -> None:
+    rules = (
+        ('port', 0 <= options.port < 2**16, 'from 0 (any that is free) to 65535'),
+        ('slots', options.slots >= 1, '1 or more'),
+        ('queue', options.queue >= 1, '1 or more'),
+        ('time_limit', options.time_limit > 0, 'above 0, in seconds'),
+    )
+    for name, fine, fix in rules:
+        if not fine:
+            raise UserError(f'--{name}={getattr(options, name)}: use a number {fix}')
+
+
+def _run_of(text: str) -> tuple[ConfigDict, Path, int | None]:
+    """(config, folder, step) of 'RUN' or 'RUN@STEP'."""
+    path, _, number = text.rpartition('@')
+    step = None
+    if path and number.isdecimal() and not Path(text).expanduser().is_dir():
+        text, step = path, int(number)
+    folder = Path(text).expanduser().absolute()
+    try:
+        return rundir.read_config(folder), folder, step
+    except UserError as error:
+        raise UserError(f'--beside={text}: {error}') from error
+
+
+def _name(folder: Path, step: int | None) -> str:
+    return folder.name if step is None else f'{folder.name}@{step}'
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; what it is sent while models load waits or not.
+
+    Raises:
+        UserError: the port is taken or not allowed.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    # By the protocol asyncio knows TCP, and sends small pieces without delay.
+    listening = socket.socket(family, kind, protocol)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Connections inherit these: a client that reads nothing costs little, and ends.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    if hasattr(socket, 'TCP_USER_TIMEOUT'):
+        milliseconds = UNREAD_SECONDS * 1000
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+    try:
+        listening.bind(address)
+        listening.listen(512)
+    except OSError as error:
+        listening.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise UserError(
+                f'--host={host}: this machine has no such address: use 127.0.0.1'
+            ) from error
+        raise UserError(
+            f'--port={port}: {os.strerror(error.errno)}: use another, or --port=0 for '
+            'one that is free'
+        ) from error
+    return listening
+
+
+# ---- running ------------------------------------------------------------------
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, which leaves the signals to `_serve`."""
+
+    @contextlib.contextmanager
+    def capture_signals(self):
+        yield
+
+
+async def _serve(options: Options, listening: socket.socket, key, runs: dict) -> None:
+    logging.basicConfig(
+        level=logging.WARNING, format='%(asctime)s %(levelname)s %(message)s'
+    )
+    service = Service(
+        time_limit=options.time_limit, most_replies=options.slots + options.queue
+    )
+    hosts = [*options.allowed_hosts, options.host]
+    if options.host not in ('127.0.0.1', 'localhost', '::1'):
+        hosts += [socket.gethostname(), socket.getfqdn()]
+    app = make_app(service, hosts, key)
+    server = _Server(
+        uvicorn.Config(
+            app,
+            http='h11',
+            ws='none',
+            lifespan='off',
+            log_config=None,
+            log_level='critical',
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=CLOSE_SECONDS,
+        )
+    )
+    loop = asyncio.get_running_loop()
+    told, hurry = asyncio.Event(), asyncio.Event()
+
+    def on_signal():
+        (hurry if told.is_set() else told).set()
+
+    for number in SIGNALS:
+        loop.add_signal_handler(number, on_signal)
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    ending = asyncio.create_task(told.wait())
+    loading = _in_thread(loop, lambda: _load(options, runs))
+    try:
+        await asyncio.wait({serving, ending, loading}, return_when='FIRST_COMPLETED')
+        if loading.done():
+            service.models.update(loading.result())
+            print(f'ready: {_address(options.host, listening)}', flush=True)
+            await asyncio.wait({serving, ending}, return_when='FIRST_COMPLETED')
+        if service.calls:
+            print(f'ending {len(service.calls)} requests', file=sys.stderr)
+        await service.drain(DRAIN_SECONDS, hurry)
+    finally:
+        server.should_exit = True
+        await serving
+        for model in service.models.values():
+            await asyncio.to_thread(model.engine.close)
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+def _in_thread(loop, function) -> asyncio.Future:
+    """The result of `function`; nobody waits for it where the program ends before."""
+    result = loop.create_future()
+
+    def settle(value, error):
+        if result.cancelled():
+            return
+        if error is None:
+            result.set_result(value)
+        else:
+            result.set_exception(error)
+
+    def run():
+        value = error = None
+        try:
+            value = function()
+        except BaseException as caught:  # noqa: BLE001 (whoever awaits it gets it)
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, value, error)
+
+    threading.Thread(target=run, name='loading', daemon=True).start()
+    return result
+
+
+def _load(options: Options, runs: dict) -> dict[str, Served]:
+    """The models, warm and started."""
+    from gptjax.models import count, settings
+    from gptjax.train.load import load_engine
+
+    models = {}
+    with progress.bar('loading', len(runs), 'models') as advance:
+        for name, (config, folder, step) in runs.items():
+            engine = load_engine(
+                config, folder, step, slots=options.slots, queue=options.queue
+            )
+            engine.warm_up()
+            engine.start()
+            model = settings.resolve(config.model, engine.vocab_size)
+            millions = count.num_params(model) / 1e6
+            models[name] = Served(
+                id=name,
+                engine=engine,
+                grammars=Grammars(engine.tokenizer),
+                template=config.get('chat', {}).get('template', 'text'),
+                step=engine.trained_step,
+                created=int((folder / 'checkpoints').stat().st_mtime),
+                description=(
+                    f'{millions:.1f} million parameters after '
+                    f'{engine.trained_step:,} updates'
+                ),
+            )
+            advance(1)
+    return models
+
+
+def _address(host: str, listening: socket.socket) -> str:
+    """As 'http://127.0.0.1:8000/'."""
+    port = listening.getsockname()[1]
+    shown = f'[{host}]' if ':' in host else host
+    return f'http://{shown}:{port}/'

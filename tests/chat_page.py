@@ -1,0 +1,276 @@
+"""The chat page in a headless Chromium, and a server that says what a test wants.
+
+The fixtures `browser`, `scripted` and `open_page` are those of tests/serve.
+"""
+
+import json
+import math
+import re
+import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from gptjax.serve.security import content_policy
+from tests import runs
+
+PAGE = runs.ROOT / 'gptjax' / 'serve' / 'page.html'
+CHROMIUM = next(
+    filter(
+        None,
+        map(
+            shutil.which,
+            ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'),
+        ),
+    ),
+    None,
+)
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason='no Chromium on this machine: install chromium'
+)
+SECONDS = 20  # until something is there that must come
+
+MARKDOWN = """\
+# Title
+Plain **bold** *slanted* `co*d*e` ~~gone~~ snake_case_name 2 * 3 * 4 \\*star\\*
+next line
+
+- one
+  1. inner
+- two
+
+> quoted
+> > deeper
+
+```python
+if a < b:
+    print("**x**")
+```
+
+| a | b |
+|---|--:|
+| 1 | `2|3` |
+| 4 | **5** |
+
+---
+See [it](https://example.org/a_(b)) or https://example.org/c."""
+
+
+# ---- the server ----------------------------------------------------------------
+
+
+def pieces(text: str) -> list[bytes]:
+    """Tokens of a text: words with the space before them, the bytes of an emoji."""
+    tokens = []
+    for piece in re.findall(r' ?\w+|\n+|.', text):
+        spelt = piece.encode()
+        tokens += [spelt] if len(spelt) < 4 or piece.isascii() else split(spelt)
+    return tokens
+
+
+def split(spelt):
+    return [bytes([byte]) for byte in spelt]
+
+
+def entry(spelt: bytes, probability: float) -> dict:
+    token = spelt.decode('utf-8', 'backslashreplace') or '<eos>'
+    return dict(token=token, logprob=math.log(probability), bytes=list(spelt) or None)
+
+
+def chunk(text='', finish=None, tokens=None):
+    delta = dict(content=text) if text else {}
+    logprobs = dict(content=tokens) if tokens else None
+    choice = dict(index=0, delta=delta, finish_reason=finish, logprobs=logprobs)
+    return dict(id='c', object='chat.completion.chunk', choices=[choice])
+
+
+def reply(text: str, finish='stop', prompt_tokens=9, probability=0.25):
+    """The events of a reply, each token with the same four alternatives."""
+    others = [(b' cats', 0.5), (b'', 0.125), (b'\xf0', 0.0625), (b'\n\n', 0.03)]
+    others = [entry(*other) for other in others]
+    open_bytes = b''
+    tokens = pieces(text)
+    for spelt in tokens:
+        own = entry(spelt, probability)
+        open_bytes += spelt
+        try:
+            shown, open_bytes = open_bytes.decode(), b''
+        except UnicodeDecodeError:
+            shown = ''
+        yield chunk(
+            shown, tokens=[dict(own, top_logprobs=[others[0], own, *others[1:]])]
+        )
+    yield chunk(finish=finish)
+    usage = dict(prompt_tokens=prompt_tokens, completion_tokens=len(tokens))
+    yield dict(id='c', choices=[], usage=usage)
+    yield '[DONE]'
+
+
+def refusal(status, message, code=None, **headers):
+    error = dict(message=message, type='error', param=None, code=code)
+    return status, dict(error=error), headers
+
+
+class Scripted:
+    """Answers chat completions with `answer(body)`: a text, events, or a refusal.
+
+    requests: the bodies that came, in order.
+    left: is set when a reader has gone before the end.
+    """
+
+    def __init__(self, port=0):
+        self.answer = lambda body: 'Fine, thank you.'
+        self.models = dict(small=128, other=128)
+        self.listing = None  # a refusal, in place of the models; not to who has the key
+        self.key = 'Bearer secret'
+        self.requests = []
+        self.left = threading.Event()
+        self._http = ThreadingHTTPServer(('127.0.0.1', port), self._handler())
+        self._http.daemon_threads = True
+        self.port = self._http.server_address[1]
+        self.address = f'http://127.0.0.1:{self.port}/'
+        threading.Thread(
+            target=self._http.serve_forever, args=[0.02], daemon=True
+        ).start()
+
+    def close(self):
+        self._http.shutdown()
+        self._http.server_close()
+
+    def _handler(scripted):
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *words):
+                pass
+
+            def send(self, status, content, kind='application/json', **headers):
+                self.send_response(status)
+                self.send_header('Content-Type', kind)
+                self.send_header('Content-Length', len(content))
+                for name, value in headers.items():
+                    self.send_header(name.replace('_', '-'), str(value))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def refuse(self, status, value, headers):
+                self.send(status, json.dumps(value).encode(), **headers)
+
+            def do_GET(self):
+                if self.path == '/':
+                    html = PAGE.read_text(encoding='utf-8')
+                    headers = dict(Content_Security_Policy=content_policy(html))
+                    self.send(200, html.encode(), 'text/html; charset=utf-8', **headers)
+                elif scripted.listing and self.headers['Authorization'] != scripted.key:
+                    self.refuse(*scripted.listing)
+                else:
+                    facts = dict(step=7, template='text', description='Two layers')
+                    data = [
+                        dict(id=name, max_model_len=context, gptjax=facts)
+                        for name, context in scripted.models.items()
+                    ]
+                    self.send(200, json.dumps(dict(data=data)).encode())
+
+            def do_POST(self):
+                length = int(self.headers['Content-Length'])
+                body = json.loads(self.rfile.read(length))
+                if self.path == '/tokenize':
+                    count = sum(len(pieces(m['content'])) for m in body['messages'])
+                    self.send(200, json.dumps(dict(count=count)).encode())
+                    return
+                scripted.requests.append(body)
+                answer = scripted.answer(body)
+                if isinstance(answer, tuple):
+                    self.refuse(*answer)
+                    return
+                self.send_response(200)
+                self.send_header('Content-Type', 'text/event-stream')
+                self.end_headers()
+                events = reply(answer) if isinstance(answer, str) else answer
+                try:
+                    for event in events:
+                        data = event if isinstance(event, str) else json.dumps(event)
+                        self.wfile.write(f'data: {data}\n\n'.encode())
+                        self.wfile.flush()
+                except OSError:
+                    scripted.left.set()
+
+        return Handler
+
+
+# ---- the page ------------------------------------------------------------------
+
+
+@pytest.fixture
+def scripted():
+    """A server that says what a test wants."""
+    scripted = Scripted()
+    yield scripted
+    scripted.close()
+
+
+@pytest.fixture(scope='module')
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, scripted):
+    """Opens the page; at the end nothing has violated the policy or raised."""
+    contexts, complaints = [], []
+
+    def heard(message):
+        if message.type == 'error' and 'Failed to load resource' not in message.text:
+            complaints.append(message.text)
+
+    def open_page(
+        address='', script='', width=1200, height=800, wait='#openers button', **options
+    ):
+        context = browser.new_context(
+            viewport=dict(width=width, height=height),
+            permissions=['clipboard-read', 'clipboard-write'],
+            **options,
+        )
+        contexts.append(context)
+        context.set_default_timeout(1000 * SECONDS)
+        page = context.new_page()
+        page.on('console', heard)
+        page.on('pageerror', lambda error: complaints.append(str(error)))
+        if script:
+            page.add_init_script(script)
+        page.goto(address or scripted.address)
+        page.locator(wait).first.wait_for()
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not complaints
+
+
+def say(page, text, wait=True):
+    page.fill('#text', text)
+    page.press('#text', 'Enter')
+    if wait:
+        settle(page)
+
+
+def settle(page):
+    """Waits until no reply is being drawn."""
+    page.locator('.streaming').first.wait_for(state='detached')
+
+
+def last_reply(page):
+    return page.locator('.assistant').last
+
+
+def text_of(page):
+    return last_reply(page).locator('.body').inner_text()
+
+
+def wait_for(page, selector, **options):
+    page.locator(selector).first.wait_for(**options)

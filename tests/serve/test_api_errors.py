@@ -1,0 +1,289 @@
+"""Bad input gets the right error, in the shape of OpenAI's, and the server stays up."""
+
+import http.client
+import json
+import socket
+
+import openai
+import pytest
+
+from tests import servers
+
+CHAT, COMPLETION = '/v1/chat/completions', '/v1/completions'
+HELLO = [dict(role='user', content='Hello')]
+LONG = 'The red fox says. ' * 400
+
+
+def said(role, content='Hello', **more):
+    return [dict(role=role, content=content, **more)]
+
+
+CHATS = {
+    'unknown model': (dict(model='huge'), 404, 'model', 'use one of tiny'),
+    'a model of no name': (dict(model=''), 404, 'model', 'use one of tiny'),
+    'a model that is a number': (dict(model=3), 400, 'model', 'a string'),
+    'no messages': (dict(messages=[]), 400, 'messages', 'give 1 or more'),
+    'messages of null': (dict(messages=None), 400, 'messages', 'an array'),
+    'too many messages': (dict(messages=HELLO * 1025), 400, 'messages', '1,024'),
+    'a role that does not exist': (
+        dict(messages=said('robot')),
+        400,
+        'messages[0].role',
+        "'robot': use system, developer, user, assistant",
+    ),
+    'a tool': (dict(messages=said('tool')), 400, 'messages[0].role', 'use system'),
+    'a message of null': (
+        dict(messages=[*HELLO, None]),
+        400,
+        'messages[1]',
+        'an object',
+    ),
+    'no content': (
+        dict(messages=said('user', None)),
+        400,
+        'messages[0].content',
+        'a string or an array of text parts',
+    ),
+    'an image': (
+        dict(messages=said('user', [dict(type='image_url', image_url={})])),
+        400,
+        'messages[0].content[0].text',
+        'missing',
+    ),
+    'a name': (
+        dict(messages=said('user', name='ann')),
+        400,
+        'messages[0].name',
+        'null',
+    ),
+    'context too long': (
+        dict(messages=said('user', LONG)),
+        400,
+        'messages',
+        'shorten it to 511',
+    ),
+    'text for a number': (dict(temperature='hot'), 400, 'temperature', 'a number'),
+    'true for a number': (dict(max_tokens=True), 400, 'max_tokens', 'a whole number'),
+    'half a token': (dict(max_tokens=1.5), 400, 'max_tokens', 'a whole number'),
+    'no tokens': (dict(max_tokens=0), 400, 'max_tokens', 'from 1'),
+    'two lengths': (
+        dict(max_tokens=2, max_completion_tokens=3),
+        400,
+        'max_tokens',
+        'differs',
+    ),
+    'n of 1000': (dict(n=1000), 400, 'n', 'from 1 to 16'),
+    'negative temperature': (dict(temperature=-1), 400, 'temperature', 'from 0'),
+    'top_p of 0': (dict(top_p=0), 400, 'top_p', 'above 0 to 1'),
+    'top_k below 0': (dict(top_k=-1), 400, 'top_k', 'from 0'),
+    'a large seed': (dict(seed=2**32), 400, 'seed', 'from 0 to 4294967295'),
+    'empty stop': (dict(stop=''), 400, 'stop', '1 or more'),
+    'many stops': (dict(stop=['a'] * 17), 400, 'stop', '16 at most'),
+    'a stop of null': (dict(stop=['a', None]), 400, 'stop[1]', 'a string'),
+    'a bias of nothing': (dict(logit_bias={'x': 1}), 400, 'logit_bias.x', '[0-9]'),
+    'a bias of no token': (dict(logit_bias={'400': 1}), 400, 'logit_bias', 'to 399'),
+    'a large bias': (dict(logit_bias={'4': 1e9}), 400, 'logit_bias.4', 'to 1000'),
+    'top_logprobs alone': (dict(top_logprobs=2), 400, 'top_logprobs', 'logprobs=true'),
+    'too many logprobs': (
+        dict(logprobs=True, top_logprobs=21),
+        400,
+        'top_logprobs',
+        'to 20',
+    ),
+    'options of no stream': (
+        dict(stream_options=dict(include_usage=True)),
+        400,
+        'stream_options',
+        'stream=true',
+    ),
+    'nothing to go on with': (
+        dict(continue_final_message=True),
+        400,
+        'continue_final_message',
+        'assistant',
+    ),
+    'tools': (dict(tools=[dict(type='function')]), 400, 'tools', '0 at most'),
+    'a misspelt field': (dict(temprature=1), 400, 'temprature', 'does not have it'),
+    'reasoning': (dict(reasoning_effort='low'), 400, 'reasoning_effort', 'not have'),
+    'an unknown format': (
+        dict(response_format=dict(type='xml')),
+        400,
+        'response_format.type',
+        'json_schema',
+    ),
+    'no schema': (
+        dict(response_format=dict(type='json_schema')),
+        400,
+        'response_format.json_schema',
+        'missing',
+    ),
+    'an impossible schema': (
+        dict(
+            response_format=dict(
+                type='json_schema',
+                json_schema=dict(name='x', schema=dict(type='strange')),
+            )
+        ),
+        400,
+        'response_format.json_schema.schema',
+        'Invalid type: strange',
+    ),
+}
+COMPLETIONS = {
+    'no prompt': (dict(prompt=None), 400, 'prompt', 'token ids'),
+    'an empty list': (dict(prompt=[]), 400, 'prompt', 'token ids'),
+    'a mixed list': (dict(prompt=['a', 1]), 400, 'prompt', 'token ids'),
+    'no such token': (dict(prompt=[1, 400]), 400, 'prompt', '0 to 399'),
+    'too many prompts': (dict(prompt=['a'] * 65), 400, 'prompt', 'token ids'),
+    'context too long': (dict(prompt=LONG), 400, 'prompt', 'shorten it to 511'),
+    'suffix': (dict(suffix='.'), 400, 'suffix', '0 at most'),
+    'best_of': (dict(best_of=2), 400, 'best_of', 'not supported'),
+    'no tokens': (dict(max_tokens=0), 400, 'max_tokens', 'echo'),
+    'many logprobs': (dict(logprobs=21), 400, 'logprobs', 'to 20'),
+    'never fits': (dict(prompt=['a'] * 7), 400, 'prompt', '6 replies at most'),
+}
+
+
+def error_of(answer, status):
+    """The error of an answer that has the shape, the status and the headers."""
+    found, body, headers = answer
+    assert found == status, (found, body)
+    assert body.keys() == {'error'}
+    assert body['error'].keys() == {'message', 'type', 'param', 'code'}
+    assert isinstance(body['error']['message'], str) and body['error']['type']
+    assert 'access-control-allow-origin' not in map(str.lower, headers)
+    return body['error']
+
+
+@pytest.mark.parametrize('case', CHATS)
+def test_bad_chat(server, case):
+    fields, status, param, told = CHATS[case]
+    body = {'messages': HELLO, **fields}
+    answer = servers.send(server, CHAT, json.dumps(body).encode())
+    error = error_of(answer, status)
+    assert error['param'] == param and told in error['message'], error
+    assert len(error['message']) < 500
+
+
+@pytest.mark.parametrize('case', COMPLETIONS)
+def test_bad_completion(server, case):
+    fields, status, param, told = COMPLETIONS[case]
+    body = {'prompt': 'Hello', **fields}
+    answer = servers.send(server, COMPLETION, json.dumps(body).encode())
+    error = error_of(answer, status)
+    assert error['param'] == param and told in error['message'], error
+
+
+BODIES = {
+    'empty': (b'', 400, 'no JSON'),
+    'no JSON': (b'{"messages": ', 400, 'no JSON'),
+    'an array': (b'[]', 400, 'object'),
+    'null': (b'null', 400, 'object'),
+    'invalid UTF-8': (b'{"prompt": "\xff\xfe"}', 400, 'UTF-8'),
+    'half a character': (b'{"prompt": "\\ud800"}', 400, 'surrogate'),
+    'not a number': (b'{"prompt": "a", "temperature": NaN}', 400, 'NaN'),
+    'infinite': (b'{"prompt": "a", "temperature": 1e999}', 400, 'temperature'),
+    'endless digits': (b'{"prompt": "a", "seed": ' + b'9' * 9999 + b'}', 400, 'JSON'),
+    'very deep': (b'[' * 200_000, 400, 'JSON'),
+    '10 MB': (b'{"prompt": "' + b'a' * 10_000_000 + b'"}', 413, '1,048,576'),
+}
+
+
+@pytest.mark.parametrize('case', BODIES)
+def test_bad_body(server, case):
+    content, status, told = BODIES[case]
+    for path in (COMPLETION, '/tokenize'):
+        error = error_of(servers.send(server, path, content), status)
+        assert told in error['message'], error
+    assert server.get('/ready') == dict(status='ready')
+
+
+def test_a_body_too_long_without_content_length(server):
+    connection = http.client.HTTPConnection('127.0.0.1', server.port, timeout=30)
+    pieces = (b'x' * 65536 for _ in range(40))
+    headers = {'Content-Type': 'application/json'}
+    connection.request('POST', CHAT, pieces, headers, encode_chunked=True)
+    answer = connection.getresponse()
+    assert answer.status == 413
+    assert json.loads(answer.read())['error']['code'] == 'body_too_large'
+    connection.close()
+
+
+def test_a_body_that_breaks_off(server):
+    connection = servers.connect(server)
+    whole = servers.post_bytes(CHAT, b'{"messages": []}')
+    connection.sendall(whole[:-4])
+    connection.shutdown(socket.SHUT_WR)
+    connection.recv(1000)  # closed, or an error: it is not waited for
+    connection.close()
+    assert server.get('/ready') == dict(status='ready')
+
+
+def test_no_such_address_or_method(server):
+    for path in ('/nothing', '/v1', '/v1/chat/completions/', '/../etc/passwd'):
+        assert error_of(servers.send(server, path, b'{}'), 404)['code'] == 'not_found'
+    missing = servers.send(server, '/v1/models/huge', None, 'GET')
+    assert error_of(missing, 404)['code'] == 'model_not_found'
+    for path, method in ((CHAT, 'GET'), ('/v1/models', 'DELETE'), (CHAT, 'OPTIONS')):
+        answer = servers.send(server, path, None, method)
+        assert error_of(answer, 405)['code'] == 'method_not_allowed'
+        assert answer[2]['allow']
+
+
+def test_other_content_is_not_read(server):
+    kind = {'Content-Type': 'text/plain'}
+    error = error_of(servers.send(server, CHAT, b'{}', **kind), 415)
+    assert 'send application/json' in error['message']
+
+
+def test_pages_of_other_sites_are_refused(server):
+    body = json.dumps(dict(messages=HELLO, max_tokens=1)).encode()
+    for headers in (
+        {'Host': 'evil.example'},
+        {'Host': f'evil.example:{server.port}'},
+        {'Host': 'localhost.evil.example'},
+        {'Origin': 'http://evil.example'},
+        {'Origin': 'null'},
+        {'Origin': 'http://localhost:1'},
+    ):
+        error_of(servers.send(server, CHAT, body, **headers), 403)
+        error_of(servers.send(server, '/health', None, 'GET', **headers), 403)
+    here = f'localhost:{server.port}'
+    for headers in ({'Host': here}, {'Host': here, 'Origin': f'http://{here}'}):
+        assert servers.send(server, CHAT, body, **headers)[0] == 200
+
+
+def test_no_http_at_all(server):
+    connection = servers.connect(server)
+    connection.sendall(b'\x16\x03\x01 what is this\r\n\r\n')
+    assert connection.recv(1000).startswith(b'HTTP/1.1 400')
+    connection.close()
+    assert server.get('/ready') == dict(status='ready')
+
+
+def test_bad_tokens(server):
+    for path, body, param in (
+        ('/tokenize', {}, 'prompt'),
+        ('/tokenize', dict(prompt='a', messages=HELLO), 'prompt'),
+        ('/tokenize', dict(prompt=3), 'prompt'),
+        ('/tokenize', dict(messages=said('robot')), 'messages[0].role'),
+        ('/detokenize', {}, 'tokens'),
+        ('/detokenize', dict(tokens=[400]), 'tokens'),
+        ('/detokenize', dict(tokens=[-1]), 'tokens[0]'),
+        ('/detokenize', dict(tokens='abc'), 'tokens'),
+    ):
+        error = error_of(servers.send(server, path, json.dumps(body).encode()), 400)
+        assert error['param'] == param, error
+
+
+def test_the_official_client_knows_the_errors(server):
+    client = openai.OpenAI(base_url=f'{server.address}/v1', api_key='x', max_retries=0)
+    ask = client.chat.completions.create
+    with pytest.raises(openai.NotFoundError) as missing:
+        ask(model='huge', messages=HELLO)
+    assert missing.value.code == 'model_not_found'
+    with pytest.raises(openai.BadRequestError) as long:
+        ask(model='tiny', messages=said('user', LONG), stream=True)
+    assert long.value.code == 'context_length_exceeded'
+    assert long.value.param == 'messages' and long.value.request_id.startswith('req_')
+    client.close()

@@ -1,0 +1,263 @@
+"""The stage `serve`: its flags, its start, its end."""
+
+import base64
+import json
+import signal
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from gptjax import files
+from tests import runs, servers
+from tests.servers import wait_for
+
+KEY = 'correct-horse-battery'
+COMPLETION = '/v1/completions'
+NO_END = {'2': -1000}  # EOS
+LONG = dict(prompt='The red', max_tokens=500, logit_bias=NO_END)
+
+
+@pytest.fixture(scope='module')
+def key_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp('key') / 'key'
+    path.write_text(f'{KEY}\n')
+    return path
+
+
+def error_of(capsys, *words) -> str:
+    """The one line on standard error of a command that is refused."""
+    assert runs.gptjax('serve', *words) == 2
+    printed = capsys.readouterr()
+    line = printed.err
+    assert line.startswith('error: ') and line.count('\n') == 1, line
+    assert printed.out == ''
+    return line
+
+
+def test_bad_flags_are_one_line(served_run, tmp_path, capsys):
+    run = f'--workdir={served_run}'
+    short = tmp_path / 'short'
+    short.write_text('abc')
+    files.write_json(tmp_path / 'empty' / 'config.json', {})
+    refused = {
+        ('--workdir=/nowhere',): '--workdir=/nowhere is no run directory',
+        (f'--workdir={tmp_path}/empty',): 'no checkpoint there: run the stage pretrain',
+        (run, '--host=0.0.0.0'): 'give an --api_key_file, or use --host=127.0.0.1',
+        (run, '--host='): 'use 127.0.0.1',
+        (run, '--host=no such host'): 'use 127.0.0.1',
+        (run, '--port=70000'): '--port=70000: use a number from 0',
+        (run, '--slots=0'): '--slots=0: use a number 1 or more',
+        (run, '--queue=0'): '--queue=0',
+        (run, '--time_limit=0'): '--time_limit=0.0',
+        (run, '--api_key_file=/nowhere'): 'openssl rand -hex 32 > /nowhere',
+        (run, f'--api_key_file={short}'): '8 or more ASCII characters',
+        (run, '--beside=/nowhere'): '--beside=/nowhere: ',
+        (run, f'--beside={served_run}'): 'two models are called tiny',
+    }
+    for words, told in refused.items():
+        assert told in error_of(capsys, *words), words
+
+
+def test_a_port_in_use(served_run, capsys):
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        error = error_of(capsys, f'--workdir={served_run}', f'--port={port}')
+    assert f'--port={port}: Address already in use: use another' in error
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_is_not_there(served_run):
+    words = ('serve', f'--workdir={served_run}', '--port=0', '--step=7')
+    _, errors = runs.finish(runs.start(*words), 2)
+    assert 'has no checkpoint 7: there are 1, 2' in errors and 'Traceback' not in errors
+
+
+@pytest.mark.slow
+def test_a_key_and_two_models(served_run, key_file):
+    words = (f'--api_key_file={key_file}', f'--beside={served_run}@1', '--slots=1')
+    further = ('--host=0.0.0.0', '--allowed_hosts=chat.example', '--time_limit=1')
+    with servers.serving(served_run, *words, *further, key=KEY) as server:
+        check_key(server)
+        check_hosts(server)
+        check_models(server)
+        check_time_limit(server)
+
+
+def check_key(server):
+    """Every route but /health wants it, as Bearer or as Basic's password."""
+    paths = ('/', '/ready', '/metrics', '/v1/models', '/openapi.json', '/nothing')
+    basic = base64.b64encode(f'anybody:{KEY}'.encode()).decode()
+    wrong = ('', f'Bearer {KEY}x', 'Bearer', f'Basic {KEY}', f'Token {KEY}', KEY)
+    for path in paths:
+        for given in wrong:
+            headers = {'Authorization': given}
+            status, body, told = servers.send(server, path, None, 'GET', **headers)
+            assert status == 401 and body['error']['code'] == 'invalid_api_key'
+            assert told['www-authenticate'].startswith('Basic ')
+    for given in (f'Bearer {KEY}', f'bearer {KEY}', f'Basic {basic}'):
+        headers = {'Authorization': given}
+        assert servers.send(server, '/ready', None, 'GET', **headers)[0] == 200
+    content = json.dumps(LONG).encode()
+    for path in ('/v1/chat/completions', COMPLETION, '/tokenize'):
+        assert servers.send(server, path, content, Authorization='')[0] == 401
+    assert servers.send(server, '/health', None, 'GET', Authorization='')[0] == 200
+
+
+def check_hosts(server):
+    for host, status in (
+        ('chat.example', 200),
+        ('chat.example:443', 200),
+        ('CHAT.example.', 200),
+        ('192.0.2.1:8000', 200),
+        ('[2001:db8::1]:8000', 200),
+        ('evil.example', 403),
+    ):
+        assert servers.send(server, '/ready', None, 'GET', Host=host)[0] == status
+
+
+def check_models(server):
+    """Each model draws its own replies, and can be told by its fingerprint."""
+    entries = server.get('/v1/models')['data']
+    assert [entry['id'] for entry in entries] == ['tiny', 'tiny@1']
+    assert [entry['gptjax']['step'] for entry in entries] == [2, 1]
+    assert server.get('/v1/models/tiny@1') == entries[1]
+    ask = dict(prompt='The red', seed=3)
+    answers = {
+        name: servers.post(server, COMPLETION, dict(ask, **fields))
+        for name, fields in dict(
+            default={}, tiny=dict(model='tiny'), other=dict(model='tiny@1')
+        ).items()
+    }
+    texts = {name: answer['choices'][0]['text'] for name, answer in answers.items()}
+    assert texts['default'] == texts['tiny'] != texts['other']
+    prints = {answer['system_fingerprint'] for answer in answers.values()}
+    assert len(prints) == 2
+    assert server.get('/tokenizer_info?model=tiny@1')['bos_token'] == '<bos>'
+
+
+def check_time_limit(server):
+    """A request that takes too long ends with an error, whole and as a stream."""
+    ask = dict(LONG, n=16)
+    status, body, headers = servers.send(server, COMPLETION, json.dumps(ask).encode())
+    assert status == 504 and body['error']['code'] == 'time_limit'
+    assert headers['x-should-retry'] == 'false'
+    wait_for(server.is_idle, 'slots are free')
+    text = stream(server, dict(ask, stream=True)).decode()
+    events = [line for line in text.split('\n') if line.startswith('data: ')]
+    assert json.loads(events[-2][6:])['error']['code'] == 'time_limit'
+    assert events[-1] == 'data: [DONE]'
+    wait_for(server.is_idle, 'slots are free')
+    assert server.metric('gptjax_requests_total', outcome='time_limit') == 2
+
+
+def stream(server, body, begun=None) -> bytes:
+    """What is sent until the connection ends; sets `begun` at its first bytes."""
+    extra = [f'{name}: {value}' for name, value in server.headers.items()]
+    connection = servers.connect(server)
+    content = json.dumps(body).encode()
+    connection.sendall(
+        servers.post_bytes(COMPLETION, content, 'Connection: close', *extra)
+    )
+    received = bytearray()
+    while piece := connection.recv(65536):
+        received += piece
+        if begun:
+            begun.set()
+    connection.close()
+    return bytes(received)
+
+
+@pytest.mark.slow
+def test_sigterm_drains(served_run):
+    """Running replies end, new ones are refused, and the exit code is 0."""
+    with servers.serving(served_run, '--slots=4') as server:
+        assert server.ready_line == f'ready: {server.address}/\n'
+        begun = threading.Event()
+        with ThreadPoolExecutor(2) as clients:
+            whole = clients.submit(
+                servers.post, server, COMPLETION, dict(LONG, n=12, max_tokens=100)
+            )
+            streamed = clients.submit(
+                stream, server, dict(LONG, n=6, stream=True), begun
+            )
+            assert begun.wait(servers.SECONDS)
+            wait_for(lambda: server.metric('gptjax_waiting') > 6, 'both run')
+            server.process.send_signal(signal.SIGTERM)
+
+            def refused():
+                return servers.send(server, '/ready', None, 'GET')[0] == 503
+
+            wait_for(refused, 'it says that it ends')
+            content = json.dumps(LONG).encode()
+            status, body, headers = servers.send(server, COMPLETION, content)
+            assert status == 503 and body['error']['code'] == 'draining'
+            assert int(headers['retry-after']) >= 1
+            assert server.get('/health') == dict(status='ok')
+            reasons = [choice['finish_reason'] for choice in whole.result()['choices']]
+            assert reasons == ['length'] * 12
+            text = streamed.result()
+            assert text.count(b'"finish_reason":"length"') == 6
+            assert b'data: [DONE]' in text
+
+
+@pytest.mark.slow
+def test_a_second_signal_hurries(served_run):
+    """What runs is told that the server ends; the exit code is 0 all the same."""
+    with servers.serving(served_run, '--slots=1') as server:
+        begun = threading.Event()
+        with ThreadPoolExecutor(1) as clients:
+            streamed = clients.submit(
+                stream, server, dict(LONG, n=16, stream=True), begun
+            )
+            assert begun.wait(servers.SECONDS)
+            server.process.send_signal(signal.SIGINT)
+            wait_for(
+                lambda: servers.send(server, '/ready', None, 'GET')[0] == 503,
+                'draining',
+            )
+            server.process.send_signal(signal.SIGINT)
+            text = streamed.result()
+        assert b'"code":"draining"' in text and b'data: [DONE]' in text
+
+
+@pytest.mark.slow
+def test_sigterm_while_the_model_loads(served_run):
+    """/health answers at once, everything else says that it loads."""
+    process = servers.launch(served_run)
+    try:
+        port = wait_for(lambda: listening_port(process.pid), 'it listens')
+        server = servers.Server(process, f'http://127.0.0.1:{port}', '')
+        wait_for(lambda: server.get('/health') == dict(status='ok'), 'it answers')
+        content = json.dumps(LONG).encode()
+        status, body, headers = servers.send(server, COMPLETION, content)
+        assert status == 503 and body['error']['code'] == 'loading'
+        assert int(headers['retry-after']) >= 1
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=servers.SECONDS)
+        assert process.returncode == 0, errors
+        assert output == '' and 'Traceback' not in errors
+    finally:
+        process.kill()
+
+
+def listening_port(pid) -> int | None:
+    """The TCP port that a process listens on, as Linux tells it."""
+    inodes = set()
+    folder = Path(f'/proc/{pid}/fd')
+    for entry in folder.iterdir():
+        try:
+            target = entry.readlink().name
+        except OSError:
+            continue
+        if target.startswith('socket:['):
+            inodes.add(target[8:-1])
+    for line in Path('/proc/net/tcp').read_text().split('\n')[1:-1]:
+        fields = line.split()
+        if fields[3] == '0A' and fields[9] in inodes:
+            return int(fields[1].split(':')[1], 16)
+    return None

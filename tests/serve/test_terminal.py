@@ -1,0 +1,333 @@
+"""The chat in the terminal: a scripted engine, and a real one in a pseudo-terminal."""
+
+import codecs
+import json
+import math
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from gptjax.infer.request import ContextOverflow, Parameters, Token, Update
+from gptjax.serve import conversation
+from gptjax.serve.session import Session
+from gptjax.serve.terminal import read_line, talk
+from gptjax.tokenizer.tokenizer import Tokenizer
+from gptjax.tokenizer.train import train_model
+from tests import runs
+
+SECONDS = 60
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+    texts = ['Hello there, how are you? I am fine and you, I like cats and dogs.'] * 40
+    return Tokenizer(train_model(texts, 'bpe', 340))
+
+
+class Engine:
+    """Says what it is told to, a token an update; remembers what it was asked."""
+
+    context = 64
+    trained_step = 7
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.vocab_size = tokenizer.vocab_size
+        self.replies = []  # texts; None is what the user interrupts
+        self.asked = []  # (prompt's text, parameters)
+        self.cancelled = []
+
+    def submit(self, prompt, parameters, listen):
+        if len(prompt) >= self.context:
+            raise ContextOverflow(len(prompt), self.context)
+        self.asked.append((self.tokenizer.decode(prompt), parameters))
+        text = self.replies.pop(0)
+        cats = self.tokenizer.encode(' cats')[0]
+        stream = self.tokenizer.stream()
+        for token in self.tokenizer.encode(text or 'So far'):
+            half = math.log(0.5)
+            top = ((token, half), (cats, math.log(0.25)))
+            top += ((self.tokenizer.eos_id, math.log(0.125)),)
+            listen(Update(stream.push(token), (Token(token, half, top),)))
+        if text is None:
+            here = threading.main_thread().ident
+            threading.Timer(0.1, signal.pthread_kill, [here, signal.SIGINT]).start()
+        else:
+            listen(Update(finish='stop'))
+        return len(self.asked)
+
+    def cancel(self, ticket):
+        self.cancelled.append(ticket)
+
+
+@pytest.fixture
+def engine(tokenizer):
+    return Engine(tokenizer)
+
+
+@pytest.fixture
+def session(engine):
+    other = Engine(engine.tokenizer)
+    other.replies = ['by another']
+    load = {5: other}.__getitem__
+    parameters = Parameters(max_tokens=8, logprobs=3)
+    return Session(engine, load, 'text', 'small', parameters)
+
+
+@pytest.fixture
+def hear(session, engine, capsys):
+    """Says lines, the engine answering with `replies`; (output, errors)."""
+
+    def hear(*lines, replies=()):
+        engine.replies = list(replies)
+        coming = iter(lines)
+
+        def read(prompt, begin):
+            for line in coming:
+                if line is KeyboardInterrupt:
+                    raise KeyboardInterrupt
+                return line.replace('BEGIN', begin)
+            raise EOFError
+
+        talk(session, read)
+        return capsys.readouterr()
+
+    return hear
+
+
+def test_a_conversation(hear, engine):
+    told = hear('Hello there', 'And you?', replies=['I am fine', 'cats'])
+    assert told.out == 'I am fine\ncats\n'
+    assert engine.asked[0][0] == 'Hello there\n\n'
+    assert engine.asked[1][0] == 'Hello there\n\nI am fine\n\nAnd you?\n\n'
+    assert engine.asked[0][1].stop == ('\n\n',)
+    assert engine.asked[0][1].seed != engine.asked[1][1].seed
+
+
+def test_lines_that_go_on_and_lines_that_begin_with_a_slash(hear, engine):
+    hear('one\\', 'two', '//help', '', '  ', replies=['a', 'b'])
+    assert engine.asked[0][0] == 'one\ntwo\n\n'
+    assert engine.asked[1][0].endswith('/help\n\n') and len(engine.asked) == 2
+
+
+def test_quit_and_unknown_commands(hear):
+    told = hear('/help', '/dance', '/quit', 'not read any more')
+    assert '/regenerate' in told.out
+    assert told.err == 'error: /dance: no such command: /help lists them\n'
+
+
+def test_regenerate_edit_and_versions(hear, engine):
+    told = hear(
+        *('/seed 7', 'Hello', '/regenerate', '/version 1', 'More'),
+        *('/edit', 'BEGIN cats', '/edit dogs'),
+        replies=['first', 'second', 'third', 'fourth', 'fifth'],
+    )
+    assert told.out.splitlines()[1:] == [
+        *('first', 'second', 'first', 'third', 'fourth', 'fifth')
+    ]
+    prompts = [prompt for prompt, _ in engine.asked]
+    assert prompts[0] == prompts[1] == 'Hello\n\n'
+    assert [parameters.seed for _, parameters in engine.asked[:2]] == [7, 8]
+    assert prompts[2:] == [
+        f'Hello\n\nfirst\n\n{text}\n\n' for text in ('More', 'More cats', 'dogs')
+    ]
+
+
+def test_ctrl_c_stops_a_reply_and_nothing_else(hear, engine, session):
+    told = hear('Hello', '/continue', replies=[None, ' and on'])
+    assert told.out == 'So far\nSo far and on\n'
+    assert engine.cancelled[0] == 1
+    assert engine.asked[1][0] == 'Hello\n\nSo far'
+    assert engine.asked[1][1].seed == engine.asked[0][1].seed
+    [reply] = conversation.path_of(session.root)[1:]
+    assert reply.content == 'So far and on' and reply.finish == 'stop'
+
+
+def test_ctrl_c_at_the_prompt_does_not_leave(hear):
+    told = hear(KeyboardInterrupt, 'Hello', replies=['Hi'])
+    assert told.out == '\nCtrl-D or /quit leaves\nHi\n'
+
+
+def test_why_and_pick(hear, engine, tokenizer):
+    text = 'I like dogs'
+    told = hear(
+        *('Hello', '/why', '/pick 2 2', '/version 1', '/pick 2 3'),
+        *('/pick 99 1', '/pick 1 9', '/pick'),
+        replies=[text, ' too'],
+    )
+    lines = told.out.splitlines()
+    tokens = tokenizer.encode(text)
+    row = lines[2].split()
+    assert len(tokens) + 1 == lines.index('I cats too')
+    assert row[0] == '2' and row[2] == '50.0%'
+    assert row[-6:] == ['2', '·cats', '25.0%', '3', '<eos>', '12.5%']
+    assert engine.asked[1][0] == 'Hello\n\nI cats'
+    assert lines[-2:] == [text, 'I']  # the last ends there
+    assert told.err.splitlines() == [
+        'error: /pick 99: use a number, 1 to 1',
+        'error: /pick 1 9: use a number, 1 to 3',
+        'error: /pick: use a number, 1 to 1',
+    ]
+
+
+def test_another_checkpoint_on_the_same_seed(hear, engine, session):
+    told = hear('Hello', '/compare 5', '/version 1', '/compare', replies=['by one'])
+    assert told.out.splitlines() == ['by one', 'by another', 'by one']
+    assert 'name a step' in told.err
+    assert session.load(5).asked == engine.asked
+
+
+def test_settings(hear, engine, session):
+    told = hear(
+        *('/set temperature=0.25 top_k=5', '/system Be kind.', '/seed 3', 'Hello'),
+        *('/set temperature=-1', '/set top_k=many', '/set colour=1', '/seed -1'),
+        *('/seed', 'More'),
+        replies=['Hi', 'Ho'],
+    )
+    assert 'temperature=0.25' in told.out and 'top_k=5' in told.out
+    prompt, parameters = engine.asked[0]
+    assert prompt == 'Be kind.\n\nHello\n\n'
+    assert (parameters.temperature, parameters.top_k, parameters.seed) == (0.25, 5, 3)
+    assert engine.asked[1][1].temperature == 0.25 and session.seed is None
+    assert [line.split(':')[1] for line in told.err.splitlines()] == [
+        *(' /set temperature=-1.0', ' /set top_k=many', ' /set colour=1', ' /seed -1')
+    ]
+
+
+def test_the_oldest_messages_go_where_the_context_is_full(hear, engine):
+    told = hear(
+        *('cats ' * 40, 'dogs ' * 40, 'x' * 99, 'Hello'), replies=['a b', 'c', 'd']
+    )
+    assert engine.asked[1][0].startswith('dogs')
+    assert 'the prompt has' in told.err and 'context 64' in told.err
+    assert engine.asked[2][0] == 'Hello\n\n'
+
+
+def test_what_is_asked_for_before_anything_was_said(hear):
+    told = hear(
+        '/regenerate', '/edit x', '/why', '/continue', '/version 1', '/pick 1 1'
+    )
+    assert told.err == 'error: nothing has been said yet: say something first\n' * 6
+
+
+def test_model_text_cannot_command_the_terminal(hear):
+    told = hear('Hello', replies=['\x1b[2Jred\x07 \x9b1m\r fine\n\ttab'])
+    assert told.out == '\\x1b[2Jred\\x07 \\x9b1m\\x0d fine\n\ttab\n'
+
+
+def test_save(hear, session, tmp_path):
+    path = tmp_path / 'talk.json'
+    told = hear(
+        *('/system Be kind.', 'Hello', '/regenerate', f'/save {path}'),
+        *('/save', f'/save {path}/below'),
+        replies=['I am fine 😀', 'cats'],
+    )
+    assert 'name a file' in told.err and 'use another path' in told.err
+    file = json.loads(path.read_text())
+    assert (file['format'], file['version']) == ('gptjax-conversations', 1)
+    [one] = file['conversations']
+    assert one['system'] == 'Be kind.' and one['lanes'][0]['model'] == 'small'
+    [user] = one['lanes'][0]['root']['children']
+    assert user['chosen'] == 1
+    reply = user['children'][0]
+    assert reply['content'] == 'I am fine 😀' and reply['finish'] == 'stop'
+    assert ''.join(text for text, _, _ in reply['tokens']) == reply['content']
+    assert reply['parameters']['max_tokens'] == 8
+    kinds = {kind for _, _, top in reply['tokens'] for _, _, kind in top}
+    assert kinds == {'', 'end', 'part'}
+
+
+def test_lines_of_a_pipe(monkeypatch, tmp_path):
+    path = tmp_path / 'lines'
+    path.write_text('one\ntwo')
+    with open(path) as lines:
+        monkeypatch.setattr(sys, 'stdin', lines)
+        assert [read_line('› ', ''), read_line('› ', '')] == ['one', 'two']
+        with pytest.raises(EOFError):
+            read_line('› ', '')
+
+
+def test_an_engine_that_fails_is_an_error(hear, engine):
+    def fail(prompt, parameters, listen):
+        listen(Update(finish='error', error='the engine stopped: no memory'))
+
+    engine.submit = fail
+    assert hear('Hello').err == 'error: the engine stopped: no memory\n'
+
+
+# ---- the stage ---------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_stage_reads_a_pipe(served_run):
+    process = runs.start(
+        'chat', f'--workdir={served_run}', stdin=subprocess.PIPE, bufsize=0
+    )
+    output, errors = process.communicate('/seed 1\nHello\n/why\n', timeout=300)
+    assert process.returncode == 0, errors
+    assert 'tiny, step 2' in output.splitlines()[0]
+    assert '%' in output.splitlines()[-1]
+
+
+# Makes the pseudo-terminal the process's own, so that Ctrl-C is a signal to it.
+OWN_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, '-m', 'gptjax', *sys.argv[1:]])
+"""
+
+
+@pytest.mark.slow
+def test_the_stage_on_a_terminal(served_run):
+    """Ctrl-C, history and Ctrl-D, as someone at a keyboard meets them."""
+    here, there = pty.openpty()
+    words = [sys.executable, '-c', OWN_TERMINAL, 'chat', f'--workdir={served_run}']
+    process = subprocess.Popen(
+        words,
+        cwd=runs.ROOT,
+        env=dict(os.environ, JAX_PLATFORMS='cpu', TERM='xterm', XLA_FLAGS=''),
+        **dict.fromkeys(('stdin', 'stdout', 'stderr'), there),
+        start_new_session=True,
+    )
+    os.close(there)
+    told = ''
+    decoder = codecs.getincrementaldecoder('utf-8')('replace')
+
+    def wait_for(text, seconds=SECONDS):
+        nonlocal told
+        end = time.monotonic() + seconds
+        while text not in told:
+            ready, _, _ = select.select([here], [], [], max(end - time.monotonic(), 0))
+            assert ready, f'{text!r} did not come: {told!r}'
+            told += decoder.decode(os.read(here, 4096))
+        told = told.partition(text)[2]
+
+    def press(keys):
+        os.write(here, keys.encode())
+
+    try:
+        wait_for('› ', 300)
+        press('/set max_tokens=1000 min_p=0\r')
+        wait_for('max_tokens=1000')
+        press('Hello there\r')
+        wait_for('seed ')  # the remark after the reply
+        wait_for('› ')
+        press('half a line\x03')
+        wait_for('Ctrl-D or /quit leaves')
+        press('\x1b[A\r')  # the line before, from the history
+        wait_for('Hello there')
+        wait_for('seed ')
+        wait_for('› ')
+        press('\x04')
+        process.wait(SECONDS)
+    finally:
+        process.kill()
+        os.close(here)
+    assert process.returncode == 0
