@@ -1,14 +1,20 @@
-"""GPT-2's parts in the size that `bench train` is measured at on a CPU.
+"""What `bench train` and `bench decode` are measured with on a CPU.
 
-python -m gptjax bench train --config configs/bench.py --against torch
+    python -m gptjax bench train --config configs/bench.py --against torch
+    python -m gptjax bench decode --config configs/bench.py:llama --against torch
+
+By default GPT-2's parts; the variant `llama` has Llama's in the same size, which
+Hugging Face and llama.cpp both run.
 """
 
 from configs import common
 
 
 def get_config(variant: str = ''):
+    if variant == 'llama':
+        return llama()
     if variant:
-        raise ValueError(f'configs/bench.py has no variant {variant!r}')
+        raise ValueError(f'configs/bench.py has no variant {variant!r}: use llama')
     config = common.base()
     config.data.context = 256
     config.tokenizer.vocab_size = 8192
@@ -34,4 +40,24 @@ def get_config(variant: str = ''):
         schedule='constant',
     )
     config.train.update(batch_size=8, loss_chunk=512)
+    return config
+
+
+def llama():
+    """Rotary positions, RMS norm, SwiGLU, no biases, its own head; 16.9M parameters."""
+    config = common.base()
+    config.data.context = 512
+    config.tokenizer.vocab_size = 8192
+    config.model.update(
+        num_layers=6,
+        width=384,
+        num_heads=6,
+        context=512,
+        position='rotary',
+        norm='rmsnorm',
+        mlp='swiglu',
+        qk_norm=False,
+        bias=False,
+        tie_embeddings=False,
+    )
     return config

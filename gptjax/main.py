@@ -1,4 +1,4 @@
-"""The command line: flags to a config to one stage function.
+"""The command line: each stage, from its flags to one function.
 
 Stages import what they need when they run: `--help` answers at once, and
 TensorFlow is loaded only where data is read.
@@ -11,10 +11,8 @@ import threading
 import time
 from pathlib import Path
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
-
-from gptjax import files, rundir
+from gptjax import command, files, rundir
+from gptjax.command import FLAGS
 from gptjax.errors import UserError
 
 # TensorFlow greets on standard error, about hardware that it is not to use.
@@ -25,63 +23,14 @@ USER_ERROR = 2
 INTERRUPTED = 75  # SIGTERM stopped a run, which the same command goes on with
 CTRL_C = 130  # the same, by the shell's convention
 
-_CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'configs/NAME.py[:variant]; by default the one in --workdir'
-)
-_WORKDIR = flags.DEFINE_string('workdir', None, 'the run directory')
-_STEP = flags.DEFINE_integer(
-    'step', None, 'data: print the batch of this step; serve, eval: of this checkpoint'
-)
-_PROMPT = flags.DEFINE_multi_string('prompt', None, 'sample: go on from this text')
-_MAX_TOKENS = flags.DEFINE_integer(
-    'max_tokens', None, 'sample, eval: draw at most so many'
-)
-_SEED = flags.DEFINE_integer('seed', 0, 'sample, eval: of the draws')
-_TEMPERATURE = flags.DEFINE_float(
-    'temperature', None, 'sample, eval: 0 for the likeliest'
-)
-_TOP_K = flags.DEFINE_integer('top_k', None, 'sample, eval: draw from so many; 0: all')
-_TOP_P = flags.DEFINE_float(
-    'top_p', None, 'sample, eval: draw from this much probability'
-)
-_MIN_P = flags.DEFINE_float('min_p', None, "sample: share of the likeliest's")
-_AGAINST = flags.DEFINE_string(
-    'against', None, 'bench train, decode: also measure torch; decode: or llama.cpp'
-)
-_AGAINST_PYTHON = flags.DEFINE_string(
-    'against_python', None, 'bench: the Python that has these; else this one'
-)
-_TASKS = flags.DEFINE_string(
-    'tasks', None, 'eval: perplexity, reply, choice, FILE.jsonl … with commas between'
-)
-_JSON = flags.DEFINE_string('json', None, 'eval: write what was found here as well')
-_COMPARE = flags.DEFINE_string('compare', None, 'eval: two runs or results, A B')
-_HOST = flags.DEFINE_string('host', '127.0.0.1', 'serve: listen on this address')
-_PORT = flags.DEFINE_integer('port', 8000, 'serve: and this port; 0: one that is free')
-_BESIDE = flags.DEFINE_multi_string(
-    'beside', [], 'serve: another model too, RUN or RUN@STEP'
-)
-_API_KEY_FILE = flags.DEFINE_string(
-    'api_key_file', None, 'serve: holds the key that every request needs'
-)
-_ALLOWED_HOSTS = flags.DEFINE_list(
-    'allowed_hosts', [], 'serve: names of this server, behind a proxy'
-)
-_SLOTS = flags.DEFINE_integer('slots', 8, 'serve, bench decode: replies drawn at once')
-_QUEUE = flags.DEFINE_integer('queue', 64, 'serve: requests that may wait for a slot')
-_TIME_LIMIT = flags.DEFINE_float('time_limit', 300.0, 'serve: seconds of a request')
-_MULTIHOST = flags.DEFINE_bool(
-    'multihost', False, 'one of several processes of a TPU or GPU cluster'
-)
-
 
 def main(argv: list[str]) -> int:
     """Runs one stage; the exit code: 0, 2 for a user's error, 75 and 130 as above."""
     before = _exit_on_sigterm()
     try:
-        stage, words = _parse(argv)
+        stage, words = command.parse(argv, STAGES)
         if stage is None:
-            print(_usage())
+            print(command.usage(HELP))
             return 0
         return STAGES[stage](words) or 0
     except UserError as error:
@@ -95,7 +44,7 @@ def main(argv: list[str]) -> int:
         if why is None:
             raise
         print(
-            f'error: --workdir={_WORKDIR.value}: cannot write there ({why}): free '
+            f'error: --workdir={FLAGS.workdir}: cannot write there ({why}): free '
             'some space, or use another --workdir',
             file=sys.stderr,
         )
@@ -126,26 +75,26 @@ def _exit_on_sigterm():
 def _data(words):
     from gptjax.data import ledger
 
-    config, workdir = _open(words)
-    if _STEP.value is None:
+    config, workdir = command.open_run(words)
+    if FLAGS.step is None:
         _make(config, workdir, [_documents])
         return
-    for line in ledger.describe_batch(config, workdir, _STEP.value):
+    for line in ledger.describe_batch(config, workdir, FLAGS.step):
         print(line)
 
 
 def _tokenizer(words):
-    config, workdir = _open(words)
+    config, workdir = command.open_run(words)
     _make(config, workdir, [_vocabulary])
 
 
 def _prepare(words):
-    config, workdir = _open(words)
+    config, workdir = command.open_run(words)
     _make(config, workdir, [_documents, _vocabulary, _shards])
 
 
 def _pretrain(words):
-    config, workdir = _open(words)
+    config, workdir = command.open_run(words)
     from gptjax.train import check, pretrain
 
     check.check_config(config)
@@ -164,60 +113,68 @@ def _pretrain(words):
 
 
 def _eval(words):
-    copy = Path(_JSON.value).expanduser().absolute() if _JSON.value else None
+    copy = Path(FLAGS.json).expanduser().absolute() if FLAGS.json else None
     if copy is not None and copy.is_dir():
         raise UserError(f'--json={copy} is a folder: name a file')
-    if _COMPARE.value is None:
-        from gptjax.eval import evaluate
+    if FLAGS.compare is None:
+        from gptjax.eval import evaluate, quantized
 
-        config, workdir = _open(words)
+        config, workdir = command.open_run(words)
+        if (FLAGS.weights, FLAGS.cache) != ('whole', 'whole'):
+            asked = dict(weights=FLAGS.weights, cache=FLAGS.cache)
+            change = quantized.measure_change(config, workdir, FLAGS.step, **asked)
+            print(quantized.told(change, **asked))
+            if copy:
+                files.write_json(copy, dict(asked, **change))
+            return
         changes = dict(
-            max_tokens=_MAX_TOKENS.value,
-            temperature=_TEMPERATURE.value,
-            top_k=_TOP_K.value,
-            top_p=_TOP_P.value,
-            seed=_SEED.value if flags.FLAGS['seed'].present else None,
+            max_tokens=FLAGS.max_tokens,
+            temperature=FLAGS.temperature,
+            top_k=FLAGS.top_k,
+            top_p=FLAGS.top_p,
+            seed=FLAGS.seed if FLAGS['seed'].present else None,
         )
         config.eval.update({k: v for k, v in changes.items() if v is not None})
-        wanted = 'perplexity' if _TASKS.value is None else _TASKS.value
-        evaluate.evaluate(config, workdir, wanted, copy, _STEP.value)
+        wanted = 'perplexity' if FLAGS.tasks is None else FLAGS.tasks
+        evaluate.evaluate(config, workdir, wanted, copy, FLAGS.step)
         return
     from gptjax.eval import compare
 
     if len(words) != 1:
         raise UserError('--compare: name two run directories or results: --compare A B')
-    compare.compare(_COMPARE.value, words[0], copy)
+    compare.compare(FLAGS.compare, words[0], copy)
 
 
 def _sample(words):
     from gptjax.eval import samples
 
-    config, workdir = _open(words)
+    config, workdir = command.open_run(words)
     changes = dict(
-        max_tokens=_MAX_TOKENS.value,
-        temperature=_TEMPERATURE.value,
-        top_k=_TOP_K.value,
-        top_p=_TOP_P.value,
-        min_p=_MIN_P.value,
+        max_tokens=FLAGS.max_tokens,
+        temperature=FLAGS.temperature,
+        top_k=FLAGS.top_k,
+        top_p=FLAGS.top_p,
+        min_p=FLAGS.min_p,
     )
     config.sample.update({k: v for k, v in changes.items() if v is not None})
-    samples.sample(config, workdir, _PROMPT.value, _SEED.value)
+    samples.sample(config, workdir, FLAGS.prompt, FLAGS.seed)
 
 
 def _serve(words):
     from gptjax.serve import serve
 
-    config, workdir = _open(words)
+    config, workdir = command.open_run(words)
     options = serve.Options(
-        host=_HOST.value,
-        port=_PORT.value,
-        step=_STEP.value,
-        beside=_BESIDE.value,
-        api_key_file=_API_KEY_FILE.value,
-        allowed_hosts=_ALLOWED_HOSTS.value,
-        slots=_SLOTS.value,
-        queue=_QUEUE.value,
-        time_limit=_TIME_LIMIT.value,
+        host=FLAGS.host,
+        port=FLAGS.port,
+        step=FLAGS.step,
+        beside=FLAGS.beside,
+        api_key_file=FLAGS.api_key_file,
+        allowed_hosts=FLAGS.allowed_hosts,
+        slots=FLAGS.slots,
+        queue=FLAGS.queue,
+        time_limit=FLAGS.time_limit,
+        **_engine_options(),
     )
     serve.serve(config, workdir, options)
 
@@ -225,14 +182,25 @@ def _serve(words):
 def _chat(words):
     from gptjax.serve import terminal
 
-    config, workdir = _open(words)
-    terminal.chat(config, workdir)
+    config, workdir = command.open_run(words)
+    terminal.chat(config, workdir, **_engine_options())
+
+
+def _engine_options():
+    """How `serve` and `chat` keep and speed up a model; see `load_engine`."""
+    draft = FLAGS.draft and Path(FLAGS.draft).expanduser().absolute()
+    return dict(
+        weights=FLAGS.weights,
+        cache=FLAGS.cache,
+        draft=draft or None,
+        guesses=FLAGS.guesses,
+    )
 
 
 def _report(words):
     from gptjax.eval import report, summary
 
-    _, workdir = _open(words)
+    _, workdir = command.open_run(words)
     path = report.write_report(workdir)
     print(summary.last_screen(workdir, path))
 
@@ -241,31 +209,31 @@ def _bench(words):
     if words[:1] == ['data']:
         from gptjax.bench import data
 
-        config, workdir = _open(words[1:])
+        config, workdir = command.open_run(words[1:])
         data.run(config, workdir)
     elif words[:1] == ['train']:
         from gptjax.bench import train
 
-        _no_more(words[1:])
-        if _CONFIG.value is None:
+        command.no_more(words[1:])
+        if FLAGS.config is None:
             raise UserError('--config is missing: give one, as configs/bench.py')
-        train.run(_CONFIG.value, _AGAINST.value, _AGAINST_PYTHON.value)
+        train.run(FLAGS.config, FLAGS.against, FLAGS.against_python)
     elif words[:1] == ['decode']:
         from gptjax.bench import decode
 
-        config, workdir = _CONFIG.value, None
-        if _WORKDIR.value:
-            config, workdir = _open(words[1:])
-        _no_more(words[1:])
+        config, workdir = FLAGS.config, None
+        if FLAGS.workdir:
+            config, workdir = command.open_run(words[1:])
+        command.no_more(words[1:])
         if config is None:
             raise UserError('--config is missing: give one, as configs/bench.py:llama')
         decode.run(
             config,
             workdir,
-            _STEP.value,
-            against=_AGAINST.value,
-            python=_AGAINST_PYTHON.value,
-            slots=_SLOTS.value if flags.FLAGS['slots'].present else None,
+            FLAGS.step,
+            against=FLAGS.against,
+            python=FLAGS.against_python,
+            slots=FLAGS.slots if FLAGS['slots'].present else None,
         )
     else:
         known = '`bench decode`, `bench data` or `bench train`'
@@ -283,7 +251,7 @@ def _make(config, workdir, stages):
             print(f'{told} ({"found" if there else f"made in {seconds:,.0f} s"})')
         rundir.write_config(config, workdir)
 
-    if not _MULTIHOST.value:
+    if not FLAGS.multihost:
         make()
         return
     from gptjax.parallel import multihost
@@ -351,93 +319,3 @@ HELP = {
     'chat': 'talk to the model in the terminal',
     'bench': '`bench data`, `train`, `decode` [--against torch]: how fast is it?',
 }
-
-
-# ---- flags --------------------------------------------------------------------
-
-
-def _parse(argv):
-    """(stage, further words); (None, []) where help was asked for."""
-    if len(argv) < 2 or {'--help', '-h', '--helpfull', '-help'} & set(argv):
-        return None, []
-    stage = argv[1]
-    if stage not in STAGES:
-        raise UserError(f'no stage {stage!r}: use one of {", ".join(STAGES)}')
-    try:
-        words = flags.FLAGS([argv[0], *argv[2:]])
-    except _FLAG_ERRORS as error:
-        raise UserError(_explain(error, argv)) from error
-    if not isinstance(_CONFIG.value, ConfigDict | None):
-        given = flags.FLAGS['config'].config_filename
-        raise UserError(f'--config={given}: no such file: give one, as configs/tiny.py')
-    return stage, words[1:]
-
-
-_FLAG_ERRORS = (
-    flags.Error,
-    AttributeError,
-    ImportError,
-    KeyError,
-    OSError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
-
-
-def _explain(error, argv):
-    """What is wrong with the flags, in a line."""
-    first = error  # the innermost error knows best what is wrong
-    while first.__cause__ or first.__context__:
-        first = first.__cause__ or first.__context__
-    fields = [word.split('=')[0] for word in argv if word.startswith('--config.')]
-    if isinstance(error, flags.UnrecognizedFlagError) and '.' in error.flagname:
-        return f'--{error.flagname} needs a --config whose field it changes'
-    if isinstance(first, OSError):
-        return f'--config: {first.filename}: {first.strerror}: is the path right?'
-    if isinstance(first, SyntaxError):
-        return f'--config: {first.filename}: line {first.lineno} is no Python: mend it'
-    if isinstance(first, AttributeError | KeyError) and fields:
-        name = str(first.args[0]).split("'")[0].strip('"') if first.args else ''
-        field = next((f for f in fields if name in f.split('.')), fields[-1])
-        return f'{field}: no such config field: configs/common.py lists them'
-    told = str(error).strip().split('\n')[0]
-    told = told if str(first) in told else str(first)
-    return told if isinstance(error, flags.Error) else f'--config: {told}'
-
-
-def _open(words):
-    """(config, run directory) of a stage, checked to belong together."""
-    _no_more(words)
-    if not _WORKDIR.value:
-        raise UserError('--workdir is missing: name the run directory, as runs/tiny')
-    workdir = Path(_WORKDIR.value).expanduser().absolute()
-    if _CONFIG.value is None:
-        config = rundir.read_config(workdir)
-    else:
-        config = _CONFIG.value.copy_and_resolve_references()
-        rundir.check_run(config, workdir)
-    if _MULTIHOST.value:
-        from gptjax.parallel import multihost
-
-        multihost.initialize()
-    return config, workdir
-
-
-def _no_more(words):
-    if words:
-        raise UserError(f'what is {words[0]!r}? Flags begin with --; see --help')
-    return words
-
-
-def _usage():
-    stages = '\n'.join(f'  {name:10} {HELP[name]}' for name in STAGES)
-    own = flags.FLAGS.flags_by_module_dict()[__name__]
-    listed = '\n'.join(f'  --{flag.name:12} {flag.help}' for flag in own)
-    return (
-        'python -m gptjax STAGE --config configs/NAME.py --workdir RUN '
-        '[--config.field=value …]\n\n'
-        f'Stages, in order:\n{stages}\n\nFlags:\n{listed}\n\n'
-        'Every field of configs/common.py is a flag, as '
-        '--config.optim.learning_rate=3e-4'
-    )

@@ -9,7 +9,13 @@ import pytest
 from tests import runs
 
 PACKAGE = runs.ROOT / 'gptjax'
-PLAIN = {'errors', 'files', 'progress', 'rundir'}  # modules at the top, for all
+PLAIN = {
+    'command',
+    'errors',
+    'files',
+    'progress',
+    'rundir',
+}  # modules at the top, for all
 
 # What each folder may import, besides itself and PLAIN.
 ALLOWED = {

@@ -131,5 +131,5 @@ def test_user_errors_that_stages_raise_are_one_line(monkeypatch, capsys):
 def test_every_flag_is_in_the_help(capsys):
     runs.gptjax('--help')
     printed = capsys.readouterr().out
-    for flag in flags.FLAGS.flags_by_module_dict()['gptjax.main']:
+    for flag in flags.FLAGS.flags_by_module_dict()['gptjax.command']:
         assert f'--{flag.name}' in printed

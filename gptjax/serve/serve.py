@@ -39,6 +39,9 @@ class Options:
     beside: further models, each RUN or RUN@STEP.
     allowed_hosts: names of this server in the Host header.
     time_limit: seconds a request may take.
+    weights, cache: how they are kept, 'whole' or 'int8'.
+    draft: the run directory of a smaller model that guesses for the first one.
+    guesses: tokens that it guesses in a step.
     """
 
     host: str = '127.0.0.1'
@@ -50,6 +53,10 @@ class Options:
     slots: int = 8
     queue: int = 64
     time_limit: float = 300.0
+    weights: str = 'whole'
+    cache: str = 'whole'
+    draft: Path | None = None
+    guesses: int = 4
 
 
 def serve(config: ConfigDict, workdir: Path, options: Options) -> None:
@@ -247,8 +254,17 @@ def _load(options: Options, runs: dict) -> dict[str, Served]:
     with progress.bar('loading', len(runs), 'models') as advance:
         for name, (config, folder, step) in runs.items():
             engine = load_engine(
-                config, folder, step, slots=options.slots, queue=options.queue
+                config,
+                folder,
+                step,
+                slots=options.slots,
+                queue=options.queue,
+                weights=options.weights,
+                cache=options.cache,
+                guesses=options.guesses,
+                draft=None if models else options.draft,
             )
+            _tell_change(options, config, folder, step)
             engine.warm_up()
             engine.start()
             model = settings.resolve(config.model, engine.vocab_size)
@@ -267,6 +283,17 @@ def _load(options: Options, runs: dict) -> dict[str, Served]:
             )
             advance(1)
     return models
+
+
+def _tell_change(options: Options, config, folder, step) -> None:
+    """Says what bytes instead of whole numbers cost this model, if they are used."""
+    kept = dict(weights=options.weights, cache=options.cache)
+    if set(kept.values()) == {'whole'}:
+        return
+    from gptjax.eval import quantized
+
+    change = quantized.measure_change(config, folder, step, **kept)
+    print(f'{folder.name}: {quantized.told(change, **kept)}', file=sys.stderr)
 
 
 def _address(host: str, listening: socket.socket) -> str:

@@ -51,8 +51,13 @@ HELP = """\
 Ctrl-C stops a reply. A line that ends in \\ goes on in the next. //x says /x."""
 
 
-def chat(config: ConfigDict, workdir: Path) -> None:
+def chat(config: ConfigDict, workdir: Path, **options) -> None:
     """Talks on standard input and output until /quit or the end of the input.
+
+    Args:
+        config: of the run.
+        workdir: RUN.
+        **options: of `load_engine`.
 
     Raises:
         UserError: RUN has no checkpoint.
@@ -65,7 +70,7 @@ def chat(config: ConfigDict, workdir: Path) -> None:
         @functools.cache
         def load(step):
             with progress.bar('loading the model', 0):
-                engine = load_engine(config, workdir, step, slots=1)
+                engine = load_engine(config, workdir, step, slots=1, **options)
                 engine.warm_up()
             engine.start()
             stack.callback(engine.close)

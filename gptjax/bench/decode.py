@@ -1,0 +1,334 @@
+"""`bench decode`: latency and tokens per second of the engine, 1, 8, 64 at once.
+
+Prompts and replies are ragged, drawing is greedy, and no reply ends before its
+length, so that every contestant draws the same number of tokens. With `--against`
+another library takes turns in the same run, on the same weights: `torch` is Hugging
+Face's `generate` (`gptjax.bench.torch_generate`), `llama.cpp` a float32 GGUF file
+(`gptjax.bench.llama_cpp_generate`). They must first give the same logits.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from gptjax.bench import llama_weights
+from gptjax.bench.contestant import contestant
+from gptjax.bench.timing import interleave, speedup, summarize
+from gptjax.errors import UserError
+from gptjax.infer.engine import Engine
+from gptjax.infer.request import Parameters
+from gptjax.models import count, gpt
+from gptjax.models.settings import resolve
+from gptjax.tokenizer.tokenizer import StreamDecoder
+
+REQUESTS = {1: 6, 8: 6, 64: 2}  # requests at once -> rounds
+CHECKED = 64  # tokens of the text whose logits are compared
+TOLERANCE = 2e-5  # of logits, as a share of the largest if that is above 1
+
+# What `--against` takes: the module, and each contestant with its own arguments.
+OTHERS = {
+    'torch': (
+        'gptjax.bench.torch_generate',
+        {'torch eager': ['--mode=eager'], 'torch compile': ['--mode=compile']},
+    ),
+    'llama.cpp': ('gptjax.bench.llama_cpp_generate', {'llama.cpp': []}),
+}
+
+
+class Workload(NamedTuple):
+    """Requests that come all at once.
+
+    prompts: token ids of each.
+    lengths: tokens of each reply.
+    batch: requests that may run at once.
+    """
+
+    prompts: list[list[int]]
+    lengths: list[int]
+    batch: int
+
+
+class Seen(NamedTuple):
+    """What the engine's listeners saw.
+
+    first: seconds from the submission to the first token, of each request.
+    between: seconds from a token to the next, of all requests.
+    tokens: of each reply, the last time.
+    """
+
+    first: list[float]
+    between: list[float]
+    tokens: list[list[int]]
+
+
+class Endless:
+    """A tokenizer whose EOS is never drawn and whose tokens are all one letter."""
+
+    eos_id = -1
+
+    def bytes_of(self, token: int) -> bytes:
+        return b'a'
+
+    def stream(self) -> StreamDecoder:
+        return StreamDecoder(self)
+
+
+def run(
+    config: ConfigDict,
+    workdir: Path | None = None,
+    step: int | None = None,
+    against: str | None = None,
+    python: str | None = None,
+    requests: dict[int, int] = REQUESTS,
+    slots: int | None = None,
+) -> dict:
+    """Measures replies, with another library taking turns if asked for.
+
+    Args:
+        config: an experiment; without a run its weights are random.
+        workdir: a run, whose weights are taken.
+        step: of its checkpoint; None: the best.
+        against: 'torch', 'llama.cpp', or None for ours alone.
+        python: the interpreter that has the other library; by default this one.
+        requests: so many requests at once -> rounds of measuring.
+        slots: requests that run at once; None: all.
+
+    Returns:
+        (contestant, requests) -> its summary: of ours also `first` and `between`
+        (seconds at the median and the 95th percentile), of another `speedup`
+        (ours over it).
+
+    Raises:
+        UserError: what to compare with is unknown, not installed, another model
+            than the config's, or gives other logits.
+    """
+    if against not in (None, *OTHERS):
+        raise UserError(f'--against={against}: use {" or ".join(OTHERS)}')
+    settings, params = _model(config, workdir, step)
+    if against:
+        llama_weights.check_llama(settings)
+    results = {}
+    with ExitStack() as stack:
+        others = {}
+        if against:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            others = _others(stack, folder, settings, params, against, python)
+        for n, rounds in requests.items():
+            workload = make_workload(n, settings.context, settings.vocab_size, slots)
+            results |= _measure(settings, params, workload, others, rounds)
+    _report(settings, results)
+    return results
+
+
+def _measure(settings, params, workload, others, rounds):
+    """(contestant, requests) -> its summary, of one workload."""
+    n = len(workload.prompts)
+    print(f'gptjax, {_named(n)}: compiling', flush=True)
+    go, seen = engine_contestant(settings, params, workload)
+    turns = {'gptjax': go}
+    for name, ask in others.items():
+        turns[name] = _other_contestant(name, ask, workload, seen.tokens)
+    seconds = interleave(turns, rounds, steps=1)
+    tokens = sum(workload.lengths)
+    results = {
+        name: summarize([s for turn in turns for s in turn], tokens)
+        for name, turns in seconds.items()
+    }
+    results['gptjax']['first'] = _percentiles(seen.first)
+    results['gptjax']['between'] = _percentiles(seen.between)
+    for name in others:
+        results[name]['speedup'] = speedup(seconds['gptjax'], seconds[name])
+    return {(name, n): result for name, result in results.items()}
+
+
+def _model(config, workdir, step):
+    """(settings, parameters): a run's, or random ones."""
+    if workdir is None:
+        settings = resolve(config.model, config.tokenizer.vocab_size)
+        init = jax.jit(lambda key: gpt.init_params(settings, key))
+        return settings, init(jax.random.key(0))
+    from gptjax.train.load import inference_mesh, load
+
+    trained = load(config, workdir, inference_mesh(config), step)
+    return trained.settings, trained.params
+
+
+def make_workload(
+    requests: int, context: int, vocab_size: int, slots: int | None = None
+) -> Workload:
+    """Random prompts; lengths spread evenly over their ranges, in random order.
+
+    Prompts are from 1/32 to 1/4 of the context, replies from 1/16 to 1/2: of 512,
+    from 16 to 128 and from 32 to 256 tokens. One request has the middle of both.
+    """
+    rng = np.random.default_rng(requests)
+    shares = (np.arange(requests) + 0.5) / requests
+    spread = lambda low, high: rng.permutation(low + shares * (high - low)).astype(int)
+    prompts = [
+        rng.integers(0, vocab_size, max(1, length)).tolist()
+        for length in spread(context / 32, context / 4)
+    ]
+    lengths = [max(1, int(n)) for n in spread(context / 16, context / 2)]
+    return Workload(prompts, lengths, min(requests, slots or requests))
+
+
+# ---- the contestants ----------------------------------------------------------
+
+
+def engine_contestant(
+    settings, params, workload: Workload
+) -> tuple[Callable[[int], list[float]], Seen]:
+    """`go(steps)`, which answers the workload so often, warm; and what is seen."""
+    engine = Engine(
+        settings,
+        params,
+        Endless(),
+        slots=workload.batch,
+        queue=len(workload.prompts),
+        prefix_bytes=0,  # each prompt is read anew, as the others read it
+    )
+    engine.warm_up()
+    seen = Seen([], [], [])
+
+    def once() -> float:
+        tokens = [[] for _ in workload.prompts]
+        times = [[] for _ in workload.prompts]
+
+        def listener(request):
+            def listen(update):
+                times[request] += [time.perf_counter()] * len(update.tokens)
+                tokens[request] += [token.id for token in update.tokens]
+
+            return listen
+
+        began = time.perf_counter()
+        for request, prompt in enumerate(workload.prompts):
+            how = Parameters(max_tokens=workload.lengths[request], temperature=0.0)
+            engine.submit(prompt, how, listener(request))
+        while engine.step():
+            pass
+        seconds = time.perf_counter() - began
+        seen.first.extend(row[0] - began for row in times)
+        seen.between.extend(gap for row in times for gap in np.diff(row))
+        seen.tokens[:] = tokens
+        return seconds
+
+    def go(steps: int) -> list[float]:
+        return [once() for _ in range(steps)]
+
+    once()
+    seen.first.clear()
+    seen.between.clear()
+    return go, seen
+
+
+def _others(stack, folder, settings, params, against, python):
+    """name -> `ask` of each contestant, started and found to give our logits."""
+    weights = folder / 'weights.npz'
+    llama_weights.write(weights, settings, params)
+    module, contestants = OTHERS[against]
+    started = {}
+    for name, arguments in contestants.items():
+        print(f'{name}: starting', flush=True)
+        arguments = [f'--weights={weights}', *arguments]
+        described, started[name] = stack.enter_context(
+            contestant(against, module, arguments, python or sys.executable)
+        )
+        difference = compare_logits(started[name], folder, settings, params)
+        print(
+            f'{name}: {described["name"]}, {described["threads"]} threads; '
+            f'logits differ from ours by {difference:.1e} at most',
+            flush=True,
+        )
+    return started
+
+
+def compare_logits(ask: Callable, folder: Path, settings, params) -> float:
+    """The largest difference of the logits of a random text.
+
+    Raises:
+        UserError: it is more than rounding explains.
+    """
+    T = min(CHECKED, settings.context)
+    tokens_T = np.random.default_rng(0).integers(0, settings.vocab_size, T)
+    logits = jax.jit(lambda params, *batch: gpt.bind(settings, params)(*batch))
+    our_TV = logits(
+        params,
+        jnp.asarray(tokens_T, jnp.int32)[None],
+        jnp.ones((1, T), jnp.int32),
+        jnp.arange(T, dtype=jnp.int32)[None],
+    )[0]
+    path = folder / 'logits.npy'
+    ask(dict(do='logits', tokens=tokens_T.tolist(), path=str(path)))
+    difference = float(np.abs(np.load(path) - np.asarray(our_TV)).max())
+    largest = float(np.abs(our_TV).max())
+    if difference > TOLERANCE * max(1.0, largest):
+        raise UserError(
+            f'--against: its logits differ from ours by {difference:.1e}, where the '
+            f'largest is {largest:.1f}: the models are not the same'
+        )
+    return difference
+
+
+def _other_contestant(name, ask, workload, our_tokens):
+    """`go(steps)` of another process, warm, with a word on whether its tokens agree."""
+    order = dict(do='go', **workload._asdict())
+    theirs = ask(order)['tokens']
+    agreed = sum(
+        next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
+        for pairs in (
+            list(zip(a, b, strict=True))
+            for a, b in zip(our_tokens, theirs, strict=True)
+        )
+    )
+    print(
+        f'{name}, {_named(len(theirs))}: {agreed:,} of {sum(workload.lengths):,} '
+        'tokens agree with ours before the first that differs',
+        flush=True,
+    )
+    return lambda steps: [ask(order)['seconds'] for _ in range(steps)]
+
+
+# ---- what is printed ----------------------------------------------------------
+
+
+def _report(settings, results):
+    context = settings.context
+    print(
+        f'\n{count.num_params(settings):,} parameters; prompts of {context // 32} to '
+        f'{context // 4} tokens, replies of {context // 16} to {context // 2}, greedy'
+    )
+    print(f'{"":28}{"tokens/s":>9}{"first token, ms":>22}{"between tokens, ms":>22}')
+    print(f'{"":37}{"p50":>11}{"p95":>11}{"p50":>11}{"p95":>11}')
+    for (name, n), result in results.items():
+        row = f'{name + ", " + _named(n):28}{result["tokens_per_second"]:9,.0f}'
+        for seen in ('first', 'between'):
+            for share in ('p50', 'p95'):
+                if seen in result:
+                    row += f'{result[seen][share] * 1e3:11,.2f}'
+        print(row)
+    for (name, n), result in results.items():
+        if 'speedup' in result:
+            ratio = result['speedup']
+            print(
+                f'{_named(n)}: gptjax is {ratio["ratio"]:.2f} times as fast as {name} '
+                f'({ratio["low"]:.2f} to {ratio["high"]:.2f} by round)'
+            )
+
+
+def _named(requests):
+    return f'{requests} request' if requests == 1 else f'{requests} requests'
+
+
+def _percentiles(seconds):
+    p50, p95 = np.percentile(seconds, [50, 95]).tolist()
+    return {'p50': p50, 'p95': p95}

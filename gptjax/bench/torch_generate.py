@@ -1,0 +1,126 @@
+"""The other side of `bench decode --against torch`: Hugging Face's `generate`.
+
+`LlamaForCausalLM` of `transformers` with our weights, float32, greedy, on every
+core. `eager` is `generate` as it comes: a cache that grows. `compile` is a static
+cache with a compiled step, which `generate` itself chooses on GPUs only and is told
+to use here. It runs in a process of its own; see `gptjax.bench.contestant`.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from gptjax.bench.contestant import answer
+from gptjax.bench.llama_weights import read
+from gptjax.bench.timing import available_cores
+from gptjax.bench.torch_gpt2 import cpp_compiler
+from gptjax.errors import UserError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description='Hugging Face generate, on orders.')
+    parser.add_argument('--weights', type=Path, required=True, help='a .npz')
+    parser.add_argument('--mode', choices=('eager', 'compile'), required=True)
+    flags = parser.parse_args()
+    answer(lambda: start(flags.weights, flags.mode))
+
+
+def start(weights: Path, mode: str) -> tuple[dict, dict]:
+    """Loads the model; what it is, and what it can be asked for."""
+    os.environ.setdefault('HF_HUB_OFFLINE', '1')  # the weights are ours
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise UserError(
+            f'{sys.executable} has no {error.name}: run its pip install torch '
+            'transformers, or give another Python by --against_python'
+        ) from None
+    if mode == 'compile' and not cpp_compiler():
+        raise UserError('torch.compile needs a C++ compiler: install g++ or clang++')
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(available_cores())
+    model = load(weights)
+
+    def logits(tokens: list[int], path: str) -> dict:
+        """Writes the float32 logits (T, V) of a text to `path`."""
+        with torch.inference_mode():
+            logits_BTV = model(torch.tensor([tokens]), use_cache=False).logits
+        np.save(path, logits_BTV[0].numpy())
+        return {}
+
+    def go(prompts: list[list[int]], lengths: list[int], batch: int) -> dict:
+        """Generates all replies, `batch` prompts at once, in order.
+
+        A batch runs until its longest reply is done; what is past the length
+        that was asked for is dropped.
+        """
+        began = time.perf_counter()
+        tokens = []
+        for first in range(0, len(prompts), batch):
+            rows = slice(first, first + batch)
+            tokens += generate(model, mode, prompts[rows], lengths[rows])
+        return {'seconds': time.perf_counter() - began, 'tokens': tokens}
+
+    description = {
+        'name': f'torch {torch.__version__}, transformers {transformers.__version__}',
+        'threads': torch.get_num_threads(),
+        'parameters': sum(p.numel() for p in model.parameters()),
+    }
+    return description, {'logits': logits, 'go': go}
+
+
+def load(weights: Path):
+    """The model of `gptjax.bench.llama_weights.write`."""
+    import torch
+    import transformers
+
+    sizes, arrays = read(weights)
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            **sizes,
+            bos_token_id=None,
+            eos_token_id=None,  # no reply ends before its length
+            pad_token_id=0,
+            attn_implementation='sdpa',
+            dtype='float32',
+        )
+    ).eval()
+    model.load_state_dict({k: torch.from_numpy(v) for k, v in arrays.items()})
+    return model
+
+
+def generate(model, mode: str, prompts: list[list[int]], lengths: list[int]):
+    """The replies' tokens, of each row as many as were asked for."""
+    import torch
+    from transformers import CompileConfig
+
+    T = max(map(len, prompts))
+    tokens_BT = torch.zeros((len(prompts), T), dtype=torch.long)
+    mask_BT = torch.zeros_like(tokens_BT)
+    for row, prompt in enumerate(prompts):  # padded on the left, as it asks for
+        tokens_BT[row, T - len(prompt) :] = torch.tensor(prompt)
+        mask_BT[row, T - len(prompt) :] = 1
+    options = {}
+    if mode == 'compile':
+        compilation = CompileConfig()
+        compilation._compile_all_devices = True  # on a CPU too
+        options = dict(cache_implementation='static', compile_config=compilation)
+    with torch.inference_mode():
+        done = model.generate(
+            tokens_BT,
+            attention_mask=mask_BT,
+            max_new_tokens=max(lengths),
+            do_sample=False,
+            **options,
+        )
+    replies = done[:, T:].tolist()
+    return [reply[:n] for reply, n in zip(replies, lengths, strict=True)]
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,149 @@
+"""What is typed: the flags, the config they give, and what is wrong with them."""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from gptjax import rundir
+from gptjax.errors import UserError
+
+FLAGS = flags.FLAGS
+
+config_flags.DEFINE_config_file(
+    'config', None, 'configs/NAME.py[:variant]; by default the one in --workdir'
+)
+flags.DEFINE_string('workdir', None, 'the run directory')
+flags.DEFINE_integer(
+    'step', None, 'data: print the batch of this step; serve, eval: of this checkpoint'
+)
+flags.DEFINE_multi_string('prompt', None, 'sample: go on from this text')
+flags.DEFINE_integer('max_tokens', None, 'sample, eval: draw at most so many')
+flags.DEFINE_integer('seed', 0, 'sample, eval: of the draws')
+flags.DEFINE_float('temperature', None, 'sample, eval: 0 for the likeliest')
+flags.DEFINE_integer('top_k', None, 'sample, eval: draw from so many; 0: all')
+flags.DEFINE_float('top_p', None, 'sample, eval: draw from this much probability')
+flags.DEFINE_float('min_p', None, "sample: share of the likeliest's")
+flags.DEFINE_string(
+    'against', None, 'bench train, decode: also measure torch; decode: or llama.cpp'
+)
+flags.DEFINE_string(
+    'against_python', None, 'bench: the Python that has these; else this one'
+)
+flags.DEFINE_string(
+    'tasks', None, 'eval: perplexity, reply, choice, FILE.jsonl … with commas between'
+)
+flags.DEFINE_string('json', None, 'eval: write what was found here as well')
+flags.DEFINE_string('compare', None, 'eval: two runs or results, A B')
+flags.DEFINE_string('host', '127.0.0.1', 'serve: listen on this address')
+flags.DEFINE_integer('port', 8000, 'serve: and this port; 0: one that is free')
+flags.DEFINE_multi_string('beside', [], 'serve: another model too, RUN or RUN@STEP')
+flags.DEFINE_string(
+    'api_key_file', None, 'serve: holds the key that every request needs'
+)
+flags.DEFINE_list('allowed_hosts', [], 'serve: names of this server, behind a proxy')
+flags.DEFINE_integer('slots', 8, 'serve, bench decode: replies drawn at once')
+flags.DEFINE_integer('queue', 64, 'serve: requests that may wait for a slot')
+flags.DEFINE_float('time_limit', 300.0, 'serve: seconds of a request')
+flags.DEFINE_enum(
+    'weights',
+    'whole',
+    ['whole', 'int8'],
+    'serve, chat: int8: a byte each; eval: what that costs',
+)
+flags.DEFINE_enum('cache', 'whole', ['whole', 'int8'], 'the same of keys and values')
+flags.DEFINE_string(
+    'draft', None, 'serve, chat: the run of a smaller model that guesses ahead'
+)
+flags.DEFINE_integer('guesses', 4, 'serve, chat: tokens that it guesses in a step')
+flags.DEFINE_bool(
+    'multihost', False, 'one of several processes of a TPU or GPU cluster'
+)
+
+
+def parse(argv: list[str], stages) -> tuple[str | None, list[str]]:
+    """(stage, further words); (None, []) where help was asked for."""
+    if len(argv) < 2 or {'--help', '-h', '--helpfull', '-help'} & set(argv):
+        return None, []
+    stage = argv[1]
+    if stage not in stages:
+        raise UserError(f'no stage {stage!r}: use one of {", ".join(stages)}')
+    try:
+        words = FLAGS([argv[0], *argv[2:]])
+    except _FLAG_ERRORS as error:
+        raise UserError(_explain(error, argv)) from error
+    if not isinstance(FLAGS.config, ConfigDict | None):
+        given = FLAGS['config'].config_filename
+        raise UserError(f'--config={given}: no such file: give one, as configs/tiny.py')
+    return stage, words[1:]
+
+
+_FLAG_ERRORS = (
+    flags.Error,
+    AttributeError,
+    ImportError,
+    KeyError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
+
+def _explain(error, argv):
+    """What is wrong with the flags, in a line."""
+    first = error  # the innermost error knows best what is wrong
+    while first.__cause__ or first.__context__:
+        first = first.__cause__ or first.__context__
+    fields = [word.split('=')[0] for word in argv if word.startswith('--config.')]
+    if isinstance(error, flags.UnrecognizedFlagError) and '.' in error.flagname:
+        return f'--{error.flagname} needs a --config whose field it changes'
+    if isinstance(first, OSError):
+        return f'--config: {first.filename}: {first.strerror}: is the path right?'
+    if isinstance(first, SyntaxError):
+        return f'--config: {first.filename}: line {first.lineno} is no Python: mend it'
+    if isinstance(first, AttributeError | KeyError) and fields:
+        name = str(first.args[0]).split("'")[0].strip('"') if first.args else ''
+        field = next((f for f in fields if name in f.split('.')), fields[-1])
+        return f'{field}: no such config field: configs/common.py lists them'
+    told = str(error).strip().split('\n')[0]
+    told = told if str(first) in told else str(first)
+    return told if isinstance(error, flags.Error) else f'--config: {told}'
+
+
+def open_run(words: list[str]) -> tuple[ConfigDict, Path]:
+    """(config, run directory) of a stage, checked to belong together."""
+    no_more(words)
+    if not FLAGS.workdir:
+        raise UserError('--workdir is missing: name the run directory, as runs/tiny')
+    workdir = Path(FLAGS.workdir).expanduser().absolute()
+    if FLAGS.config is None:
+        config = rundir.read_config(workdir)
+    else:
+        config = FLAGS.config.copy_and_resolve_references()
+        rundir.check_run(config, workdir)
+    if FLAGS.multihost:
+        from gptjax.parallel import multihost
+
+        multihost.initialize()
+    return config, workdir
+
+
+def no_more(words: list[str]) -> None:
+    """Refuses words that no stage knows."""
+    if words:
+        raise UserError(f'what is {words[0]!r}? Flags begin with --; see --help')
+
+
+def usage(stages: dict[str, str]) -> str:
+    """What --help prints, given a line about each stage."""
+    lines = '\n'.join(f'  {name:10} {told}' for name, told in stages.items())
+    own = FLAGS.flags_by_module_dict()[__name__]
+    listed = '\n'.join(f'  --{flag.name:12} {flag.help}' for flag in own)
+    return (
+        'python -m gptjax STAGE --config configs/NAME.py --workdir RUN '
+        '[--config.field=value …]\n\n'
+        f'Stages, in order:\n{lines}\n\nFlags:\n{listed}\n\n'
+        'Every field of configs/common.py is a flag, as '
+        '--config.optim.learning_rate=3e-4'
+    )
