@@ -49,6 +49,7 @@ from gptjax.infer.slots import (
 from gptjax.infer.text import ReplyText
 from gptjax.models.cache import empty_cache
 from gptjax.models.gpt import unstack_layers
+from gptjax.parallel.mesh import mesh_of
 
 LEAST_CHUNK = 16  # tokens; what is left of a prompt is padded to a power of two
 
@@ -143,10 +144,7 @@ class Engine:
         self.vocab_size = settings.vocab_size
         self.fingerprint = fingerprint
         self.trained_step = trained_step
-        self._mesh = jax.tree.leaves(params)[0].sharding
-        self._mesh = getattr(self._mesh, 'mesh', None) or jax.sharding.Mesh(
-            np.array(jax.devices()[:1]), ('data',)
-        )
+        self._mesh = mesh_of(params)
         self._slots = [None] * slots  # the request in each
         self._most_waiting = queue
         chunk = min(chunk, max(LEAST_CHUNK, settings.context // 4))

@@ -197,21 +197,23 @@ def park(slots: Slots, slot, length) -> Slots:
 @partial(jax.jit, static_argnums=3)
 def read_block(slots: Slots, slot, start, size: int):
     """A copy of `size` places of a slot's cache, from `start`."""
-    return jax.tree.map(
-        lambda x: jax.lax.dynamic_slice(
-            x, (slot, start, *[0] * (x.ndim - 2)), (1, size, *x.shape[2:])
-        ),
-        slots.cache,
-    )
+
+    def read(x):  # (B, K, S) or (B, K, S, H)
+        begin = (slot, 0, start, *[0] * (x.ndim - 3))
+        return jax.lax.dynamic_slice(x, begin, (1, x.shape[1], size, *x.shape[3:]))
+
+    return jax.tree.map(read, slots.cache)
 
 
 @partial(jax.jit, donate_argnums=0)
 def write_block(slots: Slots, slot, start, block) -> Slots:
     """The slots with such a copy in one of them."""
-    put = lambda x, part: jax.lax.dynamic_update_slice(
-        x, part, (slot, start, *[0] * (x.ndim - 2))
-    )
-    return slots._replace(cache=jax.tree.map(put, slots.cache, block))
+
+    def write(x, part):
+        begin = (slot, 0, start, *[0] * (x.ndim - 3))
+        return jax.lax.dynamic_update_slice(x, part, begin)
+
+    return slots._replace(cache=jax.tree.map(write, slots.cache, block))
 
 
 def constrain_tokens(logits_BV, allowed_BW, constrained):

@@ -33,15 +33,15 @@ def visible(query_positions_BT, key_positions_BS, window) -> jax.Array:
     return (distance >= 0) & near
 
 
-def masked_attention(query_BTNH, key_BSKH, value_BSKH, mask_BTS, softcap=0.0):
+def masked_attention(query_BTNH, key_BKSH, value_BKSH, mask_BTS, softcap=0.0):
     """softmax(q k^T / sqrt(H)) v, for each group of N / K query heads.
 
     Scores and softmax are float32 whatever the inputs are.
 
     Args:
         query_BTNH: queries.
-        key_BSKH: keys; K divides N.
-        value_BSKH: values.
+        key_BKSH: keys, as a cache holds them; K divides N.
+        value_BKSH: values.
         mask_BTS: bool, which keys a query sees.
         softcap: c in c tanh(score / c), Gemma 2's; 0: none.
 
@@ -49,14 +49,14 @@ def masked_attention(query_BTNH, key_BSKH, value_BSKH, mask_BTS, softcap=0.0):
         (B, T, N, H) in the values' dtype.
     """
     B, T, N, H = query_BTNH.shape
-    K = key_BSKH.shape[2]
+    K = key_BKSH.shape[1]
     query = query_BTNH.reshape(B, T, K, N // K, H) * (H**-0.5)
     scores = jnp.einsum(
-        'BTKGH,BSKH->BKGTS', query, key_BSKH, preferred_element_type=jnp.float32
+        'BTKGH,BKSH->BKGTS', query, key_BKSH, preferred_element_type=jnp.float32
     )
     probabilities = _softmax(scores, mask_BTS[:, None, None], softcap)
     mixed = jnp.einsum(
-        'BKGTS,BSKH->BTKGH', probabilities.astype(value_BSKH.dtype), value_BSKH
+        'BKGTS,BKSH->BTKGH', probabilities.astype(value_BKSH.dtype), value_BKSH
     )
     return mixed.reshape(B, T, N, H)
 

@@ -91,21 +91,22 @@ class Attention(nnx.Module):
         else:
             cache = cache.write(context.positions_BT, keys, values)
             keys, values = cache.read(x.dtype)
-            places = jnp.arange(keys.shape[1])[None]
+            places = jnp.arange(keys.shape[2])[None]
             seen = visible(context.positions_BT, places, window)
             mixed = masked_attention(query, keys, values, seen, softcap)
         mixed = constrain(mixed, 'batch', 'time', 'heads', None)
-        mixed = mixed.reshape(*x.shape[:-1], *mixed.shape[2:])
-        out = jnp.einsum('...NH,NHD->...D', mixed, self.out[...].astype(x.dtype))
+        mixed = mixed.reshape(*x.shape[:-1], -1)
+        out_FD = self.out[...].astype(x.dtype).reshape(-1, x.shape[-1])
+        out = jnp.einsum('...F,FD->...D', mixed, out_FD)
         return add_bias(out, self.out_bias), cache
 
     def _project(self, x, context):
         """Queries (B, T, N, H), keys and values (B, T, K, H), ready to compare."""
         config = self.config
-        heads = '...D,DNH->...NH'
-        query = jnp.einsum(heads, x, self.query[...].astype(x.dtype))
-        keys = jnp.einsum(heads, x, self.key[...].astype(x.dtype))
-        values = jnp.einsum(heads, x, self.value[...].astype(x.dtype))
+        query, keys, values = (
+            _split_heads(x, matrix[...].astype(x.dtype))
+            for matrix in (self.query, self.key, self.value)
+        )
         query = add_bias(query, self.query_bias)
         keys = add_bias(keys, self.key_bias)
         values = add_bias(values, self.value_bias)
@@ -122,3 +123,13 @@ class Attention(nnx.Module):
             query = rotate(query, context.angles_BTh)
             keys = rotate(keys, context.angles_BTh)
         return query, keys, values
+
+
+def _split_heads(x, matrix_DNH):
+    """(..., N, H) of vectors (..., D).
+
+    As a product of two matrices: over three axes XLA for CPU would transpose the
+    weights first, each time.
+    """
+    D, N, H = matrix_DNH.shape
+    return (x @ matrix_DNH.reshape(D, N * H)).reshape(*x.shape[:-1], N, H)

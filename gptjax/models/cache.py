@@ -6,11 +6,15 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
-from gptjax.parallel.sharding import constrain
+from gptjax.parallel.sharding import axis_size, constrain
 
 
 class Cache(NamedTuple):
-    """Keys and values of one layer, (B, S, K, H) in the compute dtype."""
+    """Keys and values of one layer, (B, K, S, H) in the compute dtype.
+
+    Heads stand before places: then a head's keys lie in a row, as the products of
+    attention read them, and nothing is transposed.
+    """
 
     keys: jax.Array
     values: jax.Array
@@ -23,7 +27,7 @@ class Cache(NamedTuple):
         )
 
     def read(self, dtype):
-        """(keys, values), each (B, S, K, H) in `dtype`."""
+        """(keys, values), each (B, K, S, H) in `dtype`."""
         return self.keys.astype(dtype), self.values.astype(dtype)
 
 
@@ -33,8 +37,8 @@ class Int8Cache(NamedTuple):
     x is kept as round(x / s) with s = max |x| / 127 over its H numbers.
     """
 
-    keys: jax.Array  # int8 (B, S, K, H)
-    key_scales: jax.Array  # float32 (B, S, K)
+    keys: jax.Array  # int8 (B, K, S, H)
+    key_scales: jax.Array  # float32 (B, K, S)
     values: jax.Array
     value_scales: jax.Array
 
@@ -63,7 +67,7 @@ def empty_cache(
     What a place holds is never read before it is written: a token sees only
     places up to its own position.
     """
-    shape = (batch, length, settings.num_kv_heads, settings.head_dim)
+    shape = (batch, settings.num_kv_heads, length, settings.head_dim)
     # An array for each: a buffer that stood for two could not be donated.
     new = lambda: _constrain(jnp.zeros(shape, settings.dtype))
     return tuple(Cache(new(), new()) for _ in range(settings.num_layers))
@@ -73,7 +77,7 @@ def empty_int8_cache(
     settings: FrozenConfigDict, batch: int, length: int
 ) -> tuple[Int8Cache, ...]:
     """`empty_cache` of bytes."""
-    shape = (batch, length, settings.num_kv_heads, settings.head_dim)
+    shape = (batch, settings.num_kv_heads, length, settings.head_dim)
     numbers = lambda: _constrain(jnp.zeros(shape, jnp.int8))
     scales = lambda: _constrain(jnp.zeros(shape[:3], jnp.float32))
     return tuple(
@@ -89,12 +93,27 @@ def _quantize(x):
 
 
 def _place(old, positions_BT, new):
-    rows = jnp.arange(old.shape[0])[:, None]
-    # Positions past the end (of padding, and of rows that are idle) are dropped.
-    return _constrain(
-        old.at[rows, positions_BT].set(new.astype(old.dtype), mode='drop')
+    """`old` (B, K, S, ...) with `new` (B, T, K, ...) at each row's positions.
+
+    Positions past the end (of padding, and of rows that are idle) are dropped.
+    """
+    B, K, S = old.shape[:3]
+    new = new.astype(old.dtype)
+    rows_B1 = jnp.arange(B)[:, None]
+    if axis_size('tensor') > 1:  # heads may lie on several devices
+        new = old.at[rows_B1, :, positions_BT].set(new, mode='drop')
+        return _constrain(new)
+    # On one device the same over one long axis: a CPU then writes in place, where
+    # it copies the whole cache otherwise.
+    heads_K = jnp.arange(K)
+    places_BTK = (rows_B1[..., None] * K + heads_K) * S + positions_BT[..., None]
+    places_BTK = jnp.where(positions_BT[..., None] < S, places_BTK, B * K * S)
+    flat = old.reshape(B * K * S, *old.shape[3:])
+    flat = flat.at[places_BTK.reshape(-1)].set(
+        new.reshape(-1, *new.shape[3:]), mode='drop'
     )
+    return flat.reshape(old.shape)
 
 
 def _constrain(array):
-    return constrain(array, 'batch', None, 'kv_heads', *[None] * (array.ndim - 3))
+    return constrain(array, 'batch', 'kv_heads', *[None] * (array.ndim - 2))

@@ -58,6 +58,13 @@ def make_mesh(config: ConfigDict, devices=None) -> Mesh:
     )
 
 
+def mesh_of(params) -> Mesh:
+    """The mesh that parameters lie on; one of their device, where there is none."""
+    leaf = jax.tree.leaves(params)[0]
+    mesh = getattr(leaf.sharding, 'mesh', None)
+    return mesh or make_mesh({axis: 1 for axis in AXES}, list(leaf.devices()))
+
+
 def batch_shards(mesh: Mesh) -> int:
     """The number of parts that the batch axis is split into."""
     return mesh.shape['data'] * mesh.shape['fsdp']
