@@ -30,9 +30,11 @@ def last_screen(workdir: Path, report: Path) -> str:
     python = _relative(Path(sys.executable))
     lines += [
         '',
-        'Next: open the report in a browser, or let it go on from your own words:',
+        'Next: open the report in a browser, and talk to the model, in a browser too '
+        'or here:',
         '',
-        f'  {python} -m gptjax sample --workdir {shown} --prompt "How was your day?"',
+        f'  {python} -m gptjax serve --workdir {shown}',
+        f'  {python} -m gptjax chat --workdir {shown}',
     ]
     return '\n'.join(lines)
 

@@ -22,14 +22,13 @@ def test_figures_beside_their_baselines(tmp_path):
     assert '   1.587  this model, step 1,200 (context 128, stride 64)' in lines
     assert '   2.131  xz -9e, given training text' in lines
     assert '   2.590  xz -9e alone' in lines
-    assert lines[-1].endswith(
-        f'-m gptjax sample --workdir {tmp_path} --prompt "How was your day?"'
-    )
+    assert lines[-2].endswith(f'-m gptjax serve --workdir {tmp_path}')
+    assert lines[-1].endswith(f'-m gptjax chat --workdir {tmp_path}')
 
 
 def test_without_an_evaluation_the_next_command_is_there(tmp_path):
     screen = last_screen(tmp_path, tmp_path / 'report.html')
-    assert 'bits per byte' not in screen and 'gptjax sample' in screen
+    assert 'bits per byte' not in screen and 'gptjax serve' in screen
 
 
 def test_paths_are_short_from_here(tmp_path, monkeypatch):
@@ -37,4 +36,4 @@ def test_paths_are_short_from_here(tmp_path, monkeypatch):
     screen = last_screen(
         tmp_path / 'runs' / 'a', tmp_path / 'runs' / 'a' / 'report.html'
     )
-    assert '--workdir runs/a ' in screen
+    assert screen.endswith('--workdir runs/a')
