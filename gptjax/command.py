@@ -1,11 +1,8 @@
 """What is typed: the flags, the config they give, and what is wrong with them."""
 
-from pathlib import Path
-
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from gptjax import rundir
 from gptjax.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -109,24 +106,6 @@ def _explain(error, argv):
     told = str(error).strip().split('\n')[0]
     told = told if str(first) in told else str(first)
     return told if isinstance(error, flags.Error) else f'--config: {told}'
-
-
-def open_run(words: list[str]) -> tuple[ConfigDict, Path]:
-    """(config, run directory) of a stage, checked to belong together."""
-    no_more(words)
-    if not FLAGS.workdir:
-        raise UserError('--workdir is missing: name the run directory, as runs/tiny')
-    workdir = Path(FLAGS.workdir).expanduser().absolute()
-    if FLAGS.config is None:
-        config = rundir.read_config(workdir)
-    else:
-        config = FLAGS.config.copy_and_resolve_references()
-        rundir.check_run(config, workdir)
-    if FLAGS.multihost:
-        from gptjax.parallel import multihost
-
-        multihost.initialize()
-    return config, workdir
 
 
 def no_more(words: list[str]) -> None:

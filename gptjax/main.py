@@ -26,7 +26,7 @@ CTRL_C = 130  # the same, by the shell's convention
 
 def main(argv: list[str]) -> int:
     """Runs one stage; the exit code: 0, 2 for a user's error, 75 and 130 as above."""
-    before = _exit_on_sigterm()
+    before = _take_signals()
     try:
         stage, words = command.parse(argv, STAGES)
         if stage is None:
@@ -50,23 +50,36 @@ def main(argv: list[str]) -> int:
         )
         return USER_ERROR
     finally:
-        if before:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _exit_on_sigterm():
-    """Makes SIGTERM an exit code; returns what it was before, to put it back.
+def _take_signals():
+    """Makes SIGTERM an exit code, and Ctrl-C sure; returns what was before.
 
     Data in the making is lost, and made anew by the same command; training has
     a better way, which saves.
     """
-
-    def leave(number, frame):
-        raise SystemExit(INTERRUPTED)
-
     if threading.current_thread() is not threading.main_thread():
-        return None  # signals are the main thread's
-    return signal.signal(signal.SIGTERM, leave)
+        return {}  # signals are the main thread's
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, _leave)}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, _leave)
+    return before
+
+
+def _leave(number, frame):
+    """Raises what ends the program, once somebody can take it."""
+    while frame:
+        # Python only prints what is raised where garbage is collected.
+        if frame.f_code.co_name in ('__del__', '_xla_gc_callback'):
+            signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            return
+        frame = frame.f_back
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(INTERRUPTED)
 
 
 # ---- stages -------------------------------------------------------------------
@@ -75,7 +88,7 @@ def _exit_on_sigterm():
 def _data(words):
     from gptjax.data import ledger
 
-    config, workdir = command.open_run(words)
+    config, workdir = _open(words)
     if FLAGS.step is None:
         _make(config, workdir, [_documents])
         return
@@ -84,17 +97,17 @@ def _data(words):
 
 
 def _tokenizer(words):
-    config, workdir = command.open_run(words)
+    config, workdir = _open(words)
     _make(config, workdir, [_vocabulary])
 
 
 def _prepare(words):
-    config, workdir = command.open_run(words)
+    config, workdir = _open(words)
     _make(config, workdir, [_documents, _vocabulary, _shards])
 
 
 def _pretrain(words):
-    config, workdir = command.open_run(words)
+    config, workdir = _open(words)
     from gptjax.train import check, pretrain
 
     check.check_config(config)
@@ -119,7 +132,7 @@ def _eval(words):
     if FLAGS.compare is None:
         from gptjax.eval import evaluate, quantized
 
-        config, workdir = command.open_run(words)
+        config, workdir = _open(words)
         if (FLAGS.weights, FLAGS.cache) != ('whole', 'whole'):
             asked = dict(weights=FLAGS.weights, cache=FLAGS.cache)
             change = quantized.measure_change(config, workdir, FLAGS.step, **asked)
@@ -148,7 +161,7 @@ def _eval(words):
 def _sample(words):
     from gptjax.eval import samples
 
-    config, workdir = command.open_run(words)
+    config, workdir = _open(words)
     changes = dict(
         max_tokens=FLAGS.max_tokens,
         temperature=FLAGS.temperature,
@@ -163,7 +176,7 @@ def _sample(words):
 def _serve(words):
     from gptjax.serve import serve
 
-    config, workdir = command.open_run(words)
+    config, workdir = _open(words)
     options = serve.Options(
         host=FLAGS.host,
         port=FLAGS.port,
@@ -182,7 +195,7 @@ def _serve(words):
 def _chat(words):
     from gptjax.serve import terminal
 
-    config, workdir = command.open_run(words)
+    config, workdir = _open(words)
     terminal.chat(config, workdir, **_engine_options())
 
 
@@ -200,7 +213,7 @@ def _engine_options():
 def _report(words):
     from gptjax.eval import report, summary
 
-    _, workdir = command.open_run(words)
+    _, workdir = _open(words)
     path = report.write_report(workdir)
     print(summary.last_screen(workdir, path))
 
@@ -209,7 +222,7 @@ def _bench(words):
     if words[:1] == ['data']:
         from gptjax.bench import data
 
-        config, workdir = command.open_run(words[1:])
+        config, workdir = _open(words[1:])
         data.run(config, workdir)
     elif words[:1] == ['train']:
         from gptjax.bench import train
@@ -223,7 +236,7 @@ def _bench(words):
 
         config, workdir = FLAGS.config, None
         if FLAGS.workdir:
-            config, workdir = command.open_run(words[1:])
+            config, workdir = _open(words[1:])
         command.no_more(words[1:])
         if config is None:
             raise UserError('--config is missing: give one, as configs/bench.py:llama')
@@ -238,6 +251,24 @@ def _bench(words):
     else:
         known = '`bench decode`, `bench data` or `bench train`'
         raise UserError(f'bench {" ".join(words)}: use {known}')
+
+
+def _open(words):
+    """(config, run directory) of a stage, checked to belong together."""
+    command.no_more(words)
+    if not FLAGS.workdir:
+        raise UserError('--workdir is missing: name the run directory, as runs/tiny')
+    workdir = Path(FLAGS.workdir).expanduser().absolute()
+    if FLAGS.config is None:
+        config = rundir.read_config(workdir)
+    else:
+        config = FLAGS.config.copy_and_resolve_references()
+        rundir.check_run(config, workdir)
+    if FLAGS.multihost:
+        from gptjax.parallel import multihost
+
+        multihost.initialize()
+    return config, workdir
 
 
 def _make(config, workdir, stages):

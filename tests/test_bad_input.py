@@ -308,4 +308,4 @@ def test_bad_sampling_is_refused_before_the_model_is_read(flag, run, capsys):
 def test_a_prompt_longer_than_the_model(trained_run, capsys):
     words = ('sample', f'--workdir={trained_run}', '--prompt', 'many words ' * 60)
     error = error_of(capsys, *words)
-    assert 'model.context=64' in error and 'shorten it' in error
+    assert 'the context 64' in error and 'shorten it to 63' in error

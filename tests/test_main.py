@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from absl import flags
@@ -133,3 +134,30 @@ def test_every_flag_is_in_the_help(capsys):
     printed = capsys.readouterr().out
     for flag in flags.FLAGS.flags_by_module_dict()['gptjax.command']:
         assert f'--{flag.name}' in printed
+
+
+def test_a_signal_while_garbage_is_collected_is_not_lost(monkeypatch):
+    """Whatever is raised in a callback of the garbage collector is only printed."""
+    import gc
+
+    def _xla_gc_callback(phase, info):
+        if phase == 'start' and not sent:
+            sent.append(True)
+            signal.raise_signal(signal.SIGINT)
+
+    def stage(words):
+        gc.callbacks.append(_xla_gc_callback)
+        gc.collect()
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            time.sleep(0.01)
+        return 0
+
+    sent = []
+    monkeypatch.setitem(main.STAGES, 'report', stage)
+    try:
+        assert main.main(['gptjax', 'report']) == main.CTRL_C
+    finally:
+        gc.callbacks.remove(_xla_gc_callback)
+    assert sent
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
