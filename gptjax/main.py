@@ -4,6 +4,7 @@ Stages import what they need when they run: `--help` answers at once, and
 TensorFlow is loaded only where data is read.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -70,9 +71,11 @@ def _take_signals():
 
 def _leave(number, frame):
     """Raises what ends the program, once somebody can take it."""
+    collecting = {getattr(callback, '__code__', None) for callback in gc.callbacks}
     while frame:
-        # Python only prints what is raised where garbage is collected.
-        if frame.f_code.co_name in ('__del__', '_xla_gc_callback'):
+        # Python only prints what is raised where garbage is collected; JAX, for
+        # one, has a callback there.
+        if frame.f_code in collecting or frame.f_code.co_name == '__del__':
             signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
             signal.setitimer(signal.ITIMER_REAL, 0.01)
             return

@@ -1,5 +1,6 @@
 """The command line: flags, help, exit codes."""
 
+import gc
 import signal
 import subprocess
 import sys
@@ -138,15 +139,17 @@ def test_every_flag_is_in_the_help(capsys):
 
 def test_a_signal_while_garbage_is_collected_is_not_lost(monkeypatch):
     """Whatever is raised in a callback of the garbage collector is only printed."""
-    import gc
 
-    def _xla_gc_callback(phase, info):
+    def send(phase, info):
         if phase == 'start' and not sent:
             sent.append(True)
             signal.raise_signal(signal.SIGINT)
 
+    def also_collecting(phase, info):
+        time.sleep(0.02)  # past the moment at which the signal is sent again
+
     def stage(words):
-        gc.callbacks.append(_xla_gc_callback)
+        gc.callbacks.extend([send, also_collecting])
         gc.collect()
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
@@ -158,6 +161,7 @@ def test_a_signal_while_garbage_is_collected_is_not_lost(monkeypatch):
     try:
         assert main.main(['gptjax', 'report']) == main.CTRL_C
     finally:
-        gc.callbacks.remove(_xla_gc_callback)
+        gc.callbacks.remove(send)
+        gc.callbacks.remove(also_collecting)
     assert sent
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
