@@ -53,6 +53,7 @@ def kill_and_go_on(workdir, condition, delay=0.0):
     return runs.finish(runs.start(*command(workdir)))
 
 
+@pytest.mark.slow
 def test_undisturbed_run_has_every_line_once(undisturbed):
     steps = [line['step'] for line in undisturbed if line['split'] == 'train']
     assert steps == list(range(1, STEPS + 1))
@@ -61,6 +62,7 @@ def test_undisturbed_run_has_every_line_once(undisturbed):
     assert undisturbed[-1]['loss'] < 0.9 * undisturbed[0]['loss']
 
 
+@pytest.mark.slow
 def test_kill_after_a_checkpoint(prepared_run, undisturbed, tmp_path):
     workdir = runs.copy(prepared_run, tmp_path / 'run')
     checkpoint = workdir / 'checkpoints' / '00000010' / '_CHECKPOINT_METADATA'
