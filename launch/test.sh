@@ -17,4 +17,4 @@ fi
 need requirements.txt
 need tests/requirements.txt requirements.txt
 
-exec "$python" -m pytest -m "$chosen" --durations=15 "$@"
+exec "$python" -m pytest -m "$chosen" -n auto --dist loadfile --durations=15 "$@"

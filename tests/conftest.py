@@ -22,6 +22,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update('jax_disable_most_optimizations', True)
 
 
+def pytest_xdist_auto_num_workers(config):
+    """A process a core, but four at most: each compiles for eight devices."""
+    return min(os.cpu_count(), 4)
+
+
 @pytest.fixture(scope='session')
 def prepared_run(tmp_path_factory):
     """A run directory with the data of configs/tiny.py; copy it, leave it alone."""

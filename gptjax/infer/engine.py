@@ -1,10 +1,10 @@
 """Continuous batching: many requests at once, each drawn as if it were alone.
 
 A request waits for a free slot, has its prompt read into it a chunk at a time, and
-then takes part in every decode step until it ends. A round (`step`) is at most one
-chunk and one decode step, so that a long prompt does not hold up running replies.
-The host looks at the tokens of a step while the device computes the next one; what
-was drawn past a reply's end is thrown away.
+then takes part in every decode step until it ends. A round (`step`) is one decode step
+and one chunk, so that a long prompt does not hold up running replies, or a few chunks
+where more prompts wait than replies run. The host looks at the tokens of a step while
+the device computes the next one; what was drawn past a reply's end is thrown away.
 
 A reply is a function of weights, prompt, parameters and seed. Draws come from the
 request's seed and the token's place, chunks begin at the same places of a prompt
@@ -15,7 +15,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import count
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -25,33 +24,24 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from gptjax.errors import UserError
-from gptjax.infer import compilations, speculative
+from gptjax.infer import compilations
+from gptjax.infer.decoder import Decoder
+from gptjax.infer.live import LiveRequest, token_of
 from gptjax.infer.prefix import PrefixCache
 from gptjax.infer.request import (
     ContextOverflow,
     Parameters,
     QueueFull,
     Reply,
-    Token,
     Update,
     check_parameters,
+    join_updates,
 )
-from gptjax.infer.sampling import Sampling
-from gptjax.infer.slots import (
-    Drawn,
-    admit,
-    empty_slots,
-    park,
-    programs,
-    read_block,
-    write_block,
-)
+from gptjax.infer.slots import Drawn
 from gptjax.infer.text import ReplyText
 from gptjax.models.cache import empty_cache
-from gptjax.models.gpt import unstack_layers
-from gptjax.parallel.mesh import mesh_of
 
-LEAST_CHUNK = 16  # tokens; what is left of a prompt is padded to a power of two
+MOST_CHUNKS = 8  # of prompts, read in a round
 
 
 class Stats(NamedTuple):
@@ -65,30 +55,6 @@ class Stats(NamedTuple):
     prompt_tokens: int
     cached_tokens: int  # of the prompts' tokens, found in the prefix cache
     reply_tokens: int
-
-
-@dataclass
-class _Request:
-    """A request's state on the host."""
-
-    ticket: int
-    prompt: tuple[int, ...]
-    parameters: Parameters
-    listen: Callable[[Update], None]
-    text: ReplyText
-    max_tokens: int
-    slot: int | None = None
-    read: int = 0  # tokens of the prompt in the slot's cache
-    drawn: int = 0
-    decoding: bool = False
-    scores: list = field(
-        default_factory=list
-    )  # (tokens in a chunk, Drawn) of the prompt
-    prompt_told: bool = False
-
-    @property
-    def place(self) -> int:
-        return self.read + self.drawn
 
 
 class Engine:
@@ -144,32 +110,19 @@ class Engine:
         self.vocab_size = settings.vocab_size
         self.fingerprint = fingerprint
         self.trained_step = trained_step
-        self._mesh = mesh_of(params)
+        self._decoder = Decoder(
+            settings,
+            params,
+            slots=slots,
+            chunk=chunk,
+            new_cache=new_cache,
+            convert=convert,
+            draft=draft,
+            guesses=guesses,
+        )
+        self._prefix = PrefixCache(self._decoder.chunk, prefix_bytes)
         self._slots = [None] * slots  # the request in each
         self._most_waiting = queue
-        chunk = min(chunk, max(LEAST_CHUNK, settings.context // 4))
-        self._prefix = PrefixCache(chunk, prefix_bytes)
-        with jax.set_mesh(self._mesh):
-            ready = jax.jit(lambda params: convert(unstack_layers(params)))
-            self._params = ready(params)
-            cache = new_cache(settings, slots, settings.context)
-            if draft is None:
-                self._programs = programs(settings, settings.context)
-            else:
-                _check_draft(settings, draft[0], guesses)
-                self._programs = speculative.programs(
-                    settings, draft[0], guesses, settings.context
-                )
-                self._params = (self._params, ready(draft[1]))
-                cache = (cache, new_cache(draft[0], slots, settings.context))
-            self._state = jax.jit(empty_slots, static_argnums=(1, 2))(
-                cache, settings.vocab_size, settings.context
-            )
-        self._words = -(-settings.vocab_size // 32)
-        self._everything = jax.device_put(
-            np.full((slots, self._words), 2**32 - 1, np.uint32),
-            jax.sharding.NamedSharding(self._mesh, jax.sharding.PartitionSpec()),
-        )
         self._pending = None  # (a step's Drawn, the request of each slot)
         self._tickets = count(1)
         self._lock = threading.Condition()
@@ -220,13 +173,14 @@ class Engine:
                 raise QueueFull(self._failure or 'the engine is closing')
             if len(self._waiting) >= self._most_waiting + self._slots.count(None):
                 raise QueueFull(f'{len(self._waiting)} requests wait')
-            request = _Request(
+            request = LiveRequest(
                 ticket=next(self._tickets),
                 prompt=prompt,
                 parameters=parameters,
                 listen=listen,
                 text=ReplyText(self.tokenizer, parameters.stop),
                 max_tokens=min(parameters.max_tokens, room),
+                eos_id=self.tokenizer.eos_id,
             )
             self._live[request.ticket] = request
             self._waiting.append(request)
@@ -311,26 +265,39 @@ class Engine:
 
     def warm_up(self) -> None:
         """Compiles every program, by replies to prompts of every chunk size."""
-        with jax.set_mesh(self._mesh):
-            sizes = sorted({self._padded(n) for n in range(1, self._prefix.chunk + 1)})
-            for size in [*sizes, self._prefix.chunk]:
-                self._warm_chunk(size)
-            block = read_block(
-                self._state, np.int32(0), np.int32(0), self._prefix.chunk
-            )
-            self._state = write_block(self._state, np.int32(0), np.int32(0), block)
+        with jax.set_mesh(self._decoder.mesh):
+            self._decoder.warm_up()
         last = self.context - 1
         self.complete([[0], [0] * min(2, last)], Parameters(max_tokens=2))
         self._prompt_tokens = self._cached_tokens = self._reply_tokens = 0
 
+    def update(self, params, fingerprint: str) -> None:
+        """Goes on with new weights, laid out as the first; nothing compiles again.
+
+        What was read of earlier prompts is forgotten: old weights wrote it.
+
+        Args:
+            params: of the model, as `Engine` takes them. They may be donated
+                elsewhere only once the next ones have been given.
+            fingerprint: names them.
+
+        Raises:
+            RuntimeError: requests are running or waiting.
+            ValueError: other shapes, dtypes or places.
+        """
+        if self._live or self._pending:
+            raise RuntimeError('the engine is busy: its weights cannot change')
+        with jax.set_mesh(self._decoder.mesh):
+            self._decoder.update(params)
+        self._prefix = PrefixCache(self._prefix.chunk, self._prefix.capacity)
+        self.fingerprint = fingerprint
+
     def step(self) -> bool:
-        """One round: admissions, at most a chunk, a decode step; False: idle."""
-        with jax.set_mesh(self._mesh):
+        """One round: admissions, chunks of prompts, a decode step; False: idle."""
+        with jax.set_mesh(self._decoder.mesh):
             self._drop_cancelled()
             self._seat()
-            reading = [r for r in self._slots if r and not r.decoding]
-            if reading:
-                self._read_chunk(min(reading, key=lambda r: r.ticket))
+            reading = self._read_chunks()
             decoding = [r if r and r.decoding else None for r in self._slots]
             grammars = [r for r in decoding if r and r.parameters.grammar]
             if grammars:  # the last token decides which may follow
@@ -395,88 +362,50 @@ class Engine:
             if request.parameters.prompt_logprobs:
                 continue  # every chunk is computed again, for its scores
             for block in self._prefix.find(request.prompt[:-1]):
-                self._state = write_block(
-                    self._state, np.int32(slot), np.int32(request.read), block
-                )
+                self._decoder.write_block(slot, request.read, block)
                 request.read += self._prefix.chunk
             self._cached_tokens += request.read
+
+    def _read_chunks(self) -> bool:
+        """Reads prompts, the oldest first; False: there is none to read."""
+        of = lambda decoding: [r for r in self._slots if r and r.decoding == decoding]
+        reading, decoding = len(of(False)), len(of(True))
+        # With one running reply for many prompts, the prompts are what waits.
+        chunks = min(max(1, reading // max(1, decoding)), MOST_CHUNKS)
+        for _ in range(chunks):
+            if left := of(False):
+                self._read_chunk(min(left, key=lambda request: request.ticket))
+        return reading > 0
 
     def _read_chunk(self, request):
         """Reads the next chunk of a prompt; the last token is left to `decode`."""
         prompt, chunk = request.prompt, self._prefix.chunk
         wanted = request.parameters.prompt_logprobs
-        rest = prompt[request.read : -1][:chunk]
-        if rest:
-            start, end = request.read, request.read + len(rest)
-            size = self._padded(len(rest))
-            tokens, positions, targets = np.zeros((3, size), np.int32)
-            positions[:] = self.context
-            tokens[: len(rest)] = rest
-            positions[: len(rest)] = range(start, end)
-            targets[: len(rest)] = prompt[start + 1 : end + 1]
-            slot = np.int32(request.slot)
-            self._state, scored = self._programs.prefill(
-                self._params, self._state, slot, tokens, positions, targets, wanted
-            )
+        start, end = request.read, min(request.read + chunk, len(prompt) - 1)
+        if start < end:
+            scored = self._decoder.read(request.slot, prompt, start, end, wanted)
             if wanted:
-                request.scores.append((len(rest), scored))
-            if len(rest) == chunk and self._prefix.capacity:
+                request.scores.append((end - start, scored))
+            if end - start == chunk and self._prefix.capacity:
                 if not self._prefix.has(prompt, end):
-                    block = read_block(self._state, slot, np.int32(start), chunk)
+                    block = self._decoder.read_block(request.slot, start)
                     self._prefix.keep(prompt, end, block)
             request.read = end
         if request.read < len(prompt) - 1:
             return
         if wanted:
-            request.listen(Update(prompt=_prompt_tokens(request)))
+            request.listen(Update(prompt=request.scored_prompt()))
         if request.max_tokens == 0:
             self._end(request, Update(finish='length'))
             return
-        self._admit(request)
-
-    def _admit(self, request):
-        parameters = request.parameters
-        seen, bias = (
-            np.zeros(self.vocab_size, bool),
-            np.zeros(self.vocab_size, np.float32),
-        )
-        seen[list(request.prompt)] = True
-        for token, value in parameters.logit_bias.items():
-            bias[token] = value
-        sampling = Sampling(
-            *(
-                (np.int32 if name == 'top_k' else np.float32)(getattr(parameters, name))
-                for name in Sampling._fields
-            )
-        )
-        self._state = admit(
-            self._state,
-            np.int32(request.slot),
-            np.int32(request.prompt[-1]),
-            np.int32(len(request.prompt) - 1),
-            np.uint32(parameters.seed),
-            sampling,
-            seen,
-            bias,
-        )
+        self._decoder.admit(request.slot, prompt, request.parameters)
         request.decoding = True
 
     def _dispatch(self, decoding):
         """Begins a decode step; (its results to come, the request of each slot)."""
-        allowed, constrained = self._everything, False
+        grammars = [request and request.parameters.grammar for request in decoding]
         alternatives = any(r and r.parameters.logprobs for r in decoding)
-        if any(r and r.parameters.grammar for r in decoding):
-            constrained = True
-            allowed = np.full((len(decoding), self._words), 2**32 - 1, np.uint32)
-            for slot, request in enumerate(decoding):
-                if request and request.parameters.grammar:
-                    allowed[slot] = request.parameters.grammar.allowed()
-        self._state, drawn = self._programs.decode(
-            self._params, self._state, allowed, constrained, alternatives
-        )
-        for array in drawn:
-            array.copy_to_host_async()
-        return drawn, decoding
+        return self._decoder.decode(grammars, alternatives), decoding
 
     def _settle(self):
         """Tells what the last step drew."""
@@ -488,36 +417,14 @@ class Engine:
         for slot, request in enumerate(requests):
             for place in range(drawn.counts_B[slot]):
                 if request and request.ticket in self._live:
-                    self._take(request, _token(drawn, slot, place, request.parameters))
+                    self._take(
+                        request, token_of(drawn, slot, place, request.parameters)
+                    )
 
     def _take(self, request, token):
-        """Goes on with a drawn token: shown, held back, or the reply's end."""
-        parameters = request.parameters
-        request.drawn += 1
         self._reply_tokens += 1
-        if token.id == self.tokenizer.eos_id or token.id in parameters.stop_tokens:
-            by = None if token.id == self.tokenizer.eos_id else token.id
-            text, tokens, _ = request.text.finish()
-            last = Update(text, tokens, finish='stop', stopped_by=by, ending=token)
-            self._end(request, last)
-            return
-        shown = request.text.push(token)
-        finish = 'stop' if shown.stopped_by is not None else None
-        grammar = parameters.grammar
-        if grammar and not finish:
-            grammar.accept(token.id)
-            finish = 'stop' if grammar.ended() else None
-        if not finish and request.drawn == request.max_tokens:
-            finish = 'length'
-        if finish and shown.stopped_by is None:
-            rest = request.text.finish()
-            shown = shown._replace(
-                text=shown.text + rest.text, tokens=shown.tokens + rest.tokens
-            )
-        update = Update(
-            shown.text, shown.tokens, finish=finish, stopped_by=shown.stopped_by
-        )
-        if finish:
+        update = request.take(token)
+        if update.finish:
             self._end(request, update)
         elif update.text or update.tokens:
             request.listen(update)
@@ -530,76 +437,5 @@ class Engine:
             if request.slot is not None:
                 self._slots[request.slot] = None
         if request.decoding:
-            self._state = park(
-                self._state, np.int32(request.slot), np.int32(self.context)
-            )
+            self._decoder.park(request.slot)
         request.listen(last)
-
-    def _padded(self, length: int) -> int:
-        """The size of the program that reads so many tokens."""
-        size = max(LEAST_CHUNK, 1 << (length - 1).bit_length())
-        return min(size, max(self._prefix.chunk, length))
-
-    def _warm_chunk(self, size):
-        nowhere = np.full(size, self.context, np.int32)
-        zeros = np.zeros(size, np.int32)
-        self._state, _ = self._programs.prefill(
-            self._params, self._state, np.int32(0), zeros, nowhere, zeros, True
-        )
-
-
-def _check_draft(settings, draft, guesses):
-    if draft.vocab_size != settings.vocab_size:
-        raise UserError(
-            f'the draft model has {draft.vocab_size} tokens and the model '
-            f'{settings.vocab_size}: use two that were trained with one tokenizer'
-        )
-    if draft.context < settings.context and draft.position == 'learned':
-        raise UserError(
-            f'the draft model has {draft.context} positions and the model '
-            f'{settings.context}: use a draft with as many'
-        )
-    if guesses < 1:
-        raise UserError(f'guesses={guesses}: use a positive number')
-
-
-def join_updates(updates: Sequence[Update]) -> Reply:
-    """The whole reply that updates tell of.
-
-    Raises:
-        RuntimeError: the engine met an error.
-    """
-    last = updates[-1]
-    if last.finish == 'error':
-        raise RuntimeError(last.error)
-    return Reply(
-        text=''.join(update.text for update in updates),
-        tokens=tuple(token for update in updates for token in update.tokens),
-        prompt=next((u.prompt for u in updates if u.prompt is not None), None),
-        finish=last.finish,
-        stopped_by=last.stopped_by,
-        ending=last.ending,
-    )
-
-
-def _token(drawn: Drawn, row: int, place: int, parameters: Parameters) -> Token:
-    """One token of a step, as the host tells it."""
-    token = int(drawn.tokens_BT[row, place])
-    if parameters.logprobs is None and not parameters.prompt_logprobs:
-        return Token(token)
-    listed = slice(parameters.logprobs or 0)
-    top = zip(
-        drawn.top_BTA[row, place, listed].tolist(),
-        drawn.top_logprobs_BTA[row, place, listed].tolist(),
-        strict=True,
-    )
-    return Token(token, float(drawn.logprobs_BT[row, place]), tuple(top))
-
-
-def _prompt_tokens(request: _Request) -> tuple[Token, ...]:
-    """The prompt's tokens with their log-probabilities; the first has none."""
-    told = [Token(request.prompt[0])]
-    for length, scored in request.scores:
-        scored = Drawn(*(np.asarray(array) for array in scored))
-        told += [_token(scored, 0, n, request.parameters) for n in range(length)]
-    return tuple(told)

@@ -1,6 +1,6 @@
 """What is asked of the engine, and what it answers: plain types of the host."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -111,6 +111,25 @@ class Reply(NamedTuple):
     finish: str
     stopped_by: str | int | None
     ending: Token | None
+
+
+def join_updates(updates: Sequence[Update]) -> Reply:
+    """The whole reply that updates tell of.
+
+    Raises:
+        RuntimeError: the engine met an error.
+    """
+    last = updates[-1]
+    if last.finish == 'error':
+        raise RuntimeError(last.error)
+    return Reply(
+        text=''.join(update.text for update in updates),
+        tokens=tuple(token for update in updates for token in update.tokens),
+        prompt=next((u.prompt for u in updates if u.prompt is not None), None),
+        finish=last.finish,
+        stopped_by=last.stopped_by,
+        ending=last.ending,
+    )
 
 
 class QueueFull(Exception):

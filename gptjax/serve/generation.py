@@ -12,8 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from gptjax.infer.engine import join_updates
-from gptjax.infer.request import Update
+from gptjax.infer.request import Update, join_updates
 from gptjax.serve import running
 from gptjax.serve.body import read_body
 from gptjax.serve.errors import ApiError

@@ -16,15 +16,16 @@ def make_train_step(
     accumulation: int = 1,
     seed: int = 0,
 ):
-    """A jitted `step(state, batch) -> (state, metrics)` that donates the state.
+    """A jitted `step(state, batch, *frozen) -> (state, metrics)` that donates the state.
 
     An update whose loss or gradient is not finite is not applied: the
     parameters and the optimizer's state stay, and only the step counts on.
 
     Args:
-        loss_fn: `(params, batch, key) -> (loss, metrics)`. Both are sums over
-            the batch's tokens, and `metrics['tokens']` is the sum of their
-            weights: parts of a batch can then be added up.
+        loss_fn: `(params, batch, key, *frozen) -> (loss, metrics)`. Both are sums
+            over the batch's tokens, and `metrics['tokens']` is the sum of their
+            weights: parts of a batch can then be added up. `frozen` is what is
+            not trained, as the weights under LoRA.
         optimizer: its update takes the mean gradient.
         state: shapes with shardings, from `abstract_state`.
         accumulation: micro-batches whose gradients are added before the
@@ -43,31 +44,31 @@ def make_train_step(
         # Unsaid, the compiler may leave whole gradients on every device.
         return jax.lax.with_sharding_constraint(gradients, shardings.params)
 
-    def gradients_of(params, batch, key):
-        (loss, metrics), gradients = differentiate(params, batch, key)
+    def gradients_of(params, batch, key, frozen):
+        (loss, metrics), gradients = differentiate(params, batch, key, *frozen)
         return (loss, metrics), constrain(gradients)
 
-    def accumulated(params, batch, key):
+    def accumulated(params, batch, key, frozen):
         if accumulation == 1:
-            return gradients_of(params, batch, key)
+            return gradients_of(params, batch, key, frozen)
         parts = jax.tree.map(lambda x: _microbatches(x, accumulation), batch)
         shapes = jax.eval_shape(
-            gradients_of, params, jax.tree.map(lambda x: x[0], parts), key
+            gradients_of, params, jax.tree.map(lambda x: x[0], parts), key, frozen
         )
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
         def add(total, part):
             number, batch = part
-            new = gradients_of(params, batch, jax.random.fold_in(key, number))
+            new = gradients_of(params, batch, jax.random.fold_in(key, number), frozen)
             total = jax.tree.map(jnp.add, total, new)
             return (total[0], constrain(total[1])), None
 
         numbers = jnp.arange(accumulation)
         return jax.lax.scan(add, zeros, (numbers, parts))[0]
 
-    def step(state: TrainState, batch):
+    def step(state: TrainState, batch, *frozen):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        (loss, metrics), gradients = accumulated(state.params, batch, key)
+        (loss, metrics), gradients = accumulated(state.params, batch, key, frozen)
         tokens = jnp.maximum(metrics.pop('tokens'), 1.0)
         gradients = jax.tree.map(lambda g: g / tokens, gradients)
         grad_norm = optax.tree.norm(gradients)

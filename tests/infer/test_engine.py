@@ -1,99 +1,29 @@
 """A reply is what it is alone, whatever else runs, and what the full forward says."""
 
 import random
-from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from gptjax.errors import UserError
-from gptjax.infer.engine import Engine
-from gptjax.infer.request import ContextOverflow, Parameters, QueueFull
+from gptjax.infer.request import Parameters
 from gptjax.models import gpt
 from gptjax.parallel.sharding import partition_spec
-from gptjax.tokenizer.tokenizer import StreamDecoder
 from tests import helpers
-
-CONTEXT, CHUNK = 64, 16
-EOS = 1
-GREEDY = Parameters(temperature=0.0, max_tokens=10, logprobs=0)
-DRAWN = Parameters(max_tokens=12, logprobs=20, seed=5)
-PROMPTS = [[5], [5, 6, 7, 8, 9], [*range(20, 37)], [*range(3, 20)] * 3, [9] * 16]
-
-
-def tokenizer():
-    """Letters; EOS is a token that only tests of it can draw."""
-    stub = SimpleNamespace(eos_id=EOS)
-    stub.bytes_of = lambda token: bytes([97 + token % 26])
-    stub.stream = lambda: StreamDecoder(stub)
-    return stub
-
-
-@pytest.fixture(scope='module')
-def model():
-    return helpers.model_settings(num_kv_heads=2, windows=(9, 0), context=CONTEXT)
-
-
-@pytest.fixture(scope='module')
-def params(model):
-    rng = np.random.default_rng(0)
-
-    def draw(leaf):
-        return (0.4 * rng.standard_normal(leaf.shape)).astype(np.float32)
-
-    return jax.device_put(jax.tree.map(draw, gpt.abstract_params(model)))
-
-
-def never_ending(parameters):
-    """The parameters with EOS made impossible."""
-    return Parameters(**{**vars(parameters), 'logit_bias': {EOS: -1000.0}})
-
-
-def new_engine(model, params, **options):
-    options = dict(dict(slots=4, chunk=CHUNK), **options)
-    engine = Engine(model, params, tokenizer(), **options)
-    engine.warm_up()
-    return engine
-
-
-@pytest.fixture(scope='module')
-def shared(model, params):
-    return new_engine(model, params)
-
-
-@pytest.fixture
-def engine(shared):
-    """The module's engine, which every test leaves empty."""
-    yield shared
-    while shared.step():
-        pass
-    stats = shared.stats()
-    assert (stats.running, stats.waiting, stats.cache_used) == (0, 0, 0.0)
-
-
-@pytest.fixture(scope='module')
-def full_forward(model, params):
-    """ln P (T, V) of the token after each of a text's."""
-
-    @jax.jit
-    def logprobs(tokens):
-        positions = np.arange(CONTEXT, dtype=np.int32)[None]
-        logits = gpt.bind(model, params)(tokens, np.ones_like(positions), positions)
-        return jax.nn.log_softmax(logits[0])
-
-    def run(text):
-        padded = np.zeros((1, CONTEXT), np.int32)
-        padded[0, : len(text)] = text
-        return np.asarray(logprobs(padded))[: len(text)]
-
-    return run
-
-
-def ids(reply):
-    return [token.id for token in reply.tokens]
-
+from tests.infer.engines import (
+    CHUNK,
+    CONTEXT,
+    DRAWN,
+    EOS,
+    GREEDY,
+    PROMPTS,
+    Even,
+    ids,
+    never_ending,
+    new_engine,
+    random_params,
+)
 
 # ---- equal to the model
 
@@ -298,22 +228,6 @@ def test_penalties_count_the_reply_and_the_prompt(engine):
     assert ids(engine.complete([[9, 4]], Parameters(**forced))[0]) == [9, 9, 9]
 
 
-class Even:
-    """Allows even tokens, and ends after four."""
-
-    def __init__(self):
-        self.taken = []
-
-    def allowed(self):
-        return np.full(-(-helpers.VOCAB // 32), 0x55555555, np.uint32)
-
-    def accept(self, token):
-        self.taken.append(token)
-
-    def ended(self):
-        return len(self.taken) == 4
-
-
 def test_a_grammar_rules_its_own_reply_alone(engine):
     grammar = Even()
     how = [
@@ -370,131 +284,6 @@ def test_prompt_and_reply_fill_the_context_exactly(engine, full_forward, length)
     )
 
 
-@pytest.mark.parametrize(
-    'prompt, changes, told',
-    [
-        ([], dict(), 'the prompt has no tokens'),
-        ([4] * CONTEXT, dict(), f'the prompt has {CONTEXT} tokens and the context'),
-        ([4] * (CONTEXT + 1), dict(max_tokens=0), 'shorten it'),
-        ([helpers.VOCAB], dict(), 'use 0 to'),
-        ([4], dict(temperature=-1.0), 'temperature=-1.0: use a number'),
-        ([4], dict(temperature=float('nan')), 'temperature=nan'),
-        ([4], dict(top_p=0.0), 'top_p=0.0: use a number above 0, at most 1'),
-        ([4], dict(min_p=1.5), 'min_p=1.5'),
-        ([4], dict(top_k=-1), 'top_k=-1'),
-        ([4], dict(repetition_penalty=0.0), 'repetition_penalty=0.0'),
-        ([4], dict(seed=-1), 'seed=-1'),
-        ([4], dict(seed=2**32), 'seed='),
-        ([4], dict(logprobs=21), 'logprobs=21'),
-        ([4], dict(logit_bias={helpers.VOCAB: 1.0}), 'logit_bias has the token'),
-        ([4], dict(logit_bias={3: float('nan')}), 'logit_bias of 3 is nan'),
-        ([4], dict(stop=('',)), 'stop has an empty string'),
-    ],
-    ids=str,
-)
-def test_what_cannot_be_done_is_refused(engine, prompt, changes, told):
-    with pytest.raises(UserError, match=told):
-        engine.submit(prompt, Parameters(**changes), print)
-
-
-def test_overflow_says_by_how_much(engine):
-    with pytest.raises(ContextOverflow) as caught:
-        engine.submit([4] * CONTEXT, GREEDY, print)
-    assert (caught.value.prompt_tokens, caught.value.context) == (CONTEXT, CONTEXT)
-    # A prompt that is only scored may fill it.
-    scored = Parameters(max_tokens=0, prompt_logprobs=True)
-    assert len(engine.complete([[4] * CONTEXT], scored)[0].prompt) == CONTEXT
-
-
-# ---- the queue, cancelling, the thread
-
-
-def test_the_queue_is_bounded_and_served_in_order(model, params):
-    engine = new_engine(model, params, slots=1, queue=2)
-    told = []
-    for number in range(3):  # one gets the slot, two wait
-        listen = lambda update, number=number: update.finish and told.append(number)
-        engine.submit([5], GREEDY, listen)
-    with pytest.raises(QueueFull):
-        engine.submit([5], GREEDY, print)
-    while engine.step():
-        pass
-    assert told == [0, 1, 2]
-    engine.submit([5], GREEDY, print)
-
-
-def test_cancelling_frees_the_slot_before_the_next_step(engine):
-    told = [[] for _ in range(6)]
-    how = never_ending(Parameters(max_tokens=40))
-    tickets = [engine.submit([5, 6], how, updates.append) for updates in told]
-    for _ in range(5):
-        engine.step()
-    assert engine.stats().running == 4 and engine.stats().waiting == 2
-    engine.cancel(tickets[0])  # running
-    engine.cancel(tickets[5])  # waiting
-    engine.cancel(12345)  # never was
-    engine.step()
-    assert told[0][-1].finish == told[5][-1].finish == 'cancelled'
-    assert engine.stats().running == 4 and engine.stats().waiting == 0
-    count = len(told[0])
-    while engine.step():
-        pass
-    assert len(told[0]) == count  # silent from then on
-    engine.cancel(tickets[0])
-    assert [updates[-1].finish for updates in told[1:5]] == ['length'] * 4
-
-
-def test_whoever_stops_listening_frees_the_slot(engine):
-    replies = engine.reply([5], never_ending(Parameters(max_tokens=40)))
-    next(replies)
-    assert engine.stats().running == 1
-    replies.close()
-    engine.step()
-    assert engine.stats().running == 0
-
-
-def test_the_thread_gives_the_same_replies(model, params, engine):
-    expected = engine.complete(PROMPTS, DRAWN)
-    threaded = new_engine(model, params)
-    threaded.start()
-    try:
-        for prompt, reply in zip(PROMPTS, expected, strict=True):
-            updates = list(threaded.reply(prompt, DRAWN))
-            assert ''.join(update.text for update in updates) == reply.text
-    finally:
-        threaded.close()
-    with pytest.raises(QueueFull, match='closing'):
-        threaded.submit([5], GREEDY, print)
-
-
-def test_close_cancels_what_runs(model, params):
-    threaded = new_engine(model, params)
-    told = []
-    threaded.start()
-    how = never_ending(Parameters(max_tokens=60))
-    for _ in range(6):
-        threaded.submit([5], how, told.append)
-    threaded.close()
-    assert sum(update.finish is not None for update in told) == 6
-
-
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')
-def test_an_error_ends_every_request_and_is_told(model, params):
-    threaded = new_engine(model, params)
-    told = []
-
-    def fail(update):
-        raise ZeroDivisionError('a listener of the test')
-
-    threaded.submit([5], GREEDY, fail)
-    threaded.submit([6], GREEDY, told.append)
-    threaded.start()
-    threaded._thread.join(timeout=30)
-    assert told[-1].finish == 'error' and 'a listener of the test' in told[-1].error
-    with pytest.raises(QueueFull, match='a listener of the test'):
-        threaded.submit([5], GREEDY, print)
-
-
 # ---- many devices
 
 
@@ -502,9 +291,7 @@ def test_an_error_ends_every_request_and_is_told(model, params):
 def test_a_model_split_over_devices_says_the_same(model, params, engine, tensor):
     if tensor == 8:  # eight heads, each on its own device; key heads stay whole
         model = helpers.model_settings(num_heads=8, num_kv_heads=4, context=CONTEXT)
-        rng = np.random.default_rng(0)
-        draw = lambda leaf: (0.4 * rng.standard_normal(leaf.shape)).astype(np.float32)
-        params = jax.device_put(jax.tree.map(draw, gpt.abstract_params(model)))
+        params = random_params(model)
         engine = new_engine(model, params)
     mesh = helpers.mesh_of(tensor=tensor)
     place = lambda leaf, axes: jax.device_put(

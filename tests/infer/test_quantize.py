@@ -10,7 +10,7 @@ from gptjax.infer.request import Parameters
 from gptjax.models import gpt
 from gptjax.models.cache import empty_int8_cache
 from tests import helpers
-from tests.infer import test_engine as engines
+from tests.infer import engines
 
 MODELS = {
     'default': dict(),
@@ -23,9 +23,7 @@ MODELS = {
 
 def random_model(name):
     model = helpers.model_settings(**MODELS[name])
-    rng = np.random.default_rng(0)
-    draw = lambda leaf: (0.4 * rng.standard_normal(leaf.shape)).astype(np.float32)
-    return model, jax.device_put(jax.tree.map(draw, gpt.abstract_params(model)))
+    return model, engines.random_params(model)
 
 
 @pytest.mark.parametrize('name', MODELS)

@@ -9,18 +9,15 @@ from gptjax.errors import UserError
 from gptjax.infer.engine import Engine
 from gptjax.infer.request import Parameters
 from gptjax.infer.speculative import accept
-from gptjax.models import gpt
 from tests import helpers
-from tests.infer import test_engine as engines
+from tests.infer import engines
 
 CONTEXT, GUESSES = 32, 3
 
 
 def random_model(seed, scale=0.4, **fields):
     model = helpers.model_settings(context=CONTEXT, **fields)
-    rng = np.random.default_rng(seed)
-    draw = lambda leaf: (scale * rng.standard_normal(leaf.shape)).astype(np.float32)
-    return model, jax.device_put(jax.tree.map(draw, gpt.abstract_params(model)))
+    return model, engines.random_params(model, seed, scale)
 
 
 @pytest.fixture(scope='module')

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+EVERY_CORE = '-n auto --dist loadfile --durations=15'
 SCRIPTS = sorted([*ROOT.glob('launch/*.sh'), ROOT / '.ci' / 'run'])
 TOOLS = (
     *('basename', 'bash', 'cat', 'chmod', 'cmp', 'cp', 'dirname', 'env', 'gzip'),
@@ -270,10 +271,10 @@ def test_all_tests_run_unless_only_the_fast_are_asked_for(machine):
         'venv',
         'pip install -r requirements.txt',
         'pip install -r tests/requirements.txt',
-        'pytest -m slow or not slow --durations=15',
+        f'pytest -m slow or not slow {EVERY_CORE}',
     ]
     machine.run('launch/test.sh', '--fast', 'tests/data', '-x')
-    assert machine.log() == ['pytest -m not slow --durations=15 tests/data -x']
+    assert machine.log() == [f'pytest -m not slow {EVERY_CORE} tests/data -x']
 
 
 def test_ci_checks_the_format_then_runs_every_test(machine):
@@ -282,7 +283,7 @@ def test_ci_checks_the_format_then_runs_every_test(machine):
     assert machine.log() == [
         'ruff format --check .',
         'ruff check .',
-        'pytest -m slow or not slow --durations=15',
+        f'pytest -m slow or not slow {EVERY_CORE}',
     ]
 
 

@@ -1,0 +1,52 @@
+import jax
+import numpy as np
+import pytest
+
+from gptjax.models import gpt
+from tests import helpers
+from tests.infer import engines
+
+
+@pytest.fixture(scope='package')
+def model():
+    return helpers.model_settings(
+        num_kv_heads=2, windows=(9, 0), context=engines.CONTEXT
+    )
+
+
+@pytest.fixture(scope='package')
+def params(model):
+    return engines.random_params(model)
+
+
+@pytest.fixture(scope='package')
+def shared(model, params):
+    return engines.new_engine(model, params)
+
+
+@pytest.fixture
+def engine(shared):
+    """An engine for all, which every test leaves empty."""
+    yield shared
+    while shared.step():
+        pass
+    stats = shared.stats()
+    assert (stats.running, stats.waiting, stats.cache_used) == (0, 0, 0.0)
+
+
+@pytest.fixture(scope='package')
+def full_forward(model, params):
+    """ln P (T, V) of the token after each of a text's."""
+
+    @jax.jit
+    def logprobs(tokens):
+        positions = np.arange(engines.CONTEXT, dtype=np.int32)[None]
+        logits = gpt.bind(model, params)(tokens, np.ones_like(positions), positions)
+        return jax.nn.log_softmax(logits[0])
+
+    def run(text):
+        padded = np.zeros((1, engines.CONTEXT), np.int32)
+        padded[0, : len(text)] = text
+        return np.asarray(logprobs(padded))[: len(text)]
+
+    return run

@@ -1,0 +1,68 @@
+"""What the tests of the engine share: a tokenizer, requests, and how to make one."""
+
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+
+from gptjax.infer.engine import Engine
+from gptjax.infer.request import Parameters
+from gptjax.models import gpt
+from gptjax.tokenizer.tokenizer import StreamDecoder
+from tests import helpers
+
+CONTEXT, CHUNK = 64, 16
+EOS = 1
+GREEDY = Parameters(temperature=0.0, max_tokens=10, logprobs=0)
+DRAWN = Parameters(max_tokens=12, logprobs=20, seed=5)
+PROMPTS = [[5], [5, 6, 7, 8, 9], [*range(20, 37)], [*range(3, 20)] * 3, [9] * 16]
+
+
+def tokenizer():
+    """Letters; EOS is a token that only tests of it can draw."""
+    stub = SimpleNamespace(eos_id=EOS)
+    stub.bytes_of = lambda token: bytes([97 + token % 26])
+    stub.stream = lambda: StreamDecoder(stub)
+    return stub
+
+
+def random_params(model, seed=0, scale=0.4):
+    """Weights large enough that the model is sure of something."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf):
+        return (scale * rng.standard_normal(leaf.shape)).astype(np.float32)
+
+    return jax.device_put(jax.tree.map(draw, gpt.abstract_params(model)))
+
+
+def new_engine(model, params, **options):
+    options = dict(dict(slots=4, chunk=CHUNK), **options)
+    engine = Engine(model, params, tokenizer(), **options)
+    engine.warm_up()
+    return engine
+
+
+def never_ending(parameters):
+    """The parameters with EOS made impossible."""
+    return Parameters(**{**vars(parameters), 'logit_bias': {EOS: -1000.0}})
+
+
+def ids(reply):
+    return [token.id for token in reply.tokens]
+
+
+class Even:
+    """Allows even tokens, and ends after four."""
+
+    def __init__(self):
+        self.taken = []
+
+    def allowed(self):
+        return np.full(-(-helpers.VOCAB // 32), 0x55555555, np.uint32)
+
+    def accept(self, token):
+        self.taken.append(token)
+
+    def ended(self):
+        return len(self.taken) == 4
