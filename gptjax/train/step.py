@@ -16,7 +16,7 @@ def make_train_step(
     accumulation: int = 1,
     seed: int = 0,
 ):
-    """A jitted `step(state, batch, *frozen) -> (state, metrics)` that donates the state.
+    """A jitted `step(state, batch, *frozen) -> (state, metrics)`; donates the state.
 
     An update whose loss or gradient is not finite is not applied: the
     parameters and the optimizer's state stay, and only the step counts on.
