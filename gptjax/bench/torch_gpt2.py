@@ -8,8 +8,8 @@ packages:
 
     python -m gptjax.bench.torch_gpt2 --mode compile --steps 10
 
-prints one JSON line. With `--serve` it stays, and times steps when it is told to
-on standard input (`go 5`), so that a caller can alternate with its own steps;
+prints one JSON line. With `--serve` it stays, and times steps when it is asked to
+(`gptjax.bench.contestant`), so that a caller can alternate with its own steps;
 `torch_trainer` is that caller.
 """
 
@@ -18,19 +18,16 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 
+from gptjax.bench.contestant import answer, contestant
 from gptjax.bench.timing import available_cores, summarize
 from gptjax.errors import UserError
 
 WARMUP_STEPS = 3  # the first compiles; the others fill caches and allocators
-QUIT_SECONDS = 5  # between the end of the orders and a kill
 
 
 # ---------------------------------------------------------------- the caller
@@ -63,59 +60,10 @@ def torch_trainer(
     """
     sizes = dict(layers=layers, heads=heads, width=width, context=context)
     sizes |= dict(vocab_size=vocab_size, batch_size=batch_size)
-    command = [python, '-m', 'gptjax.bench.torch_gpt2', '--serve', '--mode', mode]
-    for name, size in sizes.items():
-        command += [f'--{name}', str(size)]
-    package_folder = str(Path(__file__).resolve().parents[2])
-    search = [package_folder, *filter(None, [os.environ.get('PYTHONPATH')])]
-    with tempfile.TemporaryFile('w+') as complaints:
-        try:
-            process = subprocess.Popen(
-                command,
-                env=os.environ | {'PYTHONPATH': os.pathsep.join(search)},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=complaints,
-                text=True,
-            )
-        except OSError as error:
-            raise UserError(
-                f'--against_python={python}: {error.strerror}: give the path of a '
-                'Python that has torch and transformers'
-            ) from None
-
-        def answer() -> dict:
-            line = process.stdout.readline()
-            if not line:
-                process.wait()
-                complaints.seek(0)
-                raise UserError(_last_words(complaints.read(), process.returncode))
-            return json.loads(line)
-
-        def go(steps: int) -> list[float]:
-            with suppress(BrokenPipeError):  # it ended: `answer` says why
-                process.stdin.write(f'go {steps}\n')
-                process.stdin.flush()
-            return answer()['step_seconds']
-
-        try:
-            yield answer(), go
-        finally:
-            with suppress(BrokenPipeError):
-                process.stdin.close()  # the end of its orders
-            try:
-                process.wait(QUIT_SECONDS)
-            except subprocess.TimeoutExpired:  # in the middle of a step
-                process.kill()
-                process.wait()
-            process.stdout.close()
-
-
-def _last_words(complaints: str, returncode: int) -> str:
-    """The one line that says why the process ended."""
-    lines = [line for line in complaints.splitlines() if line.strip()]
-    reason = lines[-1] if lines else f'the process ended with code {returncode}'
-    return f'--against torch: {reason}'
+    arguments = [f'--mode={mode}', *(f'--{name}={n}' for name, n in sizes.items())]
+    module = 'gptjax.bench.torch_gpt2'
+    with contestant('torch', module, ['--serve', *arguments], python) as (what, ask):
+        yield what, lambda steps: ask(dict(do='go', steps=steps))['step_seconds']
 
 
 # ------------------------------------------------------- the process it starts
@@ -123,18 +71,28 @@ def _last_words(complaints: str, returncode: int) -> str:
 
 def main() -> None:
     flags = parse_flags()
+    if flags.serve:
+        answer(lambda: serve(flags))
+        return
     try:
         description, train = build(flags)
     except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    if flags.serve:
-        say(description)
-        serve(train)
-        return
+        sys.exit(str(error))
     step_seconds, loss = train(flags.steps)
     tokens = flags.batch_size * flags.context
-    say(description | summarize(step_seconds, tokens) | {'loss': loss})
+    result = description | summarize(step_seconds, tokens) | {'loss': loss}
+    print(json.dumps(result))
+
+
+def serve(flags: argparse.Namespace) -> tuple[dict, dict[str, Callable]]:
+    """What was made, and the order `go`, as `contestant.answer` takes them."""
+    description, train = build(flags)
+
+    def go(steps: int) -> dict:
+        step_seconds, loss = train(steps)
+        return dict(step_seconds=step_seconds, loss=loss)
+
+    return description, dict(go=go)
 
 
 def parse_flags() -> argparse.Namespace:
@@ -149,7 +107,7 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument('--vocab_size', type=int, default=8192)
     parser.add_argument('--batch_size', type=int, default=8, help='rows in a step')
     parser.add_argument('--steps', type=int, default=10, help='timed, after warm-up')
-    parser.add_argument('--serve', action='store_true', help='wait for "go STEPS"')
+    parser.add_argument('--serve', action='store_true', help='wait for orders')
     return parser.parse_args()
 
 
@@ -237,18 +195,6 @@ def cpp_compiler() -> str | None:
     named = shlex.split(os.environ.get('CXX', ''))
     default = 'clang++' if sys.platform == 'darwin' else 'g++'
     return shutil.which(named[0] if named else default)
-
-
-def serve(train: Callable) -> None:
-    """Answers `go STEPS` lines with the seconds of each step, until they end."""
-    for line in sys.stdin:
-        _, steps = line.split()
-        step_seconds, loss = train(int(steps))
-        say({'step_seconds': step_seconds, 'loss': loss})
-
-
-def say(value: dict) -> None:
-    print(json.dumps(value), flush=True)
 
 
 if __name__ == '__main__':

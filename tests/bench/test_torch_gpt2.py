@@ -24,7 +24,9 @@ def test_steps_are_asked_for_and_answered(tmp_path):
         """
 print(json.dumps({'arguments': sys.argv[1:]}), flush=True)
 for line in sys.stdin:
-    seconds = [0.5] * int(line.split()[1])
+    order = json.loads(line)
+    assert order.pop('do') == 'go'
+    seconds = [0.5] * order['steps']
     print(json.dumps({'step_seconds': seconds, 'loss': 1.0}), flush=True)
 open(os.path.dirname(sys.argv[0]) + '/ended', 'w').close()
 """,
@@ -35,14 +37,13 @@ open(os.path.dirname(sys.argv[0]) + '/ended', 'w').close()
     assert (tmp_path / 'ended').exists()
     arguments = description['arguments']
     assert arguments[:2] == ['-m', 'gptjax.bench.torch_gpt2']
-    assert arguments[arguments.index('--mode') + 1] == 'eager'
-    for name, size in SIZES.items():
-        assert arguments[arguments.index(f'--{name}') + 1] == str(size)
+    sizes = [f'--{name}={size}' for name, size in SIZES.items()]
+    assert arguments[2:] == ['--serve', '--mode=eager', *sizes]
 
 
 def test_its_last_words_are_the_message(tmp_path):
     python = fake_interpreter(tmp_path, "sys.exit('a warning\\nno torch here')")
-    with pytest.raises(UserError, match='^--against torch: no torch here$'):
+    with pytest.raises(UserError, match='^--against=torch: no torch here$'):
         with torch_trainer('eager', python=python, **SIZES):
             pass
 
@@ -63,10 +64,9 @@ def test_no_such_interpreter(tmp_path):
             pass
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec('torch') is not None, reason='torch is installed'
-)
-def test_without_torch_it_says_what_to_install():
+def test_without_torch_it_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / 'torch.py').write_text("raise ImportError('gone', name='torch')")
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
     with pytest.raises(UserError, match='has no torch: run its pip install torch'):
         with torch_trainer('eager', **SIZES):
             pass
