@@ -1,0 +1,94 @@
+"""Log-probabilities of a batch's targets under a model, and its entropy."""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import FrozenConfigDict
+
+from gptjax.models import gpt
+
+
+def token_logprobs(
+    settings: FrozenConfigDict, params, batch, temperature=1.0, key=None, chunk=0
+):
+    """ln p[target] and the entropy of p, with p = softmax(logits / temperature).
+
+    The logits are soft-capped where the model's are. What is compared (policy, old
+    policy, reference, sampler) must have one temperature: it is part of the policy.
+
+    Args:
+        settings: of the model.
+        params: of the model alone, without heads for values or rewards.
+        batch: `inputs`, `targets`, `segments`, `positions`: int32 (B, T).
+        temperature: positive, that of the sampler.
+        key: of dropout; None: no dropout, as the sampler has none.
+        chunk: tokens whose logits are alive at a time; 0: all. Rounded so that it
+            divides.
+
+    Returns:
+        (logprobs, entropy), both float32 (B, T); padding holds something finite.
+    """
+    model = gpt.bind(settings, params)
+    hidden = model.hidden(batch['inputs'], batch['segments'], batch['positions'], key)
+    return hidden_logprobs(model, hidden, batch['targets'], temperature, chunk)
+
+
+def hidden_logprobs(model: gpt.GPT, hidden, targets_BT, temperature=1.0, chunk=0):
+    """`token_logprobs` of hidden vectors, for those who read these twice.
+
+    Args:
+        model: of `gpt.bind`.
+        hidden: of `model.hidden`, (B, T, D) or (B T, D).
+        targets_BT: int32.
+    """
+    targets = targets_BT.reshape(hidden.shape[:-1])
+    head_DV = model.head_DV(hidden.dtype)
+    cap = model.config.logit_softcap
+
+    def of_tokens(part):
+        hidden, targets = part
+        logits = jnp.einsum('...D,DV->...V', hidden, head_DV).astype(jnp.float32)
+        logits = cap * jnp.tanh(logits / cap) if cap else logits
+        return logits_logprobs(logits / temperature, targets)
+
+    chunks = _number_of_chunks(targets.shape, chunk)
+    if chunks == 1:
+        both = of_tokens((hidden, targets))
+    else:
+        axis = targets.ndim - 1
+        parts = jax.tree.map(
+            lambda x: _strided_chunks(x, axis, chunks), (hidden, targets)
+        )
+        # The backward pass computes a chunk's logits again instead of keeping them.
+        both = jax.lax.map(jax.checkpoint(of_tokens), parts)
+        both = jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), both)
+    return jax.tree.map(lambda x: x.reshape(targets_BT.shape), both)
+
+
+def logits_logprobs(logits, targets):
+    """(ln p[target], entropy) of p = softmax(logits), float32.
+
+    Args:
+        logits: float32 (..., V), over the temperature already.
+        targets: int32 (...).
+    """
+    logprobs = jax.nn.log_softmax(logits.astype(jnp.float32))
+    chosen = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
+    return chosen, -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
+
+
+def _number_of_chunks(shape, chunk) -> int:
+    """The least divisor of the last axis that makes chunks no larger than asked."""
+    tokens, last = 1, shape[-1]
+    for size in shape:
+        tokens *= size
+    wanted = min(-(-tokens // chunk), last) if chunk else 1
+    return next(n for n in range(wanted, last + 1) if last % n == 0)
+
+
+def _strided_chunks(x, axis, chunks):
+    """(..., n C, ...) to (C, ..., n, ...): chunk c has places c, c + C, ...
+
+    Every chunk then has places of every part of an axis that is split over devices.
+    """
+    split = x.reshape(*x.shape[:axis], -1, chunks, *x.shape[axis + 1 :])
+    return jnp.moveaxis(split, axis + 1, 0)

@@ -1,0 +1,277 @@
+"""Known bugs of the KL and of the policy that is sampled: each fails our checks.
+
+Every test has a `check` of the property and applies it to our function and to a wrong
+one.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gptjax.infer.sampling import Sampling, filter_logits
+from gptjax.models import gpt
+from gptjax.post import kl, logprobs, objectives
+from tests import helpers
+from tests.post import tiny
+
+BETA = 0.5
+TREE, BANDIT = tiny.make_world(), tiny.bandit()
+POLICY_SV = TREE.reference_SV[::-1]
+
+
+# KL in the reward and in the loss at once; a reference that moves.
+
+
+def regularised(world, logits_SV, reference_BT, beta_reward, beta_loss):
+    """REINFORCE with the KL in either place."""
+    p_B = jax.lax.stop_gradient(tiny.probabilities(world, logits_SV))
+    logprobs_BT = tiny.logprobs(world, logits_SV)
+    reward_B = kl.kl_in_score(
+        world.scores_B, logprobs_BT, reference_BT, world.mask_BT, beta_reward
+    )
+    loss_BT, _ = objectives.reinforce(
+        *(logprobs_BT, logprobs_BT, reward_B[:, None], world.mask_BT)
+    )
+    loss_BT += beta_loss * kl.kl_loss(logprobs_BT, reference_BT, world.mask_BT)
+    return jnp.sum(p_B[:, None] * loss_BT)
+
+
+def check_finds_the_optimum(loss):
+    logits_SV = tiny.descend(loss, BANDIT.reference_SV)
+    p_B = tiny.probabilities(BANDIT, logits_SV)
+    np.testing.assert_allclose(p_B, tiny.optimum(BANDIT, BETA), atol=0.01)
+
+
+def test_kl_counts_once():
+    reference_BT = tiny.logprobs(BANDIT, BANDIT.reference_SV)
+    loss = lambda *betas: lambda x: regularised(BANDIT, x, reference_BT, *betas)
+    check_finds_the_optimum(loss(BETA, 0.0))
+    check_finds_the_optimum(loss(0.0, BETA))
+    tiny.refuses(check_finds_the_optimum, loss(BETA, BETA))
+
+
+def test_the_reference_stays_where_it_is():
+    fixed_BT = tiny.logprobs(BANDIT, BANDIT.reference_SV)
+    check_finds_the_optimum(lambda x: regularised(BANDIT, x, fixed_BT, BETA, 0.0))
+
+    def moved(logits_SV):  # shares its parameters with the policy
+        reference_BT = jax.lax.stop_gradient(tiny.logprobs(BANDIT, logits_SV))
+        return regularised(BANDIT, logits_SV, reference_BT, BETA, 0.0)
+
+    tiny.refuses(check_finds_the_optimum, moved)
+
+
+# Estimators of the KL: where each belongs, against autodiff of the exact KL.
+
+
+EXACT = jax.jit(jax.grad(tiny.reply_kl, argnums=1))
+
+
+def assert_kl_gradient(world, gradient_SV):
+    exact_SV = EXACT(world, jnp.asarray(gradient_SV[0]))
+    np.testing.assert_allclose(gradient_SV[1], exact_SV, atol=2e-6)
+
+
+def check_in_the_loss(world, kl_loss):
+    """Descending the loss descends the KL of whole replies."""
+    logits_SV = world.reference_SV[::-1] + np.float32([0, 1, -1, 2][: world_v(world)])
+    reference_BT = tiny.logprobs(world, world.reference_SV)
+    ascent_SV = tiny.expected_gradient(
+        world, logits_SV, lambda now, _: kl_loss(now, reference_BT, world.mask_BT)
+    )
+    assert_kl_gradient(world, (logits_SV, -ascent_SV))
+
+
+def world_v(world):
+    return world.reference_SV.shape[1]
+
+
+def test_k2_belongs_in_the_loss():
+    masked = lambda estimator: lambda p, q, mask_BT: estimator(p, q)
+    check_in_the_loss(BANDIT, kl.kl_loss)
+    check_in_the_loss(BANDIT, kl.reply_kl_loss)
+    tiny.refuses(partial(check_in_the_loss, BANDIT), masked(kl.k1), masked(kl.k3))
+    # Replies of several tokens: a token's KL leaves out where it leads.
+    check_in_the_loss(TREE, kl.reply_kl_loss)
+    check_tree = partial(check_in_the_loss, TREE)
+    tiny.refuses(check_tree, kl.kl_loss, kl.k3_loss, masked(kl.k1))
+
+
+def test_k1_as_a_loss_has_no_gradient():
+    reference_BT = tiny.logprobs(TREE, TREE.reference_SV)
+    gradient_SV = tiny.expected_gradient(
+        TREE, POLICY_SV, lambda now, _: kl.k1(now, reference_BT)
+    )
+    np.testing.assert_allclose(gradient_SV, np.zeros_like(gradient_SV), atol=1e-6)
+
+
+def test_k3_as_a_loss_is_the_kl_the_other_way_round():
+    reference_BT = tiny.logprobs(BANDIT, BANDIT.reference_SV)
+    logits_SV = jnp.zeros_like(BANDIT.reference_SV)
+    gradient_SV = tiny.expected_gradient(
+        BANDIT, logits_SV, lambda now, _: kl.k3_loss(now, reference_BT, BANDIT.mask_BT)
+    )
+    other = lambda logits_SV: tiny.reply_kl(BANDIT, BANDIT.reference_SV, logits_SV)
+    exact_SV = jax.jit(jax.grad(other))(logits_SV)
+    np.testing.assert_allclose(-gradient_SV, exact_SV, atol=1e-6)
+
+
+def test_k1_belongs_in_the_reward():
+    def check(kl_in_reward):
+        """The policy gradient of rewards of 0 is that of -beta KL."""
+        reference_BT = tiny.logprobs(TREE, TREE.reference_SV)
+
+        def loss(logprobs_BT, old_BT):
+            rewards_BT = kl_in_reward(
+                *(jnp.zeros_like(old_BT), old_BT, reference_BT, TREE.mask_BT, BETA)
+            )
+            return_B1 = jnp.sum(rewards_BT, axis=-1, keepdims=True)
+            return objectives.reinforce(logprobs_BT, old_BT, return_B1, TREE.mask_BT)[0]
+
+        ascent_SV = tiny.expected_gradient(TREE, POLICY_SV, loss)
+        assert_kl_gradient(TREE, (POLICY_SV, -ascent_SV / BETA))
+
+    def with_estimator(estimator, rewards_BT, logprobs_BT, reference_BT, mask_BT, beta):
+        return rewards_BT - beta * estimator(logprobs_BT, reference_BT) * mask_BT
+
+    check(kl.kl_in_reward)
+    check(partial(with_estimator, kl.k1))
+    tiny.refuses(check, partial(with_estimator, kl.k2), partial(with_estimator, kl.k3))
+
+
+def test_the_reward_takes_no_gradient():
+    """A KL in the reward that is differentiated adds the gradient of k1 times p."""
+
+    def check(kl_in_reward):
+        def total(logprobs_BT):
+            return jnp.sum(kl_in_reward(zeros_BT, logprobs_BT, zeros_BT, mask_BT, 1.0))
+
+        mask_BT, zeros_BT = TREE.mask_BT, jnp.zeros(TREE.mask_BT.shape)
+        assert not np.any(jax.grad(total)(zeros_BT - 1.0))
+
+    check(kl.kl_in_reward)
+    tiny.refuses(check, lambda r, p, q, mask, beta: r - beta * (p - q) * mask)
+
+
+# Temperature, truncation, dropout: the trainer's policy is the sampler's.
+
+
+def test_policy_and_reference_have_one_temperature():
+    params = tiny.params()
+
+    def check(temperatures):
+        """A policy that is the reference has no KL."""
+        policy_BT, reference_BT = (
+            tiny.compute(tiny.SETTINGS, params, tiny.BATCH, temperature)[0]
+            for temperature in temperatures
+        )
+        kl_B = kl.kl_per_reply(policy_BT, reference_BT, tiny.BATCH['weights'])
+        np.testing.assert_array_equal(kl_B, np.zeros(4))
+
+    check((0.7, 0.7))
+    tiny.refuses(check, (0.7, 1.0), (1.0, 0.7))
+
+
+def test_trained_on_what_was_sampled_from():
+    logits_V = jnp.linspace(-2.0, 2.0, 6)
+
+    @jax.jit
+    @jax.grad
+    def gradient(logits_V, sampling, temperature):
+        drawn_V = jax.nn.softmax(filter_logits(logits_V[None], sampling)[0])
+        every_VV = jnp.broadcast_to(logits_V / temperature, (6, 6))
+        logprobs_V, _ = logprobs.logits_logprobs(every_VV, jnp.arange(6))
+        return jnp.sum(jax.lax.stop_gradient(drawn_V) * logprobs_V)
+
+    def check(way):
+        """E[gradient of ln p] = 0 where draws come from p: else baselines are biased,
+        and old log-probabilities are not the sampler's."""
+        gradient_V = gradient(logits_V, *way)
+        np.testing.assert_allclose(gradient_V, np.zeros(6), atol=1e-6)
+
+    check((Sampling(), 1.0))
+    check((Sampling(temperature=0.7), 0.7))
+    tiny.refuses(
+        check,
+        (Sampling(temperature=0.7), 1.0),
+        (Sampling(top_k=3), 1.0),
+        (Sampling(top_p=0.8), 1.0),
+        (Sampling(min_p=0.3), 1.0),
+    )
+
+
+def test_the_first_ratios_are_1():
+    params = tiny.params()
+    mask_BT = tiny.BATCH['weights']
+
+    @jax.jit
+    def sampled_logprobs(params, temperature):
+        """As the sampler has them: of the full forward's logits and its own filter."""
+        inputs = (tiny.BATCH[name] for name in ('inputs', 'segments', 'positions'))
+        logits_BTV = gpt.bind(tiny.SETTINGS, params)(*inputs)
+        rows_RV = logits_BTV.reshape(-1, logits_BTV.shape[-1])
+        rows_RV = filter_logits(rows_RV, Sampling(temperature=temperature))
+        targets_R = tiny.BATCH['targets'].reshape(-1)
+        chosen_R = jax.nn.log_softmax(rows_RV)[jnp.arange(len(targets_R)), targets_R]
+        return chosen_R.reshape(mask_BT.shape)
+
+    old_BT = sampled_logprobs(params, 0.7)
+
+    def check(trainer):
+        now_BT, _ = trainer()
+        _, metrics = objectives.clipped(now_BT, old_BT, jnp.ones((4, 1)), mask_BT)
+        np.testing.assert_allclose(metrics['ratio'], mask_BT, atol=1e-5)
+        assert np.sum(metrics['clip_fraction']) == 0
+
+    uncapped = helpers.model_settings(**tiny.MODEL | dict(logit_softcap=0.0))
+    compute = partial(tiny.compute, tiny.SETTINGS, params, tiny.BATCH)
+    check(lambda: compute(0.7))
+    tiny.refuses(
+        check,
+        lambda: compute(0.7, jax.random.key(1)),  # dropout
+        lambda: compute(1.0),  # without the temperature
+        lambda: tiny.compute(uncapped, params, tiny.BATCH, 0.7),  # without the soft cap
+    )
+
+
+# The adaptive coefficient is steered by the sum over a reply.
+
+
+def test_adaptive_kl_reads_the_sum_of_a_reply():
+    target = 0.3
+    mask_BT = TREE.mask_BT
+    reference_BT = tiny.logprobs(TREE, TREE.reference_SV)
+
+    def check(measure):
+        """A loop that optimises fully for each coefficient ends at the target."""
+        controller = kl.AdaptiveKL(coefficient=3.0, target=target, horizon=64)
+        for _ in range(200):
+            # The optimal policy as a table that gives each reply its probability.
+            p_B = np.asarray(tiny.optimum(TREE, controller.coefficient))
+            logprobs_BT = policy_of(p_B)
+            mean = measure(logprobs_BT, reference_BT, mask_BT, p_B)
+            controller = controller.after(mean, replies=64)
+        log_q_B = np.asarray(tiny.log_replies(TREE, TREE.reference_SV))
+        exact = np.sum(p_B * (np.log(p_B) - log_q_B))
+        assert exact == pytest.approx(target, rel=0.02)
+
+    def policy_of(p_B):
+        """(B, T) log-probabilities of the tokens of the policy with these replies."""
+        S = TREE.reference_SV.shape[0]
+        edges_SV = np.zeros(TREE.reference_SV.shape)
+        np.add.at(edges_SV, (TREE.prefixes_BT, TREE.targets_BT), mask_BT * p_B[:, None])
+        table_SV = np.log(edges_SV / edges_SV.sum(-1, keepdims=True).reshape(S, 1))
+        return table_SV[TREE.prefixes_BT, TREE.targets_BT]
+
+    def summed(logprobs_BT, reference_BT, mask_BT, p_B):
+        return np.sum(p_B * kl.kl_per_reply(logprobs_BT, reference_BT, mask_BT))
+
+    def mean_over_tokens(logprobs_BT, reference_BT, mask_BT, p_B):
+        k1_BT = np.where(mask_BT, kl.k1(logprobs_BT, reference_BT), 0)
+        return np.sum(p_B * k1_BT.sum(-1) / mask_BT.sum(-1))
+
+    check(summed)
+    tiny.refuses(check, mean_over_tokens)
