@@ -5,7 +5,6 @@ Cold is with the shards dropped from the operating system's cache, opening inclu
 and no row read twice; warm is the steady rate after the first batch.
 """
 
-import json
 import os
 import statistics
 import time
@@ -21,6 +20,7 @@ from gptjax.data.host_tensorflow import import_tensorflow
 from gptjax.data.packed import PackedSplit
 from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.sharding import batch_sharding
+from gptjax.train.metrics import read_metrics
 
 SECONDS = 3.0  # of one measurement
 
@@ -83,9 +83,7 @@ def batches_per_second(name: str, batches: Iterator[dict], began: float) -> floa
 
 def training_rate(path: Path) -> float | None:
     """The median of the training steps' tokens per second; None if there are none."""
-    if not path.exists():
-        return None
-    records = map(json.loads, path.read_text().splitlines())
+    records = read_metrics(path)
     rates = [r['tokens_per_second'] for r in records if r.get('tokens_per_second')]
     return statistics.median(rates) if rates else None
 

@@ -30,7 +30,7 @@ from gptjax.models import count, gpt
 from gptjax.models.settings import resolve
 from gptjax.tokenizer.tokenizer import StreamDecoder
 
-REQUESTS = {1: 6, 8: 6, 64: 2}  # requests at once -> rounds
+REQUESTS = {1: 6, 8: 6, 64: 3}  # requests at once -> rounds, at least
 CHECKED = 64  # tokens of the text whose logits are compared
 TOLERANCE = 2e-5  # of logits, as a share of the largest if that is above 1
 
@@ -99,13 +99,14 @@ def run(
         step: of its checkpoint; None: the best.
         against: 'torch', 'llama.cpp', or None for ours alone.
         python: the interpreter that has the other library; by default this one.
-        requests: so many requests at once -> rounds of measuring.
+        requests: so many requests at once -> rounds of measuring; there are as many
+            as contestants at least, so that each comes first once.
         slots: requests that run at once; None: all.
 
     Returns:
-        (contestant, requests) -> its summary: of ours also `first` and `between`
-        (seconds at the median and the 95th percentile), of another `speedup`
-        (ours over it).
+        (contestant, requests) -> its summary, `steps` its rounds: of ours also
+        `first` and `between` (seconds at the median and the 95th percentile), of
+        another `speedup` (ours over it).
 
     Raises:
         UserError: what to compare with is unknown, not installed, another model
@@ -137,7 +138,7 @@ def _measure(settings, params, workload, others, rounds):
     turns = {'gptjax': go}
     for name, ask in others.items():
         turns[name] = _other_contestant(name, ask, workload, seen.tokens)
-    seconds = interleave(turns, rounds, steps=1)
+    seconds = interleave(turns, max(rounds, len(turns)), steps=1)
     tokens = sum(workload.lengths)
     results = {
         name: summarize([s for turn in turns for s in turn], tokens)
@@ -307,10 +308,14 @@ def _report(settings, results):
         f'\n{count.num_params(settings):,} parameters; prompts of {context // 32} to '
         f'{context // 4} tokens, replies of {context // 16} to {context // 2}, greedy'
     )
-    print(f'{"":28}{"tokens/s":>9}{"first token, ms":>22}{"between tokens, ms":>22}')
-    print(f'{"":37}{"p50":>11}{"p95":>11}{"p50":>11}{"p95":>11}')
+    print(
+        f'{"":28}{"rounds":>7}{"tokens/s":>9}'
+        f'{"first token, ms":>22}{"between tokens, ms":>22}'
+    )
+    print(f'{"":44}{"p50":>11}{"p95":>11}{"p50":>11}{"p95":>11}')
     for (name, n), result in results.items():
-        row = f'{name + ", " + _named(n):28}{result["tokens_per_second"]:9,.0f}'
+        row = f'{name + ", " + _named(n):28}{result["steps"]:7}'
+        row += f'{result["tokens_per_second"]:9,.0f}'
         for seen in ('first', 'between'):
             for share in ('p50', 'p95'):
                 if seen in result:
@@ -321,7 +326,8 @@ def _report(settings, results):
             ratio = result['speedup']
             print(
                 f'{_named(n)}: gptjax is {ratio["ratio"]:.2f} times as fast as {name} '
-                f'({ratio["low"]:.2f} to {ratio["high"]:.2f} by round)'
+                f'({ratio["low"]:.2f} to {ratio["high"]:.2f} by round, median of '
+                f'{result["steps"]})'
             )
 
 

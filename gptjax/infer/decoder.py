@@ -168,6 +168,8 @@ class Decoder:
             for slot, grammar in enumerate(grammars):
                 if grammar:
                     allowed[slot] = grammar.allowed()
+            # Where the program was compiled for; elsewhere it would compile again.
+            allowed = jax.device_put(allowed, self._everything.sharding)
         self._state, drawn = self._programs.decode(
             self._params, self._state, allowed, any(grammars), alternatives
         )

@@ -30,6 +30,7 @@ from gptjax.infer.live import LiveRequest, token_of
 from gptjax.infer.prefix import PrefixCache
 from gptjax.infer.request import (
     ContextOverflow,
+    EngineStopped,
     Parameters,
     QueueFull,
     Reply,
@@ -66,6 +67,7 @@ class Engine:
         vocab_size: V.
         fingerprint: as given: what the weights are.
         trained_step: as given: the checkpoint's.
+        failure: the error that stopped its thread, for ever; None: there was none.
 
     Args:
         settings: of the model.
@@ -110,6 +112,7 @@ class Engine:
         self.vocab_size = settings.vocab_size
         self.fingerprint = fingerprint
         self.trained_step = trained_step
+        self.failure = None
         self._decoder = Decoder(
             settings,
             params,
@@ -131,7 +134,6 @@ class Engine:
         self._live = {}  # ticket -> request
         self._thread = None
         self._closing = False
-        self._failure = None
         self._prompt_tokens = self._cached_tokens = self._reply_tokens = 0
 
     # ---- for any thread -------------------------------------------------------
@@ -151,6 +153,7 @@ class Engine:
                 in it stops the engine.
 
         Raises:
+            EngineStopped: it has failed, or it was closed.
             QueueFull: as many wait as may.
             ContextOverflow: the prompt leaves no room.
             UserError: the prompt is empty, has a token that does not exist, or
@@ -169,9 +172,9 @@ class Engine:
         if room < min(1, parameters.max_tokens):
             raise ContextOverflow(len(prompt), self.context)
         with self._lock:
-            if self._failure or self._closing:
-                raise QueueFull(self._failure or 'the engine is closing')
-            if len(self._waiting) >= self._most_waiting + self._slots.count(None):
+            if self.failure or self._closing:
+                raise EngineStopped(self.failure or 'the engine is closing')
+            if not self._has_room():
                 raise QueueFull(f'{len(self._waiting)} requests wait')
             request = LiveRequest(
                 ticket=next(self._tickets),
@@ -254,7 +257,8 @@ class Engine:
         told = [[] for _ in prompts]
         todo = deque(zip(prompts, parameters, told, strict=True))
         while todo or self.step():
-            while todo and len(self._waiting) < len(self._slots):
+            # No more wait than can run next: the others need no memory yet.
+            while todo and self._has_room() and len(self._waiting) < len(self._slots):
                 prompt, how, updates = todo.popleft()
                 self.submit(prompt, how, updates.append)
             if todo:
@@ -321,21 +325,28 @@ class Engine:
                     return
             try:
                 self.step()
-            except Exception as error:  # noqa: BLE001 (every listener is told)
+            except BaseException as error:
                 self._fail(error)
                 raise
 
     def _fail(self, error):
         """Ends every request: after an error the slots cannot be trusted."""
         with self._lock:
-            self._failure = f'the engine stopped: {error}'
+            self.failure = f'the engine stopped: {str(error) or type(error).__name__}'
             requests = list(self._live.values())
             self._live.clear()
             self._waiting.clear()
+            self._cancelled.clear()
+            self._slots = [None] * len(self._slots)
+            self._pending = None
         for request in requests:
             # The listener may be what failed; the others are to be told all the same.
             with suppress(Exception):
-                request.listen(Update(finish='error', error=self._failure))
+                request.listen(Update(finish='error', error=self.failure))
+
+    def _has_room(self) -> bool:
+        """Whether one more may wait: for a free slot, or in the queue."""
+        return len(self._waiting) < self._most_waiting + self._slots.count(None)
 
     def _drop_cancelled(self):
         with self._lock:

@@ -12,6 +12,41 @@ MOST_ALTERNATIVES = 20  # of `logprobs`
 LARGEST_SEED = 2**32 - 1
 
 
+class Limits(NamedTuple):
+    """The least and the most that a number may be; `above`: more than the least."""
+
+    least: float
+    most: float
+    above: bool = False
+
+    def allow(self, value: float) -> bool:
+        """Whether `value` is within; NaN is not."""
+        if self.above:
+            return self.least < value <= self.most
+        return self.least <= value <= self.most
+
+    def __str__(self) -> str:
+        if self.above:
+            return f'above {self.least}, at most {self.most}'
+        return f'from {self.least} to {self.most}'
+
+
+# Of `Parameters`, for whoever takes them from a user.
+LIMITS = dict(
+    max_tokens=Limits(0, 2**17),  # the context is what bounds it
+    temperature=Limits(0, 100),
+    top_k=Limits(0, 2**31 - 1),
+    top_p=Limits(0, 1, above=True),
+    min_p=Limits(0, 1),
+    repetition_penalty=Limits(0.01, 100),
+    presence_penalty=Limits(-100, 100),
+    frequency_penalty=Limits(-100, 100),
+    seed=Limits(0, LARGEST_SEED),
+    logprobs=Limits(0, MOST_ALTERNATIVES),
+)
+BIAS_LIMITS = Limits(-1000, 1000)
+
+
 class Grammar(Protocol):
     """Says what may come next in one reply, and is told what came."""
 
@@ -41,7 +76,7 @@ class Parameters:
     logit_bias: added to the logits of these tokens.
     seed: of the draws. The same weights, prompt, parameters and seed give the
         same reply, whatever else runs.
-    stop: the reply ends before the first of these strings.
+    stop: the reply ends before the first of these strings to be complete.
     stop_tokens: and at these tokens. EOS always ends it.
     logprobs: alternatives listed beside each token; None: no log-probabilities.
     prompt_logprobs: log-probabilities of the prompt's tokens too.
@@ -136,6 +171,10 @@ class QueueFull(Exception):
     """As many requests wait as may; later there is room again."""
 
 
+class EngineStopped(Exception):
+    """The engine draws no more: it has failed, or it was closed."""
+
+
 class ContextOverflow(UserError):
     """The prompt leaves no room for a reply."""
 
@@ -160,34 +199,19 @@ def check_parameters(parameters: Parameters, vocab_size: int, prefix: str = '') 
         UserError: a field out of its range, by name.
     """
     p = parameters
-    rules = (
-        ('max_tokens', p.max_tokens >= 0, '0 or more'),
-        ('temperature', 0 <= p.temperature <= 100, 'from 0 to 100'),
-        ('top_k', 0 <= p.top_k < 2**31, '0 or more'),
-        ('top_p', 0 < p.top_p <= 1, 'above 0, at most 1'),
-        ('min_p', 0 <= p.min_p <= 1, 'from 0 to 1'),
-        ('repetition_penalty', 0 < p.repetition_penalty <= 100, 'above 0, at most 100'),
-        ('presence_penalty', abs(p.presence_penalty) <= 100, 'from -100 to 100'),
-        ('frequency_penalty', abs(p.frequency_penalty) <= 100, 'from -100 to 100'),
-        ('seed', 0 <= p.seed <= LARGEST_SEED, f'from 0 to {LARGEST_SEED}'),
-        (
-            'logprobs',
-            p.logprobs is None or 0 <= p.logprobs <= MOST_ALTERNATIVES,
-            f'from 0 to {MOST_ALTERNATIVES}',
-        ),
-    )
-    for name, fine, fix in rules:
-        if not fine:
-            raise UserError(f'{prefix}{name}={getattr(p, name)}: use a number {fix}')
+    for name, limits in LIMITS.items():
+        value = getattr(p, name)
+        if value is not None and not limits.allow(value):
+            raise UserError(f'{prefix}{name}={value}: use a number {limits}')
     for token, bias in p.logit_bias.items():
         if not 0 <= token < vocab_size:
             raise UserError(
                 f'{prefix}logit_bias has the token {token}: use ids from 0 to '
                 f'{vocab_size - 1}'
             )
-        if not abs(bias) <= 1000:
+        if not BIAS_LIMITS.allow(bias):
             raise UserError(
-                f'{prefix}logit_bias of {token} is {bias}: use -1000 to 1000'
+                f'{prefix}logit_bias of {token} is {bias}: use a number {BIAS_LIMITS}'
             )
     if any(not text for text in p.stop):
         raise UserError(f'{prefix}stop has an empty string: leave it out')

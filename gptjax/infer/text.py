@@ -18,8 +18,10 @@ class ReplyText:
     """Turns a reply's tokens into text, one at a time.
 
     The texts of all `push` and the `finish` joined are the decoded tokens, up to
-    the first place where one of the stop strings begins. What may still become a
-    stop string is held back.
+    where a stop string begins: the one that is complete first, and of those that end
+    together the longest. So it does not matter how the text is cut into tokens: with
+    the stops 'abc' and 'b', 'abc' gives 'a'. What may still become a stop string is
+    held back.
     """
 
     def __init__(self, tokenizer, stop: Sequence[str] = ()):
@@ -36,12 +38,12 @@ class ReplyText:
         end = len(self._text) + self._stream.unfinished
         self._tokens.append((token, start, end))
         found = [
-            (place, stop)
+            (place + len(stop), place, stop)
             for stop in self._stop
             if (place := self._text.find(stop)) >= 0
         ]
         if found:
-            place, stop = min(found)
+            _, place, stop = min(found)
             tokens = [token for token, start, _ in self._tokens if start < place]
             return Shown(self._text[:place], tuple(tokens), stop)
         return self._show(len(self._text) - self._held_back())

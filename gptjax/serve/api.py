@@ -1,5 +1,6 @@
 """The routes, and the application of them."""
 
+import asyncio
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -81,7 +82,8 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 
 
 async def _any_error(request: Request, error: Exception) -> Response:
-    log.error('%s %s', request.method, request.url.path, exc_info=error)
+    # The error itself goes on to uvicorn, which logs it.
+    log.error('%s %s: %s', request.method, request.url.path, type(error).__name__)
     return ApiError(500, 'the server made a mistake', 'internal_error').response()
 
 
@@ -106,9 +108,17 @@ async def _health(request: Request) -> Response:
 
 
 def _ready(service: Service):
+    """Whether any model can answer; ?model=ID: whether this one can."""
+
     async def ready(request: Request) -> Response:
         service.check_ready()
-        return JSONResponse(dict(status='ready'))
+        if name := request.query_params.get('model'):
+            service.check_ready(find_model(service.models, name))
+            return JSONResponse(dict(status='ready'))
+        content = dict(status='ready')
+        if failed := service.failed():
+            content['failed'] = failed
+        return JSONResponse(content)
 
     return ready
 
@@ -171,13 +181,18 @@ def _tokenize(service: Service):
         service.check_ready()
         body = checked(parse_json(await read_body(request)), schemas.TOKENIZE)
         model = find_model(service.models, body.get('model'))
-        found = protocol.tokens_of(body, model)
-        content = dict(
-            count=len(found), max_model_len=model.engine.context, tokens=found
-        )
-        if body.get('return_token_strs'):
-            content['token_strs'] = [tokens.spell(model.tokenizer, t) for t in found]
-        return JSONResponse(content)
+
+        def respond() -> Response:
+            found = protocol.tokens_of(body, model)
+            content = dict(
+                count=len(found), max_model_len=model.engine.context, tokens=found
+            )
+            if body.get('return_token_strs'):
+                spelt = [tokens.spell(model.tokenizer, token) for token in found]
+                content['token_strs'] = spelt
+            return JSONResponse(content)
+
+        return await asyncio.to_thread(respond)
 
     return tokenize
 
@@ -188,7 +203,8 @@ def _detokenize(service: Service):
         body = checked(parse_json(await read_body(request)), schemas.DETOKENIZE)
         model = find_model(service.models, body.get('model'))
         ids = protocol.known_tokens(body['tokens'], model, 'tokens')
-        return JSONResponse(dict(prompt=model.tokenizer.decode(ids)))
+        text = await asyncio.to_thread(model.tokenizer.decode, ids)
+        return JSONResponse(dict(prompt=text))
 
     return detokenize
 

@@ -17,7 +17,8 @@ KINDS = {
         or (isinstance(x, float) and x.is_integer())
     ),
     'number': lambda x: (
-        isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
+        (isinstance(x, int) and not isinstance(x, bool))  # however long
+        or (isinstance(x, float) and math.isfinite(x))
     ),
     'array': lambda x: isinstance(x, list),
     'object': lambda x: isinstance(x, dict),

@@ -77,7 +77,7 @@ def begin_of(message: Message, tokenizer) -> str:
     return message.content.removesuffix(drawn)
 
 
-def spell(tokenizer, token: int) -> str:
+def visible(tokenizer, token: int) -> str:
     """A token as one sees it: '·' for a space at its ends, '↵' for a new line."""
     content = tokenizer.bytes_of(token)
     if not content:
@@ -156,10 +156,10 @@ def _tokens(node, tokenizer):
 def _alternative(tokenizer, token, logprob):
     """Its text, ln P and kind: '', 'end' of the reply, or 'part' of a character."""
     if token in (tokenizer.eos_id, tokenizer.specials['<|end|>']):
-        return spell(tokenizer, token), logprob, 'end'
+        return visible(tokenizer, token), logprob, 'end'
     content = tokenizer.bytes_of(token)
     try:
         text = content.decode()
     except UnicodeDecodeError:
         text = ''
-    return text or spell(tokenizer, token), logprob, '' if text else 'part'
+    return text or visible(tokenizer, token), logprob, '' if text else 'part'

@@ -5,7 +5,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import ModuleType
 
 from starlette.requests import Request
@@ -21,7 +21,7 @@ from gptjax.serve.running import Running
 from gptjax.serve.service import Service
 
 PING_SECONDS = 15.0  # without anything to tell, after which a stream shows it lives
-UNREAD_SECONDS = 30.0  # that one piece of a stream may wait to be taken
+TAKEN_SECONDS = 30.0  # within which one piece of a stream has to be taken
 
 EVENT_STREAM = {
     'Content-Type': 'text/event-stream; charset=utf-8',
@@ -56,6 +56,9 @@ def endpoint(
             begun = service.begin(call)
         except ApiError as error:
             count('busy' if error.status == 503 else 'refused')
+            raise
+        except Exception:
+            count('failed')
             raise
         envelope = _envelope(call, replies)
         answer = _stream if call.stream else _whole
@@ -99,17 +102,15 @@ async def _watched(service, begun: Running, receive: Receive, count):
     async def watch():
         while (await receive())['type'] != 'http.disconnect':
             pass
-        begun.stop(running.GONE)
+        begun.stop(running.gone)
 
     watching = asyncio.create_task(watch())
-    limit = loop.call_later(service.time_limit, begun.stop, running.TIME_LIMIT)
+    limit = loop.call_later(service.time_limit, begun.stop, running.time_limit)
     outcome = 'failed'
     try:
         yield
         outcome = 'completed'
     except ApiError as error:
-        if error.code == 'engine_failed':
-            service.failure = error.message
         outcome = OUTCOMES.get(error.code, 'failed')
         raise
     finally:
@@ -122,6 +123,7 @@ async def _watched(service, begun: Running, receive: Receive, count):
 OUTCOMES = dict(
     gone='gone', slow_reader='slow', time_limit='time_limit', draining='drained'
 )
+NOBODY_READS = ('gone', 'slow_reader')
 
 
 # ---- whole --------------------------------------------------------------------
@@ -137,14 +139,14 @@ def _whole(service, begun, call, replies, envelope, count):
                     index, update = await begun.next()
                     told[index].append(update)
                     left -= update.finish is not None
+                choices = [
+                    replies.choice(call, index, join_updates(updates))
+                    for index, updates in enumerate(told)
+                ]
         except ApiError as error:
-            if error is not running.GONE:
+            if error.code != 'gone':
                 await error.response()(scope, receive, send)
             return
-        choices = [
-            replies.choice(call, index, join_updates(updates))
-            for index, updates in enumerate(told)
-        ]
         drawn = sum(_drawn(update) for updates in told for update in updates)
         content = dict(envelope, choices=choices, usage=_usage(call, drawn))
         await JSONResponse(content)(scope, receive, send)
@@ -165,24 +167,29 @@ def _stream(service, begun, call, replies, envelope, count):
                 type='http.response.body', body=text.encode(), more_body=more
             )
             try:
-                async with asyncio.timeout(UNREAD_SECONDS):
+                async with asyncio.timeout(TAKEN_SECONDS):
                     await send(message)
             except TimeoutError:
-                begun.stop(running.SLOW)
-                raise running.SLOW from None
+                raise running.slow_reader() from None
 
         try:
             async with _watched(service, begun, receive, count):
                 await send(start)
                 async for event in _events(begun, call, replies, envelope):
+                    begun.check()
                     await write(event)
+                await write(DONE, more=False)
         except ApiError as error:
-            if error in (running.GONE, running.SLOW):
-                return  # nobody reads
-            await write(_event(error.body()))
-        await write('data: [DONE]\n\n', more=False)
+            if error.code in NOBODY_READS:
+                return
+            with suppress(ApiError):  # nor is this read
+                await write(_event(error.body()))
+                await write(DONE, more=False)
 
     return respond
+
+
+DONE = 'data: [DONE]\n\n'
 
 
 async def _events(begun, call, replies, envelope) -> AsyncIterator[str]:

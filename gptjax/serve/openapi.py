@@ -97,7 +97,17 @@ def _paths():
         '/health': dict(
             get=_get('Whether the process lives; never needs a key.', _ref('Status'))
         ),
-        '/ready': dict(get=_get('Whether it can answer.', _ref('Status'), 503)),
+        '/ready': dict(
+            get=dict(
+                _get(
+                    'Whether a model can answer; `failed` names those that cannot.',
+                    _ref('Status'),
+                    404,
+                    503,
+                ),
+                parameters=[model_query],
+            )
+        ),
         '/metrics': dict(get=_get('For Prometheus.', STRING, kind='text/plain')),
         '/openapi.json': dict(get=_get('This document.', dict(type='object'))),
         '/': dict(get=_get('The chat page.', STRING, kind='text/html')),

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from gptjax.data import chat
 from gptjax.errors import UserError
-from gptjax.infer.request import LARGEST_SEED, Parameters, check_parameters
+from gptjax.infer.request import LARGEST_SEED, LIMITS, Parameters, check_parameters
 from gptjax.serve import grammar, schemas
 from gptjax.serve.check import UNSUPPORTED, check
 from gptjax.serve.errors import ApiError, bad_request
@@ -142,7 +142,7 @@ def chat_call(body: dict, models: dict[str, Served]) -> Call:
         raise bad_request('max_tokens', 'it differs from max_completion_tokens')
     settings = _settings(body, model)
     settings.update(
-        max_tokens=schemas.REPLY_TOKENS if most is None else int(most),
+        max_tokens=LIMITS['max_tokens'].most if most is None else int(most),
         logprobs=int(body.get('top_logprobs', 0)) if body.get('logprobs') else None,
         stop=(*settings['stop'], *texts),
         stop_tokens=tokens,

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 
 from gptjax.infer.request import Update
 from gptjax.serve.errors import ApiError
@@ -11,16 +12,22 @@ from gptjax.serve.telemetry import Telemetry
 
 MOST_WAITING = 2048  # updates that a client may leave unread before it is dropped
 
-# Why a call ended before its replies did, and what whoever still listens is told.
-GONE = ApiError(499, 'the client went away', 'gone')
-SLOW = ApiError(408, 'the stream was not read for too long', 'slow_reader', retry=False)
-TIME_LIMIT = ApiError(
+# Why a call ended before its replies did, and what whoever still listens is told. A
+# new error each time: one that is raised again remembers every call it was raised in.
+gone = partial(ApiError, 499, 'the client went away', 'gone')
+slow_reader = partial(
+    ApiError, 408, 'the stream was not read for too long', 'slow_reader', retry=False
+)
+time_limit = partial(
+    ApiError,
     504,
     "the server's time limit of a request has passed: ask for fewer tokens",
     'time_limit',
     retry=False,
 )
-DRAINED = ApiError(503, 'the server is shutting down', 'draining', retry_after=10)
+drained = partial(
+    ApiError, 503, 'the server is shutting down', 'draining', retry_after=10
+)
 
 
 class Running:
@@ -40,13 +47,13 @@ class Running:
         self._tickets = []
         self._call = call
         self.left = len(call.prompts)  # replies whose end `next` has not told yet
-        self.stopped = None  # the ApiError for which it was stopped
+        self._stopped = None  # makes the ApiError for which it was stopped
 
     def submit(self) -> None:
         """Hands everything to the engine; all or nothing.
 
         Raises:
-            QueueFull, UserError: as `Engine.submit`.
+            EngineStopped, QueueFull, UserError: as `Engine.submit`.
         """
         requests = zip(self._call.prompts, self._call.parameters, strict=True)
         try:
@@ -64,12 +71,17 @@ class Running:
             for ticket in self._tickets:
                 self._engine.cancel(ticket)
 
-    def stop(self, reason: ApiError) -> None:
-        """Cancels what runs, and ends `next` with `reason`."""
-        if self.left and self.stopped is None:
-            self.stopped = reason
+    def stop(self, reason: Callable[[], ApiError]) -> None:
+        """Cancels what runs, and ends `next` with the error that `reason` makes."""
+        if self.left and self._stopped is None:
+            self._stopped = reason
             self.cancel()
             self._updates.put_nowait(None)
+
+    def check(self) -> None:
+        """Raises ApiError where the call was stopped."""
+        if self._stopped:
+            raise self._stopped()
 
     async def next(self) -> tuple[int, Update]:
         """(choice, update) as they come.
@@ -77,16 +89,16 @@ class Running:
         Raises:
             ApiError: the call was stopped, or the engine met an error.
         """
-        if self.stopped:
-            raise self.stopped
+        # Where updates have piled up, what else has happened is heard first.
+        await asyncio.sleep(0)
+        self.check()
         item = await self._updates.get()
-        if self.stopped:
-            raise self.stopped
+        self.check()
         index, update = item
         if update.finish == 'error':
             raise ApiError(500, str(update.error), 'engine_failed')
         if update.finish == 'cancelled':
-            raise DRAINED
+            raise drained()
         grammar = self._call.parameters[index].grammar
         if update.finish and grammar is not None and grammar.failure:
             why = f'response_format: {grammar.failure}'
@@ -112,8 +124,8 @@ class Running:
         return listen
 
     def _put(self, index: int, update: Update) -> None:
-        if self.stopped:
+        if self._stopped:
             return
         self._updates.put_nowait((index, update))
         if self._updates.qsize() > MOST_WAITING:
-            self.stop(SLOW)
+            self.stop(slow_reader)

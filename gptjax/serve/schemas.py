@@ -5,7 +5,7 @@ What would change a reply and is not here is refused by name; what changes nothi
 also be null.
 """
 
-from gptjax.infer.request import LARGEST_SEED, MOST_ALTERNATIVES
+from gptjax.infer.request import BIAS_LIMITS, LIMITS
 
 BODY_BYTES = 2**20  # of a request's body
 MESSAGES = 1024  # in a conversation
@@ -16,29 +16,26 @@ STOPS = 16
 STOP_CHARACTERS = 256
 BIASES = 1024  # entries of logit_bias
 TOKENS = 2**17  # of a prompt given as ids; the context is what bounds it
-REPLY_TOKENS = 2**17  # what one may ask for; the context is what bounds it
 
 
 # ---- parts --------------------------------------------------------------------
 
 
-def _number(low, high, description, **more):
-    limits = dict(minimum=low, maximum=high, **more)
-    return dict(type=['number', 'null'], description=description, **limits)
-
-
 def _integer(low, high, description):
-    return dict(_number(low, high, description), type=['integer', 'null'])
+    limits = dict(minimum=low, maximum=high)
+    return dict(type=['integer', 'null'], description=description, **limits)
+
+
+def _limited(kind, name, description, **narrower):
+    """A field that the engine has too: its limits, but for those given."""
+    least, most, above = LIMITS[name]
+    limits = {'exclusiveMinimum' if above else 'minimum': least, 'maximum': most}
+    limits |= narrower
+    return dict(type=[kind, 'null'], description=description, **limits)
 
 
 def _boolean(description):
     return dict(type=['boolean', 'null'], description=description)
-
-
-def _above_zero(high, description):
-    field = _number(0, high, description, exclusiveMinimum=0)
-    del field['minimum']
-    return field
 
 
 def _strings(**limits):
@@ -100,7 +97,10 @@ MESSAGE = _object(
 )
 MESSAGE_LIST = dict(type='array', items=MESSAGE, minItems=1, maxItems=MESSAGES)
 STOP = dict(
-    description='a string, or an array of them: the reply ends before the first',
+    description=(
+        'a string, or an array of them: the reply ends before the first that is '
+        'complete'
+    ),
     anyOf=[
         dict(type='string', minLength=1, maxLength=STOP_CHARACTERS),
         dict(
@@ -135,23 +135,35 @@ RESPONSE_FORMAT = dict(
 )
 
 SAMPLING = dict(
-    temperature=_number(0, 100, 'Divides the logits; 0: the likeliest token. 1.'),
-    top_k=_integer(0, 2**31 - 1, 'Tokens that stay, the likeliest; 0: all. 0.'),
-    top_p=_above_zero(1, 'The likeliest stay until they add up to this. 1.'),
-    min_p=_number(0, 1, "Least share of the likeliest's probability. 0."),
-    repetition_penalty=_number(0.01, 100, 'Of tokens in prompt or reply; 1: none.'),
-    presence_penalty=_number(-100, 100, 'Of tokens that the reply has. 0.'),
-    frequency_penalty=_number(-100, 100, 'The same, times how often. 0.'),
+    temperature=_limited(
+        'number', 'temperature', 'Divides the logits; 0: the likeliest token. 1.'
+    ),
+    top_k=_limited('integer', 'top_k', 'Tokens that stay, the likeliest; 0: all. 0.'),
+    top_p=_limited(
+        'number', 'top_p', 'The likeliest stay until they add up to this. 1.'
+    ),
+    min_p=_limited('number', 'min_p', "Least share of the likeliest's probability. 0."),
+    repetition_penalty=_limited(
+        'number', 'repetition_penalty', 'Of tokens in prompt or reply; 1: none.'
+    ),
+    presence_penalty=_limited(
+        'number', 'presence_penalty', 'Of tokens that the reply has. 0.'
+    ),
+    frequency_penalty=_limited(
+        'number', 'frequency_penalty', 'The same, times how often. 0.'
+    ),
     logit_bias=dict(
         type=['object', 'null'],
         description='Token ids, and what is added to their logits.',
         propertyNames=dict(type='string', pattern='^[0-9]{1,9}$'),
-        additionalProperties=dict(type='number', minimum=-1000, maximum=1000),
+        additionalProperties=dict(
+            type='number', minimum=BIAS_LIMITS.least, maximum=BIAS_LIMITS.most
+        ),
         maxProperties=BIASES,
     ),
-    seed=_integer(
-        0,
-        LARGEST_SEED,
+    seed=_limited(
+        'integer',
+        'seed',
         'The same weights, prompt, parameters and seed give the same reply. The '
         'choices of n take seed, seed + 1, …; by default it is random.',
     ),
@@ -184,20 +196,24 @@ HARMLESS = dict(
 
 # ---- bodies -------------------------------------------------------------------
 
-_MOST = f'{REPLY_TOKENS:,}, and what the context leaves.'
 CHAT = _object(
     ['messages'],
     dict(
         model=MODEL,
         messages=MESSAGE_LIST,
-        max_completion_tokens=_integer(
-            1, REPLY_TOKENS, 'Tokens of a reply, at most; by default what is left.'
+        max_completion_tokens=_limited(
+            'integer',
+            'max_tokens',
+            'Tokens of a reply, at most; by default what is left.',
+            minimum=1,
         ),
-        max_tokens=_integer(1, REPLY_TOKENS, 'The same, by its older name.'),
+        max_tokens=_limited(
+            'integer', 'max_tokens', 'The same, by its older name.', minimum=1
+        ),
         **SAMPLING,
         logprobs=_boolean("Give each token's log-probability, at temperature 1."),
-        top_logprobs=_integer(
-            0, MOST_ALTERNATIVES, 'Likeliest tokens beside each. With `logprobs`.'
+        top_logprobs=_limited(
+            'integer', 'logprobs', 'Likeliest tokens beside each. With `logprobs`.'
         ),
         continue_final_message=_boolean(
             "The last message is the assistant's, and the reply goes on with it."
@@ -234,13 +250,15 @@ COMPLETION = _object(
                 ),
             ],
         ),
-        max_tokens=_integer(
-            0, REPLY_TOKENS, 'Tokens of a reply, at most; 0 with `echo` only. 16.'
+        max_tokens=_limited(
+            'integer',
+            'max_tokens',
+            'Tokens of a reply, at most; 0 with `echo` only. 16.',
         ),
         **SAMPLING,
         echo=_boolean('Give the prompt back before the reply.'),
-        logprobs=_integer(
-            0, MOST_ALTERNATIVES, 'Log-probabilities, with so many alternatives.'
+        logprobs=_limited(
+            'integer', 'logprobs', 'Log-probabilities, with so many alternatives.'
         ),
         best_of=_integer(1, CHOICES, 'Not supported: leave it out, or equal to n.'),
         suffix=dict(type=['string', 'null'], maxLength=0, description='Unsupported.'),

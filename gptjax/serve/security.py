@@ -1,7 +1,6 @@
 """Who may ask: the host's name, other web pages, the key; and what the page may do."""
 
 import base64
-import binascii
 import hashlib
 import hmac
 import ipaddress
@@ -125,7 +124,7 @@ def _given_key(authorization: str) -> str:
     if kind.lower() == 'basic':
         try:
             pair = base64.b64decode(value.strip(), validate=True)
-        except binascii.Error:
+        except ValueError:  # no base64, or no ASCII
             return ''
         return pair.decode('utf-8', 'replace').partition(':')[2]
     return ''

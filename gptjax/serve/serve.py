@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -20,6 +21,7 @@ from gptjax import progress, rundir
 from gptjax.errors import UserError
 from gptjax.serve import security
 from gptjax.serve.api import make_app
+from gptjax.serve.connections import Connection
 from gptjax.serve.grammar import Grammars
 from gptjax.serve.protocol import Served
 from gptjax.serve.service import Service
@@ -28,7 +30,8 @@ DRAIN_SECONDS = 30.0  # that replies have to end after SIGTERM
 CLOSE_SECONDS = 3  # that answers have to be sent after that
 KEEP_ALIVE_SECONDS = 30
 SEND_BUFFER = 2**17  # bytes of answers that the system keeps for one client
-UNREAD_SECONDS = 60  # after which the system closes a connection that nobody reads
+UNACKNOWLEDGED_SECONDS = 60  # after which the system closes what nobody reads
+SPARE_CONNECTIONS = 256  # besides those of the requests that run or wait
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -83,7 +86,7 @@ def serve(config: ConfigDict, workdir: Path, options: Options) -> None:
             raise UserError(
                 f'{folder}: no checkpoint there: run the stage pretrain first'
             )
-    listening = _listen(options.host, options.port)
+    listening = listen(options.host, options.port)
     with contextlib.closing(listening):
         asyncio.run(
             _serve(options, listening, key, dict(zip(names, runs, strict=True)))
@@ -122,7 +125,7 @@ def _name(folder: Path, step: int | None) -> str:
     return folder.name if step is None else f'{folder.name}@{step}'
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """A socket that listens there; what it is sent while models load waits or not.
 
     Raises:
@@ -137,7 +140,7 @@ def _listen(host: str, port: int) -> socket.socket:
     # Connections inherit these: a client that reads nothing costs little, and ends.
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     if hasattr(socket, 'TCP_USER_TIMEOUT'):
-        milliseconds = UNREAD_SECONDS * 1000
+        milliseconds = UNACKNOWLEDGED_SECONDS * 1000
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
     try:
         listening.bind(address)
@@ -166,6 +169,24 @@ class _Server(uvicorn.Server):
         yield
 
 
+def new_server(app, most_connections: int) -> uvicorn.Server:
+    """A server of an ASGI application, to be run; it logs errors alone."""
+    return _Server(
+        uvicorn.Config(
+            app,
+            http=partial(Connection, most=most_connections),
+            ws='none',
+            lifespan='off',
+            log_config=None,
+            log_level='error',
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=CLOSE_SECONDS,
+        )
+    )
+
+
 async def _serve(options: Options, listening: socket.socket, key, runs: dict) -> None:
     logging.basicConfig(
         level=logging.WARNING, format='%(asctime)s %(levelname)s %(message)s'
@@ -177,20 +198,7 @@ async def _serve(options: Options, listening: socket.socket, key, runs: dict) ->
     if options.host not in ('127.0.0.1', 'localhost', '::1'):
         hosts += [socket.gethostname(), socket.getfqdn()]
     app = make_app(service, hosts, key)
-    server = _Server(
-        uvicorn.Config(
-            app,
-            http='h11',
-            ws='none',
-            lifespan='off',
-            log_config=None,
-            log_level='critical',
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=CLOSE_SECONDS,
-        )
-    )
+    server = new_server(app, SPARE_CONNECTIONS + options.slots + options.queue)
     loop = asyncio.get_running_loop()
     told, hurry = asyncio.Event(), asyncio.Event()
 
@@ -275,7 +283,7 @@ def _load(options: Options, runs: dict) -> dict[str, Served]:
                 grammars=Grammars(engine.tokenizer),
                 template=config.get('chat', {}).get('template', 'text'),
                 step=engine.trained_step,
-                created=int((folder / 'checkpoints').stat().st_mtime),
+                created=_written(folder, engine.trained_step),
                 description=(
                     f'{millions:.1f} million parameters after '
                     f'{engine.trained_step:,} updates'
@@ -283,6 +291,16 @@ def _load(options: Options, runs: dict) -> dict[str, Served]:
             )
             advance(1)
     return models
+
+
+def _written(folder: Path, step: int) -> int:
+    """When a checkpoint was written, in seconds since 1970."""
+    checkpoints = folder / 'checkpoints'
+    try:
+        written = (checkpoints / f'{step:08d}').stat()
+    except FileNotFoundError:  # a training that still runs has dropped it since
+        written = checkpoints.stat()
+    return int(written.st_mtime)
 
 
 def _tell_change(options: Options, config, folder, step) -> None:

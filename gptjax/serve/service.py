@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from gptjax.errors import UserError
-from gptjax.infer.request import ContextOverflow, QueueFull
+from gptjax.infer.request import ContextOverflow, EngineStopped, QueueFull
 from gptjax.serve import running
 from gptjax.serve.errors import ApiError, bad_request
 from gptjax.serve.protocol import Call, Served
@@ -25,36 +25,45 @@ class Service:
     time_limit: seconds that a request may take.
     most_replies: that one request may ask for: what slots and queue hold.
     draining: no new requests.
-    failure: an engine's error, after which nothing can be drawn.
     """
 
     models: dict[str, Served] = field(default_factory=dict)
     time_limit: float = 300.0
     most_replies: int = 72
     draining: bool = False
-    failure: str | None = None
     calls: set[Running] = field(default_factory=set)
 
     def __post_init__(self):
         self.telemetry = Telemetry(self.models)
 
-    def check_ready(self) -> None:
-        """Raises ApiError, 503: it cannot answer now."""
-        if self.failure:
-            raise ApiError(503, self.failure, 'engine_failed', retry=False)
+    def check_ready(self, model: Served | None = None) -> None:
+        """Returns if this model can answer now; without one, if any can.
+
+        Raises:
+            ApiError: 503.
+        """
         if self.draining:
             raise _later('the server is shutting down', 'draining', RETRY_DRAINING)
         if not self.models:
             raise _later('the model is loading', 'loading', RETRY_LOADING)
+        asked = [model] if model else self.models.values()
+        failures = [one.engine.failure for one in asked]
+        if all(failures):
+            raise ApiError(503, failures[0], 'engine_failed', retry=False)
+
+    def failed(self) -> dict[str, str]:
+        """The models whose engine has failed, and why."""
+        failures = {name: one.engine.failure for name, one in self.models.items()}
+        return {name: failure for name, failure in failures.items() if failure}
 
     def begin(self, call: Call) -> Running:
         """Submits a call; it has to be handed to `end`.
 
         Raises:
-            ApiError: 503 the queue is full; 400 the context is too short, or the
-                call can never fit.
+            ApiError: 503 the queue is full, or the engine has failed; 400 the
+                context is too short, or the call can never fit.
         """
-        self.check_ready()
+        self.check_ready(call.model)
         most = self.most_replies
         if len(call.prompts) > most:
             fix = f'it asks for {len(call.prompts)} replies: ask for {most} replies'
@@ -64,6 +73,8 @@ class Service:
             begun.submit()
         except QueueFull:
             raise _later('the server is full', 'full', RETRY_FULL) from None
+        except EngineStopped as error:
+            raise ApiError(503, str(error), 'engine_failed', retry=False) from error
         except ContextOverflow as error:
             raise ApiError(
                 400, str(error), 'context_length_exceeded', call.param
@@ -89,7 +100,7 @@ class Service:
         while self.calls and loop.time() < end and not hurry.is_set():
             await asyncio.sleep(POLL_SECONDS)
         for call in list(self.calls):
-            call.stop(running.DRAINED)
+            call.stop(running.drained)
 
 
 def _later(message: str, code: str, seconds: int) -> ApiError:

@@ -3,15 +3,13 @@
 import contextlib
 import dataclasses
 import os
-import queue
 import secrets
 import sys
 import time
-from collections.abc import Iterator
 
 from gptjax.data.chat import prompt_of, stops_of
 from gptjax.errors import UserError
-from gptjax.infer.request import LARGEST_SEED, Parameters, Update
+from gptjax.infer.request import LARGEST_SEED, Parameters
 from gptjax.serve.conversation import Message, harmless, path_of
 
 DIM, PLAIN = '\x1b[2m', '\x1b[0m'
@@ -76,7 +74,7 @@ def draw(session: Session, reply: Message, engine=None) -> None:
 
     Raises:
         UserError: the messages do not fit the context, or the engine has failed.
-        QueueFull: the engine takes no more.
+        QueueFull, EngineStopped: the engine takes no more.
     """
     engine = engine or session.engine
     prompt = _prompt(session, reply)
@@ -88,7 +86,7 @@ def draw(session: Session, reply: Message, engine=None) -> None:
     began, before = time.monotonic(), len(reply.tokens)
     reply.finish = 'cancelled'
     try:
-        with contextlib.closing(follow(engine, prompt, parameters)) as updates:
+        with contextlib.closing(engine.reply(prompt, parameters)) as updates:
             for update in updates:
                 reply.content += update.text
                 reply.tokens += update.tokens
@@ -106,19 +104,6 @@ def draw(session: Session, reply: Message, engine=None) -> None:
         ended = 'stopped' if reply.finish == 'cancelled' else 'not at its end'
         remarks.append(f'{ended}: /continue goes on')
     session.remark(', '.join(remarks))
-
-
-def follow(engine, prompt: list[int], parameters: Parameters) -> Iterator[Update]:
-    """What an engine with a thread tells of a request; closing it early cancels."""
-    updates = queue.SimpleQueue()
-    ticket = engine.submit(prompt, parameters, updates.put)
-    try:
-        update = Update()
-        while not update.finish:
-            update = updates.get()
-            yield update
-    finally:
-        engine.cancel(ticket)
 
 
 def _prompt(session, reply):

@@ -14,6 +14,7 @@ from gptjax import files, progress
 from gptjax.errors import UserError
 from gptjax.infer.request import (
     LARGEST_SEED,
+    EngineStopped,
     Parameters,
     QueueFull,
     Token,
@@ -24,8 +25,8 @@ from gptjax.serve.conversation import (
     begin_of,
     harmless,
     last_of,
-    spell,
     to_file,
+    visible,
 )
 from gptjax.serve.session import PLAIN, Session, draw, reply_to, send
 
@@ -118,7 +119,7 @@ def talk(session: Session, read: Callable[[str, str], str]) -> None:
             session.say('\nCtrl-D or /quit leaves')
         except UserError as error:
             session.say(f'error: {error}', sys.stderr)
-        except QueueFull as error:
+        except (QueueFull, EngineStopped) as error:
             session.say(f'error: the engine takes no more: {error}', sys.stderr)
 
 
@@ -161,18 +162,16 @@ def _continue(session, rest, read):
 
 
 def _why(session, rest, read):
-    tokens = last_of(session.root, 'assistant')[0].tokens
-    if not tokens:
-        raise UserError('/why: the reply has no tokens: /regenerate draws another')
+    tokens = _tokens_of(last_of(session.root, 'assistant')[0], '/why')
     tokenizer = session.engine.tokenizer
-    width = max(len(spell(tokenizer, token.id)) for token in tokens)
+    width = max(len(visible(tokenizer, token.id)) for token in tokens)
     for place, token in enumerate(tokens, 1):
         alternatives = [
-            f'{number} {spell(tokenizer, other)} {math.exp(logprob):.1%}'
+            f'{number} {visible(tokenizer, other)} {math.exp(logprob):.1%}'
             for number, (other, logprob) in enumerate(token.top, 1)
         ]
         share = math.exp(token.logprob)
-        text = f'{spell(tokenizer, token.id):{width}}'
+        text = f'{visible(tokenizer, token.id):{width}}'
         if session.colour:
             text = f'{_COLOURS[sum(share < edge for edge in _EDGES)]}{text}{PLAIN}'
         session.say(f'{place:4}  {text}  {share:6.1%}   {"   ".join(alternatives)}')
@@ -184,13 +183,14 @@ _COLOURS = (PLAIN, '\x1b[36m', '\x1b[33m', '\x1b[31m')
 
 def _pick(session, rest, read):
     reply, parent = last_of(session.root, 'assistant')
+    tokens = _tokens_of(reply, '/pick')
     place, choice = (*rest.split(), '', '')[:2]
-    place = _number(place, len(reply.tokens), '/pick')
-    token = reply.tokens[place - 1]
+    place = _number(place, len(tokens), '/pick')
+    token = tokens[place - 1]
     choice = _number(choice, len(token.top), f'/pick {place}')
     picked, logprob = token.top[choice - 1]
     tokenizer = session.engine.tokenizer
-    tokens = [*reply.tokens[: place - 1], Token(picked, logprob, token.top)]
+    tokens = [*tokens[: place - 1], Token(picked, logprob, token.top)]
     spelt = b''.join(tokenizer.bytes_of(token.id) for token in tokens)
     try:
         content = begin_of(reply, tokenizer) + spelt.decode()
@@ -243,6 +243,8 @@ def _set(session, rest, read):
             raise UserError(f'/set {word}: use {what}') from None
     changed = dataclasses.replace(session.parameters, **changes)
     check_parameters(changed, session.engine.vocab_size, '/set ')
+    if changed.max_tokens < 1:
+        raise UserError(f'/set max_tokens={changed.max_tokens}: use a number above 0')
     session.parameters = changed
     session.say('  '.join(f'{name}={getattr(changed, name)}' for name in SETTABLE))
 
@@ -295,6 +297,14 @@ def _command(name):
     if name not in COMMANDS:
         raise UserError(f'/{name}: no such command: /help lists them')
     return COMMANDS[name]
+
+
+def _tokens_of(reply, command):
+    if not reply.tokens:
+        raise UserError(
+            f'{command}: the reply has no tokens: /regenerate draws another'
+        )
+    return reply.tokens
 
 
 def _number(text, most, command):

@@ -42,5 +42,12 @@ def test_rounds_must_match():
         timing.speedup([[1.0]], [[1.0], [1.0]])
 
 
-def test_available_cores_is_what_the_process_may_use():
-    assert 1 <= timing.available_cores() <= 4096
+def test_available_cores_are_those_the_process_may_use(monkeypatch):
+    monkeypatch.setattr(timing.os, 'cpu_count', lambda: 8)
+    may_use = lambda process: {1, 5, 6}
+    monkeypatch.setattr(timing.os, 'sched_getaffinity', may_use, raising=False)
+    assert timing.available_cores() == 3
+    monkeypatch.delattr(timing.os, 'sched_getaffinity')  # as outside Linux
+    assert timing.available_cores() == 8
+    monkeypatch.setattr(timing.os, 'cpu_count', lambda: None)
+    assert timing.available_cores() == 1

@@ -1,5 +1,6 @@
 """A reply is what it is alone, whatever else runs, and what the full forward says."""
 
+import dataclasses
 import random
 
 import jax
@@ -114,23 +115,31 @@ def run_schedule(engine, seed):
             prompt_logprobs=draw.random() < 0.2,
         )
 
+    def anew(number):
+        """The request; its grammar, if it has one, knows nothing yet."""
+        prompt, parameters = requests[number]
+        if number in ruled:
+            parameters = dataclasses.replace(parameters, grammar=Even())
+        return prompt, parameters
+
     requests = [request() for _ in range(14)]
+    ruled = set(draw.sample(range(len(requests)), 3))
     told = [[] for _ in requests]
     tickets, cancelled, todo = {}, set(), list(range(len(requests)))
     while todo or engine.step():
         if todo and draw.random() < 0.4:
             number = todo.pop()
-            tickets[number] = engine.submit(*requests[number], told[number].append)
+            tickets[number] = engine.submit(*anew(number), told[number].append)
         if tickets and draw.random() < 0.08:
             number = draw.choice(list(tickets))
             engine.cancel(tickets[number])
             cancelled.add(number)
     interrupted = 0
-    for number, (request, updates) in enumerate(zip(requests, told, strict=True)):
+    for number, updates in enumerate(told):
         assert [u.finish is None for u in updates] == [True] * (len(updates) - 1) + [
             False
         ]
-        alone = list(engine.reply(*request))
+        alone = list(engine.reply(*anew(number)))
         if updates[-1].finish == 'cancelled':
             assert number in cancelled
             interrupted += 1
@@ -228,6 +237,14 @@ def test_penalties_count_the_reply_and_the_prompt(engine):
     assert ids(engine.complete([[9, 4]], Parameters(**forced))[0]) == [9, 9, 9]
 
 
+def test_the_first_grammar_compiles_nothing(model, params):
+    engine = new_engine(model, params)
+    before = engine.stats().compilations
+    how = Parameters(max_tokens=10, grammar=Even())
+    assert len(engine.complete([PROMPTS[1]], how)[0].tokens) == 4
+    assert engine.stats().compilations == before
+
+
 def test_a_grammar_rules_its_own_reply_alone(engine):
     grammar = Even()
     how = [
@@ -303,6 +320,8 @@ def test_a_model_split_over_devices_says_the_same(model, params, engine, tensor)
     many = new_engine(model, split)
     before = many.stats().compilations
     ours, alone = (e.complete(PROMPTS, DRAWN) for e in (many, engine))
+    ruled = dataclasses.replace(DRAWN, grammar=Even())
+    assert len(many.complete([PROMPTS[1]], ruled)[0].tokens) == 4
     assert many.stats().compilations == before
     for mine, theirs in zip(ours, alone, strict=True):
         assert ids(mine) == ids(theirs)

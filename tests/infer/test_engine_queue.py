@@ -3,7 +3,13 @@
 import pytest
 
 from gptjax.errors import UserError
-from gptjax.infer.request import ContextOverflow, Parameters, QueueFull
+from gptjax.infer.engine import Engine
+from gptjax.infer.request import (
+    ContextOverflow,
+    EngineStopped,
+    Parameters,
+    QueueFull,
+)
 from tests import helpers
 from tests.infer.engines import (
     CONTEXT,
@@ -12,6 +18,7 @@ from tests.infer.engines import (
     PROMPTS,
     never_ending,
     new_engine,
+    tokenizer,
 )
 
 
@@ -27,12 +34,15 @@ from tests.infer.engines import (
         ([4], dict(top_p=0.0), 'top_p=0.0: use a number above 0, at most 1'),
         ([4], dict(min_p=1.5), 'min_p=1.5'),
         ([4], dict(top_k=-1), 'top_k=-1'),
-        ([4], dict(repetition_penalty=0.0), 'repetition_penalty=0.0'),
+        ([4], dict(repetition_penalty=0.0), 'a number from 0.01 to 100'),
+        ([4], dict(presence_penalty=-101.0), 'a number from -100 to 100'),
+        ([4], dict(max_tokens=-1), 'max_tokens=-1: use a number from 0'),
         ([4], dict(seed=-1), 'seed=-1'),
         ([4], dict(seed=2**32), 'seed='),
         ([4], dict(logprobs=21), 'logprobs=21'),
         ([4], dict(logit_bias={helpers.VOCAB: 1.0}), 'logit_bias has the token'),
         ([4], dict(logit_bias={3: float('nan')}), 'logit_bias of 3 is nan'),
+        ([4], dict(logit_bias={3: 1001.0}), 'use a number from -1000 to 1000'),
         ([4], dict(stop=('',)), 'stop has an empty string'),
     ],
     ids=str,
@@ -66,6 +76,23 @@ def test_the_queue_is_bounded_and_served_in_order(model, params):
         pass
     assert told == [0, 1, 2]
     engine.submit([5], GREEDY, print)
+
+
+@pytest.mark.parametrize('queue', [0, 1])
+def test_whole_replies_to_more_prompts_than_the_queue_holds(
+    model, params, engine, queue
+):
+    small = new_engine(model, params, queue=queue)
+    prompts = [[token] for token in range(2, 13)]
+    assert small.complete(prompts, GREEDY) == engine.complete(prompts, GREEDY)
+
+
+def test_whole_replies_by_more_slots_than_may_wait(model, params, engine):
+    wide = Engine(model, params, tokenizer(), slots=66, queue=64)  # 64: as by default
+    prompts = [[2 + number % 50] for number in range(140)]
+    how = Parameters(max_tokens=2, temperature=0.0)
+    found = wide.complete(prompts, how)
+    assert found[:50] == found[50:100] == engine.complete(prompts[:50], how)
 
 
 def test_cancelling_frees_the_slot_before_the_next_step(engine):
@@ -108,7 +135,7 @@ def test_the_thread_gives_the_same_replies(model, params, engine):
             assert ''.join(update.text for update in updates) == reply.text
     finally:
         threaded.close()
-    with pytest.raises(QueueFull, match='closing'):
+    with pytest.raises(EngineStopped, match='closing'):
         threaded.submit([5], GREEDY, print)
 
 
@@ -133,8 +160,13 @@ def test_an_error_ends_every_request_and_is_told(model, params):
 
     threaded.submit([5], GREEDY, fail)
     threaded.submit([6], GREEDY, told.append)
+    assert threaded.failure is None
     threaded.start()
     threaded._thread.join(timeout=30)
     assert told[-1].finish == 'error' and 'a listener of the test' in told[-1].error
-    with pytest.raises(QueueFull, match='a listener of the test'):
+    assert 'a listener of the test' in threaded.failure
+    with pytest.raises(EngineStopped, match='a listener of the test'):
         threaded.submit([5], GREEDY, print)
+    stats = threaded.stats()
+    assert (stats.running, stats.waiting, stats.cache_used) == (0, 0, 0.0)
+    threaded.close()

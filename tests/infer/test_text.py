@@ -10,8 +10,21 @@ from gptjax.infer.request import Token
 from gptjax.infer.text import ReplyText
 from gptjax.tokenizer.tokenizer import StreamDecoder
 
-# Letters, a pair of them, both bytes of é, the three of €, nothing at all.
-PIECES = [b'a', b'b', b'ab', b'\n', b'\xc3', b'\xa9', b'\xe2', b'\x82', b'\xac', b'']
+# Letters, a pair of them, both bytes of é, the three of €, nothing at all, three
+# letters.
+PIECES = [
+    b'a',
+    b'b',
+    b'ab',
+    b'\n',
+    b'\xc3',
+    b'\xa9',
+    b'\xe2',
+    b'\x82',
+    b'\xac',
+    b'',
+    b'abc',
+]
 
 
 def tokenizer():
@@ -20,9 +33,9 @@ def tokenizer():
     return stub
 
 
-def shown(ids, stop=()):
+def shown(ids, stop=(), spelt=None):
     """(texts shown, tokens shown, what stopped it), push by push and at the end."""
-    reply, texts, tokens = ReplyText(tokenizer(), stop), [], []
+    reply, texts, tokens = ReplyText(spelt or tokenizer(), stop), [], []
     for place, token in enumerate(ids):
         part = reply.push(Token(token, float(place)))
         texts.append(part.text)
@@ -66,6 +79,31 @@ def test_the_text_ends_before_the_first_stop_that_is_complete(ids, stop):
     assert [token.id for token in told] == ids[: len(told)]
 
 
+def first_stop(text, stop):
+    """(the text before it, the stop): of whole texts, the one that ends first."""
+    for end in range(len(text) + 1):
+        ended = [s for s in stop if s and text[:end].endswith(s)]
+        if ended:
+            longest = max(ended, key=len)
+            return text[: end - len(longest)], longest
+    return text, None
+
+
+@given(
+    st.text('abc\né', max_size=10),
+    st.lists(st.text('abc\né', min_size=1, max_size=4), max_size=4),
+    st.sets(st.integers(1, 12)),
+)
+def test_how_a_text_is_cut_into_tokens_changes_no_stop(text, stop, cuts):
+    content = text.encode()
+    places = [0, *sorted(cut for cut in cuts if cut < len(content)), len(content)]
+    spelt = [content[a:b] for a, b in zip(places, places[1:], strict=False)]
+    stub = SimpleNamespace(bytes_of=spelt.__getitem__)
+    stub.stream = lambda: StreamDecoder(stub)
+    texts, _, stopped = shown(range(len(spelt)), stop, stub)
+    assert (''.join(texts), stopped) == first_stop(text, stop)
+
+
 @given(tokens, stops)
 def test_what_was_shown_is_never_taken_back(ids, stop):
     """At no time is a character shown that the stop then cuts off, or half of one."""
@@ -90,6 +128,11 @@ def test_what_was_shown_is_never_taken_back(ids, stop):
         ([4, 5, 6, 7], [], ['', 'é', '', '', '\ufffd']),
         # A stop in the middle of a token.
         ([2], ['b'], ['a']),
+        # Of two stops the one that is complete first, in whatever tokens they come.
+        ([10], ['abc', 'b'], ['a']),
+        ([0, 1], ['abc', 'b'], ['', 'a']),
+        # Of two that end together the longer.
+        ([10], ['bc', 'abc'], ['']),
         # The longest part of a stop that the text ends with.
         ([1, 1, 3], ['bb\n'], ['', '', '']),
     ],

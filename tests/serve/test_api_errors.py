@@ -183,6 +183,11 @@ BODIES = {
     'half a character': (b'{"prompt": "\\ud800"}', 400, 'surrogate'),
     'not a number': (b'{"prompt": "a", "temperature": NaN}', 400, 'NaN'),
     'infinite': (b'{"prompt": "a", "temperature": 1e999}', 400, 'temperature'),
+    'many digits': (
+        b'{"prompt": "a", "temperature": ' + b'9' * 400 + b'}',
+        400,
+        'temperature',
+    ),
     'endless digits': (b'{"prompt": "a", "seed": ' + b'9' * 9999 + b'}', 400, 'JSON'),
     'very deep': (b'[' * 200_000, 400, 'JSON'),
     '10 MB': (b'{"prompt": "' + b'a' * 10_000_000 + b'"}', 413, '1,048,576'),

@@ -4,14 +4,17 @@ The engine here does what a test wants; the application is called without a serv
 """
 
 import asyncio
+import gc
 import json
 import logging
+import threading
 
 import pytest
 
-from gptjax.infer.request import QueueFull, Token, Update
-from gptjax.serve import api, body, generation, running
-from gptjax.serve.protocol import Served
+from gptjax.infer.request import EngineStopped, QueueFull, Token, Update
+from gptjax.serve import api, body, generation, protocol, running, text_replies
+from gptjax.serve.protocol import Call, Served
+from gptjax.serve.running import Running
 from gptjax.serve.service import Service
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.tokenizer.train import train_model
@@ -28,7 +31,10 @@ class Engine:
     Attributes:
         cancelled: tickets, in order.
         room: requests it takes.
+        failure: as of the real one.
     """
+
+    failure = None
 
     def __init__(self, *script, room=100):
         self.tokenizer, self.context, self.fingerprint = TOKENIZER, 64, 'f' * 64
@@ -36,6 +42,8 @@ class Engine:
         self.listeners, self.cancelled = [], []
 
     def submit(self, prompt, parameters, listen):
+        if self.failure:
+            raise EngineStopped(self.failure)
         if len(self.listeners) >= self.room:
             raise QueueFull('full')
         ticket = len(self.listeners)
@@ -48,10 +56,10 @@ class Engine:
         self.cancelled.append(ticket)
 
 
-def service_of(engine, **options):
-    model = Served('m', engine, None, 'text', 1, 0, 'a model')
+def service_of(engine, *others, **options):
     service = Service(**options)
-    service.models['m'] = model
+    for name, one in zip(('m', 'n'), (engine, *others), strict=False):
+        service.models[name] = Served(name, one, None, 'text', 1, 0, 'a model')
     return service
 
 
@@ -60,39 +68,45 @@ class Client:
 
     Args:
         fields: of the body.
-        leaves: it goes away right after the request.
+        leaves: it goes away right after the request; or a number, after so many
+            messages of the answer.
         reads: messages of the answer that it takes.
     """
 
     def __init__(self, fields, leaves=False, reads=10**6):
         self.received = []
+        self._left = asyncio.Event()
         self._reads = reads
-        self._content = json.dumps(dict(dict(prompt='a'), **fields)).encode()
+        self.fields = dict(dict(prompt='a'), **fields)
         self._leaves = leaves
         self._asked = False
 
     async def receive(self):
         if not self._asked:
             self._asked = True
-            return dict(type='http.request', body=self._content, more_body=False)
-        if not self._leaves:
-            await asyncio.Event().wait()
+            content = json.dumps(self.fields).encode()
+            return dict(type='http.request', body=content, more_body=False)
+        if self._leaves is not True:
+            await self._left.wait()
         return dict(type='http.disconnect')
 
     async def send(self, message):
         if len(self.received) == self._reads:
             await asyncio.Event().wait()
         self.received.append(message)
+        if self._leaves is not False and len(self.received) == self._leaves:
+            self._left.set()
 
-    def ask(self, service, path=COMPLETION):
-        asyncio.run(asyncio.wait_for(self._ask(service, path), 20))
+    def ask(self, service, path=COMPLETION, method='POST', query=''):
+        asyncio.run(asyncio.wait_for(self._ask(service, path, method, query), 20))
         return self
 
-    async def _ask(self, service, path):
+    async def _ask(self, service, path, method, query):
         headers = [(b'host', b'localhost'), (b'content-type', b'application/json')]
         scope = dict(
-            type='http', method='POST', path=path, headers=headers, query_string=b'',
-            root_path='', scheme='http', server=('localhost', 80), http_version='1.1',
+            type='http', method=method, path=path, headers=headers,
+            query_string=query.encode(), root_path='', scheme='http',
+            server=('localhost', 80), http_version='1.1',
         )  # fmt: skip
         app = api.make_app(service, [], None)
         await app(scope, self.receive, self.send)
@@ -135,9 +149,63 @@ def test_an_engine_that_fails(stream):
     assert client.status == (200 if stream else 500)
     assert client.error['code'] == 'engine_failed'
     assert outcomes(service) == ['failed'] and not service.calls
-    # From then on it says so at once.
-    again = Client({}).ask(service)
-    assert again.status == 503 and again.error['code'] == 'engine_failed'
+
+
+def test_an_engine_that_died_while_nobody_listened():
+    engine, other = Engine(), Engine([Update('hi', HI, finish='stop')])
+    service = service_of(engine, other)
+    engine.failure = 'the engine stopped: x'
+    refused = Client({}).ask(service)
+    assert refused.status == 503 and refused.error['code'] == 'engine_failed'
+    assert dict(refused.received[0]['headers'])[b'x-should-retry'] == b'false'
+
+    # The other model lives on.
+    assert Client(dict(model='n')).ask(service).status == 200
+
+    def ready(query=''):
+        return Client({}).ask(service, '/ready', 'GET', query)
+
+    content = json.loads(ready().text)
+    assert content == dict(status='ready', failed=dict(m='the engine stopped: x'))
+    assert json.loads(ready('model=n').text) == dict(status='ready')
+    assert ready('model=m').error['code'] == 'engine_failed'
+    assert ready('model=x').status == 404
+    other.failure = 'so did this one'
+    assert ready().status == 503 and ready().error['code'] == 'engine_failed'
+
+
+def test_an_engine_that_dies_between_the_check_and_the_request():
+    engine = Engine()
+    service = service_of(engine)
+    submit = engine.submit
+
+    def dying(*request):
+        engine.failure = 'the engine stopped: x'
+        return submit(*request)
+
+    engine.submit = dying
+    client = Client({}).ask(service)
+    assert client.status == 503 and client.error['code'] == 'engine_failed'
+
+
+def test_stopped_calls_leave_nothing_behind(monkeypatch):
+    monkeypatch.setattr(generation, 'TAKEN_SECONDS', 0.01)
+    updates = [Update('hi', HI)]
+
+    def alive():
+        gc.collect()
+        return sum(isinstance(x, Running | Call) for x in gc.get_objects())
+
+    before = alive()
+    for stream in (True, False):
+        Client(dict(stream=stream), leaves=True).ask(service_of(Engine(updates)))
+        short = service_of(Engine(updates), time_limit=0.01)
+        Client(dict(stream=stream)).ask(short)
+        closed = [Update(finish='cancelled')]
+        Client(dict(stream=stream)).ask(service_of(Engine(closed)))
+    Client(dict(stream=True), reads=1).ask(service_of(Engine(updates * 9)))
+    del short
+    assert alive() == before
 
 
 @pytest.mark.parametrize('stream', [True, False])
@@ -166,7 +234,7 @@ def test_the_time_limit(stream):
 
 
 def test_a_stream_that_nobody_takes(monkeypatch):
-    monkeypatch.setattr(generation, 'UNREAD_SECONDS', 0.05)
+    monkeypatch.setattr(generation, 'TAKEN_SECONDS', 0.05)
     engine = Engine([Update('hi', HI)] * 3)
     service = service_of(engine)
     client = Client(dict(stream=True), reads=2).ask(service)
@@ -174,9 +242,32 @@ def test_a_stream_that_nobody_takes(monkeypatch):
     assert engine.cancelled and outcomes(service) == ['slow'] and not service.calls
 
 
+@pytest.mark.parametrize('fails', [True, False])
+def test_a_stream_of_which_nobody_takes_the_end(monkeypatch, fails):
+    """The last pieces are [DONE], and an error before it."""
+    monkeypatch.setattr(generation, 'TAKEN_SECONDS', 0.05)
+    told = [Update('hi', HI), Update(finish='error' if fails else 'stop')]
+    service = service_of(Engine(told))
+    whole = Client(dict(stream=True)).ask(service)
+    for taken in range(1, len(whole.received)):
+        service = service_of(Engine(told))
+        client = Client(dict(stream=True), reads=taken).ask(service)
+        assert len(client.received) == taken
+        assert len(outcomes(service)) == 1 and not service.calls
+    assert outcomes(service) == ['failed' if fails else 'slow']
+
+
+def test_a_backlog_is_not_written_to_who_has_left():
+    engine = Engine([Update('hi', HI)] * 500)
+    service = service_of(engine)
+    client = Client(dict(stream=True), leaves=2).ask(service)
+    assert len(client.received) < 10
+    assert engine.cancelled and outcomes(service) == ['gone']
+
+
 def test_what_waits_unread_is_bounded(monkeypatch):
     monkeypatch.setattr(running, 'MOST_WAITING', 5)
-    monkeypatch.setattr(generation, 'UNREAD_SECONDS', 0.05)
+    monkeypatch.setattr(generation, 'TAKEN_SECONDS', 0.05)
     engine = Engine([Update('hi', HI)] * 50)
     service = service_of(engine)
     Client(dict(stream=True), reads=1).ask(service)
@@ -246,7 +337,44 @@ def test_a_mistake_of_ours_is_an_answer_without_its_inside(monkeypatch, caplog):
     with pytest.raises(ZeroDivisionError):  # what the server's log gets
         client.ask(service_of(Engine()))
     assert client.status == 500 and client.error['code'] == 'internal_error'
-    assert 'secret' not in client.text and 'ZeroDivisionError' in caplog.text
+    assert 'secret' not in client.text and 'POST /v1/completions' in caplog.text
+
+
+@pytest.mark.parametrize('place', ['before', 'within'])
+@pytest.mark.parametrize('stream', [True, False])
+def test_a_mistake_of_ours_is_counted(monkeypatch, place, stream):
+    def broken(*args):
+        raise ZeroDivisionError
+
+    if place == 'before':
+        monkeypatch.setattr(Service, 'begin', broken)
+    else:
+        name = 'parts' if stream else 'choice'
+        monkeypatch.setattr(text_replies, name, broken)
+    service = service_of(Engine([Update('hi', HI, finish='stop')]))
+    with pytest.raises(ZeroDivisionError):
+        Client(dict(stream=stream)).ask(service)
+    assert outcomes(service) == ['failed'] and not service.calls
+
+
+def test_tokens_are_found_beside_the_loop(monkeypatch):
+    """A long text takes a while, in which replies are to go on."""
+    service, threads = service_of(Engine()), []
+
+    def watched(function):
+        def call(*args):
+            threads.append(threading.current_thread())
+            return function(*args)
+
+        return call
+
+    for owner, name in ((protocol, 'tokens_of'), (TOKENIZER, 'decode')):
+        monkeypatch.setattr(owner, name, watched(getattr(owner, name)))
+    assert Client({}).ask(service, '/tokenize').status == 200
+    back = Client(dict(tokens=[300]))
+    del back.fields['prompt']
+    assert back.ask(service, '/detokenize').status == 200
+    assert len(threads) == 2 and threading.main_thread() not in threads
 
 
 def test_prompts_are_not_logged(caplog):

@@ -175,7 +175,7 @@ def test_copy(scripted, open_page):
 
 
 def test_a_full_server_is_asked_again(scripted, open_page):
-    full = refusal(503, 'Eight run, 64 wait.', 'queue_full', Retry_After=1)
+    full = refusal(503, 'Eight run, 64 wait.', 'full', Retry_After=1)
     scripted.answer = lambda body: full if len(scripted.requests) < 2 else 'At last.'
     page = open_page()
     say(page, 'Hello', wait=False)
@@ -183,9 +183,9 @@ def test_a_full_server_is_asked_again(scripted, open_page):
     notice.wait_for()
     settle(page)
     assert text_of(page) == 'At last.'
-    scripted.answer = lambda body: refusal(503, 'Full.', Retry_After=60)
+    scripted.answer = lambda body: refusal(503, 'Ending.', 'draining', Retry_After=60)
     say(page, 'More', wait=False)
-    page.locator('.notice', has_text='Trying again').wait_for()
+    page.locator('.notice', has_text='Ending. Trying again').wait_for()
     page.keyboard.press('Escape')
     page.locator('.notice', has_text='Stopped').wait_for()
     page.get_by_role('button', name='Try again').click()
@@ -204,6 +204,11 @@ def test_errors_are_told_and_can_be_tried_again(scripted, open_page):
         ),
         (lambda body: refusal(404, 'no model small'), 'This checkpoint is not served.'),
         (lambda body: refusal(500, 'it failed'), 'The server failed.'),
+        (
+            lambda body: refusal(503, 'the engine stopped: no memory', 'engine_failed'),
+            'The server failed. The engine stopped: no memory.',
+        ),
+        (lambda body: refusal(503, 'a proxy'), 'The server failed. A proxy.'),
         (lambda body: iter([chunk('Half'), dict(error=dict(message='lost'))]), 'lost'),
         (lambda body: iter([chunk('Half')]), 'The connection broke off.'),
         (lambda body: iter(['no JSON']), 'The connection broke off.'),
@@ -214,6 +219,7 @@ def test_errors_are_told_and_can_be_tried_again(scripted, open_page):
         page.click('#new')
         say(page, 'Hello')
         page.locator('.notice.error', has_text=told).wait_for()
+        assert page.get_by_text('Trying again').count() == 0
         scripted.answer = lambda body: ' whole.'
         last_reply(page).locator('[data-action=goOn]').click()
         settle(page)
@@ -244,9 +250,13 @@ def test_the_oldest_messages_go_where_the_context_is_full(scripted, open_page):
 
 
 def test_a_server_that_loads_or_goes(scripted, open_page):
-    scripted.listing = refusal(503, 'Loading the model.', Retry_After=1)
+    scripted.listing = refusal(503, 'Loading it.', 'loading', Retry_After=1)
     page = open_page(wait='#banner .notice')
-    assert 'loading' in page.locator('#banner').inner_text()
+    told = page.locator('#banner')
+    assert told.inner_text() == 'Loading it. This goes on by itself.'
+    scripted.listing = refusal(503, 'the engine stopped: x', 'engine_failed')
+    page.locator('#banner', has_text='The engine stopped: x.').wait_for()
+    assert 'loading' not in told.inner_text().lower()
     scripted.listing = None
     page.locator('#openers button').first.wait_for()
     assert page.locator('#banner').inner_text() == ''

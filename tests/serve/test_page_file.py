@@ -2,6 +2,7 @@
 
 import re
 
+from gptjax.serve.schemas import CHAT
 from tests.chat_page import PAGE
 
 
@@ -19,3 +20,13 @@ def test_one_style_one_script_and_nothing_from_elsewhere():
         r'innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|Function\('
     )
     assert not re.search(sinks, script)
+
+
+def test_its_fields_have_the_limits_of_the_server():
+    form = r"name: '(\w+)', .*?least: ([-\d.]+),( above: true,)? most: ([\d.]+),"
+    fields = re.findall(form, PAGE.read_text(encoding='utf-8'))
+    assert len(fields) == 9
+    for name, least, above, most in fields:
+        schema = CHAT['properties'][name]
+        assert schema['exclusiveMinimum' if above else 'minimum'] == float(least), name
+        assert schema['maximum'] == float(most), name

@@ -9,6 +9,7 @@ from gptjax.infer.request import Token
 from gptjax.serve import conversation
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.tokenizer.train import train_model
+from tests import servers
 from tests.chat_page import (
     SECONDS,
     chunk,
@@ -81,6 +82,146 @@ def test_a_reply_cut_short_by_a_reload_can_go_on(scripted, open_page):
     page.get_by_role('button', name='Continue').wait_for()
     rest.set()
     assert text_of(page) == 'So far'
+
+
+def halting(scripted, *texts):
+    """Replies to messages of these texts stay half done until the event is set."""
+    rest = threading.Event()
+
+    def answer(body):
+        if body['messages'][-1]['content'] not in texts:
+            return 'Fine, thank you.'
+
+        def slowly():
+            yield chunk('So far')
+            rest.wait(SECONDS)
+            yield chunk(' so good.', finish='stop')
+            yield '[DONE]'
+
+        return slowly()
+
+    scripted.answer = answer
+    return rest
+
+
+def test_a_conversation_deleted_while_a_reply_comes_stays_deleted(scripted, open_page):
+    halting(scripted, 'Hello')
+    page = open_page()
+    say(page, 'Hello', wait=False)
+    page.get_by_text('So far').wait_for()
+    page.locator('.current [data-action=deleteConversation]').click()
+    page.get_by_text('was deleted').wait_for()
+    servers.wait_for(lambda: not page.evaluate('streams.size'), 'the reply has ended')
+    assert page.locator('#conversations .open').count() == 0
+    page.reload()
+    page.locator('#openers button').first.wait_for()
+    assert page.locator('#conversations .open').count() == 0
+
+
+def test_one_deleted_in_another_tab_while_a_reply_comes_stays_deleted(
+    scripted, open_page
+):
+    rest = halting(scripted, 'Hello')
+    page = open_page()
+    say(page, 'Hello', wait=False)
+    page.get_by_text('So far').wait_for()
+    other = page.context.new_page()
+    other.goto(scripted.address)
+    other.locator('.current [data-action=deleteConversation]').click()
+    page.locator('#conversations .open').wait_for(state='detached')
+    rest.set()
+    settle(page)
+    other.reload()
+    other.locator('#openers button').first.wait_for()
+    assert other.locator('#conversations .open').count() == 0
+
+
+def test_two_tabs_on_one_conversation_lose_no_message(scripted, open_page):
+    rest = halting(scripted, 'slow')
+    page = open_page()
+    say(page, 'first')
+    other = page.context.new_page()
+    other.goto(scripted.address)
+    other.locator('.assistant').wait_for()
+    say(page, 'slow', wait=False)
+    page.get_by_text('So far').wait_for()
+    # Another version of the first reply, in the other tab, while this one streams.
+    other.locator('.assistant').first.locator('[data-action=regenerate]').click()
+    settle(other)
+    branches = page.locator('.assistant').first.locator('.branches')
+    branches.get_by_text('/ 2').wait_for()
+    assert page.get_by_text('So far').is_visible()
+    rest.set()
+    settle(page)
+    say(page, 'third')
+    for tab in (page, other):
+        tab.reload()
+        tab.locator('.assistant').first.wait_for()
+        kept = tab.evaluate('JSON.stringify([...state.conversations.values()])')
+        assert kept.count('"role":"assistant"') == 4
+        for text in ('first', 'slow', 'So far so good.', 'third'):
+            assert f'"content":"{text}"' in kept, text
+
+
+DEAF = """
+addEventListener('storage', (event) => event.stopImmediatePropagation(), true);
+"""
+
+
+def test_both_tabs_say_something_at_once(scripted, open_page):
+    """Neither hears of the other before both have written."""
+    page = open_page(script=DEAF)
+    say(page, 'first')
+    other = page.context.new_page()
+    other.add_init_script(DEAF)
+    other.goto(scripted.address)
+    other.locator('.assistant').wait_for()
+    say(page, 'one')
+    say(other, 'two')
+    other.reload()
+    other.locator('.assistant').first.wait_for()
+    kept = other.evaluate('JSON.stringify([...state.conversations.values()])')
+    assert '"content":"one"' in kept and '"content":"two"' in kept
+    assert kept.count('"role":"assistant"') == 3
+
+
+def test_what_is_being_edited_is_left_alone(scripted, open_page):
+    page = open_page()
+    say(page, 'first')
+    other = page.context.new_page()
+    other.goto(scripted.address)
+    other.locator('.assistant').wait_for()
+    page.locator('.user').first.hover()
+    page.locator('.user [data-action=edit]').first.click()
+    page.keyboard.type(' and more')
+    say(other, 'second')
+    title = 'Renamed'
+    other.locator('.current [data-action=renameConversation]').click()
+    other.locator('#conversations input').fill(title)
+    other.keyboard.press('Enter')
+    page.locator('#conversations .open', has_text=title).wait_for()
+    assert page.evaluate('document.activeElement.value') == 'first and more'
+    assert page.locator('.message').count() == 2
+    page.keyboard.press('Escape')
+    page.locator('.message').nth(3).wait_for()
+
+
+def test_a_comparison_opened_or_closed_in_another_tab(scripted, open_page):
+    page = open_page()
+    say(page, 'first')
+    other = page.context.new_page()
+    other.goto(scripted.address)
+    other.locator('.assistant').wait_for()
+    page.click('#compare')
+    other.locator('.lane').nth(1).wait_for()
+    say(other, 'second')
+    page.locator('.assistant').nth(2).wait_for()
+    page.click('#compare')
+    other.locator('.lane').nth(1).wait_for(state='detached')
+    say(other, 'third')
+    page.reload()
+    page.locator('.assistant').nth(2).wait_for()
+    assert page.locator('.lane').count() == 1
 
 
 FULL = """

@@ -14,7 +14,15 @@ import time
 
 import pytest
 
-from gptjax.infer.request import ContextOverflow, Parameters, Token, Update
+import gptjax.infer.engine
+from gptjax.infer.request import (
+    ContextOverflow,
+    EngineStopped,
+    Parameters,
+    QueueFull,
+    Token,
+    Update,
+)
 from gptjax.serve import conversation
 from gptjax.serve.session import Session
 from gptjax.serve.terminal import read_line, talk
@@ -51,7 +59,7 @@ class Engine:
         text = self.replies.pop(0)
         cats = self.tokenizer.encode(' cats')[0]
         stream = self.tokenizer.stream()
-        for token in self.tokenizer.encode(text or 'So far'):
+        for token in self.tokenizer.encode('So far' if text is None else text):
             half = math.log(0.5)
             top = ((token, half), (cats, math.log(0.25)))
             top += ((self.tokenizer.eos_id, math.log(0.125)),)
@@ -65,6 +73,9 @@ class Engine:
 
     def cancel(self, ticket):
         self.cancelled.append(ticket)
+
+    _thread = threading.current_thread()  # updates come by themselves
+    reply = gptjax.infer.engine.Engine.reply
 
 
 @pytest.fixture
@@ -177,6 +188,14 @@ def test_why_and_pick(hear, engine, tokenizer):
     ]
 
 
+def test_a_reply_without_tokens_has_none_to_pick(hear):
+    told = hear('Hello', '/why', '/pick x', '/pick', replies=[''])
+    assert told.err.splitlines() == [
+        f'error: {command}: the reply has no tokens: /regenerate draws another'
+        for command in ('/why', '/pick', '/pick')
+    ]
+
+
 def test_another_checkpoint_on_the_same_seed(hear, engine, session):
     told = hear('Hello', '/compare 5', '/version 1', '/compare', replies=['by one'])
     assert told.out.splitlines() == ['by one', 'by another', 'by one']
@@ -188,7 +207,7 @@ def test_settings(hear, engine, session):
     told = hear(
         *('/set temperature=0.25 top_k=5', '/system Be kind.', '/seed 3', 'Hello'),
         *('/set temperature=-1', '/set top_k=many', '/set colour=1', '/seed -1'),
-        *('/seed', 'More'),
+        *('/set max_tokens=0', '/seed', 'More'),
         replies=['Hi', 'Ho'],
     )
     assert 'temperature=0.25' in told.out and 'top_k=5' in told.out
@@ -197,8 +216,10 @@ def test_settings(hear, engine, session):
     assert (parameters.temperature, parameters.top_k, parameters.seed) == (0.25, 5, 3)
     assert engine.asked[1][1].temperature == 0.25 and session.seed is None
     assert [line.split(':')[1] for line in told.err.splitlines()] == [
-        *(' /set temperature=-1.0', ' /set top_k=many', ' /set colour=1', ' /seed -1')
+        *(' /set temperature=-1.0', ' /set top_k=many', ' /set colour=1', ' /seed -1'),
+        ' /set max_tokens=0',
     ]
+    assert session.parameters.max_tokens == 8
 
 
 def test_the_oldest_messages_go_where_the_context_is_full(hear, engine):
@@ -260,6 +281,16 @@ def test_an_engine_that_fails_is_an_error(hear, engine):
 
     engine.submit = fail
     assert hear('Hello').err == 'error: the engine stopped: no memory\n'
+
+
+@pytest.mark.parametrize('error', [QueueFull, EngineStopped])
+def test_an_engine_that_takes_no_more_is_an_error(hear, engine, error):
+    def refuse(prompt, parameters, listen):
+        raise error('2 requests wait')
+
+    engine.submit = refuse
+    told = hear('Hello', '/quit').err
+    assert told == 'error: the engine takes no more: 2 requests wait\n'
 
 
 # ---- the stage ---------------------------------------------------------------------
