@@ -27,6 +27,7 @@ from tests import helpers, runs
 
 CONTEXT = 512
 STEPS = (1, 2)
+WRITTEN = 1_600_000_000  # seconds since 1970, and the step's number
 SECONDS = 60.0  # until something is so that must become so
 TEXTS = [
     f'The {colour} {animal} says: “{number} times {number} is {number**2}.”\n\n'
@@ -64,6 +65,9 @@ def make_run(workdir: Path, template: str = 'text', **model) -> Path:
             state = state._replace(step=jax.numpy.int32(step))
             checkpoints.save(step, state, {})
         checkpoints.close()
+    for step in STEPS:
+        written = WRITTEN + step
+        os.utime(workdir / 'checkpoints' / f'{step:08d}', (written, written))
     return workdir
 
 
