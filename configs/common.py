@@ -164,7 +164,7 @@ def base() -> ConfigDict:
         dict(
             stride=0,  # tokens between windows; 0: half the context
             batch_size=32,  # windows at once
-            documents=0,  # of the validation split; 0: all
+            documents=0,  # of the validation split, by a hash of their ids; 0: all
             conversations=200,  # held out, for 'reply' and 'choice'; 0: all
             choices=4,  # replies that 'choice' chooses among
             max_tokens=48,  # of a reply; at most half the context
@@ -194,3 +194,214 @@ def base() -> ConfigDict:
         )
     )
     return config
+
+
+def start_section(run: str = '', step: int = -1) -> ConfigDict:
+    """The earlier run that a later stage begins with."""
+    return ConfigDict(
+        dict(
+            run=run,  # its run directory; model and tokenizer are taken from it
+            step=step,  # of its checkpoint; -1: the best by validation loss
+        )
+    )
+
+
+def dialogue_section(**sources: ConfigDict) -> ConfigDict:
+    """Conversations to fine-tune on: `source(...)` of kind 'chat' or 'tfds' each.
+
+    How they are cleaned and split is in `data`, as for pretraining.
+    """
+    return ConfigDict(dict(sources=sources))
+
+
+def sft_section() -> ConfigDict:
+    """Supervised fine-tuning."""
+    return ConfigDict(
+        dict(
+            epochs=3.0,  # passes over the conversations; 0: train.num_steps instead
+            pretraining_share=0.0,  # of each batch's rows: text of start.run
+        )
+    )
+
+
+def lora_section() -> ConfigDict:
+    """Low-rank adaptation (Hu et al. 2021): w + alpha / rank A B, with w frozen."""
+    return ConfigDict(
+        dict(
+            rank=0,  # columns of A; 0: all parameters are trained instead
+            alpha=16.0,
+            targets=('query', 'key', 'value', 'out', 'up', 'down'),  # or 'gate'
+        )
+    )
+
+
+def reward_part(function: str, weight: float = 1.0, run: str = '') -> ConfigDict:
+    """One reward of the mixture `task.rewards`.
+
+    Args:
+        function: a name in REWARDS of gptjax/post/rewards.py, 'model' for a reward
+            model, or the full name of a function that can be imported.
+        weight: the total reward is the sum of weight x reward.
+        run: the run directory of a reward model.
+    """
+    return ConfigDict(dict(function=function, weight=weight, run=run))
+
+
+def task_section() -> ConfigDict:
+    """Problems that replies are judged on."""
+    return ConfigDict(
+        dict(
+            name='chain_sum',  # a dataset of reasoning-gym
+            options=dict(min_terms=2, max_terms=2, min_digits=1, max_digits=2),
+            path='',  # JSON Lines of the user's instead: "prompt", "answer"
+            held_out_fraction=0.1,  # of problems, by content; validation has as much
+            problems=10_000,  # to train on, at most; each is there once
+            demonstrations=4000,  # of these, with answers, by the stage `task`
+            validation=200,  # problems that choose a checkpoint
+            held_out=1000,  # problems that `eval` reports on
+            samples=8,  # replies that `eval` draws to each, for pass@8
+            rewards=dict(correct=reward_part('correct')),
+        )
+    )
+
+
+def policy_section() -> ConfigDict:
+    """What PPO and GRPO have in common: rollouts and how they are trained on."""
+    return ConfigDict(
+        dict(
+            prompts=32,  # in a rollout
+            replies=8,  # G, to each prompt; train.batch_size of all are an update
+            epochs=1,  # passes over a rollout
+            max_tokens=16,  # of a reply, its stop token included
+            temperature=1.0,  # of the policy: drawn and trained at
+            top_k=0,  # these three must stay off: what is drawn from is trained
+            top_p=1.0,
+            min_p=0.0,
+            slots=64,  # replies drawn at once
+            generation_tensor=1,  # devices that generation splits the weights over
+            kl_reward=0.0,  # times k1, taken from the reward; not with kl_loss
+            kl_loss=0.0,  # times k2, added to the loss
+            kl_target=6.0,  # nats a reply, where the coefficient adapts
+            kl_horizon=0,  # replies over which it adapts; 0: it is fixed
+            entropy=0.0,  # times the entropy, taken from the loss
+            missing_eos_penalty=0.0,  # taken from the score of a truncated reply
+            overlong_buffer=0,  # tokens before max_tokens that cost; 0: none do
+            reward_scale=1.0,  # divides scores
+            reward_running_scale=False,  # also by their running standard deviation
+            reward_clip=0.0,  # largest absolute score then; 0: none
+        )
+    )
+
+
+def ppo_section() -> ConfigDict:
+    """Proximal policy optimisation (Schulman et al. 2017)."""
+    return ConfigDict(
+        dict(
+            critic='head',  # 'head' on the policy, or 'network' of its own
+            gamma=1.0,  # discount of later rewards
+            lam=0.95,  # of generalised advantage estimation
+            clip_low=0.2,  # the ratio may fall by this
+            clip_high=0.2,  # and rise by this
+            value_clip=0.2,  # values may move so far from the rollout's; 0: any
+            value_coefficient=0.1,  # times the value loss
+            whiten=True,  # advantages to mean 0 and variance 1
+            warm_up=0,  # rollouts at the start that train only the critic
+            ptx=0.0,  # times the language loss on pretraining text, added
+            ptx_run='',  # the run whose RUN/prepared is that text
+            ptx_rows=32,  # of that text in an update
+        )
+    )
+
+
+def grpo_section() -> ConfigDict:
+    """Group-relative policy optimisation (Shao et al. 2024) and its kin."""
+    return ConfigDict(
+        dict(
+            advantage='grpo',  # 'grpo', 'dr_grpo', 'rloo' or 'reinforce'
+            objective='clipped',  # 'clipped', 'gspo' or 'reinforce'
+            normaliser='sequence',  # 'sequence', 'token', 'constant' or 'sum'
+            clip_low=0.2,  # the ratio may fall by this
+            clip_high=0.2,  # and rise by this
+            resampling=0,  # further draws for groups whose scores are all equal
+        )
+    )
+
+
+def reward_section() -> ConfigDict:
+    """A reward model, and the ratings or preferences that it learns from."""
+    return ConfigDict(
+        dict(
+            target='sum',  # of ratings, or 'witty', 'interesting', 'upbeat' alone;
+            # or what people did: 'replied', 'continued'
+            preferences='',  # a user's pairs instead: a JSON Lines file, folder, glob
+            test_fraction=0.15,  # of conversations, with all that pretraining held out
+            validation_fraction=0.1,  # the next ones, for early stopping
+            loss='pairwise',  # 'regression' of ratings, 'binary' of what people did
+            group=8,  # conversations compared with each other, all pairs of them
+            margin=0.0,  # of a pair: times the difference of standardised ratings
+            centring=0.01,  # times the squared sum of a pair's rewards
+        )
+    )
+
+
+def preference_section() -> ConfigDict:
+    """Learning from preferences directly, by DPO and its kin."""
+    return ConfigDict(
+        dict(
+            path='',  # pairs: a JSON Lines file, folder, glob
+            validation_fraction=0.1,  # of prompts, by a hash
+            epochs=1.0,  # passes over the pairs; 0: train.num_steps instead
+            loss='dpo',  # 'dpo', 'ipo', 'kto', 'orpo' or 'simpo'
+            beta=0.1,  # of the KL that it stands for; of 'simpo', a scale; not 'orpo'
+            label_smoothing=0.0,  # of 'dpo': share of labels that are wrong (cDPO)
+            margin=1.0,  # of 'simpo': gamma
+            odds_weight=0.1,  # of 'orpo': lambda
+            desirable_weight=1.0,  # of 'kto': of chosen replies
+            undesirable_weight=1.0,  # of 'kto': of rejected replies
+            nll=0.0,  # times the loss per token of chosen replies, added
+            reference='',  # the run whose model is the reference; '': start.run
+        )
+    )
+
+
+def select_section() -> ConfigDict:
+    """Training data from a model's own replies: rejection sampling and pairs."""
+    return ConfigDict(
+        dict(
+            problems=2000,  # of the task's training part, each once
+            replies=8,  # n, drawn to each
+            by='verifier',  # right and wrong; 'reward': best, worst by task.rewards
+            keep=1,  # m, replies kept of a problem at most, all different
+            pairs=1,  # of a problem at most
+            noise=0.0,  # share of pairs turned round, to study labels that are wrong
+            max_tokens=16,  # of a reply, its stop token included
+            temperature=1.0,
+            slots=64,  # replies drawn at once
+            generation_tensor=1,  # devices that generation splits the weights over
+        )
+    )
+
+
+def best_of_section() -> ConfigDict:
+    """Best-of-n: the reply of n that a reward likes best, judged by the verifier."""
+    return ConfigDict(
+        dict(
+            problems=200,  # held-out ones
+            samples=64,  # N, drawn to each; n is 1, 2, 4, … up to N
+            max_tokens=16,  # of a reply, its stop token included
+            temperature=1.0,
+            slots=64,  # replies drawn at once
+            generation_tensor=1,  # devices that generation splits the weights over
+        )
+    )
+
+
+def overoptimization_section() -> ConfigDict:
+    """A proxy reward, optimised by best-of-n and by PPO, judged by the verifier."""
+    return ConfigDict(
+        dict(
+            proxy='',  # a reward model's run; '': one is made in RUN/proxy
+            policy='',  # a run of PPO against it; '': one is made in RUN/ppo
+            replies=8,  # drawn to each held-out problem by each checkpoint of it
+        )
+    )

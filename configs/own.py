@@ -3,25 +3,36 @@
     python -m gptjax pretrain --config configs/own.py:notes.txt --workdir runs/own
     python -m gptjax pretrain --config configs/own.py:jsonl=logs/ --workdir runs/own
 
-The kind (text, jsonl, parquet, chat) is told by the ending; `KIND=` before the path
-says it, as for chat files of `messages`, which end in .jsonl too. The model is the
-default's, so is the time: for more text make both larger.
+The kind (text, jsonl, parquet, chat) is told by the ending, and a folder is one of
+texts; `KIND=` before the path says it, as for chat files of `messages`, which end in
+.jsonl too. The model is the default's, so is the time: for more text make both larger.
 """
 
-from configs import chitchat, common
+import os
 
-KINDS = ('text', 'jsonl', 'parquet', 'chat')
-ENDINGS = {'.jsonl': 'jsonl', '.parquet': 'parquet'}
+from configs import chitchat, common
+from gptjax.data.sources import SUFFIXES
 
 
 def get_config(variant: str = ''):
     if not variant:
         raise ValueError('configs/own.py: name your data, as configs/own.py:notes.txt')
     kind, equals, path = variant.partition('=')
-    if not equals or kind not in KINDS:
-        path = variant
-        plain = path.removesuffix('.gz')
-        kind = next((k for end, k in ENDINGS.items() if plain.endswith(end)), 'text')
+    if not equals or kind not in SUFFIXES:
+        kind, path = kind_of(variant), variant
     config = chitchat.get_config()
     config.data.sources = dict(own=common.source(kind, path))
     return config
+
+
+def kind_of(path: str) -> str:
+    """The first kind of source whose files end as this path does."""
+    if path.endswith('/') or os.path.isdir(os.path.expanduser(path)):
+        return 'text'
+    kinds = [kind for kind, ends in SUFFIXES.items() if path.endswith(ends)]
+    if not kinds:
+        raise ValueError(
+            f'configs/own.py:{path}: the ending tells no kind: use KIND=PATH, as '
+            f'configs/own.py:text={path}; kinds are {", ".join(SUFFIXES)}'
+        )
+    return kinds[0]

@@ -1,8 +1,12 @@
 """What is typed: the flags, the config they give, and what is wrong with them."""
 
+import os
+import traceback
+
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from gptjax import rundir
 from gptjax.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -12,7 +16,7 @@ config_flags.DEFINE_config_file(
 )
 flags.DEFINE_string('workdir', None, 'the run directory')
 flags.DEFINE_integer(
-    'step', None, 'data: print the batch of this step; serve, eval: of this checkpoint'
+    'step', None, 'data: print the batch of this step; else: use this checkpoint'
 )
 flags.DEFINE_multi_string('prompt', None, 'sample: go on from this text')
 flags.DEFINE_integer('max_tokens', None, 'sample, eval: draw at most so many')
@@ -28,7 +32,7 @@ flags.DEFINE_string(
     'against_python', None, 'bench: the Python that has these; else this one'
 )
 flags.DEFINE_string(
-    'tasks', None, 'eval: perplexity, reply, choice, FILE.jsonl … with commas between'
+    'tasks', None, 'eval: perplexity, reply, choice, dialogue, FILE.jsonl, … and so on'
 )
 flags.DEFINE_string('json', None, 'eval: write what was found here as well')
 flags.DEFINE_string('compare', None, 'eval: two runs or results, A B')
@@ -58,6 +62,41 @@ flags.DEFINE_bool(
 )
 
 
+RUN = ('config', 'workdir', 'multihost')
+ENGINE = ('weights', 'cache', 'draft', 'guesses')
+DRAWN = ('max_tokens', 'temperature', 'top_k', 'top_p', 'seed')
+# The flags that a stage reads; what it does not read is refused.
+READS = {
+    'data': (*RUN, 'step'),
+    'tokenizer': RUN,
+    'prepare': RUN,
+    'pretrain': RUN,
+    'sft': RUN,
+    'reward': RUN,
+    'select': RUN,
+    'dpo': RUN,
+    'task': RUN,
+    'ppo': RUN,
+    'grpo': RUN,
+    'best_of': RUN,
+    'overoptimize': RUN,
+    'stages': ('workdir',),
+    'eval': (*RUN, *DRAWN, 'tasks', 'json', 'step', 'weights', 'cache'),
+    'eval --compare': ('compare', 'json'),
+    'eval --weights and --cache': (*RUN, 'json', 'step', 'weights', 'cache'),
+    'sample': (*RUN, *DRAWN, 'min_p', 'prompt', 'step'),
+    'report': RUN,
+    'serve': (
+        *(*RUN, *ENGINE, 'step', 'beside', 'host', 'port', 'slots', 'queue'),
+        *('time_limit', 'api_key_file', 'allowed_hosts'),
+    ),
+    'chat': (*RUN, *ENGINE),
+    'bench data': RUN,
+    'bench train': ('config', 'against', 'against_python'),
+    'bench decode': (*RUN, 'step', 'slots', 'against', 'against_python'),
+}
+
+
 def parse(argv: list[str], stages) -> tuple[str | None, list[str]]:
     """(stage, further words); (None, []) where help was asked for."""
     if len(argv) < 2 or {'--help', '-h', '--helpfull', '-help'} & set(argv):
@@ -72,7 +111,26 @@ def parse(argv: list[str], stages) -> tuple[str | None, list[str]]:
     if not isinstance(FLAGS.config, ConfigDict | None):
         given = FLAGS['config'].config_filename
         raise UserError(f'--config={given}: no such file: give one, as configs/tiny.py')
+    _refuse_unread(stage, words[1:])
     return stage, words[1:]
+
+
+def _refuse_unread(stage, words):
+    """Refuses a flag that is given and that the stage would pass over."""
+    asked = stage
+    if stage == 'bench' and words:
+        asked = f'bench {words[0]}'
+    elif stage == 'eval' and FLAGS.compare is not None:
+        asked = 'eval --compare'
+    elif stage == 'eval' and (FLAGS.weights, FLAGS.cache) != ('whole', 'whole'):
+        asked = 'eval --weights and --cache'
+    for flag in own_flags():
+        if flag.present and flag.name not in READS.get(asked, (flag.name,)):
+            others = [f'--{name}' for name in READS[asked] if name not in RUN]
+            read = f', it reads {", ".join(others)}' if others else ''
+            raise UserError(
+                f'--{flag.name} means nothing to `{asked}`{read}: leave it out'
+            )
 
 
 _FLAG_ERRORS = (
@@ -89,23 +147,48 @@ _FLAG_ERRORS = (
 
 def _explain(error, argv):
     """What is wrong with the flags, in a line."""
-    first = error  # the innermost error knows best what is wrong
-    while first.__cause__ or first.__context__:
-        first = first.__cause__ or first.__context__
-    fields = [word.split('=')[0] for word in argv if word.startswith('--config.')]
+    errors = [error]  # the innermost knows best what is wrong
+    while errors[-1].__cause__ or errors[-1].__context__:
+        errors.append(errors[-1].__cause__ or errors[-1].__context__)
+    first = errors[-1]
     if isinstance(error, flags.UnrecognizedFlagError) and '.' in error.flagname:
         return f'--{error.flagname} needs a --config whose field it changes'
-    if isinstance(first, OSError):
-        return f'--config: {first.filename}: {first.strerror}: is the path right?'
     if isinstance(first, SyntaxError):
         return f'--config: {first.filename}: line {first.lineno} is no Python: mend it'
-    if isinstance(first, AttributeError | KeyError) and fields:
-        name = str(first.args[0]).split("'")[0].strip('"') if first.args else ''
-        field = next((f for f in fields if name in f.split('.')), fields[-1])
-        return f'{field}: no such config field: configs/common.py lists them'
+    told = next(filter(None, (_in_config_file(e, argv) for e in errors)), None)
+    if told:
+        return told
+    if isinstance(first, OSError):
+        return f'--config: {first.filename}: {first.strerror}: is the path right?'
+    if isinstance(first, AttributeError | KeyError) and first.args:
+        name = str(first.args[0]).split("'")[0].strip('"')
+        fields = [word.split('=')[0] for word in argv if word.startswith('--config.')]
+        field = next((f for f in fields if name in f.split('.')), None)
+        if field:
+            return f'{field}: no such config field: configs/common.py lists them'
     told = str(error).strip().split('\n')[0]
     told = told if str(first) in told else str(first)
     return told if isinstance(error, flags.Error) else f'--config: {told}'
+
+
+def _in_config_file(error, argv):
+    """'FILE: line N: Type: message' of an error in the config file; None elsewhere."""
+    given = [word.removeprefix('--config=') for word in rundir.config_words(argv)]
+    files = {os.path.abspath(word.split(':')[0]) for word in given}
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [frame for frame in frames if os.path.abspath(frame.filename) in files]
+    if not inside:
+        return None
+    message = str(error).strip().split('\n')[0]
+    if isinstance(error, ValueError) and (inside[-1].line or '').startswith('raise '):
+        return f'--config: {message}'  # the config's own word to its user
+    place = f'{inside[-1].filename}: line {inside[-1].lineno}'
+    return f'--config: {place}: {type(error).__name__}: {message}'
+
+
+def own_flags() -> list[flags.Flag]:
+    """The flags above."""
+    return FLAGS.flags_by_module_dict()[__name__]
 
 
 def no_more(words: list[str]) -> None:
@@ -116,9 +199,8 @@ def no_more(words: list[str]) -> None:
 
 def usage(stages: dict[str, str]) -> str:
     """What --help prints, given a line about each stage."""
-    lines = '\n'.join(f'  {name:10} {told}' for name, told in stages.items())
-    own = FLAGS.flags_by_module_dict()[__name__]
-    listed = '\n'.join(f'  --{flag.name:12} {flag.help}' for flag in own)
+    lines = '\n'.join(f'  {name:12} {told}' for name, told in stages.items())
+    listed = '\n'.join(f'  --{flag.name:12} {flag.help}' for flag in own_flags())
     return (
         'python -m gptjax STAGE --config configs/NAME.py --workdir RUN '
         '[--config.field=value …]\n\n'

@@ -4,6 +4,8 @@ import errno
 import hashlib
 import json
 import os
+import re
+import tempfile
 from pathlib import Path
 
 
@@ -48,37 +50,54 @@ def fingerprint(value) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# A place that cannot be written to, as the system says it; and as libraries say
-# that have no OSError of it (TensorStore, TensorFlow, NumPy).
+def try_writing(path: Path | str) -> None:
+    """Raises OSError where no file could be made at `path`; leaves nothing behind."""
+    folder = Path(path).parent
+    while not folder.exists():
+        folder = folder.parent
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b' ')
+
+
+# A disk that is full, which an OSError may say without naming a file.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNWRITABLE = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.EEXIST,
+    *FULL,
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST),
 )
-FULL = (
-    *(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)),
-    'requested and',  # NumPy: '1048576 requested and 4096 written'
-)
+SHORT_WRITE = re.compile(r'\d+ requested and \d+ written')  # NumPy's
 
 
-def unwritable(error: BaseException) -> str | None:
-    """Why the place could not be written to, if that is what `error` comes from.
+def unwritable(error: BaseException, folder: Path | None = None) -> str | None:
+    """Why `folder` could not be written to, if that is what `error` comes from.
 
-    As 'runs/a/metrics.jsonl: No space left on device'; the error's causes count.
+    As 'runs/a/metrics.jsonl: No space left on device'; the error's causes count. That
+    another place could not be written to, or read, is not meant.
     """
     seen = []
     while error is not None and error not in seen:
         seen.append(error)
-        if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            where = f'{error.filename}: ' if error.filename else ''
-            return f'{where}{error.strerror}'
-        for reason in FULL:
-            if reason in str(error):
-                return FULL[0] if reason == FULL[-1] else reason
+        why = _unwritable(error, folder)
+        if why:
+            return why
         error = error.__cause__ or error.__context__
+    return None
+
+
+def _unwritable(error, folder):
+    if not isinstance(error, OSError):
+        # TensorStore and TensorFlow say it in words, of what they save in RUN.
+        words = (os.strerror(code) for code in FULL)
+        return next((reason for reason in words if reason in str(error)), None)
+    if SHORT_WRITE.fullmatch(str(error)):
+        return os.strerror(errno.ENOSPC)
+    if error.filename is None:
+        return error.strerror if error.errno in FULL else None
+    if folder is None or isinstance(error.filename, int):
+        return None
+    path, folder = Path(os.fsdecode(error.filename)).absolute(), folder.absolute()
+    around = folder == path or path in folder.parents  # what is made on the way to it
+    if folder in path.parents or around:
+        if error.errno in UNWRITABLE or (around and error.errno == errno.ENOENT):
+            return f'{error.filename}: {error.strerror}'
     return None

@@ -4,30 +4,29 @@ Stages import what they need when they run: `--help` answers at once, and
 TensorFlow is loaded only where data is read.
 """
 
-import gc
+import contextlib
 import os
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 
-from gptjax import command, files, rundir
+from gptjax import command, files, making, rundir, signals
 from gptjax.command import FLAGS
 from gptjax.errors import UserError
+from gptjax.signals import CTRL_C, INTERRUPTED
 
 # TensorFlow greets on standard error, about hardware that it is not to use.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
 USER_ERROR = 2
-INTERRUPTED = 75  # SIGTERM stopped a run, which the same command goes on with
-CTRL_C = 130  # the same, by the shell's convention
+_HELD = contextlib.ExitStack()  # what a stage holds to its end
 
 
 def main(argv: list[str]) -> int:
-    """Runs one stage; the exit code: 0, 2 for a user's error, 75 and 130 as above."""
-    before = _take_signals()
+    """Runs one stage; the exit code: 0, 2 (a user's error) or a signal's."""
+    before = signals.take()
     try:
         stage, words = command.parse(argv, STAGES)
         if stage is None:
@@ -41,7 +40,7 @@ def main(argv: list[str]) -> int:
         print('\ninterrupted; the same command goes on from there', file=sys.stderr)
         return CTRL_C
     except Exception as error:
-        why = files.unwritable(error)
+        why = files.unwritable(error, _workdir())
         if why is None:
             raise
         print(
@@ -51,38 +50,8 @@ def main(argv: list[str]) -> int:
         )
         return USER_ERROR
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _take_signals():
-    """Makes SIGTERM an exit code, and Ctrl-C sure; returns what was before.
-
-    Data in the making is lost, and made anew by the same command; training has
-    a better way, which saves.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return {}  # signals are the main thread's
-    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, _leave)}
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored
-        before[signal.SIGINT] = signal.signal(signal.SIGINT, _leave)
-    return before
-
-
-def _leave(number, frame):
-    """Raises what ends the program, once somebody can take it."""
-    collecting = {getattr(callback, '__code__', None) for callback in gc.callbacks}
-    while frame:
-        # Python only prints what is raised where garbage is collected; JAX, for
-        # one, has a callback there.
-        if frame.f_code in collecting or frame.f_code.co_name == '__del__':
-            signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
-            signal.setitimer(signal.ITIMER_REAL, 0.01)
-            return
-        frame = frame.f_back
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise SystemExit(INTERRUPTED)
+        _HELD.close()
+        signals.give_back(before)
 
 
 # ---- stages -------------------------------------------------------------------
@@ -93,7 +62,7 @@ def _data(words):
 
     config, workdir = _open(words)
     if FLAGS.step is None:
-        _make(config, workdir, [_documents])
+        _make(config, workdir, [making.documents])
         return
     for line in ledger.describe_batch(config, workdir, FLAGS.step):
         print(line)
@@ -101,12 +70,12 @@ def _data(words):
 
 def _tokenizer(words):
     config, workdir = _open(words)
-    _make(config, workdir, [_vocabulary])
+    _make(config, workdir, [making.vocabulary])
 
 
 def _prepare(words):
     config, workdir = _open(words)
-    _make(config, workdir, [_documents, _vocabulary, _shards])
+    _make(config, workdir, [making.documents, making.vocabulary, making.shards])
 
 
 def _pretrain(words):
@@ -114,24 +83,129 @@ def _pretrain(words):
     from gptjax.train import check, pretrain
 
     check.check_config(config)
-    _make(config, workdir, [_documents, _vocabulary, _shards])
-    summary = pretrain.pretrain(config, workdir)
+    _make(config, workdir, [making.documents, making.vocabulary, making.shards])
+    return _told(pretrain.pretrain(config, workdir), pretrain.say, 'bits per byte')
+
+
+def _sft(words):
+    config, workdir = _open(words)
+    from gptjax.train import pretrain, sft
+
+    sft.check_sft(config)
+    _make(config, workdir, [making.dialogue])
+    summary = sft.fine_tune(config, workdir)
+    return _told(summary, pretrain.say, 'bits per byte of replies')
+
+
+def _reward(words):
+    config, workdir = _open(words)
+    from gptjax.eval import ratings
+    from gptjax.post import reward
+    from gptjax.train import pretrain
+
+    config = reward.complete(config, workdir)
+    reward.check_reward(config)
+    _make(config, workdir, [making.ratings])
+    summary = reward.train_reward(config, workdir)
+    code = _told(summary, pretrain.say)
+    if not code:
+        ratings.evaluate_reward(config, workdir)
+    return code
+
+
+def _dpo(words):
+    config, workdir = _open(words)
+    from gptjax.post import dpo
+    from gptjax.train import pretrain
+
+    dpo.check_config(config)
+    _make(config, workdir, [making.pairs])
+    return _told(dpo.train_on_pairs(config, workdir), pretrain.say)
+
+
+def _select(words):
+    config, workdir = _open(words)
+    from gptjax.post import select
+
+    select.check_config(config)
+    _make(config, workdir, [making.selected])
+    print(f'for sft: {workdir}/selected/chats.jsonl')
+    print(f'for dpo and reward: {workdir}/selected/pairs.jsonl')
+
+
+def _task(words):
+    config, workdir = _open(words)
+    _make(config, workdir, [making.problems])
+    print(f'for pretrain and sft: {workdir}/task/train.jsonl')
+
+
+def _ppo(words):
+    config, workdir = _open(words)
+    from gptjax.post import policy, ppo
+
+    ppo.check_config(config)
+    _make(config, workdir, [])
+    return _told(ppo.ppo(config, workdir), policy.say)
+
+
+def _grpo(words):
+    config, workdir = _open(words)
+    from gptjax.post import grpo, policy
+
+    grpo.check_config(config)
+    _make(config, workdir, [])
+    return _told(grpo.grpo(config, workdir), policy.say)
+
+
+def _best_of(words):
+    config, workdir = _open(words)
+    from gptjax.post import best_of
+
+    best_of.check_config(config)
+    _make(config, workdir, [])
+    print(best_of.table(best_of.best_of(config, workdir)))
+
+
+def _overoptimize(words):
+    config, workdir = _open(words)
+    from gptjax.eval import overoptimization, overoptimization_page
+    from gptjax.train import pretrain
+
+    overoptimization.check_config(config)
+    _make(config, workdir, [])
+    found = overoptimization.overoptimize(config, workdir)
+    if found.get('reason') == 'interrupted':
+        return _told(found, pretrain.say)
+    print(overoptimization_page.table(found))
+    print(f'Made: {workdir / overoptimization.PAGE}')
+
+
+def _told(summary, say, unit=''):
+    """Says how training ended; the exit code."""
     if summary['reason'] == 'interrupted':
-        pretrain.say(
-            f'saved at step {summary["step"]:,}; the same command goes on from there'
-        )
+        say(f'saved at step {summary["step"]:,}; the same command goes on from there')
         return CTRL_C if summary['signal'] == signal.SIGINT else INTERRUPTED
     loss = summary['validation']
-    pretrain.say(
+    bits = f', {loss["bits_per_byte"]:.4f} {unit}' if unit else ''
+    say(
         f'{summary["reason"]} at step {summary["step"]:,}: validation loss '
-        f'{loss["loss"]:.4f}, {loss["bits_per_byte"]:.4f} bits per byte'
+        f'{loss["loss"]:.4f}{bits}'
     )
+    return 0
 
 
 def _eval(words):
     copy = Path(FLAGS.json).expanduser().absolute() if FLAGS.json else None
     if copy is not None and copy.is_dir():
         raise UserError(f'--json={copy} is a folder: name a file')
+    if copy is not None:
+        try:
+            files.try_writing(copy)
+        except OSError as error:
+            raise UserError(
+                f'--json={copy}: cannot write there ({error.strerror}): name another '
+                'file'
+            ) from error
     if FLAGS.compare is None:
         from gptjax.eval import evaluate, quantized
 
@@ -151,8 +225,7 @@ def _eval(words):
             seed=FLAGS.seed if FLAGS['seed'].present else None,
         )
         config.eval.update({k: v for k, v in changes.items() if v is not None})
-        wanted = 'perplexity' if FLAGS.tasks is None else FLAGS.tasks
-        evaluate.evaluate(config, workdir, wanted, copy, FLAGS.step)
+        evaluate.evaluate(config, workdir, FLAGS.tasks, copy, FLAGS.step)
         return
     from gptjax.eval import compare
 
@@ -173,7 +246,7 @@ def _sample(words):
         min_p=FLAGS.min_p,
     )
     config.sample.update({k: v for k, v in changes.items() if v is not None})
-    samples.sample(config, workdir, FLAGS.prompt, FLAGS.seed)
+    samples.sample(config, workdir, FLAGS.prompt, FLAGS.seed, FLAGS.step)
 
 
 def _serve(words):
@@ -221,16 +294,24 @@ def _report(words):
     print(summary.last_screen(workdir, path))
 
 
+def _stages(words):
+    from gptjax.eval import stages
+
+    if not FLAGS.workdir:
+        raise UserError('--workdir is missing: name the folder of the runs, as runs')
+    stages.tell(Path(FLAGS.workdir).expanduser().absolute(), words)
+
+
 def _bench(words):
+    command.no_more(words[1:])
     if words[:1] == ['data']:
         from gptjax.bench import data
 
-        config, workdir = _open(words[1:])
+        config, workdir = _open([])
         data.run(config, workdir)
     elif words[:1] == ['train']:
         from gptjax.bench import train
 
-        command.no_more(words[1:])
         if FLAGS.config is None:
             raise UserError('--config is missing: give one, as configs/bench.py')
         train.run(FLAGS.config, FLAGS.against, FLAGS.against_python)
@@ -239,8 +320,7 @@ def _bench(words):
 
         config, workdir = FLAGS.config, None
         if FLAGS.workdir:
-            config, workdir = _open(words[1:])
-        command.no_more(words[1:])
+            config, workdir = _open([])
         if config is None:
             raise UserError('--config is missing: give one, as configs/bench.py:llama')
         decode.run(
@@ -258,32 +338,52 @@ def _bench(words):
 
 def _open(words):
     """(config, run directory) of a stage, checked to belong together."""
+    from gptjax.train.ranges import check_numbers
+
     command.no_more(words)
     if not FLAGS.workdir:
         raise UserError('--workdir is missing: name the run directory, as runs/tiny')
-    workdir = Path(FLAGS.workdir).expanduser().absolute()
-    if FLAGS.config is None:
-        config = rundir.read_config(workdir)
-    else:
-        config = FLAGS.config.copy_and_resolve_references()
-        rundir.check_run(config, workdir)
+    workdir = _workdir()
     if FLAGS.multihost:
         from gptjax.parallel import multihost
 
         multihost.initialize()
+    if FLAGS.config is None:
+        config = rundir.read_config(workdir)
+        check_numbers(config)
+        return config, workdir
+    config = FLAGS.config.copy_and_resolve_references()
+    if 'start' in config:
+        from gptjax.train import start
+
+        config = start.adopt(config, workdir)
+    check_numbers(config)
+    rundir.check_run(config, workdir)
     return config, workdir
 
 
+def _workdir():
+    return Path(FLAGS.workdir).expanduser().absolute() if FLAGS.workdir else None
+
+
 def _make(config, workdir, stages):
-    """Everything before training; each part at once where it is done already."""
+    """Everything before training; each part at once where it is done already.
+
+    From here on RUN is this command's alone, until it ends.
+    """
 
     def make():
+        _HELD.enter_context(rundir.locked(workdir))
+        new = not (workdir / 'environment.json').exists()
         for stage in stages:
             began = time.monotonic()
             told, there = stage(config, workdir)
             seconds = time.monotonic() - began
             print(f'{told} ({"found" if there else f"made in {seconds:,.0f} s"})')
+            new = new or not there
         rundir.write_config(config, workdir)
+        if new:
+            rundir.write_environment(workdir)
 
     if not FLAGS.multihost:
         make()
@@ -293,50 +393,24 @@ def _make(config, workdir, stages):
     multihost.first_makes(workdir, make)
 
 
-def _documents(config, workdir):
-    """(a line about RUN/documents, whether it was there)."""
-    from gptjax.data import documents
-
-    there = (workdir / 'documents' / 'manifest.json').exists()
-    splits = documents.build_documents(config, workdir)['splits']
-    counts = [f'{split["documents"]:,} {name}' for name, split in splits.items()]
-    return f'documents: {", ".join(counts)}', there
-
-
-def _vocabulary(config, workdir):
-    """(a line about RUN/tokenizer, whether it was there)."""
-    from gptjax.tokenizer import train
-
-    there = (workdir / 'tokenizer' / 'manifest.json').exists()
-    made = train.train_tokenizer(config, workdir)
-    bytes_per_token = made['bytes_per_token']
-    return (
-        f'tokenizer: {made["vocab_size"]:,} pieces, {bytes_per_token:.2f} bytes each',
-        there,
-    )
-
-
-def _shards(config, workdir):
-    """(a line about RUN/prepared, whether it was there)."""
-    from gptjax.data import prepare
-
-    there = (workdir / 'prepared' / 'manifest.json').exists()
-    splits = prepare.prepare(config, workdir)['splits']
-    tokens = [
-        f'{sum(source["predicted_tokens"] for source in sources.values()):,} {name}'
-        for name, sources in splits.items()
-    ]
-    return f'tokens: {", ".join(tokens)}', there
-
-
 STAGES = {
     'data': _data,
     'tokenizer': _tokenizer,
     'prepare': _prepare,
+    'task': _task,
     'pretrain': _pretrain,
+    'sft': _sft,
+    'reward': _reward,
+    'select': _select,
+    'best_of': _best_of,
+    'dpo': _dpo,
+    'ppo': _ppo,
+    'grpo': _grpo,
+    'overoptimize': _overoptimize,
     'eval': _eval,
     'sample': _sample,
     'report': _report,
+    'stages': _stages,
     'serve': _serve,
     'chat': _chat,
     'bench': _bench,
@@ -345,10 +419,20 @@ HELP = {
     'data': 'build the datasets, clean and split them; with --step, show a batch',
     'tokenizer': 'train the tokenizer on the training split',
     'prepare': 'everything up to packed shards',
+    'task': 'problems with right answers, as files to train on',
     'pretrain': 'train the model, after whatever is not prepared',
+    'sft': 'fine-tune a pretrained run on conversations, in full or by LoRA',
+    'reward': 'a reward model from human ratings, or your own preferences',
+    'select': 'the best of a model’s own replies, to train on',
+    'best_of': 'of n replies the one that a reward likes best',
+    'dpo': 'learn from pairs of replies: DPO, IPO, KTO, ORPO, SimPO',
+    'ppo': 'reinforcement learning with a critic (PPO)',
+    'grpo': 'and without: GRPO, Dr. GRPO, DAPO, GSPO, RLOO, REINFORCE',
+    'overoptimize': 'proxy and gold reward over KL: how far can a proxy be trusted?',
     'eval': 'bits per byte, replies, choices beside baselines; --compare A B',
     'sample': 'text from prompts',
     'report': 'one HTML page of the run',
+    'stages': 'several runs in one table, each beside its control',
     'serve': 'an API and a chat page on this machine',
     'chat': 'talk to the model in the terminal',
     'bench': '`bench data`, `train`, `decode` [--against torch]: how fast is it?',

@@ -1,9 +1,13 @@
 """A run directory: it describes itself, and belongs to one config."""
 
+import errno
+import os
 import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -15,13 +19,23 @@ from gptjax.errors import UserError
 # What decides the weights. Once there is a checkpoint these may not change;
 # before, and for every other section, the newest config is the run's.
 # (What is decided earlier, the data and tokenizer stages guard themselves.)
-FIXED = ('seed', 'model', 'optim', 'train')
+FIXED = (
+    *('seed', 'model', 'optim', 'train', 'start', 'sft', 'lora'),
+    *('reward', 'preference', 'task', 'policy', 'ppo', 'grpo'),
+)
 FREE = (
     'train.eval_batches',
     'train.max_bad_steps',
     'train.profile_step',
     'train.peak_tflops',
+    'task.demonstrations',
+    'task.validation',
+    'task.held_out',
+    'task.samples',
+    'policy.slots',
+    'policy.generation_tensor',
 )
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 PACKAGES = (
     'jax',
     'jaxlib',
@@ -42,6 +56,10 @@ PACKAGES = (
 def check_run(config: ConfigDict, workdir: Path) -> None:
     """Makes sure that RUN, if there is one, is this config's; writes nothing.
 
+    A field of a section that RUN's config has and this one lacks, or the other way
+    round, is one that the code has lost or won since RUN was made: it counts as
+    unchanged. A section that only one of them has does not.
+
     Raises:
         UserError: RUN has checkpoints of a config that differs in a field
             that decides the weights, or its config cannot be read.
@@ -50,6 +68,8 @@ def check_run(config: ConfigDict, workdir: Path) -> None:
     if not path.exists() or not any((workdir / 'checkpoints').glob('[0-9]*')):
         return
     for name, was, now in differences(_read(path), to_json(config)):
+        if _is_of_another_version(name, was, now):
+            continue
         if name.split('.')[0] in FIXED and name not in FREE:
             raise UserError(
                 f'--workdir={workdir} was trained with another config ({name}: '
@@ -57,10 +77,94 @@ def check_run(config: ConfigDict, workdir: Path) -> None:
             )
 
 
+def _is_of_another_version(name: str, was, now) -> bool:
+    """Whether a difference is a number, text or list that one config lacks.
+
+    Deeper down names are the user's own, as those of rewards and of sources.
+    """
+    there = was if now is None else now
+    return None in (was, now) and name.count('.') <= 1 and not isinstance(there, dict)
+
+
+@contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds RUN for this process alone; makes it where it is missing.
+
+    The kernel lets go of the lock with the process, however that ends. A file system
+    that knows no locks holds nobody back.
+
+    Raises:
+        UserError: another process holds RUN, or it cannot be written to.
+    """
+    import fcntl
+
+    made, path = not workdir.exists(), workdir / '.lock'
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = open(path, 'w')
+    except OSError as error:
+        raise UserError(
+            f'--workdir={workdir}: cannot write there ({error.strerror}): use another '
+            '--workdir'
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = not _is_at(path, file)  # its holder has just ended
+        except BlockingIOError:
+            held = True
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            held = False
+        if held:
+            raise UserError(
+                f'--workdir={workdir}: another process is writing there: wait until it '
+                'has ended, or use another --workdir'
+            )
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            if made and workdir.exists() and not any(workdir.iterdir()):
+                workdir.rmdir()
+
+
+def _is_at(path: Path, file) -> bool:
+    """Whether an open file is the one at this path still."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
 def write_config(config: ConfigDict, workdir: Path) -> None:
-    """Writes RUN/config.json, and with what it is run."""
+    """Writes RUN/config.json."""
     files.write_json(workdir / 'config.json', to_json(config))
-    files.write_json(workdir / 'environment.json', environment())
+
+
+def write_environment(workdir: Path) -> None:
+    """Writes RUN/environment.json: how what is new in RUN is made, and with what.
+
+    `config` are the words of the newest command that named a config: a later one
+    without --config goes on with that.
+    """
+    path = workdir / 'environment.json'
+    before = _read(path) if path.exists() else {}
+    found = environment()
+    found['config'] = config_words(sys.argv[1:]) or before.get('config', [])
+    files.write_json(path, found)
+
+
+def config_words(words: list[str]) -> list[str]:
+    """Those of --config and of --config.FIELD, in whichever form they stand."""
+    kept = []
+    for place, word in enumerate(words):
+        if word == '--config' or (word.startswith('--config.') and '=' not in word):
+            kept += words[place : place + 2]  # its value is the next word
+        elif word.startswith(('--config=', '--config.')):
+            kept.append(word)
+    return kept
 
 
 def read_config(workdir: Path) -> ConfigDict:

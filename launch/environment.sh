@@ -64,7 +64,7 @@ need() { # a copy of what was installed says whether it still is what is asked f
     fi
     echo "Installing $1 into .venv: a few minutes the first time (0.7 GB to" \
         "download, 2.3 GB on disk), seconds when pip has it cached"
-    install -r "$1"
+    install -r "$1" || return
     cat "$@" >"$copy"
 }
 

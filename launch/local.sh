@@ -1,12 +1,17 @@
 #!/usr/bin/env bash
-# From a fresh machine to a pretrained, evaluated, sampled model:
+# From a fresh machine to a chat assistant:
 #
-#   launch/local.sh [CONFIG [WORKDIR]] [--config.field=value …]
+#   launch/local.sh
 #
-# CONFIG is configs/chitchat.py unless given, about ten minutes on two cores, and
-# WORKDIR is runs/ with the config's name. Everything after them goes to every
-# stage. Run again, it goes on where it stopped. Ctrl-C and SIGTERM let training
-# save first; the exit code is that of the stage that failed or was stopped.
+# pretrains configs/chitchat.py into runs/chitchat, about ten minutes on two cores,
+# evaluates and samples it, and goes on with launch/assistant.sh, another ten.
+#
+#   launch/local.sh CONFIG [WORKDIR] [--config.field=value …]
+#
+# ends after pretraining, evaluation and samples. WORKDIR is runs/ with the config's
+# name unless given; what stands after it goes to every stage. Run again, either goes
+# on where it stopped. Ctrl-C and SIGTERM let training save first; the exit code is
+# that of the stage that failed or was stopped.
 #
 # Relative CONFIG and WORKDIR count from where the command is typed; other paths,
 # as in --config.data.sources.mine.path, from the repository's root.
@@ -16,6 +21,8 @@ here=$PWD/
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ "$here" != "$PWD/" ] || here= # relative paths may stay so
 
+whole=yes
+[ $# -eq 0 ] || whole=
 config=configs/chitchat.py
 if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then # the next word is no flag
     config=$1
@@ -32,33 +39,9 @@ fi
 . launch/environment.sh
 need requirements.txt
 
-# A stage runs in the background, so that the shell can hand on a signal while it
-# waits; the shell's own end would leave the stage running alone.
-stage_process=
-stopping=
-hand_on() {
-    stopping=yes
-    signalled=yes
-    [ -z "$stage_process" ] || kill -TERM "$stage_process" 2>/dev/null || true
-}
-trap hand_on INT TERM
-
-stage() {
-    local status
-    [ -z "$stopping" ] || exit 143 # as if by SIGTERM, between two stages
-    printf '\n== %s\n' "$*"
-    "$python" -m gptjax "$@" &
-    stage_process=$!
-    while :; do
-        signalled=
-        status=0
-        wait "$stage_process" || status=$?
-        [ -n "$signalled" ] || break # the stage ended, and not only the waiting
-    done
-    stage_process=
-    return "$status"
-}
+. launch/stage.sh
 
 for name in pretrain eval sample report; do
     stage "$name" --config "$config" --workdir "$workdir" "$@"
 done
+[ -z "$whole" ] || exec launch/assistant.sh

@@ -67,3 +67,17 @@ def assert_trees_close(left, right, rtol=0.0, atol=0.0):
         left,
         right,
     )
+
+
+def assert_close_in_norm(left, right, bound):
+    """|left - right| <= bound |right| of each leaf as a vector, in float64.
+
+    Rounding is told by this ratio: an element near 0 has a large error of its own.
+    """
+
+    def check(path, a, b):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        ratio = np.linalg.norm(a - b) / np.linalg.norm(b)
+        assert ratio <= bound, f'{jax.tree_util.keystr(path)}: {ratio}'
+
+    jax.tree_util.tree_map_with_path(check, left, right)

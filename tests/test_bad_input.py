@@ -10,6 +10,9 @@ import time
 
 import pytest
 
+from gptjax import rundir
+from gptjax.parallel.mesh import make_mesh
+from gptjax.train.load import load
 from tests import runs
 
 TINY = '--config=configs/tiny.py'
@@ -115,7 +118,10 @@ def test_vocabulary_larger_than_the_text_allows(tmp_path, capsys):
 BAD_CONFIGS = {
     'model.num_heads=3': 'model.num_heads=3 does not divide model.width=64',
     'model.num_kv_heads=3': 'model.num_kv_heads=3 does not divide',
-    'model.num_heads=0': 'model.num_heads=0: use a positive',
+    'model.num_heads=0': 'model.num_heads=0: use a number of at least 1',
+    'model.num_kv_heads=-1': 'model.num_kv_heads=-1: use 0 or a positive number',
+    'optim.learning_rate=inf': 'optim.learning_rate=inf: use',
+    'data.sources.chitchat.weight=-1.0': 'data.sources.chitchat.weight=-1.0: use',
     'model.mlp=tanh': "model.mlp='tanh': use one of",
     'model.context=32': 'data.context=64 is longer than the model.context=32',
     'mesh.tensor=3 mesh.data=1': 'mesh',
@@ -151,6 +157,40 @@ def test_bad_config_is_refused_before_there_is_data(fields, tmp_path, capsys):
     error = error_of(capsys, 'pretrain', TINY, f'--workdir={workdir}', *words)
     assert BAD_CONFIGS[fields] in error, error
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize('stage', ('data', 'tokenizer', 'prepare'))
+def test_bad_numbers_are_refused_by_the_stages_before(stage, tmp_path, capsys):
+    for field in ('data.validation_fraction=7.0', 'data.workers=-1'):
+        words = (stage, TINY, f'--workdir={tmp_path}/run', f'--config.{field}')
+        assert f'{field}: use' in error_of(capsys, *words)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_training_on_other_data_is_refused_and_reading_is_not(
+    trained_run, tmp_path, capsys
+):
+    run = runs.copy(trained_run, tmp_path / 'run')
+    shutil.rmtree(run / 'prepared')
+    words = (*runs.SHORT, f'--workdir={run}', f'{SOURCE}.weight=1.0')
+    error = error_of(capsys, 'pretrain', *words)
+    assert 'made with other data' in error and 'bring back the data' in error
+    config = rundir.read_config(run)
+    assert load(config, run, make_mesh(config.mesh)).step == 4
+
+
+def test_environment_is_of_the_command_that_made_something(trained_run, tmp_path):
+    run = runs.copy(trained_run, tmp_path / 'run')
+    before = (run / 'environment.json').read_bytes()
+    assert b'"command": "python -m gptjax pretrain' in before
+    for stage in ('data', 'prepare', 'pretrain'):
+        assert runs.gptjax(stage, f'--workdir={run}') == 0
+    assert (run / 'environment.json').read_bytes() == before
+    shutil.rmtree(run / 'prepared')
+    assert runs.gptjax('prepare', f'--workdir={run}') == 0
+    after = json.loads((run / 'environment.json').read_text())
+    assert after['command'] == f'python -m gptjax prepare --workdir={run}'
+    assert after['config'] == json.loads(before)['config'] == list(runs.SHORT)
 
 
 def test_bad_config_leaves_a_run_as_it_was(run, capsys):

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+from pathlib import Path
 
 import pytest
 
@@ -43,23 +44,44 @@ def test_hashes(tmp_path):
     assert files.fingerprint({'a': 1}) != files.fingerprint({'a': '1'})
 
 
+RUN = Path('/runs/a')
+FULL = 'No space left on device'
+
+
 @pytest.mark.parametrize(
     'error, why',
     (
-        (OSError(errno.ENOSPC, 'No space left', 'run/a'), 'run/a: No space left'),
-        (OSError(errno.EROFS, 'Read-only file system'), 'Read-only file system'),
-        (ValueError('RESOURCE: No space left on device; a'), 'No space left on device'),
-        (OSError('1048576 requested and 4096 written'), 'No space left on device'),
-        (OSError(errno.ENOENT, 'No such file', 'a'), None),
+        (OSError(errno.ENOSPC, FULL, '/runs/a/b'), f'/runs/a/b: {FULL}'),
+        (OSError(errno.EACCES, 'No right', '/runs/a'), '/runs/a: No right'),
+        (OSError(errno.ENOENT, 'No such', '/runs'), '/runs: No such'),
+        (OSError(errno.ENOSPC, FULL), FULL),  # while writing to a file that is open
+        (ValueError(f'RESOURCE_EXHAUSTED: {FULL}; a'), FULL),
+        (OSError('1048576 requested and 4096 written'), FULL),
+        (OSError('8 requested and 4 written, or so'), None),
+        (ValueError('8 requested and 4 written'), None),
+        (OSError(errno.EACCES, 'No right', '/etc/shadow'), None),
+        (OSError(errno.EACCES, 'No right', '/runs/b'), None),
+        (OSError(errno.EPERM, 'Not permitted'), None),  # of a socket, a signal
+        (OSError(errno.EEXIST, 'File exists', '/tmp/a'), None),
+        (OSError(errno.ENOENT, 'No such file', '/runs/a/b'), None),
         (ValueError('out of range'), None),
     ),
 )
 def test_why_a_place_cannot_be_written_to(error, why):
-    assert files.unwritable(error) == why
+    assert files.unwritable(error, RUN) == why
     try:
         try:
             raise error
         except Exception as cause:
             raise RuntimeError('while saving') from cause
     except RuntimeError as raised:
-        assert files.unwritable(raised) == why
+        assert files.unwritable(raised, RUN) == why
+
+
+def test_trying_a_place_leaves_nothing_behind(tmp_path):
+    files.try_writing(tmp_path / 'new' / 'a.json')
+    assert not [*tmp_path.iterdir()]
+    (tmp_path / 'file').write_text('')
+    for place in (tmp_path / 'file' / 'a.json', Path('/proc/none/a.json')):
+        with pytest.raises(OSError):
+            files.try_writing(place)

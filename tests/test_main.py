@@ -8,7 +8,8 @@ import threading
 import pytest
 from absl import flags
 
-from gptjax import main
+from configs import common
+from gptjax import command, main, rundir
 from gptjax.errors import UserError
 from tests import runs
 
@@ -71,6 +72,74 @@ def test_unknown_words_are_refused(capsys, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+def test_every_stage_says_which_flags_it_reads():
+    missing = main.STAGES.keys() - command.READS.keys() - {'bench'}
+    assert not missing, f'gptjax/command.py, READS: what does {missing} read?'
+    assert {'bench data', 'bench train', 'bench decode'} <= command.READS.keys()
+    read = {name for names in command.READS.values() for name in names}
+    assert read == {flag.name for flag in command.own_flags()} | {'config'}
+
+
+@pytest.mark.parametrize(
+    'words, told',
+    (
+        (('pretrain', '--seed=3'), '--seed means nothing to `pretrain`: leave'),
+        (('chat', '--step=3'), '--step means nothing to `chat`, it reads --weights'),
+        (('chat', '--temperature=1'), '--temperature means nothing to `chat`'),
+        (('report', '--json=a'), '--json means nothing to `report`: leave it out'),
+        (
+            ('eval', '--weights=int8', '--tasks=reply'),
+            '--tasks means nothing to `eval --weights and --cache`, it reads --json',
+        ),
+        (('eval', '--compare=a', 'b'), '--workdir means nothing to `eval --compare`'),
+        (('bench', 'data', '--step=1'), '--step means nothing to `bench data`'),
+        (('serve', '--top_k=0'), '--top_k means nothing to `serve`'),
+    ),
+)
+def test_flags_that_a_stage_does_not_read_are_refused(words, told, capsys, tmp_path):
+    assert told in error_of(capsys, *words, f'--workdir={tmp_path}/run')
+
+
+def test_sample_hands_on_its_checkpoint(monkeypatch):
+    from gptjax.eval import samples
+
+    asked = []
+    monkeypatch.setattr(samples, 'sample', lambda *words: asked.append(words))
+    monkeypatch.setattr(main, '_open', lambda words: (common.base(), None))
+    assert runs.gptjax('sample', '--step=7', '--prompt=a', '--seed=3') == 0
+    assert asked[0][2:] == (['a'], 3, 7)
+
+
+def test_an_error_in_a_config_file_names_its_line(capsys, tmp_path):
+    path = tmp_path / 'mine.py'
+    place = f'--workdir={tmp_path}/run'
+    for body, told in (
+        ('    return common.bse()\n', "line 3: AttributeError: module 'configs"),
+        ("    return dict()['width']\n", "line 3: KeyError: 'width'"),
+        ("    return int('x')\n", 'line 3: ValueError: invalid literal'),
+        ("    open('/nowhere/x')\n", 'line 3: FileNotFoundError: [Errno 2]'),
+    ):
+        path.write_text(f'from configs import common\ndef get_config():\n{body}')
+        words = ('pretrain', f'--config={path}', place, '--config.train.num_steps=3')
+        told_all = error_of(capsys, *words)
+        assert f'{path}: {told}' in told_all, told_all
+        assert '--config.train' not in told_all
+
+
+def test_a_place_for_json_is_tried_before_work_begins(capsys, tmp_path):
+    (tmp_path / 'file').write_text('')
+    for place in ('/proc/none/x.json', tmp_path / 'file' / 'x.json'):
+        told = error_of(capsys, 'eval', '--workdir=r', f'--json={place}')
+        assert f'--json={place}: cannot write there' in told
+
+
+def test_two_commands_for_one_run(capsys, tmp_path):
+    with rundir.locked(tmp_path / 'run'):
+        words = ('data', '--config=configs/tiny.py', f'--workdir={tmp_path}/run')
+        assert 'another process is writing there' in error_of(capsys, *words)
+    assert not (tmp_path / 'run').exists()
+
+
 def test_exceptions_that_are_no_users_error_are_raised(monkeypatch):
     def broken(words):
         raise ZeroDivisionError
@@ -83,7 +152,7 @@ def test_exceptions_that_are_no_users_error_are_raised(monkeypatch):
 def test_a_full_disk_is_one_line(monkeypatch, capsys):
     def full(words):
         try:
-            raise OSError(28, 'No space left on device', 'metrics.jsonl')
+            raise OSError(28, 'No space left on device', 'r/metrics.jsonl')
         except OSError as error:
             raise RuntimeError('while saving') from error
 

@@ -1,13 +1,16 @@
 """A run directory belongs to one config and describes itself."""
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from configs import common
 from gptjax import rundir
 from gptjax.errors import UserError
+from tests import runs
 
 
 def trained(workdir, config):
@@ -26,11 +29,26 @@ def test_config_survives_the_file(tmp_path):
 
 def test_environment_names_command_versions_and_processor(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['gptjax', 'sample', '--prompt', 'two words'])
-    rundir.write_config(common.base(), tmp_path)
+    rundir.write_environment(tmp_path)
     environment = json.loads((tmp_path / 'environment.json').read_text())
     assert environment['command'] == "python -m gptjax sample --prompt 'two words'"
     assert environment['packages']['jax'].split('.')[0].isdigit()
     assert environment['processor'] and environment['python']
+
+
+def test_environment_keeps_the_config_that_was_named(tmp_path, monkeypatch):
+    def written(*words):
+        monkeypatch.setattr(sys, 'argv', ['gptjax', *words])
+        rundir.write_environment(tmp_path)
+        return json.loads((tmp_path / 'environment.json').read_text())
+
+    config = ['--config', 'configs/tiny.py', '--config.seed=3', '--config.optim.ema']
+    first = written('prepare', *config, '0.5', '--workdir=r', '--step', '3')
+    assert first['config'] == [*config, '0.5']
+    later = written('pretrain', '--workdir=r')
+    assert later['config'] == first['config']
+    assert later['command'] == 'python -m gptjax pretrain --workdir=r'
+    assert written('pretrain', '--config=b.py')['config'] == ['--config=b.py']
 
 
 @pytest.mark.parametrize(
@@ -58,6 +76,29 @@ def test_what_does_not_may_change(field, value, tmp_path):
     rundir.check_run(config, tmp_path)
 
 
+def test_a_field_that_came_or_went_since_is_unchanged(tmp_path):
+    old = common.base()
+    del old.optim['ema'], old.model['unroll']
+    old.train.gone = 3
+    trained(tmp_path, old)
+    rundir.check_run(common.base(), tmp_path)
+
+
+def test_a_section_or_an_entry_of_ones_own_that_came_is_a_change(tmp_path):
+    trained(tmp_path, common.base())
+    config = common.base()
+    config.sft = common.sft_section()
+    with pytest.raises(UserError, match='sft: None there'):
+        rundir.check_run(config, tmp_path)
+    config = common.base()
+    config.task = common.task_section()
+    trained(tmp_path / 'task', config)
+    other = config.copy_and_resolve_references()
+    other.task.options.more = 1
+    with pytest.raises(UserError, match='task.options.more: None there, 1 here'):
+        rundir.check_run(other, tmp_path / 'task')
+
+
 def test_before_there_is_a_checkpoint_everything_may_change(tmp_path):
     rundir.check_run(common.base(), tmp_path / 'new')
     assert not (tmp_path / 'new').exists()
@@ -83,3 +124,42 @@ def test_differences_are_named_in_order():
         ('gone', 0, None),
         ('new', None, {'x': 1}),
     ]
+
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from gptjax import rundir
+with rundir.locked(Path(sys.argv[1])):
+    print('held', flush=True)
+    time.sleep(600)
+"""
+
+
+def test_one_process_at_a_time_and_none_after_its_death(tmp_path):
+    run = tmp_path / 'run'
+    words = [sys.executable, '-c', HOLDING, str(run)]
+    with subprocess.Popen(
+        words, cwd=runs.ROOT, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == 'held\n'
+        with pytest.raises(UserError, match='another process is writing there: wait'):
+            with rundir.locked(run):
+                pass
+        other.kill()
+    with rundir.locked(run):
+        (run / 'made').write_text('')
+    assert [path.name for path in run.iterdir()] == ['made']
+
+
+def test_a_lock_leaves_no_run_behind_that_was_not_there(tmp_path):
+    with rundir.locked(tmp_path / 'run'):
+        assert (tmp_path / 'run').is_dir()
+    assert not (tmp_path / 'run').exists()
+
+
+def test_where_nothing_can_be_written_is_told(tmp_path):
+    for place in ('/proc/none', '/dev/null/run'):
+        with pytest.raises(UserError, match=f'{place}: cannot write there .*: use'):
+            with rundir.locked(Path(place)):
+                pass

@@ -1,7 +1,7 @@
-"""How messages become a prompt, and where a reply to them ends.
+"""How messages become tokens: prompts, and what is trained on.
 
 Two templates. A pretrained model has read conversations as plain text, where an
-empty line ends a turn (`gptjax.data.conversation`); 'text' writes a prompt so:
+empty line ends a turn (`gptjax.data.conversation`); 'text' writes them so:
 
     <bos> Be kind. ¶ ¶ Hi! ¶ ¶ Hello, how are you? ¶ ¶ Fine. ¶ ¶
 
@@ -9,10 +9,14 @@ After fine-tuning a model knows turns by special tokens; 'turns' writes those:
 
     <bos> <|system|> Be kind. <|end|> <|user|> Hi! <|end|>
     <|assistant|> Hello, how are you? <|end|> <|user|> Fine. <|end|> <|assistant|>
+
+Every stage, evaluation and the server take their tokens from here, so a prompt is
+to the token what training has had before a reply.
 """
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from gptjax.errors import UserError
 
@@ -21,38 +25,98 @@ TEMPLATES = ('text', 'turns')
 TURN_END = '\n\n'  # of 'text'
 
 
-def prompt_of(
-    messages: Sequence[dict], tokenizer, template: str, continue_last: bool = False
-) -> list[int]:
-    """The token ids after which the assistant's next message begins.
+def encode_conversation(
+    messages: Sequence[dict], tokenizer, template: str, unfinished: bool = False
+) -> tuple[list[int], list[bool]]:
+    """A conversation as tokens, and which of them are to be predicted.
+
+    Trained is what the assistant says and what ends its turn, which a model must
+    learn to say as well; nothing else is:
+
+        <bos> <|user|> Hi! <|end|> <|assistant|> Hello! <|end|>
+        0     0        0   0       0             1      1
 
     Args:
         messages: dicts of `role` and `content`, in order. What the content spells
             is text: it never becomes a special token.
         tokenizer: of the model.
         template: 'text' or 'turns'.
+        unfinished: the last message was cut off: no end of its turn is written,
+            as nobody knows where it would have been.
+
+    Returns:
+        tokens: ids, from BOS on.
+        trained: of the same length; True where tokens[i] is to be predicted.
+
+    Raises:
+        UserError: no messages, or a role that does not exist.
+    """
+    tokens, trained = [tokenizer.bos_id], [False]
+    for turn in encode_turns(messages, tokenizer, template, unfinished):
+        tokens += turn.opening + turn.said
+        trained += [False] * len(turn.opening) + [turn.trained] * len(turn.said)
+    return tokens, trained
+
+
+class Turn(NamedTuple):
+    """One message as tokens.
+
+    opening: what says whose turn it is; empty in 'text'.
+    said: the content, and the end of the turn where it has one.
+    trained: whether `said` is to be predicted: it is the assistant's.
+    system: whether it is a system message.
+    """
+
+    opening: list[int]
+    said: list[int]
+    trained: bool
+    system: bool
+
+
+def encode_turns(
+    messages: Sequence[dict], tokenizer, template: str, unfinished: bool = False
+) -> list[Turn]:
+    """The turns of a conversation, what `encode_conversation` joins after BOS."""
+    write = _writer(template)
+    check_roles(messages)
+    ended = [True] * len(messages)
+    ended[-1] = not unfinished
+    openings, texts, ends = zip(
+        *(write(m, tokenizer, its) for m, its in zip(messages, ended, strict=True)),
+        strict=True,
+    )
+    roles = [message['role'] for message in messages]
+    return [
+        Turn(opening, said + end, role == 'assistant', role == 'system')
+        for role, opening, said, end in zip(
+            roles, openings, tokenizer.encode_batch(texts), ends, strict=True
+        )
+    ]
+
+
+def prompt_of(
+    messages: Sequence[dict], tokenizer, template: str, continue_last: bool = False
+) -> list[int]:
+    """The token ids after which the assistant's next message begins.
+
+    Args:
+        messages, tokenizer, template: as in `encode_conversation`.
         continue_last: the last message is the assistant's, and is gone on with.
 
     Raises:
         UserError: no messages, a role that does not exist, or a last message that
             cannot be gone on with.
     """
-    if template not in TEMPLATES:
-        raise UserError(f'chat.template={template}: use {" or ".join(TEMPLATES)}')
-    if not messages:
-        raise UserError('messages is empty: send at least one')
-    for number, message in enumerate(messages):
-        if message['role'] not in ROLES:
-            raise UserError(
-                f'messages[{number}].role={message["role"]!r}: use {", ".join(ROLES)}'
-            )
-    if continue_last and messages[-1]['role'] != 'assistant':
+    tokens, _ = encode_conversation(messages, tokenizer, template, continue_last)
+    if not continue_last:
+        opening, _, _ = _writer(template)(_EMPTY_REPLY, tokenizer, False)
+        return tokens + opening
+    if messages[-1]['role'] != 'assistant':
         raise UserError(
             'continue_final_message: the last message has another role: send the '
             'beginning of the reply as the last one, of the role assistant'
         )
-    write = {'text': _as_text, 'turns': _as_turns}[template]
-    return write(messages, tokenizer, continue_last)
+    return tokens
 
 
 def stops_of(template: str, tokenizer) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -62,26 +126,45 @@ def stops_of(template: str, tokenizer) -> tuple[tuple[str, ...], tuple[int, ...]
     return (), (tokenizer.specials['<|end|>'],)
 
 
-def _as_text(messages, tokenizer, continue_last):
-    """Paragraphs. An empty line within a message would end its turn: it goes."""
-    *turns, last = [_one_turn(message['content']) for message in messages]
-    if not continue_last:
-        last = last.rstrip('\n') + TURN_END
-    turns = [turn.rstrip('\n') for turn in turns]
-    return [tokenizer.bos_id, *tokenizer.encode(TURN_END.join([*turns, last]))]
+def check_template(template: str) -> None:
+    """Raises UserError where there is no such template."""
+    if template not in TEMPLATES:
+        raise UserError(f'chat.template={template}: use {" or ".join(TEMPLATES)}')
 
 
-def _one_turn(text):
-    return re.sub(r'\n\s*\n', '\n', text.lstrip('\n'))
+def check_roles(messages: Sequence[dict]) -> None:
+    """Refuses what is no conversation.
+
+    Raises:
+        UserError: no messages, or a role that does not exist.
+    """
+    if not messages:
+        raise UserError('messages is empty: send at least one')
+    for number, message in enumerate(messages):
+        if message['role'] not in ROLES:
+            raise UserError(
+                f'messages[{number}].role={message["role"]!r}: use {", ".join(ROLES)}'
+            )
 
 
-def _as_turns(messages, tokenizer, continue_last):
+# ---- A turn: (tokens that open it, text, tokens that end it) ------------------
+
+_EMPTY_REPLY = dict(role='assistant', content='')
+
+
+def _writer(template):
+    check_template(template)
+    return {'text': _text_turn, 'turns': _special_turn}[template]
+
+
+def _text_turn(message, tokenizer, ended):
+    """A paragraph. An empty line within a message would end its turn: it goes."""
+    text = re.sub(r'\n\s*\n', '\n', message['content'].lstrip('\n'))
+    # Its end is encoded with it, as in pretraining: '.\n\n' may be one token.
+    return [], text.rstrip('\n') + TURN_END if ended else text, []
+
+
+def _special_turn(message, tokenizer, ended):
     specials = tokenizer.specials
-    tokens = [tokenizer.bos_id]
-    for message in messages:
-        tokens.append(specials[f'<|{message["role"]}|>'])
-        tokens += tokenizer.encode(message['content'])
-        tokens.append(specials['<|end|>'])
-    if continue_last:
-        return tokens[:-1]
-    return [*tokens, specials['<|assistant|>']]
+    end = [specials['<|end|>']] if ended else []
+    return [specials[f'<|{message["role"]}|>']], message['content'], end

@@ -63,7 +63,7 @@ def build_documents(config: ConfigDict, workdir: Path) -> dict:
         raise UserError('data.sources is empty: name at least one source')
     settings = _settings(data)
     folder = workdir / 'documents'
-    manifest = stage.finished(folder, settings)
+    manifest = stage.finished(folder, settings, [f'{split}.jsonl' for split in SPLITS])
     if manifest is not None:
         _refuse_changed_files(data, manifest, folder)
         return manifest

@@ -91,6 +91,19 @@ def read_chat(
     The text is the conversation as `conversation_text` writes it: roles are not
     named. (Fine-tuning on dialogue reads the messages themselves.)
     """
+    for identity, _, messages in read_messages(field, source, paths, advance):
+        text = conversation_text((m['role'], m['content']) for m in messages)
+        yield identity, text
+
+
+def read_messages(
+    field: str, source: ConfigDict, paths: list[File], advance: Advance
+) -> Iterator[tuple[str, str, list[dict]]]:
+    """Yields (id, place for an error, messages) of chat files.
+
+    Every message has `role` and `content`, which are strings; what else it has
+    is passed on.
+    """
     for place, where, record in _read_records(field, paths, advance):
         messages = record.get('messages')
         if not isinstance(messages, list) or not messages:
@@ -98,7 +111,6 @@ def read_chat(
                 f'{where} has no list "messages", it has {names_of(record)}: '
                 f"give chat files, or {field}.kind='jsonl'"
             )
-        turns = []
         for number, message in enumerate(messages):
             if not isinstance(message, dict) or not (
                 isinstance(message.get('role'), str)
@@ -108,9 +120,7 @@ def read_chat(
                     f'{where}: messages[{number}] has no "role" and "content" that '
                     'are strings: mend this line'
                 )
-            turns.append((message['role'], message['content']))
-        text = conversation_text(turns)
-        yield identity_of(record, field, source, where, place), text
+        yield identity_of(record, field, source, where, place), where, messages
 
 
 def _read_records(

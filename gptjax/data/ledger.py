@@ -1,5 +1,6 @@
 """What was in a batch: the documents of every row, and their text."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,8 +9,9 @@ from ml_collections import ConfigDict
 
 from gptjax.data.packed import PackedSplit
 from gptjax.data.pipeline import check_batch
+from gptjax.data.turns import training_rows
 from gptjax.errors import UserError
-from gptjax.tokenizer.tokenizer import Tokenizer
+from gptjax.tokenizer.tokenizer import CHAT_TURNS, Tokenizer
 
 
 def batch_documents(config: ConfigDict, workdir: Path, step: int) -> list[list[str]]:
@@ -31,8 +33,8 @@ def describe_batch(config: ConfigDict, workdir: Path, step: int) -> Iterator[str
     tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
     if tokenizer.fingerprint != packed.tokenizer:
         raise UserError(
-            f'{workdir / "prepared"} was made with another tokenizer: delete it and '
-            'run the stage `prepare`'
+            f'{workdir / _folder(workdir)} was made with another tokenizer: delete it '
+            'and run its stage again'
         )
     batch = packed.load(choice)
     yield (
@@ -53,14 +55,32 @@ def describe_batch(config: ConfigDict, workdir: Path, step: int) -> Iterator[str
             tokens = inputs[segments == segment]
             begun = 'from its start' if tokens[0] == tokenizer.bos_id else 'goes on'
             yield f'  {name} ({begun}, {len(tokens)} tokens)'
-            yield from (f'    {line}' for line in tokenizer.decode(tokens).split('\n'))
+            yield from (f'    {line}' for line in _shown(tokens, tokenizer).split('\n'))
 
 
 def _open(config, workdir, step):
     if step < 0:
         raise UserError(f'--step={step}: steps count from 0')
-    packed = PackedSplit(workdir / 'prepared', 'train')
+    if _folder(workdir) == 'dialogue':
+        packed = training_rows(config, workdir)
+    else:
+        packed = PackedSplit(workdir / 'prepared', 'train')
     size = config.train.batch_size
     check_batch((size, packed.context), None)
     slots = step * size + np.arange(size)
     return packed, packed.training_rows(config.seed, slots)
+
+
+def _folder(workdir):
+    """What the run trains on: conversations, or text."""
+    return 'dialogue' if (workdir / 'dialogue').exists() else 'prepared'
+
+
+def _shown(tokens, tokenizer) -> str:
+    """The text of tokens, with the special ones that stand for turns by name."""
+    names = {tokenizer.specials[name]: name for name in CHAT_TURNS}
+    parts = []
+    for special, run in itertools.groupby(tokens.tolist(), names.__contains__):
+        run = list(run)
+        parts += map(names.get, run) if special else [tokenizer.decode(run)]
+    return ''.join(parts).replace('<|end|>', '<|end|>\n').removesuffix('\n')

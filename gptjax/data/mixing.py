@@ -16,7 +16,9 @@ from gptjax.errors import UserError
 MAX_PERIOD = 2**31  # so that a product of two stays below 2^63
 
 
-def integer_weights(weights: dict[str, float], sizes: dict[str, int]) -> dict[str, int]:
+def integer_weights(
+    weights: dict[str, float], sizes: dict[str, int], field: str = 'data.sources'
+) -> dict[str, int]:
     """How many examples of each source there are in one period of the mixture.
 
     A weight is the share of the examples that the source gets; 0 leaves it to size:
@@ -26,6 +28,7 @@ def integer_weights(weights: dict[str, float], sizes: dict[str, int]) -> dict[st
     Args:
         weights: `data.sources.NAME.weight` by source.
         sizes: examples of each source, positive.
+        field: the config's name for the sources, for errors.
 
     Raises:
         UserError: a negative weight, or weights that leave nothing to the sources
@@ -36,7 +39,7 @@ def integer_weights(weights: dict[str, float], sizes: dict[str, int]) -> dict[st
         weight = weights[name]
         if not 0 <= weight < math.inf:
             raise UserError(
-                f'data.sources.{name}.weight={weight} is no share: give a positive '
+                f'{field}.{name}.weight={weight} is no share: give a positive '
                 'number, or 0 for its share by size'
             )
         given[name] = Fraction(str(weight))
@@ -45,18 +48,21 @@ def integer_weights(weights: dict[str, float], sizes: dict[str, int]) -> dict[st
     if by_size and left <= 0:
         name = next(name for name in sizes if not given[name])
         raise UserError(
-            f'data.sources.{name}.weight=0 leaves it to the other weights, which sum '
+            f'{field}.{name}.weight=0 leaves it to the other weights, which sum '
             f'to {float(1 - left):g}: let them sum to less than 1, or give it a weight'
         )
-    shares = {
-        name: given[name] or left * Fraction(sizes[name], by_size) for name in sizes
-    }
-    total = sum(shares.values())
-    shares = {name: share / total for name, share in shares.items()}
-    period = math.lcm(*(share.denominator for share in shares.values()))
+    shares = [given[name] or left * Fraction(sizes[name], by_size) for name in sizes]
+    return dict(zip(sizes, in_whole_numbers(shares), strict=True))
+
+
+def in_whole_numbers(shares: list[Fraction]) -> list[int]:
+    """The smallest whole numbers, at least 1 each, that stand as the shares do."""
+    total = sum(shares)
+    shares = [share / total for share in shares]
+    period = math.lcm(*(share.denominator for share in shares))
     if period > MAX_PERIOD:  # rounded: off by less than one in 2^30
         period = MAX_PERIOD // 2
-    return {name: max(1, round(share * period)) for name, share in shares.items()}
+    return [max(1, round(share * period)) for share in shares]
 
 
 def assign(slots: np.ndarray, weights: list[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,13 @@
-"""One split of RUN/prepared, read at random: which rows a step has, and the rows."""
+"""One split of packed rows, read at random: which rows a step has, and the rows.
 
+The rows are those of RUN/prepared, of RUN/dialogue, where a mask says which tokens
+are trained on, or of both, mixed.
+"""
+
+import copy
 import json
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 
@@ -38,11 +44,23 @@ class PackedSplit:
         weights: examples of each source in one period of the mixture.
         specials: ids of special tokens by name.
         tokenizer: fingerprint of the tokenizer of these rows.
-        manifest: RUN/prepared/manifest.json.
+        manifest: manifest.json of the folder.
     """
 
-    def __init__(self, folder: Path | str, split: str):
-        """Opens a split of RUN/prepared and checks the sizes of its files.
+    def __init__(
+        self,
+        folder: Path | str,
+        split: str,
+        made_by: str = 'prepare',
+        section: str = 'data',
+    ):
+        """Opens a split and checks the sizes of its files.
+
+        Args:
+            folder: RUN/prepared or RUN/dialogue.
+            split: 'train' or 'validation'.
+            made_by: the stage that makes the folder, for errors.
+            section: of the config, whose `sources` it is from, likewise.
 
         Raises:
             UserError: it is not there, damaged, or has no rows.
@@ -50,24 +68,25 @@ class PackedSplit:
         folder = Path(folder)
         if split not in SPLITS:
             raise ValueError(f'split {split!r} is none of {SPLITS}')
-        self.manifest = stage.require(folder, 'prepare')
+        self.manifest = stage.require(folder, made_by)
         self.split = split
         self.context = self.manifest['context']
         self.specials = self.manifest['specials']
         self.tokenizer = self.manifest['tokenizer']
         self.sources = [
-            PackedSource(folder / split / name, entry)
+            PackedSource(folder / split / name, entry, made_by)
             for name, entry in self.manifest['splits'][split].items()
         ]
         self.num_rows = sum(source.num_rows for source in self.sources)
         if not self.num_rows:
             raise UserError(
-                f'{folder / split} has no documents: give more text in data.sources, '
-                'or change data.validation_fraction'
+                f'{folder / split} has no documents: give more text in '
+                f'{section}.sources, or change data.validation_fraction'
             )
         weights = mixing.integer_weights(
             self.manifest['weights'],
             {source.name: source.num_rows for source in self.sources},
+            f'{section}.sources',
         )
         self.weights = [weights[source.name] for source in self.sources]
 
@@ -106,27 +125,57 @@ class PackedSplit:
         """The examples of n chosen rows, in that order.
 
         Returns:
-            The arrays of `packing.unpack`, (n, T); an empty slot is padding.
+            The arrays of `packing.unpack`, (n, T); an empty slot is padding. The
+            weights of what a mask leaves out are 0.
         """
         pad = self.specials['<pad>']
         rows = np.full((len(choice.row), self.context + 1), pad, np.uint32)
+        trained = np.ones(rows.shape, bool)
         for index, source in enumerate(self.sources):
             here = choice.source == index
             rows[here] = source.read(choice.row[here])
-        return packing.unpack(rows, pad, self.specials['<bos>'], self.specials['<eos>'])
+            if source.masked:
+                trained[here] = source.read(choice.row[here], 'trained')
+        batch = packing.unpack(
+            rows, pad, self.specials['<bos>'], self.specials['<eos>']
+        )
+        return dict(batch, weights=batch['weights'] * trained[:, 1:])
+
+
+def mixed(first: PackedSplit, second: PackedSplit, share: float) -> PackedSplit:
+    """The rows of two splits, of which `share` of each batch are the second's.
+
+    Both have the same context and tokenizer. The names of the second's sources get
+    'pretraining/' before them.
+    """
+    share = Fraction(str(share))
+    parts = [(first, 1 - share, ''), (second, share, 'pretraining/')]
+    both = copy.copy(first)
+    both.sources, shares = [], []
+    for split, part, prefix in parts:
+        for source, weight in zip(split.sources, split.weights, strict=True):
+            renamed = copy.copy(source)
+            renamed.name = prefix + source.name
+            both.sources.append(renamed)
+            shares.append(part * Fraction(weight, sum(split.weights)))
+    both.num_rows = first.num_rows + second.num_rows
+    both.weights = mixing.in_whole_numbers(shares)
+    return both
 
 
 class PackedSource:
     """The rows of one source in one split.
 
     Attributes:
-        name: as in `data.sources`.
+        name: as in the config's `sources`.
         num_rows: stored rows.
+        masked: whether a mask says what is trained on; else everything is.
     """
 
-    def __init__(self, folder: Path, entry: dict):
+    def __init__(self, folder: Path, entry: dict, made_by: str):
         self.name = folder.name
         self.num_rows = entry['rows']
+        self.masked = 'trained-00000.npy' in entry['files']
         self._folder = folder
         self._rows_per_shard = entry['rows_per_shard']
         self._shards = {}
@@ -137,16 +186,22 @@ class PackedSource:
                 found = 'is missing' if size is None else f'has {size:,} bytes'
                 raise UserError(
                     f'{path} {found} and should have {written["bytes"]:,}: delete '
-                    f'{folder.parent.parent} and run the stage `prepare`'
+                    f'{folder.parent.parent} and run the stage `{made_by}`'
                 )
 
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        """Stored rows (n, T + 1) by number, any order; only these are read."""
+    def read(self, rows: np.ndarray, what: str = 'tokens') -> np.ndarray:
+        """Stored rows (n, T + 1) by number, any order; only these are read.
+
+        Args:
+            rows: (n,) their numbers.
+            what: 'tokens', or 'trained' for the mask.
+        """
         shard_of, place = np.divmod(rows, self._rows_per_shard)
-        read = np.empty((len(rows), self._shard(0).shape[1]), self._shard(0).dtype)
+        first = self._shard(what, 0)
+        read = np.empty((len(rows), first.shape[1]), first.dtype)
         for number in np.unique(shard_of):
             here = shard_of == number
-            read[here] = self._shard(int(number))[place[here]]
+            read[here] = self._shard(what, int(number))[place[here]]
         return read
 
     def documents(self, row: int, context: int) -> list[str]:
@@ -165,8 +220,8 @@ class PackedSource:
         with open(self._folder / 'documents.jsonl', encoding='utf-8') as file:
             return [json.loads(line) for line in file]
 
-    def _shard(self, number: int) -> np.ndarray:
-        if number not in self._shards:
-            path = self._folder / f'tokens-{number:05d}.npy'
-            self._shards[number] = np.load(path, mmap_mode='r')
-        return self._shards[number]
+    def _shard(self, what: str, number: int) -> np.ndarray:
+        name = f'{what}-{number:05d}.npy'
+        if name not in self._shards:
+            self._shards[name] = np.load(self._folder / name, mmap_mode='r')
+        return self._shards[name]

@@ -56,6 +56,18 @@ def batches(
             into the sharding's parts.
     """
     packed = PackedSplit(prepared, split)
+    return batches_of(packed, seed, batch_size, sharding, start_step, num_steps)
+
+
+def batches_of(
+    packed: PackedSplit,
+    seed: int,
+    batch_size: int,
+    sharding=None,
+    start_step: int = 0,
+    num_steps: int | None = None,
+) -> Iterator[dict]:
+    """`batches` of a split that is open."""
     stop = MAX_STEPS if num_steps is None else start_step + num_steps
     choose = functools.partial(packed.training_rows, seed)
     return _feed(packed, choose, range(start_step, stop), batch_size, sharding)
@@ -69,7 +81,11 @@ def epoch(
     The last batch is filled up with rows of weight 0. Arguments and errors as in
     `batches`.
     """
-    packed = PackedSplit(prepared, split)
+    return epoch_of(PackedSplit(prepared, split), batch_size, sharding)
+
+
+def epoch_of(packed: PackedSplit, batch_size: int, sharding=None) -> Iterator[dict]:
+    """`epoch` of a split that is open."""
     steps = range(-(-packed.num_rows // max(1, batch_size)))
     return _feed(packed, packed.pass_rows, steps, batch_size, sharding)
 

@@ -6,7 +6,7 @@ a folder with a manifest is whole, and one without is what a killed run left.
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,21 +16,27 @@ from gptjax.errors import UserError
 MANIFEST = 'manifest.json'
 
 
-def finished(folder: Path, settings: dict) -> dict | None:
+def finished(folder: Path, settings: dict, needs: Sequence[str] = ()) -> dict | None:
     """The manifest of the folder that these settings made; None if there is none.
 
     Args:
         folder: RUN/documents, RUN/tokenizer or RUN/prepared.
         settings: JSON values by the name of the config field, or of the earlier
             stage whose fingerprint the value is.
+        needs: files that are in the folder whatever the settings are.
 
     Raises:
-        UserError: the folder was made with other settings; it names one of them.
+        UserError: the folder was made with other settings, which it names, or is
+            damaged.
     """
-    path = folder / MANIFEST
-    if not path.exists():
+    if not (folder / MANIFEST).exists():
         return None
-    manifest = files.read_json(path)
+    manifest = _read_manifest(folder, {'inputs', 'settings'})
+    for name in needs:
+        if not (folder / name).exists():
+            raise UserError(
+                f'{folder / name} is missing: delete {folder}, and it is made again'
+            )
     if manifest['inputs'] == files.fingerprint(settings):
         return manifest
     theirs = manifest['settings']
@@ -60,12 +66,25 @@ def require(folder: Path, stage: str) -> dict:
     """The manifest of an earlier stage.
 
     Raises:
-        UserError: the stage has not been run.
+        UserError: the stage has not been run, or its folder is damaged.
     """
-    path = folder / MANIFEST
-    if not path.exists():
+    if not (folder / MANIFEST).exists():
         raise UserError(f'{folder} is not there: run the stage `{stage}` first')
-    return files.read_json(path)
+    return _read_manifest(folder)
+
+
+def _read_manifest(folder: Path, fields: Collection[str] = ()) -> dict:
+    path = folder / MANIFEST
+    try:
+        manifest = files.read_json(path)
+        if not isinstance(manifest, dict) or not {*fields} <= manifest.keys():
+            raise ValueError('something is missing in it')
+    except ValueError as error:
+        raise UserError(
+            f'{path} is damaged ({error}): delete {folder}, and run the stage again '
+            'that makes it'
+        ) from error
+    return manifest
 
 
 def _short(value) -> str:

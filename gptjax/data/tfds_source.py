@@ -28,15 +28,9 @@ def open_tfds(field: str, source: ConfigDict, data_dir: str | os.PathLike) -> So
     Raises:
         UserError: TFDS has no such dataset, or that no such config, split, feature.
     """
-    builder = _prepared_builder(field, source, data_dir)
+    builder = prepared_builder(field, source, data_dir)
+    total = count_examples(field, source, builder)
     info = builder.info
-    try:
-        total = info.splits[source.split].num_examples
-    except (KeyError, ValueError) as error:
-        raise UserError(
-            f'{field}.split={source.split}: {source.path} has no such split, it has '
-            f'{", ".join(info.splits)}'
-        ) from error
     for option in ('text_field', 'id_field'):
         name = source[option]
         if (name or option == 'text_field') and name not in info.features:
@@ -44,22 +38,43 @@ def open_tfds(field: str, source: ConfigDict, data_dir: str | os.PathLike) -> So
                 f'{field}.{option}={name}: {source.path} has no such feature, it has '
                 f'{", ".join(info.features)}'
             )
-    about = dict(
+    return Source(
+        lambda advance: _read(field, source, builder, advance),
+        total,
+        'documents',
+        describe_dataset(source, builder),
+    )
+
+
+def count_examples(field: str, source: ConfigDict, builder) -> int:
+    """The examples of the split; UserError if the dataset has no such split."""
+    splits = builder.info.splits
+    try:
+        return splits[source.split].num_examples
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f'{field}.split={source.split}: {source.path} has no such split, it has '
+            f'{", ".join(splits)}'
+        ) from error
+
+
+def describe_dataset(source: ConfigDict, builder) -> dict:
+    """What the manifest says of a dataset."""
+    info = builder.info
+    return dict(
         licence=source.licence or info.redistribution_info.license or '',
         citation=info.citation,
         homepage=info.homepage,
         version=info.full_name,
     )
-    return Source(
-        lambda advance: _read(field, source, builder, advance),
-        total,
-        'documents',
-        about,
-    )
 
 
-def _prepared_builder(field: str, source: ConfigDict, data_dir):
-    """The TFDS builder with its data on disk, made now if it was not."""
+def prepared_builder(field: str, source: ConfigDict, data_dir):
+    """The TFDS builder with its data on disk, made now if it was not.
+
+    Raises:
+        UserError: TFDS has no such dataset, or that no such config.
+    """
     import tensorflow_datasets as tfds
 
     path = source.path
@@ -119,31 +134,13 @@ def _builder_of_folder(field: str, path: str):
 def _read(
     field: str, source: ConfigDict, builder, advance: Advance
 ) -> Iterator[Document]:
-    import tensorflow_datasets as tfds
-
     info = builder.info
     chosen = [
         name
         for name in (source.text_field, source.id_field or 'id')
         if name in info.features
     ]
-    if info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
-        # Parsing two features of many, not all: three times as fast.
-        features = tfds.features.FeaturesDict({n: info.features[n] for n in chosen})
-        table = builder.as_data_source(
-            split=source.split,
-            deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
-        )
-        examples = (
-            features.deserialize_example_np(table[place]) for place in range(len(table))
-        )
-    else:  # files that TensorFlow reads, in order
-        import_tensorflow()
-        only = tfds.decode.PartialDecoding(dict.fromkeys(chosen, True))
-        examples = tfds.as_numpy(
-            builder.as_dataset(split=source.split, decoders=only, shuffle_files=False)
-        )
-    for place, example in enumerate(examples):
+    for place, example in enumerate(read_examples(builder, source.split, chosen)):
         where = f'{field}.path={source.path}: example {place}'
         text = example[source.text_field]
         if not isinstance(text, bytes):
@@ -154,3 +151,25 @@ def _read(
         identity = identity_of(example, field, source, where, f'{source.split}#{place}')
         yield identity, text.decode('utf-8', errors='replace')
         advance(1)
+
+
+def read_examples(builder, split: str, names: list[str]) -> Iterator[dict]:
+    """The examples of a prepared dataset in order, with the features `names` alone."""
+    import tensorflow_datasets as tfds
+
+    info = builder.info
+    if info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
+        # Parsing two features of many, not all: three times as fast.
+        features = tfds.features.FeaturesDict({n: info.features[n] for n in names})
+        table = builder.as_data_source(
+            split=split,
+            deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+        )
+        for place in range(len(table)):
+            yield features.deserialize_example_np(table[place])
+    else:  # files that TensorFlow reads, in order
+        import_tensorflow()
+        only = tfds.decode.PartialDecoding(dict.fromkeys(names, True))
+        yield from tfds.as_numpy(
+            builder.as_dataset(split=split, decoders=only, shuffle_files=False)
+        )

@@ -80,8 +80,9 @@ def line_chart(
     levels: Sequence[Level] = (),
     make_axis: Callable[[Sequence[float]], Axis] = linear_axis,
     note: str = '',
+    across: str = 'step',
 ) -> str:
-    """A figure of lines over the training step.
+    """A figure of lines over the training step, or something else.
 
     Args:
         title: what is shown, with its `unit` behind it.
@@ -89,6 +90,7 @@ def line_chart(
         levels: horizontal lines, named on the line.
         make_axis: the vertical axis that the values get.
         note: a line below the title.
+        across: what the horizontal axis counts.
 
     Returns:
         HTML; '' where there is no point at all.
@@ -98,10 +100,10 @@ def line_chart(
         return ''
     values = [y for line in series for _, y in line.points]
     frame = _frame(series, make_axis([*values, *(level.value for level in levels)]))
-    drawn = _grid(frame) + _levels(frame, levels)
+    drawn = _grid(frame, across) + _levels(frame, levels)
     drawn += _clipped(frame, ''.join(_line(frame, line) for line in series))
     drawn += _end_labels(frame, [line for line in series if line.label])
-    drawn += _columns(frame, series, title)
+    drawn += _columns(frame, series, title, across)
     caption = f'<b>{escape(title)}</b> <span>{escape(unit)}</span>'
     if note:
         caption += f'<small>{escape(note)}</small>'
@@ -199,17 +201,17 @@ def _frame(series, axis):
     )
 
 
-def _grid(frame):
+def _grid(frame, across):
     drawn = ''
     for tick in frame.axis.ticks:
         y = frame.down(tick)
         drawn += _horizontal(frame, y, 'grid')
         drawn += _text(LEFT - 7, y + 4.5, 'tick', 'end', number(tick))
     for tick in nice_ticks(*frame.steps, 4):
-        if tick == int(tick):
+        if tick == int(tick) or across != 'step':
             x = frame.across(tick)
             drawn += _text(x, HEIGHT - BOTTOM + 18, 'tick', 'middle', number(tick))
-    return drawn + _text(LEFT - 10, HEIGHT - BOTTOM + 18, 'tick', 'end', 'step')
+    return drawn + _text(LEFT - 10, HEIGHT - BOTTOM + 18, 'tick', 'end', across)
 
 
 def _levels(frame, levels):
@@ -254,7 +256,7 @@ def _end_labels(frame, lines):
     return drawn
 
 
-def _columns(frame, series, title):
+def _columns(frame, series, title, across):
     """Invisible columns that show the values at a step when pointed at."""
     longest = max(series, key=lambda line: len(line.points))
     steps = [x for x, _ in thin(longest.points, COLUMNS)]
@@ -267,10 +269,11 @@ def _columns(frame, series, title):
             nearest = min(line.points, key=lambda point: abs(point[0] - step))
             if line.label or len(series) == 1:
                 said.append(f'{line.label or title} {number(nearest[1])}')
+        here = f'{step:,.0f}' if across == 'step' else number(step)
         drawn += (
             f'<rect class="column" x="{left:.1f}" y="{TOP}" '
             f'width="{max(right - left, 1):.1f}" height="{HEIGHT - TOP - BOTTOM}">'
-            f'<title>step {step:,.0f}: {escape(", ".join(said))}</title></rect>'
+            f'<title>{escape(across)} {here}: {escape(", ".join(said))}</title></rect>'
         )
     return drawn
 

@@ -13,7 +13,15 @@ import numpy as np
 
 from gptjax import files
 from gptjax.errors import UserError
-from gptjax.eval import bootstrap, choice, generation, perplexity, results
+from gptjax.eval import (
+    bootstrap,
+    choice,
+    dialogue,
+    generation,
+    perplexity,
+    results,
+    verifiable,
+)
 
 OF_ONE_TOKENIZER = ('loss', 'token_perplexity')  # mean nothing beyond it
 
@@ -33,20 +41,13 @@ def compare(first: str, second: str, copy: Path | None = None) -> dict:
         UserError: one is no result, they have no task in common, or a task has
             other items in one of them.
     """
-    one, other = _read(first), _read(second)
+    one, other = read(first), read(second)
     tasks, notes = {}, []
     for name in one['tasks']:
         if name in other['tasks'] and 'items' in one['tasks'][name]:
+            tasks[name] = differences(name, first, second, one, other)
             left, right = one['tasks'][name], other['tasks'][name]
-            right = _same_items(name, left, right, first, second)
-            tasks[name] = _differences(left, right)
             notes += _unequal_settings(name, left, right)
-            if one['tokenizer'] != other['tokenizer']:
-                tasks[name] = {
-                    figure: its
-                    for figure, its in tasks[name].items()
-                    if figure.split('/')[0] not in OF_ONE_TOKENIZER
-                }
     for name in sorted(one['tasks'].keys() ^ other['tasks'].keys()):
         notes.append(f'{name}: only in {first if name in one["tasks"] else second}')
     if not tasks:
@@ -65,8 +66,12 @@ def compare(first: str, second: str, copy: Path | None = None) -> dict:
     return found
 
 
-def _read(name: str) -> dict:
-    """The result that a run directory or a file holds."""
+def read(name: str) -> dict:
+    """The result that a run directory or a file holds.
+
+    Raises:
+        UserError: there is none, or it is damaged or old.
+    """
     path = Path(name).expanduser()
     path = path / 'eval.json' if path.is_dir() else path
     if not path.exists():
@@ -79,6 +84,29 @@ def _read(name: str) -> dict:
         raise UserError(
             f'--compare: {path} has no results item by item: run the stage eval again'
         )
+    return found
+
+
+def differences(name: str, first: str, second: str, one: dict, other: dict) -> dict:
+    """{figure: {first, second, difference, interval, p}} of a task of two results.
+
+    Args:
+        name: of the task.
+        first, second: what the results are called, for messages.
+        one, other: of `read`.
+
+    Raises:
+        UserError: the task has other items in one of them.
+    """
+    left, right = one['tasks'][name], other['tasks'][name]
+    right = _same_items(name, left, right, first, second)
+    found = _differences(left, right)
+    if one['tokenizer'] != other['tokenizer']:
+        return {
+            figure: its
+            for figure, its in found.items()
+            if figure.split('/')[0] not in OF_ONE_TOKENIZER
+        }
     return found
 
 
@@ -147,6 +175,10 @@ def _figures(kind: str, columns: Mapping) -> dict[str, bootstrap.Figure]:
         return generation.FIGURES
     if kind == 'choice':
         return choice.FIGURES
+    if kind == 'dialogue':
+        return dialogue.FIGURES
+    if kind == 'verifiable':
+        return verifiable.FIGURES
     from gptjax.eval import suites
 
     return suites.figures_for(columns)

@@ -7,13 +7,28 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gptjax import files
+from gptjax import files, rundir
 from gptjax.errors import UserError
-from gptjax.eval import heldout, items, results, tasks
+from gptjax.eval import (
+    conversations,
+    dialogue,
+    heldout,
+    items,
+    results,
+    tasks,
+    verifiable,
+)
 from gptjax.eval.likelihood import token_scores
 from gptjax.eval.tasks import Subject
 from gptjax.parallel.mesh import batch_shards, make_mesh
-from gptjax.train.load import Trained, fingerprint_of, load, load_engine
+from gptjax.train.load import (
+    Trained,
+    fingerprint_of,
+    load,
+    load_earlier,
+    load_engine,
+)
+from gptjax.train.ranges import check_numbers
 
 # The section `eval`, for runs whose config is older than a field of it.
 DEFAULTS = dict(
@@ -32,32 +47,37 @@ DEFAULTS = dict(
 )
 HARNESS = 'lm_eval:'  # before the name of a task of lm-evaluation-harness
 SUITES = ('core', 'chatcore')  # lists of such tasks
+OF_DOCUMENTS = ('perplexity', 'reply', 'choice')  # of RUN/documents
 
 
 def evaluate(
     config: ConfigDict,
     workdir: Path,
-    wanted: str = 'perplexity',
+    wanted: str | None = None,
     copy: Path | None = None,
     step: int | None = None,
 ) -> dict:
     """Evaluates a checkpoint of RUN: a table on the screen, and JSON.
 
     The best one's is RUN/eval.json, where tasks that an earlier call did for the same
-    checkpoint stay, and where held-out perplexity always is. `copy` gets what this
-    call found alone.
+    checkpoint stay, and where held-out perplexity always is, if RUN has documents.
+    `copy` gets what this call found alone. Beside `dialogue` stands what the run that
+    RUN started from makes of the same conversations.
 
     Args:
         config: of the run.
         workdir: RUN.
-        wanted: tasks, with commas between: 'perplexity', 'reply', 'choice', files of
-            items, 'lm_eval:NAME', 'core', 'chatcore'.
+        wanted: tasks, with commas between: 'perplexity', 'reply', 'choice',
+            'dialogue' (or 'dialogue:RUN', of that run's conversations), 'task' (or
+            'task:RUN', of that run's problems), files of items, 'lm_eval:NAME',
+            'core', 'chatcore'. None: 'dialogue' after fine-tuning, else 'perplexity'.
         copy: another place for the JSON.
         step: of the checkpoint; None: the best.
 
     Returns:
-        `results` (perplexity and bits per byte, by source), `baselines` (compression
-        and frequencies), `checkpoint_step`, and `tasks`, each as results.py has it.
+        `results` (perplexity and bits per byte, by source) and `baselines`
+        (compression and frequencies) where RUN has documents, `checkpoint_step`, and
+        `tasks`, each as results.py has it.
 
     Raises:
         UserError: RUN has no checkpoint or no documents, a task does not exist, or
@@ -66,7 +86,7 @@ def evaluate(
     settings = settings_of(config)
     mesh = make_mesh(config.mesh)
     shards = batch_shards(mesh)
-    if settings.batch_size < 1 or settings.batch_size % shards:
+    if settings.batch_size % shards:
         raise UserError(
             f'eval.batch_size={settings.batch_size} is not divisible by '
             f'mesh.data * mesh.fsdp = {shards}: use a multiple'
@@ -76,19 +96,23 @@ def evaluate(
             f'--step={step}: eval.json is that of the best checkpoint: name another '
             'file, as --json=eval-1000.json'
         )
+    if wanted is None:
+        wanted = 'dialogue' if (workdir / 'dialogue').is_dir() else 'perplexity'
     names = names_in(wanted)
-    planned = {name: find_task(name) for name in names}
+    talks = [name for name in names if _label(name) == 'dialogue']
+    planned = {name: find_task(name, config) for name in names if name not in talks}
+    asked = conversations.read_items(_talked(talks, workdir), settings) if talks else []
     trained = load(config, workdir, mesh, step)
-    documents = read_documents(workdir / 'documents' / 'validation.jsonl')
-    if settings.documents:
-        documents = documents[: settings.documents]
+    path, documents = workdir / 'documents' / 'validation.jsonl', None
+    if path.exists() or {*names} & {*OF_DOCUMENTS}:
+        documents = some_documents(read_documents(path), settings.documents)
 
     fingerprint = fingerprint_of(trained)
     kept = _kept(workdir / 'eval.json', fingerprint)
     found = {}
     subject, close = make_subject(config, settings, workdir, trained, mesh)
     try:
-        if 'perplexity' in names or kept is None:
+        if documents is not None and ('perplexity' in names or 'results' not in kept):
             summary, baselines, found['perplexity'] = heldout.measure(
                 lambda batch: subject.scores(batch)[0],
                 documents,
@@ -99,15 +123,18 @@ def evaluate(
                 settings.batch_size,
                 tasks.bootstrap_of(settings),
             )
-            kept = dict(kept or {}, results=summary, baselines=baselines)
+            kept = dict(kept, results=summary, baselines=baselines)
         for run in planned.values():
             found.update(run(subject, documents))
+        if talks:
+            found['dialogue'] = dialogue.measure(subject, asked)
     finally:
         close()
+    if talks:
+        _ask_start(config, settings, workdir, mesh, asked, found['dialogue'])
 
     evaluation = dict(
-        results=kept['results'],
-        baselines=kept['baselines'],
+        {name: kept[name] for name in ('results', 'baselines') if name in kept},
         checkpoint_step=trained.step,
         run=workdir.name,
         fingerprint=fingerprint,
@@ -134,21 +161,7 @@ def settings_of(config: ConfigDict) -> ConfigDict:
     """
     settings = ConfigDict(DEFAULTS)
     settings.update(config.eval)
-    rules = (
-        ('documents', settings.documents >= 0, '0 or more'),
-        ('conversations', settings.conversations >= 0, '0 or more'),
-        ('choices', settings.choices >= 2, '2 or more'),
-        ('max_tokens', settings.max_tokens >= 1, '1 or more'),
-        ('temperature', settings.temperature >= 0, '0 or more'),
-        ('top_k', settings.top_k >= 0, '0 or more'),
-        ('top_p', 0 < settings.top_p <= 1, 'above 0, at most 1'),
-        ('resamples', settings.resamples >= 1, '1 or more'),
-        ('level', 0 < settings.level < 1, 'between 0 and 1'),
-        ('seed', 0 <= settings.seed < 2**32, f'from 0 to {2**32 - 1}'),
-    )
-    for name, fine, fix in rules:
-        if not fine:
-            raise UserError(f'eval.{name}={settings[name]}: use a number {fix}')
+    check_numbers(ConfigDict(dict(eval=settings)))
     return settings
 
 
@@ -158,6 +171,19 @@ def read_documents(path: Path) -> list[dict]:
         raise UserError(f'{path} is missing: run the stage data first')
     with open(path, encoding='utf-8') as lines:
         return [json.loads(line) for line in lines]
+
+
+def some_documents(documents: list[dict], number: int) -> list[dict]:
+    """So many of the documents, in their order; 0: all.
+
+    Which ones is decided by a hash of their ids: a file is in the order of its
+    sources, and its first lines stand for the first source alone.
+    """
+    if not number:
+        return documents
+    key = lambda place: files.fingerprint(['eval', documents[place]['id']])
+    chosen = sorted(range(len(documents)), key=key)[:number]
+    return [documents[place] for place in sorted(chosen)]
 
 
 # ---- tasks by name
@@ -172,14 +198,23 @@ def names_in(wanted: str) -> list[str]:
     names = list(dict.fromkeys(n.strip() for n in wanted.split(',') if n.strip()))
     if not names:
         raise UserError('--tasks is empty: name some, as perplexity,reply,choice')
-    labels = [Path(n).stem if n.endswith('.jsonl') else n for n in names]
+    labels = [_label(name) for name in names]
     for label in labels:
         if labels.count(label) > 1:
             raise UserError(f'--tasks: two are called {label!r}: rename a file')
     return names
 
 
-def find_task(name: str) -> Callable[[Subject, Sequence[dict]], dict]:
+def _label(name: str) -> str:
+    """What the result of a task is called."""
+    if name.partition(':')[0] in ('dialogue', verifiable.NAME):
+        return name.partition(':')[0]
+    return Path(name).stem if name.endswith('.jsonl') else name
+
+
+def find_task(
+    name: str, config: ConfigDict | None = None
+) -> Callable[[Subject, Sequence[dict]], dict]:
     """A function from (subject, documents) to {name: result}.
 
     Raises:
@@ -193,11 +228,13 @@ def find_task(name: str) -> Callable[[Subject, Sequence[dict]], dict]:
         from gptjax.eval import suites
 
         return suites.find(name)
+    if _label(name) == verifiable.NAME and config is not None:
+        return verifiable.find(name, config)
     if name.endswith('.jsonl') or Path(name).is_file():
         asked = items.read_items(Path(name).expanduser())
         return partial(_file, Path(name).stem, asked)
     raise UserError(
-        f'--tasks={name}: no such task: use perplexity, reply, choice, '
+        f'--tasks={name}: no such task: use perplexity, reply, choice, dialogue, task, '
         f'{", ".join(SUITES)}, {HARNESS}NAME or a file that ends in .jsonl'
     )
 
@@ -212,6 +249,34 @@ def _conversations(name, subject, documents):
     about = 'the next turn of held-out conversations, among turns of others'
     choices = items.choice_items(replies, settings.choices, settings.seed)
     return {name: tasks.choose(subject, choices, about)}
+
+
+def _talked(names: Sequence[str], workdir: Path) -> Path:
+    """The run whose conversations 'dialogue' or 'dialogue:RUN' asks."""
+    _, _, run = names[0].partition(':')
+    return Path(run).expanduser().absolute() if run else workdir
+
+
+def _ask_start(config, settings, workdir, mesh, asked, found):
+    """Puts what the run started from beside `found`; writes transcripts of both."""
+    systems = {'this model': found}
+    if 'start' in config:
+        start = Path(config.start.run)
+        try:
+            earlier = load_earlier(config.start, mesh)
+        except UserError as error:
+            print(f'nothing to set beside dialogue: {error}')
+        else:
+            subject, close = make_subject(
+                rundir.read_config(start), settings, start, earlier, mesh
+            )
+            try:
+                control = dialogue.measure(subject, asked)
+            finally:
+                close()
+            dialogue.beside(found, f'{start.name}, before', control)
+            systems[f'{start.name}, before'] = control
+    conversations.write_transcripts(workdir, asked, systems)
 
 
 def _file(name, asked, subject, documents):
@@ -253,9 +318,7 @@ def make_subject(
     return subject, close
 
 
-def _kept(path: Path, fingerprint: str) -> dict | None:
+def _kept(path: Path, fingerprint: str) -> dict:
     """What eval.json has of the same weights and tokenizer."""
-    if not path.exists():
-        return None
-    evaluation = files.read_json(path)
-    return evaluation if evaluation.get('fingerprint') == fingerprint else None
+    evaluation = files.read_json(path) if path.exists() else {}
+    return evaluation if evaluation.get('fingerprint') == fingerprint else {}

@@ -11,6 +11,7 @@ where `after` alone is longer, windows move over it:
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -19,8 +20,11 @@ import numpy as np
 
 from gptjax import progress
 from gptjax.eval.perplexity import batches_of, pack
+from gptjax.kernels.cross_entropy import number_of_chunks, strided_chunks
 from gptjax.models import gpt
 from gptjax.parallel.sharding import batch_sharding
+
+LOGIT_TOKENS = 1024  # of which a vocabulary of 50,000 makes 200 MB of logits
 
 
 class Scored(NamedTuple):
@@ -36,22 +40,34 @@ def token_scores(trained, mesh):
     (B, T) float32 and (B, T) bool, of a batch as training has it.
     """
 
-    @jax.jit
-    def compute(params, batch):
-        model = gpt.bind(trained.settings, params)
-        logits_BTV = model(batch['inputs'], batch['segments'], batch['positions'])
-        targets = batch['targets'][..., None]
-        chosen = jnp.take_along_axis(logits_BTV, targets, axis=-1)[..., 0]
-        likeliest = chosen >= jnp.max(logits_BTV, axis=-1)
-        return chosen - jax.nn.logsumexp(logits_BTV, axis=-1), likeliest
-
     place = batch_sharding(mesh)
 
     def scores(batch):
+        batch = jax.device_put(batch, place)
         with jax.set_mesh(mesh):
-            return compute(trained.params, jax.device_put(batch, place))
+            return batch_scores(trained.settings, trained.params, batch)
 
     return scores
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def batch_scores(settings, params, batch, chunk=LOGIT_TOKENS):
+    """The scores of `token_scores`, `chunk` tokens of logits alive at a time."""
+    model = gpt.bind(settings, params)
+    hidden = model.hidden(batch['inputs'], batch['segments'], batch['positions'])
+    targets = batch['targets'].reshape(hidden.shape[:-1])
+
+    def of_tokens(part):
+        hidden, targets = part
+        logits = model.logits(hidden)
+        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        likeliest = chosen >= jnp.max(logits, axis=-1)
+        return chosen - jax.nn.logsumexp(logits, axis=-1), likeliest
+
+    axis, chunks = targets.ndim - 1, number_of_chunks(targets.shape, chunk)
+    parts = [strided_chunks(x, axis, chunks) for x in (hidden, targets)]
+    found = jax.lax.map(of_tokens, parts)
+    return tuple(jnp.moveaxis(x, 0, -1).reshape(batch['targets'].shape) for x in found)
 
 
 def score_pairs(

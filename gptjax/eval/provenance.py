@@ -3,6 +3,10 @@
 import shlex
 from html import escape
 
+from gptjax.eval import dialogue_report
+
+BEFORE = ('data', 'tokenizer', 'prepare')  # parts of `pretrain`
+AFTERWARDS = ('eval', 'sample', 'report')
 FIRST_STAGES = ('data', 'pretrain')  # they may meet a run directory with no config
 
 
@@ -22,6 +26,8 @@ def missing(what: str, stage: str) -> str:
 
 def _data(run):
     documents, tokenizer, prepared = run['documents'], run['tokenizer'], run['prepared']
+    if not documents and run['dialogue']:
+        return dialogue_report.data(run['dialogue'])
     if not documents:
         return '<h2>Data</h2>' + missing('There are no documents', 'data')
     parts = ['<h2>Data</h2>', _splits(documents, prepared)]
@@ -119,9 +125,13 @@ def _environment(run):
 
 
 def commands(environment: dict) -> list[str]:
-    """The shell commands that make the run from its code's revision."""
+    """The shell commands that make the run from its code's revision, from nothing.
+
+    The stages before `pretrain` are part of it; another is its own command.
+    """
     words = shlex.split(environment.get('command') or '')
-    flags = _flags(words, '--config') + _flags(words, '--workdir')
+    config = environment.get('config') or _flags(words, '--config')
+    flags = config + _flags(words, '--workdir')
     where = _flags(words, '--workdir') or ['--workdir', 'RUN']
     lines = []
     if environment.get('revision'):
@@ -129,10 +139,16 @@ def commands(environment: dict) -> list[str]:
         lines.append(f'git checkout {revision.rstrip("+")}')
         if revision.endswith('+'):
             lines[-1] += '   # and changes that were not committed'
-    lines.append(shlex.join(['python', '-m', 'gptjax', 'pretrain', *flags]))
-    for stage in ('eval', 'sample', 'report'):
-        lines.append(shlex.join(['python', '-m', 'gptjax', stage, *where]))
+    calls = [(stage_of(environment), flags), *((name, where) for name in AFTERWARDS)]
+    lines += [shlex.join(['python', '-m', 'gptjax', name, *its]) for name, its in calls]
     return lines
+
+
+def stage_of(environment: dict) -> str:
+    """The stage that makes the run, which `pretrain` is where that is not told."""
+    words = shlex.split(environment.get('command') or '')[3:]
+    others = (*BEFORE, *AFTERWARDS)
+    return words[0] if words and words[0] not in others else 'pretrain'
 
 
 def flatten(fields: dict, prefix: str = '') -> list[tuple[str, object]]:

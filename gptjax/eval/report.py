@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from gptjax import files
-from gptjax.eval import charts, provenance
+from gptjax.eval import charts, dialogue_report, provenance, rating_report
 from gptjax.eval.charts import Level, Series, number
 from gptjax.eval.provenance import missing
 from gptjax.eval.results import between, label_of, short
@@ -29,7 +29,9 @@ def write_report(workdir: Path) -> Path:
         _header(run),
         _results(run),
         _tasks(run),
+        *rating_report.sections(workdir),
         _training(run),
+        dialogue_report.transcripts(run),
         _samples(run),
         *provenance.sections(run),
     ]
@@ -60,6 +62,8 @@ def read_run(workdir: Path) -> dict:
         environment=read('environment.json'),
         evaluation=read('eval.json'),
         samples=read('samples.json'),
+        transcripts=read('samples/dialogue.json'),
+        dialogue=read('dialogue/manifest.json'),
         documents=read('documents/manifest.json'),
         tokenizer=read('tokenizer/manifest.json'),
         prepared=read('prepared/manifest.json'),
@@ -74,8 +78,9 @@ def _header(run):
     train = _points(run, 'train', 'loss')
     evaluation = run['evaluation']
     lead = 'This run has not been evaluated yet.'
-    facts = []
-    if evaluation:
+    told, facts = dialogue_report.lead(evaluation)
+    lead = told or lead
+    if evaluation and 'results' in evaluation:
         results = evaluation['results']
         bits = results['bits_per_byte']
         lead = (
@@ -119,6 +124,8 @@ def _results(run):
     evaluation = run['evaluation']
     if not evaluation:
         return '<h2>Results</h2>' + missing('There is no eval.json', 'eval')
+    if 'results' not in evaluation:  # it has no text of its own
+        return ''
     results, baselines = evaluation['results'], _baselines(evaluation)
     about = (evaluation.get('baselines') or {}).get('about', {})
     bars = [('this model', results['bits_per_byte'], 'main')]

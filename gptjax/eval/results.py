@@ -2,7 +2,8 @@
 
 A task's result is a dict:
 
-    kind            'perplexity', 'generation', 'choice' or 'means': which figures
+    kind            'perplexity', 'generation', 'choice', 'dialogue', 'verifiable' or
+                    'means': which figures
     figures         {name: {value, interval, baselines: {label: {value, interval}}}}
     bootstrap       resamples, level, seed, of the intervals
     settings        what else decides the figures
@@ -45,6 +46,13 @@ LABELS = {
     'accuracy': 'accuracy',
     'accuracy_tokens': 'accuracy, per token',
     'accuracy_bytes': 'accuracy, per byte',
+    'reply_bits': 'bits per byte of replies',
+    'reply_bits_open': 'the same, ends left out',
+    'stops': 'stops by itself',
+    'accuracy_drawn': 'accuracy, temperature 1',
+    'pass_at_8': 'one of 8 right',
+    'stops_drawn': 'stops, temperature 1',
+    'reply_tokens': 'tokens in a reply',
 }
 
 

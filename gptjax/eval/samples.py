@@ -11,12 +11,16 @@ from gptjax.train.load import load_engine
 
 
 def sample(
-    config: ConfigDict, workdir: Path, prompts: list[str] | None = None, seed: int = 0
+    config: ConfigDict,
+    workdir: Path,
+    prompts: list[str] | None = None,
+    seed: int = 0,
+    step: int | None = None,
 ) -> list[dict]:
     """Prints a text for each prompt as it is drawn, and returns them.
 
-    Without prompts the config's are taken, and the texts become
-    RUN/samples.json, which the report shows.
+    Without prompts the config's are taken, and the texts become RUN/samples.json,
+    which the report shows, if they are the best checkpoint's (`step` None).
 
     Raises:
         UserError: RUN has no checkpoint, a prompt is too long, or a setting is
@@ -31,7 +35,7 @@ def sample(
         )
     if not 0 <= seed < LARGEST_SEED:
         raise UserError(f'--seed={seed}: use a number from 0 to {LARGEST_SEED - 1}')
-    engine = load_engine(config, workdir, slots=1)
+    engine = load_engine(config, workdir, step, slots=1)
     texts = []
     for number, prompt in enumerate(prompts or settings.prompts):
         print(f'--- {prompt!r}')
@@ -48,7 +52,7 @@ def sample(
                 **sampling,
             )
         )
-    if not prompts:
+    if not prompts and step is None:
         files.write_json(workdir / 'samples.json', texts)
     return texts
 

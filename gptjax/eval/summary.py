@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from gptjax import files
+from gptjax.eval.provenance import stage_of
 from gptjax.eval.report import BASELINES
 
 
@@ -13,21 +14,15 @@ def last_screen(workdir: Path, report: Path) -> str:
     evaluation = workdir / 'eval.json'
     if evaluation.exists():
         evaluation = files.read_json(evaluation)
-        results = evaluation['results']
-        documents, text = results['documents'], results['bytes'] / 1e6
-        lines += [
-            '',
-            f'On {documents:,} documents it never saw ({text:.2f} MB), bits per byte:',
-            f'  {results["bits_per_byte"]:6.3f}  this model, step '
-            f'{evaluation["checkpoint_step"]:,} '
-            f'(context {results["context"]}, stride {results["stride"]})',
-        ]
-        for name, label in BASELINES.items():
-            bits = evaluation['baselines']['bits_per_byte'].get(name)
-            if bits is not None:
-                lines.append(f'  {bits:6.3f}  {label}')
+        lines += _perplexity(evaluation) if 'results' in evaluation else []
+        lines += _replies(evaluation)
     shown = _relative(workdir)
     python = _relative(Path(sys.executable))
+    if not any((workdir / 'checkpoints').glob('[0-9]*')):
+        environment = workdir / 'environment.json'
+        told = files.read_json(environment) if environment.exists() else {}
+        command = f'{python} -m gptjax {stage_of(told)} --workdir {shown}'
+        return '\n'.join([*lines, '', 'Next: train the model:', '', f'  {command}'])
     lines += [
         '',
         'Next: open the report in a browser, and talk to the model, in a browser too '
@@ -37,6 +32,37 @@ def last_screen(workdir: Path, report: Path) -> str:
         f'  {python} -m gptjax chat --workdir {shown}',
     ]
     return '\n'.join(lines)
+
+
+def _perplexity(evaluation):
+    results = evaluation['results']
+    documents, text = results['documents'], results['bytes'] / 1e6
+    lines = [
+        '',
+        f'On {documents:,} documents it never saw ({text:.2f} MB), bits per byte:',
+        f'  {results["bits_per_byte"]:6.3f}  this model, step '
+        f'{evaluation["checkpoint_step"]:,} '
+        f'(context {results["context"]}, stride {results["stride"]})',
+    ]
+    for name, label in BASELINES.items():
+        bits = evaluation['baselines']['bits_per_byte'].get(name)
+        if bits is not None:
+            lines.append(f'  {bits:6.3f}  {label}')
+    return lines
+
+
+def _replies(evaluation):
+    task = evaluation.get('tasks', {}).get('dialogue')
+    if not task:
+        return []
+    figure = task['figures']['reply_bits']
+    beside = figure['baselines'].items()
+    return [
+        '',
+        f'On {len(task["items"]):,} replies it never saw, bits per byte:',
+        f'  {figure["value"]:6.3f}  this model, step {evaluation["checkpoint_step"]:,}',
+        *(f'  {other["value"]:6.3f}  {label}' for label, other in beside),
+    ]
 
 
 def _relative(path: Path) -> Path:

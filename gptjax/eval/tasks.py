@@ -113,7 +113,21 @@ def generate(subject: Subject, asked: Sequence[Item], about: str) -> dict:
 
 
 def _answers(subject, asked, prompts, parameters) -> list[str]:
-    """What the model says, stripped; each drawn by its own seed."""
+    """What the model says, stripped."""
+    replies = replies_of(subject, asked, prompts, parameters)
+    return [reply.text.strip() for reply in replies]
+
+
+def replies_of(
+    subject: Subject,
+    asked: Sequence[Item],
+    prompts: Sequence[list[int]],
+    parameters: Parameters,
+) -> list:
+    """The engine's reply to each prompt, drawn by the seed of its item.
+
+    It ends where the item says, or where the chat template has it.
+    """
     from gptjax.data import chat
 
     stops, stop_tokens = chat.stops_of(subject.template, subject.tokenizer)
@@ -126,14 +140,13 @@ def _answers(subject, asked, prompts, parameters) -> list[str]:
         )
         for item in asked
     ]
-    answers = []
+    replies = []
     with progress.bar('answering', len(asked), 'prompts') as advance:
         for first in range(0, len(asked), AT_ONCE):
             its = slice(first, first + AT_ONCE)
-            replies = subject.complete(prompts[its], wanted[its])
-            answers += [reply.text.strip() for reply in replies]
-            advance(len(replies))
-    return answers
+            replies += subject.complete(prompts[its], wanted[its])
+            advance(len(replies[its]))
+    return replies
 
 
 def _generation_figures(answers, columns, how):

@@ -36,10 +36,8 @@ def train_flops_per_token(settings: FrozenConfigDict, context: int, causal: bool
     of the scores that no token needs, and half of it in the causal one. A
     layer's window bounds S in both.
     """
-    L = settings.num_layers
-    windows = [settings.windows[i % len(settings.windows)] for i in range(L)]
     keys = 0.0
-    for window in windows:
+    for window in gpt.layer_windows(settings):
         seen = min(window or context, context)
         # Of `context` queries the first `seen` see half of them on average.
         mean = seen - seen * (seen - 1) / (2 * context) if causal else seen

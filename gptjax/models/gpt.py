@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from gptjax.kernels.cross_entropy import head_logits
 from gptjax.models import layers
 from gptjax.models.attention import Attention, rotary_angles
 from gptjax.parallel.sharding import axis_size, constrain
@@ -117,8 +118,7 @@ class GPT(nnx.Module):
 
     def logits(self, hidden):
         """float32 logits (..., V) of hidden vectors (..., D), soft-capped."""
-        logits = jnp.einsum('...D,DV->...V', hidden, self.head_DV(hidden.dtype))
-        logits = logits.astype(jnp.float32)
+        logits = head_logits(hidden, self.head_DV(hidden.dtype))
         cap = self.config.logit_softcap
         return cap * jnp.tanh(logits / cap) if cap else logits
 

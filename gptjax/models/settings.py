@@ -32,6 +32,11 @@ def resolve(model: ConfigDict, vocab_size: int) -> FrozenConfigDict:
     for field in ('num_layers', 'width', 'num_heads', 'context'):
         if config[field] < 1:
             raise UserError(f'model.{field}={config[field]}: use a positive number')
+    for field in ('num_kv_heads', 'head_dim', 'mlp_width'):
+        if config[field] < 0:
+            raise UserError(
+                f'model.{field}={config[field]}: use a positive number, or 0'
+            )
     config.windows = tuple(config.windows)
     for window in config.windows or (-1,):
         if window < 0:

@@ -98,12 +98,33 @@ def track_ema(decay: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+def at_step(opt_state, step):
+    """The optimizer's state with the schedule at `step`; all else stays.
+
+    optax counts the updates that were made. The schedule follows the steps, so that
+    one that is left out, as it was not finite, does not delay the decay.
+
+    Args:
+        opt_state: of `make_optimizer`, or of any optax transformation.
+        step: int32 scalar, the number of the next update.
+    """
+
+    def move(state):
+        return state._replace(count=step) if _is_schedule(state) else state
+
+    return jax.tree.map(move, opt_state, is_leaf=_is_schedule)
+
+
 def ema_params(opt_state, params):
     """The weights to evaluate: the average where one is kept, else `params`."""
     for state in opt_state:
         if isinstance(state, EmaState):
             return state.average
     return params
+
+
+def _is_schedule(state) -> bool:
+    return isinstance(state, optax.ScaleByScheduleState)
 
 
 def _direction(optim, params):

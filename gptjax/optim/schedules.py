@@ -62,16 +62,6 @@ def make_schedule(optim, num_steps: int) -> optax.Schedule:
     return schedule
 
 
-def learning_rate(config, step: int) -> float:
-    """The learning rate of update `step`: what the logs show.
-
-    With 'muon' it is the rate of what is no matrix; that of the matrices is in
-    proportion, `optim.matrix_learning_rate / optim.learning_rate` times it.
-    """
-    scale = make_schedule(config.optim, config.train.num_steps)(step)
-    return float(config.optim.learning_rate * scale)
-
-
 def _check(optim, num_steps):
     if optim.schedule not in SCHEDULES:
         raise UserError(

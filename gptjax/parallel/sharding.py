@@ -92,20 +92,25 @@ def state_shardings(state, axes_of_parameters, mesh: Mesh):
     there is (counts, factored moments) is on every device.
 
     Args:
-        state: a pytree of shaped leaves.
+        state: a training state of shaped leaves, or parameters alone.
         axes_of_parameters: the parameters' tree with tuples of axis names.
         mesh: the mesh.
     """
     is_axes = lambda x: isinstance(x, tuple)
     leaves = jax.tree_util.tree_leaves_with_path(axes_of_parameters, is_leaf=is_axes)
-    by_path = {_keys(path): axes for path, axes in leaves}
+    params = getattr(state, 'params', state)
+    shapes = {
+        _keys(path): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    by_path = {_keys(path): (axes, shapes[_keys(path)]) for path, axes in leaves}
 
     def place(path, leaf):
         keys = _keys(path)
         for start in range(len(keys)):
-            axes = by_path.get(keys[start:])
-            if axes is not None and len(axes) == len(leaf.shape):
-                return NamedSharding(mesh, partition_spec(axes, leaf.shape, mesh))
+            axes, shape = by_path.get(keys[start:], (None, None))
+            if shape == leaf.shape:
+                return NamedSharding(mesh, partition_spec(axes, shape, mesh))
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(place, state)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
+from gptjax.kernels.cross_entropy import head_logits
 from gptjax.models import gpt
 
 
@@ -46,7 +47,7 @@ def hidden_logprobs(model: gpt.GPT, hidden, targets_BT, temperature=1.0, chunk=0
 
     def of_tokens(part):
         hidden, targets = part
-        logits = jnp.einsum('...D,DV->...V', hidden, head_DV).astype(jnp.float32)
+        logits = head_logits(hidden, head_DV)
         logits = cap * jnp.tanh(logits / cap) if cap else logits
         return logits_logprobs(logits / temperature, targets)
 

@@ -71,7 +71,7 @@ def train_tokenizer(config: ConfigDict, workdir: Path) -> dict:
     settings = {f'tokenizer.{name}': value for name, value in config.tokenizer.items()}
     settings['documents'] = documents['fingerprint']
     folder = workdir / 'tokenizer'
-    manifest = stage.finished(folder, settings)
+    manifest = stage.finished(folder, settings, ['tokenizer.model'])
     if manifest is not None:
         return manifest
 

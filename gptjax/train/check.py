@@ -7,29 +7,8 @@ from gptjax.errors import UserError
 from gptjax.models import gpt, settings
 from gptjax.optim.build import make_optimizer
 from gptjax.parallel.mesh import batch_shards, make_mesh
+from gptjax.train.ranges import check_numbers
 from gptjax.train.state import abstract_state
-
-AT_LEAST_ONE = (
-    'train.num_steps',
-    'train.batch_size',
-    'train.accumulation',
-    'train.eval_every',
-    'train.max_bad_steps',
-    'checkpoint.every',
-    'checkpoint.keep',
-    'data.context',
-    'tokenizer.vocab_size',
-)
-AT_LEAST_ZERO = (
-    'seed',
-    'train.z_loss',
-    'train.loss_chunk',
-    'train.eval_batches',
-    'train.patience',
-    'train.peak_tflops',
-    'checkpoint.keep_best',
-    'data.workers',
-)
 
 
 def check_config(config: ConfigDict) -> None:
@@ -49,21 +28,6 @@ def check_config(config: ConfigDict) -> None:
         shapes = gpt.abstract_params(model)
         optimizer = make_optimizer(config, shapes)
         abstract_state(shapes, optimizer, gpt.param_axes(model), mesh)
-
-
-def check_numbers(config: ConfigDict) -> None:
-    """Refuses numbers that mean nothing."""
-    for least, names in ((1, AT_LEAST_ONE), (0, AT_LEAST_ZERO)):
-        for name in names:
-            section, _, field = name.rpartition('.')
-            value = (config[section] if section else config)[field]
-            if not value >= least:
-                raise UserError(f'{name}={value}: use a number of at least {least}')
-    if not 0 <= config.train.label_smoothing < 1:
-        raise UserError(
-            f'train.label_smoothing={config.train.label_smoothing}: use a share from '
-            '0 to below 1'
-        )
 
 
 def check_batch(config: ConfigDict, mesh) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import json
 import logging
 import os
 import shutil
@@ -32,7 +33,8 @@ class Checkpoints:
     Args:
         folder: RUN/checkpoints.
         identity: what must be equal for a checkpoint to fit, for example
-            `{'tokenizer': its hash}`.
+            `{'tokenizer': its hash}`. What a checkpoint does not tell, as older ones
+            do not tell their data, fits.
         keep: the newest that stay.
         keep_best: those of the lowest loss that stay besides; 0: none.
         read_only: leaves alone what another process may be writing there.
@@ -130,10 +132,8 @@ class Checkpoints:
                 content = self._read_record(candidate)
                 self._check(candidate, content, abstract)
                 state = self._read_state(candidate, content, abstract)
-            except UserError:
-                raise
-            except Exception as error:  # noqa: BLE001 (whatever Orbax meets)
-                if _is_the_machine(error):
+            except Exception as error:
+                if not _is_damage(error):
                     raise
                 reason = str(error).strip().split('\n')[0][:120]
                 place = self.folder / f'{candidate:08d}'
@@ -170,26 +170,26 @@ class Checkpoints:
 
     def _read_record(self, step) -> dict:
         content = dict(self._read(step, 'record', self._ocp.args.JsonRestore()))
-        written = content.pop('sha256')
+        written = content.pop('sha256', None)
         if files.fingerprint(content) != written:
-            raise ValueError('its record has changed since it was written')
+            raise Damaged('its record has changed since it was written')
         return content
 
     def _read_state(self, step, content, abstract):
         state = self._read(step, 'state', self._ocp.args.StandardRestore(abstract))
         for name, found in checksums(state).items():
             if found != content['checksums'][name]:
-                raise ValueError(f'{name} has changed since it was written')
+                raise Damaged(f'{name} has changed since it was written')
         return state
 
     def _loss_of(self, step) -> float | None:
         if step not in self._losses:
             try:
                 self._losses[step] = self._read_record(step)['loss']
-            except Exception as error:  # noqa: BLE001 (`restore` reports it)
-                if _is_the_machine(error):
+            except Exception as error:
+                if not _is_damage(error):
                     raise
-                self._losses[step] = None
+                self._losses[step] = None  # `restore` reports it
         return self._losses[step]
 
     def _set_aside(self, steps):
@@ -208,11 +208,12 @@ class Checkpoints:
     def _check(self, step, content, abstract):
         place = f'checkpoint {step} in {self.folder}'
         for name, value in self._identity.items():
-            saved = content['identity'].get(name)
+            saved = content['identity'].get(name, value)
             if saved != value:
                 raise UserError(
-                    f'{place} was made with another {name} ({str(saved)[:12]}, now '
-                    f'{str(value)[:12]}): use the run directory it belongs to'
+                    f'{place} was made with other {name} ({saved[:12]} there, '
+                    f'{value[:12]} here): bring back the {name} it was trained with, '
+                    'or use another --workdir'
                 )
         saved, wanted = content['arrays'], describe(abstract)
         for name in sorted(saved.keys() | wanted.keys()):
@@ -255,9 +256,27 @@ def describe(tree) -> dict[str, str]:
     }
 
 
-def _is_the_machine(error: Exception) -> bool:
-    """Whether it is too little memory, or no right to read, and no damage."""
-    return isinstance(error, MemoryError | PermissionError) or (
-        isinstance(error, jax.errors.JaxRuntimeError)
-        and 'RESOURCE_EXHAUSTED' in str(error)
-    )
+class Damaged(Exception):
+    """What a checkpoint holds is not what was written."""
+
+
+# TensorStore's words for bytes that are missing, cut off or changed; it has others
+# for too little memory, no right to read, and a file system that does not answer.
+DAMAGE_CODES = (
+    *('NOT_FOUND', 'DATA_LOSS', 'OUT_OF_RANGE'),
+    *('FAILED_PRECONDITION', 'INVALID_ARGUMENT'),
+)
+# Orbax' words for an item, or a file of it, that is missing.
+DAMAGE_WORDS = ('was not found in the checkpoint', 'pytree structure error')
+
+
+def _is_damage(error: BaseException) -> bool:
+    """Whether files of a checkpoint are missing or changed; all else is no damage."""
+    if isinstance(error, Damaged | FileNotFoundError | json.JSONDecodeError):
+        return True
+    if isinstance(error, ValueError | KeyError):
+        told = str(error)
+        return told.startswith(DAMAGE_CODES) or any(w in told for w in DAMAGE_WORDS)
+    # Orbax wraps what TensorStore says of an array in a plain Exception.
+    cause = error.__cause__
+    return type(error) is Exception and cause is not None and _is_damage(cause)

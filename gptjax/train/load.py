@@ -11,7 +11,7 @@ from gptjax import files, rundir
 from gptjax.errors import UserError
 from gptjax.infer.engine import Engine
 from gptjax.infer.quantize import quantize_params
-from gptjax.models import gpt, settings
+from gptjax.models import critic, gpt, lora, settings
 from gptjax.models.cache import empty_cache, empty_int8_cache
 from gptjax.optim.build import ema_params, make_optimizer
 from gptjax.parallel.mesh import make_mesh
@@ -35,7 +35,8 @@ def load(
 ) -> Trained:
     """A checkpoint of RUN: of `step`, or the best by validation loss, or the newest.
 
-    The averaged weights where the run kept an average.
+    The averaged weights where the run kept an average; those of a LoRA run are
+    merged into the weights of the run that it started from.
 
     Raises:
         UserError: there is no checkpoint, none of that step, or none that fits.
@@ -48,13 +49,16 @@ def load(
         )
     tokenizer = Tokenizer.load(path)
     model = settings.resolve(config.model, tokenizer.vocab_size)
+    identity = dict(tokenizer=tokenizer.fingerprint)
+    base = None
+    if adapts(config):
+        base = load_earlier(config.start, mesh)
+        identity['start'] = fingerprint_of(base)
     with jax.set_mesh(mesh):
-        shapes = gpt.abstract_params(model)
+        shapes, axes = trained_part(config, model)
         optimizer = make_optimizer(config, shapes)
-        abstract = abstract_state(shapes, optimizer, gpt.param_axes(model), mesh)
-        checkpoints = Checkpoints(
-            folder, dict(tokenizer=tokenizer.fingerprint), read_only=True
-        )
+        abstract = abstract_state(shapes, optimizer, axes, mesh)
+        checkpoints = Checkpoints(folder, identity, read_only=True)
         if step is not None and step not in checkpoints.steps():
             there = ', '.join(map(str, checkpoints.steps()))
             raise UserError(f'{folder} has no checkpoint {step}: there are {there}')
@@ -64,9 +68,55 @@ def load(
     if restored is None:
         raise UserError(f'{folder} is empty: run the stage pretrain first')
     state = restored[0]
-    return Trained(
-        model, ema_params(state.opt_state, state.params), tokenizer, int(state.step)
+    params = critic.policy_of(ema_params(state.opt_state, state.params))
+    if base is not None:
+        params = merge_adapted(config, base.params, params, mesh)
+    return Trained(model, params, tokenizer, int(state.step))
+
+
+def load_earlier(start: ConfigDict, mesh: Mesh) -> Trained:
+    """The model that a later run begins with.
+
+    Args:
+        start: the config's section, adopted: `run` and the number of a `step`.
+        mesh: where it is laid out.
+
+    Raises:
+        UserError: as `load`.
+    """
+    run = Path(start.run)
+    try:
+        return load(rundir.read_config(run), run, mesh, start.step)
+    except UserError as error:
+        raise UserError(f'start.run={run}: {error}') from error
+
+
+def adapts(config: ConfigDict) -> bool:
+    """Whether a run trains A and B of LoRA beside frozen weights."""
+    return 'lora' in config and config.lora.rank != 0
+
+
+def trained_part(config: ConfigDict, model: FrozenConfigDict) -> tuple:
+    """(shapes, axes) of what a run trains, and its checkpoints hold."""
+    if adapts(config):
+        shapes = lora.abstract_params(model, config.lora)
+        axes = lora.param_axes(model, config.lora)
+    else:
+        shapes, axes = gpt.abstract_params(model), gpt.param_axes(model)
+    if 'ppo' in config:
+        return critic.beside(model, config.ppo.critic, shapes, axes)
+    return shapes, axes
+
+
+def merge_adapted(config: ConfigDict, base, params, mesh: Mesh):
+    """Plain parameters of the base and A, B, where the base's are."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, base)
+    merge = jax.jit(
+        lambda base, params: lora.merge(base, params, lora.scale_of(config.lora)),
+        out_shardings=shardings,
     )
+    with jax.set_mesh(mesh):
+        return merge(base, params)
 
 
 # What weights and cache may be kept as.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from gptjax import progress
+from gptjax import progress, rundir
 from gptjax.errors import UserError
 from gptjax.optim.early_stopping import EarlyStopping
 from gptjax.parallel import multihost
@@ -27,7 +27,7 @@ class Task(NamedTuple):
     step: `(state, batch) -> (state, metrics)`, from `make_train_step`.
     batches: from a step's number to an iterator of batches from there on.
     validate: from the state to a dict of floats with `loss`.
-    learning_rate: of a step.
+    learning_rate: of a step; with 'muon' that of what is no matrix.
     flops_per_token: (causal, full), of training.
     peak_flops: of all devices together, per second.
     documents_of: from a step to the names of the documents in its batch.
@@ -81,7 +81,10 @@ def run(
     """
     train = config.train
     first = int(state.step)
-    writer = MetricsWriter(workdir, first) if multihost.is_first() else None
+    writer = None
+    if multihost.is_first():
+        writer = MetricsWriter(workdir, first)
+        rundir.write_environment(workdir)
     batches = task.batches(first)
     pending = None  # (step, metrics) whose numbers have not been fetched
     stopping = EarlyStopping(**record['early_stopping'])

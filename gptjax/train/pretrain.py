@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gptjax import files, progress
-from gptjax.data import ledger, pipeline
+from gptjax.data import ledger, pipeline, stage
 from gptjax.models import count, gpt, settings
 from gptjax.optim.build import ema_params, make_optimizer
 from gptjax.optim.schedules import make_schedule
@@ -53,7 +53,10 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
         abstract = abstract_state(shapes, optimizer, gpt.param_axes(model), mesh)
         checkpoints = Checkpoints(
             workdir / 'checkpoints',
-            identity=dict(tokenizer=tokenizer.fingerprint),
+            identity=dict(
+                tokenizer=tokenizer.fingerprint,
+                data=stage.require(prepared, 'prepare')['inputs'],
+            ),
             keep=config.checkpoint.keep,
             keep_best=config.checkpoint.keep_best,
         )
@@ -124,19 +127,29 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
-def make_validation(config: ConfigDict, prepared: Path, loss_fn, mesh):
+def make_validation(config: ConfigDict, prepared: Path, loss_fn, mesh, *frozen):
     """A function from the state to `loss` and `bits_per_byte` on validation.
 
     They are over packed examples, where a document that an example's edge
     cuts loses its context: a quick figure for the curve. `eval` has the exact
     one, over whole documents.
+
+    Args:
+        config: of the run.
+        prepared: RUN/prepared, or RUN/dialogue: then they are over what the
+            assistant says and the ends of its turns, per byte that it says.
+        loss_fn: as training has it.
+        mesh: where batches are laid out.
+        *frozen: weights that `loss_fn` takes besides.
     """
     manifest = files.read_json(prepared / 'manifest.json')
     sources = manifest['splits']['validation'].values()
     bytes_per_token = sum(s['bytes'] for s in sources) / sum(
         s['predicted_tokens'] for s in sources
     )
-    evaluate = jax.jit(lambda params, batch: loss_fn(params, batch, None)[1])
+    evaluate = jax.jit(
+        lambda params, batch, *frozen: loss_fn(params, batch, None, *frozen)[1]
+    )
 
     def validate(state):
         params = ema_params(state.opt_state, state.params)
@@ -147,7 +160,7 @@ def make_validation(config: ConfigDict, prepared: Path, loss_fn, mesh):
         for number, batch in enumerate(batches):
             if number == config.train.eval_batches > 0:
                 break
-            metrics = evaluate(params, batch)
+            metrics = evaluate(params, batch, *frozen)
             sums += float(metrics['loss']), float(metrics['tokens'])
         loss = sums[0] / sums[1]
         return dict(loss=loss, bits_per_byte=loss / math.log(2) / bytes_per_token)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gptjax.optim.build import at_step
 from gptjax.train.state import TrainState
 
 
@@ -19,7 +20,8 @@ def make_train_step(
     """A jitted `step(state, batch, *frozen) -> (state, metrics)`; donates the state.
 
     An update whose loss or gradient is not finite is not applied: the
-    parameters and the optimizer's state stay, and only the step counts on.
+    parameters and the optimizer's state stay, and only the step counts on, which
+    the learning rate's schedule follows.
 
     Args:
         loss_fn: `(params, batch, key, *frozen) -> (loss, metrics)`. Both are sums
@@ -76,12 +78,12 @@ def make_train_step(
 
         def update(state):
             updates, opt_state = optimizer.update(
-                gradients, state.opt_state, state.params
+                gradients, at_step(state.opt_state, state.step), state.params
             )
             return optax.apply_updates(state.params, updates), opt_state
 
         def keep(state):
-            return state.params, state.opt_state
+            return state.params, at_step(state.opt_state, state.step + 1)
 
         params, opt_state = jax.lax.cond(good, update, keep, state)
         metrics = {name: value / tokens for name, value in metrics.items()}

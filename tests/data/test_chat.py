@@ -1,4 +1,6 @@
-"""A conversation as a prompt, token by token."""
+"""A conversation as a prompt and as what is trained on, token by token."""
+
+import random
 
 import pytest
 
@@ -92,3 +94,95 @@ def test_what_is_no_conversation(tokenizer, messages, options, told):
     options = dict(dict(template='text'), **options)
     with pytest.raises(UserError, match=told):
         chat.prompt_of(messages, tokenizer, **options)
+
+
+# ---- what is trained on
+
+
+def test_the_mask_by_hand(tokenizer):
+    special, encode = tokenizer.specials, tokenizer.encode
+    tokens, trained = chat.encode_conversation(
+        [SYSTEM, USER, ASSISTANT, USER], tokenizer, 'turns'
+    )
+    parts = [
+        ([tokenizer.bos_id], 0),
+        ([special['<|system|>'], *encode('Be kind.'), special['<|end|>']], 0),
+        ([special['<|user|>'], *encode('the cat'), special['<|end|>']], 0),
+        ([special['<|assistant|>']], 0),
+        ([*encode('sat on'), special['<|end|>']], 1),
+        ([special['<|user|>'], *encode('the cat'), special['<|end|>']], 0),
+    ]
+    assert tokens == [token for part, _ in parts for token in part]
+    assert trained == [bool(its) for part, its in parts for _ in part]
+
+
+def test_in_text_the_empty_line_after_a_reply_is_trained(tokenizer):
+    tokens, trained = chat.encode_conversation([USER, ASSISTANT], tokenizer, 'text')
+    assert tokenizer.decode(tokens) == 'the cat\n\nsat on\n\n'
+    said = [token for token, its in zip(tokens, trained, strict=True) if its]
+    assert tokenizer.decode(said) == 'sat on\n\n'
+
+
+PIECES = ('the cat', '\n', '\n\n', ' ', '<|end|>', '<bos>', '<|user|>', 'é', '▁', '.')
+
+
+def conversations(count=40):
+    """Random ones: several turns in a row of a role, odd texts, empty ones."""
+    random_ = random.Random(0)
+    for _ in range(count):
+        yield [
+            dict(
+                role=random_.choice(chat.ROLES),
+                content=''.join(random_.choices(PIECES, k=random_.randrange(5))),
+            )
+            for _ in range(random_.randrange(1, 7))
+        ]
+
+
+@pytest.mark.parametrize('template', chat.TEMPLATES)
+def test_a_prompt_is_what_training_had_before_each_reply(tokenizer, template):
+    replies = 0
+    for messages in conversations():
+        tokens, trained = chat.encode_conversation(messages, tokenizer, template)
+        assert len(tokens) == len(trained) and tokens[0] == tokenizer.bos_id
+        expected = [False] * len(tokens)
+        for place, message in enumerate(messages):
+            if message['role'] != 'assistant':
+                continue
+            begin = 1
+            if place:
+                prompt = chat.prompt_of(messages[:place], tokenizer, template)
+                assert tokens[: len(prompt)] == prompt
+                begin = len(prompt)
+            elif template == 'turns':
+                begin = 2
+            until, _ = chat.encode_conversation(
+                messages[: place + 1], tokenizer, template
+            )
+            expected[begin : len(until)] = [True] * (len(until) - begin)
+            replies += 1
+        assert trained == expected
+    assert replies > 20
+
+
+@pytest.mark.parametrize('template', chat.TEMPLATES)
+def test_what_a_message_spells_is_never_a_special_token(tokenizer, template):
+    for messages in conversations():
+        tokens, _ = chat.encode_conversation(messages, tokenizer, template)
+        special = [t for t in tokens if t in tokenizer.specials.values()]
+        assert len(special) == (1 + 2 * len(messages) if template == 'turns' else 1)
+
+
+@pytest.mark.parametrize('template', chat.TEMPLATES)
+def test_a_truncation_has_no_end(tokenizer, template):
+    whole, _ = chat.encode_conversation([USER, ASSISTANT], tokenizer, template)
+    cut, trained = chat.encode_conversation(
+        [USER, ASSISTANT], tokenizer, template, unfinished=True
+    )
+    assert tokenizer.decode(cut).endswith('sat on')
+    assert tokenizer.specials['<|end|>'] not in cut[-1:] and trained[-1]
+    assert cut == whole[: len(cut)] and len(cut) < len(whole)
+    # What is cut may be gone on with: that prompt is the same.
+    assert cut == chat.prompt_of(
+        [USER, ASSISTANT], tokenizer, template, continue_last=True
+    )

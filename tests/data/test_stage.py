@@ -49,3 +49,33 @@ def test_draft_is_all_or_nothing(tmp_path):
 def test_require_names_the_stage(tmp_path):
     with pytest.raises(UserError, match='prepared is not there: run the stage `prep`'):
         stage.require(tmp_path / 'prepared', 'prep')
+
+
+@pytest.mark.parametrize('content', ('{"inputs": "a', '[]', ''))
+def test_a_broken_manifest_is_one_clear_error(content, tmp_path):
+    folder = tmp_path / 'documents'
+    make(folder, {})
+    (folder / 'manifest.json').write_text(content)
+    for read in (
+        lambda: stage.finished(folder, {}),
+        lambda: stage.require(folder, 'data'),
+    ):
+        with pytest.raises(UserError, match=r'manifest\.json is damaged .*: delete '):
+            read()
+
+
+def test_a_missing_file_of_a_finished_stage_is_one_clear_error(tmp_path):
+    folder = tmp_path / 'documents'
+    make(folder, {})
+    assert stage.finished(folder, {}, ['result'])
+    (folder / 'result').unlink()
+    with pytest.raises(UserError, match='documents/result is missing: delete '):
+        stage.finished(folder, {}, ['result'])
+
+
+def test_a_manifest_that_lacks_what_made_it_is_one_clear_error(tmp_path):
+    folder = tmp_path / 'documents'
+    make(folder, {})
+    (folder / 'manifest.json').write_text('{"inputs": "a"}')
+    with pytest.raises(UserError, match=r'manifest\.json is damaged .something is'):
+        stage.finished(folder, {})

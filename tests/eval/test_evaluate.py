@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from gptjax import rundir
 from gptjax.errors import UserError
-from gptjax.eval.evaluate import evaluate, read_documents
+from gptjax.eval.evaluate import evaluate, read_documents, some_documents
 from tests import runs
 
 
@@ -61,12 +61,28 @@ def test_the_run_is_left_as_it_was(trained_run, evaluated):
             assert copy.read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize('size', (0, 12))
-def test_batch_that_does_not_divide(size, config, tmp_path):
+@pytest.mark.parametrize(
+    'size, told', ((0, 'use a number of at least 1'), (12, 'is not divisible'))
+)
+def test_batch_that_does_not_divide(size, told, config, tmp_path):
     other = ConfigDict(config.to_dict())
     other.eval.batch_size = size
-    with pytest.raises(UserError, match=f'eval.batch_size={size} is not divisible'):
+    with pytest.raises(UserError, match=f'eval.batch_size={size}.*{told}'):
         evaluate(other, tmp_path)
+
+
+def test_some_documents_are_of_every_source_and_stay_when_others_come():
+    documents = [
+        dict(id=f'{source}/{n}', source=source) for source in 'ab' for n in range(50)
+    ]
+    assert some_documents(documents, 0) == documents
+    chosen = some_documents(documents, 10)
+    assert len(chosen) == 10
+    assert {document['source'] for document in chosen} == {'a', 'b'}
+    assert [d for d in documents if d in chosen] == chosen
+    # Fewer are some of them, and another order changes nothing.
+    assert all(d in chosen for d in some_documents(documents, 4))
+    assert sorted(some_documents(documents[::-1], 10), key=documents.index) == chosen
 
 
 def test_a_missing_split_and_a_missing_checkpoint(tmp_path, config):

@@ -207,3 +207,17 @@ def test_tasks_are_a_table_beside_their_baselines(run):
     text = re.sub(r'\s+', ' ', text_of(page_of(run)))
     assert '(1.200 … 1.300)' in text
     assert 'reply BLEU 31.5 (30.2 … 33.0) 12.0 another &lt;reference&gt;' in text
+
+
+def test_what_was_made_in_parts_is_made_again_as_a_whole():
+    """The newest command needs no --config; one from nothing does."""
+    environment = dict(
+        command='python -m gptjax prepare --workdir runs/a',
+        config=['--config=configs/tiny.py', '--config.seed=3'],
+    )
+    assert provenance.commands(environment)[0] == (
+        'python -m gptjax pretrain --config=configs/tiny.py --config.seed=3 '
+        '--workdir runs/a'
+    )
+    environment['command'] = 'python -m gptjax sft --workdir runs/b'
+    assert provenance.commands(environment)[0].startswith('python -m gptjax sft --conf')

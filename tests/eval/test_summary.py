@@ -1,7 +1,16 @@
 """The last screen."""
 
+import pytest
+
 from gptjax import files
 from gptjax.eval.summary import last_screen
+
+
+@pytest.fixture(autouse=True)
+def checkpoint(tmp_path):
+    folder = tmp_path / 'checkpoints' / '00000010'
+    folder.mkdir(parents=True)
+    return folder
 
 
 def test_figures_beside_their_baselines(tmp_path):
@@ -31,9 +40,19 @@ def test_without_an_evaluation_the_next_command_is_there(tmp_path):
     assert 'bits per byte' not in screen and 'gptjax serve' in screen
 
 
-def test_paths_are_short_from_here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    screen = last_screen(
-        tmp_path / 'runs' / 'a', tmp_path / 'runs' / 'a' / 'report.html'
+def test_without_a_checkpoint_the_next_command_trains(tmp_path, checkpoint):
+    checkpoint.rmdir()
+    screen = last_screen(tmp_path, tmp_path / 'report.html')
+    assert screen.endswith(f'-m gptjax pretrain --workdir {tmp_path}')
+    assert 'serve' not in screen
+    files.write_json(
+        tmp_path / 'environment.json', dict(command='python -m gptjax sft --workdir r')
     )
-    assert screen.endswith('--workdir runs/a')
+    screen = last_screen(tmp_path, tmp_path / 'report.html')
+    assert screen.endswith(f'-m gptjax sft --workdir {tmp_path}')
+
+
+def test_paths_are_short_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path.parent)
+    screen = last_screen(tmp_path, tmp_path / 'report.html')
+    assert screen.endswith(f'--workdir {tmp_path.name}')

@@ -151,13 +151,13 @@ DEFAULT = stages('configs/chitchat.py', 'runs/chitchat')
 
 
 def test_without_uv_venv_and_pip_are_used(machine):
-    assert machine.run('launch/local.sh')[0] == 0
+    assert machine.run('launch/local.sh', 'configs/chitchat.py')[0] == 0
     assert machine.log() == ['venv', 'pip install -r requirements.txt', *DEFAULT]
 
 
 def test_with_uv_nothing_else_is_used(machine):
     machine.fake('uv', UV)
-    assert machine.run('launch/local.sh')[0] == 0
+    assert machine.run('launch/local.sh', 'configs/chitchat.py')[0] == 0
     assert machine.log() == [
         f'uv venv --quiet --python {machine.fakes}/python3 .venv',
         'uv pip install --python .venv/bin/python -r requirements.txt',
@@ -166,40 +166,40 @@ def test_with_uv_nothing_else_is_used(machine):
 
 
 def test_requirements_are_installed_again_only_when_they_change(machine):
-    machine.run('launch/local.sh')
-    machine.run('launch/local.sh')
+    machine.run('launch/local.sh', 'configs/chitchat.py')
+    machine.run('launch/local.sh', 'configs/chitchat.py')
     assert machine.log() == DEFAULT
     (machine.root / 'requirements.txt').write_text('jax>=0.10\n')
-    machine.run('launch/local.sh')
+    machine.run('launch/local.sh', 'configs/chitchat.py')
     assert machine.log() == ['pip install -r requirements.txt', *DEFAULT]
 
 
 def test_an_installation_that_failed_is_tried_again(machine):
-    status, _ = machine.run('launch/local.sh', PIP_STATUS='9')
+    status, _ = machine.run('launch/local.sh', 'configs/chitchat.py', PIP_STATUS='9')
     assert status == 9
     assert machine.log() == ['venv', 'pip install -r requirements.txt']
-    machine.run('launch/local.sh')
+    machine.run('launch/local.sh', 'configs/chitchat.py')
     assert machine.log() == ['pip install -r requirements.txt', *DEFAULT]
 
 
 def test_a_broken_venv_is_made_anew(machine):
-    machine.run('launch/local.sh')
+    machine.run('launch/local.sh', 'configs/chitchat.py')
     (machine.root / '.venv' / 'bin' / 'python').unlink()
-    machine.run('launch/local.sh')
+    machine.run('launch/local.sh', 'configs/chitchat.py')
     assert machine.log() == ['venv', 'pip install -r requirements.txt', *DEFAULT]
 
 
 def test_an_old_python_is_passed_over_for_a_newer_one(machine):
     machine.fake('python3', PYTHON.format(version_status=1))
     machine.fake('python3.12', PYTHON.format(version_status=0))
-    status, output = machine.run('launch/local.sh')
+    status, output = machine.run('launch/local.sh', 'configs/chitchat.py')
     assert status == 0
     assert f'Making .venv with {machine.fakes}/python3.12' in output
 
 
 def test_without_a_python_it_says_what_to_install(machine):
     machine.fake('python3', PYTHON.format(version_status=1))
-    status, output = machine.run('launch/local.sh')
+    status, output = machine.run('launch/local.sh', 'configs/chitchat.py')
     assert status == 1
     assert 'No Python 3.11 or newer' in output and 'install one' in output
     assert machine.log() == []
@@ -208,7 +208,7 @@ def test_without_a_python_it_says_what_to_install(machine):
 def test_without_a_python_uv_brings_one(machine):
     machine.fake('python3', PYTHON.format(version_status=1))
     machine.fake('uv', UV)
-    assert machine.run('launch/local.sh')[0] == 0
+    assert machine.run('launch/local.sh', 'configs/chitchat.py')[0] == 0
     assert machine.log()[0] == 'uv venv --quiet --python >=3.11,<3.14 .venv'
 
 
@@ -238,14 +238,49 @@ def test_paths_count_from_where_the_command_is_typed(machine, tmp_path):
     (elsewhere / 'mine.py').touch()
     machine.run('launch/local.sh', 'mine.py:v', 'out', cwd=elsewhere)
     assert machine.log()[2:] == stages(f'{elsewhere}/mine.py:v', f'{elsewhere}/out')
-    machine.run('launch/local.sh', cwd=elsewhere)
-    assert machine.log() == DEFAULT
+    machine.run('launch/local.sh', '--config.seed=1', cwd=elsewhere)
+    assert machine.log() == [f'{line} --config.seed=1' for line in DEFAULT]
 
 
 def test_the_exit_code_of_a_stage_is_passed_on_and_ends_it(machine):
     status, _ = machine.run('launch/local.sh', FAILING_STAGE='eval')
     assert status == 75
     assert machine.log()[2:] == DEFAULT[:2]
+
+
+def test_alone_it_goes_on_to_an_assistant(machine):
+    assert machine.run('launch/local.sh')[0] == 0
+    after = machine.log()[2 + len(DEFAULT) :]
+    assert after[0].startswith('gptjax sft --config configs/sft.py --workdir runs/sft')
+    assert after[-1].startswith('gptjax stages --workdir runs chitchat sft=chitchat')
+    machine.run('launch/assistant.sh')
+    assert machine.log() == [line for line in after if not line.startswith('pip')]
+
+
+def test_every_run_of_the_assistant_is_compared_and_beside_its_control(machine):
+    machine.run('launch/assistant.sh', '/runs')
+    words = [line.split() for line in machine.log() if line.startswith('gptjax')]
+    trained = {
+        Path(line[line.index('--workdir') + 1]).name
+        for line in words
+        if line[1] in ('sft', 'grpo')
+    }
+    told = dict(word.partition('=')[::2] for word in words[-1][4:])
+    assert trained <= told.keys() and told.keys() >= set(told.values()) - {''}
+    evaluated = {
+        Path(line[line.index('--workdir') + 1]).name
+        for line in words
+        if line[1] == 'eval'
+    }
+    assert evaluated == told.keys()
+
+
+def test_without_a_compiler_the_sums_are_left_out(machine):
+    machine.run('launch/local.sh', 'configs/tiny.py')
+    status, output = machine.run('launch/assistant.sh', PIP_STATUS='9')
+    assert status == 0 and 'the sums are left out' in output
+    assert machine.log()[-1] == 'gptjax stages --workdir runs chitchat sft=chitchat'
+    assert 'gptjax task' not in ' '.join(machine.log())
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
@@ -328,4 +363,4 @@ code="import sys; sys.version_info = {version}; ${{2#import sys; }}"
 mkdir -p .venv/bin && cp "$FAKES/venv-python" .venv/bin/python
 """,
     )
-    assert machine.run('launch/local.sh')[0] == status
+    assert machine.run('launch/local.sh', 'configs/chitchat.py')[0] == status

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from configs.common import base
 from gptjax.errors import UserError
-from gptjax.optim.schedules import SCHEDULES, learning_rate, make_schedule
+from gptjax.optim.schedules import SCHEDULES, make_schedule
 
 ALL_STEPS = np.arange(500)  # one shape: each new one would be compiled
 
@@ -86,13 +86,6 @@ def test_rises_to_the_peak_and_never_rises_again(
 def test_traced_steps_give_the_same():
     scale = make_schedule(make_optim('cosine'), num_steps=20)
     np.testing.assert_allclose(jax.jit(scale)(12), scale(12), rtol=1e-6)
-
-
-def test_learning_rate_is_the_peak_times_the_scale():
-    config = base()
-    config.train.num_steps = 100
-    config.optim.update(dict(learning_rate=0.5, schedule='linear', warmup_steps=0))
-    assert learning_rate(config, 25) == pytest.approx(0.375)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,13 @@ import jax
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.tree_util import tree_leaves_with_path as leaves_with_path
 
 from gptjax.models import gpt, settings
 from gptjax.optim.build import make_optimizer
 from gptjax.parallel.sharding import batch_sharding, state_shardings
+from gptjax.train.checksums import name_of
 from gptjax.train.losses import make_language_loss
 from gptjax.train.state import abstract_state, new_state
 from gptjax.train.step import make_train_step
@@ -124,6 +127,7 @@ def test_accumulation_weighs_by_tokens(one_device):
 )
 def test_the_state_keeps_its_shardings_over_steps(sizes, optimizer):
     config = make_config(4, 2, optimizer)
+    config.model.bias = True
     config.optim.ema = 0.9
     curve, state, mesh, model = train(config, sizes)
     expected = state_shardings(state, gpt.param_axes(model), mesh)
@@ -151,6 +155,52 @@ def test_the_state_keeps_its_shardings_over_steps(sizes, optimizer):
     alone, *_ = train(config, (1, 1, 1, 1))
     # The sign in Lion and the root in Adam make large what is rounding at first.
     np.testing.assert_allclose(curve, alone, rtol=2e-3)
+
+
+# Where each parameter with an axis that the mesh may split lives, written by hand.
+SPLIT = {
+    'embed/token': ('tensor', 'fsdp'),  # V, D
+    'head/kernel': ('fsdp', 'tensor'),  # D, V
+    'layers/attention/query': (None, 'fsdp', 'tensor'),  # L, D, N, H
+    'layers/attention/key': (None, 'fsdp', 'tensor'),
+    'layers/attention/value': (None, 'fsdp', 'tensor'),
+    'layers/attention/out': (None, 'tensor', None, 'fsdp'),  # L, N, H, D
+    'layers/attention/query_bias': (None, 'tensor'),  # L, N, H
+    'layers/attention/key_bias': (None, 'tensor'),
+    'layers/attention/value_bias': (None, 'tensor'),
+    'layers/mlp/up': (None, 'fsdp', 'tensor'),  # L, D, F
+    'layers/mlp/down': (None, 'tensor', 'fsdp'),  # L, F, D
+    'layers/mlp/up_bias': (None, 'tensor'),  # L, F
+}
+
+
+@pytest.mark.parametrize('sizes', [(2, 2, 2, 1), (1, 1, 2, 4)], ids=str)
+@pytest.mark.parametrize('optimizer', ['adamw', 'adafactor', 'lion', 'muon'])
+def test_state_lives_where_its_parameter_does_and_the_rest_everywhere(optimizer, sizes):
+    """Adafactor has placeholders and factors below the parameters' own paths."""
+    config = make_config(4, optimizer=optimizer)
+    # Matrices that Adafactor factors, and vectors that it does not.
+    config.model.update(width=128, bias=True)
+    config.optim.ema = 0.9
+    mesh = helpers.mesh_of(*sizes)
+    model = settings.resolve(config.model, helpers.VOCAB)
+    shapes = gpt.abstract_params(model)
+    abstract = abstract_state(
+        shapes, make_optimizer(config, shapes), gpt.param_axes(model), mesh
+    )
+    names = {name_of(path): leaf.shape for path, leaf in leaves_with_path(shapes)}
+    assert SPLIT.keys() <= names.keys()
+    seen = set()
+    for path, leaf in leaves_with_path(abstract):
+        name = name_of(path)
+        owner = next((its for its in names if name.endswith(f'/{its}')), None)
+        mirrors = owner is not None and leaf.shape == names[owner]
+        spec = SPLIT.get(owner, ()) if mirrors else ()
+        expected = NamedSharding(mesh, PartitionSpec(*spec))
+        assert leaf.sharding.is_equivalent_to(expected, len(leaf.shape)), name
+        seen.add((owner, mirrors))
+    assert ('layers/mlp/up_bias', True) in seen
+    assert (('layers/mlp/up_bias', False) in seen) == (optimizer == 'adafactor')
 
 
 @pytest.mark.parametrize(

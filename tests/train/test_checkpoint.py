@@ -174,9 +174,29 @@ def change_record(folder):
     path.write_text(path.read_text().replace('"at": 2', '"at": 3'))
 
 
+def cut_record(folder):
+    path = folder / 'record' / 'metadata'
+    path.write_text(path.read_text()[:40])
+
+
+def lose_hash(folder):
+    (folder / 'record' / 'metadata').write_text('{"a": 1}')
+
+
+def lose_names(folder):
+    (folder / 'state' / '_METADATA').unlink()
+
+
+def empty_everything(folder):
+    for path in (folder / 'state').rglob('*'):
+        if path.is_file():
+            path.write_bytes(b'')
+
+
 DAMAGES = (
-    truncate, delete, flip, lose_state, lose_metadata, lose_record, change_record,
-)  # fmt: skip
+    *(truncate, delete, flip, lose_state, lose_metadata, lose_names),
+    *(lose_record, change_record, cut_record, lose_hash, empty_everything),
+)
 
 
 @pytest.mark.parametrize('damage', DAMAGES, ids=lambda f: f.__name__)
@@ -215,13 +235,29 @@ def test_a_step_that_was_asked_for_has_no_other(folder):
     assert (folder / '00000002').is_dir()
 
 
-def test_too_little_memory_is_no_damage(folder, monkeypatch):
-    def no_memory(self, step, content, abstract):
-        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
+@pytest.mark.parametrize(
+    'error',
+    (
+        jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory'),
+        MemoryError(),
+        PermissionError(13, 'Permission denied'),
+        OSError(5, 'Input/output error'),
+        ValueError('UNAVAILABLE: the file system does not answer'),
+        TypeError('a mistake in the code'),
+        KeyError('params/kernel'),
+        Exception('something else'),
+    ),
+    ids=repr,
+)
+@pytest.mark.parametrize('part', ('_read_state', '_read_record'))
+def test_what_is_no_damage_is_raised(part, error, folder, monkeypatch):
+    def broken(*words):
+        raise error
 
-    monkeypatch.setattr(Checkpoints, '_read_state', no_memory)
-    with pytest.raises(jax.errors.JaxRuntimeError):
+    monkeypatch.setattr(Checkpoints, part, broken)
+    with pytest.raises(type(error)) as info:
         read(folder)
+    assert info.value is error
     assert (folder / '00000002').is_dir()
 
 
@@ -229,8 +265,26 @@ def test_too_little_memory_is_no_damage(folder, monkeypatch):
 
 
 def test_another_tokenizer_is_refused(folder):
-    with pytest.raises(UserError, match='another tokenizer .a1b2, now c3d4.: use'):
+    told = 'other tokenizer .a1b2 there, c3d4 here.: bring back the tokenizer'
+    with pytest.raises(UserError, match=told):
         read(folder, identity=dict(tokenizer='c3d4'))
+
+
+def test_other_data_is_refused_and_what_was_not_told_fits(tmp_path):
+    folder = tmp_path / 'checkpoints'
+    checkpoints = Checkpoints(folder, dict(IDENTITY, data='e5f6'))
+    checkpoints.save(1, state_of(1), {})
+    checkpoints.close()
+    with pytest.raises(UserError, match='other data .e5f6 there, 0a1b here.: bring'):
+        read(folder, identity=dict(IDENTITY, data='0a1b'))
+    # To read the weights the tokenizer is enough.
+    assert bits(read(folder)[0]) == bits(state_of(1))
+
+
+def test_a_checkpoint_from_before_data_was_told_goes_on(folder):
+    assert bits(read(folder, identity=dict(IDENTITY, data='0a1b'))[0]) == bits(
+        state_of(2)
+    )
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,8 @@ def test_two_processes_are_one_run(prepared_run, tmp_path):
         (r['step'], r['split']) for r in expected
     ]
     for ours, theirs in zip(found, expected, strict=True):
-        assert ours['loss'] == pytest.approx(theirs['loss'], rel=1e-4)
+        # Found: 8e-8, sums of float32 in another order between processes.
+        assert ours['loss'] == pytest.approx(theirs['loss'], rel=1e-6)
     assert not [*workdir.glob('.*')]
     # One process goes on where two stopped: there is nothing left to do.
     output, _ = runs.finish(runs.start(*WORDS, f'--workdir={workdir}', devices=8))

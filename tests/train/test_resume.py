@@ -29,8 +29,11 @@ def undisturbed(prepared_run, tmp_path_factory):
     return runs.records(workdir)
 
 
-def wait_until(process, condition, seconds=120):
-    """Returns when the condition holds; the process must not have ended before."""
+def wait_until(process, condition, seconds=600):
+    """Returns when the condition holds; the process must not have ended before.
+
+    The limit is only there for a process that hangs.
+    """
     limit = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -70,10 +73,9 @@ def test_kill_after_a_checkpoint(prepared_run, undisturbed, tmp_path):
     assert 'going on from the checkpoint of step' in output
     assert runs.records(workdir) == undisturbed
     # Once more: there is nothing left to do.
-    began, before = time.monotonic(), (workdir / 'metrics.jsonl').read_bytes()
+    before = (workdir / 'metrics.jsonl').read_bytes()
     assert runs.gptjax(*command(workdir, '--config.mesh.data=8')) == 0
     assert (workdir / 'metrics.jsonl').read_bytes() == before
-    assert time.monotonic() - began < 20
 
 
 @pytest.mark.slow
@@ -158,4 +160,5 @@ def test_going_on_with_another_mesh(prepared_run, undisturbed, tmp_path):
         (r['step'], r['split']) for r in undisturbed
     ]
     for ours, theirs in zip(found, undisturbed, strict=True):
-        assert ours['loss'] == pytest.approx(theirs['loss'], rel=2e-4)
+        # Found: 2e-7, sums of float32 (6e-8) in another order, in 40 steps.
+        assert ours['loss'] == pytest.approx(theirs['loss'], rel=1e-6)

@@ -6,6 +6,8 @@ import numpy as np
 import optax
 import pytest
 
+from configs.common import base
+from gptjax.optim.build import make_optimizer
 from gptjax.parallel.sharding import batch_sharding
 from gptjax.train.state import abstract_state, create_state
 from gptjax.train.step import make_train_step
@@ -103,6 +105,39 @@ def test_what_is_not_finite_changes_nothing_but_the_step(poison, accumulation):
     state, metrics = step(state, rows(mesh))
     assert metrics['good'] == 1
     assert state.params['slope'] != before.params['slope']
+
+
+def test_the_schedule_follows_the_steps_and_all_else_waits():
+    config = base()
+    config.train.num_steps = 5
+    config.optim.update(
+        dict(name='lion', learning_rate=0.1, schedule='linear', warmup_steps=0)
+    )
+    config.optim.update(dict(ema=0.5, clip_norm=0.0))
+    mesh = helpers.mesh_of()
+    params = dict(slope=jnp.float32(0.5), offset=jnp.float32(0.25))
+    optimizer = make_optimizer(config, params)
+    state, abstract = start(mesh, optimizer)
+    step = make_train_step(loss_fn, optimizer, abstract)
+    good, bad = rows(mesh), rows(mesh)
+    bad['inputs'] = bad['inputs'] * jnp.nan
+    state, _ = step(state, good)
+    before = jax.device_get(state)
+    state, metrics = step(state, bad)
+    assert metrics['good'] == 0
+
+    def leaves(state):
+        """All but the schedule's count."""
+        is_schedule = lambda its: isinstance(its, optax.ScaleByScheduleState)
+        states = [its for its in state.opt_state if not is_schedule(its)]
+        return jax.device_get((state.params, states))
+
+    helpers.assert_trees_close(leaves(state), leaves(before))
+    state, metrics = step(state, good)
+    assert metrics['good'] == 1
+    # Lion moves each parameter by the learning rate: of step 2 of 5, 0.1 (1 - 2/5).
+    moved = abs(float(state.params['slope']) - float(before.params['slope']))
+    assert moved == pytest.approx(0.06, rel=1e-6)
 
 
 def test_a_gradient_alone_that_is_not_finite_is_refused():

@@ -1,0 +1,41 @@
+"""Reinforcement learning with a critic: PPO.
+
+    python -m gptjax ppo --config configs/ppo.py --workdir runs/ppo
+    python -m gptjax ppo --config configs/ppo.py:reward=runs/reward \\
+        --workdir runs/chat_ppo --config.start.run=runs/sft \\
+        --config.task.path=prompts.jsonl
+
+It starts from a run of the stage sft, and by default is rewarded by the verifier of its
+task. Behind the colon a reward model's run takes its place; prompts of your own are
+lines {"prompt": "…"} or {"messages": […]}.
+"""
+
+from configs import common
+
+
+def get_config(variant: str = ''):
+    config = common.base()
+    config.start = common.start_section('runs/sums_sft')
+    config.chat.template = 'turns'
+    config.data.context = 0  # the model's
+    config.lora = common.lora_section()
+    config.task = common.task_section()
+    config.policy = common.policy_section()
+    config.policy.update(prompts=256, replies=1, epochs=2, max_tokens=6, slots=128)
+    config.ppo = common.ppo_section()
+    config.optim.update(
+        name='adamw', learning_rate=1e-4, schedule='constant', warmup_steps=0
+    )
+    # 100 rollouts of 256 replies; two passes in updates of 128 are four updates each
+    config.train.update(num_steps=400, batch_size=128, eval_every=40)
+    config.checkpoint.every = 40
+    if variant:
+        kind, _, run = variant.partition('=')
+        if kind != 'reward' or not run:
+            raise ValueError(
+                f'configs/ppo.py:{variant}: name a reward model as '
+                'configs/ppo.py:reward=RUN'
+            )
+        config.task.rewards = dict(model=common.reward_part('model', run=run))
+        config.policy.update(max_tokens=48, kl_reward=0.05)
+    return config

@@ -1,0 +1,76 @@
+"""chitchat as people had it: who said what in turn, and how they rated it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from gptjax.data.tfds_source import prepared_builder, read_examples
+
+RATINGS = ('witty', 'interesting', 'upbeat')
+
+
+class Conversation(NamedTuple):
+    """One conversation.
+
+    id: of chitchat; the split goes by it.
+    turns: (speaker, text) in order; lines of one text are messages sent in a row.
+    ratings: of RATINGS, 1 to 10; None where nobody rated it.
+    """
+
+    id: str
+    turns: tuple[tuple[str, str], ...]
+    ratings: dict[str, int] | None
+
+    @property
+    def speakers(self) -> frozenset[str]:
+        return frozenset(speaker for speaker, _ in self.turns)
+
+    @property
+    def characters(self) -> int:
+        return sum(len(text) for _, text in self.turns)
+
+
+def read_chitchat(data_dir: Path) -> list[Conversation]:
+    """Every conversation, in the order of the dataset.
+
+    Args:
+        data_dir: where the dataset is, or is made now, as RUN/datasets.
+
+    Raises:
+        UserError: the package chitchat-dataset is not installed.
+    """
+    from gptjax.data.builders.chitchat import UNRATED
+
+    source = ConfigDict(dict(path='chitchat'))
+    builder = prepared_builder('reward', source, data_dir)
+    examples = read_examples(builder, 'train', ['id', 'messages', 'ratings'])
+    return [_conversation(example, UNRATED) for example in examples]
+
+
+def _conversation(example: dict, unrated: int) -> Conversation:
+    messages = example['messages']
+    sent = [
+        (sender.decode(), text.decode())
+        for sender, text in zip(messages['sender'], messages['text'], strict=True)
+    ]
+    ratings = {name: int(example['ratings'][name]) for name in RATINGS}
+    rated = all(value != unrated for value in ratings.values())
+    return Conversation(
+        example['id'].decode(), merge_turns(sent), ratings if rated else None
+    )
+
+
+def merge_turns(sent: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Messages that one speaker sends in a row as lines of one turn; blanks go."""
+    turns = []
+    for speaker, text in sent:
+        text = text.strip()
+        if not text:
+            continue
+        if turns and turns[-1][0] == speaker:
+            turns[-1] = speaker, f'{turns[-1][1]}\n{text}'
+        else:
+            turns.append((speaker, text))
+    return tuple(turns)

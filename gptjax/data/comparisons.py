@@ -1,0 +1,142 @@
+"""Batches of rated conversations: which are compared in a step, and their arrays.
+
+A row is a conversation, cut so that its end fits; G rows are a group, and within a
+group each pair of unequal value is compared (Ouyang et al. 2022, section 3.5: all
+pairs of one forward pass). So B groups give up to B G (G - 1) / 2 pairs.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from gptjax.data.chat import encode_conversation
+from gptjax.data.ratings import Rated
+from gptjax.data.shuffle import permute
+
+
+class Encoded(NamedTuple):
+    """A conversation's tokens, and what of it was left out.
+
+    tokens: int32, from BOS on, at most the context.
+    dropped: turns at its beginning that did not fit.
+    cut: whether the last turn alone was too long, so that its beginning went.
+    """
+
+    tokens: np.ndarray
+    dropped: int
+    cut: bool
+
+
+class Comparisons(NamedTuple):
+    """The items of a split.
+
+    encoded: of each item.
+    values: float32 (N,).
+    sets: int (sets, K): the items that are compared with each other. chitchat is
+        one set of all; users' preferences are many of two.
+    """
+
+    encoded: list[Encoded]
+    values: np.ndarray
+    sets: np.ndarray
+
+
+def encode_end(
+    messages: Sequence[dict], tokenizer, template: str, context: int
+) -> Encoded:
+    """The last turns that fit into `context` tokens, as it is the end that is judged.
+
+    Of a last turn that is too long alone, its end.
+    """
+    turns, room = [], context - 1
+    for message in reversed(messages):
+        tokens, _ = encode_conversation([message], tokenizer, template)
+        turn = tokens[1:]  # without BOS
+        if len(turn) > room:
+            break
+        turns.append(turn)
+        room -= len(turn)
+    cut = not turns
+    if cut:
+        turns.append(turn[-(context - 1) :])
+    tokens = [tokenizer.bos_id, *(t for turn in reversed(turns) for t in turn)]
+    return Encoded(np.array(tokens, np.int32), len(messages) - len(turns), cut)
+
+
+def encode_items(
+    items: Sequence[Rated], tokenizer, template: str, context: int
+) -> Comparisons:
+    """The comparisons of a split's items."""
+    sets = {}
+    for place, item in enumerate(items):
+        sets.setdefault(item.set, []).append(place)
+    return Comparisons(
+        [encode_end(i.messages, tokenizer, template, context) for i in items],
+        np.array([item.value for item in items], np.float32),
+        np.array(list(sets.values())),
+    )
+
+
+def training_groups(
+    sets: np.ndarray, groups: int, group: int, seed: int, step: int
+) -> np.ndarray:
+    """The items (groups, G) of a step: a function of these arguments alone.
+
+    Each epoch has every item (of one set of all) or every set (of many) once, in an
+    order of its own.
+
+    Args:
+        sets: of `Comparisons`.
+        groups: in a step.
+        group: G; of many sets it is their size.
+        seed: of the order.
+        step: from 0.
+    """
+    chosen = sets[0] if len(sets) == 1 else np.arange(len(sets))
+    of_a_step = groups * group if len(sets) == 1 else groups
+    slots = step * of_a_step + np.arange(of_a_step)
+    epoch, place = np.divmod(slots, len(chosen))
+    drawn = np.empty_like(place)
+    for number in np.unique(epoch).tolist():
+        here = epoch == number
+        drawn[here] = permute(place[here], len(chosen), f'{seed} ratings {number}')
+    if len(sets) == 1:
+        return chosen[drawn].reshape(groups, group)
+    return sets[drawn]
+
+
+def arrays_of(
+    encoded: Sequence[Encoded], rows: np.ndarray, context: int, pad: int
+) -> dict[str, np.ndarray]:
+    """What the model reads of chosen items.
+
+    Args:
+        encoded: of all items.
+        rows: int (…), which; -1 is a row of padding.
+        context: T.
+        pad: id of padding.
+
+    Returns:
+        inputs, segments, positions: int32 (…, T); segments are 1, and 0 on padding.
+        last: int32 (…), the place of the last token.
+    """
+    flat = rows.ravel()
+    inputs = np.full((len(flat), context), pad, np.int32)
+    segments = np.zeros_like(inputs)
+    last = np.zeros(len(flat), np.int32)
+    for row, item in enumerate(flat):
+        if item < 0:
+            continue
+        tokens = encoded[item].tokens
+        inputs[row, : len(tokens)] = tokens
+        segments[row, : len(tokens)] = 1
+        last[row] = len(tokens) - 1
+    positions = np.broadcast_to(np.arange(context, dtype=np.int32), inputs.shape)
+    shape = (*rows.shape, context)
+    return dict(
+        inputs=inputs.reshape(shape),
+        segments=segments.reshape(shape),
+        positions=positions.reshape(shape),
+        last=last.reshape(rows.shape),
+    )

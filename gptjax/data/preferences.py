@@ -1,0 +1,131 @@
+"""Users' preferences: JSON Lines, each a prompt with a better and a worse reply.
+
+    {"prompt": [{"role": "user", "content": "Hi!"}], "chosen": "Hello!",
+     "rejected": "What?"}
+
+The reward model and the stages that learn from preferences directly read them here.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from gptjax import files
+from gptjax.data.chat import ROLES
+from gptjax.data.paths import list_files, read_lines
+from gptjax.errors import UserError
+
+SUFFIXES = ('.jsonl', '.ndjson', '.jsonl.gz', '.ndjson.gz')
+FORM = '{"prompt": [{"role": "user", "content": "…"}], "chosen": "…", "rejected": "…"}'
+
+
+class Preference(NamedTuple):
+    """Two replies to one prompt, of which `chosen` is the better.
+
+    id: 'FILE#LINE'.
+    prompt: messages, dicts of `role` and `content`, the last not the assistant's.
+    """
+
+    id: str
+    prompt: list[dict]
+    chosen: str
+    rejected: str
+
+    def split_key(self) -> str:
+        """What decides the split: pairs of one prompt fall on the same side."""
+        return files.fingerprint(self.prompt)
+
+    def conversations(self) -> tuple[list[dict], list[dict]]:
+        """The prompt's messages with the chosen reply, and with the rejected one."""
+        end = lambda text: [*self.prompt, dict(role='assistant', content=text)]
+        return end(self.chosen), end(self.rejected)
+
+
+def read_preferences(path: str, field: str) -> tuple[list[Preference], dict]:
+    """All preferences of a file, a folder or a glob, local or on `gs://`, or `.gz`.
+
+    Args:
+        path: where they are.
+        field: the config field that holds it, for errors.
+
+    Returns:
+        (the preferences in order; counts: `lines`, and `equal`, those left out
+        because both replies are the same).
+
+    Raises:
+        UserError: no such file, a line that is no preference, by file and line, or
+            nothing but equal replies.
+    """
+    counts = dict(lines=0, equal=0)
+    found = []
+    for preference in _read(path, field):
+        counts['lines'] += 1
+        if preference.chosen == preference.rejected:
+            counts['equal'] += 1
+        else:
+            found.append(preference)
+    if not counts['lines']:
+        raise UserError(f'{field}={path}: no preference in it: write lines of {FORM}')
+    if not found:
+        raise UserError(
+            f'{field}={path}: "chosen" and "rejected" are equal in all '
+            f'{counts["lines"]} lines: there is nothing to prefer; give replies that '
+            'differ'
+        )
+    return found, counts
+
+
+def _read(path: str, field: str) -> Iterator[Preference]:
+    for file in list_files(path, SUFFIXES, field):
+        for number, line in read_lines(file, field):
+            if line.isspace():
+                continue
+            try:
+                yield _preference(f'{file.name}#{number}', line)
+            except ValueError as error:
+                raise UserError(
+                    f'{field}={file.path}: line {number}: {error}'
+                ) from error
+
+
+def _preference(identity: str, line: str) -> Preference:
+    """One line; ValueError with what is wrong and how to mend it."""
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'no JSON ({error}): write {FORM}') from error
+    if not isinstance(value, dict):
+        raise ValueError(f'no JSON object: write {FORM}')
+    for name in ('prompt', 'chosen', 'rejected'):
+        if name not in value:
+            raise ValueError(f'has no "{name}": write {FORM}')
+    for name in ('chosen', 'rejected'):
+        if not isinstance(value[name], str):
+            raise ValueError(f'"{name}" is no text: write {FORM}')
+    return Preference(
+        identity, _prompt(value['prompt']), value['chosen'], value['rejected']
+    )
+
+
+def _prompt(prompt) -> list[dict]:
+    if not isinstance(prompt, list) or not prompt:
+        raise ValueError(f'"prompt" is no list of messages: write {FORM}')
+    for number, message in enumerate(prompt):
+        if not isinstance(message, dict) or not (
+            isinstance(message.get('role'), str)
+            and isinstance(message.get('content'), str)
+        ):
+            raise ValueError(
+                f'prompt[{number}] has no "role" and "content" that are texts: write '
+                f'{FORM}'
+            )
+        if message['role'] not in ROLES:
+            raise ValueError(
+                f'prompt[{number}].role={message["role"]!r}: use {", ".join(ROLES)}'
+            )
+    if prompt[-1]['role'] == 'assistant':
+        raise ValueError(
+            'the prompt ends with an assistant’s message, and so do the replies: end '
+            'it with the user’s'
+        )
+    return [dict(role=m['role'], content=m['content']) for m in prompt]

@@ -1,0 +1,171 @@
+"""What chitchat's ratings are worth: counted before anything is learned from them.
+
+A rating of 5/5/5 is what the form shows before anybody touches it, and a conversation
+without a reply has nothing to rate. What is left is small, and nearly all of it hangs
+together by the people who take part.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from gptjax.data.chitchat import RATINGS, Conversation
+
+DEFAULT = dict.fromkeys(RATINGS, 5)
+MIN_TURNS = 4
+
+
+def usable(conversation: Conversation) -> bool:
+    """Whether its rating says something.
+
+    At least 4 turns, two speakers, and a rating that is not the default.
+    """
+    return (
+        conversation.ratings is not None
+        and conversation.ratings != DEFAULT
+        and len(conversation.turns) >= MIN_TURNS
+        and len(conversation.speakers) == 2
+    )
+
+
+def audit(
+    conversations: Sequence[Conversation], split_of: Callable[[str], str]
+) -> dict:
+    """Counts of conversations, and what else there is to know; JSON values.
+
+    Args:
+        conversations: all of them; at least one is usable.
+        split_of: from an id to 'train', 'validation' or 'test'.
+    """
+    rated = [c for c in conversations if c.ratings is not None]
+    kept = [c for c in conversations if usable(c)]
+    alone = [c for c in conversations if len(c.speakers) < 2]
+    scores = np.array([[c.ratings[name] for name in RATINGS] for c in kept], float)
+    sums = scores.sum(axis=1)
+    groups = linked(kept)
+    lengths = dict(
+        turns=[len(c.turns) for c in kept],
+        characters=[c.characters for c in kept],
+        words=[sum(len(text.split()) for _, text in c.turns) for c in kept],
+    )
+    splits = Counter(split_of(c.id) for c in kept)
+    return dict(
+        conversations=len(conversations),
+        unrated=len(conversations) - len(rated),
+        rated=len(rated),
+        default=sum(c.ratings == DEFAULT for c in rated),
+        no_reply=len(alone),
+        no_reply_rated=sum(c.ratings is not None for c in alone),
+        no_reply_rated_not_default=sum(
+            c.ratings is not None and c.ratings != DEFAULT for c in alone
+        ),
+        short=sum(
+            len(c.speakers) == 2 and len(c.turns) < MIN_TURNS for c in conversations
+        ),
+        usable=len(kept),
+        usable_splits=dict(splits),
+        all_tens=int((scores == 10).all(axis=1).sum()),
+        all_three_equal=int((np.ptp(scores, axis=1) == 0).sum()),
+        mean=dict(zip(RATINGS, scores.mean(axis=0).round(3).tolist(), strict=True)),
+        std=dict(zip(RATINGS, scores.std(axis=0).round(3).tolist(), strict=True)),
+        correlation={
+            f'{RATINGS[i]}, {RATINGS[j]}': _correlation(scores[:, i], scores[:, j])
+            for i, j in ((0, 1), (0, 2), (1, 2))
+        },
+        people=len({person for c in kept for person in c.speakers}),
+        components=len(groups),
+        largest_component=max(map(len, groups), default=0),
+        **_shared_people(kept, split_of),
+        pairs=len(kept) * (len(kept) - 1) // 2,
+        equal_pairs=_equal_pairs(sums),
+        pair_accuracy_of_length={
+            name: round(pair_accuracy(np.array(values, float), sums), 3)
+            for name, values in lengths.items()
+        },
+    )
+
+
+def linked(conversations: Sequence[Conversation]) -> list[list[Conversation]]:
+    """The conversations in components: linked by a person, directly or not."""
+    parent = {}
+
+    def root(person):
+        while parent.setdefault(person, person) != person:
+            parent[person] = parent[parent[person]]
+            person = parent[person]
+        return person
+
+    for conversation in conversations:
+        first, *others = conversation.speakers
+        for other in others:
+            parent[root(other)] = root(first)
+    groups = defaultdict(list)
+    for conversation in conversations:
+        groups[root(next(iter(conversation.speakers)))].append(conversation)
+    return list(groups.values())
+
+
+def pair_accuracy(scores_N: np.ndarray, values_N: np.ndarray) -> float:
+    """The share of pairs of unequal value whose better one has the higher score.
+
+    Equal scores count half; nan where all values are equal.
+    """
+    better_NN = values_N[:, None] > values_N
+    difference_NN = scores_N[:, None] - scores_N
+    right_NN = (difference_NN > 0) + 0.5 * (difference_NN == 0)
+    pairs = better_NN.sum()
+    return float((right_NN * better_NN).sum() / pairs) if pairs else float('nan')
+
+
+def audit_text(found: dict) -> str:
+    """The audit as lines for the screen."""
+    rows = [(found[name], told) for name, told in rows_of(found)]
+    lines = [f'{value:>8,}  {told}' for value, told in rows]
+    length = ', '.join(
+        f'{value:.3f} by {name}'
+        for name, value in found['pair_accuracy_of_length'].items()
+    )
+    return '\n'.join(['ratings of chitchat', *lines, f'  length alone tells {length}'])
+
+
+def rows_of(found: dict) -> list[tuple[str, str]]:
+    """(field, what it counts) of the counts that a reader should see, in order."""
+    held_out = found['test_conversations']
+    return [
+        ('conversations', 'conversations'),
+        ('unrated', 'without a rating'),
+        ('default', 'rated 5/5/5, the default'),
+        ('no_reply', 'without a reply (one speaker)'),
+        ('no_reply_rated', 'of these rated all the same'),
+        ('usable', 'usable: 4 turns or more, two speakers, not the default'),
+        ('all_tens', 'of these 10/10/10'),
+        ('people', 'people in the usable ones'),
+        ('largest_component', 'usable ones linked by shared people into one component'),
+        ('test_sharing_a_person', f'of {held_out} for the test share a person with '
+         'training: a split by conversation leaks speakers'),
+        ('equal_pairs', f'of {found["pairs"]:,} pairs have equal sums of ratings'),
+    ]  # fmt: skip
+
+
+def _shared_people(kept, split_of) -> dict:
+    """How many of the test's conversations have people that training has too."""
+    known = {p for c in kept if split_of(c.id) == 'train' for p in c.speakers}
+    test = [c for c in kept if split_of(c.id) == 'test']
+    return dict(
+        test_conversations=len(test),
+        test_sharing_a_person=sum(bool(c.speakers & known) for c in test),
+        test_sharing_both=sum(c.speakers <= known for c in test),
+    )
+
+
+def _correlation(left, right) -> float | None:
+    """Pearson's; None where one of them is constant."""
+    if not len(left) or not left.std() or not right.std():
+        return None
+    return round(float(np.corrcoef(left, right)[0, 1]), 3)
+
+
+def _equal_pairs(values_N: np.ndarray) -> int:
+    _, counts = np.unique(values_N, return_counts=True)
+    return int((counts * (counts - 1) // 2).sum())

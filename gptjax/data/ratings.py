@@ -1,0 +1,274 @@
+"""What a reward model learns from: conversations with a number each.
+
+    RUN/ratings/train.jsonl, validation.jsonl, test.jsonl
+        {"id": "a07e…", "set": "", "messages": [{"role": "user", …}, …], "value": 24,
+         "characters": 812, "speakers": ["7208…", "549c…"]}
+    RUN/ratings/manifest.json
+        counts, hashes, and of chitchat the audit of its ratings
+
+Items of one set are compared with each other. chitchat's are all of one set, '':
+any two conversations are a pair. A user's preference is a set of two, its replies.
+
+The values of chitchat are one of the ratings or their sum, or what people did:
+
+    replied     the first turn alone: did anybody reply? 1 or 0
+    continued   the conversation up to some turn: did it go on? 1 or 0; for half of
+                them the turn is the last one, for the others one before, drawn
+
+Messages go through the cleaning steps of pretraining that mend a text. The last
+speaker is the assistant, as in use, where the reply that is judged comes last.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from gptjax import files
+from gptjax.data import rating_audit, stage
+from gptjax.data.chitchat import RATINGS, Conversation, read_chitchat
+from gptjax.data.clean import STEPS, Options
+from gptjax.data.dialogue import FILTERS
+from gptjax.data.documents import split_of
+from gptjax.data.preferences import read_preferences
+from gptjax.errors import UserError
+
+SPLITS = ('train', 'validation', 'test')
+BEHAVIOUR = ('replied', 'continued')
+TARGETS = ('sum', *RATINGS, *BEHAVIOUR)
+
+
+class Rated(NamedTuple):
+    """A conversation and its value; a line of RUN/ratings."""
+
+    id: str
+    set: str
+    messages: list[dict]
+    value: float
+    characters: int
+    speakers: list[str]
+
+
+def build_ratings(config: ConfigDict, workdir: Path) -> dict:
+    """Makes RUN/ratings; returns its manifest.
+
+    Raises:
+        UserError: a field or a line of a preference file cannot be used, a split has
+            no pair of unequal values, or RUN/ratings is of another config.
+    """
+    reward = config.reward
+    _check(config)
+    settings = _settings(config)
+    folder = workdir / 'ratings'
+    names = [f'{split}.jsonl' for split in SPLITS]
+    manifest = stage.finished(folder, settings, needs=names)
+    if manifest is not None:
+        return manifest
+
+    def split_by(key):
+        return three_way_split(key, reward.test_fraction, reward.validation_fraction)
+
+    if reward.preferences:
+        preferences, counts = read_preferences(reward.preferences, 'reward.preferences')
+        found = [(split_by(p.split_key()), _pair(p)) for p in preferences]
+        about = dict(preferences=counts)
+    else:
+        conversations = read_chitchat(workdir / 'datasets')
+        found = [
+            (split_by(conversation.id), [item])
+            for conversation in conversations
+            if (item := item_of(conversation, reward.target, config.seed))
+        ]
+    with stage.draft(folder) as path:
+        splits = {}
+        for split in SPLITS:
+            items = [i for where, its in found if where == split for i in its]
+            items = [_cleaned(item, config.data) for item in items]
+            splits[split] = _write(path / f'{split}.jsonl', items)
+            _refuse_no_pairs(split, splits[split], reward)
+        if not reward.preferences:
+            about = dict(audit=rating_audit.audit(conversations, split_by))
+        manifest = dict(
+            inputs=files.fingerprint(settings),
+            fingerprint=files.fingerprint([splits[s]['sha256'] for s in SPLITS]),
+            settings=settings,
+            splits=splits,
+            **about,
+        )
+        files.write_json(path / stage.MANIFEST, manifest)
+    return manifest
+
+
+def read_split(workdir: Path, split: str) -> list[Rated]:
+    """The items of a split of RUN/ratings, in order."""
+    stage.require(workdir / 'ratings', 'reward')
+    with open(workdir / 'ratings' / f'{split}.jsonl', encoding='utf-8') as file:
+        return [Rated(**json.loads(line)) for line in file]
+
+
+def three_way_split(key: str, test: float, validation: float) -> str:
+    """'test', 'validation' or 'train', by the hash that splits documents as well.
+
+    A conversation that pretraining held out is in 'test', where `test` is at least
+    its data.validation_fraction; 'validation' is the next share by the hash.
+    """
+    if split_of(key, test) == 'validation':
+        return 'test'
+    return split_of(key, test + validation)
+
+
+# ---- chitchat
+
+
+def item_of(conversation: Conversation, target: str, seed: int) -> Rated | None:
+    """The conversation with its value; None where the target has no use for it."""
+    turns = conversation.turns
+    if target in BEHAVIOUR:
+        if not turns or (target == 'continued' and len(turns) < 2):
+            return None
+        cut = 1 if target == 'replied' else _cut(conversation, seed)
+        value = int(cut < len(turns))
+        turns = turns[:cut]
+    elif not rating_audit.usable(conversation):
+        return None
+    else:
+        names = RATINGS if target == 'sum' else (target,)
+        value = sum(conversation.ratings[name] for name in names)
+    return Rated(
+        id=conversation.id,
+        set='',
+        messages=messages_of(turns),
+        value=value,
+        characters=sum(len(text) for _, text in turns),
+        speakers=sorted(conversation.speakers),
+    )
+
+
+def messages_of(turns: Sequence[tuple[str, str]]) -> list[dict]:
+    """Turns as messages; whoever speaks last is the assistant."""
+    last = turns[-1][0]
+    return [
+        dict(role='assistant' if speaker == last else 'user', content=text)
+        for speaker, text in turns
+    ]
+
+
+def _cut(conversation: Conversation, seed: int) -> int:
+    """How many turns are kept: all of them, or fewer, by the throw of a coin."""
+    digest = hashlib.sha256(f'{seed} {conversation.id}'.encode()).digest()
+    coin, place = digest[0] % 2, int.from_bytes(digest[1:9], 'big')
+    turns = len(conversation.turns)
+    return turns if coin else 1 + place % (turns - 1)
+
+
+# ---- preferences
+
+
+def _pair(preference) -> list[Rated]:
+    """A set of two: the chosen reply has the value 1, the rejected one 0."""
+    items = []
+    for value, messages in zip((1, 0), preference.conversations(), strict=True):
+        characters = sum(len(message['content']) for message in messages)
+        identity = f'{preference.id} {"chosen" if value else "rejected"}'
+        items.append(Rated(identity, preference.id, messages, value, characters, []))
+    return items
+
+
+# ---- writing
+
+
+def _cleaned(item: Rated, data: ConfigDict) -> Rated:
+    options = Options(languages=tuple(data.languages))
+    steps = [name for name in data.clean if name not in FILTERS]
+    messages = []
+    for message in item.messages:
+        text = message['content']
+        for name in steps:
+            text = STEPS[name](text, options)
+        messages.append(dict(message, content=text))
+    return item._replace(messages=messages)
+
+
+def _write(path: Path, items: Sequence[Rated]) -> dict:
+    """Writes a split; returns how many items and pairs it has."""
+    lines = (json.dumps(item._asdict(), ensure_ascii=False) + '\n' for item in items)
+    files.write_text(path, ''.join(lines))
+    pairs, equal = 0, 0
+    for values in _values_by_set(items):
+        pairs += len(values) * (len(values) - 1) // 2
+        equal += sum(
+            count * (count - 1) // 2 for count in map(values.count, set(values))
+        )
+    return dict(
+        items=len(items),
+        pairs=pairs,
+        equal_pairs=equal,  # skipped: neither is the better one
+        sha256=files.sha256_of_file(path),
+    )
+
+
+def _values_by_set(items: Sequence[Rated]) -> Iterator[list[float]]:
+    sets = {}
+    for item in items:
+        sets.setdefault(item.set, []).append(item.value)
+    yield from sets.values()
+
+
+def _refuse_no_pairs(split: str, counts: dict, reward: ConfigDict) -> None:
+    if counts['pairs'] > counts['equal_pairs']:
+        return
+    if not counts['pairs']:
+        raise UserError(
+            f'reward: the split {split} has {counts["items"]} items and no pair of '
+            'them: give more data, or a larger reward.test_fraction or '
+            'reward.validation_fraction'
+        )
+    field = 'reward.preferences' if reward.preferences else 'reward.target'
+    raise UserError(
+        f'{field}={reward.preferences or reward.target}: all {counts["pairs"]:,} pairs '
+        f'of the split {split} have equal ratings: there is nothing to prefer; give '
+        'ratings that differ'
+    )
+
+
+# ---- the config
+
+
+def _check(config: ConfigDict) -> None:
+    reward = config.reward
+    if reward.target not in TARGETS:
+        raise UserError(
+            f'reward.target={reward.target}: use one of {", ".join(TARGETS)}'
+        )
+    for name in ('test_fraction', 'validation_fraction'):
+        if not 0 < reward[name] < 1:
+            raise UserError(f'reward.{name}={reward[name]}: use a share from 0 to 1')
+    if reward.test_fraction + reward.validation_fraction >= 1:
+        raise UserError(
+            f'reward.test_fraction={reward.test_fraction} and '
+            f'reward.validation_fraction={reward.validation_fraction} leave nothing to '
+            'train on: make one of them smaller'
+        )
+    if reward.test_fraction < config.data.validation_fraction:
+        raise UserError(
+            f'reward.test_fraction={reward.test_fraction} is less than '
+            f'data.validation_fraction={config.data.validation_fraction}, and would '
+            'train on what pretraining held out: use at least as much'
+        )
+
+
+def _settings(config: ConfigDict) -> dict:
+    """The config fields that decide RUN/ratings, as JSON values by their names."""
+    settings = {
+        f'reward.{name}': config.reward[name]
+        for name in ('preferences', 'test_fraction', 'validation_fraction')
+    }
+    if not config.reward.preferences:
+        settings['reward.target'] = config.reward.target
+    if config.reward.target in BEHAVIOUR:
+        settings['seed'] = config.seed
+    settings['data.clean'] = config.data.clean
+    return json.loads(json.dumps(settings))  # tuples as lists

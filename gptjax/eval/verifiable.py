@@ -1,0 +1,163 @@
+"""Held-out problems with a verifier: how often is a reply right, and one of eight?
+
+Greedy, drawn at temperature 1, and pass@8: whether one of 8 drawn replies is right, by
+the unbiased estimator from `task.samples` of them (Chen et al. 2021, section 2.1).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from gptjax import files, progress, rundir
+from gptjax.errors import UserError
+from gptjax.eval import results, tasks
+from gptjax.eval.bootstrap import mean_of
+from gptjax.eval.tasks import Subject
+from gptjax.post import rollout
+from gptjax.post.rollout import Style
+from gptjax.post.tasks import Item, make_task
+
+NAME = 'task'  # of the task; 'task:RUN' has the problems of that run
+PASS_AT = 8
+AT_ONCE = 64  # problems whose replies are drawn at once: how often progress shows
+FIGURES = {
+    'accuracy': mean_of('greedy'),
+    'accuracy_drawn': mean_of('drawn'),
+    f'pass_at_{PASS_AT}': mean_of('passed'),
+    'stops': mean_of('stopped'),
+}
+
+
+def find(name: str, config: ConfigDict) -> Callable[[Subject, object], dict]:
+    """A function from (subject, documents) to {'task': result}.
+
+    Args:
+        name: 'task' or 'task:RUN'.
+        config: of the run that is asked.
+
+    Raises:
+        UserError: neither has a section `task`, or it makes no sense.
+    """
+    _, _, run = name.partition(':')
+    if run:
+        config = rundir.read_config(Path(run).expanduser().absolute())
+    if 'task' not in config:
+        raise UserError(
+            f"--tasks={name}: the run's config has no section task: name a run that "
+            'has, as --tasks=task:runs/sums'
+        )
+    section = config.task
+    if section.samples < PASS_AT:
+        raise UserError(
+            f'task.samples={section.samples}: use at least {PASS_AT}, for '
+            f'pass@{PASS_AT}'
+        )
+    return partial(_run, section)
+
+
+def _run(section, subject, documents):
+    del documents
+    settings = subject.settings
+    context = subject.context
+    style = Style(
+        subject.tokenizer, subject.template, context, settings.max_tokens, 1.0
+    )
+    # The engine ends a reply where the context does.
+    readable = lambda messages: len(style.prompt(messages)) < context
+    task = make_task(section, settings.seed, readable)
+    if task.score is None:
+        raise UserError(
+            'task: the problems have no answers to judge replies by: add "answer" to '
+            'each line of task.path'
+        )
+    problems = task.held_out(section.held_out)
+    answers = [item.answer for item in task.demonstrations(section.demonstrations)]
+    commonest = Counter(answers).most_common(1)[0][0]
+    return {NAME: measure(subject, style, problems, task.score, section, commonest)}
+
+
+def measure(
+    subject: Subject,
+    style: Style,
+    problems: Sequence[Item],
+    score: Callable[[Item, str], float],
+    section: ConfigDict,
+    commonest: str,
+) -> dict:
+    """The result of the task; its baseline is always the same answer.
+
+    Args:
+        subject: the model.
+        style: of prompts and replies.
+        problems: held out.
+        score: the verifier.
+        section: the task section.
+        commonest: the answer that most demonstrations have.
+    """
+    settings, how = subject.settings, tasks.bootstrap_of(subject.settings)
+    right = lambda item, text: float(score(item, text) >= 1.0)
+    columns = {n: [] for n in ('greedy', 'drawn', 'passed', 'stopped', 'items')}
+    told = []
+    ask = partial(rollout.answers, subject.complete, style, seed=settings.seed)
+    with progress.bar('solving', len(problems), 'problems') as advance:
+        for first in range(0, len(problems), AT_ONCE):
+            its = problems[first : first + AT_ONCE]
+            greedy = ask(its, temperature=0.0)
+            drawn = ask(its, temperature=1.0, replies=section.samples, first=first)
+            for place, (item, reply) in enumerate(zip(its, greedy, strict=True)):
+                start = place * section.samples
+                texts = [r.text for r in drawn[start : start + section.samples]]
+                count = int(sum(right(item, text) for text in texts))
+                columns['greedy'].append(right(item, reply.text))
+                columns['drawn'].append(count / section.samples)
+                columns['passed'].append(pass_at(PASS_AT, section.samples, count))
+                columns['stopped'].append(float(reply.finish == 'stop'))
+                columns['items'].append(1.0)
+                told.append(
+                    dict(
+                        id=item.id,
+                        prompt_sha256=files.fingerprint(list(item.messages)),
+                        item_sha256=files.fingerprint([item.messages, item.answer]),
+                        reply=reply.text,
+                        answer=item.answer,
+                    )
+                )
+            advance(len(its))
+    columns = {name: np.array(column) for name, column in columns.items()}
+    figures = results.figures_of(columns, FIGURES, how)
+    always = np.array([right(item, commonest) for item in problems])
+    baseline = results.figures_of(
+        dict(greedy=always, items=np.ones(len(always))),
+        dict(accuracy=FIGURES['accuracy']),
+        how,
+    )
+    results.add_baseline(figures, f'always {commonest!r}', baseline)
+    about = (
+        f'{len(problems):,} held-out problems of {section.path or section.name}, each '
+        f'once; {section.samples} replies drawn to each'
+    )
+    options = dict(
+        seed=settings.seed,
+        samples=section.samples,
+        max_tokens=style.max_tokens,
+        template=style.template,
+    )
+    return results.result('verifiable', about, figures, columns, told, how, options)
+
+
+def pass_at(k: int, drawn: int, right: int) -> float:
+    """The chance that k of the drawn replies, taken at random, have a right one.
+
+        1 - C(drawn - right, k) / C(drawn, k)
+
+    An unbiased estimate of the chance that k new replies have one (Chen et al. 2021).
+    """
+    wrong = drawn - right
+    if wrong < k:
+        return 1.0
+    factors = 1.0 - k / np.arange(wrong + 1, drawn + 1)
+    return float(1.0 - np.prod(factors))

@@ -1,0 +1,107 @@
+"""The parts that stages make before they train, each told in a line.
+
+A part is there already, or is made; either way its function gives (the line, whether
+it was there).
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+Made = tuple[str, bool]
+
+
+def documents(config: ConfigDict, workdir: Path) -> Made:
+    """RUN/documents."""
+    from gptjax.data.documents import build_documents
+
+    there = (workdir / 'documents' / 'manifest.json').exists()
+    splits = build_documents(config, workdir)['splits']
+    counts = [f'{split["documents"]:,} {name}' for name, split in splits.items()]
+    return f'documents: {", ".join(counts)}', there
+
+
+def dialogue(config: ConfigDict, workdir: Path) -> Made:
+    """RUN/dialogue."""
+    from gptjax.data import turns
+
+    there = (workdir / 'dialogue' / 'manifest.json').exists()
+    splits = turns.prepare_dialogue(config, workdir)['splits']
+    counts = [
+        f'{sum(source["turns"] for source in sources.values()):,} {name}'
+        for name, sources in splits.items()
+    ]
+    return f'replies: {", ".join(counts)}', there
+
+
+def ratings(config: ConfigDict, workdir: Path) -> Made:
+    """RUN/ratings; the audit, where it is new."""
+    from gptjax.data import rating_audit
+    from gptjax.data.ratings import build_ratings
+
+    there = (workdir / 'ratings' / 'manifest.json').exists()
+    made = build_ratings(config, workdir)
+    if 'audit' in made and not there:
+        print(rating_audit.audit_text(made['audit']))
+    counts = [f'{its["items"]:,} {name}' for name, its in made['splits'].items()]
+    train = made['splits']['train']
+    return (
+        f'ratings: {", ".join(counts)}; {train["pairs"]:,} training pairs, of which '
+        f'{train["equal_pairs"]:,} are equal and skipped',
+        there,
+    )
+
+
+def pairs(config: ConfigDict, workdir: Path) -> Made:
+    """RUN/pairs."""
+    from gptjax.data.pairs import build_pairs
+
+    there = (workdir / 'pairs' / 'manifest.json').exists()
+    made = build_pairs(config, workdir)
+    counts = [f'{split["pairs"]:,} {name}' for name, split in made['splits'].items()]
+    counts += [f'{count:,} {why} skipped' for why, count in made['skipped'].items()]
+    return f'pairs: {", ".join(counts)}', there
+
+
+def selected(config: ConfigDict, workdir: Path) -> Made:
+    """RUN/selected."""
+    from gptjax.post import select
+
+    there = (workdir / 'selected' / 'manifest.json').exists()
+    return select.describe(select.select(config, workdir)), there
+
+
+def problems(config: ConfigDict, workdir: Path) -> Made:
+    """RUN/task."""
+    from gptjax.post import tasks
+
+    there = (workdir / 'task' / 'manifest.json').exists()
+    counts = tasks.write_task(config, workdir)['problems']
+    told = ', '.join(f'{count:,} {part}' for part, count in counts.items())
+    return f'problems: {told}', there
+
+
+def vocabulary(config: ConfigDict, workdir: Path) -> Made:
+    """RUN/tokenizer."""
+    from gptjax.tokenizer import train
+
+    there = (workdir / 'tokenizer' / 'manifest.json').exists()
+    made = train.train_tokenizer(config, workdir)
+    bytes_per_token = made['bytes_per_token']
+    return (
+        f'tokenizer: {made["vocab_size"]:,} pieces, {bytes_per_token:.2f} bytes each',
+        there,
+    )
+
+
+def shards(config: ConfigDict, workdir: Path) -> Made:
+    """RUN/prepared."""
+    from gptjax.data import prepare
+
+    there = (workdir / 'prepared' / 'manifest.json').exists()
+    splits = prepare.prepare(config, workdir)['splits']
+    tokens = [
+        f'{sum(source["predicted_tokens"] for source in sources.values()):,} {name}'
+        for name, sources in splits.items()
+    ]
+    return f'tokens: {", ".join(tokens)}', there

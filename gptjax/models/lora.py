@@ -1,0 +1,172 @@
+"""Low-rank adaptation (Hu et al. 2021): w + alpha / rank A B, with w frozen.
+
+For a matrix w from `in` to `out`, stacked over L layers, A (L, in, rank) and B
+(L, rank, out) are trained. B begins as zeros, so the adapted model is at first the
+base, exactly. The parameters are a nested dict like the model's, with {'a', 'b'} in
+the place of each target and nothing else:
+
+    {'layers': {'attention': {'query': {'a': (L, D, r), 'b': (L, r, N, H)}}}}
+
+A layer's product A B is added to its w where the layer is computed, so there is never
+a second copy of the model, and the optimizer holds state of A and B alone.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from gptjax.errors import UserError
+from gptjax.models import gpt
+
+# How many axes of one layer's matrix belong to the input; the rest are outputs.
+INPUT_AXES = {'query': 1, 'key': 1, 'value': 1, 'out': 2, 'up': 1, 'gate': 1, 'down': 1}
+
+
+def init_params(settings, lora, key) -> dict:
+    """New A, normal with variance 1 / in, and B of zeros.
+
+    Args:
+        settings: of the model.
+        lora: the config's section: `rank`, `targets`.
+        key: of the draws.
+
+    Raises:
+        UserError: a target that the model does not have, or a rank out of range.
+    """
+    targets = _targets(settings, lora)
+    keys = jax.random.split(key, len(targets))
+    params = {}
+    for (path, leaf), key in zip(targets.items(), keys, strict=True):
+        a, b = _shapes(path, leaf.shape, lora.rank)
+        std = 1 / math.sqrt(math.prod(a[1:-1]))
+        _put(params, (*path, 'a'), std * jax.random.normal(key, a, jnp.float32))
+        _put(params, (*path, 'b'), jnp.zeros(b, jnp.float32))
+    return params
+
+
+def abstract_params(settings, lora) -> dict:
+    """The shapes of `init_params`."""
+    return jax.eval_shape(
+        lambda key: init_params(settings, lora, key), jax.random.key(0)
+    )
+
+
+def param_axes(settings, lora) -> dict:
+    """The tree of `init_params` with a tuple of axis names at each leaf."""
+    axes = {}
+    for path in _targets(settings, lora):
+        whole = gpt.param_axes(settings)
+        for name in path:
+            whole = whole[name]
+        inputs = 1 + INPUT_AXES[path[-1]]
+        _put(axes, (*path, 'a'), (*whole[:inputs], None))
+        _put(axes, (*path, 'b'), (whole[0], None, *whole[inputs:]))
+    return axes
+
+
+def scale_of(lora) -> float:
+    """alpha / rank, which multiplies A B."""
+    return lora.alpha / lora.rank
+
+
+def adapt(base, params, scale: float):
+    """The model's parameters, to compute with, of the base and A, B.
+
+    A target becomes an object that adds its product where a layer uses it.
+
+    Args:
+        base: the model's parameters.
+        params: of `init_params`.
+        scale: times A B.
+    """
+    return _replaced(base, params, lambda w, a, b: Adapted(w, a, scale * b))
+
+
+def merge(base, params, scale: float):
+    """Plain parameters that compute the same: w + scale A B, in w's dtype."""
+
+    def merged(w, a, b):
+        return Adapted(w, a, scale * b).astype(w.dtype)
+
+    return _replaced(base, params, jax.vmap(merged))
+
+
+@jax.tree_util.register_pytree_node_class
+class Adapted:
+    """w + A B where a module expects its parameter: `m[...].astype(dtype)`.
+
+    Attributes:
+        matrix: w, (in, out); a leading axis L while layers are stacked.
+        a, b: (in, rank) and (rank, out).
+    """
+
+    def __init__(self, matrix, a, b):
+        self.matrix = matrix
+        self.a = a
+        self.b = b
+
+    def __getitem__(self, key):
+        assert key is Ellipsis
+        return self
+
+    def astype(self, dtype):
+        """The matrix that it stands for."""
+        return (self.matrix + jnp.tensordot(self.a, self.b, 1)).astype(dtype)
+
+    def tree_flatten(self):
+        return (self.matrix, self.a, self.b), None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        return cls(*children)
+
+
+def _targets(settings, lora) -> dict:
+    """{path: shape} of the matrices that are adapted; refuses what cannot be."""
+    matrices = {}
+    leaves = jax.tree_util.tree_leaves_with_path(gpt.abstract_params(settings))
+    for path, leaf in leaves:
+        names = tuple(key.key for key in path)
+        if names[0] == 'layers' and names[-1] in INPUT_AXES:
+            matrices[names] = leaf
+    there = sorted({path[-1] for path in matrices})
+    if not lora.targets:
+        raise UserError(f'lora.targets is empty: name some of {", ".join(there)}')
+    for name in lora.targets:
+        if name not in there:
+            raise UserError(
+                f'lora.targets: the model has no {name!r}: use {", ".join(there)}'
+            )
+    targets = {path: m for path, m in matrices.items() if path[-1] in lora.targets}
+    for path, matrix in targets.items():
+        inputs = 1 + INPUT_AXES[path[-1]]
+        most = min(math.prod(matrix.shape[1:inputs]), math.prod(matrix.shape[inputs:]))
+        if not 0 < lora.rank <= most:
+            raise UserError(
+                f'lora.rank={lora.rank}: {path[-1]!r} has a rank of {most} at most: '
+                f'use 1 to {most}'
+            )
+    return targets
+
+
+def _shapes(path, shape, rank):
+    """The shapes of A and B for a stacked matrix."""
+    inputs = 1 + INPUT_AXES[path[-1]]
+    return (*shape[:inputs], rank), (shape[0], rank, *shape[inputs:])
+
+
+def _replaced(base, params, combine):
+    """The base with `combine(w, a, b)` at each target, beside what is not one."""
+    if not isinstance(base, dict):
+        return combine(base, params['a'], params['b'])
+    return {
+        name: _replaced(part, params[name], combine) if name in params else part
+        for name, part in base.items()
+    }
+
+
+def _put(tree, path, value):
+    for name in path[:-1]:
+        tree = tree.setdefault(name, {})
+    tree[path[-1]] = value

@@ -1,0 +1,340 @@
+"""The stage `dpo`: a policy learns from preferences directly, by DPO or one of its kin.
+
+    pairs -> ln q of both replies under the reference, once -> updates on ln p
+
+Each loss is a pure function of `preferences.py`; what they have in common is here. A
+batch is a function of (seed, step), a pair counts as one whatever its length, and
+there is no dropout, as the reference has none: at step 0 policy and reference say the
+same, and the loss of DPO is ln 2.
+"""
+
+import contextlib
+import itertools
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from gptjax import progress
+from gptjax.data import pairs as data
+from gptjax.errors import UserError
+from gptjax.models import count, lora, settings
+from gptjax.optim.build import ema_params, make_optimizer
+from gptjax.optim.schedules import make_schedule
+from gptjax.parallel.mesh import make_mesh
+from gptjax.post import preferences
+from gptjax.post.logprobs import token_logprobs
+from gptjax.post.reference import (
+    other_arrays,
+    pair_arrays,
+    place,
+    with_references,
+    without_references,
+)
+from gptjax.post.replies import reply_means, reply_sums
+from gptjax.tokenizer.tokenizer import Tokenizer
+from gptjax.train import check, loop
+from gptjax.train.checkpoint import Checkpoints
+from gptjax.train.hardware import peak_tflops
+from gptjax.train.load import adapts, fingerprint_of, trained_part
+from gptjax.train.pretrain import say
+from gptjax.train.start import load_start
+from gptjax.train.state import abstract_state, create_state
+from gptjax.train.step import make_train_step
+
+
+def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
+    """Trains on RUN/pairs, from `start.run` or RUN's newest checkpoint.
+
+    Args:
+        config: adopted from the run that it starts from; see `start.adopt`.
+        workdir: RUN.
+
+    Returns:
+        A summary: why it ended and by which signal, the step, the newest validation.
+
+    Raises:
+        UserError: the config does not fit the run's checkpoints, or itself.
+    """
+    # ---- model and pairs --------------------------------------------------
+    mesh = make_mesh(config.mesh)
+    tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
+    model = settings.resolve(config.model, tokenizer.vocab_size)
+    pairs = {split: data.read_pairs(workdir, split) for split in data.SPLITS}
+    config = with_steps(config, len(pairs['train']))
+    context, size = config.data.context, config.train.batch_size
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        # ---- state --------------------------------------------------------
+        identity, frozen, start = dict(tokenizer=tokenizer.fingerprint), (), None
+        if adapts(config):
+            start = load_start(config, mesh)
+            identity['start'] = fingerprint_of(start)
+            frozen = (start.params,)
+        shapes, axes = trained_part(config, model)
+        optimizer = make_optimizer(config, shapes)
+        abstract = abstract_state(shapes, optimizer, axes, mesh)
+        checkpoints = Checkpoints(
+            workdir / 'checkpoints',
+            identity=identity,
+            keep=config.checkpoint.keep,
+            keep_best=config.checkpoint.keep_best,
+        )
+        # Whatever happens, what is being saved is saved to its end.
+        stack.enter_context(contextlib.closing(checkpoints))
+        with progress.bar('reading the newest checkpoint', 0):
+            restored = checkpoints.restore(abstract, say=say)
+        if restored is None:
+            start = start or load_start(config, mesh)
+            state = _first_state(config, model, start.params, optimizer, abstract)
+            record = loop.new_record(config)
+        else:
+            state, record = restored
+            if record['reason'] is not None:  # it had come to its end
+                return _summary(record['reason'], state, record)
+            say(f'dpo: going on from the checkpoint of step {int(state.step):,}')
+        if config.preference.loss in WITHOUT_REFERENCE:
+            splits = without_references(pairs)
+        else:
+            splits = with_references(config, workdir, pairs, mesh, start)
+
+        # ---- step ---------------------------------------------------------
+        policy_of = make_policy(config)
+        loss_fn = make_pair_loss(config, model, policy_of)
+        baseline_of = make_baseline(config, model, policy_of)
+        update = make_train_step(
+            loss_fn, optimizer, abstract, config.train.accumulation, config.seed
+        )
+        evaluate = jax.jit(lambda params, *rest: loss_fn(params, *rest)[1])
+
+        def batch_of(split, chosen, params):
+            """The arrays of chosen pairs, and KTO's baseline over all of them."""
+            about = splits[split], chosen, context, tokenizer.pad_id
+            baseline = np.float32(0)
+            if config.preference.loss == 'kto':
+                others = place(other_arrays(*about), mesh)
+                baseline = baseline_of(params, others, *frozen)
+            return place(pair_arrays(*about), mesh), baseline
+
+        def step(state, chosen):
+            batch, baseline = batch_of('train', chosen, state.params)
+            state, metrics = update(state, batch, baseline, *frozen)
+            # Metrics were divided by the pairs; throughput is of tokens.
+            tokens = np.float32(2 * size * context)
+            return state, dict(metrics, pairs=metrics['tokens'], tokens=tokens)
+
+        def validate(state):
+            params, sums = ema_params(state.opt_state, state.params), {}
+            for chosen in data.in_order(len(pairs['validation']), size):
+                batch, baseline = batch_of('validation', chosen, params)
+                told = evaluate(params, batch, None, baseline, *frozen)
+                for name, value in told.items():
+                    sums[name] = sums.get(name, 0.0) + float(value)
+            number = sums.pop('tokens')
+            return {name: value / number for name, value in sums.items()}
+
+        def chosen_in(step):
+            return data.pairs_of_step(len(pairs['train']), size, config.seed, step)
+
+        # ---- train --------------------------------------------------------
+        schedule = jax.jit(make_schedule(config.optim, config.train.num_steps))
+        task = loop.Task(
+            step=step,
+            batches=lambda first: map(chosen_in, itertools.count(first)),
+            validate=validate,
+            learning_rate=lambda step: config.optim.learning_rate * schedule(step),
+            flops_per_token=tuple(
+                count.train_flops_per_token(model, context, causal)
+                for causal in (True, False)
+            ),
+            peak_flops=peak_tflops(config.train.peak_tflops) * 1e12 * mesh.size,
+            documents_of=lambda step: [pairs['train'][i].id for i in chosen_in(step)],
+        )
+        say(
+            f'dpo: {config.preference.loss}, {config.train.num_steps:,} steps of '
+            f'{size} pairs of 2 x {context:,} tokens'
+        )
+        outcome = loop.run(config, workdir, task, state, record, checkpoints)
+    return _summary(outcome.reason, outcome.state, outcome.record, outcome.signal)
+
+
+def check_config(config: ConfigDict) -> None:
+    """Refuses what cannot train, before there is data.
+
+    Raises:
+        UserError: it names the field and the fix.
+    """
+    check.check_numbers(config)
+    mesh = make_mesh(config.mesh)
+    check.check_batch(config, mesh)
+    check.check_context(config, mesh)
+    section = config.preference
+    if section.loss not in LOSSES:
+        known = ', '.join(LOSSES)
+        raise UserError(f'preference.loss={section.loss}: use one of {known}')
+    if not section.beta > 0:
+        raise UserError(f'preference.beta={section.beta}: use a positive number')
+    if not 0 <= section.label_smoothing < 0.5:
+        raise UserError(
+            f'preference.label_smoothing={section.label_smoothing}: use a share from 0 '
+            'to below 0.5'
+        )
+    for name in (
+        *('epochs', 'margin', 'odds_weight', 'nll'),
+        *('desirable_weight', 'undesirable_weight'),
+    ):
+        if not 0 <= section[name] < math.inf:
+            raise UserError(f'preference.{name}={section[name]}: use 0 or more')
+
+
+def with_steps(config: ConfigDict, pairs: int) -> ConfigDict:
+    """The config with `train.num_steps` for `preference.epochs` passes over pairs.
+
+    Where these are few the warm-up takes half of them at most.
+
+    Args:
+        config: of the run; epochs 0: its `train.num_steps` stay.
+        pairs: to train on.
+    """
+    config = config.copy_and_resolve_references()
+    if config.preference.epochs:
+        steps = config.preference.epochs * pairs / config.train.batch_size
+        config.train.num_steps = max(1, math.ceil(steps))
+        half = config.train.num_steps // 2
+        config.optim.warmup_steps = min(config.optim.warmup_steps, half)
+    return config
+
+
+# ---- the losses, by the name in `preference.loss`; see `preferences.py`
+#
+# Each takes ln p of the replies, (N, 2) for chosen and rejected, as sums and as means
+# over tokens, those of the reference as sums, and KTO's baseline.
+
+
+def _dpo(section, sums_N2, means_N2, reference_N2, baseline):
+    arrays = *sums_N2.T, *reference_N2.T
+    return preferences.dpo(*arrays, section.beta, section.label_smoothing)
+
+
+def _ipo(section, sums_N2, means_N2, reference_N2, baseline):
+    return preferences.ipo(*sums_N2.T, *reference_N2.T, section.beta)
+
+
+def _kto(section, sums_N2, means_N2, reference_N2, baseline):
+    loss_N2, rewards = preferences.kto(
+        sums_N2,
+        reference_N2,
+        jnp.array([True, False]),
+        baseline,
+        section.beta,
+        section.desirable_weight,
+        section.undesirable_weight,
+    )
+    chosen_N = rewards['desirable_reward'][:, 0]
+    rejected_N = rewards['undesirable_reward'][:, 1]
+    margin_N = chosen_N - rejected_N
+    metrics = dict(
+        chosen_reward=chosen_N,
+        rejected_reward=rejected_N,
+        margin=margin_N,
+        accuracy=(margin_N > 0).astype(jnp.float32),
+        kto_baseline=jnp.full_like(margin_N, baseline),
+    )
+    return jnp.mean(loss_N2, axis=1), metrics
+
+
+def _orpo(section, sums_N2, means_N2, reference_N2, baseline):
+    return preferences.orpo(*means_N2.T, section.odds_weight)
+
+
+def _simpo(section, sums_N2, means_N2, reference_N2, baseline):
+    return preferences.simpo(*means_N2.T, section.beta, section.margin)
+
+
+LOSSES = dict(dpo=_dpo, ipo=_ipo, kto=_kto, orpo=_orpo, simpo=_simpo)
+WITHOUT_REFERENCE = ('orpo', 'simpo')
+
+
+def make_pair_loss(config: ConfigDict, model: FrozenConfigDict, policy_of):
+    """`(params, batch, key, baseline, *frozen) -> (loss, metrics)`, summed over pairs.
+
+    Args:
+        config: `preference` and `train.loss_chunk`.
+        model: settings.
+        policy_of: from (params, *frozen) to the model's parameters.
+    """
+    section = config.preference
+
+    def loss_fn(params, batch, key, baseline, *frozen):
+        del key  # no dropout: the reference has none
+        rows = {
+            name: batch[name].reshape(-1, batch[name].shape[-1])
+            for name in ('inputs', 'targets', 'segments', 'positions')
+        }
+        mask_BT = batch['weights'].reshape(rows['inputs'].shape)
+        logprobs_BT, _ = token_logprobs(
+            model, policy_of(params, *frozen), rows, chunk=config.train.loss_chunk
+        )
+        sums_N2 = reply_sums(logprobs_BT, mask_BT).reshape(-1, 2)
+        means_N2 = reply_means(logprobs_BT, mask_BT).reshape(-1, 2)
+        loss_N, metrics = LOSSES[section.loss](
+            section, sums_N2, means_N2, batch['reference'], baseline
+        )
+        nll_N = preferences.nll(means_N2[:, 0])
+        if section.nll:
+            loss_N += section.nll * nll_N
+        metrics.update(
+            loss=loss_N,
+            nll=nll_N,
+            chosen_logprob=sums_N2[:, 0],
+            rejected_logprob=sums_N2[:, 1],
+        )
+        counts_N = batch['counts']
+        sums = {name: jnp.sum(value * counts_N) for name, value in metrics.items()}
+        return sums['loss'], dict(sums, tokens=jnp.sum(counts_N))
+
+    return loss_fn
+
+
+def make_baseline(config: ConfigDict, model: FrozenConfigDict, policy_of):
+    """`(params, others, *frozen)` to KTO's baseline, of the whole batch: a scalar."""
+
+    def baseline_of(params, others, *frozen):
+        logprobs_BT, _ = token_logprobs(
+            model, policy_of(params, *frozen), others, chunk=config.train.loss_chunk
+        )
+        sums_N = reply_sums(logprobs_BT, others['weights'])
+        return preferences.kto_baseline(sums_N, others['reference'])
+
+    return jax.jit(baseline_of)
+
+
+def make_policy(config: ConfigDict):
+    """From (params, *frozen) to the model's parameters."""
+    if not adapts(config):
+        return lambda params: params
+    scale = lora.scale_of(config.lora)
+    return lambda params, base: lora.adapt(base, params, scale)
+
+
+def _first_state(config, model, start, optimizer, abstract):
+    """The state of step 0: the earlier run's weights, or new A and B."""
+    if adapts(config):
+        init = lambda key: lora.init_params(model, config.lora, key)
+        return create_state(init, jax.random.key(config.seed), optimizer, abstract)
+    # Nothing is drawn: what there is to begin with is passed in.
+    return create_state(lambda params: params, start, optimizer, abstract)
+
+
+def _summary(reason, state, record, signal=None):
+    return dict(
+        reason=reason,
+        signal=signal,
+        step=int(state.step),
+        skipped=record['skipped'],
+        validation=record['validation'],
+    )

@@ -1,0 +1,142 @@
+"""GRPO and its kin: a reply is judged against the other replies to its prompt.
+
+Shao et al. 2024 (DeepSeekMath), section 4.1. With the scores s of G replies to one
+prompt, each token of reply g has the advantage A[g], and the policy ascends PPO's
+clipped surrogate; there is no critic. The kin differ in three places, each a field of
+the section `grpo` and a pure function:
+
+                advantage           objective          normaliser
+    GRPO        (s - mean) / std    clipped            each reply the same
+    Dr. GRPO    s - mean            clipped            constant
+    DAPO        (s - mean) / std    clipped higher     every token the same
+    GSPO        (s - mean) / std    a ratio a reply    each reply the same
+    RLOO        s - mean of others  -A ln p            the sum over a reply
+    REINFORCE   s - mean of all     -A ln p            the sum over a reply
+
+The kin: Liu et al. 2025, Yu et al. 2025, Zheng et al. 2025, Ahmadian et al. 2024 and
+Williams 1992.
+DAPO also draws again for prompts whose replies all score the same (`grpo.resampling`)
+and takes tokens near the limit from the score (`policy.overlong_buffer`).
+"""
+
+from functools import partial
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from gptjax.errors import UserError
+from gptjax.post import advantages, objectives, policy, weights
+from gptjax.post.actor import Actor
+from gptjax.post.experience import Method
+from gptjax.post.kl import kl_in_score, kl_loss
+from gptjax.post.logprobs import token_logprobs
+
+ADVANTAGES = dict(
+    grpo=advantages.grpo,
+    dr_grpo=advantages.dr_grpo,
+    rloo=advantages.rloo,
+    reinforce=advantages.reinforce,
+)
+OBJECTIVES = ('clipped', 'gspo', 'reinforce')
+NORMALISERS = ('sequence', 'token', 'constant', 'sum')
+TOKEN_METRICS = (
+    *('ratio', 'clip_fraction', 'approx_kl', 'advantage', 'entropy', 'kl_loss'),
+)
+
+
+def grpo(config: ConfigDict, workdir: Path) -> dict:
+    """Trains RUN by the algorithm of `config.grpo`; see `policy.run`."""
+    check_config(config)
+    return policy.run(config, workdir, make_method)
+
+
+def check_config(config: ConfigDict) -> None:
+    """Refuses a section `grpo` that names what there is not.
+
+    Raises:
+        UserError: it names the field.
+    """
+    section = config.grpo
+    known = dict(advantage=ADVANTAGES, objective=OBJECTIVES, normaliser=NORMALISERS)
+    for name, choices in known.items():
+        if section[name] not in choices:
+            raise UserError(
+                f'grpo.{name}={section[name]}: use one of {", ".join(choices)}'
+            )
+    if section.advantage != 'reinforce' and config.policy.replies < 2:
+        raise UserError(
+            f'policy.replies={config.policy.replies}: replies are compared within a '
+            "group: use 2 or more, or grpo.advantage='reinforce'"
+        )
+    if section.resampling < 0:
+        raise UserError(f'grpo.resampling={section.resampling}: use 0 or more')
+    if section.objective == 'reinforce' and policy.updates_of(config) > 1:
+        raise UserError(
+            f"grpo.objective='reinforce' makes one update a rollout: use "
+            'policy.epochs=1 and train.batch_size=policy.prompts * policy.replies = '
+            f'{config.policy.prompts * config.policy.replies}, or another objective'
+        )
+
+
+def make_method(config: ConfigDict, settings: FrozenConfigDict, actor: Actor) -> Method:
+    """The algorithm, for `policy.run`."""
+    section, shared = config.grpo, config.policy
+    of_batch = partial(
+        token_logprobs,
+        settings,
+        temperature=shared.temperature,
+        chunk=config.train.loss_chunk,
+    )
+    objective = {
+        'clipped': partial(
+            objectives.clipped, low=section.clip_low, high=section.clip_high
+        ),
+        'gspo': partial(objectives.gspo, low=section.clip_low, high=section.clip_high),
+        'reinforce': objectives.reinforce,
+    }[section.objective]
+    normalise = {
+        'sequence': weights.sequence_weights,
+        'token': weights.token_weights,
+        'constant': partial(weights.constant_weights, length=shared.max_tokens),
+        'sum': partial(weights.constant_weights, length=1),
+    }[section.normaliser]
+
+    def score(params, reference, batch):
+        logprobs_BT, _ = of_batch(actor.compute(params, reference), batch)
+        return dict(old=logprobs_BT, reference=of_batch(reference, batch)[0])
+
+    def weigh(batch, scores_B, coefficient):
+        mask_BT = batch['weights']
+        if coefficient:
+            scores_B = kl_in_score(
+                scores_B, batch['old'], batch['reference'], mask_BT, coefficient
+            )
+        scores_NG = jnp.reshape(scores_B, (-1, shared.replies))
+        advantages_NG = ADVANTAGES[section.advantage](scores_NG)
+        advantages_BT = np.reshape(advantages_NG, (-1, 1)) * mask_BT
+        return dict(batch, advantages=advantages_BT), {}
+
+    def loss_fn(params, batch, key, control, reference=None):
+        del key  # no dropout: the replies were drawn without
+        mask_BT = batch['weights']
+        logprobs_BT, entropy_BT = of_batch(actor.compute(params, reference), batch)
+        loss_BT, metrics = objective(
+            logprobs_BT, batch['old'], batch['advantages'], mask_BT
+        )
+        near_BT = kl_loss(logprobs_BT, batch['reference'], mask_BT)
+        if shared.kl_loss:
+            loss_BT += control['coefficient'] * near_BT
+        loss_BT += objectives.entropy_bonus(entropy_BT, mask_BT, shared.entropy)
+        metrics.update(entropy=entropy_BT, kl_loss=near_BT)
+        weights_BT, counts_B = normalise(mask_BT)
+        return weights.summed(loss_BT, metrics, mask_BT, weights_BT, counts_B)
+
+    return Method(
+        score=score,
+        weigh=weigh,
+        loss_fn=loss_fn,
+        token_metrics=TOKEN_METRICS,
+        resampling=section.resampling,
+    )

@@ -1,0 +1,422 @@
+"""The loop of reinforcement learning, which PPO and GRPO share.
+
+A rollout is `policy.prompts` x `policy.replies` replies, and `policy.epochs` passes
+over them are made in updates of `train.batch_size` replies. Steps count updates, as in
+every stage. Checkpoints and signals come between rollouts, and a rollout is a function
+of weights, seed and step: a run that goes on draws what it would have drawn.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from gptjax import progress, rundir
+from gptjax.errors import UserError
+from gptjax.models import count
+from gptjax.optim.build import ema_params, make_optimizer
+from gptjax.optim.schedules import make_schedule
+from gptjax.parallel import multihost
+from gptjax.parallel.mesh import make_mesh
+from gptjax.parallel.sharding import RULES
+from gptjax.post import experience, rollout
+from gptjax.post.actor import Actor, make_actor
+from gptjax.post.experience import Memory, Method
+from gptjax.post.kl import AdaptiveKL
+from gptjax.post.rewards import make_reward
+from gptjax.post.rollout import Sampler, Style
+from gptjax.post.scores import RunningMoments
+from gptjax.post.tasks import Task, make_task
+from gptjax.post.weights import per_token
+from gptjax.train import check, start
+from gptjax.train.checkpoint import Checkpoints
+from gptjax.train.interruption import interruption
+from gptjax.train.load import adapts, fingerprint_of
+from gptjax.train.metrics import MetricsWriter
+from gptjax.train.state import TrainState, abstract_state, new_state
+from gptjax.train.step import make_train_step
+
+
+def run(
+    config: ConfigDict,
+    workdir: Path,
+    make_method: Callable[[ConfigDict, FrozenConfigDict, Actor], Method],
+) -> dict:
+    """Trains a policy from `config.start`, or from RUN's newest checkpoint.
+
+    Args:
+        config: adopted from the run that it starts from; see `start.adopt`.
+        workdir: RUN.
+        make_method: from config, model settings and actor to the algorithm.
+
+    Returns:
+        A summary: why it ended and by which signal, steps, the newest validation.
+
+    Raises:
+        UserError: the config makes no sense, a reward fails, or updates are not
+            finite; what was learnt so far is saved.
+    """
+    # ---- policy, reference, problems ----------------------------------------
+    check_config(config)
+    mesh = make_mesh(config.mesh)
+    check.check_batch(config, mesh)
+    trained = start.load_start(config, mesh)
+    reference = trained.params  # never donated, so it stays where it is
+    style = rollout.style_of(config, trained.tokenizer)
+    task = make_task(config.task, config.seed, style.fits)
+    reward = make_reward(config.task, task)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        # ---- state ----------------------------------------------------------
+        actor = make_actor(config, trained.settings)
+        method = make_method(config, trained.settings, actor)
+        optimizer = make_optimizer(config, actor.shapes)
+        abstract = abstract_state(actor.shapes, optimizer, actor.axes, mesh)
+        identity = dict(tokenizer=trained.tokenizer.fingerprint)
+        frozen = ()
+        if adapts(config):
+            identity['start'] = fingerprint_of(trained)
+            frozen = (reference,)
+        checkpoints = Checkpoints(
+            workdir / 'checkpoints',
+            identity=identity,
+            keep=config.checkpoint.keep,
+            keep_best=config.checkpoint.keep_best,
+        )
+        stack.enter_context(contextlib.closing(checkpoints))
+        restored = checkpoints.restore(abstract, say=say)
+        if restored is None:
+            state = first_state(actor, reference, optimizer, abstract, config.seed)
+            record = new_record(config)
+        else:
+            state, record = restored
+            if record['reason'] is not None:  # it had come to its end
+                return _summary(record['reason'], int(state.step), record)
+            say(f'policy: going on from the checkpoint of step {int(state.step):,}')
+
+        # ---- what a rollout needs -------------------------------------------
+        sharding = lambda rank: NamedSharding(
+            mesh, PartitionSpec(RULES['batch'], *([RULES['time']] * (rank - 1)))
+        )
+        with progress.bar('making the engine', 0):
+            sampler = Sampler(
+                trained.settings,
+                actor.plain(state.params, reference),
+                trained.tokenizer,
+                slots=config.policy.slots,
+                tensor=config.policy.generation_tensor,
+            )
+        stack.enter_context(contextlib.closing(sampler))
+        rows = config.train.batch_size
+        score = experience.make_score(
+            method, sharding, rows // config.train.accumulation
+        )
+        step_fn = make_train_step(
+            method.loss_fn, optimizer, abstract, config.train.accumulation, config.seed
+        )
+        schedule = jax.jit(make_schedule(config.optim, config.train.num_steps))
+        updates = updates_of(config)
+        first, last = int(state.step), config.train.num_steps
+        writer = MetricsWriter(workdir, first) if multihost.is_first() else None
+        if writer:
+            stack.callback(writer.close)
+            rundir.write_environment(workdir)
+        say(
+            f'policy: {count.num_params(trained.settings):,} parameters on {mesh.size} '
+            f'{"device" if mesh.size == 1 else "devices"}, a rollout has '
+            f'{config.policy.prompts * config.policy.replies:,} replies and gives '
+            f'{updates:,} {"update" if updates == 1 else "updates"}'
+        )
+        asked_to_stop = stack.enter_context(interruption())
+        advance = stack.enter_context(
+            progress.bar('training', last // updates, 'rollouts', first // updates)
+        )
+        advance(0, 'compiling')
+
+        def validate(done):
+            params = ema_params(state.opt_state, state.params)
+            sampler.follow(actor.plain(params, reference), f'step {done}')
+            found = measure(sampler, style, task, reward, config)
+            record['validation'] = dict(found, step=done)
+            if writer:
+                writer.write(done, 'validation', found)
+
+        if first == 0:
+            validate(0)  # where it starts from
+
+        # ---- rollouts -------------------------------------------------------
+        saved, stop_signal = first, None
+        for before in range(first, last, updates):
+            began = time.perf_counter()
+            number, done = before // updates, before + updates
+            memory = _memory(record)
+            sampler.follow(actor.plain(state.params, reference), f'step {before}')
+            try:
+                found = experience.collect(
+                    config,
+                    style,
+                    task,
+                    reward,
+                    sampler.complete,
+                    partial(score, state.params, reference),
+                    method,
+                    memory,
+                    number,
+                )
+            except UserError:  # a reward's: what was learnt so far is not lost
+                if before > saved:
+                    save(checkpoints, before, state, record)
+                raise
+            metrics = dict(found.metrics)
+            if found.empty:
+                record['empty_rollouts'] += 1
+                state = state._replace(step=state.step + updates)
+            else:
+                control = dict(
+                    coefficient=np.float32(memory.kl.coefficient),
+                    policy=np.float32(number >= method.warm_up),
+                )
+                state, told = update(
+                    step_fn,
+                    state,
+                    found.batch,
+                    (control, *frozen),
+                    config,
+                    before,
+                    method.beside,
+                    sharding,
+                )
+                metrics.update(summary_of(told, method.token_metrics))
+                _count_bad(told, record, config, done)
+            record['memory'] = [list(part) for part in found.memory]
+            metrics.update(
+                learning_rate=float(config.optim.learning_rate * schedule(done - 1)),
+                empty_rollouts=record['empty_rollouts'],
+                skipped=record['skipped'],
+                step_seconds=time.perf_counter() - began,
+            )
+            if writer:
+                writer.write(done, 'train', metrics)
+            advance(1, f'reward {metrics["reward"]:.3f}, kl {metrics["kl"]:.3f}')
+
+            if done == last or _passes(before, done, config.train.eval_every):
+                validate(done)
+            stop_signal = asked_to_stop(done)
+            if stop_signal and done < last:
+                break
+            if done < last and _passes(before, done, config.checkpoint.every):
+                save(checkpoints, done, state, record)
+                saved = done
+
+        done = int(state.step)
+        reason = 'finished' if done == last else 'interrupted'
+        record['reason'] = None if reason == 'interrupted' else reason
+        advance(0, 'saving')
+        if done > saved:
+            save(checkpoints, done, state, record)
+        checkpoints.wait()
+    return _summary(reason, done, record, stop_signal)
+
+
+# ---- the parts of the loop
+
+
+def updates_of(config: ConfigDict) -> int:
+    """Updates that a rollout gives."""
+    replies = config.policy.prompts * config.policy.replies
+    return config.policy.epochs * (replies // config.train.batch_size)
+
+
+def check_config(config: ConfigDict) -> None:
+    """Refuses a section `policy` that makes no sense.
+
+    Raises:
+        UserError: it names the field and the fix.
+    """
+    policy, train = config.policy, config.train
+    for name in ('prompts', 'replies', 'epochs', 'slots', 'generation_tensor'):
+        if not policy[name] >= 1:
+            raise UserError(f'policy.{name}={policy[name]}: use at least 1')
+    for name in (
+        *('kl_reward', 'kl_loss', 'kl_horizon', 'entropy', 'reward_clip'),
+        *('missing_eos_penalty', 'overlong_buffer'),
+    ):
+        if not policy[name] >= 0:
+            raise UserError(f'policy.{name}={policy[name]}: use 0 or more')
+    for name in ('kl_target', 'reward_scale'):
+        if not policy[name] > 0:
+            raise UserError(f'policy.{name}={policy[name]}: use a positive number')
+    if policy.kl_reward and policy.kl_loss:
+        raise UserError(
+            f'policy.kl_reward={policy.kl_reward} and policy.kl_loss={policy.kl_loss} '
+            'would count the KL twice: set one of them to 0'
+        )
+    if policy.overlong_buffer > policy.max_tokens:
+        raise UserError(
+            f'policy.overlong_buffer={policy.overlong_buffer} is more than '
+            f'policy.max_tokens={policy.max_tokens}: use at most that'
+        )
+    replies = policy.prompts * policy.replies
+    if train.batch_size < 1 or replies % train.batch_size:
+        raise UserError(
+            f'train.batch_size={train.batch_size} does not divide the policy.prompts * '
+            f'policy.replies = {replies} replies of a rollout: use a divisor'
+        )
+    if train.num_steps < 1 or train.num_steps % updates_of(config):
+        raise UserError(
+            f'train.num_steps={train.num_steps} is no multiple of the '
+            f'{updates_of(config)} updates that a rollout gives (policy.epochs * '
+            'replies / train.batch_size): use a multiple'
+        )
+
+
+def first_state(actor: Actor, reference, optimizer, abstract, seed: int) -> TrainState:
+    """The state that begins at the reference's weights, of which it shares none."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    make = lambda params, key: new_state(actor.init(params, key), optimizer)
+    return jax.jit(make, out_shardings=shardings)(reference, jax.random.key(seed))
+
+
+def new_record(config: ConfigDict) -> dict:
+    """What a run goes on from besides its arrays; JSON, kept in checkpoints."""
+    return dict(
+        memory=[list(part) for part in experience.new_memory(config.policy)],
+        empty_rollouts=0,  # rollouts without a group of unequal scores: no update
+        skipped=0,  # updates that were not finite, so far
+        skipped_in_a_row=0,
+        validation=None,
+        reason=None,
+    )
+
+
+def _memory(record) -> Memory:
+    kl, scores = record['memory']
+    return Memory(AdaptiveKL(*kl), RunningMoments(*scores))
+
+
+def update(
+    step_fn: Callable,
+    state: TrainState,
+    batch: dict,
+    others: tuple,
+    config: ConfigDict,
+    first: int,
+    beside: Callable | None,
+    sharding: Callable,
+) -> tuple[TrainState, list[dict]]:
+    """The updates of a rollout: `policy.epochs` passes, each in an order of its own.
+
+    Args:
+        step_fn: of `make_train_step`.
+        state: before them.
+        batch: arrays of the host.
+        others: what the step takes after its part of the batch.
+        config: `seed`, `policy.epochs` and `train.batch_size` are read.
+        first: the number of the first update.
+        beside: of the method.
+        sharding: from an array's rank to where it lies.
+
+    Returns:
+        (state, the metrics of each update, on the host).
+    """
+    rows, B, told = config.train.batch_size, len(batch['inputs']), []
+    for epoch in range(config.policy.epochs):
+        order = np.random.default_rng([config.seed, first, epoch]).permutation(B)
+        for start_row in range(0, B, rows):
+            chosen = np.sort(order[start_row : start_row + rows])
+            part = {name: array[chosen] for name, array in batch.items()}
+            if beside:
+                part.update(beside(first + len(told), part))
+            state, metrics = step_fn(state, experience.put(part, sharding), *others)
+            told.append(metrics)
+    return state, [{n: float(value) for n, value in m.items()} for m in told]
+
+
+def summary_of(told: list[dict], token_metrics) -> dict[str, float]:
+    """Means over updates; of the first, the ratio too, which is 1 if all is well."""
+    told = [per_token(metrics, token_metrics) for metrics in told]
+    means = {
+        name: float(np.mean([metrics[name] for metrics in told]))
+        for name in told[0]
+        if name not in ('good', 'tokens', 'reply_tokens')
+    }
+    return dict(means, first_ratio=float(told[0]['ratio']))
+
+
+def measure(
+    sampler: Sampler, style: Style, task: Task, reward: Callable, config
+) -> dict[str, float]:
+    """Greedy replies to the validation problems: how many are right, and the reward.
+
+    `loss` is what chooses the best checkpoint: the share that is wrong, or without a
+    verifier the reward's negative.
+    """
+    items = task.validation(config.task.validation)
+    replies = rollout.answers(sampler.complete, style, items, 0.0, config.seed)
+    texts = [reply.text for reply in replies]
+    found = dict(reward=float(np.mean(reward(items, texts))))
+    found['loss'] = -found['reward']
+    if task.score is not None:
+        scores = [
+            task.score(item, text) for item, text in zip(items, texts, strict=True)
+        ]
+        found['accuracy'] = float(np.mean(np.array(scores) >= 1.0))
+        found['loss'] = 1 - found['accuracy']
+    return dict(
+        found,
+        response_length=float(
+            np.mean([len(r.tokens) + (r.ending is not None) for r in replies])
+        ),
+        truncation_rate=float(np.mean([r.ending is None for r in replies])),
+    )
+
+
+def save(checkpoints: Checkpoints, step: int, state: TrainState, record: dict) -> None:
+    """Saves, with the loss of this very step where there is one to compare by."""
+    validation, loss = record['validation'], None
+    if validation is not None and validation['step'] == step:
+        loss = validation['loss'] if math.isfinite(validation['loss']) else None
+    checkpoints.save(step, state, record, loss)
+
+
+def say(line: str) -> None:
+    """Prints a line, once for all processes."""
+    if multihost.is_first():
+        print(line, flush=True)
+
+
+def _passes(before: int, done: int, every: int) -> bool:
+    return done // every > before // every
+
+
+def _count_bad(told, record, config, done):
+    """Stops a run whose updates keep being not finite."""
+    for metrics in told:
+        good = metrics['good'] == 1.0
+        record['skipped'] += not good
+        record['skipped_in_a_row'] = 0 if good else record['skipped_in_a_row'] + 1
+    if record['skipped_in_a_row'] >= config.train.max_bad_steps:
+        raise UserError(
+            f'the loss or its gradient was not finite in {record["skipped_in_a_row"]} '
+            f'updates in a row, up to step {done}; the last good weights are in the '
+            'checkpoints: lower optim.learning_rate'
+        )
+
+
+def _summary(reason, step, record, stop_signal=None):
+    return dict(
+        reason=reason,
+        signal=stop_signal,
+        step=step,
+        validation=record['validation'],
+        skipped=record['skipped'],
+        empty_rollouts=record['empty_rollouts'],
+    )

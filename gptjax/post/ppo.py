@@ -1,0 +1,185 @@
+"""PPO: a critic says what to expect of each token, the policy ascends what exceeds it.
+
+Schulman et al. 2017 as Stiennon et al. 2020 and Ouyang et al. 2022 train language
+models with it: the reward of a reply stands at its last token, less k1 of the KL to
+the reference at every token; generalised advantages; ratios and values are clipped.
+The loss, divided once by the tokens of all replies in an update, is
+
+    clipped surrogate + value_coefficient x value loss
+        + kl_loss x k2 - entropy x entropy + ptx x language loss
+
+The last is PPO-ptx: text that the model was pretrained on, so that it is not forgotten.
+The critic is a head on the policy's own hidden vectors ('head'), or a network of its
+own that begins as a copy of the policy ('network'). For the first `ppo.warm_up`
+rollouts it alone is trained: not even the hidden vectors below its head move.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from gptjax import files
+from gptjax.data.packed import PackedSplit
+from gptjax.errors import UserError
+from gptjax.models import critic, gpt
+from gptjax.post import advantages, objectives, policy, weights
+from gptjax.post.actor import Actor
+from gptjax.post.experience import Method
+from gptjax.post.kl import kl_in_reward, kl_loss
+from gptjax.post.logprobs import hidden_logprobs, token_logprobs
+from gptjax.train.losses import make_language_loss
+
+TOKEN_METRICS = (
+    *('ratio', 'clip_fraction', 'approx_kl', 'advantage', 'entropy', 'kl_loss'),
+    *('value_loss', 'value_clip_fraction', 'value'),
+)
+
+
+def ppo(config: ConfigDict, workdir: Path) -> dict:
+    """Trains RUN by proximal policy optimisation; see `policy.run`."""
+    check_config(config)
+    return policy.run(config, workdir, make_method)
+
+
+def check_config(config: ConfigDict) -> None:
+    """Refuses a section `ppo` that makes no sense.
+
+    Raises:
+        UserError: it names the field.
+    """
+    section = config.ppo
+    if section.critic not in critic.KINDS:
+        known = ' or '.join(critic.KINDS)
+        raise UserError(f'ppo.critic={section.critic}: use {known}')
+    for name in ('gamma', 'lam'):
+        if not 0 <= section[name] <= 1:
+            raise UserError(f'ppo.{name}={section[name]}: use a number from 0 to 1')
+    for name in ('clip_low', 'clip_high', 'value_coefficient'):
+        if not section[name] > 0:
+            raise UserError(f'ppo.{name}={section[name]}: use a positive number')
+    for name in ('value_clip', 'warm_up', 'ptx'):
+        if not section[name] >= 0:
+            raise UserError(f'ppo.{name}={section[name]}: use 0 or more')
+
+
+def make_method(config: ConfigDict, settings: FrozenConfigDict, actor: Actor) -> Method:
+    """The algorithm, for `policy.run`."""
+    section, shared = config.ppo, config.policy
+    options = dict(temperature=shared.temperature, chunk=config.train.loss_chunk)
+    language = make_language_loss(settings, config.train)
+
+    def forward(own, params, batch, policy_on):
+        """(log-probabilities, entropy, values) of the targets, (B, T) each."""
+        model = gpt.bind(settings, own)
+        hidden = model.hidden(batch['inputs'], batch['segments'], batch['positions'])
+        logprobs_BT, entropy_BT = hidden_logprobs(
+            model, hidden, batch['targets'], **options
+        )
+        values_BT = critic.values(settings, params, hidden, batch, policy_on)
+        return logprobs_BT, entropy_BT, values_BT
+
+    def score(params, reference, batch):
+        own = actor.compute(params, reference)
+        logprobs_BT, _, values_BT = forward(own, params, batch, 1.0)
+        reference_BT, _ = token_logprobs(settings, reference, batch, **options)
+        return dict(old=logprobs_BT, reference=reference_BT, values=values_BT)
+
+    def weigh(batch, scores_B, coefficient):
+        mask_BT = batch['weights']
+        rewards_BT = advantages.terminal_rewards(scores_B, mask_BT)
+        rewards_BT = kl_in_reward(
+            rewards_BT, batch['old'], batch['reference'], mask_BT, coefficient
+        )
+        advantages_BT, returns_BT = advantages.gae(
+            rewards_BT, batch['values'], mask_BT, section.gamma, section.lam
+        )
+        explained = objectives.explained_variance(batch['values'], returns_BT, mask_BT)
+        if section.whiten:
+            advantages_BT = advantages.whiten(advantages_BT, mask_BT)
+        more = dict(
+            advantages=np.asarray(advantages_BT), returns=np.asarray(returns_BT)
+        )
+        return {**batch, **more}, dict(explained_variance=float(explained))
+
+    def loss_fn(params, batch, key, control, reference=None):
+        del key  # no dropout: the replies were drawn without
+        mask_BT, policy_on = batch['weights'], control['policy']
+        own = actor.compute(params, reference)
+        logprobs_BT, entropy_BT, values_BT = forward(own, params, batch, policy_on)
+        loss_BT, metrics = objectives.clipped(
+            logprobs_BT,
+            batch['old'],
+            batch['advantages'],
+            mask_BT,
+            section.clip_low,
+            section.clip_high,
+        )
+        near_BT = kl_loss(logprobs_BT, batch['reference'], mask_BT)
+        if shared.kl_loss:
+            loss_BT += control['coefficient'] * near_BT
+        loss_BT += objectives.entropy_bonus(entropy_BT, mask_BT, shared.entropy)
+        value_BT, more = objectives.value_loss(
+            values_BT, batch['values'], batch['returns'], mask_BT, section.value_clip
+        )
+        metrics.update(
+            more,
+            entropy=entropy_BT,
+            kl_loss=near_BT,
+            value_loss=value_BT,
+            value=values_BT,
+        )
+        total_BT = policy_on * loss_BT + section.value_coefficient * value_BT
+        weights_BT, counts_B = weights.token_weights(mask_BT)
+        total, metrics = weights.summed(
+            total_BT, metrics, mask_BT, weights_BT, counts_B
+        )
+        if section.ptx:
+            text, plain = language(own, batch['ptx'], None)
+            total += policy_on * section.ptx * text
+            metrics['ptx_loss'] = plain['loss']
+        return total, metrics
+
+    return Method(
+        score=score,
+        weigh=weigh,
+        loss_fn=loss_fn,
+        token_metrics=TOKEN_METRICS,
+        beside=make_text(config) if section.ptx else None,
+        warm_up=section.warm_up,
+    )
+
+
+def make_text(config: ConfigDict):
+    """Rows of pretraining text beside an update's replies, for PPO-ptx.
+
+    Returns:
+        A function from the update's number and its replies to `{'ptx': arrays}`; a
+        function of (seed, number). Their weights are such that the step, which
+        divides by the replies' tokens, gives the mean over the text's.
+
+    Raises:
+        UserError: `ppo.ptx_run` has no prepared text, or another tokenizer.
+    """
+    section, run = config.ppo, Path(config.ppo.ptx_run).expanduser()
+    if not section.ptx_run:
+        raise UserError(
+            f'ppo.ptx={section.ptx}: name the run with the text in ppo.ptx_run, as '
+            'runs/chitchat, or set ppo.ptx=0'
+        )
+    packed = PackedSplit(run / 'prepared', 'train')
+    tokenizer = Path(config.start.run) / 'tokenizer' / 'tokenizer.model'
+    if packed.tokenizer != files.sha256_of_file(tokenizer):
+        raise UserError(
+            f'ppo.ptx_run={run} was prepared with another tokenizer than '
+            f'start.run={config.start.run}: name the run that it was pretrained in'
+        )
+
+    def beside(number, part):
+        slots = number * section.ptx_rows + np.arange(section.ptx_rows)
+        rows = packed.load(packed.training_rows(config.seed, slots))
+        _, counts_B = weights.token_weights(part['weights'])
+        beside_BT = weights.weights_beside(rows['weights'], counts_B)
+        return dict(ptx=dict(rows, weights=np.asarray(beside_BT)))
+
+    return beside

@@ -1,0 +1,280 @@
+"""The stage `reward`: a model that says which conversation people would like better."""
+
+import contextlib
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from gptjax import progress, rundir
+from gptjax.data.comparisons import (
+    Comparisons,
+    arrays_of,
+    encode_items,
+    training_groups,
+)
+from gptjax.data.ratings import BEHAVIOUR, read_split
+from gptjax.errors import UserError
+from gptjax.models import count, heads, settings
+from gptjax.optim.schedules import make_schedule
+from gptjax.parallel.mesh import batch_shards, make_mesh
+from gptjax.post import reward_losses
+from gptjax.post.reward_model import (
+    abstract_reward,
+    make_checkpoints,
+    make_scorer,
+    place,
+    score,
+    weights_of,
+)
+from gptjax.tokenizer.tokenizer import Tokenizer
+from gptjax.train import check, loop, start
+from gptjax.train.hardware import peak_tflops
+from gptjax.train.pretrain import say
+from gptjax.train.state import new_state
+from gptjax.train.step import make_train_step
+
+
+def complete(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """The config with what it leaves to the run `start.run`: template and context.
+
+    `data.context` may be longer than that run's where positions are not learned.
+
+    Raises:
+        UserError: the model has no positions for the context.
+    """
+    config = config.copy_and_resolve_references()
+    if not config.chat.template:
+        begun = any((workdir / 'checkpoints').glob('[0-9]*'))
+        earlier = workdir if begun else Path(config.start.run)
+        config.chat.template = rundir.read_config(earlier).chat.template
+    if config.data.context > config.model.context:
+        if config.model.position == 'learned':
+            raise UserError(
+                f'data.context={config.data.context}: the model of start.run has '
+                f'learned positions for {config.model.context} tokens: use 0, for as '
+                'many'
+            )
+        config.model.context = config.data.context
+    return config
+
+
+def train_reward(config: ConfigDict, workdir: Path) -> dict:
+    """Trains on RUN/ratings, from `start.run` or from RUN's newest checkpoint.
+
+    Returns:
+        A summary: why it ended and by which signal, the step, the newest validation.
+
+    Raises:
+        UserError: the config does not fit the run's checkpoints, or itself.
+    """
+    # ---- model ------------------------------------------------------------
+    mesh = make_mesh(config.mesh)
+    tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
+    model = settings.resolve(config.model, tokenizer.vocab_size)
+    context, batch_size = config.data.context, config.train.batch_size
+
+    # ---- data -------------------------------------------------------------
+    items = {split: read_split(workdir, split) for split in ('train', 'validation')}
+    with progress.bar('encoding conversations', 0):
+        train, validation = (
+            encode_items(its, tokenizer, config.chat.template, context)
+            for its in items.values()
+        )
+    mean, std = standardisation(config, train.values)
+    say(describe(train, context))
+    group = group_size(config, train)
+    loss_fn = make_reward_loss(model, config.reward)
+
+    def groups_of(step):
+        groups = batch_size // group
+        return training_groups(train.sets, groups, group, config.seed, step)
+
+    def batches(step):
+        while True:
+            rows_BG = groups_of(step)
+            arrays = arrays_of(train.encoded, rows_BG, context, tokenizer.pad_id)
+            arrays['values'] = (train.values[rows_BG] - mean) / std
+            yield place(arrays, mesh)
+            step += 1
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        # ---- state --------------------------------------------------------
+        optimizer, abstract = abstract_reward(config, model, mesh)
+        checkpoints = make_checkpoints(
+            config,
+            workdir,
+            tokenizer,
+            keep=config.checkpoint.keep,
+            keep_best=config.checkpoint.keep_best,
+        )
+        stack.enter_context(contextlib.closing(checkpoints))
+        with progress.bar('reading the newest checkpoint', 0):
+            restored = checkpoints.restore(abstract, say=say)
+        if restored is None:
+            state = begin(config, model, optimizer, abstract, mesh)
+            record = loop.new_record(config)
+        else:
+            state, record = restored
+            if record['reason'] is not None:  # it had come to its end
+                return _summary(record['reason'], state, record)
+            say(f'reward: going on from the checkpoint of step {int(state.step):,}')
+
+        # ---- train --------------------------------------------------------
+        schedule = jax.jit(make_schedule(config.optim, config.train.num_steps))
+        step = make_train_step(
+            loss_fn, optimizer, abstract, config.train.accumulation, config.seed
+        )
+        scorer = make_scorer(model, tokenizer, context, mesh)
+        values = (validation.values - mean) / std
+
+        def validate(state):
+            scores = scorer(weights_of(state), validation.encoded)
+            return validation_metrics(config.reward, scores, values, validation.sets)
+
+        task = loop.Task(
+            step=functools.partial(_step, step, batch_size * context),
+            batches=batches,
+            validate=validate,
+            learning_rate=lambda step: config.optim.learning_rate * schedule(step),
+            flops_per_token=tuple(
+                count.train_flops_per_token(model, context, causal)
+                - 6 * model.width * model.vocab_size  # it has no logits
+                for causal in (True, False)
+            ),
+            peak_flops=peak_tflops(config.train.peak_tflops) * 1e12 * mesh.size,
+            documents_of=lambda step: [
+                items['train'][row].id for row in groups_of(step).ravel()
+            ],
+        )
+        outcome = loop.run(config, workdir, task, state, record, checkpoints)
+    return _summary(outcome.reason, outcome.state, outcome.record, outcome.signal)
+
+
+def begin(config, model, optimizer, abstract, mesh):
+    """The state of step 0: the weights of `start.run` and a new head."""
+    with progress.bar('reading the model that this starts from', 0):
+        trained = start.load_start(config, mesh)
+
+    def make(params, key):
+        return new_state(dict(params, **heads.init_reward(model, key)), optimizer)
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(make, out_shardings=shardings)(
+        trained.params, jax.random.key(config.seed)
+    )
+
+
+def make_reward_loss(model, reward: ConfigDict):
+    """The `loss_fn` of `make_train_step` that `reward.loss` names."""
+    loss_of = LOSSES[reward.loss]
+    dropout = any(
+        model[f'{where}_dropout'] for where in ('embedding', 'attention', 'residual')
+    )
+
+    def loss_fn(params, batch, key):
+        scores_BG = score(model, params, batch, key if dropout else None)
+        return loss_of(reward, scores_BG, batch['values'])
+
+    return loss_fn
+
+
+LOSSES = {
+    'pairwise': lambda reward, scores_BG, values_BG: reward_losses.pairwise(
+        scores_BG, values_BG, reward.margin, reward.centring
+    ),
+    'regression': lambda _, *arrays: reward_losses.regression(*arrays),
+    'binary': lambda _, *arrays: reward_losses.binary(*arrays),
+}
+
+
+def validation_metrics(reward: ConfigDict, scores_N, values_N, sets) -> dict:
+    """The loss and its metrics over all pairs, or rows, of the validation split."""
+    _, sums = LOSSES[reward.loss](reward, scores_N[sets], values_N[sets])
+    tokens = float(sums.pop('tokens'))
+    return {name: float(value) / tokens for name, value in sums.items()}
+
+
+def standardisation(config: ConfigDict, values_N: np.ndarray) -> tuple[float, float]:
+    """(mean, standard deviation) of ratings; (0, 1) for what is 0 or 1."""
+    if config.reward.preferences or config.reward.target in BEHAVIOUR:
+        return 0.0, 1.0
+    return float(values_N.mean()), float(values_N.std())
+
+
+def group_size(config: ConfigDict, train: Comparisons) -> int:
+    """G: `reward.group`, and two where each pair stands for itself."""
+    return config.reward.group if len(train.sets) == 1 else train.sets.shape[1]
+
+
+def describe(train: Comparisons, context: int) -> str:
+    """A line about what the model reads."""
+    tokens = sum(len(item.tokens) for item in train.encoded)
+    longer = sum(item.dropped > 0 or item.cut for item in train.encoded)
+    cut = sum(item.cut for item in train.encoded)
+    return (
+        f'reward: {len(train.encoded):,} conversations, {tokens:,} tokens; '
+        f'{longer:,} are longer than {context} and read from a later turn on, {cut:,} '
+        'from within the last'
+    )
+
+
+def check_reward(config: ConfigDict) -> None:
+    """Refuses what cannot train, before there is data.
+
+    Raises:
+        UserError: a field is out of its range, or fields do not fit each other.
+    """
+    reward, train = config.reward, config.train
+    check.check_numbers(config)
+    if reward.loss not in LOSSES:
+        raise UserError(f'reward.loss={reward.loss}: use one of {", ".join(LOSSES)}')
+    judged = 'preferences' if reward.preferences else reward.target
+    behaviour = not reward.preferences and reward.target in BEHAVIOUR
+    if reward.loss == 'binary' and not behaviour:
+        raise UserError(
+            f'reward.loss=binary is for {" and ".join(BEHAVIOUR)}, and not for '
+            f'{judged}: use pairwise'
+        )
+    if reward.loss == 'regression' and (behaviour or reward.preferences):
+        raise UserError(
+            f'reward.loss=regression is for ratings, and not for {judged}: use '
+            f'{"binary" if behaviour else "pairwise"}'
+        )
+    for name in ('margin', 'centring'):
+        if not reward[name] >= 0:
+            raise UserError(f'reward.{name}={reward[name]}: use 0 or more')
+    group = 2 if reward.preferences else reward.group
+    if group < 2:
+        raise UserError(f'reward.group={group}: use at least 2, to have pairs')
+    mesh = make_mesh(config.mesh)
+    parts = train.accumulation * batch_shards(mesh)
+    if train.batch_size % (group * parts):
+        raise UserError(
+            f'train.batch_size={train.batch_size} does not divide into groups of '
+            f'{group} for {parts} (train.accumulation * mesh.data * mesh.fsdp): use a '
+            f'multiple of {group * parts}, or a smaller reward.group'
+        )
+    check.check_context(config, mesh)
+    model = settings.resolve(config.model, config.tokenizer.vocab_size)
+    with jax.set_mesh(mesh):
+        abstract_reward(config, model, mesh)
+
+
+def _step(step, tokens, state, batch):
+    """The step; what it was divided by are pairs, and throughput is of tokens."""
+    state, metrics = step(state, batch)
+    return state, dict(metrics, pairs=metrics['tokens'], tokens=tokens)
+
+
+def _summary(reason, state, record, signal=None):
+    return dict(
+        reason=reason,
+        signal=signal,
+        step=int(state.step),
+        skipped=record['skipped'],
+        validation=record['validation'],
+    )

@@ -1,0 +1,182 @@
+"""A reward model: a language model with a head that scores a conversation at its end.
+
+Here it computes and is loaded; `reward.py` trains it.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from gptjax import files
+from gptjax.data.comparisons import Encoded, arrays_of, encode_end
+from gptjax.errors import UserError
+from gptjax.models import gpt, heads, settings
+from gptjax.optim.build import ema_params, make_optimizer
+from gptjax.parallel.mesh import batch_shards
+from gptjax.parallel.sharding import RULES
+from gptjax.tokenizer.tokenizer import Tokenizer
+from gptjax.train.checkpoint import Checkpoints
+from gptjax.train.load import Trained
+from gptjax.train.state import TrainState, abstract_state
+
+RESULTS = 'results.json'
+ROWS_AT_ONCE = 32
+
+
+def score(settings, params, arrays, key=None):
+    """A reward for each conversation, float32 of the shape of `arrays['last']`.
+
+    Args:
+        settings: of the model.
+        params: its parameters and 'reward_head'.
+        arrays: `inputs`, `segments`, `positions` (…, T) and `last` (…), int32, from
+            `comparisons.arrays_of`.
+        key: of dropout; None: no dropout.
+    """
+    T = arrays['inputs'].shape[-1]
+    tokens = (arrays[name].reshape(-1, T) for name in TOKENS)
+    model, its = heads.split(params)
+    hidden = gpt.bind(settings, model).hidden(*tokens, key)
+    rewards = heads.rewards(its[heads.REWARD], hidden, arrays['last'].reshape(-1))
+    return rewards.reshape(arrays['last'].shape)
+
+
+TOKENS = ('inputs', 'segments', 'positions')
+
+
+def make_scorer(settings, tokenizer, context: int, mesh: Mesh) -> Callable:
+    """`scorer(params, encoded) -> rewards (N,)`, float32 NumPy, some rows at a time."""
+    rows = math.lcm(ROWS_AT_ONCE, batch_shards(mesh))
+    compiled = jax.jit(
+        lambda params, arrays: score(settings, params, arrays),
+        out_shardings=NamedSharding(mesh, PartitionSpec()),
+    )
+
+    def scorer(params, encoded: Sequence[Encoded]) -> np.ndarray:
+        with jax.set_mesh(mesh):
+            parts = [
+                compiled(params, place(arrays, mesh))
+                for arrays in _chunks(encoded, rows, context, tokenizer.pad_id)
+            ]
+        whole = np.concatenate([np.zeros(0, np.float32), *map(np.asarray, parts)])
+        return whole[: len(encoded)]
+
+    return scorer
+
+
+def _chunks(encoded, rows, context, pad) -> Iterator[dict]:
+    for first in range(0, len(encoded), rows):
+        chosen = np.full(rows, -1)
+        here = np.arange(first, min(first + rows, len(encoded)))
+        chosen[: len(here)] = here
+        yield arrays_of(encoded, chosen, context, pad)
+
+
+def place(arrays: dict[str, np.ndarray], mesh: Mesh) -> dict:
+    """Global arrays: rows (or groups) over the batch axes, tokens over time."""
+
+    def sharding(name, array):
+        spec = [RULES['batch'], *[None] * (array.ndim - 1)]
+        if name in TOKENS:
+            spec[-1] = RULES['time']
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return {
+        name: jax.make_array_from_callback(
+            array.shape, sharding(name, array), lambda index, array=array: array[index]
+        )
+        for name, array in arrays.items()
+    }
+
+
+def abstract_reward(config: ConfigDict, model, mesh: Mesh):
+    """(optimizer, the training state's shapes with shardings), head included."""
+    shapes = dict(
+        gpt.abstract_params(model),
+        **jax.eval_shape(lambda key: heads.init_reward(model, key), jax.random.key(0)),
+    )
+    axes = dict(gpt.param_axes(model), **heads.axes(heads.REWARD))
+    optimizer = make_optimizer(config, shapes)
+    return optimizer, abstract_state(shapes, optimizer, axes, mesh)
+
+
+def make_checkpoints(config: ConfigDict, workdir: Path, tokenizer, **options):
+    """The checkpoints of a reward run; they fit what is read as it was in training."""
+    identity = dict(
+        tokenizer=tokenizer.fingerprint,
+        context=config.data.context,
+        template=config.chat.template,
+    )
+    return Checkpoints(workdir / 'checkpoints', identity, **options)
+
+
+def weights_of(state: TrainState):
+    """The weights that are evaluated: the average where one is kept."""
+    return ema_params(state.opt_state, state.params)
+
+
+def load_trained(config: ConfigDict, workdir: Path, mesh: Mesh) -> Trained:
+    """The best checkpoint of a reward run by validation loss, its head included.
+
+    Raises:
+        UserError: there is no checkpoint, or none that fits.
+    """
+    if 'reward' not in config or not (workdir / 'checkpoints').is_dir():
+        raise UserError(
+            f'--workdir={workdir}: no reward model there: run the stage reward first'
+        )
+    tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
+    model = settings.resolve(config.model, tokenizer.vocab_size)
+    with jax.set_mesh(mesh):
+        _, abstract = abstract_reward(config, model, mesh)
+        checkpoints = make_checkpoints(config, workdir, tokenizer, read_only=True)
+        restored = checkpoints.restore(abstract, checkpoints.best_step())
+        checkpoints.close()
+    if restored is None:
+        raise UserError(f'{workdir}/checkpoints is empty: run the stage reward first')
+    state = restored[0]
+    return Trained(model, weights_of(state), tokenizer, int(state.step))
+
+
+def load_reward(
+    config: ConfigDict, workdir: Path, mesh: Mesh
+) -> Callable[[Sequence[list[dict]]], np.ndarray]:
+    """A function from conversations to their rewards, for best-of-n and PPO.
+
+    A conversation is a list of messages; its reward is that of its last one, given
+    the others. The mean reward of the training conversations is taken off, so 0 is
+    what people wrote on average. Of a conversation longer than the context the last
+    turns that fit are read.
+
+    Args:
+        config: of the reward run.
+        workdir: its directory.
+        mesh: where it computes.
+
+    Returns:
+        `rewards(conversations) -> (N,)` float32.
+
+    Raises:
+        UserError: the run has no reward model, or was not finished.
+    """
+    path = workdir / RESULTS
+    if not path.exists():
+        raise UserError(f'{path} is not there: run the stage reward to its end')
+    center = np.float32(files.read_json(path)['center'])
+    trained = load_trained(config, workdir, mesh)
+    context, template = config.data.context, config.chat.template
+    scorer = make_scorer(trained.settings, trained.tokenizer, context, mesh)
+
+    def rewards(conversations):
+        encoded = [
+            encode_end(messages, trained.tokenizer, template, context)
+            for messages in conversations
+        ]
+        return scorer(trained.params, encoded) - center
+
+    return rewards

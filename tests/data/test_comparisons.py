@@ -1,0 +1,102 @@
+"""Which conversations are compared in a step, and what is read of each."""
+
+import numpy as np
+import pytest
+
+from gptjax.data import comparisons
+from gptjax.data.chat import encode_conversation
+from gptjax.data.comparisons import arrays_of, encode_end, encode_items, training_groups
+from gptjax.data.ratings import Rated
+
+
+def messages(*texts):
+    roles = ('user', 'assistant')
+    first = len(texts) % 2  # the last is the assistant's
+    return [
+        dict(role=roles[(first + place) % 2], content=text)
+        for place, text in enumerate(texts)
+    ]
+
+
+@pytest.mark.parametrize('template', ('text', 'turns'))
+def test_a_conversation_that_fits_is_whole(run, template):
+    said = messages('the cat sat', 'on a mat', 'and then?', 'it ran off')
+    whole, _ = encode_conversation(said, run.tokenizer, template)
+    found = encode_end(said, run.tokenizer, template, len(whole))
+    assert found.tokens.tolist() == whole
+    assert (found.dropped, found.cut) == (0, False)
+
+
+@pytest.mark.parametrize('template', ('text', 'turns'))
+def test_of_a_long_one_the_last_turns_are_read(run, template):
+    said = messages('the cat sat', 'on a mat', 'and then?', 'it ran off')
+    whole, _ = encode_conversation(said, run.tokenizer, template)
+    end, _ = encode_conversation(said[2:], run.tokenizer, template)
+    for context in range(len(end), len(whole)):
+        found = encode_end(said, run.tokenizer, template, context)
+        assert len(found.tokens) <= context and not found.cut
+        assert found.tokens[0] == run.tokenizer.bos_id
+        kept, _ = encode_conversation(said[found.dropped :], run.tokenizer, template)
+        assert found.tokens.tolist() == kept
+    assert encode_end(said, run.tokenizer, template, len(end)).dropped == 2
+
+
+def test_of_a_long_last_turn_the_end_is_read(run):
+    said = messages('hi', 'the cat sat on a mat and then it ran off to see')
+    whole, _ = encode_conversation(said, run.tokenizer, 'turns')
+    found = encode_end(said, run.tokenizer, 'turns', 8)
+    assert found.tokens.tolist() == [run.tokenizer.bos_id, *whole[-7:]]
+    assert found.tokens[-1] == run.tokenizer.specials['<|end|>']
+    assert (found.dropped, found.cut) == (1, True)
+
+
+def test_items_by_set(run):
+    texts = ('a cat', 'a dog', 'a mat', 'the dog')
+    of_pairs = [
+        Rated(str(n), f'pair {n // 2}', messages('see', text), n, 9, [])
+        for n, text in enumerate(texts)
+    ]
+    found = encode_items(of_pairs, run.tokenizer, 'text', 16)
+    assert found.sets.tolist() == [[0, 1], [2, 3]]
+    assert found.values.tolist() == [0, 1, 2, 3] and found.values.dtype == np.float32
+    of_one = [item._replace(set='') for item in of_pairs]
+    assert encode_items(of_one, run.tokenizer, 'text', 16).sets.tolist() == [
+        [0, 1, 2, 3]
+    ]
+
+
+def test_groups_of_one_set_go_through_all_items_each_epoch():
+    sets = np.arange(20)[None]
+    steps = [training_groups(sets, 2, 5, seed=3, step=step) for step in range(4)]
+    assert all(groups.shape == (2, 5) for groups in steps)
+    for epoch in (steps[:2], steps[2:]):
+        assert sorted(np.concatenate(epoch).ravel()) == list(range(20))
+    assert not np.array_equal(steps[0], steps[2])
+    np.testing.assert_array_equal(steps[3], training_groups(sets, 2, 5, 3, 3))
+    assert not np.array_equal(steps[0], training_groups(sets, 2, 5, 4, 0))
+
+
+def test_groups_of_many_sets_are_the_sets():
+    sets = np.arange(12).reshape(6, 2)
+    steps = [training_groups(sets, 4, 2, seed=0, step=step) for step in range(3)]
+    drawn = np.concatenate(steps)
+    assert all(row in sets.tolist() for row in drawn.tolist())
+    for epoch in (drawn[:6], drawn[6:]):
+        assert sorted(epoch[:, 0].tolist()) == [0, 2, 4, 6, 8, 10]
+
+
+def test_arrays():
+    encoded = [
+        comparisons.Encoded(np.array(tokens, np.int32), 0, False)
+        for tokens in ([1, 5, 6], [1, 7])
+    ]
+    found = arrays_of(encoded, np.array([[1, 0, -1]]), 4, pad=9)
+    expected = dict(
+        inputs=[[[1, 7, 9, 9], [1, 5, 6, 9], [9, 9, 9, 9]]],
+        segments=[[[1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]]],
+        positions=[[[0, 1, 2, 3]] * 3],
+        last=[[1, 2, 0]],
+    )
+    for name, array in found.items():
+        assert array.dtype == np.int32
+        np.testing.assert_array_equal(array, expected[name])

@@ -1,0 +1,242 @@
+"""The task `dialogue`: what is asked, and figures of models that are known."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from configs import common
+from gptjax import files
+from gptjax.data import chat
+from gptjax.errors import UserError
+from gptjax.eval import conversations, dialogue, dialogue_report, results
+from gptjax.eval.results import columns_of
+from gptjax.eval.tasks import Subject
+from gptjax.tokenizer.tokenizer import Tokenizer
+from gptjax.tokenizer.train import train_model
+from tests import runs
+
+CONTEXT = 64
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+    texts = ['what is it? the cat sat on the mat. and then it ran off to see.\n\n'] * 9
+    return Tokenizer(train_model(texts, 'bpe', 300))
+
+
+def view(identity, *texts, first='user'):
+    roles = ('user', 'assistant') if first == 'user' else ('assistant', 'user')
+    messages = [
+        dict(role=roles[place % 2], content=text) for place, text in enumerate(texts)
+    ]
+    return dict(id=identity, source=identity.split('/')[0], messages=messages)
+
+
+def views(count=12):
+    for n in range(count):
+        texts = ('what?', f'the cat {n}', 'and then', f'it ran off {n}')
+        yield view(f'chitchat/{n}@0', *texts, first='assistant')
+        yield view(f'chitchat/{n}@1', *texts)
+        yield view(f'own/{n}', 'what is it?', f'the mat number {n}')
+
+
+def settings(**fields):
+    its = common.base().eval
+    its.update(conversations=0, batch_size=4, max_tokens=16, resamples=50)
+    its.update(fields)
+    return its
+
+
+def run_with(tmp_path, *its):
+    lines = ''.join(json.dumps(one) + '\n' for one in its)
+    files.write_text(tmp_path / 'dialogue' / 'validation.jsonl', lines)
+    return tmp_path
+
+
+def asked(tmp_path, **fields):
+    return conversations.read_items(run_with(tmp_path, *views()), settings(**fields))
+
+
+def subject_of(tokenizer, template, complete=None, **fields):
+    """A model for which -ln P of a token is its id modulo 7."""
+
+    def scores(batch):
+        return -(batch['targets'] % 7).astype(np.float64), batch['targets'] < 0
+
+    complete = complete or (lambda prompts, parameters: [reply('')] * len(prompts))
+    return Subject(tokenizer, template, CONTEXT, scores, complete, settings(**fields))
+
+
+def reply(text, finish='stop', tokens=3):
+    return SimpleNamespace(text=text, finish=finish, tokens=[0] * tokens)
+
+
+# ---- what is asked
+
+
+def test_one_reply_of_each_conversation(tmp_path):
+    found = asked(tmp_path)
+    names = [item.id.split('@')[0] for item in found]
+    assert len(names) == len(set(names)) == 24
+    by_id = {one['id']: one['messages'] for one in views()}
+    for item in found:
+        messages, place = by_id[item.id], len(item.prompt)
+        assert item.prompt == messages[:place]
+        assert item.prompt[-1]['role'] == 'user'
+        assert messages[place] == dict(role='assistant', content=item.references[0])
+        assert item.choices[item.answer] == item.references[0]
+        assert len(set(item.choices)) == 4
+    assert {item.id[-2:] for item in found if item.id.startswith('chit')} == {
+        '@0',
+        '@1',
+    }
+    # Fewer are the first of them, and another seed gives others.
+    assert [i.id for i in asked(tmp_path, conversations=5)] == [i.id for i in found[:5]]
+    assert [i.id for i in asked(tmp_path, seed=1)] != [i.id for i in found]
+
+
+def test_what_cannot_be_asked(tmp_path):
+    with pytest.raises(UserError, match='--tasks=dialogue:runs/sft'):
+        conversations.read_items(tmp_path, settings())
+    alone = view('own/1', 'hello, anybody?', first='assistant')
+    long = view('own/2', 'hm', 'x' * (conversations.LONGEST_REPLY + 1))
+    with pytest.raises(UserError, match='no conversation with a reply to a user'):
+        conversations.read_items(run_with(tmp_path, alone, long), settings())
+
+
+def test_a_prompt_without_room_loses_its_oldest_turns(tokenizer):
+    subject = subject_of(tokenizer, 'turns')
+    system = dict(role='system', content='the cat')
+    said = view('a', *['the cat sat on the mat'] * 9)['messages']
+    tokens = dialogue.prompt_tokens(subject, [system, *said])
+    assert tokens[: len(tokenizer.encode('the cat')) + 2] == [
+        tokenizer.bos_id,
+        tokenizer.specials['<|system|>'],
+        *tokenizer.encode('the cat'),
+    ]
+    assert len(tokens) <= CONTEXT - 16
+    kept = tokens.count(tokenizer.specials['<|user|>'])
+    assert 1 <= kept < 5
+    long = dict(role='user', content='the cat sat ' * 40)
+    tokens = dialogue.prompt_tokens(subject, [long])
+    assert len(tokens) == CONTEXT - 16
+    assert tokens[-1] == tokenizer.specials['<|assistant|>']
+
+
+# ---- figures
+
+
+@pytest.mark.parametrize('template', chat.TEMPLATES)
+def test_likelihoods_by_hand(tokenizer, template, tmp_path):
+    its = asked(tmp_path)
+    found = dialogue.measure(subject_of(tokenizer, template), its)
+
+    def nats(text, unfinished=False):
+        message = dict(role='assistant', content=text)
+        (turn,) = chat.encode_turns([message], tokenizer, template, unfinished)
+        return sum(token % 7 for token in turn.said)
+
+    size = sum(len(item.references[0].encode()) for item in its)
+    ended = sum(nats(item.references[0]) for item in its)
+    unended = sum(nats(item.references[0], True) for item in its)
+    right = [
+        min(range(4), key=lambda n, item=item: nats(item.choices[n])) == item.answer
+        for item in its
+    ]
+    figures = found['figures']
+    value = lambda name: figures[name]['value']
+    assert value('reply_bits') == pytest.approx(ended / math.log(2) / size)
+    assert value('reply_bits_open') == pytest.approx(unended / math.log(2) / size)
+    assert value('accuracy') == pytest.approx(np.mean(right))
+    assert figures['accuracy']['baselines']['chance']['value'] == 0.25
+    # This model does not read its prompt.
+    blind = figures['reply_bits']['baselines']['without the prompt']
+    assert blind['value'] == pytest.approx(value('reply_bits'))
+    assert {'reply_bits/chitchat', 'accuracy/own'} <= figures.keys()
+    columns = columns_of(found)
+    assert columns['bytes'].sum() == size
+
+
+def test_stops_greedy_and_drawn(tokenizer, tmp_path):
+    prompts_seen = []
+
+    def complete(prompts, parameters):
+        prompts_seen.extend(prompts)
+        assert all(p.stop_tokens == (end,) and p.max_tokens == 16 for p in parameters)
+        greedy = parameters[0].temperature == 0
+        return [
+            reply('hm', 'stop' if greedy or n % 2 else 'length', tokens=4)
+            for n in range(len(prompts))
+        ]
+
+    end = tokenizer.specials['<|end|>']
+    its = asked(tmp_path)
+    found = dialogue.measure(subject_of(tokenizer, 'turns', complete), its)
+    figures = found['figures']
+    assert figures['stops']['value'] == 1.0 and figures['stops_drawn']['value'] == 0.5
+    assert figures['reply_tokens']['value'] == 4.0
+    assert figures['stops']['baselines']['the people']['value'] > 0.9
+    assert all(p[-1] == tokenizer.specials['<|assistant|>'] for p in prompts_seen)
+
+    control = dialogue.measure(subject_of(tokenizer, 'text'), its)
+    dialogue.beside(found, 'earlier, before', control)
+    told, facts = dialogue_report.lead(dict(tasks=dict(dialogue=found)))
+    assert 'of earlier, before' in told and facts
+    assert 'earlier, before' in results.table('run', dict(dialogue=found))
+    path = conversations.write_transcripts(
+        tmp_path, its, {'this <model>': found, 'earlier': control}
+    )
+    transcripts = files.read_json(path)
+    assert [t['id'] for t in transcripts] == [item.id for item in its[:8]]
+    page = dialogue_report.transcripts(dict(transcripts=transcripts))
+    assert 'this &lt;model&gt;, likeliest' in page and its[0].references[0] in page
+    assert dialogue_report.transcripts(dict(transcripts=None)) == ''
+
+
+# ---- the stage
+
+
+@pytest.mark.slow
+def test_a_run_beside_what_it_started_from(trained_run, tmp_path):
+    workdir = tmp_path / 'sft'
+    words = (
+        f'--workdir={workdir}',
+        '--config=configs/sft.py',
+        f'--config.start.run={trained_run}',
+        '--config.dialogue.sources.chitchat.limit=200',
+        '--config.sft.epochs=0.0',
+        '--config.train.num_steps=4',
+        '--config.optim.warmup_steps=0',
+        '--config.train.eval_every=2',
+        '--config.checkpoint.every=2',
+        '--config.eval.max_tokens=8',
+    )
+    runs.finish(runs.start('sft', *words))
+    output, _ = runs.finish(runs.start('eval', f'--workdir={workdir}'))
+    assert 'bits per byte of replies' in output and 'run, before' in output
+    found = files.read_json(workdir / 'eval.json')
+    assert 'results' not in found
+    # The earlier run's own result is what stands beside.
+    earlier = runs.copy(trained_run, tmp_path / 'earlier')
+    copy = tmp_path / 'earlier.json'
+    runs.finish(
+        runs.start(
+            'eval', f'--workdir={earlier}', f'--tasks=dialogue:{workdir}',
+            '--max_tokens=8', f'--json={copy}',
+        )
+    )  # fmt: skip
+    control = files.read_json(copy)['tasks']['dialogue']
+    beside = found['tasks']['dialogue']['figures']['reply_bits']['baselines']
+    assert beside['run, before']['value'] == pytest.approx(
+        control['figures']['reply_bits']['value'], rel=1e-6
+    )
+    output, _ = runs.finish(runs.start('eval', '--compare', copy, workdir))
+    assert (
+        'bits per byte of replies' in output and 'template is text and turns' in output
+    )
+    runs.finish(runs.start('report', f'--workdir={workdir}'))
+    page = (workdir / 'report.html').read_text(encoding='utf-8')
+    assert 'Transcripts' in page and 'run, before' in page

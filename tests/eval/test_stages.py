@@ -1,0 +1,100 @@
+"""Stages beside their controls, over one seed and over several."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gptjax import files
+from gptjax.errors import UserError
+from gptjax.eval import results, stages, verifiable
+from gptjax.eval.results import Bootstrap
+
+HOW = Bootstrap(200, 0.95, 0)
+
+
+def write(folder, right, out_of=20):
+    """A run that solves the first `right` of its problems, however it is asked."""
+    solved = np.arange(out_of) < right
+    columns = {n: solved.astype(float) for n in ('greedy', 'drawn', 'passed')}
+    columns.update(stopped=np.ones(out_of), items=np.ones(out_of))
+    items = [
+        dict(id=str(n), prompt_sha256='p', item_sha256=f'{n}') for n in range(out_of)
+    ]
+    task = results.result(
+        'verifiable',
+        'problems',
+        results.figures_of(columns, verifiable.FIGURES, HOW),
+        columns,
+        items,
+        HOW,
+        {},
+    )
+    folder.mkdir(parents=True)
+    results.write(folder / 'eval.json', dict(tasks=dict(task=task), tokenizer='t'))
+
+
+def row_of(found, stage, figure='accuracy'):
+    (row,) = (
+        row
+        for row in found['rows']
+        if (row['stage'], row['figure']) == (stage, figure)
+    )
+    return row
+
+
+def test_one_seed_has_bootstrap_intervals_and_paired_differences(tmp_path, capsys):
+    write(tmp_path / 'sft', 10)
+    write(tmp_path / 'more', 12)
+    write(tmp_path / 'grpo', 17)
+    found = stages.tell(tmp_path, ['sft', 'more=sft', 'grpo=more'])
+    row = row_of(found, 'grpo')
+    assert (row['value'], row['control']) == (0.85, 'more')
+    assert row['difference'] == pytest.approx(0.25)
+    low, high = row['difference_interval']
+    # Of 20 pairs 5 differ, all one way: below 0 is impossible, paired as they are.
+    assert 0 <= low < 0.25 < high < 0.5
+    assert 'control' not in row_of(found, 'sft')
+    printed = capsys.readouterr().out
+    assert 'One seed' in printed and '+0.250' in printed
+    assert json.loads((tmp_path / 'stages.json').read_text()) == found
+    assert '+0.250' in (tmp_path / 'stages.html').read_text()
+
+
+def test_several_seeds_have_means_and_ranges(tmp_path, capsys):
+    for seed, (control, better) in enumerate([(10, 12), (8, 14), (12, 12)]):
+        write(tmp_path / str(seed) / 'more', control)
+        write(tmp_path / str(seed) / 'grpo', better)
+    found = stages.tell(tmp_path, ['grpo=more'])
+    row = row_of(found, 'grpo')
+    assert row['value'] == pytest.approx(38 / 60)
+    assert row['interval'] == [0.6, 0.7]
+    assert row['difference'] == pytest.approx((2 + 6 + 0) / 60)
+    assert row['difference_interval'] == pytest.approx([0, 0.3])
+    assert 'Means over 3 seeds' in capsys.readouterr().out
+
+
+def test_names_from_runs_are_text_on_the_page(tmp_path):
+    write(tmp_path / '<b>', 3)
+    stages.tell(tmp_path, ['<b>'])
+    assert '<b>' not in (tmp_path / 'stages.html').read_text()
+
+
+def test_what_cannot_be_compared_is_named(tmp_path):
+    write(tmp_path / 'sft', 10)
+    with pytest.raises(UserError, match='name the runs'):
+        stages.tell(tmp_path, [])
+    with pytest.raises(UserError, match='has no run grpo'):
+        stages.tell(tmp_path, ['sft', 'grpo'])
+    with pytest.raises(UserError, match='has no run more'):
+        stages.tell(tmp_path, ['sft=more'])
+    (tmp_path / 'new').mkdir()
+    with pytest.raises(UserError, match='run the stage eval first'):
+        stages.tell(tmp_path, ['new'])
+    write(tmp_path / 'other', 10, out_of=19)
+    with pytest.raises(UserError, match='lacks the item 19'):
+        stages.tell(tmp_path, ['sft=other'])
+    files.write_json(tmp_path / 'new' / 'eval.json', dict(tasks={}, tokenizer='t'))
+    with pytest.raises(UserError, match='none of the runs was asked'):
+        stages.tell(tmp_path, ['new'])
+    assert not (tmp_path / 'stages.json').exists()

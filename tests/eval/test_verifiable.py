@@ -1,0 +1,97 @@
+"""The task of held-out problems: greedy, drawn, and one of eight."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from configs import common
+from gptjax.errors import UserError
+from gptjax.eval import verifiable
+from gptjax.eval.evaluate import settings_of
+from gptjax.eval.tasks import Subject
+from gptjax.infer.request import Reply, Token
+from gptjax.post.rollout import Style
+from gptjax.post.tasks import Item
+
+
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_one():
+    for drawn, right in ((8, 0), (8, 1), (10, 3), (12, 12), (9, 2)):
+        replies = [1] * right + [0] * (drawn - right)
+        subsets = list(itertools.combinations(replies, 8))
+        expected = sum(map(any, subsets)) / len(subsets)
+        assert verifiable.pass_at(8, drawn, right) == pytest.approx(expected, rel=1e-12)
+    assert verifiable.pass_at(1, 8, 2) == pytest.approx(0.25)
+
+
+def test_pass_at_k_is_unbiased():
+    rng = np.random.default_rng(0)
+    chance, drawn = 0.1, 16
+    counts = rng.binomial(drawn, chance, 200_000)
+    estimates = [verifiable.pass_at(8, drawn, right) for right in range(drawn + 1)]
+    found = np.array(estimates)[counts]
+    error = 4 * found.std() / len(found) ** 0.5  # four standard errors
+    assert abs(found.mean() - (1 - (1 - chance) ** 8)) < error
+
+
+class Letters:
+    """A tokenizer of which only prompts need to be told apart."""
+
+    pad_id, bos_id, eos_id = 0, 1, 2
+    specials = {'<|user|>': 3, '<|assistant|>': 4, '<|end|>': 5, '<|system|>': 6}
+
+    def encode_batch(self, texts):
+        return [[ord(letter) for letter in text] for text in texts]
+
+
+def test_figures_of_a_model_that_is_right_now_and_then():
+    items = [
+        Item(f'p{n}', (dict(role='user', content=str(n)),), str(n)) for n in range(4)
+    ]
+    asked = []
+
+    def complete(prompts, parameters):
+        """Greedy replies are right to '0', drawn ones two of eight times to '1'."""
+        replies = []
+        for prompt, how in zip(prompts, parameters, strict=True):
+            problem = chr(prompt[2])
+            asked.append((problem, how.temperature, how.seed))
+            times = sum(a[0] == problem and a[1] > 0 for a in asked)
+            right = (
+                problem == '0'
+                if how.temperature == 0
+                else problem == '1' and times <= 2
+            )
+            ending = None if problem == '3' else Token(5)
+            finish = 'length' if problem == '3' else 'stop'
+            replies.append(
+                Reply(problem if right else 'no', (), None, finish, None, ending)
+            )
+        return replies
+
+    config = common.base()
+    config.task = common.task_section()
+    subject = Subject(Letters(), 'turns', 16, None, complete, settings_of(config))
+    style = Style(Letters(), 'turns', 16, 4, 1.0)
+    score = lambda item, text: float(text == item.answer)
+    found = verifiable.measure(subject, style, items, score, config.task, commonest='2')
+    values = {name: its['value'] for name, its in found['figures'].items()}
+    assert values == dict(
+        accuracy=0.25, accuracy_drawn=2 / 32, pass_at_8=0.25, stops=0.75
+    )
+    baselines = found['figures']['accuracy']['baselines']
+    assert baselines["always '2'"]['value'] == 0.25
+    low, high = found['figures']['accuracy']['interval']
+    assert 0 <= low < 0.25 < high <= 1
+    seeds = [seed for _, temperature, seed in asked if temperature]
+    assert len(set(seeds)) == len(seeds) == 32
+
+
+def test_runs_without_problems_are_told():
+    config = common.base()
+    with pytest.raises(UserError, match='no section task: .*--tasks=task:runs/sums'):
+        verifiable.find('task', config)
+    config.task = common.task_section()
+    config.task.samples = 4
+    with pytest.raises(UserError, match='task.samples=4: use at least 8'):
+        verifiable.find('task', config)

@@ -1,0 +1,80 @@
+"""An untrained model in a run directory, and configs of stages that start there."""
+
+import functools
+
+import jax
+
+from configs import common
+from gptjax import files, rundir
+from gptjax.models import gpt, settings
+from gptjax.optim.build import make_optimizer
+from gptjax.parallel.mesh import make_mesh
+from gptjax.tokenizer.tokenizer import Tokenizer
+from gptjax.tokenizer.train import train_model
+from gptjax.train.checkpoint import Checkpoints
+from gptjax.train.state import abstract_state, create_state
+
+PROBLEMS = [
+    dict(prompt=f'{left} + {right} =', answer=str(left + right))
+    for left in range(10)
+    for right in range(10)
+]
+
+
+def config(tmp_path, section: str, **policy):
+    """A stage's config on a file of sums; `section` is 'ppo' or 'grpo'."""
+    config = common.base()
+    config.data.context = 32
+    config.chat.template = 'turns'
+    config.model.update(num_layers=2, width=32, num_heads=4, context=32, mlp_width=64)
+    config.tokenizer.vocab_size = 278
+    config.start = common.start_section(str(tmp_path / 'start'))
+    config.task = common.task_section()
+    config.task.path = str(tmp_path / 'problems.jsonl')
+    config.task.rewards = dict(short=common.reward_part('shortness'))
+    config.task.validation = 4
+    config.policy = common.policy_section()
+    config.policy.update(prompts=4, replies=4, max_tokens=6, slots=8)
+    config.policy.update(policy)
+    config[section] = getattr(common, f'{section}_section')()
+    config.optim.update(
+        name='adamw', learning_rate=1e-3, schedule='constant', warmup_steps=0
+    )
+    config.train.update(num_steps=4, batch_size=16, eval_every=2)
+    config.checkpoint.every = 2
+    config.mesh.data = 1
+    return config
+
+
+def write_start(tmp_path):
+    """RUN/start with a tokenizer and random weights, and the file of sums."""
+    import json
+
+    lines = '\n'.join(map(json.dumps, PROBLEMS))
+    files.write_text(tmp_path / 'problems.jsonl', lines + '\n')
+    made = config(tmp_path, 'grpo')
+    del made.start, made.task, made.policy, made.grpo
+    run = tmp_path / 'start'
+    text = ' '.join(problem['prompt'] for problem in PROBLEMS)
+    model = train_model([text], 'bpe', made.tokenizer.vocab_size)
+    files.write_bytes(run / 'tokenizer' / 'tokenizer.model', model)
+    tokenizer = Tokenizer(model)
+    resolved = settings.resolve(made.model, tokenizer.vocab_size)
+    mesh = make_mesh(made.mesh, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        shapes = gpt.abstract_params(resolved)
+        optimizer = make_optimizer(made, shapes)
+        abstract = abstract_state(shapes, optimizer, gpt.param_axes(resolved), mesh)
+        state = create_state(
+            functools.partial(gpt.init_params, resolved),
+            jax.random.key(0),
+            optimizer,
+            abstract,
+        )
+        checkpoints = Checkpoints(
+            run / 'checkpoints', dict(tokenizer=tokenizer.fingerprint)
+        )
+        checkpoints.save(0, state, dict(reason='finished'), 1.0)
+        checkpoints.close()
+    rundir.write_config(made, run)
+    return run

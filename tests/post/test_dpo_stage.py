@@ -1,0 +1,381 @@
+"""The stage `dpo`: its pairs, its losses at the start, its steps, its bad input."""
+
+import json
+import math
+import shutil
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common
+from gptjax import files, rundir
+from gptjax.data import pairs as data
+from gptjax.errors import UserError
+from gptjax.parallel.mesh import make_mesh
+from gptjax.post import dpo, reference
+from gptjax.tokenizer.tokenizer import Tokenizer
+from gptjax.train import start
+from gptjax.train.load import load
+from gptjax.train.metrics import read_metrics
+from tests.post import starts
+
+NUM_PAIRS = 40
+
+
+def write_pairs(path, lines=None):
+    if lines is None:
+        lines = [
+            dict(
+                prompt=[dict(role='user', content=f'{n} + {n} =')],
+                chosen=str(2 * n),
+                rejected='I do not know',
+            )
+            for n in range(NUM_PAIRS)
+        ]
+    files.write_text(path, '\n'.join(map(json.dumps, lines)) + '\n')
+    return path
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A folder with a start run and a file of pairs."""
+    folder = tmp_path_factory.mktemp('dpo')
+    starts.write_start(folder)
+    write_pairs(folder / 'pairs.jsonl')
+    return folder
+
+
+def config_of(folder, loss='dpo', **changes):
+    config = common.base()
+    config.start = common.start_section(str(folder / 'start'))
+    config.preference = common.preference_section()
+    config.preference.update(path=str(folder / 'pairs.jsonl'), epochs=0, loss=loss)
+    config.lora = common.lora_section()
+    config.chat.template = 'turns'
+    config.data.context = 32
+    config.optim.update(
+        name='adamw', learning_rate=1e-3, schedule='constant', warmup_steps=0
+    )
+    config.train.update(num_steps=4, batch_size=16, eval_every=2)
+    config.checkpoint.update(every=2, keep=4)
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture(scope='module')
+def one_device():
+    """Runs compile for one device, in a fraction of the time."""
+    one = lambda section: make_mesh(section, jax.devices()[:1])
+    with mock.patch.object(dpo, 'make_mesh', one):
+        yield
+
+
+@pytest.fixture(scope='module')
+def whole(folder, one_device):
+    """A run of DPO that was left alone: (config, workdir, lines of metrics.jsonl)."""
+    workdir = folder / 'whole'
+    config, lines = train(config_of(folder), workdir)
+    return config, workdir, lines
+
+
+def prepare(config, workdir):
+    """The config as the stage adopts it, with RUN/pairs made."""
+    config = start.adopt(config, workdir)
+    dpo.check_config(config)
+    data.build_pairs(config, workdir)
+    return config
+
+
+def train(config, workdir):
+    """A whole run; (its adopted config, the lines of metrics.jsonl)."""
+    config = prepare(config, workdir)
+    rundir.write_config(config, workdir)
+    summary = dpo.train_on_pairs(config, workdir)
+    assert summary['reason'] == 'finished'
+    return config, read_metrics(workdir / 'metrics.jsonl')
+
+
+class World:
+    """What a loss needs: a model, a batch of pairs, the reference's numbers."""
+
+    def __init__(self, folder, loss, **changes):
+        self.config = prepare(
+            config_of(folder, loss, **changes), folder / f'world-{loss}'
+        )
+        workdir = folder / f'world-{loss}'
+        self.mesh = make_mesh(self.config.mesh, jax.devices()[:1])
+        with jax.set_mesh(self.mesh):
+            self.start = start.load_start(self.config, self.mesh)
+            its = {split: data.read_pairs(workdir, split) for split in data.SPLITS}
+            self.splits = reference.with_references(
+                self.config, workdir, its, self.mesh, self.start
+            )
+        self.params = self.start.params
+        self.loss_fn = dpo.make_pair_loss(
+            self.config, self.start.settings, dpo.make_policy(self.config)
+        )
+
+    def batch(self, chosen, **changes):
+        pad = self.start.tokenizer.pad_id
+        arrays = reference.pair_arrays(self.splits['train'], chosen, 32, pad)
+        return dict(arrays, **changes)
+
+
+# ---- pairs
+
+
+def test_the_last_reply_alone_is_trained_and_its_end(folder):
+    tokenizer = Tokenizer.load(folder / 'start' / 'tokenizer' / 'tokenizer.model')
+    end = tokenizer.specials['<|end|>']
+    earlier = [
+        dict(role='user', content='1 + 1 ='),
+        dict(role='assistant', content='2'),
+        dict(role='user', content='2 + 2 ='),
+    ]
+    preference = data.Preference('a#1', earlier, '4', '5 5')
+    pair = data.encode_pair(preference, tokenizer, 'turns')
+    arrays = data.arrays_of(pair[1:], 32, tokenizer.pad_id)
+    for row, text in enumerate(('4', '5 5')):
+        trained = arrays['weights'][row] == 1
+        wanted = [*tokenizer.encode(text), end]
+        assert arrays['targets'][row][trained].tolist() == wanted
+        length = len(pair[1 + row].tokens) - 1
+        assert arrays['segments'][row].sum() == length
+        assert (
+            arrays['inputs'][row][:length].tolist()
+            == pair[1 + row].tokens[:-1].tolist()
+        )
+
+
+def test_batches_have_every_pair_once_a_pass():
+    steps = [data.pairs_of_step(10, 4, seed=3, step=step) for step in range(5)]
+    drawn = np.concatenate(steps)
+    assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
+    assert drawn[:10].tolist() != drawn[10:].tolist()
+    assert np.array_equal(data.pairs_of_step(10, 4, seed=3, step=2), steps[2])
+
+
+def test_pairs_of_one_prompt_stay_together(folder):
+    section = common.preference_section()
+    section.validation_fraction = 0.4
+    pairs = [(str(n % 20), n) for n in range(60)]
+    splits = data.split_pairs(pairs, section)
+    sides = {name: {n % 20 for n in its} for name, its in splits.items()}
+    assert sides['train'] | sides['validation'] == set(range(20))
+    assert not sides['train'] & sides['validation']
+    # A hash that puts none of two prompts into validation: one goes there.
+    section.validation_fraction = 1e-9
+    splits = data.split_pairs(pairs, section)
+    assert len(splits['validation']) == 3
+
+
+def test_mismatched_replies_are_of_another_prompt():
+    def pair(prompt, number):
+        rows = [np.array([1, prompt, 2, 10 * number + kind]) for kind in (3, 4)]
+        return data.Pair('', *(data.Row(row, 3) for row in rows))
+
+    pairs = [pair(prompt, n) for n, prompt in enumerate((7, 7, 8, 7))]
+    rows = data.mismatched(pairs, context=32)
+    assert [row.tokens.tolist() for row in rows] == [
+        [1, 7, 2, 23],  # of pair 2, the next of another prompt
+        [1, 7, 2, 24],
+        [1, 8, 2, 33],
+        [1, 7, 2, 24],  # past the end, from the beginning on
+    ]
+    assert [len(row.tokens) for row in data.mismatched(pairs, context=2)] == [3] * 4
+    with pytest.raises(UserError, match='kto'):
+        data.mismatched(pairs[:2], context=32)
+
+
+# ---- losses
+
+
+def test_dpo_begins_at_ln_2_and_pulls_with_half_of_beta(folder):
+    world = World(folder, 'dpo')
+    batch = world.batch(np.arange(8))
+    loss, metrics = jax.jit(world.loss_fn)(world.params, batch, None, 0.0)
+    # Two programs that compute the same: rounding of sums of some ten logarithms.
+    assert float(loss) / 8 == pytest.approx(math.log(2), abs=1e-6)
+    assert float(metrics['tokens']) == 8
+
+    # d loss / d ln p(reply) is -beta / 2 for the chosen, beta / 2 for the rejected
+    # one: so moving the reference, which stands against it, moves the loss back.
+    def by_reference(numbers):
+        return world.loss_fn(world.params, dict(batch, reference=numbers), None, 0.0)[0]
+
+    slopes = jax.grad(by_reference)(jnp.asarray(batch['reference']))
+    beta = world.config.preference.beta
+    np.testing.assert_allclose(slopes, [[beta / 2, -beta / 2]] * 8, rtol=1e-5)
+
+
+@pytest.mark.parametrize('loss', ('ipo', 'kto', 'orpo', 'simpo'))
+def test_losses_at_the_start(loss, folder):
+    world = World(folder, loss)
+    batch = world.batch(np.arange(8))
+    total, metrics = jax.jit(world.loss_fn)(world.params, batch, None, 0.0)
+    mean = {name: float(value) / 8 for name, value in metrics.items()}
+    expected = {
+        'ipo': (1 / (2 * 0.1)) ** 2,
+        'kto': 0.5,
+        # Its odds are those of means over tokens: nearly even in an untrained model.
+        'orpo': mean['nll'] + 0.1 * math.log(2),
+        'simpo': math.log(1 + math.exp(1.0)),
+    }[loss]
+    rough = loss in ('orpo', 'simpo')
+    assert float(total) / 8 == pytest.approx(expected, rel=0.05 if rough else 1e-5)
+    assert math.isfinite(mean['margin'])
+
+
+def test_nll_is_added_per_token_of_the_chosen_reply(folder):
+    plain, with_nll = World(folder, 'dpo'), World(folder, 'dpo')
+    with_nll.config.preference.nll = 0.5
+    batch = plain.batch(np.arange(8))
+    loss, metrics = plain.loss_fn(plain.params, batch, None, 0.0)
+    more, _ = with_nll.loss_fn(plain.params, batch, None, 0.0)
+    assert float(more - loss) == pytest.approx(0.5 * float(metrics['nll']), rel=1e-4)
+    trained = batch['weights'][:, 0].sum(axis=-1)
+    mean = -np.mean(np.array(plain.splits['train'].reference[:8, 0]) / trained)
+    assert float(metrics['nll']) / 8 == pytest.approx(mean, rel=1e-4)
+
+
+def test_pairs_that_are_none_change_nothing(folder):
+    world = World(folder, 'dpo')
+    five = world.loss_fn(world.params, world.batch(np.arange(5)), None, 0.0)[1]
+    filled = np.array([0, 1, 2, 3, 4, -1, -1, -1])
+    eight = world.loss_fn(world.params, world.batch(filled), None, 0.0)[1]
+    for name, value in five.items():
+        # The rows are computed in a batch of another size.
+        assert float(eight[name]) == pytest.approx(float(value), abs=1e-4), name
+
+
+# ---- runs
+
+
+def test_epochs_make_steps_and_shorten_the_warm_up(folder):
+    config = config_of(folder, **{'preference.epochs': 1.5, 'optim.warmup_steps': 10})
+    few = dpo.with_steps(config, pairs=33)
+    assert (few.train.num_steps, few.optim.warmup_steps) == (4, 2)
+    many = dpo.with_steps(config, pairs=1600)
+    assert (many.train.num_steps, many.optim.warmup_steps) == (150, 10)
+    assert config.train.num_steps == 4 and config.optim.warmup_steps == 10
+
+
+def test_a_run_learns_and_loads_as_a_model(whole):
+    config, workdir, lines = whole
+    assert lines[0]['split'] == 'train' and lines[0]['pairs'] == 16
+    assert lines[0]['loss'] == pytest.approx(math.log(2), abs=1e-6)
+    assert lines[-1]['loss'] < 0.6
+    assert lines[-1]['accuracy'] == 1.0
+    assert {'margin', 'nll', 'chosen_logprob', 'rejected_logprob'} <= lines[-1].keys()
+    assert load(config, workdir, make_mesh(config.mesh, jax.devices()[:1])).step == 4
+
+
+def same_losses(lines, others):
+    for line, other in zip(lines, others, strict=True):
+        # Sums in another order, and Adam's division by small second moments.
+        assert other['loss'] == pytest.approx(line['loss'], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_accumulation_changes_nothing(whole, folder, tmp_path):
+    parts = config_of(folder, **{'train.accumulation': 2})
+    same_losses(whole[-1], train(parts, tmp_path / 'parts')[1])
+
+
+@pytest.mark.slow
+def test_accumulation_changes_nothing_of_kto(folder, tmp_path, one_device):
+    _, lines = train(config_of(folder, 'kto'), tmp_path / 'whole')
+    parts = config_of(folder, 'kto', **{'train.accumulation': 2})
+    same_losses(lines, train(parts, tmp_path / 'parts')[1])
+    assert lines[-1]['loss'] < 0.49
+    # Nothing has moved but rounding.
+    assert lines[0]['kto_baseline'] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_run_that_was_stopped_goes_on_bitwise(whole, folder, tmp_path):
+    _, workdir, lines = whole
+    shutil.copytree(workdir, tmp_path / 'run')
+    shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '00000004')
+    reference_file = tmp_path / 'run' / reference.NAME
+    before = reference_file.read_bytes()
+    _, again = train(config_of(folder), tmp_path / 'run')
+    kept = ('step', 'split', 'loss', 'grad_norm', 'margin', 'accuracy')
+    shown = [[line.get(name) for name in kept] for line in lines]
+    assert [[line.get(name) for name in kept] for line in again] == shown
+    assert reference_file.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_lora_begins_at_the_base(folder, tmp_path, one_device):
+    config, lines = train(config_of(folder, **{'lora.rank': 2}), tmp_path / 'run')
+    assert lines[0]['loss'] == pytest.approx(math.log(2), abs=1e-6)
+    assert lines[-1]['loss'] < math.log(2)
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    assert load(config, tmp_path / 'run', mesh).step == 4  # merged, as plain weights
+
+
+@pytest.mark.slow
+def test_another_mesh_gives_the_same_losses(whole, folder, tmp_path):
+    meshes = {'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2}
+    with mock.patch.object(dpo, 'make_mesh', make_mesh):
+        _, eight = train(config_of(folder, **meshes), tmp_path / 'eight')
+    same_losses(whole[-1], eight)
+
+
+# ---- bad input
+
+
+def message(folder, tmp_path, lines=None, **changes):
+    config = config_of(folder, **changes)
+    if lines is not None:
+        config.preference.path = str(write_pairs(tmp_path / 'pairs.jsonl', lines))
+    with pytest.raises(UserError) as error:
+        prepare(config, tmp_path / 'run')
+    return str(error.value)
+
+
+def line(prompt, chosen, rejected):
+    prompt = [dict(role='user', content=prompt)]
+    return dict(prompt=prompt, chosen=chosen, rejected=rejected)
+
+
+def test_bad_input_has_one_clear_error(folder, tmp_path):
+    ask = lambda *words, **changes: message(folder, tmp_path, *words, **changes)
+    assert 'preference.path' in ask(**{'preference.path': ''})
+    assert 'no such' in ask(**{'preference.path': str(tmp_path / 'none.jsonl')})
+    assert 'nothing to prefer' in ask([line('a', 'b', 'b')])
+    assert 'data.context=32' in ask([line('1 + ' * 40, 'b', 'c')])
+    assert 'one prompt' in ask([line('a', 'b', 'c'), line('a', 'd', 'e')])
+    assert 'no "chosen"' in ask([dict(prompt=[])])
+    assert 'preference.loss=ppo' in ask(loss='ppo')
+    assert 'preference.beta=-1' in ask(**{'preference.beta': -1.0})
+    assert 'label_smoothing' in ask(**{'preference.label_smoothing': 0.5})
+    assert 'validation_fraction' in ask(**{'preference.validation_fraction': 1.0})
+
+
+def test_long_and_equal_pairs_are_counted(folder, tmp_path):
+    config = config_of(folder)
+    lines = [line(str(n), 'b', 'c') for n in range(4)]
+    lines += [line('5', 'b', 'b'), line('1 + ' * 40, 'b', 'c')]
+    config.preference.path = str(write_pairs(tmp_path / 'pairs.jsonl', lines))
+    prepare(config, tmp_path / 'run')
+    manifest = files.read_json(tmp_path / 'run' / 'pairs' / 'manifest.json')
+    assert manifest['lines'] == 6
+    assert manifest['skipped'] == dict(equal=1, too_long=1)
+    assert sum(split['pairs'] for split in manifest['splits'].values()) == 4
+
+
+def test_a_reference_of_another_vocabulary_is_refused(folder, tmp_path, one_device):
+    from gptjax.tokenizer.train import train_model
+
+    other = starts.write_start(tmp_path)
+    # The same run with another tokenizer: of the same size, but not the same.
+    model = train_model(['0 + 1 = 2 3 4 5 6 7 8 9 = 10 10 10'], 'bpe', 278)
+    files.write_bytes(other / 'tokenizer' / 'tokenizer.model', model)
+    config = config_of(folder, **{'preference.reference': str(other)})
+    config = prepare(config, tmp_path / 'run')
+    with pytest.raises(UserError, match='preference.reference=.* tokenizer'):
+        dpo.train_on_pairs(config, tmp_path / 'run')

@@ -1,0 +1,175 @@
+"""From replies to what is learnt from, with an engine that says what a test wants."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from configs import common
+from gptjax.infer.request import Reply, Token
+from gptjax.post import experience
+from gptjax.post.experience import Method
+from gptjax.post.rollout import Style
+from gptjax.post.scores import RunningMoments
+from gptjax.post.tasks import Item, Task
+
+END = 5
+ROLES = ('<|system|>', '<|user|>', '<|end|>', '<|assistant|>')
+TOKENIZER = SimpleNamespace(
+    pad_id=0,
+    bos_id=1,
+    eos_id=2,
+    specials={name: number for number, name in enumerate(ROLES, 3)},
+    encode_batch=lambda texts: [[9] * len(text) for text in texts],
+)
+STYLE = Style(TOKENIZER, 'turns', context=16, max_tokens=4, temperature=1.0)
+TASK = Task(
+    train=lambda n: Item(f'p{n}', (dict(role='user', content='?' * (n % 3 + 1)),)),
+    demonstrations=None,
+    validation=None,
+    held_out=None,
+    score=None,
+)
+
+
+def config(**policy):
+    config = common.base()
+    config.policy = common.policy_section()
+    config.policy.update(dict(prompts=2, replies=2, max_tokens=4))
+    config.policy.update(policy)
+    return config
+
+
+def reply(length, cut=False):
+    tokens = tuple(Token(9, -0.5) for _ in range(length - (not cut)))
+    ending = None if cut else Token(END, -0.5)
+    return Reply('x' * length, tokens, None, 'length' if cut else 'stop', None, ending)
+
+
+def complete(prompts, parameters):
+    return [reply(1 + row % 3, cut=row % 3 == 2) for row in range(len(prompts))]
+
+
+def scoring(scores):
+    """A reward that gives these, rollout after rollout."""
+    given = iter(scores)
+    return lambda items, replies: np.array(next(given), np.float32)
+
+
+def groups(scores, resampling, **policy):
+    return experience.draw_groups(
+        config(**policy), STYLE, TASK, scoring(scores), complete, resampling, number=3
+    )
+
+
+# ---- dynamic sampling
+
+
+def test_without_resampling_a_rollout_is_what_was_drawn():
+    rollout, scores_B, metrics = groups([[0, 0, 1, 0]], 0)
+    assert [item.id for item in rollout.items] == ['p6', 'p6', 'p7', 'p7']
+    assert scores_B.tolist() == [0, 0, 1, 0]
+    assert metrics == dict(reward=0.25, mixed_groups=0.5, groups_drawn=2.0)
+    assert (rollout.batch['weights'].sum(axis=1) > 0).all()
+
+
+def test_groups_of_equal_scores_are_drawn_again():
+    # 0.7 and 0.70001 are equal: their difference would be noise over noise.
+    rollout, scores_B, metrics = groups(
+        [[0.7, 0.70001, 1, 0], [1, 1, 0, 0], [0, 0.5, 1, 0.5]], 3
+    )
+    assert [item.id for item in rollout.items] == ['p25', 'p25', 'p28', 'p28']
+    assert scores_B.tolist() == [1, 0, 0, 0.5]
+    assert metrics['reward'] == pytest.approx((0.6 + 0.5 + 0.5) / 3, abs=1e-5)
+    assert (metrics['mixed_groups'], metrics['groups_drawn']) == (0.5, 6)
+    assert (rollout.batch['weights'].sum(axis=1) > 0).all()
+
+
+def test_up_to_a_limit_and_then_the_others_weigh_nothing():
+    rollout, scores_B, _ = groups([[0, 0, 1, 1], [0, 1, 1, 1]], 1)
+    assert scores_B.tolist() == [0, 1, 0, 0]
+    tokens = rollout.batch['weights'].sum(axis=1)
+    assert (tokens[:2] > 0).all() and tokens[2:].tolist() == [0, 0]
+    assert rollout.batch['inputs'].shape == (4, 16)
+
+
+def test_every_rollout_and_every_further_draw_has_problems_of_its_own():
+    seen = []
+    task = TASK._replace(train=lambda n: seen.append(n) or TASK.train(n))
+    for number in range(3):
+        experience.draw_groups(
+            config(), STYLE, task, scoring([[0] * 4] * 3), complete, 2, number
+        )
+    assert seen == list(range(18))
+
+
+# ---- scores
+
+
+def test_scores_are_scaled_then_pay_for_what_is_too_long():
+    rollout, raw_B, _ = groups([[8, 8, 8, -8]], 0)
+    assert rollout.truncated_B.tolist() == [False, False, True, False]
+    assert rollout.lengths_B.tolist() == [1, 2, 3, 1]
+    policy = config(
+        reward_scale=2.0, reward_clip=3.0, overlong_buffer=2, missing_eos_penalty=0.25
+    ).policy
+    scores_B = experience.shape_scores(policy, raw_B, rollout, RunningMoments())
+    # 8 / 2 is clipped to 3; of 4 tokens the last 2 cost, in tokens of the reply
+    np.testing.assert_allclose(scores_B, [3, 3, 3 - 0.5 - 0.25, -3])
+    policy = config(reward_running_scale=True).policy
+    seen = RunningMoments().after(raw_B)
+    scores_B = experience.shape_scores(policy, raw_B, rollout, seen)
+    np.testing.assert_allclose(scores_B, raw_B / raw_B.std(), rtol=1e-6)
+
+
+# ---- the whole
+
+
+def collected(scores, memory=None, **policy):
+    made = config(**policy)
+    memory = memory or experience.new_memory(made.policy)
+
+    def weigh(batch, scores_B, coefficient):
+        weighed.append(coefficient)
+        return dict(batch, advantages=scores_B[:, None] * batch['weights']), {}
+
+    weighed = []
+    method = Method(None, weigh, None, ())
+
+    def score(batch):
+        old = np.where(batch['weights'] > 0, np.float32(-0.5), np.float32(-9))
+        return dict(old=old, reference=old - 2 * batch['weights'])
+
+    found = experience.collect(
+        made, STYLE, TASK, scoring([scores]), complete, score, method, memory, 0
+    )
+    return found, weighed
+
+
+def test_what_an_experience_tells():
+    found, weighed = collected([1, 0, 0, 1], kl_reward=0.25)
+    assert weighed == [0.25]
+    assert found.metrics['reward'] == 0.5
+    assert found.metrics['response_length'] == (1 + 2 + 3 + 1) / 4
+    assert found.metrics['truncation_rate'] == 0.25
+    assert found.metrics['kl'] == pytest.approx(2 * 7 / 4)  # summed over a reply
+    assert found.metrics['sampler_gap'] == 0
+    assert not found.empty
+    assert found.memory.scores.count == 4
+
+
+def test_kl_as_a_loss_stays_out_of_the_reward():
+    _, weighed = collected([1, 0, 0, 1], kl_loss=0.25)
+    assert weighed == [0.0]
+
+
+def test_an_adaptive_coefficient_follows_the_kl_of_replies():
+    found, _ = collected([1, 0, 0, 1], kl_reward=0.5, kl_target=1.0, kl_horizon=100)
+    # the KL is 3.5 times the target: the error is cut to 0.2
+    assert found.memory.kl.coefficient == pytest.approx(0.5 * (1 + 0.2 * 4 / 100))
+    assert found.metrics['kl_coefficient'] == 0.5
+
+
+def test_nothing_to_learn_is_told():
+    found, _ = collected([0, 0, 0, 0])
+    assert found.empty

@@ -1,0 +1,319 @@
+"""The loop of PPO and GRPO: what moves, what does not, and what a run leaves behind."""
+
+import contextlib
+import math
+import signal
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common
+from gptjax import rundir
+from gptjax.errors import UserError
+from gptjax.parallel.mesh import make_mesh
+from gptjax.post import grpo, policy, ppo
+from gptjax.post.rollout import Sampler
+from gptjax.train import start
+from gptjax.train.load import load
+from gptjax.train.metrics import read_metrics
+from tests import helpers
+from tests.post import starts
+
+STAGES = dict(grpo=grpo.grpo, ppo=ppo.ppo)
+SHARED = {
+    *('reward', 'kl', 'entropy', 'clip_fraction', 'ratio', 'advantage', 'approx_kl'),
+    *('response_length', 'truncation_rate', 'step_seconds', 'learning_rate'),
+}
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('policy')
+    starts.write_start(folder)
+    return folder
+
+
+def train(folder, name, section, change=lambda config: None, **more):
+    """(summary, RUN) of a stage."""
+    config = starts.config(folder, section, **more)
+    change(config)
+    workdir = folder / name
+    config = start.adopt(config, workdir)
+    rundir.check_run(config, workdir)
+    rundir.write_config(config, workdir)
+    size = math.prod(config.mesh.values())
+    few = lambda section: make_mesh(section, jax.devices()[:size])
+    with (
+        mock.patch.object(policy, 'make_mesh', few),
+        mock.patch.object(policy, 'Sampler', shared_sampler),
+    ):
+        return STAGES[section](config, workdir), workdir
+
+
+SAMPLERS = {}
+
+
+def shared_sampler(settings, params, tokenizer, slots, tensor):
+    """One engine for all runs: to compile it takes longer than what is tested."""
+    if tensor not in SAMPLERS:
+        SAMPLERS[tensor] = Sampler(settings, params, tokenizer, slots, tensor)
+        SAMPLERS[tensor].close = lambda: None
+    SAMPLERS[tensor].follow(params, 'first')
+    return SAMPLERS[tensor]
+
+
+def params_of(workdir, step=None):
+    trained = load(rundir.read_config(workdir), workdir, helpers.mesh_of(), step)
+    return jax.tree.map(np.asarray, trained.params)
+
+
+def lines(workdir, split='train'):
+    return [r for r in read_metrics(workdir / 'metrics.jsonl') if r['split'] == split]
+
+
+def without_clock(records):
+    return [
+        {name: value for name, value in record.items() if 'seconds' not in name}
+        for record in records
+    ]
+
+
+def ended_after(steps):
+    """`interruption` with a signal that comes after so many steps."""
+
+    @contextlib.contextmanager
+    def interruption():
+        yield lambda done: signal.SIGTERM if done >= steps else None
+
+    return interruption
+
+
+SEEN = []  # (what is trained, the reference) at every rollout of `grpo_run`
+
+
+@pytest.fixture(scope='module')
+def grpo_run(folder):
+    collect = policy.experience.collect
+
+    def watched(*args):
+        both = args[5].args  # of the partial `score`
+        SEEN.append(jax.tree.map(lambda x: np.array(x, copy=True), both))
+        return collect(*args)
+
+    with mock.patch.object(policy.experience, 'collect', watched):
+        return train(folder, 'grpo', 'grpo', kl_loss=0.1)
+
+
+def ppo_config(config):
+    config.train.update(batch_size=8, num_steps=8)
+    config.checkpoint.keep = 4
+    config.ppo.warm_up = 1
+
+
+@pytest.fixture(scope='module')
+def ppo_run(folder):
+    return train(folder, 'ppo', 'ppo', ppo_config, kl_reward=0.1, kl_horizon=100)
+
+
+@pytest.mark.parametrize('run', ['grpo_run', 'ppo_run'])
+def test_the_first_ratio_is_one_and_the_usual_metrics_are_there(run, request):
+    summary, workdir = request.getfixturevalue(run)
+    assert summary['reason'] == 'finished'
+    records = lines(workdir)
+    assert len(records) == 4
+    wanted = SHARED
+    if run == 'ppo_run':
+        wanted = wanted | {'value_loss', 'explained_variance'}
+    for record in records:
+        assert wanted <= record.keys()
+        # The old log-probabilities are the trainer's own, before the first update.
+        assert record['first_ratio'] == pytest.approx(1, abs=1e-6)
+        assert record['sampler_gap'] < 2e-5  # rounding of float32
+        assert record['skipped'] == record['empty_rollouts'] == 0
+        assert all(value is not None for value in record.values())
+    validations = lines(workdir, 'validation')
+    assert [r['step'] for r in validations] == [0, *range(2, 5, 2)] or run == 'ppo_run'
+    assert {'accuracy', 'reward', 'loss'} <= validations[-1].keys()
+
+
+def test_checkpoints_hold_a_policy_that_moved(folder, grpo_run, ppo_run):
+    first = params_of(folder / 'start')
+    for _, workdir in (grpo_run, ppo_run):
+        last = params_of(workdir, max(r['step'] for r in lines(workdir)))
+        assert jax.tree.structure(last) == jax.tree.structure(first)
+        moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), first, last)
+        assert min(jax.tree.leaves(moved)) > 0
+
+
+def test_the_reference_does_not_move(folder, grpo_run):
+    first = params_of(folder / 'start')
+    assert len(SEEN) == 4
+    for number, (params, reference) in enumerate(SEEN):
+        helpers.assert_trees_close(reference, first)  # bitwise
+        moved = np.abs(params['head']['kernel'] - first['head']['kernel']).max()
+        assert (moved > 0) == (number > 0)
+
+
+def test_a_warm_up_trains_the_critic_alone(folder, ppo_run):
+    _, workdir = ppo_run  # two updates a rollout, of which the first warms up
+    first = params_of(folder / 'start')
+    helpers.assert_trees_close(params_of(workdir, 2), first)  # bitwise
+    moved = params_of(workdir, 4)['head']['kernel'] - first['head']['kernel']
+    assert np.abs(moved).max() > 0
+    assert lines(workdir)[0]['explained_variance'] == 0
+    assert lines(workdir)[1]['explained_variance'] != 0  # the critic learnt meanwhile
+
+
+@pytest.mark.parametrize(
+    ('section', 'steps'), [('grpo', 2), pytest.param('ppo', 4, marks=pytest.mark.slow)]
+)
+def test_a_run_that_was_stopped_goes_on_bitwise(
+    folder, request, monkeypatch, section, steps
+):
+    _, whole = request.getfixturevalue(f'{section}_run')
+    config = rundir.read_config(whole)
+
+    def change(new):
+        new.update(config)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(policy, 'interruption', ended_after(steps))
+        summary, workdir = train(folder, f'{section}_stopped', section, change)
+        assert (summary['reason'], summary['step']) == ('interrupted', steps)
+    summary, _ = train(folder, f'{section}_stopped', section, change)
+    assert summary['reason'] == 'finished'
+    told = [
+        without_clock(read_metrics(run / 'metrics.jsonl')) for run in (workdir, whole)
+    ]
+    assert told[0] == told[1]
+    last = summary['step']
+    helpers.assert_trees_close(params_of(workdir, last), params_of(whole, last))
+
+
+def test_rollouts_where_all_score_the_same_are_counted_and_change_nothing(folder):
+    def change(config):
+        config.task.rewards = dict(right=common.reward_part('correct'))
+
+    summary, workdir = train(folder, 'empty', 'grpo', change)
+    assert summary['empty_rollouts'] == 4
+    helpers.assert_trees_close(params_of(workdir, 4), params_of(folder / 'start'))
+    assert [r['empty_rollouts'] for r in lines(workdir)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    'sizes',
+    [dict(fsdp=2, tensor=2), pytest.param(dict(data=2), marks=pytest.mark.slow)],
+    ids=str,
+)
+def test_every_mesh_makes_the_same_updates(folder, ppo_run, sizes, monkeypatch):
+    def change(config):
+        ppo_config(config)
+        config.mesh.update(dict(data=1, fsdp=1, tensor=1), **sizes)
+
+    monkeypatch.setattr(policy, 'interruption', ended_after(4))
+    _, workdir = train(
+        folder, f'mesh{sizes}', 'ppo', change, kl_reward=0.1, kl_horizon=100
+    )
+    _, alone = ppo_run
+    # Sums in another order, then Adam, whose first step divides by |gradient|.
+    helpers.assert_trees_close(params_of(workdir, 4), params_of(alone, 4), atol=1e-4)
+    for ours, theirs in zip(lines(workdir), lines(alone)[:2], strict=True):
+        assert ours['reward'] == theirs['reward']
+        assert ours['kl'] == pytest.approx(theirs['kl'], abs=1e-4)
+
+
+def digits(items, replies):
+    return [sum(letter.isdigit() for letter in reply) / 6 for reply in replies]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('section', ['grpo', 'ppo'])
+def test_the_reward_rises(folder, section):
+    def change(config):
+        its = common.reward_part(f'{__name__}.digits')
+        config.task.rewards = dict(digits=its)
+        config.optim.learning_rate = 3e-3
+        config.train.update(num_steps=30, batch_size=64, eval_every=100)
+
+    _, workdir = train(
+        folder, f'{section}_rises', section, change, prompts=8, replies=8, slots=32
+    )
+    rewards = [record['reward'] for record in lines(workdir)]
+    # By chance 0.06; GRPO came to 0.40 in 30 updates.
+    assert np.mean(rewards[-3:]) > 3 * np.mean(rewards[:3])
+
+
+# ---- what else a policy may be
+
+
+@pytest.mark.slow
+def test_lora_trains_beside_one_copy_of_the_weights(folder):
+    def change(config):
+        config.lora = common.lora_section()
+        config.lora.rank = 2
+        config.train.num_steps = 2
+
+    summary, workdir = train(folder, 'lora', 'ppo', change, kl_loss=0.1)
+    assert summary['reason'] == 'finished'
+    records = lines(workdir)
+    assert records[0]['kl'] == 0  # B begins as zeros: the reference, exactly
+    assert records[0]['first_ratio'] == pytest.approx(1, abs=1e-6)
+    first, last = params_of(folder / 'start'), params_of(workdir, 2)
+    assert jax.tree.structure(first) == jax.tree.structure(last)
+    np.testing.assert_array_equal(first['head']['kernel'], last['head']['kernel'])
+    query = lambda params: params['layers']['attention']['query']
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), query(first), query(last))
+    assert max(jax.tree.leaves(moved)) > 0
+
+
+@pytest.mark.slow
+def test_a_critic_of_its_own_and_text_beside_replies(folder, monkeypatch):
+    seen = []
+
+    def make_text(config):
+        def beside(number, part):
+            seen.append(number)
+            rows = helpers.packed_batch(number, batch=4)
+            return dict(ptx=dict(rows, weights=rows['weights'] * 0.1))
+
+        return beside
+
+    def change(config):
+        config.train.num_steps = 2
+        config.ppo.update(critic='network', ptx=0.5)
+
+    monkeypatch.setattr(ppo, 'make_text', make_text)
+    _, workdir = train(folder, 'network', 'ppo', change)
+    assert seen == [0, 1]
+    assert all(record['ptx_loss'] > 0 for record in lines(workdir))
+    first, last = params_of(folder / 'start'), params_of(workdir, 2)
+    assert jax.tree.structure(first) == jax.tree.structure(last)
+
+
+def test_a_reward_that_fails_loses_nothing(folder, monkeypatch):
+    make_reward = policy.make_reward
+
+    def fails_later(section, task):
+        reward, calls = make_reward(section, task), []
+
+        def counted(items, replies):
+            calls.append(1)
+            if len(calls) == 3:  # a validation, a rollout, and then
+                raise UserError('task.rewards.short gave nan')
+            return reward(items, replies)
+
+        return counted
+
+    def change(config):
+        config.checkpoint.every = 100
+        config.train.eval_every = 100
+
+    monkeypatch.setattr(policy, 'make_reward', fails_later)
+    with pytest.raises(UserError, match='gave nan'):
+        train(folder, 'fails', 'grpo', change)
+    workdir = folder / 'fails'
+    assert [record['step'] for record in lines(workdir)] == [1]
+    moved = params_of(workdir, 1)['head']['kernel']
+    assert np.abs(moved - params_of(folder / 'start')['head']['kernel']).max() > 0

@@ -1,0 +1,288 @@
+"""The stage `reward`: layouts, resuming, what comes out, and what is refused."""
+
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common
+from configs import reward as reward_config
+from gptjax import files, rundir
+from gptjax.data import ratings
+from gptjax.data.comparisons import arrays_of, encode_end
+from gptjax.errors import UserError
+from gptjax.models import gpt, heads, settings
+from gptjax.parallel.mesh import make_mesh
+from gptjax.post import reward, reward_model
+from gptjax.tokenizer.tokenizer import Tokenizer
+from gptjax.train.state import new_state
+from gptjax.train.step import make_train_step
+from tests import helpers, runs
+from tests.train import test_resume
+
+GROUPS, GROUP, CONTEXT = 8, 3, 32
+
+
+# ---- computing
+
+
+def make_config(**reward):
+    config = helpers.config()
+    config.optim.update(name='adamw', learning_rate=1e-2)
+    config.reward = common.reward_section()
+    config.reward.update(centring=0.1, margin=0.2, **reward)
+    return config
+
+
+def make_batch(seed=0):
+    rng = np.random.default_rng(seed)
+    shape = (GROUPS, GROUP)
+    segments = np.ones((*shape, CONTEXT), np.int32)
+    last = rng.integers(4, CONTEXT, shape).astype(np.int32)
+    segments[np.arange(CONTEXT) > last[..., None]] = 0
+    return dict(
+        inputs=rng.integers(3, helpers.VOCAB, segments.shape).astype(np.int32),
+        segments=segments,
+        positions=np.broadcast_to(
+            np.arange(CONTEXT, dtype=np.int32), segments.shape
+        ).copy(),
+        last=last,
+        values=rng.integers(3, size=shape).astype(np.float32),
+    )
+
+
+def losses(sizes, accumulation=1, steps=2):
+    """(loss, gradient norm) of some updates on a mesh, and the last weights."""
+    config, mesh = make_config(), helpers.mesh_of(*sizes)
+    model = settings.resolve(config.model, helpers.VOCAB)
+    with jax.set_mesh(mesh):
+        optimizer, abstract = reward_model.abstract_reward(config, model, mesh)
+        params = jax.device_get(gpt.init_params(model, jax.random.key(0)))
+        params.update(jax.device_get(heads.init_reward(model, jax.random.key(1))))
+        state = jax.tree.map(
+            lambda leaf, like: jax.device_put(np.asarray(leaf), like.sharding),
+            new_state(params, optimizer),
+            abstract,
+        )
+        loss_fn = reward.make_reward_loss(model, config.reward)
+        step = make_train_step(loss_fn, optimizer, abstract, accumulation)
+        found = []
+        for number in range(steps):
+            state, metrics = step(state, reward_model.place(make_batch(number), mesh))
+            found.append((float(metrics['loss']), float(metrics['grad_norm'])))
+        for leaf, like in zip(
+            jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True
+        ):
+            assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
+    return found, jax.device_get(state.params[heads.REWARD])
+
+
+@pytest.fixture(scope='module')
+def one_device():
+    return losses((1, 1, 1, 1))
+
+
+@pytest.mark.parametrize('sizes', ((8, 1, 1, 1), (1, 2, 2, 2)))
+def test_other_meshes_equal_one_device(sizes, one_device):
+    found, head = losses(sizes)
+    # float32, summed in another order.
+    np.testing.assert_allclose(found, one_device[0], rtol=2e-5)
+    helpers.assert_trees_close(head, one_device[1], rtol=1e-3, atol=1e-5)
+
+
+def test_micro_batches_equal_the_whole(one_device):
+    # Groups have different numbers of pairs: the sums are divided once, by all.
+    found, _ = losses((1, 1, 1, 1), accumulation=4)
+    np.testing.assert_allclose(found, one_device[0], rtol=2e-5)
+
+
+def test_a_score_depends_on_neither_padding_nor_neighbours():
+    model = helpers.model_settings()
+    params = gpt.init_params(model, jax.random.key(0))
+    params.update(heads.init_reward(model, jax.random.key(1)))
+    batch = make_batch()
+    whole = reward_model.score(model, params, batch)
+    last = int(batch['last'][1, 2])
+    alone = {
+        name: batch[name][1:2, 2:3, : last + 1]
+        for name in ('inputs', 'segments', 'positions')
+    }
+    alone['last'] = batch['last'][1:2, 2:3]
+    found = reward_model.score(model, params, alone)
+    np.testing.assert_allclose(found[0, 0], whole[1, 2], rtol=1e-5)
+    # What stands after the last token is not seen.
+    batch['inputs'][1, 2, last + 1 :] = 5
+    again = reward_model.score(model, params, batch)
+    assert again[1, 2] == whole[1, 2]
+
+
+@pytest.mark.parametrize(
+    'change, told',
+    (
+        (('reward.loss', 'hinge'), 'reward.loss=hinge: use one of pairwise'),
+        (('reward.loss', 'binary'), 'binary is for replied and continued'),
+        (('reward.margin', -1.0), 'reward.margin=-1.0: use 0 or more'),
+        (('reward.group', 1), 'reward.group=1: use at least 2'),
+        (('train.batch_size', 12), 'train.batch_size=12 does not divide into groups'),
+        (('train.num_steps', 0), 'train.num_steps=0'),
+        (('optim.warmup_steps', 60), 'optim.warmup_steps=60'),
+        (('data.context', 256), 'data.context=256 is longer'),
+    ),
+)
+def test_wrong_fields(change, told):
+    config = reward_config.get_config()
+    config.data.context = 32
+    config.mesh.data = 1
+    config.mesh.fsdp = -1
+    config.train.batch_size = 8 * 8
+    reward.check_reward(config)
+    section, field = change[0].split('.')
+    config[section][field] = change[1]
+    with pytest.raises(UserError, match=told):
+        reward.check_reward(config)
+
+
+def test_regression_is_for_ratings():
+    config = reward_config.get_config('mine.jsonl')
+    assert config.reward.preferences == 'mine.jsonl'
+    config.reward.loss = 'regression'
+    config.data.context = 32
+    with pytest.raises(UserError, match='not for preferences: use pairwise'):
+        reward.check_reward(config)
+
+
+# ---- the whole stage
+
+
+def write_preferences(path):
+    """120 prompts; the better reply is kind. Words beside it are chance."""
+    rng = np.random.default_rng(0)
+    words = 'you we they see like have a day dog house again soon'.split()
+
+    def reply(word):
+        return ' '.join([*rng.choice(words, 3), word, *rng.choice(words, 2)])
+
+    lines = [
+        dict(
+            prompt=[dict(role='user', content=f'question {number}?')],
+            chosen=reply('thanks'),
+            rejected=reply('never'),
+        )
+        for number in range(120)
+    ]
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    return path
+
+
+def command(preferences, start, workdir, *more):
+    return (
+        'reward',
+        f'--config=configs/reward.py:{preferences}',
+        f'--workdir={workdir}',
+        f'--config.start.run={start}',
+        '--config.train.num_steps=24',
+        '--config.train.batch_size=32',
+        '--config.train.eval_every=8',
+        '--config.checkpoint.every=8',
+        '--config.optim.learning_rate=0.003',
+        '--config.eval.resamples=50',
+        *more,
+    )
+
+
+@pytest.fixture(scope='module')
+def finished(trained_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('reward')
+    words = write_preferences(folder / 'mine.jsonl'), trained_run, folder / 'run'
+    assert runs.gptjax(*command(*words)) == 0
+    return words
+
+
+def test_it_learns_what_is_preferred(finished):
+    workdir = finished[2]
+    found = files.read_json(workdir / 'results.json')
+    assert found['target'] == 'preferences' and 'spearman' not in found
+    figures = found['accuracy']['all']
+    assert figures['reward model']['value'] > 0.9
+    assert figures['bag of words']['value'] > 0.9  # a word tells it
+    assert figures['length']['value'] < 0.8
+    assert found['pairs']['all'] == found['conversations']['test'] // 2
+    metrics = [json.loads(line) for line in open(workdir / 'metrics.jsonl')]
+    first = metrics[0]
+    # A new head, and 16 pairs that it knows nothing of.
+    assert first['pairs'] == 16 and abs(first['loss'] - np.log(2)) < 0.3
+    assert metrics[-1]['split'] == 'validation' and metrics[-1]['accuracy'] > 0.9
+
+
+def test_a_loaded_reward_is_centred(finished):
+    workdir = finished[2]
+    config = rundir.read_config(workdir)
+    assert config.chat.template == 'text' and config.data.context == 64
+    section = common.base().mesh
+    section.data = 1
+    mesh = make_mesh(section, jax.devices()[:1])
+    rewards = reward_model.load_reward(config, workdir, mesh)
+    items = ratings.read_split(workdir, 'train')
+    found = rewards([item.messages for item in items])
+    assert found.dtype == np.float32 and found.shape == (len(items),)
+    assert abs(found.mean()) < 1e-4
+    assert np.mean(found[::2] > found[1::2]) > 0.9
+    # One alone, or many: a reward is of the conversation.
+    np.testing.assert_allclose(rewards([items[5].messages]), found[5:6], atol=1e-5)
+    assert rewards([]).shape == (0,)
+    # And what it scores is the end of what was said, by the chat template.
+    tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
+    long = [dict(role='user', content='so ' * 200), *items[0].messages]
+    assert encode_end(long, tokenizer, 'text', 64).dropped == 1
+    np.testing.assert_allclose(rewards([long]), found[:1], atol=1e-5)
+
+
+def test_the_same_command_finds_nothing_left_to_do(finished, capsys):
+    before = (finished[2] / 'metrics.jsonl').read_bytes()
+    assert runs.gptjax('reward', f'--workdir={finished[2]}') == 0
+    assert (finished[2] / 'metrics.jsonl').read_bytes() == before
+    assert 'reward model' in capsys.readouterr().out
+
+
+def test_the_report_has_it(finished):
+    assert runs.gptjax('report', f'--workdir={finished[2]}') == 0
+    page = (finished[2] / 'report.html').read_text()
+    assert '<h2>Reward model</h2>' in page and '<h2>Ratings</h2>' in page
+
+
+def test_it_needs_a_finished_run(trained_run, finished, tmp_path):
+    config = rundir.read_config(finished[2])
+    mesh = helpers.mesh_of()
+    with pytest.raises(UserError, match='run the stage reward to its end'):
+        reward_model.load_reward(config, tmp_path, mesh)
+    with pytest.raises(UserError, match='no reward model there'):
+        reward_model.load_trained(rundir.read_config(trained_run), trained_run, mesh)
+
+
+def test_rows_of_padding_are_not_rewards(finished):
+    tokenizer = Tokenizer.load(finished[2] / 'tokenizer' / 'tokenizer.model')
+    encoded = [encode_end([dict(role='user', content='hi')], tokenizer, 'text', 64)]
+    arrays = arrays_of(encoded, np.array([0, -1]), 64, tokenizer.pad_id)
+    assert arrays['segments'].sum(axis=1).tolist() == [len(encoded[0].tokens), 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', (signal.SIGKILL, signal.SIGTERM))
+def test_stopped_and_gone_on_is_bitwise_the_same(number, finished, tmp_path):
+    preferences, start, done = finished
+    words = command(preferences, start, tmp_path / 'run', '--config.mesh.data=1')
+    whole = command(preferences, start, tmp_path / 'whole', '--config.mesh.data=1')
+    runs.finish(runs.start(*whole))
+    process = runs.start(*words)
+    test_resume.wait_until(
+        process, lambda: test_resume.lines_of(tmp_path / 'run') >= 12
+    )
+    process.send_signal(number)
+    process.communicate()
+    output, _ = runs.finish(runs.start(*words))
+    assert 'going on from the checkpoint of step' in output
+    assert runs.records(tmp_path / 'run') == runs.records(tmp_path / 'whole')
+    results = [files.read_json(tmp_path / n / 'results.json') for n in ('run', 'whole')]
+    assert results[0] == results[1]

@@ -1,0 +1,94 @@
+"""Rewards: float32 whatever a function gives, mixed by weight, and never silent."""
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import common
+from gptjax.errors import UserError
+from gptjax.post import rewards
+from gptjax.post.tasks import Item, Task
+
+ITEMS = [Item(str(n), (dict(role='user', content=f'{n}?'),), str(n)) for n in range(4)]
+REPLIES = ['0', '1', 'two words', '3.0']
+
+
+def task(score=lambda item, reply: {'0': 1.0, '1': 0.7}.get(reply, 0.0)):
+    return Task(None, None, None, None, score)
+
+
+def section(**parts):
+    return ConfigDict(dict(rewards=parts))
+
+
+def whole_numbers(items, replies):
+    return np.arange(len(items))  # int64
+
+
+def by_length(items, replies):
+    return np.array([len(reply) for reply in replies], np.float64)
+
+
+def one_too_few(items, replies):
+    return [0.0] * (len(items) - 1)
+
+
+def nan_at_two(items, replies):
+    return [float('nan') if 'two' in reply else 1.0 for reply in replies]
+
+
+def raises_at_two(items, replies):
+    if any('two' in reply for reply in replies):
+        raise KeyError('two')
+    return [1.0] * len(items)
+
+
+def named(function):
+    return common.reward_part(f'{__name__}.{function.__name__}')
+
+
+def test_correct_is_whole_and_score_has_parts():
+    correct = rewards.make_reward(section(a=common.reward_part('correct')), task())
+    score = rewards.make_reward(section(a=common.reward_part('score')), task())
+    assert correct(ITEMS, REPLIES).tolist() == [1, 0, 0, 0]
+    np.testing.assert_array_equal(score(ITEMS, REPLIES), np.float32([1, 0.7, 0, 0]))
+
+
+def test_a_mixture_is_the_weighted_sum_in_float32():
+    parts = dict(
+        score=common.reward_part('score', weight=2.0),
+        place=dict(named(whole_numbers), weight=-0.5),
+        length=dict(named(by_length), weight=0.25),
+    )
+    found = rewards.make_reward(section(**parts), task())(ITEMS, REPLIES)
+    assert found.dtype == np.float32
+    expected = np.array([2, 1.4 - 0.5, -1, -1.5]) + 0.25 * np.array([1, 1, 9, 3])
+    np.testing.assert_allclose(found, expected, rtol=1e-6)  # rounding of float32
+
+
+@pytest.mark.parametrize(
+    ('function', 'told'),
+    [
+        (one_too_few, r'task.rewards.mine gave the shape \(3,\) for 4 replies'),
+        (nan_at_two, "task.rewards.mine gave nan for the reply 'two words' to 2"),
+        (raises_at_two, r'task.rewards.mine raised KeyError.* to 2 \(the reply .two'),
+    ],
+)
+def test_what_is_no_reward_is_an_error_that_names_it(function, told):
+    reward = rewards.make_reward(section(mine=named(function)), task())
+    with pytest.raises(UserError, match=told):
+        reward(ITEMS, REPLIES)
+
+
+def test_functions_that_do_not_exist():
+    for name in ('wrong', 'gptjax.post.rewards.nothing', 'no.such.module'):
+        with pytest.raises(UserError, match=f'task.rewards.mine.function={name}'):
+            rewards.make_reward(section(mine=common.reward_part(name)), task())
+    with pytest.raises(UserError, match='task.rewards is empty'):
+        rewards.make_reward(section(), task())
+
+
+def test_a_verifier_needs_answers():
+    reward = rewards.make_reward(section(a=common.reward_part('correct')), task(None))
+    with pytest.raises(UserError, match='the reward correct needs answers'):
+        reward(ITEMS, REPLIES)

@@ -1,0 +1,194 @@
+"""Rollouts: functions of weights, seed and step, on what is trained."""
+
+import jax
+import numpy as np
+import pytest
+
+from gptjax.data import chat
+from gptjax.errors import UserError
+from gptjax.infer import compilations
+from gptjax.infer.request import Reply, Token
+from gptjax.post import rollout
+from gptjax.post.logprobs import token_logprobs
+from gptjax.post.replies import ended, reply_mask
+from gptjax.post.tasks import make_task
+from gptjax.train import start
+from tests import helpers
+from tests.post import starts
+
+
+@pytest.fixture(scope='module')
+def begun(tmp_path_factory):
+    """(config, the model, style, task, sampler) of a rollout from random weights."""
+    path = tmp_path_factory.mktemp('rollout')
+    starts.write_start(path)
+    config = start.adopt(starts.config(path, 'grpo'), path / 'run')
+    trained = start.load_start(config, helpers.mesh_of())
+    style = rollout.style_of(config, trained.tokenizer)
+    task = make_task(config.task, 0, style.fits)
+    sampler = rollout.Sampler(
+        trained.settings, trained.params, trained.tokenizer, slots=8
+    )
+    return config, trained, style, task, sampler
+
+
+def drawn(begun, seed=0, step=0, complete=None):
+    *_, style, task, sampler = begun
+    items = [task.train(index) for index in range(4)]
+    return rollout.draw(complete or sampler.complete, style, items, 4, seed, step)
+
+
+# ---- the rows
+
+
+def test_a_row_has_prompt_reply_and_stop_token(begun):
+    _, trained, style, task, _ = begun
+    item = task.train(0)
+    prompt = style.prompt(item.messages)
+    end = trained.tokenizer.specials['<|end|>']
+    said = Token(70, -1.0), Token(71, -2.0)
+    stopped = Reply('ab', said, None, 'stop', end, Token(end, -0.5))
+    cut = Reply('a', (Token(70, -1.0),), None, 'length', None, None)
+    rows = rollout.rows_of(style, [item] * 2, [prompt] * 2, [stopped, cut])
+
+    P = len(prompt)
+    np.testing.assert_array_equal(
+        rows.batch['weights'], reply_mask(np.array([P, P]), np.array([3, 1]), 32)
+    )
+    first, second = rows.batch['targets']
+    assert first[: P + 2].tolist() == [*prompt[1:], 70, 71, end]
+    assert rows.batch['inputs'][0, : P + 2].tolist() == [*prompt, 70, 71]
+    assert second[:P].tolist() == [*prompt[1:], 70]
+    assert set(first[P + 2 :]) == set(second[P:]) == {style.tokenizer.pad_id}
+    assert rows.batch['segments'][0].tolist() == [1] * (P + 2) + [0] * (30 - P)
+    assert rows.sampled_BT[0, P - 1 : P + 2].tolist() == [-1, -2, -0.5]
+    assert rows.lengths_B.tolist() == [3, 1]
+    assert rows.truncated_B.tolist() == [False, True]
+    found = ended(rows.batch['targets'], rows.batch['weights'], [end])
+    assert np.asarray(found).tolist() == [True, False]
+
+
+def test_a_prompt_and_a_right_reply_are_the_row_that_fine_tuning_has(begun):
+    _, trained, style, task, _ = begun
+    item = task.train(1)
+    messages = [*item.messages, dict(role='assistant', content=item.answer)]
+    tokens, learnt = chat.encode_conversation(messages, trained.tokenizer, 'turns')
+    prompt = style.prompt(item.messages)
+    reply = [Token(token, -1.0) for token in tokens[len(prompt) :]]
+    said = Reply(item.answer, tuple(reply[:-1]), None, 'stop', None, reply[-1])
+    batch = rollout.rows_of(style, [item], [prompt], [said]).batch
+    length = len(tokens) - 1
+    assert batch['targets'][0, :length].tolist() == tokens[1:]
+    assert batch['weights'][0, :length].tolist() == learnt[1:]
+
+
+# ---- what is drawn
+
+
+def test_a_rollout_is_a_function_of_seed_and_step(begun):
+    first = drawn(begun)
+    again = drawn(begun)
+    for name, array in first.batch.items():
+        np.testing.assert_array_equal(array, again.batch[name])
+    assert first.replies == again.replies
+    assert len(set(first.replies[:4])) > 1  # each reply has a seed of its own
+    for other in (drawn(begun, seed=1), drawn(begun, step=1)):
+        assert other.replies != first.replies
+
+
+def test_how_many_are_drawn_at_once_changes_nothing(begun):
+    _, trained, *_ = begun
+    few = rollout.Sampler(trained.settings, trained.params, trained.tokenizer, slots=3)
+    one, other = drawn(begun), drawn(begun, complete=few.complete)
+    np.testing.assert_array_equal(one.batch['targets'], other.batch['targets'])
+    # Another batch size is another program: the sums may be rounded otherwise.
+    np.testing.assert_allclose(one.sampled_BT, other.sampled_BT, atol=2e-5)
+
+
+@pytest.mark.parametrize('tensor', [1, 2])
+def test_the_samplers_logprobs_are_the_trainers(begun, tensor):
+    _, trained, *_ = begun
+    sampler = rollout.Sampler(
+        trained.settings, trained.params, trained.tokenizer, slots=8, tensor=tensor
+    )
+    rows = drawn(begun, complete=sampler.complete)
+    logprobs_BT, _ = token_logprobs(trained.settings, trained.params, rows.batch)
+    mask_BT = rows.batch['weights'] > 0
+    np.testing.assert_allclose(
+        rows.sampled_BT[mask_BT], np.asarray(logprobs_BT)[mask_BT], atol=2e-5
+    )
+    assert rows.sampled_BT[~mask_BT].tolist() == [0.0] * int((~mask_BT).sum())
+
+
+def test_dropout_does_not_reach_a_rollout(begun):
+    config, trained, *_ = begun
+    model = config.model.copy_and_resolve_references()
+    model.update(residual_dropout=0.5, attention_dropout=0.5, embedding_dropout=0.5)
+    from gptjax.models import settings
+
+    dropping = settings.resolve(model, trained.tokenizer.vocab_size)
+    sampler = rollout.Sampler(dropping, trained.params, trained.tokenizer, slots=8)
+    one, other = drawn(begun), drawn(begun, complete=sampler.complete)
+    np.testing.assert_array_equal(one.batch['targets'], other.batch['targets'])
+
+
+# ---- new weights
+
+
+def test_new_weights_compile_nothing_and_forget_what_was_read(begun):
+    _, trained, style, task, _ = begun
+    prompt = style.prompt(task.train(0).messages) * 2  # longer than a chunk
+    make = lambda params: rollout.Sampler(
+        trained.settings, params, trained.tokenizer, slots=8
+    )
+    other = jax.tree.map(lambda leaf: leaf * 1.5, trained.params)
+    greedy = rollout.stopping(style, temperature=0.0)
+    sampler, fresh = make(trained.params), make(other)
+    before = sampler.complete([prompt], [greedy])[0]
+    sampler.follow(other, 'other')
+    sampler.follow(trained.params, 'first')
+    assert sampler.complete([prompt], [greedy])[0] == before
+    count = compilations.count()
+    sampler.follow(other, 'other')
+    found = sampler.complete([prompt], [greedy])[0]
+    assert compilations.count() == count
+    assert found == fresh.complete([prompt], [greedy])[0] != before
+
+
+def test_weights_of_another_shape_are_refused(begun):
+    _, trained, *_ = begun
+    sampler = rollout.Sampler(
+        trained.settings, trained.params, trained.tokenizer, slots=2
+    )
+    wider = jax.tree.map(lambda leaf: leaf.astype(np.float16), trained.params)
+    with pytest.raises(ValueError, match='shape, dtype or place'):
+        sampler.follow(wider, 'half')
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize(
+    ('changes', 'told'),
+    [
+        (dict(top_k=5), 'policy.top_k=5: .*use policy.top_k=0'),
+        (dict(top_p=0.9), 'policy.top_p=0.9: .*use policy.top_p=1.0'),
+        (dict(min_p=0.1), 'policy.min_p=0.1'),
+        (dict(temperature=0.0), 'policy.temperature=0.0: use a positive'),
+        (dict(max_tokens=32), 'policy.max_tokens=32: .*data.context=32'),
+    ],
+)
+def test_what_cannot_be_trained_on_is_not_drawn(begun, changes, told):
+    config, trained, *_ = begun
+    config = config.copy_and_resolve_references()
+    config.policy.update(changes)
+    with pytest.raises(UserError, match=told):
+        rollout.style_of(config, trained.tokenizer)
+
+
+def test_a_template_without_a_stop_token_is_refused(begun):
+    config, trained, *_ = begun
+    config = config.copy_and_resolve_references()
+    config.chat.template = 'text'
+    with pytest.raises(UserError, match='chat.template=text'):
+        rollout.style_of(config, trained.tokenizer)

@@ -1,0 +1,173 @@
+"""Problems: whose they are is decided by content, which comes next by (seed, index)."""
+
+import json
+import sys
+
+import pytest
+
+from configs import common
+from gptjax.data.documents import split_of
+from gptjax.errors import UserError
+from gptjax.post import tasks
+
+
+def section(**fields):
+    section = common.task_section()
+    section.update(dict(problems=300, demonstrations=40, validation=20, held_out=50))
+    section.update(fields)
+    return section
+
+
+@pytest.fixture(scope='module')
+def sums():
+    pytest.importorskip('reasoning_gym')
+    return tasks.make_task(section(), seed=0)
+
+
+def ids(items):
+    return [item.id for item in items]
+
+
+def test_parts_share_no_problem_and_have_each_once(sums):
+    parts = [
+        ids(sums.train(index) for index in range(300)),
+        ids(sums.validation(20)),
+        ids(sums.held_out(50)),
+    ]
+    assert [len(set(part)) for part in parts] == [300, 20, 50]
+    assert len(set().union(*parts)) == 370
+    questions = {item.messages[0]['content'] for item in sums.held_out(50)}
+    assert not questions & {
+        sums.train(index).messages[0]['content'] for index in range(300)
+    }
+
+
+def test_demonstrations_split_further_as_documents_do(sums):
+    sides = [split_of(item.id, 0.1) for item in sums.demonstrations(300)]
+    assert 10 < sides.count('validation') < 60
+
+
+def test_training_problems_are_a_function_of_seed_and_index(sums):
+    again, other = (tasks.make_task(section(), seed=seed) for seed in (0, 1))
+    numbers = range(290, 610)  # over the edges of epochs
+    first = ids(map(sums.train, numbers))
+    assert first == ids(map(again.train, reversed(numbers)))[::-1]
+    assert first != ids(map(other.train, numbers))
+    assert sorted(first[10:310]) == sorted(ids(sums.demonstrations(300)))
+    # The same problems for every seed, so that seeds can be compared.
+    assert ids(sums.held_out(50)) == ids(other.held_out(50))
+    assert ids(sums.demonstrations(40)) == ids(other.demonstrations(40))
+
+
+def test_neighbouring_indices_of_the_generator_are_not_neighbours_here(sums):
+    # reasoning-gym seeds by the sum of seed and index, which would repeat problems.
+    places = [item.meta['metadata']['source_index'] for item in sums.held_out(50)]
+    assert min(abs(a - b) for a in places for b in places if a != b) > 1000
+
+
+def test_the_verifier_judges_numbers(sums):
+    item = sums.held_out(1)[0]
+    assert sums.score(item, item.answer) == 1.0
+    assert sums.score(item, f'{item.answer}.0') == 1.0
+    assert sums.score(item, f'{item.answer}9') < 1.0
+    assert sums.score(item, '') == 0.0
+
+
+def test_problems_that_do_not_fit_are_left_out(sums):
+    short = lambda messages: len(messages[0]['content']) < 68
+    task = tasks.make_task(section(), 0, short)
+    assert all(short(item.messages) for item in task.held_out(50))
+    with pytest.raises(UserError, match='no train problem fits the context'):
+        tasks.make_task(section(), 0, lambda messages: False).train(0)
+
+
+def test_a_small_task_has_as_many_problems_as_there_are():
+    pytest.importorskip('reasoning_gym')
+    one_digit = dict(min_terms=2, max_terms=2, min_digits=1, max_digits=1)
+    task = tasks.make_task(section(options=one_digit), seed=0)
+    parts = [task.demonstrations(999), task.validation(999), task.held_out(999)]
+    assert sum(map(len, parts)) == 200  # 10 x 10 and two signs
+    assert task.train(len(parts[0])).id in ids(parts[0])
+
+
+def test_unknown_datasets_and_options():
+    pytest.importorskip('reasoning_gym')
+    with pytest.raises(UserError, match='task.name=chain_some: .* chain_sum'):
+        tasks.make_task(section(name='chain_some'), 0)
+    with pytest.raises(UserError, match='task.options of chain_sum: .*min_digits'):
+        tasks.make_task(section(options=dict(min_digits=0)), 0)
+    with pytest.raises(UserError, match='task.held_out_fraction=0.5'):
+        tasks.make_task(section(held_out_fraction=0.5), 0)
+
+
+def test_without_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'reasoning_gym', None)
+    with pytest.raises(UserError, match='pip install reasoning-gym, or .*task.path'):
+        tasks.make_task(section(), 0)
+
+
+# ---- files
+
+
+def write(path, *lines):
+    path.write_text('\n'.join(map(json.dumps, lines)) + '\n', encoding='utf-8')
+    return str(path)
+
+
+def test_a_file_of_problems(tmp_path):
+    lines = [dict(prompt=f'{n} + 1 =', answer=str(n + 1)) for n in range(60)]
+    path = write(tmp_path / 'sums.jsonl', *lines, lines[0])
+    task = tasks.make_task(section(path=path), 0)
+    train = task.demonstrations(999)
+    assert len(train) + len(task.validation(99)) + len(task.held_out(99)) == 60
+    assert sorted(ids(task.train(n) for n in range(len(train)))) == sorted(ids(train))
+    assert task.score(train[0], f' {train[0].answer}\n') == 1.0
+    assert task.score(train[0], 'no') == 0.0
+
+
+def test_messages_end_with_the_answer_or_have_none(tmp_path):
+    said = [dict(role='system', content='Be brief.'), dict(role='user', content='Hi')]
+    reply = dict(role='assistant', content='Hello')
+    path = write(tmp_path / 'a.jsonl', dict(messages=[*said, reply]))
+    (item,) = tasks.read_items(tmp_path / 'a.jsonl')
+    assert (list(item.messages), item.answer) == (said, 'Hello')
+    open_ended = [dict(prompt=f'Tell me of {n}') for n in range(60)]
+    path = write(tmp_path / 'b.jsonl', *open_ended)
+    assert tasks.make_task(section(path=path), 0).score is None
+
+
+@pytest.mark.parametrize(
+    ('line', 'told'),
+    [
+        (dict(question='1'), 'line 2: has neither "prompt" nor "messages"'),
+        (dict(messages=[dict(role='robot', content='')]), "line 2: role 'robot'"),
+        (dict(messages=[dict(role='assistant', content='')]), 'no message to reply to'),
+        ([1], 'line 2: has neither'),
+    ],
+)
+def test_bad_lines_are_named(tmp_path, line, told):
+    write(tmp_path / 'a.jsonl', dict(prompt='1 + 1 =', answer='2'), line)
+    with pytest.raises(UserError, match=told):
+        tasks.read_items(tmp_path / 'a.jsonl')
+
+
+# ---- demonstrations
+
+
+def test_demonstrations_are_chats_and_the_same_every_time(sums, tmp_path):
+    config = common.base()
+    config.task = section()
+    made = tasks.write_task(config, tmp_path / 'a')
+    assert made['problems'] == dict(train=40, validation=20, held_out=50)
+    config.seed = 7
+    assert tasks.write_task(config, tmp_path / 'b')['sha256'] == made['sha256']
+    lines = (tmp_path / 'a/task/train.jsonl').read_text().splitlines()
+    chat = json.loads(lines[0])
+    item = sums.demonstrations(1)[0]
+    assert chat['messages'] == [
+        *item.messages,
+        dict(role='assistant', content=item.answer),
+    ]
+    config.task.validation = 10
+    with pytest.raises(UserError, match='task.validation: 20 there, 10 here'):
+        tasks.write_task(config, tmp_path / 'a')

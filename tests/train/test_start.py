@@ -1,0 +1,59 @@
+"""What a later run takes from an earlier one."""
+
+import shutil
+
+import pytest
+
+from configs import common
+from gptjax import files, rundir
+from gptjax.errors import UserError
+from gptjax.train import start
+
+
+def config_of(run, step=-1):
+    config = common.base()
+    config.start = common.start_section(str(run), step)
+    config.data.context = 0
+    return config
+
+
+def test_model_and_tokenizer_are_the_earlier_runs(trained_run, tmp_path):
+    earlier = rundir.read_config(trained_run)
+    config = start.adopt(config_of(trained_run), tmp_path)
+    assert config.model == earlier.model and config.tokenizer == earlier.tokenizer
+    assert config.data.context == earlier.model.context
+    assert config.start.run == str(trained_run) and config.start.step in (2, 4)
+    for name in ('tokenizer.model', 'manifest.json'):
+        copied = tmp_path / 'tokenizer' / name
+        assert copied.read_bytes() == (trained_run / 'tokenizer' / name).read_bytes()
+    assert start.adopt(config, tmp_path) == config
+    assert start.adopt(config_of(trained_run, step=2), tmp_path).start.step == 2
+
+
+def test_a_run_under_way_needs_the_earlier_one_no_more(trained_run, tmp_path):
+    earlier = shutil.copytree(trained_run, tmp_path / 'earlier')
+    run = tmp_path / 'run'
+    config = start.adopt(config_of(earlier, step=2), run)
+    rundir.write_config(config, run)
+    shutil.rmtree(earlier)
+    with pytest.raises(UserError, match='no run directory there'):
+        start.adopt(config_of(earlier), run)
+    (run / 'checkpoints' / '00000002').mkdir(parents=True)
+    assert start.adopt(config_of(earlier), run) == config
+    # Another step is another beginning.
+    with pytest.raises(UserError, match='no run directory there'):
+        start.adopt(config_of(earlier, step=4), run)
+
+
+def test_what_cannot_be_started_from(trained_run, prepared_run, tmp_path):
+    for run, step, told in (
+        ('', -1, 'start.run is empty'),
+        (tmp_path / 'nowhere', -1, 'no run directory there: name one'),
+        (prepared_run, -1, 'has no checkpoint: train it first'),
+        (trained_run, 3, 'start.step=3: .* has no such checkpoint, it has 2, 4'),
+    ):
+        with pytest.raises(UserError, match=told):
+            start.adopt(config_of(run, step), tmp_path / 'run')
+    files.write_text(tmp_path / 'run' / 'tokenizer' / 'tokenizer.model', 'other')
+    with pytest.raises(UserError, match='has another tokenizer than start.run='):
+        start.adopt(config_of(trained_run), tmp_path / 'run')
