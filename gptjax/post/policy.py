@@ -125,7 +125,9 @@ def run(
         schedule = jax.jit(make_schedule(config.optim, config.train.num_steps))
         updates = updates_of(config)
         first, last = int(state.step), config.train.num_steps
-        writer = MetricsWriter(workdir, first) if multihost.is_first() else None
+        # A new run writes of step 0 too, and keeps nothing of one that was killed.
+        kept = first if restored else -1
+        writer = MetricsWriter(workdir, kept) if multihost.is_first() else None
         if writer:
             stack.callback(writer.close)
             rundir.write_environment(workdir)
@@ -149,7 +151,7 @@ def run(
             if writer:
                 writer.write(done, 'validation', found)
 
-        if first == 0:
+        if not restored:
             validate(0)  # where it starts from
 
         # ---- rollouts -------------------------------------------------------

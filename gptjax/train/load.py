@@ -170,15 +170,16 @@ def load_engine(
 
 def _load_draft(workdir, mesh, tokenizer):
     """(settings, params) of a model that may guess for one with this tokenizer."""
-    try:
-        trained = load(rundir.read_config(workdir), workdir, mesh)
-    except UserError as error:
-        raise UserError(f'--draft={workdir}: {error}') from error
-    if trained.tokenizer.fingerprint != tokenizer.fingerprint:
+    path = workdir / 'tokenizer' / 'tokenizer.model'
+    if path.exists() and Tokenizer.load(path).fingerprint != tokenizer.fingerprint:
         raise UserError(
             f'--draft={workdir} was trained with another tokenizer: copy documents, '
             'tokenizer and prepared of the run it is to guess for, and train on them'
         )
+    try:
+        trained = load(rundir.read_config(workdir), workdir, mesh)
+    except UserError as error:
+        raise UserError(f'--draft={workdir}: {error}') from error
     return trained.settings, trained.params
 
 

@@ -36,9 +36,7 @@ def write(folder, right, out_of=20):
 
 def row_of(found, stage, figure='accuracy'):
     (row,) = (
-        row
-        for row in found['rows']
-        if (row['stage'], row['figure']) == (stage, figure)
+        row for row in found['rows'] if (row['stage'], row['figure']) == (stage, figure)
     )
     return row
 

@@ -82,7 +82,8 @@ def test_what_was_asked_is_in_the_result(evaluated, workdir):
     reply = found['tasks']['reply']
     assert reply['settings']['max_tokens'] == 8 and reply['settings']['seed'] == 0
     assert reply['settings']['prompt_tokens_at_most'] == 64 - 8
-    documents = stage.read_documents(workdir / 'documents' / 'validation.jsonl')[:12]
+    documents = stage.read_documents(workdir / 'documents' / 'validation.jsonl')
+    documents = stage.some_documents(documents, 12)
     asked = items.reply_items(documents, 200, seed=0)
     assert [i['prompt_sha256'] for i in reply['items']] == [
         item.prompt_hash() for item in asked
@@ -143,6 +144,9 @@ class Letters:
 
     def encode(self, text):
         return [3 + byte for byte in text.encode()]
+
+    def encode_batch(self, texts):
+        return [self.encode(text) for text in texts]
 
     def decode(self, tokens):
         return bytes(token - 3 for token in tokens if token > 2).decode()
@@ -235,7 +239,7 @@ def test_prompts_seeds_and_stops_of_a_reply():
 def test_settings_out_of_range_are_named(field, value):
     config = runs_config()
     config.eval[field] = value
-    with pytest.raises(UserError, match=f'eval.{field}={value}: use a number'):
+    with pytest.raises(UserError, match=f'eval.{field}={value}: use '):
         stage.settings_of(config)
 
 
