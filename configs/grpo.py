@@ -12,32 +12,44 @@ your own are lines {"prompt": "…", "answer": "…"}.
 
 from configs import common
 
+# One update a rollout: nothing is clipped.
+ONCE = {'policy.epochs': 1, 'train.batch_size': 512, 'train.num_steps': 150}
+
 VARIANTS = {
-    # Shao et al. 2024
-    'grpo': dict(grpo=dict(), policy=dict()),
+    'grpo': {},  # Shao et al. 2024
     # Liu et al. 2025
-    'dr_grpo': dict(
-        grpo=dict(advantage='dr_grpo', normaliser='constant'), policy=dict()
-    ),
+    'dr_grpo': {'grpo.advantage': 'dr_grpo', 'grpo.normaliser': 'constant'},
     # Yu et al. 2025
-    'dapo': dict(
-        grpo=dict(normaliser='token', clip_high=0.28, resampling=3),
-        policy=dict(overlong_buffer=1),
-    ),
+    'dapo': {
+        'grpo.normaliser': 'token',
+        'grpo.clip_high': 0.28,
+        'grpo.resampling': 3,
+        'policy.overlong_buffer': 1,
+    },
     # Zheng et al. 2025
-    'gspo': dict(
-        grpo=dict(objective='gspo', clip_low=3e-4, clip_high=4e-4), policy=dict()
-    ),
+    'gspo': {
+        'grpo.objective': 'gspo',
+        'grpo.clip_low': 3e-4,
+        'grpo.clip_high': 4e-4,
+    },
     # Ahmadian et al. 2024
-    'rloo': dict(
-        grpo=dict(advantage='rloo', objective='reinforce', normaliser='sum'),
-        policy=dict(kl_reward=0.01),
-    ),
+    'rloo': {
+        'grpo.advantage': 'rloo',
+        'grpo.objective': 'reinforce',
+        'grpo.normaliser': 'sum',
+        'policy.kl_reward': 0.01,
+        **ONCE,
+    },
     # Williams 1992
-    'reinforce': dict(
-        grpo=dict(advantage='reinforce', objective='reinforce', normaliser='sum'),
-        policy=dict(prompts=256, replies=1, kl_reward=0.01),
-    ),
+    'reinforce': {
+        'grpo.advantage': 'reinforce',
+        'grpo.objective': 'reinforce',
+        'grpo.normaliser': 'sum',
+        'policy.prompts': 512,
+        'policy.replies': 1,
+        'policy.kl_reward': 0.01,
+        **ONCE,
+    },
 }
 
 
@@ -53,15 +65,15 @@ def get_config(variant: str = 'grpo'):
     config.lora = common.lora_section()
     config.task = common.task_section()
     config.policy = common.policy_section()
-    config.policy.update(prompts=32, replies=8, max_tokens=6, slots=128)
+    config.policy.update(prompts=32, replies=16, epochs=2, max_tokens=6, slots=128)
     config.grpo = common.grpo_section()
-    chosen = VARIANTS[variant or 'grpo']
-    config.grpo.update(chosen['grpo'])
-    config.policy.update(chosen['policy'])
+    # A policy gradient is mostly noise: the step goes to 0, and averages are evaluated.
     config.optim.update(
-        name='adamw', learning_rate=1e-4, schedule='constant', warmup_steps=0
+        name='adamw', learning_rate=1e-4, schedule='linear', warmup_steps=5
     )
-    # one update a rollout of 32 x 8 replies
-    config.train.update(num_steps=200, batch_size=256, eval_every=20)
+    config.optim.update(beta2=0.99, ema=0.9)
+    # 60 rollouts of 32 x 16 replies; two passes in updates of 256 are four updates
+    config.train.update(num_steps=240, batch_size=256, eval_every=20)
     config.checkpoint.every = 20
+    config.update_from_flattened_dict(VARIANTS[variant or 'grpo'])
     return config

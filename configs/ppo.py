@@ -21,14 +21,16 @@ def get_config(variant: str = ''):
     config.lora = common.lora_section()
     config.task = common.task_section()
     config.policy = common.policy_section()
-    config.policy.update(prompts=256, replies=1, epochs=2, max_tokens=6, slots=128)
+    config.policy.update(prompts=512, replies=1, epochs=2, max_tokens=6, slots=128)
     config.ppo = common.ppo_section()
+    config.ppo.warm_up = 2
     config.optim.update(
-        name='adamw', learning_rate=1e-4, schedule='constant', warmup_steps=0
+        name='adamw', learning_rate=1e-4, schedule='linear', warmup_steps=5
     )
-    # 100 rollouts of 256 replies; two passes in updates of 128 are four updates each
-    config.train.update(num_steps=400, batch_size=128, eval_every=40)
-    config.checkpoint.every = 40
+    config.optim.update(beta2=0.99, ema=0.9)  # as in configs/grpo.py
+    # 60 rollouts of 512 replies; two passes in updates of 256 are four updates
+    config.train.update(num_steps=240, batch_size=256, eval_every=20)
+    config.checkpoint.every = 20
     if variant:
         kind, _, run = variant.partition('=')
         if kind != 'reward' or not run:
