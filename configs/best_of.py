@@ -15,6 +15,7 @@ def get_config(variant: str = ''):
     config.start = common.start_section('runs/sums_sft')
     config.task = common.task_section()
     config.best_of = common.best_of_section()
+    config.best_of.max_tokens = 6  # a sum; more does not fit a context of 32
     config.chat.template = 'turns'
     config.data.context = 0  # the model's
     if variant:

@@ -17,6 +17,7 @@ def get_config(variant: str = ''):
     config.start = common.start_section('runs/sums_sft')
     config.task = common.task_section()
     config.select = common.select_section()
+    config.select.max_tokens = 6  # a sum; more does not fit a context of 32
     config.chat.template = 'turns'
     config.data.context = 0  # the model's
     if variant:
@@ -27,5 +28,6 @@ def get_config(variant: str = ''):
                 'configs/select.py:reward=RUN'
             )
         config.select.by = 'reward'
+        config.select.max_tokens = 48  # of a chat
         config.task.rewards = dict(model=common.reward_part('model', run=run))
     return config

@@ -201,8 +201,8 @@ def _gym_task(section, fits):
         if not found:
             raise UserError(
                 f'task.name={section.name}: no {part} problem fits the context in '
-                f'{TRIES:,} draws: change task.options, data.context or '
-                'policy.max_tokens'
+                f'{TRIES:,} draws: change task.options or data.context, or lower '
+                'max_tokens of replies'
             )
         return list(found.values())
 
