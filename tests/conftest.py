@@ -1,5 +1,6 @@
 """Every test runs on the CPU, split into eight devices."""
 
+import fcntl
 import os
 import signal
 
@@ -27,18 +28,38 @@ def pytest_xdist_auto_num_workers(config):
     return min(os.cpu_count(), 4)
 
 
+def made_once(tmp_path_factory, name, make):
+    """The folder `name` that `make(folder)` makes, once for all test processes."""
+    shared = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        shared = shared.parent
+    folder = shared / name
+    with open(shared / f'{name}.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be making it
+        if not folder.exists():
+            draft = shared / f'{name}.draft'
+            make(draft)
+            draft.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope='session')
 def prepared_run(tmp_path_factory):
     """A run directory with the data of configs/tiny.py; copy it, leave it alone."""
-    workdir = tmp_path_factory.mktemp('prepared') / 'run'
-    words = ('prepare', '--config=configs/tiny.py', f'--workdir={workdir}')
-    runs.finish(runs.start(*words))
-    return workdir
+
+    def make(workdir):
+        words = ('prepare', '--config=configs/tiny.py', f'--workdir={workdir}')
+        runs.finish(runs.start(*words))
+
+    return made_once(tmp_path_factory, 'prepared', make)
 
 
 @pytest.fixture(scope='session')
 def trained_run(prepared_run, tmp_path_factory):
     """The same with a model that was trained for four steps."""
-    workdir = runs.copy(prepared_run, tmp_path_factory.mktemp('trained') / 'run')
-    runs.finish(runs.start('pretrain', f'--workdir={workdir}', *runs.SHORT))
-    return workdir
+
+    def make(workdir):
+        runs.copy(prepared_run, workdir)
+        runs.finish(runs.start('pretrain', f'--workdir={workdir}', *runs.SHORT))
+
+    return made_once(tmp_path_factory, 'trained', make)

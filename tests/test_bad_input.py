@@ -204,18 +204,19 @@ def test_bad_config_leaves_a_run_as_it_was(run, capsys):
 
 
 @pytest.mark.slow
-def test_run_directory_of_another_config(trained_run, capsys):
-    before = contents(trained_run)
+def test_run_directory_of_another_config(trained_run, tmp_path, capsys):
+    workdir = runs.copy(trained_run, tmp_path / 'run')
+    before = contents(workdir)
     for stage, field, told in (
         ('pretrain', 'model.width=128', 'model.width: 64 there, 128 here'),
         ('pretrain', 'seed=3', 'seed: 0 there, 3 here'),
         ('eval', 'optim.name=lion', "optim.name: 'muon' there, 'lion' here"),
         ('pretrain', 'data.context=32', 'data.context: 64 there, 32 here'),
     ):
-        words = (stage, f'--workdir={trained_run}', *runs.SHORT, f'--config.{field}')
+        words = (stage, f'--workdir={workdir}', *runs.SHORT, f'--config.{field}')
         error = error_of(capsys, *words)
         assert told in error and 'use another --workdir' in error, error
-    assert contents(trained_run) == before
+    assert contents(workdir) == before
 
 
 # ---- the place

@@ -154,6 +154,7 @@ def test_what_pretraining_held_out_is_held_out(tmp_path):
 # ---- our own datasets
 
 
+@pytest.mark.slow
 def test_two_people_are_the_assistant_in_turn(tmp_path):
     views, about = written(
         tmp_path,

@@ -142,6 +142,7 @@ def test_one_command_makes_all_of_it(folder, tmp_path):
     parts.reward.eval.resamples = 20
     parts.ppo.policy.update(prompts=8, max_tokens=4, slots=8, epochs=1)
     parts.ppo.train.update(num_steps=2, batch_size=8, eval_every=2)
+    parts.ppo.optim.warmup_steps = 0
     parts.ppo.checkpoint.every = 1
     workdir = tmp_path / 'run'
     config = start.adopt(config, workdir)

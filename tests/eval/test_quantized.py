@@ -44,6 +44,7 @@ def test_engines_that_cannot_be(trained_run, config, tmp_path):
         load_engine(config, trained_run, step=7)
 
 
+@pytest.mark.slow
 def test_a_run_may_guess_for_itself(trained_run, config):
     engine = load_engine(config, trained_run, slots=1, draft=trained_run)
     alone = load_engine(config, trained_run, slots=1)

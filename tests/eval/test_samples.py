@@ -66,6 +66,7 @@ def test_a_text_is_split_over_the_tensor_axis_alone(tensor, size, config):
     assert mesh.size == mesh.shape['tensor'] == size
 
 
+@pytest.mark.slow
 def test_tensor_parallel_draws_the_same(workdir, config):
     other = ConfigDict(config.to_dict())
     other.mesh.tensor = 4

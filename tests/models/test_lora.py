@@ -104,6 +104,7 @@ def test_gradients_are_those_of_the_whole_matrix_projected(model):
     )
 
 
+@pytest.mark.slow
 def test_shards_equal_one_device(model):
     settings, base = model
     its = section()

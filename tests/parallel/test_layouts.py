@@ -109,11 +109,11 @@ def test_accumulation_weighs_by_tokens(one_device):
 @pytest.mark.parametrize(
     'sizes, optimizer',
     [
-        ((2, 2, 2, 1), 'adamw'),
         ((1, 2, 2, 2), 'muon'),
         *(
             pytest.param(sizes, optimizer, marks=pytest.mark.slow)
             for sizes, optimizer in [
+                ((2, 2, 2, 1), 'adamw'),
                 ((1, 2, 2, 2), 'adamw'),
                 ((2, 2, 2, 1), 'muon'),
                 ((2, 2, 2, 1), 'adafactor'),
@@ -206,12 +206,14 @@ def test_state_lives_where_its_parameter_does_and_the_rest_everywhere(optimizer,
 @pytest.mark.parametrize(
     'changes',
     [
-        dict(num_kv_heads=2),
+        pytest.param(dict(num_kv_heads=2), marks=pytest.mark.slow),
         dict(num_kv_heads=1, mlp='swiglu', windows=(8, 0)),
         dict(
             position='learned', norm='layernorm', mlp='gelu', bias=True, qk_norm=False
         ),
-        dict(tie_embeddings=True, remat='full', unroll=2),
+        pytest.param(
+            dict(tie_embeddings=True, remat='full', unroll=2), marks=pytest.mark.slow
+        ),
     ],
     ids=str,
 )

@@ -166,9 +166,8 @@ def test_a_warm_up_trains_the_critic_alone(folder, ppo_run):
     assert lines(workdir)[1]['explained_variance'] != 0  # the critic learnt meanwhile
 
 
-@pytest.mark.parametrize(
-    ('section', 'steps'), [('grpo', 2), pytest.param('ppo', 4, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(('section', 'steps'), [('grpo', 2), ('ppo', 4)])
 def test_a_run_that_was_stopped_goes_on_bitwise(
     folder, request, monkeypatch, section, steps
 ):
@@ -202,11 +201,8 @@ def test_rollouts_where_all_score_the_same_are_counted_and_change_nothing(folder
     assert [r['empty_rollouts'] for r in lines(workdir)] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(
-    'sizes',
-    [dict(fsdp=2, tensor=2), pytest.param(dict(data=2), marks=pytest.mark.slow)],
-    ids=str,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('sizes', [dict(fsdp=2, tensor=2), dict(data=2)], ids=str)
 def test_every_mesh_makes_the_same_updates(folder, ppo_run, sizes, monkeypatch):
     def change(config):
         ppo_config(config)

@@ -84,7 +84,9 @@ def one_device():
     return losses((1, 1, 1, 1))
 
 
-@pytest.mark.parametrize('sizes', ((8, 1, 1, 1), (1, 2, 2, 2)))
+@pytest.mark.parametrize(
+    'sizes', (pytest.param((8, 1, 1, 1), marks=pytest.mark.slow), (1, 2, 2, 2))
+)
 def test_other_meshes_equal_one_device(sizes, one_device):
     found, head = losses(sizes)
     # float32, summed in another order.
@@ -200,6 +202,7 @@ def finished(trained_run, tmp_path_factory):
     return words
 
 
+@pytest.mark.slow
 def test_it_learns_what_is_preferred(finished):
     workdir = finished[2]
     found = files.read_json(workdir / 'results.json')
@@ -216,6 +219,7 @@ def test_it_learns_what_is_preferred(finished):
     assert metrics[-1]['split'] == 'validation' and metrics[-1]['accuracy'] > 0.9
 
 
+@pytest.mark.slow
 def test_a_loaded_reward_is_centred(finished):
     workdir = finished[2]
     config = rundir.read_config(workdir)
@@ -239,6 +243,7 @@ def test_a_loaded_reward_is_centred(finished):
     np.testing.assert_allclose(rewards([long]), found[:1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_same_command_finds_nothing_left_to_do(finished, capsys):
     before = (finished[2] / 'metrics.jsonl').read_bytes()
     assert runs.gptjax('reward', f'--workdir={finished[2]}') == 0
@@ -246,12 +251,14 @@ def test_the_same_command_finds_nothing_left_to_do(finished, capsys):
     assert 'reward model' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_report_has_it(finished):
     assert runs.gptjax('report', f'--workdir={finished[2]}') == 0
     page = (finished[2] / 'report.html').read_text()
     assert '<h2>Reward model</h2>' in page and '<h2>Ratings</h2>' in page
 
 
+@pytest.mark.slow
 def test_it_needs_a_finished_run(trained_run, finished, tmp_path):
     config = rundir.read_config(finished[2])
     mesh = helpers.mesh_of()
@@ -261,6 +268,7 @@ def test_it_needs_a_finished_run(trained_run, finished, tmp_path):
         reward_model.load_trained(rundir.read_config(trained_run), trained_run, mesh)
 
 
+@pytest.mark.slow
 def test_rows_of_padding_are_not_rewards(finished):
     tokenizer = Tokenizer.load(finished[2] / 'tokenizer' / 'tokenizer.model')
     encoded = [encode_end([dict(role='user', content='hi')], tokenizer, 'text', 64)]

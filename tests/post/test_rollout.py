@@ -105,7 +105,7 @@ def test_how_many_are_drawn_at_once_changes_nothing(begun):
     np.testing.assert_allclose(one.sampled_BT, other.sampled_BT, atol=2e-5)
 
 
-@pytest.mark.parametrize('tensor', [1, 2])
+@pytest.mark.parametrize('tensor', [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_samplers_logprobs_are_the_trainers(begun, tensor):
     _, trained, *_ = begun
     sampler = rollout.Sampler(

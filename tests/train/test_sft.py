@@ -93,7 +93,9 @@ def base_params(config):
     return start.load_start(config, helpers.mesh_of()).params
 
 
-@pytest.mark.parametrize('lora', (None, LORA), ids=('full', 'lora'))
+@pytest.mark.parametrize(
+    'lora', (pytest.param(None, marks=pytest.mark.slow), LORA), ids=('full', 'lora')
+)
 def test_without_learning_it_is_the_earlier_model(
     dialogue, trained_run, tmp_path, lora
 ):
@@ -139,9 +141,8 @@ def test_adapters_train_alone_and_are_merged(dialogue, trained_run, tmp_path):
         load.load(moved, workdir, helpers.mesh_of())
 
 
-@pytest.mark.parametrize(
-    'lora', (pytest.param(None, marks=pytest.mark.slow), LORA), ids=('full', 'lora')
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('lora', (None, LORA), ids=('full', 'lora'))
 def test_another_mesh_gives_the_same(dialogue, trained_run, tmp_path, lora):
     found = []
     for name, mesh in (('one', {}), ('many', dict(data=2, fsdp=2, tensor=2))):
