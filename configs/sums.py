@@ -29,6 +29,9 @@ def get_config(variant: str = ''):
     config.model.update(
         num_layers=3, width=96, num_heads=3, context=32, unroll=3, num_kv_heads=3
     )
+    # So few demonstrations are soon known by heart.
+    config.model.residual_dropout = 0.1
+    config.optim.weight_decay = 0.1
     demonstrations = dict(sums=common.source('chat', DEMONSTRATIONS))
     config.data.sources = demonstrations
     config.train.update(num_steps=400, batch_size=64, eval_every=100, patience=0)
@@ -36,7 +39,11 @@ def get_config(variant: str = ''):
     if variant == 'sft':
         config.start = common.start_section('runs/sums')
         config.sft = common.sft_section()
-        config.sft.epochs = 6.0
+        config.sft.epochs = 0.0
+        config.train.update(num_steps=1200, eval_every=300)
+        # Sums come right long after the loss of the wrong ones has begun to rise: the
+        # last weights go on, not those with the lowest loss.
+        config.checkpoint.update(every=300, keep=1, keep_best=0)
         config.lora = common.lora_section()
         config.dialogue = common.dialogue_section(**demonstrations)
         config.chat.template = 'turns'

@@ -3,9 +3,10 @@
     python -m gptjax stages --workdir runs sums_sft grpo=sums_more
 
 `grpo=sums_more` compares runs/grpo with its control runs/sums_more: from the same
-start and with the same compute, so that the difference is the stage's own. Where the
-runs lie in a folder a seed (runs/study/0/grpo, runs/study/1/grpo), figures are means
-over the seeds, and the range of the seeds stands in the place of an interval.
+start and with the same compute, so that the difference is the stage's own; the seconds
+that each was trained stand beside it. Where the runs lie in a folder a seed
+(runs/study/0/grpo, runs/study/1/grpo), figures are means over the seeds, and the range
+of the seeds stands in the place of an interval.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from gptjax import files
 from gptjax.errors import UserError
 from gptjax.eval import compare, results
 from gptjax.eval.results import between, short
+from gptjax.train.metrics import read_metrics
 
 # Of each kind of task the figures that are told; all of them are in RUN/eval.json.
 TOLD = dict(
@@ -43,8 +45,8 @@ def tell(workdir: Path, words: Sequence[str]) -> dict:
         words: 'NAME' or 'NAME=CONTROL', in the order of the table.
 
     Returns:
-        {rows: [...], seeds, level}; a row has task, figure, stage, value, interval,
-        control, difference and the difference's interval.
+        {rows: [...], seeds, level}; a row has task, figure, stage, the seconds it was
+        trained, value, interval, control, difference and the difference's interval.
 
     Raises:
         UserError: no runs are named, one is not there or was not evaluated, or a
@@ -94,6 +96,7 @@ def _find(workdir: Path, word: str) -> Stage:
 def _rows(stage: Stage, by_name: dict[str, Stage], read: dict) -> list[dict]:
     """A row for each figure of each task that the stage was asked."""
     rows = []
+    seconds = fmean(map(seconds_trained, stage.folders))
     first = _tasks(read[stage.folders[0]])
     for task, its in first.items():
         asked = [_tasks(read[folder]).get(task) for folder in stage.folders]
@@ -101,13 +104,22 @@ def _rows(stage: Stage, by_name: dict[str, Stage], read: dict) -> list[dict]:
             missing = stage.folders[asked.index(None)]
             raise UserError(f'stages: {missing} was not asked for {task}: run eval')
         for figure in TOLD[its['kind']]:
-            row = dict(task=task, figure=figure, stage=stage.name)
+            row = dict(task=task, figure=figure, stage=stage.name, seconds=seconds)
             row.update(_over_seeds([found['figures'][figure] for found in asked]))
             if stage.control:
                 control = by_name[stage.control]
                 row.update(_against(stage, control, task, figure, read))
             rows.append(row)
     return rows
+
+
+def seconds_trained(workdir: Path) -> float:
+    """Seconds of a run's steps, or its rollouts, its first compilation included."""
+    return sum(
+        line['step_seconds']
+        for line in read_metrics(workdir / 'metrics.jsonl')
+        if line['split'] == 'train'
+    )
 
 
 def _tasks(found: dict) -> dict:
@@ -154,7 +166,7 @@ def _keys(rows):
 
 def _cells(found: dict) -> list[tuple[str, ...]]:
     """The table's rows, the heading first; what is as above is left out."""
-    rows = [('task', 'figure', 'stage', 'value', 'beside', 'difference')]
+    rows = [('task', 'figure', 'stage', 'seconds', 'value', 'beside', 'difference')]
     before = None
     for row in found['rows']:
         key = (row['task'], results.label_of(row['figure']))
@@ -166,7 +178,8 @@ def _cells(found: dict) -> list[tuple[str, ...]]:
                 f'{row["difference"]:+.3f}{between(row["difference_interval"])}'
             )
         shown = key if key != before else ('', '')
-        rows.append((*shown, row['stage'], value, control, difference))
+        seconds = f'{row["seconds"]:,.0f}'
+        rows.append((*shown, row['stage'], seconds, value, control, difference))
         before = key
     return rows
 

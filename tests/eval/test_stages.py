@@ -32,6 +32,10 @@ def write(folder, right, out_of=20):
     )
     folder.mkdir(parents=True)
     results.write(folder / 'eval.json', dict(tasks=dict(task=task), tokenizer='t'))
+    lines = [dict(split='train', step_seconds=seconds) for seconds in (right, 0.5)]
+    lines.insert(1, dict(split='validation', step=1))
+    text = ''.join(json.dumps(line) + '\n' for line in lines)
+    files.write_text(folder / 'metrics.jsonl', text)
 
 
 def row_of(found, stage, figure='accuracy'):
@@ -47,7 +51,7 @@ def test_one_seed_has_bootstrap_intervals_and_paired_differences(tmp_path, capsy
     write(tmp_path / 'grpo', 17)
     found = stages.tell(tmp_path, ['sft', 'more=sft', 'grpo=more'])
     row = row_of(found, 'grpo')
-    assert (row['value'], row['control']) == (0.85, 'more')
+    assert (row['value'], row['control'], row['seconds']) == (0.85, 'more', 17.5)
     assert row['difference'] == pytest.approx(0.25)
     low, high = row['difference_interval']
     # Of 20 pairs 5 differ, all one way: below 0 is impossible, paired as they are.
@@ -66,6 +70,7 @@ def test_several_seeds_have_means_and_ranges(tmp_path, capsys):
     found = stages.tell(tmp_path, ['grpo=more'])
     row = row_of(found, 'grpo')
     assert row['value'] == pytest.approx(38 / 60)
+    assert row['seconds'] == pytest.approx(38 / 3 + 0.5)
     assert row['interval'] == [0.6, 0.7]
     assert row['difference'] == pytest.approx((2 + 6 + 0) / 60)
     assert row['difference_interval'] == pytest.approx([0, 0.3])

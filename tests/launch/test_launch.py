@@ -275,6 +275,31 @@ def test_every_run_of_the_assistant_is_compared_and_beside_its_control(machine):
     assert evaluated == told.keys()
 
 
+def test_a_study_has_every_stage_of_every_seed_beside_its_control(machine):
+    machine.run('launch/study.sh', '/runs')
+    words = [line.split() for line in machine.log() if line.startswith('gptjax')]
+    told = dict(word.partition('=')[::2] for word in words[-1][4:])
+    assert words[-1][1:4] == ['stages', '--workdir', '/runs']
+    assert told.pop('sft') == '' and told.pop('more') == 'sft'
+    assert set(told.values()) == {'more'}
+    for seed in '012':
+        of_seed = [line for line in words if any(f'/runs/{seed}/' in w for w in line)]
+        workdirs = {
+            stage: {
+                Path(line[line.index('--workdir') + 1]).name
+                for line in of_seed
+                if line[1] in stage.split()
+            }
+            for stage in ('sft dpo ppo grpo', 'eval')
+        }
+        assert all(found == {'sft', 'more', *told} for found in workdirs.values())
+        trained = [line for line in of_seed if line[1] not in ('eval', 'stages')]
+        assert all(f'--config.seed={seed}' in line for line in trained)
+    machine.run('launch/study.sh', '/runs', '1')
+    again = [line.split() for line in machine.log() if line.startswith('gptjax')]
+    assert again == [line for line in words if any('/runs/1/' in w for w in line)]
+
+
 def test_without_a_compiler_the_sums_are_left_out(machine):
     machine.run('launch/local.sh', 'configs/tiny.py')
     status, output = machine.run('launch/assistant.sh', PIP_STATUS='9')

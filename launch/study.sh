@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# What each stage after fine-tuning is worth, over three seeds:
+#
+#   launch/study.sh [RUNS [SEED …]]
+#
+# makes in RUNS/SEED (runs/study, seeds 0, 1 and 2) a model of sums, fine-tunes it on
+# 1,500 demonstrations, and goes on from there in every way that there is, about as
+# long each: `more` (the control: more fine-tuning), `rejection` (fine-tuning on its own
+# right replies), `dpo` and `dpo_nll` (on pairs of its own replies), `ppo` and `grpo`.
+# The last screen and RUNS/stages.html have them in one table. Run again, it goes on
+# where it stopped. With seeds named it makes those alone and no table, so that several
+# machines, or cores, can share the work.
+set -euo pipefail
+
+here=$PWD/
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[ "$here" != "$PWD/" ] || here= # relative paths may stay so
+
+runs=${1:-runs/study}
+[ $# -eq 0 ] || [ "${runs#/}" != "$runs" ] || runs=$here$runs
+table=yes
+seeds=(0 1 2)
+if [ $# -gt 1 ]; then
+    table=
+    seeds=("${@:2}")
+fi
+
+. launch/environment.sh
+need requirements.txt
+need launch/requirements.txt
+. launch/stage.sh
+
+for seed in "${seeds[@]}"; do
+    at=$runs/$seed
+    from_sft=(--config.start.run="$at/sft" --config.seed="$seed")
+    sums=(--config.seed="$seed" --config.data.sources.sums.path="$at/sums/task/train.jsonl")
+    taught=--config.dialogue.sources.sums.path
+    pairs=--config.preference.path=$at/select/selected/pairs.jsonl
+
+    stage task --config configs/sums.py --workdir "$at/sums" "${sums[@]}"
+    stage pretrain --config configs/sums.py --workdir "$at/sums" "${sums[@]}"
+    stage sft --config configs/sums.py:sft --workdir "$at/sft" \
+        --config.start.run="$at/sums" --config.seed="$seed" \
+        "$taught=$at/sums/task/train.jsonl"
+
+    stage sft --config configs/sums.py:sft --workdir "$at/more" "${from_sft[@]}" \
+        "$taught=$at/sums/task/train.jsonl"
+    stage select --config configs/select.py --workdir "$at/select" "${from_sft[@]}"
+    stage sft --config configs/sums.py:sft --workdir "$at/rejection" "${from_sft[@]}" \
+        "$taught=$at/select/selected/chats.jsonl"
+    for loss in dpo dpo_nll; do
+        stage dpo --config "configs/dpo.py:$loss" --workdir "$at/$loss" \
+            "${from_sft[@]}" "$pairs"
+    done
+    stage ppo --config configs/ppo.py --workdir "$at/ppo" "${from_sft[@]}"
+    stage grpo --config configs/grpo.py --workdir "$at/grpo" "${from_sft[@]}"
+
+    for run in sft more rejection dpo dpo_nll ppo grpo; do
+        stage eval --workdir "$at/$run" --tasks "task:$at/grpo" --max_tokens 6
+    done
+done
+
+[ -z "$table" ] || stage stages --workdir "$runs" \
+    sft more=sft rejection=more dpo=more dpo_nll=more ppo=more grpo=more
