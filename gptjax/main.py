@@ -84,30 +84,29 @@ def _pretrain(words):
 
     check.check_config(config)
     _make(config, workdir, [making.documents, making.vocabulary, making.shards])
-    return _told(pretrain.pretrain(config, workdir), pretrain.say, 'bits per byte')
+    return _told(pretrain.pretrain(config, workdir), 'bits per byte')
 
 
 def _sft(words):
     config, workdir = _open(words)
-    from gptjax.train import pretrain, sft
+    from gptjax.train import sft
 
     sft.check_sft(config)
     _make(config, workdir, [making.dialogue])
     summary = sft.fine_tune(config, workdir)
-    return _told(summary, pretrain.say, 'bits per byte of replies')
+    return _told(summary, 'bits per byte of replies')
 
 
 def _reward(words):
     config, workdir = _open(words)
     from gptjax.eval import ratings
     from gptjax.post import reward
-    from gptjax.train import pretrain
 
     config = reward.complete(config, workdir)
     reward.check_reward(config)
     _make(config, workdir, [making.ratings])
     summary = reward.train_reward(config, workdir)
-    code = _told(summary, pretrain.say)
+    code = _told(summary)
     if not code:
         ratings.evaluate_reward(config, workdir)
     return code
@@ -116,11 +115,10 @@ def _reward(words):
 def _dpo(words):
     config, workdir = _open(words)
     from gptjax.post import dpo
-    from gptjax.train import pretrain
 
     dpo.check_config(config)
     _make(config, workdir, [making.pairs])
-    return _told(dpo.train_on_pairs(config, workdir), pretrain.say)
+    return _told(dpo.train_on_pairs(config, workdir))
 
 
 def _select(words):
@@ -141,20 +139,20 @@ def _task(words):
 
 def _ppo(words):
     config, workdir = _open(words)
-    from gptjax.post import policy, ppo
+    from gptjax.post import ppo
 
     ppo.check_config(config)
     _make(config, workdir, [])
-    return _told(ppo.ppo(config, workdir), policy.say)
+    return _told(ppo.ppo(config, workdir))
 
 
 def _grpo(words):
     config, workdir = _open(words)
-    from gptjax.post import grpo, policy
+    from gptjax.post import grpo
 
     grpo.check_config(config)
     _make(config, workdir, [])
-    return _told(grpo.grpo(config, workdir), policy.say)
+    return _told(grpo.grpo(config, workdir))
 
 
 def _best_of(words):
@@ -169,19 +167,20 @@ def _best_of(words):
 def _overoptimize(words):
     config, workdir = _open(words)
     from gptjax.eval import overoptimization, overoptimization_page
-    from gptjax.train import pretrain
 
     overoptimization.check_config(config)
     _make(config, workdir, [])
     found = overoptimization.overoptimize(config, workdir)
     if found.get('reason') == 'interrupted':
-        return _told(found, pretrain.say)
+        return _told(found)
     print(overoptimization_page.table(found))
     print(f'Made: {workdir / overoptimization.PAGE}')
 
 
-def _told(summary, say, unit=''):
+def _told(summary, unit=''):
     """Says how training ended; the exit code."""
+    from gptjax.parallel.multihost import say
+
     if summary['reason'] == 'interrupted':
         say(f'saved at step {summary["step"]:,}; the same command goes on from there')
         return CTRL_C if summary['signal'] == signal.SIGINT else INTERRUPTED

@@ -43,12 +43,27 @@ class Task(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a run ended: 'finished', 'stopped early', or 'interrupted' by a signal."""
+    """How a run ended, and by which signal where one ended it."""
 
     state: TrainState
-    reason: str
     record: dict
-    signal: int | None
+    signal: int | None = None
+
+    @property
+    def reason(self) -> str:
+        """'finished', 'stopped early', or 'interrupted' by a signal."""
+        return self.record['reason'] or 'interrupted'
+
+    def summary(self, **more) -> dict:
+        """What a stage returns."""
+        return dict(
+            reason=self.reason,
+            signal=self.signal,
+            step=int(self.state.step),
+            skipped=self.record['skipped'],
+            validation=self.record['validation'],
+            **more,
+        )
 
 
 def new_record(config: ConfigDict) -> dict:
@@ -174,7 +189,7 @@ def run(
                 jax.profiler.stop_trace()
             if writer:
                 writer.close()
-    return Outcome(state, reason, record, stop_signal)
+    return Outcome(state, record, stop_signal)
 
 
 def _save(checkpoints, step, state, record):
