@@ -19,6 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from gptjax.data import pairs as data
+from gptjax.data import stage
 from gptjax.errors import UserError
 from gptjax.models import count, lora, settings
 from gptjax.optim.build import ema_params, make_learning_rate, make_optimizer
@@ -69,7 +70,8 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
         # ---- state --------------------------------------------------------
         start = load_base(config, mesh)
         frozen = () if start is None else (start.params,)
-        identity = identity_of(tokenizer, start)
+        its = stage.require(workdir / 'pairs', 'dpo')['fingerprint']
+        identity = dict(identity_of(tokenizer, start), data=its)
         shapes, axes = trained_part(config, model)
         optimizer = make_optimizer(config, shapes)
         abstract = abstract_state(shapes, optimizer, axes, mesh)

@@ -33,7 +33,7 @@ from gptjax.post.kl import AdaptiveKL
 from gptjax.post.rewards import make_reward
 from gptjax.post.rollout import Sampler, Style
 from gptjax.post.scores import RunningMoments
-from gptjax.post.tasks import Task, make_task
+from gptjax.post.tasks import Task, make_task, problems_fingerprint
 from gptjax.post.weights import per_token
 from gptjax.train import begin, check, loop, start
 from gptjax.train.checkpoint import Checkpoints
@@ -83,6 +83,7 @@ def run(
         base = trained if adapts(config) else None
         frozen = () if base is None else (reference,)
         identity = identity_of(trained.tokenizer, base)
+        identity['problems'] = problems_fingerprint(config.task)
         checkpoints = stack.enter_context(begin.opened(config, workdir, identity))
         restored = begin.newest(checkpoints, abstract, 'policy')
         new = restored is None

@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gptjax import progress, rundir
+from gptjax.data import stage
 from gptjax.data.comparisons import (
     Comparisons,
     arrays_of,
@@ -104,7 +105,8 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
         stack.enter_context(jax.set_mesh(mesh))
         # ---- state --------------------------------------------------------
         optimizer, abstract = abstract_reward(config, model, mesh)
-        identity = identity_of(config, tokenizer)
+        data = stage.require(workdir / 'ratings', 'reward')['fingerprint']
+        identity = dict(identity_of(config, tokenizer), data=data)
         checkpoints = stack.enter_context(begin.opened(config, workdir, identity))
         restored = begin.newest(checkpoints, abstract, 'reward')
         if restored is None:

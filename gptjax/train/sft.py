@@ -62,7 +62,7 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
         parameters = count.size(shapes)
         optimizer = make_optimizer(config, shapes)
         abstract = abstract_state(shapes, optimizer, axes, mesh)
-        identity = identity_of(tokenizer, base)
+        identity = dict(identity_of(tokenizer, base), data=rows.fingerprint)
         checkpoints = stack.enter_context(begin.opened(config, workdir, identity))
         restored = begin.newest(checkpoints, abstract, 'model')
         if restored is None:

@@ -1,6 +1,7 @@
 """The stage `reward`: layouts, resuming, what comes out, and what is refused."""
 
 import json
+import shutil
 import signal
 
 import jax
@@ -250,6 +251,18 @@ def test_the_report_has_it(finished):
     assert runs.gptjax('report', f'--workdir={finished[2]}') == 0
     page = (finished[2] / 'report.html').read_text()
     assert '<h2>Reward model</h2>' in page and '<h2>Ratings</h2>' in page
+
+
+def test_a_run_does_not_go_on_with_other_preferences(finished, tmp_path):
+    workdir = runs.copy(finished[2], tmp_path / 'run')
+    config = rundir.read_config(workdir)
+    other = tmp_path / 'other.jsonl'
+    other.write_text(finished[0].read_text().replace('thanks', 'thank you'))
+    config.reward.preferences = str(other)
+    shutil.rmtree(workdir / 'ratings')
+    ratings.build_ratings(config, workdir)
+    with pytest.raises(UserError, match='was made with other data'):
+        reward.train_reward(config, workdir)
 
 
 def test_it_needs_a_finished_run(trained_run, finished, tmp_path):
