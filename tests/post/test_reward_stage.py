@@ -247,10 +247,13 @@ def test_the_same_command_finds_nothing_left_to_do(finished, capsys):
     assert 'reward model' in capsys.readouterr().out
 
 
-def test_the_report_has_it(finished):
+def test_the_report_has_it(finished, capsys):
     assert runs.gptjax('report', f'--workdir={finished[2]}') == 0
+    assert 'configs/best_of.py:reward=' in capsys.readouterr().out
     page = (finished[2] / 'report.html').read_text()
     assert '<h2>Reward model</h2>' in page and '<h2>Ratings</h2>' in page
+    # Nothing that a reward model cannot be asked for is missing.
+    assert 'class="missing"' not in page and 'gptjax eval' not in page
 
 
 def test_a_run_does_not_go_on_with_other_preferences(finished, tmp_path):
