@@ -7,7 +7,6 @@ of weights, seed and step: a run that goes on draws what it would have drawn.
 """
 
 import contextlib
-import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -36,7 +35,6 @@ from gptjax.post.scores import RunningMoments
 from gptjax.post.tasks import Task, make_task, problems_fingerprint
 from gptjax.post.weights import per_token
 from gptjax.train import begin, check, loop, start
-from gptjax.train.checkpoint import Checkpoints
 from gptjax.train.interruption import interruption
 from gptjax.train.load import adapts, identity_of
 from gptjax.train.metrics import MetricsWriter
@@ -168,7 +166,7 @@ def run(
                 )
             except UserError:  # a reward's: what was learnt so far is not lost
                 if before > saved:
-                    save(checkpoints, before, state, record)
+                    loop.save(checkpoints, before, state, record)
                 raise
             metrics = dict(found.metrics)
             if found.empty:
@@ -208,14 +206,14 @@ def run(
             if stop_signal and done < last:
                 break
             if done < last and _passes(before, done, config.checkpoint.every):
-                save(checkpoints, done, state, record)
+                loop.save(checkpoints, done, state, record)
                 saved = done
 
         done = int(state.step)
         record['reason'] = 'finished' if done == last else None
         advance(0, 'saving')
         if done > saved:
-            save(checkpoints, done, state, record)
+            loop.save(checkpoints, done, state, record)
         checkpoints.wait()
     return _summary(state, record, stop_signal)
 
@@ -364,14 +362,6 @@ def measure(
         ),
         truncation_rate=float(np.mean([r.ending is None for r in replies])),
     )
-
-
-def save(checkpoints: Checkpoints, step: int, state: TrainState, record: dict) -> None:
-    """Saves, with the loss of this very step where there is one to compare by."""
-    validation, loss = record['validation'], None
-    if validation is not None and validation['step'] == step:
-        loss = validation['loss'] if math.isfinite(validation['loss']) else None
-    checkpoints.save(step, state, record, loss)
 
 
 def _passes(before: int, done: int, every: int) -> bool:

@@ -174,7 +174,7 @@ def run(
                     break
                 if done % config.checkpoint.every == 0 and not last:
                     settle()
-                    _save(checkpoints, done, state, record)
+                    save(checkpoints, done, state, record)
                     saved = done
                     clock = time.perf_counter()
             settle()
@@ -182,7 +182,7 @@ def run(
             done = int(state.step)
             advance(0, 'saving')
             if done > saved:
-                _save(checkpoints, done, state, record)
+                save(checkpoints, done, state, record)
             checkpoints.wait()
         finally:
             if tracing:
@@ -192,7 +192,7 @@ def run(
     return Outcome(state, record, stop_signal)
 
 
-def _save(checkpoints, step, state, record):
+def save(checkpoints: Checkpoints, step: int, state: TrainState, record: dict) -> None:
     """Saves, with the loss of this very step where there is one to compare by."""
     validation = record['validation']
     loss = None
