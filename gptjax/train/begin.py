@@ -38,7 +38,9 @@ def opened(config: ConfigDict, workdir: Path, identity: dict) -> Iterator[Checkp
 def newest(
     checkpoints: Checkpoints, abstract: TrainState, about: str
 ) -> tuple[TrainState, dict] | None:
-    """(state, record) to go on from; None in a new run. It is said which.
+    """(state, record) of the newest checkpoint that is whole; None in a new run.
+
+    Prints that training goes on from there, unless it had come to its end.
 
     Args:
         checkpoints: of RUN.
