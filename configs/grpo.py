@@ -10,7 +10,7 @@ Behind the colon: `grpo` (the default), `dr_grpo`, `dapo`, `gspo`, `rloo` or
 your own are lines {"prompt": "…", "answer": "…"}.
 """
 
-from configs import common
+from configs import common, problems
 
 # One update a rollout: nothing is clipped.
 ONCE = {'policy.epochs': 1, 'train.batch_size': 512, 'train.num_steps': 150}
@@ -58,12 +58,8 @@ def get_config(variant: str = 'grpo'):
         raise ValueError(
             f'configs/grpo.py has no variant {variant!r}: use {", ".join(VARIANTS)}'
         )
-    config = common.base()
-    config.start = common.start_section('runs/sums_sft')
-    config.chat.template = 'turns'
-    config.data.context = 0  # the model's
+    config = problems.base()
     config.lora = common.lora_section()
-    config.task = common.task_section()
     config.policy = common.policy_section()
     config.policy.update(prompts=32, replies=16, epochs=2, max_tokens=6, slots=128)
     config.grpo = common.grpo_section()

@@ -11,20 +11,16 @@ Departures: the gold reward is a verifier and not a larger reward model, so it i
 1; the proxy's size is the policy's; one proxy, one policy, one seed.
 """
 
-from configs import common, ppo, reward, select
+from configs import common, ppo, problems, reward, select
 
 
 def get_config(variant: str = ''):
     if variant:
         raise ValueError(f'configs/overoptimization.py has no variant {variant!r}')
-    config = common.base()
-    config.start = common.start_section('runs/sums_sft')
-    config.task = common.task_section()
+    config = problems.base()
     config.best_of = common.best_of_section()
     config.best_of.max_tokens = 6
     config.overoptimization = common.overoptimization_section()
-    config.chat.template = 'turns'
-    config.data.context = 0  # the model's
 
     pairs = select.get_config()
     pairs.select.update(problems=600, pairs=2, noise=0.1, max_tokens=6)

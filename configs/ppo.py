@@ -10,16 +10,12 @@ task. Behind the colon a reward model's run takes its place; prompts of your own
 lines {"prompt": "…"} or {"messages": […]}.
 """
 
-from configs import common
+from configs import common, problems
 
 
 def get_config(variant: str = ''):
-    config = common.base()
-    config.start = common.start_section('runs/sums_sft')
-    config.chat.template = 'turns'
-    config.data.context = 0  # the model's
+    config = problems.base()
     config.lora = common.lora_section()
-    config.task = common.task_section()
     config.policy = common.policy_section()
     config.policy.update(prompts=512, replies=1, epochs=2, max_tokens=6, slots=128)
     config.ppo = common.ppo_section()
@@ -32,12 +28,6 @@ def get_config(variant: str = ''):
     config.train.update(num_steps=240, batch_size=256, eval_every=20)
     config.checkpoint.every = 20
     if variant:
-        kind, _, run = variant.partition('=')
-        if kind != 'reward' or not run:
-            raise ValueError(
-                f'configs/ppo.py:{variant}: name a reward model as '
-                'configs/ppo.py:reward=RUN'
-            )
-        config.task.rewards = dict(model=common.reward_part('model', run=run))
+        config.task.rewards = problems.reward_model('ppo.py', variant)
         config.policy.update(max_tokens=48, kl_reward=0.05)
     return config

@@ -9,25 +9,15 @@ RUN/selected/pairs.jsonl, which `dpo` and `reward` take. Behind the colon stands
 reward model's run, which then chooses instead of the task's verifier.
 """
 
-from configs import common
+from configs import common, problems
 
 
 def get_config(variant: str = ''):
-    config = common.base()
-    config.start = common.start_section('runs/sums_sft')
-    config.task = common.task_section()
+    config = problems.base()
     config.select = common.select_section()
     config.select.max_tokens = 6  # a sum; more does not fit a context of 32
-    config.chat.template = 'turns'
-    config.data.context = 0  # the model's
     if variant:
-        kind, _, run = variant.partition('=')
-        if kind != 'reward' or not run:
-            raise ValueError(
-                f'configs/select.py:{variant}: name a reward model as '
-                'configs/select.py:reward=RUN'
-            )
         config.select.by = 'reward'
         config.select.max_tokens = 48  # of a chat
-        config.task.rewards = dict(model=common.reward_part('model', run=run))
+        config.task.rewards = problems.reward_model('select.py', variant)
     return config

@@ -4,14 +4,12 @@ Stages import what they need when they run: `--help` answers at once, and
 TensorFlow is loaded only where data is read.
 """
 
-import contextlib
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
-from gptjax import command, files, making, rundir, signals
+from gptjax import command, files, making, opening, signals
 from gptjax.command import FLAGS
 from gptjax.errors import UserError
 from gptjax.signals import CTRL_C, INTERRUPTED
@@ -21,7 +19,6 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
 USER_ERROR = 2
-_HELD = contextlib.ExitStack()  # what a stage holds to its end
 
 
 def main(argv: list[str]) -> int:
@@ -40,7 +37,7 @@ def main(argv: list[str]) -> int:
         print('\ninterrupted; the same command goes on from there', file=sys.stderr)
         return CTRL_C
     except Exception as error:
-        why = files.unwritable(error, _workdir())
+        why = files.unwritable(error, opening.workdir_given())
         if why is None:
             raise
         print(
@@ -50,7 +47,7 @@ def main(argv: list[str]) -> int:
         )
         return USER_ERROR
     finally:
-        _HELD.close()
+        opening.HELD.close()
         signals.give_back(before)
 
 
@@ -60,128 +57,127 @@ def main(argv: list[str]) -> int:
 def _data(words):
     from gptjax.data import ledger
 
-    config, workdir = _open(words)
+    config, workdir = opening.open_run(words)
     if FLAGS.step is None:
-        _make(config, workdir, [making.documents])
+        opening.make(config, workdir, [making.documents])
         return
     for line in ledger.describe_batch(config, workdir, FLAGS.step):
         print(line)
 
 
 def _tokenizer(words):
-    config, workdir = _open(words)
-    _make(config, workdir, [making.vocabulary])
+    config, workdir = opening.open_run(words)
+    opening.make(config, workdir, [making.vocabulary])
 
 
 def _prepare(words):
-    config, workdir = _open(words)
-    _make(config, workdir, [making.documents, making.vocabulary, making.shards])
+    config, workdir = opening.open_run(words)
+    opening.make(config, workdir, [making.documents, making.vocabulary, making.shards])
 
 
 def _pretrain(words):
-    config, workdir = _open(words)
+    config, workdir = opening.open_run(words)
     from gptjax.train import check, pretrain
 
     check.check_config(config)
-    _make(config, workdir, [making.documents, making.vocabulary, making.shards])
-    return _told(pretrain.pretrain(config, workdir), pretrain.say, 'bits per byte')
+    opening.make(config, workdir, [making.documents, making.vocabulary, making.shards])
+    return _told(pretrain.pretrain(config, workdir), 'bits per byte')
 
 
 def _sft(words):
-    config, workdir = _open(words)
-    from gptjax.train import pretrain, sft
+    config, workdir = opening.open_run(words)
+    from gptjax.train import sft
 
     sft.check_sft(config)
-    _make(config, workdir, [making.dialogue])
+    opening.make(config, workdir, [making.dialogue])
     summary = sft.fine_tune(config, workdir)
-    return _told(summary, pretrain.say, 'bits per byte of replies')
+    return _told(summary, 'bits per byte of replies')
 
 
 def _reward(words):
-    config, workdir = _open(words)
+    config, workdir = opening.open_run(words)
     from gptjax.eval import ratings
     from gptjax.post import reward
-    from gptjax.train import pretrain
 
     config = reward.complete(config, workdir)
     reward.check_reward(config)
-    _make(config, workdir, [making.ratings])
+    opening.make(config, workdir, [making.ratings])
     summary = reward.train_reward(config, workdir)
-    code = _told(summary, pretrain.say)
+    code = _told(summary)
     if not code:
         ratings.evaluate_reward(config, workdir)
     return code
 
 
 def _dpo(words):
-    config, workdir = _open(words)
+    config, workdir = opening.open_run(words)
     from gptjax.post import dpo
-    from gptjax.train import pretrain
 
     dpo.check_config(config)
-    _make(config, workdir, [making.pairs])
-    return _told(dpo.train_on_pairs(config, workdir), pretrain.say)
+    opening.make(config, workdir, [making.pairs])
+    return _told(dpo.train_on_pairs(config, workdir))
 
 
 def _select(words):
-    config, workdir = _open(words)
+    config, workdir = opening.open_run(words)
     from gptjax.post import select
 
     select.check_config(config)
-    _make(config, workdir, [making.selected])
+    opening.make(config, workdir, [making.selected])
     print(f'for sft: {workdir}/selected/chats.jsonl')
     print(f'for dpo and reward: {workdir}/selected/pairs.jsonl')
 
 
 def _task(words):
-    config, workdir = _open(words)
-    _make(config, workdir, [making.problems])
+    config, workdir = opening.open_run(words)
+    opening.make(config, workdir, [making.problems])
     print(f'for pretrain and sft: {workdir}/task/train.jsonl')
 
 
 def _ppo(words):
-    config, workdir = _open(words)
-    from gptjax.post import policy, ppo
+    config, workdir = opening.open_run(words)
+    from gptjax.post import ppo
 
     ppo.check_config(config)
-    _make(config, workdir, [])
-    return _told(ppo.ppo(config, workdir), policy.say)
+    opening.make(config, workdir, [])
+    return _told(ppo.ppo(config, workdir))
 
 
 def _grpo(words):
-    config, workdir = _open(words)
-    from gptjax.post import grpo, policy
+    config, workdir = opening.open_run(words)
+    from gptjax.post import grpo
 
     grpo.check_config(config)
-    _make(config, workdir, [])
-    return _told(grpo.grpo(config, workdir), policy.say)
+    opening.make(config, workdir, [])
+    return _told(grpo.grpo(config, workdir))
 
 
 def _best_of(words):
-    config, workdir = _open(words)
+    config, workdir = opening.open_run(words)
     from gptjax.post import best_of
 
     best_of.check_config(config)
-    _make(config, workdir, [])
+    opening.make(config, workdir, [])
     print(best_of.table(best_of.best_of(config, workdir)))
 
 
 def _overoptimize(words):
-    config, workdir = _open(words)
+    config, workdir = opening.open_run(words)
     from gptjax.eval import overoptimization, overoptimization_page
-    from gptjax.train import pretrain
 
     overoptimization.check_config(config)
-    _make(config, workdir, [])
+    opening.make(config, workdir, [])
     found = overoptimization.overoptimize(config, workdir)
     if found.get('reason') == 'interrupted':
-        return _told(found, pretrain.say)
+        return _told(found)
     print(overoptimization_page.table(found))
     print(f'Made: {workdir / overoptimization.PAGE}')
 
 
-def _told(summary, say, unit=''):
+def _told(summary, unit=''):
     """Says how training ended; the exit code."""
+    from gptjax.parallel.multihost import say
+
     if summary['reason'] == 'interrupted':
         say(f'saved at step {summary["step"]:,}; the same command goes on from there')
         return CTRL_C if summary['signal'] == signal.SIGINT else INTERRUPTED
@@ -209,7 +205,7 @@ def _eval(words):
     if FLAGS.compare is None:
         from gptjax.eval import evaluate, quantized
 
-        config, workdir = _open(words)
+        config, workdir = opening.open_run(words)
         if (FLAGS.weights, FLAGS.cache) != ('whole', 'whole'):
             asked = dict(weights=FLAGS.weights, cache=FLAGS.cache)
             change = quantized.measure_change(config, workdir, FLAGS.step, **asked)
@@ -237,7 +233,7 @@ def _eval(words):
 def _sample(words):
     from gptjax.eval import samples
 
-    config, workdir = _open(words)
+    config, workdir = opening.open_run(words)
     changes = dict(
         max_tokens=FLAGS.max_tokens,
         temperature=FLAGS.temperature,
@@ -252,7 +248,7 @@ def _sample(words):
 def _serve(words):
     from gptjax.serve import serve
 
-    config, workdir = _open(words)
+    config, workdir = opening.open_run(words)
     options = serve.Options(
         host=FLAGS.host,
         port=FLAGS.port,
@@ -271,7 +267,7 @@ def _serve(words):
 def _chat(words):
     from gptjax.serve import terminal
 
-    config, workdir = _open(words)
+    config, workdir = opening.open_run(words)
     terminal.chat(config, workdir, **_engine_options())
 
 
@@ -289,7 +285,7 @@ def _engine_options():
 def _report(words):
     from gptjax.eval import report, summary
 
-    _, workdir = _open(words)
+    _, workdir = opening.open_run(words)
     path = report.write_report(workdir)
     print(summary.last_screen(workdir, path))
 
@@ -307,7 +303,7 @@ def _bench(words):
     if words[:1] == ['data']:
         from gptjax.bench import data
 
-        config, workdir = _open([])
+        config, workdir = opening.open_run([])
         data.run(config, workdir)
     elif words[:1] == ['train']:
         from gptjax.bench import train
@@ -320,7 +316,7 @@ def _bench(words):
 
         config, workdir = FLAGS.config, None
         if FLAGS.workdir:
-            config, workdir = _open([])
+            config, workdir = opening.open_run([])
         if config is None:
             raise UserError('--config is missing: give one, as configs/bench.py:llama')
         decode.run(
@@ -334,63 +330,6 @@ def _bench(words):
     else:
         known = '`bench decode`, `bench data` or `bench train`'
         raise UserError(f'bench {" ".join(words)}: use {known}')
-
-
-def _open(words):
-    """(config, run directory) of a stage, checked to belong together."""
-    from gptjax.train.ranges import check_numbers
-
-    command.no_more(words)
-    if not FLAGS.workdir:
-        raise UserError('--workdir is missing: name the run directory, as runs/tiny')
-    workdir = _workdir()
-    if FLAGS.multihost:
-        from gptjax.parallel import multihost
-
-        multihost.initialize()
-    if FLAGS.config is None:
-        config = rundir.read_config(workdir)
-        check_numbers(config)
-        return config, workdir
-    config = FLAGS.config.copy_and_resolve_references()
-    if 'start' in config:
-        from gptjax.train import start
-
-        config = start.adopt(config, workdir)
-    check_numbers(config)
-    rundir.check_run(config, workdir)
-    return config, workdir
-
-
-def _workdir():
-    return Path(FLAGS.workdir).expanduser().absolute() if FLAGS.workdir else None
-
-
-def _make(config, workdir, stages):
-    """Everything before training; each part at once where it is done already.
-
-    From here on RUN is this command's alone, until it ends.
-    """
-
-    def make():
-        _HELD.enter_context(rundir.locked(workdir))
-        new = not (workdir / 'environment.json').exists()
-        for stage in stages:
-            began = time.monotonic()
-            told, there = stage(config, workdir)
-            seconds = time.monotonic() - began
-            print(f'{told} ({"found" if there else f"made in {seconds:,.0f} s"})')
-            new = new or not there
-        rundir.write_config(config, workdir)
-        if new:
-            rundir.write_environment(workdir)
-
-    if not FLAGS.multihost:
-        make()
-        return
-    from gptjax.parallel import multihost
-
-    multihost.first_makes(workdir, make)
 
 
 STAGES = {

@@ -49,7 +49,7 @@ stage sft --config configs/sums.py:sft --workdir "$runs/sums_more" \
 stage grpo --config configs/grpo.py --workdir "$runs/sums_grpo" \
     --config.start.run="$runs/sums_sft"
 for run in sums_sft sums_more sums_grpo; do
-    stage eval --workdir "$runs/$run" --tasks "task:$runs/sums_grpo" --max_tokens 6
+    stage eval --workdir "$runs/$run" --tasks "task:$runs/sums_grpo"
     stage report --workdir "$runs/$run"
 done
 

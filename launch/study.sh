@@ -56,7 +56,7 @@ for seed in "${seeds[@]}"; do
     stage grpo --config configs/grpo.py --workdir "$at/grpo" "${from_sft[@]}"
 
     for run in sft more rejection dpo dpo_nll ppo grpo; do
-        stage eval --workdir "$at/$run" --tasks "task:$at/grpo" --max_tokens 6
+        stage eval --workdir "$at/$run" --tasks "task:$at/grpo"
     done
 done
 

@@ -58,9 +58,9 @@ def make_run(workdir: Path, template: str = 'text', **model) -> Path:
         for step in STEPS:
             state = create_state(
                 lambda key: gpt.init_params(resolved, key),
-                jax.random.key(step),
                 optimizer,
                 abstract,
+                jax.random.key(step),
             )
             state = state._replace(step=jax.numpy.int32(step))
             checkpoints.save(step, state, {})

@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 
 from configs import common
-from gptjax import command, main, rundir
+from gptjax import command, main, opening, rundir
 from gptjax.errors import UserError
 from tests import runs
 
@@ -105,7 +105,7 @@ def test_sample_hands_on_its_checkpoint(monkeypatch):
 
     asked = []
     monkeypatch.setattr(samples, 'sample', lambda *words: asked.append(words))
-    monkeypatch.setattr(main, '_open', lambda words: (common.base(), None))
+    monkeypatch.setattr(opening, 'open_run', lambda words: (common.base(), None))
     assert runs.gptjax('sample', '--step=7', '--prompt=a', '--seed=3') == 0
     assert asked[0][2:] == (['a'], 3, 7)
 

@@ -84,10 +84,7 @@ def run(config: ConfigDict, against: str | None = None, python: str | None = Non
         results[name]['speedup'] = speedup(seconds['gptjax'], seconds[name])
 
     print(f'\n{count.num_params(settings):,} parameters, {sizes}')
-    causal, full = (
-        count.train_flops_per_token(settings, context, causal)
-        for causal in (True, False)
-    )
+    causal, full = count.train_flops_per_token(settings, context)
     for name, result in results.items():
         rate, best = result['tokens_per_second'], result['best_tokens_per_second']
         print(
@@ -134,7 +131,7 @@ def trainer(config: ConfigDict, settings):
         optimizer = make_optimizer(config, shapes)
         abstract = abstract_state(shapes, optimizer, gpt.param_axes(settings), mesh)
         init = lambda key: gpt.init_params(settings, key)
-        state = create_state(init, jax.random.key(0), optimizer, abstract)
+        state = create_state(init, optimizer, abstract, jax.random.key(0))
         step = make_train_step(
             make_language_loss(settings, config.train),
             optimizer,

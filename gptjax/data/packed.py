@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gptjax import files
 from gptjax.data import mixing, packing, stage
 from gptjax.data.records import SPLITS
 from gptjax.data.shuffle import permute
@@ -89,6 +90,14 @@ class PackedSplit:
             f'{section}.sources',
         )
         self.weights = [weights[source.name] for source in self.sources]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the rows and their mixture: with seed and step, of a batch."""
+        parts = zip(self.sources, self.weights, strict=True)
+        return files.fingerprint(
+            [[source.name, weight, source.files] for source, weight in parts]
+        )
 
     def training_rows(self, seed: int, slots: np.ndarray) -> Choice:
         """The rows for slots of training: a function of these arguments alone.
@@ -169,17 +178,19 @@ class PackedSource:
     Attributes:
         name: as in the config's `sources`.
         num_rows: stored rows.
+        files: size and SHA-256 of each file.
         masked: whether a mask says what is trained on; else everything is.
     """
 
     def __init__(self, folder: Path, entry: dict, made_by: str):
         self.name = folder.name
         self.num_rows = entry['rows']
-        self.masked = 'trained-00000.npy' in entry['files']
+        self.files = entry['files']
+        self.masked = 'trained-00000.npy' in self.files
         self._folder = folder
         self._rows_per_shard = entry['rows_per_shard']
         self._shards = {}
-        for name, written in entry['files'].items():
+        for name, written in self.files.items():
             path = folder / name
             size = path.stat().st_size if path.exists() else None
             if size != written['bytes']:

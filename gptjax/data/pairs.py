@@ -68,7 +68,8 @@ def build_pairs(config: ConfigDict, workdir: Path) -> dict:
         'chat.template': config.chat.template,
         'tokenizer': tokenizer.fingerprint,
     }
-    manifest = stage.finished(folder, settings)
+    names = [f'{split}.npz' for split in SPLITS]
+    manifest = stage.finished(folder, settings, needs=names)
     if manifest is not None:
         return manifest
 

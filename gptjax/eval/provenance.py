@@ -28,6 +28,8 @@ def _data(run):
     documents, tokenizer, prepared = run['documents'], run['tokenizer'], run['prepared']
     if not documents and run['dialogue']:
         return dialogue_report.data(run['dialogue'])
+    if not documents and run['ratings']:
+        return ''  # rating_report.py tells of it
     if not documents:
         return '<h2>Data</h2>' + missing('There are no documents', 'data')
     parts = ['<h2>Data</h2>', _splits(documents, prepared)]
@@ -139,7 +141,9 @@ def commands(environment: dict) -> list[str]:
         lines.append(f'git checkout {revision.rstrip("+")}')
         if revision.endswith('+'):
             lines[-1] += '   # and changes that were not committed'
-    calls = [(stage_of(environment), flags), *((name, where) for name in AFTERWARDS)]
+    stage = stage_of(environment)
+    others = ('report',) if stage == 'reward' else AFTERWARDS
+    calls = [(stage, flags), *((name, where) for name in others)]
     lines += [shlex.join(['python', '-m', 'gptjax', name, *its]) for name, its in calls]
     return lines
 

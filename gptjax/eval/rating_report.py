@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping
 from html import escape
-from pathlib import Path
 
-from gptjax import files
 from gptjax.data.rating_audit import rows_of
 from gptjax.eval.results import between, columns_text, short
 
@@ -84,16 +82,20 @@ def _text(figure):
 # ---- in the report
 
 
-def sections(workdir: Path) -> list[str]:
+def lead(run: dict) -> str:
+    """The page's first sentence; '' without a reward model's results."""
+    if not run['ratings'] or not run['rewards']:
+        return ''
+    found = verdict(run['rewards'])
+    return f'{escape(found[0].upper() + found[1:])}.'
+
+
+def sections(run: dict) -> list[str]:
     """HTML of the audit and the results; nothing where RUN trains no reward model."""
-    manifest = workdir / 'ratings' / 'manifest.json'
-    results = workdir / 'results.json'
-    parts = []
-    if manifest.exists():
-        parts.append(_data(files.read_json(manifest)))
-        if results.exists():
-            parts.append(_results(files.read_json(results)))
-    return parts
+    if not run['ratings']:
+        return []
+    rewards = run['rewards']
+    return [_data(run['ratings']), *([_results(rewards)] if rewards else [])]
 
 
 def _data(manifest: Mapping) -> str:

@@ -29,7 +29,7 @@ def write_report(workdir: Path) -> Path:
         _header(run),
         _results(run),
         _tasks(run),
-        *rating_report.sections(workdir),
+        *rating_report.sections(run),
         _training(run),
         dialogue_report.transcripts(run),
         _samples(run),
@@ -62,6 +62,8 @@ def read_run(workdir: Path) -> dict:
         environment=read('environment.json'),
         evaluation=read('eval.json'),
         samples=read('samples.json'),
+        ratings=read('ratings/manifest.json'),
+        rewards=read('results.json'),
         transcripts=read('samples/dialogue.json'),
         dialogue=read('dialogue/manifest.json'),
         documents=read('documents/manifest.json'),
@@ -79,7 +81,7 @@ def _header(run):
     evaluation = run['evaluation']
     lead = 'This run has not been evaluated yet.'
     told, facts = dialogue_report.lead(evaluation)
-    lead = told or lead
+    lead = told or rating_report.lead(run) or lead
     if evaluation and 'results' in evaluation:
         results = evaluation['results']
         bits = results['bits_per_byte']
@@ -122,6 +124,8 @@ def _against_xz(evaluation):
 
 def _results(run):
     evaluation = run['evaluation']
+    if run['ratings']:  # a reward model predicts no text
+        return ''
     if not evaluation:
         return '<h2>Results</h2>' + missing('There is no eval.json', 'eval')
     if 'results' not in evaluation:  # it has no text of its own
@@ -306,6 +310,8 @@ def _training(run):
 
 
 def _samples(run):
+    if run['ratings']:  # a reward model writes nothing
+        return ''
     if not run['samples']:
         return '<h2>Samples</h2>' + missing('There is no samples.json', 'sample')
     parts = []

@@ -18,11 +18,24 @@ def last_screen(workdir: Path, report: Path) -> str:
         lines += _replies(evaluation)
     shown = _relative(workdir)
     python = _relative(Path(sys.executable))
-    if not any((workdir / 'checkpoints').glob('[0-9]*')):
+    judges = (workdir / 'ratings').is_dir()  # a reward model: nobody to talk to
+    made = 'results.json' if judges else 'checkpoints/[0-9]*'
+    if not any(workdir.glob(made)):
         environment = workdir / 'environment.json'
         told = files.read_json(environment) if environment.exists() else {}
         command = f'{python} -m gptjax {stage_of(told)} --workdir {shown}'
         return '\n'.join([*lines, '', 'Next: train the model:', '', f'  {command}'])
+    if judges:
+        sft, chosen = (_relative(workdir.parent / name) for name in ('sft', 'best_of'))
+        lines += [
+            '',
+            'Next: open the report in a browser, and let the reward model choose among '
+            f'the replies of a fine-tuned run, as {sft}:',
+            '',
+            f'  {python} -m gptjax best_of --config configs/best_of.py:reward={shown} '
+            f'--workdir {chosen} --config.start.run={sft}',
+        ]
+        return '\n'.join(lines)
     lines += [
         '',
         'Next: open the report in a browser, and talk to the model, in a browser too '

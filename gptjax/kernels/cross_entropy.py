@@ -1,5 +1,6 @@
 """Cross-entropy of a linear head that never holds all logits of a batch."""
 
+import math
 from functools import partial
 
 import jax
@@ -99,24 +100,17 @@ def cross_entropy(hidden, head_DV, targets, weights, *, chunk=0, **options):
 
 def number_of_chunks(shape, chunk) -> int:
     """The least divisor of the last axis that makes chunks no larger than asked."""
-    tokens = 1
-    for size in shape:
-        tokens *= size
-    if not chunk or chunk >= tokens:
-        return 1
-    wanted = -(-tokens // chunk)
-    return next(
-        n
-        for n in range(1, shape[-1] + 1)
-        if shape[-1] % n == 0 and n >= min(wanted, shape[-1])
-    )
+    last = shape[-1]
+    wanted = min(-(-math.prod(shape) // chunk), last) if chunk else 1
+    return next(n for n in range(wanted, last + 1) if last % n == 0)
 
 
 def strided_chunks(x, axis, num_chunks):
-    """(..., n C, ...) to (C, ..., n, ...): chunk c has places c, c + C, ..."""
-    shape = x.shape
-    size = shape[axis] // num_chunks
-    split = x.reshape(*shape[:axis], size, num_chunks, *shape[axis + 1 :])
+    """(..., n C, ...) to (C, ..., n, ...): chunk c has places c, c + C, ...
+
+    Every chunk then has places of every part of an axis that is split over devices.
+    """
+    split = x.reshape(*x.shape[:axis], -1, num_chunks, *x.shape[axis + 1 :])
     return jnp.moveaxis(split, axis + 1, 0)
 
 

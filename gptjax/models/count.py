@@ -10,11 +10,15 @@ from gptjax.models import gpt
 
 def num_params(settings: FrozenConfigDict, positions: bool = True) -> int:
     """Parameters; without learned position vectors for nanoGPT's way to count."""
-    shapes = gpt.abstract_params(settings)
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    count = size(gpt.abstract_params(settings))
     if not positions and settings.position == 'learned':
         count -= settings.context * settings.width
     return count
+
+
+def size(shapes) -> int:
+    """Numbers in a tree of arrays, or of their shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
 
 def matrix_params(settings: FrozenConfigDict) -> int:
@@ -26,8 +30,10 @@ def matrix_params(settings: FrozenConfigDict) -> int:
     return settings.num_layers * (attention + feed_forward) + D * settings.vocab_size
 
 
-def train_flops_per_token(settings: FrozenConfigDict, context: int, causal: bool):
-    """Of a forward and a backward pass (PaLM, appendix B).
+def train_flops_per_token(
+    settings: FrozenConfigDict, context: int
+) -> tuple[float, float]:
+    """(causal, full) of a forward and a backward pass (PaLM, appendix B).
 
         6 P + 12 L N H S
 
@@ -36,11 +42,12 @@ def train_flops_per_token(settings: FrozenConfigDict, context: int, causal: bool
     of the scores that no token needs, and half of it in the causal one. A
     layer's window bounds S in both.
     """
-    keys = 0.0
+    causal = full = 0.0
     for window in gpt.layer_windows(settings):
         seen = min(window or context, context)
         # Of `context` queries the first `seen` see half of them on average.
-        mean = seen - seen * (seen - 1) / (2 * context) if causal else seen
-        keys += mean
+        causal += seen - seen * (seen - 1) / (2 * context)
+        full += seen
     N, H = settings.num_heads, settings.head_dim
-    return 6 * matrix_params(settings) + 12 * N * H * keys
+    matrices = 6 * matrix_params(settings)
+    return matrices + 12 * N * H * causal, matrices + 12 * N * H * full

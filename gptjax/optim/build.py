@@ -1,5 +1,6 @@
 """The optimiser of a run: clip, direction, weight decay, learning rate, EMA."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -47,6 +48,12 @@ def make_optimizer(config, params) -> optax.GradientTransformation:
     if optim.ema:
         steps.append(track_ema(optim.ema))
     return optax.chain(*steps)
+
+
+def make_learning_rate(config) -> Callable[[int], jax.Array]:
+    """From a step to its learning rate; with 'muon' that of what is no matrix."""
+    schedule = jax.jit(make_schedule(config.optim, config.train.num_steps))
+    return lambda step: config.optim.learning_rate * schedule(step)
 
 
 def peak_learning_rate(optim, path) -> float:

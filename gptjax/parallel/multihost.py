@@ -25,6 +25,12 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def say(line: str) -> None:
+    """Prints a line, once for all processes."""
+    if is_first():
+        print(line, flush=True)
+
+
 def meet(name: str) -> None:
     """Returns when every process has come here."""
     if jax.process_count() > 1:

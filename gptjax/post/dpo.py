@@ -18,13 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from gptjax import progress
 from gptjax.data import pairs as data
+from gptjax.data import stage
 from gptjax.errors import UserError
 from gptjax.models import count, lora, settings
-from gptjax.optim.build import ema_params, make_optimizer
-from gptjax.optim.schedules import make_schedule
+from gptjax.optim.build import ema_params, make_learning_rate, make_optimizer
 from gptjax.parallel.mesh import make_mesh
+from gptjax.parallel.multihost import say
 from gptjax.post import preferences
 from gptjax.post.logprobs import token_logprobs
 from gptjax.post.reference import (
@@ -36,13 +36,11 @@ from gptjax.post.reference import (
 )
 from gptjax.post.replies import reply_means, reply_sums
 from gptjax.tokenizer.tokenizer import Tokenizer
-from gptjax.train import check, loop
-from gptjax.train.checkpoint import Checkpoints
+from gptjax.train import begin, check, loop
 from gptjax.train.hardware import peak_tflops
-from gptjax.train.load import adapts, fingerprint_of, trained_part
-from gptjax.train.pretrain import say
+from gptjax.train.load import adapts, identity_of, load_base, trained_part
 from gptjax.train.start import load_start
-from gptjax.train.state import abstract_state, create_state
+from gptjax.train.state import abstract_state
 from gptjax.train.step import make_train_step
 
 
@@ -70,33 +68,22 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         # ---- state --------------------------------------------------------
-        identity, frozen, start = dict(tokenizer=tokenizer.fingerprint), (), None
-        if adapts(config):
-            start = load_start(config, mesh)
-            identity['start'] = fingerprint_of(start)
-            frozen = (start.params,)
+        start = load_base(config, mesh)
+        frozen = () if start is None else (start.params,)
+        its = stage.require(workdir / 'pairs', 'dpo')['fingerprint']
+        identity = dict(identity_of(tokenizer, start), data=its)
         shapes, axes = trained_part(config, model)
         optimizer = make_optimizer(config, shapes)
         abstract = abstract_state(shapes, optimizer, axes, mesh)
-        checkpoints = Checkpoints(
-            workdir / 'checkpoints',
-            identity=identity,
-            keep=config.checkpoint.keep,
-            keep_best=config.checkpoint.keep_best,
-        )
-        # Whatever happens, what is being saved is saved to its end.
-        stack.enter_context(contextlib.closing(checkpoints))
-        with progress.bar('reading the newest checkpoint', 0):
-            restored = checkpoints.restore(abstract, say=say)
+        checkpoints = stack.enter_context(begin.opened(config, workdir, identity))
+        restored = begin.newest(checkpoints, abstract, 'dpo')
         if restored is None:
             start = start or load_start(config, mesh)
-            state = _first_state(config, model, start.params, optimizer, abstract)
-            record = loop.new_record(config)
-        else:
-            state, record = restored
-            if record['reason'] is not None:  # it had come to its end
-                return _summary(record['reason'], state, record)
-            say(f'dpo: going on from the checkpoint of step {int(state.step):,}')
+            state = begin.first_state(config, model, start, optimizer, abstract)
+            restored = state, loop.new_record(config)
+        state, record = restored
+        if record['reason'] is not None:  # it had come to its end
+            return loop.Outcome(state, record).summary()
         if config.preference.loss in WITHOUT_REFERENCE:
             splits = without_references(pairs)
         else:
@@ -141,16 +128,12 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
             return data.pairs_of_step(len(pairs['train']), size, config.seed, step)
 
         # ---- train --------------------------------------------------------
-        schedule = jax.jit(make_schedule(config.optim, config.train.num_steps))
         task = loop.Task(
             step=step,
             batches=lambda first: map(chosen_in, itertools.count(first)),
             validate=validate,
-            learning_rate=lambda step: config.optim.learning_rate * schedule(step),
-            flops_per_token=tuple(
-                count.train_flops_per_token(model, context, causal)
-                for causal in (True, False)
-            ),
+            learning_rate=make_learning_rate(config),
+            flops_per_token=count.train_flops_per_token(model, context),
             peak_flops=peak_tflops(config.train.peak_tflops) * 1e12 * mesh.size,
             documents_of=lambda step: [pairs['train'][i].id for i in chosen_in(step)],
         )
@@ -159,7 +142,7 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
             f'{size} pairs of 2 x {context:,} tokens'
         )
         outcome = loop.run(config, workdir, task, state, record, checkpoints)
-    return _summary(outcome.reason, outcome.state, outcome.record, outcome.signal)
+    return outcome.summary()
 
 
 def check_config(config: ConfigDict) -> None:
@@ -319,22 +302,3 @@ def make_policy(config: ConfigDict):
         return lambda params: params
     scale = lora.scale_of(config.lora)
     return lambda params, base: lora.adapt(base, params, scale)
-
-
-def _first_state(config, model, start, optimizer, abstract):
-    """The state of step 0: the earlier run's weights, or new A and B."""
-    if adapts(config):
-        init = lambda key: lora.init_params(model, config.lora, key)
-        return create_state(init, jax.random.key(config.seed), optimizer, abstract)
-    # Nothing is drawn: what there is to begin with is passed in.
-    return create_state(lambda params: params, start, optimizer, abstract)
-
-
-def _summary(reason, state, record, signal=None):
-    return dict(
-        reason=reason,
-        signal=signal,
-        step=int(state.step),
-        skipped=record['skipped'],
-        validation=record['validation'],
-    )

@@ -4,7 +4,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
-from gptjax.kernels.cross_entropy import head_logits
+from gptjax.kernels.cross_entropy import (
+    head_logits,
+    number_of_chunks,
+    strided_chunks,
+)
 from gptjax.models import gpt
 
 
@@ -51,13 +55,13 @@ def hidden_logprobs(model: gpt.GPT, hidden, targets_BT, temperature=1.0, chunk=0
         logits = cap * jnp.tanh(logits / cap) if cap else logits
         return logits_logprobs(logits / temperature, targets)
 
-    chunks = _number_of_chunks(targets.shape, chunk)
+    chunks = number_of_chunks(targets.shape, chunk)
     if chunks == 1:
         both = of_tokens((hidden, targets))
     else:
         axis = targets.ndim - 1
         parts = jax.tree.map(
-            lambda x: _strided_chunks(x, axis, chunks), (hidden, targets)
+            lambda x: strided_chunks(x, axis, chunks), (hidden, targets)
         )
         # The backward pass computes a chunk's logits again instead of keeping them.
         both = jax.lax.map(jax.checkpoint(of_tokens), parts)
@@ -75,21 +79,3 @@ def logits_logprobs(logits, targets):
     logprobs = jax.nn.log_softmax(logits.astype(jnp.float32))
     chosen = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
     return chosen, -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
-
-
-def _number_of_chunks(shape, chunk) -> int:
-    """The least divisor of the last axis that makes chunks no larger than asked."""
-    tokens, last = 1, shape[-1]
-    for size in shape:
-        tokens *= size
-    wanted = min(-(-tokens // chunk), last) if chunk else 1
-    return next(n for n in range(wanted, last + 1) if last % n == 0)
-
-
-def _strided_chunks(x, axis, chunks):
-    """(..., n C, ...) to (C, ..., n, ...): chunk c has places c, c + C, ...
-
-    Every chunk then has places of every part of an axis that is split over devices.
-    """
-    split = x.reshape(*x.shape[:axis], -1, chunks, *x.shape[axis + 1 :])
-    return jnp.moveaxis(split, axis + 1, 0)

@@ -7,7 +7,6 @@ of weights, seed and step: a run that goes on draws what it would have drawn.
 """
 
 import contextlib
-import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -21,10 +20,10 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from gptjax import progress, rundir
 from gptjax.errors import UserError
 from gptjax.models import count
-from gptjax.optim.build import ema_params, make_optimizer
-from gptjax.optim.schedules import make_schedule
+from gptjax.optim.build import ema_params, make_learning_rate, make_optimizer
 from gptjax.parallel import multihost
 from gptjax.parallel.mesh import make_mesh
+from gptjax.parallel.multihost import say
 from gptjax.parallel.sharding import RULES
 from gptjax.post import experience, rollout
 from gptjax.post.actor import Actor, make_actor
@@ -33,14 +32,13 @@ from gptjax.post.kl import AdaptiveKL
 from gptjax.post.rewards import make_reward
 from gptjax.post.rollout import Sampler, Style
 from gptjax.post.scores import RunningMoments
-from gptjax.post.tasks import Task, make_task
+from gptjax.post.tasks import Task, make_task, problems_fingerprint
 from gptjax.post.weights import per_token
-from gptjax.train import check, start
-from gptjax.train.checkpoint import Checkpoints
+from gptjax.train import begin, check, loop, start
 from gptjax.train.interruption import interruption
-from gptjax.train.load import adapts, fingerprint_of
+from gptjax.train.load import adapts, identity_of
 from gptjax.train.metrics import MetricsWriter
-from gptjax.train.state import TrainState, abstract_state, new_state
+from gptjax.train.state import TrainState, abstract_state, create_state
 from gptjax.train.step import make_train_step
 
 
@@ -80,27 +78,20 @@ def run(
         method = make_method(config, trained.settings, actor)
         optimizer = make_optimizer(config, actor.shapes)
         abstract = abstract_state(actor.shapes, optimizer, actor.axes, mesh)
-        identity = dict(tokenizer=trained.tokenizer.fingerprint)
-        frozen = ()
-        if adapts(config):
-            identity['start'] = fingerprint_of(trained)
-            frozen = (reference,)
-        checkpoints = Checkpoints(
-            workdir / 'checkpoints',
-            identity=identity,
-            keep=config.checkpoint.keep,
-            keep_best=config.checkpoint.keep_best,
-        )
-        stack.enter_context(contextlib.closing(checkpoints))
-        restored = checkpoints.restore(abstract, say=say)
-        if restored is None:
-            state = first_state(actor, reference, optimizer, abstract, config.seed)
-            record = new_record(config)
-        else:
-            state, record = restored
-            if record['reason'] is not None:  # it had come to its end
-                return _summary(record['reason'], int(state.step), record)
-            say(f'policy: going on from the checkpoint of step {int(state.step):,}')
+        base = trained if adapts(config) else None
+        frozen = () if base is None else (reference,)
+        identity = identity_of(trained.tokenizer, base)
+        identity['problems'] = problems_fingerprint(config.task)
+        checkpoints = stack.enter_context(begin.opened(config, workdir, identity))
+        restored = begin.newest(checkpoints, abstract, 'policy')
+        new = restored is None
+        if new:
+            key = jax.random.key(config.seed)
+            state = create_state(actor.init, optimizer, abstract, reference, key)
+            restored = state, new_record(config)
+        state, record = restored
+        if record['reason'] is not None:  # it had come to its end
+            return _summary(state, record)
 
         # ---- what a rollout needs -------------------------------------------
         sharding = lambda rank: NamedSharding(
@@ -122,11 +113,11 @@ def run(
         step_fn = make_train_step(
             method.loss_fn, optimizer, abstract, config.train.accumulation, config.seed
         )
-        schedule = jax.jit(make_schedule(config.optim, config.train.num_steps))
+        learning_rate = make_learning_rate(config)
         updates = updates_of(config)
         first, last = int(state.step), config.train.num_steps
         # A new run writes of step 0 too, and keeps nothing of one that was killed.
-        kept = first if restored else -1
+        kept = -1 if new else first
         writer = MetricsWriter(workdir, kept) if multihost.is_first() else None
         if writer:
             stack.callback(writer.close)
@@ -151,7 +142,7 @@ def run(
             if writer:
                 writer.write(done, 'validation', found)
 
-        if not restored:
+        if new:
             validate(0)  # where it starts from
 
         # ---- rollouts -------------------------------------------------------
@@ -175,7 +166,7 @@ def run(
                 )
             except UserError:  # a reward's: what was learnt so far is not lost
                 if before > saved:
-                    save(checkpoints, before, state, record)
+                    loop.save(checkpoints, before, state, record)
                 raise
             metrics = dict(found.metrics)
             if found.empty:
@@ -200,7 +191,7 @@ def run(
                 _count_bad(told, record, config, done)
             record['memory'] = [list(part) for part in found.memory]
             metrics.update(
-                learning_rate=float(config.optim.learning_rate * schedule(done - 1)),
+                learning_rate=float(learning_rate(done - 1)),
                 empty_rollouts=record['empty_rollouts'],
                 skipped=record['skipped'],
                 step_seconds=time.perf_counter() - began,
@@ -215,17 +206,16 @@ def run(
             if stop_signal and done < last:
                 break
             if done < last and _passes(before, done, config.checkpoint.every):
-                save(checkpoints, done, state, record)
+                loop.save(checkpoints, done, state, record)
                 saved = done
 
         done = int(state.step)
-        reason = 'finished' if done == last else 'interrupted'
-        record['reason'] = None if reason == 'interrupted' else reason
+        record['reason'] = 'finished' if done == last else None
         advance(0, 'saving')
         if done > saved:
-            save(checkpoints, done, state, record)
+            loop.save(checkpoints, done, state, record)
         checkpoints.wait()
-    return _summary(reason, done, record, stop_signal)
+    return _summary(state, record, stop_signal)
 
 
 # ---- the parts of the loop
@@ -278,13 +268,6 @@ def check_config(config: ConfigDict) -> None:
             f'{updates_of(config)} updates that a rollout gives (policy.epochs * '
             'replies / train.batch_size): use a multiple'
         )
-
-
-def first_state(actor: Actor, reference, optimizer, abstract, seed: int) -> TrainState:
-    """The state that begins at the reference's weights, of which it shares none."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    make = lambda params, key: new_state(actor.init(params, key), optimizer)
-    return jax.jit(make, out_shardings=shardings)(reference, jax.random.key(seed))
 
 
 def new_record(config: ConfigDict) -> dict:
@@ -381,20 +364,6 @@ def measure(
     )
 
 
-def save(checkpoints: Checkpoints, step: int, state: TrainState, record: dict) -> None:
-    """Saves, with the loss of this very step where there is one to compare by."""
-    validation, loss = record['validation'], None
-    if validation is not None and validation['step'] == step:
-        loss = validation['loss'] if math.isfinite(validation['loss']) else None
-    checkpoints.save(step, state, record, loss)
-
-
-def say(line: str) -> None:
-    """Prints a line, once for all processes."""
-    if multihost.is_first():
-        print(line, flush=True)
-
-
 def _passes(before: int, done: int, every: int) -> bool:
     return done // every > before // every
 
@@ -413,12 +382,6 @@ def _count_bad(told, record, config, done):
         )
 
 
-def _summary(reason, step, record, stop_signal=None):
-    return dict(
-        reason=reason,
-        signal=stop_signal,
-        step=step,
-        validation=record['validation'],
-        skipped=record['skipped'],
-        empty_rollouts=record['empty_rollouts'],
-    )
+def _summary(state, record, stop_signal=None):
+    outcome = loop.Outcome(state, record, stop_signal)
+    return outcome.summary(empty_rollouts=record['empty_rollouts'])

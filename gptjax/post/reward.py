@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gptjax import progress, rundir
+from gptjax.data import stage
 from gptjax.data.comparisons import (
     Comparisons,
     arrays_of,
@@ -18,22 +19,22 @@ from gptjax.data.comparisons import (
 from gptjax.data.ratings import BEHAVIOUR, read_split
 from gptjax.errors import UserError
 from gptjax.models import count, heads, settings
-from gptjax.optim.schedules import make_schedule
+from gptjax.optim.build import make_learning_rate
 from gptjax.parallel.mesh import batch_shards, make_mesh
+from gptjax.parallel.multihost import say
 from gptjax.post import reward_losses
 from gptjax.post.reward_model import (
     abstract_reward,
-    make_checkpoints,
+    identity_of,
     make_scorer,
     place,
     score,
     weights_of,
 )
 from gptjax.tokenizer.tokenizer import Tokenizer
-from gptjax.train import check, loop, start
+from gptjax.train import begin, check, loop, start
 from gptjax.train.hardware import peak_tflops
-from gptjax.train.pretrain import say
-from gptjax.train.state import new_state
+from gptjax.train.state import create_state
 from gptjax.train.step import make_train_step
 
 
@@ -104,27 +105,18 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
         stack.enter_context(jax.set_mesh(mesh))
         # ---- state --------------------------------------------------------
         optimizer, abstract = abstract_reward(config, model, mesh)
-        checkpoints = make_checkpoints(
-            config,
-            workdir,
-            tokenizer,
-            keep=config.checkpoint.keep,
-            keep_best=config.checkpoint.keep_best,
-        )
-        stack.enter_context(contextlib.closing(checkpoints))
-        with progress.bar('reading the newest checkpoint', 0):
-            restored = checkpoints.restore(abstract, say=say)
+        data = stage.require(workdir / 'ratings', 'reward')['fingerprint']
+        identity = dict(identity_of(config, tokenizer), data=data)
+        checkpoints = stack.enter_context(begin.opened(config, workdir, identity))
+        restored = begin.newest(checkpoints, abstract, 'reward')
         if restored is None:
-            state = begin(config, model, optimizer, abstract, mesh)
-            record = loop.new_record(config)
-        else:
-            state, record = restored
-            if record['reason'] is not None:  # it had come to its end
-                return _summary(record['reason'], state, record)
-            say(f'reward: going on from the checkpoint of step {int(state.step):,}')
+            state = first_state(config, model, optimizer, abstract, mesh)
+            restored = state, loop.new_record(config)
+        state, record = restored
+        if record['reason'] is not None:  # it had come to its end
+            return loop.Outcome(state, record).summary()
 
         # ---- train --------------------------------------------------------
-        schedule = jax.jit(make_schedule(config.optim, config.train.num_steps))
         step = make_train_step(
             loss_fn, optimizer, abstract, config.train.accumulation, config.seed
         )
@@ -139,11 +131,10 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
             step=functools.partial(_step, step, batch_size * context),
             batches=batches,
             validate=validate,
-            learning_rate=lambda step: config.optim.learning_rate * schedule(step),
+            learning_rate=make_learning_rate(config),
             flops_per_token=tuple(
-                count.train_flops_per_token(model, context, causal)
-                - 6 * model.width * model.vocab_size  # it has no logits
-                for causal in (True, False)
+                flops - 6 * model.width * model.vocab_size  # it has no logits
+                for flops in count.train_flops_per_token(model, context)
             ),
             peak_flops=peak_tflops(config.train.peak_tflops) * 1e12 * mesh.size,
             documents_of=lambda step: [
@@ -151,21 +142,16 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
             ],
         )
         outcome = loop.run(config, workdir, task, state, record, checkpoints)
-    return _summary(outcome.reason, outcome.state, outcome.record, outcome.signal)
+    return outcome.summary()
 
 
-def begin(config, model, optimizer, abstract, mesh):
+def first_state(config, model, optimizer, abstract, mesh):
     """The state of step 0: the weights of `start.run` and a new head."""
     with progress.bar('reading the model that this starts from', 0):
-        trained = start.load_start(config, mesh)
-
-    def make(params, key):
-        return new_state(dict(params, **heads.init_reward(model, key)), optimizer)
-
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(make, out_shardings=shardings)(
-        trained.params, jax.random.key(config.seed)
-    )
+        params = start.load_start(config, mesh).params
+    init = lambda params, key: dict(params, **heads.init_reward(model, key))
+    key = jax.random.key(config.seed)
+    return create_state(init, optimizer, abstract, params, key)
 
 
 def make_reward_loss(model, reward: ConfigDict):
@@ -268,13 +254,3 @@ def _step(step, tokens, state, batch):
     """The step; what it was divided by are pairs, and throughput is of tokens."""
     state, metrics = step(state, batch)
     return state, dict(metrics, pairs=metrics['tokens'], tokens=tokens)
-
-
-def _summary(reason, state, record, signal=None):
-    return dict(
-        reason=reason,
-        signal=signal,
-        step=int(state.step),
-        skipped=record['skipped'],
-        validation=record['validation'],
-    )

@@ -105,14 +105,13 @@ def abstract_reward(config: ConfigDict, model, mesh: Mesh):
     return optimizer, abstract_state(shapes, optimizer, axes, mesh)
 
 
-def make_checkpoints(config: ConfigDict, workdir: Path, tokenizer, **options):
-    """The checkpoints of a reward run; they fit what is read as it was in training."""
-    identity = dict(
+def identity_of(config: ConfigDict, tokenizer: Tokenizer) -> dict:
+    """Of its checkpoints: they fit what is read as it was in training."""
+    return dict(
         tokenizer=tokenizer.fingerprint,
         context=config.data.context,
         template=config.chat.template,
     )
-    return Checkpoints(workdir / 'checkpoints', identity, **options)
 
 
 def weights_of(state: TrainState):
@@ -134,7 +133,8 @@ def load_trained(config: ConfigDict, workdir: Path, mesh: Mesh) -> Trained:
     model = settings.resolve(config.model, tokenizer.vocab_size)
     with jax.set_mesh(mesh):
         _, abstract = abstract_reward(config, model, mesh)
-        checkpoints = make_checkpoints(config, workdir, tokenizer, read_only=True)
+        identity = identity_of(config, tokenizer)
+        checkpoints = Checkpoints(workdir / 'checkpoints', identity, read_only=True)
         restored = checkpoints.restore(abstract, checkpoints.best_step())
         checkpoints.close()
     if restored is None:

@@ -70,16 +70,12 @@ def model(run: str) -> Reward:
     return reward
 
 
-def make_reward(
-    section: ConfigDict, task: Task, load_model: Callable[[str], Reward] = model
-) -> Reward:
+def make_reward(section: ConfigDict, task: Task) -> Reward:
     """The sum of weight x reward of the rewards in `task.rewards`, float32 (N,).
 
     Args:
         section: the task section.
         task: for the rewards that ask its verifier.
-        load_model: from a run directory to the reward of the model in it; for
-            rewards whose function is 'model'.
 
     Raises:
         UserError: a function does not exist. The reward itself raises one where a
@@ -91,7 +87,7 @@ def make_reward(
     parts = []
     for name, part in section.rewards.items():
         if part.function == 'model':
-            function = load_model(part.run)
+            function = model(part.run)
         elif part.function in REWARDS:
             function = REWARDS[part.function](task)
         else:

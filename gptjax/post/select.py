@@ -35,6 +35,7 @@ from gptjax.train.start import load_start
 
 PROBLEMS_AT_ONCE = 64  # in a file of replies
 BY = ('verifier', 'reward')
+MADE = ('chats.jsonl', 'pairs.jsonl')
 
 
 def select(config: ConfigDict, workdir: Path) -> dict:
@@ -53,7 +54,7 @@ def select(config: ConfigDict, workdir: Path) -> dict:
     with jax.set_mesh(mesh), progress.bar('reading the model', 0):
         trained = load_start(config, mesh)
     settings = _settings(config, trained)
-    manifest = stage.finished(workdir / 'selected', settings)
+    manifest = stage.finished(workdir / 'selected', settings, needs=MADE)
     if manifest is not None:
         return manifest
 
@@ -255,8 +256,8 @@ def _write(config, workdir, settings, items, drawn, choices):
             settings=settings,
             **counts,
             sha256={
-                name: files.sha256_of_file(path / f'{name}.jsonl')
-                for name in ('chats', 'pairs')
+                name.removesuffix('.jsonl'): files.sha256_of_file(path / name)
+                for name in MADE
             },
         )
         files.write_json(path / stage.MANIFEST, manifest)

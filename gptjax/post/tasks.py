@@ -102,6 +102,13 @@ def make_task(section: ConfigDict, seed: int, fits=lambda messages: True) -> Tas
     )
 
 
+def problems_fingerprint(section: ConfigDict) -> str:
+    """A hash of where the problems come from: of a file, of what is in it."""
+    if section.path:
+        return files.sha256_of_file(Path(section.path).expanduser())
+    return files.fingerprint([section.name, section.options.to_dict()])
+
+
 def part_of(item_id: str, fraction: float) -> str:
     """'held_out', 'validation' or 'train', by the problem's content.
 
@@ -142,7 +149,8 @@ def write_task(config: ConfigDict, workdir: Path) -> dict:
     """
     section = config.task
     settings = {f'task.{name}': value for name, value in section.to_dict().items()}
-    manifest = stage.finished(workdir / 'task', settings)
+    names = [f'{part}.jsonl' for part in PARTS]
+    manifest = stage.finished(workdir / 'task', settings, needs=names)
     if manifest is not None:
         return manifest
     task = make_task(section, config.seed)

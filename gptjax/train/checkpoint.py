@@ -33,8 +33,8 @@ class Checkpoints:
     Args:
         folder: RUN/checkpoints.
         identity: what must be equal for a checkpoint to fit, for example
-            `{'tokenizer': its hash}`. What a checkpoint does not tell, as older ones
-            do not tell their data, fits.
+            `{'tokenizer': its hash, 'data': of what is trained on}`. What a
+            checkpoint does not tell, as older ones do not tell their data, fits.
         keep: the newest that stay.
         keep_best: those of the lowest loss that stay besides; 0: none.
         read_only: leaves alone what another process may be writing there.

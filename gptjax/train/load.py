@@ -49,11 +49,8 @@ def load(
         )
     tokenizer = Tokenizer.load(path)
     model = settings.resolve(config.model, tokenizer.vocab_size)
-    identity = dict(tokenizer=tokenizer.fingerprint)
-    base = None
-    if adapts(config):
-        base = load_earlier(config.start, mesh)
-        identity['start'] = fingerprint_of(base)
+    base = load_base(config, mesh)
+    identity = identity_of(tokenizer, base)
     with jax.set_mesh(mesh):
         shapes, axes = trained_part(config, model)
         optimizer = make_optimizer(config, shapes)
@@ -94,6 +91,20 @@ def load_earlier(start: ConfigDict, mesh: Mesh) -> Trained:
 def adapts(config: ConfigDict) -> bool:
     """Whether a run trains A and B of LoRA beside frozen weights."""
     return 'lora' in config and config.lora.rank != 0
+
+
+def load_base(config: ConfigDict, mesh: Mesh) -> Trained | None:
+    """What A and B of LoRA stand beside, as it was; None where all is trained."""
+    return load_earlier(config.start, mesh) if adapts(config) else None
+
+
+def identity_of(tokenizer: Tokenizer, base: Trained | None) -> dict[str, str]:
+    """What makes a checkpoint's weights what they are, besides the config.
+
+    Training adds what it trains on.
+    """
+    identity = dict(tokenizer=tokenizer.fingerprint)
+    return identity if base is None else dict(identity, start=fingerprint_of(base))
 
 
 def trained_part(config: ConfigDict, model: FrozenConfigDict) -> tuple:

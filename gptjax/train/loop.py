@@ -43,12 +43,27 @@ class Task(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a run ended: 'finished', 'stopped early', or 'interrupted' by a signal."""
+    """How a run ended, and by which signal where one ended it."""
 
     state: TrainState
-    reason: str
     record: dict
-    signal: int | None
+    signal: int | None = None
+
+    @property
+    def reason(self) -> str:
+        """'finished', 'stopped early', or 'interrupted' by a signal."""
+        return self.record['reason'] or 'interrupted'
+
+    def summary(self, **more) -> dict:
+        """What a stage returns."""
+        return dict(
+            reason=self.reason,
+            signal=self.signal,
+            step=int(self.state.step),
+            skipped=self.record['skipped'],
+            validation=self.record['validation'],
+            **more,
+        )
 
 
 def new_record(config: ConfigDict) -> dict:
@@ -159,7 +174,7 @@ def run(
                     break
                 if done % config.checkpoint.every == 0 and not last:
                     settle()
-                    _save(checkpoints, done, state, record)
+                    save(checkpoints, done, state, record)
                     saved = done
                     clock = time.perf_counter()
             settle()
@@ -167,17 +182,17 @@ def run(
             done = int(state.step)
             advance(0, 'saving')
             if done > saved:
-                _save(checkpoints, done, state, record)
+                save(checkpoints, done, state, record)
             checkpoints.wait()
         finally:
             if tracing:
                 jax.profiler.stop_trace()
             if writer:
                 writer.close()
-    return Outcome(state, reason, record, stop_signal)
+    return Outcome(state, record, stop_signal)
 
 
-def _save(checkpoints, step, state, record):
+def save(checkpoints: Checkpoints, step: int, state: TrainState, record: dict) -> None:
     """Saves, with the loss of this very step where there is one to compare by."""
     validation = record['validation']
     loss = None

@@ -13,14 +13,12 @@ from ml_collections import ConfigDict
 from gptjax import files, progress
 from gptjax.data import ledger, pipeline, stage
 from gptjax.models import count, gpt, settings
-from gptjax.optim.build import ema_params, make_optimizer
-from gptjax.optim.schedules import make_schedule
-from gptjax.parallel import multihost
+from gptjax.optim.build import ema_params, make_learning_rate, make_optimizer
 from gptjax.parallel.mesh import make_mesh
+from gptjax.parallel.multihost import say
 from gptjax.parallel.sharding import batch_sharding
 from gptjax.tokenizer.tokenizer import Tokenizer
-from gptjax.train import loop
-from gptjax.train.checkpoint import Checkpoints
+from gptjax.train import begin, loop
 from gptjax.train.hardware import peak_tflops
 from gptjax.train.losses import make_language_loss
 from gptjax.train.state import abstract_state, create_state
@@ -42,6 +40,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
     mesh = make_mesh(config.mesh)
     tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
     model = settings.resolve(config.model, tokenizer.vocab_size)
+    parameters = count.num_params(model)
     loss_fn = make_language_loss(model, config.train)
     prepared = workdir / 'prepared'
 
@@ -51,36 +50,21 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
         shapes = gpt.abstract_params(model)
         optimizer = make_optimizer(config, shapes)
         abstract = abstract_state(shapes, optimizer, gpt.param_axes(model), mesh)
-        checkpoints = Checkpoints(
-            workdir / 'checkpoints',
-            identity=dict(
-                tokenizer=tokenizer.fingerprint,
-                data=stage.require(prepared, 'prepare')['inputs'],
-            ),
-            keep=config.checkpoint.keep,
-            keep_best=config.checkpoint.keep_best,
-        )
-        # Whatever happens, what is being saved is saved to its end.
-        stack.enter_context(contextlib.closing(checkpoints))
-        with progress.bar('reading the newest checkpoint', 0):
-            restored = checkpoints.restore(abstract, say=say)
+        data = stage.require(prepared, 'prepare')['inputs']
+        identity = dict(tokenizer=tokenizer.fingerprint, data=data)
+        checkpoints = stack.enter_context(begin.opened(config, workdir, identity))
+        restored = begin.newest(checkpoints, abstract, 'model')
         if restored is None:
+            init = functools.partial(gpt.init_params, model)
+            key = jax.random.key(config.seed)
             with progress.bar('making the model', 0):
-                state = create_state(
-                    functools.partial(gpt.init_params, model),
-                    jax.random.key(config.seed),
-                    optimizer,
-                    abstract,
-                )
-            record = loop.new_record(config)
-        else:
-            state, record = restored
-            if record['reason'] is not None:  # it had come to its end
-                return _summary(record['reason'], state, record, model)
-            say(f'model: going on from the checkpoint of step {int(state.step):,}')
+                state = create_state(init, optimizer, abstract, key)
+            restored = state, loop.new_record(config)
+        state, record = restored
+        if record['reason'] is not None:  # it had come to its end
+            return loop.Outcome(state, record).summary(parameters=parameters)
 
         # ---- data and step ------------------------------------------------
-        schedule = jax.jit(make_schedule(config.optim, config.train.num_steps))
         task = loop.Task(
             step=make_train_step(
                 loss_fn, optimizer, abstract, config.train.accumulation, config.seed
@@ -94,37 +78,26 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
                 start_step=step,
             ),
             validate=make_validation(config, prepared, loss_fn, mesh),
-            learning_rate=lambda step: config.optim.learning_rate * schedule(step),
-            flops_per_token=tuple(
-                count.train_flops_per_token(model, config.data.context, causal)
-                for causal in (True, False)
-            ),
+            learning_rate=make_learning_rate(config),
+            flops_per_token=count.train_flops_per_token(model, config.data.context),
             peak_flops=peak_tflops(config.train.peak_tflops) * 1e12 * mesh.size,
             documents_of=lambda step: documents_of(config, workdir, step),
         )
 
         # ---- train --------------------------------------------------------
         say(
-            f'model: {count.num_params(model):,} parameters on {mesh.size} '
+            f'model: {parameters:,} parameters on {mesh.size} '
             f'{"device" if mesh.size == 1 else "devices"}, '
             f'{config.train.batch_size * config.data.context:,} tokens a step'
         )
         outcome = loop.run(config, workdir, task, state, record, checkpoints)
-    return _summary(
-        outcome.reason, outcome.state, outcome.record, model, outcome.signal
-    )
+    return outcome.summary(parameters=parameters)
 
 
 def documents_of(config: ConfigDict, workdir: Path, step: int) -> list[str]:
     """The ids of the documents in the batch of a step, each once."""
     rows = ledger.batch_documents(config, workdir, step)
     return list(dict.fromkeys(itertools.chain.from_iterable(rows)))
-
-
-def say(line: str) -> None:
-    """Prints a line, once for all processes."""
-    if multihost.is_first():
-        print(line, flush=True)
 
 
 def make_validation(config: ConfigDict, prepared: Path, loss_fn, mesh, *frozen):
@@ -166,14 +139,3 @@ def make_validation(config: ConfigDict, prepared: Path, loss_fn, mesh, *frozen):
         return dict(loss=loss, bits_per_byte=loss / math.log(2) / bytes_per_token)
 
     return validate
-
-
-def _summary(reason, state, record, model, signal=None):
-    return dict(
-        reason=reason,
-        signal=signal,
-        step=int(state.step),
-        parameters=count.num_params(model),
-        skipped=record['skipped'],
-        validation=record['validation'],
-    )

@@ -7,23 +7,21 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from gptjax import progress
 from gptjax.data import pipeline, turns
 from gptjax.errors import UserError
 from gptjax.models import count, lora, settings
-from gptjax.optim.build import make_optimizer
-from gptjax.optim.schedules import make_schedule
+from gptjax.optim.build import make_learning_rate, make_optimizer
 from gptjax.parallel.mesh import make_mesh
+from gptjax.parallel.multihost import say
 from gptjax.parallel.sharding import batch_sharding
 from gptjax.tokenizer.tokenizer import Tokenizer
-from gptjax.train import check, loop
-from gptjax.train.checkpoint import Checkpoints
+from gptjax.train import begin, check, loop
 from gptjax.train.hardware import peak_tflops
-from gptjax.train.load import adapts, fingerprint_of, trained_part
+from gptjax.train.load import identity_of, load_base, trained_part
 from gptjax.train.losses import make_language_loss
-from gptjax.train.pretrain import documents_of, make_validation, say
+from gptjax.train.pretrain import documents_of, make_validation
 from gptjax.train.start import load_start
-from gptjax.train.state import abstract_state, create_state
+from gptjax.train.state import abstract_state
 from gptjax.train.step import make_train_step
 
 
@@ -56,36 +54,26 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         # ---- state --------------------------------------------------------
-        identity, frozen, base = dict(tokenizer=tokenizer.fingerprint), (), None
-        if adapts(config):
-            base = load_start(config, mesh)
-            identity['start'] = fingerprint_of(base)
+        base, frozen = load_base(config, mesh), ()
+        if base is not None:
             frozen = (base.params,)
             loss_fn = make_adapted_loss(loss_fn, lora.scale_of(config.lora))
         shapes, axes = trained_part(config, model)
+        parameters = count.size(shapes)
         optimizer = make_optimizer(config, shapes)
         abstract = abstract_state(shapes, optimizer, axes, mesh)
-        checkpoints = Checkpoints(
-            workdir / 'checkpoints',
-            identity=identity,
-            keep=config.checkpoint.keep,
-            keep_best=config.checkpoint.keep_best,
-        )
-        # Whatever happens, what is being saved is saved to its end.
-        stack.enter_context(contextlib.closing(checkpoints))
-        with progress.bar('reading the newest checkpoint', 0):
-            restored = checkpoints.restore(abstract, say=say)
+        identity = dict(identity_of(tokenizer, base), data=rows.fingerprint)
+        checkpoints = stack.enter_context(begin.opened(config, workdir, identity))
+        restored = begin.newest(checkpoints, abstract, 'model')
         if restored is None:
-            state = _first_state(config, model, mesh, base, optimizer, abstract)
-            record = loop.new_record(config)
-        else:
-            state, record = restored
-            if record['reason'] is not None:  # it had come to its end
-                return _summary(record['reason'], state, record, shapes)
-            say(f'model: going on from the checkpoint of step {int(state.step):,}')
+            start = base or load_start(config, mesh)
+            state = begin.first_state(config, model, start, optimizer, abstract)
+            restored = state, loop.new_record(config)
+        state, record = restored
+        if record['reason'] is not None:  # it had come to its end
+            return loop.Outcome(state, record).summary(parameters=parameters)
 
         # ---- data and step ------------------------------------------------
-        schedule = jax.jit(make_schedule(config.optim, config.train.num_steps))
         step = make_train_step(
             loss_fn, optimizer, abstract, config.train.accumulation, config.seed
         )
@@ -101,25 +89,20 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
             validate=make_validation(
                 config, workdir / 'dialogue', loss_fn, mesh, *frozen
             ),
-            learning_rate=lambda step: config.optim.learning_rate * schedule(step),
-            flops_per_token=tuple(
-                count.train_flops_per_token(model, config.data.context, causal)
-                for causal in (True, False)
-            ),
+            learning_rate=make_learning_rate(config),
+            flops_per_token=count.train_flops_per_token(model, config.data.context),
             peak_flops=peak_tflops(config.train.peak_tflops) * 1e12 * mesh.size,
             documents_of=lambda step: documents_of(config, workdir, step),
         )
 
         # ---- train --------------------------------------------------------
         say(
-            f'model: {_size(shapes):,} of {count.num_params(model):,} parameters are '
+            f'model: {parameters:,} of {count.num_params(model):,} parameters are '
             f'trained, {config.train.num_steps:,} steps of {config.train.batch_size} '
             f'rows of {config.data.context} tokens'
         )
         outcome = loop.run(config, workdir, task, state, record, checkpoints)
-    return _summary(
-        outcome.reason, outcome.state, outcome.record, shapes, outcome.signal
-    )
+    return outcome.summary(parameters=parameters)
 
 
 def check_sft(config: ConfigDict) -> None:
@@ -165,33 +148,3 @@ def make_adapted_loss(loss_fn, scale: float):
         return loss_fn(lora.adapt(base, params, scale), batch, key)
 
     return adapted
-
-
-def _first_state(config, model, mesh, base, optimizer, abstract):
-    """The state of step 0: the earlier run's weights, or new A and B."""
-    with progress.bar('making the model', 0):
-        if base is not None:
-            return create_state(
-                lambda key: lora.init_params(model, config.lora, key),
-                jax.random.key(config.seed),
-                optimizer,
-                abstract,
-            )
-        start = load_start(config, mesh)
-        # Nothing is drawn: what there is to begin with is passed in.
-        return create_state(lambda params: params, start.params, optimizer, abstract)
-
-
-def _size(shapes) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
-
-
-def _summary(reason, state, record, shapes, signal=None):
-    return dict(
-        reason=reason,
-        signal=signal,
-        step=int(state.step),
-        parameters=_size(shapes),
-        skipped=record['skipped'],
-        validation=record['validation'],
-    )

@@ -47,17 +47,19 @@ def new_state(params, optimizer: optax.GradientTransformation) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
-def create_state(init, key, optimizer, abstract: TrainState) -> TrainState:
+def create_state(init, optimizer, abstract: TrainState, *args) -> TrainState:
     """A new state, each device making its own part of it.
 
-    The draws do not depend on the mesh.
+    What is drawn does not depend on the mesh.
 
     Args:
-        init: a function from a key to parameters.
-        key: of the draws.
+        init: a function from `args` to parameters.
         optimizer: of the state.
         abstract: from `abstract_state`.
+        *args: a key, or weights to begin with; arrays, so that none is compiled in.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    make = jax.jit(lambda key: new_state(init(key), optimizer), out_shardings=shardings)
-    return make(key)
+    make = jax.jit(
+        lambda *args: new_state(init(*args), optimizer), out_shardings=shardings
+    )
+    return make(*args)

@@ -52,6 +52,19 @@ def test_without_a_checkpoint_the_next_command_trains(tmp_path, checkpoint):
     assert screen.endswith(f'-m gptjax sft --workdir {tmp_path}')
 
 
+def test_a_reward_model_chooses_and_is_not_talked_to(tmp_path):
+    (tmp_path / 'ratings').mkdir()
+    command = dict(command='python -m gptjax reward --workdir r')
+    files.write_json(tmp_path / 'environment.json', command)
+    screen = last_screen(tmp_path, tmp_path / 'report.html')  # it was interrupted
+    assert screen.endswith(f'-m gptjax reward --workdir {tmp_path}')
+    files.write_json(tmp_path / 'results.json', {})
+    screen = last_screen(tmp_path, tmp_path / 'report.html')
+    assert f'best_of --config configs/best_of.py:reward={tmp_path} ' in screen
+    assert screen.endswith(f'--config.start.run={tmp_path.parent / "sft"}')
+    assert 'serve' not in screen and 'chat' not in screen and ' eval' not in screen
+
+
 def test_paths_are_short_from_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path.parent)
     screen = last_screen(tmp_path, tmp_path / 'report.html')

@@ -1,6 +1,7 @@
 """The task of held-out problems: greedy, drawn, and one of eight."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -85,6 +86,29 @@ def test_figures_of_a_model_that_is_right_now_and_then():
     assert 0 <= low < 0.25 < high <= 1
     seeds = [seed for _, temperature, seed in asked if temperature]
     assert len(set(seeds)) == len(seeds) == 32
+
+
+def test_a_limit_that_is_longer_than_the_context_asks_what_can_be_read(tmp_path):
+    problems = [dict(prompt=f'{n:02d}', answer='1') for n in range(60)]
+    problems += [dict(prompt=f'{n}: this is too long', answer='1') for n in range(60)]
+    path = tmp_path / 'problems.jsonl'
+    path.write_text(''.join(json.dumps(problem) + '\n' for problem in problems))
+    config = common.base()
+    config.task = common.task_section()
+    config.task.path = str(path)
+    asked = set()
+
+    def complete(prompts, parameters):
+        asked.update(map(tuple, prompts))
+        return [Reply('1', (), None, 'stop', None, Token(5)) for _ in prompts]
+
+    settings, context = settings_of(config), 16
+    assert settings.max_tokens > context
+    subject = Subject(Letters(), 'turns', context, None, complete, settings)
+    found = verifiable.find('task', config)(subject, None)[verifiable.NAME]
+    assert found['figures']['accuracy']['value'] == 1
+    assert len(asked) == len(found['items']) > 0
+    assert max(map(len, asked)) < context
 
 
 def test_runs_without_problems_are_told():

@@ -84,11 +84,9 @@ def test_flops_of_full_and_causal_attention():
     model = helpers.model_settings(windows=(0,))
     matrices = 6 * count.matrix_params(model)
     # 2 layers, 4 heads of 8, 16 keys; a causal query sees 8.5 of them on average.
-    assert count.train_flops_per_token(model, 16, causal=False) == (
-        matrices + 12 * 4 * 8 * 2 * 16
-    )
-    assert count.train_flops_per_token(model, 16, causal=True) == (
-        matrices + 12 * 4 * 8 * 2 * 8.5
+    assert count.train_flops_per_token(model, 16) == (
+        matrices + 12 * 4 * 8 * 2 * 8.5,
+        matrices + 12 * 4 * 8 * 2 * 16,
     )
 
 
@@ -97,9 +95,6 @@ def test_flops_of_windows_are_those_of_the_keys_seen():
     # Of 8 queries, the window's see 1, 2, 3, 3, ... keys, the other's 1 to 8.
     keys = (1 + 2 + 6 * 3) / 8 + (1 + 8) / 2
     matrices = 6 * count.matrix_params(model)
-    assert count.train_flops_per_token(model, 8, causal=True) == pytest.approx(
-        matrices + 12 * 4 * 8 * keys
-    )
-    assert count.train_flops_per_token(model, 8, causal=False) == pytest.approx(
-        matrices + 12 * 4 * 8 * (3 + 8)
+    assert count.train_flops_per_token(model, 8) == pytest.approx(
+        (matrices + 12 * 4 * 8 * keys, matrices + 12 * 4 * 8 * (3 + 8))
     )

@@ -67,9 +67,9 @@ def write_start(tmp_path):
         abstract = abstract_state(shapes, optimizer, gpt.param_axes(resolved), mesh)
         state = create_state(
             functools.partial(gpt.init_params, resolved),
-            jax.random.key(0),
             optimizer,
             abstract,
+            jax.random.key(0),
         )
         checkpoints = Checkpoints(
             run / 'checkpoints', dict(tokenizer=tokenizer.fingerprint)

@@ -308,6 +308,19 @@ def test_a_run_that_was_stopped_goes_on_bitwise(whole, folder, tmp_path):
     assert reference_file.read_bytes() == before
 
 
+def test_a_run_does_not_go_on_with_other_pairs(whole, tmp_path):
+    config, workdir, _ = whole
+    run = shutil.copytree(workdir, tmp_path / 'run')
+    other = config.copy_and_resolve_references()
+    lines = open(config.preference.path).readlines()
+    files.write_text(tmp_path / 'other.jsonl', ''.join(lines[:-1]))
+    other.preference.path = str(tmp_path / 'other.jsonl')
+    shutil.rmtree(run / 'pairs')
+    data.build_pairs(other, run)
+    with pytest.raises(UserError, match='was made with other data'):
+        dpo.train_on_pairs(other, run)
+
+
 @pytest.mark.slow
 def test_lora_begins_at_the_base(folder, tmp_path, one_device):
     config, lines = train(config_of(folder, **{'lora.rank': 2}), tmp_path / 'run')

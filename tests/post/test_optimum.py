@@ -143,25 +143,23 @@ def test_a_larger_group():
     assert_optimal(BANDIT, solve(BANDIT, partial(grouped, size=4)))
 
 
-def test_k2_as_the_loss_of_one_token():
-    def loss(world, logits_SV):
-        logprobs_BT, _, p_B = drawn(world, logits_SV)
-        reference_BT = tiny.logprobs(world, world.reference_SV)
-        kl_BT = kl.kl_loss(logprobs_BT, reference_BT, world.mask_BT)
-        return single(world, logits_SV, beta=0.0) + BETA * jnp.sum(p_B[:, None] * kl_BT)
+def with_k2(world, logits_SV, k2):
+    """REINFORCE without the KL in the reward, and k2 beside it."""
+    logprobs_BT, _, p_B = drawn(world, logits_SV)
+    reference_BT = tiny.logprobs(world, world.reference_SV)
+    kl_BT = k2(logprobs_BT, reference_BT, world.mask_BT)
+    return single(world, logits_SV, beta=0.0) + BETA * jnp.sum(p_B[:, None] * kl_BT)
 
+
+def test_k2_as_the_loss_of_one_token():
+    loss = partial(with_k2, k2=kl.kl_loss)
     assert_optimal(BANDIT, solve(BANDIT, loss))
     with pytest.raises(AssertionError):  # see the next two
         assert_optimal(TREE, solve(TREE, loss))
 
 
 def test_k2_as_the_loss_of_whole_replies():
-    def loss(world, logits_SV):
-        logprobs_BT, _, p_B = drawn(world, logits_SV)
-        reference_BT = tiny.logprobs(world, world.reference_SV)
-        kl_BT = kl.reply_kl_loss(logprobs_BT, reference_BT, world.mask_BT)
-        return single(world, logits_SV, beta=0.0) + BETA * jnp.sum(p_B[:, None] * kl_BT)
-
+    loss = partial(with_k2, k2=kl.reply_kl_loss)
     assert_optimal(BANDIT, solve(BANDIT, loss))
     assert_optimal(TREE, solve(TREE, loss))
 
@@ -169,14 +167,7 @@ def test_k2_as_the_loss_of_whole_replies():
 @pytest.mark.slow
 def test_k2_of_each_token_has_an_optimum_of_its_own():
     """p(a | s) ~ q(a | s) exp(Q(s, a) / beta), Q of the scores without later KL."""
-
-    def loss(world, logits_SV):
-        logprobs_BT, _, p_B = drawn(world, logits_SV)
-        reference_BT = tiny.logprobs(world, world.reference_SV)
-        kl_BT = kl.kl_loss(logprobs_BT, reference_BT, world.mask_BT)
-        return single(world, logits_SV, beta=0.0) + BETA * jnp.sum(p_B[:, None] * kl_BT)
-
-    logits_SV = solve(TREE, loss)
+    logits_SV = solve(TREE, partial(with_k2, k2=kl.kl_loss))
     scores_BT = advantages.terminal_rewards(TREE.scores_B, TREE.mask_BT)
     values_S = tiny.values(TREE, logits_SV, scores_BT)
     S, V = TREE.reference_SV.shape

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from gptjax import rundir
+from gptjax import files, rundir
 from gptjax.errors import UserError
 from gptjax.parallel.mesh import make_mesh
 from gptjax.post import grpo, policy, ppo
@@ -189,6 +189,20 @@ def test_a_run_that_was_stopped_goes_on_bitwise(
     assert told[0] == told[1]
     last = summary['step']
     helpers.assert_trees_close(params_of(workdir, last), params_of(whole, last))
+
+
+@pytest.mark.parametrize('section', ['grpo', 'ppo'])
+def test_a_run_does_not_go_on_with_other_problems(folder, request, section):
+    _, workdir = request.getfixturevalue(f'{section}_run')
+    config = rundir.read_config(workdir)
+    path = folder / 'problems.jsonl'
+    before = path.read_text()
+    files.write_text(path, before.replace('"0"', '"zero"'))
+    try:
+        with pytest.raises(UserError, match='was made with other problems'):
+            train(folder, section, section, lambda new: new.update(config))
+    finally:
+        files.write_text(path, before)
 
 
 def test_rollouts_where_all_score_the_same_are_counted_and_change_nothing(folder):

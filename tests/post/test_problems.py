@@ -171,3 +171,7 @@ def test_demonstrations_are_chats_and_the_same_every_time(sums, tmp_path):
     config.task.validation = 10
     with pytest.raises(UserError, match='task.validation: 20 there, 10 here'):
         tasks.write_task(config, tmp_path / 'a')
+    (tmp_path / 'b/task/held_out.jsonl').unlink()
+    config.task.validation = 20
+    with pytest.raises(UserError, match='task/held_out.jsonl is missing: delete'):
+        tasks.write_task(config, tmp_path / 'b')

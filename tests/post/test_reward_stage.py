@@ -1,6 +1,7 @@
 """The stage `reward`: layouts, resuming, what comes out, and what is refused."""
 
 import json
+import shutil
 import signal
 
 import jax
@@ -252,10 +253,25 @@ def test_the_same_command_finds_nothing_left_to_do(finished, capsys):
 
 
 @pytest.mark.slow
-def test_the_report_has_it(finished):
+def test_the_report_has_it(finished, capsys):
     assert runs.gptjax('report', f'--workdir={finished[2]}') == 0
+    assert 'configs/best_of.py:reward=' in capsys.readouterr().out
     page = (finished[2] / 'report.html').read_text()
     assert '<h2>Reward model</h2>' in page and '<h2>Ratings</h2>' in page
+    # Nothing that a reward model cannot be asked for is missing.
+    assert 'class="missing"' not in page and 'gptjax eval' not in page
+
+
+def test_a_run_does_not_go_on_with_other_preferences(finished, tmp_path):
+    workdir = runs.copy(finished[2], tmp_path / 'run')
+    config = rundir.read_config(workdir)
+    other = tmp_path / 'other.jsonl'
+    other.write_text(finished[0].read_text().replace('thanks', 'thank you'))
+    config.reward.preferences = str(other)
+    shutil.rmtree(workdir / 'ratings')
+    ratings.build_ratings(config, workdir)
+    with pytest.raises(UserError, match='was made with other data'):
+        reward.train_reward(config, workdir)
 
 
 @pytest.mark.slow

@@ -208,8 +208,8 @@ def test_only_a_finite_loss_of_this_step_is_compared_by():
     checkpoints = SimpleNamespace(save=lambda *args: saved.append(args[-1]))
     record = loop.new_record(config_of())
     for validation in (None, dict(loss=1.5, step=4), dict(loss=float('nan'), step=6)):
-        loop._save(checkpoints, 6, None, dict(record, validation=validation))
-    loop._save(checkpoints, 6, None, dict(record, validation=dict(loss=2.5, step=6)))
+        loop.save(checkpoints, 6, None, dict(record, validation=validation))
+    loop.save(checkpoints, 6, None, dict(record, validation=dict(loss=2.5, step=6)))
     assert saved == [None, None, None, 2.5]
 
 

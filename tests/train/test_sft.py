@@ -141,6 +141,17 @@ def test_adapters_train_alone_and_are_merged(dialogue, trained_run, tmp_path):
         load.load(moved, workdir, helpers.mesh_of())
 
 
+def test_a_run_does_not_go_on_with_other_conversations(dialogue, trained_run, tmp_path):
+    workdir, config, _ = tuned(dialogue, trained_run, tmp_path / 'run')
+    lines = (dialogue / 'mine.jsonl').read_text().splitlines(keepends=True)
+    files.write_text(tmp_path / 'other.jsonl', ''.join(lines[:100]))
+    config.dialogue.sources.own.path = str(tmp_path / 'other.jsonl')
+    shutil.rmtree(workdir / 'dialogue')
+    turns.prepare_dialogue(config, workdir)
+    with pytest.raises(UserError, match='checkpoint 4 .* was made with other data'):
+        sft.fine_tune(config, workdir)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('lora', (None, LORA), ids=('full', 'lora'))
 def test_another_mesh_gives_the_same(dialogue, trained_run, tmp_path, lora):

@@ -40,7 +40,7 @@ def start(mesh, optimizer, slope=0.5, offset=0.25):
     axes = dict(slope=(), offset=())
     shapes = jax.eval_shape(init, jax.random.key(0))
     abstract = abstract_state(shapes, optimizer, axes, mesh)
-    return create_state(init, jax.random.key(0), optimizer, abstract), abstract
+    return create_state(init, optimizer, abstract, jax.random.key(0)), abstract
 
 
 def rows(mesh, seed=0, batch=4):

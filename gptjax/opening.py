@@ -1,0 +1,77 @@
+"""The run directory of a command: opened with its config, held, and made ready."""
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from gptjax import command, rundir
+from gptjax.command import FLAGS
+from gptjax.errors import UserError
+from gptjax.making import Made
+
+HELD = contextlib.ExitStack()  # what a stage holds to its end
+
+
+def open_run(words: Sequence[str]) -> tuple[ConfigDict, Path]:
+    """(config, run directory) of a stage, checked to belong together."""
+    from gptjax.train.ranges import check_numbers
+
+    command.no_more(words)
+    if not FLAGS.workdir:
+        raise UserError('--workdir is missing: name the run directory, as runs/tiny')
+    workdir = workdir_given()
+    if FLAGS.multihost:
+        from gptjax.parallel import multihost
+
+        multihost.initialize()
+    if FLAGS.config is None:
+        config = rundir.read_config(workdir)
+        check_numbers(config)
+        return config, workdir
+    config = FLAGS.config.copy_and_resolve_references()
+    if 'start' in config:
+        from gptjax.train import start
+
+        config = start.adopt(config, workdir)
+    check_numbers(config)
+    rundir.check_run(config, workdir)
+    return config, workdir
+
+
+def workdir_given() -> Path | None:
+    """What --workdir says."""
+    return Path(FLAGS.workdir).expanduser().absolute() if FLAGS.workdir else None
+
+
+def make(
+    config: ConfigDict,
+    workdir: Path,
+    parts: Sequence[Callable[[ConfigDict, Path], Made]],
+) -> None:
+    """Everything before training; each part at once where it is done already.
+
+    From here on RUN is this command's alone, until it ends.
+    """
+
+    def make_here():
+        HELD.enter_context(rundir.locked(workdir))
+        new = not (workdir / 'environment.json').exists()
+        for part in parts:
+            began = time.monotonic()
+            told, there = part(config, workdir)
+            seconds = time.monotonic() - began
+            print(f'{told} ({"found" if there else f"made in {seconds:,.0f} s"})')
+            new = new or not there
+        rundir.write_config(config, workdir)
+        if new:
+            rundir.write_environment(workdir)
+
+    if not FLAGS.multihost:
+        make_here()
+        return
+    from gptjax.parallel import multihost
+
+    multihost.first_makes(workdir, make_here)
