@@ -4,7 +4,7 @@
 #   launch/study.sh [RUNS [SEED …]]
 #
 # makes in RUNS/SEED (runs/study, seeds 0, 1 and 2) a model of sums, fine-tunes it on
-# 1,500 demonstrations, and goes on from there in every way that there is, about as
+# 3,000 demonstrations, and goes on from there in every way that there is, about as
 # long each: `more` (the control: more fine-tuning), `rejection` (fine-tuning on its own
 # right replies), `dpo` and `dpo_nll` (on pairs of its own replies), `ppo` and `grpo`.
 # The last screen and RUNS/stages.html have them in one table. Run again, it goes on
@@ -45,9 +45,10 @@ for seed in "${seeds[@]}"; do
 
     stage sft --config configs/sums.py:sft --workdir "$at/more" "${from_sft[@]}" \
         "$taught=$at/sums/task/train.jsonl"
-    stage select --config configs/select.py --workdir "$at/select" "${from_sft[@]}"
+    stage select --config configs/select.py --workdir "$at/select" "${from_sft[@]}" \
+        --config.select.problems=5000
     stage sft --config configs/sums.py:sft --workdir "$at/rejection" "${from_sft[@]}" \
-        "$taught=$at/select/selected/chats.jsonl"
+        "$taught=$at/select/selected/chats.jsonl" --config.train.num_steps=1000
     for loss in dpo dpo_nll; do
         stage dpo --config "configs/dpo.py:$loss" --workdir "$at/$loss" \
             "${from_sft[@]}" "$pairs"
