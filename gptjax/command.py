@@ -191,6 +191,11 @@ def own_flags() -> list[flags.Flag]:
     return FLAGS.flags_by_module_dict()[__name__]
 
 
+def fields_given() -> dict:
+    """The config fields that flags change, as 'optim.ema', and their values."""
+    return config_flags.get_override_values(FLAGS['config'])
+
+
 def no_more(words: list[str]) -> None:
     """Refuses words that no stage knows."""
     if words:

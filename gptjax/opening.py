@@ -35,7 +35,9 @@ def open_run(words: Sequence[str]) -> tuple[ConfigDict, Path]:
     if 'start' in config:
         from gptjax.train import start
 
-        config = start.adopt(config, workdir)
+        given = command.fields_given()
+        changes = {n: v for n, v in given.items() if n.split('.')[0] in start.SECTIONS}
+        config = start.adopt(config, workdir, changes)
     check_numbers(config)
     rundir.check_run(config, workdir)
     return config, workdir

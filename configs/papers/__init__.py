@@ -20,8 +20,8 @@ What holds for all of them, and no paper's docstring says again:
 
 - What a paper does not say is the default of configs/common.py.
 - The text is the user's own, as files of the names below, and so are the models:
-  `start.run` decides size, positions and dropout, whatever `config.model` says. How it
-  fits a machine (mesh, accumulation, loss_chunk, the model's dtype and remat) is too.
+  `start.run` decides size and positions. How it fits a machine (mesh, accumulation,
+  loss_chunk, the model's dtype and remat, which flags can change) is too.
 - `sft` packs conversations into rows, and `train.batch_size` counts rows.
 - Adam is AdamW without decay. Gradients are clipped to a norm of 1 where the paper
   says nothing of it. A warm-up rises from 1 / (steps + 1) of the peak.

@@ -3,27 +3,28 @@ feedback" (InstructGPT), arXiv 2203.02155: the 1.3B policy, PPO-ptx.
 
     c=configs/papers/instructgpt.py
     python -m gptjax pretrain --config configs/gpt3.py:xl --workdir runs/base
-    python -m gptjax sft    --config $c:sft    --workdir runs/instructgpt_sft
+    python -m gptjax sft    --config $c:sft    --workdir runs/instructgpt_sft \\
+        --config.model.residual_dropout=0.2
     python -m gptjax sft    --config $c:init   --workdir runs/instructgpt_init
-    python -m gptjax reward --config $c:reward --workdir runs/instructgpt_reward
+    python -m gptjax reward --config $c:reward --workdir runs/instructgpt_reward \\
+        --config.model.residual_dropout=0.0
     python -m gptjax ppo    --config $c:ppo    --workdir runs/instructgpt_ppo
 
 `sft` is the paper's supervised model and what the reward model starts from; `init`,
 with pretraining text mixed in, is what PPO starts from. Each variant takes `,tiny`.
 
 From the paper, appendix C: Adam with 0.9 and 0.95; C.1 the 16 epochs of `sft`, cosine
-to a tenth without warm-up, batch 32, learning rate 9.65e-6; C.2 `reward`'s one epoch,
-9e-6, cosine to a tenth, 64 prompts, and from table 6 its 33,207 prompts; C.3 `init`'s
-two epochs, 5e-6, batch 32, a tenth of pretraining text; C.4 PPO's KL of 0.02, 256,000
-episodes, batch 512 in 8 minibatches, one inner epoch, warm-up of 10 iterations, EMA
-0.992, no discount, clip 0.2, temperature 1, 8 pretraining examples an episode times
-27.8; C: replies of 1k tokens at most, in a context of 2k.
+to a tenth without warm-up, batch 32, learning rate 9.65e-6, and on the command line its
+residual dropout of 0.2; C.2 `reward`'s one epoch, 9e-6, cosine to a tenth, 64 prompts,
+and from table 6 its 33,207 prompts; C.3 `init`'s two epochs, 5e-6, batch 32, a tenth of
+pretraining text; C.4 PPO's KL of 0.02, 256,000 episodes, batch 512 in 8 minibatches,
+one inner epoch, warm-up of 10 iterations, EMA 0.992, no discount, clip 0.2, temperature
+1, 8 pretraining examples an episode times 27.8; C: replies of 1k tokens at most, in a
+context of 2k.
 
 Not the same:
 
 - The data was never published: demonstrations.jsonl, comparisons.jsonl, prompts.jsonl.
-- `sft` has no residual dropout (0.2 in the paper): a stage takes `model` from the run
-  that it starts from, and dropout with it.
 - The reward model has the policy's size (6B in the paper), starts from `sft` (the paper
   found it similar) and reads pairs of two: the paper compares the 4 to 9 replies to a
   prompt in one batch. Its rewards are not shifted to 0 on demonstrations.

@@ -8,7 +8,10 @@ run no more, save under LoRA, where that holds the frozen weights.
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -20,9 +23,16 @@ from gptjax.train.checkpoint import Checkpoints
 from gptjax.train.load import Trained, load_earlier
 
 SECTIONS = ('model', 'tokenizer')  # taken from the earlier run
+# Of these what a later stage may change: how it is trained and computed.
+CHANGEABLE = (
+    *('model.embedding_dropout', 'model.attention_dropout', 'model.residual_dropout'),
+    *('model.dtype', 'model.remat', 'model.unroll'),
+)
 
 
-def adopt(config: ConfigDict, workdir: Path) -> ConfigDict:
+def adopt(
+    config: ConfigDict, workdir: Path, changes: Mapping[str, Any] = MappingProxyType({})
+) -> ConfigDict:
     """The config with what it takes from the run `start.run`; copies its tokenizer.
 
     `model` and `tokenizer` are that run's, `start.run` becomes absolute, `start.step`
@@ -30,10 +40,22 @@ def adopt(config: ConfigDict, workdir: Path) -> ConfigDict:
     it again changes nothing; where RUN has checkpoints, what it took then stands,
     though the earlier run may be gone or have a better checkpoint now.
 
+    Args:
+        config: of the new run.
+        workdir: RUN.
+        changes: fields of what is taken that were given another value, as
+            'model.residual_dropout'.
+
     Raises:
-        UserError: `start.run` is no run with a checkpoint, or RUN has another
-            tokenizer.
+        UserError: `start.run` is no run with a checkpoint, RUN has another tokenizer,
+            or a changed field decides the shape of the weights.
     """
+    for name in changes:
+        if name not in CHANGEABLE:
+            raise UserError(
+                f'--config.{name}: model and tokenizer are those of start.run: leave '
+                f'it out; what can be changed is {", ".join(CHANGEABLE)}'
+            )
     config = config.copy_and_resolve_references()
     if not config.start.run:
         raise UserError('start.run is empty: name the run directory to begin with')
@@ -46,6 +68,7 @@ def adopt(config: ConfigDict, workdir: Path) -> ConfigDict:
         multihost.first_makes(workdir, lambda: _copy_tokenizer(run, workdir))
     for name in (*SECTIONS, 'start'):
         config[name] = taken[name]
+    config.update_from_flattened_dict(changes)
     if config.data.context == 0:
         config.data.context = config.model.context
     return config

@@ -30,6 +30,26 @@ def test_model_and_tokenizer_are_the_earlier_runs(trained_run, tmp_path):
     assert start.adopt(config_of(trained_run, step=2), tmp_path).start.step == 2
 
 
+def test_how_the_model_is_trained_can_be_changed_and_its_shape_not(
+    trained_run, tmp_path
+):
+    def adopted(**changes):
+        named = {f'model.{name}': value for name, value in changes.items()}
+        return start.adopt(config_of(trained_run), tmp_path, named)
+
+    config = adopted(residual_dropout=0.2, remat='full')
+    assert (config.model.residual_dropout, config.model.remat) == (0.2, 'full')
+    before = adopted()
+    before.model.update(residual_dropout=0.2, remat='full')
+    assert config == before
+    with pytest.raises(UserError, match='model.width: model and tokenizer are those'):
+        adopted(width=128)
+    # It stands when the run goes on, without being said again.
+    rundir.write_config(config, tmp_path)
+    (tmp_path / 'checkpoints' / '00000002').mkdir(parents=True)
+    assert adopted() == config
+
+
 def test_a_run_under_way_needs_the_earlier_one_no_more(trained_run, tmp_path):
     earlier = shutil.copytree(trained_run, tmp_path / 'earlier')
     run = tmp_path / 'run'
