@@ -252,11 +252,11 @@ def task_section() -> ConfigDict:
     return ConfigDict(
         dict(
             name='chain_sum',  # a dataset of reasoning-gym
-            options=dict(min_terms=3, max_terms=3, min_digits=1, max_digits=2),
+            options=dict(min_terms=2, max_terms=2, min_digits=1, max_digits=2),
             path='',  # JSON Lines of the user's instead: "prompt", "answer"
             held_out_fraction=0.1,  # of problems, by content; validation has as much
             problems=10_000,  # to train on, at most; each is there once
-            demonstrations=3000,  # of these, with answers, by the stage `task`
+            demonstrations=1000,  # of these, with answers, by the stage `task`
             validation=200,  # problems that choose a checkpoint
             held_out=1000,  # problems that `eval` reports on
             samples=8,  # replies that `eval` draws to each, for pass@8

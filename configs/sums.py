@@ -4,7 +4,7 @@
     python -m gptjax pretrain --config configs/sums.py     --workdir runs/sums
     python -m gptjax sft      --config configs/sums.py:sft --workdir runs/sums_sft
 
-`chain_sum` of reasoning-gym, three terms of one or two digits. The first stage writes
+`chain_sum` of reasoning-gym, two terms of one or two digits. The first stage writes
 the demonstrations, the second learns tokens and text from them, the third to answer
 and to stop; configs/grpo.py and configs/ppo.py go on from there. Problems of your own
 ({"prompt": …, "answer": …} a line): --config.task.path=FILE in all of them.
@@ -23,7 +23,7 @@ def get_config(variant: str = ''):
     config = common.base()
     config.task = common.task_section()
     config.data.clean = ()  # numbers are not to be masked
-    config.data.context = 32  # a prompt has 26 tokens at most, an answer 5
+    config.data.context = 32  # a prompt has 23 tokens at most, an answer 5
     config.tokenizer.vocab_size = 384
     # 406,000 parameters
     config.model.update(
