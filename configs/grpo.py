@@ -13,7 +13,7 @@ your own are lines {"prompt": "…", "answer": "…"}.
 from configs import common, problems
 
 # One update a rollout: nothing is clipped.
-ONCE = {'policy.epochs': 1, 'train.batch_size': 512, 'train.num_steps': 150}
+ONCE = {'train.batch_size': 512, 'train.num_steps': 60}
 
 VARIANTS = {
     'grpo': {},  # Shao et al. 2024
@@ -61,15 +61,15 @@ def get_config(variant: str = 'grpo'):
     config = problems.base()
     config.lora = common.lora_section()
     config.policy = common.policy_section()
-    config.policy.update(prompts=32, replies=16, epochs=2, max_tokens=6, slots=128)
+    config.policy.update(prompts=64, replies=8, max_tokens=6, slots=128)
     config.grpo = common.grpo_section()
     # A policy gradient is mostly noise: the step goes to 0, and averages are evaluated.
     config.optim.update(
         name='adamw', learning_rate=1e-4, schedule='linear', warmup_steps=5
     )
     config.optim.update(beta2=0.99, ema=0.9)
-    # 60 rollouts of 32 x 16 replies; two passes in updates of 256 are four updates
-    config.train.update(num_steps=240, batch_size=256, eval_every=20)
-    config.checkpoint.every = 20
+    # 60 rollouts of 64 x 8 replies, two updates each
+    config.train.update(num_steps=120, batch_size=256, eval_every=10)
+    config.checkpoint.every = 10
     config.update_from_flattened_dict(VARIANTS[variant or 'grpo'])
     return config

@@ -17,16 +17,16 @@ def get_config(variant: str = ''):
     config = problems.base()
     config.lora = common.lora_section()
     config.policy = common.policy_section()
-    config.policy.update(prompts=512, replies=1, epochs=2, max_tokens=6, slots=128)
+    config.policy.update(prompts=512, replies=1, max_tokens=6, slots=128)
     config.ppo = common.ppo_section()
     config.ppo.warm_up = 2
     config.optim.update(
         name='adamw', learning_rate=1e-4, schedule='linear', warmup_steps=5
     )
     config.optim.update(beta2=0.99, ema=0.9)  # as in configs/grpo.py
-    # 60 rollouts of 512 replies; two passes in updates of 256 are four updates
-    config.train.update(num_steps=240, batch_size=256, eval_every=20)
-    config.checkpoint.every = 20
+    # 60 rollouts of 512 replies, two updates each
+    config.train.update(num_steps=120, batch_size=256, eval_every=10)
+    config.checkpoint.every = 10
     if variant:
         config.task.rewards = problems.reward_model('ppo.py', variant)
         config.policy.update(max_tokens=48, kl_reward=0.05)

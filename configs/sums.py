@@ -41,7 +41,9 @@ def get_config(variant: str = ''):
         config.sft = common.sft_section()
         config.sft.epochs = 0.0
         config.train.update(num_steps=1500, eval_every=300)
-        config.checkpoint.every = 300
+        # Sums come right long after the loss of the wrong ones has begun to rise: the
+        # last weights go on, not those with the lowest loss.
+        config.checkpoint.update(every=300, keep=1, keep_best=0)
         config.lora = common.lora_section()
         config.dialogue = common.dialogue_section(**demonstrations)
         config.chat.template = 'turns'

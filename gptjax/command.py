@@ -183,6 +183,9 @@ def _in_config_file(error, argv):
     if isinstance(error, ValueError) and (inside[-1].line or '').startswith('raise '):
         return f'--config: {message}'  # the config's own word to its user
     place = f'{inside[-1].filename}: line {inside[-1].lineno}'
+    if 'since the config is locked' in message:
+        field = message.split('"')[1]
+        return f'--config: {place}: {field}: no such field (see configs/common.py)'
     return f'--config: {place}: {type(error).__name__}: {message}'
 
 

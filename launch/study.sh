@@ -51,7 +51,8 @@ for seed in "${seeds[@]}"; do
         "$taught=$at/select/selected/chats.jsonl" --config.train.num_steps=1000
     for loss in dpo dpo_nll; do
         stage dpo --config "configs/dpo.py:$loss" --workdir "$at/$loss" \
-            "${from_sft[@]}" "$pairs"
+            "${from_sft[@]}" "$pairs" --config.preference.epochs=8 \
+            --config.optim.learning_rate=1e-4
     done
     stage ppo --config configs/ppo.py --workdir "$at/ppo" "${from_sft[@]}"
     stage grpo --config configs/grpo.py --workdir "$at/grpo" "${from_sft[@]}"

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import signal
+import tempfile
 
 import jax
 import pytest
@@ -13,6 +14,9 @@ _FLAG = '--xla_force_host_platform_device_count=8'
 if _FLAG not in os.environ.get('XLA_FLAGS', ''):
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAG}'.strip()
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+if 'GPTJAX_TESTS_COMPILED' not in os.environ:  # one folder for all test processes
+    COMPILED = tempfile.TemporaryDirectory(prefix='gptjax-tests-compiled-')
+    os.environ['GPTJAX_TESTS_COMPILED'] = COMPILED.name
 
 from tests import runs  # noqa: E402
 
@@ -29,15 +33,16 @@ def pytest_xdist_auto_num_workers(config):
 
 
 def made_once(tmp_path_factory, name, make):
-    """The folder `name` that `make(folder)` makes, once for all test processes."""
+    """The folder `run` that `make(folder)` makes, once for all test processes."""
     shared = tmp_path_factory.getbasetemp()
     if 'PYTEST_XDIST_WORKER' in os.environ:
         shared = shared.parent
-    folder = shared / name
-    with open(shared / f'{name}.lock', 'w') as lock:
+    shared /= name
+    shared.mkdir(exist_ok=True)
+    folder, draft = shared / 'run', shared / 'draft'
+    with open(shared / 'lock', 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be making it
         if not folder.exists():
-            draft = shared / f'{name}.draft'
             make(draft)
             draft.rename(folder)
     return folder

@@ -33,14 +33,30 @@ def gptjax(*words) -> int:
         return main(argv)
 
 
+def environment(devices: int = 1, **more: str) -> dict[str, str]:
+    """Of a process that a test starts.
+
+    Most of such a process' time is compilation, of the same programs over and over:
+    what one has compiled the next ones find.
+    """
+    return dict(
+        os.environ,
+        JAX_PLATFORMS='cpu',
+        XLA_FLAGS=f'--xla_force_host_platform_device_count={devices}',
+        JAX_COMPILATION_CACHE_DIR=os.environ['GPTJAX_TESTS_COMPILED'],
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
+        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES='-1',
+        **more,
+    )
+
+
 def start(*words, devices: int = 1, **options) -> subprocess.Popen:
     """Runs the command line in a process of its own, its output in pipes."""
-    flags = f'--xla_force_host_platform_device_count={devices}'
     options = dict(dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE), **options)
     return subprocess.Popen(
         [sys.executable, '-m', 'gptjax', *map(str, words)],
         cwd=ROOT,
-        env=dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS=flags),
+        env=environment(devices),
         text=True,
         **options,
     )

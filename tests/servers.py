@@ -128,12 +128,7 @@ def launch(workdir: Path, *words) -> subprocess.Popen:
             *(f'--workdir={workdir}', '--port=0', *map(str, words)),
         ],
         cwd=runs.ROOT,
-        env=dict(
-            os.environ,
-            JAX_PLATFORMS='cpu',
-            XLA_FLAGS='--xla_force_host_platform_device_count=1',
-            JAX_DISABLE_MOST_OPTIMIZATIONS='1',
-        ),
+        env=runs.environment(JAX_DISABLE_MOST_OPTIMIZATIONS='1'),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

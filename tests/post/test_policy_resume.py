@@ -1,6 +1,5 @@
 """A stage that is killed and started again is bitwise the one that was left alone."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -36,12 +35,11 @@ def start_two(*words):
     with socket.socket() as free:
         free.bind(('localhost', 0))
         port = free.getsockname()[1]
-    flags = '--xla_force_host_platform_device_count=4'
     return [
         subprocess.Popen(
             [sys.executable, '-c', PROCESS, str(port), str(number), *map(str, words)],
             cwd=runs.ROOT,
-            env=dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS=flags),
+            env=runs.environment(devices=4),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

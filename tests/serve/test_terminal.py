@@ -323,7 +323,7 @@ def test_the_stage_on_a_terminal(served_run):
     process = subprocess.Popen(
         words,
         cwd=runs.ROOT,
-        env=dict(os.environ, JAX_PLATFORMS='cpu', TERM='xterm', XLA_FLAGS=''),
+        env=runs.environment(TERM='xterm'),
         **dict.fromkeys(('stdin', 'stdout', 'stderr'), there),
         start_new_session=True,
     )

@@ -1,6 +1,5 @@
 """Two processes train as one: the same data, the same losses, the same files."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -42,13 +41,12 @@ def start_two(workdirs, *words):
     with socket.socket() as free:
         free.bind(('localhost', 0))
         port = free.getsockname()[1]
-    flags = '--xla_force_host_platform_device_count=4'
     return [
         subprocess.Popen(
             [sys.executable, '-c', PROCESS, str(port), str(number), *WORDS]
             + [f'--workdir={workdir}', *words],
             cwd=runs.ROOT,
-            env=dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS=flags),
+            env=runs.environment(devices=4),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
