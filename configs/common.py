@@ -8,8 +8,15 @@ from ml_collections import ConfigDict
 
 
 def section(**fields) -> ConfigDict:
-    """A section of a config; to change a field that it does not have is an error."""
-    return ConfigDict(fields).lock()
+    """A section of a config; to change a field that it does not have is an error.
+
+    What is nested in it has names of the user's own, and takes new ones.
+    """
+    config = ConfigDict(fields).lock()
+    for value in config.values():
+        if isinstance(value, ConfigDict):
+            value.unlock()
+    return config
 
 
 def source(kind: str, path: str, **fields) -> ConfigDict:
