@@ -4,9 +4,9 @@
 #   launch/study.sh [RUNS [SEED …]]
 #
 # makes in RUNS/SEED (runs/study, seeds 0, 1 and 2) a model of sums, fine-tunes it on
-# 1,000 demonstrations, and goes on from there in every way that there is, about as
-# long each: `more` (the control: more fine-tuning), `rejection` (fine-tuning on its own
-# right replies), `dpo` and `dpo_nll` (on pairs of its own replies), `ppo` and `grpo`.
+# 1,000 demonstrations, and goes on from there in every way that there is: `more` (the
+# control: more fine-tuning), `rejection` (fine-tuning on its own right replies), `dpo`
+# and `dpo_nll` (on pairs of its own replies), `ppo` and `grpo`.
 # The last screen and RUNS/stages.html have them in one table. Run again, it goes on
 # where it stopped. With seeds named it makes those alone and no table, so that several
 # machines, or cores, can share the work.
