@@ -203,6 +203,14 @@ def test_bad_config_leaves_a_run_as_it_was(run, capsys):
     assert contents(run) == before
 
 
+def test_another_model_than_that_of_the_start(trained_run, tmp_path, capsys):
+    words = ('sft', '--config=configs/sft.py', f'--workdir={tmp_path}/run')
+    started = f'--config.start.run={trained_run}'
+    error = error_of(capsys, *words, started, '--config.model.width=128')
+    assert '--config.model.width: model and tokenizer are those of start.run' in error
+    assert not (tmp_path / 'run').exists()
+
+
 @pytest.mark.slow
 def test_run_directory_of_another_config(trained_run, tmp_path, capsys):
     workdir = runs.copy(trained_run, tmp_path / 'run')
