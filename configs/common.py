@@ -239,7 +239,7 @@ def task_section() -> ConfigDict:
         path='',  # JSON Lines of the user's instead: "prompt", "answer"
         held_out_fraction=0.1,  # of problems, by content; validation has as much
         problems=10_000,  # to train on, at most; each is there once
-        demonstrations=1000,  # of these, with answers, by the stage `task`
+        demonstrations=1200,  # of these, with answers, by the stage `task`
         validation=200,  # problems that choose a checkpoint
         held_out=1000,  # problems that `eval` reports on
         samples=8,  # replies that `eval` draws to each, for pass@8

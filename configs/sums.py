@@ -29,9 +29,6 @@ def get_config(variant: str = ''):
     config.model.update(
         num_layers=3, width=96, num_heads=3, context=32, unroll=3, num_kv_heads=3
     )
-    # So few demonstrations would soon be known by heart.
-    config.model.residual_dropout = 0.1
-    config.optim.weight_decay = 0.1
     demonstrations = dict(sums=common.source('chat', DEMONSTRATIONS))
     config.data.sources = demonstrations
     config.train.update(num_steps=400, batch_size=64, eval_every=100, patience=0)
