@@ -236,7 +236,8 @@ def task_section() -> ConfigDict:
     return section(
         name='chain_sum',  # a dataset of reasoning-gym
         options=dict(min_terms=2, max_terms=2, min_digits=1, max_digits=2),
-        path='',  # JSON Lines of the user's instead: "prompt", "answer"
+        # JSON Lines of the user's instead: "prompt", "answer"; or a folder with
+        path='',  # train.jsonl and validation.jsonl of conversations, as RUN/dialogue
         held_out_fraction=0.1,  # of problems, by content; validation has as much
         problems=10_000,  # to train on, at most; each is there once
         demonstrations=1200,  # of these, with answers, by the stage `task`
@@ -353,8 +354,9 @@ def select_section() -> ConfigDict:
 
 
 def best_of_section() -> ConfigDict:
-    """Best-of-n: the reply of n that a reward likes best, judged by the verifier."""
+    """Best-of-n: the reply of n that a reward likes best, judged by another."""
     return section(
+        judge='',  # a reward model's run, the gold reward; '': the task's verifier
         problems=200,  # held-out ones
         samples=64,  # N, drawn to each; n is 1, 2, 4, … up to N
         max_tokens=16,  # of a reply, its stop token included
@@ -365,7 +367,7 @@ def best_of_section() -> ConfigDict:
 
 
 def overoptimization_section() -> ConfigDict:
-    """A proxy reward, optimised by best-of-n and by PPO, judged by the verifier."""
+    """A proxy reward, optimised by best-of-n and by PPO, judged by `best_of.judge`."""
     return section(
         proxy='',  # a reward model's run; '': one is made in RUN/proxy
         policy='',  # a run of PPO against it; '': one is made in RUN/ppo

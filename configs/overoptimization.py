@@ -7,6 +7,13 @@ One command: pairs of the model's own replies, a tenth of them turned round; a r
 model on these, the proxy; PPO against it; and the plot of proxy and gold (the verifier)
 over the square root of the KL, of best-of-n and of PPO's checkpoints.
 
+    python -m gptjax overoptimize --workdir runs/over_chat \\
+        --config configs/overoptimization.py:reward=runs/reward \\
+        --config.best_of.judge=runs/continued
+
+Behind the colon stands a reward model's run: then it is the proxy, of dialogue, the
+policy starts from runs/sft, and another reward model judges.
+
 Departures: the gold reward is a verifier and not a larger reward model, so it is 0 or
 1; the proxy's size is the policy's; one proxy, one policy, one seed.
 """
@@ -15,8 +22,6 @@ from configs import common, ppo, problems, reward, select
 
 
 def get_config(variant: str = ''):
-    if variant:
-        raise ValueError(f'configs/overoptimization.py has no variant {variant!r}')
     config = problems.base()
     config.best_of = common.best_of_section()
     config.best_of.max_tokens = 6
@@ -31,4 +36,11 @@ def get_config(variant: str = ''):
     policy.checkpoint.update(every=40, keep=100)
     # Stages of their own, in folders of RUN: --config.parts.ppo.train.num_steps=800
     config.parts = common.ConfigDict(dict(select=pairs, reward=proxy, ppo=policy))
+    if variant:
+        rewards = problems.reward_model('overoptimization.py', variant)
+        config.overoptimization.proxy = rewards['model'].run
+        config.start.run = 'runs/sft'
+        config.task.path = 'runs/sft/dialogue'
+        config.best_of.update(judge='runs/continued', max_tokens=48)
+        policy.policy.max_tokens = 48
     return config

@@ -1,7 +1,8 @@
 """How far can a proxy reward be trusted? The plot of Gao et al. 2022, by one command.
 
 A proxy, a reward model trained on few and noisy preferences, is optimised in two ways,
-and the task's verifier, the gold reward, judges what comes of it:
+and the gold reward, the task's verifier or a reward model of other data
+(`best_of.judge`), says what comes of it:
 
     RUN/select    preferences out of the model's own replies, some turned round
     RUN/proxy     the reward model
@@ -55,7 +56,7 @@ def overoptimize(config: ConfigDict, workdir: Path) -> dict:
         stage, its summary, with the reason 'interrupted'.
 
     Raises:
-        UserError: a stage refuses, or there is no verifier.
+        UserError: a stage refuses, or there is nothing that judges.
     """
     check_config(config)
     section = config.overoptimization

@@ -43,7 +43,7 @@ def page(name: str, found: dict) -> str:
         )
         for title, unit, reward in (
             ('Proxy', 'the reward that is optimised', 'proxy'),
-            ('Gold', 'share of replies that the verifier finds right', 'gold'),
+            ('Gold', _gold(found), 'gold'),
         )
     )
     return (
@@ -60,6 +60,12 @@ def page(name: str, found: dict) -> str:
 def _series(label, style, points, reward):
     line = [(point['sqrt_kl'], point[reward]['value']) for point in points]
     return Series(label, style, sorted(line))
+
+
+def _gold(found):
+    if found['judge']:
+        return f'what {Path(found["judge"]).name}, another reward model, says'
+    return 'share of replies that the verifier finds right'
 
 
 def _lead(found):

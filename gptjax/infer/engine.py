@@ -11,6 +11,7 @@ request's seed and the token's place, chunks begin at the same places of a promp
 whatever was cached, and shapes never change: rows do not see one another.
 """
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -250,19 +251,21 @@ class Engine:
     ) -> list[Reply]:
         """Whole replies to many prompts, in order; more than the queue holds are fine.
 
-        For an engine without a thread.
+        For an engine without a thread. Nobody waits for a first token here, so all
+        prompts that have a slot are read before the next decode step: with short
+        replies most slots would be empty else.
         """
         if isinstance(parameters, Parameters):
             parameters = [parameters] * len(prompts)
         told = [[] for _ in prompts]
         todo = deque(zip(prompts, parameters, told, strict=True))
-        while todo or self.step():
+        while todo or self._step(patient=True):
             # No more wait than can run next: the others need no memory yet.
             while todo and self._has_room() and len(self._waiting) < len(self._slots):
                 prompt, how, updates = todo.popleft()
                 self.submit(prompt, how, updates.append)
             if todo:
-                self.step()
+                self._step(patient=True)
         return [join_updates(updates) for updates in told]
 
     # ---- for the engine's thread ----------------------------------------------
@@ -298,10 +301,13 @@ class Engine:
 
     def step(self) -> bool:
         """One round: admissions, chunks of prompts, a decode step; False: idle."""
+        return self._step(patient=False)
+
+    def _step(self, patient):
         with jax.set_mesh(self._decoder.mesh):
             self._drop_cancelled()
             self._seat()
-            reading = self._read_chunks()
+            reading = self._read_chunks(patient)
             decoding = [r if r and r.decoding else None for r in self._slots]
             grammars = [r for r in decoding if r and r.parameters.grammar]
             if grammars:  # the last token decides which may follow
@@ -377,16 +383,23 @@ class Engine:
                 request.read += self._prefix.chunk
             self._cached_tokens += request.read
 
-    def _read_chunks(self) -> bool:
-        """Reads prompts, the oldest first; False: there is none to read."""
-        of = lambda decoding: [r for r in self._slots if r and r.decoding == decoding]
-        reading, decoding = len(of(False)), len(of(True))
+    def _read_chunks(self, patient: bool) -> bool:
+        """Reads prompts, the oldest first; False: there is none to read.
+
+        Args:
+            patient: all there are; else as many chunks as running replies can bear.
+        """
+        reading = [request for request in self._slots if request]
+        reading = [request for request in reading if not request.decoding]
+        decoding = len(self._slots) - self._slots.count(None) - len(reading)
         # With one running reply for many prompts, the prompts are what waits.
-        chunks = min(max(1, reading // max(1, decoding)), MOST_CHUNKS)
-        for _ in range(chunks):
-            if left := of(False):
-                self._read_chunk(min(left, key=lambda request: request.ticket))
-        return reading > 0
+        bearable = min(max(1, len(reading) // max(1, decoding)), MOST_CHUNKS)
+        left = math.inf if patient else bearable
+        for request in sorted(reading, key=lambda request: request.ticket):
+            while left and request.ticket in self._live and not request.decoding:
+                self._read_chunk(request)
+                left -= 1
+        return bool(reading)
 
     def _read_chunk(self, request):
         """Reads the next chunk of a prompt; the last token is left to `decode`."""

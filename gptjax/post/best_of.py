@@ -6,13 +6,15 @@ another distribution, whose KL to the model's own is at most
     KL = ln n - (n - 1) / n       (Stiennon et al. 2020, appendix G.3)
 
 and exactly that where no two replies score the same. The reward that chooses is the
-proxy (`task.rewards`, a reward model for one), the verifier's judgement the gold:
-where the proxy errs, choosing harder gains proxy and at some point loses gold.
+proxy (`task.rewards`, a reward model for one), the verifier's judgement the gold, or
+that of another reward model (`best_of.judge`): where the proxy errs, choosing harder
+gains proxy and at some point loses gold.
 """
 
 import contextlib
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +26,7 @@ from gptjax import files, progress
 from gptjax.errors import UserError
 from gptjax.eval import bootstrap, results
 from gptjax.parallel.mesh import make_mesh
-from gptjax.post import rollout
+from gptjax.post import rewards, rollout
 from gptjax.post.rewards import Reward, make_reward
 from gptjax.post.rollout import Rollout, Sampler, Style
 from gptjax.post.select import make_sampler, style_of
@@ -40,7 +42,7 @@ class Bench(NamedTuple):
     """What replies are drawn and judged with.
 
     items: held-out problems.
-    proxy, gold: rewards; gold is 1 where the verifier is satisfied, else 0.
+    proxy, gold: rewards; see `judge`.
     """
 
     trained: Trained
@@ -61,7 +63,7 @@ def best_of(config: ConfigDict, workdir: Path) -> dict:
         What is written: see `measure`.
 
     Raises:
-        UserError: the config makes no sense, or there is no verifier.
+        UserError: the config makes no sense, or there is neither verifier nor judge.
     """
     bench = make_bench(config)
     with contextlib.closing(make_sampler(bench.trained, config.best_of)) as sampler:
@@ -95,27 +97,31 @@ def make_bench(config: ConfigDict) -> Bench:
         style,
         task.held_out(config.best_of.problems),
         make_reward(config.task, task),
-        verified(task),
+        judge(config.best_of, task),
     )
 
 
-def verified(task: Task) -> Reward:
-    """1 where the task's verifier is satisfied, else 0.
+def judge(section: ConfigDict, task: Task) -> Reward:
+    """The gold reward: the reward model of `best_of.judge`, or else the verifier.
+
+    Of the verifier it is 1 where it is satisfied, else 0.
+
+    Args:
+        section: the section `best_of`.
+        task: for its verifier.
 
     Raises:
-        UserError: the task has none.
+        UserError: there is neither.
     """
+    if section.judge:
+        return partial(rewards.checked, 'best_of.judge', rewards.model(section.judge))
     if task.score is None:
         raise UserError(
             'task.path has problems without answers, and what the proxy chooses cannot '
-            'be judged: add "answer" to each'
+            'be judged: add "answer" to each, or name a reward model that judges in '
+            'best_of.judge'
         )
-
-    def gold(items, replies):
-        pairs = zip(items, replies, strict=True)
-        return np.array([task.score(*pair) >= 1 for pair in pairs], np.float32)
-
-    return gold
+    return partial(rewards.checked, 'correct', rewards.correct(task))
 
 
 def measure(config: ConfigDict, bench: Bench, sampler: Sampler) -> dict:
@@ -135,6 +141,7 @@ def measure(config: ConfigDict, bench: Bench, sampler: Sampler) -> dict:
         step=bench.trained.step,
         problems=len(bench.items),
         samples=N,
+        judge=section.judge,
         temperature=section.temperature,
         truncation_rate=float(np.mean(drawn.truncated_B)),
         bootstrap=how._asdict(),

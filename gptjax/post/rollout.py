@@ -144,7 +144,7 @@ def draw(
         step: of the rollout; no two may share it.
     """
     rows = [item for item in items for _ in range(replies)]
-    prompts = [style.prompt(item.messages) for item in rows]
+    prompts = _prompts(style, items, replies)
     parameters = [
         stopping(style, seed=seed_of(seed, step, place)) for place in range(len(rows))
     ]
@@ -173,7 +173,7 @@ def answers(
         first: the place of the first item among all, where they come in parts.
     """
     start = first * replies
-    prompts = [style.prompt(item.messages) for item in items for _ in range(replies)]
+    prompts = _prompts(style, items, replies)
     parameters = [
         stopping(
             style, temperature=temperature, seed=seed_of(seed, 'answers', start + place)
@@ -181,6 +181,11 @@ def answers(
         for place in range(len(prompts))
     ]
     return complete(prompts, parameters)
+
+
+def _prompts(style, items, replies):
+    once = (style.prompt(item.messages) for item in items)
+    return [prompt for prompt in once for _ in range(replies)]
 
 
 def stopping(style: Style, **changes) -> Parameters:

@@ -1,9 +1,10 @@
 """Problems that a reply can be judged on: where they come from, and who holds which.
 
-A task is procedural (any dataset of reasoning-gym, whose verifier judges) or a file
-of problems. Each problem is there once, and belongs to one of three parts by a hash of
-its content alone, so the parts share none. The parts are the same for every seed;
-which training problem stands at an index is a function of (seed, index).
+A task is procedural (any dataset of reasoning-gym, whose verifier judges), a file of
+problems, or a folder of conversations (prompts alone). Each problem is there once, and
+belongs to one of three parts by a hash of its content alone, so the parts share none;
+those of a folder are as it holds them. The parts are the same for every seed; which
+training problem stands at an index is a function of (seed, index).
 """
 
 import hashlib
@@ -21,8 +22,10 @@ from ml_collections import ConfigDict
 from gptjax import files
 from gptjax.data import stage
 from gptjax.errors import UserError
+from gptjax.eval import conversations
 
 PARTS = ('train', 'validation', 'held_out')
+CONVERSATIONS = ('train.jsonl', 'validation.jsonl')  # in a folder of them
 TRIES = 10_000  # draws in a row without a new problem: there are no more
 
 
@@ -79,7 +82,10 @@ def make_task(section: ConfigDict, seed: int, fits=lambda messages: True) -> Tas
             f'task.held_out_fraction={fraction}: use a share above 0 and below 0.5: '
             'validation takes as much again'
         )
-    if section.path:
+    path = Path(section.path).expanduser()
+    if section.path and path.is_dir():
+        first, score = _folder_task(path, fits), None
+    elif section.path:
         first, score = _file_task(section, fits)
     else:
         first, score = _gym_task(section, fits)
@@ -103,9 +109,13 @@ def make_task(section: ConfigDict, seed: int, fits=lambda messages: True) -> Tas
 
 
 def problems_fingerprint(section: ConfigDict) -> str:
-    """A hash of where the problems come from: of a file, of what is in it."""
+    """A hash of where the problems come from: of files, of what is in them."""
     if section.path:
-        return files.sha256_of_file(Path(section.path).expanduser())
+        path = Path(section.path).expanduser()
+        if path.is_dir():
+            its = [path / name for name in CONVERSATIONS]
+            return files.fingerprint([files.sha256_of_file(file) for file in its])
+        return files.sha256_of_file(path)
     return files.fingerprint([section.name, section.options.to_dict()])
 
 
@@ -325,6 +335,57 @@ def _read_item(line):
     if not messages or not isinstance(answer, str):
         raise ValueError('has no message to reply to, or an answer that is no text')
     return Item(files.fingerprint(messages)[:16], tuple(messages), answer, value)
+
+
+# ---- a folder of conversations
+
+
+def _folder_task(folder, fits):
+    """`first(part, n)` of what stood before replies of the assistant's.
+
+    One reply of each conversation is chosen, as evaluation chooses it. What does not
+    fit loses its oldest messages. Validation and held-out problems halve
+    validation.jsonl between them, by content.
+    """
+    parts, seen = {part: [] for part in PARTS}, set()
+    for name in reversed(CONVERSATIONS):  # what is held out is not trained on
+        for its in _replies(folder / name):
+            messages = _newest(its.prompt, fits)
+            item = Item(files.fingerprint(messages)[:16], messages)
+            if messages and item.id not in seen:
+                part = 'train' if name == 'train.jsonl' else part_of(item.id, 0.5)
+                parts[part].append(item)
+                seen.add(item.id)
+    for part, items in parts.items():
+        if not items:
+            raise UserError(
+                f'task.path={folder}: no conversation that fits the context is in the '
+                f'part {part}: give more, or lower max_tokens of replies'
+            )
+    return lambda part, n: parts[part][:n]
+
+
+def _replies(path):
+    try:
+        with open(path, encoding='utf-8') as lines:
+            views = [json.loads(line) for line in lines]
+        return conversations.reply_items(views, 0, 0)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'task.path={path}: {type(error).__name__}: {error}: name a file of '
+            'problems, or a folder that the stage sft made, RUN/dialogue'
+        ) from error
+
+
+def _newest(messages, fits):
+    """The longest end that begins with a user's message and fits, or ()."""
+    said = [place for place, m in enumerate(messages) if m['role'] != 'system']
+    head = messages[: said[0]] if said else ()
+    for first in said:
+        end = (*head, *messages[first:])
+        if messages[first]['role'] == 'user' and fits(end):
+            return end
+    return ()
 
 
 def _hash(*words) -> bytes:

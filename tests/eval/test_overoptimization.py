@@ -42,6 +42,7 @@ FOUND = dict(
     ],
     problems=10,
     samples=2,
+    judge='',
     bootstrap=dict(resamples=10, level=0.95, seed=0),
 )
 
@@ -55,6 +56,9 @@ def test_page_says_where_gold_falls_while_the_proxy_rises():
         'PPO has its most gold, 0.500, at √KL 1.00; at its end, √KL 2.00, the proxy is '
         '1.00 higher and gold is 0.200.'
     ) in page
+    assert 'the verifier finds right' in page
+    judged = overoptimization_page.page('a', {**FOUND, 'judge': 'runs/x < y'})
+    assert 'what x &lt; y, another reward model, says' in judged
     text = overoptimization_page.table(FOUND)
     assert '80' in text and '0.200 (0.100 to 0.300)' in text
 
@@ -118,7 +122,7 @@ def test_bad_input_has_one_clear_error(folder, tmp_path):
     config = config_of(folder, **{'overoptimization.replies': 0})
     with pytest.raises(UserError, match='overoptimization.replies=0'):
         overoptimization.overoptimize(config, tmp_path)
-    with pytest.raises(ValueError, match='no variant'):
+    with pytest.raises(ValueError, match='name a reward model as'):
         experiment.get_config('more')
 
 

@@ -213,6 +213,22 @@ def test_a_long_prompt_does_not_stall_running_replies(engine):
 # ---- parameters
 
 
+def test_whole_replies_leave_no_slot_empty(model, params, monkeypatch):
+    """Steps are as few as the slots allow, and the replies as ever."""
+    engine = new_engine(model, params, slots=16)
+    steps, decode = [], engine._decoder.decode
+    monkeypatch.setattr(
+        engine._decoder, 'decode', lambda *args: steps.append(0) or decode(*args)
+    )
+    four = never_ending(Parameters(max_tokens=4))
+    prompts = [[5 + place, 6, 7] for place in range(48)]
+    apart = [engine.complete([prompt], four)[0] for prompt in prompts]
+    del steps[:]
+    assert engine.complete(prompts, four) == apart
+    # Three replies to a slot; the next begins two steps after the last has ended.
+    assert len(steps) <= 3 * 4 + 2 * 2
+
+
 def test_seeds_make_replies(engine):
     how = [Parameters(max_tokens=12, seed=seed) for seed in (1, 2, 1)]
     rows = [ids(reply) for reply in engine.complete([PROMPTS[1]] * 3, how)]

@@ -175,3 +175,70 @@ def test_demonstrations_are_chats_and_the_same_every_time(sums, tmp_path):
     config.task.validation = 20
     with pytest.raises(UserError, match='task/held_out.jsonl is missing: delete'):
         tasks.write_task(config, tmp_path / 'b')
+
+
+# ---- a folder of conversations
+
+
+def say(*texts, head=()):
+    roles = ('user', 'assistant') * len(texts)
+    said = zip(roles, texts, strict=False)
+    return [*head, *(dict(role=role, content=text) for role, text in said)]
+
+
+def folder_of(tmp_path, train, validation):
+    for name, chats in dict(train=train, validation=validation).items():
+        lines = [
+            json.dumps(dict(id=f'{name}{place}@0', messages=messages))
+            for place, messages in enumerate(chats)
+        ]
+        (tmp_path / f'{name}.jsonl').write_text('\n'.join(lines) + '\n')
+    return tmp_path
+
+
+def test_prompts_of_conversations_are_not_trained_on_where_they_are_held_out(tmp_path):
+    chats = [say(f'question {i}', 'yes') for i in range(60)]
+    folder = folder_of(tmp_path, [say('question 3', 'no'), *chats[20:]], chats[:30])
+    task = tasks.make_task(section(path=str(folder)), 0)
+    parts = [
+        [item.messages[-1]['content'] for item in items]
+        for items in (task.demonstrations(99), task.validation(99), task.held_out(99))
+    ]
+    train, validation, held_out = map(set, parts)
+    assert train == {f'question {i}' for i in range(30, 60)}
+    assert validation | held_out == {f'question {i}' for i in range(30)}
+    assert not validation & held_out and validation and held_out
+    assert task.score is None
+
+
+def test_a_prompt_that_does_not_fit_loses_its_oldest_messages(tmp_path):
+    head = [dict(role='system', content='Be kind.')]
+    chat = say('one', 'two', 'three', 'four', head=head)
+    long = say('a prompt that is longer than all that there is', 'five')
+    folder = folder_of(tmp_path, [chat, long], [say(str(i), 'b') for i in range(20)])
+    fits = lambda messages: sum(len(m['content']) for m in messages) <= 13
+    first = tasks.make_task(section(path=str(folder)), 0, fits).demonstrations(9)
+    assert [item.messages for item in first] in (
+        [(*head, dict(role='user', content=text))] for text in ('one', 'three')
+    )
+
+
+def test_a_folder_that_holds_no_conversations_is_refused(tmp_path):
+    with pytest.raises(UserError, match='task.path=.*validation.jsonl.*RUN/dialogue'):
+        tasks.make_task(section(path=str(tmp_path)), 0)
+    folder = folder_of(tmp_path, [say('a', 'b')], [say('c', 'd')])
+    (folder / 'train.jsonl').write_text('{"messages": 3}\n')
+    with pytest.raises(UserError, match='task.path=.*train.jsonl.*KeyError|TypeError'):
+        tasks.make_task(section(path=str(folder)), 0)
+    (folder / 'train.jsonl').write_text('{"id": "a", "messages": []}\n')
+    with pytest.raises(UserError, match='no conversation with a reply'):
+        tasks.make_task(section(path=str(folder)), 0)
+
+
+def test_other_conversations_are_another_task(tmp_path):
+    folder = folder_of(tmp_path, [say('a', 'b')], [say('c', 'd')])
+    path = section(path=str(folder))
+    before = tasks.problems_fingerprint(path)
+    assert tasks.problems_fingerprint(path) == before
+    folder_of(tmp_path, [say('a', 'e')], [say('c', 'd')])
+    assert tasks.problems_fingerprint(path) != before
