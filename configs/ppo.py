@@ -20,10 +20,8 @@ def get_config(variant: str = ''):
     config.policy.update(prompts=512, replies=1, max_tokens=6, slots=128)
     config.ppo = common.ppo_section()
     config.ppo.warm_up = 2
-    config.optim.update(
-        name='adamw', learning_rate=1e-4, schedule='linear', warmup_steps=5
-    )
-    config.optim.update(beta2=0.99, ema=0.9)  # as in configs/grpo.py
+    config.optim.update(problems.POLICY_OPTIMIZER)
+    config.optim.update(learning_rate=1.5e-3, matrix_learning_rate=1.5e-2)
     # 60 rollouts of 512 replies, two updates each
     config.train.update(num_steps=120, batch_size=256, eval_every=10)
     config.checkpoint.every = 10

@@ -4,9 +4,9 @@
 #   launch/study.sh [RUNS [SEED …]]
 #
 # makes in RUNS/SEED (runs/study, seeds 0, 1 and 2) a model of sums, fine-tunes it on
-# 1,000 demonstrations, and goes on from there in every way that there is: `more` (the
+# 1,200 demonstrations, and goes on from there in every way that there is: `more` (the
 # control: more fine-tuning), `rejection` (fine-tuning on its own right replies), `dpo`
-# and `dpo_nll` (on pairs of its own replies), `ppo` and `grpo`.
+# and `dpo_nll` (on pairs of its own replies), `ppo`, `grpo` and `dapo`.
 # The last screen and RUNS/stages.html have them in one table. Run again, it goes on
 # where it stopped. With seeds named it makes those alone and no table, so that several
 # machines, or cores, can share the work.
@@ -46,21 +46,25 @@ for seed in "${seeds[@]}"; do
     stage sft --config configs/sums.py:sft --workdir "$at/more" "${from_sft[@]}" \
         "$taught=$at/sums/task/train.jsonl"
     stage select --config configs/select.py --workdir "$at/select" "${from_sft[@]}" \
-        --config.select.problems=5000
+        --config.select.problems=5000 --config.select.pairs=4
     stage sft --config configs/sums.py:sft --workdir "$at/rejection" "${from_sft[@]}" \
         "$taught=$at/select/selected/chats.jsonl" --config.train.num_steps=1000
     for loss in dpo dpo_nll; do
         stage dpo --config "configs/dpo.py:$loss" --workdir "$at/$loss" \
             "${from_sft[@]}" "$pairs" --config.preference.epochs=8 \
-            --config.optim.learning_rate=1e-4
+            --config.optim.name=muon --config.optim.learning_rate=5e-4 \
+            --config.optim.matrix_learning_rate=5e-3
     done
     stage ppo --config configs/ppo.py --workdir "$at/ppo" "${from_sft[@]}"
-    stage grpo --config configs/grpo.py --workdir "$at/grpo" "${from_sft[@]}"
+    for kind in grpo dapo; do
+        stage grpo --config "configs/grpo.py:$kind" --workdir "$at/$kind" \
+            "${from_sft[@]}"
+    done
 
-    for run in sft more rejection dpo dpo_nll ppo grpo; do
+    for run in sft more rejection dpo dpo_nll ppo grpo dapo; do
         stage eval --workdir "$at/$run" --tasks "task:$at/grpo"
     done
 done
 
 [ -z "$table" ] || stage stages --workdir "$runs" \
-    sft more=sft rejection=more dpo=more dpo_nll=more ppo=more grpo=more
+    sft more=sft rejection=more dpo=more dpo_nll=more ppo=more grpo=more dapo=more
