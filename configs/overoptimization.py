@@ -28,12 +28,12 @@ def get_config(variant: str = ''):
     config.overoptimization = common.overoptimization_section()
 
     pairs = select.get_config()
-    pairs.select.update(problems=600, pairs=2, noise=0.1, max_tokens=6)
+    pairs.select.update(problems=4000, pairs=4, noise=0.1, max_tokens=6)
     proxy = reward.get_config()
     policy = ppo.get_config()
     policy.policy.update(kl_reward=0.0, max_tokens=6)  # nothing holds it back
     # a point of the plot every ten rollouts
-    policy.checkpoint.update(every=40, keep=100)
+    policy.checkpoint.update(every=20, keep=100)
     # Stages of their own, in folders of RUN: --config.parts.ppo.train.num_steps=800
     config.parts = common.ConfigDict(dict(select=pairs, reward=proxy, ppo=policy))
     if variant:
@@ -41,6 +41,9 @@ def get_config(variant: str = ''):
         config.overoptimization.proxy = rewards['model'].run
         config.start.run = 'runs/sft'
         config.task.path = 'runs/sft/dialogue'
-        config.best_of.update(judge='runs/continued', max_tokens=48)
-        policy.policy.max_tokens = 48
+        config.best_of.update(judge='runs/continued', samples=32, max_tokens=48)
+        policy.policy.update(prompts=128, max_tokens=48)
+        # 40 rollouts of 128 replies, two updates each
+        policy.train.update(num_steps=80, batch_size=64)
+        policy.optim.update(learning_rate=3e-4, matrix_learning_rate=3e-3)
     return config

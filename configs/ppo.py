@@ -3,11 +3,12 @@
     python -m gptjax ppo --config configs/ppo.py --workdir runs/ppo
     python -m gptjax ppo --config configs/ppo.py:reward=runs/reward \\
         --workdir runs/chat_ppo --config.start.run=runs/sft \\
-        --config.task.path=prompts.jsonl
+        --config.task.path=runs/sft/dialogue
 
 It starts from a run of the stage sft, and by default is rewarded by the verifier of its
-task. Behind the colon a reward model's run takes its place; prompts of your own are
-lines {"prompt": "…"} or {"messages": […]}.
+task. Behind the colon a reward model's run takes its place. Prompts are the
+conversations that a run of sft was taught (its folder dialogue), or a file of your own
+with lines {"prompt": "…"} or {"messages": […]}.
 """
 
 from configs import common, problems
@@ -27,5 +28,7 @@ def get_config(variant: str = ''):
     config.checkpoint.every = 10
     if variant:
         config.task.rewards = problems.reward_model('ppo.py', variant)
-        config.policy.update(max_tokens=48, kl_reward=0.05)
+        config.policy.update(prompts=128, max_tokens=48, kl_reward=0.05)
+        config.train.batch_size = 64
+        config.optim.update(learning_rate=3e-4, matrix_learning_rate=3e-3)
     return config

@@ -117,7 +117,9 @@ def ppo_run(folder):
     return train(folder, 'ppo', 'ppo', ppo_config, kl_reward=0.1, kl_horizon=100)
 
 
-@pytest.mark.parametrize('run', ['grpo_run', 'ppo_run'])
+@pytest.mark.parametrize(
+    'run', ['grpo_run', pytest.param('ppo_run', marks=pytest.mark.slow)]
+)
 def test_the_first_ratio_is_one_and_the_usual_metrics_are_there(run, request):
     summary, workdir = request.getfixturevalue(run)
     assert summary['reason'] == 'finished'

@@ -262,6 +262,7 @@ def test_the_report_has_it(finished, capsys):
     assert 'class="missing"' not in page and 'gptjax eval' not in page
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_other_preferences(finished, tmp_path):
     workdir = runs.copy(finished[2], tmp_path / 'run')
     config = rundir.read_config(workdir)

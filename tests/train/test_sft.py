@@ -108,6 +108,7 @@ def test_without_learning_it_is_the_earlier_model(
     assert summary['validation']['loss'] == losses[-1]
 
 
+@pytest.mark.slow
 def test_adapters_train_alone_and_are_merged(dialogue, trained_run, tmp_path):
     workdir, config, summary = tuned(dialogue, trained_run, tmp_path / 'run', LORA)
     base, merged = base_params(config), params_of(config, workdir)
