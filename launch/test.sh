@@ -17,4 +17,5 @@ fi
 need requirements.txt
 need tests/requirements.txt requirements.txt
 
-exec "$python" -m pytest -m "$chosen" -n auto --dist loadfile --durations=15 "$@"
+exec "$python" -m pytest -m "$chosen" -n auto --dist loadfile \
+    --no-loadscope-reorder --durations=15 "$@"

@@ -32,6 +32,19 @@ def pytest_xdist_auto_num_workers(config):
     return min(os.cpu_count(), 4)
 
 
+def pytest_collection_modifyitems(items):
+    """The files with the largest share of slow tests first.
+
+    A file runs in one test process: a long one that began last would keep the other
+    processes waiting.
+    """
+    slow = {}
+    for item in items:
+        slow.setdefault(item.path, []).append('slow' in item.keywords)
+    share = {path: sum(marks) / len(marks) for path, marks in slow.items()}
+    items.sort(key=lambda item: -share[item.path])
+
+
 def made_once(tmp_path_factory, name, make):
     """The folder `run` that `make(folder)` makes, once for all test processes."""
     shared = tmp_path_factory.getbasetemp()

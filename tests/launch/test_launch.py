@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-EVERY_CORE = '-n auto --dist loadfile --durations=15'
+EVERY_CORE = '-n auto --dist loadfile --no-loadscope-reorder --durations=15'
 SCRIPTS = sorted([*ROOT.glob('launch/*.sh'), ROOT / '.ci' / 'run'])
 TOOLS = (
     *('basename', 'bash', 'cat', 'chmod', 'cmp', 'cp', 'dirname', 'env', 'gzip'),
