@@ -12,10 +12,11 @@ over the square root of the KL, of best-of-n and of PPO's checkpoints.
         --config.best_of.judge=runs/continued
 
 Behind the colon stands a reward model's run: then it is the proxy, of dialogue, the
-policy starts from runs/sft, and another reward model judges.
+policy starts from runs/sft, and another reward model judges (this one:
+`reward --config configs/reward.py:continued --workdir runs/continued`).
 
-Departures: the gold reward is a verifier and not a larger reward model, so it is 0 or
-1; the proxy's size is the policy's; one proxy, one policy, one seed.
+Departures: on sums the gold reward is a verifier and not a larger reward model, so it
+is 0 or 1; the proxy's size is the policy's; one proxy, one policy, one seed.
 """
 
 from configs import common, ppo, problems, reward, select
@@ -37,10 +38,8 @@ def get_config(variant: str = ''):
     # Stages of their own, in folders of RUN: --config.parts.ppo.train.num_steps=800
     config.parts = common.ConfigDict(dict(select=pairs, reward=proxy, ppo=policy))
     if variant:
-        rewards = problems.reward_model('overoptimization.py', variant)
-        config.overoptimization.proxy = rewards['model'].run
-        config.start.run = 'runs/sft'
-        config.task.path = 'runs/sft/dialogue'
+        problems.use_reward_model(config, 'overoptimization.py', variant)
+        config.overoptimization.proxy = config.task.rewards.model.run
         config.best_of.update(judge='runs/continued', samples=32, max_tokens=48)
         policy.policy.update(prompts=128, max_tokens=48)
         # 40 rollouts of 128 replies, two updates each

@@ -2,13 +2,12 @@
 
     python -m gptjax ppo --config configs/ppo.py --workdir runs/ppo
     python -m gptjax ppo --config configs/ppo.py:reward=runs/reward \\
-        --workdir runs/chat_ppo --config.start.run=runs/sft \\
-        --config.task.path=runs/sft/dialogue
+        --workdir runs/chat_ppo
 
-It starts from a run of the stage sft, and by default is rewarded by the verifier of its
-task. Behind the colon a reward model's run takes its place. Prompts are the
-conversations that a run of sft was taught (its folder dialogue), or a file of your own
-with lines {"prompt": "…"} or {"messages": […]}.
+It starts from runs/sums_sft and is rewarded by the verifier of sums. Behind the colon
+a reward model's run takes its place: then it starts from runs/sft, and prompts are out
+of the conversations that this was taught. Others: --config.start.run=RUN, and
+--config.task.path=FILE with lines {"prompt": "…"} or {"messages": […]}.
 """
 
 from configs import common, problems
@@ -27,7 +26,7 @@ def get_config(variant: str = ''):
     config.train.update(num_steps=120, batch_size=256, eval_every=10)
     config.checkpoint.every = 10
     if variant:
-        config.task.rewards = problems.reward_model('ppo.py', variant)
+        problems.use_reward_model(config, 'ppo.py', variant)
         config.policy.update(prompts=128, max_tokens=48, kl_reward=0.05)
         config.train.batch_size = 64
         config.optim.update(learning_rate=3e-4, matrix_learning_rate=3e-3)

@@ -19,12 +19,14 @@ def base():
     return config
 
 
-def reward_model(file: str, variant: str):
-    """`task.rewards` of a variant `reward=RUN` of a config file: that model alone."""
+def use_reward_model(config, file: str, variant: str):
+    """Turns `config` to dialogue, and to the reward model of `reward=RUN` alone."""
     kind, _, run = variant.partition('=')
     if kind != 'reward' or not run:
         raise ValueError(
             f'configs/{file}:{variant}: name a reward model as '
             f'configs/{file}:reward=RUN'
         )
-    return dict(model=common.reward_part('model', run=run))
+    config.start.run = 'runs/sft'
+    config.task.path = 'runs/sft/dialogue'
+    config.task.rewards = dict(model=common.reward_part('model', run=run))

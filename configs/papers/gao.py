@@ -24,9 +24,10 @@ round; 3.1: n up to 60,000; appendix C, table 1: the proxy's batch of 64, PPO's 
 
 Not the same:
 
-- The gold reward is the verifier of the task and not a 6B reward model: 0 or 1. A pair
-  is a right reply and a wrong one, so of two replies to each of 100,000 prompts there
-  are fewer pairs than prompts; each prompt is used once.
+- The gold reward is the verifier of the task and not a 6B reward model: 0 or 1
+  (--config.best_of.judge=RUN names a reward model, which judges but labels no pairs).
+  A pair is a right reply and a wrong one, so of two replies to each of 100,000 prompts
+  there are fewer pairs than prompts; each prompt is used once.
 - Policy and proxy have the size of runs/sft. The paper has a policy of 1.2B or 6B and
   proxies of 3M to 3B: --config.overoptimization.proxy=RUN names one made elsewhere.
 - Learning rates are published as multipliers (1.67e-2, 4e-3) of what is not said. Here

@@ -97,7 +97,7 @@ def evaluate(
             'file, as --json=eval-1000.json'
         )
     if wanted is None:
-        wanted = 'dialogue' if (workdir / 'dialogue').is_dir() else 'perplexity'
+        wanted = _default(config, workdir)
     names = names_in(wanted)
     talks = [name for name in names if _label(name) == 'dialogue']
     planned = {name: find_task(name, config) for name in names if name not in talks}
@@ -249,6 +249,15 @@ def _conversations(name, subject, documents):
     about = 'the next turn of held-out conversations, among turns of others'
     choices = items.choice_items(replies, settings.choices, settings.seed)
     return {name: tasks.choose(subject, choices, about)}
+
+
+def _default(config, workdir):
+    """What a run is asked where nobody says: of what it was trained on."""
+    if (workdir / 'dialogue').is_dir():
+        return 'dialogue'
+    if 'task' in config and not (workdir / 'documents').is_dir():
+        return 'task'
+    return 'perplexity'
 
 
 def _talked(names: Sequence[str], workdir: Path) -> Path:

@@ -33,7 +33,9 @@ from gptjax.post import best_of, ppo, reward, select
 from gptjax.post.best_of import Bench
 from gptjax.post.logprobs import token_logprobs
 from gptjax.post.replies import reply_sums
+from gptjax.post.rewards import folder_of
 from gptjax.post.rollout import Rollout, Sampler
+from gptjax.post.tasks import make_task
 from gptjax.train import start
 from gptjax.train.checkpoint import Checkpoints
 from gptjax.train.load import inference_mesh, load
@@ -59,6 +61,7 @@ def overoptimize(config: ConfigDict, workdir: Path) -> dict:
         UserError: a stage refuses, or there is nothing that judges.
     """
     check_config(config)
+    _check_judges(config)
     section = config.overoptimization
     proxy = _path(section.proxy) or workdir / 'proxy'
     policy = _path(section.policy) or workdir / 'ppo'
@@ -96,6 +99,19 @@ def check_config(config: ConfigDict) -> None:
     replies = config.overoptimization.replies
     if not replies >= 1:
         raise UserError(f'overoptimization.replies={replies}: use at least 1')
+
+
+def _check_judges(config):
+    """Refuses now what would be noticed after hours."""
+    proxy, judge = _path(config.overoptimization.proxy), config.best_of.judge
+    if proxy:
+        folder_of(str(proxy), 'overoptimization.proxy')
+    if judge and folder_of(judge, 'best_of.judge') == proxy:
+        raise UserError(
+            f'best_of.judge={judge} is the proxy itself: name another reward model'
+        )
+    if not judge:
+        best_of.judge(config.best_of, make_task(config.task, config.seed))
 
 
 # ---- what the plot is of

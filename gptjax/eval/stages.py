@@ -73,9 +73,11 @@ def tell(workdir: Path, words: Sequence[str]) -> dict:
         )
     order = {name: place for place, name in enumerate(dict.fromkeys(_keys(rows)))}
     rows.sort(key=lambda row: order[row['task'], row['figure']])
-    level = next(iter(_tasks(read[stages[0].folders[0]]).values()))['bootstrap'][
-        'level'
-    ]
+    (level, *_) = {
+        its['bootstrap']['level']
+        for found in read.values()
+        for its in _tasks(found).values()
+    }
     found = dict(rows=rows, seeds=len(stages[0].folders), level=level)
     files.write_json(workdir / 'stages.json', found)
     files.write_text(workdir / 'stages.html', page(found))
@@ -127,6 +129,13 @@ def _tasks(found: dict) -> dict:
     return {name: t for name, t in found['tasks'].items() if t['kind'] in TOLD}
 
 
+def _seeds(stage: Stage) -> list[str]:
+    """The names of the folders of its seeds; of one run, that there is one."""
+    if len(stage.folders) == 1:
+        return ['one']
+    return [folder.parent.name for folder in stage.folders]
+
+
 def _over_seeds(figures: Sequence[dict]) -> dict:
     """{value, interval}: of one seed its own, of several their mean and range."""
     if len(figures) == 1:
@@ -137,10 +146,11 @@ def _over_seeds(figures: Sequence[dict]) -> dict:
 
 def _against(stage: Stage, control: Stage, task: str, figure: str, read: dict) -> dict:
     """{control, difference, difference_interval} of a stage, seed by seed."""
-    if len(stage.folders) != len(control.folders):
+    seeds, its = (_seeds(of) for of in (stage, control))
+    if seeds != its:
         raise UserError(
-            f'stages: {stage.name} has {len(stage.folders)} seeds and its control '
-            f'{control.name} {len(control.folders)}'
+            f'stages: {stage.name} has the seeds {", ".join(seeds)} and its control '
+            f'{control.name} {", ".join(its)}: run what is missing'
         )
     differences = []
     for ours, theirs in zip(stage.folders, control.folders, strict=True):

@@ -71,8 +71,9 @@ def _run(section, subject, documents):
     task = make_task(section, settings.seed, readable)
     if task.score is None:
         raise UserError(
-            'task: the problems have no answers to judge replies by: add "answer" to '
-            'each line of task.path'
+            f'--tasks=task: the problems of task.path={section.path} have no answers '
+            'to judge replies by: add "answer" to each line, or ask for a dialogue '
+            '(--tasks=dialogue:RUN)'
         )
     problems = task.held_out(section.held_out)
     answers = [item.answer for item in task.demonstrations(section.demonstrations)]

@@ -31,6 +31,7 @@ from gptjax.post.rewards import Reward, make_reward
 from gptjax.post.rollout import Rollout, Sampler, Style
 from gptjax.post.select import make_sampler, style_of
 from gptjax.post.tasks import Item, Task, make_task
+from gptjax.train import check
 from gptjax.train.load import Trained, fingerprint_of
 from gptjax.train.start import load_start
 
@@ -88,6 +89,7 @@ def make_bench(config: ConfigDict) -> Bench:
     """The model of `start.run`, held-out problems, and both judges."""
     check_config(config)
     mesh = make_mesh(config.mesh)
+    check.check_context(config, mesh)
     with jax.set_mesh(mesh), progress.bar('reading the model', 0):
         trained = load_start(config, mesh)
     style = style_of(config, config.best_of, trained.tokenizer, 'best_of')
@@ -114,7 +116,8 @@ def judge(section: ConfigDict, task: Task) -> Reward:
         UserError: there is neither.
     """
     if section.judge:
-        return partial(rewards.checked, 'best_of.judge', rewards.model(section.judge))
+        judged = rewards.model(section.judge, 'best_of.judge')
+        return partial(rewards.checked, 'best_of.judge', judged)
     if task.score is None:
         raise UserError(
             'task.path has problems without answers, and what the proxy chooses cannot '

@@ -29,7 +29,7 @@ from gptjax.post import experience, rollout
 from gptjax.post.actor import Actor, make_actor
 from gptjax.post.experience import Memory, Method
 from gptjax.post.kl import AdaptiveKL
-from gptjax.post.rewards import make_reward
+from gptjax.post.rewards import make_reward, rewards_fingerprint
 from gptjax.post.rollout import Sampler, Style
 from gptjax.post.scores import RunningMoments
 from gptjax.post.tasks import Task, make_task, problems_fingerprint
@@ -59,12 +59,13 @@ def run(
 
     Raises:
         UserError: the config makes no sense, a reward fails, or updates are not
-            finite; what was learnt so far is saved.
+            finite; the newest checkpoint stays.
     """
     # ---- policy, reference, problems ----------------------------------------
     check_config(config)
     mesh = make_mesh(config.mesh)
     check.check_batch(config, mesh)
+    check.check_context(config, mesh)
     trained = start.load_start(config, mesh)
     reference = trained.params  # never donated, so it stays where it is
     style = rollout.style_of(config, trained.tokenizer)
@@ -78,10 +79,13 @@ def run(
         method = make_method(config, trained.settings, actor)
         optimizer = make_optimizer(config, actor.shapes)
         abstract = abstract_state(actor.shapes, optimizer, actor.axes, mesh)
-        base = trained if adapts(config) else None
-        frozen = () if base is None else (reference,)
-        identity = identity_of(trained.tokenizer, base)
-        identity['problems'] = problems_fingerprint(config.task)
+        frozen = (reference,) if adapts(config) else ()
+        identity = dict(
+            identity_of(trained.tokenizer, trained),
+            context=str(style.context),
+            problems=problems_fingerprint(config.task),
+            rewards=rewards_fingerprint(config.task),
+        )
         checkpoints = stack.enter_context(begin.opened(config, workdir, identity))
         restored = begin.newest(checkpoints, abstract, 'policy')
         new = restored is None
@@ -377,8 +381,8 @@ def _count_bad(told, record, config, done):
     if record['skipped_in_a_row'] >= config.train.max_bad_steps:
         raise UserError(
             f'the loss or its gradient was not finite in {record["skipped_in_a_row"]} '
-            f'updates in a row, up to step {done}; the last good weights are in the '
-            'checkpoints: lower optim.learning_rate'
+            f'updates in a row, up to step {done}: the newest checkpoint stays: '
+            'lower optim.learning_rate'
         )
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from gptjax import rundir
+from gptjax import files, rundir
 from gptjax.errors import UserError
+from gptjax.post.reward_model import RESULTS, load_reward
 from gptjax.post.tasks import Item, Task
+from gptjax.train.load import inference_mesh
 
 Reward = Callable[[Sequence[Item], Sequence[str]], np.ndarray]
 
@@ -49,16 +51,17 @@ def shortness(task: Task) -> Reward:
 REWARDS = dict(correct=correct, score=score, shortness=shortness)
 
 
-def model(run: str) -> Reward:
+def model(run: str, field: str) -> Reward:
     """What the reward model of a run of the stage `reward` says of the conversation.
+
+    Args:
+        run: its directory.
+        field: that named it, for the message.
 
     Raises:
         UserError: there is none.
     """
-    from gptjax.post.reward_model import load_reward
-    from gptjax.train.load import inference_mesh
-
-    workdir = Path(run).expanduser().absolute()
+    workdir = folder_of(run, field)
     config = rundir.read_config(workdir)
     rewards = load_reward(config, workdir, inference_mesh(config))
 
@@ -68,6 +71,37 @@ def model(run: str) -> Reward:
         return rewards([[*item.messages, answer(text)] for item, text in pairs])
 
     return reward
+
+
+def folder_of(run: str, field: str) -> Path:
+    """The directory of a run of the stage `reward` that has ended.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = Path(run).expanduser().absolute()
+    if not run or not (folder / RESULTS).exists():
+        raise UserError(
+            f'{field}={run}: is no finished run of the stage reward: name one, or make '
+            'it with `python -m gptjax reward`'
+        )
+    return folder
+
+
+def rewards_fingerprint(section: ConfigDict) -> str:
+    """A hash of `task.rewards`, of reward models' runs of what they learnt as well.
+
+    Raises:
+        UserError: a run is not there.
+    """
+    learnt = {
+        name: files.sha256_of_file(
+            folder_of(part.run, f'task.rewards.{name}.run') / RESULTS
+        )
+        for name, part in section.rewards.items()
+        if part.function == 'model'
+    }
+    return files.fingerprint([rundir.to_json(section.rewards), learnt])
 
 
 def make_reward(section: ConfigDict, task: Task) -> Reward:
@@ -87,7 +121,7 @@ def make_reward(section: ConfigDict, task: Task) -> Reward:
     parts = []
     for name, part in section.rewards.items():
         if part.function == 'model':
-            function = model(part.run)
+            function = model(part.run, f'task.rewards.{name}.run')
         elif part.function in REWARDS:
             function = REWARDS[part.function](task)
         else:

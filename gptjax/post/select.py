@@ -27,9 +27,10 @@ from gptjax.errors import UserError
 from gptjax.parallel.mesh import make_mesh
 from gptjax.post import rollout
 from gptjax.post.choices import Drawn, best_and_worst, right_and_wrong, turned
-from gptjax.post.rewards import Reward, make_reward
+from gptjax.post.rewards import Reward, make_reward, rewards_fingerprint
 from gptjax.post.rollout import Sampler, Style
-from gptjax.post.tasks import Item, Task, make_task
+from gptjax.post.tasks import Item, Task, make_task, problems_fingerprint
+from gptjax.train import check
 from gptjax.train.load import Trained, fingerprint_of
 from gptjax.train.start import load_start
 
@@ -51,6 +52,7 @@ def select(config: ConfigDict, workdir: Path) -> dict:
     section = config.select
     check_config(config)
     mesh = make_mesh(config.mesh)
+    check.check_context(config, mesh)
     with jax.set_mesh(mesh), progress.bar('reading the model', 0):
         trained = load_start(config, mesh)
     settings = _settings(config, trained)
@@ -206,7 +208,7 @@ def _read(path, about):
     """The replies of a file that was drawn in the same way; else None."""
     if not path.exists():
         return None
-    lines = path.read_text(encoding='utf-8').splitlines()
+    lines = path.read_text(encoding='utf-8').split('\n')[:-1]
     if json.loads(lines[0])['about'] != about:
         return None
     return [
@@ -287,6 +289,8 @@ def _settings(config: ConfigDict, trained: Trained) -> dict:
     """What decides RUN/selected, as JSON values by their names."""
     values = {'seed': config.seed, 'start': fingerprint_of(trained)}
     values['data.context'] = config.data.context
+    values['problems'] = problems_fingerprint(config.task)
+    values['rewards'] = rewards_fingerprint(config.task)
     for name, section in (('select', config.select), ('task', config.task)):
         for field, value in rundir.to_json(section).items():
             if f'{name}.{field}' not in IRRELEVANT:

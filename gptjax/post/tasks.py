@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -70,7 +71,7 @@ def make_task(section: ConfigDict, seed: int, fits=lambda messages: True) -> Tas
         section: the task section.
         seed: of the order of training problems.
         fits: whether a prompt leaves room for a reply; problems that do not fit are
-            left out.
+            left out, conversations shortened.
 
     Raises:
         UserError: there is no such dataset, its options make no sense, or the file
@@ -109,14 +110,22 @@ def make_task(section: ConfigDict, seed: int, fits=lambda messages: True) -> Tas
 
 
 def problems_fingerprint(section: ConfigDict) -> str:
-    """A hash of where the problems come from: of files, of what is in them."""
-    if section.path:
-        path = Path(section.path).expanduser()
-        if path.is_dir():
-            its = [path / name for name in CONVERSATIONS]
-            return files.fingerprint([files.sha256_of_file(file) for file in its])
-        return files.sha256_of_file(path)
-    return files.fingerprint([section.name, section.options.to_dict()])
+    """A hash of where the problems come from: of files, of what is in them.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    if not section.path:
+        return files.fingerprint([section.name, section.options.to_dict()])
+    path = Path(section.path).expanduser()
+    its = [path / name for name in CONVERSATIONS] if path.is_dir() else [path]
+    try:
+        return files.fingerprint([files.sha256_of_file(file) for file in its])
+    except OSError as error:
+        raise UserError(
+            f'task.path={path}: {error}: name a file of problems or a folder of '
+            'conversations'
+        ) from error
 
 
 def part_of(item_id: str, fraction: float) -> str:
@@ -159,6 +168,7 @@ def write_task(config: ConfigDict, workdir: Path) -> dict:
     """
     section = config.task
     settings = {f'task.{name}': value for name, value in section.to_dict().items()}
+    settings['problems'] = problems_fingerprint(section)
     names = [f'{part}.jsonl' for part in PARTS]
     manifest = stage.finished(workdir / 'task', settings, needs=names)
     if manifest is not None:
@@ -345,7 +355,7 @@ def _folder_task(folder, fits):
 
     One reply of each conversation is chosen, as evaluation chooses it. What does not
     fit loses its oldest messages. Validation and held-out problems halve
-    validation.jsonl between them, by content.
+    validation.jsonl between them, by conversation: what fits may differ.
     """
     parts, seen = {part: [] for part in PARTS}, set()
     for name in reversed(CONVERSATIONS):  # what is held out is not trained on
@@ -353,7 +363,8 @@ def _folder_task(folder, fits):
             messages = _newest(its.prompt, fits)
             item = Item(files.fingerprint(messages)[:16], messages)
             if messages and item.id not in seen:
-                part = 'train' if name == 'train.jsonl' else part_of(item.id, 0.5)
+                conversation = its.id.split('@')[0]
+                part = 'train' if name == 'train.jsonl' else part_of(conversation, 0.5)
                 parts[part].append(item)
                 seen.add(item.id)
     for part, items in parts.items():
@@ -368,9 +379,14 @@ def _folder_task(folder, fits):
 def _replies(path):
     try:
         with open(path, encoding='utf-8') as lines:
-            views = [json.loads(line) for line in lines]
+            views = [json.loads(line) for line in lines if line.strip()]
         return conversations.reply_items(views, 0, 0)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UserError as error:
+        raise UserError(
+            f'task.path={path}: no conversation has a reply to a user: name a folder '
+            'that has, as RUN/dialogue of the stage sft'
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f'task.path={path}: {type(error).__name__}: {error}: name a file of '
             'problems, or a folder that the stage sft made, RUN/dialogue'
@@ -381,11 +397,11 @@ def _newest(messages, fits):
     """The longest end that begins with a user's message and fits, or ()."""
     said = [place for place, m in enumerate(messages) if m['role'] != 'system']
     head = messages[: said[0]] if said else ()
-    for first in said:
-        end = (*head, *messages[first:])
-        if messages[first]['role'] == 'user' and fits(end):
-            return end
-    return ()
+    users = [place for place in said if messages[place]['role'] == 'user']
+    end = lambda place: (*head, *messages[place:])
+    # A shorter end has fewer tokens: as few are counted as it takes.
+    at = bisect_left(users, True, key=lambda place: fits(end(place)))
+    return end(users[at]) if at < len(users) else ()
 
 
 def _hash(*words) -> bytes:

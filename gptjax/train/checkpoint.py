@@ -211,9 +211,9 @@ class Checkpoints:
             saved = content['identity'].get(name, value)
             if saved != value:
                 raise UserError(
-                    f'{place} was made with other {name} ({saved[:12]} there, '
-                    f'{value[:12]} here): bring back the {name} it was trained with, '
-                    'or use another --workdir'
+                    f'{place} was made with other {name} ({str(saved)[:12]} there, '
+                    f'{str(value)[:12]} here): bring back the {name} it was trained '
+                    'with, or use another --workdir'
                 )
         saved, wanted = content['arrays'], describe(abstract)
         for name in sorted(saved.keys() | wanted.keys()):

@@ -206,8 +206,8 @@ def _divergence(step, record, task, workdir):
     shown = ', '.join(documents[:8]) + (', …' if len(documents) > 8 else '')
     return (
         f'the loss or its gradient was not finite in {record["skipped_in_a_row"]} '
-        f'updates in a row, up to step {step} (documents {shown}); the last good '
-        'weights are in the checkpoints: lower optim.learning_rate, set '
+        f'updates in a row, up to step {step} (documents {shown}): the newest '
+        'checkpoint stays: lower optim.learning_rate, set '
         'optim.clip_norm=1.0, or look at the batch with '
         f'`python -m gptjax data --workdir {workdir} --step {step}`'
     )

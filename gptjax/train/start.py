@@ -3,7 +3,8 @@
 `config.start` names the run directory and the checkpoint. The new run has a copy of
 the tokenizer and, in its config, the model's section, so that everything that opens
 a run directory opens it too. Once it has a checkpoint of its own it needs the earlier
-run no more, save under LoRA, where that holds the frozen weights.
+run no more, save under LoRA, where that holds the frozen weights, and where that is
+the reference.
 """
 
 import os

@@ -122,6 +122,14 @@ def test_bad_input_has_one_clear_error(folder, tmp_path):
     config = config_of(folder, **{'overoptimization.replies': 0})
     with pytest.raises(UserError, match='overoptimization.replies=0'):
         overoptimization.overoptimize(config, tmp_path)
+    config = config_of(folder, **{'best_of.judge': str(tmp_path / 'none')})
+    with pytest.raises(UserError, match='best_of.judge=.*none: is no finished run'):
+        overoptimization.overoptimize(config, tmp_path)
+    files.write_json(tmp_path / 'judge' / 'results.json', {})
+    same = str(tmp_path / 'judge')
+    changes = {'best_of.judge': same, 'overoptimization.proxy': same}
+    with pytest.raises(UserError, match='best_of.judge=.* is the proxy itself'):
+        overoptimization.overoptimize(config_of(folder, **changes), tmp_path)
     with pytest.raises(ValueError, match='name a reward model as'):
         experiment.get_config('more')
 

@@ -83,6 +83,13 @@ def test_names_from_runs_are_text_on_the_page(tmp_path):
     assert '<b>' not in (tmp_path / 'stages.html').read_text()
 
 
+def test_seeds_are_compared_by_their_names(tmp_path):
+    for seed, run in ((0, 'grpo'), (1, 'grpo'), (1, 'more'), (2, 'more')):
+        write(tmp_path / str(seed) / run, 10)
+    with pytest.raises(UserError, match='grpo has the seeds 0, 1 and its .* more 1, 2'):
+        stages.tell(tmp_path, ['grpo=more'])
+
+
 def test_what_cannot_be_compared_is_named(tmp_path):
     write(tmp_path / 'sft', 10)
     with pytest.raises(UserError, match='name the runs'):

@@ -207,6 +207,24 @@ def test_a_run_does_not_go_on_with_other_problems(folder, request, section):
         files.write_text(path, before)
 
 
+def test_a_run_does_not_go_on_with_another_context_or_reference(
+    folder, grpo_run, monkeypatch
+):
+    _, workdir = grpo_run
+    config = rundir.read_config(workdir)
+
+    def change(new):
+        new.update(config)
+        new.data.context = 24
+
+    with pytest.raises(UserError, match='was made with other context .32 there, 24'):
+        train(folder, 'grpo', 'grpo', change)
+    # As if start.run had been trained again since.
+    monkeypatch.setattr('gptjax.train.load.fingerprint_of', lambda trained: 'other')
+    with pytest.raises(UserError, match='was made with other start'):
+        train(folder, 'grpo', 'grpo', lambda new: new.update(config))
+
+
 def test_rollouts_where_all_score_the_same_are_counted_and_change_nothing(folder):
     def change(config):
         config.task.rewards = dict(right=common.reward_part('correct'))

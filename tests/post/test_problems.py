@@ -223,15 +223,44 @@ def test_a_prompt_that_does_not_fit_loses_its_oldest_messages(tmp_path):
     )
 
 
+def test_what_is_held_out_stays_so_whatever_fits(tmp_path):
+    chats = [say(f'first {i}', 'yes', f'second {i}', 'no') for i in range(60)]
+    folder = folder_of(tmp_path, [say('a', 'b')], chats)
+    held_out = []
+    for most in (50, 10):
+        fits = lambda messages, most=most: (
+            sum(len(m['content']) for m in messages) < most
+        )
+        task = tasks.make_task(section(path=str(folder)), 0, fits)
+        texts = (item.messages[-1]['content'] for item in task.held_out(99))
+        held_out.append({text.split()[1] for text in texts})
+    assert held_out[0] == held_out[1]
+
+
+@pytest.mark.parametrize(
+    'line',
+    (
+        '{"id": 3, "messages": [{"role": "user", "content": "a"}, '
+        '{"role": "assistant", "content": "b"}]}',
+        '{"id": "a", "messages": [{"role": "user", "content": "a"}, '
+        '{"role": "assistant", "content": null}]}',
+        '{"id": "a"',
+        '["a"]',
+    ),
+)
+def test_a_broken_line_of_a_folder_names_the_file(tmp_path, line):
+    folder = folder_of(tmp_path, [say('a', 'b')], [say('c', 'd')])
+    (folder / 'train.jsonl').write_text(line + '\n')
+    with pytest.raises(UserError, match='task.path=.*train.jsonl: '):
+        tasks.make_task(section(path=str(folder)), 0)
+
+
 def test_a_folder_that_holds_no_conversations_is_refused(tmp_path):
     with pytest.raises(UserError, match='task.path=.*validation.jsonl.*RUN/dialogue'):
         tasks.make_task(section(path=str(tmp_path)), 0)
     folder = folder_of(tmp_path, [say('a', 'b')], [say('c', 'd')])
-    (folder / 'train.jsonl').write_text('{"messages": 3}\n')
-    with pytest.raises(UserError, match='task.path=.*train.jsonl.*KeyError|TypeError'):
-        tasks.make_task(section(path=str(folder)), 0)
-    (folder / 'train.jsonl').write_text('{"id": "a", "messages": []}\n')
-    with pytest.raises(UserError, match='no conversation with a reply'):
+    (folder / 'train.jsonl').write_text('{"id": "a", "messages": []}\n\n')
+    with pytest.raises(UserError, match='train.jsonl: no conversation has a reply'):
         tasks.make_task(section(path=str(folder)), 0)
 
 

@@ -1,6 +1,7 @@
 """Which replies are kept, which make a pair; the stage's files, and that it goes on."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -177,6 +178,32 @@ def test_bad_input_has_one_clear_error(folder, tmp_path):
     path = tmp_path / 'open.jsonl'
     files.write_text(path, ''.join(open_ended % n for n in range(60)))
     assert 'needs answers' in refused(**{'task.path': str(path)})
+
+
+def test_replies_to_other_problems_are_not_taken(folder, tmp_path, monkeypatch):
+    path = tmp_path / 'problems.jsonl'
+    lines = [json.dumps(dict(prompt=f'{n} ?', answer='no')) for n in range(60)]
+    files.write_text(path, '\n'.join(lines) + '\n')
+    config = config_of(folder, **{'task.path': str(path)})
+    about = []
+    monkeypatch.setattr(
+        select, 'draw', lambda *args: about.append(args[-1]['problems']) or 1 / 0
+    )
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            run(config, tmp_path / 'run')
+    files.write_text(path, '\n'.join(lines[::-1]) + '\n')
+    with pytest.raises(ZeroDivisionError):
+        run(config, tmp_path / 'run')
+    assert about[0] == about[1] != about[2]
+
+
+def test_replies_come_back_with_whatever_breaks_a_line(tmp_path):
+    path = tmp_path / '00000.jsonl'
+    replies = [drawn(('a\u2028b\x85c\nd', 1.0, True), ('', 0.0, False))]
+    select._write_replies(path, 'about', [SimpleNamespace(id='p')], replies)
+    assert select._read(path, 'about') == replies
+    assert select._read(path, 'another') is None
 
 
 def test_nothing_right_is_an_error(folder, tmp_path):

@@ -281,6 +281,15 @@ def test_other_data_is_refused_and_what_was_not_told_fits(tmp_path):
     assert bits(read(folder)[0]) == bits(state_of(1))
 
 
+def test_what_is_told_may_be_a_number(tmp_path):
+    folder = tmp_path / 'checkpoints'
+    checkpoints = Checkpoints(folder, dict(IDENTITY, context=128))
+    checkpoints.save(1, state_of(1), {})
+    checkpoints.close()
+    with pytest.raises(UserError, match='other context .128 there, 64 here.'):
+        read(folder, identity=dict(IDENTITY, context=64))
+
+
 def test_a_checkpoint_from_before_data_was_told_goes_on(folder):
     assert bits(read(folder, identity=dict(IDENTITY, data='0a1b'))[0]) == bits(
         state_of(2)
