@@ -6,7 +6,7 @@
 # RUNS is runs/ unless given and holds the pretrained run `chitchat`; local.sh makes
 # it. Makes beside it `sft` (dialogue), `reward` (a reward model from human ratings)
 # and, on sums that a program can verify, `sums` (a model from nothing), `sums_sft`,
-# `sums_grpo` (reinforcement learning) and its control `sums_more` (fine-tuned again
+# `sums_dapo` (GRPO with the changes of DAPO) and its control `sums_more` (fine-tuned again
 # instead). The last screen and RUNS/stages.html have them in one table, with the seconds
 # that each was trained. Run again, it goes on where it stopped.
 set -euo pipefail
@@ -46,12 +46,12 @@ stage sft --config configs/sums.py:sft --workdir "$runs/sums_sft" \
     --config.start.run="$runs/sums" "${taught[@]}"
 stage sft --config configs/sums.py:sft --workdir "$runs/sums_more" \
     --config.start.run="$runs/sums_sft" "${taught[@]}"
-stage grpo --config configs/grpo.py --workdir "$runs/sums_grpo" \
+stage grpo --config configs/grpo.py:dapo --workdir "$runs/sums_dapo" \
     --config.start.run="$runs/sums_sft"
-for run in sums_sft sums_more sums_grpo; do
-    stage eval --workdir "$runs/$run" --tasks "task:$runs/sums_grpo"
+for run in sums_sft sums_more sums_dapo; do
+    stage eval --workdir "$runs/$run" --tasks "task:$runs/sums_dapo"
     stage report --workdir "$runs/$run"
 done
 
 stage stages --workdir "$runs" \
-    chitchat sft=chitchat sums_sft sums_more=sums_sft sums_grpo=sums_more
+    chitchat sft=chitchat sums_sft sums_more=sums_sft sums_dapo=sums_more
