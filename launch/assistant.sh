@@ -6,9 +6,10 @@
 # RUNS is runs/ unless given and holds the pretrained run `chitchat`; local.sh makes
 # it. Makes beside it `sft` (dialogue), `reward` (a reward model from human ratings)
 # and, on sums that a program can verify, `sums` (a model from nothing), `sums_sft`,
-# `sums_dapo` (GRPO with the changes of DAPO) and its control `sums_more` (fine-tuned again
-# instead). The last screen and RUNS/stages.html have them in one table, with the seconds
-# that each was trained. Run again, it goes on where it stopped.
+# `sums_dapo` (reinforcement learning by DAPO, a kind of GRPO) and its control
+# `sums_more` (fine-tuned again instead). The last screen and RUNS/stages.html have them
+# in one table, with the seconds that each was trained. Run again, it goes on where it
+# stopped.
 set -euo pipefail
 
 here=$PWD/
