@@ -45,10 +45,11 @@ stage task --config configs/sums.py --workdir "$runs/sums" "${sums[@]}"
 stage pretrain --config configs/sums.py --workdir "$runs/sums" "${sums[@]}"
 stage sft --config configs/sums.py:sft --workdir "$runs/sums_sft" \
     --config.start.run="$runs/sums" "${taught[@]}"
+# from here half of what the configs ask for: all of it is to take some 20 minutes
 stage sft --config configs/sums.py:sft --workdir "$runs/sums_more" \
-    --config.start.run="$runs/sums_sft" "${taught[@]}"
+    --config.start.run="$runs/sums_sft" "${taught[@]}" --config.train.num_steps=750
 stage grpo --config configs/grpo.py:dapo --workdir "$runs/sums_dapo" \
-    --config.start.run="$runs/sums_sft"
+    --config.start.run="$runs/sums_sft" --config.train.num_steps=50
 for run in sums_sft sums_more sums_dapo; do
     stage eval --workdir "$runs/$run" --tasks "task:$runs/sums_dapo"
     stage report --workdir "$runs/$run"

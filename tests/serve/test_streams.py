@@ -80,18 +80,34 @@ def test_the_official_client_closes_its_stream(server):
 def test_a_client_that_leaves_while_it_waits(server):
     """Those before it run on, and it never gets a slot."""
     with ThreadPoolExecutor(2) as clients:
-        running = [
-            clients.submit(servers.post, server, COMPLETION, dict(LONG, n=1, seed=seed))
-            for seed in range(2)
-        ]
-        wait_for(lambda: server.metric('gptjax_running') == 2, 'both run')
-        connection = servers.connect(server)
-        connection.sendall(post_bytes(COMPLETION, encode(dict(LONG, n=3))))
-        wait_for(lambda: server.metric('gptjax_waiting') == 3, 'it waits')
+        for _ in range(20):  # on a busy machine they may have ended before it waits
+            running = [
+                clients.submit(
+                    servers.post, server, COMPLETION, dict(LONG, n=1, seed=seed)
+                )
+                for seed in range(2)
+            ]
+            connection = servers.connect(server)
+            if seen_while(running, lambda: server.metric('gptjax_running') == 2):
+                connection.sendall(post_bytes(COMPLETION, encode(dict(LONG, n=3))))
+            if seen_while(running, lambda: server.metric('gptjax_waiting') == 3):
+                break
+            connection.close()
+            wait_for(server.is_idle, 'idle again')
+        else:
+            pytest.fail('it was never seen to wait')
         connection.close()
         wait_for(lambda: not server.metric('gptjax_waiting'), 'it is gone')
         for reply in running:
             assert reply.result()['choices'][0]['finish_reason'] == 'length'
+
+
+def seen_while(running, condition) -> bool:
+    """Whether a condition is seen to hold before all of `running` have ended."""
+    while not all(client.done() for client in running):
+        if condition():
+            return True
+    return False
 
 
 # ---- more clients than there is room ------------------------------------------
