@@ -53,6 +53,7 @@ def test_every_reply_has_its_length():
     assert all(seconds > 0 for seconds in seen.first)
 
 
+@pytest.mark.slow
 def test_ours_alone(capsys, monkeypatch):
     monkeypatch.setattr(timing, 'SETTLE_SECONDS', 0)
     results = decode.run(llama_config(), requests={1: 2, 3: 1})

@@ -23,6 +23,7 @@ def read(source):
     return list(source.documents(lambda amount: None))
 
 
+@pytest.mark.slow
 def test_chitchat(data_dir):
     import tensorflow_datasets as tfds
 

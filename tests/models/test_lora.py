@@ -81,6 +81,7 @@ def test_merged_is_unmerged(mlp):
     )
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_whole_matrix_projected(model):
     settings, base = model
     its = section()

@@ -263,6 +263,7 @@ def test_epochs_make_steps_and_shorten_the_warm_up(folder):
     assert config.train.num_steps == 4 and config.optim.warmup_steps == 10
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_loads_as_a_model(whole):
     config, workdir, lines = whole
     assert lines[0]['split'] == 'train' and lines[0]['pairs'] == 16
@@ -295,6 +296,7 @@ def test_accumulation_changes_nothing_of_kto(folder, tmp_path, one_device):
     assert lines[0]['kto_baseline'] == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_bitwise(whole, folder, tmp_path):
     _, workdir, lines = whole
     shutil.copytree(workdir, tmp_path / 'run')
@@ -308,6 +310,7 @@ def test_a_run_that_was_stopped_goes_on_bitwise(whole, folder, tmp_path):
     assert reference_file.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_other_pairs(whole, tmp_path):
     config, workdir, _ = whole
     run = shutil.copytree(workdir, tmp_path / 'run')

@@ -117,9 +117,8 @@ def ppo_run(folder):
     return train(folder, 'ppo', 'ppo', ppo_config, kl_reward=0.1, kl_horizon=100)
 
 
-@pytest.mark.parametrize(
-    'run', ['grpo_run', pytest.param('ppo_run', marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('run', ['grpo_run', 'ppo_run'])
 def test_the_first_ratio_is_one_and_the_usual_metrics_are_there(run, request):
     summary, workdir = request.getfixturevalue(run)
     assert summary['reason'] == 'finished'
@@ -140,6 +139,7 @@ def test_the_first_ratio_is_one_and_the_usual_metrics_are_there(run, request):
     assert {'accuracy', 'reward', 'loss'} <= validations[-1].keys()
 
 
+@pytest.mark.slow
 def test_checkpoints_hold_a_policy_that_moved(folder, grpo_run, ppo_run):
     first = params_of(folder / 'start')
     for _, workdir in (grpo_run, ppo_run):
@@ -149,6 +149,7 @@ def test_checkpoints_hold_a_policy_that_moved(folder, grpo_run, ppo_run):
         assert min(jax.tree.leaves(moved)) > 0
 
 
+@pytest.mark.slow
 def test_the_reference_does_not_move(folder, grpo_run):
     first = params_of(folder / 'start')
     assert len(SEEN) == 4
@@ -158,6 +159,7 @@ def test_the_reference_does_not_move(folder, grpo_run):
         assert (moved > 0) == (number > 0)
 
 
+@pytest.mark.slow
 def test_a_warm_up_trains_the_critic_alone(folder, ppo_run):
     _, workdir = ppo_run  # two updates a rollout, of which the first warms up
     first = params_of(folder / 'start')
@@ -193,6 +195,7 @@ def test_a_run_that_was_stopped_goes_on_bitwise(
     helpers.assert_trees_close(params_of(workdir, last), params_of(whole, last))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('section', ['grpo', 'ppo'])
 def test_a_run_does_not_go_on_with_other_problems(folder, request, section):
     _, workdir = request.getfixturevalue(f'{section}_run')
@@ -207,6 +210,7 @@ def test_a_run_does_not_go_on_with_other_problems(folder, request, section):
         files.write_text(path, before)
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_another_context_or_reference(
     folder, grpo_run, monkeypatch
 ):

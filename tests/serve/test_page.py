@@ -249,6 +249,7 @@ def test_the_oldest_messages_go_where_the_context_is_full(scripted, open_page):
     assert page.locator('.editor textarea').input_value() == 'five'
 
 
+@pytest.mark.slow
 def test_a_server_that_loads_or_goes(scripted, open_page):
     scripted.listing = refusal(503, 'Loading it.', 'loading', Retry_After=1)
     page = open_page(wait='#banner .notice')

@@ -177,6 +177,8 @@ def test_both_tabs_say_something_at_once(scripted, open_page):
     other.goto(scripted.address)
     other.locator('.assistant').wait_for()
     say(page, 'one')
+    # The browser hands what one tab has stored to the other a moment later.
+    other.wait_for_function("Object.values(localStorage).join().includes('one')")
     say(other, 'two')
     other.reload()
     other.locator('.assistant').first.wait_for()

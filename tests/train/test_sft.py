@@ -142,6 +142,7 @@ def test_adapters_train_alone_and_are_merged(dialogue, trained_run, tmp_path):
         load.load(moved, workdir, helpers.mesh_of())
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_other_conversations(dialogue, trained_run, tmp_path):
     workdir, config, _ = tuned(dialogue, trained_run, tmp_path / 'run')
     lines = (dialogue / 'mine.jsonl').read_text().splitlines(keepends=True)
