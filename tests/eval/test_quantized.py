@@ -15,6 +15,7 @@ def config(trained_run):
     return rundir.read_config(trained_run)
 
 
+@pytest.mark.slow
 def test_the_change_is_small_and_none_without_bytes(trained_run, config):
     change = quantized.measure_change(config, trained_run, None, 'int8', 'int8')
     assert 0 < abs(change['changed'] - change['whole']) < 0.05 < change['whole']

@@ -24,6 +24,7 @@ def config(trained_run):
     return config
 
 
+@pytest.mark.slow
 def test_own_prompts_are_printed_as_they_are_drawn(workdir, config, capsys):
     texts = sample(config, workdir, ['Hello', 'naïve ▁'], seed=3)
     printed = capsys.readouterr().out

@@ -50,13 +50,8 @@ def test_matrices_are_bytes_to_half_a_step(name):
     assert kinds == 2 * per_layer + (not name.startswith('tied'))
 
 
-@pytest.mark.parametrize(
-    'name',
-    [
-        pytest.param(name, marks=() if name == 'swiglu, grouped' else pytest.mark.slow)
-        for name in MODELS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('name', MODELS)
 def test_the_engine_scores_by_the_numbers_that_the_bytes_stand_for(name):
     model, params = random_model(name)
     bytes_ = dict(convert=quantize_params), dict(new_cache=empty_int8_cache)

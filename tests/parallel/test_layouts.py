@@ -187,17 +187,16 @@ def test_state_lives_where_its_parameter_does_and_the_rest_everywhere(optimizer,
     assert (('layers/mlp/up_bias', False) in seen) == (optimizer == 'adafactor')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'changes',
     [
-        pytest.param(dict(num_kv_heads=2), marks=pytest.mark.slow),
+        dict(num_kv_heads=2),
         dict(num_kv_heads=1, mlp='swiglu', windows=(8, 0)),
         dict(
             position='learned', norm='layernorm', mlp='gelu', bias=True, qk_norm=False
         ),
-        pytest.param(
-            dict(tie_embeddings=True, remat='full', unroll=2), marks=pytest.mark.slow
-        ),
+        dict(tie_embeddings=True, remat='full', unroll=2),
     ],
     ids=str,
 )

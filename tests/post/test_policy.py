@@ -229,6 +229,7 @@ def test_a_run_does_not_go_on_with_another_context_or_reference(
         train(folder, 'grpo', 'grpo', lambda new: new.update(config))
 
 
+@pytest.mark.slow
 def test_rollouts_where_all_score_the_same_are_counted_and_change_nothing(folder):
     def change(config):
         config.task.rewards = dict(right=common.reward_part('correct'))

@@ -85,9 +85,8 @@ def one_device():
     return losses((1, 1, 1, 1))
 
 
-@pytest.mark.parametrize(
-    'sizes', (pytest.param((8, 1, 1, 1), marks=pytest.mark.slow), (1, 2, 2, 2))
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('sizes', ((8, 1, 1, 1), (1, 2, 2, 2)), ids=str)
 def test_other_meshes_equal_one_device(sizes, one_device):
     found, head = losses(sizes)
     # float32, summed in another order.

@@ -93,9 +93,8 @@ def base_params(config):
     return start.load_start(config, helpers.mesh_of()).params
 
 
-@pytest.mark.parametrize(
-    'lora', (pytest.param(None, marks=pytest.mark.slow), LORA), ids=('full', 'lora')
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('lora', (None, LORA), ids=('full', 'lora'))
 def test_without_learning_it_is_the_earlier_model(
     dialogue, trained_run, tmp_path, lora
 ):
