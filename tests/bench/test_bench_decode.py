@@ -90,6 +90,7 @@ def stand_in(error=0.0, slower=2.0):
     return contestant, orders
 
 
+@pytest.mark.slow
 def test_another_library_takes_turns(capsys, monkeypatch):
     monkeypatch.setattr(timing, 'SETTLE_SECONDS', 0)
     contestant, orders = stand_in(slower=1e6)

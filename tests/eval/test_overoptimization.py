@@ -84,6 +84,7 @@ def config_of(folder, **changes):
     return config
 
 
+@pytest.mark.slow
 def test_kl_is_the_mean_log_ratio_of_what_was_drawn(folder):
     config = start.adopt(config_of(folder), folder / 'kl')
     mesh = inference_mesh(config)
