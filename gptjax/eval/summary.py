@@ -26,14 +26,15 @@ def last_screen(workdir: Path, report: Path) -> str:
         command = f'{python} -m gptjax {stage_of(told)} --workdir {shown}'
         return '\n'.join([*lines, '', 'Next: train the model:', '', f'  {command}'])
     if judges:
-        sft, chosen = (_relative(workdir.parent / name) for name in ('sft', 'best_of'))
+        sft, chosen = (_relative(workdir.parent / name) for name in ('sft', 'select'))
         lines += [
             '',
             'Next: open the report in a browser, and let the reward model choose among '
             f'the replies of a fine-tuned run, as {sft}:',
             '',
-            f'  {python} -m gptjax best_of --config configs/best_of.py:reward={shown} '
-            f'--workdir {chosen} --config.start.run={sft}',
+            f'  {python} -m gptjax select --config configs/select.py:reward={shown} '
+            f'--workdir {chosen} --config.start.run={sft} '
+            f'--config.task.path={sft}/dialogue',
         ]
         return '\n'.join(lines)
     lines += [

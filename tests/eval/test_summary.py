@@ -60,8 +60,11 @@ def test_a_reward_model_chooses_and_is_not_talked_to(tmp_path):
     assert screen.endswith(f'-m gptjax reward --workdir {tmp_path}')
     files.write_json(tmp_path / 'results.json', {})
     screen = last_screen(tmp_path, tmp_path / 'report.html')
-    assert f'best_of --config configs/best_of.py:reward={tmp_path} ' in screen
-    assert screen.endswith(f'--config.start.run={tmp_path.parent / "sft"}')
+    assert f'select --config configs/select.py:reward={tmp_path} ' in screen
+    sft = tmp_path.parent / 'sft'
+    assert screen.endswith(
+        f' --config.start.run={sft} --config.task.path={sft}/dialogue'
+    )
     assert 'serve' not in screen and 'chat' not in screen and ' eval' not in screen
 
 
