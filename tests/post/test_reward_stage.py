@@ -254,7 +254,7 @@ def test_the_same_command_finds_nothing_left_to_do(finished, capsys):
 @pytest.mark.slow
 def test_the_report_has_it(finished, capsys):
     assert runs.gptjax('report', f'--workdir={finished[2]}') == 0
-    assert 'configs/best_of.py:reward=' in capsys.readouterr().out
+    assert 'configs/select.py:reward=' in capsys.readouterr().out
     page = (finished[2] / 'report.html').read_text()
     assert '<h2>Reward model</h2>' in page and '<h2>Ratings</h2>' in page
     # Nothing that a reward model cannot be asked for is missing.
