@@ -19,6 +19,7 @@ from ml_collections import FrozenConfigDict
 from gptjax.infer.request import MOST_ALTERNATIVES, Parameters
 from gptjax.infer.sampling import History, Sampling, draw, penalize
 from gptjax.models import gpt
+from gptjax.models.cache import Pages
 
 
 class Slots(NamedTuple):
@@ -197,23 +198,16 @@ def park(slots: Slots, slot, length) -> Slots:
 @partial(jax.jit, static_argnums=3)
 def read_block(slots: Slots, slot, start, size: int):
     """A copy of `size` places of a slot's cache, from `start`."""
-
-    def read(x):  # (B, K, S) or (B, K, S, H)
-        begin = (slot, 0, start, *[0] * (x.ndim - 3))
-        return jax.lax.dynamic_slice(x, begin, (1, x.shape[1], size, *x.shape[3:]))
-
-    return jax.tree.map(read, slots.cache)
+    read = lambda pages: pages.read_block(slot, start, size)
+    return jax.tree.map(read, slots.cache, is_leaf=_is_layer)
 
 
 @partial(jax.jit, donate_argnums=0)
 def write_block(slots: Slots, slot, start, block) -> Slots:
     """The slots with such a copy in one of them."""
-
-    def write(x, part):
-        begin = (slot, 0, start, *[0] * (x.ndim - 3))
-        return jax.lax.dynamic_update_slice(x, part, begin)
-
-    return slots._replace(cache=jax.tree.map(write, slots.cache, block))
+    write = lambda pages, part: pages.write_block(slot, start, part)
+    cache = jax.tree.map(write, slots.cache, block, is_leaf=_is_layer)
+    return slots._replace(cache=cache)
 
 
 def constrain_tokens(logits_BV, allowed_BW, constrained):
@@ -249,6 +243,10 @@ def _bits(packed_BW, size):
     """bool (B, size) of bits in uint32 words, the lowest first."""
     bits_BW32 = (packed_BW[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
     return bits_BW32.reshape(packed_BW.shape[0], -1)[:, :size].astype(bool)
+
+
+def _is_layer(cache):
+    return isinstance(cache, Pages)
 
 
 def _dtype(name):

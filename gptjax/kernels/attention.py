@@ -1,5 +1,8 @@
 """Causal attention over packed examples."""
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import jax
 import jax.numpy as jnp
 
@@ -33,32 +36,59 @@ def visible(query_positions_BT, key_positions_BS, window) -> jax.Array:
     return (distance >= 0) & near
 
 
-def masked_attention(query_BTNH, key_BKSH, value_BKSH, mask_BTS, softcap=0.0):
-    """softmax(q k^T / sqrt(H)) v, for each group of N / K query heads.
+def masked_attention(query_BTNH, pages: Sequence, mask_BTS, softcap=0.0):
+    """softmax(q k^T / sqrt(H)) v over a cache, for each group of N / K query heads.
 
-    Scores and softmax are float32 whatever the inputs are.
+    Scores and softmax are float32 whatever the inputs are. A page that no query sees
+    is not read, and what comes out is the same to the bit: its probabilities are
+    zeros, and so is what they would have added.
 
     Args:
         query_BTNH: queries.
-        key_BKSH: keys, as a cache holds them; K divides N.
-        value_BKSH: values.
-        mask_BTS: bool, which keys a query sees.
+        pages: keys and values in the order of their places: each has `size`, its
+            number of places, and `read(dtype)`, which gives (keys, values), each
+            (B, K, size, H); K divides N.
+        mask_BTS: bool, which keys of all pages a query sees.
         softcap: c in c tanh(score / c), Gemma 2's; 0: none.
 
     Returns:
-        (B, T, N, H) in the values' dtype.
+        (B, T, N, H) in the queries' dtype.
     """
     B, T, N, H = query_BTNH.shape
-    K = key_BKSH.shape[1]
-    query = query_BTNH.reshape(B, T, K, N // K, H) * (H**-0.5)
-    scores = jnp.einsum(
-        'BTKGH,BKSH->BKGTS', query, key_BKSH, preferred_element_type=jnp.float32
+    dtype = query_BTNH.dtype
+    K = jax.eval_shape(lambda: pages[0].read(dtype)[0]).shape[1]
+    # F: the queries that share a key head. A plain product for each row and head:
+    # with the queries' own order of axes XLA for CPU would transpose all values.
+    query_BTKGH = query_BTNH.reshape(B, T, K, N // K, H) * (H**-0.5)
+    query_BKFH = jnp.swapaxes(query_BTKGH, 1, 2).reshape(B, K, -1, H)
+    mask_BFS = jnp.repeat(mask_BTS, N // K, axis=1)
+
+    ends = list(accumulate(page.size for page in pages))[:-1]
+    # With one page there is nothing to choose.
+    seen = (
+        [part.any() for part in jnp.split(mask_BTS, ends, axis=2)] if ends else [True]
     )
-    probabilities = _softmax(scores, mask_BTS[:, None, None], softcap)
-    mixed = jnp.einsum(
-        'BKGTS,BKSH->BTKGH', probabilities.astype(value_BKSH.dtype), value_BKSH
-    )
-    return mixed.reshape(B, T, N, H)
+
+    def scores_of(page):
+        keys_BKSH, _ = page.read(dtype)
+        return jnp.einsum(
+            'BKFH,BKSH->BKFS', query_BKFH, keys_BKSH, preferred_element_type=jnp.float32
+        )
+
+    def mixed_of(page, probabilities_BKFS):
+        _, values_BKSH = page.read(dtype)
+        return jnp.einsum('BKFS,BKSH->BKFH', probabilities_BKFS, values_BKSH)
+
+    scores = [_if_seen(s, scores_of, page) for s, page in zip(seen, pages, strict=True)]
+    scores_BKFS = jnp.concatenate(scores, axis=-1)
+    probabilities = _softmax(scores_BKFS, mask_BFS[:, None], softcap).astype(dtype)
+    parts = jnp.split(probabilities, ends, axis=-1)
+    mixed = [
+        _if_seen(s, mixed_of, *each)
+        for s, *each in zip(seen, pages, parts, strict=True)
+    ]
+    mixed_BKTGH = sum(mixed[1:], start=mixed[0]).reshape(B, K, T, N // K, H)
+    return jnp.swapaxes(mixed_BKTGH, 1, 2).reshape(B, T, N, H)
 
 
 def causal_attention(
@@ -127,6 +157,16 @@ def _softmax(scores, mask, softcap):
     if softcap:
         scores = softcap * jnp.tanh(scores / softcap)
     return jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
+
+
+def _if_seen(seen, compute, *args):
+    """`compute(*args)`, or zeros of its shape where nothing is seen."""
+    if seen is True:
+        return compute(*args)
+    zeros = jax.eval_shape(compute, *args)
+    return jax.lax.cond(
+        seen, compute, lambda *_: jnp.zeros(zeros.shape, zeros.dtype), *args
+    )
 
 
 def _num_blocks(T: int) -> int:

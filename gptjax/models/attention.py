@@ -66,7 +66,7 @@ class Attention(nnx.Module):
             context: the `Context` of the batch.
             window: int32 scalar, keys seen by a query; 0: all.
             key: of dropout, or None.
-            cache: this layer's, of `gptjax.models.cache`, or None.
+            cache: this layer's `gptjax.models.cache.Pages`, or None.
 
         Returns:
             (output shaped as `x`, the layer's cache with these tokens in it).
@@ -90,10 +90,11 @@ class Attention(nnx.Module):
             )
         else:
             cache = cache.write(context.positions_BT, keys, values)
-            keys, values = cache.read(x.dtype)
-            places = jnp.arange(keys.shape[2])[None]
-            seen = visible(context.positions_BT, places, window)
-            mixed = masked_attention(query, keys, values, seen, softcap)
+            places = jnp.arange(cache.size)
+            # Padding and rows that are idle stand past the end, and see nothing.
+            inside = context.positions_BT[..., None] < len(places)
+            seen = visible(context.positions_BT, places[None], window) & inside
+            mixed = masked_attention(query, cache.pages, seen, softcap)
         mixed = constrain(mixed, 'batch', 'time', 'heads', None)
         mixed = mixed.reshape(*x.shape[:-1], -1)
         out_FD = self.out[...].astype(x.dtype).reshape(-1, x.shape[-1])

@@ -1,5 +1,11 @@
-"""The key-value cache of decoding: one for each layer, whole numbers or not."""
+"""The key-value cache of decoding, in pages: a layer's each, whole numbers or bytes.
 
+A layer's cache is pages, each for so many places of every row. Attention reads those
+that a row sees, so that a step costs what is in the cache and not what would fit. Pages
+are arrays of their own, as to slice one would be to copy it.
+"""
+
+from itertools import accumulate
 from typing import NamedTuple
 
 import jax
@@ -8,9 +14,12 @@ from ml_collections import FrozenConfigDict
 
 from gptjax.parallel.sharding import axis_size, constrain
 
+LEAST_PAGE = 128  # places: less to read is not worth a choice
+MOST_PAGES = 16  # of a layer, as each is compiled
+
 
 class Cache(NamedTuple):
-    """Keys and values of one layer, (B, K, S, H) in the compute dtype.
+    """A page of keys and values, (B, K, S, H) in the compute dtype.
 
     Heads stand before places: then a head's keys lie in a row, as the products of
     attention read them, and nothing is transposed.
@@ -19,8 +28,16 @@ class Cache(NamedTuple):
     keys: jax.Array
     values: jax.Array
 
+    @property
+    def size(self) -> int:
+        """S, its places."""
+        return self.keys.shape[2]
+
     def write(self, positions_BT, keys_BTKH, values_BTKH) -> 'Cache':
-        """With the tokens' keys and values at their positions."""
+        """With the tokens' keys and values at their positions in the page.
+
+        Those before its first place and past its last are dropped.
+        """
         return Cache(
             _place(self.keys, positions_BT, keys_BTKH),
             _place(self.values, positions_BT, values_BTKH),
@@ -42,6 +59,10 @@ class Int8Cache(NamedTuple):
     values: jax.Array
     value_scales: jax.Array
 
+    @property
+    def size(self) -> int:
+        return self.keys.shape[2]
+
     def write(self, positions_BT, keys_BTKH, values_BTKH) -> 'Int8Cache':
         keys, key_scales = _quantize(keys_BTKH)
         values, value_scales = _quantize(values_BTKH)
@@ -59,31 +80,98 @@ class Int8Cache(NamedTuple):
         )
 
 
+class Pages(NamedTuple):
+    """The cache of one layer: pages in the order of their places."""
+
+    pages: tuple
+
+    @property
+    def size(self) -> int:
+        """S, places of all pages."""
+        return sum(page.size for page in self.pages)
+
+    def write(self, positions_BT, keys_BTKH, values_BTKH) -> 'Pages':
+        """With the tokens' keys and values at their positions.
+
+        Positions past the end (of padding, and of rows that are idle) are dropped.
+        """
+        return self._each(
+            lambda page, start: page.write(positions_BT - start, keys_BTKH, values_BTKH)
+        )
+
+    def read_block(self, row, start, size: int):
+        """A copy of `size` places of a row from `start`: a page of one row."""
+
+        def read(*arrays):  # (B, K, S, ...) of each page
+            rows = [jax.lax.dynamic_slice_in_dim(x, row, 1) for x in arrays]
+            whole = jnp.concatenate(rows, axis=2)
+            return jax.lax.dynamic_slice_in_dim(whole, start, size, axis=2)
+
+        return jax.tree.map(read, *self.pages)
+
+    def write_block(self, row, start, block) -> 'Pages':
+        """With such a copy in a row."""
+        places_1T = start + jnp.arange(block.size)[None]
+
+        def write(page, first):
+            put = lambda old, new: _place(
+                old, places_1T - first, jnp.swapaxes(new, 1, 2), row
+            )
+            return jax.tree.map(put, page, block)
+
+        return self._each(write)
+
+    def _each(self, change):
+        """With `change(page, its first place)` of every page."""
+        starts = accumulate((page.size for page in self.pages[:-1]), initial=0)
+        return Pages(tuple(map(change, self.pages, starts)))
+
+
 def empty_cache(
     settings: FrozenConfigDict, batch: int, length: int
-) -> tuple[Cache, ...]:
+) -> tuple[Pages, ...]:
     """Zeros, for each layer.
 
     What a place holds is never read before it is written: a token sees only
     places up to its own position.
     """
-    shape = (batch, settings.num_kv_heads, length, settings.head_dim)
-    # An array for each: a buffer that stood for two could not be donated.
-    new = lambda: _constrain(jnp.zeros(shape, settings.dtype))
-    return tuple(Cache(new(), new()) for _ in range(settings.num_layers))
+
+    def page(size):
+        shape = (batch, settings.num_kv_heads, size, settings.head_dim)
+        # An array for each: a buffer that stood for two could not be donated.
+        new = lambda: _constrain(jnp.zeros(shape, settings.dtype))
+        return Cache(new(), new())
+
+    return _all_pages(settings, length, page)
 
 
 def empty_int8_cache(
     settings: FrozenConfigDict, batch: int, length: int
-) -> tuple[Int8Cache, ...]:
+) -> tuple[Pages, ...]:
     """`empty_cache` of bytes."""
-    shape = (batch, settings.num_kv_heads, length, settings.head_dim)
-    numbers = lambda: _constrain(jnp.zeros(shape, jnp.int8))
-    scales = lambda: _constrain(jnp.zeros(shape[:3], jnp.float32))
+
+    def page(size):
+        shape = (batch, settings.num_kv_heads, size, settings.head_dim)
+        numbers = lambda: _constrain(jnp.zeros(shape, jnp.int8))
+        scales = lambda: _constrain(jnp.zeros(shape[:3], jnp.float32))
+        return Int8Cache(numbers(), scales(), numbers(), scales())
+
+    return _all_pages(settings, length, page)
+
+
+def _all_pages(settings, length, page):
+    sizes = page_sizes(length)
     return tuple(
-        Int8Cache(numbers(), scales(), numbers(), scales())
-        for _ in range(settings.num_layers)
+        Pages(tuple(page(size) for size in sizes)) for _ in range(settings.num_layers)
     )
+
+
+def page_sizes(length: int) -> list[int]:
+    """The places of each page; on a GPU, which would wait for the host at each, one."""
+    if jax.default_backend() == 'gpu':
+        return [length]
+    size = max(LEAST_PAGE, -(-length // MOST_PAGES))
+    return [min(size, length - start) for start in range(0, length, size)]
 
 
 def _quantize(x):
@@ -92,22 +180,24 @@ def _quantize(x):
     return numbers.astype(jnp.int8), scales
 
 
-def _place(old, positions_BT, new):
-    """`old` (B, K, S, ...) with `new` (B, T, K, ...) at each row's positions.
+def _place(old, positions_BT, new, first_row=0):
+    """`old` (B, K, S, ...) with `new` (b, T, K, ...) at the rows' positions.
 
-    Positions past the end (of padding, and of rows that are idle) are dropped.
+    Positions that it does not have are dropped.
     """
     B, K, S = old.shape[:3]
     new = new.astype(old.dtype)
-    rows_B1 = jnp.arange(B)[:, None]
+    rows_B1 = first_row + jnp.arange(len(new))[:, None]
+    inside_BT = (positions_BT >= 0) & (positions_BT < S)
     if axis_size('tensor') > 1:  # heads may lie on several devices
-        new = old.at[rows_B1, :, positions_BT].set(new, mode='drop')
+        places_BT = jnp.where(inside_BT, positions_BT, S)
+        new = old.at[rows_B1, :, places_BT].set(new, mode='drop')
         return _constrain(new)
     # On one device the same over one long axis: a CPU then writes in place, where
     # it copies the whole cache otherwise.
     heads_K = jnp.arange(K)
     places_BTK = (rows_B1[..., None] * K + heads_K) * S + positions_BT[..., None]
-    places_BTK = jnp.where(positions_BT[..., None] < S, places_BTK, B * K * S)
+    places_BTK = jnp.where(inside_BT[..., None], places_BTK, B * K * S)
     flat = old.reshape(B * K * S, *old.shape[3:])
     flat = flat.at[places_BTK.reshape(-1)].set(
         new.reshape(-1, *new.shape[3:]), mode='drop'

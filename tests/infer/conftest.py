@@ -7,6 +7,14 @@ from tests import helpers
 from tests.infer import engines
 
 
+@pytest.fixture(scope='package', autouse=True)
+def several_pages():
+    """Pages so small that prompts, replies and blocks cross their edges."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('gptjax.models.cache.LEAST_PAGE', 24)
+        yield
+
+
 @pytest.fixture(scope='package')
 def model():
     return helpers.model_settings(

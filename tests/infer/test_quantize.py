@@ -11,7 +11,7 @@ from gptjax.infer.engine import Engine
 from gptjax.infer.quantize import Int8Matrix, quantize_params
 from gptjax.infer.request import Parameters
 from gptjax.models import gpt
-from gptjax.models.cache import Cache, empty_cache, empty_int8_cache
+from gptjax.models.cache import Cache, Pages, empty_cache, empty_int8_cache
 from tests import helpers
 from tests.infer import engines
 
@@ -89,6 +89,10 @@ class RoundedCache(NamedTuple):
 
     cache: Cache
 
+    @property
+    def size(self):
+        return self.cache.size
+
     def write(self, positions_BT, keys_BTKH, values_BTKH):
         rounded = (_rounded(array) for array in (keys_BTKH, values_BTKH))
         return RoundedCache(self.cache.write(positions_BT, *rounded))
@@ -103,4 +107,7 @@ def _rounded(x):
 
 
 def empty_rounded_cache(settings, batch, length):
-    return tuple(RoundedCache(one) for one in empty_cache(settings, batch, length))
+    return tuple(
+        Pages(tuple(map(RoundedCache, layer.pages)))
+        for layer in empty_cache(settings, batch, length)
+    )

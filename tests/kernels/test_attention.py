@@ -9,6 +9,7 @@ import pytest
 
 from gptjax.kernels import attention
 from gptjax.kernels.attention import causal_attention, visible
+from gptjax.models.cache import Cache
 from tests import helpers
 
 
@@ -37,10 +38,8 @@ def mask_of(segments_BT, window):
 
 def masked_attention(query_BTNH, key_BSKH, value_BSKH, mask_BTS, softcap=0.0):
     """The package's, which takes keys and values as a cache holds them."""
-    key_BKSH, value_BKSH = (jnp.swapaxes(x, 1, 2) for x in (key_BSKH, value_BSKH))
-    return attention.masked_attention(
-        query_BTNH, key_BKSH, value_BKSH, mask_BTS, softcap
-    )
+    pages = [Cache(*(jnp.swapaxes(x, 1, 2) for x in (key_BSKH, value_BSKH)))]
+    return attention.masked_attention(query_BTNH, pages, mask_BTS, softcap)
 
 
 def looped(query, key, value, mask, softcap):
@@ -82,6 +81,28 @@ def test_masked_attention_equals_a_loop(kv_heads, softcap):
     ours = masked_attention(query, key, value, jnp.asarray(mask), softcap)
     expected = looped(query, key, value, mask, softcap)
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('kv_heads', [1, 4])
+def test_pages_that_no_query_sees_are_not_read_and_change_nothing(kv_heads):
+    query, keys, values = tensors(T=12, K=kv_heads)
+    keys, values = (jnp.swapaxes(x, 1, 2) for x in (keys, values))
+    cuts = [slice(0, 4), slice(4, 9), slice(9, 12)]
+    pages = [Cache(keys[:, :, cut], values[:, :, cut]) for cut in cuts]
+    unread = Cache(*(jnp.full_like(x, np.nan) for x in pages[1]))
+    attend = jax.jit(attention.masked_attention)
+
+    # The first row sees all that is before it but the second page, the other nothing,
+    # and then everything before it.
+    alone = np.stack([np.tri(12, dtype=bool), np.zeros((12, 12), bool)])
+    alone[0, :, 4:9] = False
+    both = np.stack([alone[0], np.tri(12, dtype=bool)])
+    ours = attend(query, [pages[0], unread, pages[2]], alone)
+    assert np.isfinite(ours).all()
+    together = attend(query, pages, both)
+    np.testing.assert_array_equal(ours[0], together[0])
+    expected = looped(query, *(jnp.swapaxes(x, 1, 2) for x in (keys, values)), both, 0)
+    np.testing.assert_allclose(together, expected, rtol=1e-4, atol=1e-5)
 
 
 # 64 tokens are taken in blocks, 12 are not.

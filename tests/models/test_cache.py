@@ -29,6 +29,12 @@ MODELS = {
 PACES = np.array([4, 3, 1])
 
 
+@pytest.fixture(autouse=True)
+def several_pages(monkeypatch):
+    """Pages so small that what is written and read crosses their edges."""
+    monkeypatch.setattr('gptjax.models.cache.LEAST_PAGE', 10)
+
+
 @lru_cache
 def decoder_of(name):
     """(settings, parameters, jitted decode of chunks)."""
@@ -107,13 +113,53 @@ def test_what_a_cache_held_before_is_never_read():
     )
 
 
+def test_pages_beyond_what_was_read_cost_nothing():
+    model, _, decode = decoder_of('default')
+    tokens = random_tokens()[:, :CHUNK]
+    positions = np.broadcast_to(np.arange(CHUNK, dtype=np.int32), tokens.shape)
+    positions = np.where([[True], [True], [False]], positions, CONTEXT)  # one is idle
+    empty = empty_cache(model, 3, CONTEXT)
+    # Nobody could read this and not show it.
+    broken = tuple(
+        layer._replace(pages=(first, *jax.tree.map(lambda x: x + np.nan, rest)))
+        for layer in empty
+        for first, *rest in [layer.pages]
+    )
+    logits = decode(tokens, positions, broken)[0]
+    assert np.isfinite(logits).all()
+    np.testing.assert_array_equal(logits, decode(tokens, positions, empty)[0])
+
+
+def test_a_block_is_written_elsewhere_as_it_was_read():
+    rng = np.random.default_rng(0)
+
+    def random_layer():
+        layer = empty_cache(helpers.model_settings(), 3, CONTEXT)[0]
+        noise = lambda x: jax.device_put(rng.standard_normal(x.shape).astype(x.dtype))
+        return jax.tree.map(noise, layer)
+
+    def whole(layer):
+        """Its keys and values with all places in a row, (2, B, K, S, H)."""
+        return np.stack([np.concatenate(x, 2) for x in zip(*layer.pages, strict=True)])
+
+    ours, theirs = random_layer(), random_layer()
+    block = theirs.read_block(2, 7, 6)  # places 7 to 12, of pages of ten
+    changed = whole(ours.write_block(1, 7, block))
+    expected = whole(ours)
+    expected[:, 1, :, 7:13] = whole(theirs)[:, 2, :, 7:13]
+    np.testing.assert_array_equal(changed, expected)
+
+
 def test_the_cache_has_the_heads_and_dtype_of_the_keys():
     model = helpers.model_settings(num_kv_heads=2, dtype='bfloat16')
     layers = empty_cache(model, batch=3, length=16)
     assert len(layers) == model.num_layers
-    keys, values = layers[0]
-    assert keys.shape == values.shape == (3, 2, 16, 8)  # B, K, S, H
-    assert keys.dtype == values.dtype == 'bfloat16'
+    assert [page.size for page in layers[0].pages] == [10, 6]
+    for page in layers[0].pages:
+        assert (
+            page.keys.shape == page.values.shape == (3, 2, page.size, 8)
+        )  # B, K, S, H
+        assert page.keys.dtype == page.values.dtype == 'bfloat16'
     leaves = jax.tree.leaves(layers)
     assert len({id(leaf) for leaf in leaves}) == len(leaves)  # each can be donated
 
@@ -144,7 +190,7 @@ def test_bytes_keep_each_number_to_half_a_step(scale):
     keys, values = (scale * rng.standard_normal((2, *shape))).astype(np.float32)
     keys[0, 0] = 0
     positions = np.broadcast_to(np.arange(4), (2, 4))
-    cache = empty_int8_cache(model, 2, 4)[0].write(positions, keys, values)
+    (cache,) = empty_int8_cache(model, 2, 4)[0].write(positions, keys, values).pages
     for read, written in zip(cache.read('float32'), (keys, values), strict=True):
         read = np.swapaxes(read, 1, 2)
         step = np.abs(written).max(axis=-1, keepdims=True) / 127
