@@ -40,6 +40,7 @@ def test_slots_limit_what_runs_at_once():
     assert decode.make_workload(1, 512, 100, slots=8).batch == 1
 
 
+@pytest.mark.slow
 def test_every_reply_has_its_length():
     config = llama_config()
     settings, params = decode._model(config, None, None)
@@ -185,6 +186,7 @@ def numpy_llama(sizes, arrays, tokens):
     return norm(x, 'model.norm.weight') @ w['lm_head.weight'].T
 
 
+@pytest.mark.slow
 def test_the_weights_give_the_same_logits_by_their_new_names(tmp_path):
     settings = helpers.model_settings(**LLAMA, rotary_base=500.0, head_dim=12)
     params = gpt.init_params(settings, jax.random.key(1))

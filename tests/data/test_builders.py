@@ -75,6 +75,7 @@ def test_chatterbot_is_every_language(data_dir):
     assert french.items() <= dict(everything).items()
 
 
+@pytest.mark.slow
 def test_errors(data_dir):
     def refuses(pattern, path, **fields):
         with pytest.raises(UserError, match=pattern):

@@ -46,6 +46,7 @@ def test_the_prompts_of_the_config_are_kept_for_the_report(workdir, config):
     assert all(isinstance(record['step'], int) for record in texts)
 
 
+@pytest.mark.slow
 def test_greedy_does_not_depend_on_the_seed(workdir, config):
     config = ConfigDict(config.to_dict())
     config.sample.temperature = 0.0

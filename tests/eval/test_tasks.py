@@ -116,6 +116,7 @@ def test_choices_are_scored_by_their_likelihood(evaluated, workdir):
     assert make_mesh(config.mesh, mesh.devices.ravel()).size == 1
 
 
+@pytest.mark.slow
 def test_the_same_call_finds_the_same_and_keeps_what_was_found(evaluated, workdir):
     before = evaluated[0]
     config = rundir.read_config(workdir)

@@ -183,6 +183,7 @@ def test_a_prefix_found_again_changes_nothing(model, params):
     assert without.stats().cached_tokens == 0
 
 
+@pytest.mark.slow
 def test_the_prefix_cache_forgets_what_was_used_least(model, params):
     engine = new_engine(model, params)
     engine.complete([PROMPTS[3]], GREEDY)

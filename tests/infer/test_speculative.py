@@ -193,6 +193,7 @@ def test_a_grammar_rules_every_token(fast):
     assert all(token % 2 == 0 for token in grammar.taken)
 
 
+@pytest.mark.slow
 def test_a_draft_that_is_the_model_saves_steps(target):
     engine = with_draft(target, target)
     how = Parameters(temperature=0.0, max_tokens=20, logit_bias={engines.EOS: -1000.0})

@@ -327,6 +327,7 @@ def test_a_critic_of_its_own_and_text_beside_replies(folder, monkeypatch):
     assert jax.tree.structure(first) == jax.tree.structure(last)
 
 
+@pytest.mark.slow
 def test_a_reward_that_fails_loses_nothing(folder, monkeypatch):
     make_reward = policy.make_reward
 

@@ -94,6 +94,7 @@ def test_other_meshes_equal_one_device(sizes, one_device):
     helpers.assert_trees_close(head, one_device[1], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_micro_batches_equal_the_whole(one_device):
     # Groups have different numbers of pairs: the sums are divided once, by all.
     found, _ = losses((1, 1, 1, 1), accumulation=4)

@@ -135,6 +135,7 @@ def test_dropout_does_not_reach_a_rollout(begun):
 # ---- new weights
 
 
+@pytest.mark.slow
 def test_new_weights_compile_nothing_and_forget_what_was_read(begun):
     _, trained, style, task, _ = begun
     prompt = style.prompt(task.train(0).messages) * 2  # longer than a chunk

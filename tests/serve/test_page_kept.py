@@ -47,6 +47,7 @@ def test_conversations_are_kept_renamed_and_deleted(scripted, open_page):
     assert titles.all_inner_texts() == ['About cheese', 'Bakery']
 
 
+@pytest.mark.slow
 def test_two_tabs_see_one_another(scripted, open_page):
     page = open_page()
     say(page, 'Apples')
@@ -67,6 +68,7 @@ def test_two_tabs_see_one_another(scripted, open_page):
     assert titles.all_inner_texts() == ['Pears']
 
 
+@pytest.mark.slow
 def test_a_reply_cut_short_by_a_reload_can_go_on(scripted, open_page):
     rest = threading.Event()
 
@@ -104,6 +106,7 @@ def halting(scripted, *texts):
     return rest
 
 
+@pytest.mark.slow
 def test_a_conversation_deleted_while_a_reply_comes_stays_deleted(scripted, open_page):
     halting(scripted, 'Hello')
     page = open_page()
@@ -118,6 +121,7 @@ def test_a_conversation_deleted_while_a_reply_comes_stays_deleted(scripted, open
     assert page.locator('#conversations .open').count() == 0
 
 
+@pytest.mark.slow
 def test_one_deleted_in_another_tab_while_a_reply_comes_stays_deleted(
     scripted, open_page
 ):
@@ -136,6 +140,7 @@ def test_one_deleted_in_another_tab_while_a_reply_comes_stays_deleted(
     assert other.locator('#conversations .open').count() == 0
 
 
+@pytest.mark.slow
 def test_two_tabs_on_one_conversation_lose_no_message(scripted, open_page):
     rest = halting(scripted, 'slow')
     page = open_page()
@@ -168,6 +173,7 @@ addEventListener('storage', (event) => event.stopImmediatePropagation(), true);
 """
 
 
+@pytest.mark.slow
 def test_both_tabs_say_something_at_once(scripted, open_page):
     """Neither hears of the other before both have written."""
     page = open_page(script=DEAF)
@@ -187,6 +193,7 @@ def test_both_tabs_say_something_at_once(scripted, open_page):
     assert kept.count('"role":"assistant"') == 3
 
 
+@pytest.mark.slow
 def test_what_is_being_edited_is_left_alone(scripted, open_page):
     page = open_page()
     say(page, 'first')
@@ -208,6 +215,7 @@ def test_what_is_being_edited_is_left_alone(scripted, open_page):
     page.locator('.message').nth(3).wait_for()
 
 
+@pytest.mark.slow
 def test_a_comparison_opened_or_closed_in_another_tab(scripted, open_page):
     page = open_page()
     say(page, 'first')
@@ -244,6 +252,7 @@ Object.defineProperty(window, 'localStorage', {
 """
 
 
+@pytest.mark.slow
 def test_a_full_storage_gives_up_old_probabilities_first(scripted, open_page):
     page = open_page(script=FULL.replace('LIMIT', '4200'))
     scripted.answer = lambda body: 'word ' * 12
@@ -263,6 +272,7 @@ def test_a_full_storage_gives_up_old_probabilities_first(scripted, open_page):
     assert page.locator('#storage-note').is_hidden()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'script, told',
     [(FULL.replace('LIMIT', '10'), 'storage is full'), (OFF, 'keeps nothing')],
@@ -296,6 +306,7 @@ def test_export_and_import(scripted, open_page, tmp_path):
     other.locator('#conversations li').nth(1).wait_for()
 
 
+@pytest.mark.slow
 def test_what_the_terminal_saves_can_be_imported(scripted, open_page):
     tokenizer = Tokenizer(train_model(['Hello, I am fine. And you?'] * 9, 'bpe', 290))
     root = conversation.Message('root')
@@ -339,6 +350,7 @@ DAMAGED = {
 }
 
 
+@pytest.mark.slow
 def test_what_cannot_be_imported_is_refused_with_the_reason(scripted, open_page):
     page = open_page()
     for name, (content, reason) in DAMAGED.items():
