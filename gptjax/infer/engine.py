@@ -319,7 +319,8 @@ class Engine:
             busy = bool(reading or dispatched or self._pending)
             self._settle()
             self._pending = dispatched
-        return busy
+        # Who waits can be alone: a grammar may have ended what ran in this round.
+        return busy or bool(self._waiting)
 
     def _run(self):
         while True:

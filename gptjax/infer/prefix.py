@@ -27,14 +27,14 @@ class PrefixCache:
 
     def find(self, prompt: Sequence[int]) -> list:
         """The blocks that `prompt` begins with, in order."""
-        blocks = []
+        keys = []
         for end in range(self.chunk, len(prompt) + 1, self.chunk):
             key = tuple(prompt[:end])
             if key not in self._blocks:
                 break
-            self._blocks.move_to_end(key)
-            blocks.append(self._blocks[key])
-        return blocks
+            keys.append(key)
+        self._touch(keys)
+        return [self._blocks[key] for key in keys]
 
     def has(self, prompt: Sequence[int], end: int) -> bool:
         return tuple(prompt[:end]) in self._blocks
@@ -46,9 +46,16 @@ class PrefixCache:
             return
         self._blocks[tuple(prompt[:end])] = block
         self.bytes += size
+        before = (tuple(prompt[:at]) for at in range(self.chunk, end, self.chunk))
+        self._touch([key for key in before if key in self._blocks])
         while self.bytes > self.capacity:
             _, dropped = self._blocks.popitem(last=False)
             self.bytes -= _size(dropped)
+
+    def _touch(self, keys):
+        """Used now, the beginning last: without it the others could not be found."""
+        for key in reversed(keys):
+            self._blocks.move_to_end(key)
 
 
 def _size(block) -> int:

@@ -78,14 +78,12 @@ class Programs(NamedTuple):
 def empty_slots(cache: tuple, vocab_size: int, length: int) -> Slots:
     """Idle slots on an empty cache of `length` places."""
     B = jax.tree.leaves(cache)[0].shape[0]
-    default = Parameters()
-    fill = lambda name: jnp.full(B, getattr(default, name), _dtype(name))
     return Slots(
         cache=cache,
         tokens_B=jnp.zeros(B, jnp.int32),
         places_B=jnp.full(B, length, jnp.int32),
         seeds_B=jnp.zeros(B, jnp.uint32),
-        sampling=Sampling(*(fill(name) for name in Sampling._fields)),
+        sampling=jax.tree.map(lambda value: jnp.full(B, value), _idle_sampling()),
         history=History(
             jnp.zeros((B, vocab_size), bool),
             jnp.zeros((B, vocab_size), jnp.int32),
@@ -124,12 +122,11 @@ def programs(settings: FrozenConfigDict, length: int) -> Programs:
 
 def read_chunk(settings, params, cache, slot, tokens_T, positions_T):
     """(the cache with a chunk in `slot`, the chunk's hidden vectors (1, T, D))."""
-    row = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, slot, 1), cache)
+    row = tuple(layer.row(slot) for layer in cache)
     hidden_1TD, row = gpt.decode_hidden(
         settings, params, tokens_T[None], positions_T[None], row
     )
-    put = lambda all, one: jax.lax.dynamic_update_slice_in_dim(all, one, slot, 0)
-    return jax.tree.map(put, cache, row), hidden_1TD
+    return tuple(layer.whole() for layer in row), hidden_1TD
 
 
 def score_chunk(settings, params, hidden_1TD, targets_T, score) -> Drawn:
@@ -186,11 +183,10 @@ def admit(slots: Slots, slot, token, place, seed, sampling, seen_V, bias_V) -> S
 @partial(jax.jit, donate_argnums=0)
 def park(slots: Slots, slot, length) -> Slots:
     """The slots with one that is idle, and asks for nothing special."""
-    default = Sampling(*(getattr(Parameters(), name) for name in Sampling._fields))
     put = lambda all, one: all.at[slot].set(one)
     return slots._replace(
         places_B=put(slots.places_B, length),
-        sampling=jax.tree.map(put, slots.sampling, default),
+        sampling=jax.tree.map(put, slots.sampling, _idle_sampling()),
         history=slots.history._replace(bias_BV=put(slots.history.bias_BV, 0.0)),
     )
 
@@ -249,5 +245,10 @@ def _is_layer(cache):
     return isinstance(cache, Pages)
 
 
-def _dtype(name):
-    return jnp.int32 if name == 'top_k' else jnp.float32
+def _idle_sampling() -> Sampling:
+    """Of a slot that asks for nothing: where all others are greedy, nobody draws."""
+    how = Parameters(temperature=0.0)
+    dtype = lambda name: jnp.int32 if name == 'top_k' else jnp.float32
+    return Sampling(
+        *(jnp.asarray(getattr(how, name), dtype(name)) for name in Sampling._fields)
+    )

@@ -77,7 +77,12 @@ def masked_attention(query_BTNH, pages: Sequence, mask_BTS, softcap=0.0):
 
     def mixed_of(page, probabilities_BKFS):
         _, values_BKSH = page.read(dtype)
-        return jnp.einsum('BKFS,BKSH->BKFH', probabilities_BKFS, values_BKSH)
+        return jnp.einsum(
+            'BKFS,BKSH->BKFH',
+            probabilities_BKFS,
+            values_BKSH,
+            preferred_element_type=jnp.float32,
+        )
 
     scores = [_if_seen(s, scores_of, page) for s, page in zip(seen, pages, strict=True)]
     scores_BKFS = jnp.concatenate(scores, axis=-1)
@@ -87,7 +92,8 @@ def masked_attention(query_BTNH, pages: Sequence, mask_BTS, softcap=0.0):
         _if_seen(s, mixed_of, *each)
         for s, *each in zip(seen, pages, parts, strict=True)
     ]
-    mixed_BKTGH = sum(mixed[1:], start=mixed[0]).reshape(B, K, T, N // K, H)
+    mixed_BKFH = sum(mixed[1:], start=mixed[0]).astype(dtype)
+    mixed_BKTGH = mixed_BKFH.reshape(B, K, T, N // K, H)
     return jnp.swapaxes(mixed_BKTGH, 1, 2).reshape(B, T, N, H)
 
 

@@ -15,7 +15,7 @@ from ml_collections import FrozenConfigDict
 from gptjax.parallel.sharding import axis_size, constrain
 
 LEAST_PAGE = 128  # places: less to read is not worth a choice
-MOST_PAGES = 16  # of a layer, as each is compiled
+MOST_PAGES = 8  # of a layer: each is compiled
 
 
 class Cache(NamedTuple):
@@ -33,14 +33,15 @@ class Cache(NamedTuple):
         """S, its places."""
         return self.keys.shape[2]
 
-    def write(self, positions_BT, keys_BTKH, values_BTKH) -> 'Cache':
+    def write(self, positions_BT, keys_BTKH, values_BTKH, first_row=0) -> 'Cache':
         """With the tokens' keys and values at their positions in the page.
 
-        Those before its first place and past its last are dropped.
+        Those before its first place and past its last are dropped. The tokens may be
+        of fewer rows than the page has: then of those from `first_row` on.
         """
         return Cache(
-            _place(self.keys, positions_BT, keys_BTKH),
-            _place(self.values, positions_BT, values_BTKH),
+            _place(self.keys, positions_BT, keys_BTKH, first_row),
+            _place(self.values, positions_BT, values_BTKH, first_row),
         )
 
     def read(self, dtype):
@@ -63,15 +64,10 @@ class Int8Cache(NamedTuple):
     def size(self) -> int:
         return self.keys.shape[2]
 
-    def write(self, positions_BT, keys_BTKH, values_BTKH) -> 'Int8Cache':
-        keys, key_scales = _quantize(keys_BTKH)
-        values, value_scales = _quantize(values_BTKH)
-        return Int8Cache(
-            _place(self.keys, positions_BT, keys),
-            _place(self.key_scales, positions_BT, key_scales),
-            _place(self.values, positions_BT, values),
-            _place(self.value_scales, positions_BT, value_scales),
-        )
+    def write(self, positions_BT, keys_BTKH, values_BTKH, first_row=0) -> 'Int8Cache':
+        new = Int8Cache(*_quantize(keys_BTKH), *_quantize(values_BTKH))
+        put = lambda old, new: _place(old, positions_BT, new, first_row)
+        return jax.tree.map(put, self, new)
 
     def read(self, dtype):
         return (
@@ -99,24 +95,35 @@ class Pages(NamedTuple):
             lambda page, start: page.write(positions_BT - start, keys_BTKH, values_BTKH)
         )
 
+    def row(self, row) -> 'Pages':
+        """One row of them as a cache of its own; `whole` goes back."""
+        return Pages(tuple(Row(page, row) for page in self.pages))
+
+    def whole(self) -> 'Pages':
+        return Pages(tuple(view.page for view in self.pages))
+
     def read_block(self, row, start, size: int):
-        """A copy of `size` places of a row from `start`: a page of one row."""
+        """A copy of `size` places of a row from `start`, (1, size, K, ...) each."""
 
         def read(*arrays):  # (B, K, S, ...) of each page
-            rows = [jax.lax.dynamic_slice_in_dim(x, row, 1) for x in arrays]
-            whole = jnp.concatenate(rows, axis=2)
-            return jax.lax.dynamic_slice_in_dim(whole, start, size, axis=2)
+            block_TK, first = 0, 0
+            for x in arrays:
+                places_T = start + jnp.arange(size) - first
+                inside_T = (places_T >= 0) & (places_T < x.shape[2])
+                found_TK = x[row, :, jnp.clip(places_T, 0, x.shape[2] - 1)]
+                inside_T = inside_T.reshape(-1, *[1] * (found_TK.ndim - 1))
+                block_TK = jnp.where(inside_T, found_TK, block_TK)
+                first += x.shape[2]
+            return block_TK[None]
 
         return jax.tree.map(read, *self.pages)
 
     def write_block(self, row, start, block) -> 'Pages':
         """With such a copy in a row."""
-        places_1T = start + jnp.arange(block.size)[None]
+        places_1T = start + jnp.arange(jax.tree.leaves(block)[0].shape[1])[None]
 
         def write(page, first):
-            put = lambda old, new: _place(
-                old, places_1T - first, jnp.swapaxes(new, 1, 2), row
-            )
+            put = lambda old, new: _place(old, places_1T - first, new, row)
             return jax.tree.map(put, page, block)
 
         return self._each(write)
@@ -125,6 +132,27 @@ class Pages(NamedTuple):
         """With `change(page, its first place)` of every page."""
         starts = accumulate((page.size for page in self.pages[:-1]), initial=0)
         return Pages(tuple(map(change, self.pages, starts)))
+
+
+class Row(NamedTuple):
+    """One row of a page, read and written in its place: to slice it would copy it."""
+
+    page: Cache | Int8Cache
+    row: jax.Array
+
+    @property
+    def size(self) -> int:
+        return self.page.size
+
+    def write(self, positions_1T, keys_1TKH, values_1TKH) -> 'Row':
+        page = self.page.write(positions_1T, keys_1TKH, values_1TKH, self.row)
+        return Row(page, self.row)
+
+    def read(self, dtype):
+        """(keys, values), each (1, K, S, H) in `dtype`."""
+        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, self.row, 1)
+        keys, values = self.page.read(dtype)
+        return cut(keys), cut(values)
 
 
 def empty_cache(
@@ -180,8 +208,8 @@ def _quantize(x):
     return numbers.astype(jnp.int8), scales
 
 
-def _place(old, positions_BT, new, first_row=0):
-    """`old` (B, K, S, ...) with `new` (b, T, K, ...) at the rows' positions.
+def _place(old, positions_BT, new, first_row):
+    """`old` (B, K, S, ...) with `new` (b, T, K, ...) at b rows' positions.
 
     Positions that it does not have are dropped.
     """

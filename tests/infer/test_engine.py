@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding
 
 from gptjax.infer.request import Parameters
 from gptjax.models import gpt
+from gptjax.models.cache import empty_int8_cache
 from gptjax.parallel.sharding import partition_spec
 from tests import helpers
 from tests.infer.engines import (
@@ -184,6 +185,37 @@ def test_a_prefix_found_again_changes_nothing(model, params):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('kind', ['whole', 'int8 cache', 'draft', 'bfloat16'])
+def test_long_and_short_neighbours_change_no_bit_of_the_optimised_program(kind):
+    """Other tests compile as little as they can; this is what users run.
+
+    Whether a page is read depends on the neighbours: three of 128 places.
+    """
+    model = helpers.model_settings(
+        context=320, dtype='bfloat16' if kind == 'bfloat16' else 'float32'
+    )
+    params = random_params(model)
+    options = dict(new_cache=empty_int8_cache) if kind == 'int8 cache' else {}
+    if kind == 'draft':
+        options = dict(draft=(model, random_params(model, seed=1)), guesses=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('gptjax.models.cache.LEAST_PAGE', 128)
+        jax.config.update('jax_disable_most_optimizations', False)
+        try:
+            engine = new_engine(model, params, prefix_bytes=0, **options)
+        finally:
+            jax.config.update('jax_disable_most_optimizations', True)
+    rng = np.random.default_rng(0)
+    text = lambda length: rng.integers(3, helpers.VOCAB, length).tolist()
+    how = never_ending(Parameters(max_tokens=40, logprobs=20, seed=3))
+    prompt = text(100)  # the reply crosses into the second page
+    alone = engine.complete([prompt], how)[0]
+    for lengths in ([250, 5, 130], [20, 20, 20]):
+        others = [text(length) for length in lengths]
+        assert engine.complete([*others, prompt], how)[-1] == alone
+
+
+@pytest.mark.slow
 def test_the_prefix_cache_forgets_what_was_used_least(model, params):
     engine = new_engine(model, params)
     engine.complete([PROMPTS[3]], GREEDY)
@@ -260,6 +292,13 @@ def test_the_first_grammar_compiles_nothing(model, params):
     how = Parameters(max_tokens=10, grammar=Even())
     assert len(engine.complete([PROMPTS[1]], how)[0].tokens) == 4
     assert engine.stats().compilations == before
+
+
+def test_who_waits_for_replies_that_a_grammar_ends_is_not_forgotten(model, params):
+    engine = new_engine(model, params, slots=1)
+    how = [Parameters(max_tokens=10, grammar=Even()) for _ in range(3)]
+    replies = engine.complete([PROMPTS[1]] * 3, how)
+    assert [ids(reply) for reply in replies] == [h.grammar.taken for h in how]
 
 
 def test_a_grammar_rules_its_own_reply_alone(engine):

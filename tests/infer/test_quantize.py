@@ -93,9 +93,9 @@ class RoundedCache(NamedTuple):
     def size(self):
         return self.cache.size
 
-    def write(self, positions_BT, keys_BTKH, values_BTKH):
+    def write(self, positions_BT, keys_BTKH, values_BTKH, first_row=0):
         rounded = (_rounded(array) for array in (keys_BTKH, values_BTKH))
-        return RoundedCache(self.cache.write(positions_BT, *rounded))
+        return RoundedCache(self.cache.write(positions_BT, *rounded, first_row))
 
     def read(self, dtype):
         return self.cache.read(dtype)
