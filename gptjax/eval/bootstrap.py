@@ -92,6 +92,8 @@ def permutation_p(
 ) -> float:
     """How often chance alone gives as large a difference: the two-sided p-value.
 
+    nan where the figure has no value.
+
     Under the null hypothesis the two systems are one, and which result of an item
     belongs to which is a coin's throw: approximate randomisation (Noreen 1989;
     Riezler and Maxwell 2005). p = (1 + #{|d| >= |observed|}) / (1 + resamples).
@@ -109,9 +111,19 @@ def permutation_p(
         _named(first, np.concatenate(left))
     )
     observed = abs(figure(total(second)) - figure(total(first)))
+    return share_as_large(permuted, observed)
+
+
+def share_as_large(permuted: np.ndarray, observed: float) -> float:
+    """(1 + #{|d| >= |observed|}) / (1 + how many); nan where nothing was observed.
+
+    A permutation without a value (0 / 0) counts as large: it speaks against nothing.
+    """
+    if not np.isfinite(observed):
+        return float('nan')
     # Sums in another order differ in their last bits: ties count as ties.
-    as_large = np.abs(permuted) >= observed * (1 - 1e-9) - 1e-12
-    return float((1 + as_large.sum()) / (1 + resamples))
+    smaller = np.abs(permuted) < abs(observed) * (1 - 1e-9) - 1e-12
+    return float((1 + np.sum(~smaller)) / (1 + len(permuted)))
 
 
 def _table(columns: Columns) -> np.ndarray:

@@ -185,10 +185,11 @@ def _figures(kind: str, columns: Mapping) -> dict[str, bootstrap.Figure]:
 
 
 def _difference(first, second, samples, p, how):
-    low, high = bootstrap.interval(samples, how.level)
-    return dict(
-        first=first, second=second, difference=second - first, interval=[low, high], p=p
-    )
+    """What is told of a figure; None is where it has no value."""
+    values = dict(first=first, second=second, difference=second - first, p=p)
+    told = {name: results.finite(value) for name, value in values.items()}
+    interval = bootstrap.interval(samples, how.level)
+    return dict(told, interval=[results.finite(end) for end in interval])
 
 
 def _paired_distinct(first: Sequence[str], second: Sequence[str], n: int, how):
@@ -210,8 +211,8 @@ def _paired_distinct(first: Sequence[str], second: Sequence[str], n: int, how):
     both = sparse.vstack([one, other]), np.concatenate([ours, theirs])
     permuted = generation.share(np.hstack([swapped, 1 - swapped]), *both)
     permuted -= generation.share(np.hstack([1 - swapped, swapped]), *both)
-    p = (1 + np.sum(np.abs(permuted) >= abs(observed) - 1e-12)) / (1 + how.resamples)
-    return generation.centred(samples, observed), float(p)
+    p = bootstrap.share_as_large(permuted, observed)
+    return generation.centred(samples, observed), p
 
 
 def _unequal_settings(name, left, right) -> list[str]:
@@ -226,7 +227,7 @@ def _table(found: Mapping, how: Mapping) -> str:
         for figure, its in figures.items():
             low, high = (results.short(x) for x in its['interval'])
             cells = (results.short(its[x]) for x in ('first', 'second', 'difference'))
-            p = f'{its["p"]:.3f}'
+            p = '' if its['p'] is None else f'{its["p"]:.3f}'
             label = results.label_of(figure)
             rows.append((name, label, *cells, f'{low} … {high}', p))
             name = ''

@@ -101,3 +101,15 @@ def test_a_system_that_is_always_better_is_significant():
     assert bootstrap.permutation_p(first, second, ratio, 999, 0) == 0.001
     samples = bootstrap.paired_differences(first, second, ratio, 99, 0)
     assert (samples == 1).all()
+
+
+def test_a_figure_without_a_value_is_no_significant_difference():
+    nothing = dict(right=np.zeros(5), items=np.zeros(5))
+    some = dict(right=np.ones(5), items=np.ones(5))
+    of = bootstrap.mean_of('right')
+    for pair in ((nothing, nothing), (nothing, some)):
+        assert np.isnan(bootstrap.permutation_p(*pair, of, 100, 0))
+    # One item decides whether there is a value: half the permutations have none.
+    one = dict(right=np.array([1.0]), items=np.array([1.0]))
+    other = dict(right=np.array([0.0]), items=np.array([1.0]))
+    assert bootstrap.permutation_p(one, other, of, 100, 0) == 1

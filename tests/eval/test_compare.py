@@ -55,6 +55,20 @@ def test_a_result_does_not_differ_from_itself_in_any_order(two, tmp_path):
         assert (its['difference'], its['interval'], its['p']) == (0, [0, 0], 1)
 
 
+def test_a_figure_without_a_value_is_null(two, tmp_path, capsys):
+    _, _, one, _ = two
+    for item in one['choice']['items']:  # nobody chose anything: 0 / 0
+        item['statistics'] = [0] * len(item['statistics'])
+    path, copy = write(tmp_path / 'nothing.json', one), tmp_path / 'compared.json'
+    compare(path, path, copy)
+    no_constant = lambda name: pytest.fail(f'{name} is no JSON')
+    found = json.loads(copy.read_text(), parse_constant=no_constant)
+    its = found['tasks']['choice']['accuracy']
+    assert its['first'] is its['difference'] is its['p'] is None
+    assert its['interval'] == [None, None]
+    assert '– … –' in capsys.readouterr().out
+
+
 def test_different_items_are_refused_by_name(two, tmp_path):
     first, second, _, other = two
     item = other['choice']['items'].pop(3)
