@@ -5,8 +5,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from gptjax import rundir
 from gptjax.errors import UserError
-from gptjax.eval.evaluate import read_documents
+from gptjax.eval.evaluate import read_documents, some_documents
 from gptjax.infer.engine import Engine
 from gptjax.infer.request import Parameters
 from gptjax.train.load import load_engine
@@ -24,26 +25,43 @@ def measure_change(
     """Bits per byte of held-out text as an engine computes it, whole and as asked.
 
     Each document's first window is scored through the engine's own programs, so
-    that the cache is written and read as in a reply.
+    that the cache is written and read as in a reply. A run that was fine-tuned is
+    asked for documents of the run it began with.
 
     Returns:
         `whole` and `changed` bits per byte, `documents` and `bytes`.
 
     Raises:
-        UserError: RUN has no checkpoint or no validation documents.
+        UserError: RUN has no checkpoint, or no run it came from has validation
+            documents.
     """
-    documents = read_documents(workdir / 'documents' / 'validation.jsonl')[:DOCUMENTS]
+    documents = read_documents(_with_documents(config, workdir))
     if not documents:
-        raise UserError(f'{workdir}/documents has no validation documents')
-    texts = [document['text'] for document in documents]
+        raise UserError(f'{workdir}: its validation documents are none')
+    texts = [document['text'] for document in some_documents(documents, DOCUMENTS)]
     options = dict(slots=1, prefix_bytes=0)
     whole, changed = (
         bits_per_byte(load_engine(config, workdir, step, **options, **kept), texts)
         for kept in (dict(), dict(weights=weights, cache=cache))
     )
     return dict(
-        whole=whole[0], changed=changed[0], documents=len(documents), bytes=whole[1]
+        whole=whole[0], changed=changed[0], documents=len(texts), bytes=whole[1]
     )
+
+
+def _with_documents(config: ConfigDict, workdir: Path) -> Path:
+    """The validation documents of RUN, or of the run it started from, and so on."""
+    folder = workdir
+    while not (path := folder / 'documents' / 'validation.jsonl').exists():
+        start = config.get('start', {}).get('run', '')
+        if not start or not (Path(start) / 'config.json').exists():
+            raise UserError(
+                f'{workdir}: no validation documents, in it or in the runs that it '
+                'started from'
+            )
+        folder = Path(start)
+        config = rundir.read_config(folder)
+    return path
 
 
 def bits_per_byte(engine: Engine, texts: list[str]) -> tuple[float, int]:
@@ -54,6 +72,19 @@ def bits_per_byte(engine: Engine, texts: list[str]) -> tuple[float, int]:
     tokens = [token for reply in replies for token in reply.prompt[1:]]
     size = sum(len(tokenizer.bytes_of(token.id)) for token in tokens)
     return -sum(token.logprob for token in tokens) / math.log(2) / size, size
+
+
+def tell(
+    config: ConfigDict, workdir: Path, step: int | None, weights: str, cache: str
+) -> str | None:
+    """The change in a line, or why it was not measured; None: nothing is in bytes."""
+    if weights == cache == 'whole':
+        return None
+    try:
+        change = measure_change(config, workdir, step, weights, cache)
+    except UserError as error:  # the model can be talked to all the same
+        return f'weights {weights}, cache {cache}: not measured: {error}'
+    return told(change, weights, cache)
 
 
 def told(change: dict, weights: str, cache: str) -> str:

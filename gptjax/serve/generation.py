@@ -51,8 +51,7 @@ def endpoint(
         try:
             service.check_ready()
             body = parse_json(await read_body(request))
-            # Tokenising a long text and compiling a schema take a while.
-            call = await asyncio.to_thread(understand, body, service.models)
+            call = await service.understand(understand, body)
             begun = service.begin(call)
         except ApiError as error:
             count('busy' if error.status == 503 else 'refused')

@@ -255,6 +255,7 @@ def _in_thread(loop, function) -> asyncio.Future:
 
 def _load(options: Options, runs: dict) -> dict[str, Served]:
     """The models, warm and started."""
+    from gptjax.eval import quantized
     from gptjax.models import count, settings
     from gptjax.train.load import load_engine
 
@@ -272,7 +273,9 @@ def _load(options: Options, runs: dict) -> dict[str, Served]:
                 guesses=options.guesses,
                 draft=None if models else options.draft,
             )
-            _tell_change(options, config, folder, step)
+            cost = quantized.tell(config, folder, step, options.weights, options.cache)
+            if cost:
+                print(f'{folder.name}: {cost}', file=sys.stderr)
             engine.warm_up()
             engine.start()
             model = settings.resolve(config.model, engine.vocab_size)
@@ -301,17 +304,6 @@ def _written(folder: Path, step: int) -> int:
     except FileNotFoundError:  # a training that still runs has dropped it since
         written = checkpoints.stat()
     return int(written.st_mtime)
-
-
-def _tell_change(options: Options, config, folder, step) -> None:
-    """Says what bytes instead of whole numbers cost this model, if they are used."""
-    kept = dict(weights=options.weights, cache=options.cache)
-    if set(kept.values()) == {'whole'}:
-        return
-    from gptjax.eval import quantized
-
-    change = quantized.measure_change(config, folder, step, **kept)
-    print(f'{folder.name}: {quantized.told(change, **kept)}', file=sys.stderr)
 
 
 def _address(host: str, listening: socket.socket) -> str:

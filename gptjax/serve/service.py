@@ -1,6 +1,8 @@
 """The state that all requests share: models, what runs, whether the end is near."""
 
 import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from gptjax.errors import UserError
@@ -35,6 +37,8 @@ class Service:
 
     def __post_init__(self):
         self.telemetry = Telemetry(self.models)
+        self._schema_thread = ThreadPoolExecutor(1, 'schemas')
+        self._schemas = 0  # calls that wait for it
 
     def check_ready(self, model: Served | None = None) -> None:
         """Returns if this model can answer now; without one, if any can.
@@ -55,6 +59,28 @@ class Service:
         """The models whose engine has failed, and why."""
         failures = {name: one.engine.failure for name, one in self.models.items()}
         return {name: failure for name, failure in failures.items() if failure}
+
+    async def understand(self, understand: Callable, body: dict) -> Call:
+        """`understand(body, models)`, off the event loop: long texts take a while.
+
+        Schemas may take seconds. They are compiled one after another on a thread of
+        their own, so that they keep no other call waiting.
+
+        Raises:
+            ApiError: what `understand` raises; 503 as many schemas wait as may.
+        """
+        if not body.get('response_format'):
+            return await asyncio.to_thread(understand, body, self.models)
+        if self._schemas >= self.most_replies:
+            raise _later('the server is full', 'full', RETRY_FULL)
+        self._schemas += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(
+                self._schema_thread, understand, body, self.models
+            )
+        finally:
+            self._schemas -= 1
 
     def begin(self, call: Call) -> Running:
         """Submits a call; it has to be handed to `end`.

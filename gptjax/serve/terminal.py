@@ -63,6 +63,7 @@ def chat(config: ConfigDict, workdir: Path, **options) -> None:
     Raises:
         UserError: RUN has no checkpoint.
     """
+    from gptjax.eval import quantized
     from gptjax.train.load import load_engine
 
     template = config.get('chat', {}).get('template', 'text')
@@ -77,13 +78,16 @@ def chat(config: ConfigDict, workdir: Path, **options) -> None:
             stack.callback(engine.close)
             return engine
 
-        engine = load(None)
+        kept = [options.get(name, 'whole') for name in ('weights', 'cache')]
+        engine, cost = load(None), quantized.tell(config, workdir, None, *kept)
         parameters = _parameters_of(config)
         session = Session(engine, load, template, workdir.name, parameters)
         session.say(
             f'{workdir.name}, step {engine.trained_step:,}: it reads '
             f'{engine.context:,} tokens at most. /help lists the commands.'
         )
+        if cost:
+            session.say(cost)
         talk(session, read_line)
 
 

@@ -165,13 +165,17 @@ def load_engine(
             raise UserError(f'--{name}={value}: use one of {", ".join(known)}')
     mesh = inference_mesh(config)
     trained = load(config, workdir, mesh, step)
+    told = [fingerprint_of(trained), weights, cache]
     if draft is not None:
-        options['draft'] = _load_draft(draft, mesh, trained.tokenizer)
+        guessing = _load_draft(draft, mesh, trained.tokenizer)
+        options['draft'] = guessing.settings, guessing.params
+        # What is guessed decides which draws are made: other seeds, other replies.
+        told += [fingerprint_of(guessing), options.get('guesses')]
     return Engine(
         trained.settings,
         trained.params,
         trained.tokenizer,
-        fingerprint=files.fingerprint([fingerprint_of(trained), weights, cache]),
+        fingerprint=files.fingerprint(told),
         trained_step=trained.step,
         convert=WEIGHTS[weights],
         new_cache=CACHES[cache],
@@ -180,7 +184,7 @@ def load_engine(
 
 
 def _load_draft(workdir, mesh, tokenizer):
-    """(settings, params) of a model that may guess for one with this tokenizer."""
+    """A model that may guess for one with this tokenizer."""
     path = workdir / 'tokenizer' / 'tokenizer.model'
     if path.exists() and Tokenizer.load(path).fingerprint != tokenizer.fingerprint:
         raise UserError(
@@ -191,7 +195,7 @@ def _load_draft(workdir, mesh, tokenizer):
         trained = load(rundir.read_config(workdir), workdir, mesh)
     except UserError as error:
         raise UserError(f'--draft={workdir}: {error}') from error
-    return trained.settings, trained.params
+    return trained
 
 
 def fingerprint_of(trained: Trained) -> str:

@@ -1,5 +1,7 @@
 """What bytes cost is measured on held-out text."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from gptjax.train.load import load_engine
 from tests import runs
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture
 def config(trained_run):
     return rundir.read_config(trained_run)
 
@@ -46,9 +48,30 @@ def test_engines_that_cannot_be(trained_run, config, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_fine_tuned_run_is_measured_on_what_it_began_with(
+    trained_run, config, tmp_path
+):
+    asked = dict(weights='int8', cache='whole')
+    tuned = runs.copy(trained_run, tmp_path / 'tuned')
+    shutil.rmtree(tuned / 'documents')
+    with config.unlocked():
+        config.start = dict(run=str(trained_run))
+    change = quantized.measure_change(config, tuned, **asked)
+    assert change == quantized.measure_change(config, trained_run, **asked)
+    # Served all the same when that is gone.
+    config.start.run = str(tmp_path / 'gone')
+    line = quantized.tell(config, tuned, None, **asked)
+    assert 'not measured' in line and str(tuned) in line
+    assert quantized.tell(config, tuned, None, 'whole', 'whole') is None
+
+
+@pytest.mark.slow
 def test_a_run_may_guess_for_itself(trained_run, config):
-    engine = load_engine(config, trained_run, slots=1, draft=trained_run)
+    engine = load_engine(config, trained_run, slots=1, draft=trained_run, guesses=2)
     alone = load_engine(config, trained_run, slots=1)
+    other = load_engine(config, trained_run, slots=1, draft=trained_run, guesses=3)
+    # Each draws other replies from a seed.
+    assert len({one.fingerprint for one in (engine, alone, other)}) == 3
     how = quantized.Parameters(max_tokens=12, temperature=0.0)
     prompt = [engine.tokenizer.bos_id]
     assert (

@@ -13,6 +13,7 @@ import pytest
 
 from gptjax.infer.request import EngineStopped, QueueFull, Token, Update
 from gptjax.serve import api, body, generation, protocol, running, text_replies
+from gptjax.serve.errors import ApiError
 from gptjax.serve.protocol import Call, Served
 from gptjax.serve.running import Running
 from gptjax.serve.service import Service
@@ -383,3 +384,29 @@ def test_prompts_are_not_logged(caplog):
     assert Client(dict(prompt='a secret thing')).ask(service).status == 200
     assert Client(dict(prompt='a secret thing', n=99)).ask(service).status == 400
     assert 'secret' not in caplog.text
+
+
+def test_slow_schemas_keep_nobody_waiting_and_are_bounded():
+    compiling = threading.Event()
+
+    def understand(body, models):
+        if body.get('response_format'):
+            compiling.wait(30)
+        return body
+
+    async def run():
+        service = Service(most_replies=2)
+        slow = dict(response_format=dict(type='json_schema'))
+        waiting = [
+            asyncio.create_task(service.understand(understand, slow)) for _ in range(2)
+        ]
+        await asyncio.sleep(0)
+        with pytest.raises(ApiError) as full:
+            await service.understand(understand, slow)
+        assert (full.value.status, full.value.code) == (503, 'full')
+        assert await service.understand(understand, {}) == {}
+        compiling.set()
+        assert await asyncio.gather(*waiting) == [slow, slow]
+        assert await service.understand(understand, slow) == slow
+
+    asyncio.run(run())
