@@ -6,8 +6,9 @@
 # NAME and ZONE are the TPU's (gcloud compute tpus tpu-vm list). The working tree
 # is copied to ~/gptjax on all workers, the requirements and jax[tpu] are
 # installed there, and all run the same pretrain, which finds its peers.
-# CONFIG is a path in the repository. WORKDIR must be one folder to all workers: a
-# mounted bucket (gcsfuse) or Filestore; a TPU of one worker may use its own disk.
+# CONFIG is a path in the repository. WORKDIR must be one folder to all workers:
+# Filestore, or a mounted bucket (gcsfuse --rename-dir-limit=100000, as folders are
+# renamed when they are whole); a TPU of one worker may use its own disk.
 # After a preemption the same command goes on from the newest checkpoint. Start it
 # in tmux: the training ends when the connection does.
 set -euo pipefail

@@ -1,5 +1,6 @@
 import json
 
+import pytest
 from ml_collections import ConfigDict
 
 from gptjax import files
@@ -30,6 +31,7 @@ def make_run(workdir):
     return config
 
 
+@pytest.mark.slow
 def test_measures_and_compares_with_training(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, 'SECONDS', 0.2)
     config = make_run(tmp_path)

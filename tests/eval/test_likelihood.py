@@ -90,6 +90,7 @@ def model():
     return scores, logits_after
 
 
+@pytest.mark.slow
 def test_a_packed_batch_of_a_model_equals_a_forward_pass_of_each(model):
     scores, logits_after = model
     random = np.random.default_rng(0)

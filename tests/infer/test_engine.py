@@ -246,6 +246,7 @@ def test_a_long_prompt_does_not_stall_running_replies(engine):
 # ---- parameters
 
 
+@pytest.mark.slow
 def test_whole_replies_leave_no_slot_empty(model, params, monkeypatch):
     """Steps are as few as the slots allow, and the replies as ever."""
     engine = new_engine(model, params, slots=16)

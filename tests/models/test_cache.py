@@ -32,7 +32,7 @@ PACES = np.array([4, 3, 1])
 @pytest.fixture(autouse=True)
 def several_pages(monkeypatch):
     """Pages so small that what is written and read crosses their edges."""
-    monkeypatch.setattr('gptjax.models.cache.LEAST_PAGE', 10)
+    monkeypatch.setattr('gptjax.models.cache.LEAST_PAGE', 20)
 
 
 @lru_cache
@@ -143,18 +143,18 @@ def test_a_block_is_written_elsewhere_as_it_was_read():
         return np.stack([np.concatenate(x, 2) for x in zip(*layer.pages, strict=True)])
 
     ours, theirs = random_layer(), random_layer()
-    block = theirs.read_block(2, 7, 6)  # places 7 to 12, of pages of ten
-    changed = whole(ours.write_block(1, 7, block))
+    block = theirs.read_block(2, 17, 6)  # places 17 to 22, of pages of twenty
+    changed = whole(ours.write_block(1, 17, block))
     expected = whole(ours)
-    expected[:, 1, :, 7:13] = whole(theirs)[:, 2, :, 7:13]
+    expected[:, 1, :, 17:23] = whole(theirs)[:, 2, :, 17:23]
     np.testing.assert_array_equal(changed, expected)
 
 
 def test_the_cache_has_the_heads_and_dtype_of_the_keys():
     model = helpers.model_settings(num_kv_heads=2, dtype='bfloat16')
-    layers = empty_cache(model, batch=3, length=16)
+    layers = empty_cache(model, batch=3, length=32)
     assert len(layers) == model.num_layers
-    assert [page.size for page in layers[0].pages] == [10, 6]
+    assert [page.size for page in layers[0].pages] == [20, 12]
     for page in layers[0].pages:
         assert (
             page.keys.shape == page.values.shape == (3, 2, page.size, 8)

@@ -96,6 +96,7 @@ def test_a_rollout_is_a_function_of_seed_and_step(begun):
         assert other.replies != first.replies
 
 
+@pytest.mark.slow
 def test_how_many_are_drawn_at_once_changes_nothing(begun):
     _, trained, *_ = begun
     few = rollout.Sampler(trained.settings, trained.params, trained.tokenizer, slots=3)
@@ -156,6 +157,7 @@ def test_new_weights_compile_nothing_and_forget_what_was_read(begun):
     assert found == fresh.complete([prompt], [greedy])[0] != before
 
 
+@pytest.mark.slow
 def test_weights_of_another_shape_are_refused(begun):
     _, trained, *_ = begun
     sampler = rollout.Sampler(

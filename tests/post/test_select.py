@@ -119,6 +119,7 @@ def by_reward(folder):
     return config, workdir, run(config, workdir)
 
 
+@pytest.mark.slow
 def test_files_are_what_sft_and_dpo_read(by_reward):
     _, workdir, manifest = by_reward
     selected = workdir / 'selected'

@@ -12,7 +12,7 @@ from tests.chat_page import (
     settle,
 )
 
-pytestmark = needs_browser
+pytestmark = [needs_browser, pytest.mark.slow]
 
 
 # Texts whose contrast with what is behind them is below 4.5 (WCAG 2.2, 1.4.3).

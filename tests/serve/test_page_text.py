@@ -2,6 +2,8 @@
 
 import threading
 
+import pytest
+
 from tests.chat_page import (
     MARKDOWN,
     SECONDS,
@@ -14,7 +16,7 @@ from tests.chat_page import (
     text_of,
 )
 
-pytestmark = needs_browser
+pytestmark = [needs_browser, pytest.mark.slow]
 
 
 # ---- Markdown, and model text that would be more than text ----------------------
