@@ -1,17 +1,15 @@
 """Continuous batching: many requests at once, each drawn as if it were alone.
 
 A request waits for a free slot, has its prompt read into it a chunk at a time, and
-then takes part in every decode step until it ends. A round (`step`) is one decode step
-and one chunk, so that a long prompt does not hold up running replies, or a few chunks
-where more prompts wait than replies run. The host looks at the tokens of a step while
-the device computes the next one; what was drawn past a reply's end is thrown away.
+then takes part in every decode step until it ends. A round (`step`, see `rounds`) is
+one decode step and one chunk, so that a long prompt does not hold up running replies,
+or a few chunks where more prompts wait than replies run.
 
 A reply is a function of weights, prompt, parameters and seed. Draws come from the
 request's seed and the token's place, chunks begin at the same places of a prompt
 whatever was cached, and shapes never change: rows do not see one another.
 """
 
-import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -21,14 +19,12 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from ml_collections import FrozenConfigDict
 
 from gptjax.errors import UserError
 from gptjax.infer import compilations
 from gptjax.infer.decoder import Decoder
-from gptjax.infer.live import LiveRequest, token_of
-from gptjax.infer.prefix import PrefixCache
+from gptjax.infer.live import LiveRequest
 from gptjax.infer.request import (
     ContextOverflow,
     EngineStopped,
@@ -39,11 +35,9 @@ from gptjax.infer.request import (
     check_parameters,
     join_updates,
 )
-from gptjax.infer.slots import Drawn
+from gptjax.infer.rounds import Rounds
 from gptjax.infer.text import ReplyText
 from gptjax.models.cache import empty_cache
-
-MOST_CHUNKS = 8  # of prompts, read in a round
 
 
 class Stats(NamedTuple):
@@ -124,10 +118,8 @@ class Engine:
             draft=draft,
             guesses=guesses,
         )
-        self._prefix = PrefixCache(self._decoder.chunk, prefix_bytes)
-        self._slots = [None] * slots  # the request in each
+        self._rounds = Rounds(self._decoder, prefix_bytes, self._end)
         self._most_waiting = queue
-        self._pending = None  # (a step's Drawn, the request of each slot)
         self._tickets = count(1)
         self._lock = threading.Condition()
         self._waiting = deque()
@@ -135,7 +127,6 @@ class Engine:
         self._live = {}  # ticket -> request
         self._thread = None
         self._closing = False
-        self._prompt_tokens = self._cached_tokens = self._reply_tokens = 0
 
     # ---- for any thread -------------------------------------------------------
 
@@ -200,17 +191,18 @@ class Engine:
 
     def stats(self) -> Stats:
         with self._lock:
-            requests = [request for request in self._slots if request]
-            used = sum(request.place for request in requests)
+            rounds = self._rounds
+            running = [request for request in rounds.requests if request]
+            used = sum(request.place for request in running)
             return Stats(
-                running=len(requests),
+                running=len(running),
                 waiting=len(self._waiting),
-                slots=len(self._slots),
-                cache_used=used / (len(self._slots) * self.context),
+                slots=self._decoder.slots,
+                cache_used=used / (self._decoder.slots * self.context),
                 compilations=compilations.count(),
-                prompt_tokens=self._prompt_tokens,
-                cached_tokens=self._cached_tokens,
-                reply_tokens=self._reply_tokens,
+                prompt_tokens=rounds.prompt_tokens,
+                cached_tokens=rounds.cached_tokens,
+                reply_tokens=rounds.reply_tokens,
             )
 
     def start(self) -> None:
@@ -261,7 +253,9 @@ class Engine:
         todo = deque(zip(prompts, parameters, told, strict=True))
         while todo or self._step(patient=True):
             # No more wait than can run next: the others need no memory yet.
-            while todo and self._has_room() and len(self._waiting) < len(self._slots):
+            while (
+                todo and self._has_room() and len(self._waiting) < self._decoder.slots
+            ):
                 prompt, how, updates = todo.popleft()
                 self.submit(prompt, how, updates.append)
             if todo:
@@ -276,7 +270,7 @@ class Engine:
             self._decoder.warm_up()
         last = self.context - 1
         self.complete([[0], [0] * min(2, last)], Parameters(max_tokens=2))
-        self._prompt_tokens = self._cached_tokens = self._reply_tokens = 0
+        self._rounds.forget_counts()
 
     def update(self, params, fingerprint: str) -> None:
         """Goes on with new weights, laid out as the first; nothing compiles again.
@@ -292,11 +286,11 @@ class Engine:
             RuntimeError: requests are running or waiting.
             ValueError: other shapes, dtypes or places.
         """
-        if self._live or self._pending:
+        if self._live or not self._rounds.idle:
             raise RuntimeError('the engine is busy: its weights cannot change')
         with jax.set_mesh(self._decoder.mesh):
             self._decoder.update(params)
-        self._prefix = PrefixCache(self._prefix.chunk, self._prefix.capacity)
+        self._rounds.forget_prompts()
         self.fingerprint = fingerprint
 
     def step(self) -> bool:
@@ -307,25 +301,14 @@ class Engine:
         with jax.set_mesh(self._decoder.mesh):
             self._drop_cancelled()
             self._seat()
-            reading = self._read_chunks(patient)
-            decoding = [r if r and r.decoding else None for r in self._slots]
-            grammars = [r for r in decoding if r and r.parameters.grammar]
-            if grammars:  # the last token decides which may follow
-                self._settle()
-                decoding = [r if r and r.decoding else None for r in self._slots]
-            dispatched = None
-            if any(decoding):
-                dispatched = self._dispatch(decoding)
-            busy = bool(reading or dispatched or self._pending)
-            self._settle()
-            self._pending = dispatched
+            busy = self._rounds.run(patient)
         # Who waits can be alone: a grammar may have ended what ran in this round.
         return busy or bool(self._waiting)
 
     def _run(self):
         while True:
             with self._lock:
-                idle = lambda: not (self._live or self._cancelled or self._pending)
+                idle = lambda: self._rounds.idle and not (self._live or self._cancelled)
                 while idle() and not self._closing:
                     self._lock.wait()
                 if idle():
@@ -344,8 +327,7 @@ class Engine:
             self._live.clear()
             self._waiting.clear()
             self._cancelled.clear()
-            self._slots = [None] * len(self._slots)
-            self._pending = None
+            self._rounds.clear()
         for request in requests:
             # The listener may be what failed; the others are to be told all the same.
             with suppress(Exception):
@@ -353,7 +335,8 @@ class Engine:
 
     def _has_room(self) -> bool:
         """Whether one more may wait: for a free slot, or in the queue."""
-        return len(self._waiting) < self._most_waiting + self._slots.count(None)
+        free = self._rounds.requests.count(None)
+        return len(self._waiting) < self._most_waiting + free
 
     def _drop_cancelled(self):
         with self._lock:
@@ -367,92 +350,15 @@ class Engine:
 
     def _seat(self):
         """Gives free slots to those who wait, first come first served."""
-        for slot, taken in enumerate(self._slots):
+        for slot, taken in enumerate(self._rounds.requests):
             if taken:
                 continue
             with self._lock:
                 if not self._waiting:
                     return
                 request = self._waiting.popleft()
-                request.slot = slot
-                self._slots[slot] = request
-            self._prompt_tokens += len(request.prompt)
-            if request.parameters.prompt_logprobs:
-                continue  # every chunk is computed again, for its scores
-            for block in self._prefix.find(request.prompt[:-1]):
-                self._decoder.write_block(slot, request.read, block)
-                request.read += self._prefix.chunk
-            self._cached_tokens += request.read
-
-    def _read_chunks(self, patient: bool) -> bool:
-        """Reads prompts, the oldest first; False: there is none to read.
-
-        Args:
-            patient: all there are; else as many chunks as running replies can bear.
-        """
-        reading = [request for request in self._slots if request]
-        reading = [request for request in reading if not request.decoding]
-        decoding = len(self._slots) - self._slots.count(None) - len(reading)
-        # With one running reply for many prompts, the prompts are what waits.
-        bearable = min(max(1, len(reading) // max(1, decoding)), MOST_CHUNKS)
-        left = math.inf if patient else bearable
-        for request in sorted(reading, key=lambda request: request.ticket):
-            while left and request.ticket in self._live and not request.decoding:
-                self._read_chunk(request)
-                left -= 1
-        return bool(reading)
-
-    def _read_chunk(self, request):
-        """Reads the next chunk of a prompt; the last token is left to `decode`."""
-        prompt, chunk = request.prompt, self._prefix.chunk
-        wanted = request.parameters.prompt_logprobs
-        start, end = request.read, min(request.read + chunk, len(prompt) - 1)
-        if start < end:
-            scored = self._decoder.read(request.slot, prompt, start, end, wanted)
-            if wanted:
-                request.scores.append((end - start, scored))
-            if end - start == chunk and self._prefix.capacity:
-                if not self._prefix.has(prompt, end):
-                    block = self._decoder.read_block(request.slot, start)
-                    self._prefix.keep(prompt, end, block)
-            request.read = end
-        if request.read < len(prompt) - 1:
-            return
-        if wanted:
-            request.listen(Update(prompt=request.scored_prompt()))
-        if request.max_tokens == 0:
-            self._end(request, Update(finish='length'))
-            return
-        self._decoder.admit(request.slot, prompt, request.parameters)
-        request.decoding = True
-
-    def _dispatch(self, decoding):
-        """Begins a decode step; (its results to come, the request of each slot)."""
-        grammars = [request and request.parameters.grammar for request in decoding]
-        alternatives = any(r and r.parameters.logprobs for r in decoding)
-        return self._decoder.decode(grammars, alternatives), decoding
-
-    def _settle(self):
-        """Tells what the last step drew."""
-        if self._pending is None:
-            return
-        drawn, requests = self._pending
-        self._pending = None
-        drawn = Drawn(*(np.asarray(array) for array in drawn))
-        for slot, request in enumerate(requests):
-            for place in range(drawn.counts_B[slot]):
-                if request and request.ticket in self._live:
-                    self._take(
-                        request, token_of(drawn, slot, place, request.parameters)
-                    )
-
-    def _take(self, request, token):
-        self._reply_tokens += 1
-        update = request.take(token)
-        if update.finish:
-            self._end(request, update)
-        elif update.text or update.tokens:
-            request.listen(update)
+                self._rounds.seat(request, slot)
+            self._rounds.begin(request)
 
     def _end(self, request, last):
         """Frees the slot, then tells."""
@@ -460,7 +366,7 @@ class Engine:
             del self._live[request.ticket]
             self._cancelled.discard(request.ticket)
             if request.slot is not None:
-                self._slots[request.slot] = None
-        if request.decoding:
-            self._decoder.park(request.slot)
+                self._rounds.free(request)
+        if request.slot is not None:
+            self._rounds.park(request)
         request.listen(last)

@@ -219,11 +219,11 @@ def test_long_and_short_neighbours_change_no_bit_of_the_optimised_program(kind):
 def test_the_prefix_cache_forgets_what_was_used_least(model, params):
     engine = new_engine(model, params)
     engine.complete([PROMPTS[3]], GREEDY)
-    block = engine._prefix.bytes // 3
+    block = engine._rounds._prefix.bytes // 3
     small = new_engine(model, params, prefix_bytes=2 * block)
     for token in range(3, 9):
         small.complete([[token] * 20], GREEDY)
-        assert small._prefix.bytes <= 2 * block
+        assert small._rounds._prefix.bytes <= 2 * block
     small.complete([[8] * 20, [7] * 20], GREEDY)
     assert small.stats().cached_tokens == 2 * CHUNK
     small.complete([[3] * 20], GREEDY)
