@@ -58,26 +58,27 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer('guesses', 4, 'serve, chat: tokens that it guesses in a step')
 flags.DEFINE_bool(
-    'multihost', False, 'one of several processes of a TPU or GPU cluster'
+    'multihost', False, 'training: one of several processes of a TPU or GPU cluster'
 )
 
 
-RUN = ('config', 'workdir', 'multihost')
+RUN = ('config', 'workdir')
+HOSTS = (*RUN, 'multihost')  # where hosts train as one, or one makes it for all
 ENGINE = ('weights', 'cache', 'draft', 'guesses')
 DRAWN = ('max_tokens', 'temperature', 'top_k', 'top_p', 'seed')
 # The flags that a stage reads; what it does not read is refused.
 READS = {
-    'data': (*RUN, 'step'),
-    'tokenizer': RUN,
-    'prepare': RUN,
-    'pretrain': RUN,
-    'sft': RUN,
-    'reward': RUN,
+    'data': (*HOSTS, 'step'),
+    'tokenizer': HOSTS,
+    'prepare': HOSTS,
+    'pretrain': HOSTS,
+    'sft': HOSTS,
+    'reward': HOSTS,
     'select': RUN,
-    'dpo': RUN,
-    'task': RUN,
-    'ppo': RUN,
-    'grpo': RUN,
+    'dpo': HOSTS,
+    'task': HOSTS,
+    'ppo': HOSTS,
+    'grpo': HOSTS,
     'best_of': RUN,
     'overoptimize': RUN,
     'stages': ('workdir',),
@@ -126,7 +127,12 @@ def _refuse_unread(stage, words):
         asked = 'eval --weights and --cache'
     for flag in own_flags():
         if flag.present and flag.name not in READS.get(asked, (flag.name,)):
-            others = [f'--{name}' for name in READS[asked] if name not in RUN]
+            if flag.name == 'multihost':
+                raise UserError(
+                    f'--multihost: `{asked}` runs on one host alone: leave it out, and '
+                    'start it on one of them'
+                )
+            others = [f'--{name}' for name in READS[asked] if name not in HOSTS]
             read = f', it reads {", ".join(others)}' if others else ''
             raise UserError(
                 f'--{flag.name} means nothing to `{asked}`{read}: leave it out'

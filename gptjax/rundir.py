@@ -65,7 +65,7 @@ def check_run(config: ConfigDict, workdir: Path) -> None:
             that decides the weights, or its config cannot be read.
     """
     path = workdir / 'config.json'
-    if not path.exists() or not any((workdir / 'checkpoints').glob('[0-9]*')):
+    if not path.exists() or not has_checkpoint(workdir):
         return
     for name, was, now in differences(_read(path), to_json(config)):
         if _is_of_another_version(name, was, now):
@@ -75,6 +75,14 @@ def check_run(config: ConfigDict, workdir: Path) -> None:
                 f'--workdir={workdir} was trained with another config ({name}: '
                 f'{was!r} there, {now!r} here): use another --workdir'
             )
+
+
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether RUN has a finished checkpoint.
+
+    One that is being written, or was when its process was killed, has a longer name.
+    """
+    return any((workdir / 'checkpoints').glob('[0-9]' * 8))
 
 
 def _is_of_another_version(name: str, was, now) -> bool:

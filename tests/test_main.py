@@ -11,6 +11,7 @@ from absl import flags
 from configs import common
 from gptjax import command, main, opening, rundir
 from gptjax.errors import UserError
+from gptjax.parallel import multihost
 from tests import runs
 
 
@@ -98,6 +99,31 @@ def test_every_stage_says_which_flags_it_reads():
 )
 def test_flags_that_a_stage_does_not_read_are_refused(words, told, capsys, tmp_path):
     assert told in error_of(capsys, *words, f'--workdir={tmp_path}/run')
+
+
+@pytest.mark.parametrize(
+    'words',
+    (
+        *(('eval',), ('sample',), ('report',), ('serve',), ('chat',)),
+        *(('select',), ('best_of',), ('overoptimize',), ('stages', 'a')),
+        *(('bench', 'data'), ('bench', 'train'), ('bench', 'decode')),
+    ),
+)
+def test_what_one_host_does_is_refused_on_several(words, capsys):
+    told = error_of(capsys, *words, '--multihost')
+    asked = ' '.join(words) if words[0] == 'bench' else words[0]
+    assert f'--multihost: `{asked}` runs on one host alone: leave it out' in told
+
+
+@pytest.mark.parametrize(
+    'stage', ('prepare', 'pretrain', 'sft', 'reward', 'dpo', 'ppo')
+)
+def test_what_trains_joins_the_other_hosts(stage, capsys, monkeypatch, tmp_path):
+    joined = []
+    monkeypatch.setattr(multihost, 'initialize', lambda: joined.append(stage))
+    told = error_of(capsys, stage, f'--workdir={tmp_path}', '--multihost')
+    assert joined == [stage] and 'is no run directory' in told
+    assert '--multihost' not in error_of(capsys, stage, '--seed=3', '--workdir=r')
 
 
 def test_sample_hands_on_its_checkpoint(monkeypatch):

@@ -109,6 +109,17 @@ def test_before_there_is_a_checkpoint_everything_may_change(tmp_path):
     rundir.check_run(config, tmp_path)
 
 
+def test_a_first_checkpoint_that_was_not_finished_is_none(tmp_path):
+    trained(tmp_path, common.base())
+    finished = tmp_path / 'checkpoints' / '00000010'
+    assert rundir.has_checkpoint(tmp_path)
+    finished.rename(tmp_path / 'checkpoints' / '00000010.orbax-checkpoint-tmp')
+    assert not rundir.has_checkpoint(tmp_path)
+    config = common.base()
+    config.model.width = 96
+    rundir.check_run(config, tmp_path)
+
+
 def test_no_run_directory_and_a_broken_config(tmp_path):
     with pytest.raises(UserError, match='no run directory'):
         rundir.read_config(tmp_path)

@@ -21,6 +21,7 @@ from gptjax.models.settings import resolve
 from gptjax.optim.build import make_optimizer
 from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.sharding import batch_sharding
+from gptjax.train.check import check_config
 from gptjax.train.losses import make_language_loss
 from gptjax.train.state import abstract_state, create_state
 from gptjax.train.step import make_train_step
@@ -47,12 +48,21 @@ def run(config: ConfigDict, against: str | None = None, python: str | None = Non
         name -> its summary, with `speedup` (ours over it) where it is torch's.
 
     Raises:
-        UserError: what to compare with is unknown, not installed, or another
-            model than the config's.
+        UserError: the config cannot train; what to compare with is unknown, not
+            installed, or another model than the config's; or this is no CPU, which
+            is where torch computes.
     """
     if against not in (None, 'torch'):
         raise UserError(f'--against={against}: use torch')
+    if against and jax.default_backend() != 'cpu':
+        raise UserError(
+            f'--against={against} is measured on the CPU, and jax computes on the '
+            f'{jax.default_backend()} here: leave it out, or set JAX_PLATFORMS=cpu'
+        )
+    check_config(config)
     settings = resolve(config.model, config.tokenizer.vocab_size)
+    if against:
+        _check_gpt2(settings)
     context = config.data.context
     sizes = dict(
         layers=settings.num_layers,
@@ -66,7 +76,6 @@ def run(config: ConfigDict, against: str | None = None, python: str | None = Non
     contestants = {'gptjax': trainer(config, settings)}
     with ExitStack() as stack:
         if against:
-            _check_gpt2(settings)
             for mode in ('eager', 'compile'):
                 print(f'torch, {mode}: starting', flush=True)
                 _, go = stack.enter_context(

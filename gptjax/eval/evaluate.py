@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gptjax import files, rundir
+from gptjax import files, progress, rundir
 from gptjax.errors import UserError
 from gptjax.eval import (
     conversations,
@@ -61,8 +61,9 @@ def evaluate(
 
     The best one's is RUN/eval.json, where tasks that an earlier call did for the same
     checkpoint stay, and where held-out perplexity always is, if RUN has documents.
-    `copy` gets what this call found alone. Beside `dialogue` stands what the run that
-    RUN started from makes of the same conversations.
+    What a call beside this one writes meanwhile stays as well. `copy` gets what this
+    call found alone. Beside `dialogue` stands what the run that RUN started from makes
+    of the same conversations.
 
     Args:
         config: of the run.
@@ -102,14 +103,16 @@ def evaluate(
     talks = [name for name in names if _label(name) == 'dialogue']
     planned = {name: find_task(name, config) for name in names if name not in talks}
     asked = conversations.read_items(_talked(talks, workdir), settings) if talks else []
-    trained = load(config, workdir, mesh, step)
+    with progress.bar('reading the model', 0):
+        trained = load(config, workdir, mesh, step)
+        fingerprint = fingerprint_of(trained)
     path, documents = workdir / 'documents' / 'validation.jsonl', None
     if path.exists() or {*names} & {*OF_DOCUMENTS}:
         documents = some_documents(read_documents(path), settings.documents)
 
-    fingerprint = fingerprint_of(trained)
-    kept = _kept(workdir / 'eval.json', fingerprint)
-    found = {}
+    written = workdir / 'eval.json'
+    kept = _kept(written, fingerprint)
+    measured, found = {}, {}
     subject, close = make_subject(config, settings, workdir, trained, mesh)
     try:
         if documents is not None and ('perplexity' in names or 'results' not in kept):
@@ -123,7 +126,7 @@ def evaluate(
                 settings.batch_size,
                 tasks.bootstrap_of(settings),
             )
-            kept = dict(kept, results=summary, baselines=baselines)
+            measured = dict(results=summary, baselines=baselines)
         for run in planned.values():
             found.update(run(subject, documents))
         if talks:
@@ -133,8 +136,9 @@ def evaluate(
     if talks:
         _ask_start(config, settings, workdir, mesh, asked, found['dialogue'])
 
+    kept = {**kept, **_kept(written, fingerprint), **measured}  # as it is by now
     evaluation = dict(
-        {name: kept[name] for name in ('results', 'baselines') if name in kept},
+        {n: _finite(kept[n]) for n in ('results', 'baselines') if n in kept},
         checkpoint_step=trained.step,
         run=workdir.name,
         fingerprint=fingerprint,
@@ -142,7 +146,7 @@ def evaluate(
         tasks={**kept.get('tasks', {}), **found},
     )
     if step is None:
-        results.write(workdir / 'eval.json', evaluation)
+        results.write(written, evaluation)
     if copy is not None:
         results.write(copy, dict(evaluation, tasks=found))
     heading = (
@@ -272,7 +276,8 @@ def _ask_start(config, settings, workdir, mesh, asked, found):
     if 'start' in config:
         start = Path(config.start.run)
         try:
-            earlier = load_earlier(config.start, mesh)
+            with progress.bar('reading the model before', 0):
+                earlier = load_earlier(config.start, mesh)
         except UserError as error:
             print(f'nothing to set beside dialogue: {error}')
         else:
@@ -325,6 +330,13 @@ def make_subject(
         settings=settings,
     )
     return subject, close
+
+
+def _finite(figures):
+    """Figures by source and so on; None where one is infinite or there is none."""
+    if isinstance(figures, dict):
+        return {name: _finite(its) for name, its in figures.items()}
+    return results.finite(figures) if isinstance(figures, float) else figures
 
 
 def _kept(path: Path, fingerprint: str) -> dict:

@@ -86,11 +86,11 @@ def _header(run):
         results = evaluation['results']
         bits = results['bits_per_byte']
         lead = (
-            f'<b>{bits:.3f} bits per byte</b> on {results["documents"]:,} documents '
+            f'<b>{short(bits)} bits per byte</b> on {results["documents"]:,} documents '
             f'that it was not trained on{_against_xz(evaluation)}.'
         )
-        facts.append(('bits per byte', f'{bits:.3f}'))
-        facts.append(('loss, nats a token', f'{results["loss"]:.3f}'))
+        facts.append(('bits per byte', short(bits)))
+        facts.append(('loss, nats a token', short(results['loss'])))
     if train:
         facts.append(('updates', f'{train[-1][0]:,}'))
         tokens = [y for _, y in _points(run, 'train', 'tokens')]
@@ -112,9 +112,10 @@ def _header(run):
 def _against_xz(evaluation):
     """', 24% fewer than …', with the baseline where there is one."""
     baseline = _baselines(evaluation).get('xz_given_train')
-    if not baseline:
+    bits = evaluation['results']['bits_per_byte']
+    if not baseline or bits is None:
         return ''
-    share = evaluation['results']['bits_per_byte'] / baseline - 1
+    share = bits / baseline - 1
     words = 'fewer' if share < 0 else 'more'
     return (
         f', {abs(share):.0%} {words} than <code>xz -9e</code> needs '
@@ -132,7 +133,8 @@ def _results(run):
         return ''
     results, baselines = evaluation['results'], _baselines(evaluation)
     about = (evaluation.get('baselines') or {}).get('about', {})
-    bars = [('this model', results['bits_per_byte'], 'main')]
+    bits = results['bits_per_byte']  # None: infinite
+    bars = [] if bits is None else [('this model', bits, 'main')]
     bars += [
         (BASELINES.get(name, name), value, 'baseline')
         for name, value in baselines.items()
@@ -147,7 +149,7 @@ def _results(run):
     others = ''.join(
         f'<tr><td>{escape(BASELINES.get(name, name))}'
         f'<span class="about">{escape(about.get(name, ""))}</span></td>'
-        f'<td>{value:.3f}</td><td>{value / results["bits_per_byte"]:.2f}×</td></tr>'
+        f'<td>{value:.3f}</td><td>{f"{value / bits:.2f}×" if bits else "–"}</td></tr>'
         for name, value in baselines.items()
     )
     step = evaluation.get('checkpoint_step')
@@ -171,12 +173,13 @@ def _results(run):
 
 def _result_row(name, part, style=''):
     interval = part.get('intervals', {}).get('bits_per_byte')
+    token, word = part['token_perplexity'], part['word_perplexity']  # None: infinite
     return (
         f'<tr class="{style}"><td>{escape(name)}</td>'
-        f'<td>{part["bits_per_byte"]:.3f}<span class="about">{between(interval)}'
-        f'</span></td><td>{part["loss"]:.3f}</td>'
-        f'<td>{part["token_perplexity"]:.2f}</td>'
-        f'<td>{number(part["word_perplexity"])}</td>'
+        f'<td>{short(part["bits_per_byte"])}<span class="about">{between(interval)}'
+        f'</span></td><td>{short(part["loss"])}</td>'
+        f'<td>{"–" if token is None else f"{token:.2f}"}</td>'
+        f'<td>{"–" if word is None else number(word)}</td>'
         f'<td>{part["documents"]:,}</td><td>{part["tokens"]:,}</td>'
         f'<td>{part["bytes"]:,}</td></tr>'
     )

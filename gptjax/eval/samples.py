@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gptjax import files
+from gptjax import files, progress
 from gptjax.errors import UserError
 from gptjax.infer.request import LARGEST_SEED, Parameters, check_parameters
 from gptjax.train.load import load_engine
@@ -35,7 +35,9 @@ def sample(
         )
     if not 0 <= seed < LARGEST_SEED:
         raise UserError(f'--seed={seed}: use a number from 0 to {LARGEST_SEED - 1}')
-    engine = load_engine(config, workdir, step, slots=1)
+    with progress.bar('loading the model', 0):
+        engine = load_engine(config, workdir, step, slots=1)
+        engine.warm_up()
     texts = []
     for number, prompt in enumerate(prompts or settings.prompts):
         print(f'--- {prompt!r}')

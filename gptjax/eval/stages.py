@@ -137,10 +137,15 @@ def _seeds(stage: Stage) -> list[str]:
 
 
 def _over_seeds(figures: Sequence[dict]) -> dict:
-    """{value, interval}: of one seed its own, of several their mean and range."""
+    """{value, interval}: of one seed its own, of several their mean and range.
+
+    Both are None where a seed has no finite value.
+    """
     if len(figures) == 1:
         return dict(value=figures[0]['value'], interval=figures[0]['interval'])
     values = [figure['value'] for figure in figures]
+    if None in values:
+        return dict(value=None, interval=None, values=values)
     return dict(value=fmean(values), interval=[min(values), max(values)], values=values)
 
 
@@ -184,9 +189,10 @@ def _cells(found: dict) -> list[tuple[str, ...]]:
         control = difference = ''
         if 'control' in row:
             control = row['control']
-            difference = (
-                f'{row["difference"]:+.3f}{between(row["difference_interval"])}'
-            )
+            difference = '–'
+            if row['difference'] is not None:
+                interval = between(row['difference_interval'])
+                difference = f'{row["difference"]:+.3f}{interval}'
         shown = key if key != before else ('', '')
         seconds = f'{row["seconds"]:,.0f}'
         rows.append((*shown, row['stage'], seconds, value, control, difference))

@@ -3,9 +3,10 @@
 import sys
 from pathlib import Path
 
-from gptjax import files
+from gptjax import files, rundir
 from gptjax.eval.provenance import stage_of
 from gptjax.eval.report import BASELINES
+from gptjax.eval.results import short
 
 
 def last_screen(workdir: Path, report: Path) -> str:
@@ -19,8 +20,8 @@ def last_screen(workdir: Path, report: Path) -> str:
     shown = _relative(workdir)
     python = _relative(Path(sys.executable))
     judges = (workdir / 'ratings').is_dir()  # a reward model: nobody to talk to
-    made = 'results.json' if judges else 'checkpoints/[0-9]*'
-    if not any(workdir.glob(made)):
+    results = workdir / 'results.json'
+    if not (results.exists() if judges else rundir.has_checkpoint(workdir)):
         environment = workdir / 'environment.json'
         told = files.read_json(environment) if environment.exists() else {}
         command = f'{python} -m gptjax {stage_of(told)} --workdir {shown}'
@@ -54,7 +55,7 @@ def _perplexity(evaluation):
     lines = [
         '',
         f'On {documents:,} documents it never saw ({text:.2f} MB), bits per byte:',
-        f'  {results["bits_per_byte"]:6.3f}  this model, step '
+        f'  {short(results["bits_per_byte"]):>6}  this model, step '
         f'{evaluation["checkpoint_step"]:,} '
         f'(context {results["context"]}, stride {results["stride"]})',
     ]
@@ -74,8 +75,9 @@ def _replies(evaluation):
     return [
         '',
         f'On {len(task["items"]):,} replies it never saw, bits per byte:',
-        f'  {figure["value"]:6.3f}  this model, step {evaluation["checkpoint_step"]:,}',
-        *(f'  {other["value"]:6.3f}  {label}' for label, other in beside),
+        f'  {short(figure["value"]):>6}  this model, step '
+        f'{evaluation["checkpoint_step"]:,}',
+        *(f'  {short(other["value"]):>6}  {label}' for label, other in beside),
     ]
 
 

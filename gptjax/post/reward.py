@@ -48,7 +48,7 @@ def complete(config: ConfigDict, workdir: Path) -> ConfigDict:
     """
     config = config.copy_and_resolve_references()
     if not config.chat.template:
-        begun = any((workdir / 'checkpoints').glob('[0-9]*'))
+        begun = rundir.has_checkpoint(workdir)
         earlier = workdir if begun else Path(config.start.run)
         config.chat.template = rundir.read_config(earlier).chat.template
     if config.data.context > config.model.context:

@@ -88,6 +88,9 @@ def run(
 ) -> Outcome:
     """Trains from `state` to the end, a stop, or a signal; saves before it returns.
 
+    Where `checkpoint.keep_best` asks for it, a validation that is the best so far is
+    saved too: no later stage takes a worse one for it.
+
     The metrics of a step are fetched while the next one runs: the device
     never waits for the loop.
 
@@ -156,11 +159,13 @@ def run(
 
                 done = step + 1
                 last = done == train.num_steps
+                best = False
                 if done % train.eval_every == 0 or last:
                     settle()
                     validation = task.validate(state)
                     record['validation'] = dict(validation, step=done)
-                    stopping = stopping.after(validation['loss'])
+                    before, stopping = stopping, stopping.after(validation['loss'])
+                    best = stopping.best != before.best
                     record['early_stopping'] = stopping._asdict()
                     if writer:
                         writer.write(done, 'validation', validation)
@@ -172,7 +177,8 @@ def run(
                     reason = 'interrupted'
                 if reason != 'finished':
                     break
-                if done % config.checkpoint.every == 0 and not last:
+                due = done % config.checkpoint.every == 0
+                if (due or (best and config.checkpoint.keep_best)) and not last:
                     settle()
                     save(checkpoints, done, state, record)
                     saved = done

@@ -86,7 +86,7 @@ def load_start(config: ConfigDict, mesh: Mesh) -> Trained:
 
 def _taken_before(workdir: Path, run: Path, step: int) -> ConfigDict | None:
     """RUN's own config, if it has checkpoints that began with the same run."""
-    if not any((workdir / 'checkpoints').glob('[0-9]*')):
+    if not rundir.has_checkpoint(workdir):
         return None
     config = rundir.read_config(workdir)
     if 'start' not in config or config.start.run != str(run):

@@ -2,12 +2,15 @@
 
 import json
 import math
+from contextlib import contextmanager
 
 import pytest
 from ml_collections import ConfigDict
 
 from gptjax import rundir
 from gptjax.errors import UserError
+from gptjax.eval import evaluate as stage
+from gptjax.eval import results
 from gptjax.eval.evaluate import evaluate, read_documents, some_documents
 from tests import runs
 
@@ -90,3 +93,71 @@ def test_a_missing_split_and_a_missing_checkpoint(tmp_path, config):
         read_documents(tmp_path / 'documents' / 'validation.jsonl')
     with pytest.raises(UserError, match='run the stage pretrain first'):
         evaluate(config, tmp_path)
+
+
+# ---- what is written
+
+
+def test_what_another_call_writes_meanwhile_stays(
+    evaluated, config, tmp_path, monkeypatch
+):
+    workdir = runs.copy(evaluated[0], tmp_path / 'run')
+    path = workdir / 'eval.json'
+    before = json.loads(path.read_text())
+    task = before['tasks']['perplexity']
+
+    def ours(subject, documents):
+        found = json.loads(path.read_text())  # here the other process ends
+        results.write(path, dict(found, tasks=dict(found['tasks'], theirs=task)))
+        return dict(ours=task)
+
+    monkeypatch.setattr(stage, 'find_task', lambda name, config: ours)
+    found = evaluate(config, workdir, 'ours')
+    assert list(found['tasks']) == ['perplexity', 'theirs', 'ours']
+    assert json.loads(path.read_text()) == found
+    assert found['results'] == before['results']
+
+
+def test_figures_without_a_value_are_null(evaluated, config, tmp_path, monkeypatch):
+    workdir = runs.copy(evaluated[0], tmp_path / 'run')
+    summary = dict(
+        bits_per_byte=1.5,
+        word_perplexity=math.inf,
+        tokens=9,
+        by_source=dict(one=dict(word_perplexity=math.nan)),
+    )
+    measured = summary, dict(bits_per_byte=dict(xz=2.5)), dict(figures={})
+    monkeypatch.setattr(stage.heldout, 'measure', lambda *_: measured)
+    found = evaluate(config, workdir, 'perplexity')
+    read = json.loads((workdir / 'eval.json').read_text(), parse_constant=pytest.fail)
+    assert read == found and read['baselines'] == measured[1]
+    none = dict(word_perplexity=None)
+    assert read['results'] == dict(summary, **none, by_source=dict(one=none))
+
+
+# ---- what is shown meanwhile
+
+
+def test_reading_a_model_shows_a_bar(config, tmp_path, monkeypatch, capsys):
+    shown = []
+
+    @contextmanager
+    def bar(label, total):
+        shown.append(label)
+        yield
+        shown.pop()
+
+    def load(*_):
+        raise UserError(f'shown: {shown}')
+
+    monkeypatch.setattr(stage.progress, 'bar', bar)
+    monkeypatch.setattr(stage, 'load', load)
+    with pytest.raises(UserError, match="shown: .'reading the model'"):
+        evaluate(config, tmp_path, 'perplexity')
+
+    shown.clear()
+    monkeypatch.setattr(stage, 'load_earlier', load)
+    monkeypatch.setattr(stage.conversations, 'write_transcripts', lambda *_: None)
+    with_start = ConfigDict(dict(config.to_dict(), start=dict(run='a', step=1)))
+    stage._ask_start(with_start, config.eval, tmp_path, None, [], {})
+    assert "shown: ['reading the model before']" in capsys.readouterr().out

@@ -127,6 +127,21 @@ def test_says_what_is_in_the_run(run):
     assert re.search(r'mask emails – – – 17', text)
 
 
+def test_figures_that_are_not_finite_are_a_dash(run):
+    evaluation = json.loads((run / 'eval.json').read_text())
+    names = ('loss', 'token_perplexity', 'bits_per_byte', 'word_perplexity')
+    results = evaluation['results']
+    results.update(dict.fromkeys(names))
+    results['by_source']['one']['word_perplexity'] = None
+    put(run, 'eval.json', evaluation)
+    text = re.sub(' +', ' ', text_of(page_of(run)))
+    assert '– bits per byte on 12 documents that it was not trained on.' in text
+    assert 'this model – – – – 12 1,000' in text
+    assert 'on one 1.600 2.000 7.39 – 12' in text
+    assert 'on two 1.600 2.000 7.39 ∞ 12' in text  # of an older eval.json
+    assert re.search(r'given training text 2\.000 –', text)
+
+
 def test_a_model_that_loses_is_said_to_lose(run):
     evaluation = json.loads((run / 'eval.json').read_text())
     evaluation['baselines']['bits_per_byte']['xz_given_train'] = 1.28

@@ -1,12 +1,15 @@
 """The stage sample: text from prompts."""
 
 import json
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from ml_collections import ConfigDict
 
 from gptjax import rundir
 from gptjax.errors import UserError
+from gptjax.eval import samples
 from gptjax.eval.samples import sample
 from gptjax.train.load import inference_mesh
 from tests import runs
@@ -44,6 +47,35 @@ def test_the_prompts_of_the_config_are_kept_for_the_report(workdir, config):
     assert [record['prompt'] for record in texts] == list(config.sample.prompts)
     assert {record['temperature'] for record in texts} == {config.sample.temperature}
     assert all(isinstance(record['step'], int) for record in texts)
+
+
+def test_a_bar_until_the_first_piece_and_none_while_it_is_printed(
+    config, tmp_path, monkeypatch
+):
+    shown, seen = [], []
+
+    @contextmanager
+    def bar(label, total):
+        shown.append(label)
+        yield
+        shown.pop()
+
+    def note(what, result=None):
+        seen.append((what, *shown))
+        return result
+
+    engine = SimpleNamespace(
+        tokenizer=SimpleNamespace(bos_id=1, encode=lambda text: [2]),
+        trained_step=4,
+        warm_up=lambda: note('compiled'),
+        reply=lambda *_: note('drawn', [SimpleNamespace(text='!')]),
+    )
+    monkeypatch.setattr(samples.progress, 'bar', bar)
+    monkeypatch.setattr(samples, 'load_engine', lambda *_, **__: note('read', engine))
+    (record,) = sample(config, tmp_path, ['Hello'])
+    assert record['text'] == 'Hello!'
+    loading = 'loading the model'
+    assert seen == [('read', loading), ('compiled', loading), ('drawn',)]
 
 
 @pytest.mark.slow

@@ -77,6 +77,25 @@ def test_several_seeds_have_means_and_ranges(tmp_path, capsys):
     assert 'Means over 3 seeds' in capsys.readouterr().out
 
 
+def test_figures_that_are_not_finite_are_a_dash(tmp_path, capsys):
+    for seed in '01':
+        for run, right in (('more', 12), ('grpo', 14)):
+            write(tmp_path / seed / run, right)
+    path = tmp_path / '1' / 'grpo' / 'eval.json'
+    evaluation = files.read_json(path)
+    task = evaluation['tasks']['task']
+    task['figures']['accuracy'].update(value=None, interval=[None, None])
+    task['items'][0]['statistics'] = [None] * len(task['columns'])
+    results.write(path, evaluation)
+    row = row_of(stages.tell(tmp_path, ['grpo=more']), 'grpo')
+    assert row['value'] is row['difference'] is None
+    (line,) = (
+        line for line in capsys.readouterr().out.splitlines() if ' grpo ' in line
+        and 'accuracy ' in line and 'temperature' not in line
+    )  # fmt: skip
+    assert line.split()[-3:] == ['–', 'more', '–']
+
+
 def test_names_from_runs_are_text_on_the_page(tmp_path):
     write(tmp_path / '<b>', 3)
     stages.tell(tmp_path, ['<b>'])

@@ -35,13 +35,31 @@ def test_figures_beside_their_baselines(tmp_path):
     assert lines[-1].endswith(f'-m gptjax chat --workdir {tmp_path}')
 
 
+def test_figures_that_are_not_finite_are_a_dash(tmp_path):
+    results = dict(documents=1, bytes=9, bits_per_byte=None, context=8, stride=4)
+    reply_bits = dict(value=None, baselines=dict(before=dict(value=2.5)))
+    dialogue = dict(items=[{}], figures=dict(reply_bits=reply_bits))
+    evaluation = dict(
+        results=results,
+        baselines=dict(bits_per_byte=dict(xz=2.59)),
+        checkpoint_step=3,
+        tasks=dict(dialogue=dialogue),
+    )
+    files.write_json(tmp_path / 'eval.json', evaluation)
+    lines = last_screen(tmp_path, tmp_path / 'report.html').splitlines()
+    assert '       –  this model, step 3 (context 8, stride 4)' in lines
+    assert '       –  this model, step 3' in lines
+    assert '   2.590  xz -9e alone' in lines and '   2.500  before' in lines
+
+
 def test_without_an_evaluation_the_next_command_is_there(tmp_path):
     screen = last_screen(tmp_path, tmp_path / 'report.html')
     assert 'bits per byte' not in screen and 'gptjax serve' in screen
 
 
 def test_without_a_checkpoint_the_next_command_trains(tmp_path, checkpoint):
-    checkpoint.rmdir()
+    # The process was killed while it saved the first.
+    checkpoint.rename(checkpoint.with_name('00000010.orbax-checkpoint-tmp'))
     screen = last_screen(tmp_path, tmp_path / 'report.html')
     assert screen.endswith(f'-m gptjax pretrain --workdir {tmp_path}')
     assert 'serve' not in screen

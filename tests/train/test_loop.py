@@ -71,7 +71,8 @@ def run(workdir, config, numbers=range(1, 100), losses=None, before=lambda step:
         peak_flops=12.0,
         documents_of=lambda step: [f'book/{step}#{n}' for n in range(9)],
     )
-    checkpoints = Checkpoints(workdir / 'checkpoints', {}, config.checkpoint.keep)
+    keep, keep_best = config.checkpoint.keep, config.checkpoint.keep_best
+    checkpoints = Checkpoints(workdir / 'checkpoints', {}, keep, keep_best)
     state = TrainState(jnp.int32(0), jnp.float32(0), ())
     place = helpers.mesh_of()
     state = jax.device_put(
@@ -134,6 +135,34 @@ def test_validation_by_which_training_stops_early(tmp_path):
     assert outcome.reason == outcome.record['reason'] == 'stopped early'
     assert int(outcome.state.step) == 8 == steps_of(tmp_path)[-1]
     assert outcome.record['validation'] == dict(loss=2.1, bits_per_byte=1.05, step=8)
+
+
+def best_of(workdir):
+    checkpoints = Checkpoints(workdir / 'checkpoints', {}, read_only=True)
+    best = checkpoints.best_step()
+    checkpoints.close()
+    return best
+
+
+def test_the_best_validation_is_on_disk_though_no_checkpoint_was_due(tmp_path):
+    losses = {3: 3.0, 6: 1.0, 9: 2.0, 12: 2.5}
+    config = config_of(num_steps=12, eval_every=3)
+    config.checkpoint.update(every=5, keep=2, keep_best=1)
+    run(tmp_path / 'a', config, losses=losses)
+    assert steps_of(tmp_path / 'a') == [6, 10, 12] and best_of(tmp_path / 'a') == 6
+    # A run that goes on knows what was the best before.
+    stop = signal_at(7, signal.SIGTERM)
+    assert run(tmp_path / 'b', config, losses=losses, before=stop).signal
+    outcome = run(tmp_path / 'b', config, losses=losses)
+    assert steps_of(tmp_path / 'b') == [6, 10, 12] and best_of(tmp_path / 'b') == 6
+    assert float(outcome.state.params) == sum(range(1, 13))
+
+
+def test_no_checkpoint_is_made_for_a_best_that_nobody_keeps(tmp_path):
+    config = config_of(num_steps=12, eval_every=3)
+    config.checkpoint.every = 5
+    run(tmp_path, config, losses={3: 3.0, 6: 1.0, 9: 2.0, 12: 2.5})
+    assert steps_of(tmp_path) == [5, 10, 12]
 
 
 def test_patience_lasts_over_an_interruption(tmp_path):

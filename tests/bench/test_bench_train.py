@@ -1,0 +1,70 @@
+"""The training step's speed, alone and beside a stand-in for torch."""
+
+import jax
+import pytest
+
+from gptjax.bench import timing, train
+from gptjax.errors import UserError
+from tests import helpers
+from tests.bench.test_torch_gpt2 import fake_interpreter
+
+# A torch that takes 1000 seconds a step.
+SLOW = """
+print('{}', flush=True)
+for line in sys.stdin:
+    seconds = [1e3] * json.loads(line)['steps']
+    print(json.dumps({'step_seconds': seconds, 'loss': 1.0}), flush=True)
+"""
+
+
+def gpt2_config(**fields):
+    sizes = dict(num_layers=1, width=8, num_heads=2, context=8)
+    config = helpers.config(**train.GPT2 | sizes)
+    config.tokenizer.vocab_size = helpers.VOCAB
+    config.data.context = 8
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+@pytest.mark.slow
+def test_torch_takes_turns(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(timing, 'SETTLE_SECONDS', 0)
+    monkeypatch.setattr(train, 'ROUNDS', 2)
+    monkeypatch.setattr(train, 'STEPS', 1)
+    python = fake_interpreter(tmp_path, SLOW)
+    results = train.run(gpt2_config(), 'torch', python)
+    assert results.keys() == {'gptjax', 'torch eager', 'torch compile'}
+    assert {result['steps'] for result in results.values()} == {2}
+    assert results['torch eager']['tokens_per_second'] == 8 * 8 / 1e3
+    assert results['gptjax']['tokens_per_second'] > 8 * 8 / 1e3
+    assert results['torch compile']['speedup']['low'] > 1
+    told = capsys.readouterr().out
+    assert 'times as fast as torch eager' in told and 'gptjax         ' in told
+
+
+@pytest.mark.parametrize(
+    'field, value, told',
+    (
+        ('data.context', 16, 'data.context=16 is longer than the model.context=8'),
+        ('train.accumulation', 3, 'train.accumulation=3 does not divide'),
+        ('train.batch_size', 12, 'train.batch_size=12 .* use a multiple of 8'),
+        ('train.batch_size', 0, 'train.batch_size=0: use a number of at least 1'),
+    ),
+)
+def test_what_cannot_train_is_refused(field, value, told):
+    with pytest.raises(UserError, match=told):
+        train.run(gpt2_config(**{field: value}))
+
+
+def test_another_model_or_library_is_refused_before_anything_compiles(monkeypatch):
+    monkeypatch.delattr(train, 'trainer')
+    with pytest.raises(UserError, match='model.norm is .rmsnorm., not .layernorm.'):
+        train.run(gpt2_config(**{'model.norm': 'rmsnorm'}), 'torch')
+    with pytest.raises(UserError, match='^--against=jax: use torch$'):
+        train.run(gpt2_config(), 'jax')
+
+
+def test_an_accelerator_is_not_measured_against_a_processor(monkeypatch):
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    with pytest.raises(UserError, match='^--against=torch .* on the gpu here: leave'):
+        train.run(gpt2_config(), 'torch')
