@@ -15,6 +15,10 @@ From it follow, in this order:
 where B12, D12 and r12 are those of depth 12, from which all others are carried.
 The rules are other people's, measured on other data: tune depth 12 first, and
 trust the carried rates within a factor of two.
+
+TFDS makes C4 of Common Crawl, for which it needs the packages apache-beam<2.65,
+langdetect, nltk==3.8.1 and tldextract. To train on another text, as the files of a
+folder: --config.data.sources.c4.kind=text --config.data.sources.c4.path=FOLDER
 """
 
 import math

@@ -8,6 +8,10 @@ Departures from the papers: C4 stands for their mixtures of texts; the
 vocabulary is as large as theirs, and trained on the text at hand. Llama 3's
 batch, raised as training goes on, has one size here; the paper gives it for
 405B, and the smaller two take half.
+
+TFDS makes C4 of Common Crawl, for which it needs the packages apache-beam<2.65,
+langdetect, nltk==3.8.1 and tldextract. To train on another text, as the files of a
+folder: --config.data.sources.c4.kind=text --config.data.sources.c4.path=FOLDER
 """
 
 from configs import common

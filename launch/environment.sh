@@ -7,8 +7,9 @@
 
 python=.venv/bin/python
 
-supported() { # PYTHON: is it new enough, and does it start at all?
-    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+supported() { # PYTHON: is there a TensorFlow for it, and does it start at all?
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+        >/dev/null 2>&1
 }
 
 find_python() { # prints the first supported one
@@ -28,8 +29,9 @@ make_venv() {
     rm -rf .venv # one that is broken, or was cut off half-way
     if ! base=$(find_python); then
         if ! command -v uv >/dev/null; then
-            echo "No Python 3.11 or newer among python3, python3.13, python3.12," \
-                "python3.11, python: install one, or uv, or set PYTHON=/path/to/it" >&2
+            echo "No Python 3.11, 3.12 or 3.13 among python3, python3.13," \
+                "python3.12, python3.11, python: install one, or uv, or set" \
+                "PYTHON=/path/to/it" >&2
             return 1
         fi
         base='>=3.11,<3.14' # uv downloads it

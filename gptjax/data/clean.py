@@ -96,7 +96,7 @@ def normalize_whitespace(text: str, options: Options) -> str:
 
 _LINE_BREAK = re.compile('\r\n?|[\x0b\x0c\x85\u2028\u2029]')
 _OTHER_BLANK = re.compile('[\xa0\u1680\u2000-\u200a\u202f\u205f\u3000]')
-_LAST_BLANKS = re.compile(r'[ \t]+\n')
+_LAST_BLANKS = re.compile(r'(?<![ \t])[ \t]+\n')  # tried once a run: linear
 _INNER_BLANKS = re.compile(r'(?<=\S)[ \t]{2,}')
 _EMPTY_LINES = re.compile(r'\n{3,}')
 

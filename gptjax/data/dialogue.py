@@ -258,7 +258,7 @@ def _read_files(field, source, paths, advance) -> Iterator[Conversation]:
             ]
             number += 1
             answered += any(role == 'assistant' for role, _ in turns)
-            yield Conversation(identity, turns, ('assistant',))
+            yield Conversation(_valid_unicode(identity), turns, ('assistant',))
         if not answered:
             raise UserError(
                 f'{field}.path={file.path}: none of its {number} conversations has a '
@@ -332,5 +332,5 @@ def _texts(values) -> list[str]:
 
 
 def _valid_unicode(text: str) -> str:
-    """Lone surrogates, which JSON can hold and UTF-8 cannot, become U+FFFD."""
+    """Lone surrogates become U+FFFD: JSON and file names hold them, UTF-8 cannot."""
     return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')

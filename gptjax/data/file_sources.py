@@ -139,6 +139,11 @@ def _read_records(
                     f'{where} is no JSON ({error.msg} at character {error.pos}): give '
                     'one JSON object a line, and mend or delete this one'
                 ) from error
+            except (ValueError, RecursionError) as error:
+                what = 'has lists in lists without end'
+                if isinstance(error, ValueError):
+                    what = 'holds a number of thousands of digits'
+                raise UserError(f'{where} {what}: mend or delete this line') from error
             if not isinstance(record, dict):
                 raise UserError(
                     f'{where} is a JSON {type(record).__name__}: give one JSON object '
@@ -158,15 +163,28 @@ def read_parquet(
         with _open_parquet(field, source, file) as table:
             chosen = (source.text_field, source.id_field or 'id')
             columns = [name for name in table.schema_arrow.names if name in chosen]
-            row = 0
-            for batch in table.iter_batches(batch_size=1000, columns=columns):
-                for record in batch.to_pylist():
-                    where = f'{field}.path={file.path}: row {row}'
-                    text = text_of(record, field, source, where)
-                    place = f'{file.name}#{row}'
-                    yield identity_of(record, field, source, where, place), text
-                    row += 1
-                    advance(1)
+            for row, record in enumerate(_rows(field, file, table, columns)):
+                where = f'{field}.path={file.path}: row {row}'
+                text = text_of(record, field, source, where)
+                place = f'{file.name}#{row}'
+                yield identity_of(record, field, source, where, place), text
+                advance(1)
+
+
+def _rows(field: str, file: File, table, columns: list[str]) -> Iterator[dict]:
+    import pyarrow
+
+    row = 0
+    try:
+        for batch in table.iter_batches(batch_size=1000, columns=columns):
+            for record in batch.to_pylist():
+                yield record
+                row += 1
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise UserError(
+            f'{field}.path={file.path}: damaged after {row} rows '
+            f'({_one_line(error)}): make this file again'
+        ) from error
 
 
 def count_rows(field: str, source: ConfigDict, paths: list[File]) -> int:
@@ -185,9 +203,9 @@ def _open_parquet(field: str, source: ConfigDict, file: File):
 
     try:
         table = parquet.ParquetFile(open_raw(file, f'{field}.path'))
-    except (pyarrow.ArrowInvalid, OSError) as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise UserError(
-            f'{field}.path={file.path}: not a Parquet file ({str(error).strip()}): '
+            f'{field}.path={file.path}: not a Parquet file ({_one_line(error)}): '
             f'give one, or set {field}.kind'
         ) from error
     columns = table.schema_arrow.names
@@ -199,3 +217,7 @@ def _open_parquet(field: str, source: ConfigDict, file: File):
                 f'{", ".join(columns)}'
             )
     return table
+
+
+def _one_line(error: Exception) -> str:
+    return ' '.join(str(error).split())

@@ -5,7 +5,9 @@ import gzip
 import io
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -32,10 +34,20 @@ def list_files(path: str, suffixes: tuple[str, ...], field: str) -> list[File]:
         field: the config field that holds the path, for errors.
 
     Raises:
-        UserError: there is no such file, or none in the folder.
+        UserError: there is no such file, none in the folder, or no right to look.
     """
+    if path != path.encode('utf-8', 'replace').decode():
+        raise UserError(
+            f'{field}={path!a}: its name is no UTF-8, in which manifests are written: '
+            'rename it or, for a file, give its folder'
+        )
     system = _file_system(path)
     path = os.path.expanduser(path)
+    with _reading(field, path, system):
+        return _list_files(path, suffixes, field, system)
+
+
+def _list_files(path, suffixes, field, system) -> list[File]:
     wildcard = re.search(r'[*?\[]', path)
     if path and system.isdir(path):
         root, paths = path, list(_below(path, suffixes, system))
@@ -66,8 +78,10 @@ def is_remote(path: str) -> bool:
     return '://' in path
 
 
-def exists(path: str) -> bool:
-    return _file_system(path).exists(os.path.expanduser(path))
+def exists(path: str, field: str) -> bool:
+    system = _file_system(path)
+    with _reading(field, path, system):
+        return system.exists(os.path.expanduser(path))
 
 
 def open_raw(
@@ -79,15 +93,13 @@ def open_raw(
         advance: told the bytes that are read from disk.
 
     Raises:
-        UserError: it cannot be opened.
+        UserError: it cannot be opened or, later, read.
     """
-    try:
-        stream = _file_system(file.path).open(file.path)
-    except OSError as error:
-        raise UserError(
-            f'{field}={file.path}: {error.strerror}: give a file that can be read'
-        ) from error
-    return io.BufferedReader(_Counted(stream, advance), buffer_size=2**18)
+    system = _file_system(file.path)
+    reading = partial(_reading, field, file.path, system)
+    with reading():
+        stream = system.open(file.path)
+    return io.BufferedReader(_Counted(stream, advance, reading), buffer_size=2**18)
 
 
 def read_lines(
@@ -96,7 +108,7 @@ def read_lines(
     """Yields (number from 1, line with its end) of a UTF-8 file.
 
     Raises:
-        UserError: it is binary, is not UTF-8, or is a damaged `.gz`.
+        UserError: it cannot be read, is binary, not UTF-8, or a damaged `.gz`.
     """
     with open_raw(file, field, advance) as raw:
         stream = gzip.GzipFile(fileobj=raw) if file.name.endswith('.gz') else raw
@@ -117,7 +129,7 @@ def read_lines(
                 f'0x{error.object[error.start]:02x} at {error.start}): give text in '
                 'UTF-8, or convert it with `iconv -t UTF-8`'
             ) from error
-        except (gzip.BadGzipFile, EOFError) as error:
+        except (gzip.BadGzipFile, zlib.error, EOFError) as error:
             raise UserError(
                 f'{field}={file.path}: damaged after line {number} ({error}): '
                 'unpack it with `gunzip`, or make it again'
@@ -125,10 +137,13 @@ def read_lines(
 
 
 class _Counted(io.RawIOBase):
-    """A stream for `io.BufferedReader` that tells how much it has read."""
+    """A stream for `io.BufferedReader` that tells how much it has read.
 
-    def __init__(self, stream, advance: Advance):
-        self._stream, self._advance = stream, advance
+    What is far away opens whether it is there or not: the first read says so.
+    """
+
+    def __init__(self, stream, advance: Advance, reading: Callable):
+        self._stream, self._advance, self._reading = stream, advance, reading
 
     def readable(self) -> bool:
         return True
@@ -137,14 +152,16 @@ class _Counted(io.RawIOBase):
         return True
 
     def readinto(self, buffer) -> int:
-        content = self._stream.read(len(buffer))
+        with self._reading():
+            content = self._stream.read(len(buffer))
         buffer[: len(content)] = content
         self._advance(len(content))
         return len(content)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._stream.seek(offset, whence)
-        return self._stream.tell()
+        with self._reading():
+            self._stream.seek(offset, whence)
+            return self._stream.tell()
 
     def close(self) -> None:
         self._stream.close()
@@ -158,6 +175,7 @@ class _FileSystem(NamedTuple):
     glob: Callable
     size: Callable
     open: Callable
+    errors: tuple[type[Exception], ...]  # that these raise
 
 
 def _file_system(path: str) -> _FileSystem:
@@ -169,8 +187,10 @@ def _file_system(path: str) -> _FileSystem:
             partial(glob.glob, recursive=True),
             os.path.getsize,
             partial(open, mode='rb'),
+            (OSError,),
         )
-    gfile = import_tensorflow().io.gfile
+    tensorflow = import_tensorflow()
+    gfile = tensorflow.io.gfile
     return _FileSystem(
         gfile.exists,
         gfile.isdir,
@@ -178,7 +198,19 @@ def _file_system(path: str) -> _FileSystem:
         gfile.glob,
         lambda file: gfile.stat(file).length,
         partial(gfile.GFile, mode='rb'),
+        (OSError, tensorflow.errors.OpError),  # the second is none of the first
     )
+
+
+@contextmanager
+def _reading(field: str, path: str, system: _FileSystem) -> Iterator[None]:
+    """Raises UserError for what goes wrong with `path`."""
+    try:
+        yield
+    except system.errors as error:
+        why = getattr(error, 'strerror', None) or ' '.join(str(error).split())
+        why = why or type(error).__name__  # TensorFlow's may say no more
+        raise UserError(f'{field}={path}: {why}: give what can be read') from error
 
 
 def _below(

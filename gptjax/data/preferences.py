@@ -94,6 +94,8 @@ def _preference(identity: str, line: str) -> Preference:
         value = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f'no JSON ({error}): write {FORM}') from error
+    except RecursionError as error:
+        raise ValueError(f'has lists in lists without end: write {FORM}') from error
     if not isinstance(value, dict):
         raise ValueError(f'no JSON object: write {FORM}')
     for name in ('prompt', 'chosen', 'rejected'):

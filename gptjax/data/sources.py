@@ -76,7 +76,7 @@ def open_source(name: str, source: ConfigDict, data_dir: str | os.PathLike) -> S
     def documents(advance: Advance) -> Iterator[Document]:
         count = 0
         for count, (identity, text) in enumerate(found.documents(advance), start=1):
-            yield identity, _valid_unicode(text)
+            yield _valid_unicode(identity), _valid_unicode(text)
             if count == source.limit:
                 return
         if not count:
@@ -111,7 +111,7 @@ def _open_files(field: str, source: ConfigDict, paths: list[File]) -> Source:
 
 
 def _valid_unicode(text: str) -> str:
-    """Lone surrogates, which JSON can hold and UTF-8 cannot, become U+FFFD."""
+    """Lone surrogates become U+FFFD: JSON and file names hold them, UTF-8 cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -4,6 +4,7 @@ The folder is written under another name and renamed when its manifest is in it,
 a folder with a manifest is whole, and one without is what a killed run left.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Collection, Iterator, Sequence
@@ -14,6 +15,8 @@ from gptjax import files
 from gptjax.errors import UserError
 
 MANIFEST = 'manifest.json'
+# What a mounted bucket says where a folder with something in it is to be renamed.
+NO_RENAME = (errno.EMFILE, errno.ENOTSUP)
 
 
 def finished(folder: Path, settings: dict, needs: Sequence[str] = ()) -> dict | None:
@@ -59,7 +62,27 @@ def draft(folder: Path) -> Iterator[Path]:
     path.mkdir(parents=True)
     yield path
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(path, folder)
+    with renaming(folder):
+        os.replace(path, folder)
+
+
+@contextmanager
+def renaming(folder: Path) -> Iterator[None]:
+    """Raises UserError for an OSError which says that folders keep their names there.
+
+    Buckets know no folders: gcsfuse renames them only as far as it is told to.
+    """
+    try:
+        yield
+    except OSError as error:
+        # Two names are a rename's: of a file that is opened, EMFILE means itself.
+        if error.errno not in NO_RENAME or error.filename2 is None:
+            raise
+        raise UserError(
+            f'{folder}: folders cannot be renamed there ({error.strerror}): use '
+            'another --workdir or, if it is in a bucket, mount that with '
+            '`gcsfuse --rename-dir-limit=100000`'
+        ) from error
 
 
 def require(folder: Path, stage: str) -> dict:

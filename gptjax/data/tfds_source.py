@@ -6,13 +6,16 @@ seconds to import; only datasets in its older formats need it.
 
 import contextlib
 import difflib
+import errno
 import importlib
 import io
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from gptjax.data import stage
 from gptjax.data.host_tensorflow import import_tensorflow
 from gptjax.data.paths import Advance, exists, is_remote
 from gptjax.data.records import Document, Source, identity_of
@@ -73,7 +76,7 @@ def prepared_builder(field: str, source: ConfigDict, data_dir):
     """The TFDS builder with its data on disk, made now if it was not.
 
     Raises:
-        UserError: TFDS has no such dataset, or that no such config.
+        UserError: TFDS has no such dataset, that no such config, or it cannot be made.
     """
     import tensorflow_datasets as tfds
 
@@ -84,25 +87,45 @@ def prepared_builder(field: str, source: ConfigDict, data_dir):
     try:
         if name in OWN_BUILDERS:
             return _own_builder(name, path, data_dir)
-        import_tensorflow()  # TFDS will: see that it is quiet, and off the devices
-        builder = tfds.builder(path)
-        if not builder.is_prepared():
-            builder = tfds.builder(path, file_format='array_record')
-            builder.download_and_prepare()
-        return builder
+        return _catalog_builder(path)
     except tfds.core.DatasetNotFoundError as error:
         near = difflib.get_close_matches(name, {*OWN_BUILDERS, *tfds.list_builders()})
         meant = f'did you mean {" or ".join(near)}? ' if near else ''
         raise UserError(
             f'{field}.path={path}: TFDS has no such dataset: {meant}See {CATALOG}'
         ) from error
-    except ValueError as error:
-        if 'BuilderConfig' not in str(error):
+    except Exception as error:
+        if isinstance(error, ValueError) and 'BuilderConfig' in str(error):
+            configs = ', '.join(tfds.builder_cls(name).builder_configs)
+            raise UserError(
+                f'{field}.path={path}: {name} has no such config, it has {configs}'
+            ) from error
+        if name in OWN_BUILDERS:  # in RUN: `main` says why that cannot be written to
             raise
-        configs = ', '.join(tfds.builder_cls(name).builder_configs)
         raise UserError(
-            f'{field}.path={path}: {name} has no such config, it has {configs}'
+            f'{field}.path={path}: TFDS cannot make it: {_cause(error)}'
         ) from error
+
+
+def _catalog_builder(path: str):
+    import tensorflow_datasets as tfds
+
+    import_tensorflow()  # TFDS will: see that it is quiet, and off the devices
+    builder = tfds.builder(path)
+    if not builder.is_prepared():
+        builder = tfds.builder(path, file_format='array_record')
+        builder.download_and_prepare()
+    return builder
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong in code that is not ours, in one line, and the way on."""
+    why = ' '.join(f'{type(error).__name__}: {error}'.split())
+    why = why if len(why) <= 400 else f'{why[:400]}…'
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.split('.')[0].replace('_', '-')
+        return f'{why}: `pip install {package}`, or give another source'
+    return f'{why}: mend that, or give another source'
 
 
 def _own_builder(name: str, path: str, data_dir):
@@ -112,8 +135,16 @@ def _own_builder(name: str, path: str, data_dir):
     builder = tfds.builder(path, data_dir=data_dir, file_format='array_record')
     tfds.disable_progress_bar()  # our builders have their own
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # what TFDS says of it
+        with (
+            contextlib.redirect_stdout(io.StringIO()),  # what TFDS says of it
+            stage.renaming(Path(data_dir)),
+        ):
             builder.download_and_prepare()
+    except OSError as error:
+        if error.errno is not None or 'Not enough disk space' not in str(error):
+            raise
+        # TFDS looked, and told it in words alone: as a full disk tells it.
+        raise OSError(errno.ENOSPC, str(error), os.fspath(data_dir)) from error
     finally:
         tfds.enable_progress_bar()
     return builder
@@ -123,7 +154,7 @@ def _builder_of_folder(field: str, path: str):
     import tensorflow_datasets as tfds
 
     folder = os.path.expanduser(path)
-    if not exists(os.path.join(folder, 'dataset_info.json')):
+    if not exists(os.path.join(folder, 'dataset_info.json'), f'{field}.path'):
         raise UserError(
             f'{field}.path={path}: no prepared TFDS dataset: give the folder that '
             'holds its dataset_info.json'

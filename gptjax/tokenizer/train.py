@@ -144,10 +144,12 @@ def train_model(texts: list[str], kind: str, vocab_size: int) -> bytes:
 def read_texts(path: Path, characters: int) -> Iterator[str]:
     """Texts of a JSONL file's documents, about `characters` in all.
 
-    A file with more is read at `SLABS` places, evenly spread, as many characters at
-    each: what is left of a document after that is not read.
+    A file with more is cut into `SLABS` slabs of as many bytes, and as many characters
+    are read of each: of the documents that begin in it or, where none does, of the
+    one that it lies in the middle of. Nothing is read twice.
     """
     size = path.stat().st_size
+    start, stop, text, read = 0, 0, '', 0  # the last line: its bytes, text, how far
     with open(path, 'rb') as file:
         if size <= characters:
             yield from (json.loads(line)['text'] for line in file)
@@ -155,13 +157,40 @@ def read_texts(path: Path, characters: int) -> Iterator[str]:
         for slab in range(SLABS):
             begin, end = (size * place // SLABS for place in (slab, slab + 1))
             left = characters // SLABS + (slab < characters % SLABS)
-            file.seek(max(0, begin - 1))
-            if begin:
-                file.readline()  # the rest of a line that begins before this slab
+            if left == 0 or begin == end:
+                continue
+            if stop <= begin:
+                file.seek(max(0, begin - 1))
+                if begin:
+                    file.readline()  # the rest of a line that begins before this slab
+                if file.tell() >= end:  # and that does not end in it
+                    start = _line_start(file, begin)
+                    file.seek(start)
+                    text, read = json.loads(file.readline())['text'], 0
+                    stop = file.tell()
+            if stop >= end:
+                place = max(read, len(text) * (begin - start) // (stop - start))
+                read = place + left
+                yield text[place:read]
+                continue
             while left > 0 and file.tell() < end:
-                text = json.loads(file.readline())['text'][:left]
-                left -= len(text)
-                yield text
+                start = file.tell()
+                text = json.loads(file.readline())['text']
+                stop, read = file.tell(), left
+                left -= len(text[:read])
+                yield text[:read]
+
+
+def _line_start(file: io.BufferedReader, place: int, block: int = 2**16) -> int:
+    """Where the line begins that the byte before `place` is in."""
+    while place:
+        begin = max(0, place - block)
+        file.seek(begin)
+        found = file.read(place - begin).rfind(b'\n')
+        if found >= 0:
+            return begin + found + 1
+        place = begin
+    return 0
 
 
 def bytes_per_token(tokenizer: Tokenizer, texts: list[str]) -> float:

@@ -1,11 +1,15 @@
 """Our TFDS builders, and other datasets of TFDS, made and read offline."""
 
+import errno
 import importlib.metadata
+import os
+from types import SimpleNamespace
 
 import pytest
 
 from configs import common
-from gptjax.data import sources
+from gptjax import files
+from gptjax.data import sources, tfds_source
 from gptjax.errors import UserError
 
 
@@ -92,6 +96,7 @@ def test_errors(data_dir):
         read(open_tfds(french, data_dir, text_field='categories'))
 
 
+@pytest.mark.slow
 def test_a_dataset_in_an_older_format_and_a_part_of_a_split(tmp_path, data_dir):
     import tensorflow_datasets as tfds
 
@@ -102,3 +107,60 @@ def test_a_dataset_in_an_older_format_and_a_part_of_a_split(tmp_path, data_dir):
     assert sorted(read(open_tfds(builder.data_path, data_dir))) == sorted(same)
     part = open_tfds('chatterbot/french', data_dir, split='train[:10]')
     assert part.total == 10 and read(part) == same[:10]
+
+
+@pytest.mark.parametrize(
+    'error, words',
+    [
+        (
+            ModuleNotFoundError("No module named 'apache_beam.io'", name='apache_beam'),
+            ["No module named 'apache_beam.io'", '`pip install apache-beam`'],
+        ),
+        (
+            AssertionError('Create it\nand download:\n  a.tar'),
+            ['download: a.tar: mend'],
+        ),
+        (ConnectionError('no network'), ['ConnectionError: no network', 'source']),
+        (OSError('Not enough disk space. Needed: 3'), ['Not enough disk space']),
+        (OSError(errno.ENOSPC, 'No space left', '/home/a'), ['No space', '/home/a']),
+        (ValueError('x' * 9000), ['xxx…: mend that']),
+    ],
+)
+def test_a_dataset_that_tfds_cannot_make(error, words, data_dir, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    def fail():
+        raise error
+
+    builder = SimpleNamespace(is_prepared=lambda: False, download_and_prepare=fail)
+    monkeypatch.setattr(tfds, 'builder', lambda *path, **options: builder)
+    monkeypatch.setattr(tfds_source, 'import_tensorflow', lambda: None)
+    with pytest.raises(UserError) as caught:
+        open_tfds('c4/en', data_dir)
+    message = str(caught.value)
+    assert message.startswith('data.sources.mine.path=c4/en: TFDS cannot make it: ')
+    assert '\n' not in message and len(message) < 600
+    for word in words:
+        assert word in message, message
+
+
+def test_our_own_where_no_folder_can_be_renamed_or_the_disk_is_full(
+    tmp_path, monkeypatch
+):
+    import tensorflow_datasets as tfds
+
+    def refuse(source, target):
+        raise OSError(errno.EMFILE, 'Too many open files', source, None, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'rename', refuse)
+        with pytest.raises(UserError, match=r'folders cannot be renamed .*--workdir'):
+            open_tfds('chatterbot/french', tmp_path)
+    full = 'Not enough disk space. Needed: 0 bytes'
+    builder = SimpleNamespace(
+        download_and_prepare=lambda: (_ for _ in ()).throw(OSError(full))
+    )
+    monkeypatch.setattr(tfds, 'builder', lambda *path, **options: builder)
+    with pytest.raises(OSError) as caught:
+        open_tfds('chatterbot/french', tmp_path / 'datasets')
+    assert files.unwritable(caught.value, tmp_path).endswith(full)  # as `main` asks

@@ -1,5 +1,7 @@
 """Each cleaning step on texts that a person judged by eye."""
 
+import re
+import time
 import unicodedata
 from collections import defaultdict
 
@@ -168,6 +170,18 @@ def test_white_space_of_any_text(text):
     # Only white space is touched: the words are those of before.
     assert once.split() == text.split()
     assert '\n\n\n' not in once and '\r' not in once
+
+
+@given(st.text(alphabet=' \t\n\ra', max_size=30))
+def test_last_blanks_go_as_if_looked_for_everywhere(text):
+    assert clean._LAST_BLANKS.sub('\n', text) == re.sub(r'[ \t]+\n', '\n', text)
+
+
+@pytest.mark.parametrize('blank', [' ', '\t', '\u3000', ' \t'])
+def test_a_long_run_of_blanks_takes_no_time(blank):
+    began = time.perf_counter()
+    take('normalize_whitespace', 'a' + 200_000 * blank + 'b')
+    assert time.perf_counter() - began < 1
 
 
 @given(st.text())

@@ -69,6 +69,13 @@ def test_chat_files_are_read_as_they_are(tmp_path):
     assert about['own']['files'] == 2 and about['own']['skipped'] == {}
 
 
+def test_half_a_surrogate_pair_in_an_id_becomes_a_replacement_character(tmp_path):
+    path = tmp_path / 'a.jsonl'
+    write_chat(path, dict(id='x\ud83d', messages=[USER, REPLY]))
+    views, _ = written(tmp_path, own=common.source('chat', str(path)))
+    assert [view['id'] for its in views.values() for view in its] == ['own/x\ufffd']
+
+
 def test_an_unknown_role_names_file_and_line(tmp_path):
     tool = dict(role='tool', content='42')
     path = write_chat(tmp_path / 'a.jsonl', [USER, REPLY], [USER, tool, REPLY])

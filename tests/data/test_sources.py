@@ -2,13 +2,14 @@
 
 import gzip
 import json
+import os
 
 import pyarrow
 import pytest
 from pyarrow import parquet
 
 from configs import common
-from gptjax.data import file_sources, host_tensorflow, sources
+from gptjax.data import file_sources, host_tensorflow, paths, sources
 from gptjax.errors import UserError
 
 
@@ -98,6 +99,13 @@ def test_text_errors(tmp_path):
     cut = tmp_path / 'cut.txt.gz'
     cut.write_bytes(gzip.compress(b'x' * 1000)[:-8])
     refuses(['cut.txt.gz', 'damaged'], 'text', cut)
+    flipped = bytearray(gzip.compress(b'one\ntwo\n' * 1000))
+    flipped[20] ^= 0xFF
+    cut.write_bytes(flipped)
+    refuses(['cut.txt.gz', 'damaged after line'], 'text', cut)
+    (tmp_path / 'gone').mkdir()
+    (tmp_path / 'gone' / 'a.txt').symlink_to('nowhere')
+    refuses(['gone: ', 'No such file', 'can be read'], 'text', tmp_path / 'gone')
     refuses(['.kind=csv', 'tfds, text, jsonl, parquet, chat'], 'csv', latin)
 
 
@@ -119,12 +127,29 @@ def test_half_a_surrogate_pair_in_json_becomes_a_replacement_character(tmp_path)
     path = tmp_path / 'a.jsonl'
     path.write_text('{"text": "a\\ud83d b\\ud83d\\ude00"}\n')
     assert documents('jsonl', path) == [('a.jsonl#1', 'a\ufffd b😀')]
+    path.write_text('{"text": "a", "id": "b\\ud83d"}\n')
+    assert documents('jsonl', path) == [('b\ufffd', 'a')]
+
+
+def test_a_file_name_that_is_no_utf_8_gives_an_id_that_is(tmp_path):
+    for name in (b'sch\xf6n.txt', b'z.txt'):
+        with open(os.path.join(os.fsencode(tmp_path), name), 'w') as file:
+            file.write('text')
+    assert documents('text', tmp_path) == [
+        ('sch\ufffdn.txt', 'text'),
+        ('z.txt', 'text'),
+    ]
+    refuses(['no UTF-8', 'rename'], 'text', tmp_path / 'sch\udcf6n.txt')
 
 
 def test_jsonl_errors(tmp_path):
     path = tmp_path / 'a.jsonl'
     path.write_text('{"text": "one"}\n{"text": "two"\n')
     refuses(['.path=', 'a.jsonl', 'line 2', 'no JSON', 'mend'], 'jsonl', path)
+    path.write_text('{"text": "one"}\n{"text": "two", "n": ' + '1' * 5000 + '}\n')
+    refuses(['a.jsonl', 'line 2', 'thousands of digits', 'mend'], 'jsonl', path)
+    path.write_text('[' * 100_000)
+    refuses(['a.jsonl', 'line 1', 'lists in lists', 'mend'], 'jsonl', path)
     path.write_text('{"text": "one"}\n\n["two"]\n')
     refuses(['line 3', 'JSON list', 'one JSON object a line'], 'jsonl', path)
     write_lines(path, {'text': 'one'}, {'body': 'two', 'n': 1})
@@ -183,6 +208,19 @@ def test_parquet_errors(tmp_path):
     refuses(['.path=', 'not a Parquet file'], 'parquet', path)
 
 
+def test_a_parquet_file_with_a_damaged_page(tmp_path):
+    path = tmp_path / 'p.parquet'
+    table = pyarrow.table({'text': [f'text {n * n}' for n in range(3000)]})
+    parquet.write_table(table, path, row_group_size=1000, use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    second = parquet.ParquetFile(path).metadata.row_group(1).column(0)
+    begin = second.data_page_offset
+    content[begin : begin + 2000] = b'\xff' * 2000
+    path.write_bytes(content)
+    words = ['.path=', 'p.parquet', 'damaged after 1000 rows', 'make this file again']
+    refuses(words, 'parquet', path)
+
+
 # ---- Far away
 
 
@@ -197,6 +235,12 @@ def test_files_through_tensorflow_as_on_gs(tmp_path):
     assert documents('text', 'ram://bucket/data') == expected
     assert documents('text', 'ram://bucket/data/*.txt') == [('a.txt#0', 'one')]
     refuses(['.path=', 'no such file'], 'text', 'ram://bucket/none.txt')
+    # What TensorFlow raises is no OSError: here of a place that it does not know.
+    refuses(['.path=none://a', 'not implemented', 'read'], 'text', 'none://a')
+    refuses(['.path=none://a', 'not implemented', 'read'], 'tfds', 'none://a')
+    gone = paths.File('ram://bucket/none.txt', 'none.txt', 3)
+    with pytest.raises(UserError, match='mine=ram://bucket/none.txt: .*can be read'):
+        next(paths.read_lines(gone, 'mine'))
 
     parquet.write_table(pyarrow.table({'text': ['x', 'y']}), tmp_path / 'p.parquet')
     gfile.copy(str(tmp_path / 'p.parquet'), 'ram://bucket/p.parquet')

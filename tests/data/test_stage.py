@@ -1,3 +1,6 @@
+import errno
+import os
+
 import pytest
 
 from gptjax import files
@@ -79,3 +82,22 @@ def test_a_manifest_that_lacks_what_made_it_is_one_clear_error(tmp_path):
     (folder / 'manifest.json').write_text('{"inputs": "a"}')
     with pytest.raises(UserError, match=r'manifest\.json is damaged .something is'):
         stage.finished(folder, {})
+
+
+@pytest.mark.parametrize('code', [errno.EMFILE, errno.ENOTSUP])
+def test_a_mount_that_renames_no_folder_is_one_clear_error(code, tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise OSError(code, os.strerror(code), source, None, target)
+
+    replace = os.replace
+    monkeypatch.setattr(
+        os, 'replace', lambda a, b: (refuse if a.is_dir() else replace)(a, b)
+    )
+    with pytest.raises(UserError, match='tokenizer: .* --workdir .*rename-dir-limit='):
+        make(tmp_path / 'tokenizer', {})
+
+
+def test_too_many_open_files_are_no_rename():
+    error = OSError(errno.EMFILE, 'Too many open files', 'a')
+    with pytest.raises(OSError, match='open files'), stage.renaming('folder'):
+        raise error

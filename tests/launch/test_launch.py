@@ -201,7 +201,7 @@ def test_without_a_python_it_says_what_to_install(machine):
     machine.fake('python3', PYTHON.format(version_status=1))
     status, output = machine.run('launch/local.sh', 'configs/chitchat.py')
     assert status == 1
-    assert 'No Python 3.11 or newer' in output and 'install one' in output
+    assert 'No Python 3.11, 3.12 or 3.13 among' in output and 'install one' in output
     assert machine.log() == []
 
 
@@ -377,7 +377,10 @@ def test_a_tpu_command_that_is_incomplete_or_wrong_touches_nothing(machine):
     assert machine.log() == []
 
 
-@pytest.mark.parametrize('version, status', [((3, 10), 1), ((3, 11), 0)])
+@pytest.mark.parametrize(
+    'version, status',
+    [((3, 10, 9), 1), ((3, 11, 0), 0), ((3, 13, 5), 0), ((3, 14, 0), 1)],
+)
 def test_the_version_check_itself(machine, version, status):
     """With a real interpreter, which is told to be of another version."""
     machine.fake(

@@ -138,3 +138,41 @@ def test_a_large_file_is_read_at_even_places(tmp_path):
     quarters = [sum(i // 1250 == quarter for i in numbers) for quarter in range(4)]
     assert max(quarters) - min(quarters) <= 0.05 * len(numbers)
     assert list(train.read_texts(path, 10**9)) == texts
+
+
+@pytest.mark.parametrize('lengths', [[50_000] * 12, [600_000], [100, 60_000] * 10])
+def test_long_documents_are_read_at_even_places_as_well(tmp_path, lengths):
+    # Eight digits say where in the text they stand, so all that is read can be found.
+    texts = [''.join(f'{n:07d} ' for n in range(size // 8)) for size in lengths]
+    texts = [f'{chr(97 + i)}{text}' for i, text in enumerate(texts)]
+    write_documents(tmp_path, texts)
+    path = tmp_path / 'documents' / 'train.jsonl'
+    read = list(train.read_texts(path, 200_000))
+    assert 0.98 * 200_000 <= sum(map(len, read)) <= 200_000
+    assert list(train.read_texts(path, 200_000)) == read
+    joined, place, counts = ''.join(texts), 0, [0] * 10
+    for piece in read:  # in order, and nothing twice
+        place = joined.index(piece, place)
+        counts[place * 10 // len(joined)] += len(piece)
+        place += len(piece)
+    assert max(counts) - min(counts) <= 0.05 * 200_000
+
+
+def test_a_long_document_that_was_passed_over_is_found(tmp_path):
+    """A slab's characters are had before the line in it that the next ones are in."""
+    texts = ['a' * 700, 'b' * 600_000, 'c' * 10_000]
+    write_documents(tmp_path, texts)
+    read = ''.join(train.read_texts(tmp_path / 'documents' / 'train.jsonl', 100_000))
+    assert [round(read.count(c) / 100_000, 2) for c in 'abc'] == [0, 0.98, 0.02]
+    path = tmp_path / 'documents' / 'train.jsonl'
+    with open(path, 'rb') as file:
+        second = len(file.readline())
+        for place in (second + 1, second + 300_000, second + 600_000):
+            assert train._line_start(file, place) == second
+        assert train._line_start(file, second - 1) == 0
+
+
+def test_wide_characters_of_a_long_document_are_read_once(tmp_path):
+    write_documents(tmp_path, ['日' * 100_000])
+    path = tmp_path / 'documents' / 'train.jsonl'
+    assert sum(map(len, train.read_texts(path, 200_000))) == 100_000
