@@ -138,13 +138,19 @@ def run(
         )
         advance(0, 'compiling')
 
-        def validate(done):
+        def validate(done) -> bool:
+            """Whether it is the best so far."""
             params = ema_params(state.opt_state, state.params)
             sampler.follow(actor.plain(params, reference), f'step {done}')
             found = measure(sampler, style, task, reward, config)
             record['validation'] = dict(found, step=done)
             if writer:
                 writer.write(done, 'validation', found)
+            lowest = record['lowest_loss']
+            best = lowest is None or found['loss'] < lowest
+            if best:
+                record['lowest_loss'] = found['loss']
+            return best
 
         if new:
             validate(0)  # where it starts from
@@ -204,12 +210,13 @@ def run(
                 writer.write(done, 'train', metrics)
             advance(1, f'reward {metrics["reward"]:.3f}, kl {metrics["kl"]:.3f}')
 
-            if done == last or _passes(before, done, config.train.eval_every):
-                validate(done)
+            asked = done == last or _passes(before, done, config.train.eval_every)
+            best = asked and validate(done) and config.checkpoint.keep_best
             stop_signal = asked_to_stop(done)
             if stop_signal and done < last:
                 break
-            if done < last and _passes(before, done, config.checkpoint.every):
+            due = best or _passes(before, done, config.checkpoint.every)
+            if done < last and due:
                 loop.save(checkpoints, done, state, record)
                 saved = done
 
@@ -281,7 +288,8 @@ def new_record(config: ConfigDict) -> dict:
         empty_rollouts=0,  # rollouts without a group of unequal scores: no update
         skipped=0,  # updates that were not finite, so far
         skipped_in_a_row=0,
-        validation=None,
+        validation=None,  # the newest
+        lowest_loss=None,  # of all validations
         reason=None,
     )
 

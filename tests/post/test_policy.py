@@ -16,6 +16,7 @@ from gptjax.parallel.mesh import make_mesh
 from gptjax.post import grpo, policy, ppo
 from gptjax.post.rollout import Sampler
 from gptjax.train import start
+from gptjax.train.checkpoint import Checkpoints
 from gptjax.train.load import load
 from gptjax.train.metrics import read_metrics
 from tests import helpers
@@ -238,6 +239,22 @@ def test_rollouts_where_all_score_the_same_are_counted_and_change_nothing(folder
     assert summary['empty_rollouts'] == 4
     helpers.assert_trees_close(params_of(workdir, 4), params_of(folder / 'start'))
     assert [r['empty_rollouts'] for r in lines(workdir)] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_the_best_validation_is_on_disk_though_no_checkpoint_was_due(folder):
+    losses = iter([0.9, 0.5, 0.2, 0.7, 0.6])  # of steps 0 to 4
+    measured = lambda *args: dict(accuracy=0.0, reward=0.0, loss=next(losses))
+
+    def change(config):
+        config.train.eval_every = 1
+        config.checkpoint.update(every=100, keep=1, keep_best=1)
+
+    with mock.patch.object(policy, 'measure', measured):
+        _, workdir = train(folder, 'best', 'grpo', change)
+    checkpoints = Checkpoints(workdir / 'checkpoints', {}, read_only=True)
+    assert (checkpoints.steps(), checkpoints.best_step()) == ([2, 4], 2)
+    checkpoints.close()
 
 
 @pytest.mark.slow
