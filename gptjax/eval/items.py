@@ -177,7 +177,7 @@ def _item(line: bytes, name: str) -> Item:
         value = json.loads(line.decode('utf-8'))
     except UnicodeDecodeError as error:
         raise ValueError(f'no UTF-8 (byte {error.start}): save it as UTF-8') from error
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f'no JSON ({error}): write one object a line') from error
     if not isinstance(value, dict):
         raise ValueError('no JSON object: write {"prompt": …}')

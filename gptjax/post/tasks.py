@@ -312,7 +312,7 @@ def read_items(path: Path) -> list[Item]:
         if line.strip():
             try:
                 item = _read_item(line)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise UserError(
                     f'task.path={path}: line {number}: {error}: write {{"prompt": '
                     '"…", "answer": "…"}, or "messages" for "prompt"'

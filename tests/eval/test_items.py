@@ -130,6 +130,8 @@ def test_bad_files_are_named(tmp_path):
     (tmp_path / 'latin.jsonl').write_bytes(GOOD.encode() + b'\n"\xff"\n')
     with pytest.raises(UserError, match='line 2: no UTF-8'):
         items.read_items(tmp_path / 'latin.jsonl')
+    with pytest.raises(UserError, match='line 1: no JSON'):
+        items.read_items(write(tmp_path / 'deep.jsonl', '[' * 100_000))
     path = write(tmp_path / 'mixed.jsonl', GOOD, json.dumps(CHOICE))
     with pytest.raises(UserError, match="line 2: has 'choices', and line 1 has 'ref"):
         items.read_items(path)

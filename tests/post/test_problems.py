@@ -151,6 +151,12 @@ def test_bad_lines_are_named(tmp_path, line, told):
         tasks.read_items(tmp_path / 'a.jsonl')
 
 
+def test_a_line_that_nests_without_end_is_named(tmp_path):
+    (tmp_path / 'a.jsonl').write_text('[' * 100_000)
+    with pytest.raises(UserError, match='line 1: '):
+        tasks.read_items(tmp_path / 'a.jsonl')
+
+
 # ---- demonstrations
 
 
