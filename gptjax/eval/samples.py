@@ -6,7 +6,14 @@ from ml_collections import ConfigDict
 
 from gptjax import files, progress
 from gptjax.errors import UserError
-from gptjax.infer.request import LARGEST_SEED, Parameters, check_parameters
+from gptjax.infer.request import (
+    LARGEST_SEED,
+    ContextOverflow,
+    Parameters,
+    check_parameters,
+)
+from gptjax.models.settings import resolve
+from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.train.load import load_engine
 
 
@@ -35,11 +42,13 @@ def sample(
         )
     if not 0 <= seed < LARGEST_SEED:
         raise UserError(f'--seed={seed}: use a number from 0 to {LARGEST_SEED - 1}')
+    asked = prompts or settings.prompts
+    _check_room(config, workdir, asked)
     with progress.bar('loading the model', 0):
         engine = load_engine(config, workdir, step, slots=1)
         engine.warm_up()
     texts = []
-    for number, prompt in enumerate(prompts or settings.prompts):
+    for number, prompt in enumerate(asked):
         print(f'--- {prompt!r}')
         parameters = Parameters(
             **sampling, max_tokens=settings.max_tokens, seed=seed + number
@@ -60,6 +69,19 @@ def sample(
 
 
 SAMPLING = ('temperature', 'top_k', 'top_p', 'min_p')
+
+
+def _check_room(config, workdir, prompts):
+    """Refuses a prompt that is too long before anything is loaded or drawn."""
+    path = workdir / 'tokenizer' / 'tokenizer.model'
+    if not path.exists():
+        return  # loading says what is missing
+    tokenizer = Tokenizer.load(path)
+    context = resolve(config.model, tokenizer.vocab_size).context
+    for prompt in prompts:
+        tokens = 1 + len(tokenizer.encode(prompt))
+        if tokens >= context:
+            raise ContextOverflow(tokens, context)
 
 
 def _complete(engine, prompt, parameters):
