@@ -32,12 +32,16 @@ def pytest_xdist_auto_num_workers(config):
     return min(os.cpu_count(), 4)
 
 
+@pytest.hookimpl(tryfirst=True)  # before the slow ones are left out
 def pytest_collection_modifyitems(items):
-    """The files with the largest share of slow tests first.
+    """Tests of a run that was really trained are slow; their files come first.
 
     A file runs in one test process: a long one that began last would keep the other
     processes waiting.
     """
+    for item in items:
+        if {'prepared_run', 'trained_run'} & {*item.fixturenames}:
+            item.add_marker(pytest.mark.slow)
     slow = {}
     for item in items:
         slow.setdefault(item.path, []).append('slow' in item.keywords)
