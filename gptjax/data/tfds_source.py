@@ -94,7 +94,7 @@ def prepared_builder(field: str, source: ConfigDict, data_dir):
         raise UserError(
             f'{field}.path={path}: TFDS has no such dataset: {meant}See {CATALOG}'
         ) from error
-    except Exception as error:
+    except Exception as error:  # a data set's own code raises what it likes
         if isinstance(error, ValueError) and 'BuilderConfig' in str(error):
             configs = ', '.join(tfds.builder_cls(name).builder_configs)
             raise UserError(

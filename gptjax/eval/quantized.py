@@ -37,7 +37,7 @@ def measure_change(
     """
     documents = read_documents(_with_documents(config, workdir))
     if not documents:
-        raise UserError(f'{workdir}: its validation documents are none')
+        raise UserError(f'{workdir}: no validation documents to measure on')
     texts = [document['text'] for document in some_documents(documents, DOCUMENTS)]
     options = dict(slots=1, prefix_bytes=0)
     whole, changed = (

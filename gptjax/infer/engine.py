@@ -251,11 +251,10 @@ class Engine:
             parameters = [parameters] * len(prompts)
         told = [[] for _ in prompts]
         todo = deque(zip(prompts, parameters, told, strict=True))
+        slots = self._decoder.slots
         while todo or self._step(patient=True):
             # No more wait than can run next: the others need no memory yet.
-            while (
-                todo and self._has_room() and len(self._waiting) < self._decoder.slots
-            ):
+            while todo and self._has_room() and len(self._waiting) < slots:
                 prompt, how, updates = todo.popleft()
                 self.submit(prompt, how, updates.append)
             if todo:
