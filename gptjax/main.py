@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from gptjax import command, files, making, opening, signals
+from gptjax import command, files, making, opening, progress, signals
 from gptjax.command import FLAGS
 from gptjax.errors import UserError
 from gptjax.signals import CTRL_C, INTERRUPTED
@@ -208,7 +208,8 @@ def _eval(words):
         config, workdir = opening.open_run(words)
         if (FLAGS.weights, FLAGS.cache) != ('whole', 'whole'):
             asked = dict(weights=FLAGS.weights, cache=FLAGS.cache)
-            change = quantized.measure_change(config, workdir, FLAGS.step, **asked)
+            with progress.bar('measuring what bytes cost', 0):
+                change = quantized.measure_change(config, workdir, FLAGS.step, **asked)
             print(quantized.told(change, **asked))
             if copy:
                 files.write_json(copy, dict(asked, **change))

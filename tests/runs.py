@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,19 @@ SHORT = (
     '--config.checkpoint.every=2',
     '--config.optim.warmup_steps=0',
 )
+# One of two processes, told what a cluster's environment would tell
+# `jax.distributed.initialize`.
+PROCESS = """
+import sys, jax
+from gptjax.main import main
+from gptjax.parallel import multihost
+multihost.SHARED_SECONDS = 3.0
+port, number, *argv = sys.argv[1:]
+jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+initialize = jax.distributed.initialize
+jax.distributed.initialize = lambda: initialize(f'localhost:{port}', 2, int(number))
+sys.argv = ['gptjax', *argv, '--multihost']
+"""
 COMPARED = ('step', 'split', 'loss', 'grad_norm', 'bits_per_byte')
 
 
@@ -60,6 +74,31 @@ def start(*words, devices: int = 1, **options) -> subprocess.Popen:
         text=True,
         **options,
     )
+
+
+def start_two(words, *others, before: str = '') -> list[subprocess.Popen]:
+    """Two processes of four devices each, as one cluster.
+
+    Args:
+        words: of the command line.
+        others: the second process' words, if they differ.
+        before: code that both run before the command.
+    """
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        port = free.getsockname()[1]
+    code = f'{PROCESS}\n{before}\nsys.exit(main(sys.argv))'
+    return [
+        subprocess.Popen(
+            [sys.executable, '-c', code, str(port), str(number), *map(str, its)],
+            cwd=ROOT,
+            env=environment(devices=4),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number, its in enumerate((words, *(others or (words,))))
+    ]
 
 
 def finish(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:

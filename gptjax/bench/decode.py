@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from gptjax import progress
 from gptjax.bench import llama_weights
 from gptjax.bench.contestant import contestant
 from gptjax.bench.timing import interleave, speedup, summarize
@@ -159,7 +160,8 @@ def _model(config, workdir, step):
         return settings, init(jax.random.key(0))
     from gptjax.train.load import inference_mesh, load
 
-    trained = load(config, workdir, inference_mesh(config), step)
+    with progress.bar('reading the model', 0):
+        trained = load(config, workdir, inference_mesh(config), step)
     return trained.settings, trained.params
 
 

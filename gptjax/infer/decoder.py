@@ -25,6 +25,7 @@ from gptjax.infer.slots import (
     write_block,
 )
 from gptjax.models.gpt import unstack_layers
+from gptjax.models.linear import turn_params
 from gptjax.parallel.mesh import mesh_of
 
 LEAST_CHUNK = 16  # tokens; what is left of a prompt is padded to a power of two
@@ -60,8 +61,16 @@ class Decoder:
         self.vocab_size = settings.vocab_size
         self.slots = slots
         self.chunk = min(chunk, max(LEAST_CHUNK, settings.context // 4))
+        platforms = [device.platform for device in self.mesh.devices.flat]
+        turns = slots == 1 and platforms == ['cpu']
         with jax.set_mesh(self.mesh):
-            self._ready = jax.jit(lambda params: convert(unstack_layers(params)))
+
+            @jax.jit
+            def ready(params):
+                params = convert(unstack_layers(params))
+                return turn_params(params) if turns else params
+
+            self._ready = ready
             self._params = self._ready(params)
             cache = new_cache(settings, slots, settings.context)
             if draft is None:

@@ -9,17 +9,7 @@ uses it (GPU, TPU) decoding, which waits for memory, is faster; on a CPU it is n
 import jax
 import jax.numpy as jnp
 
-# The axes that a product sums over, of one layer's arrays; the rest are outputs.
-SUMMED = {
-    'query': (0,),  # D N H
-    'key': (0,),
-    'value': (0,),
-    'out': (0, 1),  # N H D
-    'up': (0,),  # D F
-    'gate': (0,),
-    'down': (0,),  # F D
-    'kernel': (0,),  # D V, the head
-}
+from gptjax.models.linear import INPUT_AXES
 
 
 @jax.tree_util.register_pytree_node_class
@@ -61,9 +51,9 @@ def quantize_params(params):
     """
 
     def quantized(path, leaf):
-        axes = SUMMED.get(path[-1].key)
+        inputs = INPUT_AXES.get(path[-1].key)
         # The same names stand for norms' subtrees, never for their leaves.
-        return leaf if axes is None else _quantize(leaf, axes)
+        return leaf if inputs is None else _quantize(leaf, tuple(range(inputs)))
 
     return jax.tree_util.tree_map_with_path(quantized, params)
 

@@ -13,6 +13,7 @@ from gptjax.models.layers import (
     normal_param,
     output_std,
 )
+from gptjax.models.linear import linear
 from gptjax.parallel.sharding import constrain
 
 
@@ -97,17 +98,12 @@ class Attention(nnx.Module):
             mixed = masked_attention(query, cache.pages, seen, softcap)
         mixed = constrain(mixed, 'batch', 'time', 'heads', None)
         mixed = mixed.reshape(*x.shape[:-1], -1)
-        out_FD = self.out[...].astype(x.dtype).reshape(-1, x.shape[-1])
-        out = jnp.einsum('...F,FD->...D', mixed, out_FD)
-        return add_bias(out, self.out_bias), cache
+        return add_bias(linear(mixed, self.out), self.out_bias), cache
 
     def _project(self, x, context):
         """Queries (B, T, N, H), keys and values (B, T, K, H), ready to compare."""
         config = self.config
-        query, keys, values = (
-            _split_heads(x, matrix[...].astype(x.dtype))
-            for matrix in (self.query, self.key, self.value)
-        )
+        query, keys, values = linear(x, self.query, self.key, self.value, outputs=2)
         query = add_bias(query, self.query_bias)
         keys = add_bias(keys, self.key_bias)
         values = add_bias(values, self.value_bias)
@@ -124,13 +120,3 @@ class Attention(nnx.Module):
             query = rotate(query, context.angles_BTh)
             keys = rotate(keys, context.angles_BTh)
         return query, keys, values
-
-
-def _split_heads(x, matrix_DNH):
-    """(..., N, H) of vectors (..., D).
-
-    As a product of two matrices: over three axes XLA for CPU would transpose the
-    weights first, each time.
-    """
-    D, N, H = matrix_DNH.shape
-    return (x @ matrix_DNH.reshape(D, N * H)).reshape(*x.shape[:-1], N, H)

@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from gptjax.kernels.cross_entropy import head_logits
 from gptjax.models import layers
 from gptjax.models.attention import Attention, rotary_angles
+from gptjax.models.linear import Turned
 from gptjax.parallel.sharding import axis_size, constrain
 
 # What jax.checkpoint keeps for the backward pass; the rest is computed again.
@@ -118,7 +119,11 @@ class GPT(nnx.Module):
 
     def logits(self, hidden):
         """float32 logits (..., V) of hidden vectors (..., D), soft-capped."""
-        logits = head_logits(hidden, self.head_DV(hidden.dtype))
+        kernel = None if self.config.tie_embeddings else self.head.kernel[...]
+        if isinstance(kernel, Turned):
+            (logits,) = kernel.products(hidden, jnp.float32)
+        else:
+            logits = head_logits(hidden, self.head_DV(hidden.dtype))
         cap = self.config.logit_softcap
         return cap * jnp.tanh(logits / cap) if cap else logits
 

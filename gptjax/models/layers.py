@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gptjax.kernels import activations
+from gptjax.models.linear import linear
 
 
 def normal_param(rngs, shape, axes, std):
@@ -100,17 +101,16 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x):
         """x: (..., D) in the compute dtype; returns the same shape."""
-        up = jnp.einsum('...D,DF->...F', x, self.up[...].astype(x.dtype))
-        up = add_bias(up, self.up_bias)
         if self.config.mlp == 'swiglu':
-            gate = jnp.einsum('...D,DF->...F', x, self.gate[...].astype(x.dtype))
-            middle = activations.silu_product(gate, up)
-        elif self.config.mlp == 'relu2':
-            middle = activations.relu2(up)
+            up, gate = linear(x, self.up, self.gate)
+            middle = activations.silu_product(gate, add_bias(up, self.up_bias))
         else:
-            middle = activations.gelu(up)
-        down = jnp.einsum('...F,FD->...D', middle, self.down[...].astype(x.dtype))
-        return add_bias(down, self.down_bias)
+            up = add_bias(linear(x, self.up), self.up_bias)
+            activation = (
+                activations.relu2 if self.config.mlp == 'relu2' else activations.gelu
+            )
+            middle = activation(up)
+        return add_bias(linear(middle, self.down), self.down_bias)
 
 
 class Embedding(nnx.Module):

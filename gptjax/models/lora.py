@@ -18,9 +18,7 @@ import jax.numpy as jnp
 
 from gptjax.errors import UserError
 from gptjax.models import gpt
-
-# How many axes of one layer's matrix belong to the input; the rest are outputs.
-INPUT_AXES = {'query': 1, 'key': 1, 'value': 1, 'out': 2, 'up': 1, 'gate': 1, 'down': 1}
+from gptjax.models.linear import INPUT_AXES
 
 
 def init_params(settings, lora, key) -> dict:

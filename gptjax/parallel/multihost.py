@@ -37,6 +37,13 @@ def meet(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def any_of(here: bool) -> bool:
+    """Whether it is so in any process; every process has to ask."""
+    if jax.process_count() == 1:
+        return here
+    return bool(multihost_utils.process_allgather(np.array(here)).any())
+
+
 def first_makes(workdir: Path, make: Callable[[], None]) -> None:
     """The first process calls `make`; the others wait, however long, and go on.
 
@@ -55,7 +62,7 @@ def first_makes(workdir: Path, make: Callable[[], None]) -> None:
     if is_first():
         files.write_text(begun, '')
     visible = _appears(begun, SHARED_SECONDS)
-    if not multihost_utils.process_allgather(np.array(visible)).all():
+    if any_of(not visible):
         raise UserError(
             f'--workdir={workdir}: not every process sees what the first one writes '
             'there: give a folder that all of them share'

@@ -90,7 +90,7 @@ def make_bench(config: ConfigDict) -> Bench:
     check_config(config)
     mesh = make_mesh(config.mesh)
     check.check_context(config, mesh)
-    with jax.set_mesh(mesh), progress.bar('reading the model', 0):
+    with jax.set_mesh(mesh):
         trained = load_start(config, mesh)
     style = style_of(config, config.best_of, trained.tokenizer, 'best_of')
     task = make_task(config.task, config.seed, style.fits)

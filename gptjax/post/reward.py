@@ -147,8 +147,7 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
 
 def first_state(config, model, optimizer, abstract, mesh):
     """The state of step 0: the weights of `start.run` and a new head."""
-    with progress.bar('reading the model that this starts from', 0):
-        params = start.load_start(config, mesh).params
+    params = start.load_start(config, mesh).params
     init = lambda params, key: dict(params, **heads.init_reward(model, key))
     key = jax.random.key(config.seed)
     return create_state(init, optimizer, abstract, params, key)

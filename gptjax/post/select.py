@@ -53,7 +53,7 @@ def select(config: ConfigDict, workdir: Path) -> dict:
     check_config(config)
     mesh = make_mesh(config.mesh)
     check.check_context(config, mesh)
-    with jax.set_mesh(mesh), progress.bar('reading the model', 0):
+    with jax.set_mesh(mesh):
         trained = load_start(config, mesh)
     settings = _settings(config, trained)
     manifest = stage.finished(workdir / 'selected', settings, needs=MADE)

@@ -79,7 +79,9 @@ def chat(config: ConfigDict, workdir: Path, **options) -> None:
             return engine
 
         kept = [options.get(name, 'whole') for name in ('weights', 'cache')]
-        engine, cost = load(None), quantized.tell(config, workdir, None, *kept)
+        engine = load(None)
+        with progress.bar('measuring what bytes cost', 0):
+            cost = quantized.tell(config, workdir, None, *kept)
         parameters = _parameters_of(config)
         session = Session(engine, load, template, workdir.name, parameters)
         session.say(

@@ -16,6 +16,10 @@ from gptjax.parallel import multihost
 from gptjax.train.checksums import checksums, name_of
 
 
+def _whole(state):
+    return state
+
+
 class Checkpoints:
     """The checkpoints of one run, written while training goes on.
 
@@ -109,7 +113,7 @@ class Checkpoints:
             force=True,
         )
 
-    def restore(self, abstract, step: int | None = None, say=print):
+    def restore(self, abstract, step: int | None = None, say=print, part=_whole):
         """(state, record) of the newest checkpoint that is whole, or None.
 
         Damaged ones are reported, the newest that is whole is used, and (unless
@@ -120,6 +124,8 @@ class Checkpoints:
             abstract: the state's shapes, dtypes and shardings.
             step: this one alone, and untouched if it is damaged.
             say: takes the report.
+            part: from a tree like the state to what of it is wanted: no other array
+                is read, and `part(state)` is returned.
 
         Raises:
             UserError: a checkpoint of another model or tokenizer, or all are
@@ -128,20 +134,22 @@ class Checkpoints:
         damaged = []
         candidates = self.steps()[::-1] if step is None else [step]
         for candidate in candidates:
+            reason = None
             try:
                 content = self._read_record(candidate)
                 self._check(candidate, content, abstract)
-                state = self._read_state(candidate, content, abstract)
+                state = self._read_state(candidate, content, abstract, part)
             except Exception as error:
                 if not _is_damage(error):
                     raise
                 reason = str(error).strip().split('\n')[0][:120]
-                place = self.folder / f'{candidate:08d}'
-                say(f'checkpoint {place} is damaged: {reason}')
-                damaged.append(candidate)
-                continue
-            self._set_aside(damaged)
-            return state, content['run']
+            # A process reads its own shards: what one cannot read none may use.
+            if not multihost.any_of(reason is not None):
+                self._set_aside(damaged)
+                return state, content['run']
+            place = self.folder / f'{candidate:08d}'
+            say(f'checkpoint {place} is damaged: {reason or "for another process"}')
+            damaged.append(candidate)
         if damaged and step is not None:
             raise UserError(
                 f'{self.folder / f"{step:08d}"} is damaged: move it away, and the '
@@ -175,12 +183,20 @@ class Checkpoints:
             raise Damaged('its record has changed since it was written')
         return content
 
-    def _read_state(self, step, content, abstract):
-        state = self._read(step, 'state', self._ocp.args.StandardRestore(abstract))
-        for name, found in checksums(state).items():
+    def _read_state(self, step, content, abstract, part):
+        names = jax.tree_util.tree_map_with_path(lambda path, _: name_of(path), abstract)
+        wanted = set(jax.tree.leaves(part(names)))
+        unread = self._ocp.PLACEHOLDER
+        asked = jax.tree.map(lambda n, x: x if n in wanted else unread, names, abstract)
+        how = self._ocp.checkpoint_utils.construct_restore_args(asked)
+        args = self._ocp.args.PyTreeRestore(asked, restore_args=how)
+        state = self._read(step, 'state', args)
+        # None is no leaf.
+        read = jax.tree.map(lambda x: None if x is unread else x, state)
+        for name, found in checksums(read).items():
             if found != content['checksums'][name]:
                 raise Damaged(f'{name} has changed since it was written')
-        return state
+        return part(state)
 
     def _loss_of(self, step) -> float | None:
         if step not in self._losses:

@@ -17,7 +17,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from gptjax import files, rundir
+from gptjax import files, progress, rundir
 from gptjax.errors import UserError
 from gptjax.parallel import multihost
 from gptjax.train.checkpoint import Checkpoints
@@ -81,7 +81,8 @@ def load_start(config: ConfigDict, mesh: Mesh) -> Trained:
     Raises:
         UserError: the earlier run has no such checkpoint.
     """
-    return load_earlier(config.start, mesh)
+    with progress.bar('reading the model that this starts from', 0):
+        return load_earlier(config.start, mesh)
 
 
 def _taken_before(workdir: Path, run: Path, step: int) -> ConfigDict | None:

@@ -1,15 +1,10 @@
 """A stage that is killed and started again is bitwise the one that was left alone."""
 
-import socket
-import subprocess
-import sys
-
 import pytest
 
 from gptjax.train.metrics import read_metrics
 from tests import runs
 from tests.post import starts
-from tests.train.test_multihost import PROCESS
 from tests.train.test_resume import lines_of, wait_until
 
 
@@ -28,24 +23,6 @@ def command(folder, stage, workdir):
         '--config.policy.kl_horizon=1000',
         '--config.policy.reward_running_scale=True',
     )
-
-
-def start_two(*words):
-    """Two processes of four devices each, as one cluster."""
-    with socket.socket() as free:
-        free.bind(('localhost', 0))
-        port = free.getsockname()[1]
-    return [
-        subprocess.Popen(
-            [sys.executable, '-c', PROCESS, str(port), str(number), *map(str, words)],
-            cwd=runs.ROOT,
-            env=runs.environment(devices=4),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
 
 
 def records(workdir):
@@ -91,7 +68,7 @@ def test_two_processes_are_one_run(tmp_path):
     mesh = ('--config.mesh.data=2', '--config.mesh.fsdp=2', '--config.mesh.tensor=2')
     words = lambda name: (*command(tmp_path, 'ppo', tmp_path / name), *mesh)
     runs.finish(runs.start(*words('alone'), devices=8))
-    for process in start_two(*words('together')):
+    for process in runs.start_two(words('together')):
         runs.finish(process)
     alone, together = records(tmp_path / 'alone'), records(tmp_path / 'together')
     assert len(alone) == len(together)

@@ -1,13 +1,12 @@
 """Two processes train as one: the same data, the same losses, the same files."""
 
-import socket
-import subprocess
-import sys
+import re
 
 import pytest
 
 from gptjax.parallel import multihost
 from tests import runs
+from tests.train.test_resume import lines_of, wait_until
 
 WORDS = (
     'pretrain',
@@ -21,38 +20,21 @@ WORDS = (
     '--config.mesh.tensor=2',
 )
 
-# What a cluster's environment would tell `jax.distributed.initialize`.
-PROCESS = """
-import sys, jax
-from gptjax.main import main
-from gptjax.parallel import multihost
-multihost.SHARED_SECONDS = 3.0
-port, number, *argv = sys.argv[1:]
-jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-initialize = jax.distributed.initialize
-jax.distributed.initialize = lambda: initialize(f'localhost:{port}', 2, int(number))
-sys.argv = ['gptjax', *argv, '--multihost']
-sys.exit(main(sys.argv))
+# The second process takes what it reads of the newest checkpoint for damaged.
+DAMAGED = """
+from gptjax.train.checkpoint import Checkpoints, Damaged
+read = Checkpoints._read_state
+def damaged(self, step, content, abstract):
+    state = read(self, step, content, abstract)
+    if jax.process_index() == 1 and step == self.steps()[-1]:
+        raise Damaged('the shard of this process')
+    return state
+Checkpoints._read_state = damaged
 """
 
 
-def start_two(workdirs, *words):
-    """Two processes of four devices each, as one cluster."""
-    with socket.socket() as free:
-        free.bind(('localhost', 0))
-        port = free.getsockname()[1]
-    return [
-        subprocess.Popen(
-            [sys.executable, '-c', PROCESS, str(port), str(number), *WORDS]
-            + [f'--workdir={workdir}', *words],
-            cwd=runs.ROOT,
-            env=runs.environment(devices=4),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number, workdir in enumerate(workdirs)
-    ]
+def words_of(workdir, *more):
+    return (*WORDS, f'--workdir={workdir}', *more)
 
 
 @pytest.mark.slow
@@ -62,7 +44,7 @@ def test_two_processes_are_one_run(prepared_run, tmp_path):
     expected = runs.records(alone)
 
     workdir = tmp_path / 'together'  # nothing prepared
-    first, second = start_two([workdir, workdir])
+    first, second = runs.start_two(words_of(workdir))
     said = runs.finish(first)[0], runs.finish(second)[0]
     assert 'documents: ' in said[0] and 'finished at step 12' in said[0]
     # Gloo's threads greet on standard output, and cut into each other's lines.
@@ -82,18 +64,41 @@ def test_two_processes_are_one_run(prepared_run, tmp_path):
 
 
 @pytest.mark.slow
+def test_what_stops_or_hinders_one_stops_or_hinders_both(prepared_run, tmp_path):
+    workdir = runs.copy(prepared_run, tmp_path / 'run')
+    words = words_of(workdir, '--config.train.num_steps=60')
+    processes = runs.start_two(words)
+    wait_until(processes[0], lambda: lines_of(workdir) >= 10)
+    processes[1].terminate()  # alone
+    said = [runs.finish(process, 75)[0] for process in processes][0]
+    stopped = int(re.search(r'saved at step (\d+)', said)[1])
+    assert 10 <= stopped < 60
+
+    first, second = runs.start_two(words, before=DAMAGED)
+    said = runs.finish(first)[0]
+    runs.finish(second)
+    assert f'{stopped:08d} is damaged: for another process' in said
+    # checkpoints come every six steps
+    before = (stopped - 1) // 6 * 6
+    assert f'going on from the checkpoint of step {before}' in said
+    assert (workdir / 'checkpoints' / f'damaged-{stopped}').is_dir()
+    steps = [r['step'] for r in runs.records(workdir) if r['split'] == 'train']
+    assert steps == list(range(1, 61))
+
+
+@pytest.mark.slow
 def test_what_the_first_refuses_the_others_refuse(tmp_path):
     missing = (
         '--config.data.sources.chitchat.kind=text',
         '--config.data.sources.chitchat.path=/nowhere',
     )
-    for process in start_two([tmp_path / 'run'] * 2, *missing):
+    for process in runs.start_two(words_of(tmp_path / 'run', *missing)):
         assert 'no such file' in runs.finish(process, code=2)[1]
 
 
 @pytest.mark.slow
 def test_a_run_directory_that_is_not_shared(tmp_path):
-    for process in start_two([tmp_path / 'a', tmp_path / 'b']):
+    for process in runs.start_two(words_of(tmp_path / 'a'), words_of(tmp_path / 'b')):
         assert 'a folder that all of them share' in runs.finish(process, code=2)[1]
 
 

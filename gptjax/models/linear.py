@@ -1,0 +1,130 @@
+"""Linear maps, and their weights as one row at a time is fastest on a CPU."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# How many axes of one layer's weights are inputs; the others are outputs.
+INPUT_AXES = {
+    'query': 1,  # D N H
+    'key': 1,
+    'value': 1,
+    'out': 2,  # N H D
+    'up': 1,  # D F
+    'gate': 1,
+    'down': 1,  # F D
+    'kernel': 1,  # D V, the head
+}
+
+
+# Weights that `turn_params` makes one matrix of: those that are applied together.
+TURNED = (('query', 'key', 'value'), ('out',), ('up', 'gate'), ('down',), ('kernel',))
+
+
+def linear(x, *weights, outputs: int = 1):
+    """(..., *O) of x (..., I) and weights (*I, *O), for each of the weights.
+
+    As products of two matrices: over three axes XLA for CPU would transpose the
+    weights first, each time.
+
+    Args:
+        x: the axes of the weights' inputs are one here.
+        *weights: parameters, or what stands for them, computed with in the dtype of x.
+        outputs: how many axes of the weights are outputs.
+
+    Returns:
+        A list, or of one weight the array itself.
+    """
+    weights = [parameter[...] for parameter in weights]
+    if isinstance(weights[0], Turned):
+        products = weights[0].products(x)
+    else:
+        products = [_product(x, matrix.astype(x.dtype), outputs) for matrix in weights]
+    return products if len(products) > 1 else products[0]
+
+
+def _product(x, weights, outputs):
+    shape = weights.shape[-outputs:]
+    flat = weights.reshape(x.shape[-1], math.prod(shape))
+    return (x @ flat).reshape(*x.shape[:-1], *shape)
+
+
+@jax.tree_util.register_pytree_node_class
+class Turned:
+    """Weights of one input, with their outputs first: stand for the first of them.
+
+    With one row, and so, XLA for CPU writes the product as a loop, which all cores
+    share; otherwise as a call that runs on one. With more rows there is nothing in it.
+
+    Attributes:
+        matrix: (sum of outputs, in).
+        shapes: of the outputs of each of the weights.
+    """
+
+    def __init__(self, matrix, shapes: tuple[tuple[int, ...], ...]):
+        self.matrix = matrix
+        self.shapes = shapes
+
+    def __getitem__(self, key):
+        assert key is Ellipsis
+        return self
+
+    def products(self, x, dtype=None):
+        """[(..., *outputs), …] of x (..., in); in `dtype`, and as x without."""
+        rows = x.reshape(-1, x.shape[-1])
+        matrix = self.matrix.astype(x.dtype)
+        if len(rows) == 1:
+            product = jnp.matmul(rows, matrix.T, preferred_element_type=dtype)
+        else:
+            product = jnp.matmul(matrix, rows.T, preferred_element_type=dtype)
+            # Without it XLA would turn the product back.
+            product = jax.lax.optimization_barrier(product).T
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes])
+        return [
+            part.reshape(*x.shape[:-1], *shape)
+            for part, shape in zip(
+                jnp.split(product, ends[:-1], axis=-1), self.shapes, strict=True
+            )
+        ]
+
+    def tree_flatten(self):
+        return (self.matrix,), self.shapes
+
+    @classmethod
+    def tree_unflatten(cls, shapes, children):
+        return cls(*children, shapes)
+
+
+@jax.tree_util.register_static
+class InSibling:
+    """Stands for weights that lie in their sibling's `Turned`."""
+
+    def __getitem__(self, key):
+        assert key is Ellipsis
+        return self
+
+
+def turn_params(params):
+    """Unstacked parameters with the weights of layers and head turned.
+
+    Args:
+        params: of `gpt.unstack_layers`. What is no plain array stays.
+    """
+    if isinstance(params, tuple):
+        return tuple(turn_params(part) for part in params)
+    if not isinstance(params, dict):
+        return params
+    turned = {name: turn_params(part) for name, part in params.items()}
+    for names in TURNED:
+        names = [name for name in names if isinstance(params.get(name), jax.Array)]
+        if names:
+            shapes = tuple(params[name].shape[INPUT_AXES[name] :] for name in names)
+            flat = [
+                params[name].reshape(-1, math.prod(shape))
+                for name, shape in zip(names, shapes, strict=True)
+            ]
+            turned |= dict.fromkeys(names, InSibling())
+            turned[names[0]] = Turned(jnp.concatenate(flat, axis=1).T, shapes)
+    return turned
