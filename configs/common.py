@@ -147,7 +147,7 @@ def base() -> ConfigDict:
         patience=0,  # validations without a better loss; 0: no early stop
         max_bad_steps=10,  # non-finite updates in a row before the run stops
         profile_step=-1,  # the step from which three are traced; -1: none
-        peak_tflops=0.0,  # of one device, for MFU; 0: from the table
+        peak_tflops=0.0,  # of one device, for MFU; 0: from the table, of bfloat16
     )
 
     config.checkpoint = section(
@@ -316,6 +316,7 @@ def reward_section() -> ConfigDict:
         group=8,  # conversations compared with each other, all pairs of them
         margin=0.0,  # of a pair: times the difference of standardised ratings
         centring=0.01,  # times the squared sum of a pair's rewards
+        epochs=0.0,  # passes over the conversations; 0: train.num_steps instead
     )
 
 

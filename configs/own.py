@@ -11,7 +11,14 @@ texts; `KIND=` before the path says it, as for chat files of `messages`, which e
 import os
 
 from configs import chitchat, common
+from gptjax.data.paths import endings_in
 from gptjax.data.sources import SUFFIXES
+
+OF_RECORDS = ('.csv', '.tsv', '.json')  # as text a model would learn their commas
+CONVERT = (
+    'convert it to JSON Lines, {"text": "…"} on each line, and use KIND=PATH, as '
+    'configs/own.py:jsonl=mine.jsonl'
+)
 
 
 def get_config(variant: str = ''):
@@ -27,12 +34,32 @@ def get_config(variant: str = ''):
 
 def kind_of(path: str) -> str:
     """The first kind of source whose files end as this path does."""
-    if path.endswith('/') or os.path.isdir(os.path.expanduser(path)):
+    if os.path.isdir(os.path.expanduser(path)):
+        return kind_of_folder(path)
+    if path.endswith('/'):
         return 'text'
     kinds = [kind for kind, ends in SUFFIXES.items() if path.endswith(ends)]
+    if path.endswith(OF_RECORDS):
+        raise ValueError(f'configs/own.py:{path}: {CONVERT}')
     if not kinds:
         raise ValueError(
             f'configs/own.py:{path}: the ending tells no kind: use KIND=PATH, as '
             f'configs/own.py:text={path}; kinds are {", ".join(SUFFIXES)}'
         )
     return kinds[0]
+
+
+def kind_of_folder(path: str) -> str:
+    """'text', if there is any text in it or nothing yet."""
+    found = endings_in(path, 'data.sources.own.path')
+    if not found or found.keys() & {*SUFFIXES['text']}:
+        return 'text'
+    kinds = [kind for kind, ends in SUFFIXES.items() if found.keys() & {*ends}]
+    fix = CONVERT
+    if kinds:
+        fix = f'use KIND=PATH, as configs/own.py:{kinds[0]}={path}; kinds are '
+        fix += ', '.join(SUFFIXES)
+    there = ', '.join(sorted(found)[:8])
+    raise ValueError(
+        f'configs/own.py:{path}: no text in this folder, but {there}: {fix}'
+    )

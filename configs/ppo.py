@@ -7,7 +7,8 @@
 It starts from runs/sums_sft and is rewarded by the verifier of sums. Behind the colon
 a reward model's run takes its place: then it starts from runs/sft, and prompts are out
 of the conversations that this was taught. Others: --config.start.run=RUN, and
---config.task.path=FILE with lines {"prompt": "…"} or {"messages": […]}.
+--config.task.path=FILE with lines {"prompt": "…"} or {"messages": […]}; for the
+verifier each has its "answer" too.
 """
 
 from configs import common, problems

@@ -6,7 +6,8 @@
 
 Behind the colon stands what is learned: `witty`, `interesting`, `upbeat` (without:
 their sum), what people did, `replied` or `continued`, or a file of lines
-{"prompt": [{"role": "user", "content": "…"}], "chosen": "…", "rejected": "…"}.
+{"prompt": [{"role": "user", "content": "…"}], "chosen": "…", "rejected": "…"},
+each of which is read reward.epochs times.
 It starts from a pretrained or fine-tuned run: --config.start.run=runs/sft.
 """
 
@@ -28,8 +29,8 @@ def get_config(variant: str = ''):
             config.data.context = 32  # a first turn is short
     elif variant in RATINGS:
         config.reward.target = variant
-    else:
-        config.reward.preferences = variant
+    elif variant:
+        config.reward.update(preferences=variant, epochs=3.0)
     config.optim.update(
         name='adamw', learning_rate=1e-3, schedule='linear', warmup_steps=10
     )

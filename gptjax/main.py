@@ -67,25 +67,36 @@ def _data(words):
 
 def _tokenizer(words):
     config, workdir = opening.open_run(words)
+    if 'start' in config:
+        raise UserError(
+            f'the tokenizer is that of start.run={config.start.run}: go on with '
+            '`prepare` or `pretrain`'
+        )
     opening.make(config, workdir, [making.vocabulary])
 
 
 def _prepare(words):
     config, workdir = opening.open_run(words)
-    opening.make(config, workdir, [making.documents, making.vocabulary, making.shards])
+    opening.make(config, workdir, _before_training(config))
+
+
+def _before_training(config):
+    """The parts of RUN that pretraining takes; from an earlier run, its tokenizer."""
+    learnt = [] if 'start' in config else [making.vocabulary]
+    return [making.documents, *learnt, making.shards]
 
 
 def _pretrain(words):
     config, workdir = opening.open_run(words)
-    from gptjax.train import check, pretrain
+    from gptjax.train import pretrain
 
-    check.check_config(config)
-    opening.make(config, workdir, [making.documents, making.vocabulary, making.shards])
+    pretrain.check_pretrain(config)
+    opening.make(config, workdir, _before_training(config))
     return _told(pretrain.pretrain(config, workdir), 'bits per byte')
 
 
 def _sft(words):
-    config, workdir = opening.open_run(words)
+    config, workdir = opening.open_run(words, 'sft')
     from gptjax.train import sft
 
     sft.check_sft(config)
@@ -95,7 +106,7 @@ def _sft(words):
 
 
 def _reward(words):
-    config, workdir = opening.open_run(words)
+    config, workdir = opening.open_run(words, 'reward')
     from gptjax.eval import ratings
     from gptjax.post import reward
 
@@ -110,7 +121,7 @@ def _reward(words):
 
 
 def _dpo(words):
-    config, workdir = opening.open_run(words)
+    config, workdir = opening.open_run(words, 'dpo')
     from gptjax.post import dpo
 
     dpo.check_config(config)
@@ -119,7 +130,7 @@ def _dpo(words):
 
 
 def _select(words):
-    config, workdir = opening.open_run(words)
+    config, workdir = opening.open_run(words, 'select')
     from gptjax.post import select
 
     select.check_config(config)
@@ -129,13 +140,13 @@ def _select(words):
 
 
 def _task(words):
-    config, workdir = opening.open_run(words)
+    config, workdir = opening.open_run(words, 'task')
     opening.make(config, workdir, [making.problems])
     print(f'for pretrain and sft: {workdir}/task/train.jsonl')
 
 
 def _ppo(words):
-    config, workdir = opening.open_run(words)
+    config, workdir = opening.open_run(words, 'ppo')
     from gptjax.post import ppo
 
     ppo.check_config(config)
@@ -144,7 +155,7 @@ def _ppo(words):
 
 
 def _grpo(words):
-    config, workdir = opening.open_run(words)
+    config, workdir = opening.open_run(words, 'grpo')
     from gptjax.post import grpo
 
     grpo.check_config(config)
@@ -153,7 +164,7 @@ def _grpo(words):
 
 
 def _best_of(words):
-    config, workdir = opening.open_run(words)
+    config, workdir = opening.open_run(words, 'best_of')
     from gptjax.post import best_of
 
     best_of.check_config(config)
@@ -162,7 +173,7 @@ def _best_of(words):
 
 
 def _overoptimize(words):
-    config, workdir = opening.open_run(words)
+    config, workdir = opening.open_run(words, 'overoptimize')
     from gptjax.eval import overoptimization, overoptimization_page
 
     overoptimization.check_config(config)

@@ -4,6 +4,7 @@ A part is there already, or is made; either way its function gives (the line, wh
 it was there).
 """
 
+from collections import Counter
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -16,9 +17,10 @@ def documents(config: ConfigDict, workdir: Path) -> Made:
     from gptjax.data.documents import build_documents
 
     there = (workdir / 'documents' / 'manifest.json').exists()
-    splits = build_documents(config, workdir)['splits']
+    made = build_documents(config, workdir)
+    splits = made['splits']
     counts = [f'{split["documents"]:,} {name}' for name, split in splits.items()]
-    return f'documents: {", ".join(counts)}', there
+    return f'documents: {", ".join(counts)}{_passed_over(made)}', there
 
 
 def dialogue(config: ConfigDict, workdir: Path) -> Made:
@@ -26,12 +28,50 @@ def dialogue(config: ConfigDict, workdir: Path) -> Made:
     from gptjax.data import turns
 
     there = (workdir / 'dialogue' / 'manifest.json').exists()
-    splits = turns.prepare_dialogue(config, workdir)['splits']
+    made = turns.prepare_dialogue(config, workdir)
     counts = [
         f'{sum(source["turns"] for source in sources.values()):,} {name}'
-        for name, sources in splits.items()
+        for name, sources in made['splits'].items()
     ]
-    return f'replies: {", ".join(counts)}', there
+    told = f'replies: {", ".join(counts)}{_cut(made)}{_passed_over(made)}'
+    return told, there
+
+
+def _cut(made: dict) -> str:
+    """What of the conversations found no room."""
+    from gptjax.data import turns
+
+    total, told = Counter(), ''
+    for sources in made['splits'].values():
+        for source in sources.values():
+            names = ('turns', 'predicted_tokens', 'cut_turns', 'cut_tokens')
+            total.update({name: source.get(name, 0) for name in names})
+    room = f'data.context={made["context"]}'
+    if total['cut_turns']:
+        share = total['cut_tokens'] / (total['cut_tokens'] + total['predicted_tokens'])
+        told = (
+            f'; {total["cut_turns"]:,} of {total["turns"]:,} replies cut, {share:.0%} '
+            f'of all their tokens, to fit {room}'
+        )
+    skipped = [source['skipped'] for source in made['sources'].values()]
+    if long := sum(its.get(turns.LONG_SYSTEM, 0) for its in skipped):
+        told += (
+            f'; {long:,} conversations left out, as the system message takes more than '
+            f'half of {room}'
+        )
+    return told
+
+
+def _passed_over(made: dict) -> str:
+    """Which files lay beside those that were read."""
+    told = ''
+    for name, source in made['sources'].items():
+        if others := source.get('passed_over'):
+            told += (
+                f'; {name}: {source["files"]:,} files read, {sum(others.values()):,} '
+                f'passed over ({", ".join(sorted(others)[:8])})'
+            )
+    return told
 
 
 def ratings(config: ConfigDict, workdir: Path) -> Made:
@@ -45,11 +85,10 @@ def ratings(config: ConfigDict, workdir: Path) -> Made:
         print(rating_audit.audit_text(made['audit']))
     counts = [f'{its["items"]:,} {name}' for name, its in made['splits'].items()]
     train = made['splits']['train']
-    return (
-        f'ratings: {", ".join(counts)}; {train["pairs"]:,} training pairs, of which '
-        f'{train["equal_pairs"]:,} are equal and skipped',
-        there,
-    )
+    told = f'ratings: {", ".join(counts)}; {train["pairs"]:,} training pairs'
+    if 'preferences' in made:
+        return f'{told}; {made["preferences"]["equal"]:,} equal ones skipped', there
+    return f'{told}, of which {train["equal_pairs"]:,} are equal and skipped', there
 
 
 def pairs(config: ConfigDict, workdir: Path) -> Made:

@@ -13,10 +13,31 @@ from gptjax.errors import UserError
 from gptjax.making import Made
 
 HELD = contextlib.ExitStack()  # what a stage holds to its end
+# The sections of a config that a stage reads and `base()` does not have, and a config
+# that has them.
+SECTIONS = {
+    'sft': (('sft', 'start', 'dialogue'), 'configs/sft.py'),
+    'reward': (('reward', 'start'), 'configs/reward.py'),
+    'dpo': (('preference', 'start'), 'configs/dpo.py'),
+    'select': (('select', 'start', 'task'), 'configs/select.py'),
+    'task': (('task',), 'configs/sums.py'),
+    'ppo': (('ppo', 'policy', 'start', 'task'), 'configs/ppo.py'),
+    'grpo': (('grpo', 'policy', 'start', 'task'), 'configs/grpo.py'),
+    'best_of': (('best_of', 'start', 'task'), 'configs/best_of.py'),
+    'overoptimize': (
+        ('overoptimization', 'best_of', 'start', 'task'),
+        'configs/overoptimization.py',
+    ),
+}
 
 
-def open_run(words: Sequence[str]) -> tuple[ConfigDict, Path]:
-    """(config, run directory) of a stage, checked to belong together."""
+def open_run(words: Sequence[str], stage: str = '') -> tuple[ConfigDict, Path]:
+    """(config, run directory) of a stage, checked to belong together.
+
+    Args:
+        words: that stand behind the flags; there is no use for any.
+        stage: its name, where it is one of SECTIONS.
+    """
     from gptjax.train.ranges import check_numbers
 
     command.no_more(words)
@@ -29,18 +50,41 @@ def open_run(words: Sequence[str]) -> tuple[ConfigDict, Path]:
         multihost.initialize()
     if FLAGS.config is None:
         config = rundir.read_config(workdir)
+        _check_sections(config, stage, str(workdir / 'config.json'))
         check_numbers(config)
         return config, workdir
     config = FLAGS.config.copy_and_resolve_references()
+    given = command.fields_given()
+    _check_sections(config, stage, FLAGS['config'].config_filename)
+    _check_steps(config, given)
     if 'start' in config:
         from gptjax.train import start
 
-        given = command.fields_given()
         changes = {n: v for n, v in given.items() if n.split('.')[0] in start.SECTIONS}
         config = start.adopt(config, workdir, changes)
     check_numbers(config)
     rundir.check_run(config, workdir)
     return config, workdir
+
+
+def _check_sections(config, stage, name):
+    needed, example = SECTIONS.get(stage, ((), ''))
+    for section in needed:
+        if section not in config:
+            raise UserError(
+                f'`{stage}` needs the section `{section}`, which {name} does not have: '
+                f'use a config for it, as {example}'
+            )
+
+
+def _check_steps(config, given):
+    """Refuses steps that are asked for where passes over the data give them."""
+    for section in ('sft', 'preference', 'reward'):
+        if 'train.num_steps' in given and section in config and config[section].epochs:
+            raise UserError(
+                f'--config.train.num_steps: {section}.epochs={config[section].epochs} '
+                f'gives the steps: leave it out, or add --config.{section}.epochs=0'
+            )
 
 
 def workdir_given() -> Path | None:

@@ -5,7 +5,7 @@
 #
 # NAME and ZONE are the TPU's (gcloud compute tpus tpu-vm list). The working tree
 # is copied to ~/gptjax on all workers, the requirements and jax[tpu] are
-# installed there, and all run the same pretrain, which finds its peers.
+# installed there, once, and all run the same pretrain, which finds its peers.
 # CONFIG is a path in the repository. WORKDIR must be one folder to all workers:
 # Filestore, or a mounted bucket (gcsfuse --rename-dir-limit=100000, as folders are
 # renamed when they are whole); a TPU of one worker may use its own disk.
@@ -37,8 +37,12 @@ on_workers() { # COMMAND: on all at once, since each waits for the others
 parcel=$(mktemp -d)
 trap 'rm -rf "$parcel"' EXIT
 echo "Copying the working tree to all workers of $name"
+# git is left behind: of it the workers need what environment.json says.
+revision=$(git rev-parse HEAD 2>/dev/null) || revision=
+[ -z "$revision" ] || [ -z "$(git status --porcelain)" ] || revision+=+
+echo "$revision" >"$parcel/revision"
 tar czf "$parcel/gptjax.tgz" --exclude __pycache__ \
-    gptjax configs launch requirements.txt
+    gptjax configs launch requirements.txt -C "$parcel" revision
 gcloud compute tpus tpu-vm scp "$parcel/gptjax.tgz" "$name:gptjax.tgz" \
     --zone "$zone" --worker all
 
@@ -52,8 +56,7 @@ tar xzf ~/gptjax.tgz
 export PATH="$HOME/.local/bin:$PATH"
 command -v uv >/dev/null || python3 -m pip install --quiet --user uv
 bash -euo pipefail -c ". launch/environment.sh
-need requirements.txt
-install --upgrade \"jax[tpu]\""'
+need launch/tpu-requirements.txt requirements.txt"'
 
 echo "Pretraining $config on all workers"
 flags=$(printf ' %q' --config "$config" --workdir "$workdir" "$@")

@@ -23,7 +23,7 @@ ALLOWED = {
     'parallel': set(),
     'data': {'tokenizer'},
     'tokenizer': {'data'},
-    'optim': {'parallel'},
+    'optim': {'parallel', 'models'},
     'models': {'kernels', 'parallel'},
     'infer': {'kernels', 'parallel', 'models', 'tokenizer'},
     'train': {

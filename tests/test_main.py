@@ -1,5 +1,7 @@
 """The command line: flags, help, exit codes."""
 
+import importlib
+import re
 import signal
 import subprocess
 import sys
@@ -71,6 +73,47 @@ def test_unknown_words_are_refused(capsys, tmp_path):
         found = error_of(capsys, *words)
         assert told in found, (words, found)
     assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+    'stage, config, told',
+    (
+        ('sft', 'chitchat', 'needs the section `sft`, which configs/chitchat.py does'),
+        ('dpo', 'chitchat', '`preference`, .*: use a config for it, as configs/dpo.py'),
+        ('task', 'chitchat', '`task`'),
+        ('select', 'chitchat', '`select`'),
+        ('best_of', 'chitchat', '`best_of`'),
+        ('overoptimize', 'chitchat', '`overoptimization`'),
+        ('reward', 'sft', '`reward`'),
+        ('ppo', 'grpo', '`ppo`'),
+        ('grpo', 'ppo', '`grpo`'),
+    ),
+)
+def test_a_config_of_another_stage(stage, config, told, capsys, tmp_path):
+    words = (stage, f'--config=configs/{config}.py', f'--workdir={tmp_path}/run')
+    assert re.search(told, error_of(capsys, *words))
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_run_of_another_stage(capsys, tmp_path):
+    rundir.write_config(common.base(), tmp_path)
+    told = error_of(capsys, 'sft', f'--workdir={tmp_path}')
+    assert f'which {tmp_path}/config.json does not have' in told
+
+
+def test_the_config_of_every_stage_has_its_sections():
+    for stage, (needed, path) in opening.SECTIONS.items():
+        name = path.removesuffix('.py').replace('/', '.')
+        assert {*needed} <= {*importlib.import_module(name).get_config()}, stage
+
+
+def test_steps_are_asked_for_or_follow_from_epochs(capsys, tmp_path):
+    for stage, section in (('sft', 'sft'), ('dpo', 'preference')):
+        words = (stage, f'--config=configs/{stage}.py', f'--workdir={tmp_path}/run')
+        words = (*words, '--config.train.num_steps=9', '--config.start.run=/none')
+        assert f'add --config.{section}.epochs=0' in error_of(capsys, *words)
+        words = (*words, f'--config.{section}.epochs=0')
+        assert 'start.run=/none: no run' in error_of(capsys, *words)
 
 
 def test_every_stage_says_which_flags_it_reads():

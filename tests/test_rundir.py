@@ -36,6 +36,14 @@ def test_environment_names_command_versions_and_processor(tmp_path, monkeypatch)
     assert environment['processor'] and environment['python']
 
 
+def test_the_revision_is_gits_or_what_came_with_the_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(rundir, '__file__', str(tmp_path / 'gptjax' / 'rundir.py'))
+    assert rundir.environment()['revision'] is None
+    for written, read in (('0123abc+\n', '0123abc+'), ('\n', None)):
+        (tmp_path / 'revision').write_text(written)
+        assert rundir.environment()['revision'] == read
+
+
 def test_environment_keeps_the_config_that_was_named(tmp_path, monkeypatch):
     def written(*words):
         monkeypatch.setattr(sys, 'argv', ['gptjax', *words])

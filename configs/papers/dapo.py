@@ -27,10 +27,13 @@ Not the same:
 - The paper starts from Qwen2.5-32B without fine-tuning. Here a reply has to end with a
   token that the model was taught: a Llama of 33B after `sft` stands for it.
 - Problems are the user's own prompts.jsonl; DAPO-Math-17K is not fetched.
-- The reward is 2 or 0, which less the group's mean is 1 or -1: the punishment of at
-  most 1 has the same share of it.
+- The reward is 2 or 0 in place of 1 or -1: in a group the differences are the same,
+  and so are the advantages, and the punishment of at most 1 has the same share.
 - Where the draws give too few groups, the rollout is smaller; the paper draws on.
-- 33 rollouts are one pass over 17,000 prompts; the paper does not say how many it made.
+- 33 rollouts have as many groups as there are prompts, 33 x 512 of 17,000; the paper
+  does not say how many it made. Each has 30 x 512 places in the order of prompts to
+  itself, nearly a pass, and draws from as many as it takes: some prompts come more
+  often than others.
 """
 
 from configs import common, papers

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ml_collections import ConfigDict
+
 from gptjax.data import classical, markup, masks
 from gptjax.errors import UserError
 
@@ -27,6 +29,16 @@ class Options(NamedTuple):
     min_characters: int = 16
     max_characters: int = 1_000_000
     max_repetition: float = 0.5
+
+
+def options_of(data: ConfigDict) -> Options:
+    """What the section `data` of a config says."""
+    return Options(
+        tuple(data.languages),
+        data.min_characters,
+        data.max_characters,
+        data.max_repetition,
+    )
 
 
 # ---- Characters

@@ -9,6 +9,7 @@ talk (chitchat) each of them is it once, in the views `@0` and `@1`.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -21,13 +22,13 @@ from gptjax import progress
 from gptjax.data import dedup
 from gptjax.data.chat import ROLES
 from gptjax.data.chitchat import merge_turns
-from gptjax.data.clean import DROP_DUPLICATES, Options, StepCount, clean_text
+from gptjax.data.clean import DROP_DUPLICATES, StepCount, clean_text, options_of
 from gptjax.data.conversation import conversation_text
 from gptjax.data.documents import split_of
 from gptjax.data.file_sources import read_messages
 from gptjax.data.paths import Advance, list_files
-from gptjax.data.records import SPLITS, Source, identity_of
-from gptjax.data.sources import SUFFIXES, describe_files
+from gptjax.data.records import SPLITS, Source, identity_of, valid_unicode
+from gptjax.data.sources import SUFFIXES, about_files
 from gptjax.data.tfds_source import (
     count_examples,
     describe_dataset,
@@ -129,8 +130,10 @@ def _write_source(name, opened: Source, data: ConfigDict, seen, outputs) -> dict
 def views(conversation: Conversation) -> Iterator[tuple[str, list[dict]]]:
     """(id, messages of `role` and `content`) for each assistant."""
     several = len(conversation.assistants) > 1
+    # One that ends like a view's is numbered as well, for `conversation_of`.
+    numbered = several or VIEW.search(conversation.id)
     for number, assistant in enumerate(conversation.assistants):
-        identity = f'{conversation.id}@{number}' if several else conversation.id
+        identity = f'{conversation.id}@{number}' if numbered else conversation.id
         messages = []
         for speaker, text in conversation.messages:
             role = 'assistant' if speaker == assistant else 'user'
@@ -140,13 +143,21 @@ def views(conversation: Conversation) -> Iterator[tuple[str, list[dict]]]:
         yield identity, messages
 
 
+def conversation_of(view: str) -> str:
+    """The id of the conversation, of the id of one of its views."""
+    return VIEW.sub('', view)
+
+
+VIEW = re.compile(r'@[0-9]+\Z')
+
+
 # ---- cleaning
 
 
 def _clean(conversation, data, counts) -> Conversation:
     """The conversation with each message cleaned; those that end empty go."""
     steps = [name for name in data.clean if name not in FILTERS]
-    options = _options(data)
+    options = options_of(data)
     cleaned = (
         (speaker, clean_text(text, steps, options, counts))
         for speaker, text in conversation.messages
@@ -175,18 +186,9 @@ def _why_not(conversation, data, counts, seen) -> str | None:
                 return name
             seen.add(key)
         elif name in FILTERS:
-            if clean_text(text, [name], _options(data), counts) is None:
+            if clean_text(text, [name], options_of(data), counts) is None:
                 return name
     return None
-
-
-def _options(data) -> Options:
-    return Options(
-        tuple(data.languages),
-        data.min_characters,
-        data.max_characters,
-        data.max_repetition,
-    )
 
 
 # ---- sources
@@ -216,7 +218,7 @@ def open_dialogue(field: str, source: ConfigDict, data_dir: Path) -> Source:
         )
     if source.kind == 'chat':
         paths = list_files(source.path, SUFFIXES['chat'], f'{field}.path')
-        about = dict(licence=source.licence, citation='', **describe_files(paths))
+        about = about_files(field, source, paths)
         total, unit = about['bytes'], 'bytes'
 
         def read(advance):
@@ -247,18 +249,14 @@ def _read_files(field, source, paths, advance) -> Iterator[Conversation]:
         answered = number = 0
         for identity, where, messages in read_messages(field, source, [file], advance):
             for place, message in enumerate(messages):
-                if message['role'] not in ROLES:
-                    raise UserError(
-                        f'{where}: messages[{place}].role={message["role"]!r}: use '
-                        f'{", ".join(ROLES)}'
-                    )
+                _check_role(message['role'], f'{where}: messages[{place}]')
             turns = [
-                (message['role'], _valid_unicode(message['content']))
+                (message['role'], valid_unicode(message['content']))
                 for message in messages
             ]
             number += 1
             answered += any(role == 'assistant' for role, _ in turns)
-            yield Conversation(_valid_unicode(identity), turns, ('assistant',))
+            yield Conversation(valid_unicode(identity), turns, ('assistant',))
         if not answered:
             raise UserError(
                 f'{field}.path={file.path}: none of its {number} conversations has a '
@@ -308,11 +306,17 @@ def _from_roles(identity, messages, where):
         zip(_texts(messages['role']), _texts(messages['content']), strict=True)
     )
     for place, (role, _) in enumerate(turns):
-        if role not in ROLES:
-            raise UserError(
-                f'{where}: messages[{place}].role={role!r}: use {", ".join(ROLES)}'
-            )
+        _check_role(role, f'{where}: messages[{place}]')
     return Conversation(identity, turns, ('assistant',))
+
+
+def _check_role(role, where):
+    if role in ROLES:
+        return
+    fix = ''
+    if role in ('tool', 'function'):
+        fix = '; what a tool said belongs into a message of the user, or leave this out'
+    raise UserError(f'{where}.role={role!r}: use {", ".join(ROLES)}{fix}')
 
 
 def _from_senders(identity, messages, where):
@@ -329,8 +333,3 @@ def _from_utterances(identity, utterances, where):
 
 def _texts(values) -> list[str]:
     return [value.decode('utf-8', errors='replace') for value in values]
-
-
-def _valid_unicode(text: str) -> str:
-    """Lone surrogates become U+FFFD: JSON and file names hold them, UTF-8 cannot."""
-    return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')

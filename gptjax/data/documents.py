@@ -33,10 +33,10 @@ from gptjax.data.clean import (
     StepCount,
     check_steps,
     clean_text,
+    options_of,
 )
-from gptjax.data.paths import is_remote, list_files
 from gptjax.data.records import SPLITS, Document, Source
-from gptjax.data.sources import SUFFIXES, describe_files, open_source
+from gptjax.data.sources import open_source, refuse_changed_sources
 from gptjax.errors import UserError
 
 CHUNK_CHARACTERS = 2**18  # cleaned at once
@@ -65,7 +65,7 @@ def build_documents(config: ConfigDict, workdir: Path) -> dict:
     folder = workdir / 'documents'
     manifest = stage.finished(folder, settings, [f'{split}.jsonl' for split in SPLITS])
     if manifest is not None:
-        _refuse_changed_files(data, manifest, folder)
+        refuse_changed_sources('data.sources', data.sources, manifest, folder)
         return manifest
 
     seen = set()  # of dedup.drop_duplicates, over all sources
@@ -169,14 +169,8 @@ def _cleaned(
     counts: dict[str, StepCount],
 ) -> Iterator[Document]:
     """The cleaned documents, in order however many processes there are."""
-    options = Options(
-        tuple(data.languages),
-        data.min_characters,
-        data.max_characters,
-        data.max_repetition,
-    )
     workers = data.workers or os.cpu_count()
-    clean = partial(_clean_chunk, steps=steps, options=options)
+    clean = partial(_clean_chunk, steps=steps, options=options_of(data))
     for chunk, chunk_counts in _mapped(clean, _chunks(documents), workers):
         for step, count in chunk_counts.items():
             counts[step].add(count)
@@ -251,48 +245,20 @@ def _sum(sizes: Iterable[dict]) -> dict:
 # ---- What the manifest is made from
 
 
+def cleaning_settings(data: ConfigDict) -> dict:
+    """The fields that decide what is left of any source, and its split, by names."""
+    names = 'clean', *Options._fields, 'validation_fraction'
+    return {f'data.{name}': data[name] for name in names}
+
+
 def _settings(data: ConfigDict) -> dict:
     """The config fields that decide the documents, as JSON values by their names."""
-    settings = {
-        f'data.{name}': data[name]
-        for name in (
-            'clean',
-            'languages',
-            'min_characters',
-            'max_characters',
-            'max_repetition',
-            'validation_fraction',
-        )
-    }
+    settings = cleaning_settings(data)
     for source, fields in data.sources.items():
         for name, value in fields.items():
             if name != 'weight':  # decides about examples, not documents
                 settings[f'data.sources.{source}.{name}'] = value
     return json.loads(json.dumps(settings))  # tuples as lists
-
-
-def _refuse_changed_files(data: ConfigDict, manifest: dict, folder: Path) -> None:
-    """Raises UserError where files have come, gone or grown since they were read.
-
-    Files that are not on this machine, or far away, are not looked for: a run goes
-    on without them.
-    """
-    for name, source in data.sources.items():
-        path = os.path.expanduser(source.path)
-        if source.kind == 'tfds' or is_remote(path):
-            continue
-        field = f'data.sources.{name}.path'
-        try:
-            found = list_files(path, SUFFIXES[source.kind], field)
-        except UserError:
-            continue
-        now, then = describe_files(found), manifest['sources'][name]
-        if now['listing'] != then['listing']:
-            raise UserError(
-                f'{field}={source.path}: {folder} was made from {then["files"]} files '
-                f'of {then["bytes"]:,} bytes, and now there are {now["files"]} of '
-                f'{now["bytes"]:,}: use another --workdir, or delete {folder}'
-            )
 
 
 def _refuse_nothing(name: str, read: Counter, counts: dict[str, StepCount]) -> None:

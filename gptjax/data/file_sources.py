@@ -91,36 +91,78 @@ def read_chat(
     The text is the conversation as `conversation_text` writes it: roles are not
     named. (Fine-tuning on dialogue reads the messages themselves.)
     """
-    for identity, _, messages in read_messages(field, source, paths, advance):
+    otherwise = f", or set {field}.kind='jsonl'"
+    found = read_messages(field, source, paths, advance, otherwise)
+    for identity, _, messages in found:
         text = conversation_text((m['role'], m['content']) for m in messages)
         yield identity, text
 
 
 def read_messages(
-    field: str, source: ConfigDict, paths: list[File], advance: Advance
+    field: str,
+    source: ConfigDict,
+    paths: list[File],
+    advance: Advance,
+    otherwise: str = '',
 ) -> Iterator[tuple[str, str, list[dict]]]:
     """Yields (id, place for an error, messages) of chat files.
 
     Every message has `role` and `content`, which are strings; what else it has
-    is passed on.
+    is passed on. A `content` in parts of text is joined.
+
+    Args:
+        otherwise: what else than chat files can be given, for an error.
     """
     for place, where, record in _read_records(field, paths, advance):
         messages = record.get('messages')
         if not isinstance(messages, list) or not messages:
             raise UserError(
                 f'{where} has no list "messages", it has {names_of(record)}: '
-                f"give chat files, or {field}.kind='jsonl'"
+                f'convert each line to {CHAT}{otherwise}'
             )
-        for number, message in enumerate(messages):
-            if not isinstance(message, dict) or not (
-                isinstance(message.get('role'), str)
-                and isinstance(message.get('content'), str)
-            ):
-                raise UserError(
-                    f'{where}: messages[{number}] has no "role" and "content" that '
-                    'are strings: mend this line'
-                )
+        messages = [
+            _message(message, f'{where}: messages[{number}]')
+            for number, message in enumerate(messages)
+        ]
         yield identity_of(record, field, source, where, place), where, messages
+
+
+CHAT = (
+    '{"messages": [{"role": "user", "content": "…"}, '
+    '{"role": "assistant", "content": "…"}]}'
+)
+
+
+def _message(message, where: str) -> dict:
+    """The message with a text as its content."""
+    if not isinstance(message, dict) or not isinstance(message.get('role'), str):
+        raise UserError(
+            f'{where} has no "role" that is a string: write lines of {CHAT}'
+        )
+    content = message.get('content')
+    if isinstance(content, list):
+        return dict(message, content=''.join(_part(part, where) for part in content))
+    if content is None and ('tool_calls' in message or 'function_call' in message):
+        raise UserError(
+            f'{where} calls a tool and has no "content": write the call there as a '
+            'text, or leave this line out'
+        )
+    if not isinstance(content, str):
+        raise UserError(
+            f'{where} has no "content" that is a string: write lines of {CHAT}'
+        )
+    return message
+
+
+def _part(part, where: str) -> str:
+    """The text of a part of a content, {"type": "text", "text": "…"}."""
+    kind = part.get('type') if isinstance(part, dict) else None
+    if kind != 'text' or not isinstance(part.get('text'), str):
+        raise UserError(
+            f'{where} has a part of "content" of the type {kind!r}: only text is read, '
+            'as {"type": "text", "text": "…"}: leave out the part, or this line'
+        )
+    return part['text']
 
 
 def _read_records(

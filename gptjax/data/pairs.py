@@ -23,12 +23,13 @@ from ml_collections import ConfigDict
 from gptjax import files
 from gptjax.data import chat, stage
 from gptjax.data.documents import split_of
-from gptjax.data.preferences import Preference, read_preferences
+from gptjax.data.paths import list_files
+from gptjax.data.preferences import SUFFIXES, Preference, read_preferences
+from gptjax.data.records import SPLITS
 from gptjax.data.shuffle import permute
+from gptjax.data.sources import describe_files, refuse_changed_files
 from gptjax.errors import UserError
 from gptjax.tokenizer.tokenizer import Tokenizer
-
-SPLITS = ('train', 'validation')
 
 
 class Row(NamedTuple):
@@ -56,9 +57,11 @@ def build_pairs(config: ConfigDict, workdir: Path) -> dict:
 
     Raises:
         UserError: the preferences cannot be read, or leave no pair to train on or
-            to validate with; or RUN/pairs is of another config.
+            to validate with; or RUN/pairs is of another config or of files that have
+            changed since.
     """
     section = config.preference
+    field = 'preference.path'
     folder = workdir / 'pairs'
     tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
     settings = {
@@ -71,6 +74,9 @@ def build_pairs(config: ConfigDict, workdir: Path) -> dict:
     names = [f'{split}.npz' for split in SPLITS]
     manifest = stage.finished(folder, settings, needs=names)
     if manifest is not None:
+        refuse_changed_files(
+            field, section.path, SUFFIXES, manifest.get('source'), folder
+        )
         return manifest
 
     if not section.path:
@@ -78,7 +84,8 @@ def build_pairs(config: ConfigDict, workdir: Path) -> dict:
             'preference.path is empty: name a JSON Lines file of preferences, as '
             '--config.preference.path=pairs.jsonl'
         )
-    preferences, counts = read_preferences(section.path, 'preference.path')
+    source = describe_files(list_files(section.path, SUFFIXES, field))
+    preferences, counts = read_preferences(section.path, field)
     pairs, skipped = [], dict(equal=counts['equal'], too_long=0)
     for preference in preferences:
         pair = encode_pair(preference, tokenizer, config.chat.template)
@@ -100,6 +107,7 @@ def build_pairs(config: ConfigDict, workdir: Path) -> dict:
         manifest = dict(
             inputs=files.fingerprint(settings),
             settings=settings,
+            source=source,
             lines=counts['lines'],
             skipped=skipped,
             splits={

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -72,6 +73,26 @@ def _list_files(path, suffixes, field, system) -> list[File]:
         for file in paths
     ]
     return sorted(files, key=lambda file: file.name)
+
+
+def endings_in(path: str, field: str) -> Counter:
+    """How many files of which ending lie below a folder, save hidden ones.
+
+    Of what is no folder there are none.
+    """
+    system = _file_system(path)
+    path = os.path.expanduser(path)
+    with _reading(field, path, system):
+        if not path or not system.isdir(path):
+            return Counter()
+        return Counter(_ending(file) for file in _below(path, '', system))
+
+
+def _ending(file: str) -> str:
+    """As '.txt' or '.txt.gz'; of a file without one, its name."""
+    plain = file.removesuffix('.gz')
+    ending = os.path.splitext(plain)[1] + file[len(plain) :]
+    return ending or os.path.basename(file)
 
 
 def is_remote(path: str) -> bool:
@@ -214,7 +235,7 @@ def _reading(field: str, path: str, system: _FileSystem) -> Iterator[None]:
 
 
 def _below(
-    folder: str, suffixes: tuple[str, ...], system: _FileSystem
+    folder: str, suffixes: str | tuple[str, ...], system: _FileSystem
 ) -> Iterator[str]:
     for place, folders, names in system.walk(folder):
         folders[:] = [name for name in folders if not name.startswith('.')]

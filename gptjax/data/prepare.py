@@ -2,9 +2,8 @@
 
     RUN/prepared/manifest.json
     RUN/prepared/train/chitchat/tokens-00000.npy   rows (n, T + 1), see packing.py
-    RUN/prepared/train/chitchat/starts.npy         (documents,) int64: where in the
-                                                   stream each document's BOS is
-    RUN/prepared/train/chitchat/documents.jsonl    their ids, one JSON string a line
+    RUN/prepared/train/chitchat/starts.npy         where each document's BOS is
+    RUN/prepared/train/chitchat/documents.jsonl    their ids; for all see shards.py
 
 The text is read a few megabytes at a time and tokenised by as many threads as there
 are workers; memory stays bounded by one shard for each source.
@@ -23,10 +22,10 @@ from gptjax import files, progress
 from gptjax.data import stage
 from gptjax.data.packing import Packer
 from gptjax.data.records import SPLITS
+from gptjax.data.shards import ShardWriter
 from gptjax.errors import UserError
 from gptjax.tokenizer.tokenizer import Tokenizer
 
-SHARD_TOKENS = 2**25  # 64 MiB of uint16
 BATCH_CHARACTERS = 2**22  # tokenised at once
 
 
@@ -123,65 +122,38 @@ def _read_batches(path: Path) -> Iterator[list[dict]]:
 
 
 class _SourceWriter:
-    """Writes the folder of one split and source."""
+    """Packs the documents of one split and source into rows on disk."""
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, context: int):
-        folder.mkdir(parents=True)
-        self.folder = folder
-        self.dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-        self.packer = Packer(context, tokenizer.pad_id, tokenizer.bos_id, self.dtype)
-        self.rows_per_shard = max(1, SHARD_TOKENS // (context + 1))
+        self.shards = ShardWriter(folder, tokenizer, context)
+        self.packer = Packer(
+            context, tokenizer.pad_id, tokenizer.bos_id, self.shards.dtype
+        )
         self.context = context
-        self.pending = []  # rows of the shard that is being filled
-        self.shards = []
-        self.starts = []
-        self.num_rows = 0
+        self.num_documents = 0
         self.num_bytes = 0
-        self.ids = open(folder / 'documents.jsonl', 'w', encoding='utf-8')
 
     def add(self, ids: list[str], documents: list[np.ndarray], num_bytes: int):
         lengths = np.array([1 + len(tokens) for tokens in documents])
-        self.starts.append(self.packer.length + np.cumsum(lengths) - lengths)
-        self.ids.writelines(json.dumps(name) + '\n' for name in ids)
+        starts = self.packer.length + np.cumsum(lengths) - lengths
+        self.shards.add_documents(ids, starts)
+        self.num_documents += len(ids)
         self.num_bytes += num_bytes
         self._put(self.packer.add(documents))
-        self._write_shards(self.rows_per_shard)
 
     def finish(self) -> dict:
         """Writes what is left; returns this source's part of the manifest."""
         self._put(self.packer.finish())
-        self._write_shards(1)
-        self.ids.close()
-        starts = np.concatenate(self.starts).astype(np.int64)
-        np.save(self.folder / 'starts.npy', starts)
-        return {
-            'documents': len(starts),
-            'bytes': self.num_bytes,
-            # every token of the stream but its first BOS
-            'predicted_tokens': self.packer.length - 1,
-            'padding': self.num_rows * self.context - (self.packer.length - 1),
-            'rows': self.num_rows,
-            'rows_per_shard': self.rows_per_shard,
-            'dtype': np.dtype(self.dtype).name,
-            'files': {
-                path.name: {
-                    'bytes': path.stat().st_size,
-                    'sha256': files.sha256_of_file(path),
-                }
-                for path in sorted(self.folder.iterdir())
-            },
-        }
+        # every token of the stream but its first BOS
+        predicted = self.packer.length - 1
+        return dict(
+            documents=self.num_documents,
+            bytes=self.num_bytes,
+            predicted_tokens=predicted,
+            padding=self.shards.num_rows * self.context - predicted,
+            **self.shards.finish(),
+        )
 
     def _put(self, rows: np.ndarray):
         if len(rows):
-            self.pending.append(rows)
-            self.num_rows += len(rows)
-
-    def _write_shards(self, least: int):
-        """Writes shards while at least `least` rows are pending."""
-        while sum(map(len, self.pending)) >= least:
-            rows = np.concatenate(self.pending)
-            name = f'tokens-{len(self.shards):05d}.npy'
-            np.save(self.folder / name, rows[: self.rows_per_shard])
-            self.shards.append(name)
-            self.pending = [rows[self.rows_per_shard :]]
+            self.shards.add_rows(tokens=rows)

@@ -30,10 +30,12 @@ from ml_collections import ConfigDict
 from gptjax import files
 from gptjax.data import rating_audit, stage
 from gptjax.data.chitchat import RATINGS, Conversation, read_chitchat
-from gptjax.data.clean import STEPS, Options
+from gptjax.data.clean import STEPS, options_of
 from gptjax.data.dialogue import FILTERS
 from gptjax.data.documents import split_of
-from gptjax.data.preferences import read_preferences
+from gptjax.data.paths import list_files
+from gptjax.data.preferences import SUFFIXES, read_preferences
+from gptjax.data.sources import describe_files, refuse_changed_files
 from gptjax.errors import UserError
 
 SPLITS = ('train', 'validation', 'test')
@@ -57,39 +59,49 @@ def build_ratings(config: ConfigDict, workdir: Path) -> dict:
 
     Raises:
         UserError: a field or a line of a preference file cannot be used, a split has
-            no pair of unequal values, or RUN/ratings is of another config.
+            no pair of unequal values, or RUN/ratings is of another config or of
+            files that have changed since.
     """
     reward = config.reward
+    field, path = 'reward.preferences', reward.preferences
     _check(config)
     settings = _settings(config)
     folder = workdir / 'ratings'
     names = [f'{split}.jsonl' for split in SPLITS]
     manifest = stage.finished(folder, settings, needs=names)
     if manifest is not None:
+        if path:
+            refuse_changed_files(field, path, SUFFIXES, manifest.get('source'), folder)
         return manifest
 
     def split_by(key):
         return three_way_split(key, reward.test_fraction, reward.validation_fraction)
 
-    if reward.preferences:
-        preferences, counts = read_preferences(reward.preferences, 'reward.preferences')
-        found = [(split_by(p.split_key()), _pair(p)) for p in preferences]
-        about = dict(preferences=counts)
+    if path:
+        source = describe_files(list_files(path, SUFFIXES, field))
+        preferences, counts = read_preferences(path, field)
+        found = []
+        for preference in preferences:
+            better, worse = (_cleaned(item, config.data) for item in _pair(preference))
+            if better.messages == worse.messages:
+                counts['equal'] += 1
+            else:
+                found.append((split_by(preference.split_key()), [better, worse]))
+        about = dict(preferences=counts, source=source)
     else:
         conversations = read_chitchat(workdir / 'datasets')
         found = [
-            (split_by(conversation.id), [item])
+            (split_by(conversation.id), [_cleaned(item, config.data)])
             for conversation in conversations
             if (item := item_of(conversation, reward.target, config.seed))
         ]
-    with stage.draft(folder) as path:
+    with stage.draft(folder) as draft:
         splits = {}
         for split in SPLITS:
             items = [i for where, its in found if where == split for i in its]
-            items = [_cleaned(item, config.data) for item in items]
-            splits[split] = _write(path / f'{split}.jsonl', items)
+            splits[split] = _write(draft / f'{split}.jsonl', items)
             _refuse_no_pairs(split, splits[split], reward)
-        if not reward.preferences:
+        if not path:
             about = dict(audit=rating_audit.audit(conversations, split_by))
         manifest = dict(
             inputs=files.fingerprint(settings),
@@ -98,7 +110,7 @@ def build_ratings(config: ConfigDict, workdir: Path) -> dict:
             splits=splits,
             **about,
         )
-        files.write_json(path / stage.MANIFEST, manifest)
+        files.write_json(draft / stage.MANIFEST, manifest)
     return manifest
 
 
@@ -181,7 +193,7 @@ def _pair(preference) -> list[Rated]:
 
 
 def _cleaned(item: Rated, data: ConfigDict) -> Rated:
-    options = Options(languages=tuple(data.languages))
+    options = options_of(data)
     steps = [name for name in data.clean if name not in FILTERS]
     messages = []
     for message in item.messages:

@@ -25,6 +25,15 @@ class Source(NamedTuple):
     about: dict  # for the manifest: licence, citation, version or files
 
 
+def valid_unicode(text: str) -> str:
+    """Lone surrogates become U+FFFD: JSON and file names hold them, UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+    return text
+
+
 def text_of(record: dict, field: str, source: ConfigDict, where: str) -> str:
     """The record's `text_field`, or UserError if that is no string.
 

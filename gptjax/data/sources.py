@@ -30,8 +30,8 @@ from gptjax.data.file_sources import (
     read_parquet,
     read_text,
 )
-from gptjax.data.paths import Advance, File, list_files
-from gptjax.data.records import Document, Source
+from gptjax.data.paths import Advance, File, endings_in, is_remote, list_files
+from gptjax.data.records import Document, Source, valid_unicode
 from gptjax.data.tfds_source import open_tfds
 from gptjax.errors import UserError
 
@@ -76,7 +76,7 @@ def open_source(name: str, source: ConfigDict, data_dir: str | os.PathLike) -> S
     def documents(advance: Advance) -> Iterator[Document]:
         count = 0
         for count, (identity, text) in enumerate(found.documents(advance), start=1):
-            yield _valid_unicode(identity), _valid_unicode(text)
+            yield valid_unicode(identity), valid_unicode(text)
             if count == source.limit:
                 return
         if not count:
@@ -97,8 +97,71 @@ def describe_files(paths: list[File]) -> dict:
     )
 
 
+def about_files(field: str, source: ConfigDict, paths: list[File]) -> dict:
+    """What the manifest says of a source of files, and of what lies beside them."""
+    endings = endings_in(source.path, f'{field}.path')
+    for suffix in SUFFIXES[source.kind]:
+        del endings[suffix]
+    return dict(
+        licence=source.licence,
+        citation='',
+        **describe_files(paths),
+        passed_over=dict(endings),
+    )
+
+
+def refuse_changed_sources(
+    section: str, sources: ConfigDict, manifest: dict, folder: os.PathLike
+) -> None:
+    """`refuse_changed_files` for each source of files.
+
+    Args:
+        section: 'data.sources'.
+        sources: of that section.
+        manifest: of `folder`, with what `about_files` said of each.
+        folder: that was made from them.
+    """
+    for name, source in sources.items():
+        if source.kind != 'tfds':
+            field, suffixes = f'{section}.{name}.path', SUFFIXES[source.kind]
+            then = manifest['sources'][name]
+            refuse_changed_files(field, source.path, suffixes, then, folder)
+
+
+def refuse_changed_files(
+    field: str,
+    path: str,
+    suffixes: tuple[str, ...],
+    then: dict | None,
+    folder: os.PathLike,
+) -> None:
+    """Raises UserError where files have come, gone or grown since they were read.
+
+    Files that are not on this machine, or far away, are not looked for: a run goes
+    on without them.
+
+    Args:
+        field: the config field that holds the path.
+        path, suffixes: of `list_files`.
+        then: what `describe_files` said when they were read; None: that was not kept.
+        folder: that was made from them.
+    """
+    if is_remote(path):
+        return
+    try:
+        now = describe_files(list_files(path, suffixes, field))
+    except UserError:
+        return
+    if then and now['listing'] != then['listing']:
+        raise UserError(
+            f'{field}={path}: {folder} was made from {then["files"]} files of '
+            f'{then["bytes"]:,} bytes, and now there are {now["files"]} of '
+            f'{now["bytes"]:,}: use another --workdir, or delete {folder}'
+        )
+
+
 def _open_files(field: str, source: ConfigDict, paths: list[File]) -> Source:
-    about = dict(licence=source.licence, citation='', **describe_files(paths))
+    about = about_files(field, source, paths)
     total, unit = about['bytes'], 'bytes'
     if source.kind == 'parquet':
         total, unit = count_rows(field, source, paths), 'documents'
@@ -108,12 +171,3 @@ def _open_files(field: str, source: ConfigDict, paths: list[File]) -> Source:
     return Source(
         lambda advance: read(field, source, paths, advance), total, unit, about
     )
-
-
-def _valid_unicode(text: str) -> str:
-    """Lone surrogates become U+FFFD: JSON and file names hold them, UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
-    return text

@@ -20,7 +20,6 @@ They are read by `packed.PackedSplit`, as the rows of RUN/prepared are.
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,18 +27,20 @@ from ml_collections import ConfigDict
 
 from gptjax import files, progress
 from gptjax.data import stage
-from gptjax.data.chat import TURN_END, Turn, check_template, encode_turns
+from gptjax.data.chat import TURN_END, check_template, encode_turns
 from gptjax.data.clean import check_steps
 from gptjax.data.dialogue import write_conversations
+from gptjax.data.documents import cleaning_settings
 from gptjax.data.packed import PackedSplit, mixed
+from gptjax.data.pieces import pieces_of
 from gptjax.data.records import SPLITS
+from gptjax.data.shards import ShardWriter
+from gptjax.data.sources import refuse_changed_sources
 from gptjax.errors import UserError
 from gptjax.tokenizer.tokenizer import Tokenizer
 
-SHARD_TOKENS = 2**25  # 64 MiB of uint16
 OPEN_ROWS = 64  # that a piece may still fit into
-
-Piece = tuple[list[int], list[bool]]  # tokens, trained
+LONG_SYSTEM = 'long system message'  # why a conversation is skipped
 
 
 def prepare_dialogue(config: ConfigDict, workdir: Path) -> dict:
@@ -51,7 +52,7 @@ def prepare_dialogue(config: ConfigDict, workdir: Path) -> dict:
 
     Raises:
         UserError: a source cannot be used, a split comes out empty, or RUN/dialogue
-            is of another config.
+            is of another config or of files that have changed since.
     """
     tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
     check_steps(config.data.clean)
@@ -60,22 +61,29 @@ def prepare_dialogue(config: ConfigDict, workdir: Path) -> dict:
         raise UserError(
             f'data.context={config.data.context}: a turn needs room: give at least 8'
         )
-    if not config.dialogue.sources:
+    given = config.dialogue.sources
+    if not given:
         raise UserError('dialogue.sources is empty: name at least one source')
     settings = _settings(config, tokenizer)
     folder = workdir / 'dialogue'
     lines = [f'{split}.jsonl' for split in SPLITS]
     manifest = stage.finished(folder, settings, needs=lines)
     if manifest is not None:
+        refuse_changed_sources('dialogue.sources', given, manifest, folder)
         return manifest
 
     began = time.monotonic()
     with stage.draft(folder) as path:
         sources = write_conversations(config, workdir, path)
-        splits = {
+        packed = {
             split: _pack_split(path, split, tokenizer, config) for split in SPLITS
         }
-        _refuse_empty_split(splits, config.data.validation_fraction)
+        _refuse_empty_split(packed, config.data)
+        _count_skipped(packed, sources)
+        splits = {
+            split: {name: its for name, its in counts.items() if its['rows']}
+            for split, counts in packed.items()
+        }
         manifest = dict(
             inputs=files.fingerprint(settings),
             settings=settings,
@@ -87,9 +95,7 @@ def prepare_dialogue(config: ConfigDict, workdir: Path) -> dict:
             vocab_size=tokenizer.vocab_size,
             tokenizer=tokenizer.fingerprint,
             specials=tokenizer.specials,
-            weights={
-                name: source.weight for name, source in config.dialogue.sources.items()
-            },
+            weights={name: source.weight for name, source in given.items()},
             licences={name: source['licence'] for name, source in sources.items()},
             sources=sources,
             splits=splits,
@@ -140,102 +146,6 @@ def check_share(share: float) -> None:
         raise UserError(f'sft.pretraining_share={share}: use a share from 0 to below 1')
 
 
-# ---- pieces
-
-
-def pieces_of(
-    turns: list[Turn], bos: int, room: int, counts: Counter
-) -> Iterator[Piece]:
-    """A conversation as pieces of at most `room` tokens, cut between turns.
-
-    Every piece begins with BOS and the system message, if there is one, and ends
-    with a reply: turns that nobody answers are left out. A reply is never cut off
-    from the turn that it answers, which begins the next piece instead. A reply that
-    is alone too long keeps its beginning, without an end that it did not have there;
-    a turn to be answered keeps its end.
-
-    Args:
-        turns: of `chat.encode_turns`.
-        bos: id of BOS.
-        room: T + 1.
-        counts: counts `pieces`, `turns` (trained), `cut_turns`, `cut_tokens` (of
-            replies), `cut_prompts` (turns to be answered) and `long_system`
-            (conversations left out, as their system message takes half the room).
-    """
-    head, turns = _head(turns, bos)
-    if len(head) > room // 2:
-        counts['long_system'] += 1
-        return
-    room -= len(head)
-    piece, used = [], 0
-
-    def close():
-        while piece and not piece[-1].trained:
-            piece.pop()
-        if piece:
-            counts.update(pieces=1, turns=sum(turn.trained for turn in piece))
-            yield _joined(head, piece)
-
-    for place, turn in enumerate(turns):
-        if used + _length(turn) <= room and (piece or not turn.trained or place == 0):
-            piece.append(turn)
-            used += _length(turn)
-            continue
-        yield from close()
-        before = turns[place - 1] if turn.trained and place else None
-        piece = _begin(before, turn, room, counts)
-        used = sum(map(_length, piece))
-    yield from close()
-
-
-def _head(turns, bos):
-    """(BOS and the system messages at the beginning, the turns after them)."""
-    head, number = [bos], 0
-    while number < len(turns) and turns[number].system:
-        head += turns[number].opening + turns[number].said
-        number += 1
-    return head, turns[number:]
-
-
-def _begin(before: Turn | None, turn: Turn, room: int, counts) -> list[Turn]:
-    """The first turns of a piece: `turn`, with the one it answers if it answers one."""
-    if before is None:
-        if _length(turn) <= room:
-            return [turn]
-        if not turn.trained:
-            return []  # its reply brings back what there is room for
-        return [_beginning(turn, room, counts)]
-    reply = turn
-    most = max(room * 3 // 4, room - _length(before))
-    if _length(turn) > most:
-        reply = _beginning(turn, most, counts)
-    context = before._replace(trained=False)
-    left = room - _length(reply) - len(context.opening)
-    if len(context.said) > left:
-        counts['cut_prompts'] += 1
-        context = context._replace(said=context.said[len(context.said) - left :])
-    return [context, reply]
-
-
-def _beginning(turn: Turn, size: int, counts) -> Turn:
-    """As much of a turn as `size` tokens hold; its end goes."""
-    kept = turn.said[: size - len(turn.opening)]
-    counts.update(cut_turns=1, cut_tokens=len(turn.said) - len(kept))
-    return turn._replace(said=kept)
-
-
-def _length(turn: Turn) -> int:
-    return len(turn.opening) + len(turn.said)
-
-
-def _joined(head, turns) -> Piece:
-    tokens, trained = list(head), [False] * len(head)
-    for turn in turns:
-        tokens += turn.opening + turn.said
-        trained += [False] * len(turn.opening) + [turn.trained] * len(turn.said)
-    return tokens, trained
-
-
 # ---- rows
 
 
@@ -254,11 +164,7 @@ def _pack_split(folder, split, tokenizer, config) -> dict:
                 writers[name] = _SourceWriter(folder / split / name, tokenizer, config)
             writers[name].add(view['id'], view['messages'])
             advance(len(line) / 1e6)
-    return {
-        name: found
-        for name in sorted(writers)
-        if (found := writers[name].finish())['rows']
-    }
+    return {name: writers[name].finish() for name in sorted(writers)}
 
 
 class _SourceWriter:
@@ -269,21 +175,14 @@ class _SourceWriter:
     """
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, config: ConfigDict):
-        folder.mkdir(parents=True)
-        self.folder = folder
         self.tokenizer = tokenizer
         self.template = config.chat.template
         self.size = config.data.context + 1
-        self.dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-        self.rows_per_shard = max(1, SHARD_TOKENS // self.size)
+        self.shards = ShardWriter(folder, tokenizer, config.data.context)
         self.open = []  # rows: (tokens so far, [(id, tokens, trained), …])
-        self.pending = []  # (tokens, trained) of the shard that is being filled
         self.counts = Counter(
-            views=0, pieces=0, turns=0, predicted_tokens=0, bytes=0, padding=0, rows=0
+            views=0, pieces=0, turns=0, predicted_tokens=0, bytes=0, padding=0
         )
-        self.shards = 0
-        self.starts = []
-        self.ids = open(folder / 'documents.jsonl', 'w', encoding='utf-8')
 
     def add(self, identity: str, messages: list[dict]) -> None:
         turns = encode_turns(messages, self.tokenizer, self.template)
@@ -297,21 +196,7 @@ class _SourceWriter:
         """Writes what is left; returns this source's part of the manifest."""
         for _, row in self.open:
             self._close(row)
-        self._write_shards(1)
-        self.ids.close()
-        np.save(self.folder / 'starts.npy', np.array(self.starts, np.int64))
-        return dict(
-            self.counts,
-            rows_per_shard=self.rows_per_shard,
-            dtype=np.dtype(self.dtype).name,
-            files={
-                path.name: {
-                    'bytes': path.stat().st_size,
-                    'sha256': files.sha256_of_file(path),
-                }
-                for path in sorted(self.folder.iterdir())
-            },
-        )
+        return dict(self.counts, **self.shards.finish())
 
     def _put(self, identity, tokens, trained):
         fitting = [
@@ -340,49 +225,37 @@ class _SourceWriter:
 
     def _close(self, row):
         """Fixes a row's place in the stream of rows."""
-        tokens = np.full(self.size, self.tokenizer.pad_id, self.dtype)
-        trained = np.zeros(self.size, bool)
+        tokens = np.full((1, self.size), self.tokenizer.pad_id, self.shards.dtype)
+        trained = np.zeros((1, self.size), bool)
+        # As many places as inputs stand for a row.
+        first, starts = self.shards.num_rows * (self.size - 1), []
         begin = 0
-        for identity, piece, its in row:
+        for _, piece, its in row:
             end = begin + len(piece)
-            tokens[begin:end], trained[begin:end] = piece, its
-            # As many places as inputs stand for a row.
-            self.starts.append(self.counts['rows'] * (self.size - 1) + begin)
-            self.ids.write(json.dumps(identity) + '\n')
+            tokens[0, begin:end], trained[0, begin:end] = piece, its
+            starts.append(first + begin)
             begin = end
-        self.counts.update(rows=1, padding=self.size - begin)
-        self.pending.append((tokens, trained))
-        if len(self.pending) == self.rows_per_shard:
-            self._write_shards(self.rows_per_shard)
-
-    def _write_shards(self, least):
-        if len(self.pending) < least:
-            return
-        for name, arrays in zip(
-            ('tokens', 'trained'), zip(*self.pending, strict=True), strict=True
-        ):
-            np.save(self.folder / f'{name}-{self.shards:05d}.npy', np.stack(arrays))
-        self.shards += 1
-        self.pending = []
+        self.counts['padding'] += self.size - begin
+        self.shards.add_documents([identity for identity, _, _ in row], starts)
+        self.shards.add_rows(tokens=tokens, trained=trained)
 
 
 # ---- the manifest
 
 
+def _count_skipped(packed, sources) -> None:
+    """Has conversations without room among those that a source skipped."""
+    for counts in packed.values():
+        for name, its in counts.items():
+            if long := its.pop('long_system', 0):
+                skipped = sources[name]['skipped']
+                skipped[LONG_SYSTEM] = skipped.get(LONG_SYSTEM, 0) + long
+
+
 def _settings(config, tokenizer) -> dict:
     """The config fields that decide the rows, as JSON values by their names."""
-    settings = {
-        f'data.{name}': config.data[name]
-        for name in (
-            'clean',
-            'languages',
-            'min_characters',
-            'max_characters',
-            'max_repetition',
-            'validation_fraction',
-            'context',
-        )
-    }
+    settings = cleaning_settings(config.data)
+    settings['data.context'] = config.data.context
     for source, fields in config.dialogue.sources.items():
         for name, value in fields.items():
             settings[f'dialogue.sources.{source}.{name}'] = value
@@ -391,12 +264,19 @@ def _settings(config, tokenizer) -> dict:
     return json.loads(json.dumps(settings))  # tuples as lists
 
 
-def _refuse_empty_split(splits, validation_fraction) -> None:
-    for split in SPLITS:
-        if not splits[split]:
-            change = 'smaller' if split == 'train' else 'larger'
+def _refuse_empty_split(packed, data) -> None:
+    for split, sources in packed.items():
+        if any(its['rows'] for its in sources.values()):
+            continue
+        if long := sum(its.get('long_system', 0) for its in sources.values()):
             raise UserError(
-                f'data.validation_fraction={validation_fraction} puts no conversation '
-                f'with a reply into {split}: use a {change} fraction, or more '
-                'conversations in dialogue.sources'
+                f'data.context={data.context}: the system message takes more than half '
+                f'of it in all {long} conversations of the split {split}: shorten it, '
+                'or start from a model with a longer context'
             )
+        change = 'smaller' if split == 'train' else 'larger'
+        raise UserError(
+            f'data.validation_fraction={data.validation_fraction} puts no conversation '
+            f'with a reply into {split}: use a {change} fraction, or more '
+            'conversations in dialogue.sources'
+        )

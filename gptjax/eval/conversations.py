@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gptjax import files
+from gptjax.data.dialogue import conversation_of
 from gptjax.errors import UserError
 from gptjax.eval import items
 from gptjax.eval.items import Item
@@ -59,7 +60,7 @@ def reply_items(views: Sequence[dict], count: int, seed: int) -> list[Item]:
             if (before['role'], reply['role']) == ('user', 'assistant') and len(
                 reply['content'].encode()
             ) <= LONGEST_REPLY:
-                conversation = view['id'].split('@')[0]
+                conversation = conversation_of(view['id'])
                 replies.setdefault(conversation, []).append((view, place))
     if not replies:
         raise UserError(

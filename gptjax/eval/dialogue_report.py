@@ -52,8 +52,7 @@ def data(manifest: dict) -> str:
     rows = []
     for split, sources in manifest['splits'].items():
         for name, counts in sources.items():
-            cells = ('views', 'pieces', 'turns', 'predicted_tokens', 'cut_turns')
-            said = ''.join(f'<td>{counts.get(cell, 0):,}</td>' for cell in cells)
+            said = ''.join(f'<td>{counts.get(cell, 0):,}</td>' for cell in COUNTS)
             rows.append(
                 f'<tr><td>{escape(split)}</td><td>{escape(name)}</td>{said}</tr>'
             )
@@ -69,6 +68,18 @@ def data(manifest: dict) -> str:
         )
     return (
         '<h2>Data</h2><div class="wide"><table><tr><th>split</th><th>source</th>'
-        '<th>views</th><th>pieces</th><th>replies</th><th>tokens trained on</th>'
-        f'<th>turns cut</th></tr>{"".join(rows)}</table></div>{"".join(left_out)}'
+        f'{"".join(f"<th>{name}</th>" for name in COUNTS.values())}</tr>'
+        f'{"".join(rows)}</table></div>{"".join(left_out)}'
     )
+
+
+# What the manifest counts, and the column's name.
+COUNTS = dict(
+    views='views',
+    pieces='pieces',
+    turns='replies',
+    predicted_tokens='tokens trained on',
+    cut_turns='replies cut',
+    cut_tokens='tokens cut off them',
+    cut_prompts='turns before them cut',
+)

@@ -18,6 +18,7 @@ from gptjax.eval import results, tasks
 from gptjax.eval.bootstrap import mean_of
 from gptjax.eval.tasks import Subject
 from gptjax.post import rollout
+from gptjax.post.rewards import verifier
 from gptjax.post.rollout import Style
 from gptjax.post.tasks import Item, make_task
 
@@ -100,7 +101,8 @@ def measure(
         commonest: the answer that most demonstrations have.
     """
     settings, how = subject.settings, tasks.bootstrap_of(subject.settings)
-    right = lambda item, text: float(score(item, text) >= 1.0)
+    judged = verifier(score)
+    right = lambda items, texts: (judged(items, texts) >= 1.0).astype(float)
     columns = {n: [] for n in ('greedy', 'drawn', 'passed', 'stopped', 'items')}
     told = []
     ask = partial(rollout.answers, subject.complete, style, seed=settings.seed)
@@ -109,11 +111,12 @@ def measure(
             its = problems[first : first + AT_ONCE]
             greedy = ask(its, temperature=0.0)
             drawn = ask(its, temperature=1.0, replies=section.samples, first=first)
-            for place, (item, reply) in enumerate(zip(its, greedy, strict=True)):
-                start = place * section.samples
-                texts = [r.text for r in drawn[start : start + section.samples]]
-                count = int(sum(right(item, text) for text in texts))
-                columns['greedy'].append(right(item, reply.text))
+            each = [item for item in its for _ in range(section.samples)]
+            right_greedy = right(its, [reply.text for reply in greedy])
+            right_drawn = right(each, [reply.text for reply in drawn])
+            counts = right_drawn.reshape(-1, section.samples).sum(axis=1).astype(int)
+            columns['greedy'].extend(right_greedy.tolist())
+            for item, reply, count in zip(its, greedy, counts.tolist(), strict=True):
                 columns['drawn'].append(count / section.samples)
                 columns['passed'].append(pass_at(PASS_AT, section.samples, count))
                 columns['stopped'].append(float(reply.finish == 'stop'))
@@ -130,7 +133,7 @@ def measure(
             advance(len(its))
     columns = {name: np.array(column) for name, column in columns.items()}
     figures = results.figures_of(columns, FIGURES, how)
-    always = np.array([right(item, commonest) for item in problems])
+    always = right(problems, [commonest] * len(problems))
     baseline = results.figures_of(
         dict(greedy=always, items=np.ones(len(always))),
         dict(accuracy=FIGURES['accuracy']),

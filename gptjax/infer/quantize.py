@@ -62,3 +62,20 @@ def _quantize(matrix, axes) -> Int8Matrix:
     scales = jnp.max(jnp.abs(matrix), axis=axes, keepdims=True) / 127
     numbers = jnp.round(matrix / jnp.where(scales > 0, scales, 1))
     return Int8Matrix(numbers.astype(jnp.int8), scales)
+
+
+def cast_params(params, dtype):
+    """Unstacked parameters, where they are only ever read in `dtype` kept in it.
+
+    Those are the matrices of layers and head. An embedding is, unless learned
+    positions are added to it in float32; norms are float32, and biases small.
+
+    Args:
+        params: of `gpt.unstack_layers` or `quantize_params`.
+        dtype: of the model's products. What it computes stays the same.
+    """
+    embeddings = set() if 'position' in params['embed'] else {'token'}
+    cast = INPUT_AXES.keys() | embeddings
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.astype(dtype) if path[-1].key in cast else leaf, params
+    )

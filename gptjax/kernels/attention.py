@@ -1,16 +1,23 @@
 """Causal attention over packed examples."""
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 
 import jax
 import jax.numpy as jnp
 
+from gptjax.kernels.cross_entropy import strided_chunks
+from gptjax.parallel.mesh import AXES
 from gptjax.parallel.sharding import axis_size
 
 # Large enough to vanish in the softmax, small enough that a row that may see
 # nothing (padding) stays finite.
 MASKED = -1e30
+
+# That a device holds of one block at once: 1 GiB of float32, and 3 GiB of what the
+# backward pass needs of them. Below it nothing is computed twice.
+MOST_SCORES = 2**28
 
 
 def visible(query_positions_BT, key_positions_BS, window) -> jax.Array:
@@ -129,18 +136,21 @@ def causal_attention(
     places = jnp.arange(T)[None]
     mixed = []
     size = T // _num_blocks(T)
+    pieces = _num_pieces(size, B * N * size * T)
     for start in range(0, T, size):
         end = start + size
         mask = visible(places[:, start:end], places[:, :end], window)
         mask = mask & (segments_BT[:, start:end, None] == segments_BT[:, None, :end])
-        part = _attend(
+        arrays = (
             query_BTNH[:, start:end],
             key_BTKH[:, :end],
             value_BTKH[:, :end],
             mask,
-            softcap,
-            dropout and dropout(start),
         )
+        if pieces == 1:
+            part = _attend(*arrays, softcap, dropout and dropout(start))
+        else:
+            part = _attend_in_pieces(*arrays, softcap, dropout, start, pieces)
         mixed.append(part)
     return mixed[0] if len(mixed) == 1 else jnp.concatenate(mixed, axis=1)
 
@@ -157,6 +167,28 @@ def _attend(query_BTNH, key_BSNH, value_BSNH, mask_BTS, softcap, dropout):
     return jnp.einsum(
         'BNTS,BSNH->BTNH', probabilities.astype(value_BSNH.dtype), value_BSNH
     )
+
+
+def _attend_in_pieces(
+    query_BTNH, key_BSNH, value_BSNH, mask_BTS, softcap, dropout, start, count
+):
+    """`_attend` to `count` pieces of the queries, one after the other.
+
+    The backward pass has the scores of one piece alone, which it computes again. A
+    piece is every n-th query, so that an axis that is split over devices stays split.
+    """
+
+    def attend(piece):
+        query, mask, number = piece
+        drop = dropout and dropout(number)
+        return _attend(query, key_BSNH, value_BSNH, mask, softcap, drop)
+
+    queries, masks = (strided_chunks(x, 1, count) for x in (query_BTNH, mask_BTS))
+    numbers = start + jnp.arange(count)
+    mixed = jax.lax.map(
+        jax.checkpoint(attend, prevent_cse=False), (queries, masks, numbers)
+    )
+    return jnp.moveaxis(mixed, 0, 2).reshape(query_BTNH.shape)
 
 
 def _softmax(scores, mask, softcap):
@@ -178,3 +210,10 @@ def _if_seen(seen, compute, *args):
 def _num_blocks(T: int) -> int:
     """Four, where time is long enough and lies on one device."""
     return 4 if T % 4 == 0 and T >= 64 and axis_size('context') == 1 else 1
+
+
+def _num_pieces(size: int, scores: int) -> int:
+    """The least divisor of a block's size that makes pieces of few enough scores."""
+    here = scores / math.prod(map(axis_size, AXES))  # on a device
+    wanted = min(math.ceil(here / MOST_SCORES), size)
+    return next(n for n in range(wanted, size + 1) if size % n == 0)

@@ -6,6 +6,7 @@ import jax
 from ml_collections import FrozenConfigDict
 
 from gptjax.models import gpt
+from gptjax.models.linear import INPUT_AXES
 
 
 def num_params(settings: FrozenConfigDict, positions: bool = True) -> int:
@@ -23,11 +24,13 @@ def size(shapes) -> int:
 
 def matrix_params(settings: FrozenConfigDict) -> int:
     """Parameters that every token is multiplied with: layers and head."""
-    D, H = settings.width, settings.head_dim
-    attention = D * H * (2 * settings.num_heads + 2 * settings.num_kv_heads)
-    maps = 3 if settings.mlp == 'swiglu' else 2
-    feed_forward = maps * D * settings.mlp_width
-    return settings.num_layers * (attention + feed_forward) + D * settings.vocab_size
+    leaves = jax.tree_util.tree_leaves_with_path(
+        gpt.abstract_params(settings)['layers']
+    )
+    layers = sum(
+        math.prod(leaf.shape) for path, leaf in leaves if path[-1].key in INPUT_AXES
+    )
+    return layers + settings.width * settings.vocab_size
 
 
 def train_flops_per_token(

@@ -44,7 +44,11 @@ def split(params) -> tuple[dict, dict]:
 
 def project(head, hidden):
     """float32 numbers (…) of hidden vectors (…, D), computed in float32."""
-    return hidden.astype(jnp.float32) @ head['kernel'] + head['bias']
+    # By default TPUs and GPUs would round what enters the product.
+    product = jnp.matmul(
+        hidden.astype(jnp.float32), head['kernel'], precision='highest'
+    )
+    return product + head['bias']
 
 
 def rewards(head, hidden, last_B):

@@ -12,24 +12,61 @@ CHOICES = {
     'remat': ('none', 'full', 'dots', 'block_outputs'),
 }
 
+SIZES = ('num_layers', 'width', 'num_heads', 'context')
+# What a run has that is older than the field: the model as it was without it.
+BEFORE = dict(
+    num_kv_heads=0,
+    head_dim=0,
+    mlp_width=0,
+    position='rotary',
+    rotary_base=10_000.0,
+    norm='rmsnorm',
+    norm_epsilon=1e-5,
+    mlp='relu2',
+    qk_norm=True,
+    windows=(0,),
+    attention_softcap=0.0,
+    logit_softcap=0.0,
+    bias=False,
+    tie_embeddings=False,
+    embedding_dropout=0.0,
+    attention_dropout=0.0,
+    residual_dropout=0.0,
+    init_std=0.02,
+    embedding_std=0.02,
+    dtype='float32',
+    remat='none',
+    unroll=1,
+)
+
 
 def resolve(model: ConfigDict, vocab_size: int) -> FrozenConfigDict:
     """The model section with `vocab_size` and every default worked out.
 
     Fills `num_kv_heads` (num_heads), `head_dim` (width / num_heads) and
     `mlp_width` (4 width; for SwiGLU the next multiple of 64 above 8/3 width,
-    which costs the same).
+    which costs the same). A field that is missing, as the run is older, is BEFORE's.
 
     Raises:
-        UserError: a choice that does not exist, or sizes that do not divide.
+        UserError: a field or a choice that does not exist, or sizes that do not
+            divide.
     """
-    config = ConfigDict(model.to_dict())
+    config = ConfigDict({**BEFORE, **model.to_dict()})
+    missing = [field for field in SIZES if field not in config]
+    if missing:
+        raise UserError(f'model.{missing[0]} is missing: give it a number')
+    unknown = sorted({*config} - {*BEFORE, *SIZES})
+    if unknown:
+        raise UserError(
+            f'model.{unknown[0]}={config[unknown[0]]!r}: no such field here: use the '
+            'version of gptjax that has it, or leave it out'
+        )
     for field, choices in CHOICES.items():
         if config[field] not in choices:
             raise UserError(
                 f'model.{field}={config[field]!r}: use one of {", ".join(choices)}'
             )
-    for field in ('num_layers', 'width', 'num_heads', 'context'):
+    for field in SIZES:
         if config[field] < 1:
             raise UserError(f'model.{field}={config[field]}: use a positive number')
     for field in ('num_kv_heads', 'head_dim', 'mlp_width'):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from gptjax.errors import UserError
+from gptjax.models.linear import INPUT_AXES
 from gptjax.optim import optimizers
 from gptjax.optim.schedules import make_schedule
 
@@ -36,6 +37,7 @@ def make_optimizer(config, params) -> optax.GradientTransformation:
         lambda path, _: peak_learning_rate(optim, path), params
     )
     decayed = jax.tree_util.tree_map_with_path(is_decayed, params)
+    _check_matrices(params)
 
     steps = []
     if optim.clip_norm:
@@ -70,7 +72,7 @@ def is_decayed(path, param) -> bool:
     The axis L that stacks the layers does not count, and a bias is a vector
     though attention shapes it (N, H).
     """
-    axes = param.ndim - (path[0].key == 'layers')
+    axes = param.ndim - any(key.key == 'layers' for key in path)
     return axes >= 2 and not path[-1].key.endswith('bias')
 
 
@@ -152,6 +154,17 @@ def _scale_by_tree(factors):
         return jax.tree.map(lambda update, factor: factor * update, updates, factors)
 
     return optax.stateless(scale)
+
+
+def _check_matrices(params):
+    """Refuses a matrix of the layers that Muon, LoRA and the FLOP count would miss."""
+    for path, param in jax.tree_util.tree_leaves_with_path(params):
+        names = {key.key for key in path}  # LoRA's end with 'a' or 'b'
+        matrix = 'layers' in names and is_decayed(path, param)
+        assert not matrix or names & INPUT_AXES.keys(), (
+            f'{jax.tree_util.keystr(path)} is a matrix of the layers that is not in '
+            'INPUT_AXES of gptjax/models/linear.py: add it there'
+        )
 
 
 def _check(optim):

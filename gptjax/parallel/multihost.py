@@ -51,8 +51,8 @@ def first_makes(workdir: Path, make: Callable[[], None]) -> None:
     which gives up after minutes.
 
     Raises:
-        UserError: `make` raised it (then every process does), or the processes
-            do not share the run directory.
+        UserError: `make` raised something (the first process raises just that), or
+            the processes do not share the run directory.
     """
     if jax.process_count() == 1:
         return make()
@@ -71,19 +71,33 @@ def first_makes(workdir: Path, make: Callable[[], None]) -> None:
     if is_first():
         try:
             make()
-        except UserError as raised:
+        except Exception as raised:
             error = raised
-        files.write_json(ended, {'error': error and str(error)})
+        try:
+            files.write_json(ended, {'error': error and _told(error)})
+        except OSError as raised:  # the disk may be full: to delete needs no room
+            error = error or raised
+            begun.unlink()
     else:
-        _appears(ended, float('inf'))
-        error = files.read_json(ended)['error']
-        error = error and UserError(error)
+        while begun.exists() and not ended.exists():
+            time.sleep(POLL_SECONDS)
+        told = 'the first process cannot write in the run directory'
+        if ended.exists():
+            told = files.read_json(ended)['error']
+        error = told and UserError(told)
     meet(f'{workdir} is made')
     if is_first():
-        begun.unlink()
-        ended.unlink()
+        begun.unlink(missing_ok=True)
+        ended.unlink(missing_ok=True)
     if error:
         raise error
+
+
+def _told(error: Exception) -> str:
+    """An error to the other processes' users."""
+    if isinstance(error, UserError):
+        return str(error)
+    return f'the first process: {type(error).__name__}: {error}'
 
 
 def _appears(path: Path, seconds: float) -> bool:

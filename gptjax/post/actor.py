@@ -10,11 +10,24 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from gptjax.errors import UserError
 from gptjax.models import critic, lora
-from gptjax.train.load import adapts, trained_part
+from gptjax.optim.build import EmaState
+from gptjax.train.load import Trained, adapts, trained_part
+
+
+def computed_as(config: ConfigDict, trained: Trained) -> Trained:
+    """A model that computes as `config.model` says, be it another's than the run's.
+
+    Its numbers are compared with those of what is trained, which computes so: in
+    another dtype a policy that has not moved would be off its reference.
+    """
+    computed = {name: config.model[name] for name in ('dtype', 'remat', 'unroll')}
+    settings = FrozenConfigDict({**trained.settings.to_dict(), **computed})
+    return trained._replace(settings=settings)
 
 
 class Actor(NamedTuple):
@@ -32,6 +45,29 @@ class Actor(NamedTuple):
     init: Callable
     compute: Callable
     plain: Callable
+
+
+def of_critic_alone(optimizer: optax.GradientTransformation):
+    """The same, but neither the policy nor its average moves.
+
+    Without a gradient a policy stays where it is, save for what weight decay does.
+    """
+
+    def still(tree, before):
+        return {**tree, **critic.policy_of(before)}
+
+    def update(gradients, state, params):
+        updates, new = optimizer.update(gradients, state, params)
+        zeros = jax.tree.map(jnp.zeros_like, critic.policy_of(updates))
+        new = [
+            its._replace(average=still(its.average, old.average))
+            if isinstance(its, EmaState)
+            else its
+            for its, old in zip(new, state, strict=True)
+        ]
+        return still(updates, zeros), tuple(new)
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 def make_actor(config: ConfigDict, settings: FrozenConfigDict) -> Actor:

@@ -27,6 +27,8 @@ from gptjax.errors import UserError
 from gptjax.eval import bootstrap, results
 from gptjax.parallel.mesh import make_mesh
 from gptjax.post import rewards, rollout
+from gptjax.post.actor import computed_as
+from gptjax.post.check import check_section
 from gptjax.post.rewards import Reward, make_reward
 from gptjax.post.rollout import Rollout, Sampler, Style
 from gptjax.post.select import make_sampler, style_of
@@ -79,10 +81,7 @@ def check_config(config: ConfigDict) -> None:
     Raises:
         UserError: it names the field and the fix.
     """
-    section = config.best_of
-    for name, least in (('problems', 2), ('samples', 2)):
-        if not section[name] >= least:
-            raise UserError(f'best_of.{name}={section[name]}: use at least {least}')
+    check_section(config.best_of, 'best_of')
 
 
 def make_bench(config: ConfigDict) -> Bench:
@@ -91,7 +90,7 @@ def make_bench(config: ConfigDict) -> Bench:
     mesh = make_mesh(config.mesh)
     check.check_context(config, mesh)
     with jax.set_mesh(mesh):
-        trained = load_start(config, mesh)
+        trained = computed_as(config, load_start(config, mesh))
     style = style_of(config, config.best_of, trained.tokenizer, 'best_of')
     task = make_task(config.task, config.seed, style.fits)
     return Bench(

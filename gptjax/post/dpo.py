@@ -26,6 +26,7 @@ from gptjax.optim.build import ema_params, make_learning_rate, make_optimizer
 from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.multihost import say
 from gptjax.post import preferences
+from gptjax.post.check import check_dropout, check_section, check_unused
 from gptjax.post.logprobs import token_logprobs
 from gptjax.post.reference import (
     other_arrays,
@@ -159,19 +160,13 @@ def check_config(config: ConfigDict) -> None:
     if section.loss not in LOSSES:
         known = ', '.join(LOSSES)
         raise UserError(f'preference.loss={section.loss}: use one of {known}')
-    if not section.beta > 0:
-        raise UserError(f'preference.beta={section.beta}: use a positive number')
-    if not 0 <= section.label_smoothing < 0.5:
-        raise UserError(
-            f'preference.label_smoothing={section.label_smoothing}: use a share from 0 '
-            'to below 0.5'
-        )
-    for name in (
-        *('epochs', 'margin', 'odds_weight', 'nll'),
-        *('desirable_weight', 'undesirable_weight'),
-    ):
-        if not 0 <= section[name] < math.inf:
-            raise UserError(f'preference.{name}={section[name]}: use 0 or more')
+    check_section(section, 'preference')
+    why = f'with preference.loss={section.loss}'
+    if section.loss != 'dpo':
+        check_unused(section, 'preference', dict(label_smoothing=0.0), why)
+    if section.loss in WITHOUT_REFERENCE:
+        check_unused(section, 'preference', dict(reference=''), why)
+    check_dropout(config)
 
 
 def with_steps(config: ConfigDict, pairs: int) -> ConfigDict:

@@ -116,7 +116,10 @@ def collect(
 
     policy = config.policy
     mask_BT = rollout.batch['weights']
-    seen = memory.scores.after(raw_B)
+    told_B = np.any(mask_BT, axis=1)  # not those that stand in for a group
+    seen = memory.scores.after(raw_B[told_B])
+    replies = int(np.sum(told_B))
+    told_B = told_B if replies else ~told_B  # all of them stand in
     scores_B = shape_scores(policy, raw_B, rollout, seen)
     scored = score(rollout.batch)
     batch = {**rollout.batch, **scored}
@@ -124,20 +127,23 @@ def collect(
     batch, more = method.weigh(batch, scores_B, in_reward)
 
     kl_B = kl_per_reply(scored['old'], scored['reference'], mask_BT)
-    kl = float(np.sum(kl_B)) / max(1, int(np.sum(np.any(mask_BT, axis=1))))
+    kl = float(np.sum(kl_B)) / max(1, replies)
     metrics.update(
-        score=float(np.mean(scores_B)),
+        score=float(np.mean(scores_B[told_B])),
         kl=kl,
         kl_coefficient=memory.kl.coefficient,
-        response_length=float(np.mean(rollout.lengths_B)),
-        truncation_rate=float(np.mean(rollout.truncated_B)),
+        response_length=float(np.mean(rollout.lengths_B[told_B])),
+        truncation_rate=float(np.mean(rollout.truncated_B[told_B])),
         rollout_seconds=drawn - began,
         **more,
     )
     if policy.temperature == 1.0:  # the engine's log-probabilities are those at 1
         apart_BT = np.abs(rollout.sampled_BT - scored['old'])
         metrics['sampler_gap'] = float(np.max(np.where(mask_BT, apart_BT, 0)))
-    memory = Memory(memory.kl.after(kl, len(raw_B)), seen)
+    steered = memory.kl
+    if number >= method.warm_up:  # before, the policy does not move
+        steered = steered.after(kl, replies)
+    memory = Memory(steered, seen)
     return Experience(batch, metrics, memory, not np.any(batch['advantages']))
 
 

@@ -29,6 +29,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from gptjax.errors import UserError
 from gptjax.post import advantages, objectives, policy, weights
 from gptjax.post.actor import Actor
+from gptjax.post.check import check_section, check_unused, updates_of
 from gptjax.post.experience import Method
 from gptjax.post.kl import kl_in_score, kl_loss
 from gptjax.post.logprobs import token_logprobs
@@ -59,6 +60,7 @@ def check_config(config: ConfigDict) -> None:
         UserError: it names the field.
     """
     section = config.grpo
+    check_section(section, 'grpo')
     known = dict(advantage=ADVANTAGES, objective=OBJECTIVES, normaliser=NORMALISERS)
     for name, choices in known.items():
         if section[name] not in choices:
@@ -70,9 +72,10 @@ def check_config(config: ConfigDict) -> None:
             f'policy.replies={config.policy.replies}: replies are compared within a '
             "group: use 2 or more, or grpo.advantage='reinforce'"
         )
-    if section.resampling < 0:
-        raise UserError(f'grpo.resampling={section.resampling}: use 0 or more')
-    if section.objective == 'reinforce' and policy.updates_of(config) > 1:
+    if section.objective == 'reinforce':
+        why = "with grpo.objective='reinforce', which clips nothing"
+        check_unused(section, 'grpo', dict(clip_low=0.2, clip_high=0.2), why)
+    if section.objective == 'reinforce' and updates_of(config) > 1:
         raise UserError(
             f"grpo.objective='reinforce' makes one update a rollout: use "
             'policy.epochs=1 and train.batch_size=policy.prompts * policy.replies = '
@@ -109,12 +112,16 @@ def make_method(config: ConfigDict, settings: FrozenConfigDict, actor: Actor) ->
 
     def weigh(batch, scores_B, coefficient):
         mask_BT = batch['weights']
+        told_N = advantages.informative(jnp.reshape(scores_B, (-1, shared.replies)))
         if coefficient:
             scores_B = kl_in_score(
                 scores_B, batch['old'], batch['reference'], mask_BT, coefficient
             )
         scores_NG = jnp.reshape(scores_B, (-1, shared.replies))
         advantages_NG = ADVANTAGES[section.advantage](scores_NG)
+        if section.advantage == 'grpo':
+            # Scores that are apart by their KL alone would be divided by its noise.
+            advantages_NG = jnp.where(told_N[:, None], advantages_NG, 0.0)
         advantages_BT = np.reshape(advantages_NG, (-1, 1)) * mask_BT
         return dict(batch, advantages=advantages_BT), {}
 

@@ -26,10 +26,11 @@ from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.multihost import say
 from gptjax.parallel.sharding import RULES
 from gptjax.post import experience, rollout
-from gptjax.post.actor import Actor, make_actor
+from gptjax.post.actor import Actor, computed_as, make_actor, of_critic_alone
+from gptjax.post.check import check_dropout, check_policy, updates_of
 from gptjax.post.experience import Memory, Method
 from gptjax.post.kl import AdaptiveKL
-from gptjax.post.rewards import make_reward, rewards_fingerprint
+from gptjax.post.rewards import make_reward, rewards_fingerprint, verifier
 from gptjax.post.rollout import Sampler, Style
 from gptjax.post.scores import RunningMoments
 from gptjax.post.tasks import Task, make_task, problems_fingerprint
@@ -62,12 +63,14 @@ def run(
             finite; the newest checkpoint stays.
     """
     # ---- policy, reference, problems ----------------------------------------
-    check_config(config)
+    check_policy(config)
+    check_dropout(config)
     mesh = make_mesh(config.mesh)
     check.check_batch(config, mesh)
     check.check_context(config, mesh)
     trained = start.load_start(config, mesh)
     reference = trained.params  # never donated, so it stays where it is
+    model = computed_as(config, trained).settings
     style = rollout.style_of(config, trained.tokenizer)
     task = make_task(config.task, config.seed, style.fits)
     reward = make_reward(config.task, task)
@@ -75,8 +78,8 @@ def run(
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         # ---- state ----------------------------------------------------------
-        actor = make_actor(config, trained.settings)
-        method = make_method(config, trained.settings, actor)
+        actor = make_actor(config, model)
+        method = make_method(config, model, actor)
         optimizer = make_optimizer(config, actor.shapes)
         abstract = abstract_state(actor.shapes, optimizer, actor.axes, mesh)
         frozen = (reference,) if adapts(config) else ()
@@ -94,6 +97,7 @@ def run(
             state = create_state(actor.init, optimizer, abstract, reference, key)
             restored = state, new_record(config)
         state, record = restored
+        record.setdefault('worse', 0)  # not in checkpoints of before it was counted
         if record['reason'] is not None:  # it had come to its end
             return _summary(state, record)
 
@@ -103,7 +107,7 @@ def run(
         )
         with progress.bar('making the engine', 0):
             sampler = Sampler(
-                trained.settings,
+                model,
                 actor.plain(state.params, reference),
                 trained.tokenizer,
                 slots=config.policy.slots,
@@ -114,9 +118,13 @@ def run(
         score = experience.make_score(
             method, sharding, rows // config.train.accumulation
         )
-        step_fn = make_train_step(
+        make_step = lambda optimizer: make_train_step(
             method.loss_fn, optimizer, abstract, config.train.accumulation, config.seed
         )
+        step_fn = make_step(optimizer)
+        warming_fn = step_fn
+        if method.warm_up and config.optim.weight_decay:  # which moves what has none
+            warming_fn = make_step(of_critic_alone(optimizer))
         learning_rate = make_learning_rate(config)
         updates = updates_of(config)
         first, last = int(state.step), config.train.num_steps
@@ -127,7 +135,7 @@ def run(
             stack.callback(writer.close)
             rundir.write_environment(workdir)
         say(
-            f'policy: {count.num_params(trained.settings):,} parameters on {mesh.size} '
+            f'policy: {count.num_params(model):,} parameters on {mesh.size} '
             f'{"device" if mesh.size == 1 else "devices"}, a rollout has '
             f'{config.policy.prompts * config.policy.replies:,} replies and gives '
             f'{updates:,} {"update" if updates == 1 else "updates"}'
@@ -150,19 +158,38 @@ def run(
             best = lowest is None or found['loss'] < lowest
             if best:
                 record['lowest_loss'] = found['loss']
+            record['worse'] = 0 if best else record['worse'] + 1
             return best
 
-        if new:
-            validate(0)  # where it starts from
+        def to_validate(done) -> bool:
+            before = done - updates
+            return done == last or _passes(before, done, config.train.eval_every)
+
+        def out_of_patience() -> bool:
+            return 0 < config.train.patience <= record['worse']
+
+        @contextlib.contextmanager
+        def keeping(done):
+            """Saves where a reward fails: what was learnt so far is not lost."""
+            try:
+                yield
+            except UserError:
+                if done > saved:
+                    loop.save(checkpoints, done, state, record)
+                raise
 
         # ---- rollouts -------------------------------------------------------
         saved, stop_signal = first, None
+        if new:
+            validate(0)  # where it starts from
+        elif to_validate(first) and record['validation']['step'] < first:
+            validate(first)  # it failed, and the checkpoint was saved before it
         for before in range(first, last, updates):
             began = time.perf_counter()
             number, done = before // updates, before + updates
             memory = _memory(record)
             sampler.follow(actor.plain(state.params, reference), f'step {before}')
-            try:
+            with keeping(before):
                 found = experience.collect(
                     config,
                     style,
@@ -174,10 +201,6 @@ def run(
                     memory,
                     number,
                 )
-            except UserError:  # a reward's: what was learnt so far is not lost
-                if before > saved:
-                    loop.save(checkpoints, before, state, record)
-                raise
             metrics = dict(found.metrics)
             if found.empty:
                 record['empty_rollouts'] += 1
@@ -188,7 +211,7 @@ def run(
                     policy=np.float32(number >= method.warm_up),
                 )
                 state, told = update(
-                    step_fn,
+                    step_fn if number >= method.warm_up else warming_fn,
                     state,
                     found.batch,
                     (control, *frozen),
@@ -210,18 +233,22 @@ def run(
                 writer.write(done, 'train', metrics)
             advance(1, f'reward {metrics["reward"]:.3f}, kl {metrics["kl"]:.3f}')
 
-            asked = done == last or _passes(before, done, config.train.eval_every)
-            best = asked and validate(done) and config.checkpoint.keep_best
+            with keeping(done):
+                best = to_validate(done) and validate(done)
             stop_signal = asked_to_stop(done)
-            if stop_signal and done < last:
+            if out_of_patience() or (stop_signal and done < last):
                 break
-            due = best or _passes(before, done, config.checkpoint.every)
+            due = best and config.checkpoint.keep_best
+            due = due or _passes(before, done, config.checkpoint.every)
             if done < last and due:
                 loop.save(checkpoints, done, state, record)
                 saved = done
 
         done = int(state.step)
-        record['reason'] = 'finished' if done == last else None
+        if done == last:
+            record['reason'] = 'finished'
+        elif out_of_patience():
+            record['reason'] = 'stopped early'
         advance(0, 'saving')
         if done > saved:
             loop.save(checkpoints, done, state, record)
@@ -230,55 +257,6 @@ def run(
 
 
 # ---- the parts of the loop
-
-
-def updates_of(config: ConfigDict) -> int:
-    """Updates that a rollout gives."""
-    replies = config.policy.prompts * config.policy.replies
-    return config.policy.epochs * (replies // config.train.batch_size)
-
-
-def check_config(config: ConfigDict) -> None:
-    """Refuses a section `policy` that makes no sense.
-
-    Raises:
-        UserError: it names the field and the fix.
-    """
-    policy, train = config.policy, config.train
-    for name in ('prompts', 'replies', 'epochs', 'slots', 'generation_tensor'):
-        if not policy[name] >= 1:
-            raise UserError(f'policy.{name}={policy[name]}: use at least 1')
-    for name in (
-        *('kl_reward', 'kl_loss', 'kl_horizon', 'entropy', 'reward_clip'),
-        *('missing_eos_penalty', 'overlong_buffer'),
-    ):
-        if not policy[name] >= 0:
-            raise UserError(f'policy.{name}={policy[name]}: use 0 or more')
-    for name in ('kl_target', 'reward_scale'):
-        if not policy[name] > 0:
-            raise UserError(f'policy.{name}={policy[name]}: use a positive number')
-    if policy.kl_reward and policy.kl_loss:
-        raise UserError(
-            f'policy.kl_reward={policy.kl_reward} and policy.kl_loss={policy.kl_loss} '
-            'would count the KL twice: set one of them to 0'
-        )
-    if policy.overlong_buffer > policy.max_tokens:
-        raise UserError(
-            f'policy.overlong_buffer={policy.overlong_buffer} is more than '
-            f'policy.max_tokens={policy.max_tokens}: use at most that'
-        )
-    replies = policy.prompts * policy.replies
-    if train.batch_size < 1 or replies % train.batch_size:
-        raise UserError(
-            f'train.batch_size={train.batch_size} does not divide the policy.prompts * '
-            f'policy.replies = {replies} replies of a rollout: use a divisor'
-        )
-    if train.num_steps < 1 or train.num_steps % updates_of(config):
-        raise UserError(
-            f'train.num_steps={train.num_steps} is no multiple of the '
-            f'{updates_of(config)} updates that a rollout gives (policy.epochs * '
-            'replies / train.batch_size): use a multiple'
-        )
 
 
 def new_record(config: ConfigDict) -> dict:
@@ -290,6 +268,7 @@ def new_record(config: ConfigDict) -> dict:
         skipped_in_a_row=0,
         validation=None,  # the newest
         lowest_loss=None,  # of all validations
+        worse=0,  # validations since that one
         reason=None,
     )
 
@@ -362,10 +341,8 @@ def measure(
     found = dict(reward=float(np.mean(reward(items, texts))))
     found['loss'] = -found['reward']
     if task.score is not None:
-        scores = [
-            task.score(item, text) for item, text in zip(items, texts, strict=True)
-        ]
-        found['accuracy'] = float(np.mean(np.array(scores) >= 1.0))
+        scores = verifier(task.score)(items, texts)
+        found['accuracy'] = float(np.mean(scores >= 1.0))
         found['loss'] = 1 - found['accuracy']
     return dict(
         found,

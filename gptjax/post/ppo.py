@@ -17,14 +17,17 @@ rollouts it alone is trained: not even the hidden vectors below its head move.
 from pathlib import Path
 
 import numpy as np
+from jax.sharding import get_mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from gptjax import files
 from gptjax.data.packed import PackedSplit
 from gptjax.errors import UserError
 from gptjax.models import critic, gpt
+from gptjax.parallel.mesh import batch_shards
 from gptjax.post import advantages, objectives, policy, weights
 from gptjax.post.actor import Actor
+from gptjax.post.check import check_section
 from gptjax.post.experience import Method
 from gptjax.post.kl import kl_in_reward, kl_loss
 from gptjax.post.logprobs import hidden_logprobs, token_logprobs
@@ -52,20 +55,24 @@ def check_config(config: ConfigDict) -> None:
     if section.critic not in critic.KINDS:
         known = ' or '.join(critic.KINDS)
         raise UserError(f'ppo.critic={section.critic}: use {known}')
-    for name in ('gamma', 'lam'):
-        if not 0 <= section[name] <= 1:
-            raise UserError(f'ppo.{name}={section[name]}: use a number from 0 to 1')
-    for name in ('clip_low', 'clip_high', 'value_coefficient'):
-        if not section[name] > 0:
-            raise UserError(f'ppo.{name}={section[name]}: use a positive number')
-    for name in ('value_clip', 'warm_up', 'ptx'):
-        if not section[name] >= 0:
-            raise UserError(f'ppo.{name}={section[name]}: use 0 or more')
+    check_section(section, 'ppo')
+
+
+def check_rows(config: ConfigDict, shards: int) -> None:
+    """Refuses text that does not divide into micro-batches and devices."""
+    parts, rows = config.train.accumulation * shards, config.ppo.ptx_rows
+    if rows % parts:
+        raise UserError(
+            f'ppo.ptx_rows={rows} is not divisible by train.accumulation * mesh.data * '
+            f'mesh.fsdp = {parts}: use a multiple'
+        )
 
 
 def make_method(config: ConfigDict, settings: FrozenConfigDict, actor: Actor) -> Method:
     """The algorithm, for `policy.run`."""
     section, shared = config.ppo, config.policy
+    if section.ptx:
+        check_rows(config, batch_shards(get_mesh()))
     options = dict(temperature=shared.temperature, chunk=config.train.loss_chunk)
     language = make_language_loss(settings, config.train)
 

@@ -19,6 +19,7 @@ from gptjax.data.pairs import Pair, Row, arrays_of, in_order, mismatched
 from gptjax.errors import UserError
 from gptjax.parallel import multihost
 from gptjax.parallel.sharding import RULES, replicated
+from gptjax.post.actor import computed_as
 from gptjax.post.logprobs import token_logprobs
 from gptjax.post.replies import reply_sums
 from gptjax.train.load import Trained, fingerprint_of, load
@@ -137,9 +138,12 @@ def make_logprobs(config: ConfigDict, trained: Trained, mesh: Mesh):
 
 def _reference_of(config, start, mesh):
     """The model of `preference.reference`, or the one that the run starts from."""
+    named = config.preference.reference
+    return computed_as(config, _named(config, start, mesh) if named else start)
+
+
+def _named(config, start, mesh):
     run = config.preference.reference
-    if not run:
-        return start
     field = f'preference.reference={run}'
     workdir = Path(run).expanduser().absolute()
     try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 from pathlib import Path
 
 import jax
@@ -23,6 +24,7 @@ from gptjax.optim.build import make_learning_rate
 from gptjax.parallel.mesh import batch_shards, make_mesh
 from gptjax.parallel.multihost import say
 from gptjax.post import reward_losses
+from gptjax.post.check import check_section
 from gptjax.post.reward_model import (
     abstract_reward,
     identity_of,
@@ -84,8 +86,9 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
             encode_items(its, tokenizer, config.chat.template, context)
             for its in items.values()
         )
+    config = with_steps(config, len(train.values))
     mean, std = standardisation(config, train.values)
-    say(describe(train, context))
+    say(f'{describe(train, context)}; {config.train.num_steps:,} steps')
     group = group_size(config, train)
     loss_fn = make_reward_loss(model, config.reward)
 
@@ -143,6 +146,24 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
         )
         outcome = loop.run(config, workdir, task, state, record, checkpoints)
     return outcome.summary()
+
+
+def with_steps(config: ConfigDict, conversations: int) -> ConfigDict:
+    """The config with `train.num_steps` for `reward.epochs` passes over conversations.
+
+    Where these are few the warm-up takes half of them at most.
+
+    Args:
+        config: of the run; epochs 0: its `train.num_steps` stay.
+        conversations: to train on; two are a pair of preferences.
+    """
+    config = config.copy_and_resolve_references()
+    if config.reward.epochs:
+        steps = config.reward.epochs * conversations / config.train.batch_size
+        config.train.num_steps = max(1, math.ceil(steps))
+        half = config.train.num_steps // 2
+        config.optim.warmup_steps = min(config.optim.warmup_steps, half)
+    return config
 
 
 def first_state(config, model, optimizer, abstract, mesh):
@@ -215,6 +236,7 @@ def check_reward(config: ConfigDict) -> None:
     """
     reward, train = config.reward, config.train
     check.check_numbers(config)
+    check_section(reward, 'reward')
     if reward.loss not in LOSSES:
         raise UserError(f'reward.loss={reward.loss}: use one of {", ".join(LOSSES)}')
     judged = 'preferences' if reward.preferences else reward.target
@@ -229,12 +251,7 @@ def check_reward(config: ConfigDict) -> None:
             f'reward.loss=regression is for ratings, and not for {judged}: use '
             f'{"binary" if behaviour else "pairwise"}'
         )
-    for name in ('margin', 'centring'):
-        if not reward[name] >= 0:
-            raise UserError(f'reward.{name}={reward[name]}: use 0 or more')
     group = 2 if reward.preferences else reward.group
-    if group < 2:
-        raise UserError(f'reward.group={group}: use at least 2, to have pairs')
     mesh = make_mesh(config.mesh)
     parts = train.accumulation * batch_shards(mesh)
     if train.batch_size % (group * parts):

@@ -135,12 +135,13 @@ def load_trained(config: ConfigDict, workdir: Path, mesh: Mesh) -> Trained:
         _, abstract = abstract_reward(config, model, mesh)
         identity = identity_of(config, tokenizer)
         checkpoints = Checkpoints(workdir / 'checkpoints', identity, read_only=True)
-        restored = checkpoints.restore(abstract, checkpoints.best_step())
+        part = lambda state: (state.step, weights_of(state))
+        restored = checkpoints.restore(abstract, checkpoints.best_step(), part=part)
         checkpoints.close()
     if restored is None:
         raise UserError(f'{workdir}/checkpoints is empty: run the stage reward first')
-    state = restored[0]
-    return Trained(model, weights_of(state), tokenizer, int(state.step))
+    step, params = restored[0]
+    return Trained(model, params, tokenizer, int(step))
 
 
 def load_reward(

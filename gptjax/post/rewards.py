@@ -7,6 +7,7 @@ never holds code. A function takes N items and their N replies and gives N numbe
 
 import importlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,23 +24,13 @@ Reward = Callable[[Sequence[Item], Sequence[str]], np.ndarray]
 
 def correct(task: Task) -> Reward:
     """1.0 where the task's verifier is fully satisfied, else 0.0."""
-
-    def reward(items, replies):
-        score = _verifier(task, 'correct')
-        pairs = zip(items, replies, strict=True)
-        return [float(score(item, reply) >= 1.0) for item, reply in pairs]
-
-    return reward
+    judged = verifier(_score_of(task, 'correct'))
+    return lambda items, replies: judged(items, replies) >= 1.0
 
 
 def score(task: Task) -> Reward:
     """The verifier's score, which may give parts: 0.5 for '18' where '8' is right."""
-
-    def reward(items, replies):
-        judge = _verifier(task, 'score')
-        return [judge(item, reply) for item, reply in zip(items, replies, strict=True)]
-
-    return reward
+    return verifier(_score_of(task, 'score'))
 
 
 def shortness(task: Task) -> Reward:
@@ -112,9 +103,9 @@ def make_reward(section: ConfigDict, task: Task) -> Reward:
         task: for the rewards that ask its verifier.
 
     Raises:
-        UserError: a function does not exist. The reward itself raises one where a
-            function raises, or gives what is no finite number for each reply; it
-            names the reward and the item.
+        UserError: a function does not exist, or needs answers that there are not. The
+            reward itself raises one where a function raises, or gives what is no finite
+            number for each reply; it names the reward and the item.
     """
     if not section.rewards:
         raise UserError('task.rewards is empty: name one, as correct')
@@ -180,11 +171,21 @@ def _culprit(function, items, replies) -> str:
     return f'{items[0].id} and {len(items) - 1} others together'
 
 
-def _verifier(task, name):
+def verifier(score: Callable[[Item, str], float]) -> Reward:
+    """What a task's `score` gives, float32 (N,), or one clear error."""
+
+    def judge(items, replies):
+        return [score(item, reply) for item, reply in zip(items, replies, strict=True)]
+
+    return partial(checked, 'the verifier', judge)
+
+
+def _score_of(task, name):
     if task.score is None:
         raise UserError(
             f'the reward {name} needs answers, and task.path has problems without: '
-            'add "answer" to each, or use other rewards'
+            'add "answer" to each line, or let a reward model judge, as --config '
+            'configs/ppo.py:reward=RUN'
         )
     return task.score
 

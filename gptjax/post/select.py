@@ -26,8 +26,10 @@ from gptjax.data import stage
 from gptjax.errors import UserError
 from gptjax.parallel.mesh import make_mesh
 from gptjax.post import rollout
+from gptjax.post.actor import computed_as
+from gptjax.post.check import check_section
 from gptjax.post.choices import Drawn, best_and_worst, right_and_wrong, turned
-from gptjax.post.rewards import Reward, make_reward, rewards_fingerprint
+from gptjax.post.rewards import Reward, make_reward, rewards_fingerprint, verifier
 from gptjax.post.rollout import Sampler, Style
 from gptjax.post.tasks import Item, Task, make_task, problems_fingerprint
 from gptjax.train import check
@@ -54,7 +56,7 @@ def select(config: ConfigDict, workdir: Path) -> dict:
     mesh = make_mesh(config.mesh)
     check.check_context(config, mesh)
     with jax.set_mesh(mesh):
-        trained = load_start(config, mesh)
+        trained = computed_as(config, load_start(config, mesh))
     settings = _settings(config, trained)
     manifest = stage.finished(workdir / 'selected', settings, needs=MADE)
     if manifest is not None:
@@ -79,27 +81,19 @@ def check_config(config: ConfigDict) -> None:
     section = config.select
     if section.by not in BY:
         raise UserError(f'select.by={section.by}: use {" or ".join(BY)}')
-    for name, least in (('problems', 1), ('replies', 2), ('keep', 0), ('pairs', 0)):
-        if not section[name] >= least:
-            raise UserError(f'select.{name}={section[name]}: use at least {least}')
-    if not 0 <= section.noise <= 0.5:
-        raise UserError(f'select.noise={section.noise}: use a share from 0 to 0.5')
+    check_section(section, 'select')
 
 
 def style_of(config: ConfigDict, section: ConfigDict, tokenizer, field: str) -> Style:
     """How prompts are written and replies are drawn, by a section of that name.
 
     Raises:
-        UserError: no such temperature or length, or a template without an end of turn.
+        UserError: no such length, or a template without an end of turn.
     """
     if config.chat.template != 'turns':
         raise UserError(
             f'chat.template={config.chat.template}: replies must end with a token of '
             "their own: start from a run of the stage sft, whose template is 'turns'"
-        )
-    if not section.temperature > 0:
-        raise UserError(
-            f'{field}.temperature={section.temperature}: use a positive number'
         )
     context = config.data.context
     if not 1 <= section.max_tokens < context:
@@ -141,9 +135,7 @@ def score_of(config: ConfigDict, task: Task) -> Reward:
             'select.by=verifier needs answers, and task.path has problems without: add '
             '"answer" to each, or use select.by=reward with a reward model'
         )
-    return lambda items, replies: [
-        task.score(item, reply) for item, reply in zip(items, replies, strict=True)
-    ]
+    return verifier(task.score)
 
 
 # ---- drawing
@@ -224,9 +216,10 @@ def _write(config, workdir, settings, items, drawn, choices):
     chats, pairs, turned_pairs = [], [], 0
     for item, choice in zip(items, choices, strict=True):
         prompt = list(item.messages)
-        for number, text in enumerate(choice.kept):
+        for text in choice.kept:
             reply = dict(role='assistant', content=text)
-            chats.append(dict(id=f'{item.id}-{number}', messages=[*prompt, reply]))
+            # Of one id: `sft` splits by it, so no problem is on both sides.
+            chats.append(dict(id=item.id, messages=[*prompt, reply]))
         for number, (better, worse) in enumerate(choice.pairs):
             if turned(section.noise, 'turned', config.seed, item.id, number):
                 better, worse, turned_pairs = worse, better, turned_pairs + 1

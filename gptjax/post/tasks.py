@@ -7,15 +7,13 @@ those of a folder are as it holds them. The parts are the same for every seed; w
 training problem stands at an index is a function of (seed, index).
 """
 
-import hashlib
 import itertools
 import json
 import warnings
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -23,26 +21,11 @@ from ml_collections import ConfigDict
 from gptjax import files
 from gptjax.data import stage
 from gptjax.errors import UserError
-from gptjax.eval import conversations
+from gptjax.post.check import check_section
+from gptjax.post.own_problems import CONVERSATIONS, file_task, folder_task
+from gptjax.post.problem import PARTS, Item, hash_of, part_of
 
-PARTS = ('train', 'validation', 'held_out')
-CONVERSATIONS = ('train.jsonl', 'validation.jsonl')  # in a folder of them
 TRIES = 10_000  # draws in a row without a new problem: there are no more
-
-
-class Item(NamedTuple):
-    """One problem.
-
-    id: names its content: equal problems have equal ids.
-    messages: the prompt, dicts of `role` and `content`.
-    answer: a right reply; '' where none is known.
-    meta: what a verifier or a reward function wants to know besides.
-    """
-
-    id: str
-    messages: tuple[dict, ...]
-    answer: str = ''
-    meta: Any = None
 
 
 class Task(NamedTuple):
@@ -75,19 +58,14 @@ def make_task(section: ConfigDict, seed: int, fits=lambda messages: True) -> Tas
 
     Raises:
         UserError: there is no such dataset, its options make no sense, or the file
-            does.
+            does, or numbers are out of their range.
     """
-    fraction = section.held_out_fraction
-    if not 0 < fraction < 0.5:
-        raise UserError(
-            f'task.held_out_fraction={fraction}: use a share above 0 and below 0.5: '
-            'validation takes as much again'
-        )
+    check_section(section, 'task')
     path = Path(section.path).expanduser()
     if section.path and path.is_dir():
-        first, score = _folder_task(path, fits), None
+        first, score = folder_task(section, fits), None
     elif section.path:
-        first, score = _file_task(section, fits)
+        first, score = file_task(section, fits)
     else:
         first, score = _gym_task(section, fits)
     pool = lru_cache(maxsize=1)(lambda: first('train', section.problems))
@@ -126,18 +104,6 @@ def problems_fingerprint(section: ConfigDict) -> str:
             f'task.path={path}: {error}: name a file of problems or a folder of '
             'conversations'
         ) from error
-
-
-def part_of(item_id: str, fraction: float) -> str:
-    """'held_out', 'validation' or 'train', by the problem's content.
-
-    Not by the hash that splits documents: demonstrations are split by that one too,
-    and would all be on one side of it.
-    """
-    place = int.from_bytes(_hash('part of the task', item_id)[:8], 'big') / 2**64
-    if place < fraction:
-        return 'held_out'
-    return 'validation' if place < 2 * fraction else 'train'
 
 
 def write_chats(items: Sequence[Item], path: Path) -> None:
@@ -206,7 +172,7 @@ def _gym_task(section, fits):
     dataset = gym_dataset(section.name, section.options.to_dict())
 
     def problem(part, place):
-        index = int.from_bytes(_hash(part, place)[:6], 'big')
+        index = int.from_bytes(hash_of(part, place)[:6], 'big')
         entry = dataset[index]
         message = dict(role='user', content=entry['question'])
         return Item(
@@ -235,7 +201,12 @@ def _gym_task(section, fits):
         return list(found.values())
 
     def score(item, reply):
-        return float(dataset.score_answer(reply, item.meta))
+        try:
+            return float(dataset.score_answer(reply, item.meta))
+        except Exception:  # noqa: BLE001
+            # Some of the package's verifiers parse a reply and raise whatever comes
+            # where it has another form: to them, and so here, it is not right.
+            return 0.0
 
     return first, score
 
@@ -267,142 +238,3 @@ def gym_dataset(name: str, options: dict):
         return reasoning_gym.create_dataset(name, seed=0, size=2**48, **options)
     except (TypeError, AssertionError, ValueError) as error:
         raise UserError(f'task.options of {name}: {error}: change them') from error
-
-
-# ---- a file
-
-
-def _file_task(section, fits):
-    """(`first(part, n)`, score) of a JSON Lines file, as `read_items` has it."""
-    path = Path(section.path).expanduser()
-    parts = {part: [] for part in PARTS}
-    for item in read_items(path):
-        if fits(item.messages):
-            parts[part_of(item.id, section.held_out_fraction)].append(item)
-    for part, items in parts.items():
-        if not items:
-            raise UserError(
-                f'task.path={path}: no problem that fits the context is in the part '
-                f'{part}: give more, or change task.held_out_fraction'
-            )
-    answers = all(item.answer for items in parts.values() for item in items)
-    return lambda part, n: parts[part][:n], _equals if answers else None
-
-
-def _equals(item, reply):
-    return float(reply.strip() == item.answer.strip())
-
-
-def read_items(path: Path) -> list[Item]:
-    """The problems of a JSON Lines file, each content once.
-
-    A line is `{"prompt": "…", "answer": "…"}`, or has `messages` in place of
-    `prompt`; the answer may be left out. Where the messages end with the assistant's,
-    that is the answer.
-
-    Raises:
-        UserError: the file or a line makes no sense, by its number.
-    """
-    try:
-        lines = path.read_text(encoding='utf-8').split('\n')
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f'task.path={path}: {error}: give a JSON Lines file') from error
-    items = {}
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                item = _read_item(line)
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise UserError(
-                    f'task.path={path}: line {number}: {error}: write {{"prompt": '
-                    '"…", "answer": "…"}, or "messages" for "prompt"'
-                ) from error
-            items[item.id] = item
-    if not items:
-        raise UserError(f'task.path={path}: the file is empty: give a line a problem')
-    return list(items.values())
-
-
-def _read_item(line):
-    value = json.loads(line)
-    if not isinstance(value, dict) or not {'prompt', 'messages'} & value.keys():
-        raise ValueError('has neither "prompt" nor "messages"')
-    answer = value.get('answer', '')
-    messages = value.get('messages')
-    if messages is None:
-        messages = [dict(role='user', content=value['prompt'])]
-    messages = [dict(role=m['role'], content=m['content']) for m in messages]
-    if messages and messages[-1]['role'] == 'assistant':
-        *messages, last = messages
-        answer = answer or last['content']
-    for message in messages:
-        if message['role'] not in ('system', 'user', 'assistant'):
-            raise ValueError(
-                f'role {message["role"]!r} (use system, user or assistant)'
-            )
-        if not isinstance(message['content'], str):
-            raise ValueError('"content" is no text')
-    if not messages or not isinstance(answer, str):
-        raise ValueError('has no message to reply to, or an answer that is no text')
-    return Item(files.fingerprint(messages)[:16], tuple(messages), answer, value)
-
-
-# ---- a folder of conversations
-
-
-def _folder_task(folder, fits):
-    """`first(part, n)` of what stood before replies of the assistant's.
-
-    One reply of each conversation is chosen, as evaluation chooses it. What does not
-    fit loses its oldest messages. Validation and held-out problems halve
-    validation.jsonl between them, by conversation: what fits may differ.
-    """
-    parts, seen = {part: [] for part in PARTS}, set()
-    for name in reversed(CONVERSATIONS):  # what is held out is not trained on
-        for its in _replies(folder / name):
-            messages = _newest(its.prompt, fits)
-            item = Item(files.fingerprint(messages)[:16], messages)
-            if messages and item.id not in seen:
-                conversation = its.id.split('@')[0]
-                part = 'train' if name == 'train.jsonl' else part_of(conversation, 0.5)
-                parts[part].append(item)
-                seen.add(item.id)
-    for part, items in parts.items():
-        if not items:
-            raise UserError(
-                f'task.path={folder}: no conversation that fits the context is in the '
-                f'part {part}: give more, or lower max_tokens of replies'
-            )
-    return lambda part, n: parts[part][:n]
-
-
-def _replies(path):
-    try:
-        with open(path, encoding='utf-8') as lines:
-            views = [json.loads(line) for line in lines if line.strip()]
-        return conversations.reply_items(views, 0, 0)
-    except UserError as error:
-        raise UserError(
-            f'task.path={path}: no conversation has a reply to a user: name a folder '
-            'that has, as RUN/dialogue of the stage sft'
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f'task.path={path}: {type(error).__name__}: {error}: name a file of '
-            'problems, or a folder that the stage sft made, RUN/dialogue'
-        ) from error
-
-
-def _newest(messages, fits):
-    """The longest end that begins with a user's message and fits, or ()."""
-    said = [place for place, m in enumerate(messages) if m['role'] != 'system']
-    head = messages[: said[0]] if said else ()
-    users = [place for place in said if messages[place]['role'] == 'user']
-    end = lambda place: (*head, *messages[place:])
-    # A shorter end has fewer tokens: as few are counted as it takes.
-    at = bisect_left(users, True, key=lambda place: fits(end(place)))
-    return end(users[at]) if at < len(users) else ()
-
-
-def _hash(*words) -> bytes:
-    return hashlib.sha256('\0'.join(map(str, words)).encode()).digest()

@@ -108,7 +108,7 @@ class Checkpoints:
         self._manager.save(
             step,
             args=args.Composite(
-                state=args.StandardSave(state), record=args.JsonSave(content)
+                state=args.PyTreeSave(state), record=args.JsonSave(content)
             ),
             force=True,
         )
@@ -184,7 +184,9 @@ class Checkpoints:
         return content
 
     def _read_state(self, step, content, abstract, part):
-        names = jax.tree_util.tree_map_with_path(lambda path, _: name_of(path), abstract)
+        names = jax.tree_util.tree_map_with_path(
+            lambda path, _: name_of(path), abstract
+        )
         wanted = set(jax.tree.leaves(part(names)))
         unread = self._ocp.PLACEHOLDER
         asked = jax.tree.map(lambda n, x: x if n in wanted else unread, names, abstract)

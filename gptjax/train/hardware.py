@@ -1,11 +1,16 @@
 """How fast a device could multiply, for model FLOPs utilisation (MFU)."""
 
+import math
+import re
 import time
 
 import jax
 import jax.numpy as jnp
 
-# Dense bfloat16 peak of one device by its maker's data sheet, in TFLOP/s.
+from gptjax.parallel.multihost import say
+
+# Dense bfloat16 peak of one device by its maker's data sheet, in TFLOP/s. A name
+# stands for those that begin with it and a further word.
 PEAK_TFLOPS = {
     'TPU v4': 275.0,
     'TPU v5 lite': 197.0,
@@ -15,26 +20,38 @@ PEAK_TFLOPS = {
     'TPU v6 lite': 918.0,
     'TPU v6e': 918.0,
     'NVIDIA A100': 312.0,
-    'NVIDIA H100': 989.0,
+    'NVIDIA H100': 989.0,  # SXM
+    'NVIDIA H100 NVL': 835.0,
+    'NVIDIA H100 PCIe': 756.0,
     'NVIDIA H200': 989.0,
+    'NVIDIA H200 NVL': 835.0,
     'NVIDIA B200': 2250.0,
+    'NVIDIA L4': 121.0,
 }
 
 
 def peak_tflops(configured: float = 0.0) -> float:
     """Of one device, in TFLOP/s: as configured, from the table, or measured.
 
-    A CPU is in no table: its peak is the best rate of a float32 product of
-    1024 x 1024 matrices, shared by the devices that it is split into.
+    The table's are of bfloat16, whatever the model computes with. A CPU is in no
+    table: its peak is the best rate of a float32 product of 1024 x 1024 matrices,
+    shared by the devices that it is split into. An accelerator that is in none has
+    NaN, which is said.
     """
     if configured:
         return configured
     device = jax.devices()[0]
     # The longest name first: 'TPU v5 lite' is not 'TPU v5'.
     for name in sorted(PEAK_TFLOPS, key=len, reverse=True):
-        if device.device_kind.startswith(name):
+        if re.match(rf'{name}\b', device.device_kind):
             return PEAK_TFLOPS[name]
-    return _measured_tflops() / (jax.device_count() if device.platform == 'cpu' else 1)
+    if device.platform == 'cpu':
+        return _measured_tflops() / jax.device_count()
+    say(
+        f'no peak rate is known of {device.device_kind}: for its MFU set '
+        'train.peak_tflops'
+    )
+    return math.nan
 
 
 def _measured_tflops(size: int = 1024, rounds: int = 5) -> float:

@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from gptjax import files, rundir
 from gptjax.errors import UserError
 from gptjax.infer.engine import Engine
-from gptjax.infer.quantize import quantize_params
+from gptjax.infer.quantize import cast_params, quantize_params
 from gptjax.models import critic, gpt, lora, settings
 from gptjax.models.cache import empty_cache, empty_int8_cache
 from gptjax.optim.build import ema_params, make_optimizer
@@ -60,15 +61,19 @@ def load(
             there = ', '.join(map(str, checkpoints.steps()))
             raise UserError(f'{folder} has no checkpoint {step}: there are {there}')
         chosen = checkpoints.best_step() if step is None else step
-        restored = checkpoints.restore(abstract, chosen)
+        restored = checkpoints.restore(abstract, chosen, part=_step_and_weights)
         checkpoints.close()
     if restored is None:
         raise UserError(f'{folder} is empty: run the stage pretrain first')
-    state = restored[0]
-    params = critic.policy_of(ema_params(state.opt_state, state.params))
+    trained_step, params = restored[0]
     if base is not None:
         params = merge_adapted(config, base.params, params, mesh)
-    return Trained(model, params, tokenizer, int(state.step))
+    return Trained(model, params, tokenizer, int(trained_step))
+
+
+def _step_and_weights(state):
+    """What a model is of a training state; the rest may be twice as large."""
+    return state.step, critic.policy_of(ema_params(state.opt_state, state.params))
 
 
 def load_earlier(start: ConfigDict, mesh: Mesh) -> Trained:
@@ -166,9 +171,12 @@ def load_engine(
     mesh = inference_mesh(config)
     trained = load(config, workdir, mesh, step)
     told = [fingerprint_of(trained), weights, cache]
+    dtype = jnp.dtype(trained.settings.dtype)
     if draft is not None:
         guessing = _load_draft(draft, mesh, trained.tokenizer)
         options['draft'] = guessing.settings, guessing.params
+        # Its weights are converted as the model's are, and one may be in float32.
+        dtype = jnp.promote_types(dtype, guessing.settings.dtype)
         # What is guessed decides which draws are made: other seeds, other replies.
         told += [fingerprint_of(guessing), options.get('guesses')]
     return Engine(
@@ -177,7 +185,7 @@ def load_engine(
         trained.tokenizer,
         fingerprint=files.fingerprint(told),
         trained_step=trained.step,
-        convert=WEIGHTS[weights],
+        convert=lambda params: cast_params(WEIGHTS[weights](params), dtype),
         new_cache=CACHES[cache],
         **options,
     )

@@ -12,21 +12,27 @@ from ml_collections import ConfigDict
 
 from gptjax import files, progress
 from gptjax.data import ledger, pipeline, stage
+from gptjax.errors import UserError
 from gptjax.models import count, gpt, settings
 from gptjax.optim.build import ema_params, make_learning_rate, make_optimizer
 from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.multihost import say
 from gptjax.parallel.sharding import batch_sharding
 from gptjax.tokenizer.tokenizer import Tokenizer
-from gptjax.train import begin, loop
+from gptjax.train import begin, check, loop
 from gptjax.train.hardware import peak_tflops
+from gptjax.train.load import adapts
 from gptjax.train.losses import make_language_loss
-from gptjax.train.state import abstract_state, create_state
+from gptjax.train.start import load_start
+from gptjax.train.state import TrainState, abstract_state, create_state
 from gptjax.train.step import make_train_step
 
 
 def pretrain(config: ConfigDict, workdir: Path) -> dict:
     """Trains on RUN/prepared, from RUN's newest checkpoint if it has one.
+
+    It begins with new weights or, where the config has a section `start`, with those
+    of an earlier run (continued pretraining).
 
     Returns:
         A summary: why it ended and by which signal, steps, parameters, the
@@ -34,7 +40,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
 
     Raises:
         UserError: the config does not fit the run's checkpoints, or itself
-            (`check.check_config` says so before there is data).
+            (`check_pretrain` says so before there is data).
     """
     # ---- model ------------------------------------------------------------
     mesh = make_mesh(config.mesh)
@@ -55,10 +61,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
         checkpoints = stack.enter_context(begin.opened(config, workdir, identity))
         restored = begin.newest(checkpoints, abstract, 'model')
         if restored is None:
-            init = functools.partial(gpt.init_params, model)
-            key = jax.random.key(config.seed)
-            with progress.bar('making the model', 0):
-                state = create_state(init, optimizer, abstract, key)
+            state = first_state(config, model, optimizer, abstract, mesh)
             restored = state, loop.new_record(config)
         state, record = restored
         if record['reason'] is not None:  # it had come to its end
@@ -92,6 +95,27 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
         )
         outcome = loop.run(config, workdir, task, state, record, checkpoints)
     return outcome.summary(parameters=parameters)
+
+
+def check_pretrain(config: ConfigDict) -> None:
+    """Refuses, before minutes go into data, a config that cannot train."""
+    check.check_config(config)
+    if adapts(config):
+        raise UserError(
+            f'lora.rank={config.lora.rank}: `pretrain` trains all parameters: set it '
+            'to 0, or use `sft`'
+        )
+
+
+def first_state(config: ConfigDict, model, optimizer, abstract, mesh) -> TrainState:
+    """The state of step 0: new weights, or those of `start.run`."""
+    if 'start' in config:
+        start = load_start(config, mesh)
+        return begin.first_state(config, model, start, optimizer, abstract)
+    init = functools.partial(gpt.init_params, model)
+    key = jax.random.key(config.seed)
+    with progress.bar('making the model', 0):
+        return create_state(init, optimizer, abstract, key)
 
 
 def documents_of(config: ConfigDict, workdir: Path, step: int) -> list[str]:

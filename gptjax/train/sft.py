@@ -17,10 +17,10 @@ from gptjax.parallel.sharding import batch_sharding
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.train import begin, check, loop
 from gptjax.train.hardware import peak_tflops
-from gptjax.train.load import identity_of, load_base, trained_part
+from gptjax.train.load import adapts, identity_of, load_base, trained_part
 from gptjax.train.losses import make_language_loss
 from gptjax.train.pretrain import documents_of, make_validation
-from gptjax.train.start import load_start
+from gptjax.train.start import config_of, load_start
 from gptjax.train.state import abstract_state
 from gptjax.train.step import make_train_step
 
@@ -111,6 +111,13 @@ def check_sft(config: ConfigDict) -> None:
     _check_epochs(config.sft.epochs)
     turns.check_share(config.sft.pretraining_share)
     trained_part(config, settings.resolve(config.model, config.tokenizer.vocab_size))
+    if adapts(config) and config.chat.template == 'turns':
+        if config_of(Path(config.start.run)).chat.template == 'text':
+            say(
+                f'lora.rank={config.lora.rank}: adapters cannot teach the special '
+                f'tokens of turns, which {config.start.run} has never seen: better '
+                'start from a fine-tuned run, or add --config.chat.template=text'
+            )
 
 
 def with_steps(config: ConfigDict, rows) -> ConfigDict:
@@ -128,8 +135,9 @@ def with_steps(config: ConfigDict, rows) -> ConfigDict:
     _check_epochs(epochs)
     config = config.copy_and_resolve_references()
     if epochs:
-        own = sum(s.num_rows for s in rows.sources if not s.name.startswith('pretrain'))
-        steps = epochs * own / (config.train.batch_size * (1 - share))
+        own = [s for s in rows.sources if not s.name.startswith('pretraining/')]
+        num_rows = sum(source.num_rows for source in own)
+        steps = epochs * num_rows / (config.train.batch_size * (1 - share))
         config.train.num_steps = max(1, math.ceil(steps))
         warmup = min(config.optim.warmup_steps, config.train.num_steps // 10)
         config.optim.warmup_steps = warmup

@@ -64,7 +64,7 @@ def adopt(
     asked = config.start.step
     taken = _taken_before(workdir, run, asked)
     if taken is None:
-        taken = _read(run)
+        taken = config_of(run)
         taken.start = ConfigDict(dict(run=str(run), step=_step(run, asked)))
         multihost.first_makes(workdir, lambda: _copy_tokenizer(run, workdir))
     for name in (*SECTIONS, 'start'):
@@ -95,7 +95,8 @@ def _taken_before(workdir: Path, run: Path, step: int) -> ConfigDict | None:
     return config if step in (-1, config.start.step) else None
 
 
-def _read(run: Path) -> ConfigDict:
+def config_of(run: Path) -> ConfigDict:
+    """The config of an earlier run."""
     try:
         return rundir.read_config(run)
     except UserError as error:

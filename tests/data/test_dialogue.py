@@ -51,6 +51,7 @@ def refuses(words, tmp_path, source):
     assert message.startswith('dialogue.sources.mine.') and '\n' not in message
     for word in words:
         assert word in message, message
+    assert 'jsonl' not in message.replace('.jsonl', '')  # a kind that it refuses
 
 
 # ---- users' files
@@ -76,10 +77,29 @@ def test_half_a_surrogate_pair_in_an_id_becomes_a_replacement_character(tmp_path
     assert [view['id'] for its in views.values() for view in its] == ['own/x\ufffd']
 
 
+def test_parts_of_text_are_joined(tmp_path):
+    parts = [dict(type='text', text='where is '), dict(type='text', text='the cat?')]
+    path = write_chat(tmp_path / 'a.jsonl', [dict(USER, content=parts), REPLY])
+    views, _ = written(tmp_path, own=common.source('chat', str(path)))
+    assert [v['messages'] for its in views.values() for v in its] == [[USER, REPLY]]
+
+
+def test_an_id_of_a_view_tells_its_conversation():
+    said = [('ann', 'hi'), ('ben', 'hello')]
+    several = dialogue.Conversation('x', said, ('ann', 'ben'))
+    assert [name for name, _ in dialogue.views(several)] == ['x@0', 'x@1']
+    for name in ('x', 'ann@gmail.com', 'ann@1', 'ann@1@2'):
+        for assistants in (('ann',), ('ann', 'ben')):
+            its = dialogue.Conversation(name, said, assistants)
+            found = {dialogue.conversation_of(view) for view, _ in dialogue.views(its)}
+            assert found == {name}
+
+
 def test_an_unknown_role_names_file_and_line(tmp_path):
     tool = dict(role='tool', content='42')
     path = write_chat(tmp_path / 'a.jsonl', [USER, REPLY], [USER, tool, REPLY])
     words = ['a.jsonl: line 2', "messages[1].role='tool'", 'system, user, assistant']
+    words.append('into a message of the user, or leave')
     refuses(words, tmp_path, common.source('chat', str(path)))
 
 
@@ -104,7 +124,17 @@ def test_a_file_without_any_reply_is_refused(tmp_path):
     [
         ('{', ['line 1', 'is no JSON']),
         ('{"text": "a"}', ['line 1', 'has no list "messages"']),
+        ('{"conversations": []}', ["it has 'conversations'", 'convert', '"role"']),
         ('{"messages": [{"role": "user"}]}', ['line 1', 'messages[0]', '"content"']),
+        ('{"messages": [{"content": "a"}]}', ['line 1', 'messages[0]', '"role"']),
+        (
+            '{"messages": [{"role": "assistant", "content": null, "tool_calls": []}]}',
+            ['messages[0] calls a tool', 'leave this line out'],
+        ),
+        (
+            '{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}',
+            ["of the type 'image_url'", 'only text', 'leave out the part'],
+        ),
     ],
 )
 def test_a_line_that_is_no_conversation(tmp_path, line, words):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import common
-from gptjax import files
+from gptjax import files, making
 from gptjax.data import documents
 from gptjax.errors import UserError
 
@@ -160,6 +160,13 @@ def test_files_that_changed_since_are_noticed(config, tmp_path):
     (tmp_path / 'texts' / 'new.txt').write_text('A new file has come.')
     with pytest.raises(UserError, match=r'sources\.texts\.path=.* now there are 11'):
         documents.build_documents(config, workdir)
+
+
+def test_files_that_are_passed_over_are_told(config, tmp_path):
+    for name in ('a.csv', 'b.jsonl', '.hidden'):
+        (tmp_path / 'texts' / name).write_text('some words')
+    told, _ = making.documents(config, tmp_path / 'run')
+    assert told.endswith('; texts: 10 files read, 2 passed over (.csv, .jsonl)')
 
 
 def test_errors(config, tmp_path):

@@ -5,6 +5,7 @@ import pytest
 
 from gptjax import files
 from gptjax.data import prepare as prepare_module
+from gptjax.data import shards as shards_module
 from gptjax.data.packed import PackedSplit
 from gptjax.data.packing import unpack
 from gptjax.data.prepare import prepare
@@ -61,7 +62,7 @@ def test_the_manifest_counts_what_is_there(run):
 
 
 def test_shards_and_batches_of_text_change_no_row(run, new_run, monkeypatch):
-    monkeypatch.setattr(prepare_module, 'SHARD_TOKENS', 5 * 17)
+    monkeypatch.setattr(shards_module, 'SHARD_TOKENS', 5 * 17)
     monkeypatch.setattr(prepare_module, 'BATCH_CHARACTERS', 300)
     other = new_run()
     shards = sorted((other.prepared / 'train' / 'a').glob('tokens-*.npy'))

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from configs import common
+from gptjax import making
 from gptjax.data import ratings
 from gptjax.data.chitchat import Conversation
 from gptjax.data.documents import split_of
@@ -120,20 +121,25 @@ def test_messages_are_cleaned(chitchat, tmp_path):
     assert 'mail me' in text and 'ann@example.com' not in text
 
 
-def test_users_preferences(tmp_path):
-    path = tmp_path / 'mine.jsonl'
+def write_preferences(path):
+    """60 pairs; of the first two the replies are equal, or will be when cleaned."""
     lines = [
         dict(
             prompt=[dict(role='user', content=f'question {n // 2}')],
             chosen='yes',
-            rejected='no' if n else 'yes',
+            rejected={0: 'yes', 1: 'yes\u200b'}.get(n, 'no'),
         )
         for n in range(60)
     ]
     path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+
+
+def test_users_preferences(tmp_path):
+    path = tmp_path / 'mine.jsonl'
+    write_preferences(path)
     config = make_config(preferences=str(path))
     manifest = ratings.build_ratings(config, tmp_path / 'run')
-    assert manifest['preferences'] == dict(lines=60, equal=1)
+    assert manifest['preferences'] == dict(lines=60, equal=2)
     assert 'audit' not in manifest
     prompts = {}
     for split in ratings.SPLITS:
@@ -145,7 +151,21 @@ def test_users_preferences(tmp_path):
             assert worse.messages[-1] == dict(role='assistant', content='no')
         prompts[split] = {item.messages[0]['content'] for item in items}
     assert not prompts['train'] & prompts['test']
-    assert len(set.union(*prompts.values())) == 30
+    assert len(set.union(*prompts.values())) == 29
+    assert 'equal ones skipped' in making.ratings(config, tmp_path / 'run')[0]
+
+
+def test_preferences_that_changed_since_are_noticed(tmp_path):
+    path = tmp_path / 'mine.jsonl'
+    write_preferences(path)
+    config = make_config(preferences=str(path))
+    manifest = ratings.build_ratings(config, tmp_path / 'run')
+    with open(path, 'a') as file:
+        file.write(path.read_text().splitlines()[-1] + '\n')
+    with pytest.raises(UserError, match='reward.preferences=.*now there are 1 of'):
+        ratings.build_ratings(config, tmp_path / 'run')
+    path.unlink()  # gone: a run goes on without it
+    assert ratings.build_ratings(config, tmp_path / 'run') == manifest
 
 
 def test_equal_ratings_only_are_one_clear_error(chitchat, tmp_path):

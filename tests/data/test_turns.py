@@ -2,16 +2,19 @@
 
 import json
 import random
+import shutil
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from configs import common
-from gptjax import files
+from gptjax import files, making
 from gptjax.data import ledger, pipeline, turns
 from gptjax.data.chat import Turn, encode_conversation
+from gptjax.data.pieces import pieces_of
 from gptjax.errors import UserError
+from gptjax.eval import dialogue_report
 from tests.data.test_dialogue import conversations, write_chat
 
 BOS = 1
@@ -23,7 +26,7 @@ def turn(role, *said, opening=(9,)):
 
 def pieces(room, *its):
     counts = Counter()
-    found = list(turns.pieces_of(list(its), BOS, room, counts))
+    found = list(pieces_of(list(its), BOS, room, counts))
     return [
         [f'{t}!' if its else f'{t}' for t, its in zip(*piece, strict=True)]
         for piece in found
@@ -101,7 +104,7 @@ def test_every_reply_is_trained_once(room):
         if random_.random() < 0.3:
             its.insert(0, turn('system', 5, 6))
         counts = Counter()
-        found = list(turns.pieces_of(its, BOS, room, counts))
+        found = list(pieces_of(its, BOS, room, counts))
         trained = []
         for tokens, mask in found:
             assert len(tokens) == len(mask) <= room and tokens[0] == BOS
@@ -205,6 +208,39 @@ def test_what_is_there_is_used_and_another_config_refused(run, made):
     with pytest.raises(UserError, match='no conversation .* into validation'):
         turns.prepare_dialogue(other, workdir / 'b')
     assert not (workdir / 'b' / 'dialogue').exists()
+
+
+def test_files_that_changed_since_are_noticed(run, tmp_path):
+    config, workdir = make(run, tmp_path)
+    write_chat(workdir / 'own.jsonl', *conversations(61))
+    with pytest.raises(UserError, match='dialogue.sources.own.path=.*now there are 1'):
+        turns.prepare_dialogue(config, workdir)
+
+
+def test_what_is_cut_or_left_out_is_told(run, tmp_path):
+    config, workdir = make(run, tmp_path)
+    *some, last = conversations(60)
+    system = dict(role='system', content=' '.join(map(str, range(50))))
+    long = dict(id='long', messages=[system, *last['messages']])
+    write_chat(workdir / 'own.jsonl', *some, long)
+    shutil.rmtree(workdir / 'dialogue')
+    config.data.context = 12
+    told, there = making.dialogue(config, workdir)
+    counts = files.read_json(workdir / 'dialogue' / 'manifest.json')
+    own = [counts['splits'][split]['own'] for split in ('train', 'validation')]
+    cut, kept = (sum(its[n] for its in own) for n in ('cut_tokens', 'predicted_tokens'))
+    assert cut > 0 and not there
+    assert f'59 of 59 replies cut, {cut / (cut + kept):.0%} of all their tokens' in told
+    assert 'to fit data.context=12; 1 conversations left out' in told
+    assert counts['sources']['own']['skipped'] == {turns.LONG_SYSTEM: 1}
+    page = dialogue_report.data(counts)
+    assert f'<td>{own[0]["cut_tokens"]:,}</td>' in page and turns.LONG_SYSTEM in page
+
+    every = [dict(its, messages=[system, *its['messages']]) for its in some]
+    write_chat(workdir / 'own.jsonl', *every)
+    shutil.rmtree(workdir / 'dialogue')
+    with pytest.raises(UserError, match='data.context=12: the system message takes'):
+        turns.prepare_dialogue(config, workdir)
 
 
 def test_batches_are_functions_of_seed_and_step(made):

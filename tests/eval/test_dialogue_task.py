@@ -10,6 +10,7 @@ import pytest
 from configs import common
 from gptjax import files
 from gptjax.data import chat
+from gptjax.data.dialogue import conversation_of
 from gptjax.errors import UserError
 from gptjax.eval import conversations, dialogue, dialogue_report, results
 from gptjax.eval.results import columns_of
@@ -77,9 +78,16 @@ def reply(text, finish='stop', tokens=3):
 # ---- what is asked
 
 
+def test_conversations_of_people_with_one_name_are_apart():
+    said = [dict(role='user', content='hi'), dict(role='assistant', content='hello')]
+    names = ['own/ann@gmail.com', 'own/ann@yahoo.com', 'own/ann']
+    found = conversations.reply_items([dict(id=n, messages=said) for n in names], 0, 0)
+    assert sorted(item.id for item in found) == sorted(names)
+
+
 def test_one_reply_of_each_conversation(tmp_path):
     found = asked(tmp_path)
-    names = [item.id.split('@')[0] for item in found]
+    names = [conversation_of(item.id) for item in found]
     assert len(names) == len(set(names)) == 24
     by_id = {one['id']: one['messages'] for one in views()}
     for item in found:

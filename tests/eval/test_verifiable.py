@@ -86,6 +86,9 @@ def test_figures_of_a_model_that_is_right_now_and_then():
     assert 0 <= low < 0.25 < high <= 1
     seeds = [seed for _, temperature, seed in asked if temperature]
     assert len(set(seeds)) == len(seeds) == 32
+    broken = lambda item, text: 1 / 0
+    with pytest.raises(UserError, match='the verifier raised ZeroDivisionError.* p0'):
+        verifiable.measure(subject, style, items, broken, config.task, commonest='2')
 
 
 def test_a_limit_that_is_longer_than_the_context_asks_what_can_be_read(tmp_path):

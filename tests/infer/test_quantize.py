@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gptjax.infer.engine import Engine
-from gptjax.infer.quantize import Int8Matrix, quantize_params
+from gptjax.infer.quantize import Int8Matrix, cast_params, quantize_params
 from gptjax.infer.request import Parameters
 from gptjax.models import gpt
 from gptjax.models.cache import Cache, Pages, empty_cache, empty_int8_cache
@@ -67,6 +67,33 @@ def test_the_engine_scores_by_the_numbers_that_the_bytes_stand_for(name):
         np.testing.assert_allclose(found[-1], expected, atol=1e-4)
         assert np.abs(found[-1] - whole).max() > 1e-3
     assert not np.array_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize(
+    'fields, convert, share',
+    [
+        (MODELS['swiglu, grouped'], lambda params: params, 0.51),
+        (MODELS['tied, biases'], lambda params: params, 0.6),  # with its embeddings
+        (dict(tie_embeddings=True), quantize_params, 0.9),
+    ],
+)
+def test_cast_once_or_in_each_product_is_the_same(fields, convert, share):
+    model = helpers.model_settings(dtype='bfloat16', **fields)
+    whole = convert(gpt.unstack_layers(engines.random_params(model)))
+    cast = cast_params(whole, model.dtype)
+    sizes = [sum(x.nbytes for x in jax.tree.leaves(p)) for p in (cast, whole)]
+    assert sizes[0] < share * sizes[1]
+
+    @jax.jit
+    def logits(params):
+        tokens, positions = jnp.arange(3, 27).reshape(2, 12), jnp.arange(12)[None]
+        cache = empty_cache(model, 2, 16)
+        return gpt.decode(model, params, tokens, positions.repeat(2, 0), cache)[0]
+
+    np.testing.assert_array_equal(logits(cast), logits(whole))
+    # In float32 nothing is cast.
+    same = jax.tree.map(jnp.array_equal, cast_params(whole, 'float32'), whole)
+    assert all(jax.tree.leaves(same))
 
 
 def scores_of(model, params, **options):

@@ -185,3 +185,37 @@ def test_dropout_sees_every_probability_once(T):
     )
     queries = [start + i for start, size in seen for i in range(size)]
     assert queries == list(range(T))
+
+
+def test_large_blocks_are_taken_in_pieces_with_less_memory(monkeypatch):
+    T, N = 60, 4  # one block of 14400 scores, or ten pieces
+    arrays = tensors(B=1, T=T, N=N, K=2)
+    segments = packed(T, B=1)
+
+    def run():
+        @jax.jit
+        def pulled(arrays):
+            attend = partial(causal_attention, segments_BT=segments, softcap=1.5)
+            mixed, pull = jax.vjp(attend, *arrays)
+            return mixed, pull(jnp.cos(mixed))
+
+        compiled = pulled.lower(arrays).compile()
+        return compiled(arrays), compiled.memory_analysis().temp_size_in_bytes
+
+    whole, at_once = run()
+    monkeypatch.setattr(attention, 'MOST_SCORES', N * T * 6)
+    in_pieces, less = run()
+    helpers.assert_trees_close(in_pieces, whole, rtol=1e-4, atol=1e-5)
+    assert less < at_once / 2
+
+
+def test_dropout_of_every_piece_is_its_own(monkeypatch):
+    arrays, segments = tensors(T=64, B=1), packed(64, B=1)
+    number = lambda start: lambda probabilities: probabilities * start
+    plain = jax.jit(causal_attention)(*arrays, segments)
+    monkeypatch.setattr(attention, 'MOST_SCORES', 4 * 64 * 4)  # four queries'
+    attend = jax.jit(partial(causal_attention, dropout=number))
+    found = attend(*arrays, segments) / plain
+    # Of blocks of 16 every fourth query is in one piece.
+    expected = [start + i % 4 for start in range(0, 64, 16) for i in range(16)]
+    np.testing.assert_allclose(found[0, :, 0, 0], expected, rtol=1e-4)

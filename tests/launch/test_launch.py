@@ -353,19 +353,25 @@ def test_ci_checks_the_format_then_runs_every_test(machine):
 def test_a_tpu_gets_the_code_the_requirements_and_the_command(machine):
     machine.fake('gcloud', GCLOUD)
     machine.fake('uv', UV)
+    machine.fake('git', '#!/usr/bin/env bash\necho 0123abc')
     arguments = ('configs/tiny.py', '/mnt/my runs/a', '--config.seed=7')
     status, output = machine.run('launch/tpu.sh', 'pod', 'zone', *arguments)
     assert status == 0, output
     for worker in ('0', '1'):
         folder = Path(machine.environment['WORKERS']) / worker / 'gptjax'
         assert (folder / 'configs' / 'tiny.py').exists()
+        assert (folder / 'revision').read_text() == '0123abc+\n'
     log = machine.log()
     command = 'gptjax pretrain --multihost --config configs/tiny.py'
     command += ' --workdir /mnt/my runs/a --config.seed=7'
     assert log.count(command) == 2
     install = 'uv pip install --python .venv/bin/python'
-    assert log.count(f'{install} -r requirements.txt') == 2
-    assert log.count(f'{install} --upgrade jax[tpu]') == 2
+    assert log.count(f'{install} -r launch/tpu-requirements.txt') == 2
+    assert sum(line.startswith(install) for line in log) == 2
+    # Started again, as after a preemption: what is installed stays.
+    assert machine.run('launch/tpu.sh', 'pod', 'zone', *arguments)[0] == 0
+    assert machine.log().count(command) == 2
+    assert not any(line.startswith(install) for line in machine.log())
 
 
 def test_a_tpu_command_that_is_incomplete_or_wrong_touches_nothing(machine):

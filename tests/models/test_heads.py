@@ -19,6 +19,12 @@ def test_reward_is_read_at_the_last_token():
         np.testing.assert_array_equal(heads.rewards(head, hidden, last_B), expected)
 
 
+def test_no_product_is_rounded_on_an_accelerator():
+    head = dict(kernel=jnp.ones(2), bias=jnp.zeros(()))
+    jaxpr = str(jax.make_jaxpr(heads.project)(head, jnp.ones((3, 2), jnp.bfloat16)))
+    assert jaxpr.count('HIGHEST') == 2 * jaxpr.count('dot_general') == 2
+
+
 def test_values_are_of_every_token():
     hidden = jnp.arange(12, dtype=jnp.bfloat16).reshape(6, 2)
     head = dict(kernel=jnp.array([1.0, 0.0]), bias=jnp.array(0.25))

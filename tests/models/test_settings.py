@@ -1,6 +1,7 @@
 """Defaults worked out, and everything that cannot work refused by name."""
 
 import pytest
+from ml_collections import ConfigDict
 
 from gptjax.errors import UserError
 from gptjax.models import settings
@@ -38,6 +39,20 @@ def test_settings_are_frozen_and_equal_by_value():
     assert left != resolve(windows=(0,))
     with pytest.raises(AttributeError):
         left.width = 64
+
+
+def test_a_run_that_is_older_than_a_field_has_what_was_before():
+    model = helpers.config(logit_softcap=3.0, unroll=2).model.to_dict()
+    assert model.keys() == {*settings.BEFORE, *settings.SIZES}, 'gptjax/models/settings'
+    del model['attention_softcap'], model['unroll']
+    resolved = settings.resolve(ConfigDict(model), 96)
+    assert (resolved.attention_softcap, resolved.unroll) == (0.0, 1)
+    assert resolved.logit_softcap == 3.0
+    with pytest.raises(UserError, match='model.experts=4: no such field here'):
+        settings.resolve(ConfigDict(dict(model, experts=4)), 96)
+    del model['width']
+    with pytest.raises(UserError, match='model.width is missing'):
+        settings.resolve(ConfigDict(model), 96)
 
 
 def test_the_config_itself_is_left_alone():

@@ -80,7 +80,19 @@ DECAYED = {
 
 def test_matrices_and_embeddings_decay_and_vectors_do_not():
     params = make_params()
-    assert jax.tree_util.tree_map_with_path(build.is_decayed, params) == DECAYED
+    both, decayed = dict(params, critic=params), dict(DECAYED, critic=DECAYED)
+    assert jax.tree_util.tree_map_with_path(build.is_decayed, both) == decayed
+
+
+def test_a_matrix_of_the_layers_that_no_table_has_is_refused():
+    params = make_params()
+    params['layers']['mlp']['router'] = jnp.zeros((L, D, 4))
+    with pytest.raises(AssertionError, match='router.* not in INPUT_AXES'):
+        build.make_optimizer(make_config('muon'), params)
+    del params['layers']['mlp']['router']
+    lora = {'layers': {'mlp': {'up': {'a': jnp.zeros((L, D, 2))}}}}
+    for known in (params, dict(params, critic=params), lora):
+        build.make_optimizer(make_config('muon'), known)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,13 @@ def test_newton_schulz_ignores_scale_and_sign_passes_through():
     np.testing.assert_array_equal(newton_schulz(0 * matrix), 0 * matrix)
 
 
+@pytest.mark.parametrize('shape', [(16, 16), (16, 64), (64, 16)])
+def test_no_product_of_newton_schulz_is_rounded_on_an_accelerator(shape):
+    jaxpr = str(jax.make_jaxpr(optimizers.newton_schulz)(normal(*shape)))
+    # Of each product the precision of both that enter it.
+    assert jaxpr.count('HIGHEST') == 2 * jaxpr.count('dot_general') > 20
+
+
 def test_newton_schulz_agrees_with_optax():
     stack = jnp.asarray(normal(3, 16, 4, 8))  # (L, D, N, H)
     expected = orthogonalize_via_newton_schulz(

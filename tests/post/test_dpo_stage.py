@@ -14,6 +14,7 @@ from configs import common
 from gptjax import files, rundir
 from gptjax.data import pairs as data
 from gptjax.errors import UserError
+from gptjax.models import settings
 from gptjax.parallel.mesh import make_mesh
 from gptjax.post import dpo, reference
 from gptjax.tokenizer.tokenizer import Tokenizer
@@ -211,6 +212,25 @@ def test_dpo_begins_at_ln_2_and_pulls_with_half_of_beta(folder):
     np.testing.assert_allclose(slopes, [[beta / 2, -beta / 2]] * 8, rtol=1e-5)
 
 
+def test_dpo_begins_at_ln_2_in_another_dtype_than_its_start(folder):
+    its = prepare(config_of(folder), folder / 'world-bfloat16')
+    its.model.dtype = 'bfloat16'
+    mesh = make_mesh(its.mesh, jax.devices()[:1])
+    pairs = {s: data.read_pairs(folder / 'world-bfloat16', s) for s in data.SPLITS}
+    with jax.set_mesh(mesh):
+        start_ = start.load_start(its, mesh)
+        splits = reference.with_references(
+            its, folder / 'world-bfloat16', pairs, mesh, start_
+        )
+    model = settings.resolve(its.model, start_.tokenizer.vocab_size)
+    loss_fn = dpo.make_pair_loss(its, model, dpo.make_policy(its))
+    pad = start_.tokenizer.pad_id
+    batch = reference.pair_arrays(splits['train'], np.arange(8), 32, pad)
+    loss, _ = jax.jit(loss_fn)(start_.params, batch, None, 0.0)
+    # As bfloat16 rounds; by a reference in float32 it would be off by 3e-4.
+    assert float(loss) / 8 == pytest.approx(math.log(2), abs=1e-4)
+
+
 @pytest.mark.parametrize('loss', ('ipo', 'kto', 'orpo', 'simpo'))
 def test_losses_at_the_start(loss, folder):
     world = World(folder, loss)
@@ -369,6 +389,11 @@ def test_bad_input_has_one_clear_error(folder, tmp_path):
     assert 'preference.loss=ppo' in ask(loss='ppo')
     assert 'preference.beta=-1' in ask(**{'preference.beta': -1.0})
     assert 'label_smoothing' in ask(**{'preference.label_smoothing': 0.5})
+    smoothing = {'preference.label_smoothing': 0.1}
+    assert 'does nothing with preference.loss=ipo' in ask(loss='ipo', **smoothing)
+    named = {'preference.reference': 'runs/a'}
+    assert "use preference.reference=''" in ask(loss='simpo', **named)
+    assert 'preference.nll=nan' in ask(**{'preference.nll': math.nan})
     assert 'validation_fraction' in ask(**{'preference.validation_fraction': 1.0})
 
 

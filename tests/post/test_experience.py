@@ -125,23 +125,23 @@ def test_scores_are_scaled_then_pay_for_what_is_too_long():
 # ---- the whole
 
 
-def collected(scores, memory=None, **policy):
+def collected(*scores, warm_up=0, **policy):
     made = config(**policy)
-    memory = memory or experience.new_memory(made.policy)
+    memory = experience.new_memory(made.policy)
 
     def weigh(batch, scores_B, coefficient):
         weighed.append(coefficient)
         return dict(batch, advantages=scores_B[:, None] * batch['weights']), {}
 
     weighed = []
-    method = Method(None, weigh, None, ())
+    method = Method(None, weigh, None, (), None, len(scores) - 1, warm_up)
 
     def score(batch):
         old = np.where(batch['weights'] > 0, np.float32(-0.5), np.float32(-9))
         return dict(old=old, reference=old - 2 * batch['weights'])
 
     found = experience.collect(
-        made, STYLE, TASK, scoring([scores]), complete, score, method, memory, 0
+        made, STYLE, TASK, scoring(scores), complete, score, method, memory, 0
     )
     return found, weighed
 
@@ -168,6 +168,26 @@ def test_an_adaptive_coefficient_follows_the_kl_of_replies():
     # the KL is 3.5 times the target: the error is cut to 0.2
     assert found.memory.kl.coefficient == pytest.approx(0.5 * (1 + 0.2 * 4 / 100))
     assert found.metrics['kl_coefficient'] == 0.5
+
+
+def test_a_coefficient_waits_for_a_policy_that_moves():
+    found, _ = collected([1, 0, 0, 1], kl_reward=0.5, kl_horizon=100, warm_up=1)
+    assert found.memory.kl.coefficient == 0.5
+
+
+def test_groups_that_stand_in_are_not_counted():
+    # Drawn twice, and one group is mixed: its replies have 1 and 2 tokens.
+    found, _ = collected(
+        [1, 0, 5, 5], [5, 5, 5, 5], kl_reward=0.5, kl_target=1.0, kl_horizon=100
+    )
+    assert found.metrics['score'] == 0.5
+    assert found.metrics['response_length'] == 1.5
+    assert found.metrics['truncation_rate'] == 0
+    assert (found.memory.scores.count, found.memory.scores.mean) == (2, 0.5)
+    assert found.memory.kl.coefficient == pytest.approx(0.5 * (1 + 0.2 * 2 / 100))
+    empty, _ = collected([5, 5, 5, 5], [5, 5, 5, 5], kl_reward=0.5, kl_horizon=100)
+    assert empty.empty and empty.metrics['score'] == 5  # of those that stand in
+    assert empty.memory == ((0.5, 6.0, 100), (0, 0, 0))
 
 
 def test_nothing_to_learn_is_told():

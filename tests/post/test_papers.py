@@ -19,6 +19,7 @@ from gptjax.main import STAGES
 from gptjax.optim.schedules import make_schedule
 from gptjax.parallel.mesh import make_mesh
 from gptjax.post import dpo, grpo, policy, ppo, reward, select
+from gptjax.post.check import check_policy, updates_of
 from gptjax.train import ranges, sft, start
 from tests.post import starts
 
@@ -209,7 +210,7 @@ def test_numbers_are_the_papers(name, field, value):
 @pytest.mark.parametrize(('paper', 'updates'), [('instructgpt', 8), ('summarize', 4)])
 def test_updates_of_a_rollout_by_ppo(paper, updates):
     config = config_of(paper, 'ppo')
-    assert policy.updates_of(config) == updates
+    assert updates_of(config) == updates
     assert config.optim.warmup_steps in (0, 10 * updates)
 
 
@@ -217,7 +218,7 @@ def test_updates_of_a_rollout_by_ppo(paper, updates):
     ('paper', 'updates'), [('deepseekmath', 1), ('dr_grpo', 8), ('dapo', 16)]
 )
 def test_updates_of_a_rollout_by_grpo(paper, updates):
-    assert policy.updates_of(config_of(paper, 'grpo')) == updates
+    assert updates_of(config_of(paper, 'grpo')) == updates
 
 
 @pytest.mark.parametrize(('paper', 'variant', 'its'), VARIANTS)
@@ -236,7 +237,7 @@ def check(config, its):
     ranges.check_numbers(config)
     make_schedule(config.optim, config.train.num_steps)
     if its in ('ppo', 'grpo'):
-        policy.check_config(config)
+        check_policy(config)
     checks = dict(
         sft=sft.check_sft,
         reward=reward.check_reward,
@@ -302,7 +303,7 @@ def test_tiny_is_the_same_algorithm(paper, variant):
     for name, value in config.policy.items():
         assert name in fitted or tiny.policy[name] == value, name
     assert {**config.optim, 'learning_rate': 0} == {**tiny.optim, 'learning_rate': 0}
-    assert policy.updates_of(tiny) == policy.updates_of(config)
+    assert updates_of(tiny) == updates_of(config)
     assert config.task.rewards == tiny.task.rewards
     assert tiny.policy.prompts * tiny.policy.replies <= papers.TINY_REPLIES
 

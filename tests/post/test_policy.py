@@ -111,6 +111,7 @@ def ppo_config(config):
     config.train.update(batch_size=8, num_steps=8)
     config.checkpoint.keep = 4
     config.ppo.warm_up = 1
+    config.optim.weight_decay = 0.1  # which would move a policy without a gradient
 
 
 @pytest.fixture(scope='module')
@@ -136,7 +137,8 @@ def test_the_first_ratio_is_one_and_the_usual_metrics_are_there(run, request):
         assert record['skipped'] == record['empty_rollouts'] == 0
         assert all(value is not None for value in record.values())
     validations = lines(workdir, 'validation')
-    assert [r['step'] for r in validations] == [0, *range(2, 5, 2)] or run == 'ppo_run'
+    last = records[-1]['step']
+    assert [r['step'] for r in validations] == list(range(0, last + 1, 2))
     assert {'accuracy', 'reward', 'loss'} <= validations[-1].keys()
 
 
@@ -344,29 +346,95 @@ def test_a_critic_of_its_own_and_text_beside_replies(folder, monkeypatch):
     assert jax.tree.structure(first) == jax.tree.structure(last)
 
 
-@pytest.mark.slow
-def test_a_reward_that_fails_loses_nothing(folder, monkeypatch):
-    make_reward = policy.make_reward
+def failing_at(call, make_reward=policy.make_reward):
+    """`make_reward` of a reward that fails once."""
+    calls = []
 
-    def fails_later(section, task):
-        reward, calls = make_reward(section, task), []
+    def make(section, task):
+        reward = make_reward(section, task)
 
         def counted(items, replies):
             calls.append(1)
-            if len(calls) == 3:  # a validation, a rollout, and then
+            if len(calls) == call:
                 raise UserError('task.rewards.short gave nan')
             return reward(items, replies)
 
         return counted
 
+    return make
+
+
+@pytest.mark.slow
+def test_a_reward_that_fails_loses_nothing(folder, monkeypatch):
     def change(config):
         config.checkpoint.every = 100
         config.train.eval_every = 100
 
-    monkeypatch.setattr(policy, 'make_reward', fails_later)
+    # a validation, a rollout, and then
+    monkeypatch.setattr(policy, 'make_reward', failing_at(3))
     with pytest.raises(UserError, match='gave nan'):
         train(folder, 'fails', 'grpo', change)
     workdir = folder / 'fails'
     assert [record['step'] for record in lines(workdir)] == [1]
     moved = params_of(workdir, 1)['head']['kernel']
     assert np.abs(moved - params_of(folder / 'start')['head']['kernel']).max() > 0
+
+
+@pytest.mark.slow
+def test_a_reward_that_fails_in_a_validation_loses_nothing(
+    folder, grpo_run, monkeypatch
+):
+    # a validation, two rollouts, and then; a checkpoint is due there too
+    monkeypatch.setattr(policy, 'make_reward', failing_at(4))
+    with pytest.raises(UserError, match='gave nan'):
+        train(folder, 'fails_later', 'grpo', kl_loss=0.1)
+    checkpoints = Checkpoints(
+        folder / 'fails_later' / 'checkpoints', {}, read_only=True
+    )
+    assert checkpoints.steps() == [2]
+    checkpoints.close()
+    summary, workdir = train(folder, 'fails_later', 'grpo', kl_loss=0.1)
+    assert summary['reason'] == 'finished'
+    told = [
+        without_clock(read_metrics(run / 'metrics.jsonl'))
+        for run in (workdir, grpo_run[1])
+    ]
+    assert told[0] == told[1]
+
+
+@pytest.mark.slow
+def test_patience_ends_a_run(folder):
+    losses = iter([0.5, 0.2, 0.7, 0.6])  # of steps 0 to 3
+    measured = lambda *args: dict(accuracy=0.0, reward=0.0, loss=next(losses))
+
+    def change(config):
+        config.train.update(eval_every=1, patience=2, num_steps=6)
+
+    with mock.patch.object(policy, 'measure', measured):
+        summary, _ = train(folder, 'patient', 'grpo', change)
+        assert (summary['reason'], summary['step']) == ('stopped early', 3)
+        summary, _ = train(folder, 'patient', 'grpo', change)
+    assert (summary['reason'], summary['step']) == ('stopped early', 3)
+
+
+@pytest.mark.slow
+def test_the_dtype_is_that_of_the_run_and_not_of_its_start(folder, monkeypatch):
+    seen, make_method = [], grpo.make_method
+
+    def watched(config, model, actor):
+        seen.append(model)
+        return make_method(config, model, actor)
+
+    def sampler(model, *args, **options):
+        seen.append(model)
+        raise KeyboardInterrupt
+
+    config = starts.config(folder, 'grpo')
+    config = start.adopt(config, folder / 'other', {'model.dtype': 'bfloat16'})
+    few = lambda section: make_mesh(section, jax.devices()[:1])
+    monkeypatch.setattr(policy, 'make_mesh', few)
+    monkeypatch.setattr(policy, 'Sampler', sampler)
+    monkeypatch.setattr(grpo, 'make_method', watched)
+    with pytest.raises(KeyboardInterrupt):
+        grpo.grpo(config, folder / 'other')
+    assert [model.dtype for model in seen] == ['bfloat16'] * 2

@@ -5,8 +5,10 @@ import pytest
 from configs import common, sums
 from configs import grpo as grpo_configs
 from configs import ppo as ppo_configs
+from gptjax import rundir
 from gptjax.errors import UserError
-from gptjax.post import grpo, policy, ppo
+from gptjax.post import check, grpo, ppo
+from gptjax.train.ranges import numbers_of
 
 
 def rl(section='grpo'):
@@ -21,14 +23,14 @@ def rl(section='grpo'):
 def test_configs_of_grpo_are_fine(variant):
     config = grpo_configs.get_config(variant)
     grpo.check_config(config)
-    policy.check_config(config)
+    check.check_policy(config)
 
 
 @pytest.mark.parametrize('variant', ['', 'reward=runs/reward'])
 def test_configs_of_ppo_are_fine(variant):
     config = ppo_configs.get_config(variant)
     ppo.check_config(config)
-    policy.check_config(config)
+    check.check_policy(config)
 
 
 def test_variants_that_are_not_there():
@@ -40,9 +42,16 @@ def test_variants_that_are_not_there():
 @pytest.mark.parametrize(
     ('field', 'value', 'told'),
     [
-        ('policy.prompts', 0, 'policy.prompts=0: use at least 1'),
-        ('policy.entropy', -1.0, 'policy.entropy=-1.0: use 0 or more'),
+        ('policy.prompts', 0, 'policy.prompts=0: use a number of at least 1'),
+        ('policy.entropy', -1.0, 'policy.entropy=-1.0: use 0 or a positive'),
         ('policy.kl_target', 0.0, 'policy.kl_target=0.0: use a positive'),
+        ('policy.kl_loss', float('nan'), 'policy.kl_loss=nan: use 0 or a positive'),
+        (
+            'policy.kl_horizon',
+            9,
+            'kl_horizon=9 does nothing where .* policy.kl_horizon=0',
+        ),
+        ('train.profile_step', 3, 'train.profile_step=3 does nothing in ppo and grpo'),
         ('policy.overlong_buffer', 17, 'more than policy.max_tokens=16'),
         ('train.batch_size', 100, 'does not divide .* = 256 replies'),
         ('policy.epochs', 3, 'train.num_steps=10 is no multiple of the 3 updates'),
@@ -52,14 +61,14 @@ def test_what_all_have_in_common(field, value, told):
     config = rl()
     config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=told):
-        policy.check_config(config)
+        check.check_policy(config)
 
 
 def test_kl_is_in_the_reward_or_in_the_loss():
     config = rl()
     config.policy.update(kl_reward=0.1, kl_loss=0.1)
     with pytest.raises(UserError, match='count the KL twice: set one of them to 0'):
-        policy.check_config(config)
+        check.check_policy(config)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +78,8 @@ def test_kl_is_in_the_reward_or_in_the_loss():
         ('grpo.objective', 'ppo', 'grpo.objective=ppo: use one of clipped'),
         ('grpo.normaliser', 'none', 'grpo.normaliser=none: use one of sequence'),
         ('grpo.resampling', -1, 'grpo.resampling=-1'),
+        ('grpo.clip_low', -0.5, 'grpo.clip_low=-0.5: use a positive'),
+        ('grpo.clip_high', float('nan'), 'grpo.clip_high=nan: use a positive'),
         ('policy.replies', 1, 'policy.replies=1: .*within a group'),
     ],
 )
@@ -83,6 +94,10 @@ def test_reinforce_makes_one_update_a_rollout():
     config = rl()
     config.grpo.objective = 'reinforce'
     grpo.check_config(config)
+    config.grpo.clip_high = 0.28
+    with pytest.raises(UserError, match='clip_high=0.28 does nothing .*clip_high=0.2'):
+        grpo.check_config(config)
+    config.grpo.clip_high = 0.2
     config.train.batch_size = 128
     with pytest.raises(UserError, match='one update a rollout: .* = 256'):
         grpo.check_config(config)
@@ -92,10 +107,11 @@ def test_reinforce_makes_one_update_a_rollout():
     ('field', 'value', 'told'),
     [
         ('ppo.critic', 'twin', 'ppo.critic=twin: use head or network'),
-        ('ppo.lam', 1.5, 'ppo.lam=1.5: use a number from 0 to 1'),
+        ('ppo.lam', 1.5, 'ppo.lam=1.5: use a share from 0 to 1'),
         ('ppo.clip_low', 0.0, 'ppo.clip_low=0.0: use a positive'),
-        ('ppo.warm_up', -1, 'ppo.warm_up=-1: use 0 or more'),
-        ('ppo.ptx', -0.1, 'ppo.ptx=-0.1: use 0 or more'),
+        ('ppo.warm_up', -1, 'ppo.warm_up=-1: use 0 or a positive'),
+        ('ppo.ptx', -0.1, 'ppo.ptx=-0.1: use 0 or a positive'),
+        ('ppo.ptx_rows', 0, 'ppo.ptx_rows=0: use a number of at least 1'),
     ],
 )
 def test_of_ppo(field, value, told):
@@ -103,3 +119,45 @@ def test_of_ppo(field, value, told):
     config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=told):
         ppo.check_config(config)
+
+
+def test_text_beside_replies_divides_into_parts():
+    config = rl('ppo')
+    config.train.accumulation = 3
+    with pytest.raises(UserError, match='ppo.ptx_rows=32 is not divisible by .* = 6'):
+        ppo.check_rows(config, shards=2)
+    config.ppo.ptx_rows = 36
+    ppo.check_rows(config, shards=2)
+
+
+SECTIONS = ('policy', 'ppo', 'grpo', 'reward', 'preference', 'select', 'best_of')
+
+
+@pytest.mark.parametrize('name', [*SECTIONS, 'task'])
+def test_every_number_has_a_range(name):
+    section = getattr(common, f'{name}_section')()
+    for field, value in numbers_of(section, f'{name}.'):
+        if not field.startswith('task.options.'):
+            field = field.replace('rewards.correct.', 'rewards.*.')
+            assert check.RANGES[field].holds(value), field
+    check.check_section(section, name)
+
+
+def test_a_weight_is_a_finite_number():
+    section = common.task_section()
+    section.rewards.correct.weight = float('inf')
+    with pytest.raises(UserError, match='task.rewards.correct.weight=inf: use a fin'):
+        check.check_section(section, 'task')
+
+
+def test_dropout_of_a_flag_is_refused_and_that_of_the_start_is_not(tmp_path):
+    config = rl()
+    config.start = common.start_section(str(tmp_path))
+    config.model.residual_dropout = 0.1
+    rundir.write_config(config, tmp_path)
+    check.check_dropout(config)
+    config.model.residual_dropout = 0.0
+    check.check_dropout(config)
+    config.model.attention_dropout = 0.2
+    with pytest.raises(UserError, match='model.attention_dropout=0.2 does nothing'):
+        check.check_dropout(config)

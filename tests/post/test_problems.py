@@ -8,7 +8,7 @@ import pytest
 from configs import common
 from gptjax.data.documents import split_of
 from gptjax.errors import UserError
-from gptjax.post import tasks
+from gptjax.post import own_problems, tasks
 
 
 def section(**fields):
@@ -73,6 +73,16 @@ def test_the_verifier_judges_numbers(sums):
     assert sums.score(item, '') == 0.0
 
 
+def test_a_reply_that_the_packages_verifier_cannot_read_is_wrong():
+    pytest.importorskip('reasoning_gym')
+    its = section(name='prime_factorization')
+    its.options = common.ConfigDict()
+    task = tasks.make_task(its, seed=0)
+    item = task.held_out(1)[0]
+    assert task.score(item, item.answer) == 1.0
+    assert task.score(item, 'abc') == 0.0
+
+
 def test_problems_that_do_not_fit_are_left_out(sums):
     short = lambda messages: len(messages[0]['content']) < 68
     task = tasks.make_task(section(), 0, short)
@@ -125,11 +135,34 @@ def test_a_file_of_problems(tmp_path):
     assert task.score(train[0], 'no') == 0.0
 
 
+def test_lines_that_are_left_out_are_told(tmp_path, capsys):
+    lines = [dict(prompt=f'{n} + 1 =', answer=str(n + 1)) for n in range(60)]
+    path = write(tmp_path / 'sums.jsonl', *lines, *lines[:3])
+    short = lambda messages: messages[0]['content'] not in ('7 + 1 =', '8 + 1 =')
+    task = tasks.make_task(section(path=path, problems=20), 0, short)
+    parts = [len(task.demonstrations(99)), len(task.validation(99))]
+    held_out = len(task.held_out(99))
+    assert parts[0] == 20
+    told = capsys.readouterr().out
+    assert told.startswith(f'problems: 20 to train on, {parts[1]} to choose by, ')
+    beyond = 60 - 2 - parts[1] - held_out - 20
+    assert told.endswith(
+        f'{held_out} held out, 3 equal, 2 too long, {beyond} beyond task.problems=20\n'
+    )
+
+
+def test_one_prompt_with_two_answers_is_refused(tmp_path):
+    lines = [dict(prompt=f'{n} ?', answer='1') for n in range(3)]
+    write(tmp_path / 'a.jsonl', *lines, dict(prompt='1 ?', answer='2'))
+    with pytest.raises(UserError, match='lines 2 and 4 have one prompt and different'):
+        own_problems.read_items(tmp_path / 'a.jsonl')
+
+
 def test_messages_end_with_the_answer_or_have_none(tmp_path):
     said = [dict(role='system', content='Be brief.'), dict(role='user', content='Hi')]
     reply = dict(role='assistant', content='Hello')
     path = write(tmp_path / 'a.jsonl', dict(messages=[*said, reply]))
-    (item,) = tasks.read_items(tmp_path / 'a.jsonl')
+    (item,), _ = own_problems.read_items(tmp_path / 'a.jsonl')
     assert (list(item.messages), item.answer) == (said, 'Hello')
     open_ended = [dict(prompt=f'Tell me of {n}') for n in range(60)]
     path = write(tmp_path / 'b.jsonl', *open_ended)
@@ -148,13 +181,13 @@ def test_messages_end_with_the_answer_or_have_none(tmp_path):
 def test_bad_lines_are_named(tmp_path, line, told):
     write(tmp_path / 'a.jsonl', dict(prompt='1 + 1 =', answer='2'), line)
     with pytest.raises(UserError, match=told):
-        tasks.read_items(tmp_path / 'a.jsonl')
+        own_problems.read_items(tmp_path / 'a.jsonl')
 
 
 def test_a_line_that_nests_without_end_is_named(tmp_path):
     (tmp_path / 'a.jsonl').write_text('[' * 100_000)
     with pytest.raises(UserError, match='line 1: '):
-        tasks.read_items(tmp_path / 'a.jsonl')
+        own_problems.read_items(tmp_path / 'a.jsonl')
 
 
 # ---- demonstrations
@@ -202,7 +235,9 @@ def folder_of(tmp_path, train, validation):
     return tmp_path
 
 
-def test_prompts_of_conversations_are_not_trained_on_where_they_are_held_out(tmp_path):
+def test_prompts_of_conversations_are_not_trained_on_where_they_are_held_out(
+    tmp_path, capsys
+):
     chats = [say(f'question {i}', 'yes') for i in range(60)]
     folder = folder_of(tmp_path, [say('question 3', 'no'), *chats[20:]], chats[:30])
     task = tasks.make_task(section(path=str(folder)), 0)
@@ -215,6 +250,9 @@ def test_prompts_of_conversations_are_not_trained_on_where_they_are_held_out(tmp
     assert validation | held_out == {f'question {i}' for i in range(30)}
     assert not validation & held_out and validation and held_out
     assert task.score is None
+    told = capsys.readouterr().out
+    # of the 41 to train on ten and 'question 3' are held out
+    assert told.startswith('problems: 30 to train on') and ', 11 equal' in told
 
 
 def test_a_prompt_that_does_not_fit_loses_its_oldest_messages(tmp_path):

@@ -126,8 +126,9 @@ def test_a_score_depends_on_neither_padding_nor_neighbours():
     (
         (('reward.loss', 'hinge'), 'reward.loss=hinge: use one of pairwise'),
         (('reward.loss', 'binary'), 'binary is for replied and continued'),
-        (('reward.margin', -1.0), 'reward.margin=-1.0: use 0 or more'),
-        (('reward.group', 1), 'reward.group=1: use at least 2'),
+        (('reward.margin', -1.0), 'reward.margin=-1.0: use 0 or a positive'),
+        (('reward.epochs', float('nan')), 'reward.epochs=nan: use 0 or a positive'),
+        (('reward.group', 1), 'reward.group=1: use a number of at least 2'),
         (('train.batch_size', 12), 'train.batch_size=12 does not divide into groups'),
         (('train.num_steps', 0), 'train.num_steps=0'),
         (('optim.warmup_steps', 60), 'optim.warmup_steps=60'),
@@ -145,6 +146,17 @@ def test_wrong_fields(change, told):
     config[section][field] = change[1]
     with pytest.raises(UserError, match=told):
         reward.check_reward(config)
+
+
+def test_preferences_are_read_as_often_as_epochs_say():
+    ratings_ = reward_config.get_config()
+    assert reward.with_steps(ratings_, 1586).train.num_steps == 60
+    mine = reward_config.get_config('mine.jsonl')
+    mine.reward.epochs, mine.train.batch_size = 1.5, 64
+    # 200 pairs are 400 conversations: 1.5 x 400 / 64
+    found = reward.with_steps(mine, 400)
+    assert (found.train.num_steps, found.optim.warmup_steps) == (10, 5)
+    assert reward.with_steps(mine, 6400).optim.warmup_steps == 10
 
 
 def test_regression_is_for_ratings():
@@ -185,6 +197,7 @@ def command(preferences, start, workdir, *more):
         f'--config=configs/reward.py:{preferences}',
         f'--workdir={workdir}',
         f'--config.start.run={start}',
+        '--config.reward.epochs=0',
         '--config.train.num_steps=24',
         '--config.train.batch_size=32',
         '--config.train.eval_every=8',

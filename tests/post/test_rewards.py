@@ -89,6 +89,18 @@ def test_functions_that_do_not_exist():
 
 
 def test_a_verifier_needs_answers():
-    reward = rewards.make_reward(section(a=common.reward_part('correct')), task(None))
-    with pytest.raises(UserError, match='the reward correct needs answers'):
-        reward(ITEMS, REPLIES)
+    for name in ('correct', 'score'):
+        its = section(a=common.reward_part(name))
+        with pytest.raises(UserError, match=f'{name} needs answers.*ppo.py:reward=RUN'):
+            rewards.make_reward(its, task(None))
+
+
+def test_a_verifier_that_gives_no_number_is_one_clear_error():
+    judged = rewards.verifier(lambda item, reply: float('nan' if item.id == '2' else 1))
+    with pytest.raises(
+        UserError, match="the verifier gave nan for .* 'two words' to 2"
+    ):
+        judged(ITEMS, REPLIES)
+    correct = section(a=common.reward_part('correct'))
+    with pytest.raises(UserError, match='the verifier raised ZeroDivisionError'):
+        rewards.make_reward(correct, task(lambda item, reply: 1 / 0))(ITEMS, REPLIES)

@@ -1,6 +1,7 @@
 """Which replies are kept, which make a pair; the stage's files, and that it goes on."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from gptjax.data.preferences import read_preferences
 from gptjax.errors import UserError
 from gptjax.post import choices, select
 from gptjax.post.choices import Drawn
+from gptjax.post.tasks import Task
 from gptjax.train import start
 from tests.post import starts
 
@@ -119,6 +121,20 @@ def by_reward(folder):
     return config, workdir, run(config, workdir)
 
 
+def test_replies_to_one_problem_have_one_id(tmp_path):
+    config = common.base()
+    config.select = common.select_section()
+    items = [
+        SimpleNamespace(id=name, messages=[dict(role='user', content=name)])
+        for name in 'ab'
+    ]
+    its = drawn(('4', 1.0, True), ('04', 1.0, True), ('5', 0.0, True))
+    chosen = [choices.right_and_wrong(its, keep=2, pairs=1)] * 2
+    select._write(config, tmp_path, {}, items, [its, its], chosen)
+    with open(tmp_path / 'selected' / 'chats.jsonl') as lines:
+        assert [json.loads(line)['id'] for line in lines] == ['a', 'a', 'b', 'b']
+
+
 @pytest.mark.slow
 def test_files_are_what_sft_and_dpo_read(by_reward):
     _, workdir, manifest = by_reward
@@ -179,6 +195,13 @@ def test_bad_input_has_one_clear_error(folder, tmp_path):
     path = tmp_path / 'open.jsonl'
     files.write_text(path, ''.join(open_ended % n for n in range(60)))
     assert 'needs answers' in refused(**{'task.path': str(path)})
+
+
+def test_a_verifier_that_gives_no_number_is_an_error(folder):
+    task = Task(None, None, None, None, lambda item, reply: math.nan)
+    judge = select.score_of(config_of(folder), task)
+    with pytest.raises(UserError, match='the verifier gave nan for the reply .5. to p'):
+        judge([SimpleNamespace(id='p')], ['5'])
 
 
 def test_replies_to_other_problems_are_not_taken(folder, tmp_path, monkeypatch):

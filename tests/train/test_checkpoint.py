@@ -51,12 +51,12 @@ def write(folder, *steps, losses=None, keep=5, **options):
     checkpoints.close()
 
 
-def read(folder, wanted=None, step=None, identity=IDENTITY):
+def read(folder, wanted=None, step=None, identity=IDENTITY, **options):
     """(state, record, what was said)."""
     said = []
     checkpoints = Checkpoints(folder, identity)
     wanted = abstract(state_of(0)) if wanted is None else wanted
-    found = checkpoints.restore(wanted, step, said.append)
+    found = checkpoints.restore(wanted, step, said.append, **options)
     checkpoints.close()
     return (None, None, said) if found is None else (*found, said)
 
@@ -129,6 +129,13 @@ def test_state_and_record_may_change_once_save_returns(tmp_path):
         state, record, _ = read(folder, step=step)
         assert bits(state) == bits(state_of(step))
         assert record == dict(at=step, inner=dict(at=step))
+
+
+def test_a_part_comes_back_alone(folder):
+    part = lambda state: (state.params['scale'], state.step)
+    found, record, said = read(folder, part=part)
+    assert bits(found) == bits(part(state_of(2)))
+    assert record == dict(at=2) and said == []
 
 
 # ---- damage
@@ -213,9 +220,16 @@ def test_damage_is_reported_and_the_one_before_used(damage, folder):
     assert bits(state) == bits(state_of(2)) and said == []
 
 
-def test_a_changed_array_is_named(folder):
+@pytest.mark.parametrize('options', ({}, dict(part=lambda state: state.params)))
+def test_a_changed_array_is_named(options, folder):
     flip(folder / '00000002')
-    assert 'has changed since it was written' in read(folder)[2][0]
+    told = 'params/kernel has changed since it was written'
+    assert told in read(folder, **options)[2][0]
+
+
+def test_what_is_not_read_may_have_changed(folder):
+    flip(folder / '00000002')
+    assert read(folder, part=lambda state: state.params['scale'])[2] == []
 
 
 def test_when_all_are_damaged_nothing_is_moved(folder):

@@ -24,8 +24,8 @@ WORDS = (
 DAMAGED = """
 from gptjax.train.checkpoint import Checkpoints, Damaged
 read = Checkpoints._read_state
-def damaged(self, step, content, abstract):
-    state = read(self, step, content, abstract)
+def damaged(self, step, *words):
+    state = read(self, step, *words)
     if jax.process_index() == 1 and step == self.steps()[-1]:
         raise Damaged('the shard of this process')
     return state

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from configs import common
 from configs import sft as sft_config
 from gptjax import files, rundir
 from gptjax.data import turns
@@ -167,7 +168,8 @@ def test_another_mesh_gives_the_same(dialogue, trained_run, tmp_path, lora):
 
 def test_epochs_are_steps():
     source = lambda name, rows: SimpleNamespace(name=name, num_rows=rows)
-    rows = SimpleNamespace(sources=[source('a', 90), source('pretraining/b', 9999)])
+    sources = [source('pretrained_chats', 90), source('pretraining/b', 9999)]
+    rows = SimpleNamespace(sources=sources)
     config = sft_config.get_config()
     config.train.batch_size = 16
     for epochs, share, steps in (
@@ -199,6 +201,18 @@ def test_what_cannot_train_is_refused_before_there_is_data(field, value, told):
     config[section][name] = value
     with pytest.raises(UserError, match=told):
         sft.check_sft(config)
+
+
+def test_adapters_and_special_tokens_that_nobody_has_taught(tmp_path, capsys):
+    config = sft_config.get_config()
+    config.data.context = config.model.context
+    config.start.run, config.lora.rank = str(tmp_path), 4
+    earlier = common.base()
+    for template, told in (('text', True), ('turns', False)):
+        earlier.chat.template = template
+        rundir.write_config(earlier, tmp_path)
+        sft.check_sft(config)
+        assert ('cannot teach the special tokens' in capsys.readouterr().out) == told
 
 
 # ---- whole runs

@@ -1,0 +1,32 @@
+"""RUN/pairs."""
+
+import json
+
+import pytest
+
+from configs import common
+from gptjax import files
+from gptjax.data import pairs
+from gptjax.errors import UserError
+
+
+def test_a_file_that_grew_is_noticed(run, tmp_path):
+    tokenizer = run.workdir / 'tokenizer' / 'tokenizer.model'
+    files.write_bytes(
+        tmp_path / 'tokenizer' / 'tokenizer.model', tokenizer.read_bytes()
+    )
+    path = tmp_path / 'mine.jsonl'
+    question = dict(role='user', content='where is the cat?')
+    lines = [
+        dict(prompt=[question] * n, chosen='it sat', rejected='off') for n in (1, 2, 3)
+    ]
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    config = common.base()
+    config.preference = common.preference_section()
+    config.preference.path = str(path)
+    manifest = pairs.build_pairs(config, tmp_path)
+    assert pairs.build_pairs(config, tmp_path) == manifest
+    with open(path, 'a') as file:
+        file.write(json.dumps(lines[0]) + '\n')
+    with pytest.raises(UserError, match='preference.path=.*1 files of .* delete'):
+        pairs.build_pairs(config, tmp_path)

@@ -1,0 +1,63 @@
+"""What a policy trains, and what stays where it is."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import common
+from gptjax.optim.build import ema_params, make_optimizer
+from gptjax.post import grpo
+from gptjax.post.actor import computed_as, of_critic_alone
+from gptjax.train.load import Trained
+from tests import helpers
+
+
+@pytest.mark.parametrize('kind', ['value_head', 'critic'])
+def test_weight_decay_moves_no_policy_while_the_critic_alone_is_trained(kind):
+    config = common.base()
+    config.optim.update(name='adamw', learning_rate=0.1, schedule='constant')
+    config.optim.update(weight_decay=0.5, warmup_steps=0, ema=0.9)
+    ones = dict(kernel=jnp.full((2, 2), 0.3))
+    params = {'embed': ones, kind: ones}
+    gradients = {'embed': dict(kernel=jnp.zeros((2, 2))), kind: ones}
+    moved = {}
+    for held in (False, True):
+        optimizer = make_optimizer(config, params)
+        optimizer = of_critic_alone(optimizer) if held else optimizer
+        state = optimizer.init(params)
+        updates, state = optimizer.update(gradients, state, params)
+        new, average = optax.apply_updates(params, updates), ema_params(state, params)
+        moved[held] = [new['embed'], average['embed'], new[kind], average[kind]]
+    for tree in moved[True][:2]:
+        np.testing.assert_array_equal(tree['kernel'], params['embed']['kernel'])
+    assert np.all(moved[False][0]['kernel'] < 0.3)
+    # The critic is trained as it would be.
+    for tree, free in zip(moved[True][2:], moved[False][2:], strict=True):
+        np.testing.assert_array_equal(tree['kernel'], free['kernel'])
+        assert np.all(tree['kernel'] < 0.3)
+
+
+def test_a_reference_computes_as_the_run_does():
+    config = common.base()
+    config.model.update(dtype='bfloat16', remat='full')
+    settings = helpers.model_settings(num_layers=1)
+    found = computed_as(config, Trained(settings, None, None, 0)).settings
+    assert (found.dtype, found.remat) == ('bfloat16', 'full')
+    assert found.width == settings.width
+
+
+@pytest.mark.parametrize('advantage', ['grpo', 'dr_grpo'])
+def test_groups_that_are_apart_by_their_kl_alone(advantage):
+    config = common.base()
+    config.policy, config.grpo = common.policy_section(), common.grpo_section()
+    config.policy.replies, config.grpo.advantage = 2, advantage
+    weigh = grpo.make_method(config, None, None).weigh
+    mask_BT = np.ones((4, 1), np.float32)
+    apart_BT = np.float32([[0.02], [0.0], [0.02], [0.0]])
+    batch = dict(weights=mask_BT, old=apart_BT, reference=np.zeros_like(apart_BT))
+    found = weigh(batch, np.float32([1, 1, 1, 0]), 0.1)[0]['advantages'][:, 0]
+    if advantage == 'grpo':  # divided by the noise it would be -1 and 1
+        np.testing.assert_allclose(found, [0, 0, 1, -1], atol=1e-6)
+    else:
+        np.testing.assert_allclose(found, [-0.001, 0.001, 0.499, -0.499], atol=1e-6)
