@@ -76,13 +76,16 @@ def start(*words, devices: int = 1, **options) -> subprocess.Popen:
     )
 
 
-def start_two(words, *others, before: str = '') -> list[subprocess.Popen]:
-    """Two processes of four devices each, as one cluster.
+def start_two(
+    words, *others, before: str = '', devices: int = 4
+) -> list[subprocess.Popen]:
+    """Two processes, as one cluster.
 
     Args:
         words: of the command line.
         others: the second process' words, if they differ.
         before: code that both run before the command.
+        devices: of each.
     """
     with socket.socket() as free:
         free.bind(('localhost', 0))
@@ -92,7 +95,7 @@ def start_two(words, *others, before: str = '') -> list[subprocess.Popen]:
         subprocess.Popen(
             [sys.executable, '-c', code, str(port), str(number), *map(str, its)],
             cwd=ROOT,
-            env=environment(devices=4),
+            env=environment(devices),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -17,8 +17,8 @@ def command(folder, stage, workdir):
         *('--config.task.validation=4', '--config.policy.slots=8'),
         *('--config.policy.prompts=4', '--config.policy.replies=4'),
         '--config.policy.epochs=1',
-        *('--config.train.batch_size=8', '--config.train.num_steps=24'),
-        *('--config.train.eval_every=4', '--config.checkpoint.every=4'),
+        *('--config.train.batch_size=8', '--config.train.num_steps=16'),
+        *('--config.train.eval_every=8', '--config.checkpoint.every=4'),
         '--config.policy.kl_reward=0.1',
         '--config.policy.kl_horizon=1000',
         '--config.policy.reward_running_scale=True',
@@ -38,7 +38,7 @@ def test_killed_anywhere(tmp_path, stage):
     starts.write_start(tmp_path)
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
     runs.finish(runs.start(*command(tmp_path, stage, whole)))
-    for lines in (3, 9):
+    for lines in (3, 7):
         process = runs.start(*command(tmp_path, stage, killed))
         wait_until(process, lambda lines=lines: lines_of(killed) >= lines)
         process.kill()
@@ -46,7 +46,7 @@ def test_killed_anywhere(tmp_path, stage):
     output, _ = runs.finish(runs.start(*command(tmp_path, stage, killed)))
     assert 'going on from the checkpoint' in output
     assert records(killed) == records(whole)
-    assert [r['step'] for r in records(whole) if r['split'] == 'train'][-1] == 24
+    assert [r['step'] for r in records(whole) if r['split'] == 'train'][-1] == 16
 
 
 @pytest.mark.slow
@@ -59,7 +59,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path):
     output, _ = runs.finish(process, 75)
     assert 'the same command goes on from there' in output
     output, _ = runs.finish(runs.start(*command(tmp_path, 'grpo', workdir)))
-    assert 'going on from the checkpoint' in output and 'finished at step 24' in output
+    assert 'going on from the checkpoint' in output and 'finished at step 16' in output
 
 
 @pytest.mark.slow

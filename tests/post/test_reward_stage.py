@@ -307,20 +307,20 @@ def test_rows_of_padding_are_not_rewards(finished):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('number', (signal.SIGKILL, signal.SIGTERM))
-def test_stopped_and_gone_on_is_bitwise_the_same(number, finished, tmp_path):
+def test_stopped_and_gone_on_is_bitwise_the_same(finished, tmp_path):
     preferences, start, done = finished
-    words = command(preferences, start, tmp_path / 'run', '--config.mesh.data=1')
-    whole = command(preferences, start, tmp_path / 'whole', '--config.mesh.data=1')
-    runs.finish(runs.start(*whole))
-    process = runs.start(*words)
-    test_resume.wait_until(
-        process, lambda: test_resume.lines_of(tmp_path / 'run') >= 12
-    )
-    process.send_signal(number)
-    process.communicate()
-    output, _ = runs.finish(runs.start(*words))
-    assert 'going on from the checkpoint of step' in output
-    assert runs.records(tmp_path / 'run') == runs.records(tmp_path / 'whole')
-    results = [files.read_json(tmp_path / n / 'results.json') for n in ('run', 'whole')]
-    assert results[0] == results[1]
+    words = lambda run: command(preferences, start, run, '--config.mesh.data=1')
+    whole = tmp_path / 'whole'
+    runs.finish(runs.start(*words(whole)))
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        run = tmp_path / number.name
+        process = runs.start(*words(run))
+        test_resume.wait_until(process, lambda run=run: test_resume.lines_of(run) >= 12)
+        process.send_signal(number)
+        process.communicate()
+        output, _ = runs.finish(runs.start(*words(run)))
+        assert 'going on from the checkpoint of step' in output
+        assert runs.records(run) == runs.records(whole)
+        assert files.read_json(run / 'results.json') == files.read_json(
+            whole / 'results.json'
+        )

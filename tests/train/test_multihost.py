@@ -66,24 +66,25 @@ def test_two_processes_are_one_run(prepared_run, tmp_path):
 @pytest.mark.slow
 def test_what_stops_or_hinders_one_stops_or_hinders_both(prepared_run, tmp_path):
     workdir = runs.copy(prepared_run, tmp_path / 'run')
-    words = words_of(workdir, '--config.train.num_steps=60')
-    processes = runs.start_two(words)
-    wait_until(processes[0], lambda: lines_of(workdir) >= 10)
+    more = ('train.num_steps=30', 'train.eval_every=30', 'checkpoint.every=10')
+    words = words_of(workdir, *(f'--config.{field}' for field in more))
+    words += ('--config.mesh.tensor=1',)
+    processes = runs.start_two(words, devices=2)
+    wait_until(processes[0], lambda: lines_of(workdir) >= 11)
     processes[1].terminate()  # alone
     said = [runs.finish(process, 75)[0] for process in processes][0]
     stopped = int(re.search(r'saved at step (\d+)', said)[1])
-    assert 10 <= stopped < 60
+    assert 10 < stopped < 30
 
-    first, second = runs.start_two(words, before=DAMAGED)
+    first, second = runs.start_two(words, before=DAMAGED, devices=2)
     said = runs.finish(first)[0]
     runs.finish(second)
     assert f'{stopped:08d} is damaged: for another process' in said
-    # checkpoints come every six steps
-    before = (stopped - 1) // 6 * 6
+    before = (stopped - 1) // 10 * 10
     assert f'going on from the checkpoint of step {before}' in said
     assert (workdir / 'checkpoints' / f'damaged-{stopped}').is_dir()
     steps = [r['step'] for r in runs.records(workdir) if r['split'] == 'train']
-    assert steps == list(range(1, 61))
+    assert steps == list(range(1, 31))
 
 
 @pytest.mark.slow
