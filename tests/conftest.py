@@ -1,6 +1,7 @@
 """Every test runs on the CPU, split into eight devices."""
 
 import fcntl
+import gc
 import os
 import signal
 import tempfile
@@ -25,6 +26,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Most of a test's time is compilation. Processes that tests start are not told.
 jax.config.update('jax_disable_most_optimizations', True)
+# The rest is tracing, which makes objects by the million: to look through them for
+# garbage as often as Python does is a tenth of all.
+gc.collect()
+gc.freeze()
+gc.set_threshold(200_000, 20, 100)
 
 
 def pytest_xdist_auto_num_workers(config):
