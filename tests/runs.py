@@ -51,8 +51,11 @@ def environment(devices: int = 1, **more: str) -> dict[str, str]:
     """Of a process that a test starts.
 
     Most of such a process' time is compilation, of the same programs over and over:
-    what one has compiled the next ones find.
+    what one has compiled the next ones find. For several devices, where that takes
+    longest, it is done as in the tests' own process.
     """
+    if devices > 1:
+        more['JAX_DISABLE_MOST_OPTIMIZATIONS'] = 'true'
     return dict(
         os.environ,
         JAX_PLATFORMS='cpu',
