@@ -10,7 +10,6 @@ same, and the loss of DPO is ln 2.
 
 import contextlib
 import itertools
-import math
 from pathlib import Path
 
 import jax
@@ -38,6 +37,7 @@ from gptjax.post.reference import (
 from gptjax.post.replies import reply_means, reply_sums
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.train import begin, check, loop
+from gptjax.train.epochs import with_steps
 from gptjax.train.hardware import peak_tflops
 from gptjax.train.load import adapts, identity_of, load_base, trained_part
 from gptjax.train.start import load_start
@@ -63,7 +63,7 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
     tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
     model = settings.resolve(config.model, tokenizer.vocab_size)
     pairs = {split: data.read_pairs(workdir, split) for split in data.SPLITS}
-    config = with_steps(config, len(pairs['train']))
+    config = with_steps(config, config.preference.epochs, len(pairs['train']))
     context, size = config.data.context, config.train.batch_size
 
     with contextlib.ExitStack() as stack:
@@ -167,24 +167,6 @@ def check_config(config: ConfigDict) -> None:
     if section.loss in WITHOUT_REFERENCE:
         check_unused(section, 'preference', dict(reference=''), why)
     check_dropout(config)
-
-
-def with_steps(config: ConfigDict, pairs: int) -> ConfigDict:
-    """The config with `train.num_steps` for `preference.epochs` passes over pairs.
-
-    Where these are few the warm-up takes half of them at most.
-
-    Args:
-        config: of the run; epochs 0: its `train.num_steps` stay.
-        pairs: to train on.
-    """
-    config = config.copy_and_resolve_references()
-    if config.preference.epochs:
-        steps = config.preference.epochs * pairs / config.train.batch_size
-        config.train.num_steps = max(1, math.ceil(steps))
-        half = config.train.num_steps // 2
-        config.optim.warmup_steps = min(config.optim.warmup_steps, half)
-    return config
 
 
 # ---- the losses, by the name in `preference.loss`; see `preferences.py`

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import math
 from pathlib import Path
 
 import jax
@@ -35,6 +34,7 @@ from gptjax.post.reward_model import (
 )
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.train import begin, check, loop, start
+from gptjax.train.epochs import with_steps
 from gptjax.train.hardware import peak_tflops
 from gptjax.train.state import create_state
 from gptjax.train.step import make_train_step
@@ -86,7 +86,7 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
             encode_items(its, tokenizer, config.chat.template, context)
             for its in items.values()
         )
-    config = with_steps(config, len(train.values))
+    config = with_steps(config, config.reward.epochs, len(train.values))
     mean, std = standardisation(config, train.values)
     say(f'{describe(train, context)}; {config.train.num_steps:,} steps')
     group = group_size(config, train)
@@ -146,24 +146,6 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
         )
         outcome = loop.run(config, workdir, task, state, record, checkpoints)
     return outcome.summary()
-
-
-def with_steps(config: ConfigDict, conversations: int) -> ConfigDict:
-    """The config with `train.num_steps` for `reward.epochs` passes over conversations.
-
-    Where these are few the warm-up takes half of them at most.
-
-    Args:
-        config: of the run; epochs 0: its `train.num_steps` stay.
-        conversations: to train on; two are a pair of preferences.
-    """
-    config = config.copy_and_resolve_references()
-    if config.reward.epochs:
-        steps = config.reward.epochs * conversations / config.train.batch_size
-        config.train.num_steps = max(1, math.ceil(steps))
-        half = config.train.num_steps // 2
-        config.optim.warmup_steps = min(config.optim.warmup_steps, half)
-    return config
 
 
 def first_state(config, model, optimizer, abstract, mesh):

@@ -205,7 +205,9 @@ def _gym_task(section, fits):
             return float(dataset.score_answer(reply, item.meta))
         except Exception:  # noqa: BLE001
             # Some of the package's verifiers parse a reply and raise whatever comes
-            # where it has another form: to them, and so here, it is not right.
+            # where it has another form: to them, and so here, it is not right. One
+            # that raises at the right answer too is broken, and is heard.
+            dataset.score_answer(item.answer, item.meta)
             return 0.0
 
     return first, score

@@ -16,6 +16,7 @@ from gptjax.parallel.multihost import say
 from gptjax.parallel.sharding import batch_sharding
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.train import begin, check, loop
+from gptjax.train.epochs import with_steps as steps_of_epochs
 from gptjax.train.hardware import peak_tflops
 from gptjax.train.load import adapts, identity_of, load_base, trained_part
 from gptjax.train.losses import make_language_loss
@@ -133,15 +134,9 @@ def with_steps(config: ConfigDict, rows) -> ConfigDict:
     """
     epochs, share = config.sft.epochs, config.sft.pretraining_share
     _check_epochs(epochs)
-    config = config.copy_and_resolve_references()
-    if epochs:
-        own = [s for s in rows.sources if not s.name.startswith('pretraining/')]
-        num_rows = sum(source.num_rows for source in own)
-        steps = epochs * num_rows / (config.train.batch_size * (1 - share))
-        config.train.num_steps = max(1, math.ceil(steps))
-        warmup = min(config.optim.warmup_steps, config.train.num_steps // 10)
-        config.optim.warmup_steps = warmup
-    return config
+    own = [s for s in rows.sources if not s.name.startswith('pretraining/')]
+    num_rows = sum(source.num_rows for source in own)
+    return steps_of_epochs(config, epochs, num_rows / (1 - share), warmup_part=10)
 
 
 def _check_epochs(epochs):

@@ -276,9 +276,9 @@ def test_pairs_that_are_none_change_nothing(folder):
 
 def test_epochs_make_steps_and_shorten_the_warm_up(folder):
     config = config_of(folder, **{'preference.epochs': 1.5, 'optim.warmup_steps': 10})
-    few = dpo.with_steps(config, pairs=33)
+    few = dpo.with_steps(config, config.preference.epochs, 33)
     assert (few.train.num_steps, few.optim.warmup_steps) == (4, 2)
-    many = dpo.with_steps(config, pairs=1600)
+    many = dpo.with_steps(config, config.preference.epochs, 1600)
     assert (many.train.num_steps, many.optim.warmup_steps) == (150, 10)
     assert config.train.num_steps == 4 and config.optim.warmup_steps == 10
 

@@ -315,3 +315,31 @@ def test_other_conversations_are_another_task(tmp_path):
     assert tasks.problems_fingerprint(path) == before
     folder_of(tmp_path, [say('a', 'e')], [say('c', 'd')])
     assert tasks.problems_fingerprint(path) != before
+
+
+class Parsing:
+    """A dataset whose verifier wants a number, and may know none at all."""
+
+    def __init__(self, broken):
+        self.broken = broken
+
+    def __getitem__(self, index):
+        return dict(question=f'{index} + 1?', answer=str(index + 1))
+
+    def score_answer(self, reply, entry):
+        if self.broken:
+            raise KeyError('no such entry')
+        return float(int(reply) == int(entry['answer']))
+
+
+@pytest.mark.parametrize('broken', [False, True])
+def test_a_verifier_that_raises(broken, monkeypatch):
+    monkeypatch.setattr(tasks, 'gym_dataset', lambda name, options: Parsing(broken))
+    task = tasks.make_task(common.task_section(), 0)
+    (item,) = task.held_out(1)
+    if broken:  # at the right answer too
+        with pytest.raises(KeyError, match='no such entry'):
+            task.score(item, 'seven')
+    else:
+        assert task.score(item, item.answer) == 1.0
+        assert task.score(item, 'seven') == 0.0

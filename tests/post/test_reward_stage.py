@@ -150,13 +150,15 @@ def test_wrong_fields(change, told):
 
 def test_preferences_are_read_as_often_as_epochs_say():
     ratings_ = reward_config.get_config()
-    assert reward.with_steps(ratings_, 1586).train.num_steps == 60
+    assert (
+        reward.with_steps(ratings_, ratings_.reward.epochs, 1586).train.num_steps == 60
+    )
     mine = reward_config.get_config('mine.jsonl')
     mine.reward.epochs, mine.train.batch_size = 1.5, 64
     # 200 pairs are 400 conversations: 1.5 x 400 / 64
-    found = reward.with_steps(mine, 400)
+    found = reward.with_steps(mine, mine.reward.epochs, 400)
     assert (found.train.num_steps, found.optim.warmup_steps) == (10, 5)
-    assert reward.with_steps(mine, 6400).optim.warmup_steps == 10
+    assert reward.with_steps(mine, mine.reward.epochs, 6400).optim.warmup_steps == 10
 
 
 def test_regression_is_for_ratings():
