@@ -1,5 +1,6 @@
 """Run directories and the command line, for tests of whole runs."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -42,9 +43,24 @@ COMPARED = ('step', 'split', 'loss', 'grad_norm', 'bits_per_byte')
 def gptjax(*words) -> int:
     """Runs the command line in this process, as often as one likes; its exit code."""
     argv = ['gptjax', *map(str, words)]
-    # ml_collections looks for the fields to change in sys.argv.
-    with flagsaver.flagsaver(), mock.patch.object(sys, 'argv', argv):
+    with typed(argv):
         return main(argv)
+
+
+@contextlib.contextmanager
+def typed(argv: list[str]):
+    """As if a process had been started with `argv`; its flags are forgotten after it."""
+    before = flagsaver.save_flag_values()
+    # ml_collections looks for the fields to change in sys.argv.
+    with mock.patch.object(sys, 'argv', argv):
+        try:
+            yield
+        finally:
+            # A library that was first imported in here stays imported, and looks for
+            # its flags; those of a config's fields are defined anew by each config.
+            now = flagsaver.save_flag_values()
+            new = {name: now[name] for name in now if not name.startswith('config.')}
+            flagsaver.restore_flag_values(new | before)
 
 
 def environment(devices: int = 1, **more: str) -> dict[str, str]:

@@ -88,9 +88,15 @@ def serve(config: ConfigDict, workdir: Path, options: Options) -> None:
             )
     listening = listen(options.host, options.port)
     with contextlib.closing(listening):
-        asyncio.run(
+        loaded = asyncio.run(
             _serve(options, listening, key, dict(zip(names, runs, strict=True)))
         )
+    if not loaded:
+        # A thread compiles still: Python's own end stops it in the middle of XLA, and
+        # there that aborts the process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 # ---- flags --------------------------------------------------------------------
@@ -187,7 +193,8 @@ def new_server(app, most_connections: int) -> uvicorn.Server:
     )
 
 
-async def _serve(options: Options, listening: socket.socket, key, runs: dict) -> None:
+async def _serve(options: Options, listening: socket.socket, key, runs: dict) -> bool:
+    """Whether the models were there when it ended."""
     logging.basicConfig(
         level=logging.WARNING, format='%(asctime)s %(levelname)s %(message)s'
     )
@@ -226,6 +233,7 @@ async def _serve(options: Options, listening: socket.socket, key, runs: dict) ->
             await asyncio.to_thread(model.engine.close)
         for number in SIGNALS:
             loop.remove_signal_handler(number)
+    return loading.done()
 
 
 def _in_thread(loop, function) -> asyncio.Future:

@@ -3,12 +3,9 @@ numbers in it."""
 
 import importlib
 import json
-import sys
-from unittest import mock
 
 import jax
 import pytest
-from absl.testing import flagsaver
 
 from configs import common, papers
 from gptjax import command
@@ -21,6 +18,7 @@ from gptjax.parallel.mesh import make_mesh
 from gptjax.post import dpo, grpo, policy, ppo, reward, select
 from gptjax.post.check import check_policy, updates_of
 from gptjax.train import ranges, sft, start
+from tests import runs
 from tests.post import starts
 
 # The stage of each variant.
@@ -278,7 +276,7 @@ def test_the_command_line_takes_it(paper, variant, its, tmp_path):
     path = f'configs/papers/{paper}.py:{variant}'
     argv = ['gptjax', its, f'--config={path}', f'--workdir={tmp_path}/run']
     argv.append('--config.optim.learning_rate=0.5')
-    with flagsaver.flagsaver(), mock.patch.object(sys, 'argv', argv):
+    with runs.typed(argv):
         assert command.parse(argv, STAGES) == (its, [])
         config = config_of(paper, variant)
         config.optim.learning_rate = 0.5
