@@ -51,8 +51,10 @@ make_venv() {
 }
 
 install() {
+    # Compiled now, as pip does it: where Python may not write beside its libraries
+    # (PYTHONDONTWRITEBYTECODE) each process would compile them again, for 10 seconds.
     if command -v uv >/dev/null; then
-        uv pip install --python "$python" "$@"
+        uv pip install --compile-bytecode --python "$python" "$@"
     else
         "$python" -m pip --version >/dev/null 2>&1 || "$python" -m ensurepip
         "$python" -m pip install "$@"

@@ -160,7 +160,7 @@ def test_with_uv_nothing_else_is_used(machine):
     assert machine.run('launch/local.sh', 'configs/chitchat.py')[0] == 0
     assert machine.log() == [
         f'uv venv --quiet --python {machine.fakes}/python3 .venv',
-        'uv pip install --python .venv/bin/python -r requirements.txt',
+        'uv pip install --compile-bytecode --python .venv/bin/python -r requirements.txt',
         *DEFAULT,
     ]
 
@@ -365,7 +365,7 @@ def test_a_tpu_gets_the_code_the_requirements_and_the_command(machine):
     command = 'gptjax pretrain --multihost --config configs/tiny.py'
     command += ' --workdir /mnt/my runs/a --config.seed=7'
     assert log.count(command) == 2
-    install = 'uv pip install --python .venv/bin/python'
+    install = 'uv pip install --compile-bytecode --python .venv/bin/python'
     assert log.count(f'{install} -r launch/tpu-requirements.txt') == 2
     assert sum(line.startswith(install) for line in log) == 2
     # Started again, as after a preemption: what is installed stays.
