@@ -49,7 +49,7 @@ def gptjax(*words) -> int:
 
 @contextlib.contextmanager
 def typed(argv: list[str]):
-    """As if a process had been started with `argv`; its flags are forgotten after it."""
+    """As if a process began with `argv`; its flags are forgotten afterwards."""
     before = flagsaver.save_flag_values()
     # ml_collections looks for the fields to change in sys.argv.
     with mock.patch.object(sys, 'argv', argv):
