@@ -54,6 +54,7 @@ if [ "$1" = venv ]; then
     mkdir -p .venv/bin && cp "$FAKES/venv-python" .venv/bin/python
 fi
 """
+UV_INSTALL = 'uv pip install --compile-bytecode --python .venv/bin/python'
 # Two workers, which are folders here; a command runs on both.
 GCLOUD = """#!/usr/bin/env bash
 shift 3 # compute tpus tpu-vm
@@ -160,7 +161,7 @@ def test_with_uv_nothing_else_is_used(machine):
     assert machine.run('launch/local.sh', 'configs/chitchat.py')[0] == 0
     assert machine.log() == [
         f'uv venv --quiet --python {machine.fakes}/python3 .venv',
-        'uv pip install --compile-bytecode --python .venv/bin/python -r requirements.txt',
+        f'{UV_INSTALL} -r requirements.txt',
         *DEFAULT,
     ]
 
@@ -365,13 +366,12 @@ def test_a_tpu_gets_the_code_the_requirements_and_the_command(machine):
     command = 'gptjax pretrain --multihost --config configs/tiny.py'
     command += ' --workdir /mnt/my runs/a --config.seed=7'
     assert log.count(command) == 2
-    install = 'uv pip install --compile-bytecode --python .venv/bin/python'
-    assert log.count(f'{install} -r launch/tpu-requirements.txt') == 2
-    assert sum(line.startswith(install) for line in log) == 2
+    assert log.count(f'{UV_INSTALL} -r launch/tpu-requirements.txt') == 2
+    assert sum(line.startswith(UV_INSTALL) for line in log) == 2
     # Started again, as after a preemption: what is installed stays.
     assert machine.run('launch/tpu.sh', 'pod', 'zone', *arguments)[0] == 0
     assert machine.log().count(command) == 2
-    assert not any(line.startswith(install) for line in machine.log())
+    assert not any(line.startswith(UV_INSTALL) for line in machine.log())
 
 
 def test_a_tpu_command_that_is_incomplete_or_wrong_touches_nothing(machine):
