@@ -3,5 +3,5 @@ import sys
 from gptjax import memory
 from gptjax.main import main
 
-memory.keep_freed()
+memory.use_large_pages()
 sys.exit(main(sys.argv))
