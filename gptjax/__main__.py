@@ -1,7 +1,9 @@
 import sys
 
 from gptjax import memory
-from gptjax.main import main
 
-memory.use_large_pages()
+memory.use_large_pages()  # first: what was imported would be imported again
+
+from gptjax.main import main  # noqa: E402
+
 sys.exit(main(sys.argv))
