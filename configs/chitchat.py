@@ -1,4 +1,4 @@
-"""The embedded default: 12 MB of human conversations, ten minutes on two cores.
+"""The embedded default: 12 MB of human conversations, 7 minutes on two cores.
 
 python -m gptjax pretrain --config configs/chitchat.py --workdir runs/chitchat
 """
