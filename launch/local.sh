@@ -3,7 +3,7 @@
 #
 #   launch/local.sh
 #
-# pretrains configs/chitchat.py into runs/chitchat, in eight to ten minutes on two cores,
+# pretrains configs/chitchat.py into runs/chitchat, eight to ten minutes on two cores,
 # evaluates and samples it, and goes on with launch/assistant.sh.
 #
 #   launch/local.sh CONFIG [WORKDIR] [--config.field=value …]
