@@ -278,6 +278,7 @@ def ppo_section() -> ConfigDict:
     """Proximal policy optimisation (Schulman et al. 2017)."""
     return section(
         critic='head',  # 'head' on the policy, or 'network' of its own
+        critic_run='',  # a network begins as this run's reward model; '': as the policy
         gamma=1.0,  # discount of later rewards
         lam=0.95,  # of generalised advantage estimation
         clip_low=0.2,  # the ratio may fall by this

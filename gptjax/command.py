@@ -54,9 +54,9 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_enum('cache', 'whole', ['whole', 'int8'], 'the same of keys and values')
 flags.DEFINE_string(
-    'draft', None, 'serve, chat: the run of a smaller model that guesses ahead'
+    'draft', None, 'serve, chat, bench decode: a smaller model that guesses ahead'
 )
-flags.DEFINE_integer('guesses', 4, 'serve, chat: tokens that it guesses in a step')
+flags.DEFINE_integer('guesses', 4, 'with --draft: tokens that it guesses in a step')
 flags.DEFINE_bool(
     'multihost', False, 'training: one of several processes of a TPU or GPU cluster'
 )
@@ -94,7 +94,10 @@ READS = {
     'chat': (*RUN, *ENGINE),
     'bench data': RUN,
     'bench train': ('config', 'against', 'against_python'),
-    'bench decode': (*RUN, 'step', 'slots', 'against', 'against_python'),
+    'bench decode': (
+        *(*RUN, 'step', 'slots', 'against', 'against_python'),
+        *('draft', 'guesses'),
+    ),
 }
 
 

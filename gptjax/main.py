@@ -285,13 +285,16 @@ def _chat(words):
 
 def _engine_options():
     """How `serve` and `chat` keep and speed up a model; see `load_engine`."""
-    draft = FLAGS.draft and Path(FLAGS.draft).expanduser().absolute()
     return dict(
         weights=FLAGS.weights,
         cache=FLAGS.cache,
-        draft=draft or None,
+        draft=_draft(),
         guesses=FLAGS.guesses,
     )
+
+
+def _draft():
+    return Path(FLAGS.draft).expanduser().absolute() if FLAGS.draft else None
 
 
 def _report(words):
@@ -338,6 +341,8 @@ def _bench(words):
             against=FLAGS.against,
             python=FLAGS.against_python,
             slots=FLAGS.slots if FLAGS['slots'].present else None,
+            draft=_draft(),
+            guesses=FLAGS.guesses,
         )
     else:
         known = '`bench decode`, `bench data` or `bench train`'

@@ -18,9 +18,9 @@ to a tenth without warm-up, batch 32, learning rate 9.65e-6, and on the command 
 residual dropout of 0.2; C.2 `reward`'s one epoch, 9e-6, cosine to a tenth, 64 prompts,
 and from table 6 its 33,207 prompts; C.3 `init`'s two epochs, 5e-6, batch 32, a tenth of
 pretraining text; C.4 PPO's KL of 0.02, 256,000 episodes, batch 512 in 8 minibatches,
-one inner epoch, warm-up of 10 iterations, EMA 0.992, no discount, clip 0.2, temperature
-1, 8 pretraining examples an episode times 27.8; C: replies of 1k tokens at most, in a
-context of 2k.
+one inner epoch, a critic that begins as the reward model, warm-up of 10 iterations, EMA
+0.992, no discount, clip 0.2, temperature 1, 8 pretraining examples an episode times
+27.8; C: replies of 1k tokens at most, in a context of 2k.
 
 Not the same:
 
@@ -28,8 +28,7 @@ Not the same:
 - The reward model has the policy's size (6B in the paper), starts from `sft` (the paper
   found it similar) and reads pairs of two: the paper compares the 4 to 9 replies to a
   prompt in one batch. Its rewards are not shifted to 0 on demonstrations.
-- The critic is a network of its own, but begins as a copy of the policy and not of the
-  reward model, and has the policy's learning rate. That is not published: 9e-6 is the
+- The critic has the policy's learning rate. That is not published: 9e-6 is the
   critic's; the paper scans 2.55e-6 to 2.55e-5 (E.9).
 - The warm-up begins near 0 and not at a tenth of the peak.
 - Not said in the paper: GAE's lambda, the clipping and the weight of the value loss,
@@ -83,7 +82,8 @@ def ppo():
     config.policy.update(prompts=512, replies=1, epochs=1, max_tokens=1024)
     config.policy.update(temperature=1.0, kl_reward=0.02)
     config.ppo = common.ppo_section()
-    config.ppo.update(critic='network', gamma=1.0, clip_low=0.2, clip_high=0.2)
+    config.ppo.update(critic='network', critic_run=f'{RUNS}_reward')
+    config.ppo.update(gamma=1.0, clip_low=0.2, clip_high=0.2)
     # beside each minibatch of 64
     config.ppo.update(ptx=27.8, ptx_run=papers.BASE, ptx_rows=8 * 64)
     # 10 iterations of 8 minibatches

@@ -10,17 +10,16 @@ the 1.3B models on TL;DR.
 Each variant takes `,tiny`.
 
 From the paper, appendix B.1: `sft` one epoch, 6.35e-5, cosine, batch 128; `reward` one
-epoch, 1.5e-5, cosine, batch 64; PPO with a value network of its own, gamma 1, lambda
-0.95, 4 epochs over each batch of rollouts, 1.5e-5 falling linearly, KL coefficient
-0.05, batch 512, a million episodes. Section 3.2: 123,169 posts, summaries of at most
-48 tokens. The released comparisons of TL;DR are 64,832.
+epoch, 1.5e-5, cosine, batch 64; PPO with a value network that begins as the reward
+model, gamma 1, lambda 0.95, 4 epochs over each batch of rollouts, 1.5e-5 falling
+linearly, KL coefficient 0.05, batch 512, a million episodes. Section 3.2: 123,169 posts,
+summaries of at most 48 tokens. The released comparisons of TL;DR are 64,832.
 
 Not the same:
 
 - The text: demonstrations.jsonl with post and summary, prompts.jsonl with posts,
   comparisons.jsonl. The paper's are public (openai/summarize-from-feedback), and are
   not fetched. Its prompts are one padded string, here a turn of a chat.
-- The value network begins as a copy of the policy and not of the reward model.
 - The reward is not shifted to 0 on reference summaries, and of one seed: the paper
   chooses among 3 to 10.
 - Not said in the paper: where the cosine ends (here at 0), whether a batch of rollouts
@@ -59,7 +58,8 @@ def ppo():
     config.policy.update(prompts=512, replies=1, epochs=4, max_tokens=48)
     config.policy.kl_reward = 0.05
     config.ppo = common.ppo_section()
-    config.ppo.update(critic='network', gamma=1.0, lam=0.95)
+    config.ppo.update(critic='network', critic_run=f'{RUNS}_reward')
+    config.ppo.update(gamma=1.0, lam=0.95)
     config.optim.update(learning_rate=1.5e-5, schedule='linear')
     # 1,953 rollouts of 4 updates
     config.train.update(num_steps=1_000_000 // 512 * 4, batch_size=512)

@@ -23,6 +23,21 @@ QUIT_SECONDS = 5  # between the end of the orders and a kill
 # ---------------------------------------------------------------- the caller
 
 
+def check_backend(against: str) -> None:
+    """Refuses to compare an accelerator with what runs on the processor.
+
+    Raises:
+        UserError: JAX computes elsewhere.
+    """
+    import jax  # the other processes may have none
+
+    if jax.default_backend() != 'cpu':
+        raise UserError(
+            f'--against={against} is measured on the CPU, and jax computes on the '
+            f'{jax.default_backend()} here: leave it out, or set JAX_PLATFORMS=cpu'
+        )
+
+
 @contextmanager
 def contestant(
     name: str, module: str, arguments: Sequence[str], python: str

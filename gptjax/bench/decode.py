@@ -4,7 +4,8 @@ Prompts and replies are ragged, drawing is greedy, and no reply ends before its
 length, so that every contestant draws the same number of tokens. With `--against`
 another library takes turns in the same run, on the same weights: `torch` is Hugging
 Face's `generate` (`gptjax.bench.torch_generate`), `llama.cpp` a float32 GGUF file
-(`gptjax.bench.llama_cpp_generate`). They must first give the same logits.
+(`gptjax.bench.llama_cpp_generate`). They must first give the same logits. With
+`--draft` so does the engine itself with a smaller model that guesses ahead.
 """
 
 import sys
@@ -12,8 +13,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +22,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gptjax import progress
-from gptjax.bench import llama_weights
-from gptjax.bench.contestant import contestant
+from gptjax.bench import hf_weights
+from gptjax.bench.contestant import check_backend, contestant
 from gptjax.bench.timing import interleave, speedup, summarize
+from gptjax.bench.workload import Workload, make_workload
 from gptjax.errors import UserError
 from gptjax.infer.engine import Engine
 from gptjax.infer.request import Parameters
@@ -31,7 +33,9 @@ from gptjax.models import count, gpt
 from gptjax.models.settings import resolve
 from gptjax.tokenizer.tokenizer import StreamDecoder
 
+OURS = 'gptjax'
 REQUESTS = {1: 6, 8: 6, 64: 3}  # requests at once -> rounds, at least
+DOCUMENTS = 64  # held out, that prompts are pieces of
 CHECKED = 64  # tokens of the text whose logits are compared
 TOLERANCE = 2e-5  # of logits, as a share of the largest if that is above 1
 
@@ -45,30 +49,20 @@ OTHERS = {
 }
 
 
-class Workload(NamedTuple):
-    """Requests that come all at once.
-
-    prompts: token ids of each.
-    lengths: tokens of each reply.
-    batch: requests that may run at once.
-    """
-
-    prompts: list[list[int]]
-    lengths: list[int]
-    batch: int
-
-
-class Seen(NamedTuple):
+@dataclass
+class Seen:
     """What the engine's listeners saw.
 
     first: seconds from the submission to the first token, of each request.
     between: seconds from a token to the next, of all requests.
     tokens: of each reply, the last time.
+    updates: that told of tokens, the last time: one a step of a reply.
     """
 
     first: list[float]
     between: list[float]
     tokens: list[list[int]]
+    updates: int = 0
 
 
 class Endless:
@@ -91,33 +85,52 @@ def run(
     python: str | None = None,
     requests: dict[int, int] = REQUESTS,
     slots: int | None = None,
+    draft: Path | None = None,
+    guesses: int = 4,
 ) -> dict:
-    """Measures replies, with another library taking turns if asked for.
+    """Measures replies, with other contestants taking turns if asked for.
 
     Args:
-        config: an experiment; without a run its weights are random.
-        workdir: a run, whose weights are taken.
+        config: an experiment; without a run its weights are random, and so are the
+            prompts.
+        workdir: a run, whose weights are taken; prompts are pieces of its held-out
+            text.
         step: of its checkpoint; None: the best.
         against: 'torch', 'llama.cpp', or None for ours alone.
         python: the interpreter that has the other library; by default this one.
         requests: so many requests at once -> rounds of measuring; there are as many
             as contestants at least, so that each comes first once.
         slots: requests that run at once; None: all.
+        draft: the run of a smaller model that guesses ahead in a contestant of ours.
+        guesses: tokens that it guesses in a step.
 
     Returns:
         (contestant, requests) -> its summary, `steps` its rounds: of ours also
         `first` and `between` (seconds at the median and the 95th percentile), of
-        another `speedup` (ours over it).
+        all but the first `speedup` (that one's over it), and with a draft `a_step`,
+        tokens of a reply drawn in a step.
 
     Raises:
-        UserError: what to compare with is unknown, not installed, another model
-            than the config's, or gives other logits.
+        UserError: what to compare with is unknown, not installed, has no such model,
+            or gives other logits; a draft of no run, or that cannot guess for it.
     """
     if against not in (None, *OTHERS):
         raise UserError(f'--against={against}: use {" or ".join(OTHERS)}')
-    settings, params = _model(config, workdir, step)
+    if draft and not workdir:
+        raise UserError(
+            '--draft guesses for a trained model: name its run by --workdir, instead '
+            'of --config'
+        )
     if against:
-        llama_weights.check_llama(settings)
+        check_backend(against)
+    settings, params, text = _model(config, workdir, step)
+    if against:
+        hf_weights.check(settings, against)
+    ours = {OURS: {}}
+    if draft:
+        guessing = _draft(config, workdir, draft)
+        options = dict(draft=(guessing.settings, guessing.params), guesses=guesses)
+        ours['with the draft'] = options
     results = {}
     with ExitStack() as stack:
         others = {}
@@ -125,72 +138,76 @@ def run(
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             others = _others(stack, folder, settings, params, against, python)
         for n, rounds in requests.items():
-            workload = make_workload(n, settings.context, settings.vocab_size, slots)
-            results |= _measure(settings, params, workload, others, rounds)
+            work = make_workload(n, settings.context, settings.vocab_size, slots, text)
+            results |= _measure(settings, params, work, ours, others, rounds)
     _report(settings, results)
     return results
 
 
-def _measure(settings, params, workload, others, rounds):
+def _measure(settings, params, workload, ours, others, rounds):
     """(contestant, requests) -> its summary, of one workload."""
     n = len(workload.prompts)
-    print(f'gptjax, {_named(n)}: compiling', flush=True)
-    go, seen = engine_contestant(settings, params, workload)
-    turns = {'gptjax': go}
+    print(f'{OURS}, {_named(n)}: compiling', flush=True)
+    turns, seen = {}, {}
+    for name, options in ours.items():
+        turns[name], seen[name] = engine_contestant(
+            settings, params, workload, **options
+        )
+    our_tokens = seen[OURS].tokens
+    for name in list(ours)[1:]:
+        _tell_agreement(name, workload, our_tokens, seen[name].tokens)
     for name, ask in others.items():
-        turns[name] = _other_contestant(name, ask, workload, seen.tokens)
+        turns[name] = _other_contestant(name, ask, workload, our_tokens)
     seconds = interleave(turns, max(rounds, len(turns)), steps=1)
     tokens = sum(workload.lengths)
     results = {
         name: summarize([s for turn in turns for s in turn], tokens)
         for name, turns in seconds.items()
     }
-    results['gptjax']['first'] = _percentiles(seen.first)
-    results['gptjax']['between'] = _percentiles(seen.between)
-    for name in others:
-        results[name]['speedup'] = speedup(seconds['gptjax'], seconds[name])
+    for name, its in seen.items():
+        results[name]['first'] = _percentiles(its.first)
+        results[name]['between'] = _percentiles(its.between)
+    for name in list(ours)[1:]:
+        results[name]['a_step'] = tokens / seen[name].updates
+    for name in list(turns)[1:]:
+        results[name]['speedup'] = speedup(seconds[OURS], seconds[name])
     return {(name, n): result for name, result in results.items()}
 
 
 def _model(config, workdir, step):
-    """(settings, parameters): a run's, or random ones."""
+    """(settings, parameters, held-out tokens): a run's; or random ones, and none."""
     if workdir is None:
         settings = resolve(config.model, config.tokenizer.vocab_size)
         init = jax.jit(lambda key: gpt.init_params(settings, key))
-        return settings, init(jax.random.key(0))
+        return settings, init(jax.random.key(0)), []
+    from gptjax.eval.documents import held_out_texts
     from gptjax.train.load import inference_mesh, load
 
     with progress.bar('reading the model', 0):
         trained = load(config, workdir, inference_mesh(config), step)
-    return trained.settings, trained.params
+    texts = '\n\n'.join(held_out_texts(config, workdir, DOCUMENTS))
+    return trained.settings, trained.params, trained.tokenizer.encode(texts)
 
 
-def make_workload(
-    requests: int, context: int, vocab_size: int, slots: int | None = None
-) -> Workload:
-    """Random prompts; lengths spread evenly over their ranges, in random order.
+def _draft(config, workdir, draft):
+    """The model of a run that may guess for that of another."""
+    from gptjax.tokenizer.tokenizer import Tokenizer
+    from gptjax.train.load import inference_mesh, load_draft
 
-    Prompts are from 1/32 to 1/4 of the context, replies from 1/16 to 1/2: of 512,
-    from 16 to 128 and from 32 to 256 tokens. One request has the middle of both.
-    """
-    rng = np.random.default_rng(requests)
-    shares = (np.arange(requests) + 0.5) / requests
-    spread = lambda low, high: rng.permutation(low + shares * (high - low)).astype(int)
-    prompts = [
-        rng.integers(0, vocab_size, max(1, length)).tolist()
-        for length in spread(context / 32, context / 4)
-    ]
-    lengths = [max(1, int(n)) for n in spread(context / 16, context / 2)]
-    return Workload(prompts, lengths, min(requests, slots or requests))
+    tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
+    return load_draft(draft, inference_mesh(config), tokenizer)
 
 
 # ---- the contestants ----------------------------------------------------------
 
 
 def engine_contestant(
-    settings, params, workload: Workload
+    settings, params, workload: Workload, **options
 ) -> tuple[Callable[[int], list[float]], Seen]:
-    """`go(steps)`, which answers the workload so often, warm; and what is seen."""
+    """`go(steps)`, which answers the workload so often, warm; and what is seen.
+
+    `options` are further ones of the engine.
+    """
     engine = Engine(
         settings,
         params,
@@ -198,16 +215,19 @@ def engine_contestant(
         slots=workload.batch,
         queue=len(workload.prompts),
         prefix_bytes=0,  # each prompt is read anew, as the others read it
+        **options,
     )
     engine.warm_up()
     seen = Seen([], [], [])
 
     def once() -> float:
         tokens = [[] for _ in workload.prompts]
+        seen.updates = 0
         times = [[] for _ in workload.prompts]
 
         def listener(request):
             def listen(update):
+                seen.updates += bool(update.tokens)
                 times[request] += [time.perf_counter()] * len(update.tokens)
                 tokens[request] += [token.id for token in update.tokens]
 
@@ -237,7 +257,7 @@ def engine_contestant(
 def _others(stack, folder, settings, params, against, python):
     """name -> `ask` of each contestant, started and found to give our logits."""
     weights = folder / 'weights.npz'
-    llama_weights.write(weights, settings, params)
+    hf_weights.write(weights, settings, params)
     module, contestants = OTHERS[against]
     started = {}
     for name, arguments in contestants.items():
@@ -285,7 +305,11 @@ def compare_logits(ask: Callable, folder: Path, settings, params) -> float:
 def _other_contestant(name, ask, workload, our_tokens):
     """`go(steps)` of another process, warm, with a word on whether its tokens agree."""
     order = dict(do='go', **workload._asdict())
-    theirs = ask(order)['tokens']
+    _tell_agreement(name, workload, our_tokens, ask(order)['tokens'])
+    return lambda steps: [ask(order)['seconds'] for _ in range(steps)]
+
+
+def _tell_agreement(name, workload, our_tokens, theirs):
     agreed = sum(
         next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
         for pairs in (
@@ -298,7 +322,6 @@ def _other_contestant(name, ask, workload, our_tokens):
         'tokens agree with ours before the first that differs',
         flush=True,
     )
-    return lambda steps: [ask(order)['seconds'] for _ in range(steps)]
 
 
 # ---- what is printed ----------------------------------------------------------
@@ -327,10 +350,12 @@ def _report(settings, results):
         if 'speedup' in result:
             ratio = result['speedup']
             print(
-                f'{_named(n)}: gptjax is {ratio["ratio"]:.2f} times as fast as {name} '
+                f'{_named(n)}: {OURS} is {ratio["ratio"]:.2f} times as fast as {name} '
                 f'({ratio["low"]:.2f} to {ratio["high"]:.2f} by round, median of '
                 f'{result["steps"]})'
             )
+        if 'a_step' in result:
+            print(f'{_named(n)}, {name}: {result["a_step"]:.2f} tokens a step')
 
 
 def _named(requests):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.bench.contestant import answer
-from gptjax.bench.llama_weights import read
+from gptjax.bench.hf_weights import read
 from gptjax.bench.timing import available_cores
 from gptjax.errors import UserError
 
@@ -175,7 +175,7 @@ def write_gguf(path: Path, sizes: dict, arrays: dict[str, np.ndarray]) -> None:
 
     Args:
         path: of the file.
-        sizes, arrays: of `gptjax.bench.llama_weights.read`.
+        sizes, arrays: of `gptjax.bench.hf_weights.read`.
     """
     import gguf
 

@@ -1,9 +1,9 @@
 """The other side of `bench decode --against torch`: Hugging Face's `generate`.
 
-`LlamaForCausalLM` of `transformers` with our weights, float32, greedy, on every
-core. `eager` is `generate` as it comes: a cache that grows. `compile` is a static
-cache with a compiled step, which `generate` itself chooses on GPUs only and is told
-to use here. It runs in a process of its own; see `gptjax.bench.contestant`.
+A model of `transformers` with our weights, float32, greedy, on every core. `eager` is
+`generate` as it comes: a cache that grows. `compile` is a static cache with a compiled
+step, which `generate` itself chooses on GPUs only and is told to use here. It runs in a
+process of its own; see `gptjax.bench.contestant`.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.bench.contestant import answer
-from gptjax.bench.llama_weights import read
+from gptjax.bench.hf_weights import read
 from gptjax.bench.timing import available_cores
 from gptjax.bench.torch_gpt2 import cpp_compiler
 from gptjax.errors import UserError
@@ -75,23 +75,28 @@ def start(weights: Path, mode: str) -> tuple[dict, dict]:
 
 
 def load(weights: Path):
-    """The model of `gptjax.bench.llama_weights.write`."""
+    """The model of `gptjax.bench.hf_weights.write`."""
     import torch
     import transformers
+    from transformers.models.arcee.modeling_arcee import ArceeMLP
 
     sizes, arrays = read(weights)
-    model = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            **sizes,
-            bos_token_id=None,
-            eos_token_id=None,  # no reply ends before its length
-            pad_token_id=0,
-            attn_implementation='sdpa',
-            dtype='float32',
-        )
-    ).eval()
+    family = 'Qwen3' if sizes.pop('qk_norm') else 'Llama'  # only their norms differ
+    config = getattr(transformers, f'{family}Config')(
+        **sizes,
+        mlp_bias=False,
+        bos_token_id=None,
+        eos_token_id=None,  # no reply ends before its length
+        pad_token_id=0,
+        attn_implementation='sdpa',
+        dtype='float32',
+    )
+    model = getattr(transformers, f'{family}ForCausalLM')(config)
+    if sizes['hidden_act'] == 'relu2':
+        for layer in model.model.layers:
+            layer.mlp = ArceeMLP(config)
     model.load_state_dict({k: torch.from_numpy(v) for k, v in arrays.items()})
-    return model
+    return model.eval()
 
 
 def generate(model, mode: str, prompts: list[list[int]], lengths: list[int]):

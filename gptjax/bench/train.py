@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from gptjax.bench.contestant import check_backend
 from gptjax.bench.timing import interleave, speedup, summarize
 from gptjax.bench.torch_gpt2 import torch_trainer
 from gptjax.errors import UserError
@@ -54,11 +55,8 @@ def run(config: ConfigDict, against: str | None = None, python: str | None = Non
     """
     if against not in (None, 'torch'):
         raise UserError(f'--against={against}: use torch')
-    if against and jax.default_backend() != 'cpu':
-        raise UserError(
-            f'--against={against} is measured on the CPU, and jax computes on the '
-            f'{jax.default_backend()} here: leave it out, or set JAX_PLATFORMS=cpu'
-        )
+    if against:
+        check_backend(against)
     check_config(config)
     settings = resolve(config.model, config.tokenizer.vocab_size)
     if against:

@@ -1,6 +1,5 @@
 """The stage `eval`: a trained model on what it was not trained on, beside baselines."""
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from gptjax.eval import (
     tasks,
     verifiable,
 )
+from gptjax.eval.documents import read_documents, some_documents
 from gptjax.eval.likelihood import token_scores
 from gptjax.eval.tasks import Subject
 from gptjax.parallel.mesh import batch_shards, make_mesh
@@ -167,27 +167,6 @@ def settings_of(config: ConfigDict) -> ConfigDict:
     settings.update(config.eval)
     check_numbers(ConfigDict(dict(eval=settings)))
     return settings
-
-
-def read_documents(path: Path) -> list[dict]:
-    """The documents of a split, as the stage `data` wrote them."""
-    if not path.exists():
-        raise UserError(f'{path} is missing: run the stage data first')
-    with open(path, encoding='utf-8') as lines:
-        return [json.loads(line) for line in lines]
-
-
-def some_documents(documents: list[dict], number: int) -> list[dict]:
-    """So many of the documents, in their order; 0: all.
-
-    Which ones is decided by a hash of their ids: a file is in the order of its
-    sources, and its first lines stand for the first source alone.
-    """
-    if not number:
-        return documents
-    key = lambda place: files.fingerprint(['eval', documents[place]['id']])
-    chosen = sorted(range(len(documents)), key=key)[:number]
-    return [documents[place] for place in sorted(chosen)]
 
 
 # ---- tasks by name

@@ -5,9 +5,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gptjax import rundir
 from gptjax.errors import UserError
-from gptjax.eval.evaluate import read_documents, some_documents
+from gptjax.eval.documents import held_out_texts
 from gptjax.infer.engine import Engine
 from gptjax.infer.request import Parameters
 from gptjax.train.load import load_engine
@@ -35,10 +34,7 @@ def measure_change(
         UserError: RUN has no checkpoint, or no run it came from has validation
             documents.
     """
-    documents = read_documents(_with_documents(config, workdir))
-    if not documents:
-        raise UserError(f'{workdir}: no validation documents to measure on')
-    texts = [document['text'] for document in some_documents(documents, DOCUMENTS)]
+    texts = held_out_texts(config, workdir, DOCUMENTS)
     options = dict(slots=1, prefix_bytes=0)
     whole, changed = (
         bits_per_byte(load_engine(config, workdir, step, **options, **kept), texts)
@@ -47,21 +43,6 @@ def measure_change(
     return dict(
         whole=whole[0], changed=changed[0], documents=len(texts), bytes=whole[1]
     )
-
-
-def _with_documents(config: ConfigDict, workdir: Path) -> Path:
-    """The validation documents of RUN, or of the run it started from, and so on."""
-    folder = workdir
-    while not (path := folder / 'documents' / 'validation.jsonl').exists():
-        start = config.get('start', {}).get('run', '')
-        if not start or not (Path(start) / 'config.json').exists():
-            raise UserError(
-                f'{workdir}: no validation documents, in it or in the runs that it '
-                'started from'
-            )
-        folder = Path(start)
-        config = rundir.read_config(folder)
-    return path
 
 
 def bits_per_byte(engine: Engine, texts: list[str]) -> tuple[float, int]:

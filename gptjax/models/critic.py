@@ -25,14 +25,27 @@ def beside(settings, kind: str, shapes: dict, axes: dict) -> tuple[dict, dict]:
     return {**shapes, **network, **head}, {**axes, **its, **heads.axes(heads.VALUE)}
 
 
-def init(settings, kind: str, params) -> dict:
-    """A copy of a model's parameters with a critic that values all at 0.
+def init(settings, kind: str, params, reward=None) -> dict:
+    """A copy of a model's parameters with a critic.
 
-    A network begins as another copy of the model.
+    A network begins as another copy of the model, and values all at 0; or as a reward
+    model, and values what stands before a token as if the reply ended there (Ouyang et
+    al. 2022, C.4).
+
+    Args:
+        settings: of the model.
+        kind: in KINDS.
+        params: of the model.
+        reward: a reward model's, for a network.
     """
-    copied = lambda: jax.tree.map(jnp.copy, params)
-    network = {NETWORK: copied()} if kind == 'network' else {}
-    return {**copied(), **network, **heads.init_value(settings)}
+    copied = lambda its: jax.tree.map(jnp.copy, its)
+    network, head = {}, heads.init_value(settings)
+    if kind == 'network':
+        model, its = heads.split(params if reward is None else reward)
+        network = {NETWORK: copied(model)}
+        if reward is not None:
+            head = {heads.VALUE: copied(its[heads.REWARD])}
+    return {**copied(params), **network, **head}
 
 
 def policy_of(params) -> dict:

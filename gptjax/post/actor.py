@@ -34,7 +34,8 @@ class Actor(NamedTuple):
     """Functions between what is trained, the reference, and a model's parameters.
 
     shapes, axes: of what is trained.
-    init: from the reference and a key to what is trained.
+    init: from the reference, a key and, if PPO's critic begins as one, a reward model's
+        parameters to what is trained.
     compute: from (what is trained, the reference) to parameters that a model is
         bound to, inside a jitted function; no second copy is made.
     plain: the same as arrays of their own, for the engine.
@@ -80,10 +81,10 @@ def make_actor(config: ConfigDict, settings: FrozenConfigDict) -> Actor:
     kind = config.ppo.critic if 'ppo' in config else None
     if not adapts(config):
 
-        def init(reference, key):
+        def init(reference, key, reward=None):
             del key
             if kind:
-                return critic.init(settings, kind, reference)
+                return critic.init(settings, kind, reference, reward)
             return jax.tree.map(jnp.copy, reference)
 
         whole = lambda params, reference: critic.policy_of(params)

@@ -40,6 +40,8 @@ class Method(NamedTuple):
         `loss_fn` reads; None: there are none.
     resampling: further draws for groups whose scores are all equal.
     warm_up: rollouts that train only a critic.
+    identity: what a checkpoint must have been made with, besides what all are.
+    begin: from the model and the mesh to what else `Actor.init` takes.
     """
 
     score: Callable
@@ -49,6 +51,8 @@ class Method(NamedTuple):
     beside: Callable | None = None
     resampling: int = 0
     warm_up: int = 0
+    identity: dict[str, str] = {}
+    begin: Callable | None = None
 
 
 class Memory(NamedTuple):

@@ -88,13 +88,17 @@ def run(
             context=str(style.context),
             problems=problems_fingerprint(config.task),
             rewards=rewards_fingerprint(config.task),
+            **method.identity,
         )
         checkpoints = stack.enter_context(begin.opened(config, workdir, identity))
         restored = begin.newest(checkpoints, abstract, 'policy')
         new = restored is None
         if new:
             key = jax.random.key(config.seed)
-            state = create_state(actor.init, optimizer, abstract, reference, key)
+            begun = method.begin(trained, mesh) if method.begin else ()
+            state = create_state(
+                actor.init, optimizer, abstract, reference, key, *begun
+            )
             restored = state, new_record(config)
         state, record = restored
         record.setdefault('worse', 0)  # not in checkpoints of before it was counted

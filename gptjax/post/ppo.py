@@ -10,27 +10,35 @@ The loss, divided once by the tokens of all replies in an update, is
 
 The last is PPO-ptx: text that the model was pretrained on, so that it is not forgotten.
 The critic is a head on the policy's own hidden vectors ('head'), or a network of its
-own that begins as a copy of the policy ('network'). For the first `ppo.warm_up`
-rollouts it alone is trained: not even the hidden vectors below its head move.
+own that begins as a copy of the policy or as a reward model ('network'). For the first
+`ppo.warm_up` rollouts it alone is trained: not even the hidden vectors below its head
+move.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import get_mesh
+from jax.sharding import Mesh, get_mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from gptjax import files
+from gptjax import files, rundir
 from gptjax.data.packed import PackedSplit
 from gptjax.errors import UserError
-from gptjax.models import critic, gpt
+from gptjax.models import critic, gpt, heads
 from gptjax.parallel.mesh import batch_shards
 from gptjax.post import advantages, objectives, policy, weights
 from gptjax.post.actor import Actor
-from gptjax.post.check import check_section
+from gptjax.post.check import check_section, check_unused
 from gptjax.post.experience import Method
 from gptjax.post.kl import kl_in_reward, kl_loss
 from gptjax.post.logprobs import hidden_logprobs, token_logprobs
+from gptjax.post.reward_model import RESULTS, center_of, load_trained
+from gptjax.post.rewards import folder_of
+from gptjax.train.load import Trained
 from gptjax.train.losses import make_language_loss
 
 TOKEN_METRICS = (
@@ -55,6 +63,9 @@ def check_config(config: ConfigDict) -> None:
     if section.critic not in critic.KINDS:
         known = ' or '.join(critic.KINDS)
         raise UserError(f'ppo.critic={section.critic}: use {known}')
+    if section.critic != 'network':
+        why = f'where ppo.critic={section.critic}'
+        check_unused(section, 'ppo', dict(critic_run=''), why)
     check_section(section, 'ppo')
 
 
@@ -73,6 +84,13 @@ def make_method(config: ConfigDict, settings: FrozenConfigDict, actor: Actor) ->
     section, shared = config.ppo, config.policy
     if section.ptx:
         check_rows(config, batch_shards(get_mesh()))
+    beside, identity = None, {}
+    if section.ptx:
+        text = open_text(config)
+        beside, identity = text_beside(config, text), dict(text=text.fingerprint)
+    if section.critic_run:
+        folder = folder_of(section.critic_run, 'ppo.critic_run')
+        identity |= dict(critic=files.sha256_of_file(folder / RESULTS))
     options = dict(temperature=shared.temperature, chunk=config.train.loss_chunk)
     language = make_language_loss(settings, config.train)
 
@@ -152,18 +170,47 @@ def make_method(config: ConfigDict, settings: FrozenConfigDict, actor: Actor) ->
         weigh=weigh,
         loss_fn=loss_fn,
         token_metrics=TOKEN_METRICS,
-        beside=make_text(config) if section.ptx else None,
+        beside=beside,
+        identity=identity,
+        begin=partial(read_critic, folder) if section.critic_run else None,
         warm_up=section.warm_up,
     )
 
 
-def make_text(config: ConfigDict):
-    """Rows of pretraining text beside an update's replies, for PPO-ptx.
+def read_critic(folder: Path, trained: Trained, mesh: Mesh) -> tuple[dict]:
+    """(a reward model's parameters,) for a critic beside the model that is trained.
 
-    Returns:
-        A function from the update's number and its replies to `{'ptx': arrays}`; a
-        function of (seed, number). Their weights are such that the step, which
-        divides by the replies' tokens, gives the mean over the text's.
+    Its head gives what the policy is rewarded with: the reward less its mean.
+
+    Args:
+        folder: the run of the stage `reward`.
+        trained: the model.
+        mesh: where both lie.
+
+    Raises:
+        UserError: it has another tokenizer or another shape.
+    """
+    config, told = rundir.read_config(folder), f'ppo.critic_run={folder}'
+    its = load_trained(config, folder, mesh)
+    if its.tokenizer.fingerprint != trained.tokenizer.fingerprint:
+        raise UserError(
+            f'{told} was trained with another tokenizer than start.run: name a reward '
+            'model that started from the same run'
+        )
+    shapes = lambda params: jax.tree.map(jnp.shape, params)
+    model, head = heads.split(its.params)
+    if shapes(model) != shapes(trained.params):
+        raise UserError(
+            f'{told} is a model of another shape than start.run: name a reward model '
+            "that started from the same run, or use ppo.critic_run=''"
+        )
+    head = dict(head[heads.REWARD])
+    head['bias'] = head['bias'] - center_of(folder)
+    return ({**model, heads.REWARD: head},)
+
+
+def open_text(config: ConfigDict) -> PackedSplit:
+    """The pretraining text of PPO-ptx.
 
     Raises:
         UserError: `ppo.ptx_run` has no prepared text, or another tokenizer.
@@ -181,6 +228,19 @@ def make_text(config: ConfigDict):
             f'ppo.ptx_run={run} was prepared with another tokenizer than '
             f'start.run={config.start.run}: name the run that it was pretrained in'
         )
+
+    return packed
+
+
+def text_beside(config: ConfigDict, packed: PackedSplit) -> Callable:
+    """Rows of pretraining text beside an update's replies, for PPO-ptx.
+
+    Returns:
+        A function from the update's number and its replies to `{'ptx': arrays}`; a
+        function of (seed, number). Their weights are such that the step, which
+        divides by the replies' tokens, gives the mean over the text's.
+    """
+    section = config.ppo
 
     def beside(number, part):
         slots = number * section.ptx_rows + np.arange(section.ptx_rows)

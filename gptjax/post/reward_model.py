@@ -144,6 +144,18 @@ def load_trained(config: ConfigDict, workdir: Path, mesh: Mesh) -> Trained:
     return Trained(model, params, tokenizer, int(step))
 
 
+def center_of(workdir: Path) -> np.float32:
+    """The mean reward of a run's training conversations.
+
+    Raises:
+        UserError: the run was not finished.
+    """
+    path = workdir / RESULTS
+    if not path.exists():
+        raise UserError(f'{path} is not there: run the stage reward to its end')
+    return np.float32(files.read_json(path)['center'])
+
+
 def load_reward(
     config: ConfigDict, workdir: Path, mesh: Mesh
 ) -> Callable[[Sequence[list[dict]]], np.ndarray]:
@@ -165,10 +177,7 @@ def load_reward(
     Raises:
         UserError: the run has no reward model, or was not finished.
     """
-    path = workdir / RESULTS
-    if not path.exists():
-        raise UserError(f'{path} is not there: run the stage reward to its end')
-    center = np.float32(files.read_json(path)['center'])
+    center = center_of(workdir)
     trained = load_trained(config, workdir, mesh)
     context, template = config.data.context, config.chat.template
     scorer = make_scorer(trained.settings, trained.tokenizer, context, mesh)

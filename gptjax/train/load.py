@@ -173,7 +173,7 @@ def load_engine(
     told = [fingerprint_of(trained), weights, cache]
     dtype = jnp.dtype(trained.settings.dtype)
     if draft is not None:
-        guessing = _load_draft(draft, mesh, trained.tokenizer)
+        guessing = load_draft(draft, mesh, trained.tokenizer)
         options['draft'] = guessing.settings, guessing.params
         # Its weights are converted as the model's are, and one may be in float32.
         dtype = jnp.promote_types(dtype, guessing.settings.dtype)
@@ -191,8 +191,12 @@ def load_engine(
     )
 
 
-def _load_draft(workdir, mesh, tokenizer):
-    """A model that may guess for one with this tokenizer."""
+def load_draft(workdir: Path, mesh: Mesh, tokenizer: Tokenizer) -> Trained:
+    """A model that may guess for one with this tokenizer.
+
+    Raises:
+        UserError: it has another tokenizer, or there is none.
+    """
     path = workdir / 'tokenizer' / 'tokenizer.model'
     if path.exists() and Tokenizer.load(path).fingerprint != tokenizer.fingerprint:
         raise UserError(

@@ -8,6 +8,7 @@ import pytest
 
 from gptjax.bench import decode
 from gptjax.bench.llama_cpp_generate import gguf_name, pair_neighbours
+from gptjax.bench.workload import make_workload
 from tests import helpers
 
 
@@ -22,6 +23,9 @@ def test_names_of_gguf():
     assert gguf_name('lm_head.weight') == 'output.weight'
 
 
+LLAMA = dict(mlp='swiglu', qk_norm=False)
+
+
 def needs(*packages):
     found = all(importlib.util.find_spec(package) for package in packages)
     return pytest.mark.skipif(not found, reason=f'needs {" and ".join(packages)}')
@@ -29,15 +33,16 @@ def needs(*packages):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    'against',
+    'against, parts',
     [
-        pytest.param('torch', marks=needs('torch', 'transformers')),
-        pytest.param('llama.cpp', marks=needs('llama_cpp', 'gguf')),
+        pytest.param('torch', LLAMA, marks=needs('torch', 'transformers')),
+        pytest.param('torch', {}, marks=needs('torch', 'transformers')),
+        pytest.param('llama.cpp', LLAMA, marks=needs('llama_cpp', 'gguf')),
     ],
 )
-def test_it_draws_the_same_tokens(against, capsys):
-    config = helpers.config(mlp='swiglu', qk_norm=False, num_kv_heads=2)
+def test_it_draws_the_same_tokens(against, parts, capsys):
+    config = helpers.config(num_kv_heads=2, **parts)
     config.tokenizer.vocab_size = helpers.VOCAB
     decode.run(config, against=against, python=sys.executable, requests={3: 1})
-    total = sum(decode.make_workload(3, 32, helpers.VOCAB).lengths)
+    total = sum(make_workload(3, 32, helpers.VOCAB).lengths)
     assert f'{total} of {total} tokens agree' in capsys.readouterr().out

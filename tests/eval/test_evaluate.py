@@ -11,7 +11,8 @@ from gptjax import rundir
 from gptjax.errors import UserError
 from gptjax.eval import evaluate as stage
 from gptjax.eval import results
-from gptjax.eval.evaluate import evaluate, read_documents, some_documents
+from gptjax.eval.documents import read_documents, some_documents
+from gptjax.eval.evaluate import evaluate
 from tests import runs
 
 

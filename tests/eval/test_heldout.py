@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from gptjax.eval import evaluate, heldout, results
+from gptjax.eval import heldout, results
+from gptjax.eval.documents import read_documents
 from gptjax.tokenizer.tokenizer import Tokenizer
 from tests import runs
 
@@ -25,7 +26,7 @@ def measure(workdir, documents):
 
 @pytest.fixture(scope='module')
 def documents(workdir):
-    read = evaluate.read_documents(workdir / 'documents' / 'validation.jsonl')[:8]
+    read = read_documents(workdir / 'documents' / 'validation.jsonl')[:8]
     return [dict(d, source='web' if n < 3 else 'chat') for n, d in enumerate(read)]
 
 

@@ -9,6 +9,7 @@ from gptjax import rundir
 from gptjax.errors import UserError
 from gptjax.eval import evaluate as stage
 from gptjax.eval import items, tasks
+from gptjax.eval.documents import read_documents, some_documents
 from gptjax.eval.likelihood import score_pairs
 from gptjax.infer.request import Reply
 from tests import runs
@@ -82,8 +83,8 @@ def test_what_was_asked_is_in_the_result(evaluated, workdir):
     reply = found['tasks']['reply']
     assert reply['settings']['max_tokens'] == 8 and reply['settings']['seed'] == 0
     assert reply['settings']['prompt_tokens_at_most'] == 64 - 8
-    documents = stage.read_documents(workdir / 'documents' / 'validation.jsonl')
-    documents = stage.some_documents(documents, 12)
+    documents = read_documents(workdir / 'documents' / 'validation.jsonl')
+    documents = some_documents(documents, 12)
     asked = items.reply_items(documents, 200, seed=0)
     assert [i['prompt_sha256'] for i in reply['items']] == [
         item.prompt_hash() for item in asked

@@ -82,6 +82,7 @@ instructgpt:ppo optim.warmup_steps 80
 instructgpt:ppo optim.learning_rate 9e-6
 instructgpt:ppo optim.ema 0.992
 instructgpt:ppo ppo.critic network
+instructgpt:ppo ppo.critic_run runs/instructgpt_reward
 instructgpt:ppo ppo.gamma 1
 instructgpt:ppo ppo.clip_low 0.2
 instructgpt:ppo ppo.clip_high 0.2
@@ -106,6 +107,7 @@ summarize:ppo train.num_steps 7812
 summarize:ppo optim.learning_rate 1.5e-5
 summarize:ppo optim.schedule linear
 summarize:ppo ppo.critic network
+summarize:ppo ppo.critic_run runs/summarize_reward
 summarize:ppo ppo.gamma 1
 summarize:ppo ppo.lam 0.95
 dpo:sft train.batch_size 64

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import signal
+from types import SimpleNamespace
 from unittest import mock
 
 import jax
@@ -326,7 +327,7 @@ def test_lora_trains_beside_one_copy_of_the_weights(folder):
 def test_a_critic_of_its_own_and_text_beside_replies(folder, monkeypatch):
     seen = []
 
-    def make_text(config):
+    def text_beside(config, text):
         def beside(number, part):
             seen.append(number)
             rows = helpers.packed_batch(number, batch=4)
@@ -338,12 +339,17 @@ def test_a_critic_of_its_own_and_text_beside_replies(folder, monkeypatch):
         config.train.num_steps = 2
         config.ppo.update(critic='network', ptx=0.5)
 
-    monkeypatch.setattr(ppo, 'make_text', make_text)
+    text = SimpleNamespace(fingerprint='of the text')
+    monkeypatch.setattr(ppo, 'open_text', lambda config: text)
+    monkeypatch.setattr(ppo, 'text_beside', text_beside)
     _, workdir = train(folder, 'network', 'ppo', change)
     assert seen == [0, 1]
     assert all(record['ptx_loss'] > 0 for record in lines(workdir))
     first, last = params_of(folder / 'start'), params_of(workdir, 2)
     assert jax.tree.structure(first) == jax.tree.structure(last)
+    text.fingerprint = 'of another text'
+    with pytest.raises(UserError, match='was made with other text'):
+        train(folder, 'network', 'ppo', change)
 
 
 def failing_at(call, make_reward=policy.make_reward):

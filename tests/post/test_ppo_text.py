@@ -19,7 +19,8 @@ def config_for(run, **fields):
 
 
 def test_text_is_a_function_of_the_update_and_weighs_its_own_mean(prepared_run):
-    beside = ppo.make_text(config_for(prepared_run))
+    config = config_for(prepared_run)
+    beside = ppo.text_beside(config, ppo.open_text(config))
     part = dict(weights=np.array([[0, 1, 1, 1], [0, 1, 0, 0]], np.float32))
     first, again, other = (beside(number, part)['ptx'] for number in (3, 3, 4))
     for name in first:
@@ -32,13 +33,13 @@ def test_text_is_a_function_of_the_update_and_weighs_its_own_mean(prepared_run):
 
 def test_what_cannot_be_beside_is_refused(prepared_run, tmp_path):
     with pytest.raises(UserError, match='name the run with the text in ppo.ptx_run'):
-        ppo.make_text(config_for(prepared_run, ptx_run=''))
+        ppo.open_text(config_for(prepared_run, ptx_run=''))
     with pytest.raises(UserError, match='is not there: run the stage `prepare`'):
-        ppo.make_text(config_for(prepared_run, ptx_run=str(tmp_path)))
+        ppo.open_text(config_for(prepared_run, ptx_run=str(tmp_path)))
     other = runs.copy(prepared_run, tmp_path / 'other')
     with open(other / 'tokenizer' / 'tokenizer.model', 'ab') as file:
         file.write(b'\n')
     with pytest.raises(UserError, match='prepared with another tokenizer'):
         config = config_for(prepared_run)
         config.start.run = str(other)
-        ppo.make_text(config)
+        ppo.open_text(config)

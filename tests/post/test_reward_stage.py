@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from unittest import mock
 
 import jax
 import numpy as np
@@ -14,10 +15,12 @@ from gptjax import files, rundir
 from gptjax.data import ratings
 from gptjax.data.comparisons import arrays_of, encode_end
 from gptjax.errors import UserError
-from gptjax.models import gpt, heads, settings
+from gptjax.models import critic, gpt, heads, settings
 from gptjax.parallel.mesh import make_mesh
-from gptjax.post import reward, reward_model
+from gptjax.post import ppo, reward, reward_model
 from gptjax.tokenizer.tokenizer import Tokenizer
+from gptjax.train.load import load
+from gptjax.train.metrics import read_metrics
 from gptjax.train.state import new_state
 from gptjax.train.step import make_train_step
 from tests import helpers, runs
@@ -326,3 +329,77 @@ def test_stopped_and_gone_on_is_bitwise_the_same(finished, tmp_path):
         assert files.read_json(run / 'results.json') == files.read_json(
             whole / 'results.json'
         )
+
+
+# ---- a critic that begins as it
+
+
+def ppo_config(reward_run, start_run, critic='network'):
+    config = common.base()
+    config.policy = common.policy_section()
+    config.ppo = common.ppo_section()
+    config.ppo.update(critic=critic, critic_run=str(reward_run))
+    config.start = common.start_section(str(start_run))
+    return config
+
+
+@pytest.mark.slow
+def test_a_critic_that_begins_as_it_values_the_last_token_at_the_reward(finished):
+    _, start, workdir = finished
+    mesh, config = helpers.mesh_of(), rundir.read_config(workdir)
+    trained = load(rundir.read_config(start), start, mesh)
+    (found,) = ppo.read_critic(workdir, trained, mesh)
+    params = critic.init(trained.settings, 'network', trained.params, found)
+    helpers.assert_trees_close(critic.policy_of(params), trained.params, rtol=0, atol=0)
+
+    items = [item.messages for item in ratings.read_split(workdir, 'train')[:6]]
+    encoded = [encode_end(i, trained.tokenizer, 'text', 64) for i in items]
+    arrays = arrays_of(encoded, np.arange(6), 64, trained.tokenizer.pad_id)
+    hidden = gpt.bind(trained.settings, trained.params).hidden(
+        *(arrays[name] for name in reward_model.TOKENS)
+    )
+    values_BT = critic.values(trained.settings, params, hidden, arrays)
+    last_B = np.array([len(its.tokens) - 1 for its in encoded])
+    rewards = reward_model.load_reward(config, workdir, mesh)(items)
+    np.testing.assert_allclose(values_BT[np.arange(6), last_B], rewards, atol=1e-5)
+    assert np.ptp(rewards) > 0.1
+
+
+@pytest.mark.slow
+def test_ppo_with_such_a_critic(finished, tmp_path):
+    _, start, workdir = finished
+    problems = tmp_path / 'problems.jsonl'
+    lines = [dict(prompt=f'{n} + 1 =', answer=str(n + 1)) for n in range(60)]
+    problems.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    words = (
+        *('ppo', f'--config=configs/ppo.py:reward={workdir}'),
+        *(f'--config.start.run={start}', f'--config.task.path={problems}'),
+        *('--config.policy.prompts=8', '--config.policy.max_tokens=4'),
+        *('--config.train.batch_size=8', '--config.train.num_steps=2'),
+        *('--config.task.validation=2', '--config.ppo.critic=network'),
+    )
+    zero, begun = tmp_path / 'zero', tmp_path / 'begun'
+    assert runs.gptjax(*words, f'--workdir={zero}') == 0
+    words = (*words, f'--config.ppo.critic_run={workdir}')
+    assert runs.gptjax(*words, f'--workdir={begun}') == 0
+    first = lambda run: read_metrics(run / 'metrics.jsonl')[1]
+    assert first(zero)['value'] == 0 != first(begun)['value']
+    # The same replies were drawn: of the policy nothing is another.
+    assert first(zero)['reward'] == first(begun)['reward']
+
+
+@pytest.mark.slow
+def test_a_critic_that_cannot_begin_so(finished, trained_run, tmp_path):
+    workdir, mesh = finished[2], helpers.mesh_of()
+    with pytest.raises(UserError, match='critic_run=.* does nothing where ppo.critic='):
+        ppo.check_config(ppo_config(workdir, trained_run, critic='head'))
+    with pytest.raises(UserError, match='^ppo.critic_run=.*: is no finished run'):
+        config = ppo_config(tmp_path, trained_run)
+        ppo.make_method(config, helpers.model_settings(), None)
+    trained = load(rundir.read_config(trained_run), trained_run, mesh)
+    other = trained._replace(params=dict(trained.params, more=np.zeros(3)))
+    with pytest.raises(UserError, match='critic_run=.* is a model of another shape'):
+        ppo.read_critic(workdir, other, mesh)
+    other = trained._replace(tokenizer=mock.Mock(fingerprint='another'))
+    with pytest.raises(UserError, match='critic_run=.* with another tokenizer'):
+        ppo.read_critic(workdir, other, mesh)

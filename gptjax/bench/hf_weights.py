@@ -1,4 +1,8 @@
-"""Our Llama's weights under the names and shapes of Hugging Face `transformers`."""
+"""Our weights under the names and shapes of Hugging Face `transformers`.
+
+What can be exported is a Llama, or one with Qwen 3's norms of queries and keys, or
+with Arcee's feed-forward, a squared ReLU without a gate, as the default model is.
+"""
 
 from pathlib import Path
 
@@ -6,28 +10,31 @@ import numpy as np
 
 from gptjax.errors import UserError
 
-# What LlamaForCausalLM is, beside its sizes.
-LLAMA = dict(position='rotary', norm='rmsnorm', mlp='swiglu', bias=False)
-LLAMA |= dict(qk_norm=False, tie_embeddings=False, attention_softcap=0.0)
-LLAMA |= dict(logit_softcap=0.0, windows=(0,), dtype='float32')
+# What the other library has: the values that a field may have.
+TORCH = dict(position=['rotary'], norm=['rmsnorm'], bias=[False], windows=[(0,)])
+TORCH |= dict(tie_embeddings=[False], attention_softcap=[0.0], logit_softcap=[0.0])
+TORCH |= dict(dtype=['float32'], mlp=['swiglu', 'relu2'], qk_norm=[False, True])
+LLAMA_CPP = TORCH | dict(mlp=['swiglu'], qk_norm=[False])
+KNOWN = {'torch': TORCH, 'llama.cpp': LLAMA_CPP}
 
 
-def check_llama(settings) -> None:
-    """Refuses a model that is no Llama.
+def check(settings, against: str) -> None:
+    """Refuses a model that the other library, a name in KNOWN, does not have.
 
     Raises:
         UserError: naming the field.
     """
-    for field, value in LLAMA.items():
-        if settings[field] != value:
+    for field, values in KNOWN[against].items():
+        if settings[field] not in values:
+            known = ' or '.join(map(repr, values))
             raise UserError(
-                f'--against needs a Llama, and model.{field} is {settings[field]!r}, '
-                f'not {value!r}: use configs/bench.py:llama'
+                f'--against={against}: its model.{field} is {known}, and it is '
+                f'{settings[field]!r} here: use configs/bench.py:llama'
             )
 
 
 def state_dict(params: dict) -> dict[str, np.ndarray]:
-    """The parameters by `LlamaForCausalLM`'s names, float32, one layer each.
+    """The parameters by the names of its models, float32, one layer each.
 
     PyTorch keeps a linear map as (outputs, inputs), and heads as one axis. The
     halves that rotary positions turn are in the same order on both sides.
@@ -56,17 +63,23 @@ def state_dict(params: dict) -> dict[str, np.ndarray]:
             'self_attn.v_proj': into(attention['value'][i]),
             'self_attn.o_proj': out_of(attention['out'][i]),
             'post_attention_layernorm': layers['mlp_norm']['scale'][i],
-            'mlp.gate_proj': into(mlp['gate'][i]),
             'mlp.up_proj': into(mlp['up'][i]),
             'mlp.down_proj': out_of(mlp['down'][i]),
         }
+        if 'gate' in mlp:
+            parts['mlp.gate_proj'] = into(mlp['gate'][i])
+        if 'query_norm' in attention:
+            parts['self_attn.q_norm'] = attention['query_norm']['scale'][i]
+            parts['self_attn.k_norm'] = attention['key_norm']['scale'][i]
         named |= {f'model.layers.{i}.{k}.weight': v for k, v in parts.items()}
     return {k: np.ascontiguousarray(v, np.float32) for k, v in named.items()}
 
 
 def sizes(settings) -> dict:
-    """`LlamaConfig`'s fields."""
+    """The fields of its configs, and `qk_norm`."""
     return dict(
+        hidden_act={'swiglu': 'silu', 'relu2': 'relu2'}[settings.mlp],
+        qk_norm=settings.qk_norm,
         vocab_size=settings.vocab_size,
         hidden_size=settings.width,
         intermediate_size=settings.mlp_width,

@@ -1,0 +1,57 @@
+"""The validation documents of a run: what its model was not trained on."""
+
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from gptjax import files, rundir
+from gptjax.errors import UserError
+
+
+def read_documents(path: Path) -> list[dict]:
+    """The documents of a split, as the stage `data` wrote them."""
+    if not path.exists():
+        raise UserError(f'{path} is missing: run the stage data first')
+    with open(path, encoding='utf-8') as lines:
+        return [json.loads(line) for line in lines]
+
+
+def some_documents(documents: list[dict], number: int) -> list[dict]:
+    """So many of the documents, in their order; 0: all.
+
+    Which ones is decided by a hash of their ids: a file is in the order of its
+    sources, and its first lines stand for the first source alone.
+    """
+    if not number:
+        return documents
+    key = lambda place: files.fingerprint(['eval', documents[place]['id']])
+    chosen = sorted(range(len(documents)), key=key)[:number]
+    return [documents[place] for place in sorted(chosen)]
+
+
+def held_out_texts(config: ConfigDict, workdir: Path, number: int) -> list[str]:
+    """So many validation documents of RUN, or of the run it began with, and so on.
+
+    Raises:
+        UserError: none of them has any.
+    """
+    documents = read_documents(_with_documents(config, workdir))
+    if not documents:
+        raise UserError(f'{workdir}: no validation documents to measure on')
+    return [document['text'] for document in some_documents(documents, number)]
+
+
+def _with_documents(config: ConfigDict, workdir: Path) -> Path:
+    """The file of the validation documents of RUN, or of where it started from."""
+    folder = workdir
+    while not (path := folder / 'documents' / 'validation.jsonl').exists():
+        start = config.get('start', {}).get('run', '')
+        if not start or not (Path(start) / 'config.json').exists():
+            raise UserError(
+                f'{workdir}: no validation documents, in it or in the runs that it '
+                'started from'
+            )
+        folder = Path(start)
+        config = rundir.read_config(folder)
+    return path
