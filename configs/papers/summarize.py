@@ -12,8 +12,8 @@ Each variant takes `,tiny`.
 From the paper, appendix B.1: `sft` one epoch, 6.35e-5, cosine, batch 128; `reward` one
 epoch, 1.5e-5, cosine, batch 64; PPO with a value network that begins as the reward
 model, gamma 1, lambda 0.95, 4 epochs over each batch of rollouts, 1.5e-5 falling
-linearly, KL coefficient 0.05, batch 512, a million episodes. Section 3.2: 123,169 posts,
-summaries of at most 48 tokens. The released comparisons of TL;DR are 64,832.
+linearly, KL coefficient 0.05, batch 512, a million episodes. Section 3.2: 123,169
+posts, summaries of at most 48 tokens. The released comparisons of TL;DR are 64,832.
 
 Not the same:
 

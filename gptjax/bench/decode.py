@@ -56,13 +56,14 @@ class Seen:
     first: seconds from the submission to the first token, of each request.
     between: seconds from a token to the next, of all requests.
     tokens: of each reply, the last time.
-    updates: that told of tokens, the last time: one a step of a reply.
+    steps: of replies, the last time: a step of the engine counts for each reply that
+        it gave tokens to.
     """
 
     first: list[float]
     between: list[float]
     tokens: list[list[int]]
-    updates: int = 0
+    steps: int = 0
 
 
 class Endless:
@@ -168,7 +169,7 @@ def _measure(settings, params, workload, ours, others, rounds):
         results[name]['first'] = _percentiles(its.first)
         results[name]['between'] = _percentiles(its.between)
     for name in list(ours)[1:]:
-        results[name]['a_step'] = tokens / seen[name].updates
+        results[name]['a_step'] = tokens / seen[name].steps
     for name in list(turns)[1:]:
         results[name]['speedup'] = speedup(seconds[OURS], seconds[name])
     return {(name, n): result for name, result in results.items()}
@@ -222,12 +223,13 @@ def engine_contestant(
 
     def once() -> float:
         tokens = [[] for _ in workload.prompts]
-        seen.updates = 0
         times = [[] for _ in workload.prompts]
+        rounds, told = 0, set()  # and (reply, round) where there were tokens
 
         def listener(request):
             def listen(update):
-                seen.updates += bool(update.tokens)
+                if update.tokens:
+                    told.add((request, rounds))
                 times[request] += [time.perf_counter()] * len(update.tokens)
                 tokens[request] += [token.id for token in update.tokens]
 
@@ -238,11 +240,12 @@ def engine_contestant(
             how = Parameters(max_tokens=workload.lengths[request], temperature=0.0)
             engine.submit(prompt, how, listener(request))
         while engine.step():
-            pass
+            rounds += 1
         seconds = time.perf_counter() - began
         seen.first.extend(row[0] - began for row in times)
         seen.between.extend(gap for row in times for gap in np.diff(row))
         seen.tokens[:] = tokens
+        seen.steps = len(told)
         return seconds
 
     def go(steps: int) -> list[float]:

@@ -36,17 +36,21 @@ def make_workload(
         context: tokens that prompt and reply may have together.
         vocab_size: of the model.
         slots: requests that may run at once; None: all.
-        text: token ids, of which the prompts are pieces; of none: random tokens.
+        text: token ids, many more than a prompt has, of which the prompts are pieces;
+            of none: random tokens.
     """
     rng = np.random.default_rng(requests)
     shares = (np.arange(requests) + 0.5) / requests
     spread = lambda low, high: rng.permutation(low + shares * (high - low)).astype(int)
-    prompts = []
-    for length in np.maximum(1, spread(context / 32, context / 4)):
-        if len(text) > length:
-            start = rng.integers(len(text) - length)
-            prompts.append(np.asarray(text[start : start + length]).tolist())
-        else:
-            prompts.append(rng.integers(0, vocab_size, length).tolist())
+    prompts = [
+        rng.integers(0, vocab_size, max(1, length)).tolist()
+        for length in spread(context / 32, context / 4)
+    ]
     lengths = [max(1, int(n)) for n in spread(context / 16, context / 2)]
+    if text:
+        starts = rng.integers(max(1, len(text) - context // 4), size=requests)
+        prompts = [
+            list(text[start : start + len(prompt)])
+            for start, prompt in zip(starts, prompts, strict=True)
+        ]
     return Workload(prompts, lengths, min(requests, slots or requests))
