@@ -16,6 +16,7 @@ from gptjax.infer import speculative
 from gptjax.infer.request import Grammar, Parameters
 from gptjax.infer.sampling import Sampling
 from gptjax.infer.slots import (
+    Detail,
     Drawn,
     admit,
     empty_slots,
@@ -27,6 +28,9 @@ from gptjax.infer.slots import (
 from gptjax.models.gpt import unstack_layers
 from gptjax.models.linear import turn_params
 from gptjax.parallel.mesh import mesh_of
+
+# How many of the fields of `Drawn` a step tells.
+FIELDS_TOLD = {Detail.TOKEN: 2, Detail.LOGPROB: 3, Detail.ALTERNATIVES: 5}
 
 LEAST_CHUNK = 16  # tokens; what is left of a prompt is padded to a power of two
 
@@ -164,12 +168,12 @@ class Decoder:
             bias,
         )
 
-    def decode(self, grammars: Sequence[Grammar | None], alternatives: bool) -> Drawn:
+    def decode(self, grammars: Sequence[Grammar | None], detail: Detail) -> Drawn:
         """Begins a step of all slots; its results are on their way to the host.
 
         Args:
             grammars: of each slot.
-            alternatives: list the likeliest tokens.
+            detail: what is told of each token. What it leaves out is None.
         """
         allowed = self._everything
         if any(grammars):
@@ -180,11 +184,12 @@ class Decoder:
             # Where the program was compiled for; elsewhere it would compile again.
             allowed = jax.device_put(allowed, self._everything.sharding)
         self._state, drawn = self._programs.decode(
-            self._params, self._state, allowed, any(grammars), alternatives
+            self._params, self._state, allowed, any(grammars), np.int32(detail)
         )
-        for array in drawn:
+        told = drawn[: FIELDS_TOLD[detail]]
+        for array in told:
             array.copy_to_host_async()
-        return drawn
+        return Drawn(*told, *[None] * (len(drawn) - len(told)))
 
     def park(self, slot: int) -> None:
         """The slot is idle from now on."""

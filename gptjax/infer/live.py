@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gptjax.infer.request import Parameters, Token, Update
-from gptjax.infer.slots import Drawn
+from gptjax.infer.slots import Detail, Drawn
 from gptjax.infer.text import ReplyText
 
 
@@ -81,15 +81,27 @@ class LiveRequest:
         return tuple(told)
 
 
+def detail_of(parameters: Parameters) -> Detail:
+    """What a request wants to be told of each token."""
+    if parameters.logprobs:
+        return Detail.ALTERNATIVES
+    if parameters.logprobs is not None or parameters.prompt_logprobs:
+        return Detail.LOGPROB
+    return Detail.TOKEN
+
+
 def token_of(drawn: Drawn, row: int, place: int, parameters: Parameters) -> Token:
     """One token of a step, as the host tells it."""
-    token = int(drawn.tokens_BT[row, place])
-    if parameters.logprobs is None and not parameters.prompt_logprobs:
+    token, detail = int(drawn.tokens_BT[row, place]), detail_of(parameters)
+    if detail == Detail.TOKEN:
         return Token(token)
-    listed = slice(parameters.logprobs or 0)
+    logprob = float(drawn.logprobs_BT[row, place])
+    if detail == Detail.LOGPROB:
+        return Token(token, logprob)
+    listed = slice(parameters.logprobs)
     top = zip(
         drawn.top_BTA[row, place, listed].tolist(),
         drawn.top_logprobs_BTA[row, place, listed].tolist(),
         strict=True,
     )
-    return Token(token, float(drawn.logprobs_BT[row, place]), tuple(top))
+    return Token(token, logprob, tuple(top))

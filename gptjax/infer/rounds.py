@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gptjax.infer.decoder import Decoder
-from gptjax.infer.live import LiveRequest, token_of
+from gptjax.infer.live import LiveRequest, detail_of, token_of
 from gptjax.infer.prefix import PrefixCache
 from gptjax.infer.request import Update
 from gptjax.infer.slots import Drawn
@@ -152,8 +152,8 @@ class Rounds:
     def _dispatch(self, decoding):
         """Begins a decode step; (its results to come, the request of each slot)."""
         grammars = [request and request.parameters.grammar for request in decoding]
-        alternatives = any(r and r.parameters.logprobs for r in decoding)
-        return self._decoder.decode(grammars, alternatives), decoding
+        detail = max(detail_of(r.parameters) for r in decoding if r)
+        return self._decoder.decode(grammars, detail), decoding
 
     def _settle(self):
         """Tells what the last step drew."""
@@ -161,7 +161,7 @@ class Rounds:
             return
         drawn, requests = self._pending
         self._pending = None
-        drawn = Drawn(*(np.asarray(array) for array in drawn))
+        drawn = Drawn(*(None if x is None else np.asarray(x) for x in drawn))
         for slot, request in enumerate(requests):
             for place in range(drawn.counts_B[slot]):
                 if request and self._lives(request):

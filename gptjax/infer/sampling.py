@@ -112,20 +112,30 @@ def draw(logits_BV, seeds_B, positions_B, sampling: Sampling):
         positions_B: int32, the place that the token will have.
         sampling: how.
     """
-    likeliest = jnp.argmax(logits_BV, axis=-1)
-    greedy = jnp.broadcast_to(jnp.asarray(sampling.temperature) == 0, likeliest.shape)
+    best_B = likeliest(logits_BV)
+    greedy = jnp.broadcast_to(jnp.asarray(sampling.temperature) == 0, best_B.shape)
 
     def drawn(logits_BV):
         def row(logits_V, seed, position):
             key = jax.random.fold_in(jax.random.key(seed), position)
-            return jax.random.categorical(key, logits_V)
+            return jax.random.categorical(key, logits_V).astype(jnp.int32)
 
         return jax.vmap(row)(filter_logits(logits_BV, sampling), seeds_B, positions_B)
 
-    chosen = jax.lax.cond(
-        jnp.all(greedy), lambda logits_BV: likeliest, drawn, logits_BV
-    )
-    return jnp.where(greedy, likeliest, chosen).astype(jnp.int32)
+    chosen = jax.lax.cond(jnp.all(greedy), lambda logits_BV: best_B, drawn, logits_BV)
+    return jnp.where(greedy, best_B, chosen)
+
+
+def likeliest(logits_BV):
+    """The first of the largest, int32 (B,).
+
+    As two plain reductions, which a CPU vectorises; `jnp.argmax` is one over pairs.
+    """
+    V = logits_BV.shape[-1]
+    largest_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
+    tokens_BV = jax.lax.broadcasted_iota(jnp.int32, logits_BV.shape, 1)
+    first_B = jnp.min(jnp.where(logits_BV == largest_B1, tokens_BV, V), axis=-1)
+    return jnp.minimum(first_B, V - 1)  # a token even where all are NaN
 
 
 def _column(value, logits_BV):

@@ -9,6 +9,7 @@ writes is dropped.
 """
 
 from collections.abc import Callable
+from enum import IntEnum
 from functools import partial
 from typing import NamedTuple
 
@@ -48,7 +49,7 @@ class Drawn(NamedTuple):
     tokens_BT: int32.
     logprobs_BT: float32, ln P of the model itself.
     top_BTA: int32, the likeliest tokens, best first.
-    top_logprobs_BTA: float32; both are zeros in steps that nobody asked it of.
+    top_logprobs_BTA: float32. The last three are zeros where they were not asked for.
     """
 
     counts_B: jax.Array
@@ -58,6 +59,14 @@ class Drawn(NamedTuple):
     top_logprobs_BTA: jax.Array
 
 
+class Detail(IntEnum):
+    """What a step tells of each token: each costs a pass over all logits."""
+
+    TOKEN = 0
+    LOGPROB = 1
+    ALTERNATIVES = 2
+
+
 class Programs(NamedTuple):
     """The compiled functions of one model (or two, see `speculative`).
 
@@ -65,10 +74,9 @@ class Programs(NamedTuple):
         a chunk of a prompt into a slot. Padding stands at the end, its positions
         past the cache's. Gives (slots, `Drawn` (1, T)): the log-probabilities of
         the targets, the tokens after each, where `score`, else zeros.
-    decode: `(params, slots, allowed_BW, constrained, alternatives)`: draws the next
-        token of every slot, among those allowed by uint32 bits where
-        `constrained`, and lists the likeliest ones where `alternatives`. Gives
-        (slots, `Drawn`).
+    decode: `(params, slots, allowed_BW, constrained, detail)`: draws the next token of
+        every slot, among those allowed by uint32 bits where `constrained`, and tells
+        as much as `detail` says, a `Detail`. Gives (slots, `Drawn`).
     """
 
     prefill: Callable
@@ -104,7 +112,7 @@ def programs(settings: FrozenConfigDict, length: int) -> Programs:
         return slots._replace(cache=cache), scored
 
     @partial(jax.jit, donate_argnums=1)
-    def decode(params, slots, allowed_BW, constrained, alternatives):
+    def decode(params, slots, allowed_BW, constrained, detail):
         tokens_B1, places_B1 = slots.tokens_B[:, None], slots.places_B[:, None]
         logits_B1V, cache = gpt.decode(
             settings, params, tokens_B1, places_B1, slots.cache
@@ -115,7 +123,7 @@ def programs(settings: FrozenConfigDict, length: int) -> Programs:
         next_B1 = next_B1[:, None]
         ones_B = jnp.ones_like(slots.tokens_B)
         slots = advance(slots._replace(cache=cache), next_B1, ones_B, length)
-        return slots, scores(logits_B1V, next_B1, ones_B, alternatives)
+        return slots, scores(logits_B1V, next_B1, ones_B, detail)
 
     return Programs(prefill, decode)
 
@@ -134,7 +142,8 @@ def score_chunk(settings, params, hidden_1TD, targets_T, score) -> Drawn:
 
     def scored(hidden_1TD):
         logits_1TV = gpt.bind_ends(settings, params).logits(hidden_1TD)
-        return scores(logits_1TV, targets_T[None], jnp.zeros(1, jnp.int32), True)
+        nothing_1 = jnp.zeros(1, jnp.int32)
+        return scores(logits_1TV, targets_T[None], nothing_1, Detail.ALTERNATIVES)
 
     def nothing(hidden_1TD):
         shapes = jax.eval_shape(scored, hidden_1TD)
@@ -216,23 +225,32 @@ def constrain_tokens(logits_BV, allowed_BW, constrained):
     )
 
 
-def scores(logits_BTV, tokens_BT, counts_B, alternatives) -> Drawn:
-    """The log-probabilities of tokens, and the likeliest ones if they are wanted."""
-    total_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-    chosen_BT = jnp.take_along_axis(logits_BTV, tokens_BT[..., None], axis=-1)[..., 0]
+def scores(logits_BTV, tokens_BT, counts_B, detail) -> Drawn:
+    """The tokens with as much of their log-probabilities as `detail` asks for."""
     shape = (*tokens_BT.shape, min(MOST_ALTERNATIVES, logits_BTV.shape[-1]))
+    no_logprobs_BT = jnp.zeros(tokens_BT.shape, jnp.float32)
+    nobody_BTA = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)
 
-    def likeliest(logits_BTV):
+    def logprobs_of(logits_BTV):
+        total_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+        at_BT1 = tokens_BT[..., None]
+        chosen_BT = jnp.take_along_axis(logits_BTV, at_BT1, axis=-1)[..., 0]
+        return chosen_BT - total_BT, total_BT
+
+    def alone(logits_BTV):
+        return logprobs_of(logits_BTV)[0], *nobody_BTA
+
+    def with_alternatives(logits_BTV):
+        logprobs_BT, total_BT = logprobs_of(logits_BTV)
         top_BTA, ids_BTA = jax.lax.top_k(logits_BTV, shape[-1])
-        return ids_BTA.astype(jnp.int32), top_BTA - total_BT[..., None]
+        return logprobs_BT, ids_BTA.astype(jnp.int32), top_BTA - total_BT[..., None]
 
-    def nothing(logits_BTV):
-        return jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)
-
-    top_BTA, top_logprobs_BTA = jax.lax.cond(
-        alternatives, likeliest, nothing, logits_BTV
+    told = jax.lax.switch(
+        detail,
+        [lambda logits_BTV: (no_logprobs_BT, *nobody_BTA), alone, with_alternatives],
+        logits_BTV,
     )
-    return Drawn(counts_B, tokens_BT, chosen_BT - total_BT, top_BTA, top_logprobs_BTA)
+    return Drawn(counts_B, tokens_BT, *told)
 
 
 def _bits(packed_BW, size):

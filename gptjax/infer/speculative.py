@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
-from gptjax.infer.sampling import Sampling, filter_logits, penalize
+from gptjax.infer.sampling import Sampling, filter_logits, likeliest, penalize
 from gptjax.infer.slots import (
     Programs,
     Slots,
@@ -55,7 +55,7 @@ def programs(
         return slots._replace(cache=(cache, draft_cache)), scored
 
     @partial(jax.jit, donate_argnums=1)
-    def decode(params, slots, allowed_BW, constrained, alternatives):
+    def decode(params, slots, allowed_BW, constrained, detail):
         places_BT = slots.places_B[:, None] + jnp.arange(guesses + 1)[None]
         tokens_BT, drafts_BTV, draft_cache = _guess(
             draft, params[1], slots, slots.cache[1], places_BT
@@ -75,7 +75,7 @@ def programs(
         slots = advance(
             slots._replace(cache=(cache, draft_cache)), next_BT, counts_B, length
         )
-        return slots, scores(logits_BTV, next_BT, counts_B, alternatives)
+        return slots, scores(logits_BTV, next_BT, counts_B, detail)
 
     return Programs(prefill, decode)
 
@@ -154,7 +154,7 @@ def _distribution(logits_BV, sampling: Sampling, history):
 def _probabilities(logits_BV, sampling: Sampling):
     """What `sampling.draw` draws from; all on the likeliest at temperature 0."""
     V = logits_BV.shape[-1]
-    likeliest_BV = jax.nn.one_hot(jnp.argmax(logits_BV, axis=-1), V)
+    likeliest_BV = jax.nn.one_hot(likeliest(logits_BV), V)
     greedy_B = jnp.asarray(sampling.temperature) == 0
     drawn_BV = jax.nn.softmax(filter_logits(logits_BV, sampling), axis=-1)
     return jnp.where(greedy_B[:, None], likeliest_BV, drawn_BV)

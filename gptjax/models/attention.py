@@ -95,7 +95,7 @@ class Attention(nnx.Module):
             # Padding and rows that are idle stand past the end, and see nothing.
             inside = context.positions_BT[..., None] < len(places)
             seen = visible(context.positions_BT, places[None], window) & inside
-            mixed = masked_attention(query, cache.pages, seen, softcap)
+            mixed = masked_attention(query, cache.pages, seen, softcap, window)
         mixed = constrain(mixed, 'batch', 'time', 'heads', None)
         mixed = mixed.reshape(*x.shape[:-1], -1)
         return add_bias(linear(mixed, self.out), self.out_bias), cache

@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.infer.sampling import History, Sampling, draw, filter_logits, penalize
+from gptjax.infer.sampling import (
+    History,
+    Sampling,
+    draw,
+    filter_logits,
+    likeliest,
+    penalize,
+)
 
 # In no order, so that a filter has to sort; no two are alike.
 PROBABILITIES = np.array([0.15, 0.5, 0.05, 0.3])
@@ -204,3 +211,13 @@ def test_a_neighbours_penalties_and_filters_change_no_other_row():
     ]
     np.testing.assert_array_equal(rows[0][0], rows[1][0])
     assert (rows[0][1] != rows[1][1]).any()
+
+
+def test_the_likeliest_is_the_first_of_the_largest():
+    rows = np.random.default_rng(0).integers(0, 5, (200, 37)).astype(np.float32)
+    rows[0], rows[1, 3:] = -np.inf, -np.inf
+    found = jax.jit(likeliest)(rows)
+    np.testing.assert_array_equal(found, rows.argmax(axis=-1))
+    assert found.dtype == jnp.int32
+    # Of a row of NaN a token all the same, as it is looked up.
+    assert 0 <= likeliest(jnp.full((1, 37), np.nan))[0] < 37

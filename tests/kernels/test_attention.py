@@ -84,20 +84,25 @@ def test_masked_attention_equals_a_loop(kv_heads, softcap):
 
 
 @pytest.mark.parametrize('kv_heads', [1, 4])
-def test_pages_that_no_query_sees_are_not_read_and_change_nothing(kv_heads):
+@pytest.mark.parametrize('window, hidden', [(0, 2), (7, 1), (7, 2)])
+def test_pages_that_no_query_sees_are_not_read_and_change_nothing(
+    kv_heads, window, hidden
+):
+    """Without a window only the last ones are left out; the mask is what is given."""
     query, keys, values = tensors(T=12, K=kv_heads)
     keys, values = (jnp.swapaxes(x, 1, 2) for x in (keys, values))
     cuts = [slice(0, 4), slice(4, 9), slice(9, 12)]
     pages = [Cache(keys[:, :, cut], values[:, :, cut]) for cut in cuts]
-    unread = Cache(*(jnp.full_like(x, np.nan) for x in pages[1]))
-    attend = jax.jit(attention.masked_attention)
+    unread = list(pages)
+    unread[hidden] = Cache(*(jnp.full_like(x, np.nan) for x in pages[hidden]))
+    attend = jax.jit(partial(attention.masked_attention, window=window))
 
-    # The first row sees all that is before it but the second page, the other nothing,
-    # and then everything before it.
+    # The first row sees all that is before it but one page, the other nothing, and then
+    # everything before it.
     alone = np.stack([np.tri(12, dtype=bool), np.zeros((12, 12), bool)])
-    alone[0, :, 4:9] = False
+    alone[0, :, cuts[hidden]] = False
     both = np.stack([alone[0], np.tri(12, dtype=bool)])
-    ours = attend(query, [pages[0], unread, pages[2]], alone)
+    ours = attend(query, unread, alone)
     assert np.isfinite(ours).all()
     together = attend(query, pages, both)
     np.testing.assert_array_equal(ours[0], together[0])
