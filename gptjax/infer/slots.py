@@ -226,31 +226,38 @@ def constrain_tokens(logits_BV, allowed_BW, constrained):
 
 
 def scores(logits_BTV, tokens_BT, counts_B, detail) -> Drawn:
-    """The tokens with as much of their log-probabilities as `detail` asks for."""
-    shape = (*tokens_BT.shape, min(MOST_ALTERNATIVES, logits_BTV.shape[-1]))
-    no_logprobs_BT = jnp.zeros(tokens_BT.shape, jnp.float32)
-    nobody_BTA = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)
+    """The tokens with as much of their log-probabilities as `detail` asks for.
 
-    def logprobs_of(logits_BTV):
+    One program computes a token's own, whatever else is asked for: its bits are the
+    same beside a request that wants alternatives.
+    """
+    B, T = tokens_BT.shape
+    A = min(MOST_ALTERNATIVES, logits_BTV.shape[-1])
+
+    def own(logits_BTV):
         total_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
         at_BT1 = tokens_BT[..., None]
         chosen_BT = jnp.take_along_axis(logits_BTV, at_BT1, axis=-1)[..., 0]
         return chosen_BT - total_BT, total_BT
 
-    def alone(logits_BTV):
-        return logprobs_of(logits_BTV)[0], *nobody_BTA
+    def likeliest(logits_BTV, total_BT):
+        top_BTA, ids_BTA = jax.lax.top_k(logits_BTV, A)
+        return ids_BTA.astype(jnp.int32), top_BTA - total_BT[..., None]
 
-    def with_alternatives(logits_BTV):
-        logprobs_BT, total_BT = logprobs_of(logits_BTV)
-        top_BTA, ids_BTA = jax.lax.top_k(logits_BTV, shape[-1])
-        return logprobs_BT, ids_BTA.astype(jnp.int32), top_BTA - total_BT[..., None]
-
-    told = jax.lax.switch(
-        detail,
-        [lambda logits_BTV: (no_logprobs_BT, *nobody_BTA), alone, with_alternatives],
+    logprobs_BT, total_BT = jax.lax.cond(
+        detail >= Detail.LOGPROB,
+        own,
+        lambda _: (jnp.zeros((B, T)), jnp.zeros((B, T))),
         logits_BTV,
     )
-    return Drawn(counts_B, tokens_BT, *told)
+    alternatives = jax.lax.cond(
+        detail >= Detail.ALTERNATIVES,
+        likeliest,
+        lambda *_: (jnp.zeros((B, T, A), jnp.int32), jnp.zeros((B, T, A))),
+        logits_BTV,
+        total_BT,
+    )
+    return Drawn(counts_B, tokens_BT, logprobs_BT, *alternatives)
 
 
 def _bits(packed_BW, size):
