@@ -4,9 +4,10 @@
 #   launch/study.sh [RUNS [SEED …]]
 #
 # makes in RUNS/SEED (runs/study, seeds 0, 1 and 2) a model of sums, fine-tunes it on
-# 1,200 demonstrations, and goes on from there in every way that there is: `more` (the
-# control: more fine-tuning), `rejection` (fine-tuning on its own right replies), `dpo`
-# and `dpo_nll` (on pairs of its own replies), `ppo`, `grpo` and `dapo`.
+# 1,200 demonstrations, and goes on from there in every way that there is: `more` and
+# `longer` (the controls: more fine-tuning, for as long as the stages beside them),
+# `rejection` (fine-tuning on its own right replies), `dpo` and `dpo_nll` (on pairs of
+# its own replies), `ppo`, `grpo` and `dapo`.
 # The last screen and RUNS/stages.html have them in one table. Run again, it goes on
 # where it stopped. With seeds named it makes those alone and no table, so that several
 # machines, or cores, can share the work.
@@ -45,6 +46,8 @@ for seed in "${seeds[@]}"; do
 
     stage sft --config configs/sums.py:sft --workdir "$at/more" "${from_sft[@]}" \
         "$taught=$at/sums/task/train.jsonl"
+    stage sft --config configs/sums.py:sft --workdir "$at/longer" "${from_sft[@]}" \
+        "$taught=$at/sums/task/train.jsonl" --config.train.num_steps=2300
     stage select --config configs/select.py --workdir "$at/select" "${from_sft[@]}" \
         --config.select.problems=5000 --config.select.pairs=4
     stage sft --config configs/sums.py:sft --workdir "$at/rejection" "${from_sft[@]}" \
@@ -61,10 +64,11 @@ for seed in "${seeds[@]}"; do
             "${from_sft[@]}"
     done
 
-    for run in sft more rejection dpo dpo_nll ppo grpo dapo; do
+    for run in sft more longer rejection dpo dpo_nll ppo grpo dapo; do
         stage eval --workdir "$at/$run" --tasks "task:$at/grpo"
     done
 done
 
 [ -z "$table" ] || stage stages --workdir "$runs" \
-    sft more=sft rejection=more dpo=more dpo_nll=more ppo=more grpo=more dapo=more
+    sft more=sft longer=sft rejection=longer dapo=longer ppo=longer \
+    dpo_nll=more grpo=more dpo=more

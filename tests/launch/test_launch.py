@@ -281,8 +281,9 @@ def test_a_study_has_every_stage_of_every_seed_beside_its_control(machine):
     words = [line.split() for line in machine.log() if line.startswith('gptjax')]
     told = dict(word.partition('=')[::2] for word in words[-1][4:])
     assert words[-1][1:4] == ['stages', '--workdir', '/runs']
-    assert told.pop('sft') == '' and told.pop('more') == 'sft'
-    assert set(told.values()) == {'more'}
+    controls = {'more', 'longer'}
+    assert told.pop('sft') == '' and {told.pop(name) for name in controls} == {'sft'}
+    assert set(told.values()) == controls
     for seed in '012':
         of_seed = [line for line in words if any(f'/runs/{seed}/' in w for w in line)]
         workdirs = {
@@ -293,7 +294,7 @@ def test_a_study_has_every_stage_of_every_seed_beside_its_control(machine):
             }
             for stage in ('sft dpo ppo grpo', 'eval')
         }
-        assert all(found == {'sft', 'more', *told} for found in workdirs.values())
+        assert all(found == {'sft', *controls, *told} for found in workdirs.values())
         trained = [line for line in of_seed if line[1] not in ('eval', 'stages')]
         assert all(f'--config.seed={seed}' in line for line in trained)
     machine.run('launch/study.sh', '/runs', '1')

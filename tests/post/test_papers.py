@@ -339,6 +339,21 @@ def prepared(config, folder, workdir):
     return start.adopt(config, workdir)
 
 
+def write_pairs(path):
+    """A file in which the right sum is better than 0."""
+    lines = [
+        dict(
+            prompt=[dict(role='user', content=problem['prompt'])],
+            chosen=problem['answer'],
+            rejected='0',
+        )
+        for problem in starts.PROBLEMS
+        if problem['answer'] != '0'
+    ]
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    return path
+
+
 @pytest.fixture
 def one_device(monkeypatch):
     for its in (policy, dpo):
@@ -359,7 +374,19 @@ def test_dapo_runs(folder, tmp_path, one_device):
 
 @pytest.mark.slow
 def test_summarize_runs(folder, tmp_path, one_device):
+    """Its reward model, then PPO with a critic that begins there."""
+    reward_run = tmp_path / 'reward'
+    words = (
+        *('reward', '--config=configs/papers/summarize.py:reward,tiny'),
+        *(f'--workdir={reward_run}', f'--config.start.run={folder / "start"}'),
+        f'--config.reward.preferences={write_pairs(tmp_path / "comparisons.jsonl")}',
+        *('--config.train.num_steps=2', '--config.train.batch_size=16'),
+        '--config.eval.resamples=50',
+    )
+    assert runs.gptjax(*words) == 0
     config = prepared(config_of('summarize', 'ppo,tiny'), folder, tmp_path / 'run')
+    config.task.rewards = papers.rewarded_by(str(reward_run))
+    config.ppo.critic_run = str(reward_run)
     config.policy.update(prompts=8, slots=8)
     config.train.update(num_steps=8, batch_size=8)
     summary = ppo.ppo(config, tmp_path / 'run')
@@ -369,19 +396,9 @@ def test_summarize_runs(folder, tmp_path, one_device):
 
 @pytest.mark.slow
 def test_dpo_runs(folder, tmp_path, one_device):
-    lines = [
-        dict(
-            prompt=[dict(role='user', content=problem['prompt'])],
-            chosen=problem['answer'],
-            rejected='0',
-        )
-        for problem in starts.PROBLEMS
-        if problem['answer'] != '0'
-    ]
-    path, workdir = tmp_path / 'pairs.jsonl', tmp_path / 'run'
-    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    workdir = tmp_path / 'run'
     config = config_of('dpo', 'dpo,tiny')
-    config.preference.path = str(path)
+    config.preference.path = str(write_pairs(tmp_path / 'pairs.jsonl'))
     config = prepared(config, folder, workdir)
     dpo.check_config(config)
     pairs.build_pairs(config, workdir)
