@@ -11,8 +11,6 @@ from gptjax.errors import UserError
 
 def read_documents(path: Path) -> list[dict]:
     """The documents of a split, as the stage `data` wrote them."""
-    if not path.exists():
-        raise UserError(f'{path} is missing: run the stage data first')
     with open(path, encoding='utf-8') as lines:
         return [json.loads(line) for line in lines]
 
@@ -36,22 +34,33 @@ def held_out_texts(config: ConfigDict, workdir: Path, number: int) -> list[str]:
     Raises:
         UserError: none of them has any.
     """
-    documents = read_documents(_with_documents(config, workdir))
+    documents = read_documents(validation_file(run_of_documents(config, workdir)))
     if not documents:
         raise UserError(f'{workdir}: no validation documents to measure on')
     return [document['text'] for document in some_documents(documents, number)]
 
 
-def _with_documents(config: ConfigDict, workdir: Path) -> Path:
-    """The file of the validation documents of RUN, or of where it started from."""
+def validation_file(workdir: Path) -> Path:
+    """Where RUN's validation documents are, if it has any."""
+    return workdir / 'documents' / 'validation.jsonl'
+
+
+def run_of_documents(config: ConfigDict, workdir: Path) -> Path:
+    """RUN, or the run it began with, and so on: the first that has documents.
+
+    A conversation's name decides whether it is held out, in all of them alike.
+
+    Raises:
+        UserError: none of them has any.
+    """
     folder = workdir
-    while not (path := folder / 'documents' / 'validation.jsonl').exists():
+    while not validation_file(folder).exists():
         start = config.get('start', {}).get('run', '')
         if not start or not (Path(start) / 'config.json').exists():
             raise UserError(
                 f'{workdir}: no validation documents, in it or in the runs that it '
-                'started from'
+                'started from: run the stage data first'
             )
         folder = Path(start)
         config = rundir.read_config(folder)
-    return path
+    return folder

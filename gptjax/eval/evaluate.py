@@ -17,7 +17,12 @@ from gptjax.eval import (
     tasks,
     verifiable,
 )
-from gptjax.eval.documents import read_documents, some_documents
+from gptjax.eval.documents import (
+    read_documents,
+    run_of_documents,
+    some_documents,
+    validation_file,
+)
 from gptjax.eval.likelihood import token_scores
 from gptjax.eval.tasks import Subject
 from gptjax.parallel.mesh import batch_shards, make_mesh
@@ -47,7 +52,7 @@ DEFAULTS = dict(
 )
 HARNESS = 'lm_eval:'  # before the name of a task of lm-evaluation-harness
 SUITES = ('core', 'chatcore')  # lists of such tasks
-OF_DOCUMENTS = ('perplexity', 'reply', 'choice')  # of RUN/documents
+OF_DOCUMENTS = ('perplexity', 'reply', 'choice')  # of RUN, or where it began
 
 
 def evaluate(
@@ -106,9 +111,11 @@ def evaluate(
     with progress.bar('reading the model', 0):
         trained = load(config, workdir, mesh, step)
         fingerprint = fingerprint_of(trained)
-    path, documents = workdir / 'documents' / 'validation.jsonl', None
-    if path.exists() or {*names} & {*OF_DOCUMENTS}:
-        documents = some_documents(read_documents(path), settings.documents)
+    documents = None
+    if validation_file(workdir).exists() or {*names} & {*OF_DOCUMENTS}:
+        source = run_of_documents(config, workdir)
+        documents = read_documents(validation_file(source))
+        documents = some_documents(documents, settings.documents)
 
     written = workdir / 'eval.json'
     kept = _kept(written, fingerprint)
@@ -120,7 +127,7 @@ def evaluate(
                 lambda batch: subject.scores(batch)[0],
                 documents,
                 trained.tokenizer,
-                workdir,
+                source,
                 config.data.context,
                 settings.stride,
                 settings.batch_size,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from contextlib import contextmanager
 
 import pytest
@@ -11,7 +12,7 @@ from gptjax import rundir
 from gptjax.errors import UserError
 from gptjax.eval import evaluate as stage
 from gptjax.eval import results
-from gptjax.eval.documents import read_documents, some_documents
+from gptjax.eval.documents import run_of_documents, some_documents
 from gptjax.eval.evaluate import evaluate
 from tests import runs
 
@@ -48,6 +49,21 @@ def test_the_best_checkpoint_is_evaluated(evaluated):
     losses = {r['step']: r['loss'] for r in runs.records(workdir)
               if r['split'] == 'validation'}  # fmt: skip
     assert evaluation['checkpoint_step'] == min(losses, key=losses.get)
+
+
+def test_a_later_run_is_asked_for_the_documents_of_the_one_it_began_with(
+    evaluated, config, tmp_path
+):
+    first, evaluation = evaluated
+    later = runs.copy(first, tmp_path / 'later')
+    (later / 'eval.json').unlink()
+    for name in ('documents', 'prepared'):
+        shutil.rmtree(later / name)
+    with_start = ConfigDict(config.to_dict())
+    with_start.start = ConfigDict(dict(run=str(first), step=0))
+    found = evaluate(with_start, later, 'perplexity')
+    for name in ('results', 'baselines'):
+        assert {**found[name], 'seconds': 0} == {**evaluation[name], 'seconds': 0}
 
 
 def test_every_mesh_gives_the_same(evaluated, config):
@@ -91,7 +107,7 @@ def test_some_documents_are_of_every_source_and_stay_when_others_come():
 
 def test_a_missing_split_and_a_missing_checkpoint(tmp_path, config):
     with pytest.raises(UserError, match='run the stage data first'):
-        read_documents(tmp_path / 'documents' / 'validation.jsonl')
+        run_of_documents(config, tmp_path)
     with pytest.raises(UserError, match='run the stage pretrain first'):
         evaluate(config, tmp_path)
 
