@@ -45,8 +45,8 @@ stage task --config configs/sums.py --workdir "$runs/sums" "${sums[@]}"
 stage pretrain --config configs/sums.py --workdir "$runs/sums" "${sums[@]}"
 stage sft --config configs/sums.py:sft --workdir "$runs/sums_sft" \
     --config.start.run="$runs/sums" "${taught[@]}"
-# Fewer updates than the config's: all of it is to take some 20 minutes. Its control
-# is fine-tuned for as long as it.
+# sums_dapo has fewer updates than its config, as all of it is to take some 20 minutes,
+# and sums_more is fine-tuned for as long.
 stage sft --config configs/sums.py:sft --workdir "$runs/sums_more" \
     --config.start.run="$runs/sums_sft" "${taught[@]}" --config.train.num_steps=1700
 stage grpo --config configs/grpo.py:dapo --workdir "$runs/sums_dapo" \

@@ -113,7 +113,8 @@ def run(
 
     Raises:
         UserError: what to compare with is unknown, not installed, has no such model,
-            or gives other logits; a draft of no run, or that cannot guess for it.
+            or gives other logits; a draft of no run, or that cannot guess for it; no
+            documents of the run are held out.
     """
     if against not in (None, *OTHERS):
         raise UserError(f'--against={against}: use {" or ".join(OTHERS)}')

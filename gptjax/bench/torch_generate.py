@@ -78,7 +78,6 @@ def load(weights: Path):
     """The model of `gptjax.bench.hf_weights.write`."""
     import torch
     import transformers
-    from transformers.models.arcee.modeling_arcee import ArceeMLP
 
     sizes, arrays = read(weights)
     family = 'Qwen3' if sizes.pop('qk_norm') else 'Llama'  # only their norms differ
@@ -93,6 +92,8 @@ def load(weights: Path):
     )
     model = getattr(transformers, f'{family}ForCausalLM')(config)
     if sizes['hidden_act'] == 'relu2':
+        from transformers.models.arcee.modeling_arcee import ArceeMLP
+
         for layer in model.model.layers:
             layer.mlp = ArceeMLP(config)
     model.load_state_dict({k: torch.from_numpy(v) for k, v in arrays.items()})

@@ -29,10 +29,12 @@ ABOUT = {
 }
 
 
-def compute_baselines(workdir: Path, documents: Sequence[dict], tokenizer) -> dict:
+def compute_baselines(
+    workdir: Path, documents: Sequence[dict], tokenizer, keep_in: Path | None = None
+) -> dict:
     """The baselines of `documents` given RUN's training split.
 
-    Kept in RUN/baselines.json: the same documents, training text and tokenizer give
+    Kept in a file baselines.json: the same documents, training text and tokenizer give
     it back at once. At most 64 MiB of training text are used by what works on bytes
     (the last, which is what xz can still see) and 16 MiB of the documents (the
     first); what was used is in the result.
@@ -41,6 +43,7 @@ def compute_baselines(workdir: Path, documents: Sequence[dict], tokenizer) -> di
         workdir: RUN, with `documents` and `prepared`.
         documents: the evaluated ones, dicts with `text`.
         tokenizer: the one that RUN/prepared was made with.
+        keep_in: the run directory that the file is in; None: RUN.
 
     Returns:
         `bits_per_byte` by the names of `about`, which says what each is; `sizes`,
@@ -65,7 +68,7 @@ def compute_baselines(workdir: Path, documents: Sequence[dict], tokenizer) -> di
             ABOUT,
         ]
     )
-    kept = workdir / 'baselines.json'
+    kept = (keep_in or workdir) / 'baselines.json'
     if kept.exists() and (result := files.read_json(kept))['inputs'] == inputs:
         return result
 

@@ -86,8 +86,8 @@ def evaluate(
         `tasks`, each as results.py has it.
 
     Raises:
-        UserError: RUN has no checkpoint or no documents, a task does not exist, or
-            the config's eval section makes no sense.
+        UserError: RUN has no checkpoint, no documents are held out, a task does not
+            exist, or the config's eval section makes no sense.
     """
     settings = settings_of(config)
     mesh = make_mesh(config.mesh)
@@ -132,6 +132,7 @@ def evaluate(
                 settings.stride,
                 settings.batch_size,
                 tasks.bootstrap_of(settings),
+                workdir,
             )
             measured = dict(results=summary, baselines=baselines)
         for run in planned.values():

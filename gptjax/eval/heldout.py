@@ -26,6 +26,7 @@ def measure(
     stride: int,
     batch_size: int,
     how: Bootstrap,
+    keep_in: Path | None = None,
 ) -> tuple[dict, dict, dict]:
     """Figures over whole documents, their intervals over documents, and baselines.
 
@@ -36,6 +37,7 @@ def measure(
         workdir: RUN, with `documents` and `prepared`.
         context, stride, batch_size: of the windows.
         how: intervals are made.
+        keep_in: the run directory that keeps the baselines; None: RUN.
 
     Returns:
         (the figures as `evaluate_documents` gives them, with `intervals` beside
@@ -47,7 +49,7 @@ def measure(
     columns = measured.columns
     sources = np.array([document['source'] for document in documents])
     summary = summarize(measured, sources, context)
-    baselines = compute_baselines(workdir, documents, tokenizer)
+    baselines = compute_baselines(workdir, documents, tokenizer, keep_in)
     unigram = dict(columns, nats=token_unigram_nats(workdir, documents, tokenizer))
 
     figures = _beside_unigram(columns, unigram, how)

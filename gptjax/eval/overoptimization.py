@@ -1,10 +1,10 @@
 """How far can a proxy reward be trusted? The plot of Gao et al. 2022, by one command.
 
-A proxy, a reward model trained on few and noisy preferences, is optimised in two ways,
-and the gold reward, the task's verifier or a reward model of other data
+A proxy, a reward model trained on so many preferences, is optimised in two ways, and
+the gold reward, the task's verifier or a reward model of other data
 (`best_of.judge`), says what comes of it:
 
-    RUN/select    preferences out of the model's own replies, some turned round
+    RUN/select    preferences out of the model's own replies
     RUN/proxy     the reward model
     RUN/ppo       PPO against it, with all its checkpoints
     RUN/overoptimization.json, .html

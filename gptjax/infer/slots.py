@@ -49,7 +49,8 @@ class Drawn(NamedTuple):
     tokens_BT: int32.
     logprobs_BT: float32, ln P of the model itself.
     top_BTA: int32, the likeliest tokens, best first.
-    top_logprobs_BTA: float32. The last three are zeros where they were not asked for.
+    top_logprobs_BTA: float32. The last three are zeros where they were not
+        asked for, and None where they were not fetched either.
     """
 
     counts_B: jax.Array
@@ -60,7 +61,7 @@ class Drawn(NamedTuple):
 
 
 class Detail(IntEnum):
-    """What a step tells of each token: each costs a pass over all logits."""
+    """What a step tells of each token: all but the first cost a pass over logits."""
 
     TOKEN = 0
     LOGPROB = 1

@@ -65,7 +65,7 @@ class Attention(nnx.Module):
         Args:
             x: (B, T, D), or (B T, D) flat.
             context: the `Context` of the batch.
-            window: int32 scalar, keys seen by a query; 0: all.
+            window: keys seen by a query, 0: all; beside a cache an int of Python.
             key: of dropout, or None.
             cache: this layer's `gptjax.models.cache.Pages`, or None.
 

@@ -1,6 +1,6 @@
 """What a policy trains, and how a model is made of it: whole, or by LoRA.
 
-Whole, everything begins as a copy of the weights that the run starts from, and these
+Whole, the policy begins as a copy of the weights that the run starts from, and these
 stay as the reference. Under LoRA only A and B are trained, and the reference's weights
 are the policy's too: there is one copy of them. PPO's critic stands beside either.
 """

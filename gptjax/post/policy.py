@@ -95,9 +95,13 @@ def run(
         new = restored is None
         if new:
             key = jax.random.key(config.seed)
-            begun = method.begin(trained, mesh) if method.begin else ()
             state = create_state(
-                actor.init, optimizer, abstract, reference, key, *begun
+                actor.init,
+                optimizer,
+                abstract,
+                reference,
+                key,
+                *(method.begin(trained, mesh) if method.begin else ()),
             )
             restored = state, new_record(config)
         state, record = restored

@@ -36,7 +36,7 @@ from gptjax.post.check import check_section, check_unused
 from gptjax.post.experience import Method
 from gptjax.post.kl import kl_in_reward, kl_loss
 from gptjax.post.logprobs import hidden_logprobs, token_logprobs
-from gptjax.post.reward_model import RESULTS, center_of, load_trained
+from gptjax.post.reward_model import center_of, load_trained
 from gptjax.post.rewards import folder_of
 from gptjax.train.load import Trained
 from gptjax.train.losses import make_language_loss
@@ -63,10 +63,15 @@ def check_config(config: ConfigDict) -> None:
     if section.critic not in critic.KINDS:
         known = ' or '.join(critic.KINDS)
         raise UserError(f'ppo.critic={section.critic}: use {known}')
-    if section.critic != 'network':
+    if section.critic != 'network' and critic_run_of(section):
         why = f'where ppo.critic={section.critic}'
         check_unused(section, 'ppo', dict(critic_run=''), why)
     check_section(section, 'ppo')
+
+
+def critic_run_of(section: ConfigDict) -> str:
+    """`ppo.critic_run`, which runs of before it was there do not have."""
+    return section.get('critic_run', '')
 
 
 def check_rows(config: ConfigDict, shards: int) -> None:
@@ -88,9 +93,9 @@ def make_method(config: ConfigDict, settings: FrozenConfigDict, actor: Actor) ->
     if section.ptx:
         text = open_text(config)
         beside, identity = text_beside(config, text), dict(text=text.fingerprint)
-    if section.critic_run:
-        folder = folder_of(section.critic_run, 'ppo.critic_run')
-        identity |= dict(critic=files.sha256_of_file(folder / RESULTS))
+    begin, critic_run = None, critic_run_of(section)
+    if critic_run:
+        begin = partial(read_critic, critic_run, config.chat.template)
     options = dict(temperature=shared.temperature, chunk=config.train.loss_chunk)
     language = make_language_loss(settings, config.train)
 
@@ -172,25 +177,33 @@ def make_method(config: ConfigDict, settings: FrozenConfigDict, actor: Actor) ->
         token_metrics=TOKEN_METRICS,
         beside=beside,
         identity=identity,
-        begin=partial(read_critic, folder) if section.critic_run else None,
+        begin=begin,
         warm_up=section.warm_up,
     )
 
 
-def read_critic(folder: Path, trained: Trained, mesh: Mesh) -> tuple[dict]:
+def read_critic(run: str, template: str, trained: Trained, mesh: Mesh) -> tuple[dict]:
     """(a reward model's parameters,) for a critic beside the model that is trained.
 
-    Its head gives what the policy is rewarded with: the reward less its mean.
+    Its head gives the reward less its mean, what the model's part of `task.rewards`
+    would be with weight 1.
 
     Args:
-        folder: the run of the stage `reward`.
+        run: of the stage `reward`.
+        template: of the chats that the policy reads.
         trained: the model.
         mesh: where both lie.
 
     Raises:
-        UserError: it has another tokenizer or another shape.
+        UserError: it is no finished run, or reads another template, tokenizer or shape.
     """
+    folder = folder_of(run, 'ppo.critic_run')
     config, told = rundir.read_config(folder), f'ppo.critic_run={folder}'
+    if config.chat.template != template:
+        raise UserError(
+            f'{told} reads chats as {config.chat.template}, and the policy as '
+            f'{template}: name a reward model that started from a fine-tuned run'
+        )
     its = load_trained(config, folder, mesh)
     if its.tokenizer.fingerprint != trained.tokenizer.fingerprint:
         raise UserError(

@@ -56,7 +56,9 @@ def test_a_later_run_is_asked_for_the_documents_of_the_one_it_began_with(
 ):
     first, evaluation = evaluated
     later = runs.copy(first, tmp_path / 'later')
-    (later / 'eval.json').unlink()
+    for name in ('eval.json', 'baselines.json'):
+        (later / name).unlink()
+    kept = (first / 'baselines.json').stat().st_mtime_ns
     for name in ('documents', 'prepared'):
         shutil.rmtree(later / name)
     with_start = ConfigDict(config.to_dict())
@@ -64,6 +66,8 @@ def test_a_later_run_is_asked_for_the_documents_of_the_one_it_began_with(
     found = evaluate(with_start, later, 'perplexity')
     for name in ('results', 'baselines'):
         assert {**found[name], 'seconds': 0} == {**evaluation[name], 'seconds': 0}
+    assert (later / 'baselines.json').exists()  # and nothing was written in the first
+    assert (first / 'baselines.json').stat().st_mtime_ns == kept
 
 
 def test_every_mesh_gives_the_same(evaluated, config):

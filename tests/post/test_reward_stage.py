@@ -334,6 +334,16 @@ def test_stopped_and_gone_on_is_bitwise_the_same(finished, tmp_path):
 # ---- a critic that begins as it
 
 
+@pytest.fixture(scope='module')
+def of_turns(finished, tmp_path_factory):
+    """A reward model of chats as a policy reads them."""
+    preferences, start, _ = finished
+    workdir = tmp_path_factory.mktemp('of_turns') / 'run'
+    words = command(preferences, start, workdir, '--config.chat.template=turns')
+    assert runs.gptjax(*words) == 0
+    return workdir
+
+
 def ppo_config(reward_run, start_run, critic='network'):
     config = common.base()
     config.policy = common.policy_section()
@@ -344,16 +354,18 @@ def ppo_config(reward_run, start_run, critic='network'):
 
 
 @pytest.mark.slow
-def test_a_critic_that_begins_as_it_values_the_last_token_at_the_reward(finished):
-    _, start, workdir = finished
+def test_a_critic_that_begins_as_it_values_the_last_token_at_the_reward(
+    finished, of_turns
+):
+    start, workdir = finished[1], of_turns
     mesh, config = helpers.mesh_of(), rundir.read_config(workdir)
     trained = load(rundir.read_config(start), start, mesh)
-    (found,) = ppo.read_critic(workdir, trained, mesh)
+    (found,) = ppo.read_critic(str(workdir), 'turns', trained, mesh)
     params = critic.init(trained.settings, 'network', trained.params, found)
     helpers.assert_trees_close(critic.policy_of(params), trained.params, rtol=0, atol=0)
 
     items = [item.messages for item in ratings.read_split(workdir, 'train')[:6]]
-    encoded = [encode_end(i, trained.tokenizer, 'text', 64) for i in items]
+    encoded = [encode_end(i, trained.tokenizer, 'turns', 64) for i in items]
     arrays = arrays_of(encoded, np.arange(6), 64, trained.tokenizer.pad_id)
     hidden = gpt.bind(trained.settings, trained.params).hidden(
         *(arrays[name] for name in reward_model.TOKENS)
@@ -366,8 +378,8 @@ def test_a_critic_that_begins_as_it_values_the_last_token_at_the_reward(finished
 
 
 @pytest.mark.slow
-def test_ppo_with_such_a_critic(finished, tmp_path):
-    _, start, workdir = finished
+def test_ppo_with_such_a_critic(finished, of_turns, tmp_path):
+    start, workdir = finished[1], of_turns
     problems = tmp_path / 'problems.jsonl'
     lines = [dict(prompt=f'{n} + 1 =', answer=str(n + 1)) for n in range(60)]
     problems.write_text(''.join(json.dumps(line) + '\n' for line in lines))
@@ -390,17 +402,27 @@ def test_ppo_with_such_a_critic(finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_critic_that_cannot_begin_so(finished, trained_run, tmp_path):
-    workdir, mesh = finished[2], helpers.mesh_of()
+def test_a_critic_that_cannot_begin_so(finished, of_turns, trained_run, tmp_path):
+    workdir, mesh = str(of_turns), helpers.mesh_of()
     with pytest.raises(UserError, match='critic_run=.* does nothing where ppo.critic='):
         ppo.check_config(ppo_config(workdir, trained_run, critic='head'))
     with pytest.raises(UserError, match='^ppo.critic_run=.*: is no finished run'):
-        config = ppo_config(tmp_path, trained_run)
-        ppo.make_method(config, helpers.model_settings(), None)
+        ppo.read_critic(str(tmp_path), 'turns', None, mesh)
+    with pytest.raises(UserError, match='reads chats as text, and the policy as turns'):
+        ppo.read_critic(str(finished[2]), 'turns', None, mesh)
     trained = load(rundir.read_config(trained_run), trained_run, mesh)
     other = trained._replace(params=dict(trained.params, more=np.zeros(3)))
     with pytest.raises(UserError, match='critic_run=.* is a model of another shape'):
-        ppo.read_critic(workdir, other, mesh)
+        ppo.read_critic(workdir, 'turns', other, mesh)
     other = trained._replace(tokenizer=mock.Mock(fingerprint='another'))
     with pytest.raises(UserError, match='critic_run=.* with another tokenizer'):
-        ppo.read_critic(workdir, other, mesh)
+        ppo.read_critic(workdir, 'turns', other, mesh)
+
+
+def test_a_run_of_before_there_was_such_a_critic(tmp_path):
+    for kind in ('head', 'network'):
+        config = ppo_config('', tmp_path, critic=kind)
+        with config.ppo.unlocked():
+            del config.ppo.critic_run
+        ppo.check_config(config)
+        assert ppo.critic_run_of(config.ppo) == ''
