@@ -48,7 +48,7 @@ stage sft --config configs/sums.py:sft --workdir "$runs/sums_sft" \
 # sums_dapo has fewer updates than its config, as all of it is to take some 20 minutes,
 # and sums_more is fine-tuned for as long.
 stage sft --config configs/sums.py:sft --workdir "$runs/sums_more" \
-    --config.start.run="$runs/sums_sft" "${taught[@]}" --config.train.num_steps=1700
+    --config.start.run="$runs/sums_sft" "${taught[@]}" --config.train.num_steps=2300
 stage grpo --config configs/grpo.py:dapo --workdir "$runs/sums_dapo" \
     --config.start.run="$runs/sums_sft" --config.train.num_steps=50
 for run in sums_sft sums_more sums_dapo; do
