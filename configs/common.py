@@ -51,7 +51,7 @@ def base() -> ConfigDict:
         sources=dict(
             chitchat=source('tfds', 'chitchat'),
         ),
-        # cleaning steps in order, by their names in STEPS of gptjax/data/clean.py
+        # cleaning steps in order, by their names in STEPS of cleaning_steps.py
         clean=(
             'repair_unicode',
             'html_to_text',
@@ -223,8 +223,8 @@ def reward_part(function: str, weight: float = 1.0, run: str = '') -> ConfigDict
     """One reward of the mixture `task.rewards`.
 
     Args:
-        function: a name in REWARDS of gptjax/post/rewards.py, 'model' for a reward
-            model, or the full name of a function that can be imported.
+        function: a name in REWARDS of gptjax/post/reward_functions.py, 'model' for a
+            reward model, or the full name of a function that can be imported.
         weight: the total reward is the sum of weight x reward.
         run: the run directory of a reward model.
     """

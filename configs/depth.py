@@ -24,7 +24,7 @@ folder: --config.data.sources.c4.kind=text --config.data.sources.c4.path=FOLDER
 import math
 
 from configs import common
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 from gptjax.models import presets
 
 VOCAB_SIZE = 32_768

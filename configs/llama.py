@@ -15,7 +15,7 @@ folder: --config.data.sources.c4.kind=text --config.data.sources.c4.path=FOLDER
 """
 
 from configs import common
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 from gptjax.models import presets
 
 VARIANTS = {  # (preset, tokens of the training, tokens of a batch, learning rate)

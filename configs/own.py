@@ -11,8 +11,8 @@ texts; `KIND=` before the path says it, as for chat files of `messages`, which e
 import os
 
 from configs import chitchat, common
-from gptjax.data.paths import endings_in
-from gptjax.data.sources import SUFFIXES
+from gptjax.core.files import endings_in
+from gptjax.data.sources.open_source import SUFFIXES
 
 OF_RECORDS = ('.csv', '.tsv', '.json')  # as text a model would learn their commas
 CONVERT = (

@@ -1,9 +1,9 @@
 import sys
 
-from gptjax import memory
+from gptjax.core import process
 
-memory.use_large_pages()  # first: what was imported would be imported again
+process.use_large_pages()  # first: what was imported would be imported again
 
-from gptjax.main import main  # noqa: E402
+from gptjax.cli import main  # noqa: E402
 
 sys.exit(main(sys.argv))

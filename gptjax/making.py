@@ -25,10 +25,10 @@ def documents(config: ConfigDict, workdir: Path) -> Made:
 
 def dialogue(config: ConfigDict, workdir: Path) -> Made:
     """RUN/dialogue."""
-    from gptjax.data import turns
+    from gptjax.data import packed_conversations
 
     there = (workdir / 'dialogue' / 'manifest.json').exists()
-    made = turns.prepare_dialogue(config, workdir)
+    made = packed_conversations.prepare_dialogue(config, workdir)
     counts = [
         f'{sum(source["turns"] for source in sources.values()):,} {name}'
         for name, sources in made['splits'].items()
@@ -39,7 +39,7 @@ def dialogue(config: ConfigDict, workdir: Path) -> Made:
 
 def _cut(made: dict) -> str:
     """What of the conversations found no room."""
-    from gptjax.data import turns
+    from gptjax.data import packed_conversations
 
     total, told = Counter(), ''
     for sources in made['splits'].values():
@@ -54,7 +54,7 @@ def _cut(made: dict) -> str:
             f'of all their tokens, to fit {room}'
         )
     skipped = [source['skipped'] for source in made['sources'].values()]
-    if long := sum(its.get(turns.LONG_SYSTEM, 0) for its in skipped):
+    if long := sum(its.get(packed_conversations.LONG_SYSTEM, 0) for its in skipped):
         told += (
             f'; {long:,} conversations left out, as the system message takes more than '
             f'half of {room}'
@@ -93,7 +93,7 @@ def ratings(config: ConfigDict, workdir: Path) -> Made:
 
 def pairs(config: ConfigDict, workdir: Path) -> Made:
     """RUN/pairs."""
-    from gptjax.data.pairs import build_pairs
+    from gptjax.data.preference_pairs import build_pairs
 
     there = (workdir / 'pairs' / 'manifest.json').exists()
     made = build_pairs(config, workdir)
@@ -104,28 +104,28 @@ def pairs(config: ConfigDict, workdir: Path) -> Made:
 
 def selected(config: ConfigDict, workdir: Path) -> Made:
     """RUN/selected."""
-    from gptjax.post import select
+    from gptjax.post import select_replies
 
     there = (workdir / 'selected' / 'manifest.json').exists()
-    return select.describe(select.select(config, workdir)), there
+    return select_replies.describe(select_replies.select(config, workdir)), there
 
 
 def problems(config: ConfigDict, workdir: Path) -> Made:
     """RUN/task."""
-    from gptjax.post import tasks
+    from gptjax.post.tasks import verifiable_tasks
 
     there = (workdir / 'task' / 'manifest.json').exists()
-    counts = tasks.write_task(config, workdir)['problems']
+    counts = verifiable_tasks.write_task(config, workdir)['problems']
     told = ', '.join(f'{count:,} {part}' for part, count in counts.items())
     return f'problems: {told}', there
 
 
 def vocabulary(config: ConfigDict, workdir: Path) -> Made:
     """RUN/tokenizer."""
-    from gptjax.tokenizer import train
+    from gptjax.tokenizer import train_tokenizer
 
     there = (workdir / 'tokenizer' / 'manifest.json').exists()
-    made = train.train_tokenizer(config, workdir)
+    made = train_tokenizer.train_tokenizer(config, workdir)
     bytes_per_token = made['bytes_per_token']
     return (
         f'tokenizer: {made["vocab_size"]:,} pieces, {bytes_per_token:.2f} bytes each',
@@ -135,10 +135,10 @@ def vocabulary(config: ConfigDict, workdir: Path) -> Made:
 
 def shards(config: ConfigDict, workdir: Path) -> Made:
     """RUN/prepared."""
-    from gptjax.data import prepare
+    from gptjax.data import packed_documents
 
     there = (workdir / 'prepared' / 'manifest.json').exists()
-    splits = prepare.prepare(config, workdir)['splits']
+    splits = packed_documents.prepare(config, workdir)['splits']
     tokens = [
         f'{sum(source["predicted_tokens"] for source in sources.values()):,} {name}'
         for name, sources in splits.items()

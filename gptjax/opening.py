@@ -7,9 +7,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gptjax import command, rundir
-from gptjax.command import FLAGS
-from gptjax.errors import UserError
+from gptjax import command_line
+from gptjax.command_line import FLAGS
+from gptjax.core import run_dir
+from gptjax.core.console import UserError
 from gptjax.making import Made
 
 HELD = contextlib.ExitStack()  # what a stage holds to its end
@@ -40,7 +41,7 @@ def open_run(words: Sequence[str], stage: str = '') -> tuple[ConfigDict, Path]:
     """
     from gptjax.train.ranges import check_numbers
 
-    command.no_more(words)
+    command_line.no_more(words)
     if not FLAGS.workdir:
         raise UserError('--workdir is missing: name the run directory, as runs/tiny')
     workdir = workdir_given()
@@ -49,21 +50,23 @@ def open_run(words: Sequence[str], stage: str = '') -> tuple[ConfigDict, Path]:
 
         multihost.initialize()
     if FLAGS.config is None:
-        config = rundir.read_config(workdir)
+        config = run_dir.read_config(workdir)
         _check_sections(config, stage, str(workdir / 'config.json'))
         check_numbers(config)
         return config, workdir
     config = FLAGS.config.copy_and_resolve_references()
-    given = command.fields_given()
+    given = command_line.fields_given()
     _check_sections(config, stage, FLAGS['config'].config_filename)
     _check_steps(config, given)
     if 'start' in config:
-        from gptjax.train import start
+        from gptjax.train import init_from
 
-        changes = {n: v for n, v in given.items() if n.split('.')[0] in start.SECTIONS}
-        config = start.adopt(config, workdir, changes)
+        changes = {
+            n: v for n, v in given.items() if n.split('.')[0] in init_from.SECTIONS
+        }
+        config = init_from.adopt(config, workdir, changes)
     check_numbers(config)
-    rundir.check_run(config, workdir)
+    run_dir.check_run(config, workdir)
     return config, workdir
 
 
@@ -103,7 +106,7 @@ def make(
     """
 
     def make_here():
-        HELD.enter_context(rundir.locked(workdir))
+        HELD.enter_context(run_dir.locked(workdir))
         new = not (workdir / 'environment.json').exists()
         for part in parts:
             began = time.monotonic()
@@ -111,9 +114,9 @@ def make(
             seconds = time.monotonic() - began
             print(f'{told} ({"found" if there else f"made in {seconds:,.0f} s"})')
             new = new or not there
-        rundir.write_config(config, workdir)
+        run_dir.write_config(config, workdir)
         if new:
-            rundir.write_environment(workdir)
+            run_dir.write_environment(workdir)
 
     if not FLAGS.multihost:
         make_here()

@@ -11,7 +11,7 @@ from unittest import mock
 
 from absl.testing import flagsaver
 
-from gptjax.main import main
+from gptjax.cli import main
 from gptjax.train.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]

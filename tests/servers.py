@@ -16,11 +16,11 @@ from pathlib import Path
 
 import jax
 
-from gptjax import files, rundir
+from gptjax.core import run_dir, storage
 from gptjax.models import gpt, settings
-from gptjax.optim.build import make_optimizer
+from gptjax.optim.optimizer import make_optimizer
 from gptjax.tokenizer.tokenizer import Tokenizer
-from gptjax.tokenizer.train import train_model
+from gptjax.tokenizer.train_tokenizer import train_model
 from gptjax.train.checkpoint import Checkpoints
 from gptjax.train.state import abstract_state, create_state
 from tests import helpers, runs
@@ -42,9 +42,9 @@ def make_run(workdir: Path, template: str = 'text', **model) -> Path:
     config = helpers.config(**{'context': CONTEXT, **model})
     config.mesh.data = 1
     config.chat.template = template
-    rundir.write_config(config, workdir)
+    run_dir.write_config(config, workdir)
     content = train_model(TEXTS, 'bpe', 400)
-    files.write_bytes(workdir / 'tokenizer' / 'tokenizer.model', content)
+    storage.write_bytes(workdir / 'tokenizer' / 'tokenizer.model', content)
     tokenizer = Tokenizer(content)
     resolved = settings.resolve(config.model, tokenizer.vocab_size)
     mesh = helpers.mesh_of()

@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from gptjax import rundir
+from gptjax.core import run_dir
 from gptjax.parallel.mesh import make_mesh
-from gptjax.train.load import load
+from gptjax.train.load_model import load
 from tests import runs
 
 TINY = '--config=configs/tiny.py'
@@ -175,7 +175,7 @@ def test_training_on_other_data_is_refused_and_reading_is_not(
     words = (*runs.SHORT, f'--workdir={run}', f'{SOURCE}.weight=1.0')
     error = error_of(capsys, 'pretrain', *words)
     assert 'made with other data' in error and 'bring back the data' in error
-    config = rundir.read_config(run)
+    config = run_dir.read_config(run)
     assert load(config, run, make_mesh(config.mesh)).step == 4
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from gptjax import files
+from gptjax.core import storage
 
 
 def test_what_is_written_is_read(tmp_path):
     path = tmp_path / 'new' / 'folder' / 'a.json'
     value = {'text': 'naïve ▁ \u2028', 'numbers': [1, 0.1, None]}
-    files.write_json(path, value)
-    assert files.read_json(path) == value
+    storage.write_json(path, value)
+    assert storage.read_json(path) == value
     assert 'naïve' in path.read_text(encoding='utf-8')
     assert [p.name for p in path.parent.iterdir()] == ['a.json']
 
@@ -22,14 +22,14 @@ def test_what_is_written_is_read(tmp_path):
 @pytest.mark.parametrize('broken', ('fsync', 'replace'))
 def test_a_failed_write_leaves_the_old_file(broken, tmp_path, monkeypatch):
     path = tmp_path / 'a.txt'
-    files.write_text(path, 'old')
+    storage.write_text(path, 'old')
 
     def fail(*args):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
     monkeypatch.setattr(os, broken, fail)
     with pytest.raises(OSError):
-        files.write_text(path, 'new')
+        storage.write_text(path, 'new')
     assert path.read_text() == 'old'
     assert [p.name for p in tmp_path.iterdir()] == ['a.txt']
 
@@ -37,11 +37,11 @@ def test_a_failed_write_leaves_the_old_file(broken, tmp_path, monkeypatch):
 def test_hashes(tmp_path):
     content = bytes(range(256)) * 5000
     (tmp_path / 'a').write_bytes(content)
-    assert files.sha256_of_file(tmp_path / 'a') == hashlib.sha256(content).hexdigest()
-    assert files.fingerprint({'a': 1, 'b': [2]}) == files.fingerprint(
+    assert storage.sha256_of_file(tmp_path / 'a') == hashlib.sha256(content).hexdigest()
+    assert storage.fingerprint({'a': 1, 'b': [2]}) == storage.fingerprint(
         {'b': [2], 'a': 1}
     )
-    assert files.fingerprint({'a': 1}) != files.fingerprint({'a': '1'})
+    assert storage.fingerprint({'a': 1}) != storage.fingerprint({'a': '1'})
 
 
 RUN = Path('/runs/a')
@@ -68,20 +68,20 @@ FULL = 'No space left on device'
     ),
 )
 def test_why_a_place_cannot_be_written_to(error, why):
-    assert files.unwritable(error, RUN) == why
+    assert storage.unwritable(error, RUN) == why
     try:
         try:
             raise error
         except Exception as cause:
             raise RuntimeError('while saving') from cause
     except RuntimeError as raised:
-        assert files.unwritable(raised, RUN) == why
+        assert storage.unwritable(raised, RUN) == why
 
 
 def test_trying_a_place_leaves_nothing_behind(tmp_path):
-    files.try_writing(tmp_path / 'new' / 'a.json')
+    storage.try_writing(tmp_path / 'new' / 'a.json')
     assert not [*tmp_path.iterdir()]
     (tmp_path / 'file').write_text('')
     for place in (tmp_path / 'file' / 'a.json', Path('/proc/none/a.json')):
         with pytest.raises(OSError):
-            files.try_writing(place)
+            storage.try_writing(place)

@@ -11,8 +11,9 @@ import pytest
 from absl import flags
 
 from configs import common
-from gptjax import command, main, opening, rundir
-from gptjax.errors import UserError
+from gptjax import cli, command_line, opening
+from gptjax.core import run_dir
+from gptjax.core.console import UserError
 from gptjax.parallel import multihost
 from tests import runs
 
@@ -29,7 +30,7 @@ def test_help_lists_every_stage_and_flag(capsys):
     for words in ((), ('--help',), ('pretrain', '--help'), ('-h',)):
         assert runs.gptjax(*words) == 0
         printed = capsys.readouterr().out
-        for stage in main.STAGES:
+        for stage in cli.STAGES:
             assert f'\n  {stage} ' in printed
         assert '--workdir' in printed and '--config.field=value' in printed
 
@@ -37,7 +38,7 @@ def test_help_lists_every_stage_and_flag(capsys):
 def test_help_loads_neither_jax_nor_tensorflow():
     code = (
         'import sys; from gptjax.main import main; main(["gptjax", "--help"]); '
-        'assert "gptjax.rundir" in sys.modules; '
+        'assert "gptjax.core.run_dir" in sys.modules; '
         'print("heavy:", {"jax", "tensorflow", "numpy", "clu"} & set(sys.modules))'
     )
     done = subprocess.run(
@@ -96,7 +97,7 @@ def test_a_config_of_another_stage(stage, config, told, capsys, tmp_path):
 
 
 def test_a_run_of_another_stage(capsys, tmp_path):
-    rundir.write_config(common.base(), tmp_path)
+    run_dir.write_config(common.base(), tmp_path)
     told = error_of(capsys, 'sft', f'--workdir={tmp_path}')
     assert f'which {tmp_path}/config.json does not have' in told
 
@@ -117,11 +118,11 @@ def test_steps_are_asked_for_or_follow_from_epochs(capsys, tmp_path):
 
 
 def test_every_stage_says_which_flags_it_reads():
-    missing = main.STAGES.keys() - command.READS.keys() - {'bench'}
-    assert not missing, f'gptjax/command.py, READS: what does {missing} read?'
-    assert {'bench data', 'bench train', 'bench decode'} <= command.READS.keys()
-    read = {name for names in command.READS.values() for name in names}
-    assert read == {flag.name for flag in command.own_flags()} | {'config'}
+    missing = cli.STAGES.keys() - command_line.READS.keys() - {'bench'}
+    assert not missing, f'gptjax/command_line.py, READS: what does {missing} read?'
+    assert {'bench data', 'bench train', 'bench decode'} <= command_line.READS.keys()
+    read = {name for names in command_line.READS.values() for name in names}
+    assert read == {flag.name for flag in command_line.own_flags()} | {'config'}
 
 
 @pytest.mark.parametrize(
@@ -207,7 +208,7 @@ def test_a_place_for_json_is_tried_before_work_begins(capsys, tmp_path):
 
 
 def test_two_commands_for_one_run(capsys, tmp_path):
-    with rundir.locked(tmp_path / 'run'):
+    with run_dir.locked(tmp_path / 'run'):
         words = ('data', '--config=configs/tiny.py', f'--workdir={tmp_path}/run')
         assert 'another process is writing there' in error_of(capsys, *words)
     assert not (tmp_path / 'run').exists()
@@ -217,7 +218,7 @@ def test_exceptions_that_are_no_users_error_are_raised(monkeypatch):
     def broken(words):
         raise ZeroDivisionError
 
-    monkeypatch.setitem(main.STAGES, 'report', broken)
+    monkeypatch.setitem(cli.STAGES, 'report', broken)
     with pytest.raises(ZeroDivisionError):
         runs.gptjax('report')
 
@@ -229,7 +230,7 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys):
         except OSError as error:
             raise RuntimeError('while saving') from error
 
-    monkeypatch.setitem(main.STAGES, 'report', full)
+    monkeypatch.setitem(cli.STAGES, 'report', full)
     assert 'No space left on device' in error_of(capsys, 'report', '--workdir=r')
 
 
@@ -237,24 +238,24 @@ def test_ctrl_c_is_exit_code_130_without_a_traceback(monkeypatch, capsys):
     def interrupted(words):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(main.STAGES, 'report', interrupted)
+    monkeypatch.setitem(cli.STAGES, 'report', interrupted)
     assert runs.gptjax('report') == 130
     assert 'goes on' in capsys.readouterr().err
 
 
 def test_sigterm_is_exit_code_75_and_its_handler_goes_again(monkeypatch):
     monkeypatch.setitem(
-        main.STAGES, 'report', lambda words: signal.raise_signal(signal.SIGTERM)
+        cli.STAGES, 'report', lambda words: signal.raise_signal(signal.SIGTERM)
     )
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as exit:
         runs.gptjax('report')
-    assert exit.value.code == main.INTERRUPTED == 75
+    assert exit.value.code == cli.INTERRUPTED == 75
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_runs_from_another_thread(monkeypatch):
-    monkeypatch.setitem(main.STAGES, 'report', lambda words: 7)
+    monkeypatch.setitem(cli.STAGES, 'report', lambda words: 7)
     codes = []
     thread = threading.Thread(target=lambda: codes.append(runs.gptjax('report')))
     thread.start()
@@ -266,14 +267,14 @@ def test_user_errors_that_stages_raise_are_one_line(monkeypatch, capsys):
     def refuse(words):
         raise UserError('model.width=0: use a positive number')
 
-    monkeypatch.setitem(main.STAGES, 'report', refuse)
+    monkeypatch.setitem(cli.STAGES, 'report', refuse)
     assert error_of(capsys, 'report') == 'error: model.width=0: use a positive number\n'
 
 
 def test_every_flag_is_in_the_help(capsys):
     runs.gptjax('--help')
     printed = capsys.readouterr().out
-    for flag in flags.FLAGS.flags_by_module_dict()['gptjax.command']:
+    for flag in flags.FLAGS.flags_by_module_dict()['gptjax.command_line']:
         assert f'--{flag.name}' in printed
 
 
@@ -308,4 +309,4 @@ sys.exit(code)
 def test_a_signal_while_garbage_is_collected_is_not_lost():
     """Whatever is raised in a callback of the garbage collector is only printed."""
     words = [sys.executable, '-c', COLLECTING]
-    assert subprocess.run(words, cwd=runs.ROOT).returncode == main.CTRL_C
+    assert subprocess.run(words, cwd=runs.ROOT).returncode == cli.CTRL_C

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from gptjax.memory import TUNABLES
+from gptjax.core.process import TUNABLES
 from tests import runs
 
 # Fills a block of 128 MB; prints how often the system had to hand out a page.
 PROGRAM = """
 import ctypes, resource, sys
-from gptjax import memory
-memory.use_large_pages()
+from gptjax.core import process
+process.use_large_pages()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 c = ctypes.CDLL(None)
 c.malloc.restype = ctypes.c_void_p

@@ -9,26 +9,26 @@ import time
 
 import pytest
 
-from gptjax import progress
+from gptjax.core import console
 from tests import runs
 
 
 @pytest.fixture
 def impatient(monkeypatch):
     """Shows at once, and often."""
-    monkeypatch.setattr(progress, 'QUIET_SECONDS', 0.01)
-    monkeypatch.setattr(progress, 'LINE_SECONDS', 0.02)
+    monkeypatch.setattr(console, 'QUIET_SECONDS', 0.01)
+    monkeypatch.setattr(console, 'LINE_SECONDS', 0.02)
 
 
 def test_quick_things_show_nothing(capsys):
-    with progress.bar('cleaning', 3, 'documents') as advance:
+    with console.progress_bar('cleaning', 3, 'documents') as advance:
         for _ in range(3):
             advance()
     assert capsys.readouterr() == ('', '')
 
 
 def test_lines_count_and_tell_the_time_left(impatient, capsys):
-    with progress.bar('cleaning', 2000, 'documents') as advance:
+    with console.progress_bar('cleaning', 2000, 'documents') as advance:
         advance(0, 'warming up')
         time.sleep(0.05)
         advance(1000, 'from a.txt')
@@ -43,7 +43,7 @@ def test_lines_count_and_tell_the_time_left(impatient, capsys):
 
 @pytest.mark.parametrize('total', (0, 0.0))
 def test_unknown_totals(total, impatient, capsys):
-    with progress.bar('waiting', total) as advance:
+    with console.progress_bar('waiting', total) as advance:
         time.sleep(0.05)
         advance(2)
         time.sleep(0.05)
@@ -54,7 +54,7 @@ def test_unknown_totals(total, impatient, capsys):
 def test_time_left_is_that_of_what_is_done_now(monkeypatch):
     now = 100.0
     monkeypatch.setattr(time, 'monotonic', lambda: now)
-    count = progress.Count(1000, 500)  # half was done before, and takes no time
+    count = console.Count(1000, 500)  # half was done before, and takes no time
     assert count.seconds_left() is None
     now = 130.0  # compiling: no part of the rate
     count.advance(10)
@@ -71,13 +71,13 @@ def test_time_left_is_that_of_what_is_done_now(monkeypatch):
     ((12.4, '12 s left'), (600, '10 min left'), (9000, '2.5 h left')),
 )
 def test_time_left_in_words(seconds, told, monkeypatch):
-    monkeypatch.setattr(progress.Count, 'seconds_left', lambda self: seconds)
-    assert progress._left(progress.Count(1, 0)) == told
+    monkeypatch.setattr(console.Count, 'seconds_left', lambda self: seconds)
+    assert console._left(console.Count(1, 0)) == told
 
 
 def test_errors_pass_and_end_the_bar(impatient, capsys):
     with pytest.raises(ZeroDivisionError):
-        with progress.bar('dividing', 1):
+        with console.progress_bar('dividing', 1):
             1 / 0  # noqa: B018
     capsys.readouterr()
     time.sleep(0.05)

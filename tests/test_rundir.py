@@ -8,28 +8,28 @@ from pathlib import Path
 import pytest
 
 from configs import common
-from gptjax import rundir
-from gptjax.errors import UserError
+from gptjax.core import run_dir
+from gptjax.core.console import UserError
 from tests import runs
 
 
 def trained(workdir, config):
     """A run directory that looks as if it had been trained with `config`."""
-    rundir.write_config(config, workdir)
+    run_dir.write_config(config, workdir)
     (workdir / 'checkpoints' / '00000010').mkdir(parents=True)
 
 
 def test_config_survives_the_file(tmp_path):
     config = common.base()
     config.model.windows = (4, 0)
-    rundir.write_config(config, tmp_path)
-    assert rundir.read_config(tmp_path).to_dict() == config.to_dict()
-    assert isinstance(rundir.read_config(tmp_path).model.windows, tuple)
+    run_dir.write_config(config, tmp_path)
+    assert run_dir.read_config(tmp_path).to_dict() == config.to_dict()
+    assert isinstance(run_dir.read_config(tmp_path).model.windows, tuple)
 
 
 def test_environment_names_command_versions_and_processor(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['gptjax', 'sample', '--prompt', 'two words'])
-    rundir.write_environment(tmp_path)
+    run_dir.write_environment(tmp_path)
     environment = json.loads((tmp_path / 'environment.json').read_text())
     assert environment['command'] == "python -m gptjax sample --prompt 'two words'"
     assert environment['packages']['jax'].split('.')[0].isdigit()
@@ -37,17 +37,17 @@ def test_environment_names_command_versions_and_processor(tmp_path, monkeypatch)
 
 
 def test_the_revision_is_gits_or_what_came_with_the_code(tmp_path, monkeypatch):
-    monkeypatch.setattr(rundir, '__file__', str(tmp_path / 'gptjax' / 'rundir.py'))
-    assert rundir.environment()['revision'] is None
+    monkeypatch.setattr(run_dir, '__file__', str(tmp_path / 'gptjax' / 'rundir.py'))
+    assert run_dir.environment()['revision'] is None
     for written, read in (('0123abc+\n', '0123abc+'), ('\n', None)):
         (tmp_path / 'revision').write_text(written)
-        assert rundir.environment()['revision'] == read
+        assert run_dir.environment()['revision'] == read
 
 
 def test_environment_keeps_the_config_that_was_named(tmp_path, monkeypatch):
     def written(*words):
         monkeypatch.setattr(sys, 'argv', ['gptjax', *words])
-        rundir.write_environment(tmp_path)
+        run_dir.write_environment(tmp_path)
         return json.loads((tmp_path / 'environment.json').read_text())
 
     config = ['--config', 'configs/tiny.py', '--config.seed=3', '--config.optim.ema']
@@ -69,7 +69,7 @@ def test_what_decides_the_weights_may_not_change(field, value, tmp_path):
     config.update_from_flattened_dict({field: value})
     before = (tmp_path / 'config.json').read_bytes()
     with pytest.raises(UserError, match=rf'{field}: .* there, {value!r} here'):
-        rundir.check_run(config, tmp_path)
+        run_dir.check_run(config, tmp_path)
     assert (tmp_path / 'config.json').read_bytes() == before
 
 
@@ -81,7 +81,7 @@ def test_what_does_not_may_change(field, value, tmp_path):
     trained(tmp_path, common.base())
     config = common.base()
     config.update_from_flattened_dict({field: value})
-    rundir.check_run(config, tmp_path)
+    run_dir.check_run(config, tmp_path)
 
 
 def test_a_field_that_came_or_went_since_is_unchanged(tmp_path):
@@ -90,7 +90,7 @@ def test_a_field_that_came_or_went_since_is_unchanged(tmp_path):
         del old.optim['ema'], old.model['unroll']
         old.train.gone = 3
     trained(tmp_path, old)
-    rundir.check_run(common.base(), tmp_path)
+    run_dir.check_run(common.base(), tmp_path)
 
 
 def test_a_section_or_an_entry_of_ones_own_that_came_is_a_change(tmp_path):
@@ -98,48 +98,48 @@ def test_a_section_or_an_entry_of_ones_own_that_came_is_a_change(tmp_path):
     config = common.base()
     config.sft = common.sft_section()
     with pytest.raises(UserError, match='sft: None there'):
-        rundir.check_run(config, tmp_path)
+        run_dir.check_run(config, tmp_path)
     config = common.base()
     config.task = common.task_section()
     trained(tmp_path / 'task', config)
     other = config.copy_and_resolve_references()
     other.task.options.more = 1
     with pytest.raises(UserError, match='task.options.more: None there, 1 here'):
-        rundir.check_run(other, tmp_path / 'task')
+        run_dir.check_run(other, tmp_path / 'task')
 
 
 def test_before_there_is_a_checkpoint_everything_may_change(tmp_path):
-    rundir.check_run(common.base(), tmp_path / 'new')
+    run_dir.check_run(common.base(), tmp_path / 'new')
     assert not (tmp_path / 'new').exists()
-    rundir.write_config(common.base(), tmp_path)
+    run_dir.write_config(common.base(), tmp_path)
     config = common.base()
     config.model.width = 96
-    rundir.check_run(config, tmp_path)
+    run_dir.check_run(config, tmp_path)
 
 
 def test_a_first_checkpoint_that_was_not_finished_is_none(tmp_path):
     trained(tmp_path, common.base())
     finished = tmp_path / 'checkpoints' / '00000010'
-    assert rundir.has_checkpoint(tmp_path)
+    assert run_dir.has_checkpoint(tmp_path)
     finished.rename(tmp_path / 'checkpoints' / '00000010.orbax-checkpoint-tmp')
-    assert not rundir.has_checkpoint(tmp_path)
+    assert not run_dir.has_checkpoint(tmp_path)
     config = common.base()
     config.model.width = 96
-    rundir.check_run(config, tmp_path)
+    run_dir.check_run(config, tmp_path)
 
 
 def test_no_run_directory_and_a_broken_config(tmp_path):
     with pytest.raises(UserError, match='no run directory'):
-        rundir.read_config(tmp_path)
+        run_dir.read_config(tmp_path)
     (tmp_path / 'config.json').write_text('{"seed":')
     with pytest.raises(UserError, match=r'config\.json is no JSON .*: delete it'):
-        rundir.read_config(tmp_path)
+        run_dir.read_config(tmp_path)
 
 
 def test_differences_are_named_in_order():
     old = {'a': 1, 'b': {'c': [1, 2], 'd': None}, 'gone': 0}
     new = {'a': 1, 'b': {'c': [1, 3], 'd': None}, 'new': {'x': 1}}
-    assert rundir.differences(old, new) == [
+    assert run_dir.differences(old, new) == [
         ('b.c', [1, 2], [1, 3]),
         ('gone', 0, None),
         ('new', None, {'x': 1}),
@@ -164,16 +164,16 @@ def test_one_process_at_a_time_and_none_after_its_death(tmp_path):
     ) as other:
         assert other.stdout.readline() == 'held\n'
         with pytest.raises(UserError, match='another process is writing there: wait'):
-            with rundir.locked(run):
+            with run_dir.locked(run):
                 pass
         other.kill()
-    with rundir.locked(run):
+    with run_dir.locked(run):
         (run / 'made').write_text('')
     assert [path.name for path in run.iterdir()] == ['made']
 
 
 def test_a_lock_leaves_no_run_behind_that_was_not_there(tmp_path):
-    with rundir.locked(tmp_path / 'run'):
+    with run_dir.locked(tmp_path / 'run'):
         assert (tmp_path / 'run').is_dir()
     assert not (tmp_path / 'run').exists()
 
@@ -181,5 +181,5 @@ def test_a_lock_leaves_no_run_behind_that_was_not_there(tmp_path):
 def test_where_nothing_can_be_written_is_told(tmp_path):
     for place in ('/proc/none', '/dev/null/run'):
         with pytest.raises(UserError, match=f'{place}: cannot write there .*: use'):
-            with rundir.locked(Path(place)):
+            with run_dir.locked(Path(place)):
                 pass

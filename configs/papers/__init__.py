@@ -33,7 +33,7 @@ What holds for all of them, and no paper's docstring says again:
 """
 
 from configs import common, sums
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 
 BASE = 'runs/base'  # a pretrained run
 SFT = 'runs/sft'  # a fine-tuned one, where the paper takes it from elsewhere

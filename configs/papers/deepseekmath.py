@@ -20,7 +20,8 @@ Not the same:
 - The KL in the loss is k2, (ln p - ln q)^2 / 2, where the paper has k3, q / p - 1 -
   ln(q / p) (equation 4). Near q both are the same to second order; but the gradient of
   k3 is that of KL(q, p), the other direction, and k2's that of KL(p, q), which the
-  paper means (gptjax/post/kl.py). k3 is there as `k3_loss`, and no field chooses it.
+  paper means (gptjax/post/objectives/kl.py). k3 is there as `k3_loss`, and
+  no field chooses it.
 - A Llama 2 of 7B stands for DeepSeekMath-Base, which was trained on mathematics and
   code; questions and solutions are the user's own.
 - Outcomes alone are rewarded: process supervision (4.1.3) and the iterated reward model

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 
 QUIT_SECONDS = 5  # between the end of the orders and a kill
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 
 # What the other library has: the values that a field may have.
 TORCH = dict(position=['rotary'], norm=['rmsnorm'], bias=[False], windows=[(0,)])

@@ -17,7 +17,7 @@ import numpy as np
 from gptjax.bench.contestant import answer
 from gptjax.bench.hf_weights import read
 from gptjax.bench.timing import available_cores
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 
 # Hugging Face's names and GGUF's, after 'model.layers.0.' and 'blk.0.'.
 LAYER_NAMES = {

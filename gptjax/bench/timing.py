@@ -5,7 +5,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-from gptjax import progress
+from gptjax.core import console
 
 SETTLE_SECONDS = 0.3  # until the idle threads of the last contestant stop spinning
 
@@ -60,7 +60,7 @@ def interleave(
     """
     names = list(contestants)
     seconds = {name: [] for name in names}
-    with progress.bar('timing', rounds * len(names), 'turns') as advance:
+    with console.progress_bar('timing', rounds * len(names), 'turns') as advance:
         for round_ in range(rounds):
             first = round_ % len(names)
             for name in names[first:] + names[:first]:

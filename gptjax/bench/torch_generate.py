@@ -18,7 +18,7 @@ from gptjax.bench.contestant import answer
 from gptjax.bench.hf_weights import read
 from gptjax.bench.timing import available_cores
 from gptjax.bench.torch_gpt2 import cpp_compiler
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 
 from gptjax.bench.contestant import answer, contestant
 from gptjax.bench.timing import available_cores, summarize
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 
 WARMUP_STEPS = 3  # the first compiles; the others fill caches and allocators
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from gptjax.data.tfds_source import prepared_builder, read_examples
+from gptjax.data.sources.tfds_source import prepared_builder, read_examples
 
 RATINGS = ('witty', 'interesting', 'upbeat')
 
@@ -41,7 +41,7 @@ def read_chitchat(data_dir: Path) -> list[Conversation]:
     Raises:
         UserError: the package chitchat-dataset is not installed.
     """
-    from gptjax.data.builders.chitchat import UNRATED
+    from gptjax.data.sources.chitchat_builder import UNRATED
 
     source = ConfigDict(dict(path='chitchat'))
     builder = prepared_builder('reward', source, data_dir)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gptjax.data.chat import encode_conversation
+from gptjax.data.chat_template import encode_conversation
 from gptjax.data.ratings import Rated
 from gptjax.data.shuffle import permute
 

@@ -10,7 +10,6 @@ Text passes through a few megabytes at a time; only 16-byte hashes of all docume
 are kept, for de-duplication.
 """
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -25,9 +24,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gptjax import files, progress
-from gptjax.data import dedup, stage
-from gptjax.data.clean import (
+from gptjax.core import artifact, console, storage
+from gptjax.core.console import UserError
+from gptjax.core.hashing import hash_fraction
+from gptjax.data.cleaning import deduplication
+from gptjax.data.cleaning.cleaning_steps import (
     DROP_DUPLICATES,
     Options,
     StepCount,
@@ -35,9 +36,8 @@ from gptjax.data.clean import (
     clean_text,
     options_of,
 )
-from gptjax.data.records import SPLITS, Document, Source
-from gptjax.data.sources import open_source, refuse_changed_sources
-from gptjax.errors import UserError
+from gptjax.data.sources.open_source import open_source, refuse_changed_sources
+from gptjax.data.sources.records import SPLITS, Document, Source
 
 CHUNK_CHARACTERS = 2**18  # cleaned at once
 ALONE_CHUNKS = 64  # so many are cleaned before it is worth starting processes
@@ -63,14 +63,16 @@ def build_documents(config: ConfigDict, workdir: Path) -> dict:
         raise UserError('data.sources is empty: name at least one source')
     settings = _settings(data)
     folder = workdir / 'documents'
-    manifest = stage.finished(folder, settings, [f'{split}.jsonl' for split in SPLITS])
+    manifest = artifact.finished(
+        folder, settings, [f'{split}.jsonl' for split in SPLITS]
+    )
     if manifest is not None:
         refuse_changed_sources('data.sources', data.sources, manifest, folder)
         return manifest
 
     seen = set()  # of dedup.drop_duplicates, over all sources
     sources = {}
-    with stage.draft(folder) as path:
+    with artifact.draft(folder) as path:
         with (
             open(path / 'train.jsonl', 'w', encoding='utf-8') as train,
             open(path / 'validation.jsonl', 'w', encoding='utf-8') as validation,
@@ -88,21 +90,23 @@ def build_documents(config: ConfigDict, workdir: Path) -> dict:
         splits = {
             split: dict(
                 _sum(source['splits'][split] for source in sources.values()),
-                sha256=files.sha256_of_file(path / f'{split}.jsonl'),
+                sha256=storage.sha256_of_file(path / f'{split}.jsonl'),
             )
             for split in SPLITS
         }
         _refuse_empty_split(splits, data.validation_fraction)
         manifest = dict(
-            inputs=files.fingerprint(settings),
-            fingerprint=files.fingerprint([splits[name]['sha256'] for name in SPLITS]),
+            inputs=storage.fingerprint(settings),
+            fingerprint=storage.fingerprint(
+                [splits[name]['sha256'] for name in SPLITS]
+            ),
             settings=settings,
             licences={name: item['licence'] for name, item in sources.items()},
             splits=splits,
             sources=sources,
             packages=_versions(),
         )
-        files.write_json(path / stage.MANIFEST, manifest)
+        storage.write_json(path / artifact.MANIFEST, manifest)
     return manifest
 
 
@@ -117,9 +121,8 @@ def split_of(identity: str, validation_fraction: float) -> str:
         identity: as the source gives it, without the source's name: a conversation
             that two sources hold falls on the same side in both.
     """
-    digest = hashlib.sha256(identity.encode()).digest()
-    place = int.from_bytes(digest[:8], 'big') / 2**64
-    return 'validation' if place < validation_fraction else 'train'
+    held_out = hash_fraction(identity) < validation_fraction
+    return 'validation' if held_out else 'train'
 
 
 # ---- One source
@@ -131,12 +134,12 @@ def _write_source(
     """Reads, cleans and writes a source; returns what became of its documents."""
     counts = {step: StepCount() for step in data.clean}
     read, splits = Counter(empty=0), {split: Counter() for split in SPLITS}
-    with progress.bar(f'cleaning {name}', source.total, source.unit) as advance:
+    with console.progress_bar(f'cleaning {name}', source.total, source.unit) as advance:
         documents = _counted(source.documents(advance), read)
         for steps in _runs(data.clean):
             if steps == [DROP_DUPLICATES]:
                 count = counts[DROP_DUPLICATES]
-                documents = dedup.drop_duplicates(documents, seen, count)
+                documents = deduplication.drop_duplicates(documents, seen, count)
             else:
                 documents = _cleaned(documents, steps, data, counts)
         for identity, text in documents:

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from gptjax.data.packed import PackedSplit
-from gptjax.data.pipeline import check_batch
-from gptjax.data.turns import training_rows
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
+from gptjax.data.dataloader import check_batch
+from gptjax.data.packed_conversations import training_rows
+from gptjax.data.packed_dataset import PackedSplit
 from gptjax.tokenizer.tokenizer import CHAT_TURNS, Tokenizer
 
 

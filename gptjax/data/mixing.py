@@ -11,7 +11,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 
 MAX_PERIOD = 2**31  # so that a product of two stays below 2^63
 

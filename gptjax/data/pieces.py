@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from gptjax.data.chat import Turn
+from gptjax.data.chat_template import Turn
 
 Piece = tuple[list[int], list[bool]]  # tokens, trained
 

@@ -10,10 +10,10 @@ import json
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from gptjax import files
-from gptjax.data.chat import ROLES
-from gptjax.data.paths import list_files, read_lines
-from gptjax.errors import UserError
+from gptjax.core import storage
+from gptjax.core.console import UserError
+from gptjax.core.files import list_files, read_lines
+from gptjax.data.chat_template import ROLES
 
 SUFFIXES = ('.jsonl', '.ndjson', '.jsonl.gz', '.ndjson.gz')
 FORM = '{"prompt": [{"role": "user", "content": "…"}], "chosen": "…", "rejected": "…"}'
@@ -33,7 +33,7 @@ class Preference(NamedTuple):
 
     def split_key(self) -> str:
         """What decides the split: pairs of one prompt fall on the same side."""
-        return files.fingerprint(self.prompt)
+        return storage.fingerprint(self.prompt)
 
     def conversations(self) -> tuple[list[dict], list[dict]]:
         """The prompt's messages with the chosen reply, and with the rejected one."""

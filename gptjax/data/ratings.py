@@ -19,7 +19,6 @@ Messages go through the cleaning steps of pretraining that mend a text. The last
 speaker is the assistant, as in use, where the reply that is judged comes last.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,16 +26,17 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from gptjax import files
-from gptjax.data import rating_audit, stage
+from gptjax.core import artifact, storage
+from gptjax.core.console import UserError
+from gptjax.core.files import list_files
+from gptjax.core.hashing import hash_words
+from gptjax.data import rating_audit
 from gptjax.data.chitchat import RATINGS, Conversation, read_chitchat
-from gptjax.data.clean import STEPS, options_of
-from gptjax.data.dialogue import FILTERS
+from gptjax.data.cleaning.cleaning_steps import STEPS, options_of
+from gptjax.data.conversations import FILTERS
 from gptjax.data.documents import split_of
-from gptjax.data.paths import list_files
 from gptjax.data.preferences import SUFFIXES, read_preferences
-from gptjax.data.sources import describe_files, refuse_changed_files
-from gptjax.errors import UserError
+from gptjax.data.sources.open_source import describe_files, refuse_changed_files
 
 SPLITS = ('train', 'validation', 'test')
 BEHAVIOUR = ('replied', 'continued')
@@ -68,7 +68,7 @@ def build_ratings(config: ConfigDict, workdir: Path) -> dict:
     settings = _settings(config)
     folder = workdir / 'ratings'
     names = [f'{split}.jsonl' for split in SPLITS]
-    manifest = stage.finished(folder, settings, needs=names)
+    manifest = artifact.finished(folder, settings, needs=names)
     if manifest is not None:
         if path:
             refuse_changed_files(field, path, SUFFIXES, manifest.get('source'), folder)
@@ -95,7 +95,7 @@ def build_ratings(config: ConfigDict, workdir: Path) -> dict:
             for conversation in conversations
             if (item := item_of(conversation, reward.target, config.seed))
         ]
-    with stage.draft(folder) as draft:
+    with artifact.draft(folder) as draft:
         splits = {}
         for split in SPLITS:
             items = [i for where, its in found if where == split for i in its]
@@ -104,19 +104,19 @@ def build_ratings(config: ConfigDict, workdir: Path) -> dict:
         if not path:
             about = dict(audit=rating_audit.audit(conversations, split_by))
         manifest = dict(
-            inputs=files.fingerprint(settings),
-            fingerprint=files.fingerprint([splits[s]['sha256'] for s in SPLITS]),
+            inputs=storage.fingerprint(settings),
+            fingerprint=storage.fingerprint([splits[s]['sha256'] for s in SPLITS]),
             settings=settings,
             splits=splits,
             **about,
         )
-        files.write_json(draft / stage.MANIFEST, manifest)
+        storage.write_json(draft / artifact.MANIFEST, manifest)
     return manifest
 
 
 def read_split(workdir: Path, split: str) -> list[Rated]:
     """The items of a split of RUN/ratings, in order."""
-    stage.require(workdir / 'ratings', 'reward')
+    artifact.require(workdir / 'ratings', 'reward')
     with open(workdir / 'ratings' / f'{split}.jsonl', encoding='utf-8') as file:
         return [Rated(**json.loads(line)) for line in file]
 
@@ -170,7 +170,7 @@ def messages_of(turns: Sequence[tuple[str, str]]) -> list[dict]:
 
 def _cut(conversation: Conversation, seed: int) -> int:
     """How many turns are kept: all of them, or fewer, by the throw of a coin."""
-    digest = hashlib.sha256(f'{seed} {conversation.id}'.encode()).digest()
+    digest = hash_words(f'{seed} {conversation.id}')
     coin, place = digest[0] % 2, int.from_bytes(digest[1:9], 'big')
     turns = len(conversation.turns)
     return turns if coin else 1 + place % (turns - 1)
@@ -207,7 +207,7 @@ def _cleaned(item: Rated, data: ConfigDict) -> Rated:
 def _write(path: Path, items: Sequence[Rated]) -> dict:
     """Writes a split; returns how many items and pairs it has."""
     lines = (json.dumps(item._asdict(), ensure_ascii=False) + '\n' for item in items)
-    files.write_text(path, ''.join(lines))
+    storage.write_text(path, ''.join(lines))
     pairs, equal = 0, 0
     for values in _values_by_set(items):
         pairs += len(values) * (len(values) - 1) // 2
@@ -218,7 +218,7 @@ def _write(path: Path, items: Sequence[Rated]) -> dict:
         items=len(items),
         pairs=pairs,
         equal_pairs=equal,  # skipped: neither is the better one
-        sha256=files.sha256_of_file(path),
+        sha256=storage.sha256_of_file(path),
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gptjax import files
+from gptjax.core import storage
 from gptjax.tokenizer.tokenizer import Tokenizer
 
 SHARD_TOKENS = 2**25  # 64 MiB of uint16
@@ -62,7 +62,7 @@ class ShardWriter:
             files={
                 path.name: {
                     'bytes': path.stat().st_size,
-                    'sha256': files.sha256_of_file(path),
+                    'sha256': storage.sha256_of_file(path),
                 }
                 for path in sorted(self.folder.iterdir())
             },

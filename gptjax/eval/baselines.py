@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gptjax import files, progress
-from gptjax.errors import UserError
+from gptjax.core import console, storage
+from gptjax.core.console import UserError
 
 SEPARATOR = b'\0'  # after each document, for what works on bytes
 MAX_TRAIN_BYTES = 64 * 2**20  # the window of `xz -9`: it forgets what is before
@@ -59,7 +59,7 @@ def compute_baselines(
     if not path.exists():
         raise UserError(f'{path} is not there: run the stage `data` first')
     train = _joined(read_last_texts(path, MAX_TRAIN_BYTES))
-    inputs = files.fingerprint(
+    inputs = storage.fingerprint(
         [
             hashlib.sha256(validation).hexdigest(),
             hashlib.sha256(train).hexdigest(),
@@ -69,7 +69,7 @@ def compute_baselines(
         ]
     )
     kept = (keep_in or workdir) / 'baselines.json'
-    if kept.exists() and (result := files.read_json(kept))['inputs'] == inputs:
+    if kept.exists() and (result := storage.read_json(kept))['inputs'] == inputs:
         return result
 
     began = time.monotonic()
@@ -98,7 +98,7 @@ def compute_baselines(
         separator='one zero byte after each document',
         seconds=round(time.monotonic() - began, 2),
     )
-    files.write_json(kept, result)
+    storage.write_json(kept, result)
     return result
 
 
@@ -111,7 +111,9 @@ def unigram_bits(train_counts: np.ndarray, counts: np.ndarray) -> float:
 def xz_sizes(inputs: Sequence[bytes]) -> list[int]:
     """The size in bytes of each input as `xz -9e` writes it, two at a time."""
     piece = 2**18
-    with progress.bar('compressing', sum(map(len, inputs)) / 1e6, 'MB') as advance:
+    with console.progress_bar(
+        'compressing', sum(map(len, inputs)) / 1e6, 'MB'
+    ) as advance:
 
         def size(data: bytes) -> int:
             # xz itself, with the window of 64 MiB that -9 has; it frees the GIL

@@ -11,17 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gptjax import files
-from gptjax.errors import UserError
-from gptjax.eval import (
-    bootstrap,
-    choice,
-    dialogue,
-    generation,
-    perplexity,
-    results,
-    verifiable,
-)
+from gptjax.core import storage
+from gptjax.core.console import UserError
+from gptjax.eval import bootstrap, perplexity, results
+from gptjax.eval.tasks import choice, dialogue_task, reply_metrics, verifiable_replies
 
 OF_ONE_TOKENIZER = ('loss', 'token_perplexity')  # mean nothing beyond it
 
@@ -77,7 +70,7 @@ def read(name: str) -> dict:
     if not path.exists():
         raise UserError(f'--compare: {path}: no such file: run the stage eval first')
     try:
-        found = files.read_json(path)
+        found = storage.read_json(path)
     except ValueError as error:
         raise UserError(f'--compare: {path} is no JSON ({error})') from error
     if not isinstance(found, dict) or not {'tasks', 'tokenizer'} <= found.keys():
@@ -151,8 +144,8 @@ def _differences(left: dict, right: dict) -> dict:
             found[name + part] = _difference(*values, samples, p, how)
     if left['kind'] == 'generation':
         replies = [[item['reply'] for item in its['items']] for its in (left, right)]
-        for name, n in generation.DISTINCT.items():
-            values = [generation.distinct(texts, n) for texts in replies]
+        for name, n in reply_metrics.DISTINCT.items():
+            values = [reply_metrics.distinct(texts, n) for texts in replies]
             samples, p = _paired_distinct(*replies, n, how)
             found[name] = _difference(*values, samples, p, how)
     return found
@@ -172,16 +165,16 @@ def _figures(kind: str, columns: Mapping) -> dict[str, bootstrap.Figure]:
     if kind == 'perplexity':
         return perplexity.FIGURES
     if kind == 'generation':
-        return generation.FIGURES
+        return reply_metrics.FIGURES
     if kind == 'choice':
         return choice.FIGURES
     if kind == 'dialogue':
-        return dialogue.FIGURES
+        return dialogue_task.FIGURES
     if kind == 'verifiable':
-        return verifiable.FIGURES
-    from gptjax.eval import suites
+        return verifiable_replies.FIGURES
+    from gptjax.eval.harness import core_suites
 
-    return suites.figures_for(columns)
+    return core_suites.figures_for(columns)
 
 
 def _difference(first, second, samples, p, how):
@@ -196,23 +189,23 @@ def _paired_distinct(first: Sequence[str], second: Sequence[str], n: int, how):
     """(bootstrap samples of the difference, p): see `generation.resampled_distinct`."""
     from scipy import sparse
 
-    (one, ours), (other, theirs) = generation.presence([first, second], n)
-    observed = generation.distinct(second, n) - generation.distinct(first, n)
+    (one, ours), (other, theirs) = reply_metrics.presence([first, second], n)
+    observed = reply_metrics.distinct(second, n) - reply_metrics.distinct(first, n)
     samples = []
     for counts in bootstrap.resample_counts(len(first), how.resamples, how.seed):
         samples.append(
-            generation.share(counts, other, theirs)
-            - generation.share(counts, one, ours)
+            reply_metrics.share(counts, other, theirs)
+            - reply_metrics.share(counts, one, ours)
         )
     samples = np.concatenate(samples)
 
     random = np.random.default_rng(how.seed)
     swapped = random.integers(2, size=(how.resamples, len(first))).astype(float)
     both = sparse.vstack([one, other]), np.concatenate([ours, theirs])
-    permuted = generation.share(np.hstack([swapped, 1 - swapped]), *both)
-    permuted -= generation.share(np.hstack([1 - swapped, swapped]), *both)
+    permuted = reply_metrics.share(np.hstack([swapped, 1 - swapped]), *both)
+    permuted -= reply_metrics.share(np.hstack([1 - swapped, swapped]), *both)
     p = bootstrap.share_as_large(permuted, observed)
-    return generation.centred(samples, observed), p
+    return reply_metrics.centred(samples, observed), p
 
 
 def _unequal_settings(name, left, right) -> list[str]:

@@ -6,27 +6,26 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gptjax import files, progress, rundir
-from gptjax.errors import UserError
-from gptjax.eval import (
-    conversations,
-    dialogue,
-    heldout,
-    items,
-    results,
-    tasks,
-    verifiable,
-)
-from gptjax.eval.documents import (
+from gptjax.core import console, run_dir, storage
+from gptjax.core.console import UserError
+from gptjax.eval import held_out_perplexity, results
+from gptjax.eval.held_out_documents import (
     read_documents,
     run_of_documents,
     some_documents,
     validation_file,
 )
-from gptjax.eval.likelihood import token_scores
-from gptjax.eval.tasks import Subject
+from gptjax.eval.tasks import (
+    dialogue_examples,
+    dialogue_task,
+    examples,
+    run_task,
+    verifiable_replies,
+)
+from gptjax.eval.tasks.likelihood import token_scores
+from gptjax.eval.tasks.run_task import Subject
 from gptjax.parallel.mesh import batch_shards, make_mesh
-from gptjax.train.load import (
+from gptjax.train.load_model import (
     Trained,
     fingerprint_of,
     load,
@@ -107,8 +106,10 @@ def evaluate(
     names = names_in(wanted)
     talks = [name for name in names if _label(name) == 'dialogue']
     planned = {name: find_task(name, config) for name in names if name not in talks}
-    asked = conversations.read_items(_talked(talks, workdir), settings) if talks else []
-    with progress.bar('reading the model', 0):
+    asked = (
+        dialogue_examples.read_items(_talked(talks, workdir), settings) if talks else []
+    )
+    with console.progress_bar('reading the model', 0):
         trained = load(config, workdir, mesh, step)
         fingerprint = fingerprint_of(trained)
     documents = None
@@ -123,7 +124,7 @@ def evaluate(
     subject, close = make_subject(config, settings, workdir, trained, mesh)
     try:
         if documents is not None and ('perplexity' in names or 'results' not in kept):
-            summary, baselines, found['perplexity'] = heldout.measure(
+            summary, baselines, found['perplexity'] = held_out_perplexity.measure(
                 lambda batch: subject.scores(batch)[0],
                 documents,
                 trained.tokenizer,
@@ -131,14 +132,14 @@ def evaluate(
                 config.data.context,
                 settings.stride,
                 settings.batch_size,
-                tasks.bootstrap_of(settings),
+                run_task.bootstrap_of(settings),
                 workdir,
             )
             measured = dict(results=summary, baselines=baselines)
         for run in planned.values():
             found.update(run(subject, documents))
         if talks:
-            found['dialogue'] = dialogue.measure(subject, asked)
+            found['dialogue'] = dialogue_task.measure(subject, asked)
     finally:
         close()
     if talks:
@@ -198,7 +199,7 @@ def names_in(wanted: str) -> list[str]:
 
 def _label(name: str) -> str:
     """What the result of a task is called."""
-    if name.partition(':')[0] in ('dialogue', verifiable.NAME):
+    if name.partition(':')[0] in ('dialogue', verifiable_replies.NAME):
         return name.partition(':')[0]
     return Path(name).stem if name.endswith('.jsonl') else name
 
@@ -216,13 +217,13 @@ def find_task(
     if name in ('reply', 'choice'):
         return partial(_conversations, name)
     if name in SUITES or name.startswith(HARNESS):
-        from gptjax.eval import suites
+        from gptjax.eval.harness import core_suites
 
-        return suites.find(name)
-    if _label(name) == verifiable.NAME and config is not None:
-        return verifiable.find(name, config)
+        return core_suites.find(name)
+    if _label(name) == verifiable_replies.NAME and config is not None:
+        return verifiable_replies.find(name, config)
     if name.endswith('.jsonl') or Path(name).is_file():
-        asked = items.read_items(Path(name).expanduser())
+        asked = examples.read_items(Path(name).expanduser())
         return partial(_file, Path(name).stem, asked)
     raise UserError(
         f'--tasks={name}: no such task: use perplexity, reply, choice, dialogue, task, '
@@ -233,13 +234,13 @@ def find_task(
 def _conversations(name, subject, documents):
     """The next turn of held-out conversations: written, or chosen."""
     settings = subject.settings
-    replies = items.reply_items(documents, settings.conversations, settings.seed)
+    replies = examples.reply_items(documents, settings.conversations, settings.seed)
     if name == 'reply':
         about = 'the next turn of held-out conversations, written by the model'
-        return {name: tasks.generate(subject, replies, about)}
+        return {name: run_task.generate(subject, replies, about)}
     about = 'the next turn of held-out conversations, among turns of others'
-    choices = items.choice_items(replies, settings.choices, settings.seed)
-    return {name: tasks.choose(subject, choices, about)}
+    choices = examples.choice_items(replies, settings.choices, settings.seed)
+    return {name: run_task.choose(subject, choices, about)}
 
 
 def _default(config, workdir):
@@ -263,26 +264,26 @@ def _ask_start(config, settings, workdir, mesh, asked, found):
     if 'start' in config:
         start = Path(config.start.run)
         try:
-            with progress.bar('reading the model before', 0):
+            with console.progress_bar('reading the model before', 0):
                 earlier = load_earlier(config.start, mesh)
         except UserError as error:
             print(f'nothing to set beside dialogue: {error}')
         else:
             subject, close = make_subject(
-                rundir.read_config(start), settings, start, earlier, mesh
+                run_dir.read_config(start), settings, start, earlier, mesh
             )
             try:
-                control = dialogue.measure(subject, asked)
+                control = dialogue_task.measure(subject, asked)
             finally:
                 close()
-            dialogue.beside(found, f'{start.name}, before', control)
+            dialogue_task.beside(found, f'{start.name}, before', control)
             systems[f'{start.name}, before'] = control
-    conversations.write_transcripts(workdir, asked, systems)
+    dialogue_examples.write_transcripts(workdir, asked, systems)
 
 
 def _file(name, asked, subject, documents):
     """A user's items; all of them, whatever eval.conversations says."""
-    run = tasks.choose if asked[0].choices else tasks.generate
+    run = run_task.choose if asked[0].choices else run_task.generate
     return {name: run(subject, asked, f"{len(asked)} items of the user's")}
 
 
@@ -328,5 +329,5 @@ def _finite(figures):
 
 def _kept(path: Path, fingerprint: str) -> dict:
     """What eval.json has of the same weights and tokenizer."""
-    evaluation = files.read_json(path) if path.exists() else {}
+    evaluation = storage.read_json(path) if path.exists() else {}
     return evaluation if evaluation.get('fingerprint') == fingerprint else {}

@@ -24,21 +24,22 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from gptjax import files, progress, rundir
+from gptjax.core import console, run_dir, storage
+from gptjax.core.console import UserError
 from gptjax.data import ratings
-from gptjax.errors import UserError
-from gptjax.eval import bootstrap, overoptimization_page, results
-from gptjax.eval.ratings import evaluate_reward
-from gptjax.post import best_of, ppo, reward, select
-from gptjax.post.best_of import Bench
-from gptjax.post.logprobs import token_logprobs
-from gptjax.post.replies import reply_sums
-from gptjax.post.rewards import folder_of
+from gptjax.eval import best_of, bootstrap, results
+from gptjax.eval.best_of import Bench
+from gptjax.eval.report import overoptimization_page
+from gptjax.eval.reward_evaluation import evaluate_reward
+from gptjax.post import ppo, reward, select_replies
+from gptjax.post.objectives.logprobs import token_logprobs
+from gptjax.post.objectives.reply_sums import reply_sums
+from gptjax.post.reward_functions import folder_of
 from gptjax.post.rollout import Rollout, Sampler
-from gptjax.post.tasks import make_task
-from gptjax.train import start
+from gptjax.post.tasks.verifiable_tasks import make_task
+from gptjax.train import init_from
 from gptjax.train.checkpoint import Checkpoints
-from gptjax.train.load import inference_mesh, load
+from gptjax.train.load_model import inference_mesh, load
 
 RESULTS = 'overoptimization.json'
 PAGE = 'overoptimization.html'
@@ -84,8 +85,8 @@ def overoptimize(config: ConfigDict, workdir: Path) -> dict:
             *_policy_points(config, bench, s, policy),
         ]
     found.update(proxy=str(proxy), policy_run=str(policy))
-    files.write_json(workdir / RESULTS, found)
-    files.write_text(workdir / PAGE, overoptimization_page.page(workdir.name, found))
+    storage.write_json(workdir / RESULTS, found)
+    storage.write_text(workdir / PAGE, overoptimization_page.page(workdir.name, found))
     return found
 
 
@@ -120,15 +121,15 @@ def _check_judges(config):
 def _train_proxy(config, selected, proxy):
     """A reward model on pairs that the model's own replies make."""
     its = _part(config, 'select', selected)
-    select.check_config(its)
-    print(select.describe(select.select(its, selected)), flush=True)
-    rundir.write_config(its, selected)
+    select_replies.check_config(its)
+    print(select_replies.describe(select_replies.select(its, selected)), flush=True)
+    run_dir.write_config(its, selected)
 
     changes = {'reward.preferences': str(selected / 'selected' / 'pairs.jsonl')}
     its = reward.complete(_part(config, 'reward', proxy, changes), proxy)
     reward.check_reward(its)
     ratings.build_ratings(its, proxy)
-    rundir.write_config(its, proxy)
+    run_dir.write_config(its, proxy)
     summary = reward.train_reward(its, proxy)
     if summary['reason'] != 'interrupted':
         evaluate_reward(its, proxy)
@@ -139,9 +140,9 @@ def _train_policy(config, policy, proxy):
     """PPO against the proxy."""
     its = _part(config, 'ppo', policy)
     its.task.rewards = _rewarded_by(proxy)
-    rundir.check_run(its, policy)
+    run_dir.check_run(its, policy)
     ppo.check_config(its)
-    rundir.write_config(its, policy)
+    run_dir.write_config(its, policy)
     return ppo.ppo(its, policy)
 
 
@@ -152,9 +153,9 @@ def _part(config, name, workdir, changes=None):
         if shared in its:
             its[shared] = config[shared]
     its.update_from_flattened_dict(changes or {})
-    its = start.adopt(its, workdir)
+    its = init_from.adopt(its, workdir)
     if name != 'ppo':  # its rewards are still to be set
-        rundir.check_run(its, workdir)
+        run_dir.check_run(its, workdir)
     return its
 
 
@@ -178,14 +179,16 @@ def _starting_point(one: dict) -> dict:
 
 def _policy_points(config, bench: Bench, sampler: Sampler, policy: Path) -> list[dict]:
     """A point a checkpoint, in order: `step`, `kl`, `sqrt_kl`, `proxy`, `gold`."""
-    its = rundir.read_config(policy)
+    its = run_dir.read_config(policy)
     checkpoints = Checkpoints(policy / 'checkpoints', {}, read_only=True)
     steps = checkpoints.steps()
     checkpoints.close()
     mesh = inference_mesh(config)
     log_ratios = _make_log_ratios(config, bench, mesh)
     points = []
-    with progress.bar('judging checkpoints', len(steps), 'checkpoints') as advance:
+    with console.progress_bar(
+        'judging checkpoints', len(steps), 'checkpoints'
+    ) as advance:
         for step in steps:
             trained = load(its, policy, mesh, step)
             if trained.tokenizer.fingerprint != bench.trained.tokenizer.fingerprint:

@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gptjax import progress
-from gptjax.errors import UserError
+from gptjax.core import console
+from gptjax.core.console import UserError
 
 GROUP_CHARACTERS = 2**23  # tokenised and packed at once: bounds the memory
 
@@ -105,7 +105,7 @@ def measure_documents(
     nats = np.zeros(len(documents))
     lengths = np.zeros(len(documents), np.int64)
     num_rows = 0
-    with progress.bar('evaluating', len(documents), 'documents') as advance:
+    with console.progress_bar('evaluating', len(documents), 'documents') as advance:
         for first, group in _groups(documents):
             tokens = tokenizer.encode_batch([document['text'] for document in group])
             streams = [

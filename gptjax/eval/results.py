@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gptjax import files
+from gptjax.core import storage
 from gptjax.eval import bootstrap
 
 LABELS = {
@@ -109,7 +109,7 @@ def result(
         figures=figures,
         bootstrap=how._asdict(),
         settings=dict(settings),
-        prompts_sha256=files.fingerprint([item['prompt_sha256'] for item in items]),
+        prompts_sha256=storage.fingerprint([item['prompt_sha256'] for item in items]),
         **more,
         columns=list(columns),
         items=[
@@ -130,7 +130,7 @@ def columns_of(task: Mapping) -> dict[str, np.ndarray]:
 
 def write(path: Path, evaluation: Mapping) -> None:
     """Writes JSON with a line for each list of numbers or short texts."""
-    files.write_text(path, to_text(evaluation) + '\n')
+    storage.write_text(path, to_text(evaluation) + '\n')
 
 
 def to_text(value, indent: int = 0) -> str:

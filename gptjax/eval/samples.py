@@ -4,8 +4,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gptjax import files, progress
-from gptjax.errors import UserError
+from gptjax.core import console, storage
+from gptjax.core.console import UserError
 from gptjax.infer.request import (
     LARGEST_SEED,
     ContextOverflow,
@@ -14,7 +14,7 @@ from gptjax.infer.request import (
 )
 from gptjax.models.settings import resolve
 from gptjax.tokenizer.tokenizer import Tokenizer
-from gptjax.train.load import load_engine
+from gptjax.train.load_model import load_engine
 
 
 def sample(
@@ -44,7 +44,7 @@ def sample(
         raise UserError(f'--seed={seed}: use a number from 0 to {LARGEST_SEED - 1}')
     asked = prompts or settings.prompts
     _check_room(config, workdir, asked)
-    with progress.bar('loading the model', 0):
+    with console.progress_bar('loading the model', 0):
         engine = load_engine(config, workdir, step, slots=1)
         engine.warm_up()
     texts = []
@@ -64,7 +64,7 @@ def sample(
             )
         )
     if not prompts and step is None:
-        files.write_json(workdir / 'samples.json', texts)
+        storage.write_json(workdir / 'samples.json', texts)
     return texts
 
 

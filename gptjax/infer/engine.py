@@ -21,10 +21,9 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import FrozenConfigDict
 
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 from gptjax.infer import compilations
-from gptjax.infer.decoder import Decoder
-from gptjax.infer.live import LiveRequest
+from gptjax.infer.model_runner import Decoder
 from gptjax.infer.request import (
     ContextOverflow,
     EngineStopped,
@@ -35,8 +34,9 @@ from gptjax.infer.request import (
     check_parameters,
     join_updates,
 )
-from gptjax.infer.rounds import Rounds
-from gptjax.infer.text import ReplyText
+from gptjax.infer.request_state import LiveRequest
+from gptjax.infer.scheduler import Rounds
+from gptjax.infer.streamed_text import ReplyText
 from gptjax.models.cache import empty_cache
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 
 MOST_ALTERNATIVES = 20  # of `logprobs`
 LARGEST_SEED = 2**32 - 1

@@ -4,7 +4,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gptjax.kernels.attention import causal_attention, masked_attention, visible
+from gptjax.kernels.dot_product_attention import (
+    causal_attention,
+    masked_attention,
+    visible,
+)
 from gptjax.models.layers import (
     add_bias,
     bias_param,

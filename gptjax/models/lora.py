@@ -16,7 +16,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 from gptjax.models import gpt
 from gptjax.models.linear import INPUT_AXES
 

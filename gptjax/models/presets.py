@@ -7,7 +7,7 @@ them, with the paper's vocabulary; the tests hold them.
 
 from typing import NamedTuple
 
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 
 
 class Preset(NamedTuple):

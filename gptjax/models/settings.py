@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 
 CHOICES = {
     'position': ('rotary', 'learned', 'none'),

@@ -18,7 +18,7 @@ away. After it, it stays f.
 import jax.numpy as jnp
 import optax
 
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 
 SCHEDULES = ('constant', 'cosine', 'linear', 'inverse_sqrt', 'wsd')
 

@@ -5,7 +5,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 from ml_collections import ConfigDict
 
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 
 AXES = ('data', 'fsdp', 'tensor', 'context')
 

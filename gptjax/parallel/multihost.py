@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gptjax import files
-from gptjax.errors import UserError
+from gptjax.core import storage
+from gptjax.core.console import UserError
 
 SHARED_SECONDS = 60.0  # in which a file shows on every process' disk
 POLL_SECONDS = 0.5
@@ -60,7 +60,7 @@ def first_makes(workdir: Path, make: Callable[[], None]) -> None:
     token = int(multihost_utils.broadcast_one_to_all(np.int32(token)))
     begun, ended = workdir / f'.begun-{token}', workdir / f'.ended-{token}'
     if is_first():
-        files.write_text(begun, '')
+        storage.write_text(begun, '')
     visible = _appears(begun, SHARED_SECONDS)
     if any_of(not visible):
         raise UserError(
@@ -74,7 +74,7 @@ def first_makes(workdir: Path, make: Callable[[], None]) -> None:
         except Exception as raised:
             error = raised
         try:
-            files.write_json(ended, {'error': error and _told(error)})
+            storage.write_json(ended, {'error': error and _told(error)})
         except OSError as raised:  # the disk may be full: to delete needs no room
             error = error or raised
             begun.unlink()
@@ -83,7 +83,7 @@ def first_makes(workdir: Path, make: Callable[[], None]) -> None:
             time.sleep(POLL_SECONDS)
         told = 'the first process cannot write in the run directory'
         if ended.exists():
-            told = files.read_json(ended)['error']
+            told = storage.read_json(ended)['error']
         error = told and UserError(told)
     meet(f'{workdir} is made')
     if is_first():

@@ -3,7 +3,7 @@
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 
 # Axes of parameters first, then of activations. An axis that is not named
 # here is on every device.

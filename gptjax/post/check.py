@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gptjax import rundir
-from gptjax.errors import UserError
+from gptjax.core import run_dir
+from gptjax.core.console import UserError
 from gptjax.train.ranges import (
     AMOUNT,
     COUNT,
@@ -184,7 +184,7 @@ def check_dropout(config: ConfigDict) -> None:
     """
     if not (Path(config.start.run) / 'config.json').exists():
         return  # gone, and RUN goes on
-    earlier = rundir.read_config(Path(config.start.run)).model
+    earlier = run_dir.read_config(Path(config.start.run)).model
     for name in DROPOUT:
         if config.model[name] and config.model[name] != earlier[name]:
             raise UserError(

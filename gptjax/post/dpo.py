@@ -17,30 +17,30 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from gptjax.data import pairs as data
-from gptjax.data import stage
-from gptjax.errors import UserError
-from gptjax.models import count, lora, settings
-from gptjax.optim.build import ema_params, make_learning_rate, make_optimizer
+from gptjax.core import artifact
+from gptjax.core.console import UserError
+from gptjax.data import preference_pairs as data
+from gptjax.models import lora, parameter_count, settings
+from gptjax.optim.optimizer import ema_params, make_learning_rate, make_optimizer
 from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.multihost import say
-from gptjax.post import preferences
 from gptjax.post.check import check_dropout, check_section, check_unused
-from gptjax.post.logprobs import token_logprobs
-from gptjax.post.reference import (
+from gptjax.post.objectives import preference_losses
+from gptjax.post.objectives.logprobs import token_logprobs
+from gptjax.post.objectives.reply_sums import reply_means, reply_sums
+from gptjax.post.reference_logprobs import (
     other_arrays,
     pair_arrays,
     place,
     with_references,
     without_references,
 )
-from gptjax.post.replies import reply_means, reply_sums
 from gptjax.tokenizer.tokenizer import Tokenizer
-from gptjax.train import begin, check, loop
+from gptjax.train import begin, config_checks, loop
 from gptjax.train.epochs import with_steps
-from gptjax.train.hardware import peak_tflops
-from gptjax.train.load import adapts, identity_of, load_base, trained_part
-from gptjax.train.start import load_start
+from gptjax.train.init_from import load_start
+from gptjax.train.load_model import adapts, identity_of, load_base, trained_part
+from gptjax.train.peak_flops import peak_tflops
 from gptjax.train.state import abstract_state
 from gptjax.train.step import make_train_step
 
@@ -71,7 +71,7 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
         # ---- state --------------------------------------------------------
         start = load_base(config, mesh)
         frozen = () if start is None else (start.params,)
-        its = stage.require(workdir / 'pairs', 'dpo')['fingerprint']
+        its = artifact.require(workdir / 'pairs', 'dpo')['fingerprint']
         identity = dict(identity_of(tokenizer, start), data=its)
         shapes, axes = trained_part(config, model)
         optimizer = make_optimizer(config, shapes)
@@ -134,7 +134,7 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
             batches=lambda first: map(chosen_in, itertools.count(first)),
             validate=validate,
             learning_rate=make_learning_rate(config),
-            flops_per_token=count.train_flops_per_token(model, context),
+            flops_per_token=parameter_count.train_flops_per_token(model, context),
             peak_flops=peak_tflops(config.train.peak_tflops) * 1e12 * mesh.size,
             documents_of=lambda step: [pairs['train'][i].id for i in chosen_in(step)],
         )
@@ -152,10 +152,10 @@ def check_config(config: ConfigDict) -> None:
     Raises:
         UserError: it names the field and the fix.
     """
-    check.check_numbers(config)
+    config_checks.check_numbers(config)
     mesh = make_mesh(config.mesh)
-    check.check_batch(config, mesh)
-    check.check_context(config, mesh)
+    config_checks.check_batch(config, mesh)
+    config_checks.check_context(config, mesh)
     section = config.preference
     if section.loss not in LOSSES:
         known = ', '.join(LOSSES)
@@ -177,15 +177,15 @@ def check_config(config: ConfigDict) -> None:
 
 def _dpo(section, sums_N2, means_N2, reference_N2, baseline):
     arrays = *sums_N2.T, *reference_N2.T
-    return preferences.dpo(*arrays, section.beta, section.label_smoothing)
+    return preference_losses.dpo(*arrays, section.beta, section.label_smoothing)
 
 
 def _ipo(section, sums_N2, means_N2, reference_N2, baseline):
-    return preferences.ipo(*sums_N2.T, *reference_N2.T, section.beta)
+    return preference_losses.ipo(*sums_N2.T, *reference_N2.T, section.beta)
 
 
 def _kto(section, sums_N2, means_N2, reference_N2, baseline):
-    loss_N2, rewards = preferences.kto(
+    loss_N2, rewards = preference_losses.kto(
         sums_N2,
         reference_N2,
         jnp.array([True, False]),
@@ -208,11 +208,11 @@ def _kto(section, sums_N2, means_N2, reference_N2, baseline):
 
 
 def _orpo(section, sums_N2, means_N2, reference_N2, baseline):
-    return preferences.orpo(*means_N2.T, section.odds_weight)
+    return preference_losses.orpo(*means_N2.T, section.odds_weight)
 
 
 def _simpo(section, sums_N2, means_N2, reference_N2, baseline):
-    return preferences.simpo(*means_N2.T, section.beta, section.margin)
+    return preference_losses.simpo(*means_N2.T, section.beta, section.margin)
 
 
 LOSSES = dict(dpo=_dpo, ipo=_ipo, kto=_kto, orpo=_orpo, simpo=_simpo)
@@ -244,7 +244,7 @@ def make_pair_loss(config: ConfigDict, model: FrozenConfigDict, policy_of):
         loss_N, metrics = LOSSES[section.loss](
             section, sums_N2, means_N2, batch['reference'], baseline
         )
-        nll_N = preferences.nll(means_N2[:, 0])
+        nll_N = preference_losses.nll(means_N2[:, 0])
         if section.nll:
             loss_N += section.nll * nll_N
         metrics.update(
@@ -268,7 +268,7 @@ def make_baseline(config: ConfigDict, model: FrozenConfigDict, policy_of):
             model, policy_of(params, *frozen), others, chunk=config.train.loss_chunk
         )
         sums_N = reply_sums(logprobs_BT, others['weights'])
-        return preferences.kto_baseline(sums_N, others['reference'])
+        return preference_losses.kto_baseline(sums_N, others['reference'])
 
     return jax.jit(baseline_of)
 

@@ -13,16 +13,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from gptjax.post import rollout as rollouts
-from gptjax.post.advantages import informative
-from gptjax.post.kl import AdaptiveKL, kl_per_reply
-from gptjax.post.rollout import Complete, Rollout, Style
-from gptjax.post.scores import (
+from gptjax.post.objectives.advantages import informative
+from gptjax.post.objectives.kl import AdaptiveKL, kl_per_reply
+from gptjax.post.objectives.score_shaping import (
     RunningMoments,
     missing_eos_penalty,
     overlong_penalty,
     scale_scores,
 )
-from gptjax.post.tasks import Task
+from gptjax.post.rollout import Complete, Rollout, Style
+from gptjax.post.tasks.verifiable_tasks import Task
 
 
 class Method(NamedTuple):

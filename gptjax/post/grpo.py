@@ -26,13 +26,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from gptjax.errors import UserError
-from gptjax.post import advantages, objectives, policy, weights
-from gptjax.post.actor import Actor
+from gptjax.core.console import UserError
+from gptjax.post import policy_gradient
 from gptjax.post.check import check_section, check_unused, updates_of
 from gptjax.post.experience import Method
-from gptjax.post.kl import kl_in_score, kl_loss
-from gptjax.post.logprobs import token_logprobs
+from gptjax.post.objectives import advantages, loss_weights, policy_losses
+from gptjax.post.objectives.kl import kl_in_score, kl_loss
+from gptjax.post.objectives.logprobs import token_logprobs
+from gptjax.post.policy_model import Actor
 
 ADVANTAGES = dict(
     grpo=advantages.grpo,
@@ -50,7 +51,7 @@ TOKEN_METRICS = (
 def grpo(config: ConfigDict, workdir: Path) -> dict:
     """Trains RUN by the algorithm of `config.grpo`; see `policy.run`."""
     check_config(config)
-    return policy.run(config, workdir, make_method)
+    return policy_gradient.run(config, workdir, make_method)
 
 
 def check_config(config: ConfigDict) -> None:
@@ -94,16 +95,18 @@ def make_method(config: ConfigDict, settings: FrozenConfigDict, actor: Actor) ->
     )
     objective = {
         'clipped': partial(
-            objectives.clipped, low=section.clip_low, high=section.clip_high
+            policy_losses.clipped, low=section.clip_low, high=section.clip_high
         ),
-        'gspo': partial(objectives.gspo, low=section.clip_low, high=section.clip_high),
-        'reinforce': objectives.reinforce,
+        'gspo': partial(
+            policy_losses.gspo, low=section.clip_low, high=section.clip_high
+        ),
+        'reinforce': policy_losses.reinforce,
     }[section.objective]
     normalise = {
-        'sequence': weights.sequence_weights,
-        'token': weights.token_weights,
-        'constant': partial(weights.constant_weights, length=shared.max_tokens),
-        'sum': partial(weights.constant_weights, length=1),
+        'sequence': loss_weights.sequence_weights,
+        'token': loss_weights.token_weights,
+        'constant': partial(loss_weights.constant_weights, length=shared.max_tokens),
+        'sum': partial(loss_weights.constant_weights, length=1),
     }[section.normaliser]
 
     def score(params, reference, batch):
@@ -135,10 +138,10 @@ def make_method(config: ConfigDict, settings: FrozenConfigDict, actor: Actor) ->
         near_BT = kl_loss(logprobs_BT, batch['reference'], mask_BT)
         if shared.kl_loss:
             loss_BT += control['coefficient'] * near_BT
-        loss_BT += objectives.entropy_bonus(entropy_BT, mask_BT, shared.entropy)
+        loss_BT += policy_losses.entropy_bonus(entropy_BT, mask_BT, shared.entropy)
         metrics.update(entropy=entropy_BT, kl_loss=near_BT)
         weights_BT, counts_B = normalise(mask_BT)
-        return weights.summed(loss_BT, metrics, mask_BT, weights_BT, counts_B)
+        return loss_weights.summed(loss_BT, metrics, mask_BT, weights_BT, counts_B)
 
     return Method(
         score=score,

@@ -25,20 +25,21 @@ import numpy as np
 from jax.sharding import Mesh, get_mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from gptjax import files, rundir
-from gptjax.data.packed import PackedSplit
-from gptjax.errors import UserError
+from gptjax.core import run_dir, storage
+from gptjax.core.console import UserError
+from gptjax.data.packed_dataset import PackedSplit
 from gptjax.models import critic, gpt, heads
 from gptjax.parallel.mesh import batch_shards
-from gptjax.post import advantages, objectives, policy, weights
-from gptjax.post.actor import Actor
+from gptjax.post import policy_gradient
 from gptjax.post.check import check_section, check_unused
 from gptjax.post.experience import Method
-from gptjax.post.kl import kl_in_reward, kl_loss
-from gptjax.post.logprobs import hidden_logprobs, token_logprobs
+from gptjax.post.objectives import advantages, loss_weights, policy_losses
+from gptjax.post.objectives.kl import kl_in_reward, kl_loss
+from gptjax.post.objectives.logprobs import hidden_logprobs, token_logprobs
+from gptjax.post.policy_model import Actor
+from gptjax.post.reward_functions import folder_of
 from gptjax.post.reward_model import center_of, load_trained
-from gptjax.post.rewards import folder_of
-from gptjax.train.load import Trained
+from gptjax.train.load_model import Trained
 from gptjax.train.losses import make_language_loss
 
 TOKEN_METRICS = (
@@ -50,7 +51,7 @@ TOKEN_METRICS = (
 def ppo(config: ConfigDict, workdir: Path) -> dict:
     """Trains RUN by proximal policy optimisation; see `policy.run`."""
     check_config(config)
-    return policy.run(config, workdir, make_method)
+    return policy_gradient.run(config, workdir, make_method)
 
 
 def check_config(config: ConfigDict) -> None:
@@ -124,7 +125,9 @@ def make_method(config: ConfigDict, settings: FrozenConfigDict, actor: Actor) ->
         advantages_BT, returns_BT = advantages.gae(
             rewards_BT, batch['values'], mask_BT, section.gamma, section.lam
         )
-        explained = objectives.explained_variance(batch['values'], returns_BT, mask_BT)
+        explained = policy_losses.explained_variance(
+            batch['values'], returns_BT, mask_BT
+        )
         if section.whiten:
             advantages_BT = advantages.whiten(advantages_BT, mask_BT)
         more = dict(
@@ -137,7 +140,7 @@ def make_method(config: ConfigDict, settings: FrozenConfigDict, actor: Actor) ->
         mask_BT, policy_on = batch['weights'], control['policy']
         own = actor.compute(params, reference)
         logprobs_BT, entropy_BT, values_BT = forward(own, params, batch, policy_on)
-        loss_BT, metrics = objectives.clipped(
+        loss_BT, metrics = policy_losses.clipped(
             logprobs_BT,
             batch['old'],
             batch['advantages'],
@@ -148,8 +151,8 @@ def make_method(config: ConfigDict, settings: FrozenConfigDict, actor: Actor) ->
         near_BT = kl_loss(logprobs_BT, batch['reference'], mask_BT)
         if shared.kl_loss:
             loss_BT += control['coefficient'] * near_BT
-        loss_BT += objectives.entropy_bonus(entropy_BT, mask_BT, shared.entropy)
-        value_BT, more = objectives.value_loss(
+        loss_BT += policy_losses.entropy_bonus(entropy_BT, mask_BT, shared.entropy)
+        value_BT, more = policy_losses.value_loss(
             values_BT, batch['values'], batch['returns'], mask_BT, section.value_clip
         )
         metrics.update(
@@ -160,8 +163,8 @@ def make_method(config: ConfigDict, settings: FrozenConfigDict, actor: Actor) ->
             value=values_BT,
         )
         total_BT = policy_on * loss_BT + section.value_coefficient * value_BT
-        weights_BT, counts_B = weights.token_weights(mask_BT)
-        total, metrics = weights.summed(
+        weights_BT, counts_B = loss_weights.token_weights(mask_BT)
+        total, metrics = loss_weights.summed(
             total_BT, metrics, mask_BT, weights_BT, counts_B
         )
         if section.ptx:
@@ -198,7 +201,7 @@ def read_critic(run: str, template: str, trained: Trained, mesh: Mesh) -> tuple[
         UserError: it is no finished run, or reads another template, tokenizer or shape.
     """
     folder = folder_of(run, 'ppo.critic_run')
-    config, told = rundir.read_config(folder), f'ppo.critic_run={folder}'
+    config, told = run_dir.read_config(folder), f'ppo.critic_run={folder}'
     if config.chat.template != template:
         raise UserError(
             f'{told} reads chats as {config.chat.template}, and the policy as '
@@ -236,7 +239,7 @@ def open_text(config: ConfigDict) -> PackedSplit:
         )
     packed = PackedSplit(run / 'prepared', 'train')
     tokenizer = Path(config.start.run) / 'tokenizer' / 'tokenizer.model'
-    if packed.tokenizer != files.sha256_of_file(tokenizer):
+    if packed.tokenizer != storage.sha256_of_file(tokenizer):
         raise UserError(
             f'ppo.ptx_run={run} was prepared with another tokenizer than '
             f'start.run={config.start.run}: name the run that it was pretrained in'
@@ -258,8 +261,8 @@ def text_beside(config: ConfigDict, packed: PackedSplit) -> Callable:
     def beside(number, part):
         slots = number * section.ptx_rows + np.arange(section.ptx_rows)
         rows = packed.load(packed.training_rows(config.seed, slots))
-        _, counts_B = weights.token_weights(part['weights'])
-        beside_BT = weights.weights_beside(rows['weights'], counts_B)
+        _, counts_B = loss_weights.token_weights(part['weights'])
+        beside_BT = loss_weights.weights_beside(rows['weights'], counts_B)
         return dict(ptx=dict(rows, weights=np.asarray(beside_BT)))
 
     return beside

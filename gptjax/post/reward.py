@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from gptjax import progress, rundir
-from gptjax.data import stage
+from gptjax.core import artifact, console, run_dir
+from gptjax.core.console import UserError
 from gptjax.data.comparisons import (
     Comparisons,
     arrays_of,
@@ -17,13 +17,12 @@ from gptjax.data.comparisons import (
     training_groups,
 )
 from gptjax.data.ratings import BEHAVIOUR, read_split
-from gptjax.errors import UserError
-from gptjax.models import count, heads, settings
-from gptjax.optim.build import make_learning_rate
+from gptjax.models import heads, parameter_count, settings
+from gptjax.optim.optimizer import make_learning_rate
 from gptjax.parallel.mesh import batch_shards, make_mesh
 from gptjax.parallel.multihost import say
-from gptjax.post import reward_losses
 from gptjax.post.check import check_section
+from gptjax.post.objectives import reward_losses
 from gptjax.post.reward_model import (
     abstract_reward,
     identity_of,
@@ -33,9 +32,9 @@ from gptjax.post.reward_model import (
     weights_of,
 )
 from gptjax.tokenizer.tokenizer import Tokenizer
-from gptjax.train import begin, check, loop, start
+from gptjax.train import begin, config_checks, init_from, loop
 from gptjax.train.epochs import with_steps
-from gptjax.train.hardware import peak_tflops
+from gptjax.train.peak_flops import peak_tflops
 from gptjax.train.state import create_state
 from gptjax.train.step import make_train_step
 
@@ -50,9 +49,9 @@ def complete(config: ConfigDict, workdir: Path) -> ConfigDict:
     """
     config = config.copy_and_resolve_references()
     if not config.chat.template:
-        begun = rundir.has_checkpoint(workdir)
+        begun = run_dir.has_checkpoint(workdir)
         earlier = workdir if begun else Path(config.start.run)
-        config.chat.template = rundir.read_config(earlier).chat.template
+        config.chat.template = run_dir.read_config(earlier).chat.template
     if config.data.context > config.model.context:
         if config.model.position == 'learned':
             raise UserError(
@@ -81,7 +80,7 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
 
     # ---- data -------------------------------------------------------------
     items = {split: read_split(workdir, split) for split in ('train', 'validation')}
-    with progress.bar('encoding conversations', 0):
+    with console.progress_bar('encoding conversations', 0):
         train, validation = (
             encode_items(its, tokenizer, config.chat.template, context)
             for its in items.values()
@@ -108,7 +107,7 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
         stack.enter_context(jax.set_mesh(mesh))
         # ---- state --------------------------------------------------------
         optimizer, abstract = abstract_reward(config, model, mesh)
-        data = stage.require(workdir / 'ratings', 'reward')['fingerprint']
+        data = artifact.require(workdir / 'ratings', 'reward')['fingerprint']
         identity = dict(identity_of(config, tokenizer), data=data)
         checkpoints = stack.enter_context(begin.opened(config, workdir, identity))
         restored = begin.newest(checkpoints, abstract, 'reward')
@@ -137,7 +136,7 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
             learning_rate=make_learning_rate(config),
             flops_per_token=tuple(
                 flops - 6 * model.width * model.vocab_size  # it has no logits
-                for flops in count.train_flops_per_token(model, context)
+                for flops in parameter_count.train_flops_per_token(model, context)
             ),
             peak_flops=peak_tflops(config.train.peak_tflops) * 1e12 * mesh.size,
             documents_of=lambda step: [
@@ -150,7 +149,7 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
 
 def first_state(config, model, optimizer, abstract, mesh):
     """The state of step 0: the weights of `start.run` and a new head."""
-    params = start.load_start(config, mesh).params
+    params = init_from.load_start(config, mesh).params
     init = lambda params, key: dict(params, **heads.init_reward(model, key))
     key = jax.random.key(config.seed)
     return create_state(init, optimizer, abstract, params, key)
@@ -217,7 +216,7 @@ def check_reward(config: ConfigDict) -> None:
         UserError: a field is out of its range, or fields do not fit each other.
     """
     reward, train = config.reward, config.train
-    check.check_numbers(config)
+    config_checks.check_numbers(config)
     check_section(reward, 'reward')
     if reward.loss not in LOSSES:
         raise UserError(f'reward.loss={reward.loss}: use one of {", ".join(LOSSES)}')
@@ -242,7 +241,7 @@ def check_reward(config: ConfigDict) -> None:
             f'{group} for {parts} (train.accumulation * mesh.data * mesh.fsdp): use a '
             f'multiple of {group * parts}, or a smaller reward.group'
         )
-    check.check_context(config, mesh)
+    config_checks.check_context(config, mesh)
     model = settings.resolve(config.model, config.tokenizer.vocab_size)
     with jax.set_mesh(mesh):
         abstract_reward(config, model, mesh)

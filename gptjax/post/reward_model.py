@@ -12,16 +12,16 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from gptjax import files
+from gptjax.core import storage
+from gptjax.core.console import UserError
 from gptjax.data.comparisons import Encoded, arrays_of, encode_end
-from gptjax.errors import UserError
 from gptjax.models import gpt, heads, settings
-from gptjax.optim.build import ema_params, make_optimizer
+from gptjax.optim.optimizer import ema_params, make_optimizer
 from gptjax.parallel.mesh import batch_shards
 from gptjax.parallel.sharding import RULES
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.train.checkpoint import Checkpoints
-from gptjax.train.load import Trained
+from gptjax.train.load_model import Trained
 from gptjax.train.state import TrainState, abstract_state
 
 RESULTS = 'results.json'
@@ -153,7 +153,7 @@ def center_of(workdir: Path) -> np.float32:
     path = workdir / RESULTS
     if not path.exists():
         raise UserError(f'{path} is not there: run the stage reward to its end')
-    return np.float32(files.read_json(path)['center'])
+    return np.float32(storage.read_json(path)['center'])
 
 
 def load_reward(

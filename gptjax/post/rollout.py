@@ -15,7 +15,6 @@ Of the prompt `p q` and the reply `a b <|end|>` the row is, padded to T = 6,
 A reply that was cut off at `policy.max_tokens` has no stop token and gets none.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -24,14 +23,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from gptjax.data import chat
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
+from gptjax.core.hashing import hash_integer
+from gptjax.data import chat_template
 from gptjax.infer.engine import Engine
 from gptjax.infer.request import Parameters, Reply
 from gptjax.models import gpt
 from gptjax.parallel.mesh import make_mesh, mesh_of
 from gptjax.parallel.sharding import partition_spec, replicated
-from gptjax.post.tasks import Item
+from gptjax.post.tasks.verifiable_tasks import Item
 
 Complete = Callable[[Sequence[Sequence[int]], Sequence[Parameters]], list[Reply]]
 
@@ -74,7 +74,7 @@ class Style(NamedTuple):
     temperature: float
 
     def prompt(self, messages: Sequence[dict]) -> list[int]:
-        return chat.prompt_of(list(messages), self.tokenizer, self.template)
+        return chat_template.prompt_of(list(messages), self.tokenizer, self.template)
 
     def fits(self, messages: Sequence[dict]) -> bool:
         """Whether a row has room for the prompt and the longest reply."""
@@ -190,7 +190,7 @@ def _prompts(style, items, replies):
 
 def stopping(style: Style, **changes) -> Parameters:
     """Parameters of a reply that ends where the template ends a turn."""
-    stops, stop_tokens = chat.stops_of(style.template, style.tokenizer)
+    stops, stop_tokens = chat_template.stops_of(style.template, style.tokenizer)
     default = dict(
         max_tokens=style.max_tokens,
         temperature=style.temperature,
@@ -203,8 +203,7 @@ def stopping(style: Style, **changes) -> Parameters:
 
 def seed_of(*words) -> int:
     """A seed of 32 bits that only these words decide."""
-    text = '\0'.join(map(str, words))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], 'big')
+    return hash_integer(*words, num_bytes=4)
 
 
 def rows_of(style: Style, items, prompts, drawn: Sequence[Reply]) -> Rollout:

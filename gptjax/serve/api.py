@@ -12,13 +12,13 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from gptjax.serve import chat_replies, protocol, schemas, text_replies, tokens
-from gptjax.serve.body import read_body
-from gptjax.serve.errors import ApiError
-from gptjax.serve.generation import endpoint
+from gptjax.serve.admission import Service
+from gptjax.serve.api_errors import ApiError
 from gptjax.serve.openapi import document
 from gptjax.serve.protocol import Served, checked, find_model, parse_json
+from gptjax.serve.reply_events import endpoint
+from gptjax.serve.request_body import read_body
 from gptjax.serve.security import Guard, content_policy
-from gptjax.serve.service import Service
 
 PAGE = Path(__file__).with_name('page.html')
 

@@ -5,7 +5,7 @@ import json
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from gptjax.serve.errors import ApiError
+from gptjax.serve.api_errors import ApiError
 
 HEAD_SECONDS = 30.0  # that the head of a request may take
 

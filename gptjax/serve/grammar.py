@@ -5,7 +5,7 @@ import threading
 
 import numpy as np
 
-from gptjax.serve.errors import ApiError, bad_request
+from gptjax.serve.api_errors import ApiError, bad_request
 from gptjax.tokenizer.tokenizer import Tokenizer
 
 # One way to set spaces, and no line breaks: a small model would fill a reply with

@@ -4,12 +4,12 @@ import json
 import secrets
 from typing import Any, NamedTuple
 
-from gptjax.data import chat
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
+from gptjax.data import chat_template
 from gptjax.infer.request import LARGEST_SEED, LIMITS, Parameters, check_parameters
 from gptjax.serve import grammar, schemas
-from gptjax.serve.check import UNSUPPORTED, check
-from gptjax.serve.errors import ApiError, bad_request
+from gptjax.serve.api_errors import ApiError, bad_request
+from gptjax.serve.request_checks import UNSUPPORTED, check
 
 DEFAULT_COMPLETION_TOKENS = 16  # of /v1/completions, as clients expect
 
@@ -136,7 +136,7 @@ def chat_call(body: dict, models: dict[str, Served]) -> Call:
     if 'top_logprobs' in body and not body.get('logprobs'):
         raise bad_request('top_logprobs', 'it needs logprobs=true')
     prompt = chat_prompt(body, model)
-    texts, tokens = chat.stops_of(model.template, model.tokenizer)
+    texts, tokens = chat_template.stops_of(model.template, model.tokenizer)
     most = body.get('max_completion_tokens', body.get('max_tokens'))
     if most != body.get('max_tokens', most):
         raise bad_request('max_tokens', 'it differs from max_completion_tokens')
@@ -162,7 +162,7 @@ def chat_prompt(body: dict, model: Served) -> list[int]:
             'continue_final_message', "the last message is not the assistant's"
         )
     try:
-        return chat.prompt_of(messages, model.tokenizer, model.template, go_on)
+        return chat_template.prompt_of(messages, model.tokenizer, model.template, go_on)
     except UserError as error:
         raise bad_request('messages', str(error)) from error
 

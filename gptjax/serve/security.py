@@ -13,8 +13,8 @@ from pathlib import Path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gptjax.errors import UserError
-from gptjax.serve.errors import ApiError
+from gptjax.core.console import UserError
+from gptjax.serve.api_errors import ApiError
 
 LEAST_KEY = 8  # characters
 OPEN = ('/health',)  # asked without a key

@@ -17,14 +17,14 @@ from pathlib import Path
 import uvicorn
 from ml_collections import ConfigDict
 
-from gptjax import progress, rundir
-from gptjax.errors import UserError
+from gptjax.core import console, run_dir
+from gptjax.core.console import UserError
 from gptjax.serve import security
+from gptjax.serve.admission import Service
 from gptjax.serve.api import make_app
 from gptjax.serve.connections import Connection
 from gptjax.serve.grammar import Grammars
 from gptjax.serve.protocol import Served
-from gptjax.serve.service import Service
 
 DRAIN_SECONDS = 30.0  # that replies have to end after SIGTERM
 CLOSE_SECONDS = 3  # that answers have to be sent after that
@@ -122,7 +122,7 @@ def _run_of(text: str) -> tuple[ConfigDict, Path, int | None]:
         text, step = path, int(number)
     folder = Path(text).expanduser().absolute()
     try:
-        return rundir.read_config(folder), folder, step
+        return run_dir.read_config(folder), folder, step
     except UserError as error:
         raise UserError(f'--beside={text}: {error}') from error
 
@@ -263,12 +263,12 @@ def _in_thread(loop, function) -> asyncio.Future:
 
 def _load(options: Options, runs: dict) -> dict[str, Served]:
     """The models, warm and started."""
-    from gptjax.eval import quantized
-    from gptjax.models import count, settings
-    from gptjax.train.load import load_engine
+    from gptjax.eval import quantization_cost
+    from gptjax.models import parameter_count, settings
+    from gptjax.train.load_model import load_engine
 
     models = {}
-    with progress.bar('loading', len(runs), 'models') as advance:
+    with console.progress_bar('loading', len(runs), 'models') as advance:
         for name, (config, folder, step) in runs.items():
             engine = load_engine(
                 config,
@@ -281,13 +281,15 @@ def _load(options: Options, runs: dict) -> dict[str, Served]:
                 guesses=options.guesses,
                 draft=None if models else options.draft,
             )
-            cost = quantized.tell(config, folder, step, options.weights, options.cache)
+            cost = quantization_cost.tell(
+                config, folder, step, options.weights, options.cache
+            )
             if cost:
                 print(f'{folder.name}: {cost}', file=sys.stderr)
             engine.warm_up()
             engine.start()
             model = settings.resolve(config.model, engine.vocab_size)
-            millions = count.num_params(model) / 1e6
+            millions = parameter_count.num_params(model) / 1e6
             models[name] = Served(
                 id=name,
                 engine=engine,

@@ -7,10 +7,10 @@ import secrets
 import sys
 import time
 
-from gptjax.data.chat import prompt_of, stops_of
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
+from gptjax.data.chat_template import prompt_of, stops_of
 from gptjax.infer.request import LARGEST_SEED, Parameters
-from gptjax.serve.conversation import Message, harmless, path_of
+from gptjax.serve.chat_memory import Message, harmless, path_of
 
 DIM, PLAIN = '\x1b[2m', '\x1b[0m'
 

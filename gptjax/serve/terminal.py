@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gptjax import files, progress
-from gptjax.errors import UserError
+from gptjax.core import console, storage
+from gptjax.core.console import UserError
 from gptjax.infer.request import (
     LARGEST_SEED,
     EngineStopped,
@@ -20,7 +20,7 @@ from gptjax.infer.request import (
     Token,
     check_parameters,
 )
-from gptjax.serve.conversation import (
+from gptjax.serve.chat_memory import (
     Message,
     begin_of,
     harmless,
@@ -63,15 +63,15 @@ def chat(config: ConfigDict, workdir: Path, **options) -> None:
     Raises:
         UserError: RUN has no checkpoint.
     """
-    from gptjax.eval import quantized
-    from gptjax.train.load import load_engine
+    from gptjax.eval import quantization_cost
+    from gptjax.train.load_model import load_engine
 
     template = config.get('chat', {}).get('template', 'text')
     with contextlib.ExitStack() as stack:
 
         @functools.cache
         def load(step):
-            with progress.bar('loading the model', 0):
+            with console.progress_bar('loading the model', 0):
                 engine = load_engine(config, workdir, step, slots=1, **options)
                 engine.warm_up()
             engine.start()
@@ -80,8 +80,8 @@ def chat(config: ConfigDict, workdir: Path, **options) -> None:
 
         kept = [options.get(name, 'whole') for name in ('weights', 'cache')]
         engine = load(None)
-        with progress.bar('measuring what bytes cost', 0):
-            cost = quantized.tell(config, workdir, None, *kept)
+        with console.progress_bar('measuring what bytes cost', 0):
+            cost = quantization_cost.tell(config, workdir, None, *kept)
         parameters = _parameters_of(config)
         session = Session(engine, load, template, workdir.name, parameters)
         session.say(
@@ -272,7 +272,7 @@ def _save(session, rest, read):
     path = Path(rest).expanduser()
     told = to_file(session.root, session.system, session.name, session.engine.tokenizer)
     try:
-        files.write_json(path, told)
+        storage.write_json(path, told)
     except OSError as error:
         raise UserError(f'/save {path}: {error.strerror}: use another path') from None
     session.say(f'saved: {path}')

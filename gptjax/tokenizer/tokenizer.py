@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 
 # SentencePiece insists on a piece for the unknown. With byte fallback nothing is,
 # so padding takes its place.

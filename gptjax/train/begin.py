@@ -7,11 +7,11 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from gptjax import progress
+from gptjax.core import console
 from gptjax.models import lora
 from gptjax.parallel.multihost import say
 from gptjax.train.checkpoint import Checkpoints
-from gptjax.train.load import Trained, adapts
+from gptjax.train.load_model import Trained, adapts
 from gptjax.train.state import TrainState, create_state
 
 
@@ -50,7 +50,7 @@ def newest(
     Raises:
         UserError: they do not fit, or all are damaged.
     """
-    with progress.bar('reading the newest checkpoint', 0):
+    with console.progress_bar('reading the newest checkpoint', 0):
         restored = checkpoints.restore(abstract, say=say)
     if restored is not None and restored[1]['reason'] is None:
         step = int(restored[0].step)
@@ -66,7 +66,7 @@ def first_state(
     abstract: TrainState,
 ) -> TrainState:
     """The state of step 0: the earlier run's weights, or new A and B of LoRA."""
-    with progress.bar('making the model', 0):
+    with console.progress_bar('making the model', 0):
         if adapts(config):
             init = lambda key: lora.init_params(model, config.lora, key)
             key = jax.random.key(config.seed)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import jax
 
-from gptjax import files
-from gptjax.errors import UserError
+from gptjax.core import storage
+from gptjax.core.console import UserError
 from gptjax.parallel import multihost
 from gptjax.train.checksums import checksums, name_of
 
@@ -102,7 +102,7 @@ class Checkpoints:
             arrays=describe(state),
             checksums=checksums(state),
         )
-        content['sha256'] = files.fingerprint(content)
+        content['sha256'] = storage.fingerprint(content)
         self._losses[step] = loss
         args = self._ocp.args
         self._manager.save(
@@ -179,7 +179,7 @@ class Checkpoints:
     def _read_record(self, step) -> dict:
         content = dict(self._read(step, 'record', self._ocp.args.JsonRestore()))
         written = content.pop('sha256', None)
-        if files.fingerprint(content) != written:
+        if storage.fingerprint(content) != written:
             raise Damaged('its record has changed since it was written')
         return content
 

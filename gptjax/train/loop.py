@@ -9,8 +9,8 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from gptjax import progress, rundir
-from gptjax.errors import UserError
+from gptjax.core import console, run_dir
+from gptjax.core.console import UserError
 from gptjax.optim.early_stopping import EarlyStopping
 from gptjax.parallel import multihost
 from gptjax.train.checkpoint import Checkpoints
@@ -102,7 +102,7 @@ def run(
     writer = None
     if multihost.is_first():
         writer = MetricsWriter(workdir, first)
-        rundir.write_environment(workdir)
+        run_dir.write_environment(workdir)
     batches = task.batches(first)
     pending = None  # (step, metrics) whose numbers have not been fetched
     stopping = EarlyStopping(**record['early_stopping'])
@@ -141,7 +141,7 @@ def run(
 
     with (
         interruption() as asked_to_stop,
-        progress.bar('training', train.num_steps, 'steps', first) as advance,
+        console.progress_bar('training', train.num_steps, 'steps', first) as advance,
     ):
         advance(0, 'compiling')
         try:

@@ -4,8 +4,8 @@ import json
 import math
 from pathlib import Path
 
-from gptjax import files
-from gptjax.data.host_tensorflow import import_tensorflow
+from gptjax.core import storage
+from gptjax.core.host_tensorflow import import_tensorflow
 
 
 def read_metrics(path: Path) -> list[dict]:
@@ -33,7 +33,7 @@ class MetricsWriter:
     def __init__(self, workdir: Path, step: int, tensorboard: bool = True):
         path = workdir / 'metrics.jsonl'
         kept = [line for line in read_metrics(path) if line['step'] <= step]
-        files.write_text(path, ''.join(_line(record) for record in kept))
+        storage.write_text(path, ''.join(_line(record) for record in kept))
         self._file = open(path, 'a', encoding='utf-8')
         self._tensorboard = None
         if tensorboard:

@@ -10,20 +10,20 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from gptjax import files, progress
-from gptjax.data import ledger, pipeline, stage
-from gptjax.errors import UserError
-from gptjax.models import count, gpt, settings
-from gptjax.optim.build import ema_params, make_learning_rate, make_optimizer
+from gptjax.core import artifact, console, storage
+from gptjax.core.console import UserError
+from gptjax.data import dataloader, ledger
+from gptjax.models import gpt, parameter_count, settings
+from gptjax.optim.optimizer import ema_params, make_learning_rate, make_optimizer
 from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.multihost import say
 from gptjax.parallel.sharding import batch_sharding
 from gptjax.tokenizer.tokenizer import Tokenizer
-from gptjax.train import begin, check, loop
-from gptjax.train.hardware import peak_tflops
-from gptjax.train.load import adapts
+from gptjax.train import begin, config_checks, loop
+from gptjax.train.init_from import load_start
+from gptjax.train.load_model import adapts
 from gptjax.train.losses import make_language_loss
-from gptjax.train.start import load_start
+from gptjax.train.peak_flops import peak_tflops
 from gptjax.train.state import TrainState, abstract_state, create_state
 from gptjax.train.step import make_train_step
 
@@ -46,7 +46,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
     mesh = make_mesh(config.mesh)
     tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
     model = settings.resolve(config.model, tokenizer.vocab_size)
-    parameters = count.num_params(model)
+    parameters = parameter_count.num_params(model)
     loss_fn = make_language_loss(model, config.train)
     prepared = workdir / 'prepared'
 
@@ -56,7 +56,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
         shapes = gpt.abstract_params(model)
         optimizer = make_optimizer(config, shapes)
         abstract = abstract_state(shapes, optimizer, gpt.param_axes(model), mesh)
-        data = stage.require(prepared, 'prepare')['inputs']
+        data = artifact.require(prepared, 'prepare')['inputs']
         identity = dict(tokenizer=tokenizer.fingerprint, data=data)
         checkpoints = stack.enter_context(begin.opened(config, workdir, identity))
         restored = begin.newest(checkpoints, abstract, 'model')
@@ -72,7 +72,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
             step=make_train_step(
                 loss_fn, optimizer, abstract, config.train.accumulation, config.seed
             ),
-            batches=lambda step: pipeline.batches(
+            batches=lambda step: dataloader.batches(
                 prepared,
                 'train',
                 config.seed,
@@ -82,7 +82,9 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
             ),
             validate=make_validation(config, prepared, loss_fn, mesh),
             learning_rate=make_learning_rate(config),
-            flops_per_token=count.train_flops_per_token(model, config.data.context),
+            flops_per_token=parameter_count.train_flops_per_token(
+                model, config.data.context
+            ),
             peak_flops=peak_tflops(config.train.peak_tflops) * 1e12 * mesh.size,
             documents_of=lambda step: documents_of(config, workdir, step),
         )
@@ -99,7 +101,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
 
 def check_pretrain(config: ConfigDict) -> None:
     """Refuses, before minutes go into data, a config that cannot train."""
-    check.check_config(config)
+    config_checks.check_config(config)
     if adapts(config):
         raise UserError(
             f'lora.rank={config.lora.rank}: `pretrain` trains all parameters: set it '
@@ -114,7 +116,7 @@ def first_state(config: ConfigDict, model, optimizer, abstract, mesh) -> TrainSt
         return begin.first_state(config, model, start, optimizer, abstract)
     init = functools.partial(gpt.init_params, model)
     key = jax.random.key(config.seed)
-    with progress.bar('making the model', 0):
+    with console.progress_bar('making the model', 0):
         return create_state(init, optimizer, abstract, key)
 
 
@@ -139,7 +141,7 @@ def make_validation(config: ConfigDict, prepared: Path, loss_fn, mesh, *frozen):
         mesh: where batches are laid out.
         *frozen: weights that `loss_fn` takes besides.
     """
-    manifest = files.read_json(prepared / 'manifest.json')
+    manifest = storage.read_json(prepared / 'manifest.json')
     sources = manifest['splits']['validation'].values()
     bytes_per_token = sum(s['bytes'] for s in sources) / sum(
         s['predicted_tokens'] for s in sources
@@ -151,7 +153,7 @@ def make_validation(config: ConfigDict, prepared: Path, loss_fn, mesh, *frozen):
     def validate(state):
         params = ema_params(state.opt_state, state.params)
         sums = np.zeros(2)
-        batches = pipeline.epoch(
+        batches = dataloader.epoch(
             prepared, 'validation', config.train.batch_size, batch_sharding(mesh)
         )
         for number, batch in enumerate(batches):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 
 
 class Range(NamedTuple):

@@ -7,21 +7,21 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from gptjax.data import pipeline, turns
-from gptjax.errors import UserError
-from gptjax.models import count, lora, settings
-from gptjax.optim.build import make_learning_rate, make_optimizer
+from gptjax.core.console import UserError
+from gptjax.data import dataloader, packed_conversations
+from gptjax.models import lora, parameter_count, settings
+from gptjax.optim.optimizer import make_learning_rate, make_optimizer
 from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.multihost import say
 from gptjax.parallel.sharding import batch_sharding
 from gptjax.tokenizer.tokenizer import Tokenizer
-from gptjax.train import begin, check, loop
+from gptjax.train import begin, config_checks, loop
 from gptjax.train.epochs import with_steps as steps_of_epochs
-from gptjax.train.hardware import peak_tflops
-from gptjax.train.load import adapts, identity_of, load_base, trained_part
+from gptjax.train.init_from import config_of, load_start
+from gptjax.train.load_model import adapts, identity_of, load_base, trained_part
 from gptjax.train.losses import make_language_loss
+from gptjax.train.peak_flops import peak_tflops
 from gptjax.train.pretrain import documents_of, make_validation
-from gptjax.train.start import config_of, load_start
 from gptjax.train.state import abstract_state
 from gptjax.train.step import make_train_step
 
@@ -48,7 +48,7 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
     mesh = make_mesh(config.mesh)
     tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
     model = settings.resolve(config.model, tokenizer.vocab_size)
-    rows = turns.training_rows(config, workdir)
+    rows = packed_conversations.training_rows(config, workdir)
     config = with_steps(config, rows)
     loss_fn = make_language_loss(model, config.train)
 
@@ -60,7 +60,7 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
             frozen = (base.params,)
             loss_fn = make_adapted_loss(loss_fn, lora.scale_of(config.lora))
         shapes, axes = trained_part(config, model)
-        parameters = count.size(shapes)
+        parameters = parameter_count.size(shapes)
         optimizer = make_optimizer(config, shapes)
         abstract = abstract_state(shapes, optimizer, axes, mesh)
         identity = dict(identity_of(tokenizer, base), data=rows.fingerprint)
@@ -80,7 +80,7 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
         )
         task = loop.Task(
             step=lambda state, batch: step(state, batch, *frozen),
-            batches=lambda step: pipeline.batches_of(
+            batches=lambda step: dataloader.batches_of(
                 rows,
                 config.seed,
                 config.train.batch_size,
@@ -91,16 +91,18 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
                 config, workdir / 'dialogue', loss_fn, mesh, *frozen
             ),
             learning_rate=make_learning_rate(config),
-            flops_per_token=count.train_flops_per_token(model, config.data.context),
+            flops_per_token=parameter_count.train_flops_per_token(
+                model, config.data.context
+            ),
             peak_flops=peak_tflops(config.train.peak_tflops) * 1e12 * mesh.size,
             documents_of=lambda step: documents_of(config, workdir, step),
         )
 
         # ---- train --------------------------------------------------------
         say(
-            f'model: {parameters:,} of {count.num_params(model):,} parameters are '
-            f'trained, {config.train.num_steps:,} steps of {config.train.batch_size} '
-            f'rows of {config.data.context} tokens'
+            f'model: {parameters:,} of {parameter_count.num_params(model):,} '
+            f'parameters are trained, {config.train.num_steps:,} steps of '
+            f'{config.train.batch_size} rows of {config.data.context} tokens'
         )
         outcome = loop.run(config, workdir, task, state, record, checkpoints)
     return outcome.summary(parameters=parameters)
@@ -108,9 +110,9 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
 
 def check_sft(config: ConfigDict) -> None:
     """Refuses, before minutes go into data, a config that cannot train."""
-    check.check_config(config)
+    config_checks.check_config(config)
     _check_epochs(config.sft.epochs)
-    turns.check_share(config.sft.pretraining_share)
+    packed_conversations.check_share(config.sft.pretraining_share)
     trained_part(config, settings.resolve(config.model, config.tokenizer.vocab_size))
     if adapts(config) and config.chat.template == 'turns':
         if config_of(Path(config.start.run)).chat.template == 'text':

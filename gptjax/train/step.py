@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gptjax.optim.build import at_step
+from gptjax.optim.optimizer import at_step
 from gptjax.train.state import TrainState
 
 

@@ -3,18 +3,18 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from gptjax import files
-from gptjax.bench import data
-from gptjax.data.prepare import prepare
-from gptjax.tokenizer.train import train_tokenizer
+from gptjax.bench import bench_data
+from gptjax.core import storage
+from gptjax.data.packed_documents import prepare
+from gptjax.tokenizer.train_tokenizer import train_tokenizer
 
 
 def make_run(workdir):
     text = 'the cat sat on the mat and then it went out to see the dog '
     for split in ('train', 'validation'):
         line = json.dumps({'id': '0', 'source': 'a', 'text': text * 30}) + '\n'
-        files.write_text(workdir / 'documents' / f'{split}.jsonl', line)
-    files.write_json(
+        storage.write_text(workdir / 'documents' / f'{split}.jsonl', line)
+    storage.write_json(
         workdir / 'documents' / 'manifest.json', {'fingerprint': '', 'licences': {}}
     )
     config = ConfigDict(
@@ -33,9 +33,9 @@ def make_run(workdir):
 
 @pytest.mark.slow
 def test_measures_and_compares_with_training(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(data, 'SECONDS', 0.2)
+    monkeypatch.setattr(bench_data, 'SECONDS', 0.2)
     config = make_run(tmp_path)
-    result = data.run(config, tmp_path)
+    result = bench_data.run(config, tmp_path)
     assert result['cold'] > 0 and result['warm'] > 0
     assert result['training'] is result['ratio'] is None
     assert 'run the stage `pretrain`' in capsys.readouterr().out
@@ -47,8 +47,8 @@ def test_measures_and_compares_with_training(tmp_path, monkeypatch, capsys):
         {'step': 3, 'split': 'train', 'tokens_per_second': 990.0},
     ]
     metrics = ''.join(json.dumps(line) + '\n' for line in lines)
-    files.write_text(tmp_path / 'metrics.jsonl', metrics)
-    result = data.run(config, tmp_path)
+    storage.write_text(tmp_path / 'metrics.jsonl', metrics)
+    result = bench_data.run(config, tmp_path)
     assert result['training'] == 990.0
     assert result['ratio'] == result['warm'] / 990.0
     assert 'warm / training' in capsys.readouterr().out

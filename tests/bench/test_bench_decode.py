@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax import main, rundir
-from gptjax.bench import decode, hf_weights, timing
+from gptjax import cli
+from gptjax.bench import bench_decode, hf_weights, timing
 from gptjax.bench.workload import make_workload
-from gptjax.errors import UserError
+from gptjax.core import run_dir
+from gptjax.core.console import UserError
 from gptjax.models import gpt
 from tests import helpers
 
@@ -55,10 +56,10 @@ def test_slots_limit_what_runs_at_once():
 @pytest.mark.slow
 def test_every_reply_has_its_length():
     config = llama_config()
-    settings, params, text = decode._model(config, None, None)
+    settings, params, text = bench_decode._model(config, None, None)
     assert text == []
     workload = make_workload(5, settings.context, settings.vocab_size, slots=2)
-    go, seen = decode.engine_contestant(settings, params, workload)
+    go, seen = bench_decode.engine_contestant(settings, params, workload)
     assert seen.first == seen.between == []  # the warm-up is left out
     assert len(go(2)) == 2
     assert list(map(len, seen.tokens)) == workload.lengths
@@ -70,7 +71,7 @@ def test_every_reply_has_its_length():
 @pytest.mark.slow
 def test_ours_alone(capsys, monkeypatch):
     monkeypatch.setattr(timing, 'SETTLE_SECONDS', 0)
-    results = decode.run(llama_config(), requests={1: 2, 3: 1})
+    results = bench_decode.run(llama_config(), requests={1: 2, 3: 1})
     assert results.keys() == {('gptjax', 1), ('gptjax', 3)}
     for result in results.values():
         assert result['tokens_per_second'] > 0
@@ -108,8 +109,8 @@ def stand_in(error=0.0, slower=2.0):
 def test_another_library_takes_turns(capsys, monkeypatch):
     monkeypatch.setattr(timing, 'SETTLE_SECONDS', 0)
     contestant, orders = stand_in(slower=1e6)
-    monkeypatch.setattr(decode, 'contestant', contestant)
-    results = decode.run(llama_config(), against='torch', requests={2: 1})
+    monkeypatch.setattr(bench_decode, 'contestant', contestant)
+    results = bench_decode.run(llama_config(), against='torch', requests={2: 1})
     assert results.keys() == {
         ('gptjax', 2),
         ('torch eager', 2),
@@ -129,40 +130,40 @@ def test_another_library_takes_turns(capsys, monkeypatch):
 
 def test_other_logits_are_refused(monkeypatch):
     contestant, _ = stand_in(error=1e-3)
-    monkeypatch.setattr(decode, 'contestant', contestant)
+    monkeypatch.setattr(bench_decode, 'contestant', contestant)
     with pytest.raises(
         UserError, match=r'^--against: its logits differ .* by 1\.0e-03'
     ):
-        decode.run(llama_config(), against='llama.cpp', requests={1: 1})
+        bench_decode.run(llama_config(), against='llama.cpp', requests={1: 1})
 
 
 def test_another_architecture_is_refused():
     told = "^--against=llama.cpp: its model.mlp is 'swiglu', and it is 'relu2' here"
     with pytest.raises(UserError, match=told):
-        decode.run(helpers.config(), against='llama.cpp')
+        bench_decode.run(helpers.config(), against='llama.cpp')
     with pytest.raises(UserError, match="model.norm is 'rmsnorm', and it is 'layern"):
-        decode.run(helpers.config(norm='layernorm'), against='torch')
+        bench_decode.run(helpers.config(norm='layernorm'), against='torch')
     with pytest.raises(UserError, match='^--against=jax: use torch or llama.cpp$'):
-        decode.run(llama_config(), against='jax')
+        bench_decode.run(llama_config(), against='jax')
 
 
 def test_an_accelerator_is_not_measured_against_a_processor(monkeypatch):
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
     with pytest.raises(UserError, match='^--against=torch .* on the gpu here: leave'):
-        decode.run(llama_config(), against='torch')
+        bench_decode.run(llama_config(), against='torch')
 
 
 def test_a_draft_needs_a_run(tmp_path):
     with pytest.raises(UserError, match='^--draft guesses for a trained model: name'):
-        decode.run(llama_config(), draft=tmp_path)
+        bench_decode.run(llama_config(), draft=tmp_path)
 
 
 @pytest.mark.slow
 def test_a_draft_takes_turns(trained_run, tmp_path, capsys, monkeypatch):
     """That is the model itself: it guesses all but what rounding decides."""
     monkeypatch.setattr(timing, 'SETTLE_SECONDS', 0)
-    config = rundir.read_config(trained_run)
-    results = decode.run(
+    config = run_dir.read_config(trained_run)
+    results = bench_decode.run(
         config, trained_run, requests={1: 1}, draft=trained_run, guesses=3
     )
     assert results.keys() == {('gptjax', 1), ('with the draft', 1)}
@@ -170,7 +171,7 @@ def test_a_draft_takes_turns(trained_run, tmp_path, capsys, monkeypatch):
     told = capsys.readouterr().out
     assert 'gptjax is ' in told and 'times as fast as with the draft' in told
     with pytest.raises(UserError, match='^--draft=.* is no run directory'):
-        decode.run(config, trained_run, draft=tmp_path)
+        bench_decode.run(config, trained_run, draft=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -181,11 +182,11 @@ def test_what_is_not_installed_is_named(against, package, tmp_path, monkeypatch)
     monkeypatch.setenv('PYTHONPATH', str(tmp_path))
     told = f'^--against={against}: .* has no {package}: .* by --against_python'
     with pytest.raises(UserError, match=told):
-        decode.run(llama_config(), against=against)
+        bench_decode.run(llama_config(), against=against)
 
 
 def test_the_command_needs_a_config(capsys):
-    assert main.main(['gptjax', 'bench', 'decode']) == 2
+    assert cli.main(['gptjax', 'bench', 'decode']) == 2
     assert '--config is missing' in capsys.readouterr().err
 
 

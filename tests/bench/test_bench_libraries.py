@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from gptjax.bench import decode
+from gptjax.bench import bench_decode
 from gptjax.bench.llama_cpp_generate import gguf_name, pair_neighbours
 from gptjax.bench.workload import make_workload
 from tests import helpers
@@ -43,6 +43,6 @@ def needs(*packages):
 def test_it_draws_the_same_tokens(against, parts, capsys):
     config = helpers.config(num_kv_heads=2, **parts)
     config.tokenizer.vocab_size = helpers.VOCAB
-    decode.run(config, against=against, python=sys.executable, requests={3: 1})
+    bench_decode.run(config, against=against, python=sys.executable, requests={3: 1})
     total = sum(make_workload(3, 32, helpers.VOCAB).lengths)
     assert f'{total} of {total} tokens agree' in capsys.readouterr().out

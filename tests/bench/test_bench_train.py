@@ -3,8 +3,8 @@
 import jax
 import pytest
 
-from gptjax.bench import timing, train
-from gptjax.errors import UserError
+from gptjax.bench import bench_train, timing
+from gptjax.core.console import UserError
 from tests import helpers
 from tests.bench.test_torch_gpt2 import fake_interpreter
 
@@ -19,7 +19,7 @@ for line in sys.stdin:
 
 def gpt2_config(**fields):
     sizes = dict(num_layers=1, width=8, num_heads=2, context=8)
-    config = helpers.config(**train.GPT2 | sizes)
+    config = helpers.config(**bench_train.GPT2 | sizes)
     config.tokenizer.vocab_size = helpers.VOCAB
     config.data.context = 8
     config.update_from_flattened_dict(fields)
@@ -29,10 +29,10 @@ def gpt2_config(**fields):
 @pytest.mark.slow
 def test_torch_takes_turns(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(timing, 'SETTLE_SECONDS', 0)
-    monkeypatch.setattr(train, 'ROUNDS', 2)
-    monkeypatch.setattr(train, 'STEPS', 1)
+    monkeypatch.setattr(bench_train, 'ROUNDS', 2)
+    monkeypatch.setattr(bench_train, 'STEPS', 1)
     python = fake_interpreter(tmp_path, SLOW)
-    results = train.run(gpt2_config(), 'torch', python)
+    results = bench_train.run(gpt2_config(), 'torch', python)
     assert results.keys() == {'gptjax', 'torch eager', 'torch compile'}
     assert {result['steps'] for result in results.values()} == {2}
     assert results['torch eager']['tokens_per_second'] == 8 * 8 / 1e3
@@ -53,18 +53,18 @@ def test_torch_takes_turns(tmp_path, monkeypatch, capsys):
 )
 def test_what_cannot_train_is_refused(field, value, told):
     with pytest.raises(UserError, match=told):
-        train.run(gpt2_config(**{field: value}))
+        bench_train.run(gpt2_config(**{field: value}))
 
 
 def test_another_model_or_library_is_refused_before_anything_compiles(monkeypatch):
-    monkeypatch.delattr(train, 'trainer')
+    monkeypatch.delattr(bench_train, 'trainer')
     with pytest.raises(UserError, match='model.norm is .rmsnorm., not .layernorm.'):
-        train.run(gpt2_config(**{'model.norm': 'rmsnorm'}), 'torch')
+        bench_train.run(gpt2_config(**{'model.norm': 'rmsnorm'}), 'torch')
     with pytest.raises(UserError, match='^--against=jax: use torch$'):
-        train.run(gpt2_config(), 'jax')
+        bench_train.run(gpt2_config(), 'jax')
 
 
 def test_an_accelerator_is_not_measured_against_a_processor(monkeypatch):
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
     with pytest.raises(UserError, match='^--against=torch .* on the gpu here: leave'):
-        train.run(gpt2_config(), 'torch')
+        bench_train.run(gpt2_config(), 'torch')

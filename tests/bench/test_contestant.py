@@ -5,12 +5,12 @@ import sys
 import pytest
 
 from gptjax.bench.contestant import contestant
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 
 MODULE = """
 import os, sys
 from gptjax.bench.contestant import answer
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 
 def start():
     {start}

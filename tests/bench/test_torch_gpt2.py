@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from gptjax.bench.torch_gpt2 import torch_trainer
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 
 SIZES = dict(layers=1, heads=2, width=8, context=4, vocab_size=16, batch_size=2)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from gptjax import files
-from gptjax.data.prepare import prepare
+from gptjax.core import storage
+from gptjax.data.packed_documents import prepare
 from gptjax.tokenizer.tokenizer import Tokenizer
-from gptjax.tokenizer.train import train_tokenizer
+from gptjax.tokenizer.train_tokenizer import train_tokenizer
 
 WORDS = 'the cat sat on a mat and then it ran off to see what the dog had done'.split()
 
@@ -49,12 +49,12 @@ def make_run(workdir: Path, context=16, sizes=(60, 25), weights=(0.0, 0.0)) -> R
             for key, text in pairs
         ]
         draw.shuffle(lines)
-        files.write_text(workdir / 'documents' / f'{split}.jsonl', ''.join(lines))
+        storage.write_text(workdir / 'documents' / f'{split}.jsonl', ''.join(lines))
         for name in documents[split]:  # in the order of the file
             order = [json.loads(line)['id'] for line in lines]
             documents[split][name].sort(key=lambda pair: order.index(pair[0]))
     manifest = {'fingerprint': 'of the documents', 'licences': {'a': 'MIT', 'b': 'CC0'}}
-    files.write_json(workdir / 'documents' / 'manifest.json', manifest)
+    storage.write_json(workdir / 'documents' / 'manifest.json', manifest)
     config = ConfigDict(
         {
             'seed': 3,

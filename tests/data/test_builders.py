@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from configs import common
-from gptjax import files
-from gptjax.data import sources, tfds_source
-from gptjax.errors import UserError
+from gptjax.core import storage
+from gptjax.core.console import UserError
+from gptjax.data.sources import open_source, tfds_source
 
 
 @pytest.fixture(scope='module')
@@ -20,7 +20,7 @@ def data_dir(tmp_path_factory):
 
 def open_tfds(path, data_dir, **fields):
     source = common.source('tfds', str(path), **fields)
-    return sources.open_source('mine', source, data_dir)
+    return open_source.open_source('mine', source, data_dir)
 
 
 def read(source):
@@ -163,4 +163,4 @@ def test_our_own_where_no_folder_can_be_renamed_or_the_disk_is_full(
     monkeypatch.setattr(tfds, 'builder', lambda *path, **options: builder)
     with pytest.raises(OSError) as caught:
         open_tfds('chatterbot/french', tmp_path / 'datasets')
-    assert files.unwritable(caught.value, tmp_path).endswith(full)  # as `main` asks
+    assert storage.unwritable(caught.value, tmp_path).endswith(full)  # as `main` asks

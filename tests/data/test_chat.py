@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from gptjax.data import chat
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
+from gptjax.data import chat_template
 
 SYSTEM, USER, ASSISTANT = (
     dict(role='system', content='Be kind.'),
@@ -20,7 +20,7 @@ def tokenizer(run):
 
 
 def as_text(tokenizer, *messages, **options):
-    tokens = chat.prompt_of(messages, tokenizer, 'text', **options)
+    tokens = chat_template.prompt_of(messages, tokenizer, 'text', **options)
     assert tokens[0] == tokenizer.bos_id and tokenizer.bos_id not in tokens[1:]
     return tokenizer.decode(tokens)
 
@@ -29,7 +29,7 @@ def test_text_is_what_pretraining_has_read(tokenizer):
     assert as_text(tokenizer, USER) == 'the cat\n\n'
     whole = as_text(tokenizer, SYSTEM, USER, ASSISTANT, USER)
     assert whole == 'Be kind.\n\nthe cat\n\nsat on\n\nthe cat\n\n'
-    assert chat.stops_of('text', tokenizer) == (('\n\n',), ())
+    assert chat_template.stops_of('text', tokenizer) == (('\n\n',), ())
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,9 @@ def test_a_begun_reply_is_gone_on_with_where_it_stands(tokenizer, begun):
     last = dict(role='assistant', content=begun)
     text = as_text(tokenizer, USER, last, continue_last=True)
     assert text == f'the cat\n\n{begun}'
-    tokens = chat.prompt_of([USER, last], tokenizer, 'turns', continue_last=True)
+    tokens = chat_template.prompt_of(
+        [USER, last], tokenizer, 'turns', continue_last=True
+    )
     assert tokens[-1] != tokenizer.specials['<|end|>']
     assert tokenizer.decode(tokens).endswith(begun)
 
@@ -60,7 +62,9 @@ def test_a_begun_reply_is_gone_on_with_where_it_stands(tokenizer, begun):
 def test_turns_are_between_special_tokens(tokenizer):
     names = tokenizer.specials
     encode = tokenizer.encode
-    assert chat.prompt_of([SYSTEM, USER, ASSISTANT, USER], tokenizer, 'turns') == [
+    assert chat_template.prompt_of(
+        [SYSTEM, USER, ASSISTANT, USER], tokenizer, 'turns'
+    ) == [
         tokenizer.bos_id,
         *[names['<|system|>'], *encode('Be kind.'), names['<|end|>']],
         *[names['<|user|>'], *encode('the cat'), names['<|end|>']],
@@ -68,13 +72,13 @@ def test_turns_are_between_special_tokens(tokenizer):
         *[names['<|user|>'], *encode('the cat'), names['<|end|>']],
         names['<|assistant|>'],
     ]
-    assert chat.stops_of('turns', tokenizer) == ((), (names['<|end|>'],))
+    assert chat_template.stops_of('turns', tokenizer) == ((), (names['<|end|>'],))
 
 
-@pytest.mark.parametrize('template', chat.TEMPLATES)
+@pytest.mark.parametrize('template', chat_template.TEMPLATES)
 def test_special_tokens_in_a_message_are_text(tokenizer, template):
     spelled = dict(role='user', content='<|end|><|assistant|><eos><bos>')
-    tokens = chat.prompt_of([spelled], tokenizer, template)
+    tokens = chat_template.prompt_of([spelled], tokenizer, template)
     assert '<|end|><|assistant|><eos><bos>' in tokenizer.decode(tokens)
     control = [t for t in tokens if t in tokenizer.specials.values()]
     assert len(control) == (1 if template == 'text' else 4)
@@ -93,7 +97,7 @@ def test_special_tokens_in_a_message_are_text(tokenizer, template):
 def test_what_is_no_conversation(tokenizer, messages, options, told):
     options = dict(dict(template='text'), **options)
     with pytest.raises(UserError, match=told):
-        chat.prompt_of(messages, tokenizer, **options)
+        chat_template.prompt_of(messages, tokenizer, **options)
 
 
 # ---- what is trained on
@@ -101,7 +105,7 @@ def test_what_is_no_conversation(tokenizer, messages, options, told):
 
 def test_the_mask_by_hand(tokenizer):
     special, encode = tokenizer.specials, tokenizer.encode
-    tokens, trained = chat.encode_conversation(
+    tokens, trained = chat_template.encode_conversation(
         [SYSTEM, USER, ASSISTANT, USER], tokenizer, 'turns'
     )
     parts = [
@@ -117,7 +121,9 @@ def test_the_mask_by_hand(tokenizer):
 
 
 def test_in_text_the_empty_line_after_a_reply_is_trained(tokenizer):
-    tokens, trained = chat.encode_conversation([USER, ASSISTANT], tokenizer, 'text')
+    tokens, trained = chat_template.encode_conversation(
+        [USER, ASSISTANT], tokenizer, 'text'
+    )
     assert tokenizer.decode(tokens) == 'the cat\n\nsat on\n\n'
     said = [token for token, its in zip(tokens, trained, strict=True) if its]
     assert tokenizer.decode(said) == 'sat on\n\n'
@@ -132,18 +138,20 @@ def conversations(count=40):
     for _ in range(count):
         yield [
             dict(
-                role=random_.choice(chat.ROLES),
+                role=random_.choice(chat_template.ROLES),
                 content=''.join(random_.choices(PIECES, k=random_.randrange(5))),
             )
             for _ in range(random_.randrange(1, 7))
         ]
 
 
-@pytest.mark.parametrize('template', chat.TEMPLATES)
+@pytest.mark.parametrize('template', chat_template.TEMPLATES)
 def test_a_prompt_is_what_training_had_before_each_reply(tokenizer, template):
     replies = 0
     for messages in conversations():
-        tokens, trained = chat.encode_conversation(messages, tokenizer, template)
+        tokens, trained = chat_template.encode_conversation(
+            messages, tokenizer, template
+        )
         assert len(tokens) == len(trained) and tokens[0] == tokenizer.bos_id
         expected = [False] * len(tokens)
         for place, message in enumerate(messages):
@@ -151,12 +159,12 @@ def test_a_prompt_is_what_training_had_before_each_reply(tokenizer, template):
                 continue
             begin = 1
             if place:
-                prompt = chat.prompt_of(messages[:place], tokenizer, template)
+                prompt = chat_template.prompt_of(messages[:place], tokenizer, template)
                 assert tokens[: len(prompt)] == prompt
                 begin = len(prompt)
             elif template == 'turns':
                 begin = 2
-            until, _ = chat.encode_conversation(
+            until, _ = chat_template.encode_conversation(
                 messages[: place + 1], tokenizer, template
             )
             expected[begin : len(until)] = [True] * (len(until) - begin)
@@ -165,24 +173,24 @@ def test_a_prompt_is_what_training_had_before_each_reply(tokenizer, template):
     assert replies > 20
 
 
-@pytest.mark.parametrize('template', chat.TEMPLATES)
+@pytest.mark.parametrize('template', chat_template.TEMPLATES)
 def test_what_a_message_spells_is_never_a_special_token(tokenizer, template):
     for messages in conversations():
-        tokens, _ = chat.encode_conversation(messages, tokenizer, template)
+        tokens, _ = chat_template.encode_conversation(messages, tokenizer, template)
         special = [t for t in tokens if t in tokenizer.specials.values()]
         assert len(special) == (1 + 2 * len(messages) if template == 'turns' else 1)
 
 
-@pytest.mark.parametrize('template', chat.TEMPLATES)
+@pytest.mark.parametrize('template', chat_template.TEMPLATES)
 def test_a_truncation_has_no_end(tokenizer, template):
-    whole, _ = chat.encode_conversation([USER, ASSISTANT], tokenizer, template)
-    cut, trained = chat.encode_conversation(
+    whole, _ = chat_template.encode_conversation([USER, ASSISTANT], tokenizer, template)
+    cut, trained = chat_template.encode_conversation(
         [USER, ASSISTANT], tokenizer, template, unfinished=True
     )
     assert tokenizer.decode(cut).endswith('sat on')
     assert tokenizer.specials['<|end|>'] not in cut[-1:] and trained[-1]
     assert cut == whole[: len(cut)] and len(cut) < len(whole)
     # What is cut may be gone on with: that prompt is the same.
-    assert cut == chat.prompt_of(
+    assert cut == chat_template.prompt_of(
         [USER, ASSISTANT], tokenizer, template, continue_last=True
     )

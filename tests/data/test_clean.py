@@ -9,14 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptjax.data import clean, conversation
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
+from gptjax.data.chat_template import conversation_text
+from gptjax.data.cleaning import cleaning_steps
 
-OPTIONS = clean.Options()
+OPTIONS = cleaning_steps.Options()
 
 
 def take(step, text, **options):
-    return clean.STEPS[step](text, OPTIONS._replace(**options))
+    return cleaning_steps.STEPS[step](text, OPTIONS._replace(**options))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,9 @@ def test_white_space_of_any_text(text):
 
 @given(st.text(alphabet=' \t\n\ra', max_size=30))
 def test_last_blanks_go_as_if_looked_for_everywhere(text):
-    assert clean._LAST_BLANKS.sub('\n', text) == re.sub(r'[ \t]+\n', '\n', text)
+    assert cleaning_steps._LAST_BLANKS.sub('\n', text) == re.sub(
+        r'[ \t]+\n', '\n', text
+    )
 
 
 @pytest.mark.parametrize('blank', [' ', '\t', '\u3000', ' \t'])
@@ -194,7 +197,7 @@ def test_control_characters_of_any_text(text):
 
 @given(st.text(alphabet=st.characters(codec='utf-8')))
 def test_steps_never_fail_and_stay_valid_unicode(text):
-    for name, step in clean.STEPS.items():
+    for name, step in cleaning_steps.STEPS.items():
         if name == 'keep_languages':
             continue
         result = step(text, OPTIONS)
@@ -204,30 +207,32 @@ def test_steps_never_fail_and_stay_valid_unicode(text):
 
 def test_counts_of_a_text_through_steps():
     steps = ['normalize_whitespace', 'mask_emails', 'drop_short']
-    counts = defaultdict(clean.StepCount)
-    assert clean.clean_text('mail  a@b.org', steps, OPTIONS, counts) is None
+    counts = defaultdict(cleaning_steps.StepCount)
+    assert cleaning_steps.clean_text('mail  a@b.org', steps, OPTIONS, counts) is None
     assert counts == {
-        'normalize_whitespace': clean.StepCount(1, 0, 1),
-        'mask_emails': clean.StepCount(1, 0, 0),  # '[email]' is as long
-        'drop_short': clean.StepCount(0, 1, 12),
+        'normalize_whitespace': cleaning_steps.StepCount(1, 0, 1),
+        'mask_emails': cleaning_steps.StepCount(1, 0, 0),  # '[email]' is as long
+        'drop_short': cleaning_steps.StepCount(0, 1, 12),
     }
 
 
 def test_a_step_that_leaves_nothing_drops():
-    counts = defaultdict(clean.StepCount)
-    assert clean.clean_text('?!', ['remove_punctuation'], OPTIONS, counts) is None
-    assert counts['remove_punctuation'] == clean.StepCount(0, 1, 2)
+    counts = defaultdict(cleaning_steps.StepCount)
+    assert (
+        cleaning_steps.clean_text('?!', ['remove_punctuation'], OPTIONS, counts) is None
+    )
+    assert counts['remove_punctuation'] == cleaning_steps.StepCount(0, 1, 2)
 
 
 def test_an_unknown_step_is_named_with_those_there_are():
-    clean.check_steps(['lowercase', 'drop_duplicates'])
+    cleaning_steps.check_steps(['lowercase', 'drop_duplicates'])
     with pytest.raises(UserError, match="'stem'.*repair_unicode.*drop_duplicates"):
-        clean.check_steps(['lowercase', 'stem'])
+        cleaning_steps.check_steps(['lowercase', 'stem'])
     with pytest.raises(UserError, match="'lowercase' stands there twice"):
-        clean.check_steps(['lowercase', 'drop_short', 'lowercase'])
+        cleaning_steps.check_steps(['lowercase', 'drop_short', 'lowercase'])
 
 
 def test_a_conversation_as_text():
     messages = [('a', ' hi '), ('a', ''), ('a', 'there'), ('b', 'yo'), ('a', 'so')]
-    assert conversation.conversation_text(messages) == 'hi\nthere\n\nyo\n\nso'
-    assert conversation.conversation_text([('a', ' ')]) == ''
+    assert conversation_text(messages) == 'hi\nthere\n\nyo\n\nso'
+    assert conversation_text([('a', ' ')]) == ''

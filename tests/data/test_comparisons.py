@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gptjax.data import comparisons
-from gptjax.data.chat import encode_conversation
+from gptjax.data.chat_template import encode_conversation
 from gptjax.data.comparisons import arrays_of, encode_end, encode_items, training_groups
 from gptjax.data.ratings import Rated
 

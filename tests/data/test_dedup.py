@@ -1,5 +1,5 @@
-from gptjax.data.clean import StepCount
-from gptjax.data.dedup import drop_duplicates, text_key
+from gptjax.data.cleaning.cleaning_steps import StepCount
+from gptjax.data.cleaning.deduplication import drop_duplicates, text_key
 
 
 def test_the_first_of_equal_texts_stays():

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from configs import common
-from gptjax.data import dialogue, documents
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
+from gptjax.data import conversations, documents
 
 USER, REPLY = (
     dict(role='user', content='where is the cat?'),
@@ -36,7 +36,7 @@ def written(tmp_path, **sources):
     """(views by split, manifest of the sources)."""
     folder = tmp_path / 'made'
     folder.mkdir()
-    about = dialogue.write_conversations(config_of(**sources), tmp_path, folder)
+    about = conversations.write_conversations(config_of(**sources), tmp_path, folder)
     views = {}
     for split in ('train', 'validation'):
         with open(folder / f'{split}.jsonl', encoding='utf-8') as lines:
@@ -86,12 +86,15 @@ def test_parts_of_text_are_joined(tmp_path):
 
 def test_an_id_of_a_view_tells_its_conversation():
     said = [('ann', 'hi'), ('ben', 'hello')]
-    several = dialogue.Conversation('x', said, ('ann', 'ben'))
-    assert [name for name, _ in dialogue.views(several)] == ['x@0', 'x@1']
+    several = conversations.Conversation('x', said, ('ann', 'ben'))
+    assert [name for name, _ in conversations.views(several)] == ['x@0', 'x@1']
     for name in ('x', 'ann@gmail.com', 'ann@1', 'ann@1@2'):
         for assistants in (('ann',), ('ann', 'ben')):
-            its = dialogue.Conversation(name, said, assistants)
-            found = {dialogue.conversation_of(view) for view, _ in dialogue.views(its)}
+            its = conversations.Conversation(name, said, assistants)
+            found = {
+                conversations.conversation_of(view)
+                for view, _ in conversations.views(its)
+            }
             assert found == {name}
 
 
@@ -163,7 +166,7 @@ def test_every_message_is_masked_and_empty_ones_go(tmp_path):
     assert about['own']['steps']['mask_emails']['documents_changed'] == 1
 
 
-def conversations(count):
+def sums(count):
     for number in range(count):
         question = dict(role='user', content=f'what is {number} plus {number}?')
         answer = dict(role='assistant', content=f'{2 * number}, I think it is')
@@ -174,8 +177,8 @@ def test_what_pretraining_held_out_is_held_out(tmp_path):
     short = dict(
         id='short', messages=[USER | {'content': 'a'}, REPLY | {'content': 'b'}]
     )
-    twice = [dict(its, id=its['id'] + 'again') for its in conversations(3)]
-    path = write_chat(tmp_path / 'a.jsonl', *conversations(60), short, *twice)
+    twice = [dict(its, id=its['id'] + 'again') for its in sums(3)]
+    path = write_chat(tmp_path / 'a.jsonl', *sums(60), short, *twice)
     config = config_of(own=common.source('chat', str(path)))
     config.data.sources = dict(own=common.source('chat', str(path)))
     documents.build_documents(config, tmp_path)

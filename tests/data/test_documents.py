@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import common
-from gptjax import files, making
+from gptjax import making
+from gptjax.core import storage
+from gptjax.core.console import UserError
 from gptjax.data import documents
-from gptjax.errors import UserError
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def read(workdir, split):
 def test_what_is_written_and_counted(config, tmp_path):
     workdir = tmp_path / 'run'
     manifest = documents.build_documents(config, workdir)
-    assert manifest == files.read_json(workdir / 'documents' / 'manifest.json')
+    assert manifest == storage.read_json(workdir / 'documents' / 'manifest.json')
     train, validation = read(workdir, 'train'), read(workdir, 'validation')
     both = {line['id']: line for line in train + validation}
     # 40 lines less one short and one empty; 10 files less two duplicates
@@ -72,7 +73,7 @@ def test_what_is_written_and_counted(config, tmp_path):
             documents=len(found),
             characters=sum(map(len, text)),
             bytes=sum(len(item.encode()) for item in text),
-            sha256=files.sha256_of_file(workdir / 'documents' / f'{split}.jsonl'),
+            sha256=storage.sha256_of_file(workdir / 'documents' / f'{split}.jsonl'),
         )
         by_source = Counter(line['source'] for line in found)
         for name, source in manifest['sources'].items():

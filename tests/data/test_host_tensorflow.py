@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from gptjax.data import host_tensorflow
+from gptjax.core import host_tensorflow
 
 
 def test_tensorflow_sees_no_accelerator():

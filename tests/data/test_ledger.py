@@ -3,9 +3,9 @@ import shutil
 import numpy as np
 import pytest
 
-from gptjax import files
-from gptjax.data import ledger, pipeline
-from gptjax.errors import UserError
+from gptjax.core import storage
+from gptjax.core.console import UserError
+from gptjax.data import dataloader, ledger
 
 
 def test_batch_documents_are_those_whose_text_is_in_the_batch(run):
@@ -14,7 +14,7 @@ def test_batch_documents_are_those_whose_text_is_in_the_batch(run):
     }
     for step in (0, 11):
         documents = ledger.batch_documents(run.config, run.workdir, step)
-        (batch,) = pipeline.batches(
+        (batch,) = dataloader.batches(
             run.prepared, 'train', run.config.seed, 8, start_step=step, num_steps=1
         )
         assert len(documents) == 8
@@ -28,7 +28,7 @@ def test_batch_documents_are_those_whose_text_is_in_the_batch(run):
 
 def test_describe_batch_shows_documents_and_text(run):
     lines = list(ledger.describe_batch(run.config, run.workdir, 2))
-    (batch,) = pipeline.batches(
+    (batch,) = dataloader.batches(
         run.prepared, 'train', run.config.seed, 8, start_step=2, num_steps=1
     )
     to_predict = int(np.sum(batch['weights']))
@@ -47,8 +47,8 @@ def test_errors(run, tmp_path):
     with pytest.raises(UserError, match='run the stage `prepare`'):
         list(ledger.describe_batch(run.config, tmp_path, 0))
     workdir = shutil.copytree(run.workdir, tmp_path / 'copy')
-    manifest = files.read_json(workdir / 'prepared' / 'manifest.json')
-    files.write_json(
+    manifest = storage.read_json(workdir / 'prepared' / 'manifest.json')
+    storage.write_json(
         workdir / 'prepared' / 'manifest.json', {**manifest, 'tokenizer': 'other'}
     )
     with pytest.raises(UserError, match='made with another tokenizer: delete it'):

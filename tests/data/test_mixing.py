@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gptjax.core.console import UserError
 from gptjax.data.mixing import MAX_PERIOD, assign, integer_weights
-from gptjax.errors import UserError
 
 
 def test_pattern_by_hand():

@@ -3,9 +3,9 @@ import shutil
 import numpy as np
 import pytest
 
-from gptjax import files
-from gptjax.data.packed import PackedSplit
-from gptjax.errors import UserError
+from gptjax.core import storage
+from gptjax.core.console import UserError
+from gptjax.data.packed_dataset import PackedSplit
 
 
 def counts(packed, slots, seed=0):
@@ -107,8 +107,8 @@ def test_damage_is_named(run, tmp_path):
 
 def test_a_split_without_documents_is_named(run, tmp_path):
     folder = damaged(run, tmp_path)
-    manifest = files.read_json(folder / 'manifest.json')
+    manifest = storage.read_json(folder / 'manifest.json')
     manifest['splits']['validation'] = {}
-    files.write_json(folder / 'manifest.json', manifest)
+    storage.write_json(folder / 'manifest.json', manifest)
     with pytest.raises(UserError, match='has no documents: .*validation_fraction'):
         PackedSplit(folder, 'validation')

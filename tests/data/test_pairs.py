@@ -5,14 +5,14 @@ import json
 import pytest
 
 from configs import common
-from gptjax import files
-from gptjax.data import pairs
-from gptjax.errors import UserError
+from gptjax.core import storage
+from gptjax.core.console import UserError
+from gptjax.data import preference_pairs
 
 
 def test_a_file_that_grew_is_noticed(run, tmp_path):
     tokenizer = run.workdir / 'tokenizer' / 'tokenizer.model'
-    files.write_bytes(
+    storage.write_bytes(
         tmp_path / 'tokenizer' / 'tokenizer.model', tokenizer.read_bytes()
     )
     path = tmp_path / 'mine.jsonl'
@@ -24,9 +24,9 @@ def test_a_file_that_grew_is_noticed(run, tmp_path):
     config = common.base()
     config.preference = common.preference_section()
     config.preference.path = str(path)
-    manifest = pairs.build_pairs(config, tmp_path)
-    assert pairs.build_pairs(config, tmp_path) == manifest
+    manifest = preference_pairs.build_pairs(config, tmp_path)
+    assert preference_pairs.build_pairs(config, tmp_path) == manifest
     with open(path, 'a') as file:
         file.write(json.dumps(lines[0]) + '\n')
     with pytest.raises(UserError, match='preference.path=.*1 files of .* delete'):
-        pairs.build_pairs(config, tmp_path)
+        preference_pairs.build_pairs(config, tmp_path)

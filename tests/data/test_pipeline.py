@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gptjax.data import pipeline
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
+from gptjax.data import dataloader
 
 AXES = ('data', 'fsdp', 'tensor', 'context')
 SPEC = PartitionSpec(('data', 'fsdp'), 'context')
@@ -17,7 +17,7 @@ def sharding(*sizes):
 
 def take(run, count, start=0, placed=None, batch_size=8):
     return list(
-        pipeline.batches(
+        dataloader.batches(
             run.prepared, 'train', 3, batch_size, placed, start, num_steps=count
         )
     )
@@ -25,13 +25,13 @@ def take(run, count, start=0, placed=None, batch_size=8):
 
 def assert_equal(batches, others):
     for batch, other in zip(batches, others, strict=True):
-        for name in pipeline.FIELDS:
+        for name in dataloader.FIELDS:
             np.testing.assert_array_equal(batch[name], other[name])
 
 
 def test_shapes_and_dtypes(run):
     (batch,) = take(run, 1)
-    assert {name: array.dtype for name, array in batch.items()} == pipeline.FIELDS
+    assert {name: array.dtype for name, array in batch.items()} == dataloader.FIELDS
     assert {array.shape for array in batch.values()} == {(8, 16)}
 
 
@@ -67,11 +67,13 @@ def test_each_host_loads_its_rows_alone(run):
             return {device: indices[device] for device in mine}
 
     whole = sharding(2, 2, 1, 2)
-    rows = [pipeline.local_rows((8, 16), OneOfTwoHosts(whole, host)) for host in (0, 1)]
+    rows = [
+        dataloader.local_rows((8, 16), OneOfTwoHosts(whole, host)) for host in (0, 1)
+    ]
     assert [r.tolist() for r in rows] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     # data that a host does not hold is never asked of it
     replicated = NamedSharding(whole.mesh, PartitionSpec(None, 'context'))
-    both = pipeline.local_rows((8, 16), OneOfTwoHosts(replicated, 1))
+    both = dataloader.local_rows((8, 16), OneOfTwoHosts(replicated, 1))
     assert both.tolist() == list(range(8))
 
 
@@ -88,7 +90,7 @@ def test_part_of_the_rows_is_placed_by_number(run):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, 'make_array_from_callback', make)
-        placed = pipeline.place(local, rows, (8, 16), sharding(2, 2, 1, 2))
+        placed = dataloader.place(local, rows, (8, 16), sharding(2, 2, 1, 2))
     for name, array in placed.items():
         np.testing.assert_array_equal(array, batch[name][6:8, 8:])
 
@@ -100,14 +102,14 @@ def test_seeking_is_iterating(run):
 
 
 def test_batches_without_end(run):
-    batches = pipeline.batches(run.prepared, 'train', 3, 8, start_step=10**9)
+    batches = dataloader.batches(run.prepared, 'train', 3, 8, start_step=10**9)
     assert_equal([next(batches)], take(run, 1, start=10**9))
 
 
 def test_the_batch_size_cuts_one_stream(run):
     large = take(run, 2, batch_size=12)
     small = take(run, 4, batch_size=6)
-    for name in pipeline.FIELDS:
+    for name in dataloader.FIELDS:
         np.testing.assert_array_equal(
             np.concatenate([batch[name] for batch in large]),
             np.concatenate([batch[name] for batch in small]),
@@ -117,14 +119,14 @@ def test_the_batch_size_cuts_one_stream(run):
 def test_blocks_change_nothing(run, monkeypatch):
     expected = take(run, 11)
     for tokens in (1, 3 * 8 * 16, 10**9):
-        monkeypatch.setattr(pipeline, 'BLOCK_TOKENS', tokens)
+        monkeypatch.setattr(dataloader, 'BLOCK_TOKENS', tokens)
         assert_equal(take(run, 11), expected)
 
 
 @pytest.mark.parametrize('placed', [None, (2, 2, 1, 2)])
 def test_an_epoch_counts_everything_once(run, placed):
     placed = placed and sharding(*placed)
-    batches = list(pipeline.epoch(run.prepared, 'validation', 8, placed))
+    batches = list(dataloader.epoch(run.prepared, 'validation', 8, placed))
     documents = [
         text for pairs in run.documents['validation'].values() for _, text in pairs
     ]
@@ -135,7 +137,7 @@ def test_an_epoch_counts_everything_once(run, placed):
     predicted = sorted(targets[weights > 0].tolist())
     tokens = [token for text in documents for token in tokenizer.encode(text)]
     assert predicted == sorted(tokens + [tokenizer.eos_id] * len(documents))
-    assert_equal(batches, pipeline.epoch(run.prepared, 'validation', 8))
+    assert_equal(batches, dataloader.epoch(run.prepared, 'validation', 8))
 
 
 def test_what_does_not_divide_is_named(run):
@@ -150,4 +152,4 @@ def test_what_does_not_divide_is_named(run):
 
 def test_errors_come_from_the_call_itself(tmp_path):
     with pytest.raises(UserError, match='run the stage `prepare`'):
-        pipeline.batches(tmp_path, 'train', 0, 8)
+        dataloader.batches(tmp_path, 'train', 0, 8)

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from gptjax.core.console import UserError
 from gptjax.data.preferences import read_preferences
-from gptjax.errors import UserError
 
 HI = [dict(role='user', content='Hi!')]
 

@@ -3,13 +3,13 @@ import json
 import numpy as np
 import pytest
 
-from gptjax import files
-from gptjax.data import prepare as prepare_module
+from gptjax.core import storage
+from gptjax.core.console import UserError
+from gptjax.data import packed_documents as prepare_module
 from gptjax.data import shards as shards_module
-from gptjax.data.packed import PackedSplit
+from gptjax.data.packed_dataset import PackedSplit
+from gptjax.data.packed_documents import prepare
 from gptjax.data.packing import unpack
-from gptjax.data.prepare import prepare
-from gptjax.errors import UserError
 
 
 def stored_rows(run, split, source):
@@ -40,7 +40,7 @@ def test_starts_and_ids_are_the_documents(run):
 
 
 def test_the_manifest_counts_what_is_there(run):
-    manifest = files.read_json(run.prepared / 'manifest.json')
+    manifest = storage.read_json(run.prepared / 'manifest.json')
     assert manifest['context'] == 16
     assert manifest['tokenizer'] == run.tokenizer.fingerprint
     assert manifest['licences'] == {'a': 'MIT', 'b': 'CC0'}
@@ -58,7 +58,7 @@ def test_the_manifest_counts_what_is_there(run):
             for name, written in entry['files'].items():
                 path = run.prepared / split / source / name
                 assert written['bytes'] == path.stat().st_size
-                assert written['sha256'] == files.sha256_of_file(path)
+                assert written['sha256'] == storage.sha256_of_file(path)
 
 
 def test_shards_and_batches_of_text_change_no_row(run, new_run, monkeypatch):
@@ -81,7 +81,7 @@ def test_shards_and_batches_of_text_change_no_row(run, new_run, monkeypatch):
 def test_prepared_once(run):
     path = run.prepared / 'manifest.json'
     written = path.stat().st_mtime_ns
-    assert prepare(run.config, run.workdir) == files.read_json(path)
+    assert prepare(run.config, run.workdir) == storage.read_json(path)
     assert path.stat().st_mtime_ns == written
 
 
@@ -98,7 +98,7 @@ def test_another_config_is_refused_by_field(run):
 
 def test_a_killed_run_is_made_anew(new_run):
     run = new_run()
-    manifest = files.read_json(run.prepared / 'manifest.json')
+    manifest = storage.read_json(run.prepared / 'manifest.json')
     (run.prepared / 'manifest.json').unlink()
     (run.prepared / 'train' / 'a' / 'tokens-00000.npy').write_bytes(b'half')
     again = prepare(run.config, run.workdir)
@@ -112,7 +112,7 @@ def test_empty_and_special_looking_documents(new_run):
         json.dumps({'id': f'{i}\n', 'source': 'a', 'text': text}) + '\n'
         for i, text in enumerate(texts)
     ]
-    files.write_text(run.workdir / 'documents' / 'train.jsonl', ''.join(lines))
+    storage.write_text(run.workdir / 'documents' / 'train.jsonl', ''.join(lines))
     (run.prepared / 'manifest.json').unlink()
     entry = prepare(run.config, run.workdir)['splits']['train']['a']
     assert entry['documents'] == 2

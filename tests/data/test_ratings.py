@@ -6,11 +6,11 @@ import pytest
 
 from configs import common
 from gptjax import making
+from gptjax.core.console import UserError
 from gptjax.data import ratings
 from gptjax.data.chitchat import Conversation
 from gptjax.data.documents import split_of
 from gptjax.data.rating_audit import usable
-from gptjax.errors import UserError
 
 MAIL = 'mail me: ann@example.com'
 

@@ -9,13 +9,14 @@ import pytest
 from pyarrow import parquet
 
 from configs import common
-from gptjax.data import file_sources, host_tensorflow, paths, sources
-from gptjax.errors import UserError
+from gptjax.core import files, host_tensorflow
+from gptjax.core.console import UserError
+from gptjax.data.sources import file_source, open_source
 
 
 def documents(kind, path, data_dir='unused', **fields):
     source = common.source(kind, str(path), **fields)
-    opened = sources.open_source('mine', source, data_dir)
+    opened = open_source.open_source('mine', source, data_dir)
     told = []
     found = list(opened.documents(told.append))
     if not source.limit:
@@ -65,7 +66,7 @@ def test_one_file_is_cut_at_empty_lines_and_nothing_is_lost(tmp_path):
     found = documents('text', path)
     assert [identity for identity, _ in found] == [f'book.txt#{n}' for n in range(8)]
     assert ''.join(text for _, text in found) == ''.join(paragraphs)
-    size = file_sources.PIECE_CHARACTERS
+    size = file_source.PIECE_CHARACTERS
     for _, text in found[:-1]:
         assert size <= len(text) < size + 1000 and text.endswith('\n\n')
 
@@ -77,7 +78,7 @@ def test_one_file_without_empty_lines_is_cut_all_the_same(tmp_path, text):
     found = [piece for _, piece in documents('text', path)]
     assert ''.join(found) == text
     assert len(found) >= 2
-    assert max(map(len, found)) <= 3 * file_sources.PIECE_CHARACTERS
+    assert max(map(len, found)) <= 3 * file_source.PIECE_CHARACTERS
     if ' ' in text:
         assert all(piece[-1].isspace() for piece in found)
 
@@ -238,9 +239,9 @@ def test_files_through_tensorflow_as_on_gs(tmp_path):
     # What TensorFlow raises is no OSError: here of a place that it does not know.
     refuses(['.path=none://a', 'not implemented', 'read'], 'text', 'none://a')
     refuses(['.path=none://a', 'not implemented', 'read'], 'tfds', 'none://a')
-    gone = paths.File('ram://bucket/none.txt', 'none.txt', 3)
+    gone = files.File('ram://bucket/none.txt', 'none.txt', 3)
     with pytest.raises(UserError, match='mine=ram://bucket/none.txt: .*can be read'):
-        next(paths.read_lines(gone, 'mine'))
+        next(files.read_lines(gone, 'mine'))
 
     parquet.write_table(pyarrow.table({'text': ['x', 'y']}), tmp_path / 'p.parquet')
     gfile.copy(str(tmp_path / 'p.parquet'), 'ram://bucket/p.parquet')

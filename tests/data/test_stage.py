@@ -3,27 +3,26 @@ import os
 
 import pytest
 
-from gptjax import files
-from gptjax.data import stage
-from gptjax.errors import UserError
+from gptjax.core import artifact, storage
+from gptjax.core.console import UserError
 
 
 def make(folder, settings):
-    with stage.draft(folder) as path:
-        files.write_text(path / 'result', 'whole')
-        files.write_json(
+    with artifact.draft(folder) as path:
+        storage.write_text(path / 'result', 'whole')
+        storage.write_json(
             path / 'manifest.json',
-            {'inputs': files.fingerprint(settings), 'settings': settings},
+            {'inputs': storage.fingerprint(settings), 'settings': settings},
         )
 
 
 def test_finished_is_what_the_same_settings_made(tmp_path):
     folder = tmp_path / 'prepared'
-    assert stage.finished(folder, {'data.context': 64}) is None
+    assert artifact.finished(folder, {'data.context': 64}) is None
     make(folder, {'data.context': 64})
-    assert stage.finished(folder, {'data.context': 64})['settings']
+    assert artifact.finished(folder, {'data.context': 64})['settings']
     with pytest.raises(UserError) as info:
-        stage.finished(folder, {'data.context': 128, 'data.new': 1})
+        artifact.finished(folder, {'data.context': 128, 'data.new': 1})
     assert str(info.value) == (
         f'{folder} was made with another config (data.context: 64 there, 128 here; '
         f'data.new: None there, 1 here): use another --workdir, or delete {folder}'
@@ -33,17 +32,17 @@ def test_finished_is_what_the_same_settings_made(tmp_path):
 def test_a_hash_is_shortened_in_the_message(tmp_path):
     make(tmp_path / 'tokenizer', {'documents': 'a' * 64})
     with pytest.raises(UserError, match='documents: aaaaaaaaaaaa… there, bbb… here'):
-        stage.finished(tmp_path / 'tokenizer', {'documents': 'bbb…'})
+        artifact.finished(tmp_path / 'tokenizer', {'documents': 'bbb…'})
 
 
 def test_draft_is_all_or_nothing(tmp_path):
     folder = tmp_path / 'prepared'
-    with pytest.raises(RuntimeError), stage.draft(folder) as path:
-        files.write_text(path / 'result', 'half')
+    with pytest.raises(RuntimeError), artifact.draft(folder) as path:
+        storage.write_text(path / 'result', 'half')
         raise RuntimeError
     assert not folder.exists()
     folder.mkdir()
-    files.write_text(folder / 'left over', '')
+    storage.write_text(folder / 'left over', '')
     make(folder, {})
     assert sorted(p.name for p in folder.iterdir()) == ['manifest.json', 'result']
     assert [p.name for p in tmp_path.iterdir()] == ['prepared']
@@ -51,7 +50,7 @@ def test_draft_is_all_or_nothing(tmp_path):
 
 def test_require_names_the_stage(tmp_path):
     with pytest.raises(UserError, match='prepared is not there: run the stage `prep`'):
-        stage.require(tmp_path / 'prepared', 'prep')
+        artifact.require(tmp_path / 'prepared', 'prep')
 
 
 @pytest.mark.parametrize('content', ('{"inputs": "a', '[]', ''))
@@ -60,8 +59,8 @@ def test_a_broken_manifest_is_one_clear_error(content, tmp_path):
     make(folder, {})
     (folder / 'manifest.json').write_text(content)
     for read in (
-        lambda: stage.finished(folder, {}),
-        lambda: stage.require(folder, 'data'),
+        lambda: artifact.finished(folder, {}),
+        lambda: artifact.require(folder, 'data'),
     ):
         with pytest.raises(UserError, match=r'manifest\.json is damaged .*: delete '):
             read()
@@ -70,10 +69,10 @@ def test_a_broken_manifest_is_one_clear_error(content, tmp_path):
 def test_a_missing_file_of_a_finished_stage_is_one_clear_error(tmp_path):
     folder = tmp_path / 'documents'
     make(folder, {})
-    assert stage.finished(folder, {}, ['result'])
+    assert artifact.finished(folder, {}, ['result'])
     (folder / 'result').unlink()
     with pytest.raises(UserError, match='documents/result is missing: delete '):
-        stage.finished(folder, {}, ['result'])
+        artifact.finished(folder, {}, ['result'])
 
 
 def test_a_manifest_that_lacks_what_made_it_is_one_clear_error(tmp_path):
@@ -81,7 +80,7 @@ def test_a_manifest_that_lacks_what_made_it_is_one_clear_error(tmp_path):
     make(folder, {})
     (folder / 'manifest.json').write_text('{"inputs": "a"}')
     with pytest.raises(UserError, match=r'manifest\.json is damaged .something is'):
-        stage.finished(folder, {})
+        artifact.finished(folder, {})
 
 
 @pytest.mark.parametrize('code', [errno.EMFILE, errno.ENOTSUP])
@@ -99,5 +98,5 @@ def test_a_mount_that_renames_no_folder_is_one_clear_error(code, tmp_path, monke
 
 def test_too_many_open_files_are_no_rename():
     error = OSError(errno.EMFILE, 'Too many open files', 'a')
-    with pytest.raises(OSError, match='open files'), stage.renaming('folder'):
+    with pytest.raises(OSError, match='open files'), artifact.renaming('folder'):
         raise error

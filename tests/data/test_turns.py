@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from configs import common
-from gptjax import files, making
-from gptjax.data import ledger, pipeline, turns
-from gptjax.data.chat import Turn, encode_conversation
+from gptjax import making
+from gptjax.core import storage
+from gptjax.core.console import UserError
+from gptjax.data import dataloader, ledger, packed_conversations
+from gptjax.data.chat_template import Turn, encode_conversation
 from gptjax.data.pieces import pieces_of
-from gptjax.errors import UserError
-from gptjax.eval import dialogue_report
+from gptjax.eval.report import dialogue_table
 from tests.data.test_dialogue import conversations, write_chat
 
 BOS = 1
@@ -139,11 +140,11 @@ def make(run, workdir, template='turns', context=40):
     config.chat.template = template
     config.data.update(context=context, validation_fraction=0.2)
     config.train.batch_size = 4
-    files.write_bytes(
+    storage.write_bytes(
         workdir / 'tokenizer' / 'tokenizer.model',
         (run.workdir / 'tokenizer' / 'tokenizer.model').read_bytes(),
     )
-    turns.prepare_dialogue(config, workdir)
+    packed_conversations.prepare_dialogue(config, workdir)
     return config, workdir
 
 
@@ -151,7 +152,7 @@ def make(run, workdir, template='turns', context=40):
 def test_packed_conversations_are_the_conversations(run, template, tmp_path):
     config, workdir = make(run, tmp_path, template)
     tokenizer = run.tokenizer
-    manifest = files.read_json(workdir / 'dialogue' / 'manifest.json')
+    manifest = storage.read_json(workdir / 'dialogue' / 'manifest.json')
     for split in ('train', 'validation'):
         expected = Counter()
         size = 0
@@ -161,9 +162,9 @@ def test_packed_conversations_are_the_conversations(run, template, tmp_path):
                 tokens, trained = encode_conversation(messages, tokenizer, template)
                 expected[tuple(tokens), tuple(trained)] += 1
                 size += len(messages[1]['content'])
-        packed = turns.open_rows(workdir / 'dialogue', split)
+        packed = packed_conversations.open_rows(workdir / 'dialogue', split)
         found, weights = Counter(), 0.0
-        for batch in pipeline.epoch_of(packed, 4):
+        for batch in dataloader.epoch_of(packed, 4):
             weights += batch['weights'].sum()
             for row in range(4):
                 for segment in range(1, batch['segments'][row].max() + 1):
@@ -193,20 +194,20 @@ def test_packed_conversations_are_the_conversations(run, template, tmp_path):
 
 def test_what_is_there_is_used_and_another_config_refused(run, made):
     config, workdir = made
-    before = files.read_json(workdir / 'dialogue' / 'manifest.json')
-    assert turns.prepare_dialogue(config, workdir) == before
+    before = storage.read_json(workdir / 'dialogue' / 'manifest.json')
+    assert packed_conversations.prepare_dialogue(config, workdir) == before
     other = config.copy_and_resolve_references()
     other.chat.template = 'text'
     with pytest.raises(UserError, match='chat.template: turns there, text here'):
-        turns.prepare_dialogue(other, workdir)
+        packed_conversations.prepare_dialogue(other, workdir)
     other = config.copy_and_resolve_references()
     other.data.validation_fraction = 1e-6
-    files.write_bytes(
+    storage.write_bytes(
         workdir / 'b' / 'tokenizer' / 'tokenizer.model',
         (workdir / 'tokenizer' / 'tokenizer.model').read_bytes(),
     )
     with pytest.raises(UserError, match='no conversation .* into validation'):
-        turns.prepare_dialogue(other, workdir / 'b')
+        packed_conversations.prepare_dialogue(other, workdir / 'b')
     assert not (workdir / 'b' / 'dialogue').exists()
 
 
@@ -214,7 +215,7 @@ def test_files_that_changed_since_are_noticed(run, tmp_path):
     config, workdir = make(run, tmp_path)
     write_chat(workdir / 'own.jsonl', *conversations(61))
     with pytest.raises(UserError, match='dialogue.sources.own.path=.*now there are 1'):
-        turns.prepare_dialogue(config, workdir)
+        packed_conversations.prepare_dialogue(config, workdir)
 
 
 def test_what_is_cut_or_left_out_is_told(run, tmp_path):
@@ -226,28 +227,31 @@ def test_what_is_cut_or_left_out_is_told(run, tmp_path):
     shutil.rmtree(workdir / 'dialogue')
     config.data.context = 12
     told, there = making.dialogue(config, workdir)
-    counts = files.read_json(workdir / 'dialogue' / 'manifest.json')
+    counts = storage.read_json(workdir / 'dialogue' / 'manifest.json')
     own = [counts['splits'][split]['own'] for split in ('train', 'validation')]
     cut, kept = (sum(its[n] for its in own) for n in ('cut_tokens', 'predicted_tokens'))
     assert cut > 0 and not there
     assert f'59 of 59 replies cut, {cut / (cut + kept):.0%} of all their tokens' in told
     assert 'to fit data.context=12; 1 conversations left out' in told
-    assert counts['sources']['own']['skipped'] == {turns.LONG_SYSTEM: 1}
-    page = dialogue_report.data(counts)
-    assert f'<td>{own[0]["cut_tokens"]:,}</td>' in page and turns.LONG_SYSTEM in page
+    assert counts['sources']['own']['skipped'] == {packed_conversations.LONG_SYSTEM: 1}
+    page = dialogue_table.data(counts)
+    assert (
+        f'<td>{own[0]["cut_tokens"]:,}</td>' in page
+        and packed_conversations.LONG_SYSTEM in page
+    )
 
     every = [dict(its, messages=[system, *its['messages']]) for its in some]
     write_chat(workdir / 'own.jsonl', *every)
     shutil.rmtree(workdir / 'dialogue')
     with pytest.raises(UserError, match='data.context=12: the system message takes'):
-        turns.prepare_dialogue(config, workdir)
+        packed_conversations.prepare_dialogue(config, workdir)
 
 
 def test_batches_are_functions_of_seed_and_step(made):
     _, workdir = made
-    rows = turns.open_rows(workdir / 'dialogue', 'train')
-    first = list(pipeline.batches_of(rows, 7, 4, num_steps=9))
-    later = list(pipeline.batches_of(rows, 7, 4, start_step=5, num_steps=4))
+    rows = packed_conversations.open_rows(workdir / 'dialogue', 'train')
+    first = list(dataloader.batches_of(rows, 7, 4, num_steps=9))
+    later = list(dataloader.batches_of(rows, 7, 4, start_step=5, num_steps=4))
     for one, other in zip(first[5:], later, strict=True):
         for name in one:
             np.testing.assert_array_equal(one[name], other[name])
@@ -266,7 +270,7 @@ def test_a_share_of_each_batch_is_pretraining_text(run, new_run, made):
     config = config.copy_and_resolve_references()
     config.start = common.start_section(str(text.workdir))
     config.sft.pretraining_share = 0.25
-    rows = turns.training_rows(config, workdir)
+    rows = packed_conversations.training_rows(config, workdir)
     names = [source.name for source in rows.sources]
     assert names == ['own', 'pretraining/a', 'pretraining/b']
     for step in range(20):
@@ -278,8 +282,8 @@ def test_a_share_of_each_batch_is_pretraining_text(run, new_run, made):
     assert batch['weights'][~text_rows].mean() < 0.6
     config.sft.pretraining_share = 1.0
     with pytest.raises(UserError, match='sft.pretraining_share=1.0: use a share'):
-        turns.training_rows(config, workdir)
+        packed_conversations.training_rows(config, workdir)
 
     config.start.run, config.sft.pretraining_share = str(run.workdir), 0.5
     with pytest.raises(UserError, match='another context .16, here 40.*context=16'):
-        turns.training_rows(config, workdir)
+        packed_conversations.training_rows(config, workdir)

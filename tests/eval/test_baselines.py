@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 from gptjax.eval import baselines
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptjax.eval import charts
-from gptjax.eval.charts import Level, Series
+from gptjax.eval.report import charts
+from gptjax.eval.report.charts import Level, Series
 
 
 def drawing(html):

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from gptjax.eval import bootstrap, choice
-from gptjax.eval.choice import Choices
+from gptjax.eval import bootstrap
+from gptjax.eval.tasks import choice
+from gptjax.eval.tasks.choice import Choices
 
 
 def figures(items):

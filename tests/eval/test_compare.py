@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from gptjax.errors import UserError
-from gptjax.eval import generation, results
+from gptjax.core.console import UserError
+from gptjax.eval import results
 from gptjax.eval.compare import compare
+from gptjax.eval.tasks import reply_metrics
 from tests import runs
 from tests.eval.test_results import HOW, task_of
 
@@ -159,7 +160,7 @@ def test_sources_are_compared_apart_too(tmp_path):
 
 def test_variety_is_compared_by_the_replies_themselves(tmp_path):
     def replies(texts):
-        columns = generation.measure(texts, [['r']] * len(texts))
+        columns = reply_metrics.measure(texts, [['r']] * len(texts))
         items = [
             dict(id=str(n), prompt_sha256='', item_sha256='', reply=text)
             for n, text in enumerate(texts)

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 
 from configs import common
-from gptjax import files
-from gptjax.data import chat
-from gptjax.data.dialogue import conversation_of
-from gptjax.errors import UserError
-from gptjax.eval import conversations, dialogue, dialogue_report, results
+from gptjax.core import storage
+from gptjax.core.console import UserError
+from gptjax.data import chat_template, conversations
+from gptjax.data.conversations import conversation_of
+from gptjax.eval import results
+from gptjax.eval.report import dialogue_table
 from gptjax.eval.results import columns_of
-from gptjax.eval.tasks import Subject
+from gptjax.eval.tasks import dialogue_examples, dialogue_task
+from gptjax.eval.tasks.run_task import Subject
 from gptjax.tokenizer.tokenizer import Tokenizer
-from gptjax.tokenizer.train import train_model
+from gptjax.tokenizer.train_tokenizer import train_model
 from tests import runs
 
 CONTEXT = 64
@@ -53,12 +55,14 @@ def settings(**fields):
 
 def run_with(tmp_path, *its):
     lines = ''.join(json.dumps(one) + '\n' for one in its)
-    files.write_text(tmp_path / 'dialogue' / 'validation.jsonl', lines)
+    storage.write_text(tmp_path / 'dialogue' / 'validation.jsonl', lines)
     return tmp_path
 
 
 def asked(tmp_path, **fields):
-    return conversations.read_items(run_with(tmp_path, *views()), settings(**fields))
+    return dialogue_examples.read_items(
+        run_with(tmp_path, *views()), settings(**fields)
+    )
 
 
 def subject_of(tokenizer, template, complete=None, **fields):
@@ -81,7 +85,9 @@ def reply(text, finish='stop', tokens=3):
 def test_conversations_of_people_with_one_name_are_apart():
     said = [dict(role='user', content='hi'), dict(role='assistant', content='hello')]
     names = ['own/ann@gmail.com', 'own/ann@yahoo.com', 'own/ann']
-    found = conversations.reply_items([dict(id=n, messages=said) for n in names], 0, 0)
+    found = dialogue_examples.reply_items(
+        [dict(id=n, messages=said) for n in names], 0, 0
+    )
     assert sorted(item.id for item in found) == sorted(names)
 
 
@@ -108,18 +114,18 @@ def test_one_reply_of_each_conversation(tmp_path):
 
 def test_what_cannot_be_asked(tmp_path):
     with pytest.raises(UserError, match='--tasks=dialogue:runs/sft'):
-        conversations.read_items(tmp_path, settings())
+        dialogue_examples.read_items(tmp_path, settings())
     alone = view('own/1', 'hello, anybody?', first='assistant')
     long = view('own/2', 'hm', 'x' * (conversations.LONGEST_REPLY + 1))
     with pytest.raises(UserError, match='no conversation with a reply to a user'):
-        conversations.read_items(run_with(tmp_path, alone, long), settings())
+        dialogue_examples.read_items(run_with(tmp_path, alone, long), settings())
 
 
 def test_a_prompt_without_room_loses_its_oldest_turns(tokenizer):
     subject = subject_of(tokenizer, 'turns')
     system = dict(role='system', content='the cat')
     said = view('a', *['the cat sat on the mat'] * 9)['messages']
-    tokens = dialogue.prompt_tokens(subject, [system, *said])
+    tokens = dialogue_task.prompt_tokens(subject, [system, *said])
     assert tokens[: len(tokenizer.encode('the cat')) + 2] == [
         tokenizer.bos_id,
         tokenizer.specials['<|system|>'],
@@ -129,7 +135,7 @@ def test_a_prompt_without_room_loses_its_oldest_turns(tokenizer):
     kept = tokens.count(tokenizer.specials['<|user|>'])
     assert 1 <= kept < 5
     long = dict(role='user', content='the cat sat ' * 40)
-    tokens = dialogue.prompt_tokens(subject, [long])
+    tokens = dialogue_task.prompt_tokens(subject, [long])
     assert len(tokens) == CONTEXT - 16
     assert tokens[-1] == tokenizer.specials['<|assistant|>']
 
@@ -137,14 +143,14 @@ def test_a_prompt_without_room_loses_its_oldest_turns(tokenizer):
 # ---- figures
 
 
-@pytest.mark.parametrize('template', chat.TEMPLATES)
+@pytest.mark.parametrize('template', chat_template.TEMPLATES)
 def test_likelihoods_by_hand(tokenizer, template, tmp_path):
     its = asked(tmp_path)
-    found = dialogue.measure(subject_of(tokenizer, template), its)
+    found = dialogue_task.measure(subject_of(tokenizer, template), its)
 
     def nats(text, unfinished=False):
         message = dict(role='assistant', content=text)
-        (turn,) = chat.encode_turns([message], tokenizer, template, unfinished)
+        (turn,) = chat_template.encode_turns([message], tokenizer, template, unfinished)
         return sum(token % 7 for token in turn.said)
 
     size = sum(len(item.references[0].encode()) for item in its)
@@ -182,26 +188,26 @@ def test_stops_greedy_and_drawn(tokenizer, tmp_path):
 
     end = tokenizer.specials['<|end|>']
     its = asked(tmp_path)
-    found = dialogue.measure(subject_of(tokenizer, 'turns', complete), its)
+    found = dialogue_task.measure(subject_of(tokenizer, 'turns', complete), its)
     figures = found['figures']
     assert figures['stops']['value'] == 1.0 and figures['stops_drawn']['value'] == 0.5
     assert figures['reply_tokens']['value'] == 4.0
     assert figures['stops']['baselines']['the people']['value'] > 0.9
     assert all(p[-1] == tokenizer.specials['<|assistant|>'] for p in prompts_seen)
 
-    control = dialogue.measure(subject_of(tokenizer, 'text'), its)
-    dialogue.beside(found, 'earlier, before', control)
-    told, facts = dialogue_report.lead(dict(tasks=dict(dialogue=found)))
+    control = dialogue_task.measure(subject_of(tokenizer, 'text'), its)
+    dialogue_task.beside(found, 'earlier, before', control)
+    told, facts = dialogue_table.lead(dict(tasks=dict(dialogue=found)))
     assert 'of earlier, before' in told and facts
     assert 'earlier, before' in results.table('run', dict(dialogue=found))
-    path = conversations.write_transcripts(
+    path = dialogue_examples.write_transcripts(
         tmp_path, its, {'this <model>': found, 'earlier': control}
     )
-    transcripts = files.read_json(path)
+    transcripts = storage.read_json(path)
     assert [t['id'] for t in transcripts] == [item.id for item in its[:8]]
-    page = dialogue_report.transcripts(dict(transcripts=transcripts))
+    page = dialogue_table.transcripts(dict(transcripts=transcripts))
     assert 'this &lt;model&gt;, likeliest' in page and its[0].references[0] in page
-    assert dialogue_report.transcripts(dict(transcripts=None)) == ''
+    assert dialogue_table.transcripts(dict(transcripts=None)) == ''
 
 
 # ---- the stage
@@ -225,7 +231,7 @@ def test_a_run_beside_what_it_started_from(trained_run, tmp_path):
     runs.finish(runs.start('sft', *words))
     output, _ = runs.finish(runs.start('eval', f'--workdir={workdir}'))
     assert 'bits per byte of replies' in output and 'run, before' in output
-    found = files.read_json(workdir / 'eval.json')
+    found = storage.read_json(workdir / 'eval.json')
     assert 'results' not in found
     # The earlier run's own result is what stands beside.
     earlier = runs.copy(trained_run, tmp_path / 'earlier')
@@ -236,7 +242,7 @@ def test_a_run_beside_what_it_started_from(trained_run, tmp_path):
             '--max_tokens=8', f'--json={copy}',
         )
     )  # fmt: skip
-    control = files.read_json(copy)['tasks']['dialogue']
+    control = storage.read_json(copy)['tasks']['dialogue']
     beside = found['tasks']['dialogue']['figures']['reply_bits']['baselines']
     assert beside['run, before']['value'] == pytest.approx(
         control['figures']['reply_bits']['value'], rel=1e-6

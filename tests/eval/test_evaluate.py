@@ -8,18 +8,18 @@ from contextlib import contextmanager
 import pytest
 from ml_collections import ConfigDict
 
-from gptjax import rundir
-from gptjax.errors import UserError
+from gptjax.core import run_dir
+from gptjax.core.console import UserError
 from gptjax.eval import evaluate as stage
 from gptjax.eval import results
-from gptjax.eval.documents import run_of_documents, some_documents
 from gptjax.eval.evaluate import evaluate
+from gptjax.eval.held_out_documents import run_of_documents, some_documents
 from tests import runs
 
 
 @pytest.fixture(scope='module')
 def config(trained_run) -> ConfigDict:
-    config = rundir.read_config(trained_run)
+    config = run_dir.read_config(trained_run)
     config.eval.documents = 5
     return config
 

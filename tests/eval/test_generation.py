@@ -7,7 +7,8 @@ import pytest
 from rouge_score import rouge_scorer
 from sacrebleu.metrics import BLEU, CHRF
 
-from gptjax.eval import bootstrap, generation
+from gptjax.eval import bootstrap
+from gptjax.eval.tasks import reply_metrics
 
 WORDS = (
     "the a cat dog sat on mat , . Hello! how are you doing today? can't naïve größe 3.5"
@@ -27,8 +28,8 @@ def references_for(count, seed):
 
 
 def figures(answers, references):
-    sums = bootstrap.total(generation.measure(answers, references))
-    return {name: float(of(sums)) for name, of in generation.FIGURES.items()}
+    sums = bootstrap.total(reply_metrics.measure(answers, references))
+    return {name: float(of(sums)) for name, of in reply_metrics.FIGURES.items()}
 
 
 def streams(references):
@@ -38,25 +39,25 @@ def streams(references):
 
 def test_sums_of_items_give_the_corpus_scores_of_sacrebleu():
     answers, references = texts(40, 0), references_for(40, 1)
-    columns = generation.measure(answers, references)
+    columns = reply_metrics.measure(answers, references)
     draw = random.Random(2)
     for size in (1, 2, 3, 5, 40, *range(1, 30)):
         chosen = draw.choices(range(40), k=size)
         sums = bootstrap.total({n: c[chosen] for n, c in columns.items()})
         its = [answers[place] for place in chosen]
         given = streams([references[place] for place in chosen])
-        assert generation.bleu(sums) == pytest.approx(
+        assert reply_metrics.bleu(sums) == pytest.approx(
             BLEU().corpus_score(its, given).score, abs=1e-9
         )
-        assert generation.chrf(sums) == pytest.approx(
+        assert reply_metrics.chrf(sums) == pytest.approx(
             CHRF().corpus_score(its, given).score, abs=1e-9
         )
 
 
 def test_figures_are_computed_for_many_sums_at_once():
-    columns = generation.measure(texts(12, 3), references_for(12, 4))
+    columns = reply_metrics.measure(texts(12, 3), references_for(12, 4))
     sums = bootstrap.resampled_sums(columns, 20, seed=0)
-    for name, of in generation.FIGURES.items():
+    for name, of in reply_metrics.FIGURES.items():
         rows = [of({n: s[row] for n, s in sums.items()}) for row in range(20)]
         assert of(sums) == pytest.approx(np.array(rows), nan_ok=True), name
 
@@ -83,7 +84,7 @@ def test_rouge_by_hand():
 
 def test_rouge_lsum_compares_sentences():
     answer, reference = 'Dogs bark. Cats sleep.', 'Cats sleep. Dogs bark.'
-    assert generation.sentences('One here. Two there?\n\nThree') == (
+    assert reply_metrics.sentences('One here. Two there?\n\nThree') == (
         'One here.\nTwo there?\nThree'
     )
     found = figures([answer], [[reference]])
@@ -108,8 +109,8 @@ def test_rouge_lsum_compares_sentences():
     ],
 )
 def test_words_in_common_by_hand(answer, reference, f1, exact):
-    assert generation.token_f1(answer, reference) == pytest.approx(f1)
-    assert generation.exact_match(answer, reference) == exact
+    assert reply_metrics.token_f1(answer, reference) == pytest.approx(f1)
+    assert reply_metrics.exact_match(answer, reference) == exact
 
 
 def test_the_best_reference_counts():
@@ -122,7 +123,7 @@ def test_a_copy_of_the_references_is_perfect():
     found = figures([its[0] for its in references], references)
     for name in ('bleu', 'chrf'):
         assert found[name] == pytest.approx(100)
-    for name in (*generation.ROUGE, 'token_f1', 'exact_match'):
+    for name in (*reply_metrics.ROUGE, 'token_f1', 'exact_match'):
         assert found[name] == pytest.approx(1), name
 
 
@@ -132,53 +133,55 @@ def test_a_shuffled_copy_is_as_good_as_any_other_text():
     shuffled = [references[place - 1][0] for place in range(300)]
     drawn = texts(300, 7, least=5)
     one, other = (
-        generation.measure(answers, references) for answers in (shuffled, drawn)
+        reply_metrics.measure(answers, references) for answers in (shuffled, drawn)
     )
     for name in ('bleu', 'chrf', 'rouge1', 'rougeL', 'token_f1'):
-        p = bootstrap.permutation_p(one, other, generation.FIGURES[name], 500, 0)
+        p = bootstrap.permutation_p(one, other, reply_metrics.FIGURES[name], 500, 0)
         assert p > 0.01, name
     assert figures(shuffled, references)['exact_match'] < 0.02
     assert figures(shuffled, references)['bleu'] < 20
 
 
 def test_repetition_by_hand():
-    assert generation.repetition('one two three') is None
-    assert generation.repetition('a b c d e') == 0
+    assert reply_metrics.repetition('one two three') is None
+    assert reply_metrics.repetition('a b c d e') == 0
     # a b a b a b: the 4-grams abab, baba, abab
-    assert generation.repetition('A b a b a B') == pytest.approx(1 / 3)
-    columns = generation.measure(['a b', 'a b a b a b'], [['x'], ['x']])
-    figure = generation.FIGURES['repetition'](bootstrap.total(columns))
+    assert reply_metrics.repetition('A b a b a B') == pytest.approx(1 / 3)
+    columns = reply_metrics.measure(['a b', 'a b a b a b'], [['x'], ['x']])
+    figure = reply_metrics.FIGURES['repetition'](bootstrap.total(columns))
     assert figure == pytest.approx(1 / 3)  # the short one says nothing
 
 
 def test_distinct_by_hand():
-    assert generation.distinct(['a b a', 'B c'], 1) == 3 / 5
-    assert generation.distinct(['a b a', 'b c'], 2) == 3 / 3
-    assert np.isnan(generation.distinct(['a', ''], 2))
+    assert reply_metrics.distinct(['a b a', 'B c'], 1) == 3 / 5
+    assert reply_metrics.distinct(['a b a', 'b c'], 2) == 3 / 3
+    assert np.isnan(reply_metrics.distinct(['a', ''], 2))
 
 
 def test_distinct_of_resamples_is_that_of_their_texts():
     answers = texts(10, 8)
-    ((present, lengths),) = generation.presence([answers], 2)
+    ((present, lengths),) = reply_metrics.presence([answers], 2)
     counts = np.concatenate(list(bootstrap.resample_counts(10, 30, seed=0)))
-    found = generation.share(counts, present, lengths)
+    found = reply_metrics.share(counts, present, lengths)
     for row, drawn in enumerate(counts.astype(int)):
         its = [answers[place] for place in np.repeat(np.arange(10), drawn)]
-        assert found[row] == pytest.approx(generation.distinct(its, 2))
-    assert generation.centred(found, 0.5).mean() == pytest.approx(0.5)
-    assert generation.centred(found, 0.5).std() == pytest.approx(found.std())
+        assert found[row] == pytest.approx(reply_metrics.distinct(its, 2))
+    assert reply_metrics.centred(found, 0.5).mean() == pytest.approx(0.5)
+    assert reply_metrics.centred(found, 0.5).std() == pytest.approx(found.std())
     # With repeated words the share is well below 1: nothing is clipped.
     dull = [f'{text} {text} {text}' for text in texts(40, 9, least=6)]
-    samples = generation.resampled_distinct(dull, 1, 200, seed=0)
-    assert samples.mean() == pytest.approx(generation.distinct(dull, 1))
+    samples = reply_metrics.resampled_distinct(dull, 1, 200, seed=0)
+    assert samples.mean() == pytest.approx(reply_metrics.distinct(dull, 1))
     low, high = bootstrap.interval(
-        generation.resampled_distinct(['a b', 'c d e'], 1, 200, seed=0), 0.95
+        reply_metrics.resampled_distinct(['a b', 'c d e'], 1, 200, seed=0), 0.95
     )
     assert 0 < low < high == 1
 
 
 def test_signatures_say_how_many_references_there_were():
-    one = generation.signatures([['a'], ['b']])
+    one = reply_metrics.signatures([['a'], ['b']])
     assert one['bleu'].startswith('nrefs:1|') and 'tok:13a' in one['bleu']
     assert one['chrf'].startswith('nrefs:1|') and 'nc:6' in one['chrf']
-    assert generation.signatures([['a', 'c'], ['b']])['bleu'].startswith('nrefs:var|')
+    assert reply_metrics.signatures([['a', 'c'], ['b']])['bleu'].startswith(
+        'nrefs:var|'
+    )

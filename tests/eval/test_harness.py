@@ -7,18 +7,18 @@ import math
 import numpy as np
 import pytest
 
-from gptjax import rundir
-from gptjax.errors import UserError
-from gptjax.eval import suites
+from gptjax.core import run_dir
+from gptjax.core.console import UserError
 from gptjax.eval.evaluate import find_task, make_subject, settings_of
-from gptjax.eval.likelihood import score_pairs
+from gptjax.eval.harness import core_suites
+from gptjax.eval.tasks.likelihood import score_pairs
 from gptjax.infer.request import Parameters
-from gptjax.train.load import load
+from gptjax.train.load_model import load
 from tests import helpers, runs
 
 lm_eval = pytest.importorskip('lm_eval')
 
-from gptjax.eval import harness  # noqa: E402
+from gptjax.eval.harness import lm_harness  # noqa: E402
 
 QUESTIONS = (
     ('How are you', [' today', ' in the town of my aunt', ' you'], 0),
@@ -73,7 +73,7 @@ def write_tasks(folder) -> dict:
 
 @pytest.fixture(scope='module')
 def subject(trained_run):
-    config = rundir.read_config(trained_run)
+    config = run_dir.read_config(trained_run)
     config.mesh.data = 1
     mesh = helpers.mesh_of()
     trained = load(config, trained_run, mesh)
@@ -90,7 +90,7 @@ def tasks(tmp_path_factory):
 
 
 def evaluate(name, tasks, model, **options):
-    manager = suites._manager(name, str(tasks[name]))
+    manager = core_suites._manager(name, str(tasks[name]))
     return lm_eval.simple_evaluate(
         model=model, tasks=[name], task_manager=manager, bootstrap_iters=0, **options
     )
@@ -100,20 +100,20 @@ def evaluate(name, tasks, model, **options):
 
 
 def test_bos_stands_before_a_prompt_once(subject):
-    model = harness.HarnessModel(subject)
+    model = lm_harness.HarnessModel(subject)
     tokenizer = subject.tokenizer
     plain = tokenizer.encode('Hi <bos> there')
     assert tokenizer.bos_id not in plain  # what a text spells is text
     assert model.tok_encode('Hi <bos> there') == [tokenizer.bos_id, *plain]
     assert model.tok_encode('Hi <bos> there', add_special_tokens=False) == plain
-    without = harness.HarnessModel(subject, add_bos=False)
+    without = lm_harness.HarnessModel(subject, add_bos=False)
     assert without.tok_encode('Hi <bos> there') == plain
     assert model.prefix_token_id == tokenizer.bos_id != model.eot_token_id
 
 
 def test_the_chat_template_travels_through_strings(subject):
-    model = harness.HarnessModel(subject._replace(template='turns'))
-    from gptjax.data import chat
+    model = lm_harness.HarnessModel(subject._replace(template='turns'))
+    from gptjax.data import chat_template
 
     messages = [
         dict(role='system', content='Be <|end|> kind.'),
@@ -122,37 +122,37 @@ def test_the_chat_template_travels_through_strings(subject):
     ]
     text = model.apply_chat_template(messages[:2])
     clean = [messages[0], dict(role='user', content='Hi \ufffd there')]
-    expected = chat.prompt_of(clean, subject.tokenizer, 'turns')
+    expected = chat_template.prompt_of(clean, subject.tokenizer, 'turns')
     assert model.tok_encode(text) == expected
     assert expected.count(subject.tokenizer.bos_id) == 1
     open_end = model.apply_chat_template(messages, add_generation_prompt=False)
-    assert model.tok_encode(open_end) == chat.prompt_of(
+    assert model.tok_encode(open_end) == chat_template.prompt_of(
         [*clean, messages[2]], subject.tokenizer, 'turns', continue_last=True
     )
-    plain = harness.HarnessModel(subject).apply_chat_template(messages[1:2])
+    plain = lm_harness.HarnessModel(subject).apply_chat_template(messages[1:2])
     assert plain == 'Hi \ufffd there\n\n'
 
 
 def test_how_a_task_wants_its_replies():
-    found = harness.parameters_of(
+    found = lm_harness.parameters_of(
         dict(until='\n', max_gen_toks=9, do_sample=False, temperature=0.7), 64
     )
     assert found == Parameters(max_tokens=9, temperature=0.0, stop=('\n',))
-    found = harness.parameters_of(
+    found = lm_harness.parameters_of(
         dict(until=['a', ''], do_sample=True, temperature=0.7, top_p=0.9), 64
     )
     assert found == Parameters(max_tokens=32, temperature=0.7, top_p=0.9, stop=('a',))
     with pytest.raises(UserError, match='typical_p: take that out'):
-        harness.parameters_of(dict(typical_p=0.2), 64)
+        lm_harness.parameters_of(dict(typical_p=0.2), 64)
     with pytest.raises(UserError, match='no beam search'):
-        harness.parameters_of(dict(num_beams=4), 64)
+        lm_harness.parameters_of(dict(num_beams=4), 64)
 
 
 # ---- the three requests
 
 
 def test_likelihoods_of_choices(subject, tasks):
-    found = evaluate('tiny_choice', tasks, harness.HarnessModel(subject))
+    found = evaluate('tiny_choice', tasks, lm_harness.HarnessModel(subject))
     encode, bos = subject.tokenizer.encode, subject.tokenizer.bos_id
     rights = []
     for sample, (question, choices, gold) in zip(
@@ -174,7 +174,7 @@ def test_likelihoods_of_choices(subject, tasks):
 
 def test_likelihood_of_whole_texts(subject, tasks):
     """In windows of the harness's own: each token once, the first after BOS."""
-    found = evaluate('tiny_text', tasks, harness.HarnessModel(subject))
+    found = evaluate('tiny_text', tasks, lm_harness.HarnessModel(subject))
     encode, bos = subject.tokenizer.encode, subject.tokenizer.bos_id
     assert len(encode(TEXTS[1])) > 64 > len(encode(TEXTS[0]))
     (first, last) = score_pairs(
@@ -191,7 +191,9 @@ def test_likelihood_of_whole_texts(subject, tasks):
 
 
 def test_replies_end_where_the_task_says(subject, tasks):
-    found = evaluate('tiny_reply', tasks, harness.HarnessModel(subject), num_fewshot=1)
+    found = evaluate(
+        'tiny_reply', tasks, lm_harness.HarnessModel(subject), num_fewshot=1
+    )
     prompts = [sample['arguments'][0][0] for sample in found['samples']['tiny_reply']]
     told = [sample['filtered_resps'][0] for sample in found['samples']['tiny_reply']]
     bos = subject.tokenizer.bos_id
@@ -205,7 +207,7 @@ def test_replies_end_where_the_task_says(subject, tasks):
 
 
 def test_a_chat_template_is_applied(subject, tasks):
-    model = harness.HarnessModel(subject)
+    model = lm_harness.HarnessModel(subject)
     found = evaluate(
         'tiny_reply', tasks, model, apply_chat_template=True, num_fewshot=0
     )
@@ -239,17 +241,20 @@ def test_tasks_have_intervals_and_chance(subject, tasks):
 
 
 def test_the_mean_above_chance(subject, tasks, monkeypatch):
-    how = suites.results.Bootstrap(400, 0.95, 0)
+    how = core_suites.results.Bootstrap(400, 0.95, 0)
     columns = dict(items=np.ones(40), acc=np.array([1.0] * 30 + [0.0] * 10))
-    value, samples = suites.centre(columns, 'acc', 0.5, how, number=0)
+    value, samples = core_suites.centre(columns, 'acc', 0.5, how, number=0)
     assert value == pytest.approx(0.5)  # 0.75 is half way from 0.5 to 1
     assert samples.mean() == pytest.approx(0.5, abs=0.03)
-    manager = suites._manager('x', str(tasks['tiny_choice']))
+    manager = core_suites._manager('x', str(tasks['tiny_choice']))
     monkeypatch.setattr('lm_eval.tasks.TaskManager', lambda: manager)
     monkeypatch.setitem(
-        suites.LISTS,
+        core_suites.LISTS,
         'core',
-        (suites.Task('tiny_choice', 0, 0.3), suites.Task('tiny_choice', 1, 0.5)),
+        (
+            core_suites.Task('tiny_choice', 0, 0.3),
+            core_suites.Task('tiny_choice', 1, 0.5),
+        ),
     )
     found = find_task('core')(subject, [])
     assert list(found) == ['core', 'tiny_choice@0', 'tiny_choice@1']
@@ -271,10 +276,10 @@ def test_the_lists_name_tasks_that_there_are():
         for line in path.read_text(encoding='utf-8', errors='replace').splitlines()
         if line.startswith(('task:', 'group:', '  - task:'))
     }
-    for tasks in suites.LISTS.values():
+    for tasks in core_suites.LISTS.values():
         assert {task.name for task in tasks} <= names
         assert all(0 <= task.chance < 1 for task in tasks)
-    assert len(suites.CORE) == 21 and len(suites.CHATCORE) == 5
+    assert len(core_suites.CORE) == 21 and len(core_suites.CHATCORE) == 5
 
 
 def error_of(capsys, *words):
@@ -304,7 +309,7 @@ def test_what_is_wrong_is_one_line(trained_run, tasks, tmp_path, capsys, monkeyp
 
 
 def test_requests_that_are_cut_are_counted(subject, tasks):
-    model = harness.HarnessModel(subject, max_length=16)
+    model = lm_harness.HarnessModel(subject, max_length=16)
     evaluate('tiny_choice', tasks, model)
     encode = subject.tokenizer.encode
     long = sum(

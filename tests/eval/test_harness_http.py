@@ -11,7 +11,7 @@ from tests import runs
 pytest.importorskip('lm_eval')
 pytest.importorskip('tenacity')  # of lm-eval[api]
 
-from gptjax.eval.harness import HarnessModel  # noqa: E402
+from gptjax.eval.harness.lm_harness import HarnessModel  # noqa: E402
 from tests.eval.test_harness import evaluate, subject, tasks  # noqa: E402
 
 pytestmark = pytest.mark.slow

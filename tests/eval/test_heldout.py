@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from gptjax.eval import heldout, results
-from gptjax.eval.documents import read_documents
+from gptjax.eval import held_out_perplexity, results
+from gptjax.eval.held_out_documents import read_documents
 from gptjax.tokenizer.tokenizer import Tokenizer
 from tests import runs
 
@@ -21,7 +21,9 @@ def workdir(prepared_run, tmp_path_factory):
 def measure(workdir, documents):
     tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
     uniform = lambda batch: np.full(batch['inputs'].shape, -math.log(512), np.float32)
-    return heldout.measure(uniform, documents, tokenizer, workdir, 64, 0, 8, HOW)
+    return held_out_perplexity.measure(
+        uniform, documents, tokenizer, workdir, 64, 0, 8, HOW
+    )
 
 
 @pytest.fixture(scope='module')

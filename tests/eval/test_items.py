@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from gptjax.errors import UserError
-from gptjax.eval import items
+from gptjax.core.console import UserError
+from gptjax.eval.tasks import examples
 
 
 def conversations(count):
@@ -19,7 +19,7 @@ def conversations(count):
 
 def test_the_reference_is_the_turn_after_the_prompt():
     documents = conversations(60)
-    asked = items.reply_items(documents, 0, seed=0)
+    asked = examples.reply_items(documents, 0, seed=0)
     assert len(asked) == 50  # ten have one turn only
     texts = {document['id']: document['text'].split('\n\n') for document in documents}
     for item in asked:
@@ -34,10 +34,10 @@ def test_the_reference_is_the_turn_after_the_prompt():
 
 def test_an_item_depends_on_its_conversation_and_the_seed_alone():
     documents = conversations(60)
-    every = {item.id: item for item in items.reply_items(documents, 0, seed=0)}
-    few = items.reply_items(documents[::-1][:30], 10, seed=0)
+    every = {item.id: item for item in examples.reply_items(documents, 0, seed=0)}
+    few = examples.reply_items(documents[::-1][:30], 10, seed=0)
     assert len(few) == 10 and all(every[item.id] == item for item in few)
-    other = {item.id: item for item in items.reply_items(documents, 0, seed=1)}
+    other = {item.id: item for item in examples.reply_items(documents, 0, seed=1)}
     assert other.keys() == every.keys() and other != every
     hashes = {item.content_hash() for item in every.values()}
     assert len(hashes) == 50
@@ -46,27 +46,27 @@ def test_an_item_depends_on_its_conversation_and_the_seed_alone():
 
 def test_texts_of_one_turn_are_refused():
     with pytest.raises(UserError, match='no text of two turns'):
-        items.reply_items([dict(id='a', text='only one\nturn')], 5, 0)
+        examples.reply_items([dict(id='a', text='only one\nturn')], 5, 0)
 
 
 def test_the_truth_is_one_of_the_choices():
-    replies = items.reply_items(conversations(60), 0, seed=0)
-    asked = items.choice_items(replies, 4, seed=0)
+    replies = examples.reply_items(conversations(60), 0, seed=0)
+    asked = examples.choice_items(replies, 4, seed=0)
     truths = {item.id: item.references[0] for item in replies}
     for item in asked:
         assert item.choices[item.answer] == truths[item.id]
         assert len(set(item.choices)) == 4 and set(item.choices) <= {*truths.values()}
     assert {item.answer for item in asked} == {0, 1, 2, 3}
     with pytest.raises(UserError, match='eval.choices=99'):
-        items.choice_items(replies, 99, seed=0)
+        examples.choice_items(replies, 99, seed=0)
 
 
 def test_other_references_are_those_of_others():
-    asked = [items.Item(str(n), 'p', (f'r{n}',)) for n in range(20)]
-    others = items.other_references(asked, seed=0)
+    asked = [examples.Item(str(n), 'p', (f'r{n}',)) for n in range(20)]
+    others = examples.other_references(asked, seed=0)
     assert sorted(others) == sorted(f'r{n}' for n in range(20))
     assert all(other != f'r{n}' for n, other in enumerate(others))
-    assert items.other_references(asked[:1], 0) == ['']
+    assert examples.other_references(asked[:1], 0) == ['']
 
 
 def write(path, *lines):
@@ -82,12 +82,12 @@ def test_files_of_references_and_of_choices(tmp_path):
         '{"id": 7, "prompt": [{"role": "user", "content": "ü"}], '
         '"references": ["x", "y"], "stop": ["\\n"], "more": 1}',
     )
-    first, second = items.read_items(path)
-    assert first == items.Item('mine.jsonl:1', 'Q:', (' A',))
+    first, second = examples.read_items(path)
+    assert first == examples.Item('mine.jsonl:1', 'Q:', (' A',))
     assert second.id == '7' and second.stop == ('\n',)
     assert second.prompt == [dict(role='user', content='ü')]
     line = '{"prompt": "", "choices": ["a", "b"], "answer": 1}'
-    (item,) = items.read_items(write(path, line))
+    (item,) = examples.read_items(write(path, line))
     assert item.choices == ('a', 'b') and item.answer == 1
 
 
@@ -117,25 +117,25 @@ BAD_LINES = {
 def test_a_bad_line_is_named_by_its_number(line, tmp_path):
     path = write(tmp_path / 'mine.jsonl', GOOD, '', line)
     with pytest.raises(UserError) as error:
-        items.read_items(path)
+        examples.read_items(path)
     assert f'{path}: line 3: ' in str(error.value)
     assert BAD_LINES[line] in str(error.value)
 
 
 def test_bad_files_are_named(tmp_path):
     with pytest.raises(UserError, match='none.jsonl: No such file'):
-        items.read_items(tmp_path / 'none.jsonl')
+        examples.read_items(tmp_path / 'none.jsonl')
     with pytest.raises(UserError, match='the file is empty'):
-        items.read_items(write(tmp_path / 'empty.jsonl', ' '))
+        examples.read_items(write(tmp_path / 'empty.jsonl', ' '))
     (tmp_path / 'latin.jsonl').write_bytes(GOOD.encode() + b'\n"\xff"\n')
     with pytest.raises(UserError, match='line 2: no UTF-8'):
-        items.read_items(tmp_path / 'latin.jsonl')
+        examples.read_items(tmp_path / 'latin.jsonl')
     with pytest.raises(UserError, match='line 1: no JSON'):
-        items.read_items(write(tmp_path / 'deep.jsonl', '[' * 100_000))
+        examples.read_items(write(tmp_path / 'deep.jsonl', '[' * 100_000))
     path = write(tmp_path / 'mixed.jsonl', GOOD, json.dumps(CHOICE))
     with pytest.raises(UserError, match="line 2: has 'choices', and line 1 has 'ref"):
-        items.read_items(path)
+        examples.read_items(path)
     twice = '{"id": "x", "prompt": "p", "references": ["r"]}'
     path = write(tmp_path / 'twice.jsonl', twice, twice)
     with pytest.raises(UserError, match="line 2: the id 'x' is that of line 1"):
-        items.read_items(path)
+        examples.read_items(path)

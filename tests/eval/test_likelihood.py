@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptjax.eval import likelihood
-from gptjax.eval.likelihood import score_pairs
+from gptjax.eval.tasks import likelihood
+from gptjax.eval.tasks.likelihood import score_pairs
 from gptjax.models import gpt
 from gptjax.models import settings as model_settings
 from gptjax.parallel.sharding import batch_sharding
-from gptjax.train.load import Trained
+from gptjax.train.load_model import Trained
 from tests import helpers
 
 

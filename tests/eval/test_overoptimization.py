@@ -8,14 +8,15 @@ import pytest
 
 from configs import common
 from configs import overoptimization as experiment
-from gptjax import files
-from gptjax.errors import UserError
-from gptjax.eval import overoptimization, overoptimization_page
+from gptjax.core import storage
+from gptjax.core.console import UserError
+from gptjax.eval import best_of, overoptimization
+from gptjax.eval.report import overoptimization_page
 from gptjax.models import gpt
-from gptjax.post import best_of, rollout
-from gptjax.post.logprobs import token_logprobs
-from gptjax.train import start
-from gptjax.train.load import inference_mesh
+from gptjax.post import rollout
+from gptjax.post.objectives.logprobs import token_logprobs
+from gptjax.train import init_from
+from gptjax.train.load_model import inference_mesh
 from tests.post import starts
 
 
@@ -86,7 +87,7 @@ def config_of(folder, **changes):
 
 @pytest.mark.slow
 def test_kl_is_the_mean_log_ratio_of_what_was_drawn(folder):
-    config = start.adopt(config_of(folder), folder / 'kl')
+    config = init_from.adopt(config_of(folder), folder / 'kl')
     mesh = inference_mesh(config)
     bench = best_of.make_bench(config)
     prompts = [bench.style.prompt(item.messages) for item in bench.items]
@@ -126,7 +127,7 @@ def test_bad_input_has_one_clear_error(folder, tmp_path):
     config = config_of(folder, **{'best_of.judge': str(tmp_path / 'none')})
     with pytest.raises(UserError, match='best_of.judge=.*none: is no finished run'):
         overoptimization.overoptimize(config, tmp_path)
-    files.write_json(tmp_path / 'judge' / 'results.json', {})
+    storage.write_json(tmp_path / 'judge' / 'results.json', {})
     same = str(tmp_path / 'judge')
     changes = {'best_of.judge': same, 'overoptimization.proxy': same}
     with pytest.raises(UserError, match='best_of.judge=.* is the proxy itself'):
@@ -158,11 +159,11 @@ def test_one_command_makes_all_of_it(folder, tmp_path):
     parts.ppo.optim.warmup_steps = 0
     parts.ppo.checkpoint.every = 1
     workdir = tmp_path / 'run'
-    config = start.adopt(config, workdir)
+    config = init_from.adopt(config, workdir)
     found = overoptimization.overoptimize(config, workdir)
     assert [point['step'] for point in found['policy']] == [0, 1, 2]
     assert found['policy'][0]['gold'] == found['points'][0]['gold']
-    assert files.read_json(workdir / overoptimization.RESULTS) == json.loads(
+    assert storage.read_json(workdir / overoptimization.RESULTS) == json.loads(
         json.dumps(found)
     )
     assert '√KL' in (workdir / overoptimization.PAGE).read_text()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 from gptjax.eval.perplexity import evaluate_documents, pack, windows_of
 
 

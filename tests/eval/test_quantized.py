@@ -5,32 +5,32 @@ import shutil
 import numpy as np
 import pytest
 
-from gptjax import rundir
-from gptjax.errors import UserError
-from gptjax.eval import quantized
-from gptjax.train.load import load_engine
+from gptjax.core import run_dir
+from gptjax.core.console import UserError
+from gptjax.eval import quantization_cost
+from gptjax.train.load_model import load_engine
 from tests import runs
 
 
 @pytest.fixture
 def config(trained_run):
-    return rundir.read_config(trained_run)
+    return run_dir.read_config(trained_run)
 
 
 @pytest.mark.slow
 def test_the_change_is_small_and_none_without_bytes(trained_run, config):
-    change = quantized.measure_change(config, trained_run, None, 'int8', 'int8')
+    change = quantization_cost.measure_change(config, trained_run, None, 'int8', 'int8')
     assert 0 < abs(change['changed'] - change['whole']) < 0.05 < change['whole']
-    same = quantized.measure_change(config, trained_run)
+    same = quantization_cost.measure_change(config, trained_run)
     assert same['changed'] == same['whole'] == change['whole']
-    line = quantized.told(change, 'int8', 'int8')
+    line = quantization_cost.told(change, 'int8', 'int8')
     assert f'{change["changed"]:.4f} bits per byte' in line
 
 
 def test_an_engine_scores_as_the_evaluation_does(trained_run, config):
     engine = load_engine(config, trained_run, slots=1)
     text = 'How was your day?'
-    ours, size = quantized.bits_per_byte(engine, [text])
+    ours, size = quantization_cost.bits_per_byte(engine, [text])
     assert size == len(text)
     tokens = [engine.tokenizer.bos_id, *engine.tokenizer.encode(text)]
     # Two engines of the same weights are told apart by nothing.
@@ -56,13 +56,13 @@ def test_a_fine_tuned_run_is_measured_on_what_it_began_with(
     shutil.rmtree(tuned / 'documents')
     with config.unlocked():
         config.start = dict(run=str(trained_run))
-    change = quantized.measure_change(config, tuned, **asked)
-    assert change == quantized.measure_change(config, trained_run, **asked)
+    change = quantization_cost.measure_change(config, tuned, **asked)
+    assert change == quantization_cost.measure_change(config, trained_run, **asked)
     # Served all the same when that is gone.
     config.start.run = str(tmp_path / 'gone')
-    line = quantized.tell(config, tuned, None, **asked)
+    line = quantization_cost.tell(config, tuned, None, **asked)
     assert 'not measured' in line and str(tuned) in line
-    assert quantized.tell(config, tuned, None, 'whole', 'whole') is None
+    assert quantization_cost.tell(config, tuned, None, 'whole', 'whole') is None
 
 
 @pytest.mark.slow
@@ -72,7 +72,7 @@ def test_a_run_may_guess_for_itself(trained_run, config):
     other = load_engine(config, trained_run, slots=1, draft=trained_run, guesses=3)
     # Each draws other replies from a seed.
     assert len({one.fingerprint for one in (engine, alone, other)}) == 3
-    how = quantized.Parameters(max_tokens=12, temperature=0.0)
+    how = quantization_cost.Parameters(max_tokens=12, temperature=0.0)
     prompt = [engine.tokenizer.bos_id]
     assert (
         engine.complete([prompt], how)[0].text == alone.complete([prompt], how)[0].text

@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from gptjax.eval import provenance
-from gptjax.eval.report import write_report
+from gptjax.eval.report import provenance
+from gptjax.eval.report.run_report import write_report
 
 VOID = {'meta', 'br', 'hr', 'img', 'link', 'input'}
 EVIL = '<script>alert("&")</script>'

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 from ml_collections import ConfigDict
 
-from gptjax import rundir
-from gptjax.errors import UserError
+from gptjax.core import run_dir
+from gptjax.core.console import UserError
 from gptjax.eval import samples
 from gptjax.eval.samples import sample
-from gptjax.train.load import inference_mesh
+from gptjax.train.load_model import inference_mesh
 from tests import runs
 
 
@@ -22,7 +22,7 @@ def workdir(trained_run, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def config(trained_run):
-    config = rundir.read_config(trained_run)
+    config = run_dir.read_config(trained_run)
     config.sample.max_tokens = 8
     return config
 

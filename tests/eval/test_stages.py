@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from gptjax import files
-from gptjax.errors import UserError
-from gptjax.eval import results, stages, verifiable
+from gptjax.core import storage
+from gptjax.core.console import UserError
+from gptjax.eval import results, stage_table
 from gptjax.eval.results import Bootstrap
+from gptjax.eval.tasks import verifiable_replies
 
 HOW = Bootstrap(200, 0.95, 0)
 
@@ -24,7 +25,7 @@ def write(folder, right, out_of=20):
     task = results.result(
         'verifiable',
         'problems',
-        results.figures_of(columns, verifiable.FIGURES, HOW),
+        results.figures_of(columns, verifiable_replies.FIGURES, HOW),
         columns,
         items,
         HOW,
@@ -35,7 +36,7 @@ def write(folder, right, out_of=20):
     lines = [dict(split='train', step_seconds=seconds) for seconds in (right, 0.5)]
     lines.insert(1, dict(split='validation', step=1))
     text = ''.join(json.dumps(line) + '\n' for line in lines)
-    files.write_text(folder / 'metrics.jsonl', text)
+    storage.write_text(folder / 'metrics.jsonl', text)
 
 
 def row_of(found, stage, figure='accuracy'):
@@ -49,7 +50,7 @@ def test_one_seed_has_bootstrap_intervals_and_paired_differences(tmp_path, capsy
     write(tmp_path / 'sft', 10)
     write(tmp_path / 'more', 12)
     write(tmp_path / 'grpo', 17)
-    found = stages.tell(tmp_path, ['sft', 'more=sft', 'grpo=more'])
+    found = stage_table.tell(tmp_path, ['sft', 'more=sft', 'grpo=more'])
     row = row_of(found, 'grpo')
     assert (row['value'], row['control'], row['seconds']) == (0.85, 'more', 17.5)
     assert row['difference'] == pytest.approx(0.25)
@@ -67,7 +68,7 @@ def test_several_seeds_have_means_and_ranges(tmp_path, capsys):
     for seed, (control, better) in enumerate([(10, 12), (8, 14), (12, 12)]):
         write(tmp_path / str(seed) / 'more', control)
         write(tmp_path / str(seed) / 'grpo', better)
-    found = stages.tell(tmp_path, ['grpo=more'])
+    found = stage_table.tell(tmp_path, ['grpo=more'])
     row = row_of(found, 'grpo')
     assert row['value'] == pytest.approx(38 / 60)
     assert row['seconds'] == pytest.approx(38 / 3 + 0.5)
@@ -82,12 +83,12 @@ def test_figures_that_are_not_finite_are_a_dash(tmp_path, capsys):
         for run, right in (('more', 12), ('grpo', 14)):
             write(tmp_path / seed / run, right)
     path = tmp_path / '1' / 'grpo' / 'eval.json'
-    evaluation = files.read_json(path)
+    evaluation = storage.read_json(path)
     task = evaluation['tasks']['task']
     task['figures']['accuracy'].update(value=None, interval=[None, None])
     task['items'][0]['statistics'] = [None] * len(task['columns'])
     results.write(path, evaluation)
-    row = row_of(stages.tell(tmp_path, ['grpo=more']), 'grpo')
+    row = row_of(stage_table.tell(tmp_path, ['grpo=more']), 'grpo')
     assert row['value'] is row['difference'] is None
     (line,) = (
         line for line in capsys.readouterr().out.splitlines() if ' grpo ' in line
@@ -98,7 +99,7 @@ def test_figures_that_are_not_finite_are_a_dash(tmp_path, capsys):
 
 def test_names_from_runs_are_text_on_the_page(tmp_path):
     write(tmp_path / '<b>', 3)
-    stages.tell(tmp_path, ['<b>'])
+    stage_table.tell(tmp_path, ['<b>'])
     assert '<b>' not in (tmp_path / 'stages.html').read_text()
 
 
@@ -106,24 +107,24 @@ def test_seeds_are_compared_by_their_names(tmp_path):
     for seed, run in ((0, 'grpo'), (1, 'grpo'), (1, 'more'), (2, 'more')):
         write(tmp_path / str(seed) / run, 10)
     with pytest.raises(UserError, match='grpo has the seeds 0, 1 and its .* more 1, 2'):
-        stages.tell(tmp_path, ['grpo=more'])
+        stage_table.tell(tmp_path, ['grpo=more'])
 
 
 def test_what_cannot_be_compared_is_named(tmp_path):
     write(tmp_path / 'sft', 10)
     with pytest.raises(UserError, match='name the runs'):
-        stages.tell(tmp_path, [])
+        stage_table.tell(tmp_path, [])
     with pytest.raises(UserError, match='has no run grpo'):
-        stages.tell(tmp_path, ['sft', 'grpo'])
+        stage_table.tell(tmp_path, ['sft', 'grpo'])
     with pytest.raises(UserError, match='has no run more'):
-        stages.tell(tmp_path, ['sft=more'])
+        stage_table.tell(tmp_path, ['sft=more'])
     (tmp_path / 'new').mkdir()
     with pytest.raises(UserError, match='run the stage eval first'):
-        stages.tell(tmp_path, ['new'])
+        stage_table.tell(tmp_path, ['new'])
     write(tmp_path / 'other', 10, out_of=19)
     with pytest.raises(UserError, match='lacks the item 19'):
-        stages.tell(tmp_path, ['sft=other'])
-    files.write_json(tmp_path / 'new' / 'eval.json', dict(tasks={}, tokenizer='t'))
+        stage_table.tell(tmp_path, ['sft=other'])
+    storage.write_json(tmp_path / 'new' / 'eval.json', dict(tasks={}, tokenizer='t'))
     with pytest.raises(UserError, match='none of the runs was asked'):
-        stages.tell(tmp_path, ['new'])
+        stage_table.tell(tmp_path, ['new'])
     assert not (tmp_path / 'stages.json').exists()

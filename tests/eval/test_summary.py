@@ -2,8 +2,8 @@
 
 import pytest
 
-from gptjax import files
-from gptjax.eval.summary import last_screen
+from gptjax.core import storage
+from gptjax.eval.report.last_screen import last_screen
 
 
 @pytest.fixture(autouse=True)
@@ -14,7 +14,7 @@ def checkpoint(tmp_path):
 
 
 def test_figures_beside_their_baselines(tmp_path):
-    files.write_json(
+    storage.write_json(
         tmp_path / 'eval.json',
         dict(
             results=dict(
@@ -45,7 +45,7 @@ def test_figures_that_are_not_finite_are_a_dash(tmp_path):
         checkpoint_step=3,
         tasks=dict(dialogue=dialogue),
     )
-    files.write_json(tmp_path / 'eval.json', evaluation)
+    storage.write_json(tmp_path / 'eval.json', evaluation)
     lines = last_screen(tmp_path, tmp_path / 'report.html').splitlines()
     assert '       –  this model, step 3 (context 8, stride 4)' in lines
     assert '       –  this model, step 3' in lines
@@ -63,7 +63,7 @@ def test_without_a_checkpoint_the_next_command_trains(tmp_path, checkpoint):
     screen = last_screen(tmp_path, tmp_path / 'report.html')
     assert screen.endswith(f'-m gptjax pretrain --workdir {tmp_path}')
     assert 'serve' not in screen
-    files.write_json(
+    storage.write_json(
         tmp_path / 'environment.json', dict(command='python -m gptjax sft --workdir r')
     )
     screen = last_screen(tmp_path, tmp_path / 'report.html')
@@ -73,10 +73,10 @@ def test_without_a_checkpoint_the_next_command_trains(tmp_path, checkpoint):
 def test_a_reward_model_chooses_and_is_not_talked_to(tmp_path):
     (tmp_path / 'ratings').mkdir()
     command = dict(command='python -m gptjax reward --workdir r')
-    files.write_json(tmp_path / 'environment.json', command)
+    storage.write_json(tmp_path / 'environment.json', command)
     screen = last_screen(tmp_path, tmp_path / 'report.html')  # it was interrupted
     assert screen.endswith(f'-m gptjax reward --workdir {tmp_path}')
-    files.write_json(tmp_path / 'results.json', {})
+    storage.write_json(tmp_path / 'results.json', {})
     screen = last_screen(tmp_path, tmp_path / 'report.html')
     assert f'select --config configs/select.py:reward={tmp_path} ' in screen
     sft = tmp_path.parent / 'sft'

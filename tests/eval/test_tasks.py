@@ -5,12 +5,12 @@ import math
 
 import pytest
 
-from gptjax import rundir
-from gptjax.errors import UserError
+from gptjax.core import run_dir
+from gptjax.core.console import UserError
 from gptjax.eval import evaluate as stage
-from gptjax.eval import items, tasks
-from gptjax.eval.documents import read_documents, some_documents
-from gptjax.eval.likelihood import score_pairs
+from gptjax.eval.held_out_documents import read_documents, some_documents
+from gptjax.eval.tasks import examples, run_task
+from gptjax.eval.tasks.likelihood import score_pairs
 from gptjax.infer.request import Reply
 from tests import runs
 
@@ -85,7 +85,7 @@ def test_what_was_asked_is_in_the_result(evaluated, workdir):
     assert reply['settings']['prompt_tokens_at_most'] == 64 - 8
     documents = read_documents(workdir / 'documents' / 'validation.jsonl')
     documents = some_documents(documents, 12)
-    asked = items.reply_items(documents, 200, seed=0)
+    asked = examples.reply_items(documents, 200, seed=0)
     assert [i['prompt_sha256'] for i in reply['items']] == [
         item.prompt_hash() for item in asked
     ]
@@ -99,10 +99,10 @@ def test_what_was_asked_is_in_the_result(evaluated, workdir):
 def test_choices_are_scored_by_their_likelihood(evaluated, workdir):
     from gptjax.eval.evaluate import make_subject, settings_of
     from gptjax.parallel.mesh import make_mesh
-    from gptjax.train.load import load
+    from gptjax.train.load_model import load
     from tests.helpers import mesh_of
 
-    config = rundir.read_config(workdir)
+    config = run_dir.read_config(workdir)
     config.mesh.data = 1
     mesh = mesh_of()
     trained = load(config, workdir, mesh)
@@ -120,7 +120,7 @@ def test_choices_are_scored_by_their_likelihood(evaluated, workdir):
 @pytest.mark.slow
 def test_the_same_call_finds_the_same_and_keeps_what_was_found(evaluated, workdir):
     before = evaluated[0]
-    config = rundir.read_config(workdir)
+    config = run_dir.read_config(workdir)
     config.eval.update(documents=12, max_tokens=8)
     found = stage.evaluate(config, workdir, 'reply', workdir / 'copy.json')
     assert found['results'] == before['results']  # kept, not measured again
@@ -157,7 +157,7 @@ class Letters:
 def subject_of(complete, **fields):
     settings = stage.settings_of(runs_config())
     settings.update(fields)
-    return tasks.Subject(Letters(), 'text', 32, None, complete, settings)
+    return run_task.Subject(Letters(), 'text', 32, None, complete, settings)
 
 
 def runs_config():
@@ -168,7 +168,9 @@ def runs_config():
 
 def asked(count):
     return [
-        items.Item(f'i{n}', f'question {n}', (f'the answer to it is {n} of {n + 7}',))
+        examples.Item(
+            f'i{n}', f'question {n}', (f'the answer to it is {n} of {n + 7}',)
+        )
         for n in range(count)
     ]
 
@@ -183,7 +185,7 @@ def answering(texts):
 def test_a_model_that_writes_the_reference_is_perfect():
     its = asked(70)
     subject = subject_of(answering(item.references[0] for item in its))
-    figures = tasks.generate(subject, its, 'x')['figures']
+    figures = run_task.generate(subject, its, 'x')['figures']
     for name in ('bleu', 'chrf'):
         assert figures[name]['value'] == pytest.approx(100)
     for name in ('rouge1', 'rougeLsum', 'token_f1', 'exact_match'):
@@ -197,9 +199,9 @@ def test_a_model_that_writes_the_reference_is_perfect():
 
 def test_a_model_that_writes_other_references_is_as_good_as_its_baseline():
     its = asked(70)
-    others = items.other_references(its, seed=0)
+    others = examples.other_references(its, seed=0)
     subject = subject_of(answering(iter(others)))
-    figures = tasks.generate(subject, its, 'x')['figures']
+    figures = run_task.generate(subject, its, 'x')['figures']
     for name in ('bleu', 'chrf', 'rouge1', 'rougeLsum', 'token_f1', 'exact_match'):
         beside = figures[name]['baselines']["another item's reference"]
         assert beside == {k: figures[name][k] for k in ('value', 'interval')}
@@ -213,12 +215,12 @@ def test_prompts_seeds_and_stops_of_a_reply():
         return [Reply(' ok ', (), None, 'stop', None, None) for _ in prompts]
 
     its = [
-        items.Item('a', 'short', ('r',), stop=('\n', 'Q:')),
-        items.Item('b', 'x' * 60, ('r',)),
-        items.Item('c', [dict(role='user', content='Hi')], ('r',)),
+        examples.Item('a', 'short', ('r',), stop=('\n', 'Q:')),
+        examples.Item('b', 'x' * 60, ('r',)),
+        examples.Item('c', [dict(role='user', content='Hi')], ('r',)),
     ]
     subject = subject_of(complete, max_tokens=99, temperature=0.5, seed=4)
-    found = tasks.generate(subject, its, 'x')
+    found = run_task.generate(subject, its, 'x')
     (first, how), (second, other), (third, _) = seen
     encode = Letters().encode
     assert first == [1, *encode('short')] and how.stop == ('\n', 'Q:')

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from configs import common
-from gptjax.errors import UserError
-from gptjax.eval import verifiable
+from gptjax.core.console import UserError
 from gptjax.eval.evaluate import settings_of
-from gptjax.eval.tasks import Subject
+from gptjax.eval.tasks import verifiable_replies
+from gptjax.eval.tasks.run_task import Subject
 from gptjax.infer.request import Reply, Token
 from gptjax.post.rollout import Style
-from gptjax.post.tasks import Item
+from gptjax.post.tasks.verifiable_tasks import Item
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_one():
@@ -21,15 +21,19 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_one():
         replies = [1] * right + [0] * (drawn - right)
         subsets = list(itertools.combinations(replies, 8))
         expected = sum(map(any, subsets)) / len(subsets)
-        assert verifiable.pass_at(8, drawn, right) == pytest.approx(expected, rel=1e-12)
-    assert verifiable.pass_at(1, 8, 2) == pytest.approx(0.25)
+        assert verifiable_replies.pass_at(8, drawn, right) == pytest.approx(
+            expected, rel=1e-12
+        )
+    assert verifiable_replies.pass_at(1, 8, 2) == pytest.approx(0.25)
 
 
 def test_pass_at_k_is_unbiased():
     rng = np.random.default_rng(0)
     chance, drawn = 0.1, 16
     counts = rng.binomial(drawn, chance, 200_000)
-    estimates = [verifiable.pass_at(8, drawn, right) for right in range(drawn + 1)]
+    estimates = [
+        verifiable_replies.pass_at(8, drawn, right) for right in range(drawn + 1)
+    ]
     found = np.array(estimates)[counts]
     error = 4 * found.std() / len(found) ** 0.5  # four standard errors
     assert abs(found.mean() - (1 - (1 - chance) ** 8)) < error
@@ -75,7 +79,9 @@ def test_figures_of_a_model_that_is_right_now_and_then():
     subject = Subject(Letters(), 'turns', 16, None, complete, settings_of(config))
     style = Style(Letters(), 'turns', 16, 4, 1.0)
     score = lambda item, text: float(text == item.answer)
-    found = verifiable.measure(subject, style, items, score, config.task, commonest='2')
+    found = verifiable_replies.measure(
+        subject, style, items, score, config.task, commonest='2'
+    )
     values = {name: its['value'] for name, its in found['figures'].items()}
     assert values == dict(
         accuracy=0.25, accuracy_drawn=2 / 32, pass_at_8=0.25, stops=0.75
@@ -88,7 +94,9 @@ def test_figures_of_a_model_that_is_right_now_and_then():
     assert len(set(seeds)) == len(seeds) == 32
     broken = lambda item, text: 1 / 0
     with pytest.raises(UserError, match='the verifier raised ZeroDivisionError.* p0'):
-        verifiable.measure(subject, style, items, broken, config.task, commonest='2')
+        verifiable_replies.measure(
+            subject, style, items, broken, config.task, commonest='2'
+        )
 
 
 def test_a_limit_that_is_longer_than_the_context_asks_what_can_be_read(tmp_path):
@@ -108,7 +116,9 @@ def test_a_limit_that_is_longer_than_the_context_asks_what_can_be_read(tmp_path)
     settings, context = settings_of(config), 16
     assert settings.max_tokens > context
     subject = Subject(Letters(), 'turns', context, None, complete, settings)
-    found = verifiable.find('task', config)(subject, None)[verifiable.NAME]
+    found = verifiable_replies.find('task', config)(subject, None)[
+        verifiable_replies.NAME
+    ]
     assert found['figures']['accuracy']['value'] == 1
     assert len(asked) == len(found['items']) > 0
     assert max(map(len, asked)) < context
@@ -117,8 +127,8 @@ def test_a_limit_that_is_longer_than_the_context_asks_what_can_be_read(tmp_path)
 def test_runs_without_problems_are_told():
     config = common.base()
     with pytest.raises(UserError, match='no section task: .*--tasks=task:runs/sums'):
-        verifiable.find('task', config)
+        verifiable_replies.find('task', config)
     config.task = common.task_section()
     config.task.samples = 4
     with pytest.raises(UserError, match='task.samples=4: use at least 8'):
-        verifiable.find('task', config)
+        verifiable_replies.find('task', config)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 from gptjax.infer.engine import Engine
 from gptjax.infer.request import (
     ContextOverflow,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gptjax.infer.prefix import PrefixCache
+from gptjax.infer.prefix_cache import PrefixCache
 
 BLOCK = np.zeros(1, np.uint8)  # a byte
 

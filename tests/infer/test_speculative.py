@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 from gptjax.infer.engine import Engine
 from gptjax.infer.request import Parameters
 from gptjax.infer.speculative import accept

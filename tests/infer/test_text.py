@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptjax.infer.request import Token
-from gptjax.infer.text import ReplyText
+from gptjax.infer.streamed_text import ReplyText
 from gptjax.tokenizer.tokenizer import StreamDecoder
 
 # Letters, a pair of them, both bytes of é, the three of €, nothing at all, three

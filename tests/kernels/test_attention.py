@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.kernels import attention
-from gptjax.kernels.attention import causal_attention, visible
+from gptjax.kernels import dot_product_attention
+from gptjax.kernels.dot_product_attention import causal_attention, visible
 from gptjax.models.cache import Cache
 from tests import helpers
 
@@ -39,7 +39,7 @@ def mask_of(segments_BT, window):
 def masked_attention(query_BTNH, key_BSKH, value_BSKH, mask_BTS, softcap=0.0):
     """The package's, which takes keys and values as a cache holds them."""
     pages = [Cache(*(jnp.swapaxes(x, 1, 2) for x in (key_BSKH, value_BSKH)))]
-    return attention.masked_attention(query_BTNH, pages, mask_BTS, softcap)
+    return dot_product_attention.masked_attention(query_BTNH, pages, mask_BTS, softcap)
 
 
 def looped(query, key, value, mask, softcap):
@@ -95,7 +95,7 @@ def test_pages_that_no_query_sees_are_not_read_and_change_nothing(
     pages = [Cache(keys[:, :, cut], values[:, :, cut]) for cut in cuts]
     unread = list(pages)
     unread[hidden] = Cache(*(jnp.full_like(x, np.nan) for x in pages[hidden]))
-    attend = jax.jit(partial(attention.masked_attention, window=window))
+    attend = jax.jit(partial(dot_product_attention.masked_attention, window=window))
 
     # The first row sees all that is before it but one page, the other nothing, and then
     # everything before it.
@@ -208,7 +208,7 @@ def test_large_blocks_are_taken_in_pieces_with_less_memory(monkeypatch):
         return compiled(arrays), compiled.memory_analysis().temp_size_in_bytes
 
     whole, at_once = run()
-    monkeypatch.setattr(attention, 'MOST_SCORES', N * T * 6)
+    monkeypatch.setattr(dot_product_attention, 'MOST_SCORES', N * T * 6)
     in_pieces, less = run()
     helpers.assert_trees_close(in_pieces, whole, rtol=1e-4, atol=1e-5)
     assert less < at_once / 2
@@ -218,7 +218,9 @@ def test_dropout_of_every_piece_is_its_own(monkeypatch):
     arrays, segments = tensors(T=64, B=1), packed(64, B=1)
     number = lambda start: lambda probabilities: probabilities * start
     plain = jax.jit(causal_attention)(*arrays, segments)
-    monkeypatch.setattr(attention, 'MOST_SCORES', 4 * 64 * 4)  # four queries'
+    monkeypatch.setattr(
+        dot_product_attention, 'MOST_SCORES', 4 * 64 * 4
+    )  # four queries'
     attend = jax.jit(partial(causal_attention, dropout=number))
     found = attend(*arrays, segments) / plain
     # Of blocks of 16 every fourth query is in one piece.

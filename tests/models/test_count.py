@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from gptjax.models import count, settings
+from gptjax.models import parameter_count, settings
 from tests import helpers
 
 
@@ -36,8 +36,8 @@ def gpt2_like(num_layers, num_heads, width, vocab_size, context, **model):
 )
 def test_parameters_of_nanogpt(sizes, expected):
     model = gpt2_like(*sizes, bias=False)
-    assert count.num_params(model, positions=False) == expected
-    assert count.num_params(model) == expected + sizes[4] * sizes[2]
+    assert parameter_count.num_params(model, positions=False) == expected
+    assert parameter_count.num_params(model) == expected + sizes[4] * sizes[2]
 
 
 def test_parameters_by_hand():
@@ -62,29 +62,32 @@ def test_parameters_by_hand():
     norms = 3 * (4 + 4)  # two of the layer, the last one
     embedding_and_head = 2 * 10 * 4
     expected = attention + qk_norm + feed_forward + norms + embedding_and_head
-    assert count.num_params(model) == expected
-    assert count.matrix_params(model) == 48 + 72 + 40
+    assert parameter_count.num_params(model) == expected
+    assert parameter_count.matrix_params(model) == 48 + 72 + 40
 
 
 def test_a_tied_head_is_multiplied_with_but_not_counted_twice():
     tied = helpers.model_settings(tie_embeddings=True)
     untied = helpers.model_settings(tie_embeddings=False)
-    assert count.matrix_params(tied) == count.matrix_params(untied)
-    assert count.num_params(untied) - count.num_params(tied) == helpers.VOCAB * 32
+    assert parameter_count.matrix_params(tied) == parameter_count.matrix_params(untied)
+    assert (
+        parameter_count.num_params(untied) - parameter_count.num_params(tied)
+        == helpers.VOCAB * 32
+    )
 
 
 def test_the_largest_models_are_counted_without_being_made():
     began = time.monotonic()
     model = gpt2_like(96, 96, 12_288, 50_257, 2048, bias=True)
-    assert count.num_params(model) == 174_604_259_328
+    assert parameter_count.num_params(model) == 174_604_259_328
     assert time.monotonic() - began < 3
 
 
 def test_flops_of_full_and_causal_attention():
     model = helpers.model_settings(windows=(0,))
-    matrices = 6 * count.matrix_params(model)
+    matrices = 6 * parameter_count.matrix_params(model)
     # 2 layers, 4 heads of 8, 16 keys; a causal query sees 8.5 of them on average.
-    assert count.train_flops_per_token(model, 16) == (
+    assert parameter_count.train_flops_per_token(model, 16) == (
         matrices + 12 * 4 * 8 * 2 * 8.5,
         matrices + 12 * 4 * 8 * 2 * 16,
     )
@@ -94,7 +97,7 @@ def test_flops_of_windows_are_those_of_the_keys_seen():
     model = helpers.model_settings(windows=(3, 0))
     # Of 8 queries, the window's see 1, 2, 3, 3, ... keys, the other's 1 to 8.
     keys = (1 + 2 + 6 * 3) / 8 + (1 + 8) / 2
-    matrices = 6 * count.matrix_params(model)
-    assert count.train_flops_per_token(model, 8) == pytest.approx(
+    matrices = 6 * parameter_count.matrix_params(model)
+    assert parameter_count.train_flops_per_token(model, 8) == pytest.approx(
         (matrices + 12 * 4 * 8 * keys, matrices + 12 * 4 * 8 * (3 + 8))
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 from gptjax.models import gpt, lora
 from gptjax.parallel.sharding import batch_sharding, partition_spec
 from gptjax.train.losses import make_language_loss

@@ -3,8 +3,8 @@
 import pytest
 
 from configs import common, depth, gpt2, gpt3, llama
-from gptjax.errors import UserError
-from gptjax.models import count, presets, settings
+from gptjax.core.console import UserError
+from gptjax.models import parameter_count, presets, settings
 
 EXACT = [
     (presets.gpt2, '124M', 124_439_808),
@@ -43,7 +43,7 @@ CONFIGS = [
 def num_params(preset):
     model = common.base().model
     model.update(preset.model)
-    return count.num_params(settings.resolve(model, preset.vocab_size))
+    return parameter_count.num_params(settings.resolve(model, preset.vocab_size))
 
 
 @pytest.mark.parametrize('make, name, expected', EXACT)

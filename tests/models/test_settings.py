@@ -3,7 +3,7 @@
 import pytest
 from ml_collections import ConfigDict
 
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 from gptjax.models import settings
 from tests import helpers
 

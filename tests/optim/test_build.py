@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from configs.common import base
-from gptjax.errors import UserError
-from gptjax.optim import build
+from gptjax.core.console import UserError
+from gptjax.optim import optimizer
 
 L, D, N, H, F, V = 2, 8, 2, 4, 32, 16
 
@@ -81,18 +81,18 @@ DECAYED = {
 def test_matrices_and_embeddings_decay_and_vectors_do_not():
     params = make_params()
     both, decayed = dict(params, critic=params), dict(DECAYED, critic=DECAYED)
-    assert jax.tree_util.tree_map_with_path(build.is_decayed, both) == decayed
+    assert jax.tree_util.tree_map_with_path(optimizer.is_decayed, both) == decayed
 
 
 def test_a_matrix_of_the_layers_that_no_table_has_is_refused():
     params = make_params()
     params['layers']['mlp']['router'] = jnp.zeros((L, D, 4))
     with pytest.raises(AssertionError, match='router.* not in INPUT_AXES'):
-        build.make_optimizer(make_config('muon'), params)
+        optimizer.make_optimizer(make_config('muon'), params)
     del params['layers']['mlp']['router']
     lora = {'layers': {'mlp': {'up': {'a': jnp.zeros((L, D, 2))}}}}
     for known in (params, dict(params, critic=params), lora):
-        build.make_optimizer(make_config('muon'), known)
+        optimizer.make_optimizer(make_config('muon'), known)
 
 
 @pytest.mark.parametrize(
@@ -104,13 +104,13 @@ def test_a_matrix_of_the_layers_that_no_table_has_is_refused():
 )
 def test_equals_optaxs_own(name, reference):
     params = make_params()
-    transform = build.make_optimizer(make_config(name, weight_decay=0.2), params)
+    transform = optimizer.make_optimizer(make_config(name, weight_decay=0.2), params)
     got, _ = train(transform, params)
     want, _ = train(reference, params)
     assert_close(got, want, rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('name', build.OPTIMIZERS)
+@pytest.mark.parametrize('name', optimizer.OPTIMIZERS)
 def test_descends_a_quadratic(name):
     config = make_config(name, matrix_learning_rate=0.5, ema=0.5)
     config.train.num_steps = 60
@@ -121,7 +121,7 @@ def test_descends_a_quadratic(name):
         errors = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), params, target)
         return sum(jax.tree.leaves(errors))
 
-    transform = build.make_optimizer(config, params)
+    transform = optimizer.make_optimizer(config, params)
 
     @jax.jit
     def step(params, state):
@@ -132,7 +132,7 @@ def test_descends_a_quadratic(name):
     for _ in range(60):
         params, state = step(params, state)
     assert loss(params) < 0.2 * before
-    assert loss(build.ema_params(state, params)) < 0.2 * before
+    assert loss(optimizer.ema_params(state, params)) < 0.2 * before
 
 
 def test_each_group_has_its_learning_rate():
@@ -142,14 +142,14 @@ def test_each_group_has_its_learning_rate():
     )
     optim = config.optim
     peaks = jax.tree_util.tree_map_with_path(
-        lambda path, _: build.peak_learning_rate(optim, path), params
+        lambda path, _: optimizer.peak_learning_rate(optim, path), params
     )
     assert peaks['embed']['token'] == pytest.approx(0.3)
     assert peaks['head']['kernel'] == pytest.approx(0.7)
     assert peaks['layers']['mlp'] == {'up': 0.5, 'down': 0.5}
     assert peaks['layers']['attention']['query_bias'] == pytest.approx(0.1)
     # Adam's first update is the gradient's sign times the learning rate.
-    after, _ = train(build.make_optimizer(config, params), params, steps=1)
+    after, _ = train(optimizer.make_optimizer(config, params), params, steps=1)
     moved = jax.tree.map(lambda a, b: jnp.abs(a - b), params, after)
     np.testing.assert_allclose(moved['embed']['token'], 0.3, rtol=1e-3)
     np.testing.assert_allclose(moved['head']['kernel'], 0.7, rtol=1e-3)
@@ -160,7 +160,7 @@ def test_decay_is_in_proportion_to_the_learning_rate():
     params = make_params()
     config = make_config('muon', weight_decay=0.5, matrix_learning_rate=0.2)
     zero = jax.tree.map(jnp.zeros_like, params)
-    transform = build.make_optimizer(config, params)
+    transform = optimizer.make_optimizer(config, params)
     updates, _ = jax.jit(transform.update)(zero, transform.init(params), params)
     up = params['layers']['mlp']['up']
     np.testing.assert_allclose(updates['layers']['mlp']['up'], -0.1 * up, rtol=1e-6)
@@ -171,7 +171,7 @@ def test_the_schedule_scales_the_update():
     params = make_params()
     config = make_config('lion')
     config.optim.update(dict(schedule='linear'))
-    transform = build.make_optimizer(config, params)
+    transform = optimizer.make_optimizer(config, params)
     state, gradients = transform.init(params), make_params(seed=1)
     update = jax.jit(transform.update)
     for step in range(3):
@@ -187,7 +187,7 @@ def test_gradients_are_clipped_before_they_reach_the_moments(name):
     clipped = jax.tree.map(lambda g: g / norm, spike)
 
     def states_after(config, gradients):
-        transform = build.make_optimizer(config, params)
+        transform = optimizer.make_optimizer(config, params)
         state = jax.jit(transform.init)(params)
         return jax.jit(transform.update)(gradients, state, params)[1]
 
@@ -199,27 +199,27 @@ def test_gradients_are_clipped_before_they_reach_the_moments(name):
 
 def test_ema_by_hand():
     params = make_params()
-    transform = build.make_optimizer(make_config('adamw', ema=0.25), params)
+    transform = optimizer.make_optimizer(make_config('adamw', ema=0.25), params)
     first, state = train(transform, params, steps=1)
     # n = 1: d = min(0.25, 2 / 11)
     want = jax.tree.map(lambda w, v: 2 / 11 * w + 9 / 11 * v, params, first)
-    assert_close(build.ema_params(state, first), want, rtol=1e-5)
+    assert_close(optimizer.ema_params(state, first), want, rtol=1e-5)
     second, state = train(transform, params, steps=2)
     # n = 2: d = min(0.25, 3 / 12), and from then on 0.25
     want = jax.tree.map(lambda w, v: 0.25 * w + 0.75 * v, want, second)
-    assert_close(build.ema_params(state, second), want, rtol=1e-5)
+    assert_close(optimizer.ema_params(state, second), want, rtol=1e-5)
 
 
 def test_without_ema_the_weights_are_the_weights():
     params = make_params()
-    transform = build.make_optimizer(make_config('muon'), params)
-    assert build.ema_params(transform.init(params), params) is params
+    transform = optimizer.make_optimizer(make_config('muon'), params)
+    assert optimizer.ema_params(transform.init(params), params) is params
 
 
 def test_the_first_average_is_a_copy_that_can_be_donated():
     params = make_params()
-    transform = build.make_optimizer(make_config('adamw', ema=0.9), params)
-    average = build.ema_params(transform.init(params), params)
+    transform = optimizer.make_optimizer(make_config('adamw', ema=0.9), params)
+    average = optimizer.ema_params(transform.init(params), params)
     token = average['embed']['token']
     assert (
         token.unsafe_buffer_pointer()
@@ -227,7 +227,7 @@ def test_the_first_average_is_a_copy_that_can_be_donated():
     )
 
 
-@pytest.mark.parametrize('name', build.OPTIMIZERS)
+@pytest.mark.parametrize('name', optimizer.OPTIMIZERS)
 def test_state_is_made_from_shapes_and_mirrors_the_parameters(name):
     """A state leaf of a parameter ends with that parameter's path."""
     shapes = jax.eval_shape(make_params)
@@ -235,7 +235,7 @@ def test_state_is_made_from_shapes_and_mirrors_the_parameters(name):
         jax.tree_util.keystr(path)
         for path, _ in jax.tree_util.tree_leaves_with_path(shapes)
     }
-    transform = build.make_optimizer(make_config(name, ema=0.9), shapes)
+    transform = optimizer.make_optimizer(make_config(name, ema=0.9), shapes)
     state = jax.eval_shape(transform.init, shapes)
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         name = jax.tree_util.keystr(path)
@@ -257,4 +257,4 @@ def test_bad_fields_are_named(field, value, words):
     config = make_config('adamw')
     config.optim[field] = value
     with pytest.raises(UserError, match=words):
-        build.make_optimizer(config, make_params())
+        optimizer.make_optimizer(config, make_params())

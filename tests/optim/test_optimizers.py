@@ -8,10 +8,10 @@ import pytest
 from optax.contrib import MuonDimensionNumbers
 from optax.contrib._muon import orthogonalize_via_newton_schulz
 
-from gptjax.optim import optimizers
+from gptjax.optim import update_rules
 
-A, B, C = optimizers.QUINTIC
-newton_schulz = jax.jit(optimizers.newton_schulz)  # eager, each product compiles
+A, B, C = update_rules.QUINTIC
+newton_schulz = jax.jit(update_rules.newton_schulz)  # eager, each product compiles
 
 
 def newton_schulz_in_float64(matrix):
@@ -65,7 +65,7 @@ def test_newton_schulz_ignores_scale_and_sign_passes_through():
 
 @pytest.mark.parametrize('shape', [(16, 16), (16, 64), (64, 16)])
 def test_no_product_of_newton_schulz_is_rounded_on_an_accelerator(shape):
-    jaxpr = str(jax.make_jaxpr(optimizers.newton_schulz)(normal(*shape)))
+    jaxpr = str(jax.make_jaxpr(update_rules.newton_schulz)(normal(*shape)))
     # Of each product the precision of both that enter it.
     assert jaxpr.count('HIGHEST') == 2 * jaxpr.count('dot_general') > 20
 
@@ -74,7 +74,7 @@ def test_newton_schulz_agrees_with_optax():
     stack = jnp.asarray(normal(3, 16, 4, 8))  # (L, D, N, H)
     expected = orthogonalize_via_newton_schulz(
         stack,
-        jnp.asarray(optimizers.QUINTIC),
+        jnp.asarray(update_rules.QUINTIC),
         dimension_numbers=MuonDimensionNumbers(reduction_axis=1, output_axis=(2, 3)),
     )
     got = newton_schulz(stack.reshape(3, 16, 32)).reshape(stack.shape)
@@ -102,7 +102,7 @@ def test_muon_by_hand():
         }
         for seed in (1, 2)
     ]
-    transform = optimizers.scale_by_muon(beta)
+    transform = update_rules.scale_by_muon(beta)
     state = transform.init(gradients[0])
     for gradient in gradients:
         updates, state = jax.jit(transform.update)(gradient, state)
@@ -128,7 +128,7 @@ def test_muon_by_hand():
 def test_a_layers_update_does_not_depend_on_the_other_layers():
     gradient = {'layers': {'mlp': {'up': normal(3, 8, 32)}}}
     alone = {'layers': {'mlp': {'up': gradient['layers']['mlp']['up'][1:2]}}}
-    transform = optimizers.scale_by_muon(0.95)
+    transform = update_rules.scale_by_muon(0.95)
     together, _ = transform.update(gradient, transform.init(gradient))
     apart, _ = transform.update(alone, transform.init(alone))
     np.testing.assert_allclose(
@@ -150,7 +150,7 @@ def test_adafactor_treats_each_layer_as_optax_treats_a_matrix():
             updates, state = jax.jit(transform.update)(gradients, state, params)
         return updates
 
-    got = two_updates(optimizers.adafactor(params), params, gradients)
+    got = two_updates(update_rules.adafactor(params), params, gradients)
     for layer in range(2):
         one, its = jax.tree.map(lambda x, i=layer: x[i], (params, gradients))
         want = two_updates(reference, one['layers'], its['layers'])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.common import base
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 from gptjax.optim.schedules import SCHEDULES, make_schedule
 
 ALL_STEPS = np.arange(500)  # one shape: each new one would be compiled

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from gptjax import files
-from gptjax.errors import UserError
+from gptjax.core import storage
+from gptjax.core.console import UserError
 from gptjax.parallel import multihost
 
 
@@ -42,7 +42,7 @@ def test_a_disk_too_full_to_tell(met, tmp_path, monkeypatch):
     def full(path, value):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(files, 'write_json', full)
+    monkeypatch.setattr(storage, 'write_json', full)
     with pytest.raises(MemoryError):
         multihost.first_makes(tmp_path, fail)
     with pytest.raises(OSError, match='No space left'):
@@ -60,7 +60,7 @@ def test_the_others_refuse_what_stopped_the_first(
     monkeypatch.setattr(multihost, 'is_first', lambda: False)
     monkeypatch.setattr(multihost, '_appears', lambda path, seconds: True)
     if ended:
-        files.write_text(tmp_path / '.begun-7', '')
-        files.write_json(tmp_path / '.ended-7', ended)
+        storage.write_text(tmp_path / '.begun-7', '')
+        storage.write_json(tmp_path / '.ended-7', ended)
     with pytest.raises(UserError, match=told):
         multihost.first_makes(tmp_path, fail)

@@ -3,7 +3,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from configs import common
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.sharding import constrain, partition_spec
 from tests import helpers

@@ -5,12 +5,12 @@ import functools
 import jax
 
 from configs import common
-from gptjax import files, rundir
+from gptjax.core import run_dir, storage
 from gptjax.models import gpt, settings
-from gptjax.optim.build import make_optimizer
+from gptjax.optim.optimizer import make_optimizer
 from gptjax.parallel.mesh import make_mesh
 from gptjax.tokenizer.tokenizer import Tokenizer
-from gptjax.tokenizer.train import train_model
+from gptjax.tokenizer.train_tokenizer import train_model
 from gptjax.train.checkpoint import Checkpoints
 from gptjax.train.state import abstract_state, create_state
 
@@ -51,13 +51,13 @@ def write_start(tmp_path):
     import json
 
     lines = '\n'.join(map(json.dumps, PROBLEMS))
-    files.write_text(tmp_path / 'problems.jsonl', lines + '\n')
+    storage.write_text(tmp_path / 'problems.jsonl', lines + '\n')
     made = config(tmp_path, 'grpo')
     del made.start, made.task, made.policy, made.grpo
     run = tmp_path / 'start'
     text = ' '.join(problem['prompt'] for problem in PROBLEMS)
     model = train_model([text], 'bpe', made.tokenizer.vocab_size)
-    files.write_bytes(run / 'tokenizer' / 'tokenizer.model', model)
+    storage.write_bytes(run / 'tokenizer' / 'tokenizer.model', model)
     tokenizer = Tokenizer(model)
     resolved = settings.resolve(made.model, tokenizer.vocab_size)
     mesh = make_mesh(made.mesh, jax.devices()[:1])
@@ -76,5 +76,5 @@ def write_start(tmp_path):
         )
         checkpoints.save(0, state, dict(reason='finished'), 1.0)
         checkpoints.close()
-    rundir.write_config(made, run)
+    run_dir.write_config(made, run)
     return run

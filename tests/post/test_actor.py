@@ -6,10 +6,10 @@ import optax
 import pytest
 
 from configs import common
-from gptjax.optim.build import ema_params, make_optimizer
+from gptjax.optim.optimizer import ema_params, make_optimizer
 from gptjax.post import grpo
-from gptjax.post.actor import computed_as, of_critic_alone
-from gptjax.train.load import Trained
+from gptjax.post.policy_model import computed_as, of_critic_alone
+from gptjax.train.load_model import Trained
 from tests import helpers
 
 

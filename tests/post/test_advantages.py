@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from gptjax.post import advantages
+from gptjax.post.objectives import advantages
 
 # The second reply is truncated at the end of its row, the third is empty, the fourth
 # in two parts with something between that was not drawn.

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from configs import common
-from gptjax.errors import UserError
-from gptjax.eval import results
-from gptjax.post import best_of
-from gptjax.train import start
+from gptjax.core.console import UserError
+from gptjax.eval import best_of, results
+from gptjax.train import init_from
 from tests.post import starts
 
 HOW = results.Bootstrap(resamples=50, level=0.95, seed=0)
@@ -110,7 +109,7 @@ def config_of(folder, **changes):
 @pytest.mark.slow
 def test_the_stage_is_a_function_of_its_seed(tmp_path):
     starts.write_start(tmp_path)
-    config = start.adopt(config_of(tmp_path), tmp_path / 'run')
+    config = init_from.adopt(config_of(tmp_path), tmp_path / 'run')
     found = best_of.best_of(config, tmp_path / 'run')
     assert [point['n'] for point in found['points']] == [1, 2, 4]
     assert found['points'][-1]['proxy']['value'] >= found['points'][0]['proxy']['value']

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from configs import common
-from gptjax import files, rundir
-from gptjax.data import pairs as data
-from gptjax.errors import UserError
+from gptjax.core import run_dir, storage
+from gptjax.core.console import UserError
+from gptjax.data import preference_pairs as data
 from gptjax.models import settings
 from gptjax.parallel.mesh import make_mesh
-from gptjax.post import dpo, reference
+from gptjax.post import dpo, reference_logprobs
 from gptjax.tokenizer.tokenizer import Tokenizer
-from gptjax.train import start
-from gptjax.train.load import load
+from gptjax.train import init_from
+from gptjax.train.load_model import load
 from gptjax.train.metrics import read_metrics
 from tests.post import starts
 
@@ -36,7 +36,7 @@ def write_pairs(path, lines=None):
             )
             for n in range(NUM_PAIRS)
         ]
-    files.write_text(path, '\n'.join(map(json.dumps, lines)) + '\n')
+    storage.write_text(path, '\n'.join(map(json.dumps, lines)) + '\n')
     return path
 
 
@@ -84,7 +84,7 @@ def whole(folder, one_device):
 
 def prepare(config, workdir):
     """The config as the stage adopts it, with RUN/pairs made."""
-    config = start.adopt(config, workdir)
+    config = init_from.adopt(config, workdir)
     dpo.check_config(config)
     data.build_pairs(config, workdir)
     return config
@@ -93,7 +93,7 @@ def prepare(config, workdir):
 def train(config, workdir):
     """A whole run; (its adopted config, the lines of metrics.jsonl)."""
     config = prepare(config, workdir)
-    rundir.write_config(config, workdir)
+    run_dir.write_config(config, workdir)
     summary = dpo.train_on_pairs(config, workdir)
     assert summary['reason'] == 'finished'
     return config, read_metrics(workdir / 'metrics.jsonl')
@@ -109,9 +109,9 @@ class World:
         workdir = folder / f'world-{loss}'
         self.mesh = make_mesh(self.config.mesh, jax.devices()[:1])
         with jax.set_mesh(self.mesh):
-            self.start = start.load_start(self.config, self.mesh)
+            self.start = init_from.load_start(self.config, self.mesh)
             its = {split: data.read_pairs(workdir, split) for split in data.SPLITS}
-            self.splits = reference.with_references(
+            self.splits = reference_logprobs.with_references(
                 self.config, workdir, its, self.mesh, self.start
             )
         self.params = self.start.params
@@ -121,7 +121,7 @@ class World:
 
     def batch(self, chosen, **changes):
         pad = self.start.tokenizer.pad_id
-        arrays = reference.pair_arrays(self.splits['train'], chosen, 32, pad)
+        arrays = reference_logprobs.pair_arrays(self.splits['train'], chosen, 32, pad)
         return dict(arrays, **changes)
 
 
@@ -218,14 +218,14 @@ def test_dpo_begins_at_ln_2_in_another_dtype_than_its_start(folder):
     mesh = make_mesh(its.mesh, jax.devices()[:1])
     pairs = {s: data.read_pairs(folder / 'world-bfloat16', s) for s in data.SPLITS}
     with jax.set_mesh(mesh):
-        start_ = start.load_start(its, mesh)
-        splits = reference.with_references(
+        start_ = init_from.load_start(its, mesh)
+        splits = reference_logprobs.with_references(
             its, folder / 'world-bfloat16', pairs, mesh, start_
         )
     model = settings.resolve(its.model, start_.tokenizer.vocab_size)
     loss_fn = dpo.make_pair_loss(its, model, dpo.make_policy(its))
     pad = start_.tokenizer.pad_id
-    batch = reference.pair_arrays(splits['train'], np.arange(8), 32, pad)
+    batch = reference_logprobs.pair_arrays(splits['train'], np.arange(8), 32, pad)
     loss, _ = jax.jit(loss_fn)(start_.params, batch, None, 0.0)
     # As bfloat16 rounds; by a reference in float32 it would be off by 3e-4.
     assert float(loss) / 8 == pytest.approx(math.log(2), abs=1e-4)
@@ -321,7 +321,7 @@ def test_a_run_that_was_stopped_goes_on_bitwise(whole, folder, tmp_path):
     _, workdir, lines = whole
     shutil.copytree(workdir, tmp_path / 'run')
     shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '00000004')
-    reference_file = tmp_path / 'run' / reference.NAME
+    reference_file = tmp_path / 'run' / reference_logprobs.NAME
     before = reference_file.read_bytes()
     _, again = train(config_of(folder), tmp_path / 'run')
     kept = ('step', 'split', 'loss', 'grad_norm', 'margin', 'accuracy')
@@ -336,7 +336,7 @@ def test_a_run_does_not_go_on_with_other_pairs(whole, tmp_path):
     run = shutil.copytree(workdir, tmp_path / 'run')
     other = config.copy_and_resolve_references()
     lines = open(config.preference.path).readlines()
-    files.write_text(tmp_path / 'other.jsonl', ''.join(lines[:-1]))
+    storage.write_text(tmp_path / 'other.jsonl', ''.join(lines[:-1]))
     other.preference.path = str(tmp_path / 'other.jsonl')
     shutil.rmtree(run / 'pairs')
     data.build_pairs(other, run)
@@ -403,19 +403,19 @@ def test_long_and_equal_pairs_are_counted(folder, tmp_path):
     lines += [line('5', 'b', 'b'), line('1 + ' * 40, 'b', 'c')]
     config.preference.path = str(write_pairs(tmp_path / 'pairs.jsonl', lines))
     prepare(config, tmp_path / 'run')
-    manifest = files.read_json(tmp_path / 'run' / 'pairs' / 'manifest.json')
+    manifest = storage.read_json(tmp_path / 'run' / 'pairs' / 'manifest.json')
     assert manifest['lines'] == 6
     assert manifest['skipped'] == dict(equal=1, too_long=1)
     assert sum(split['pairs'] for split in manifest['splits'].values()) == 4
 
 
 def test_a_reference_of_another_vocabulary_is_refused(folder, tmp_path, one_device):
-    from gptjax.tokenizer.train import train_model
+    from gptjax.tokenizer.train_tokenizer import train_model
 
     other = starts.write_start(tmp_path)
     # The same run with another tokenizer: of the same size, but not the same.
     model = train_model(['0 + 1 = 2 3 4 5 6 7 8 9 = 10 10 10'], 'bpe', 278)
-    files.write_bytes(other / 'tokenizer' / 'tokenizer.model', model)
+    storage.write_bytes(other / 'tokenizer' / 'tokenizer.model', model)
     config = config_of(folder, **{'preference.reference': str(other)})
     config = prepare(config, tmp_path / 'run')
     with pytest.raises(UserError, match='preference.reference=.* tokenizer'):

@@ -9,9 +9,9 @@ from configs import common
 from gptjax.infer.request import Reply, Token
 from gptjax.post import experience
 from gptjax.post.experience import Method
+from gptjax.post.objectives.score_shaping import RunningMoments
 from gptjax.post.rollout import Style
-from gptjax.post.scores import RunningMoments
-from gptjax.post.tasks import Item, Task
+from gptjax.post.tasks.verifiable_tasks import Item, Task
 
 END = 5
 ROLES = ('<|system|>', '<|user|>', '<|end|>', '<|assistant|>')

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.post import kl
+from gptjax.post.objectives import kl
 from tests.post import tiny
 
 TREE = tiny.make_world()

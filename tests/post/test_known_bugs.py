@@ -12,13 +12,13 @@ import numpy as np
 import optax
 import pytest
 
-from gptjax.post import (
+from gptjax.post.objectives import (
     advantages,
     kl,
-    objectives,
-    replies,
-    scores,
-    weights,
+    loss_weights,
+    policy_losses,
+    reply_sums,
+    score_shaping,
 )
 from gptjax.train.state import TrainState
 from gptjax.train.step import make_train_step
@@ -28,9 +28,9 @@ BETA = 0.5
 TREE, BANDIT = tiny.make_world(), tiny.bandit()
 POLICY_SV = TREE.reference_SV[::-1]
 WEIGHERS = (
-    weights.token_weights,
-    weights.sequence_weights,
-    partial(weights.constant_weights, length=4),
+    loss_weights.token_weights,
+    loss_weights.sequence_weights,
+    partial(loss_weights.constant_weights, length=4),
 )
 
 
@@ -86,12 +86,12 @@ def test_the_mask_has_the_end_and_no_padding():
     def check(mask):
         """The probabilities of all replies add up to 1."""
         mask_BT = mask(targets_BT)
-        total = jnp.sum(jnp.exp(replies.reply_sums(token_BT, mask_BT)))
+        total = jnp.sum(jnp.exp(reply_sums.reply_sums(token_BT, mask_BT)))
         assert float(total) == pytest.approx(1.0, abs=1e-5)
 
     def ours(targets_BT):
         prompts_B = np.full(rows, prompt)
-        return replies.reply_mask(prompts_B, lengths_B, targets_BT.shape[1])
+        return reply_sums.reply_mask(prompts_B, lengths_B, targets_BT.shape[1])
 
     place_T = np.arange(targets_BT.shape[1])
     check(ours)
@@ -115,7 +115,7 @@ def test_without_its_end_in_the_mask_the_optimum_is_another():
                 TREE.scores_B, logprobs_BT, reference_BT, mask_BT, BETA
             )
             advantages_B = advantages.reinforce(scores_B, jnp.sum(p_B * scores_B))
-            loss_BT, _ = objectives.reinforce(
+            loss_BT, _ = policy_losses.reinforce(
                 logprobs_BT, logprobs_BT, advantages_B[:, None], mask_BT
             )
             return jnp.sum(p_B[:, None] * loss_BT)
@@ -157,9 +157,9 @@ def test_the_value_of_padding_does_not_leak():
         ascent_SV = tiny.expected_gradient(
             TREE,
             POLICY_SV,
-            lambda now, old: objectives.clipped(now, old, advantages_BT, TREE.mask_BT)[
-                0
-            ],
+            lambda now, old: policy_losses.clipped(
+                now, old, advantages_BT, TREE.mask_BT
+            )[0],
         )
         np.testing.assert_allclose(ascent_SV, exact_SV, atol=2e-6)
 
@@ -237,10 +237,10 @@ def test_padding_changes_no_whitening():
 
 def test_padding_changes_no_loss_and_no_metric():
     def compute(add_up, mask_BT, now_BT, old_BT, values_BT, returns_BT):
-        explained = objectives.explained_variance(values_BT, returns_BT, mask_BT)
+        explained = policy_losses.explained_variance(values_BT, returns_BT, mask_BT)
         result = dict(explained_variance=explained)
-        loss_BT, metrics_BT = objectives.clipped(now_BT, old_BT, values_BT, mask_BT)
-        value_BT, more_BT = objectives.value_loss(
+        loss_BT, metrics_BT = policy_losses.clipped(now_BT, old_BT, values_BT, mask_BT)
+        value_BT, more_BT = policy_losses.value_loss(
             values_BT, old_BT, returns_BT, mask_BT, 0.1
         )
         for number, weigh in enumerate(WEIGHERS):
@@ -249,7 +249,7 @@ def test_padding_changes_no_loss_and_no_metric():
             )
             tokens = metrics.pop('tokens')
             metrics = {name: value / tokens for name, value in metrics.items()}
-            metrics = weights.per_token(metrics, metrics_BT)
+            metrics = loss_weights.per_token(metrics, metrics_BT)
             result[f'loss {number}'] = total / tokens
             result |= {f'{name} {number}': metrics[name] for name in metrics_BT}
         return result
@@ -259,7 +259,7 @@ def test_padding_changes_no_loss_and_no_metric():
         sums = dict(reply_tokens=jnp.ones(()), tokens=jnp.ones(()))
         return jnp.mean(loss_BT), metrics | sums
 
-    check_padding(partial(compute, weights.summed))
+    check_padding(partial(compute, loss_weights.summed))
     tiny.refuses(check_padding, partial(compute, unmasked))
 
 
@@ -278,7 +278,7 @@ def test_the_loss_is_normalised_once():
 
     def step_of(add_up, accumulation):
         def loss_fn(params, batch, key):
-            loss_BT, metrics = objectives.reinforce(
+            loss_BT, metrics = policy_losses.reinforce(
                 params['table'][batch['rows']],
                 *(batch['old'], batch['advantages'], batch['mask']),
             )
@@ -308,12 +308,12 @@ def test_the_loss_is_normalised_once():
         np.testing.assert_allclose(whole, parts, atol=1e-6)
 
     def mean_of_each_part(*arrays):
-        total, metrics = weights.summed(*arrays)
+        total, metrics = loss_weights.summed(*arrays)
         return total / metrics['tokens'], metrics | dict(tokens=jnp.ones(()))
 
     ours, wrong = (
         [step_of(add_up, accumulation) for accumulation in (1, 3)]
-        for add_up in (weights.summed, mean_of_each_part)
+        for add_up in (loss_weights.summed, mean_of_each_part)
     )
     for weigh in WEIGHERS:
         check((weigh, ours))
@@ -375,5 +375,7 @@ def test_overlong_replies_are_measured_in_tokens():
     def in_characters(texts, _):
         return -np.clip((np.array([len(text) for text in texts]) - 4) / 4, 0, 1)
 
-    check(lambda _, mask_BT: scores.overlong_penalty(mask_BT, longest=8, buffer=4))
+    check(
+        lambda _, mask_BT: score_shaping.overlong_penalty(mask_BT, longest=8, buffer=4)
+    )
     tiny.refuses(check, in_characters)

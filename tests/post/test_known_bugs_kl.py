@@ -13,7 +13,7 @@ import pytest
 
 from gptjax.infer.sampling import Sampling, filter_logits
 from gptjax.models import gpt
-from gptjax.post import kl, logprobs, objectives
+from gptjax.post.objectives import kl, logprobs, policy_losses
 from tests import helpers
 from tests.post import tiny
 
@@ -32,7 +32,7 @@ def regularised(world, logits_SV, reference_BT, beta_reward, beta_loss):
     reward_B = kl.kl_in_score(
         world.scores_B, logprobs_BT, reference_BT, world.mask_BT, beta_reward
     )
-    loss_BT, _ = objectives.reinforce(
+    loss_BT, _ = policy_losses.reinforce(
         *(logprobs_BT, logprobs_BT, reward_B[:, None], world.mask_BT)
     )
     loss_BT += beta_loss * kl.kl_loss(logprobs_BT, reference_BT, world.mask_BT)
@@ -129,7 +129,9 @@ def test_k1_belongs_in_the_reward():
                 *(jnp.zeros_like(old_BT), old_BT, reference_BT, TREE.mask_BT, BETA)
             )
             return_B1 = jnp.sum(rewards_BT, axis=-1, keepdims=True)
-            return objectives.reinforce(logprobs_BT, old_BT, return_B1, TREE.mask_BT)[0]
+            return policy_losses.reinforce(
+                logprobs_BT, old_BT, return_B1, TREE.mask_BT
+            )[0]
 
         ascent_SV = tiny.expected_gradient(TREE, POLICY_SV, loss)
         assert_kl_gradient(TREE, (POLICY_SV, -ascent_SV / BETA))
@@ -222,7 +224,7 @@ def test_the_first_ratios_are_1():
 
     def check(trainer):
         now_BT, _ = trainer()
-        _, metrics = objectives.clipped(now_BT, old_BT, jnp.ones((4, 1)), mask_BT)
+        _, metrics = policy_losses.clipped(now_BT, old_BT, jnp.ones((4, 1)), mask_BT)
         np.testing.assert_allclose(metrics['ratio'], mask_BT, atol=1e-5)
         assert np.sum(metrics['clip_fraction']) == 0
 

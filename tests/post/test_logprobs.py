@@ -6,7 +6,7 @@ import numpy as np
 
 from gptjax.models import gpt, settings
 from gptjax.parallel.sharding import batch_sharding
-from gptjax.post.logprobs import hidden_logprobs, logits_logprobs
+from gptjax.post.objectives.logprobs import hidden_logprobs, logits_logprobs
 from tests import helpers
 from tests.post import tiny
 

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.post import objectives, weights
+from gptjax.post.objectives import loss_weights, policy_losses
 
 ONE = np.ones((1, 1))
 
 
-def surrogate(ratio, advantage, objective=objectives.clipped, **options):
+def surrogate(ratio, advantage, objective=policy_losses.clipped, **options):
     """(loss, its gradient to ln p, metrics) of one token."""
 
     def loss(logprob):
@@ -55,7 +55,7 @@ def test_clipped(ratio, advantage, clipped):
 
 
 def test_reinforce_has_no_ratio():
-    value, gradient, metrics = surrogate(0.5, 2.0, objectives.reinforce)
+    value, gradient, metrics = surrogate(0.5, 2.0, policy_losses.reinforce)
     assert (value, gradient) == pytest.approx((-2 * np.log(0.5), -2.0))
     assert metrics['clip_fraction'] == 0
     assert metrics['ratio'] == pytest.approx(0.5)
@@ -67,8 +67,10 @@ OLD = np.float32([[-1, -2, -3, -4], [-1, -1, -1, -1]])
 
 def gspo_loss(logprobs_BT, advantages_B1, **options):
     """The mean over replies."""
-    loss_BT, metrics = objectives.gspo(logprobs_BT, OLD, advantages_B1, MASK, **options)
-    weights_BT, counts_B = weights.sequence_weights(MASK)
+    loss_BT, metrics = policy_losses.gspo(
+        logprobs_BT, OLD, advantages_B1, MASK, **options
+    )
+    weights_BT, counts_B = loss_weights.sequence_weights(MASK)
     return jnp.sum(weights_BT * loss_BT) / jnp.sum(counts_B), metrics
 
 
@@ -106,7 +108,7 @@ def test_gspo_clips_whole_replies():
 
 
 @pytest.mark.parametrize(
-    'objective', (objectives.clipped, objectives.gspo, objectives.reinforce)
+    'objective', (policy_losses.clipped, policy_losses.gspo, policy_losses.reinforce)
 )
 def test_only_the_policy_has_a_gradient(objective):
     def loss(logprobs_BT, old_BT, advantages_BT):
@@ -122,14 +124,16 @@ def test_only_the_policy_has_a_gradient(objective):
 def test_value_loss():
     values, old, returns = (np.float32([x]) for x in ([1, 3, 3], [0, 0, 2], [2, 2, 2]))
     mask = np.array([[1, 1, 0]])
-    loss_BT, metrics = objectives.value_loss(values, old, returns, mask)
+    loss_BT, metrics = policy_losses.value_loss(values, old, returns, mask)
     np.testing.assert_allclose(loss_BT, [[0.5, 0.5, 0]])
     assert not np.any(metrics['value_clip_fraction'])
     # Kept within 0.5 of the old values 0 and 0: 0.5 is further from 2 than 1 and 3 are.
-    loss_BT, metrics = objectives.value_loss(values, old, returns, mask, clip=0.5)
+    loss_BT, metrics = policy_losses.value_loss(values, old, returns, mask, clip=0.5)
     np.testing.assert_allclose(loss_BT, [[1.125, 1.125, 0]])
     np.testing.assert_array_equal(metrics['value_clip_fraction'], [[1, 1, 0]])
-    total = lambda v: jnp.sum(objectives.value_loss(v, old, returns, mask, clip=0.5)[0])
+    total = lambda v: jnp.sum(
+        policy_losses.value_loss(v, old, returns, mask, clip=0.5)[0]
+    )
     assert not np.any(jax.grad(total)(values))
     # Where it moves away from the return it is never held back.
     away = np.float32([[-3, 3, 3]])
@@ -140,7 +144,7 @@ def test_explained_variance():
     mask = np.array([[1, 1, 1, 0]])
     returns = np.float32([[1, 2, 3, 99]])
     explained = lambda values: float(
-        objectives.explained_variance(np.float32([values]), returns, mask)
+        policy_losses.explained_variance(np.float32([values]), returns, mask)
     )
     assert explained([1, 2, 3, 0]) == pytest.approx(1)
     assert explained([2, 2, 2, 0]) == pytest.approx(0)
@@ -148,9 +152,11 @@ def test_explained_variance():
         1
     )  # a constant error is no variance
     assert explained([3, 2, 1, 0]) == pytest.approx(-3)
-    assert objectives.explained_variance(returns, 0 * returns, mask) == 0
+    assert policy_losses.explained_variance(returns, 0 * returns, mask) == 0
 
 
 def test_entropy_bonus():
-    bonus_BT = objectives.entropy_bonus(np.float32([[1, 2]]), np.array([[1, 0]]), 0.1)
+    bonus_BT = policy_losses.entropy_bonus(
+        np.float32([[1, 2]]), np.array([[1, 0]]), 0.1
+    )
     np.testing.assert_allclose(bonus_BT, [[-0.1, 0]])

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from gptjax.post import advantages, kl, objectives, weights
+from gptjax.post.objectives import advantages, kl, loss_weights, policy_losses
 from tests.post import tiny
 
 BETA = 0.5
@@ -52,7 +52,7 @@ def single(world, logits_SV, beta=BETA):
     logprobs_BT, old_BT, p_B = drawn(world, logits_SV)
     scores_B = jnp.sum(rewards(world, old_BT, beta), axis=-1)
     advantages_B = advantages.reinforce(scores_B, jnp.sum(p_B * scores_B))
-    loss_BT, _ = objectives.reinforce(
+    loss_BT, _ = policy_losses.reinforce(
         logprobs_BT, old_BT, advantages_B[:, None], world.mask_BT
     )
     return jnp.sum(p_B[:, None] * loss_BT)
@@ -64,7 +64,9 @@ def with_values(world, logits_SV, beta=BETA, lam=0.95):
     rewards_BT = rewards(world, old_BT, beta)
     values_BT = tiny.values(world, logits_SV, rewards_BT)[world.prefixes_BT]
     advantages_BT, _ = advantages.gae(rewards_BT, values_BT, world.mask_BT, lam=lam)
-    loss_BT, _ = objectives.clipped(logprobs_BT, old_BT, advantages_BT, world.mask_BT)
+    loss_BT, _ = policy_losses.clipped(
+        logprobs_BT, old_BT, advantages_BT, world.mask_BT
+    )
     return jnp.sum(p_B[:, None] * loss_BT)
 
 
@@ -72,8 +74,8 @@ def grouped(
     world,
     logits_SV,
     advantage=advantages.grpo,
-    weigh=weights.sequence_weights,
-    objective=objectives.clipped,
+    weigh=loss_weights.sequence_weights,
+    objective=policy_losses.clipped,
     beta=BETA,
     size=2,
 ):
@@ -95,25 +97,25 @@ def grouped(
 
 
 # The variants by their papers' names: advantage, normaliser, objective.
-whole_sum = partial(weights.constant_weights, length=1)
+whole_sum = partial(loss_weights.constant_weights, length=1)
 GROUPED = {
     'grpo': partial(grouped),
     'dr_grpo': partial(
         grouped,
         advantage=advantages.dr_grpo,
-        weigh=partial(weights.constant_weights, length=3),
+        weigh=partial(loss_weights.constant_weights, length=3),
     ),
     'dapo': partial(
         grouped,
-        weigh=weights.token_weights,
-        objective=partial(objectives.clipped, low=0.2, high=0.28),
+        weigh=loss_weights.token_weights,
+        objective=partial(policy_losses.clipped, low=0.2, high=0.28),
     ),
-    'gspo': partial(grouped, objective=objectives.gspo),
+    'gspo': partial(grouped, objective=policy_losses.gspo),
     'rloo': partial(
         grouped,
         advantage=advantages.rloo,
         weigh=whole_sum,
-        objective=objectives.reinforce,
+        objective=policy_losses.reinforce,
     ),
 }
 ALL = dict(GROUPED, reinforce=single, ppo=with_values)
@@ -224,7 +226,7 @@ def test_gradient_of_a_token_level_loss_is_scaled_alone():
     logits_SV = TREE.reference_SV[::-1]
     p_B = tiny.probabilities(TREE, logits_SV)
     mean_length = float(jnp.sum(p_B * TREE.mask_BT.sum(-1)))
-    loss = partial(grouped, advantage=advantages.rloo, weigh=weights.token_weights)
+    loss = partial(grouped, advantage=advantages.rloo, weigh=loss_weights.token_weights)
     assert_gradient(loss, scale=1 / mean_length)
 
 
@@ -241,7 +243,7 @@ def test_gradient_with_a_mean_for_each_reply_is_another():
 def test_gspo_on_policy_is_a_mean_for_each_reply():
     ours_SV, _ = ascent(TREE, partial(grouped, advantage=advantages.rloo))
     gspo_SV, _ = ascent(
-        TREE, partial(grouped, advantage=advantages.rloo, objective=objectives.gspo)
+        TREE, partial(grouped, advantage=advantages.rloo, objective=policy_losses.gspo)
     )
     np.testing.assert_allclose(ours_SV, gspo_SV, atol=1e-6)
 
@@ -260,7 +262,7 @@ def test_value_loss_finds_the_value_function():
         def loss(values_S, lam=lam):
             values_BT = values_S[TREE.prefixes_BT]
             _, returns_BT = advantages.gae(rewards_BT, values_BT, TREE.mask_BT, lam=lam)
-            loss_BT, _ = objectives.value_loss(
+            loss_BT, _ = policy_losses.value_loss(
                 values_BT, values_BT, returns_BT, TREE.mask_BT, clip=0.2
             )
             return jnp.sum(p_B[:, None] * loss_BT)
@@ -289,11 +291,11 @@ def test_ppo_with_learned_values_and_epochs():
         advantages_BT = advantages.whiten(advantages_BT, world.mask_BT)
 
         def loss(params):
-            policy_BT, _ = objectives.clipped(
+            policy_BT, _ = policy_losses.clipped(
                 tiny.logprobs(world, params['policy']),
                 *(old_BT, advantages_BT, world.mask_BT),
             )
-            value_BT, _ = objectives.value_loss(
+            value_BT, _ = policy_losses.value_loss(
                 params['values'][world.prefixes_BT],
                 *(old_values_BT, returns_BT, world.mask_BT),
                 clip=0.5,
@@ -321,7 +323,7 @@ def test_entropy_bonus_alone_makes_the_policy_uniform():
     def loss(world, logits_SV):
         logprobs_SV = jax.nn.log_softmax(logits_SV)
         entropy_S = -jnp.sum(jnp.exp(logprobs_SV) * logprobs_SV, axis=-1)
-        bonus_BT = objectives.entropy_bonus(
+        bonus_BT = policy_losses.entropy_bonus(
             entropy_S[world.prefixes_BT], world.mask_BT, 0.3
         )
         return jnp.sum(bonus_BT)

@@ -8,16 +8,17 @@ import jax
 import pytest
 
 from configs import common, papers
-from gptjax import command
-from gptjax.data import pairs, stage
-from gptjax.errors import UserError
+from gptjax import command_line
+from gptjax.cli import STAGES
+from gptjax.core import artifact
+from gptjax.core.console import UserError
+from gptjax.data import preference_pairs
 from gptjax.eval import overoptimization
-from gptjax.main import STAGES
 from gptjax.optim.schedules import make_schedule
 from gptjax.parallel.mesh import make_mesh
-from gptjax.post import dpo, grpo, policy, ppo, reward, select
+from gptjax.post import dpo, grpo, policy_gradient, ppo, reward, select_replies
 from gptjax.post.check import check_policy, updates_of
-from gptjax.train import ranges, sft, start
+from gptjax.train import init_from, ranges, sft
 from tests import runs
 from tests.post import starts
 
@@ -244,7 +245,7 @@ def check(config, its):
         dpo=dpo.check_config,
         ppo=ppo.check_config,
         grpo=grpo.check_config,
-        select=select.check_config,
+        select=select_replies.check_config,
         overoptimize=overoptimization.check_config,
     )
     checks[its](config)
@@ -279,10 +280,10 @@ def test_the_command_line_takes_it(paper, variant, its, tmp_path):
     argv = ['gptjax', its, f'--config={path}', f'--workdir={tmp_path}/run']
     argv.append('--config.optim.learning_rate=0.5')
     with runs.typed(argv):
-        assert command.parse(argv, STAGES) == (its, [])
+        assert command_line.parse(argv, STAGES) == (its, [])
         config = config_of(paper, variant)
         config.optim.learning_rate = 0.5
-        assert command.FLAGS.config.to_dict() == config.to_dict()
+        assert command_line.FLAGS.config.to_dict() == config.to_dict()
 
 
 @pytest.mark.parametrize('variant', ['', 'nothing', 'small', 'grpo,', 'grpo,small'])
@@ -336,7 +337,7 @@ def prepared(config, folder, workdir):
         config.task.path = str(folder / 'problems.jsonl')
         config.task.rewards = dict(short=common.reward_part('shortness'))
         config.task.validation = 4
-    return start.adopt(config, workdir)
+    return init_from.adopt(config, workdir)
 
 
 def write_pairs(path):
@@ -356,7 +357,7 @@ def write_pairs(path):
 
 @pytest.fixture
 def one_device(monkeypatch):
-    for its in (policy, dpo):
+    for its in (policy_gradient, dpo):
         one = lambda section: make_mesh(section, jax.devices()[:1])
         monkeypatch.setattr(its, 'make_mesh', one)
 
@@ -401,8 +402,8 @@ def test_dpo_runs(folder, tmp_path, one_device):
     config.preference.path = str(write_pairs(tmp_path / 'pairs.jsonl'))
     config = prepared(config, folder, workdir)
     dpo.check_config(config)
-    pairs.build_pairs(config, workdir)
-    assert (workdir / 'pairs' / stage.MANIFEST).exists()
+    preference_pairs.build_pairs(config, workdir)
+    assert (workdir / 'pairs' / artifact.MANIFEST).exists()
     summary = dpo.train_on_pairs(config, workdir)
     assert summary['reason'] == 'finished' and summary['step'] >= 2
     assert summary['validation']['loss'] < 0.6931  # ln 2, where it begins

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from configs import common
-from gptjax import files, rundir
-from gptjax.errors import UserError
+from gptjax.core import run_dir, storage
+from gptjax.core.console import UserError
 from gptjax.parallel.mesh import make_mesh
-from gptjax.post import grpo, policy, ppo
+from gptjax.post import grpo, policy_gradient, ppo
 from gptjax.post.rollout import Sampler
-from gptjax.train import start
+from gptjax.train import init_from
 from gptjax.train.checkpoint import Checkpoints
-from gptjax.train.load import load
+from gptjax.train.load_model import load
 from gptjax.train.metrics import read_metrics
 from tests import helpers
 from tests.post import starts
@@ -42,14 +42,14 @@ def train(folder, name, section, change=lambda config: None, **more):
     config = starts.config(folder, section, **more)
     change(config)
     workdir = folder / name
-    config = start.adopt(config, workdir)
-    rundir.check_run(config, workdir)
-    rundir.write_config(config, workdir)
+    config = init_from.adopt(config, workdir)
+    run_dir.check_run(config, workdir)
+    run_dir.write_config(config, workdir)
     size = math.prod(config.mesh.values())
     few = lambda section: make_mesh(section, jax.devices()[:size])
     with (
-        mock.patch.object(policy, 'make_mesh', few),
-        mock.patch.object(policy, 'Sampler', shared_sampler),
+        mock.patch.object(policy_gradient, 'make_mesh', few),
+        mock.patch.object(policy_gradient, 'Sampler', shared_sampler),
     ):
         return STAGES[section](config, workdir), workdir
 
@@ -67,7 +67,7 @@ def shared_sampler(settings, params, tokenizer, slots, tensor):
 
 
 def params_of(workdir, step=None):
-    trained = load(rundir.read_config(workdir), workdir, helpers.mesh_of(), step)
+    trained = load(run_dir.read_config(workdir), workdir, helpers.mesh_of(), step)
     return jax.tree.map(np.asarray, trained.params)
 
 
@@ -97,14 +97,14 @@ SEEN = []  # (what is trained, the reference) at every rollout of `grpo_run`
 
 @pytest.fixture(scope='module')
 def grpo_run(folder):
-    collect = policy.experience.collect
+    collect = policy_gradient.experience.collect
 
     def watched(*args):
         both = args[5].args  # of the partial `score`
         SEEN.append(jax.tree.map(lambda x: np.array(x, copy=True), both))
         return collect(*args)
 
-    with mock.patch.object(policy.experience, 'collect', watched):
+    with mock.patch.object(policy_gradient.experience, 'collect', watched):
         return train(folder, 'grpo', 'grpo', kl_loss=0.1)
 
 
@@ -180,13 +180,13 @@ def test_a_run_that_was_stopped_goes_on_bitwise(
     folder, request, monkeypatch, section, steps
 ):
     _, whole = request.getfixturevalue(f'{section}_run')
-    config = rundir.read_config(whole)
+    config = run_dir.read_config(whole)
 
     def change(new):
         new.update(config)
 
     with monkeypatch.context() as patch:
-        patch.setattr(policy, 'interruption', ended_after(steps))
+        patch.setattr(policy_gradient, 'interruption', ended_after(steps))
         summary, workdir = train(folder, f'{section}_stopped', section, change)
         assert (summary['reason'], summary['step']) == ('interrupted', steps)
     summary, _ = train(folder, f'{section}_stopped', section, change)
@@ -203,15 +203,15 @@ def test_a_run_that_was_stopped_goes_on_bitwise(
 @pytest.mark.parametrize('section', ['grpo', 'ppo'])
 def test_a_run_does_not_go_on_with_other_problems(folder, request, section):
     _, workdir = request.getfixturevalue(f'{section}_run')
-    config = rundir.read_config(workdir)
+    config = run_dir.read_config(workdir)
     path = folder / 'problems.jsonl'
     before = path.read_text()
-    files.write_text(path, before.replace('"0"', '"zero"'))
+    storage.write_text(path, before.replace('"0"', '"zero"'))
     try:
         with pytest.raises(UserError, match='was made with other problems'):
             train(folder, section, section, lambda new: new.update(config))
     finally:
-        files.write_text(path, before)
+        storage.write_text(path, before)
 
 
 @pytest.mark.slow
@@ -219,7 +219,7 @@ def test_a_run_does_not_go_on_with_another_context_or_reference(
     folder, grpo_run, monkeypatch
 ):
     _, workdir = grpo_run
-    config = rundir.read_config(workdir)
+    config = run_dir.read_config(workdir)
 
     def change(new):
         new.update(config)
@@ -228,7 +228,9 @@ def test_a_run_does_not_go_on_with_another_context_or_reference(
     with pytest.raises(UserError, match='was made with other context .32 there, 24'):
         train(folder, 'grpo', 'grpo', change)
     # As if start.run had been trained again since.
-    monkeypatch.setattr('gptjax.train.load.fingerprint_of', lambda trained: 'other')
+    monkeypatch.setattr(
+        'gptjax.train.load_model.fingerprint_of', lambda trained: 'other'
+    )
     with pytest.raises(UserError, match='was made with other start'):
         train(folder, 'grpo', 'grpo', lambda new: new.update(config))
 
@@ -253,7 +255,7 @@ def test_the_best_validation_is_on_disk_though_no_checkpoint_was_due(folder):
         config.train.eval_every = 1
         config.checkpoint.update(every=100, keep=1, keep_best=1)
 
-    with mock.patch.object(policy, 'measure', measured):
+    with mock.patch.object(policy_gradient, 'measure', measured):
         _, workdir = train(folder, 'best', 'grpo', change)
     checkpoints = Checkpoints(workdir / 'checkpoints', {}, read_only=True)
     assert (checkpoints.steps(), checkpoints.best_step()) == ([2, 4], 2)
@@ -267,7 +269,7 @@ def test_every_mesh_makes_the_same_updates(folder, ppo_run, sizes, monkeypatch):
         ppo_config(config)
         config.mesh.update(dict(data=1, fsdp=1, tensor=1), **sizes)
 
-    monkeypatch.setattr(policy, 'interruption', ended_after(4))
+    monkeypatch.setattr(policy_gradient, 'interruption', ended_after(4))
     _, workdir = train(
         folder, f'mesh{sizes}', 'ppo', change, kl_reward=0.1, kl_horizon=100
     )
@@ -352,7 +354,7 @@ def test_a_critic_of_its_own_and_text_beside_replies(folder, monkeypatch):
         train(folder, 'network', 'ppo', change)
 
 
-def failing_at(call, make_reward=policy.make_reward):
+def failing_at(call, make_reward=policy_gradient.make_reward):
     """`make_reward` of a reward that fails once."""
     calls = []
 
@@ -377,7 +379,7 @@ def test_a_reward_that_fails_loses_nothing(folder, monkeypatch):
         config.train.eval_every = 100
 
     # a validation, a rollout, and then
-    monkeypatch.setattr(policy, 'make_reward', failing_at(3))
+    monkeypatch.setattr(policy_gradient, 'make_reward', failing_at(3))
     with pytest.raises(UserError, match='gave nan'):
         train(folder, 'fails', 'grpo', change)
     workdir = folder / 'fails'
@@ -391,7 +393,7 @@ def test_a_reward_that_fails_in_a_validation_loses_nothing(
     folder, grpo_run, monkeypatch
 ):
     # a validation, two rollouts, and then; a checkpoint is due there too
-    monkeypatch.setattr(policy, 'make_reward', failing_at(4))
+    monkeypatch.setattr(policy_gradient, 'make_reward', failing_at(4))
     with pytest.raises(UserError, match='gave nan'):
         train(folder, 'fails_later', 'grpo', kl_loss=0.1)
     checkpoints = Checkpoints(
@@ -416,7 +418,7 @@ def test_patience_ends_a_run(folder):
     def change(config):
         config.train.update(eval_every=1, patience=2, num_steps=6)
 
-    with mock.patch.object(policy, 'measure', measured):
+    with mock.patch.object(policy_gradient, 'measure', measured):
         summary, _ = train(folder, 'patient', 'grpo', change)
         assert (summary['reason'], summary['step']) == ('stopped early', 3)
         summary, _ = train(folder, 'patient', 'grpo', change)
@@ -436,10 +438,10 @@ def test_the_dtype_is_that_of_the_run_and_not_of_its_start(folder, monkeypatch):
         raise KeyboardInterrupt
 
     config = starts.config(folder, 'grpo')
-    config = start.adopt(config, folder / 'other', {'model.dtype': 'bfloat16'})
+    config = init_from.adopt(config, folder / 'other', {'model.dtype': 'bfloat16'})
     few = lambda section: make_mesh(section, jax.devices()[:1])
-    monkeypatch.setattr(policy, 'make_mesh', few)
-    monkeypatch.setattr(policy, 'Sampler', sampler)
+    monkeypatch.setattr(policy_gradient, 'make_mesh', few)
+    monkeypatch.setattr(policy_gradient, 'Sampler', sampler)
     monkeypatch.setattr(grpo, 'make_method', watched)
     with pytest.raises(KeyboardInterrupt):
         grpo.grpo(config, folder / 'other')

@@ -5,8 +5,8 @@ import pytest
 from configs import common, sums
 from configs import grpo as grpo_configs
 from configs import ppo as ppo_configs
-from gptjax import rundir
-from gptjax.errors import UserError
+from gptjax.core import run_dir
+from gptjax.core.console import UserError
 from gptjax.post import check, grpo, ppo
 from gptjax.train.ranges import numbers_of
 
@@ -154,7 +154,7 @@ def test_dropout_of_a_flag_is_refused_and_that_of_the_start_is_not(tmp_path):
     config = rl()
     config.start = common.start_section(str(tmp_path))
     config.model.residual_dropout = 0.1
-    rundir.write_config(config, tmp_path)
+    run_dir.write_config(config, tmp_path)
     check.check_dropout(config)
     config.model.residual_dropout = 0.0
     check.check_dropout(config)

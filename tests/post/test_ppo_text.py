@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 from gptjax.post import ppo
 from tests import runs
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.post import preferences
+from gptjax.post.objectives import preference_losses
 from tests.post import tiny
 
 BETA = 0.5
@@ -53,12 +53,12 @@ def test_dpo_finds_the_optimum_of_bradley_terry_preferences():
         p_B = tiny.probabilities(TREE, solved(dpo))
         np.testing.assert_allclose(p_B, tiny.optimum(TREE, BETA), atol=0.01)
 
-    check(partial(preferences.dpo, beta=BETA))
+    check(partial(preference_losses.dpo, beta=BETA))
     tiny.refuses(
         check,
-        partial(preferences.dpo, beta=2 * BETA),
-        partial(preferences.dpo, beta=BETA, label_smoothing=0.2),
-        partial(preferences.ipo, beta=BETA),
+        partial(preference_losses.dpo, beta=2 * BETA),
+        partial(preference_losses.dpo, beta=BETA, label_smoothing=0.2),
+        partial(preference_losses.ipo, beta=BETA),
     )
 
 
@@ -82,27 +82,29 @@ def with_reference(loss, **options):
 
 
 def test_dpo_with_label_smoothing_stops_where_a_preference_is_certain():
-    x = preferred(with_reference(preferences.dpo, beta=2.0, label_smoothing=0.1), 1.0)
+    x = preferred(
+        with_reference(preference_losses.dpo, beta=2.0, label_smoothing=0.1), 1.0
+    )
     assert 2.0 * x == pytest.approx(np.log(0.9 / 0.1), abs=0.01)
-    endless = with_reference(preferences.dpo, beta=2.0)
+    endless = with_reference(preference_losses.dpo, beta=2.0)
     assert preferred(endless, 1.0, rate=1.0) > 2 * x
 
 
 @pytest.mark.parametrize('share', (1.0, 0.7, 0.5))
 def test_ipo_goes_as_far_as_the_preference_is_clear(share):
-    x = preferred(with_reference(preferences.ipo, beta=0.8), share)
+    x = preferred(with_reference(preference_losses.ipo, beta=0.8), share)
     assert x == pytest.approx((2 * share - 1) / (2 * 0.8), abs=0.01)
 
 
 def test_orpo_weighs_likelihood_and_odds():
     """0 = (p - share) + 2 weight (sigmoid(2 x) - share): its odds ratio is 2 x."""
     share, weight = 0.7, 0.5
-    orpo = lambda a, b: preferences.orpo(a, b, weight)[0]
+    orpo = lambda a, b: preference_losses.orpo(a, b, weight)[0]
     expected = root(
         lambda x: sigmoid(x) - share + 2 * weight * (sigmoid(2 * x) - share), -5, 5
     )
     assert preferred(orpo, share) == pytest.approx(expected, abs=0.01)
-    plain = lambda a, b: preferences.orpo(a, b, 0.0)[0]  # likelihood alone
+    plain = lambda a, b: preference_losses.orpo(a, b, 0.0)[0]  # likelihood alone
     assert sigmoid(preferred(plain, share)) == pytest.approx(share, abs=0.01)
 
 
@@ -110,7 +112,7 @@ def test_orpo_weighs_likelihood_and_odds():
 def test_simpo_is_ahead_by_its_margin(margin):
     """0 = (1 - share) sigmoid(beta x + margin) - share sigmoid(margin - beta x)."""
     share, beta = 0.7, 2.0
-    simpo = lambda a, b: preferences.simpo(a, b, beta, margin)[0]
+    simpo = lambda a, b: preference_losses.simpo(a, b, beta, margin)[0]
     expected = root(
         lambda x: (
             (1 - share) * sigmoid(beta * x + margin)
@@ -127,7 +129,7 @@ def kto_loss(share, baseline=0.0, **options):
     """Of ln p of an action that is desirable in `share` of the data."""
 
     def loss(logprob_N):
-        kto = lambda desirable: preferences.kto(
+        kto = lambda desirable: preference_losses.kto(
             *(logprob_N, jnp.log(jnp.full(1, 0.5)), jnp.array([desirable])),
             *(baseline, 0.8),
             **options,
@@ -164,25 +166,25 @@ def test_kto_follows_the_weighted_majority(share, weight, rises):
 
 def test_kto_baseline_is_a_kl_and_takes_no_gradient():
     arrays = jnp.float32([-1.0, -2.0]), jnp.float32([-3.0, -1.0])
-    assert preferences.kto_baseline(*arrays) == 0.5
-    assert preferences.kto_baseline(*arrays[::-1]) == 0.0
-    assert not np.any(jax.grad(preferences.kto_baseline)(*arrays))
+    assert preference_losses.kto_baseline(*arrays) == 0.5
+    assert preference_losses.kto_baseline(*arrays[::-1]) == 0.0
+    assert not np.any(jax.grad(preference_losses.kto_baseline)(*arrays))
     # It moves the point that rewards are measured from.
-    above = preferences.kto(*arrays, np.array([1, 0]), 2.0, 0.5)[0]
+    above = preference_losses.kto(*arrays, np.array([1, 0]), 2.0, 0.5)[0]
     np.testing.assert_allclose(above, [0.5, sigmoid(-1.5)], rtol=1e-6)
 
 
 def test_nll_raises_the_chosen_reply():
     """DPO's gap alone is also won by both falling; the term is not."""
     chosen_N = jnp.float32([-0.5, -2.0])
-    np.testing.assert_array_equal(preferences.nll(chosen_N), -chosen_N)
-    gradient = jax.grad(lambda x: jnp.sum(preferences.nll(x)))(chosen_N)
+    np.testing.assert_array_equal(preference_losses.nll(chosen_N), -chosen_N)
+    gradient = jax.grad(lambda x: jnp.sum(preference_losses.nll(x)))(chosen_N)
     np.testing.assert_array_equal(gradient, [-1.0, -1.0])
 
 
 def test_metrics_of_pairs():
     chosen_N, rejected_N = REFERENCE[0] + 1.0, REFERENCE[1] + jnp.float32([3, 0, 1])
-    _, metrics = preferences.dpo(chosen_N, rejected_N, *REFERENCE, beta=0.5)
+    _, metrics = preference_losses.dpo(chosen_N, rejected_N, *REFERENCE, beta=0.5)
     np.testing.assert_allclose(metrics['chosen_reward'], [0.5, 0.5, 0.5], rtol=1e-6)
     np.testing.assert_allclose(metrics['rejected_reward'], [1.5, 0, 0.5], rtol=1e-6)
     np.testing.assert_allclose(metrics['margin'], [-1.0, 0.5, 0.0], atol=1e-6)
@@ -194,11 +196,11 @@ def test_everything_stays_finite_far_out():
     near = jnp.float32([-2000.0, -3.0, 0.0, -1e-4])
     zeros = jnp.zeros(4)
     for loss in (
-        lambda a, b: preferences.dpo(a, b, zeros, zeros, 0.1)[0],
-        lambda a, b: preferences.ipo(a, b, zeros, zeros, 0.1)[0],
-        lambda a, b: preferences.kto(a, zeros, b < -2, 0.0, 0.1)[0],
-        lambda a, b: preferences.orpo(a, b, 0.1)[0],
-        lambda a, b: preferences.simpo(a, b, 2.0, 1.0)[0],
+        lambda a, b: preference_losses.dpo(a, b, zeros, zeros, 0.1)[0],
+        lambda a, b: preference_losses.ipo(a, b, zeros, zeros, 0.1)[0],
+        lambda a, b: preference_losses.kto(a, zeros, b < -2, 0.0, 0.1)[0],
+        lambda a, b: preference_losses.orpo(a, b, 0.1)[0],
+        lambda a, b: preference_losses.simpo(a, b, 2.0, 1.0)[0],
     ):
         value, gradients = jax.value_and_grad(
             lambda pair, loss=loss: jnp.sum(loss(*pair))

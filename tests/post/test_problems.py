@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from configs import common
+from gptjax.core.console import UserError
 from gptjax.data.documents import split_of
-from gptjax.errors import UserError
-from gptjax.post import own_problems, tasks
+from gptjax.post.tasks import own_problems, verifiable_tasks
 
 
 def section(**fields):
@@ -21,7 +21,7 @@ def section(**fields):
 @pytest.fixture(scope='module')
 def sums():
     pytest.importorskip('reasoning_gym')
-    return tasks.make_task(section(), seed=0)
+    return verifiable_tasks.make_task(section(), seed=0)
 
 
 def ids(items):
@@ -48,7 +48,7 @@ def test_demonstrations_split_further_as_documents_do(sums):
 
 
 def test_training_problems_are_a_function_of_seed_and_index(sums):
-    again, other = (tasks.make_task(section(), seed=seed) for seed in (0, 1))
+    again, other = (verifiable_tasks.make_task(section(), seed=seed) for seed in (0, 1))
     numbers = range(290, 610)  # over the edges of epochs
     first = ids(map(sums.train, numbers))
     assert first == ids(map(again.train, reversed(numbers)))[::-1]
@@ -77,7 +77,7 @@ def test_a_reply_that_the_packages_verifier_cannot_read_is_wrong():
     pytest.importorskip('reasoning_gym')
     its = section(name='prime_factorization')
     its.options = common.ConfigDict()
-    task = tasks.make_task(its, seed=0)
+    task = verifiable_tasks.make_task(its, seed=0)
     item = task.held_out(1)[0]
     assert task.score(item, item.answer) == 1.0
     assert task.score(item, 'abc') == 0.0
@@ -85,16 +85,16 @@ def test_a_reply_that_the_packages_verifier_cannot_read_is_wrong():
 
 def test_problems_that_do_not_fit_are_left_out(sums):
     short = lambda messages: len(messages[0]['content']) < 68
-    task = tasks.make_task(section(), 0, short)
+    task = verifiable_tasks.make_task(section(), 0, short)
     assert all(short(item.messages) for item in task.held_out(50))
     with pytest.raises(UserError, match='no train problem fits the context'):
-        tasks.make_task(section(), 0, lambda messages: False).train(0)
+        verifiable_tasks.make_task(section(), 0, lambda messages: False).train(0)
 
 
 def test_a_small_task_has_as_many_problems_as_there_are():
     pytest.importorskip('reasoning_gym')
     one_digit = dict(min_terms=2, max_terms=2, min_digits=1, max_digits=1)
-    task = tasks.make_task(section(options=one_digit), seed=0)
+    task = verifiable_tasks.make_task(section(options=one_digit), seed=0)
     parts = [task.demonstrations(999), task.validation(999), task.held_out(999)]
     assert sum(map(len, parts)) == 200  # 10 x 10 and two signs
     assert task.train(len(parts[0])).id in ids(parts[0])
@@ -103,17 +103,17 @@ def test_a_small_task_has_as_many_problems_as_there_are():
 def test_unknown_datasets_and_options():
     pytest.importorskip('reasoning_gym')
     with pytest.raises(UserError, match='task.name=chain_some: .* chain_sum'):
-        tasks.make_task(section(name='chain_some'), 0)
+        verifiable_tasks.make_task(section(name='chain_some'), 0)
     with pytest.raises(UserError, match='task.options of chain_sum: .*min_digits'):
-        tasks.make_task(section(options=dict(min_digits=0)), 0)
+        verifiable_tasks.make_task(section(options=dict(min_digits=0)), 0)
     with pytest.raises(UserError, match='task.held_out_fraction=0.5'):
-        tasks.make_task(section(held_out_fraction=0.5), 0)
+        verifiable_tasks.make_task(section(held_out_fraction=0.5), 0)
 
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, 'reasoning_gym', None)
     with pytest.raises(UserError, match='pip install reasoning-gym, or .*task.path'):
-        tasks.make_task(section(), 0)
+        verifiable_tasks.make_task(section(), 0)
 
 
 # ---- files
@@ -127,7 +127,7 @@ def write(path, *lines):
 def test_a_file_of_problems(tmp_path):
     lines = [dict(prompt=f'{n} + 1 =', answer=str(n + 1)) for n in range(60)]
     path = write(tmp_path / 'sums.jsonl', *lines, lines[0])
-    task = tasks.make_task(section(path=path), 0)
+    task = verifiable_tasks.make_task(section(path=path), 0)
     train = task.demonstrations(999)
     assert len(train) + len(task.validation(99)) + len(task.held_out(99)) == 60
     assert sorted(ids(task.train(n) for n in range(len(train)))) == sorted(ids(train))
@@ -139,7 +139,7 @@ def test_lines_that_are_left_out_are_told(tmp_path, capsys):
     lines = [dict(prompt=f'{n} + 1 =', answer=str(n + 1)) for n in range(60)]
     path = write(tmp_path / 'sums.jsonl', *lines, *lines[:3])
     short = lambda messages: messages[0]['content'] not in ('7 + 1 =', '8 + 1 =')
-    task = tasks.make_task(section(path=path, problems=20), 0, short)
+    task = verifiable_tasks.make_task(section(path=path, problems=20), 0, short)
     parts = [len(task.demonstrations(99)), len(task.validation(99))]
     held_out = len(task.held_out(99))
     assert parts[0] == 20
@@ -166,7 +166,7 @@ def test_messages_end_with_the_answer_or_have_none(tmp_path):
     assert (list(item.messages), item.answer) == (said, 'Hello')
     open_ended = [dict(prompt=f'Tell me of {n}') for n in range(60)]
     path = write(tmp_path / 'b.jsonl', *open_ended)
-    assert tasks.make_task(section(path=path), 0).score is None
+    assert verifiable_tasks.make_task(section(path=path), 0).score is None
 
 
 @pytest.mark.parametrize(
@@ -196,10 +196,12 @@ def test_a_line_that_nests_without_end_is_named(tmp_path):
 def test_demonstrations_are_chats_and_the_same_every_time(sums, tmp_path):
     config = common.base()
     config.task = section()
-    made = tasks.write_task(config, tmp_path / 'a')
+    made = verifiable_tasks.write_task(config, tmp_path / 'a')
     assert made['problems'] == dict(train=40, validation=20, held_out=50)
     config.seed = 7
-    assert tasks.write_task(config, tmp_path / 'b')['sha256'] == made['sha256']
+    assert (
+        verifiable_tasks.write_task(config, tmp_path / 'b')['sha256'] == made['sha256']
+    )
     lines = (tmp_path / 'a/task/train.jsonl').read_text().splitlines()
     chat = json.loads(lines[0])
     item = sums.demonstrations(1)[0]
@@ -209,11 +211,11 @@ def test_demonstrations_are_chats_and_the_same_every_time(sums, tmp_path):
     ]
     config.task.validation = 10
     with pytest.raises(UserError, match='task.validation: 20 there, 10 here'):
-        tasks.write_task(config, tmp_path / 'a')
+        verifiable_tasks.write_task(config, tmp_path / 'a')
     (tmp_path / 'b/task/held_out.jsonl').unlink()
     config.task.validation = 20
     with pytest.raises(UserError, match='task/held_out.jsonl is missing: delete'):
-        tasks.write_task(config, tmp_path / 'b')
+        verifiable_tasks.write_task(config, tmp_path / 'b')
 
 
 # ---- a folder of conversations
@@ -240,7 +242,7 @@ def test_prompts_of_conversations_are_not_trained_on_where_they_are_held_out(
 ):
     chats = [say(f'question {i}', 'yes') for i in range(60)]
     folder = folder_of(tmp_path, [say('question 3', 'no'), *chats[20:]], chats[:30])
-    task = tasks.make_task(section(path=str(folder)), 0)
+    task = verifiable_tasks.make_task(section(path=str(folder)), 0)
     parts = [
         [item.messages[-1]['content'] for item in items]
         for items in (task.demonstrations(99), task.validation(99), task.held_out(99))
@@ -261,7 +263,9 @@ def test_a_prompt_that_does_not_fit_loses_its_oldest_messages(tmp_path):
     long = say('a prompt that is longer than all that there is', 'five')
     folder = folder_of(tmp_path, [chat, long], [say(str(i), 'b') for i in range(20)])
     fits = lambda messages: sum(len(m['content']) for m in messages) <= 13
-    first = tasks.make_task(section(path=str(folder)), 0, fits).demonstrations(9)
+    first = verifiable_tasks.make_task(
+        section(path=str(folder)), 0, fits
+    ).demonstrations(9)
     assert [item.messages for item in first] in (
         [(*head, dict(role='user', content=text))] for text in ('one', 'three')
     )
@@ -275,7 +279,7 @@ def test_what_is_held_out_stays_so_whatever_fits(tmp_path):
         fits = lambda messages, most=most: (
             sum(len(m['content']) for m in messages) < most
         )
-        task = tasks.make_task(section(path=str(folder)), 0, fits)
+        task = verifiable_tasks.make_task(section(path=str(folder)), 0, fits)
         texts = (item.messages[-1]['content'] for item in task.held_out(99))
         held_out.append({text.split()[1] for text in texts})
     assert held_out[0] == held_out[1]
@@ -296,25 +300,25 @@ def test_a_broken_line_of_a_folder_names_the_file(tmp_path, line):
     folder = folder_of(tmp_path, [say('a', 'b')], [say('c', 'd')])
     (folder / 'train.jsonl').write_text(line + '\n')
     with pytest.raises(UserError, match='task.path=.*train.jsonl: '):
-        tasks.make_task(section(path=str(folder)), 0)
+        verifiable_tasks.make_task(section(path=str(folder)), 0)
 
 
 def test_a_folder_that_holds_no_conversations_is_refused(tmp_path):
     with pytest.raises(UserError, match='task.path=.*validation.jsonl.*RUN/dialogue'):
-        tasks.make_task(section(path=str(tmp_path)), 0)
+        verifiable_tasks.make_task(section(path=str(tmp_path)), 0)
     folder = folder_of(tmp_path, [say('a', 'b')], [say('c', 'd')])
     (folder / 'train.jsonl').write_text('{"id": "a", "messages": []}\n\n')
     with pytest.raises(UserError, match='train.jsonl: no conversation has a reply'):
-        tasks.make_task(section(path=str(folder)), 0)
+        verifiable_tasks.make_task(section(path=str(folder)), 0)
 
 
 def test_other_conversations_are_another_task(tmp_path):
     folder = folder_of(tmp_path, [say('a', 'b')], [say('c', 'd')])
     path = section(path=str(folder))
-    before = tasks.problems_fingerprint(path)
-    assert tasks.problems_fingerprint(path) == before
+    before = verifiable_tasks.problems_fingerprint(path)
+    assert verifiable_tasks.problems_fingerprint(path) == before
     folder_of(tmp_path, [say('a', 'e')], [say('c', 'd')])
-    assert tasks.problems_fingerprint(path) != before
+    assert verifiable_tasks.problems_fingerprint(path) != before
 
 
 class Parsing:
@@ -334,8 +338,10 @@ class Parsing:
 
 @pytest.mark.parametrize('broken', [False, True])
 def test_a_verifier_that_raises(broken, monkeypatch):
-    monkeypatch.setattr(tasks, 'gym_dataset', lambda name, options: Parsing(broken))
-    task = tasks.make_task(common.task_section(), 0)
+    monkeypatch.setattr(
+        verifiable_tasks, 'gym_dataset', lambda name, options: Parsing(broken)
+    )
+    task = verifiable_tasks.make_task(common.task_section(), 0)
     (item,) = task.held_out(1)
     if broken:  # at the right answer too
         with pytest.raises(KeyError, match='no such entry'):

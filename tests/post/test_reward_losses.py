@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.post import reward_losses
+from gptjax.post.objectives import reward_losses
 
 
 def array(*rows):

@@ -11,15 +11,15 @@ import pytest
 
 from configs import common
 from configs import reward as reward_config
-from gptjax import files, rundir
+from gptjax.core import run_dir, storage
+from gptjax.core.console import UserError
 from gptjax.data import ratings
 from gptjax.data.comparisons import arrays_of, encode_end
-from gptjax.errors import UserError
 from gptjax.models import critic, gpt, heads, settings
 from gptjax.parallel.mesh import make_mesh
 from gptjax.post import ppo, reward, reward_model
 from gptjax.tokenizer.tokenizer import Tokenizer
-from gptjax.train.load import load
+from gptjax.train.load_model import load
 from gptjax.train.metrics import read_metrics
 from gptjax.train.state import new_state
 from gptjax.train.step import make_train_step
@@ -224,7 +224,7 @@ def finished(trained_run, tmp_path_factory):
 @pytest.mark.slow
 def test_it_learns_what_is_preferred(finished):
     workdir = finished[2]
-    found = files.read_json(workdir / 'results.json')
+    found = storage.read_json(workdir / 'results.json')
     assert found['target'] == 'preferences' and 'spearman' not in found
     figures = found['accuracy']['all']
     assert figures['reward model']['value'] > 0.9
@@ -241,7 +241,7 @@ def test_it_learns_what_is_preferred(finished):
 @pytest.mark.slow
 def test_a_loaded_reward_is_centred(finished):
     workdir = finished[2]
-    config = rundir.read_config(workdir)
+    config = run_dir.read_config(workdir)
     assert config.chat.template == 'text' and config.data.context == 64
     section = common.base().mesh
     section.data = 1
@@ -283,7 +283,7 @@ def test_the_report_has_it(finished, capsys):
 @pytest.mark.slow
 def test_a_run_does_not_go_on_with_other_preferences(finished, tmp_path):
     workdir = runs.copy(finished[2], tmp_path / 'run')
-    config = rundir.read_config(workdir)
+    config = run_dir.read_config(workdir)
     other = tmp_path / 'other.jsonl'
     other.write_text(finished[0].read_text().replace('thanks', 'thank you'))
     config.reward.preferences = str(other)
@@ -295,12 +295,12 @@ def test_a_run_does_not_go_on_with_other_preferences(finished, tmp_path):
 
 @pytest.mark.slow
 def test_it_needs_a_finished_run(trained_run, finished, tmp_path):
-    config = rundir.read_config(finished[2])
+    config = run_dir.read_config(finished[2])
     mesh = helpers.mesh_of()
     with pytest.raises(UserError, match='run the stage reward to its end'):
         reward_model.load_reward(config, tmp_path, mesh)
     with pytest.raises(UserError, match='no reward model there'):
-        reward_model.load_trained(rundir.read_config(trained_run), trained_run, mesh)
+        reward_model.load_trained(run_dir.read_config(trained_run), trained_run, mesh)
 
 
 @pytest.mark.slow
@@ -326,7 +326,7 @@ def test_stopped_and_gone_on_is_bitwise_the_same(finished, tmp_path):
         output, _ = runs.finish(runs.start(*words(run)))
         assert 'going on from the checkpoint of step' in output
         assert runs.records(run) == runs.records(whole)
-        assert files.read_json(run / 'results.json') == files.read_json(
+        assert storage.read_json(run / 'results.json') == storage.read_json(
             whole / 'results.json'
         )
 
@@ -358,8 +358,8 @@ def test_a_critic_that_begins_as_it_values_the_last_token_at_the_reward(
     finished, of_turns
 ):
     start, workdir = finished[1], of_turns
-    mesh, config = helpers.mesh_of(), rundir.read_config(workdir)
-    trained = load(rundir.read_config(start), start, mesh)
+    mesh, config = helpers.mesh_of(), run_dir.read_config(workdir)
+    trained = load(run_dir.read_config(start), start, mesh)
     (found,) = ppo.read_critic(str(workdir), 'turns', trained, mesh)
     params = critic.init(trained.settings, 'network', trained.params, found)
     helpers.assert_trees_close(critic.policy_of(params), trained.params, rtol=0, atol=0)
@@ -410,7 +410,7 @@ def test_a_critic_that_cannot_begin_so(finished, of_turns, trained_run, tmp_path
         ppo.read_critic(str(tmp_path), 'turns', None, mesh)
     with pytest.raises(UserError, match='reads chats as text, and the policy as turns'):
         ppo.read_critic(str(finished[2]), 'turns', None, mesh)
-    trained = load(rundir.read_config(trained_run), trained_run, mesh)
+    trained = load(run_dir.read_config(trained_run), trained_run, mesh)
     other = trained._replace(params=dict(trained.params, more=np.zeros(3)))
     with pytest.raises(UserError, match='critic_run=.* is a model of another shape'):
         ppo.read_critic(workdir, 'turns', other, mesh)

@@ -5,9 +5,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common
-from gptjax.errors import UserError
-from gptjax.post import rewards
-from gptjax.post.tasks import Item, Task
+from gptjax.core.console import UserError
+from gptjax.post import reward_functions
+from gptjax.post.tasks.verifiable_tasks import Item, Task
 
 ITEMS = [Item(str(n), (dict(role='user', content=f'{n}?'),), str(n)) for n in range(4)]
 REPLIES = ['0', '1', 'two words', '3.0']
@@ -48,8 +48,10 @@ def named(function):
 
 
 def test_correct_is_whole_and_score_has_parts():
-    correct = rewards.make_reward(section(a=common.reward_part('correct')), task())
-    score = rewards.make_reward(section(a=common.reward_part('score')), task())
+    correct = reward_functions.make_reward(
+        section(a=common.reward_part('correct')), task()
+    )
+    score = reward_functions.make_reward(section(a=common.reward_part('score')), task())
     assert correct(ITEMS, REPLIES).tolist() == [1, 0, 0, 0]
     np.testing.assert_array_equal(score(ITEMS, REPLIES), np.float32([1, 0.7, 0, 0]))
 
@@ -60,7 +62,7 @@ def test_a_mixture_is_the_weighted_sum_in_float32():
         place=dict(named(whole_numbers), weight=-0.5),
         length=dict(named(by_length), weight=0.25),
     )
-    found = rewards.make_reward(section(**parts), task())(ITEMS, REPLIES)
+    found = reward_functions.make_reward(section(**parts), task())(ITEMS, REPLIES)
     assert found.dtype == np.float32
     expected = np.array([2, 1.4 - 0.5, -1, -1.5]) + 0.25 * np.array([1, 1, 9, 3])
     np.testing.assert_allclose(found, expected, rtol=1e-6)  # rounding of float32
@@ -75,32 +77,36 @@ def test_a_mixture_is_the_weighted_sum_in_float32():
     ],
 )
 def test_what_is_no_reward_is_an_error_that_names_it(function, told):
-    reward = rewards.make_reward(section(mine=named(function)), task())
+    reward = reward_functions.make_reward(section(mine=named(function)), task())
     with pytest.raises(UserError, match=told):
         reward(ITEMS, REPLIES)
 
 
 def test_functions_that_do_not_exist():
-    for name in ('wrong', 'gptjax.post.rewards.nothing', 'no.such.module'):
+    for name in ('wrong', 'gptjax.post.reward_functions.nothing', 'no.such.module'):
         with pytest.raises(UserError, match=f'task.rewards.mine.function={name}'):
-            rewards.make_reward(section(mine=common.reward_part(name)), task())
+            reward_functions.make_reward(section(mine=common.reward_part(name)), task())
     with pytest.raises(UserError, match='task.rewards is empty'):
-        rewards.make_reward(section(), task())
+        reward_functions.make_reward(section(), task())
 
 
 def test_a_verifier_needs_answers():
     for name in ('correct', 'score'):
         its = section(a=common.reward_part(name))
         with pytest.raises(UserError, match=f'{name} needs answers.*ppo.py:reward=RUN'):
-            rewards.make_reward(its, task(None))
+            reward_functions.make_reward(its, task(None))
 
 
 def test_a_verifier_that_gives_no_number_is_one_clear_error():
-    judged = rewards.verifier(lambda item, reply: float('nan' if item.id == '2' else 1))
+    judged = reward_functions.verifier(
+        lambda item, reply: float('nan' if item.id == '2' else 1)
+    )
     with pytest.raises(
         UserError, match="the verifier gave nan for .* 'two words' to 2"
     ):
         judged(ITEMS, REPLIES)
     correct = section(a=common.reward_part('correct'))
     with pytest.raises(UserError, match='the verifier raised ZeroDivisionError'):
-        rewards.make_reward(correct, task(lambda item, reply: 1 / 0))(ITEMS, REPLIES)
+        reward_functions.make_reward(correct, task(lambda item, reply: 1 / 0))(
+            ITEMS, REPLIES
+        )

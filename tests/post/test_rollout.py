@@ -4,15 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from gptjax.data import chat
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
+from gptjax.data import chat_template
 from gptjax.infer import compilations
 from gptjax.infer.request import Reply, Token
 from gptjax.post import rollout
-from gptjax.post.logprobs import token_logprobs
-from gptjax.post.replies import ended, reply_mask
-from gptjax.post.tasks import make_task
-from gptjax.train import start
+from gptjax.post.objectives.logprobs import token_logprobs
+from gptjax.post.objectives.reply_sums import ended, reply_mask
+from gptjax.post.tasks.verifiable_tasks import make_task
+from gptjax.train import init_from
 from tests import helpers
 from tests.post import starts
 
@@ -22,8 +22,8 @@ def begun(tmp_path_factory):
     """(config, the model, style, task, sampler) of a rollout from random weights."""
     path = tmp_path_factory.mktemp('rollout')
     starts.write_start(path)
-    config = start.adopt(starts.config(path, 'grpo'), path / 'run')
-    trained = start.load_start(config, helpers.mesh_of())
+    config = init_from.adopt(starts.config(path, 'grpo'), path / 'run')
+    trained = init_from.load_start(config, helpers.mesh_of())
     style = rollout.style_of(config, trained.tokenizer)
     task = make_task(config.task, 0, style.fits)
     sampler = rollout.Sampler(
@@ -72,7 +72,9 @@ def test_a_prompt_and_a_right_reply_are_the_row_that_fine_tuning_has(begun):
     _, trained, style, task, _ = begun
     item = task.train(1)
     messages = [*item.messages, dict(role='assistant', content=item.answer)]
-    tokens, learnt = chat.encode_conversation(messages, trained.tokenizer, 'turns')
+    tokens, learnt = chat_template.encode_conversation(
+        messages, trained.tokenizer, 'turns'
+    )
     prompt = style.prompt(item.messages)
     reply = [Token(token, -1.0) for token in tokens[len(prompt) :]]
     said = Reply(item.answer, tuple(reply[:-1]), None, 'stop', None, reply[-1])

@@ -3,19 +3,19 @@
 import numpy as np
 import pytest
 
-from gptjax.post import scores
+from gptjax.post.objectives import score_shaping
 
 
 def test_any_numbers_become_float32():
     for numbers in ([1, 0], [True, False], np.float64([1, 0]), np.int64([1, 0])):
-        ours = scores.as_scores(numbers)
+        ours = score_shaping.as_scores(numbers)
         assert ours.dtype == np.float32
         np.testing.assert_array_equal(ours, [1.0, 0.0])
 
 
 def test_missing_eos_penalty():
     ended_B = np.array([True, False])
-    ours_B = scores.missing_eos_penalty(np.array([1, 1]), ended_B, 0.25)
+    ours_B = score_shaping.missing_eos_penalty(np.array([1, 1]), ended_B, 0.25)
     np.testing.assert_array_equal(ours_B, [1.0, 0.75])
 
 
@@ -23,14 +23,14 @@ def test_overlong_penalty():
     # Longest 8, buffer 4: nothing to 4 tokens, then a quarter each, no less than -1.
     lengths_B = np.array([0, 4, 5, 6, 8, 9, 30])
     mask_BT = np.arange(32) < lengths_B[:, None]
-    ours_B = scores.overlong_penalty(mask_BT, longest=8, buffer=4)
+    ours_B = score_shaping.overlong_penalty(mask_BT, longest=8, buffer=4)
     np.testing.assert_allclose(ours_B, [0, 0, -0.25, -0.5, -1, -1, -1])
 
 
 def test_running_moments_are_those_of_everything_at_once():
     rng = np.random.default_rng(0)
     batches = [rng.normal(3.0, 2.0, size) for size in (5, 1, 0, 40)]
-    moments = scores.RunningMoments()
+    moments = score_shaping.RunningMoments()
     for batch in batches:
         moments = moments.after(batch.astype(np.float32))
     everything = np.concatenate(batches)
@@ -40,12 +40,12 @@ def test_running_moments_are_those_of_everything_at_once():
 
 
 def test_running_std_before_scores_differ():
-    assert scores.RunningMoments().std == 1.0
-    assert scores.RunningMoments().after([3, 3, 3]).std == 1.0
+    assert score_shaping.RunningMoments().std == 1.0
+    assert score_shaping.RunningMoments().after([3, 3, 3]).std == 1.0
 
 
 def test_scale_scores():
-    ours_B = scores.scale_scores(np.array([1, 3, -7]), scale=2.0, shift=1.0)
+    ours_B = score_shaping.scale_scores(np.array([1, 3, -7]), scale=2.0, shift=1.0)
     np.testing.assert_array_equal(ours_B, [0.0, 1.0, -4.0])
-    ours_B = scores.scale_scores([1, 3, -7], scale=2.0, shift=1.0, clip=0.5)
+    ours_B = score_shaping.scale_scores([1, 3, -7], scale=2.0, shift=1.0, clip=0.5)
     np.testing.assert_array_equal(ours_B, [0.0, 0.5, -0.5])

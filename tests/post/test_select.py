@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from configs import common
-from gptjax import files
+from gptjax.core import storage
+from gptjax.core.console import UserError
 from gptjax.data.preferences import read_preferences
-from gptjax.errors import UserError
-from gptjax.post import choices, select
-from gptjax.post.choices import Drawn
-from gptjax.post.tasks import Task
-from gptjax.train import start
+from gptjax.post import reply_choice, select_replies
+from gptjax.post.reply_choice import Drawn
+from gptjax.post.tasks.verifiable_tasks import Task
+from gptjax.train import init_from
 from tests.post import starts
 
 
@@ -32,11 +32,11 @@ def test_right_replies_are_kept_once_and_paired_with_wrong_ones():
         ('5.', 1.0, False),  # cut off: not to be learnt from
         ('7', 0.0, False),
     )
-    choice = choices.right_and_wrong(replies, keep=5, pairs=5)
+    choice = reply_choice.right_and_wrong(replies, keep=5, pairs=5)
     assert choice.kept == ['5', '05']
     assert choice.pairs == [('5', '4'), ('05', '6')]
-    assert choices.right_and_wrong(replies, 1, 1) == (['5'], [('5', '4')], '')
-    assert choices.right_and_wrong(replies, 0, 0).kept == []
+    assert reply_choice.right_and_wrong(replies, 1, 1) == (['5'], [('5', '4')], '')
+    assert reply_choice.right_and_wrong(replies, 0, 0).kept == []
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_right_replies_are_kept_once_and_paired_with_wrong_ones():
     ),
 )
 def test_problems_without_a_pair_say_why(replies, why):
-    choice = choices.right_and_wrong(replies, 1, 1)
+    choice = reply_choice.right_and_wrong(replies, 1, 1)
     assert choice.pairs == [] and choice.why == why
 
 
@@ -56,21 +56,25 @@ def test_best_with_worst_by_a_reward():
     replies = drawn(
         ('a', 0.1, True), ('b', 0.9, True), ('c', 0.5, True), ('b', 0.9, True)
     )
-    assert choices.best_and_worst(replies, 1, 9) == (['b'], [('b', 'a')], '')
+    assert reply_choice.best_and_worst(replies, 1, 9) == (['b'], [('b', 'a')], '')
     four = drawn(*((letter, score, True) for score, letter in enumerate('wxyz')))
-    choice = choices.best_and_worst(four, 2, 9)
+    choice = reply_choice.best_and_worst(four, 2, 9)
     assert choice == (['z', 'y'], [('z', 'w'), ('y', 'x')], '')
     equal = drawn(('a', 0.5, True), ('b', 0.5, True))
-    assert choices.best_and_worst(equal, 1, 1) == (['a'], [], 'all equal')
-    assert choices.best_and_worst(drawn(('a', 1.0, False)), 1, 1).why == 'none ended'
+    assert reply_choice.best_and_worst(equal, 1, 1) == (['a'], [], 'all equal')
+    assert (
+        reply_choice.best_and_worst(drawn(('a', 1.0, False)), 1, 1).why == 'none ended'
+    )
 
 
 def test_noise_turns_its_share_and_always_the_same():
-    those = [choices.turned(0.25, 'seed', number) for number in range(4000)]
+    those = [reply_choice.turned(0.25, 'seed', number) for number in range(4000)]
     # Four standard deviations of a mean of 4000 coins.
     assert np.mean(those) == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 4000) ** 0.5)
-    assert those == [choices.turned(0.25, 'seed', number) for number in range(4000)]
-    assert not any(choices.turned(0.0, number) for number in range(100))
+    assert those == [
+        reply_choice.turned(0.25, 'seed', number) for number in range(4000)
+    ]
+    assert not any(reply_choice.turned(0.0, number) for number in range(100))
 
 
 # ---- the stage
@@ -97,7 +101,7 @@ def config_of(folder, **changes):
 
 
 def run(config, workdir):
-    return select.select(start.adopt(config, workdir), workdir)
+    return select_replies.select(init_from.adopt(config, workdir), workdir)
 
 
 BY_LENGTH = {
@@ -129,8 +133,8 @@ def test_replies_to_one_problem_have_one_id(tmp_path):
         for name in 'ab'
     ]
     its = drawn(('4', 1.0, True), ('04', 1.0, True), ('5', 0.0, True))
-    chosen = [choices.right_and_wrong(its, keep=2, pairs=1)] * 2
-    select._write(config, tmp_path, {}, items, [its, its], chosen)
+    chosen = [reply_choice.right_and_wrong(its, keep=2, pairs=1)] * 2
+    select_replies._write(config, tmp_path, {}, items, [its, its], chosen)
     with open(tmp_path / 'selected' / 'chats.jsonl') as lines:
         assert [json.loads(line)['id'] for line in lines] == ['a', 'a', 'b', 'b']
 
@@ -153,7 +157,7 @@ def test_files_are_what_sft_and_dpo_read(by_reward):
 def test_a_killed_run_goes_on_to_the_same_files(by_reward, folder, monkeypatch):
     config, workdir, manifest = by_reward
     again = folder / 'again'
-    monkeypatch.setattr(select, 'PROBLEMS_AT_ONCE', 8)
+    monkeypatch.setattr(select_replies, 'PROBLEMS_AT_ONCE', 8)
     small = run(config, again)
     names = sorted(path.name for path in (again / 'replies').iterdir())
     assert names == [f'{number:05d}.jsonl' for number in range(3)]
@@ -167,7 +171,7 @@ def test_a_killed_run_goes_on_to_the_same_files(by_reward, folder, monkeypatch):
     assert (again / 'replies' / names[-1]).read_bytes() == last
     assert (again / 'replies' / names[0]).stat().st_mtime_ns == kept
     # Done: nothing is drawn, and another choice of the same replies draws nothing.
-    monkeypatch.setattr(select, 'make_sampler', None)
+    monkeypatch.setattr(select_replies, 'make_sampler', None)
     assert run(config, again) == small
     for path in (again / 'selected').iterdir():
         path.unlink()
@@ -193,13 +197,13 @@ def test_bad_input_has_one_clear_error(folder, tmp_path):
     assert 'select.max_tokens=32' in refused(**{'select.max_tokens': 32})
     open_ended = '{"prompt": "Say something about %d."}\n'
     path = tmp_path / 'open.jsonl'
-    files.write_text(path, ''.join(open_ended % n for n in range(60)))
+    storage.write_text(path, ''.join(open_ended % n for n in range(60)))
     assert 'needs answers' in refused(**{'task.path': str(path)})
 
 
 def test_a_verifier_that_gives_no_number_is_an_error(folder):
     task = Task(None, None, None, None, lambda item, reply: math.nan)
-    judge = select.score_of(config_of(folder), task)
+    judge = select_replies.score_of(config_of(folder), task)
     with pytest.raises(UserError, match='the verifier gave nan for the reply .5. to p'):
         judge([SimpleNamespace(id='p')], ['5'])
 
@@ -207,16 +211,18 @@ def test_a_verifier_that_gives_no_number_is_an_error(folder):
 def test_replies_to_other_problems_are_not_taken(folder, tmp_path, monkeypatch):
     path = tmp_path / 'problems.jsonl'
     lines = [json.dumps(dict(prompt=f'{n} ?', answer='no')) for n in range(60)]
-    files.write_text(path, '\n'.join(lines) + '\n')
+    storage.write_text(path, '\n'.join(lines) + '\n')
     config = config_of(folder, **{'task.path': str(path)})
     about = []
     monkeypatch.setattr(
-        select, 'draw', lambda *args: about.append(args[-1]['problems']) or 1 / 0
+        select_replies,
+        'draw',
+        lambda *args: about.append(args[-1]['problems']) or 1 / 0,
     )
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             run(config, tmp_path / 'run')
-    files.write_text(path, '\n'.join(lines[::-1]) + '\n')
+    storage.write_text(path, '\n'.join(lines[::-1]) + '\n')
     with pytest.raises(ZeroDivisionError):
         run(config, tmp_path / 'run')
     assert about[0] == about[1] != about[2]
@@ -225,14 +231,14 @@ def test_replies_to_other_problems_are_not_taken(folder, tmp_path, monkeypatch):
 def test_replies_come_back_with_whatever_breaks_a_line(tmp_path):
     path = tmp_path / '00000.jsonl'
     replies = [drawn(('a\u2028b\x85c\nd', 1.0, True), ('', 0.0, False))]
-    select._write_replies(path, 'about', [SimpleNamespace(id='p')], replies)
-    assert select._read(path, 'about') == replies
-    assert select._read(path, 'another') is None
+    select_replies._write_replies(path, 'about', [SimpleNamespace(id='p')], replies)
+    assert select_replies._read(path, 'about') == replies
+    assert select_replies._read(path, 'another') is None
 
 
 def test_nothing_right_is_an_error(folder, tmp_path):
     lines = [json.dumps(dict(prompt=f'{n} ?', answer='no such')) for n in range(60)]
-    files.write_text(tmp_path / 'hard.jsonl', '\n'.join(lines) + '\n')
+    storage.write_text(tmp_path / 'hard.jsonl', '\n'.join(lines) + '\n')
     config = config_of(folder, **{'task.path': str(tmp_path / 'hard.jsonl')})
     with pytest.raises(UserError, match='nothing is left of 80 replies to 20 problems'):
         run(config, tmp_path / 'run')

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.post import weights
+from gptjax.post.objectives import loss_weights
 
 MASK = np.array([[0, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]])  # 3, 1 and no tokens
 LOSS = np.float32([[9, 1, 2, 3], [10, 9, 9, 9], [9, 9, 9, 9]])
@@ -15,21 +15,21 @@ def mean(weights_BT, counts_B, loss_BT=LOSS):
 
 
 def test_every_token_the_same():
-    weights_BT, counts_B = weights.token_weights(MASK)
+    weights_BT, counts_B = loss_weights.token_weights(MASK)
     np.testing.assert_array_equal(weights_BT, MASK)
     np.testing.assert_array_equal(counts_B, [3, 1, 0])
     assert mean(weights_BT, counts_B) == (1 + 2 + 3 + 10) / 4
 
 
 def test_every_reply_the_same():
-    weights_BT, counts_B = weights.sequence_weights(MASK)
+    weights_BT, counts_B = loss_weights.sequence_weights(MASK)
     np.testing.assert_allclose(weights_BT.sum(-1), [1, 1, 0])
     np.testing.assert_array_equal(counts_B, [1, 1, 0])
     assert mean(weights_BT, counts_B) == pytest.approx(((1 + 2 + 3) / 3 + 10) / 2)
 
 
 def test_a_constant_length():
-    weights_BT, counts_B = weights.constant_weights(MASK, 8)
+    weights_BT, counts_B = loss_weights.constant_weights(MASK, 8)
     np.testing.assert_array_equal(weights_BT, MASK / 8)
     np.testing.assert_array_equal(counts_B, [1, 1, 0])
     assert mean(weights_BT, counts_B) == pytest.approx((6 / 8 + 10 / 8) / 2)
@@ -39,29 +39,29 @@ def test_a_second_loss_is_a_mean_of_its_own():
     """As PPO-ptx needs it: language text beside replies, one division for both."""
     text_BT = np.array([[1, 1, 1, 1], [1, 1, 0, 0]])
     text_loss_BT = np.float32([[1, 2, 3, 4], [5, 6, 7, 8]])
-    for weigh in (weights.token_weights, weights.sequence_weights):
+    for weigh in (loss_weights.token_weights, loss_weights.sequence_weights):
         _, counts_B = weigh(MASK)
-        beside_BT = weights.weights_beside(text_BT, counts_B)
+        beside_BT = loss_weights.weights_beside(text_BT, counts_B)
         assert mean(beside_BT, counts_B, text_loss_BT) == pytest.approx(21 / 6)
-    assert not np.any(weights.weights_beside(0 * text_BT, counts_B))
+    assert not np.any(loss_weights.weights_beside(0 * text_BT, counts_B))
 
 
 def test_summed_is_what_the_step_divides():
-    weights_BT, counts_B = weights.sequence_weights(MASK)
-    total, metrics = weights.summed(LOSS, dict(x=LOSS), MASK, weights_BT, counts_B)
+    weights_BT, counts_B = loss_weights.sequence_weights(MASK)
+    total, metrics = loss_weights.summed(LOSS, dict(x=LOSS), MASK, weights_BT, counts_B)
     assert float(total) == pytest.approx(2 + 10)
     assert {name: float(value) for name, value in metrics.items()} == dict(
         x=16, reply_tokens=4, tokens=2
     )
     # What the step hands back, and the metric as a mean over the replies' tokens.
     divided = {name: value / metrics['tokens'] for name, value in metrics.items()}
-    assert weights.per_token(divided, ['x'])['x'] == 4
-    assert weights.per_token(dict(x=0.0, reply_tokens=0.0), ['x'])['x'] == 0
+    assert loss_weights.per_token(divided, ['x'])['x'] == 4
+    assert loss_weights.per_token(dict(x=0.0, reply_tokens=0.0), ['x'])['x'] == 0
 
 
 def test_what_weighs_nothing_may_be_anything():
     loss_BT = np.where(MASK, LOSS, np.nan)
-    total, metrics = weights.summed(
-        loss_BT, dict(x=loss_BT), MASK, *weights.token_weights(MASK)
+    total, metrics = loss_weights.summed(
+        loss_BT, dict(x=loss_BT), MASK, *loss_weights.token_weights(MASK)
     )
     assert (float(total), float(metrics['x'])) == (16, 16)

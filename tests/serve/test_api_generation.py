@@ -12,13 +12,20 @@ import threading
 import pytest
 
 from gptjax.infer.request import EngineStopped, QueueFull, Token, Update
-from gptjax.serve import api, body, generation, protocol, running, text_replies
-from gptjax.serve.errors import ApiError
+from gptjax.serve import (
+    api,
+    engine_thread,
+    protocol,
+    reply_events,
+    request_body,
+    text_replies,
+)
+from gptjax.serve.admission import Service
+from gptjax.serve.api_errors import ApiError
+from gptjax.serve.engine_thread import Running
 from gptjax.serve.protocol import Call, Served
-from gptjax.serve.running import Running
-from gptjax.serve.service import Service
 from gptjax.tokenizer.tokenizer import Tokenizer
-from gptjax.tokenizer.train import train_model
+from gptjax.tokenizer.train_tokenizer import train_model
 from tests.servers import TEXTS
 
 COMPLETION = '/v1/completions'
@@ -190,7 +197,7 @@ def test_an_engine_that_dies_between_the_check_and_the_request():
 
 
 def test_stopped_calls_leave_nothing_behind(monkeypatch):
-    monkeypatch.setattr(generation, 'TAKEN_SECONDS', 0.01)
+    monkeypatch.setattr(reply_events, 'TAKEN_SECONDS', 0.01)
     updates = [Update('hi', HI)]
 
     def alive():
@@ -235,7 +242,7 @@ def test_the_time_limit(stream):
 
 
 def test_a_stream_that_nobody_takes(monkeypatch):
-    monkeypatch.setattr(generation, 'TAKEN_SECONDS', 0.05)
+    monkeypatch.setattr(reply_events, 'TAKEN_SECONDS', 0.05)
     engine = Engine([Update('hi', HI)] * 3)
     service = service_of(engine)
     client = Client(dict(stream=True), reads=2).ask(service)
@@ -246,7 +253,7 @@ def test_a_stream_that_nobody_takes(monkeypatch):
 @pytest.mark.parametrize('fails', [True, False])
 def test_a_stream_of_which_nobody_takes_the_end(monkeypatch, fails):
     """The last pieces are [DONE], and an error before it."""
-    monkeypatch.setattr(generation, 'TAKEN_SECONDS', 0.05)
+    monkeypatch.setattr(reply_events, 'TAKEN_SECONDS', 0.05)
     told = [Update('hi', HI), Update(finish='error' if fails else 'stop')]
     service = service_of(Engine(told))
     whole = Client(dict(stream=True)).ask(service)
@@ -267,8 +274,8 @@ def test_a_backlog_is_not_written_to_who_has_left():
 
 
 def test_what_waits_unread_is_bounded(monkeypatch):
-    monkeypatch.setattr(running, 'MOST_WAITING', 5)
-    monkeypatch.setattr(generation, 'TAKEN_SECONDS', 0.05)
+    monkeypatch.setattr(engine_thread, 'MOST_WAITING', 5)
+    monkeypatch.setattr(reply_events, 'TAKEN_SECONDS', 0.05)
     engine = Engine([Update('hi', HI)] * 50)
     service = service_of(engine)
     Client(dict(stream=True), reads=1).ask(service)
@@ -276,7 +283,7 @@ def test_what_waits_unread_is_bounded(monkeypatch):
 
 
 def test_a_stream_shows_that_it_lives(monkeypatch):
-    monkeypatch.setattr(generation, 'PING_SECONDS', 0.02)
+    monkeypatch.setattr(reply_events, 'PING_SECONDS', 0.02)
     service = service_of(Engine([]), time_limit=0.3)
     client = Client(dict(stream=True)).ask(service)
     assert client.text.count(': ping\n\n') > 3
@@ -310,7 +317,7 @@ def test_a_grammar_that_fails_is_told():
 
 
 def test_a_body_that_never_comes(monkeypatch):
-    monkeypatch.setattr(body, 'READ_SECONDS', 0.05)
+    monkeypatch.setattr(request_body, 'READ_SECONDS', 0.05)
     client = Client({})
     client._asked = True  # its body does not come, and it does not leave
     client.ask(service_of(Engine()))
@@ -318,7 +325,7 @@ def test_a_body_that_never_comes(monkeypatch):
 
 
 def test_a_body_without_end(monkeypatch):
-    monkeypatch.setattr(body, 'DROPPED_SECONDS', 0.05)
+    monkeypatch.setattr(request_body, 'DROPPED_SECONDS', 0.05)
 
     class Endless(Client):
         async def receive(self):

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptjax.serve import schemas
-from gptjax.serve.check import check
-from gptjax.serve.errors import ApiError
+from gptjax.serve.api_errors import ApiError
+from gptjax.serve.request_checks import check
 
 BODIES = (schemas.CHAT, schemas.COMPLETION, schemas.TOKENIZE, schemas.DETOKENIZE)
 SCALARS = st.one_of(

@@ -6,10 +6,10 @@ import jsonschema
 import numpy as np
 import pytest
 
-from gptjax.serve.errors import ApiError
+from gptjax.serve.api_errors import ApiError
 from gptjax.serve.grammar import Grammars, JsonGrammar, schema_of
 from gptjax.tokenizer.tokenizer import Tokenizer
-from gptjax.tokenizer.train import train_model
+from gptjax.tokenizer.train_tokenizer import train_model
 from tests.servers import TEXTS
 
 SCHEMAS = (

@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 
 from gptjax.serve import api, openapi
-from gptjax.serve.service import Service
+from gptjax.serve.admission import Service
 from tests import servers
 
 

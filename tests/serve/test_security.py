@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 from gptjax.serve import api, security
 from gptjax.serve.security import Guard, content_policy, host_name
 

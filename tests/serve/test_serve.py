@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gptjax import files
+from gptjax.core import storage
 from tests import runs, servers
 from tests.servers import wait_for
 
@@ -41,7 +41,7 @@ def test_bad_flags_are_one_line(served_run, tmp_path, capsys):
     run = f'--workdir={served_run}'
     short = tmp_path / 'short'
     short.write_text('abc')
-    files.write_json(tmp_path / 'empty' / 'config.json', {})
+    storage.write_json(tmp_path / 'empty' / 'config.json', {})
     refused = {
         ('--workdir=/nowhere',): '--workdir=/nowhere is no run directory',
         (f'--workdir={tmp_path}/empty',): 'no checkpoint there: run the stage pretrain',

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
-from gptjax.serve.running import MOST_WAITING
+from gptjax.serve.engine_thread import MOST_WAITING
 from tests import servers
 from tests.servers import CONTEXT, post_bytes, wait_for
 

@@ -5,7 +5,7 @@ import pytest
 from gptjax.infer.request import Token
 from gptjax.serve.tokens import chat_logprob, spell, text_logprobs
 from gptjax.tokenizer.tokenizer import Tokenizer
-from gptjax.tokenizer.train import train_model
+from gptjax.tokenizer.train_tokenizer import train_model
 
 
 @pytest.fixture(scope='module')

@@ -5,9 +5,9 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 from gptjax.tokenizer.tokenizer import Tokenizer
-from gptjax.tokenizer.train import train_model
+from gptjax.tokenizer.train_tokenizer import train_model
 
 TEXTS = [
     'Hello there, how are you?\n\nFine, thanks. And you?\tHm ☕',

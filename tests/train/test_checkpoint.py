@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 from gptjax.train.checkpoint import Checkpoints, describe
 from gptjax.train.state import TrainState
 from tests import helpers

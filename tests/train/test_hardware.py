@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from gptjax.train import hardware
+from gptjax.train import peak_flops
 
 
 def test_the_configured_peak_goes_first():
-    assert hardware.peak_tflops(12.5) == 12.5
+    assert peak_flops.peak_tflops(12.5) == 12.5
 
 
 @pytest.mark.parametrize(
@@ -23,21 +23,21 @@ def test_the_configured_peak_goes_first():
 def test_table(kind, expected, monkeypatch):
     device = SimpleNamespace(device_kind=kind, platform='tpu')
     monkeypatch.setattr(jax, 'devices', lambda: [device])
-    assert hardware.peak_tflops() == expected
+    assert peak_flops.peak_tflops() == expected
 
 
 @pytest.mark.parametrize('kind', ('NVIDIA L40S', 'TPU v99'))
 def test_what_is_in_no_table_is_said_and_not_measured(kind, monkeypatch, capsys):
     device = SimpleNamespace(device_kind=kind, platform='gpu')
     monkeypatch.setattr(jax, 'devices', lambda: [device])
-    assert math.isnan(hardware.peak_tflops())
+    assert math.isnan(peak_flops.peak_tflops())
     assert f'known of {kind}: for its MFU set train.peak_tflops' in (
         capsys.readouterr().out
     )
 
 
 def test_a_cpu_is_measured_and_shared_by_its_devices(monkeypatch):
-    monkeypatch.setattr(hardware, '_measured_tflops', lambda: 0.8)
-    assert hardware.peak_tflops() == pytest.approx(0.8 / jax.device_count())
+    monkeypatch.setattr(peak_flops, '_measured_tflops', lambda: 0.8)
+    assert peak_flops.peak_tflops() == pytest.approx(0.8 / jax.device_count())
     monkeypatch.undo()
-    assert hardware._measured_tflops(size=64, rounds=1) > 0
+    assert peak_flops._measured_tflops(size=64, rounds=1) > 0

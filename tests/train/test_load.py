@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from configs import common
-from gptjax import rundir
-from gptjax.errors import UserError
+from gptjax.core import run_dir
+from gptjax.core.console import UserError
 from gptjax.models import critic, settings
 from gptjax.models.linear import INPUT_AXES
-from gptjax.optim.build import ema_params, make_optimizer
+from gptjax.optim.optimizer import ema_params, make_optimizer
 from gptjax.tokenizer.tokenizer import Tokenizer
-from gptjax.train import load
+from gptjax.train import load_model
 from gptjax.train.checkpoint import Checkpoints
 from gptjax.train.state import abstract_state
 from tests import helpers
@@ -35,7 +35,7 @@ def start(tmp_path_factory):
 
 def write_run(start, workdir, kind, **model):
     """(config, state) of a run in `workdir` whose state is random numbers."""
-    config = rundir.read_config(start)
+    config = run_dir.read_config(start)
     for name, fields in kind.items():
         if name != 'optim':
             config[name] = getattr(common, f'{name}_section')()
@@ -47,18 +47,18 @@ def write_run(start, workdir, kind, **model):
     (workdir / 'tokenizer').mkdir(parents=True)
     content = (start / 'tokenizer' / 'tokenizer.model').read_bytes()
     (workdir / 'tokenizer' / 'tokenizer.model').write_bytes(content)
-    rundir.write_config(config, workdir)
+    run_dir.write_config(config, workdir)
 
     tokenizer, mesh = Tokenizer(content), helpers.mesh_of()
     resolved = settings.resolve(config.model, tokenizer.vocab_size)
     rng = np.random.default_rng(0)
     with jax.set_mesh(mesh):
-        shapes, axes = load.trained_part(config, resolved)
+        shapes, axes = load_model.trained_part(config, resolved)
         abstract = abstract_state(shapes, make_optimizer(config, shapes), axes, mesh)
         state = jax.tree.map(
             lambda x: jax.device_put(rng.normal(size=x.shape).astype(x.dtype)), abstract
         )
-        identity = load.identity_of(tokenizer, load.load_base(config, mesh))
+        identity = load_model.identity_of(tokenizer, load_model.load_base(config, mesh))
         checkpoints = Checkpoints(workdir / 'checkpoints', identity)
         checkpoints.save(0, state, {}, 1.0)
         checkpoints.close()
@@ -78,15 +78,15 @@ def test_the_weights_are_read_and_no_more(kind, start, tmp_path, monkeypatch):
 
     read = Checkpoints._read
     monkeypatch.setattr(Checkpoints, '_read', reading)
-    trained = load.load(config, tmp_path / 'run', helpers.mesh_of())
+    trained = load_model.load(config, tmp_path / 'run', helpers.mesh_of())
     # The last is its own state, with the step; that of the weights under LoRA is not.
     size = sizes[-1] - 4
 
     expected = critic.policy_of(ema_params(state.opt_state, state.params))
     assert size == sum(leaf.nbytes for leaf in jax.tree.leaves(expected))
     if 'lora' in config:
-        base = load.load_base(config, helpers.mesh_of()).params
-        expected = load.merge_adapted(config, base, expected, helpers.mesh_of())
+        base = load_model.load_base(config, helpers.mesh_of()).params
+        expected = load_model.merge_adapted(config, base, expected, helpers.mesh_of())
     helpers.assert_trees_close(trained.params, expected)
     assert trained.step == int(state.step)
 
@@ -97,12 +97,12 @@ def test_another_model_is_refused_by_name(start, tmp_path):
     config.model.mlp_width = 48
     told = r'layers/mlp/down is float32\[2,64,32\], this config makes it float32\[2,48'
     with pytest.raises(UserError, match=told):
-        load.load(config, run, helpers.mesh_of())
+        load_model.load(config, run, helpers.mesh_of())
     # What is not read has to fit as well.
     config.model.mlp_width = 64
     config.optim.ema = 0.5
     with pytest.raises(UserError, match='lacks the array opt_state/.*/average/'):
-        load.load(config, run, helpers.mesh_of())
+        load_model.load(config, run, helpers.mesh_of())
 
 
 @pytest.mark.parametrize('position', ('rotary', 'learned'))
@@ -112,9 +112,9 @@ def test_an_engine_keeps_weights_as_it_computes_with_them(position, start, tmp_p
     config, _ = write_run(start, run, PLAIN, **model)
     half, whole = 'bfloat16', 'float32'
     token = half if position == 'rotary' else whole
-    assert kept(load.load_engine(config, run, slots=2)) == {half, token}
+    assert kept(load_model.load_engine(config, run, slots=2)) == {half, token}
     # One conversion serves both: a draft in float32 keeps the model so.
-    rounded = load.load_engine(config, run, slots=2, draft=start)
+    rounded = load_model.load_engine(config, run, slots=2, draft=start)
     assert kept(rounded, draft=True) == {whole}
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 from gptjax.train import loop
 from gptjax.train.checkpoint import Checkpoints
 from gptjax.train.metrics import MetricsWriter, read_metrics

@@ -3,8 +3,8 @@
 import pytest
 
 from configs import common, more, tiny
-from gptjax import rundir
-from gptjax.errors import UserError
+from gptjax.core import run_dir
+from gptjax.core.console import UserError
 from gptjax.train import pretrain
 from tests import runs
 
@@ -42,7 +42,7 @@ def test_it_goes_on_where_the_earlier_run_ended(trained_run, tmp_path):
     words += ['--config.optim.learning_rate=0.0']
     words += ['--config.optim.matrix_learning_rate=0.0']
     runs.finish(runs.start('pretrain', f'--workdir={run}', *words))
-    step = rundir.read_config(run).start.step
+    step = run_dir.read_config(run).start.step
 
     def validations(workdir):
         found = [r for r in runs.records(workdir) if r['split'] == 'validation']

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from configs import chitchat, common, depth, gpt2, llama, tiny
-from gptjax.errors import UserError
+from gptjax.core.console import UserError
 from gptjax.train.ranges import RANGES, check_numbers, numbers_of, pattern_of
 
 

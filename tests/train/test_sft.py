@@ -11,11 +11,11 @@ import pytest
 
 from configs import common
 from configs import sft as sft_config
-from gptjax import files, rundir
-from gptjax.data import turns
-from gptjax.errors import UserError
+from gptjax.core import run_dir, storage
+from gptjax.core.console import UserError
+from gptjax.data import packed_conversations
 from gptjax.parallel.mesh import make_mesh
-from gptjax.train import load, loop, sft, start
+from gptjax.train import init_from, load_model, loop, sft
 from gptjax.train.metrics import MetricsWriter, read_metrics
 from tests import helpers, runs
 from tests.train.test_resume import wait_until
@@ -48,7 +48,7 @@ def chat_file(folder):
         for n in range(120)
     ]
     text = ''.join(json.dumps(line) + '\n' for line in lines)
-    files.write_text(folder / 'mine.jsonl', text)
+    storage.write_text(folder / 'mine.jsonl', text)
     return folder / 'mine.jsonl'
 
 
@@ -57,7 +57,9 @@ def dialogue(trained_run, tmp_path_factory):
     """A run directory with tokenizer and conversations; copy it."""
     folder = tmp_path_factory.mktemp('dialogue')
     config = config_of(folder, trained_run)
-    turns.prepare_dialogue(start.adopt(config, folder / 'run'), folder / 'run')
+    packed_conversations.prepare_dialogue(
+        init_from.adopt(config, folder / 'run'), folder / 'run'
+    )
     return folder
 
 
@@ -81,17 +83,17 @@ def tuned(dialogue, trained_run, to, lora=None, mesh=None, **options):
     config = config_of(dialogue, trained_run, lora)
     config.optim.update(options)
     config.mesh.update(mesh or {})
-    config = start.adopt(config, workdir)
-    rundir.write_config(config, workdir)
+    config = init_from.adopt(config, workdir)
+    run_dir.write_config(config, workdir)
     return workdir, config, sft.fine_tune(config, workdir)
 
 
 def params_of(config, workdir):
-    return load.load(config, workdir, helpers.mesh_of(), 4).params
+    return load_model.load(config, workdir, helpers.mesh_of(), 4).params
 
 
 def base_params(config):
-    return start.load_start(config, helpers.mesh_of()).params
+    return init_from.load_start(config, helpers.mesh_of()).params
 
 
 @pytest.mark.slow
@@ -139,17 +141,17 @@ def test_adapters_train_alone_and_are_merged(dialogue, trained_run, tmp_path):
     if config.start.step == 4:
         moved.start.run, moved.start.step = str(trained_run), 2
     with pytest.raises(UserError, match='checkpoint 4 .* was made with other start'):
-        load.load(moved, workdir, helpers.mesh_of())
+        load_model.load(moved, workdir, helpers.mesh_of())
 
 
 @pytest.mark.slow
 def test_a_run_does_not_go_on_with_other_conversations(dialogue, trained_run, tmp_path):
     workdir, config, _ = tuned(dialogue, trained_run, tmp_path / 'run')
     lines = (dialogue / 'mine.jsonl').read_text().splitlines(keepends=True)
-    files.write_text(tmp_path / 'other.jsonl', ''.join(lines[:100]))
+    storage.write_text(tmp_path / 'other.jsonl', ''.join(lines[:100]))
     config.dialogue.sources.own.path = str(tmp_path / 'other.jsonl')
     shutil.rmtree(workdir / 'dialogue')
-    turns.prepare_dialogue(config, workdir)
+    packed_conversations.prepare_dialogue(config, workdir)
     with pytest.raises(UserError, match='checkpoint 4 .* was made with other data'):
         sft.fine_tune(config, workdir)
 
@@ -210,7 +212,7 @@ def test_adapters_and_special_tokens_that_nobody_has_taught(tmp_path, capsys):
     earlier = common.base()
     for template, told in (('text', True), ('turns', False)):
         earlier.chat.template = template
-        rundir.write_config(earlier, tmp_path)
+        run_dir.write_config(earlier, tmp_path)
         sft.check_sft(config)
         assert ('cannot teach the special tokens' in capsys.readouterr().out) == told
 

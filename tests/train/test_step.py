@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from configs.common import base
-from gptjax.optim.build import make_optimizer
+from gptjax.optim.optimizer import make_optimizer
 from gptjax.parallel.sharding import batch_sharding
 from gptjax.train.state import abstract_state, create_state
 from gptjax.train.step import make_train_step

@@ -1,0 +1,98 @@
+"""`bench data`: how fast batches come, beside how fast training uses them.
+
+Batches are placed on the devices as in training, but nothing is computed on them.
+Cold is with the shards dropped from the operating system's cache, opening included
+and no row read twice; warm is the steady rate after the first batch.
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from gptjax.core import console
+from gptjax.core.host_tensorflow import import_tensorflow
+from gptjax.data import dataloader
+from gptjax.data.packed_dataset import PackedSplit
+from gptjax.parallel.mesh import make_mesh
+from gptjax.parallel.sharding import batch_sharding
+from gptjax.train.metrics import read_metrics
+
+SECONDS = 3.0  # of one measurement
+
+
+def run(config: ConfigDict, workdir: Path) -> dict:
+    """Measures the pipeline of RUN/prepared and prints what it found.
+
+    Returns:
+        cold, warm: tokens per second, over all processes.
+        training: tokens per second that RUN/metrics.jsonl tells; None without it.
+        ratio: warm / training, or None.
+    """
+    prepared = workdir / 'prepared'
+    packed = PackedSplit(prepared, 'train')
+    batch_size = config.train.batch_size
+    sharding = batch_sharding(make_mesh(config.mesh))
+    import_tensorflow()  # seconds, once a process: no part of the rate
+
+    def batches(num_steps: int | None):
+        return dataloader.batches(
+            prepared, 'train', config.seed, batch_size, sharding, num_steps=num_steps
+        )
+
+    drop_from_cache(prepared / 'train')
+    began = time.perf_counter()
+    unread = -(-packed.num_rows // batch_size)  # later steps read rows again
+    cold = batches_per_second('cold', batches(unread), began)
+    warm_batches = batches(None)
+    next(warm_batches)
+    warm = batches_per_second('warm', warm_batches, time.perf_counter())
+    tokens = batch_size * packed.context
+    cold, warm = cold * tokens, warm * tokens
+
+    training = training_rate(workdir / 'metrics.jsonl')
+    ratio = warm / training if training else None
+    print(f'pipeline, cold   {cold:14,.0f} tokens/s')
+    print(f'pipeline, warm   {warm:14,.0f} tokens/s')
+    if training:
+        print(f'training uses    {training:14,.0f} tokens/s')
+        print(f'warm / training  {ratio:14,.1f}')
+    else:
+        print('training         not known yet: run the stage `pretrain`')
+    return {'cold': cold, 'warm': warm, 'training': training, 'ratio': ratio}
+
+
+def batches_per_second(name: str, batches: Iterator[dict], began: float) -> float:
+    """The rate since `began`, over SECONDS or to the end of `batches`."""
+    count, now, batch = 0, began, None
+    with console.progress_bar(f'{name} batches', SECONDS, 'seconds') as advance:
+        while now - began < SECONDS:
+            following = next(batches, None)
+            if following is None:
+                break
+            batch, count = following, count + 1
+            before, now = now, time.perf_counter()
+            advance(now - before)
+    jax.block_until_ready(batch)
+    return count / (time.perf_counter() - began)
+
+
+def training_rate(path: Path) -> float | None:
+    """The median of the training steps' tokens per second; None if there are none."""
+    records = read_metrics(path)
+    rates = [r['tokens_per_second'] for r in records if r.get('tokens_per_second')]
+    return statistics.median(rates) if rates else None
+
+
+def drop_from_cache(folder: Path) -> None:
+    """Asks the operating system to forget the files of a folder, where it can."""
+    if not hasattr(os, 'posix_fadvise'):
+        return
+    for path in folder.rglob('*.npy'):
+        with open(path, 'rb') as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

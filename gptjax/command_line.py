@@ -1,0 +1,227 @@
+"""What is typed: the flags, the config they give, and what is wrong with them."""
+
+import os
+import traceback
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from gptjax.core import run_dir
+from gptjax.core.console import UserError
+
+FLAGS = flags.FLAGS
+
+config_flags.DEFINE_config_file(
+    'config', None, 'configs/NAME.py[:variant]; by default the one in --workdir'
+)
+flags.DEFINE_string('workdir', None, 'the run directory')
+flags.DEFINE_integer(
+    'step', None, 'data: print the batch of this step; else: use this checkpoint'
+)
+flags.DEFINE_multi_string('prompt', None, 'sample: go on from this text')
+flags.DEFINE_integer('max_tokens', None, 'sample, eval: draw at most so many')
+flags.DEFINE_integer('seed', 0, 'sample, eval: of the draws')
+flags.DEFINE_float('temperature', None, 'sample, eval: 0 for the likeliest')
+flags.DEFINE_integer('top_k', None, 'sample, eval: draw from so many; 0: all')
+flags.DEFINE_float('top_p', None, 'sample, eval: draw from this much probability')
+flags.DEFINE_float('min_p', None, "sample: share of the likeliest's")
+flags.DEFINE_string(
+    'against', None, 'bench train, decode: also measure torch; decode: or llama.cpp'
+)
+flags.DEFINE_string(
+    'against_python', None, 'bench: the Python that has these; else this one'
+)
+flags.DEFINE_string(
+    'tasks', None, 'eval: perplexity, reply, choice, dialogue, FILE.jsonl, … and so on'
+)
+flags.DEFINE_string('json', None, 'eval: write what was found here as well')
+flags.DEFINE_string('compare', None, 'eval: two runs or results, A B')
+flags.DEFINE_string('host', '127.0.0.1', 'serve: listen on this address')
+flags.DEFINE_integer('port', 8000, 'serve: and this port; 0: one that is free')
+flags.DEFINE_multi_string('beside', [], 'serve: another model too, RUN or RUN@STEP')
+flags.DEFINE_string(
+    'api_key_file', None, 'serve: holds the key that every request needs'
+)
+flags.DEFINE_list('allowed_hosts', [], 'serve: names of this server, behind a proxy')
+flags.DEFINE_integer('slots', 8, 'serve, bench decode: replies drawn at once')
+flags.DEFINE_integer('queue', 64, 'serve: requests that may wait for a slot')
+flags.DEFINE_float('time_limit', 300.0, 'serve: seconds of a request')
+flags.DEFINE_enum(
+    'weights',
+    'whole',
+    ['whole', 'int8'],
+    'serve, chat: int8: a byte each; eval: what that costs',
+)
+flags.DEFINE_enum('cache', 'whole', ['whole', 'int8'], 'the same of keys and values')
+flags.DEFINE_string(
+    'draft', None, 'serve, chat, bench decode: a smaller model that guesses ahead'
+)
+flags.DEFINE_integer('guesses', 4, 'with --draft: tokens that it guesses in a step')
+flags.DEFINE_bool(
+    'multihost', False, 'training: one of several processes of a TPU or GPU cluster'
+)
+
+
+RUN = ('config', 'workdir')
+HOSTS = (*RUN, 'multihost')  # where hosts train as one, or one makes it for all
+ENGINE = ('weights', 'cache', 'draft', 'guesses')
+DRAWN = ('max_tokens', 'temperature', 'top_k', 'top_p', 'seed')
+# The flags that a stage reads; what it does not read is refused.
+READS = {
+    'data': (*HOSTS, 'step'),
+    'tokenizer': HOSTS,
+    'prepare': HOSTS,
+    'pretrain': HOSTS,
+    'sft': HOSTS,
+    'reward': HOSTS,
+    'select': RUN,
+    'dpo': HOSTS,
+    'task': HOSTS,
+    'ppo': HOSTS,
+    'grpo': HOSTS,
+    'best_of': RUN,
+    'overoptimize': RUN,
+    'stages': ('workdir',),
+    'eval': (*RUN, *DRAWN, 'tasks', 'json', 'step', 'weights', 'cache'),
+    'eval --compare': ('compare', 'json'),
+    'eval --weights and --cache': (*RUN, 'json', 'step', 'weights', 'cache'),
+    'sample': (*RUN, *DRAWN, 'min_p', 'prompt', 'step'),
+    'report': RUN,
+    'serve': (
+        *(*RUN, *ENGINE, 'step', 'beside', 'host', 'port', 'slots', 'queue'),
+        *('time_limit', 'api_key_file', 'allowed_hosts'),
+    ),
+    'chat': (*RUN, *ENGINE),
+    'bench data': RUN,
+    'bench train': ('config', 'against', 'against_python'),
+    'bench decode': (
+        *(*RUN, 'step', 'slots', 'against', 'against_python'),
+        *('draft', 'guesses'),
+    ),
+}
+
+
+def parse(argv: list[str], stages) -> tuple[str | None, list[str]]:
+    """(stage, further words); (None, []) where help was asked for."""
+    if len(argv) < 2 or {'--help', '-h', '--helpfull', '-help'} & set(argv):
+        return None, []
+    stage = argv[1]
+    if stage not in stages:
+        raise UserError(f'no stage {stage!r}: use one of {", ".join(stages)}')
+    try:
+        words = FLAGS([argv[0], *argv[2:]])
+    except _FLAG_ERRORS as error:
+        raise UserError(_explain(error, argv)) from error
+    if not isinstance(FLAGS.config, ConfigDict | None):
+        given = FLAGS['config'].config_filename
+        raise UserError(f'--config={given}: no such file: give one, as configs/tiny.py')
+    _refuse_unread(stage, words[1:])
+    return stage, words[1:]
+
+
+def _refuse_unread(stage, words):
+    """Refuses a flag that is given and that the stage would pass over."""
+    asked = stage
+    if stage == 'bench' and words:
+        asked = f'bench {words[0]}'
+    elif stage == 'eval' and FLAGS.compare is not None:
+        asked = 'eval --compare'
+    elif stage == 'eval' and (FLAGS.weights, FLAGS.cache) != ('whole', 'whole'):
+        asked = 'eval --weights and --cache'
+    for flag in own_flags():
+        if flag.present and flag.name not in READS.get(asked, (flag.name,)):
+            if flag.name == 'multihost':
+                raise UserError(
+                    f'--multihost: `{asked}` runs on one host alone: leave it out, and '
+                    'start it on one of them'
+                )
+            others = [f'--{name}' for name in READS[asked] if name not in HOSTS]
+            read = f', it reads {", ".join(others)}' if others else ''
+            raise UserError(
+                f'--{flag.name} means nothing to `{asked}`{read}: leave it out'
+            )
+
+
+_FLAG_ERRORS = (
+    flags.Error,
+    AttributeError,
+    ImportError,
+    KeyError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
+
+def _explain(error, argv):
+    """What is wrong with the flags, in a line."""
+    errors = [error]  # the innermost knows best what is wrong
+    while errors[-1].__cause__ or errors[-1].__context__:
+        errors.append(errors[-1].__cause__ or errors[-1].__context__)
+    first = errors[-1]
+    if isinstance(error, flags.UnrecognizedFlagError) and '.' in error.flagname:
+        return f'--{error.flagname} needs a --config whose field it changes'
+    if isinstance(first, SyntaxError):
+        return f'--config: {first.filename}: line {first.lineno} is no Python: mend it'
+    told = next(filter(None, (_in_config_file(e, argv) for e in errors)), None)
+    if told:
+        return told
+    if isinstance(first, OSError):
+        return f'--config: {first.filename}: {first.strerror}: is the path right?'
+    if isinstance(first, AttributeError | KeyError) and first.args:
+        name = str(first.args[0]).split("'")[0].strip('"')
+        fields = [word.split('=')[0] for word in argv if word.startswith('--config.')]
+        field = next((f for f in fields if name in f.split('.')), None)
+        if field:
+            return f'{field}: no such config field: configs/common.py lists them'
+    told = str(error).strip().split('\n')[0]
+    told = told if str(first) in told else str(first)
+    return told if isinstance(error, flags.Error) else f'--config: {told}'
+
+
+def _in_config_file(error, argv):
+    """'FILE: line N: Type: message' of an error in the config file; None elsewhere."""
+    given = [word.removeprefix('--config=') for word in run_dir.config_words(argv)]
+    files = {os.path.abspath(word.split(':')[0]) for word in given}
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [frame for frame in frames if os.path.abspath(frame.filename) in files]
+    if not inside:
+        return None
+    message = str(error).strip().split('\n')[0]
+    if isinstance(error, ValueError) and (inside[-1].line or '').startswith('raise '):
+        return f'--config: {message}'  # the config's own word to its user
+    place = f'{inside[-1].filename}: line {inside[-1].lineno}'
+    if 'since the config is locked' in message:
+        field = message.split('"')[1]
+        return f'--config: {place}: {field}: no such field (see configs/common.py)'
+    return f'--config: {place}: {type(error).__name__}: {message}'
+
+
+def own_flags() -> list[flags.Flag]:
+    """The flags above."""
+    return FLAGS.flags_by_module_dict()[__name__]
+
+
+def fields_given() -> dict:
+    """The config fields that flags change, as 'optim.ema', and their values."""
+    return config_flags.get_override_values(FLAGS['config'])
+
+
+def no_more(words: list[str]) -> None:
+    """Refuses words that no stage knows."""
+    if words:
+        raise UserError(f'what is {words[0]!r}? Flags begin with --; see --help')
+
+
+def usage(stages: dict[str, str]) -> str:
+    """What --help prints, given a line about each stage."""
+    lines = '\n'.join(f'  {name:12} {told}' for name, told in stages.items())
+    listed = '\n'.join(f'  --{flag.name:12} {flag.help}' for flag in own_flags())
+    return (
+        'python -m gptjax STAGE --config configs/NAME.py --workdir RUN '
+        '[--config.field=value …]\n\n'
+        f'Stages, in order:\n{lines}\n\nFlags:\n{listed}\n\n'
+        'Every field of configs/common.py is a flag, as '
+        '--config.optim.learning_rate=3e-4'
+    )

@@ -1,0 +1,137 @@
+"""What a user sees on the screen: one-line errors, and a progress bar.
+
+The bar shows the time left, for everything that takes over two seconds.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+
+QUIET_SECONDS = 2.0  # nothing is shown before
+LINE_SECONDS = 15.0  # between lines where the output is no terminal
+
+
+class UserError(Exception):
+    """Something the user can mend: the message names the field and the fix.
+
+    `main` prints it as one line, without a traceback, and exits with code 2.
+    """
+
+
+class Count:
+    """How far something is, counted by one thread and drawn by another."""
+
+    def __init__(self, total: float, start: float):
+        self.total = total
+        self.done = start
+        self.note = ''
+        self._began = time.monotonic()
+        self._first = None  # (time, done) at the first advance: before it, set-up
+
+    def advance(self, amount: float = 1, note: str | None = None) -> None:
+        self.done += amount
+        if note is not None:
+            self.note = note
+        if amount and self._first is None:
+            self._first = time.monotonic(), self.done
+
+    def elapsed(self) -> str:
+        """As '0:07'."""
+        minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
+        return f'{minutes}:{seconds:02}'
+
+    def seconds_left(self) -> float | None:
+        """At the rate so far; None while nobody knows."""
+        if not self.total or self._first is None or self.done <= self._first[1]:
+            return None
+        began, start = self._first
+        rate = (self.done - start) / (time.monotonic() - began)
+        return max(self.total - self.done, 0.0) / rate
+
+
+@contextmanager
+def progress_bar(
+    label: str, total: float, unit: str = '', start: float = 0
+) -> Iterator:
+    """Yields `advance(amount=1, note=None)`; draws on standard error.
+
+    On a terminal it is one line drawn anew; elsewhere (a log file, CI) a line
+    after two seconds and then every fifteen. It is drawn from a thread of its
+    own, and so lives on while the caller compiles or waits.
+
+    Args:
+        label: what is being done, as 'cleaning'.
+        total: how many units there are; 0 where nobody knows.
+        unit: what one is, as 'documents'.
+        start: the units that were done before.
+    """
+    count = Count(total, start)
+    draw = _draw_bar if sys.stderr.isatty() else _draw_lines
+    ended = Event()
+    drawing = Thread(target=draw, args=(label, unit, count, ended), daemon=True)
+    drawing.start()
+    try:
+        yield count.advance
+    finally:
+        ended.set()
+        drawing.join()
+
+
+def _draw_lines(label: str, unit: str, count: Count, ended: Event) -> None:
+    wait = QUIET_SECONDS
+    while not ended.wait(wait):
+        wait = LINE_SECONDS
+        parts = [f'{label}: {_amount(unit, count)}'.rstrip(': '), _left(count)]
+        line = ', '.join(part for part in parts if part)
+        print(f'{line}  {count.note}'.rstrip(), file=sys.stderr, flush=True)
+
+
+def _draw_bar(label: str, unit: str, count: Count, ended: Event) -> None:
+    if ended.wait(QUIET_SECONDS):
+        return
+    from rich import progress
+    from rich.console import Console
+
+    columns = (
+        progress.TextColumn('{task.description}', markup=False),
+        progress.BarColumn(bar_width=30),  # it pulses where the total is unknown
+        progress.TextColumn('{task.fields[amount]}', markup=False),
+        progress.TextColumn('{task.fields[note]}', markup=False),
+    )
+
+    def fields():
+        told = (count.elapsed(), _left(count), count.note)
+        note = '  '.join(part for part in told if part)
+        return dict(amount=_amount(unit, count), note=note)
+
+    # Printing goes above the bar, unless standard output goes elsewhere.
+    drawing = progress.Progress(
+        *columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty()
+    )
+    with drawing:
+        task = drawing.add_task(
+            label, total=count.total or None, completed=count.done, **fields()
+        )
+        while not ended.wait(0.2):
+            drawing.update(task, completed=count.done, **fields())
+        drawing.update(task, completed=count.done, **fields())
+
+
+def _amount(unit: str, count: Count) -> str:
+    """'3,000/5,000 documents'; nothing where nothing is counted."""
+    if count.total:
+        return f'{count.done:,.0f}/{count.total:,.0f} {unit}'.rstrip()
+    return f'{count.done:,.0f} {unit}'.rstrip() if count.done else ''
+
+
+def _left(count: Count) -> str:
+    seconds = count.seconds_left()
+    if seconds is None:
+        return ''
+    if seconds < 90:
+        return f'{seconds:,.0f} s left'
+    if seconds < 5400:
+        return f'{seconds / 60:,.0f} min left'
+    return f'{seconds / 3600:,.1f} h left'

@@ -1,0 +1,244 @@
+"""Files by path, folder or glob, local or on `gs://`, opened through `.gz`."""
+
+import glob
+import gzip
+import io
+import os
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
+
+from gptjax.core.console import UserError
+from gptjax.core.host_tensorflow import import_tensorflow
+
+Advance = Callable[[float], None]  # told how much was read, for a progress bar
+
+
+class File(NamedTuple):
+    path: str
+    name: str  # below the folder that was asked for: the same wherever that lies
+    size: int  # bytes
+
+
+def list_files(path: str, suffixes: tuple[str, ...], field: str) -> list[File]:
+    """The files that `path` stands for, in the order of their names.
+
+    Args:
+        path: a file, a glob (`**` for any folders, local only), or a folder:
+            then the files below it that end in one of `suffixes`, save hidden
+            ones. Local, or of any scheme that TensorFlow reads, as `gs://…`.
+        suffixes: as ('.txt', '.txt.gz').
+        field: the config field that holds the path, for errors.
+
+    Raises:
+        UserError: there is no such file, none in the folder, or no right to look.
+    """
+    if path != path.encode('utf-8', 'replace').decode():
+        raise UserError(
+            f'{field}={path!a}: its name is no UTF-8, in which manifests are written: '
+            'rename it or, for a file, give its folder'
+        )
+    system = _file_system(path)
+    path = os.path.expanduser(path)
+    with _reading(field, path, system):
+        return _list_files(path, suffixes, field, system)
+
+
+def _list_files(path, suffixes, field, system) -> list[File]:
+    wildcard = re.search(r'[*?\[]', path)
+    if path and system.isdir(path):
+        root, paths = path, list(_below(path, suffixes, system))
+        if not paths:
+            raise UserError(
+                f'{field}={path}: no file in this folder ends in '
+                f'{", ".join(suffixes)}: give another folder, or a glob'
+            )
+    elif path and system.exists(path):
+        root, paths = os.path.dirname(path), [path]
+    elif wildcard:
+        root = os.path.dirname(path[: wildcard.start()])
+        paths = [match for match in system.glob(path) if not system.isdir(match)]
+        if not paths:
+            raise UserError(f'{field}={path}: no file matches: give another glob')
+    else:
+        raise UserError(
+            f'{field}={path}: no such file: give an existing file, folder or glob'
+        )
+    files = [
+        File(file, file[len(root) :].lstrip('/' + os.sep), system.size(file))
+        for file in paths
+    ]
+    return sorted(files, key=lambda file: file.name)
+
+
+def endings_in(path: str, field: str) -> Counter:
+    """How many files of which ending lie below a folder, save hidden ones.
+
+    Of what is no folder there are none.
+    """
+    system = _file_system(path)
+    path = os.path.expanduser(path)
+    with _reading(field, path, system):
+        if not path or not system.isdir(path):
+            return Counter()
+        return Counter(_ending(file) for file in _below(path, '', system))
+
+
+def _ending(file: str) -> str:
+    """As '.txt' or '.txt.gz'; of a file without one, its name."""
+    plain = file.removesuffix('.gz')
+    ending = os.path.splitext(plain)[1] + file[len(plain) :]
+    return ending or os.path.basename(file)
+
+
+def is_remote(path: str) -> bool:
+    return '://' in path
+
+
+def exists(path: str, field: str) -> bool:
+    system = _file_system(path)
+    with _reading(field, path, system):
+        return system.exists(os.path.expanduser(path))
+
+
+def open_raw(
+    file: File, field: str, advance: Advance = lambda size: None
+) -> io.BufferedReader:
+    """The file's bytes as they lie on disk, in a stream that can seek.
+
+    Args:
+        advance: told the bytes that are read from disk.
+
+    Raises:
+        UserError: it cannot be opened or, later, read.
+    """
+    system = _file_system(file.path)
+    reading = partial(_reading, field, file.path, system)
+    with reading():
+        stream = system.open(file.path)
+    return io.BufferedReader(_Counted(stream, advance, reading), buffer_size=2**18)
+
+
+def read_lines(
+    file: File, field: str, advance: Advance = lambda size: None
+) -> Iterator[tuple[int, str]]:
+    """Yields (number from 1, line with its end) of a UTF-8 file.
+
+    Raises:
+        UserError: it cannot be read, is binary, not UTF-8, or a damaged `.gz`.
+    """
+    with open_raw(file, field, advance) as raw:
+        stream = gzip.GzipFile(fileobj=raw) if file.name.endswith('.gz') else raw
+        number = 0
+        try:
+            for number, line in enumerate(stream, start=1):
+                if number == 1:
+                    line = line.removeprefix(b'\xef\xbb\xbf')  # a byte-order mark
+                if b'\0' in line:
+                    raise UserError(
+                        f'{field}={file.path}: line {number} holds a NUL byte, so it '
+                        'is a binary file: give text in UTF-8'
+                    )
+                yield number, line.decode('utf-8')
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f'{field}={file.path}: line {number} is not UTF-8 (byte '
+                f'0x{error.object[error.start]:02x} at {error.start}): give text in '
+                'UTF-8, or convert it with `iconv -t UTF-8`'
+            ) from error
+        except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+            raise UserError(
+                f'{field}={file.path}: damaged after line {number} ({error}): '
+                'unpack it with `gunzip`, or make it again'
+            ) from error
+
+
+class _Counted(io.RawIOBase):
+    """A stream for `io.BufferedReader` that tells how much it has read.
+
+    What is far away opens whether it is there or not: the first read says so.
+    """
+
+    def __init__(self, stream, advance: Advance, reading: Callable):
+        self._stream, self._advance, self._reading = stream, advance, reading
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        with self._reading():
+            content = self._stream.read(len(buffer))
+        buffer[: len(content)] = content
+        self._advance(len(content))
+        return len(content)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with self._reading():
+            self._stream.seek(offset, whence)
+            return self._stream.tell()
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+class _FileSystem(NamedTuple):
+    exists: Callable
+    isdir: Callable
+    walk: Callable
+    glob: Callable
+    size: Callable
+    open: Callable
+    errors: tuple[type[Exception], ...]  # that these raise
+
+
+def _file_system(path: str) -> _FileSystem:
+    if not is_remote(path):
+        return _FileSystem(
+            os.path.exists,
+            os.path.isdir,
+            os.walk,
+            partial(glob.glob, recursive=True),
+            os.path.getsize,
+            partial(open, mode='rb'),
+            (OSError,),
+        )
+    tensorflow = import_tensorflow()
+    gfile = tensorflow.io.gfile
+    return _FileSystem(
+        gfile.exists,
+        gfile.isdir,
+        gfile.walk,
+        gfile.glob,
+        lambda file: gfile.stat(file).length,
+        partial(gfile.GFile, mode='rb'),
+        (OSError, tensorflow.errors.OpError),  # the second is none of the first
+    )
+
+
+@contextmanager
+def _reading(field: str, path: str, system: _FileSystem) -> Iterator[None]:
+    """Raises UserError for what goes wrong with `path`."""
+    try:
+        yield
+    except system.errors as error:
+        why = getattr(error, 'strerror', None) or ' '.join(str(error).split())
+        why = why or type(error).__name__  # TensorFlow's may say no more
+        raise UserError(f'{field}={path}: {why}: give what can be read') from error
+
+
+def _below(
+    folder: str, suffixes: str | tuple[str, ...], system: _FileSystem
+) -> Iterator[str]:
+    for place, folders, names in system.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith('.')]
+        for name in names:
+            if name.endswith(suffixes) and not name.startswith('.'):
+                yield os.path.join(place, name)

@@ -1,0 +1,198 @@
+"""How messages become tokens: prompts, and what is trained on.
+
+Two templates. A pretrained model has read conversations as plain text, where an
+empty line ends a turn (`conversation_text`); 'text' writes them so:
+
+    <bos> Be kind. ¶ ¶ Hi! ¶ ¶ Hello, how are you? ¶ ¶ Fine. ¶ ¶
+
+After fine-tuning a model knows turns by special tokens; 'turns' writes those:
+
+    <bos> <|system|> Be kind. <|end|> <|user|> Hi! <|end|>
+    <|assistant|> Hello, how are you? <|end|> <|user|> Fine. <|end|> <|assistant|>
+
+Every stage, evaluation and the server take their tokens from here, so a prompt is
+to the token what training has had before a reply.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from gptjax.core.console import UserError
+
+ROLES = ('system', 'user', 'assistant')
+TEMPLATES = ('text', 'turns')
+TURN_END = '\n\n'  # of 'text'
+
+
+def encode_conversation(
+    messages: Sequence[dict], tokenizer, template: str, unfinished: bool = False
+) -> tuple[list[int], list[bool]]:
+    """A conversation as tokens, and which of them are to be predicted.
+
+    Trained is what the assistant says and what ends its turn, which a model must
+    learn to say as well; nothing else is:
+
+        <bos> <|user|> Hi! <|end|> <|assistant|> Hello! <|end|>
+        0     0        0   0       0             1      1
+
+    Args:
+        messages: dicts of `role` and `content`, in order. What the content spells
+            is text: it never becomes a special token.
+        tokenizer: of the model.
+        template: 'text' or 'turns'.
+        unfinished: the last message was cut off: no end of its turn is written,
+            as nobody knows where it would have been.
+
+    Returns:
+        tokens: ids, from BOS on.
+        trained: of the same length; True where tokens[i] is to be predicted.
+
+    Raises:
+        UserError: no messages, or a role that does not exist.
+    """
+    tokens, trained = [tokenizer.bos_id], [False]
+    for turn in encode_turns(messages, tokenizer, template, unfinished):
+        tokens += turn.opening + turn.said
+        trained += [False] * len(turn.opening) + [turn.trained] * len(turn.said)
+    return tokens, trained
+
+
+class Turn(NamedTuple):
+    """One message as tokens.
+
+    opening: what says whose turn it is; empty in 'text'.
+    said: the content, and the end of the turn where it has one.
+    trained: whether `said` is to be predicted: it is the assistant's.
+    system: whether it is a system message.
+    """
+
+    opening: list[int]
+    said: list[int]
+    trained: bool
+    system: bool
+
+
+def encode_turns(
+    messages: Sequence[dict], tokenizer, template: str, unfinished: bool = False
+) -> list[Turn]:
+    """The turns of a conversation, what `encode_conversation` joins after BOS."""
+    write = _writer(template)
+    check_roles(messages)
+    ended = [True] * len(messages)
+    ended[-1] = not unfinished
+    openings, texts, ends = zip(
+        *(write(m, tokenizer, its) for m, its in zip(messages, ended, strict=True)),
+        strict=True,
+    )
+    roles = [message['role'] for message in messages]
+    return [
+        Turn(opening, said + end, role == 'assistant', role == 'system')
+        for role, opening, said, end in zip(
+            roles, openings, tokenizer.encode_batch(texts), ends, strict=True
+        )
+    ]
+
+
+def prompt_of(
+    messages: Sequence[dict], tokenizer, template: str, continue_last: bool = False
+) -> list[int]:
+    """The token ids after which the assistant's next message begins.
+
+    Args:
+        messages, tokenizer, template: as in `encode_conversation`.
+        continue_last: the last message is the assistant's, and is gone on with.
+
+    Raises:
+        UserError: no messages, a role that does not exist, or a last message that
+            cannot be gone on with.
+    """
+    tokens, _ = encode_conversation(messages, tokenizer, template, continue_last)
+    if not continue_last:
+        opening, _, _ = _writer(template)(_EMPTY_REPLY, tokenizer, False)
+        return tokens + opening
+    if messages[-1]['role'] != 'assistant':
+        raise UserError(
+            'continue_final_message: the last message has another role: send the '
+            'beginning of the reply as the last one, of the role assistant'
+        )
+    return tokens
+
+
+def stops_of(template: str, tokenizer) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """(stop strings, stop tokens) that end the assistant's message."""
+    if template == 'text':
+        return (TURN_END,), ()
+    return (), (tokenizer.specials['<|end|>'],)
+
+
+def check_template(template: str) -> None:
+    """Raises UserError where there is no such template."""
+    if template not in TEMPLATES:
+        raise UserError(f'chat.template={template}: use {" or ".join(TEMPLATES)}')
+
+
+def check_roles(messages: Sequence[dict]) -> None:
+    """Refuses what is no conversation.
+
+    Raises:
+        UserError: no messages, or a role that does not exist.
+    """
+    if not messages:
+        raise UserError('messages is empty: send at least one')
+    for number, message in enumerate(messages):
+        if message['role'] not in ROLES:
+            raise UserError(
+                f'messages[{number}].role={message["role"]!r}: use {", ".join(ROLES)}'
+            )
+
+
+# ---- A turn: (tokens that open it, text, tokens that end it) ------------------
+
+_EMPTY_REPLY = dict(role='assistant', content='')
+
+
+def _writer(template):
+    check_template(template)
+    return {'text': _text_turn, 'turns': _special_turn}[template]
+
+
+def _text_turn(message, tokenizer, ended):
+    """A paragraph. An empty line within a message would end its turn: it goes."""
+    text = re.sub(r'\n\s*\n', '\n', message['content'].lstrip('\n'))
+    # Its end is encoded with it, as in pretraining: '.\n\n' may be one token.
+    return [], text.rstrip('\n') + TURN_END if ended else text, []
+
+
+def _special_turn(message, tokenizer, ended):
+    specials = tokenizer.specials
+    end = [specials['<|end|>']] if ended else []
+    return [specials[f'<|{message["role"]}|>']], message['content'], end
+
+
+def conversation_text(messages: Iterable[tuple[str, str]]) -> str:
+    """The messages as one document: what a person would see of the chat.
+
+    Messages that one speaker sends in a row are lines of one turn, and an empty
+    line stands between turns. Speakers are not named: whoever reads the text
+    tells them apart by the empty lines, and a model learns to answer after one.
+
+        [('ann', 'hi'), ('ann', 'how are you?'), ('ben', 'fine')]
+        'hi\\nhow are you?\\n\\nfine'
+
+    Args:
+        messages: (speaker, text) in order. Blank around a text is dropped, and
+            so is a text that is nothing else.
+    """
+    turns = []
+    previous = None
+    for speaker, text in messages:
+        text = text.strip()
+        if not text:
+            continue
+        if turns and speaker == previous:
+            turns[-1] += '\n' + text
+        else:
+            turns.append(text)
+        previous = speaker
+    return '\n\n'.join(turns)

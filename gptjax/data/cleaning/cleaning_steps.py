@@ -1,0 +1,229 @@
+"""Cleaning steps: each a function `(text, options) -> text`, or None to drop it.
+
+A config lists the names of the steps in the order in which they are taken
+(data.clean). Every step is a pure function, and the manifest counts what each did.
+`drop_duplicates`, which looks at more than one document, is in dedup.py.
+
+The steps that are long are in files of their own: markup.py (HTML), masks.py
+(e-mail addresses, telephone numbers, handles, ids), classical.py (lower-casing, stop
+words and so on).
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from gptjax.core.console import UserError
+from gptjax.data.cleaning import classical, markup, masking
+
+DROP_DUPLICATES = 'drop_duplicates'
+
+
+class Options(NamedTuple):
+    """What the steps may be told; the fields of the same names in config.data."""
+
+    languages: tuple[str, ...] = ('en',)
+    min_characters: int = 16
+    max_characters: int = 1_000_000
+    max_repetition: float = 0.5
+
+
+def options_of(data: ConfigDict) -> Options:
+    """What the section `data` of a config says."""
+    return Options(
+        tuple(data.languages),
+        data.min_characters,
+        data.max_characters,
+        data.max_repetition,
+    )
+
+
+# ---- Characters
+
+
+def repair_unicode(text: str, options: Options) -> str:
+    """Mends text that was decoded wrongly ('Ã©' to 'é'), and composes it (NFC).
+
+    Only what is surely damage is touched: curly quotes, ligatures and full-width
+    letters stay as they were written.
+    """
+    if text.isascii() and '\x1b' not in text:  # ASCII has nothing to mend
+        return text
+    import ftfy
+
+    return ftfy.fix_text(
+        text,
+        unescape_html=False,
+        fix_latin_ligatures=False,
+        fix_character_width=False,
+        uncurl_quotes=False,
+        fix_line_breaks=False,
+        remove_control_chars=False,
+        normalization='NFC',
+    )
+
+
+def remove_control_characters(text: str, options: Options) -> str:
+    """Takes out what is not seen and says nothing; line breaks become '\\n'.
+
+    These are control characters except tab and line feed, byte-order marks, soft
+    hyphens, zero-width spaces, the marks that turn the direction of a line,
+    private-use characters and code points that are no characters. The joiners
+    U+200C and U+200D stay: Persian, Indian scripts and emoji are spelled with them.
+    """
+    text = text.replace('\r\n', '\n').replace('\r', '\n')
+    if text.isascii() and text.isprintable():
+        return text
+    return _UNSEEN.sub('', text)
+
+
+_UNSEEN = re.compile(
+    '[\0-\x08\x0b-\x1f\x7f-\x84\x86-\x9f'  # C0, C1; U+0085 is a line break
+    '\xad\u200b\u2060\ufeff\ufffc'
+    '\u202a-\u202e\u2066-\u2069\ufff9-\ufffb'
+    '\ue000-\uf8ff\ufdd0-\ufdef\ufffe\uffff\U000f0000-\U0010ffff]'
+)
+
+
+def normalize_whitespace(text: str, options: Options) -> str:
+    """One form of white space: what a reader would not miss goes.
+
+    Every line break becomes '\\n' and every other blank than tab a space. Blanks at
+    the end of a line go; two or more within a line become one space, while those
+    that begin it stay (code, verse). At most one empty line stays between two
+    others, and none at either end of the document.
+    """
+    text = _LINE_BREAK.sub('\n', text)
+    if not text.isascii():
+        text = _OTHER_BLANK.sub(' ', text)
+    text = _LAST_BLANKS.sub('\n', text)
+    if '  ' in text or '\t' in text:
+        text = _INNER_BLANKS.sub(' ', text)
+    text = _EMPTY_LINES.sub('\n\n', text)
+    return text.strip('\n').rstrip()
+
+
+_LINE_BREAK = re.compile('\r\n?|[\x0b\x0c\x85\u2028\u2029]')
+_OTHER_BLANK = re.compile('[\xa0\u1680\u2000-\u200a\u202f\u205f\u3000]')
+_LAST_BLANKS = re.compile(r'(?<![ \t])[ \t]+\n')  # tried once a run: linear
+_INNER_BLANKS = re.compile(r'(?<=\S)[ \t]{2,}')
+_EMPTY_LINES = re.compile(r'\n{3,}')
+
+
+# ---- Filters
+
+
+def keep_languages(text: str, options: Options) -> str | None:
+    """Drops text in another language than data.languages ('en', 'de', ISO 639-1).
+
+    Judged by py3langid on the first 2,000 characters. It errs on texts of few
+    words: put 'drop_short' before it, or leave it out for short ones.
+    """
+    import py3langid
+
+    language, _ = py3langid.classify(text[:2000])
+    return text if language in options.languages else None
+
+
+def drop_short(text: str, options: Options) -> str | None:
+    """Drops text of fewer than data.min_characters characters."""
+    return text if len(text) >= options.min_characters else None
+
+
+def drop_long(text: str, options: Options) -> str | None:
+    """Drops text of more than data.max_characters characters."""
+    return text if len(text) <= options.max_characters else None
+
+
+def drop_repetitive(text: str, options: Options) -> str | None:
+    """Drops text of which more than data.max_repetition repeats itself.
+
+    Two shares are taken, and the larger counts: of the characters in lines that
+    stood before, and of the 5-grams of words that stood before. Texts of fewer than
+    50 words are kept: a short greeting may well come twice.
+    """
+    words = text.split()
+    if len(words) < 50:
+        return text
+    lines = [line for line in map(str.strip, text.split('\n')) if line]
+    total = sum(map(len, lines))
+    once = sum(map(len, set(lines)))
+    grams = list(zip(*(words[start:] for start in range(5)), strict=False))
+    repeated = max(1 - once / total, 1 - len(set(grams)) / len(grams))
+    return text if repeated <= options.max_repetition else None
+
+
+STEPS = {
+    step.__name__: step
+    for step in (
+        repair_unicode,
+        markup.html_to_text,
+        remove_control_characters,
+        normalize_whitespace,
+        masking.mask_emails,
+        masking.mask_phone_numbers,
+        masking.mask_handles,
+        masking.mask_user_ids,
+        keep_languages,
+        drop_short,
+        drop_long,
+        drop_repetitive,
+        classical.lowercase,
+        classical.remove_punctuation,
+        classical.remove_stop_words,
+        classical.split_sentences,
+        classical.tokenize_words,
+    )
+}
+
+
+# ---- Taking the steps
+
+
+@dataclass
+class StepCount:
+    """What a step did to the documents of a source."""
+
+    documents_changed: int = 0
+    documents_dropped: int = 0
+    characters_removed: int = 0  # with those of dropped documents; less what it added
+
+    def add(self, other: 'StepCount') -> None:
+        self.documents_changed += other.documents_changed
+        self.documents_dropped += other.documents_dropped
+        self.characters_removed += other.characters_removed
+
+
+def check_steps(names: Sequence[str]) -> None:
+    """Raises UserError where data.clean names no step, or takes one twice."""
+    known = (*STEPS, DROP_DUPLICATES)
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f'data.clean: no step is called {name!r}: use {", ".join(known)}'
+            )
+        if names.count(name) > 1:
+            raise UserError(f'data.clean: {name!r} stands there twice: take one out')
+
+
+def clean_text(
+    text: str, steps: Iterable[str], options: Options, counts: dict[str, StepCount]
+) -> str | None:
+    """Takes the named steps in order; None if one drops the text or leaves none."""
+    for name in steps:
+        before = text
+        text = STEPS[name](before, options)
+        if text is before:
+            continue
+        count = counts[name]
+        if not text or text.isspace():
+            count.documents_dropped += 1
+            count.characters_removed += len(before)
+            return None
+        if text != before:
+            count.documents_changed += 1
+            count.characters_removed += len(before) - len(text)
+    return text

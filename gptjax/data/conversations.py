@@ -1,0 +1,384 @@
+"""Conversations to fine-tune on: read, cleaned, without duplicates, split in two.
+
+    RUN/dialogue/train.jsonl, validation.jsonl
+        {"id": "chitchat/a07e…@1", "source": "chitchat", "messages":
+         [{"role": "user", "content": "hi"}, {"role": "assistant", "content": …}, …]}
+
+A line is a view of a conversation: one speaker is the assistant. Where two people
+talk (chitchat) each of them is it once, in the views `@0` and `@1`.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from gptjax.core import console
+from gptjax.core.console import UserError
+from gptjax.core.files import Advance, list_files
+from gptjax.core.hashing import hash_integer
+from gptjax.data.chat_template import ROLES, conversation_text
+from gptjax.data.chitchat import merge_turns
+from gptjax.data.cleaning import deduplication
+from gptjax.data.cleaning.cleaning_steps import (
+    DROP_DUPLICATES,
+    StepCount,
+    clean_text,
+    options_of,
+)
+from gptjax.data.documents import split_of
+from gptjax.data.sources.file_source import read_messages
+from gptjax.data.sources.open_source import SUFFIXES, about_files
+from gptjax.data.sources.records import SPLITS, Source, identity_of, valid_unicode
+from gptjax.data.sources.tfds_source import (
+    count_examples,
+    describe_dataset,
+    prepared_builder,
+    read_examples,
+)
+
+# Steps that judge a document; the others change a text, and are taken message by
+# message.
+FILTERS = (
+    'keep_languages',
+    'drop_short',
+    'drop_long',
+    'drop_repetitive',
+    DROP_DUPLICATES,
+)
+
+LONGEST_REPLY = 512  # bytes: one monologue would outweigh a hundred replies
+
+
+class Conversation(NamedTuple):
+    """What was said.
+
+    id: as the source gives it; a conversation that the pretraining's source has
+        under the same id falls into the same split.
+    messages: (speaker, text) in order.
+    assistants: the speakers of whom each is the assistant in a view of its own.
+    """
+
+    id: str
+    messages: Sequence[tuple[str, str]]
+    assistants: tuple[str, ...]
+
+
+def write_conversations(config: ConfigDict, workdir: Path, folder: Path) -> dict:
+    """Writes the views of all conversations; returns counts and licences by source.
+
+    The steps of `data.clean` that change text are taken on each message, so what
+    pretraining masks is masked here too. Those that drop documents judge the
+    conversation as a whole, as pretraining did.
+
+    Args:
+        config: `dialogue.sources` are read; `data` says how they are cleaned and
+            split.
+        workdir: RUN, where our own TFDS builders keep what they make.
+        folder: gets train.jsonl and validation.jsonl.
+
+    Raises:
+        UserError: a source or a line of one cannot be used, or holds nothing.
+    """
+    seen = set()  # of dedup.text_key, over all sources
+    sources = {}
+    with (
+        open(folder / 'train.jsonl', 'w', encoding='utf-8') as train,
+        open(folder / 'validation.jsonl', 'w', encoding='utf-8') as validation,
+    ):
+        outputs = dict(train=train, validation=validation)
+        for name, source in config.dialogue.sources.items():
+            field = f'dialogue.sources.{name}'
+            opened = open_dialogue(field, source, workdir / 'datasets')
+            written = _write_source(name, opened, config.data, seen, outputs)
+            if not sum(split['views'] for split in written['splits'].values()):
+                raise UserError(
+                    f'{field}.path={source.path}: no conversation is left of '
+                    f'{written["read"]["conversations"]} ({written["skipped"]}): give '
+                    'a source in which the assistant answers'
+                )
+            sources[name] = dict(
+                kind=source.kind, path=source.path, **opened.about, **written
+            )
+    return sources
+
+
+def _write_source(name, opened: Source, data: ConfigDict, seen, outputs) -> dict:
+    counts = {step: StepCount() for step in data.clean}
+    read, skipped = Counter(conversations=0, messages=0), Counter()
+    splits = {split: Counter(conversations=0, views=0) for split in SPLITS}
+    with console.progress_bar(f'dialogue {name}', opened.total, opened.unit) as advance:
+        for conversation in opened.documents(advance):
+            read.update(conversations=1, messages=len(conversation.messages))
+            conversation = _clean(conversation, data, counts)
+            reason = _why_not(conversation, data, counts, seen)
+            if reason:
+                skipped[reason] += 1
+                continue
+            split = split_of(conversation.id, data.validation_fraction)
+            lines = list(views(conversation))
+            for identity, messages in lines:
+                line = dict(id=f'{name}/{identity}', source=name, messages=messages)
+                outputs[split].write(json.dumps(line, ensure_ascii=False) + '\n')
+            splits[split].update(conversations=1, views=len(lines))
+    return dict(
+        read=dict(read),
+        steps={step: asdict(count) for step, count in counts.items()},
+        skipped=dict(skipped),
+        splits={split: dict(count) for split, count in splits.items()},
+    )
+
+
+def views(conversation: Conversation) -> Iterator[tuple[str, list[dict]]]:
+    """(id, messages of `role` and `content`) for each assistant."""
+    several = len(conversation.assistants) > 1
+    # One that ends like a view's is numbered as well, for `conversation_of`.
+    numbered = several or VIEW.search(conversation.id)
+    for number, assistant in enumerate(conversation.assistants):
+        identity = f'{conversation.id}@{number}' if numbered else conversation.id
+        messages = []
+        for speaker, text in conversation.messages:
+            role = 'assistant' if speaker == assistant else 'user'
+            if speaker == 'system':
+                role = speaker
+            messages.append(dict(role=role, content=text))
+        yield identity, messages
+
+
+def conversation_of(view: str) -> str:
+    """The id of the conversation, of the id of one of its views."""
+    return VIEW.sub('', view)
+
+
+VIEW = re.compile(r'@[0-9]+\Z')
+
+
+def one_reply_each(
+    views: Sequence[dict], count: int, seed: int
+) -> list[tuple[str, list[dict], str]]:
+    """(view id, messages before, reply) of one assistant reply of each conversation.
+
+    The reply is drawn by (seed, the conversation's id) from all that answer a user's
+    message, in any of its views, and are no longer than LONGEST_REPLY. Which `count`
+    conversations are taken is drawn the same way, and their order with it; 0: all.
+
+    Args:
+        views: dicts with `id` and `messages`, lines of RUN/dialogue.
+
+    Raises:
+        UserError: no reply answers anything.
+    """
+    replies = {}
+    for view in views:
+        messages = view['messages']
+        for place in range(1, len(messages)):
+            before, reply = messages[place - 1 : place + 1]
+            if (before['role'], reply['role']) == ('user', 'assistant') and len(
+                reply['content'].encode()
+            ) <= LONGEST_REPLY:
+                conversation = conversation_of(view['id'])
+                replies.setdefault(conversation, []).append((view, place))
+    if not replies:
+        raise UserError(
+            'RUN/dialogue holds out no conversation with a reply to a user: give more '
+            'conversations in dialogue.sources'
+        )
+    chosen = []
+    for name in sorted(replies, key=lambda name: hash_integer(seed, name)):
+        candidates = replies[name]
+        number = hash_integer(seed, 'reply', name) % len(candidates)
+        view, place = candidates[number]
+        messages = view['messages']
+        chosen.append((view['id'], messages[:place], messages[place]['content']))
+        if len(chosen) == count:
+            break
+    return chosen
+
+
+# ---- cleaning
+
+
+def _clean(conversation, data, counts) -> Conversation:
+    """The conversation with each message cleaned; those that end empty go."""
+    steps = [name for name in data.clean if name not in FILTERS]
+    options = options_of(data)
+    cleaned = (
+        (speaker, clean_text(text, steps, options, counts))
+        for speaker, text in conversation.messages
+        if text and not text.isspace()
+    )
+    messages = [(speaker, text.strip()) for speaker, text in cleaned if text]
+    return conversation._replace(messages=messages)
+
+
+def _why_not(conversation, data, counts, seen) -> str | None:
+    """Why the conversation is left out: a word for the manifest; None: it stays."""
+    speakers = {speaker for speaker, _ in conversation.messages}
+    if not conversation.messages:
+        return 'empty'
+    if not speakers & {*conversation.assistants}:
+        return 'no assistant turn'
+    if len(speakers) < 2:
+        return 'one speaker'
+    text = conversation_text(conversation.messages)
+    for name in data.clean:
+        if name == DROP_DUPLICATES:
+            key = deduplication.text_key(text)
+            if key in seen:
+                counts[name].documents_dropped += 1
+                counts[name].characters_removed += len(text)
+                return name
+            seen.add(key)
+        elif name in FILTERS:
+            if clean_text(text, [name], options_of(data), counts) is None:
+                return name
+    return None
+
+
+# ---- sources
+
+
+def open_dialogue(field: str, source: ConfigDict, data_dir: Path) -> Source:
+    """Finds a source of conversations; `documents(advance)` yields them.
+
+    | kind   | what it reads                                                  |
+    |--------|----------------------------------------------------------------|
+    | 'chat' | users' files, JSON Lines with `messages` of `role`, `content`  |
+    | 'tfds' | a dataset with the feature `messages` or, as our builders have |
+    |        | them, `utterances`; see `_tfds_reader`                         |
+
+    Args:
+        field: the source's place in the config, 'dialogue.sources.mine'.
+        source: of the fields of `common.source`.
+        data_dir: where our own TFDS builders keep what they make.
+
+    Raises:
+        UserError: there is no such kind, path or dataset. While reading: a line
+            cannot be used, or a file has no turn of the assistant.
+    """
+    if source.limit < 0:
+        raise UserError(
+            f'{field}.limit={source.limit}: use a positive number, or 0 for all'
+        )
+    if source.kind == 'chat':
+        paths = list_files(source.path, SUFFIXES['chat'], f'{field}.path')
+        about = about_files(field, source, paths)
+        total, unit = about['bytes'], 'bytes'
+
+        def read(advance):
+            return _read_files(field, source, paths, advance)
+    elif source.kind == 'tfds':
+        builder = prepared_builder(field, source, data_dir)
+        total = count_examples(field, source, builder)
+        unit, about = 'conversations', describe_dataset(source, builder)
+        read = _tfds_reader(field, source, builder)
+    else:
+        raise UserError(
+            f"{field}.kind={source.kind}: conversations are read from 'chat' files or "
+            "'tfds'"
+        )
+
+    def documents(advance: Advance) -> Iterator[Conversation]:
+        for count, conversation in enumerate(read(advance), start=1):
+            yield conversation
+            if count == source.limit:
+                return
+
+    return Source(documents, total, unit, about)
+
+
+def _read_files(field, source, paths, advance) -> Iterator[Conversation]:
+    """Users' files. Messages stay apart as they were written."""
+    for file in paths:
+        answered = number = 0
+        for identity, where, messages in read_messages(field, source, [file], advance):
+            for place, message in enumerate(messages):
+                _check_role(message['role'], f'{where}: messages[{place}]')
+            turns = [
+                (message['role'], valid_unicode(message['content']))
+                for message in messages
+            ]
+            number += 1
+            answered += any(role == 'assistant' for role, _ in turns)
+            yield Conversation(valid_unicode(identity), turns, ('assistant',))
+        if not answered:
+            raise UserError(
+                f'{field}.path={file.path}: none of its {number} conversations has a '
+                'message of the role assistant: give files with replies to learn from'
+            )
+
+
+def _tfds_reader(field, source, builder):
+    """What reads a dataset: by the features that it has.
+
+    `messages` with `role` and `content` are as in chat files. With `sender` and
+    `text` (chitchat) what one sender says in a row is one turn, its messages on
+    lines of their own, and each sender is the assistant in turn. Of `utterances`
+    (chatterbot) the second, fourth … are the assistant's.
+    """
+    features = builder.info.features
+    inner = features['messages'] if 'messages' in features else {}
+    inner = getattr(inner, 'feature', inner)
+    if 'role' in inner and 'content' in inner:
+        name, convert = 'messages', _from_roles
+    elif 'sender' in inner and 'text' in inner:
+        name, convert = 'messages', _from_senders
+    elif 'utterances' in features:
+        name, convert = 'utterances', _from_utterances
+    else:
+        raise UserError(
+            f'{field}.path={source.path}: has no feature `messages` with role and '
+            f'content, it has {", ".join(features)}: give a dataset of conversations'
+        )
+    chosen = [name] + [n for n in (source.id_field or 'id',) if n in features]
+
+    def read(advance):
+        examples = read_examples(builder, source.split, chosen)
+        for place, example in enumerate(examples):
+            where = f'{field}.path={source.path}: example {place}'
+            identity = identity_of(
+                example, field, source, where, f'{source.split}#{place}'
+            )
+            yield convert(identity, example[name], where)
+            advance(1)
+
+    return read
+
+
+def _from_roles(identity, messages, where):
+    turns = list(
+        zip(_texts(messages['role']), _texts(messages['content']), strict=True)
+    )
+    for place, (role, _) in enumerate(turns):
+        _check_role(role, f'{where}: messages[{place}]')
+    return Conversation(identity, turns, ('assistant',))
+
+
+def _check_role(role, where):
+    if role in ROLES:
+        return
+    fix = ''
+    if role in ('tool', 'function'):
+        fix = '; what a tool said belongs into a message of the user, or leave this out'
+    raise UserError(f'{where}.role={role!r}: use {", ".join(ROLES)}{fix}')
+
+
+def _from_senders(identity, messages, where):
+    sent = zip(_texts(messages['sender']), _texts(messages['text']), strict=True)
+    turns = merge_turns(list(sent))
+    return Conversation(identity, turns, tuple(dict.fromkeys(s for s, _ in turns)))
+
+
+def _from_utterances(identity, utterances, where):
+    speakers = ('user', 'assistant')
+    turns = [(speakers[n % 2], text) for n, text in enumerate(_texts(utterances))]
+    return Conversation(identity, turns, ('assistant',))
+
+
+def _texts(values) -> list[str]:
+    return [value.decode('utf-8', errors='replace') for value in values]

@@ -1,0 +1,283 @@
+"""Conversations as packed rows of tokens, with a mask of what is trained on.
+
+    RUN/dialogue/train.jsonl, validation.jsonl     see dialogue.py
+    RUN/dialogue/train/chitchat/tokens-00000.npy   rows (n, T + 1)
+    RUN/dialogue/train/chitchat/trained-00000.npy  bool, the same shape
+    RUN/dialogue/train/chitchat/starts.npy, documents.jsonl   what is in which row
+    RUN/dialogue/manifest.json
+
+Each row holds whole pieces of conversations, one after another, each from BOS on, and
+is padded at its end. With T = 11 and a conversation of two turns:
+
+    stored     BOS <|user|> a b <|end|> <|assistant|> c d <|end|> PAD PAD PAD
+    trained    0   0        0 0 0       0             1 1 1       0   0   0
+    targets    <|user|> a b <|end|> <|assistant|> c d <|end|> PAD PAD PAD
+    weights    0        0 0 0       0             1 1 1       0   0   0
+
+They are read by `packed.PackedSplit`, as the rows of RUN/prepared are.
+"""
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from gptjax.core import artifact, console, storage
+from gptjax.core.console import UserError
+from gptjax.data.chat_template import TURN_END, check_template, encode_turns
+from gptjax.data.cleaning.cleaning_steps import check_steps
+from gptjax.data.conversations import write_conversations
+from gptjax.data.documents import cleaning_settings
+from gptjax.data.packed_dataset import PackedSplit, mixed
+from gptjax.data.pieces import pieces_of
+from gptjax.data.shards import ShardWriter
+from gptjax.data.sources.open_source import refuse_changed_sources
+from gptjax.data.sources.records import SPLITS
+from gptjax.tokenizer.tokenizer import Tokenizer
+
+OPEN_ROWS = 64  # that a piece may still fit into
+LONG_SYSTEM = 'long system message'  # why a conversation is skipped
+
+
+def prepare_dialogue(config: ConfigDict, workdir: Path) -> dict:
+    """Makes RUN/dialogue from `dialogue.sources`; returns its manifest.
+
+    RUN/tokenizer is there already. The manifest counts conversations, views,
+    pieces, trained turns and tokens, padding and what was left out or cut, by split
+    and source, and holds the size and SHA-256 of every file.
+
+    Raises:
+        UserError: a source cannot be used, a split comes out empty, or RUN/dialogue
+            is of another config or of files that have changed since.
+    """
+    tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
+    check_steps(config.data.clean)
+    check_template(config.chat.template)
+    if config.data.context < 8:
+        raise UserError(
+            f'data.context={config.data.context}: a turn needs room: give at least 8'
+        )
+    given = config.dialogue.sources
+    if not given:
+        raise UserError('dialogue.sources is empty: name at least one source')
+    settings = _settings(config, tokenizer)
+    folder = workdir / 'dialogue'
+    lines = [f'{split}.jsonl' for split in SPLITS]
+    manifest = artifact.finished(folder, settings, needs=lines)
+    if manifest is not None:
+        refuse_changed_sources('dialogue.sources', given, manifest, folder)
+        return manifest
+
+    began = time.monotonic()
+    with artifact.draft(folder) as path:
+        sources = write_conversations(config, workdir, path)
+        packed = {
+            split: _pack_split(path, split, tokenizer, config) for split in SPLITS
+        }
+        _refuse_empty_split(packed, config.data)
+        _count_skipped(packed, sources)
+        splits = {
+            split: {name: its for name, its in counts.items() if its['rows']}
+            for split, counts in packed.items()
+        }
+        manifest = dict(
+            inputs=storage.fingerprint(settings),
+            settings=settings,
+            fingerprint=storage.fingerprint(
+                [storage.sha256_of_file(path / f'{split}.jsonl') for split in SPLITS]
+            ),
+            context=config.data.context,
+            template=config.chat.template,
+            vocab_size=tokenizer.vocab_size,
+            tokenizer=tokenizer.fingerprint,
+            specials=tokenizer.specials,
+            weights={name: source.weight for name, source in given.items()},
+            licences={name: source['licence'] for name, source in sources.items()},
+            sources=sources,
+            splits=splits,
+            seconds=round(time.monotonic() - began, 2),
+        )
+        storage.write_json(path / artifact.MANIFEST, manifest)
+    return manifest
+
+
+def open_rows(folder: Path, split: str) -> PackedSplit:
+    """The rows of RUN/dialogue."""
+    return PackedSplit(folder, split, made_by='sft', section='dialogue')
+
+
+def training_rows(config: ConfigDict, workdir: Path) -> PackedSplit:
+    """What a run trains on: its conversations, and the share of plain text.
+
+    Raises:
+        UserError: `sft.pretraining_share` is no share, or the earlier run's rows
+            do not fit.
+    """
+    rows = open_rows(workdir / 'dialogue', 'train')
+    share = config.sft.pretraining_share
+    check_share(share)
+    if not share:
+        return rows
+    folder = Path(config.start.run) / 'prepared'
+    try:
+        text = PackedSplit(folder, 'train')
+    except UserError as error:
+        raise UserError(f'sft.pretraining_share={share}: {error}') from error
+    for field, ours, theirs in (
+        ('context', rows.context, text.context),
+        ('tokenizer', rows.tokenizer, text.tokenizer),
+    ):
+        if ours != theirs:
+            raise UserError(
+                f'sft.pretraining_share={share}: {folder} has another {field} '
+                f'({str(theirs)[:12]}, here {str(ours)[:12]}): set it to 0, or give '
+                f'data.context={text.context}'
+            )
+    return mixed(rows, text, share)
+
+
+def check_share(share: float) -> None:
+    """Raises UserError where `sft.pretraining_share` is no share."""
+    if not 0 <= share < 1:
+        raise UserError(f'sft.pretraining_share={share}: use a share from 0 to below 1')
+
+
+# ---- rows
+
+
+def _pack_split(folder, split, tokenizer, config) -> dict:
+    """Writes the rows of one split; returns its part of the manifest, by source."""
+    writers = {}
+    path = folder / f'{split}.jsonl'
+    with (
+        open(path, encoding='utf-8') as lines,
+        console.progress_bar(
+            f'tokenising {split}', path.stat().st_size / 1e6, 'MB'
+        ) as advance,
+    ):
+        for line in lines:
+            view = json.loads(line)
+            name = view['source']
+            if name not in writers:
+                writers[name] = _SourceWriter(folder / split / name, tokenizer, config)
+            writers[name].add(view['id'], view['messages'])
+            advance(len(line) / 1e6)
+    return {name: writers[name].finish() for name in sorted(writers)}
+
+
+class _SourceWriter:
+    """Packs the conversations of one split and source into rows on disk.
+
+    A piece goes into the fullest of the open rows that has room for it, so there is
+    little padding, and memory is bounded.
+    """
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, config: ConfigDict):
+        self.tokenizer = tokenizer
+        self.template = config.chat.template
+        self.size = config.data.context + 1
+        self.shards = ShardWriter(folder, tokenizer, config.data.context)
+        self.open = []  # rows: (tokens so far, [(id, tokens, trained), …])
+        self.counts = Counter(
+            views=0, pieces=0, turns=0, predicted_tokens=0, bytes=0, padding=0
+        )
+
+    def add(self, identity: str, messages: list[dict]) -> None:
+        turns = encode_turns(messages, self.tokenizer, self.template)
+        self.counts['views'] += 1
+        for tokens, trained in pieces_of(
+            turns, self.tokenizer.bos_id, self.size, self.counts
+        ):
+            self._put(identity, tokens, trained)
+
+    def finish(self) -> dict:
+        """Writes what is left; returns this source's part of the manifest."""
+        for _, row in self.open:
+            self._close(row)
+        return dict(self.counts, **self.shards.finish())
+
+    def _put(self, identity, tokens, trained):
+        fitting = [
+            (used, place)
+            for place, (used, _) in enumerate(self.open)
+            if used + len(tokens) <= self.size
+        ]
+        used, row = self.open.pop(max(fitting)[1]) if fitting else (0, [])
+        if len(self.open) == OPEN_ROWS:
+            fullest = max(range(OPEN_ROWS), key=lambda place: self.open[place][0])
+            self._close(self.open.pop(fullest)[1])
+        self.open.append((used + len(tokens), [*row, (identity, tokens, trained)]))
+        self.counts['predicted_tokens'] += sum(trained)
+        self.counts['bytes'] += self._bytes_of(tokens, trained)
+
+    def _bytes_of(self, tokens, trained) -> int:
+        """UTF-8 bytes of what the assistant says, without the ends of its turns."""
+        said = b''.join(
+            self.tokenizer.bytes_of(token)
+            for token, its in zip(tokens, trained, strict=True)
+            if its
+        )
+        # In 'text' the end of a turn is text; within a turn it cannot be.
+        ends = said.count(TURN_END.encode()) if self.template == 'text' else 0
+        return len(said) - ends * len(TURN_END)
+
+    def _close(self, row):
+        """Fixes a row's place in the stream of rows."""
+        tokens = np.full((1, self.size), self.tokenizer.pad_id, self.shards.dtype)
+        trained = np.zeros((1, self.size), bool)
+        # As many places as inputs stand for a row.
+        first, starts = self.shards.num_rows * (self.size - 1), []
+        begin = 0
+        for _, piece, its in row:
+            end = begin + len(piece)
+            tokens[0, begin:end], trained[0, begin:end] = piece, its
+            starts.append(first + begin)
+            begin = end
+        self.counts['padding'] += self.size - begin
+        self.shards.add_documents([identity for identity, _, _ in row], starts)
+        self.shards.add_rows(tokens=tokens, trained=trained)
+
+
+# ---- the manifest
+
+
+def _count_skipped(packed, sources) -> None:
+    """Has conversations without room among those that a source skipped."""
+    for counts in packed.values():
+        for name, its in counts.items():
+            if long := its.pop('long_system', 0):
+                skipped = sources[name]['skipped']
+                skipped[LONG_SYSTEM] = skipped.get(LONG_SYSTEM, 0) + long
+
+
+def _settings(config, tokenizer) -> dict:
+    """The config fields that decide the rows, as JSON values by their names."""
+    settings = cleaning_settings(config.data)
+    settings['data.context'] = config.data.context
+    for source, fields in config.dialogue.sources.items():
+        for name, value in fields.items():
+            settings[f'dialogue.sources.{source}.{name}'] = value
+    settings['chat.template'] = config.chat.template
+    settings['tokenizer'] = tokenizer.fingerprint
+    return json.loads(json.dumps(settings))  # tuples as lists
+
+
+def _refuse_empty_split(packed, data) -> None:
+    for split, sources in packed.items():
+        if any(its['rows'] for its in sources.values()):
+            continue
+        if long := sum(its.get('long_system', 0) for its in sources.values()):
+            raise UserError(
+                f'data.context={data.context}: the system message takes more than half '
+                f'of it in all {long} conversations of the split {split}: shorten it, '
+                'or start from a model with a longer context'
+            )
+        change = 'smaller' if split == 'train' else 'larger'
+        raise UserError(
+            f'data.validation_fraction={data.validation_fraction} puts no conversation '
+            f'with a reply into {split}: use a {change} fraction, or more '
+            'conversations in dialogue.sources'
+        )

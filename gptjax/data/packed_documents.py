@@ -1,0 +1,158 @@
+"""The stage that turns cleaned documents into packed rows of tokens on disk.
+
+    RUN/prepared/manifest.json
+    RUN/prepared/train/chitchat/tokens-00000.npy   rows (n, T + 1), see packing.py
+    RUN/prepared/train/chitchat/starts.npy         where each document's BOS is
+    RUN/prepared/train/chitchat/documents.jsonl    their ids; for all see shards.py
+
+The text is read a few megabytes at a time and tokenised by as many threads as there
+are workers; memory stays bounded by one shard for each source.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from gptjax.core import artifact, console, storage
+from gptjax.core.console import UserError
+from gptjax.data.packing import Packer
+from gptjax.data.shards import ShardWriter
+from gptjax.data.sources.records import SPLITS
+from gptjax.tokenizer.tokenizer import Tokenizer
+
+BATCH_CHARACTERS = 2**22  # tokenised at once
+
+
+def prepare(config: ConfigDict, workdir: Path) -> dict:
+    """Tokenises and packs RUN/documents into RUN/prepared; returns its manifest.
+
+    The manifest counts documents, bytes of text, tokens to predict (an end for each
+    document included), padding and rows, by split and source, and holds the size
+    and SHA-256 of every file.
+
+    Raises:
+        UserError: an earlier stage is missing, RUN/prepared is of another config,
+            or data.context is below 1.
+    """
+    documents = artifact.require(workdir / 'documents', 'data')
+    tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
+    if config.data.context < 1:
+        raise UserError(f'data.context={config.data.context}: give at least 1')
+    settings = {
+        'data.context': config.data.context,
+        'documents': documents['fingerprint'],
+        'tokenizer': tokenizer.fingerprint,
+    }
+    for name, source in config.data.sources.items():
+        settings[f'data.sources.{name}.weight'] = source.weight
+    folder = workdir / 'prepared'
+    manifest = artifact.finished(folder, settings)
+    if manifest is not None:
+        return manifest
+
+    began = time.monotonic()
+    num_threads = config.data.workers or os.cpu_count()
+    with artifact.draft(folder) as path:
+        splits = {}
+        for split in SPLITS:
+            text = workdir / 'documents' / f'{split}.jsonl'
+            splits[split] = _prepare_split(
+                text, path / split, tokenizer, config.data.context, num_threads
+            )
+        manifest = {
+            'inputs': storage.fingerprint(settings),
+            'settings': settings,
+            'context': config.data.context,
+            'vocab_size': tokenizer.vocab_size,
+            'tokenizer': tokenizer.fingerprint,
+            'specials': tokenizer.specials,
+            'weights': {
+                name: source.weight for name, source in config.data.sources.items()
+            },
+            'licences': documents['licences'],
+            'splits': splits,
+            'seconds': round(time.monotonic() - began, 2),
+        }
+        storage.write_json(path / artifact.MANIFEST, manifest)
+    return manifest
+
+
+def _prepare_split(text_path, folder, tokenizer, context, num_threads) -> dict:
+    """Writes one split; returns its part of the manifest, by source."""
+    writers = {}
+    label = f'tokenising {folder.name}'
+    with console.progress_bar(label, text_path.stat().st_size / 1e6, 'MB') as advance:
+        for batch in _read_batches(text_path):
+            encoded = tokenizer.encode_arrays(
+                [document['text'] for document in batch], num_threads
+            )
+            by_source = {}
+            for document, tokens in zip(batch, encoded, strict=True):
+                if len(tokens):
+                    part = by_source.setdefault(document['source'], ([], [], []))
+                    part[0].append(document['id'])
+                    part[1].append(tokens)
+                    part[2].append(len(document['text'].encode('utf-8', 'replace')))
+            for source, (ids, tokens, sizes) in by_source.items():
+                if source not in writers:
+                    writers[source] = _SourceWriter(folder / source, tokenizer, context)
+                writers[source].add(ids, tokens, sum(sizes))
+            advance(sum(document['size'] for document in batch) / 1e6)
+    return {source: writers[source].finish() for source in sorted(writers)}
+
+
+def _read_batches(path: Path) -> Iterator[list[dict]]:
+    """The documents of a JSONL file in batches; 'size' is that of their line."""
+    batch, size = [], 0
+    with open(path, 'rb') as file:
+        for line in file:
+            batch.append({**json.loads(line), 'size': len(line)})
+            size += len(line)
+            if size >= BATCH_CHARACTERS:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class _SourceWriter:
+    """Packs the documents of one split and source into rows on disk."""
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, context: int):
+        self.shards = ShardWriter(folder, tokenizer, context)
+        self.packer = Packer(
+            context, tokenizer.pad_id, tokenizer.bos_id, self.shards.dtype
+        )
+        self.context = context
+        self.num_documents = 0
+        self.num_bytes = 0
+
+    def add(self, ids: list[str], documents: list[np.ndarray], num_bytes: int):
+        lengths = np.array([1 + len(tokens) for tokens in documents])
+        starts = self.packer.length + np.cumsum(lengths) - lengths
+        self.shards.add_documents(ids, starts)
+        self.num_documents += len(ids)
+        self.num_bytes += num_bytes
+        self._put(self.packer.add(documents))
+
+    def finish(self) -> dict:
+        """Writes what is left; returns this source's part of the manifest."""
+        self._put(self.packer.finish())
+        # every token of the stream but its first BOS
+        predicted = self.packer.length - 1
+        return dict(
+            documents=self.num_documents,
+            bytes=self.num_bytes,
+            predicted_tokens=predicted,
+            padding=self.shards.num_rows * self.context - predicted,
+            **self.shards.finish(),
+        )
+
+    def _put(self, rows: np.ndarray):
+        if len(rows):
+            self.shards.add_rows(tokens=rows)

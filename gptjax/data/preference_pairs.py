@@ -1,0 +1,285 @@
+"""Preferences as pairs of token rows: what the stage `dpo` trains on.
+
+    RUN/pairs/train.npz, validation.npz
+    RUN/pairs/manifest.json
+
+A pair is one prompt with the chosen and the rejected reply. Of the prompt `p q` and the
+reply `a b <|end|>` the row is, padded to T = 6,
+
+    inputs    p q a b     pad pad
+    targets   q a b <end> pad pad
+    weights   0 1 1 1     0   0      the last reply alone, and what ends it
+    segments  1 1 1 1     0   0
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from gptjax.core import artifact, storage
+from gptjax.core.console import UserError
+from gptjax.core.files import list_files
+from gptjax.data import chat_template
+from gptjax.data.documents import split_of
+from gptjax.data.preferences import SUFFIXES, Preference, read_preferences
+from gptjax.data.shuffle import permute
+from gptjax.data.sources.open_source import describe_files, refuse_changed_files
+from gptjax.data.sources.records import SPLITS
+from gptjax.tokenizer.tokenizer import Tokenizer
+
+
+class Row(NamedTuple):
+    """A conversation: token ids from BOS on, and how many of them are the prompt."""
+
+    tokens: np.ndarray
+    prompt: int
+
+
+class Pair(NamedTuple):
+    """Two rows of one prompt."""
+
+    id: str
+    chosen: Row
+    rejected: Row
+
+
+def build_pairs(config: ConfigDict, workdir: Path) -> dict:
+    """Makes RUN/pairs with the tokenizer of RUN; returns its manifest.
+
+    Args:
+        config: `preference.path` and `preference.validation_fraction`, the chat's
+            template, and as `data.context` the tokens that a row has room for.
+        workdir: RUN.
+
+    Raises:
+        UserError: the preferences cannot be read, or leave no pair to train on or
+            to validate with; or RUN/pairs is of another config or of files that have
+            changed since.
+    """
+    section = config.preference
+    field = 'preference.path'
+    folder = workdir / 'pairs'
+    tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
+    settings = {
+        'preference.path': section.path,
+        'preference.validation_fraction': section.validation_fraction,
+        'data.context': config.data.context,
+        'chat.template': config.chat.template,
+        'tokenizer': tokenizer.fingerprint,
+    }
+    names = [f'{split}.npz' for split in SPLITS]
+    manifest = artifact.finished(folder, settings, needs=names)
+    if manifest is not None:
+        refuse_changed_files(
+            field, section.path, SUFFIXES, manifest.get('source'), folder
+        )
+        return manifest
+
+    if not section.path:
+        raise UserError(
+            'preference.path is empty: name a JSON Lines file of preferences, as '
+            '--config.preference.path=pairs.jsonl'
+        )
+    source = describe_files(list_files(section.path, SUFFIXES, field))
+    preferences, counts = read_preferences(section.path, field)
+    pairs, skipped = [], dict(equal=counts['equal'], too_long=0)
+    for preference in preferences:
+        pair = encode_pair(preference, tokenizer, config.chat.template)
+        if np.array_equal(pair.chosen.tokens, pair.rejected.tokens):
+            skipped['equal'] += 1
+        elif max(len(row.tokens) for row in pair[1:]) > config.data.context + 1:
+            skipped['too_long'] += 1
+        else:
+            pairs.append((preference.split_key(), pair))
+    if not pairs:
+        raise UserError(
+            f'preference.path={section.path}: none of {counts["lines"]} pairs is left: '
+            f'in {skipped["equal"]} both replies are the same, {skipped["too_long"]} '
+            f'are longer than data.context={config.data.context}: give others, or '
+            'start from a model with a longer context'
+        )
+    splits = split_pairs(pairs, section)
+    with artifact.draft(folder) as path:
+        manifest = dict(
+            inputs=storage.fingerprint(settings),
+            settings=settings,
+            source=source,
+            lines=counts['lines'],
+            skipped=skipped,
+            splits={
+                name: _write(path / f'{name}.npz', splits[name]) for name in SPLITS
+            },
+        )
+        manifest['fingerprint'] = storage.fingerprint(manifest['splits'])
+        storage.write_json(path / artifact.MANIFEST, manifest)
+    return manifest
+
+
+def encode_pair(preference: Preference, tokenizer, template: str) -> Pair:
+    """A preference as tokens; both rows have the same prompt."""
+    prompt = len(chat_template.prompt_of(preference.prompt, tokenizer, template))
+    rows = []
+    for messages in preference.conversations():
+        tokens, _ = chat_template.encode_conversation(messages, tokenizer, template)
+        rows.append(Row(np.array(tokens, np.int32), prompt))
+    return Pair(preference.id, *rows)
+
+
+def split_pairs(pairs: Sequence[tuple[str, Pair]], section) -> dict[str, list[Pair]]:
+    """Training and validation pairs; those of one prompt are on the same side.
+
+    The side is decided by a hash of the prompt, as that of documents. Where so few
+    prompts have none in validation, the one whose hash is the least goes there.
+
+    Args:
+        pairs: (key of the prompt, pair), in order.
+        section: the preference section.
+
+    Raises:
+        UserError: there is one prompt alone, or validation takes them all.
+    """
+    fraction = section.validation_fraction
+    if not 0 < fraction < 1:
+        raise UserError(
+            f'preference.validation_fraction={fraction}: use a share above 0, below 1'
+        )
+    sides = {key: split_of(key, fraction) for key, _ in pairs}
+    if len(sides) == 1:
+        raise UserError(
+            f'preference.path={section.path}: all pairs have one prompt: validation '
+            'needs another; give pairs of further prompts'
+        )
+    if 'validation' not in sides.values():
+        sides[min(sides, key=storage.fingerprint)] = 'validation'
+    if 'train' not in sides.values():
+        raise UserError(
+            f'preference.validation_fraction={fraction} leaves no pair to train on: '
+            'use a smaller one, or give more pairs'
+        )
+    return {
+        name: [pair for key, pair in pairs if sides[key] == name] for name in SPLITS
+    }
+
+
+def read_pairs(workdir: Path, split: str) -> list[Pair]:
+    """The pairs of a split of RUN/pairs, in order."""
+    artifact.require(workdir / 'pairs', 'dpo')
+    with np.load(workdir / 'pairs' / f'{split}.npz') as arrays:
+        tokens, ends, prompts, ids = (arrays[name] for name in FIELDS)
+    rows = np.split(tokens, ends[:-1])
+    return [
+        Pair(str(name), Row(rows[2 * n], prompt), Row(rows[2 * n + 1], prompt))
+        for n, (name, prompt) in enumerate(zip(ids, prompts.tolist(), strict=True))
+    ]
+
+
+FIELDS = ('tokens', 'ends', 'prompts', 'ids')
+
+
+def _write(path: Path, pairs: Sequence[Pair]) -> dict:
+    """Writes a split; returns what it holds."""
+    rows = [row.tokens for pair in pairs for row in (pair.chosen, pair.rejected)]
+    content = io.BytesIO()
+    np.savez(
+        content,
+        tokens=np.concatenate(rows),
+        ends=np.cumsum([len(row) for row in rows]),
+        prompts=np.array([pair.chosen.prompt for pair in pairs]),
+        ids=np.array([pair.id for pair in pairs]),
+    )
+    storage.write_bytes(path, content.getvalue())
+    return dict(
+        pairs=len(pairs),
+        prompts=len({_prompt(pair.chosen) for pair in pairs}),
+        longest=max(map(len, rows)),
+        sha256=storage.sha256_of_file(path),
+    )
+
+
+# ---- batches
+
+
+def pairs_of_step(count: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """The pairs (batch_size,) of a step: a function of these arguments alone.
+
+    Each pass over the `count` pairs has every one once, in an order of its own.
+    """
+    slots = step * batch_size + np.arange(batch_size)
+    epoch, place = np.divmod(slots, count)
+    drawn = np.empty_like(place)
+    for number in np.unique(epoch).tolist():
+        here = epoch == number
+        drawn[here] = permute(place[here], count, f'{seed} pairs {number}')
+    return drawn
+
+
+def in_order(count: int, batch_size: int) -> Iterator[np.ndarray]:
+    """All numbers below `count`, `batch_size` at a time; the last filled up with -1."""
+    for first in range(0, count, batch_size):
+        numbers = np.arange(first, first + batch_size)
+        yield np.where(numbers < count, numbers, -1)
+
+
+def arrays_of(rows: Sequence[Row], context: int, pad: int) -> dict[str, np.ndarray]:
+    """Rows as the model reads them; see the table above.
+
+    Returns:
+        inputs, targets, segments, positions: int32 (B, T). weights: float32 (B, T).
+    """
+    shape = len(rows), context
+    inputs, targets = np.full((2, *shape), pad, np.int32)
+    segments, positions = np.zeros((2, *shape), np.int32)
+    weights = np.zeros(shape, np.float32)
+    for number, (tokens, prompt) in enumerate(rows):
+        end = len(tokens) - 1
+        inputs[number, :end] = tokens[:-1]
+        targets[number, :end] = tokens[1:]
+        segments[number, :end] = 1
+        positions[number, :end] = np.arange(end)
+        weights[number, prompt - 1 : end] = 1
+    return dict(
+        inputs=inputs,
+        targets=targets,
+        segments=segments,
+        positions=positions,
+        weights=weights,
+    )
+
+
+def mismatched(pairs: Sequence[Pair], context: int) -> list[Row]:
+    """Each pair's prompt with a reply to another prompt, which KTO's baseline reads.
+
+    It is the next pair's of another prompt: the chosen reply for every second pair,
+    the rejected one for the others; cut where the context ends.
+
+    Raises:
+        UserError: all pairs have one prompt.
+    """
+    prompts = [_prompt(pair.chosen) for pair in pairs]
+    if len(set(prompts)) == 1:
+        raise UserError(
+            'preference.loss=kto compares with replies to other prompts, and all pairs '
+            'of a split have one prompt: give further prompts, or use another loss'
+        )
+    count = len(pairs)
+    following = [0] * count
+    for number in reversed(range(2 * count)):  # twice: the last look on at the first
+        here, after = number % count, (number + 1) % count
+        same = prompts[here] == prompts[after]
+        following[here] = following[after] if same else after
+    rows = []
+    for number, pair in enumerate(pairs):
+        other = pairs[following[number]][1 + number % 2]
+        reply = other.tokens[other.prompt :]
+        tokens = np.concatenate([pair.chosen.tokens[: pair.chosen.prompt], reply])
+        rows.append(Row(tokens[: context + 1], pair.chosen.prompt))
+    return rows
+
+
+def _prompt(row: Row) -> bytes:
+    """The prompt's tokens, to compare."""
+    return row.tokens[: row.prompt].tobytes()

@@ -1,0 +1,94 @@
+"""`chatterbot`: short dialogues by hand, in some thirty languages.
+
+From the package `chatterbot-corpus`. `chatterbot` is all of them, and
+`chatterbot/english` those of one language.
+"""
+
+import re
+
+import tensorflow_datasets as tfds
+import yaml
+
+from gptjax.data.chat_template import conversation_text
+from gptjax.data.sources.builder_package import package_folder, package_version
+
+ALL = 'all'
+
+
+def _languages() -> list[str]:
+    """The languages of the installed corpus: the names of its folders."""
+    data = package_folder('chatterbot_corpus', 'chatterbot-corpus') / 'data'
+    return sorted(folder.name for folder in data.iterdir() if folder.is_dir())
+
+
+class Chatterbot(tfds.core.GeneratorBasedBuilder):
+    """One example a dialogue, in one split 'train'; one config a language."""
+
+    VERSION = tfds.core.Version(package_version('chatterbot-corpus'))
+    BUILDER_CONFIGS = [
+        tfds.core.BuilderConfig(name=name, description=f'{name} dialogues')
+        for name in (ALL, *_languages())
+    ]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description='Short question-and-answer dialogues, written by volunteers.',
+            features=tfds.features.FeaturesDict(
+                {
+                    'id': tfds.features.Text(doc='language/file#place'),
+                    'text': tfds.features.Text(doc='utterances, an empty line apart'),
+                    'language': tfds.features.Text(doc='in English, as "french"'),
+                    'categories': tfds.features.Sequence(tfds.features.Text()),
+                    'utterances': tfds.features.Sequence(
+                        tfds.features.Text(), doc='two speakers in turn'
+                    ),
+                }
+            ),
+            homepage='https://github.com/gunthercox/chatterbot-corpus',
+            license='BSD',
+            citation=(
+                '@misc{chatterbot_corpus,\n'
+                '  title = {ChatterBot Language Training Corpus},\n'
+                '  author = {Cox, Gunther},\n'
+                '  howpublished = {https://github.com/gunthercox/chatterbot-corpus}\n'
+                '}'
+            ),
+        )
+
+    def _split_generators(self, dl_manager):
+        del dl_manager  # nothing to download
+        return {'train': self._generate_examples()}
+
+    def _generate_examples(self):
+        data = package_folder('chatterbot_corpus', 'chatterbot-corpus') / 'data'
+        chosen = self.builder_config.name
+        for language in _languages() if chosen == ALL else [chosen]:
+            for path in sorted((data / language).glob('*.yml')):
+                content = yaml.safe_load(path.read_text(encoding='utf-8'))
+                for place, dialogue in enumerate(content['conversations']):
+                    utterances = _utterances(dialogue)
+                    identity = f'{language}/{path.stem}#{place}'
+                    yield (
+                        identity,
+                        dict(
+                            id=identity,
+                            text=conversation_text(
+                                (str(n % 2), text) for n, text in enumerate(utterances)
+                            ),
+                            language=language,
+                            categories=[str(name) for name in content['categories']],
+                            utterances=utterances,
+                        ),
+                    )
+
+
+def _utterances(dialogue: list | str) -> list[str]:
+    """What is said in turn.
+
+    A few files write a dialogue as one string with ' - ' before each answer,
+    where a line break was lost.
+    """
+    if isinstance(dialogue, str):
+        return re.split(r'\s+- ', dialogue)
+    return [str(utterance) for utterance in dialogue]

@@ -1,0 +1,265 @@
+"""Readers of the sources that are files: text, JSON lines, chat, Parquet.
+
+Each yields (id, text) and raises UserError, with the file and the line, for what it
+cannot use. `field` is the source's place in the config, 'data.sources.mine', and
+`advance` is told the bytes (of Parquet, the rows) that were read.
+"""
+
+import json
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from gptjax.core.console import UserError
+from gptjax.core.files import Advance, File, open_raw, read_lines
+from gptjax.data.chat_template import conversation_text
+from gptjax.data.sources.records import Document, identity_of, names_of, text_of
+
+PIECE_CHARACTERS = 10_000
+
+# ---- Text
+
+
+def read_text(
+    field: str, source: ConfigDict, paths: list[File], advance: Advance
+) -> Iterator[Document]:
+    """Several files are a document each; one file alone is cut into documents.
+
+    A single file, as a book or all of Shakespeare, would be one document and so
+    could not be divided between training and validation. It is cut at empty lines
+    into documents of about 10,000 characters, 'book.txt#0' and so on; a piece twice
+    as long without an empty line is cut at a line's end, and a line longer than
+    that at a blank. Nothing is lost. (To train on a book as one document, give a
+    folder of books.)
+    """
+    if len(paths) == 1:
+        lines = (line for _, line in read_lines(paths[0], f'{field}.path', advance))
+        for place, piece in enumerate(_pieces(lines)):
+            yield f'{paths[0].name}#{place}', piece
+        return
+    for file in paths:
+        text = ''.join(line for _, line in read_lines(file, f'{field}.path', advance))
+        if text.strip():
+            yield file.name, text
+
+
+def _pieces(lines: Iterator[str], size: int = PIECE_CHARACTERS) -> Iterator[str]:
+    """Groups lines into pieces of about `size` characters, at empty lines."""
+    piece, length, seen = [], 0, False
+    for line in lines:
+        for part in _parts(line, size):
+            piece.append(part)
+            length += len(part)
+            seen = seen or not part.isspace()
+            if seen and (
+                length >= 2 * size or (length >= size and part in ('\n', '\r\n'))
+            ):
+                yield ''.join(piece)
+                piece, length, seen = [], 0, False
+    if seen:
+        yield ''.join(piece)
+
+
+def _parts(line: str, size: int) -> Iterator[str]:
+    """A line of more than 2 `size` in parts of at most `size`, cut after a blank."""
+    start = 0
+    while len(line) - start > 2 * size:
+        blank = line.rfind(' ', start, start + size)
+        end = blank + 1 if blank > start else start + size
+        yield line[start:end]
+        start = end
+    yield line[start:]
+
+
+# ---- JSON lines
+
+
+def read_jsonl(
+    field: str, source: ConfigDict, paths: list[File], advance: Advance
+) -> Iterator[Document]:
+    """One JSON object a line; empty lines are passed over."""
+    for place, where, record in _read_records(field, paths, advance):
+        text = text_of(record, field, source, where)
+        yield identity_of(record, field, source, where, place), text
+
+
+def read_chat(
+    field: str, source: ConfigDict, paths: list[File], advance: Advance
+) -> Iterator[Document]:
+    """One JSON object a line, with "messages": [{"role": …, "content": …}, …].
+
+    The text is the conversation as `conversation_text` writes it: roles are not
+    named. (Fine-tuning on dialogue reads the messages themselves.)
+    """
+    otherwise = f", or set {field}.kind='jsonl'"
+    found = read_messages(field, source, paths, advance, otherwise)
+    for identity, _, messages in found:
+        text = conversation_text((m['role'], m['content']) for m in messages)
+        yield identity, text
+
+
+def read_messages(
+    field: str,
+    source: ConfigDict,
+    paths: list[File],
+    advance: Advance,
+    otherwise: str = '',
+) -> Iterator[tuple[str, str, list[dict]]]:
+    """Yields (id, place for an error, messages) of chat files.
+
+    Every message has `role` and `content`, which are strings; what else it has
+    is passed on. A `content` in parts of text is joined.
+
+    Args:
+        otherwise: what else than chat files can be given, for an error.
+    """
+    for place, where, record in _read_records(field, paths, advance):
+        messages = record.get('messages')
+        if not isinstance(messages, list) or not messages:
+            raise UserError(
+                f'{where} has no list "messages", it has {names_of(record)}: '
+                f'convert each line to {CHAT}{otherwise}'
+            )
+        messages = [
+            _message(message, f'{where}: messages[{number}]')
+            for number, message in enumerate(messages)
+        ]
+        yield identity_of(record, field, source, where, place), where, messages
+
+
+CHAT = (
+    '{"messages": [{"role": "user", "content": "…"}, '
+    '{"role": "assistant", "content": "…"}]}'
+)
+
+
+def _message(message, where: str) -> dict:
+    """The message with a text as its content."""
+    if not isinstance(message, dict) or not isinstance(message.get('role'), str):
+        raise UserError(
+            f'{where} has no "role" that is a string: write lines of {CHAT}'
+        )
+    content = message.get('content')
+    if isinstance(content, list):
+        return dict(message, content=''.join(_part(part, where) for part in content))
+    if content is None and ('tool_calls' in message or 'function_call' in message):
+        raise UserError(
+            f'{where} calls a tool and has no "content": write the call there as a '
+            'text, or leave this line out'
+        )
+    if not isinstance(content, str):
+        raise UserError(
+            f'{where} has no "content" that is a string: write lines of {CHAT}'
+        )
+    return message
+
+
+def _part(part, where: str) -> str:
+    """The text of a part of a content, {"type": "text", "text": "…"}."""
+    kind = part.get('type') if isinstance(part, dict) else None
+    if kind != 'text' or not isinstance(part.get('text'), str):
+        raise UserError(
+            f'{where} has a part of "content" of the type {kind!r}: only text is read, '
+            'as {"type": "text", "text": "…"}: leave out the part, or this line'
+        )
+    return part['text']
+
+
+def _read_records(
+    field: str, paths: list[File], advance: Advance
+) -> Iterator[tuple[str, str, dict]]:
+    """Yields (place for an id, place for an error, the line's JSON object)."""
+    for file in paths:
+        for number, line in read_lines(file, f'{field}.path', advance):
+            if line.isspace():
+                continue
+            where = f'{field}.path={file.path}: line {number}'
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(
+                    f'{where} is no JSON ({error.msg} at character {error.pos}): give '
+                    'one JSON object a line, and mend or delete this one'
+                ) from error
+            except (ValueError, RecursionError) as error:
+                what = 'has lists in lists without end'
+                if isinstance(error, ValueError):
+                    what = 'holds a number of thousands of digits'
+                raise UserError(f'{where} {what}: mend or delete this line') from error
+            if not isinstance(record, dict):
+                raise UserError(
+                    f'{where} is a JSON {type(record).__name__}: give one JSON object '
+                    'a line, as {"text": "Once upon a time"}'
+                )
+            yield f'{file.name}#{number}', where, record
+
+
+# ---- Parquet
+
+
+def read_parquet(
+    field: str, source: ConfigDict, paths: list[File], advance: Advance
+) -> Iterator[Document]:
+    """One document a row, read a thousand rows at a time."""
+    for file in paths:
+        with _open_parquet(field, source, file) as table:
+            chosen = (source.text_field, source.id_field or 'id')
+            columns = [name for name in table.schema_arrow.names if name in chosen]
+            for row, record in enumerate(_rows(field, file, table, columns)):
+                where = f'{field}.path={file.path}: row {row}'
+                text = text_of(record, field, source, where)
+                place = f'{file.name}#{row}'
+                yield identity_of(record, field, source, where, place), text
+                advance(1)
+
+
+def _rows(field: str, file: File, table, columns: list[str]) -> Iterator[dict]:
+    import pyarrow
+
+    row = 0
+    try:
+        for batch in table.iter_batches(batch_size=1000, columns=columns):
+            for record in batch.to_pylist():
+                yield record
+                row += 1
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise UserError(
+            f'{field}.path={file.path}: damaged after {row} rows '
+            f'({_one_line(error)}): make this file again'
+        ) from error
+
+
+def count_rows(field: str, source: ConfigDict, paths: list[File]) -> int:
+    """The rows of all the files; checks their columns on the way."""
+    total = 0
+    for file in paths:
+        with _open_parquet(field, source, file) as table:
+            total += table.metadata.num_rows
+    return total
+
+
+def _open_parquet(field: str, source: ConfigDict, file: File):
+    """The file as pyarrow's ParquetFile, with the columns that the config names."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.ParquetFile(open_raw(file, f'{field}.path'))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(
+            f'{field}.path={file.path}: not a Parquet file ({_one_line(error)}): '
+            f'give one, or set {field}.kind'
+        ) from error
+    columns = table.schema_arrow.names
+    for option in ('text_field', 'id_field'):
+        name = source[option]
+        if (name or option == 'text_field') and name not in columns:
+            raise UserError(
+                f'{field}.{option}={name}: {file.path} has no such column, it has '
+                f'{", ".join(columns)}'
+            )
+    return table
+
+
+def _one_line(error: Exception) -> str:
+    return ' '.join(str(error).split())

@@ -1,0 +1,173 @@
+"""Where documents come from: one reader for each kind of source.
+
+A document is an id and a text. The id names it for good: the split, the manifest
+and the ledger go by it. It is the record's `id_field`; where that is '', the
+record's field 'id' if it has one; else its place, as 'folder/file.jsonl#12'.
+
+| kind    | path                                       | a document is          |
+|---------|--------------------------------------------|------------------------|
+| tfds    | the name of a dataset, with its config, or | an example             |
+|         | the folder of a prepared one               |                        |
+| text    | files that end in .txt or .md              | a file; see read_text  |
+| jsonl   | .jsonl or .ndjson                          | a line                 |
+| parquet | .parquet                                   | a row                  |
+| chat    | .jsonl or .ndjson, lines with `messages`   | a line's conversation  |
+
+Paths of files are a file, a folder or a glob, local or on `gs://` (any scheme that
+TensorFlow reads); text and JSON lines may be packed as `.gz`.
+"""
+
+import os
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from gptjax.core import storage
+from gptjax.core.console import UserError
+from gptjax.core.files import Advance, File, endings_in, is_remote, list_files
+from gptjax.data.sources.file_source import (
+    count_rows,
+    read_chat,
+    read_jsonl,
+    read_parquet,
+    read_text,
+)
+from gptjax.data.sources.records import Document, Source, valid_unicode
+from gptjax.data.sources.tfds_source import open_tfds
+
+# What a file of each kind is called when a folder is given.
+SUFFIXES = {
+    'text': ('.txt', '.md', '.txt.gz', '.md.gz'),
+    'jsonl': ('.jsonl', '.ndjson', '.jsonl.gz', '.ndjson.gz'),
+    'parquet': ('.parquet',),
+    'chat': ('.jsonl', '.ndjson', '.jsonl.gz', '.ndjson.gz'),
+}
+KINDS = ('tfds', *SUFFIXES)
+
+
+def open_source(name: str, source: ConfigDict, data_dir: str | os.PathLike) -> Source:
+    """Finds a source and says what it is; its documents are read when asked for.
+
+    Args:
+        name: of the source in data.sources.
+        source: its config, of the fields in configs/common.py.
+        data_dir: where our own TFDS builders keep what they make; other TFDS
+            datasets live in TFDS' own folder.
+
+    Raises:
+        UserError: there is no such kind, path, dataset, split or column. While
+            reading: a file, line or record cannot be used, or there is none.
+    """
+    field = f'data.sources.{name}'
+    if source.limit < 0:
+        raise UserError(
+            f'{field}.limit={source.limit}: use a positive number, or 0 for all'
+        )
+    if source.kind == 'tfds':
+        found = open_tfds(field, source, data_dir)
+    elif source.kind in SUFFIXES:
+        paths = list_files(source.path, SUFFIXES[source.kind], f'{field}.path')
+        found = _open_files(field, source, paths)
+    else:
+        raise UserError(
+            f'{field}.kind={source.kind}: no such kind: use {", ".join(KINDS)}'
+        )
+
+    def documents(advance: Advance) -> Iterator[Document]:
+        count = 0
+        for count, (identity, text) in enumerate(found.documents(advance), start=1):
+            yield valid_unicode(identity), valid_unicode(text)
+            if count == source.limit:
+                return
+        if not count:
+            raise UserError(
+                f'{field}.path={source.path}: empty, there is no document in it: give '
+                'a source with text'
+            )
+
+    return found._replace(documents=documents)
+
+
+def describe_files(paths: list[File]) -> dict:
+    """What the manifest says of files: another listing has another fingerprint."""
+    return dict(
+        files=len(paths),
+        bytes=sum(file.size for file in paths),
+        listing=storage.fingerprint([[file.name, file.size] for file in paths]),
+    )
+
+
+def about_files(field: str, source: ConfigDict, paths: list[File]) -> dict:
+    """What the manifest says of a source of files, and of what lies beside them."""
+    endings = endings_in(source.path, f'{field}.path')
+    for suffix in SUFFIXES[source.kind]:
+        del endings[suffix]
+    return dict(
+        licence=source.licence,
+        citation='',
+        **describe_files(paths),
+        passed_over=dict(endings),
+    )
+
+
+def refuse_changed_sources(
+    section: str, sources: ConfigDict, manifest: dict, folder: os.PathLike
+) -> None:
+    """`refuse_changed_files` for each source of files.
+
+    Args:
+        section: 'data.sources'.
+        sources: of that section.
+        manifest: of `folder`, with what `about_files` said of each.
+        folder: that was made from them.
+    """
+    for name, source in sources.items():
+        if source.kind != 'tfds':
+            field, suffixes = f'{section}.{name}.path', SUFFIXES[source.kind]
+            then = manifest['sources'][name]
+            refuse_changed_files(field, source.path, suffixes, then, folder)
+
+
+def refuse_changed_files(
+    field: str,
+    path: str,
+    suffixes: tuple[str, ...],
+    then: dict | None,
+    folder: os.PathLike,
+) -> None:
+    """Raises UserError where files have come, gone or grown since they were read.
+
+    Files that are not on this machine, or far away, are not looked for: a run goes
+    on without them.
+
+    Args:
+        field: the config field that holds the path.
+        path, suffixes: of `list_files`.
+        then: what `describe_files` said when they were read; None: that was not kept.
+        folder: that was made from them.
+    """
+    if is_remote(path):
+        return
+    try:
+        now = describe_files(list_files(path, suffixes, field))
+    except UserError:
+        return
+    if then and now['listing'] != then['listing']:
+        raise UserError(
+            f'{field}={path}: {folder} was made from {then["files"]} files of '
+            f'{then["bytes"]:,} bytes, and now there are {now["files"]} of '
+            f'{now["bytes"]:,}: use another --workdir, or delete {folder}'
+        )
+
+
+def _open_files(field: str, source: ConfigDict, paths: list[File]) -> Source:
+    about = about_files(field, source, paths)
+    total, unit = about['bytes'], 'bytes'
+    if source.kind == 'parquet':
+        total, unit = count_rows(field, source, paths), 'documents'
+    read = dict(text=read_text, jsonl=read_jsonl, parquet=read_parquet, chat=read_chat)[
+        source.kind
+    ]
+    return Source(
+        lambda advance: read(field, source, paths, advance), total, unit, about
+    )

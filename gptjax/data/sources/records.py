@@ -1,0 +1,84 @@
+"""What a source gives, and the id and text of a record in it.
+
+A record is a JSON line, a row of a table or an example of TFDS, as a dict.
+"""
+
+import numbers
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from gptjax.core.console import UserError
+from gptjax.core.files import Advance
+
+Document = tuple[str, str]  # id, text
+SPLITS = ('train', 'validation')
+
+
+class Source(NamedTuple):
+    """A source that was found: its documents are read by `documents(advance)`."""
+
+    documents: Callable[[Advance], Iterator[Document]]
+    total: float  # what `advance` is told adds up to
+    unit: str  # of that: 'documents' or 'bytes'
+    about: dict  # for the manifest: licence, citation, version or files
+
+
+def valid_unicode(text: str) -> str:
+    """Lone surrogates become U+FFFD: JSON and file names hold them, UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+    return text
+
+
+def text_of(record: dict, field: str, source: ConfigDict, where: str) -> str:
+    """The record's `text_field`, or UserError if that is no string.
+
+    Args:
+        field: the source's place in the config, 'data.sources.mine'.
+        where: names the record in an error.
+    """
+    name = source.text_field
+    if name not in record:
+        raise UserError(
+            f'{where} has no field {name!r}, it has {names_of(record)}: set '
+            f'{field}.text_field to one of them'
+        )
+    if not isinstance(record[name], str):
+        raise UserError(
+            f'{where}: {field}.text_field={name} holds a '
+            f'{type(record[name]).__name__}, no string: name another field, or mend '
+            'this line'
+        )
+    return record[name]
+
+
+def identity_of(
+    record: dict, field: str, source: ConfigDict, where: str, place: str
+) -> str:
+    """The record's id: its `id_field`; for '' its 'id' if it has one, or `place`.
+
+    Args:
+        where: names the record in an error.
+    """
+    value = record.get(source.id_field or 'id')
+    if isinstance(value, bytes):
+        value = value.decode('utf-8', errors='replace')
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, str) and value:
+        return value
+    if source.id_field:
+        raise UserError(
+            f'{where}: {field}.id_field={source.id_field} holds no string or whole '
+            f"number, the fields are {names_of(record)}: name another, or '' for none"
+        )
+    return place
+
+
+def names_of(record: dict) -> str:
+    """The names of the record's fields, for an error."""
+    return ', '.join(map(repr, record)) or 'none'

@@ -1,0 +1,255 @@
+"""The stage `best_of`: of n replies the one that a reward likes best.
+
+No weights change, and still the policy does: it is as if replies were drawn from
+another distribution, whose KL to the model's own is at most
+
+    KL = ln n - (n - 1) / n       (Stiennon et al. 2020, appendix G.3)
+
+and exactly that where no two replies score the same. The reward that chooses is the
+proxy (`task.rewards`, a reward model for one), the verifier's judgement the gold, or
+that of another reward model (`best_of.judge`): where the proxy errs, choosing harder
+gains proxy and at some point loses gold.
+"""
+
+import contextlib
+import math
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from gptjax.core import console, storage
+from gptjax.core.console import UserError
+from gptjax.eval import bootstrap, results
+from gptjax.parallel.mesh import make_mesh
+from gptjax.post import reward_functions, rollout
+from gptjax.post.check import check_section
+from gptjax.post.policy_model import computed_as
+from gptjax.post.reward_functions import Reward, make_reward
+from gptjax.post.rollout import Rollout, Sampler, Style
+from gptjax.post.select_replies import make_sampler, style_of
+from gptjax.post.tasks.verifiable_tasks import Item, Task, make_task
+from gptjax.train import config_checks
+from gptjax.train.init_from import load_start
+from gptjax.train.load_model import Trained, fingerprint_of
+
+RESULTS = 'best_of.json'
+PROBLEMS_AT_ONCE = 16
+
+
+class Bench(NamedTuple):
+    """What replies are drawn and judged with.
+
+    items: held-out problems.
+    proxy, gold: rewards; see `judge`.
+    """
+
+    trained: Trained
+    style: Style
+    items: list[Item]
+    proxy: Reward
+    gold: Reward
+
+
+def best_of(config: ConfigDict, workdir: Path) -> dict:
+    """Draws N replies to each held-out problem; writes RUN/best_of.json.
+
+    Args:
+        config: adopted from the run that draws; see `start.adopt`.
+        workdir: RUN.
+
+    Returns:
+        What is written: see `measure`.
+
+    Raises:
+        UserError: the config makes no sense, or there is neither verifier nor judge.
+    """
+    bench = make_bench(config)
+    with contextlib.closing(make_sampler(bench.trained, config.best_of)) as sampler:
+        found = measure(config, bench, sampler)
+    storage.write_json(workdir / RESULTS, found)
+    return found
+
+
+def check_config(config: ConfigDict) -> None:
+    """Refuses a section `best_of` that makes no sense.
+
+    Raises:
+        UserError: it names the field and the fix.
+    """
+    check_section(config.best_of, 'best_of')
+
+
+def make_bench(config: ConfigDict) -> Bench:
+    """The model of `start.run`, held-out problems, and both judges."""
+    check_config(config)
+    mesh = make_mesh(config.mesh)
+    config_checks.check_context(config, mesh)
+    with jax.set_mesh(mesh):
+        trained = computed_as(config, load_start(config, mesh))
+    style = style_of(config, config.best_of, trained.tokenizer, 'best_of')
+    task = make_task(config.task, config.seed, style.fits)
+    return Bench(
+        trained,
+        style,
+        task.held_out(config.best_of.problems),
+        make_reward(config.task, task),
+        judge(config.best_of, task),
+    )
+
+
+def judge(section: ConfigDict, task: Task) -> Reward:
+    """The gold reward: the reward model of `best_of.judge`, or else the verifier.
+
+    Of the verifier it is 1 where it is satisfied, else 0.
+
+    Args:
+        section: the section `best_of`.
+        task: for its verifier.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if section.judge:
+        judged = reward_functions.model(section.judge, 'best_of.judge')
+        return partial(reward_functions.checked, 'best_of.judge', judged)
+    if task.score is None:
+        raise UserError(
+            'task.path has problems without answers, and what the proxy chooses cannot '
+            'be judged: add "answer" to each, or name a reward model that judges in '
+            'best_of.judge'
+        )
+    return partial(reward_functions.checked, 'correct', reward_functions.correct(task))
+
+
+def measure(config: ConfigDict, bench: Bench, sampler: Sampler) -> dict:
+    """The curve of best-of-n, with all that it rests on.
+
+    Returns:
+        `points`, a list with `n`, `kl`, `sqrt_kl`, and means over problems of `proxy`
+        and `gold` with intervals; and what was drawn.
+    """
+    section, N = config.best_of, config.best_of.samples
+    drawn = draw(bench, sampler, N, config.seed, 'best_of')
+    proxy_PN = bench.proxy(drawn.items, drawn.replies).reshape(-1, N)
+    gold_PN = bench.gold(drawn.items, drawn.replies).reshape(-1, N)
+    how = results.Bootstrap(config.eval.resamples, config.eval.level, config.eval.seed)
+    return dict(
+        model=fingerprint_of(bench.trained),
+        step=bench.trained.step,
+        problems=len(bench.items),
+        samples=N,
+        judge=section.judge,
+        temperature=section.temperature,
+        truncation_rate=float(np.mean(drawn.truncated_B)),
+        bootstrap=how._asdict(),
+        points=curve(proxy_PN, gold_PN, how),
+    )
+
+
+def draw(bench: Bench, sampler: Sampler, replies: int, seed: int, name: str) -> Rollout:
+    """Replies to each held-out problem, a function of the seed and the draw's name."""
+    parts = []
+    with console.progress_bar(
+        'drawing replies', len(bench.items), 'problems'
+    ) as advance:
+        for first in range(0, len(bench.items), PROBLEMS_AT_ONCE):
+            some = bench.items[first : first + PROBLEMS_AT_ONCE]
+            words = f'{name} {first}'
+            parts.append(
+                rollout.draw(sampler.complete, bench.style, some, replies, seed, words)
+            )
+            advance(len(some))
+    return rollout.join(parts)
+
+
+def curve(proxy_PN, gold_PN, how: results.Bootstrap) -> list[dict]:
+    """The points of n = 1, 2, 4, … N, with bootstrap intervals over problems.
+
+    Args:
+        proxy_PN: the proxy's scores of N replies to each of P problems.
+        gold_PN: the gold ones of the same.
+        how: resamples and level.
+    """
+    problems, most = np.shape(proxy_PN)
+    sizes = [2**power for power in range(most.bit_length()) if 2**power <= most]
+    columns = dict(items=np.ones(problems))
+    for n in sizes:
+        both_P2 = [
+            best_of_n(*scores, n) for scores in zip(proxy_PN, gold_PN, strict=True)
+        ]
+        columns[f'proxy {n}'], columns[f'gold {n}'] = np.transpose(both_P2)
+    names = [name for name in columns if name != 'items']
+    means = {name: bootstrap.mean_of(name) for name in names}
+    figures = results.figures_of(columns, means, how)
+    return [
+        dict(
+            n=n,
+            kl=kl_of(n),
+            sqrt_kl=math.sqrt(kl_of(n)),
+            proxy=figures[f'proxy {n}'],
+            gold=figures[f'gold {n}'],
+        )
+        for n in sizes
+    ]
+
+
+def best_of_n(proxy_N, gold_N, n: int) -> tuple[float, float]:
+    """What the best of n draws by the proxy scores: (proxy, gold), expected.
+
+    The mean over all subsets of n of the N samples (Nakano et al. 2021, appendix I),
+    which has no bias and less variance than one subset:
+
+        P(the best is at most v) = C(samples at most v, n) / C(N, n)
+
+    Samples of equal proxy are as likely to be taken, so their gold is averaged.
+
+    Args:
+        proxy_N, gold_N: scores of N samples to one problem.
+        n: at most N.
+    """
+    values_K, kind_N, counts_K = np.unique(
+        proxy_N, return_inverse=True, return_counts=True
+    )
+    gold_K = np.bincount(kind_N, np.asarray(gold_N, np.float64)) / counts_K
+    subsets = math.comb(len(proxy_N), n)
+    below_K = np.array(
+        [math.comb(int(count), n) / subsets for count in np.cumsum(counts_K)]
+    )
+    chance_K = np.diff(below_K, prepend=0.0)
+    return float(chance_K @ values_K), float(chance_K @ gold_K)
+
+
+def kl_of(n: int) -> float:
+    """ln n - (n - 1) / n, nats."""
+    return math.log(n) - (n - 1) / n
+
+
+def table(found: Mapping) -> str:
+    """What was found, for the screen."""
+    rows = [['n', 'KL, nats', 'proxy', 'gold']]
+    for point in found['points']:
+        rows.append(
+            [
+                str(point['n']),
+                f'{point["kl"]:.2f}',
+                *(figure_text(point[name]) for name in ('proxy', 'gold')),
+            ]
+        )
+    return '\n'.join(
+        [
+            f'Best of n by the proxy, {found["samples"]} replies to each of '
+            f'{found["problems"]:,} held-out problems, '
+            f'{found["bootstrap"]["level"]:.0%} intervals over problems',
+            results.columns_text(rows),
+        ]
+    )
+
+
+def figure_text(figure: Mapping) -> str:
+    low, high = figure['interval']
+    return f'{figure["value"]:.3f} ({low:.3f} to {high:.3f})'

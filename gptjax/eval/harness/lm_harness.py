@@ -1,0 +1,216 @@
+"""A run as a model of lm-evaluation-harness: for its `simple_evaluate`.
+
+Needs the package lm-eval, which this module imports at once:
+
+    lm_eval.simple_evaluate(model=HarnessModel(subject), tasks=['arc_easy'])
+
+BOS stands before every prompt exactly once, and is the prefix where a text has no
+prompt. Special tokens that a text spells are text; those of the chat template travel
+through the harness, which knows only strings, as Unicode noncharacters (U+FDD0 and on,
+which are for a program's own use and in no text).
+"""
+
+import re
+from collections.abc import Sequence
+
+from lm_eval.api.model import TemplateLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from gptjax.core.console import UserError
+from gptjax.eval.tasks.likelihood import score_pairs, truncated
+from gptjax.eval.tasks.run_task import Subject
+from gptjax.infer.request import Parameters
+
+FIRST_MARK = 0xFDD0  # 32 noncharacters from here
+LAST_MARK = 0xFDEF
+MARKS = re.compile(f'([{chr(FIRST_MARK)}-{chr(LAST_MARK)}])')
+DEFAULT_MAX_TOKENS = 256  # of a task that says nothing, as elsewhere in the harness
+
+
+class HarnessModel(TemplateLM):
+    """The three requests of the harness.
+
+    Args:
+        subject: the model, as tasks see it.
+        add_bos: before prompts. False gives what the harness's own HTTP client
+            gives, which sends tokens of the text alone.
+        max_length: tokens that are read at once, if not the run's context.
+    """
+
+    def __init__(
+        self, subject: Subject, add_bos: bool = True, max_length: int | None = None
+    ):
+        super().__init__()
+        self.subject = subject
+        self.max_length = max_length or subject.context
+        self.add_bos = add_bos
+        self.cut = 0  # requests so far that lost their beginning
+        names = sorted(subject.tokenizer.specials)
+        if len(names) > LAST_MARK - FIRST_MARK + 1:
+            raise ValueError(f'{len(names)} special tokens: there are 32 marks')
+        self._specials = {
+            chr(FIRST_MARK + place): subject.tokenizer.specials[name]
+            for place, name in enumerate(names)
+        }
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.subject.tokenizer.eos_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        return self.subject.tokenizer.bos_id
+
+    @property
+    def tokenizer_name(self) -> str:
+        return f'{self.subject.tokenizer.fingerprint}-{self.subject.template}'
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs
+    ) -> list[int]:
+        """The tokens of a text; BOS before them unless it is not to be, or there is."""
+        tokens = []
+        for part in MARKS.split(string):
+            if part in self._specials:
+                tokens.append(self._specials[part])
+            elif part:
+                tokens += self.subject.tokenizer.encode(part)
+        add = self.add_bos if add_special_tokens is None else add_special_tokens
+        if add and tokens[:1] != [self.prefix_token_id]:
+            return [self.prefix_token_id, *tokens]
+        return tokens
+
+    # ---- likelihood
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        **kwargs,
+    ) -> list[tuple[float, bool]]:
+        """(ln P, is it what greedy decoding writes) of continuations after contexts."""
+        pairs = [(context, after) for _, context, after in requests]
+        self.cut += truncated(pairs, self.max_length)
+        scored = self._score(pairs)
+        answers = [(score.logprob, score.greedy) for score in scored]
+        for (key, _, _), answer in zip(requests, answers, strict=True):
+            self.cache_hook.add_partial('loglikelihood', key, answer)
+        return answers
+
+    def loglikelihood_rolling(
+        self, requests, disable_tqdm: bool = False
+    ) -> list[float]:
+        """ln P of whole texts, in the harness's own windows."""
+        texts = [request.args[0] for request in requests]
+        pairs, owners = [], []
+        for number, text in enumerate(texts):
+            windows = get_rolling_token_windows(
+                token_list=self.tok_encode(text, add_special_tokens=False),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            its = [make_disjoint_window(window) for window in windows]
+            pairs += its
+            owners += [number] * len(its)
+        totals = [0.0] * len(texts)
+        for number, score in zip(owners, self._score(pairs), strict=True):
+            totals[number] += score.logprob
+        for text, total in zip(texts, totals, strict=True):
+            self.cache_hook.add_partial('loglikelihood_rolling', (text,), total)
+        return totals
+
+    def _score(self, pairs):
+        subject = self.subject
+        return score_pairs(
+            subject.scores,
+            pairs,
+            self.max_length,
+            subject.settings.batch_size,
+            subject.tokenizer.pad_id,
+        )
+
+    # ---- generation
+
+    def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
+        """Replies; a prompt that leaves them no room loses its beginning."""
+        prompts, parameters = [], []
+        for request in requests:
+            text, arguments = request.args
+            wanted = parameters_of(arguments, self.max_length)
+            room = self.max_length - wanted.max_tokens
+            tokens = self.tok_encode(text)
+            self.cut += len(tokens) > room
+            prompts.append(tokens[-room:])
+            parameters.append(wanted)
+        replies = [reply.text for reply in self.subject.complete(prompts, parameters)]
+        for request, reply in zip(requests, replies, strict=True):
+            self.cache_hook.add_partial('generate_until', request.args, reply)
+        return replies
+
+    # ---- chat
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The conversation as the run's template has it, without the BOS before it."""
+        from gptjax.data import chat_template
+
+        messages = [
+            dict(message, content=MARKS.sub('\ufffd', message['content']))
+            for message in chat_history
+        ]
+        tokenizer = self.subject.tokenizer
+        tokens = chat_template.prompt_of(
+            messages,
+            tokenizer,
+            self.subject.template,
+            continue_last=not add_generation_prompt,
+        )
+        marks = {token: mark for mark, token in self._specials.items()}
+        text, plain = '', []
+        for token in tokens[tokens[:1] == [tokenizer.bos_id] :]:
+            if token in marks:
+                text += tokenizer.decode(plain) + marks[token]
+                plain = []
+            else:
+                plain.append(token)
+        return text + tokenizer.decode(plain)
+
+
+def parameters_of(arguments: dict, max_length: int) -> Parameters:
+    """How a task wants its replies drawn; at most half of what the model reads.
+
+    Raises:
+        UserError: it asks for something that would change them and is not there.
+    """
+    arguments = dict(arguments)
+    until = arguments.pop('until', None) or ()
+    until = [until] if isinstance(until, str) else until
+    wanted = [
+        arguments.pop(name)
+        for name in ('max_gen_toks', 'max_tokens', 'max_new_tokens')
+        if name in arguments
+    ]
+    sampling = arguments.pop('do_sample', None)
+    temperature = float(arguments.pop('temperature', 0.0) or 0.0)
+    fields = {
+        name: arguments.pop(name)
+        for name in ('top_p', 'top_k', 'min_p', 'repetition_penalty', 'seed')
+        if arguments.get(name) is not None
+    }
+    if arguments.pop('num_beams', 1) != 1:
+        raise UserError('--tasks: a task asks for num_beams: there is no beam search')
+    known = ('stream', 'eos_token_id', 'pad_token_id')  # change nothing here
+    strange = sorted(set(arguments) - set(known))
+    if strange:
+        raise UserError(
+            f'--tasks: a task asks for {", ".join(strange)}: take that out of its '
+            'generation_kwargs'
+        )
+    return Parameters(
+        max_tokens=min(min(wanted, default=DEFAULT_MAX_TOKENS), max_length // 2),
+        temperature=0.0 if sampling is False else temperature,
+        stop=tuple(text for text in until if text),
+        **fields,
+    )

@@ -1,0 +1,78 @@
+"""What weights and a cache of bytes cost: bits per byte, beside the whole numbers."""
+
+import math
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from gptjax.core.console import UserError
+from gptjax.eval.held_out_documents import held_out_texts
+from gptjax.infer.engine import Engine
+from gptjax.infer.request import Parameters
+from gptjax.train.load_model import load_engine
+
+DOCUMENTS = 64  # of the validation split, the first window of each
+
+
+def measure_change(
+    config: ConfigDict,
+    workdir: Path,
+    step: int | None = None,
+    weights: str = 'whole',
+    cache: str = 'whole',
+) -> dict:
+    """Bits per byte of held-out text as an engine computes it, whole and as asked.
+
+    Each document's first window is scored through the engine's own programs, so
+    that the cache is written and read as in a reply. A run that was fine-tuned is
+    asked for documents of the run it began with.
+
+    Returns:
+        `whole` and `changed` bits per byte, `documents` and `bytes`.
+
+    Raises:
+        UserError: RUN has no checkpoint, or no run it came from has validation
+            documents.
+    """
+    texts = held_out_texts(config, workdir, DOCUMENTS)
+    options = dict(slots=1, prefix_bytes=0)
+    whole, changed = (
+        bits_per_byte(load_engine(config, workdir, step, **options, **kept), texts)
+        for kept in (dict(), dict(weights=weights, cache=cache))
+    )
+    return dict(
+        whole=whole[0], changed=changed[0], documents=len(texts), bytes=whole[1]
+    )
+
+
+def bits_per_byte(engine: Engine, texts: list[str]) -> tuple[float, int]:
+    """(bits per byte of the first window of each text, bytes of them all)."""
+    tokenizer, room = engine.tokenizer, engine.context - 1
+    prompts = [[tokenizer.bos_id, *tokenizer.encode(text)[:room]] for text in texts]
+    replies = engine.complete(prompts, Parameters(max_tokens=0, prompt_logprobs=True))
+    tokens = [token for reply in replies for token in reply.prompt[1:]]
+    size = sum(len(tokenizer.bytes_of(token.id)) for token in tokens)
+    return -sum(token.logprob for token in tokens) / math.log(2) / size, size
+
+
+def tell(
+    config: ConfigDict, workdir: Path, step: int | None, weights: str, cache: str
+) -> str | None:
+    """The change in a line, or why it was not measured; None: nothing is in bytes."""
+    if weights == cache == 'whole':
+        return None
+    try:
+        change = measure_change(config, workdir, step, weights, cache)
+    except UserError as error:  # the model can be talked to all the same
+        return f'weights {weights}, cache {cache}: not measured: {error}'
+    return told(change, weights, cache)
+
+
+def told(change: dict, weights: str, cache: str) -> str:
+    """The change in a line."""
+    return (
+        f'weights {weights}, cache {cache}: {change["changed"]:.4f} bits per byte, '
+        f'{change["changed"] - change["whole"]:+.4f} to whole numbers '
+        f'(the first window of {change["documents"]} validation documents, '
+        f'{change["bytes"]:,} bytes)'
+    )

@@ -1,0 +1,87 @@
+"""The last screen: what was made, how good it is, what to type next."""
+
+import sys
+from pathlib import Path
+
+from gptjax.core import run_dir, storage
+from gptjax.eval.report.provenance import stage_of
+from gptjax.eval.report.run_report import BASELINES
+from gptjax.eval.results import short
+
+
+def last_screen(workdir: Path, report: Path) -> str:
+    """A few lines for the terminal about a run directory."""
+    lines = ['', f'Made: {report}']
+    evaluation = workdir / 'eval.json'
+    if evaluation.exists():
+        evaluation = storage.read_json(evaluation)
+        lines += _perplexity(evaluation) if 'results' in evaluation else []
+        lines += _replies(evaluation)
+    shown = _relative(workdir)
+    python = _relative(Path(sys.executable))
+    judges = (workdir / 'ratings').is_dir()  # a reward model: nobody to talk to
+    results = workdir / 'results.json'
+    if not (results.exists() if judges else run_dir.has_checkpoint(workdir)):
+        environment = workdir / 'environment.json'
+        told = storage.read_json(environment) if environment.exists() else {}
+        command = f'{python} -m gptjax {stage_of(told)} --workdir {shown}'
+        return '\n'.join([*lines, '', 'Next: train the model:', '', f'  {command}'])
+    if judges:
+        sft, chosen = (_relative(workdir.parent / name) for name in ('sft', 'select'))
+        lines += [
+            '',
+            'Next: open the report in a browser, and let the reward model choose among '
+            f'the replies of a fine-tuned run, as {sft}:',
+            '',
+            f'  {python} -m gptjax select --config configs/select.py:reward={shown} '
+            f'--workdir {chosen} --config.start.run={sft} '
+            f'--config.task.path={sft}/dialogue',
+        ]
+        return '\n'.join(lines)
+    lines += [
+        '',
+        'Next: open the report in a browser, and talk to the model, in a browser too '
+        'or here:',
+        '',
+        f'  {python} -m gptjax serve --workdir {shown}',
+        f'  {python} -m gptjax chat --workdir {shown}',
+    ]
+    return '\n'.join(lines)
+
+
+def _perplexity(evaluation):
+    results = evaluation['results']
+    documents, text = results['documents'], results['bytes'] / 1e6
+    lines = [
+        '',
+        f'On {documents:,} documents it never saw ({text:.2f} MB), bits per byte:',
+        f'  {short(results["bits_per_byte"]):>6}  this model, step '
+        f'{evaluation["checkpoint_step"]:,} '
+        f'(context {results["context"]}, stride {results["stride"]})',
+    ]
+    for name, label in BASELINES.items():
+        bits = evaluation['baselines']['bits_per_byte'].get(name)
+        if bits is not None:
+            lines.append(f'  {bits:6.3f}  {label}')
+    return lines
+
+
+def _replies(evaluation):
+    task = evaluation.get('tasks', {}).get('dialogue')
+    if not task:
+        return []
+    figure = task['figures']['reply_bits']
+    beside = figure['baselines'].items()
+    return [
+        '',
+        f'On {len(task["items"]):,} replies it never saw, bits per byte:',
+        f'  {short(figure["value"]):>6}  this model, step '
+        f'{evaluation["checkpoint_step"]:,}',
+        *(f'  {short(other["value"]):>6}  {label}' for label, other in beside),
+    ]
+
+
+def _relative(path: Path) -> Path:
+    """The path from here, where that is shorter."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

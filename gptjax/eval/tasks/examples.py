@@ -1,0 +1,233 @@
+"""What is asked of a model: prompts with reference answers, or with choices.
+
+By default from conversations that it was not trained on: the prompt is one up to some
+turn, the reference is the turn that a person wrote next. Or from a file of the user's,
+JSON Lines of one of these two forms (`id` and `stop` may be left out):
+
+    {"prompt": "Q: …\\nA:", "references": [" Paris", " It is Paris"], "stop": ["\\n"]}
+    {"prompt": "The sky is", "choices": [" blue", " green"], "answer": 0}
+
+A prompt that is a text is given as it is, and a choice follows it as it is: the space
+between them is the file's to write. One that is a list of messages (`role` and
+`content`) goes through the run's chat template.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from gptjax.core import storage
+from gptjax.core.console import UserError
+from gptjax.core.hashing import hash_integer
+
+TURN_END = '\n\n'  # between the turns of a conversation, see gptjax/data/conversation
+ROLES = ('system', 'user', 'assistant')
+
+
+class Item(NamedTuple):
+    """One question.
+
+    prompt: a text, or messages (dicts of `role` and `content`).
+    references: right answers; of a generation.
+    choices, answer: the answers to choose from and the place of the right one.
+    stop: a reply ends before the first of these; None: where the template says.
+    """
+
+    id: str
+    prompt: str | list[dict]
+    references: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    answer: int = 0
+    stop: tuple[str, ...] | None = None
+
+    def prompt_hash(self) -> str:
+        """SHA-256 of the prompt, hexadecimal."""
+        return storage.fingerprint(self.prompt)
+
+    def content_hash(self) -> str:
+        """SHA-256 of everything that decides its score, hexadecimal."""
+        return storage.fingerprint(list(self[1:]))
+
+
+# ---- from conversations
+
+
+def reply_items(documents: Sequence[dict], count: int, seed: int) -> list[Item]:
+    """One item of each of `count` conversations: what does a person say next?
+
+    The conversation is cut after a turn of whoever spoke first, drawn by (seed, its
+    id), so an item does not depend on the other documents. Which ones are taken is
+    drawn the same way; 0: all.
+
+    Args:
+        documents: dicts with `id` and `text`, turns apart by an empty line.
+
+    Raises:
+        UserError: there is no document of two turns.
+    """
+    items = []
+    for document in sorted(documents, key=lambda d: hash_integer(seed, d['id'])):
+        turns = [turn for turn in document['text'].split(TURN_END) if turn.strip()]
+        if len(turns) < 2:
+            continue
+        cuts = range(1, len(turns), 2)
+        cut = cuts[hash_integer(seed, 'cut', document['id']) % len(cuts)]
+        prompt = [
+            dict(role=ROLES[1 + place % 2], content=turn)
+            for place, turn in enumerate(turns[:cut])
+        ]
+        items.append(Item(document['id'], prompt, references=(turns[cut],)))
+        if len(items) == count:
+            break
+    if not items:
+        raise UserError(
+            'the validation split has no text of two turns (parts between empty '
+            'lines): use --tasks=perplexity, or a file of your own'
+        )
+    return items
+
+
+def choice_items(replies: Sequence[Item], num_choices: int, seed: int) -> list[Item]:
+    """The same prompts, the true reply among true replies of other conversations.
+
+    Raises:
+        UserError: there are too few different replies.
+    """
+    items = []
+    for item in replies:
+        (truth,) = item.references
+        others = sorted({r.references[0] for r in replies} - {truth})
+        if len(others) < num_choices - 1:
+            raise UserError(
+                f'eval.choices={num_choices}: there are {len(others) + 1} different '
+                f'replies: use a smaller number, or more eval.conversations'
+            )
+        random = np.random.default_rng([seed, hash_integer(seed, 'choices', item.id)])
+        drawn = random.choice(len(others), num_choices - 1, replace=False)
+        answer = int(random.integers(num_choices))
+        choices = [others[place] for place in drawn]
+        choices.insert(answer, truth)
+        items.append(item._replace(references=(), choices=(*choices,), answer=answer))
+    return items
+
+
+def other_references(items: Sequence[Item], seed: int) -> list[str]:
+    """For each item a reference of another one, drawn: what knowing nothing gives."""
+    if len(items) == 1:
+        return ['']
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(items))
+    others = [''] * len(items)
+    for here, there in zip(order, np.roll(order, 1), strict=True):
+        others[here] = items[there].references[0]
+    return others
+
+
+# ---- from a file
+
+
+def read_items(path: Path) -> list[Item]:
+    """The items of a JSON Lines file, all of one form.
+
+    Raises:
+        UserError: the file or a line of it makes no sense, by its number.
+    """
+    try:
+        lines = path.read_bytes().split(b'\n')
+    except OSError as error:
+        raise UserError(f'--tasks: {path}: {error.strerror}: give a file') from error
+    items, forms, seen = [], {}, {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            item = _item(line, f'{path.name}:{number}')
+        except ValueError as error:
+            raise UserError(f'--tasks: {path}: line {number}: {error}') from error
+        forms.setdefault('choices' if item.choices else 'references', number)
+        if len(forms) > 1:
+            raise UserError(
+                f'--tasks: {path}: line {number}: has {[*forms][1]!r}, and line '
+                f'{[*forms.values()][0]} has {[*forms][0]!r}: use one form in a file'
+            )
+        if item.id in seen:
+            raise UserError(
+                f'--tasks: {path}: line {number}: the id {item.id!r} is that of line '
+                f'{seen[item.id]} too: give each its own, or none'
+            )
+        seen[item.id] = number
+        items.append(item)
+    if not items:
+        raise UserError(f'--tasks: {path}: the file is empty: give a line an item')
+    return items
+
+
+def _item(line: bytes, name: str) -> Item:
+    """One line; ValueError with what is wrong and how to mend it."""
+    try:
+        value = json.loads(line.decode('utf-8'))
+    except UnicodeDecodeError as error:
+        raise ValueError(f'no UTF-8 (byte {error.start}): save it as UTF-8') from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'no JSON ({error}): write one object a line') from error
+    if not isinstance(value, dict):
+        raise ValueError('no JSON object: write {"prompt": …}')
+    if 'prompt' not in value:
+        raise ValueError('has no "prompt": add one')
+    prompt = _prompt(value['prompt'])
+    stop = value.get('stop')
+    if stop is not None and not _texts(stop):
+        raise ValueError('"stop" is no list of texts: use ["\\n"]')
+    fixed = dict(
+        id=str(value.get('id', name)),
+        prompt=prompt,
+        stop=None if stop is None else tuple(stop),
+    )
+    if ('references' in value) == ('choices' in value):
+        raise ValueError('needs either "references" or "choices" and "answer"')
+    if 'references' in value:
+        if not _texts(value['references']):
+            raise ValueError('"references" is no list of texts: use ["…"]')
+        return Item(**fixed, references=tuple(value['references']))
+    choices, answer = value['choices'], value.get('answer')
+    if not _texts(choices) or len(choices) < 2:
+        raise ValueError('"choices" is no list of two texts or more')
+    if type(answer) is not int or not 0 <= answer < len(choices):
+        raise ValueError(
+            f'"answer" is {json.dumps(answer)}: use the place of the right choice, '
+            f'0 to {len(choices) - 1}'
+        )
+    return Item(**fixed, choices=tuple(choices), answer=answer)
+
+
+def _prompt(prompt):
+    if isinstance(prompt, str):
+        return prompt
+    fine = isinstance(prompt, list) and prompt
+    for message in prompt if fine else ():
+        fine = (
+            fine
+            and isinstance(message, dict)
+            and set(message) == {'role', 'content'}
+            and message['role'] in ROLES
+            and isinstance(message['content'], str)
+        )
+    if not fine:
+        raise ValueError(
+            '"prompt" is neither a text nor a list of messages: use {"role": "user", '
+            f'"content": "…"}}, roles {", ".join(ROLES)}'
+        )
+    return prompt
+
+
+def _texts(value) -> bool:
+    """Whether it is a list of strings, and not empty."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(text, str) for text in value)
+        and all(value)
+    )

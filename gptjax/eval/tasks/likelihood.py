@@ -1,0 +1,142 @@
+"""How likely a text is after another: one batched forward pass, nothing drawn.
+
+A pair of token lists (before, after) with before `BOS a b` and after `c d` is read as
+`BOS a b c` and scores `c d`. What is longer than the context loses its beginning, and
+where `after` alone is longer, windows move over it:
+
+    context 4, stride 2, before [B a b], after [c d e f g h]
+    window 1  [B  a  b  c]              scores c d
+    window 2        [b  c  d  e]        scores   e f
+    window 3              [d  e  f  g]  scores     g h
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gptjax.core import console
+from gptjax.eval.perplexity import batches_of, pack
+from gptjax.kernels.cross_entropy import number_of_chunks, strided_chunks
+from gptjax.models import gpt
+from gptjax.parallel.sharding import batch_sharding
+
+LOGIT_TOKENS = 1024  # of which a vocabulary of 50,000 makes 200 MB of logits
+
+
+class Scored(NamedTuple):
+    """ln P of a text after another, and whether greedy decoding would write it."""
+
+    logprob: float
+    greedy: bool
+
+
+def token_scores(trained, mesh):
+    """A function from a batch to (ln P of its targets, are they the likeliest).
+
+    (B, T) float32 and (B, T) bool, of a batch as training has it.
+    """
+
+    place = batch_sharding(mesh)
+
+    def scores(batch):
+        batch = jax.device_put(batch, place)
+        with jax.set_mesh(mesh):
+            return batch_scores(trained.settings, trained.params, batch)
+
+    return scores
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def batch_scores(settings, params, batch, chunk=LOGIT_TOKENS):
+    """The scores of `token_scores`, `chunk` tokens of logits alive at a time."""
+    model = gpt.bind(settings, params)
+    hidden = model.hidden(batch['inputs'], batch['segments'], batch['positions'])
+    targets = batch['targets'].reshape(hidden.shape[:-1])
+
+    def of_tokens(part):
+        hidden, targets = part
+        logits = model.logits(hidden)
+        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        likeliest = chosen >= jnp.max(logits, axis=-1)
+        return chosen - jax.nn.logsumexp(logits, axis=-1), likeliest
+
+    axis, chunks = targets.ndim - 1, number_of_chunks(targets.shape, chunk)
+    parts = [strided_chunks(x, axis, chunks) for x in (hidden, targets)]
+    found = jax.lax.map(of_tokens, parts)
+    return tuple(jnp.moveaxis(x, 0, -1).reshape(batch['targets'].shape) for x in found)
+
+
+def score_pairs(
+    scores: Callable[[dict], tuple],
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    context: int,
+    batch_size: int,
+    pad_id: int,
+    label: str = 'scoring',
+) -> list[Scored]:
+    """Every `after`'s likelihood given its `before`, in order.
+
+    Args:
+        scores: as `token_scores` makes it.
+        pairs: (before, after) token ids; before has at least one (as a rule BOS). An
+            empty after has probability 1.
+        context: tokens that the model reads at once.
+        batch_size: rows in a batch.
+        pad_id: fills rows.
+        label: of the progress bar.
+    """
+    streams = [np.array([*before, *after], np.int32) for before, after in pairs]
+    windows = [
+        (number, *window)
+        for number, (before, after) in enumerate(pairs)
+        for window in _windows(len(before), len(after), context)
+    ]
+    logprobs = np.zeros(len(pairs))
+    misses = np.zeros(len(pairs))
+    rows = pack(windows, context)
+    with console.progress_bar(label, len(rows), 'rows') as advance:
+        pending, left = None, len(rows)
+        for batch, owners in batches_of(streams, rows, context, batch_size, pad_id):
+            pending, settled = (scores(batch), owners), pending
+            _settle(logprobs, misses, settled)
+            advance(min(batch_size, left))
+            left -= batch_size
+        _settle(logprobs, misses, pending)
+    return [
+        Scored(float(p), not missed) for p, missed in zip(logprobs, misses, strict=True)
+    ]
+
+
+def truncated(pairs: Iterable[tuple[Sequence, Sequence]], context: int) -> int:
+    """How many pairs are longer than the context, and so lose their beginning."""
+    return sum(len(before) + len(after) - 1 > context for before, after in pairs)
+
+
+def _windows(before: int, after: int, context: int):
+    """(first input, first scored, end) of each window, in inputs, ends exclusive."""
+    inputs, scored = before + after - 1, before - 1
+    if after <= context:
+        return [(max(0, inputs - context), scored, inputs)] if after else []
+    windows = []
+    stride = max(context // 2, 1)
+    while scored < inputs:
+        end = min(scored + stride, inputs)
+        windows.append((max(0, end - context), scored, end))
+        scored = end
+    return windows
+
+
+def _settle(logprobs, misses, settled):
+    """Adds a batch's scored targets to their pairs, in float64."""
+    if settled is None:
+        return
+    (batch_logprobs, likeliest), owners = settled
+    scored = owners >= 0
+    size = len(logprobs)
+    its = owners[scored]
+    logprobs += np.bincount(its, np.asarray(batch_logprobs)[scored], minlength=size)
+    misses += np.bincount(its, ~np.asarray(likeliest)[scored], minlength=size)

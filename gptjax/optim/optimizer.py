@@ -1,0 +1,182 @@
+"""The optimiser of a run: clip, direction, weight decay, learning rate, EMA."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gptjax.core.console import UserError
+from gptjax.models.linear import INPUT_AXES
+from gptjax.optim import update_rules
+from gptjax.optim.schedules import make_schedule
+
+OPTIMIZERS = ('adamw', 'adafactor', 'lion', 'muon')
+
+
+def make_optimizer(config, params) -> optax.GradientTransformation:
+    """The transformation that `config.optim` describes.
+
+        g <- g min(1, clip_norm / |g|)
+        u <- direction(g) + weight_decay w       (decay where `is_decayed`)
+        w <- w - peak schedule(step) u           (peak of `peak_learning_rate`)
+
+    Args:
+        config: the whole config; `optim` and `train.num_steps` are read.
+        params: the nested dict of parameters, or of their `ShapeDtypeStruct`s.
+
+    Raises:
+        UserError: the optimiser or the schedule is unknown, or a field of theirs
+            makes no sense.
+    """
+    optim = config.optim
+    _check(optim)
+    schedule = make_schedule(optim, config.train.num_steps)
+    peaks = jax.tree_util.tree_map_with_path(
+        lambda path, _: peak_learning_rate(optim, path), params
+    )
+    decayed = jax.tree_util.tree_map_with_path(is_decayed, params)
+    _check_matrices(params)
+
+    steps = []
+    if optim.clip_norm:
+        steps.append(optax.clip_by_global_norm(optim.clip_norm))
+    steps.append(_direction(optim, params))
+    if optim.weight_decay:
+        steps.append(optax.add_decayed_weights(optim.weight_decay, decayed))
+    steps.append(_scale_by_tree(peaks))
+    steps.append(optax.scale_by_schedule(lambda step: -schedule(step)))
+    if optim.ema:
+        steps.append(track_ema(optim.ema))
+    return optax.chain(*steps)
+
+
+def make_learning_rate(config) -> Callable[[int], jax.Array]:
+    """From a step to its learning rate; with 'muon' that of what is no matrix."""
+    schedule = jax.jit(make_schedule(config.optim, config.train.num_steps))
+    return lambda step: config.optim.learning_rate * schedule(step)
+
+
+def peak_learning_rate(optim, path) -> float:
+    """The peak learning rate of the parameter at a key path."""
+    if optim.name == 'muon' and update_rules.is_matrix(path):
+        return optim.matrix_learning_rate
+    scales = {'embed': optim.embedding_scale, 'head': optim.head_scale}
+    return optim.learning_rate * scales.get(path[0].key, 1.0)
+
+
+def is_decayed(path, param) -> bool:
+    """Whether weights decay: matrices and embeddings do, vectors do not.
+
+    The axis L that stacks the layers does not count, and a bias is a vector
+    though attention shapes it (N, H).
+    """
+    axes = param.ndim - any(key.key == 'layers' for key in path)
+    return axes >= 2 and not path[-1].key.endswith('bias')
+
+
+class EmaState(NamedTuple):
+    count: jax.Array  # int32, updates so far
+    average: optax.Params  # the parameters' tree, shapes and dtypes
+
+
+def track_ema(decay: float) -> optax.GradientTransformation:
+    """Leaves updates alone and averages the parameters they lead to.
+
+        average <- d average + (1 - d) w,    d = min(decay, (1 + n) / (10 + n))
+
+    at update n = 1, 2, …: the first averages are short, so that they forget the
+    initial weights. It has to be the last of a chain.
+    """
+
+    def init(params):
+        # A copy: one buffer twice in a state could not be donated.
+        return EmaState(jnp.zeros([], jnp.int32), jax.tree.map(jnp.copy, params))
+
+    def update(updates, state, params):
+        count = optax.safe_increment(state.count)
+        rate = jnp.minimum(decay, (1 + count) / (10 + count))
+
+        def mix(average, param, change):
+            return (rate * average + (1 - rate) * (param + change)).astype(param.dtype)
+
+        average = jax.tree.map(mix, state.average, params, updates)
+        return updates, EmaState(count, average)
+
+    return optax.GradientTransformation(init, update)
+
+
+def at_step(opt_state, step):
+    """The optimizer's state with the schedule at `step`; all else stays.
+
+    optax counts the updates that were made. The schedule follows the steps, so that
+    one that is left out, as it was not finite, does not delay the decay.
+
+    Args:
+        opt_state: of `make_optimizer`, or of any optax transformation.
+        step: int32 scalar, the number of the next update.
+    """
+
+    def move(state):
+        return state._replace(count=step) if _is_schedule(state) else state
+
+    return jax.tree.map(move, opt_state, is_leaf=_is_schedule)
+
+
+def ema_params(opt_state, params):
+    """The weights to evaluate: the average where one is kept, else `params`."""
+    for state in opt_state:
+        if isinstance(state, EmaState):
+            return state.average
+    return params
+
+
+def _is_schedule(state) -> bool:
+    return isinstance(state, optax.ScaleByScheduleState)
+
+
+def _direction(optim, params):
+    if optim.name == 'adamw':
+        return update_rules.adamw(optim)
+    if optim.name == 'adafactor':
+        return update_rules.adafactor(params)
+    if optim.name == 'lion':
+        return update_rules.lion(optim)
+    return update_rules.muon(optim, params)
+
+
+def _scale_by_tree(factors):
+    """Multiplies each update by its own number."""
+
+    def scale(updates, params):
+        del params
+        return jax.tree.map(lambda update, factor: factor * update, updates, factors)
+
+    return optax.stateless(scale)
+
+
+def _check_matrices(params):
+    """Refuses a matrix of the layers that Muon, LoRA and the FLOP count would miss."""
+    for path, param in jax.tree_util.tree_leaves_with_path(params):
+        names = {key.key for key in path}  # LoRA's end with 'a' or 'b'
+        matrix = 'layers' in names and is_decayed(path, param)
+        assert not matrix or names & INPUT_AXES.keys(), (
+            f'{jax.tree_util.keystr(path)} is a matrix of the layers that is not in '
+            'INPUT_AXES of gptjax/models/linear.py: add it there'
+        )
+
+
+def _check(optim):
+    if optim.name not in OPTIMIZERS:
+        raise UserError(
+            f'optim.name={optim.name}: unknown: use one of ' + ', '.join(OPTIMIZERS)
+        )
+    for field in ('beta1', 'beta2', 'momentum', 'ema'):
+        if not 0 <= optim[field] < 1:
+            raise UserError(
+                f'optim.{field}={optim[field]}: use a number from 0 to below 1'
+            )
+    for field in ('learning_rate', 'matrix_learning_rate', 'clip_norm', 'weight_decay'):
+        if not optim[field] >= 0:
+            raise UserError(f'optim.{field}={optim[field]}: use 0 or a positive number')

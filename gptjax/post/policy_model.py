@@ -1,0 +1,117 @@
+"""What a policy trains, and how a model is made of it: whole, or by LoRA.
+
+Whole, the policy begins as a copy of the weights that the run starts from, and these
+stay as the reference. Under LoRA only A and B are trained, and the reference's weights
+are the policy's too: there is one copy of them. PPO's critic stands beside either.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from gptjax.core.console import UserError
+from gptjax.models import critic, lora
+from gptjax.optim.optimizer import EmaState
+from gptjax.train.load_model import Trained, adapts, trained_part
+
+
+def computed_as(config: ConfigDict, trained: Trained) -> Trained:
+    """A model that computes as `config.model` says, be it another's than the run's.
+
+    Its numbers are compared with those of what is trained, which computes so: in
+    another dtype a policy that has not moved would be off its reference.
+    """
+    computed = {name: config.model[name] for name in ('dtype', 'remat', 'unroll')}
+    settings = FrozenConfigDict({**trained.settings.to_dict(), **computed})
+    return trained._replace(settings=settings)
+
+
+class Actor(NamedTuple):
+    """Functions between what is trained, the reference, and a model's parameters.
+
+    shapes, axes: of what is trained.
+    init: from the reference, a key and, if PPO's critic begins as one, a reward model's
+        parameters to what is trained.
+    compute: from (what is trained, the reference) to parameters that a model is
+        bound to, inside a jitted function; no second copy is made.
+    plain: the same as arrays of their own, for the engine.
+    """
+
+    shapes: Any
+    axes: Any
+    init: Callable
+    compute: Callable
+    plain: Callable
+
+
+def of_critic_alone(optimizer: optax.GradientTransformation):
+    """The same, but neither the policy nor its average moves.
+
+    Without a gradient a policy stays where it is, save for what weight decay does.
+    """
+
+    def still(tree, before):
+        return {**tree, **critic.policy_of(before)}
+
+    def update(gradients, state, params):
+        updates, new = optimizer.update(gradients, state, params)
+        zeros = jax.tree.map(jnp.zeros_like, critic.policy_of(updates))
+        new = [
+            its._replace(average=still(its.average, old.average))
+            if isinstance(its, EmaState)
+            else its
+            for its, old in zip(new, state, strict=True)
+        ]
+        return still(updates, zeros), tuple(new)
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def make_actor(config: ConfigDict, settings: FrozenConfigDict) -> Actor:
+    """The actor of a config, by its sections `lora` and `ppo`.
+
+    Raises:
+        UserError: LoRA with a critic that is a network of its own.
+    """
+    shapes, axes = trained_part(config, settings)
+    kind = config.ppo.critic if 'ppo' in config else None
+    if not adapts(config):
+
+        def init(reference, key, reward=None):
+            del key
+            if kind:
+                return critic.init(settings, kind, reference, reward)
+            return jax.tree.map(jnp.copy, reference)
+
+        whole = lambda params, reference: critic.policy_of(params)
+        return Actor(shapes, axes, init, compute=whole, plain=whole)
+
+    if kind == 'network':
+        raise UserError(
+            f'ppo.critic=network and lora.rank={config.lora.rank}: a network of its '
+            'own is trained as a whole: use ppo.critic=head, or lora.rank=0'
+        )
+    scale = lora.scale_of(config.lora)
+
+    def init_adapters(reference, key):
+        del reference
+        head = critic.init(settings, kind, {}) if kind else {}
+        return {**lora.init_params(settings, config.lora, key), **head}
+
+    return Actor(
+        shapes,
+        axes,
+        init_adapters,
+        compute=lambda params, reference: lora.adapt(
+            reference, critic.policy_of(params), scale
+        ),
+        plain=jax.jit(
+            lambda params, reference: lora.merge(
+                reference, critic.policy_of(params), scale
+            )
+        ),
+    )

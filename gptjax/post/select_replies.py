@@ -1,0 +1,307 @@
+"""The stage `select`: what is best among a model's own replies, to train on.
+
+    RUN/replies/00000.jsonl …       every reply drawn, with its score
+    RUN/selected/chats.jsonl        conversations for `sft`: rejection sampling
+    RUN/selected/pairs.jsonl        preferences for `dpo` and `reward`
+    RUN/selected/manifest.json      counts
+
+By a verifier (`select.by='verifier'`) right replies are kept, and a right one with a
+wrong one to the same problem is a pair (Zelikman et al. 2022; Yuan et al. 2023). By
+rewards, those of `task.rewards`, the best are kept, and the best with the worst is a
+pair. Replies are a function of the weights, the seed and the problem's place; a run
+that is killed goes on after the last file of replies that is whole.
+"""
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from gptjax.core import artifact, console, run_dir, storage
+from gptjax.core.console import UserError
+from gptjax.parallel.mesh import make_mesh
+from gptjax.post import rollout
+from gptjax.post.check import check_section
+from gptjax.post.policy_model import computed_as
+from gptjax.post.reply_choice import Drawn, best_and_worst, right_and_wrong, turned
+from gptjax.post.reward_functions import (
+    Reward,
+    make_reward,
+    rewards_fingerprint,
+    verifier,
+)
+from gptjax.post.rollout import Sampler, Style
+from gptjax.post.tasks.verifiable_tasks import (
+    Item,
+    Task,
+    make_task,
+    problems_fingerprint,
+)
+from gptjax.train import config_checks
+from gptjax.train.init_from import load_start
+from gptjax.train.load_model import Trained, fingerprint_of
+
+PROBLEMS_AT_ONCE = 64  # in a file of replies
+BY = ('verifier', 'reward')
+MADE = ('chats.jsonl', 'pairs.jsonl')
+
+
+def select(config: ConfigDict, workdir: Path) -> dict:
+    """Draws, scores and chooses; makes RUN/selected and returns its manifest.
+
+    Args:
+        config: adopted from the run that draws; see `start.adopt`.
+        workdir: RUN.
+
+    Raises:
+        UserError: the config makes no sense, a reward fails, or nothing was kept.
+    """
+    section = config.select
+    check_config(config)
+    mesh = make_mesh(config.mesh)
+    config_checks.check_context(config, mesh)
+    with jax.set_mesh(mesh):
+        trained = computed_as(config, load_start(config, mesh))
+    settings = _settings(config, trained)
+    manifest = artifact.finished(workdir / 'selected', settings, needs=MADE)
+    if manifest is not None:
+        return manifest
+
+    style = style_of(config, section, trained.tokenizer, 'select')
+    task = make_task(config.task, config.seed, style.fits)
+    items = distinct(task, section.problems)
+    score = score_of(config, task)
+    drawn = draw(config, workdir, trained, style, items, score, settings)
+    choose = best_and_worst if section.by == 'reward' else right_and_wrong
+    choices = [choose(replies, section.keep, section.pairs) for replies in drawn]
+    return _write(config, workdir, settings, items, drawn, choices)
+
+
+def check_config(config: ConfigDict) -> None:
+    """Refuses a section `select` that makes no sense.
+
+    Raises:
+        UserError: it names the field and the fix.
+    """
+    section = config.select
+    if section.by not in BY:
+        raise UserError(f'select.by={section.by}: use {" or ".join(BY)}')
+    check_section(section, 'select')
+
+
+def style_of(config: ConfigDict, section: ConfigDict, tokenizer, field: str) -> Style:
+    """How prompts are written and replies are drawn, by a section of that name.
+
+    Raises:
+        UserError: no such length, or a template without an end of turn.
+    """
+    if config.chat.template != 'turns':
+        raise UserError(
+            f'chat.template={config.chat.template}: replies must end with a token of '
+            "their own: start from a run of the stage sft, whose template is 'turns'"
+        )
+    context = config.data.context
+    if not 1 <= section.max_tokens < context:
+        raise UserError(
+            f'{field}.max_tokens={section.max_tokens}: use at least 1, and less than '
+            f'data.context={context}'
+        )
+    return Style(tokenizer, 'turns', context, section.max_tokens, section.temperature)
+
+
+def make_sampler(trained: Trained, section: ConfigDict) -> Sampler:
+    """An engine that draws replies of a model, as many at once as the section says."""
+    return Sampler(
+        trained.settings,
+        trained.params,
+        trained.tokenizer,
+        slots=section.slots,
+        tensor=section.generation_tensor,
+    )
+
+
+def distinct(task: Task, wanted: int) -> list[Item]:
+    """The first `wanted` training problems, each once; fewer where there are fewer."""
+    items = {}
+    for index in range(wanted):
+        item = task.train(index)
+        if item.id in items:  # once through all of them
+            break
+        items[item.id] = item
+    return list(items.values())
+
+
+def score_of(config: ConfigDict, task: Task) -> Reward:
+    """What replies are chosen by: the verifier, or the rewards of `task.rewards`."""
+    if config.select.by == 'reward':
+        return make_reward(config.task, task)
+    if task.score is None:
+        raise UserError(
+            'select.by=verifier needs answers, and task.path has problems without: add '
+            '"answer" to each, or use select.by=reward with a reward model'
+        )
+    return verifier(task.score)
+
+
+# ---- drawing
+
+
+def draw(
+    config: ConfigDict,
+    workdir: Path,
+    trained: Trained,
+    style: Style,
+    items: Sequence[Item],
+    score: Reward,
+    settings: dict,
+) -> list[list[Drawn]]:
+    """The replies to each item: those in RUN/replies, and the rest drawn now."""
+    section = config.select
+    drawing = {k: v for k, v in settings.items() if k not in CHOOSING}
+    about = storage.fingerprint(drawing)
+    found = []
+    with contextlib.ExitStack() as stack:
+        sampler = None
+        advance = stack.enter_context(
+            console.progress_bar('drawing replies', len(items), 'problems')
+        )
+        for number, first in enumerate(range(0, len(items), PROBLEMS_AT_ONCE)):
+            path = workdir / 'replies' / f'{number:05d}.jsonl'
+            some = items[first : first + PROBLEMS_AT_ONCE]
+            replies = _read(path, about)
+            if replies is None:
+                if sampler is None:
+                    sampler = make_sampler(trained, section)
+                    stack.enter_context(contextlib.closing(sampler))
+                drawn = rollout.draw(
+                    sampler.complete, style, some, section.replies, config.seed, number
+                )
+                replies = _scored(drawn, score, section.replies)
+                _write_replies(path, about, some, replies)
+            found += replies
+            advance(len(some))
+    return found
+
+
+def _scored(drawn, score, replies):
+    scores = score(drawn.items, drawn.replies)
+    flat = [
+        Drawn(text, float(its), not truncated)
+        for text, its, truncated in zip(
+            drawn.replies, scores, drawn.truncated_B, strict=True
+        )
+    ]
+    return [flat[first : first + replies] for first in range(0, len(flat), replies)]
+
+
+def _write_replies(path, about, items, replies):
+    lines = [dict(about=about)]
+    for item, its in zip(items, replies, strict=True):
+        lines.append(dict(id=item.id, replies=[list(reply) for reply in its]))
+    storage.write_text(path, _lines(lines))
+
+
+def _read(path, about):
+    """The replies of a file that was drawn in the same way; else None."""
+    if not path.exists():
+        return None
+    lines = path.read_text(encoding='utf-8').split('\n')[:-1]
+    if json.loads(lines[0])['about'] != about:
+        return None
+    return [
+        [Drawn(*reply) for reply in json.loads(line)['replies']] for line in lines[1:]
+    ]
+
+
+# ---- writing
+
+
+def _write(config, workdir, settings, items, drawn, choices):
+    section = config.select
+    chats, pairs, turned_pairs = [], [], 0
+    for item, choice in zip(items, choices, strict=True):
+        prompt = list(item.messages)
+        for text in choice.kept:
+            reply = dict(role='assistant', content=text)
+            # Of one id: `sft` splits by it, so no problem is on both sides.
+            chats.append(dict(id=item.id, messages=[*prompt, reply]))
+        for number, (better, worse) in enumerate(choice.pairs):
+            if turned(section.noise, 'turned', config.seed, item.id, number):
+                better, worse, turned_pairs = worse, better, turned_pairs + 1
+            pairs.append(dict(prompt=prompt, chosen=better, rejected=worse))
+    replies = [reply for its in drawn for reply in its]
+    counts = dict(
+        problems=len(items),
+        replies=len(replies),
+        truncated=sum(not reply.ended for reply in replies),
+        kept=len(chats),
+        pairs=len(pairs),
+        turned=turned_pairs,
+        skipped=dict(Counter(choice.why for choice in choices if choice.why)),
+        mean_score=sum(reply.score for reply in replies) / len(replies),
+    )
+    if section.by == 'verifier':
+        counts['right'] = sum(reply.score >= 1 for reply in replies)
+    if not chats and not pairs:
+        raise UserError(
+            f'select: nothing is left of {len(replies):,} replies to {len(items):,} '
+            f'problems ({_told(counts["skipped"])}): start from a better model, or '
+            'draw more (select.replies, select.problems)'
+        )
+    with artifact.draft(workdir / 'selected') as path:
+        storage.write_text(path / 'chats.jsonl', _lines(chats))
+        storage.write_text(path / 'pairs.jsonl', _lines(pairs))
+        manifest = dict(
+            inputs=storage.fingerprint(settings),
+            settings=settings,
+            **counts,
+            sha256={
+                name.removesuffix('.jsonl'): storage.sha256_of_file(path / name)
+                for name in MADE
+            },
+        )
+        storage.write_json(path / artifact.MANIFEST, manifest)
+    return manifest
+
+
+def describe(manifest: dict) -> str:
+    """A line about RUN/selected."""
+    right = f', {manifest["right"]:,} right' if 'right' in manifest else ''
+    skipped = _told(manifest['skipped'])
+    return (
+        f'selected: of {manifest["replies"]:,} replies to {manifest["problems"]:,} '
+        f'problems{right}: {manifest["kept"]:,} kept, {manifest["pairs"]:,} pairs; no '
+        f'pair of {skipped or "no problem"}'
+    )
+
+
+def _told(skipped):
+    return ', '.join(f'{count:,} {why}' for why, count in sorted(skipped.items()))
+
+
+def _lines(values):
+    return ''.join(json.dumps(value, ensure_ascii=False) + '\n' for value in values)
+
+
+def _settings(config: ConfigDict, trained: Trained) -> dict:
+    """What decides RUN/selected, as JSON values by their names."""
+    values = {'seed': config.seed, 'start': fingerprint_of(trained)}
+    values['data.context'] = config.data.context
+    values['problems'] = problems_fingerprint(config.task)
+    values['rewards'] = rewards_fingerprint(config.task)
+    for name, section in (('select', config.select), ('task', config.task)):
+        for field, value in run_dir.to_json(section).items():
+            if f'{name}.{field}' not in IRRELEVANT:
+                values[f'{name}.{field}'] = value
+    return values
+
+
+CHOOSING = ('select.keep', 'select.pairs', 'select.noise')  # needs no new replies
+IRRELEVANT = (
+    *('select.slots', 'select.generation_tensor'),
+    *('task.demonstrations', 'task.validation', 'task.held_out', 'task.samples'),
+)

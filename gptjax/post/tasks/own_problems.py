@@ -1,0 +1,190 @@
+"""Problems of your own: a file of them, or the prompts of a folder of conversations.
+
+What is left out, as it is there twice or does not fit, is counted in a line.
+"""
+
+import json
+from bisect import bisect_left
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from gptjax.core import storage
+from gptjax.core.console import UserError
+from gptjax.data.conversations import conversation_of, one_reply_each
+from gptjax.parallel.multihost import say
+from gptjax.post.tasks.problem import PARTS, Item, part_of
+
+CONVERSATIONS = ('train.jsonl', 'validation.jsonl')  # in a folder of them
+
+
+# ---- a file
+
+
+def file_task(section, fits):
+    """(`first(part, n)`, score) of a JSON Lines file, as `read_items` has it."""
+    path = Path(section.path).expanduser()
+    parts = {part: [] for part in PARTS}
+    items, equal = read_items(path)
+    for item in items:
+        if fits(item.messages):
+            parts[part_of(item.id, section.held_out_fraction)].append(item)
+    for part, its in parts.items():
+        if not its:
+            raise UserError(
+                f'task.path={path}: no problem that fits the context is in the part '
+                f'{part}: give more, or change task.held_out_fraction'
+            )
+    say(told(section, parts, len(items), equal))
+    answers = all(item.answer for its in parts.values() for item in its)
+    return lambda part, n: parts[part][:n], _equals if answers else None
+
+
+def told(section: ConfigDict, parts: dict, read: int, equal: int) -> str:
+    """A line about problems, and those that are left out.
+
+    Args:
+        section: the task section.
+        parts: of those that fit.
+        read: problems that differ, whether they fit or not.
+        equal: others, of the same content as one of them.
+    """
+    sizes = {part: len(items) for part, items in parts.items()}
+    train = min(sizes['train'], section.problems)
+    left_out = {
+        'equal': equal,
+        'too long': read - sum(sizes.values()),
+        f'beyond task.problems={section.problems:,}': sizes['train'] - train,
+    }
+    return (
+        f'problems: {train:,} to train on, {sizes["validation"]:,} to choose by, '
+        f'{sizes["held_out"]:,} held out'
+        + ''.join(f', {count:,} {why}' for why, count in left_out.items() if count)
+    )
+
+
+def _equals(item, reply):
+    return float(reply.strip() == item.answer.strip())
+
+
+def read_items(path: Path) -> tuple[list[Item], int]:
+    """(the problems of a JSON Lines file, each once; lines that were equal to one).
+
+    A line is `{"prompt": "…", "answer": "…"}`, or has `messages` in place of
+    `prompt`; the answer may be left out. Where the messages end with the assistant's,
+    that is the answer.
+
+    Raises:
+        UserError: the file or a line makes no sense, by its number, or two lines have
+            one prompt and different answers.
+    """
+    try:
+        lines = path.read_text(encoding='utf-8').split('\n')
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'task.path={path}: {error}: give a JSON Lines file') from error
+    items, numbers, equal = {}, {}, 0
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                item = _read_item(line)
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise UserError(
+                    f'task.path={path}: line {number}: {error}: write {{"prompt": '
+                    '"…", "answer": "…"}, or "messages" for "prompt"'
+                ) from error
+            same = items.setdefault(item.id, item)
+            if same.answer != item.answer:
+                raise UserError(
+                    f'task.path={path}: lines {numbers[item.id]} and {number} have '
+                    'one prompt and different answers: keep one of them'
+                )
+            equal += item.id in numbers
+            numbers.setdefault(item.id, number)
+    if not items:
+        raise UserError(f'task.path={path}: the file is empty: give a line a problem')
+    return list(items.values()), equal
+
+
+def _read_item(line):
+    value = json.loads(line)
+    if not isinstance(value, dict) or not {'prompt', 'messages'} & value.keys():
+        raise ValueError('has neither "prompt" nor "messages"')
+    answer = value.get('answer', '')
+    messages = value.get('messages')
+    if messages is None:
+        messages = [dict(role='user', content=value['prompt'])]
+    messages = [dict(role=m['role'], content=m['content']) for m in messages]
+    if messages and messages[-1]['role'] == 'assistant':
+        *messages, last = messages
+        answer = answer or last['content']
+    for message in messages:
+        if message['role'] not in ('system', 'user', 'assistant'):
+            raise ValueError(
+                f'role {message["role"]!r} (use system, user or assistant)'
+            )
+        if not isinstance(message['content'], str):
+            raise ValueError('"content" is no text')
+    if not messages or not isinstance(answer, str):
+        raise ValueError('has no message to reply to, or an answer that is no text')
+    return Item(storage.fingerprint(messages)[:16], tuple(messages), answer, value)
+
+
+# ---- a folder of conversations
+
+
+def folder_task(section, fits):
+    """`first(part, n)` of what stood before replies of the assistant's.
+
+    One reply of each conversation is chosen, as evaluation chooses it. What does not
+    fit loses its oldest messages. Validation and held-out problems halve
+    validation.jsonl between them, by conversation: what fits may differ.
+    """
+    folder = Path(section.path).expanduser()
+    parts, seen, equal, too_long = {part: [] for part in PARTS}, set(), 0, 0
+    for name in reversed(CONVERSATIONS):  # what is held out is not trained on
+        for view, prompt, _ in _replies(folder / name):
+            messages = _newest(prompt, fits)
+            item = Item(storage.fingerprint(messages)[:16], messages)
+            equal += item.id in seen
+            too_long += not messages
+            if messages and item.id not in seen:
+                conversation = conversation_of(view)
+                part = 'train' if name == 'train.jsonl' else part_of(conversation, 0.5)
+                parts[part].append(item)
+                seen.add(item.id)
+    for part, items in parts.items():
+        if not items:
+            raise UserError(
+                f'task.path={folder}: no conversation that fits the context is in the '
+                f'part {part}: give more, or lower max_tokens of replies'
+            )
+    say(told(section, parts, len(seen) + too_long, equal))
+    return lambda part, n: parts[part][:n]
+
+
+def _replies(path):
+    try:
+        with open(path, encoding='utf-8') as lines:
+            views = [json.loads(line) for line in lines if line.strip()]
+        return one_reply_each(views, 0, 0)
+    except UserError as error:
+        raise UserError(
+            f'task.path={path}: no conversation has a reply to a user: name a folder '
+            'that has, as RUN/dialogue of the stage sft'
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f'task.path={path}: {type(error).__name__}: {error}: name a file of '
+            'problems, or a folder that the stage sft made, RUN/dialogue'
+        ) from error
+
+
+def _newest(messages, fits):
+    """The longest end that begins with a user's message and fits, or ()."""
+    said = [place for place, m in enumerate(messages) if m['role'] != 'system']
+    head = messages[: said[0]] if said else ()
+    users = [place for place in said if messages[place]['role'] == 'user']
+    end = lambda place: (*head, *messages[place:])
+    # A shorter end has fewer tokens: as few are counted as it takes.
+    at = bisect_left(users, True, key=lambda place: fits(end(place)))
+    return end(users[at]) if at < len(users) else ()

@@ -1,0 +1,62 @@
+"""What can be refused before minutes go into data: a config that cannot train."""
+
+import jax
+from ml_collections import ConfigDict
+
+from gptjax.core.console import UserError
+from gptjax.models import gpt, settings
+from gptjax.optim.optimizer import make_optimizer
+from gptjax.parallel.mesh import batch_shards, make_mesh
+from gptjax.train.ranges import check_numbers
+from gptjax.train.state import abstract_state
+
+
+def check_config(config: ConfigDict) -> None:
+    """Makes the shapes of everything that training holds, and none of the values.
+
+    Raises:
+        UserError: a field is out of its range, or fields do not fit each other
+            or the devices.
+    """
+    check_numbers(config)
+    mesh = make_mesh(config.mesh)
+    check_batch(config, mesh)
+    check_context(config, mesh)
+    # A tokenizer has the size that the config asks for, or is refused.
+    model = settings.resolve(config.model, config.tokenizer.vocab_size)
+    with jax.set_mesh(mesh):
+        shapes = gpt.abstract_params(model)
+        optimizer = make_optimizer(config, shapes)
+        abstract_state(shapes, optimizer, gpt.param_axes(model), mesh)
+
+
+def check_batch(config: ConfigDict, mesh) -> None:
+    """Refuses a batch that does not divide into micro-batches and devices."""
+    train, shards = config.train, batch_shards(mesh)
+    if train.batch_size % train.accumulation:
+        raise UserError(
+            f'train.accumulation={train.accumulation} does not divide '
+            f'train.batch_size={train.batch_size}: use a divisor'
+        )
+    if train.batch_size // train.accumulation % shards:
+        raise UserError(
+            f'train.batch_size={train.batch_size} in {train.accumulation} '
+            f'micro-batches is not divisible by mesh.data * mesh.fsdp = {shards}: use '
+            f'a multiple of {shards * train.accumulation}'
+        )
+
+
+def check_context(config: ConfigDict, mesh) -> None:
+    """Refuses examples that are longer than the model, or that do not divide."""
+    context = config.data.context
+    if context > config.model.context:
+        raise UserError(
+            f'data.context={context} is longer than the '
+            f'model.context={config.model.context} positions of the model: make them '
+            'equal'
+        )
+    if context % mesh.shape['context']:
+        raise UserError(
+            f'data.context={context} is not divisible by '
+            f'mesh.context={mesh.shape["context"]}: change one of them'
+        )

@@ -1,0 +1,231 @@
+"""A trained model out of a run directory."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from gptjax.core import run_dir, storage
+from gptjax.core.console import UserError
+from gptjax.infer.engine import Engine
+from gptjax.infer.quantize import cast_params, quantize_params
+from gptjax.models import critic, gpt, lora, settings
+from gptjax.models.cache import empty_cache, empty_int8_cache
+from gptjax.optim.optimizer import ema_params, make_optimizer
+from gptjax.parallel.mesh import make_mesh
+from gptjax.tokenizer.tokenizer import Tokenizer
+from gptjax.train.checkpoint import Checkpoints
+from gptjax.train.checksums import checksums
+from gptjax.train.state import abstract_state
+
+
+class Trained(NamedTuple):
+    """A model ready to compute: its settings, parameters, tokenizer and step."""
+
+    settings: FrozenConfigDict
+    params: Any
+    tokenizer: Tokenizer
+    step: int
+
+
+def load(
+    config: ConfigDict, workdir: Path, mesh: Mesh, step: int | None = None
+) -> Trained:
+    """A checkpoint of RUN: of `step`, or the best by validation loss, or the newest.
+
+    The averaged weights where the run kept an average; those of a LoRA run are
+    merged into the weights of the run that it started from.
+
+    Raises:
+        UserError: there is no checkpoint, none of that step, or none that fits.
+    """
+    folder = workdir / 'checkpoints'
+    path = workdir / 'tokenizer' / 'tokenizer.model'
+    if not folder.is_dir() or not path.exists():
+        raise UserError(
+            f'--workdir={workdir}: no checkpoint there: run the stage pretrain first'
+        )
+    tokenizer = Tokenizer.load(path)
+    model = settings.resolve(config.model, tokenizer.vocab_size)
+    base = load_base(config, mesh)
+    identity = identity_of(tokenizer, base)
+    with jax.set_mesh(mesh):
+        shapes, axes = trained_part(config, model)
+        optimizer = make_optimizer(config, shapes)
+        abstract = abstract_state(shapes, optimizer, axes, mesh)
+        checkpoints = Checkpoints(folder, identity, read_only=True)
+        if step is not None and step not in checkpoints.steps():
+            there = ', '.join(map(str, checkpoints.steps()))
+            raise UserError(f'{folder} has no checkpoint {step}: there are {there}')
+        chosen = checkpoints.best_step() if step is None else step
+        restored = checkpoints.restore(abstract, chosen, part=_step_and_weights)
+        checkpoints.close()
+    if restored is None:
+        raise UserError(f'{folder} is empty: run the stage pretrain first')
+    trained_step, params = restored[0]
+    if base is not None:
+        params = merge_adapted(config, base.params, params, mesh)
+    return Trained(model, params, tokenizer, int(trained_step))
+
+
+def _step_and_weights(state):
+    """What a model is of a training state; the rest may be twice as large."""
+    return state.step, critic.policy_of(ema_params(state.opt_state, state.params))
+
+
+def load_earlier(start: ConfigDict, mesh: Mesh) -> Trained:
+    """The model that a later run begins with.
+
+    Args:
+        start: the config's section, adopted: `run` and the number of a `step`.
+        mesh: where it is laid out.
+
+    Raises:
+        UserError: as `load`.
+    """
+    run = Path(start.run)
+    try:
+        return load(run_dir.read_config(run), run, mesh, start.step)
+    except UserError as error:
+        raise UserError(f'start.run={run}: {error}') from error
+
+
+def adapts(config: ConfigDict) -> bool:
+    """Whether a run trains A and B of LoRA beside frozen weights."""
+    return 'lora' in config and config.lora.rank != 0
+
+
+def load_base(config: ConfigDict, mesh: Mesh) -> Trained | None:
+    """What A and B of LoRA stand beside, as it was; None where all is trained."""
+    return load_earlier(config.start, mesh) if adapts(config) else None
+
+
+def identity_of(tokenizer: Tokenizer, base: Trained | None) -> dict[str, str]:
+    """What makes a checkpoint's weights what they are, besides the config.
+
+    Training adds what it trains on.
+    """
+    identity = dict(tokenizer=tokenizer.fingerprint)
+    return identity if base is None else dict(identity, start=fingerprint_of(base))
+
+
+def trained_part(config: ConfigDict, model: FrozenConfigDict) -> tuple:
+    """(shapes, axes) of what a run trains, and its checkpoints hold."""
+    if adapts(config):
+        shapes = lora.abstract_params(model, config.lora)
+        axes = lora.param_axes(model, config.lora)
+    else:
+        shapes, axes = gpt.abstract_params(model), gpt.param_axes(model)
+    if 'ppo' in config:
+        return critic.beside(model, config.ppo.critic, shapes, axes)
+    return shapes, axes
+
+
+def merge_adapted(config: ConfigDict, base, params, mesh: Mesh):
+    """Plain parameters of the base and A, B, where the base's are."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, base)
+    merge = jax.jit(
+        lambda base, params: lora.merge(base, params, lora.scale_of(config.lora)),
+        out_shardings=shardings,
+    )
+    with jax.set_mesh(mesh):
+        return merge(base, params)
+
+
+# What weights and cache may be kept as.
+WEIGHTS = dict(whole=lambda params: params, int8=quantize_params)
+CACHES = dict(whole=empty_cache, int8=empty_int8_cache)
+
+
+def load_engine(
+    config: ConfigDict,
+    workdir: Path,
+    step: int | None = None,
+    *,
+    weights: str = 'whole',
+    cache: str = 'whole',
+    draft: Path | None = None,
+    **options,
+) -> Engine:
+    """An engine for a checkpoint of RUN, chosen as `load` does.
+
+    Args:
+        config: of the run.
+        workdir: RUN.
+        step: of the checkpoint.
+        weights: 'whole', or 'int8' for a byte each.
+        cache: the same of keys and values.
+        draft: the run directory of a smaller model with the same tokenizer, which
+            guesses ahead.
+        **options: of `Engine`.
+
+    Raises:
+        UserError: as `load`, or weights, cache or draft that cannot be.
+    """
+    for name, value, known in (('weights', weights, WEIGHTS), ('cache', cache, CACHES)):
+        if value not in known:
+            raise UserError(f'--{name}={value}: use one of {", ".join(known)}')
+    mesh = inference_mesh(config)
+    trained = load(config, workdir, mesh, step)
+    told = [fingerprint_of(trained), weights, cache]
+    dtype = jnp.dtype(trained.settings.dtype)
+    if draft is not None:
+        guessing = load_draft(draft, mesh, trained.tokenizer)
+        options['draft'] = guessing.settings, guessing.params
+        # Its weights are converted as the model's are, and one may be in float32.
+        dtype = jnp.promote_types(dtype, guessing.settings.dtype)
+        # What is guessed decides which draws are made: other seeds, other replies.
+        told += [fingerprint_of(guessing), options.get('guesses')]
+    return Engine(
+        trained.settings,
+        trained.params,
+        trained.tokenizer,
+        fingerprint=storage.fingerprint(told),
+        trained_step=trained.step,
+        convert=lambda params: cast_params(WEIGHTS[weights](params), dtype),
+        new_cache=CACHES[cache],
+        **options,
+    )
+
+
+def load_draft(workdir: Path, mesh: Mesh, tokenizer: Tokenizer) -> Trained:
+    """A model that may guess for one with this tokenizer.
+
+    Raises:
+        UserError: it has another tokenizer, or there is none.
+    """
+    path = workdir / 'tokenizer' / 'tokenizer.model'
+    if path.exists() and Tokenizer.load(path).fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f'--draft={workdir} was trained with another tokenizer: copy documents, '
+            'tokenizer and prepared of the run it is to guess for, and train on them'
+        )
+    try:
+        trained = load(run_dir.read_config(workdir), workdir, mesh)
+    except UserError as error:
+        raise UserError(f'--draft={workdir}: {error}') from error
+    return trained
+
+
+def fingerprint_of(trained: Trained) -> str:
+    """A hash of all that decides what a model says: settings, weights, tokenizer."""
+    return storage.fingerprint(
+        [
+            trained.settings.to_dict(),
+            checksums(trained.params),
+            trained.tokenizer.fingerprint,
+        ]
+    )
+
+
+def inference_mesh(config: ConfigDict) -> Mesh:
+    """The tensor axis alone, where there are devices for it; else one device."""
+    devices = jax.devices()
+    tensor = len(devices) if config.mesh.tensor == -1 else config.mesh.tensor
+    section = ConfigDict(dict(data=1, fsdp=1, tensor=1, context=1))
+    if tensor <= len(devices):
+        section.tensor = tensor
+    return make_mesh(section, devices[: section.tensor])
