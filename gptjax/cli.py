@@ -189,14 +189,16 @@ def _overoptimize(words):
 
 def _told(summary, unit=''):
     """Says how training ended; the exit code."""
-    from gptjax.parallel.multihost import say
+    from gptjax.parallel.multihost import print_once
 
     if summary['reason'] == 'interrupted':
-        say(f'saved at step {summary["step"]:,}; the same command goes on from there')
+        print_once(
+            f'saved at step {summary["step"]:,}; the same command goes on from there'
+        )
         return CTRL_C if summary['signal'] == signal.SIGINT else INTERRUPTED
     loss = summary['validation']
     bits = f', {loss["bits_per_byte"]:.4f} {unit}' if unit else ''
-    say(
+    print_once(
         f'{summary["reason"]} at step {summary["step"]:,}: validation loss '
         f'{loss["loss"]:.4f}{bits}'
     )

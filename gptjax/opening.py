@@ -123,4 +123,4 @@ def make(
         return
     from gptjax.parallel import multihost
 
-    multihost.first_makes(workdir, make_here)
+    multihost.run_on_first_process(workdir, make_here)

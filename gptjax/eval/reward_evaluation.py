@@ -84,7 +84,7 @@ def evaluate_reward(config: ConfigDict, workdir: Path) -> dict:
         found['spearman'] = {
             name: spearman(its, test.values, how) for name, its in scores.items()
         }
-    if multihost.is_first():
+    if multihost.is_first_process():
         results.write(workdir / RESULTS, found)
         print(rating_table.table(found))
     return found

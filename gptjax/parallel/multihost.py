@@ -20,88 +20,87 @@ def initialize() -> None:
     jax.distributed.initialize()
 
 
-def is_first() -> bool:
+def is_first_process() -> bool:
     """Whether this process writes what is written once."""
     return jax.process_index() == 0
 
 
-def say(line: str) -> None:
-    """Prints a line, once for all processes."""
-    if is_first():
+def print_once(line: str) -> None:
+    """Prints a line on the first process."""
+    if is_first_process():
         print(line, flush=True)
 
 
-def meet(name: str) -> None:
-    """Returns when every process has come here."""
+def barrier(name: str) -> None:
+    """Returns when every process has called it."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
-def any_of(here: bool) -> bool:
-    """Whether it is so in any process; every process has to ask."""
+def any_process(condition: bool) -> bool:
+    """Whether the condition is true in any process; every process has to call this."""
     if jax.process_count() == 1:
-        return here
-    return bool(multihost_utils.process_allgather(np.array(here)).any())
+        return condition
+    return bool(multihost_utils.process_allgather(np.array(condition)).any())
 
 
-def first_makes(workdir: Path, make: Callable[[], None]) -> None:
-    """The first process calls `make`; the others wait, however long, and go on.
+def run_on_first_process(workdir: Path, function: Callable[[], None]) -> None:
+    """The first process calls `function`; the others wait, however long.
 
     They wait for a file in the run directory and not in a collective operation,
     which gives up after minutes.
 
     Raises:
-        UserError: `make` raised something (the first process raises just that), or
+        UserError: `function` raised something (the first process raises just that), or
             the processes do not share the run directory.
     """
     if jax.process_count() == 1:
-        return make()
-    token = np.random.default_rng().integers(2**31) if is_first() else 0
+        return function()
+    token = np.random.default_rng().integers(2**31) if is_first_process() else 0
     token = int(multihost_utils.broadcast_one_to_all(np.int32(token)))
     begun, ended = workdir / f'.begun-{token}', workdir / f'.ended-{token}'
-    if is_first():
+    if is_first_process():
         storage.write_text(begun, '')
-    visible = _appears(begun, SHARED_SECONDS)
-    if any_of(not visible):
+    if any_process(not _wait_for_file(begun, SHARED_SECONDS)):
         raise UserError(
             f'--workdir={workdir}: not every process sees what the first one writes '
             'there: give a folder that all of them share'
         )
     error = None
-    if is_first():
+    if is_first_process():
         try:
-            make()
+            function()
         except Exception as raised:
             error = raised
         try:
-            storage.write_json(ended, {'error': error and _told(error)})
+            message = error and _message_for_others(error)
+            storage.write_json(ended, {'error': message})
         except OSError as raised:  # the disk may be full: to delete needs no room
             error = error or raised
             begun.unlink()
     else:
         while begun.exists() and not ended.exists():
             time.sleep(POLL_SECONDS)
-        told = 'the first process cannot write in the run directory'
+        message = 'the first process cannot write in the run directory'
         if ended.exists():
-            told = storage.read_json(ended)['error']
-        error = told and UserError(told)
-    meet(f'{workdir} is made')
-    if is_first():
+            message = storage.read_json(ended)['error']
+        error = message and UserError(message)
+    barrier(f'{workdir} is made')
+    if is_first_process():
         begun.unlink(missing_ok=True)
         ended.unlink(missing_ok=True)
     if error:
         raise error
 
 
-def _told(error: Exception) -> str:
-    """An error to the other processes' users."""
+def _message_for_others(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     return f'the first process: {type(error).__name__}: {error}'
 
 
-def _appears(path: Path, seconds: float) -> bool:
-    """Whether the file shows in so many seconds."""
+def _wait_for_file(path: Path, seconds: float) -> bool:
+    """Whether the file can be seen within so many seconds."""
     limit = time.monotonic() + seconds
     while not path.exists():
         if time.monotonic() > limit:

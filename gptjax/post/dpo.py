@@ -23,7 +23,7 @@ from gptjax.data import preference_pairs as data
 from gptjax.models import lora, parameter_count, settings
 from gptjax.optim.optimizer import ema_params, make_learning_rate, make_optimizer
 from gptjax.parallel.mesh import make_mesh
-from gptjax.parallel.multihost import say
+from gptjax.parallel.multihost import print_once
 from gptjax.post.check import check_dropout, check_section, check_unused
 from gptjax.post.objectives import preference_losses
 from gptjax.post.objectives.logprobs import token_logprobs
@@ -138,7 +138,7 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
             peak_flops=peak_tflops(config.train.peak_tflops) * 1e12 * mesh.size,
             documents_of=lambda step: [pairs['train'][i].id for i in chosen_in(step)],
         )
-        say(
+        print_once(
             f'dpo: {config.preference.loss}, {config.train.num_steps:,} steps of '
             f'{size} pairs of 2 x {context:,} tokens'
         )

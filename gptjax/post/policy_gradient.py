@@ -23,7 +23,7 @@ from gptjax.models import parameter_count
 from gptjax.optim.optimizer import ema_params, make_learning_rate, make_optimizer
 from gptjax.parallel import multihost
 from gptjax.parallel.mesh import make_mesh
-from gptjax.parallel.multihost import say
+from gptjax.parallel.multihost import print_once
 from gptjax.parallel.sharding import RULES
 from gptjax.post import experience, rollout
 from gptjax.post.check import check_dropout, check_policy, updates_of
@@ -138,11 +138,11 @@ def run(
         first, last = int(state.step), config.train.num_steps
         # A new run writes of step 0 too, and keeps nothing of one that was killed.
         kept = -1 if new else first
-        writer = MetricsWriter(workdir, kept) if multihost.is_first() else None
+        writer = MetricsWriter(workdir, kept) if multihost.is_first_process() else None
         if writer:
             stack.callback(writer.close)
             run_dir.write_environment(workdir)
-        say(
+        print_once(
             f'policy: {parameter_count.num_params(model):,} parameters on {mesh.size} '
             f'{"device" if mesh.size == 1 else "devices"}, a rollout has '
             f'{config.policy.prompts * config.policy.replies:,} replies and gives '

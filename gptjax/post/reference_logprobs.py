@@ -86,7 +86,9 @@ def with_references(
             rows = [row for pair in its for row in (pair.chosen, pair.rejected)]
             found[split] = logprobs(rows).reshape(-1, 2)
             found[f'{split}/others'] = logprobs(others[split])
-        multihost.first_makes(workdir, lambda: _write(workdir, about, weights, found))
+        multihost.run_on_first_process(
+            workdir, lambda: _write(workdir, about, weights, found)
+        )
     return {
         split: Split(its, others[split], found[split], found[f'{split}/others'])
         for split, its in pairs.items()

@@ -20,7 +20,7 @@ from gptjax.data.ratings import BEHAVIOUR, read_split
 from gptjax.models import heads, parameter_count, settings
 from gptjax.optim.optimizer import make_learning_rate
 from gptjax.parallel.mesh import batch_shards, make_mesh
-from gptjax.parallel.multihost import say
+from gptjax.parallel.multihost import print_once
 from gptjax.post.check import check_section
 from gptjax.post.objectives import reward_losses
 from gptjax.post.reward_model import (
@@ -87,7 +87,7 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
         )
     config = with_steps(config, config.reward.epochs, len(train.values))
     mean, std = standardisation(config, train.values)
-    say(f'{describe(train, context)}; {config.train.num_steps:,} steps')
+    print_once(f'{describe(train, context)}; {config.train.num_steps:,} steps')
     group = group_size(config, train)
     loss_fn = make_reward_loss(model, config.reward)
 

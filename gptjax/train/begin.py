@@ -9,7 +9,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from gptjax.core import console
 from gptjax.models import lora
-from gptjax.parallel.multihost import say
+from gptjax.parallel.multihost import print_once
 from gptjax.train.checkpoint import Checkpoints
 from gptjax.train.load_model import Trained, adapts
 from gptjax.train.state import TrainState, create_state
@@ -51,10 +51,10 @@ def newest(
         UserError: they do not fit, or all are damaged.
     """
     with console.progress_bar('reading the newest checkpoint', 0):
-        restored = checkpoints.restore(abstract, say=say)
+        restored = checkpoints.restore(abstract, report=print_once)
     if restored is not None and restored[1]['reason'] is None:
         step = int(restored[0].step)
-        say(f'{about}: going on from the checkpoint of step {step:,}')
+        print_once(f'{about}: going on from the checkpoint of step {step:,}')
     return restored
 
 

@@ -113,7 +113,7 @@ class Checkpoints:
             force=True,
         )
 
-    def restore(self, abstract, step: int | None = None, say=print, part=_whole):
+    def restore(self, abstract, step: int | None = None, report=print, part=_whole):
         """(state, record) of the newest checkpoint that is whole, or None.
 
         Damaged ones are reported, the newest that is whole is used, and (unless
@@ -123,7 +123,7 @@ class Checkpoints:
         Args:
             abstract: the state's shapes, dtypes and shardings.
             step: this one alone, and untouched if it is damaged.
-            say: takes the report.
+            report: prints a line of it.
             part: from a tree like the state to what of it is wanted: no other array
                 is read, and `part(state)` is returned.
 
@@ -144,11 +144,11 @@ class Checkpoints:
                     raise
                 reason = str(error).strip().split('\n')[0][:120]
             # A process reads its own shards: what one cannot read none may use.
-            if not multihost.any_of(reason is not None):
+            if not multihost.any_process(reason is not None):
                 self._set_aside(damaged)
                 return state, content['run']
             place = self.folder / f'{candidate:08d}'
-            say(f'checkpoint {place} is damaged: {reason or "for another process"}')
+            report(f'checkpoint {place} is damaged: {reason or "for another process"}')
             damaged.append(candidate)
         if damaged and step is not None:
             raise UserError(
@@ -213,12 +213,12 @@ class Checkpoints:
     def _set_aside(self, steps):
         if not steps or self._read_only:
             return
-        if multihost.is_first():
+        if multihost.is_first_process():
             for step in steps:
                 target = self.folder / f'damaged-{step}'
                 shutil.rmtree(target, ignore_errors=True)
                 (self.folder / f'{step:08d}').rename(target)
-        multihost.meet('damaged checkpoints are aside')
+        multihost.barrier('damaged checkpoints are aside')
         self._manager.reload()
         for step in steps:
             self._losses.pop(step, None)

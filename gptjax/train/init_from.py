@@ -66,7 +66,7 @@ def adopt(
     if taken is None:
         taken = config_of(run)
         taken.start = ConfigDict(dict(run=str(run), step=_step(run, asked)))
-        multihost.first_makes(workdir, lambda: _copy_tokenizer(run, workdir))
+        multihost.run_on_first_process(workdir, lambda: _copy_tokenizer(run, workdir))
     for name in (*SECTIONS, 'start'):
         config[name] = taken[name]
     config.update_from_flattened_dict(changes)

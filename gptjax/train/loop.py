@@ -100,7 +100,7 @@ def run(
     train = config.train
     first = int(state.step)
     writer = None
-    if multihost.is_first():
+    if multihost.is_first_process():
         writer = MetricsWriter(workdir, first)
         run_dir.write_environment(workdir)
     batches = task.batches(first)

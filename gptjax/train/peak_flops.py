@@ -7,7 +7,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from gptjax.parallel.multihost import say
+from gptjax.parallel.multihost import print_once
 
 # Dense bfloat16 peak of one device by its maker's data sheet, in TFLOP/s. A name
 # stands for those that begin with it and a further word.
@@ -47,7 +47,7 @@ def peak_tflops(configured: float = 0.0) -> float:
             return PEAK_TFLOPS[name]
     if device.platform == 'cpu':
         return _measured_tflops() / jax.device_count()
-    say(
+    print_once(
         f'no peak rate is known of {device.device_kind}: for its MFU set '
         'train.peak_tflops'
     )

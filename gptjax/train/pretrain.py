@@ -16,7 +16,7 @@ from gptjax.data import dataloader, ledger
 from gptjax.models import gpt, parameter_count, settings
 from gptjax.optim.optimizer import ema_params, make_learning_rate, make_optimizer
 from gptjax.parallel.mesh import make_mesh
-from gptjax.parallel.multihost import say
+from gptjax.parallel.multihost import print_once
 from gptjax.parallel.sharding import batch_sharding
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.train import begin, config_checks, loop
@@ -90,7 +90,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
         )
 
         # ---- train --------------------------------------------------------
-        say(
+        print_once(
             f'model: {parameters:,} parameters on {mesh.size} '
             f'{"device" if mesh.size == 1 else "devices"}, '
             f'{config.train.batch_size * config.data.context:,} tokens a step'

@@ -12,7 +12,7 @@ from gptjax.data import dataloader, packed_conversations
 from gptjax.models import lora, parameter_count, settings
 from gptjax.optim.optimizer import make_learning_rate, make_optimizer
 from gptjax.parallel.mesh import make_mesh
-from gptjax.parallel.multihost import say
+from gptjax.parallel.multihost import print_once
 from gptjax.parallel.sharding import batch_sharding
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.train import begin, config_checks, loop
@@ -99,7 +99,7 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
         )
 
         # ---- train --------------------------------------------------------
-        say(
+        print_once(
             f'model: {parameters:,} of {parameter_count.num_params(model):,} '
             f'parameters are trained, {config.train.num_steps:,} steps of '
             f'{config.train.batch_size} rows of {config.data.context} tokens'
@@ -116,7 +116,7 @@ def check_sft(config: ConfigDict) -> None:
     trained_part(config, settings.resolve(config.model, config.tokenizer.vocab_size))
     if adapts(config) and config.chat.template == 'turns':
         if config_of(Path(config.start.run)).chat.template == 'text':
-            say(
+            print_once(
                 f'lora.rank={config.lora.rank}: adapters cannot teach the special '
                 f'tokens of turns, which {config.start.run} has never seen: better '
                 'start from a fine-tuned run, or add --config.chat.template=text'

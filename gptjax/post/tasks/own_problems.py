@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.data.conversations import conversation_of, one_reply_each
-from gptjax.parallel.multihost import say
+from gptjax.parallel.multihost import print_once
 from gptjax.post.tasks.problem import PARTS, Item, part_of
 
 CONVERSATIONS = ('train.jsonl', 'validation.jsonl')  # in a folder of them
@@ -35,7 +35,7 @@ def file_task(section, fits):
                 f'task.path={path}: no problem that fits the context is in the part '
                 f'{part}: give more, or change task.held_out_fraction'
             )
-    say(told(section, parts, len(items), equal))
+    print_once(told(section, parts, len(items), equal))
     answers = all(item.answer for its in parts.values() for item in its)
     return lambda part, n: parts[part][:n], _equals if answers else None
 
@@ -158,7 +158,7 @@ def folder_task(section, fits):
                 f'task.path={folder}: no conversation that fits the context is in the '
                 f'part {part}: give more, or lower max_tokens of replies'
             )
-    say(told(section, parts, len(seen) + too_long, equal))
+    print_once(told(section, parts, len(seen) + too_long, equal))
     return lambda part, n: parts[part][:n]
 
 

@@ -4,7 +4,6 @@ import re
 
 import pytest
 
-from gptjax.parallel import multihost
 from tests import runs
 from tests.train.test_resume import lines_of, wait_until
 
@@ -101,11 +100,3 @@ def test_what_the_first_refuses_the_others_refuse(tmp_path):
 def test_a_run_directory_that_is_not_shared(tmp_path):
     for process in runs.start_two(words_of(tmp_path / 'a'), words_of(tmp_path / 'b')):
         assert 'a folder that all of them share' in runs.finish(process, code=2)[1]
-
-
-def test_one_process_makes_at_once(tmp_path):
-    made = []
-    multihost.first_makes(tmp_path / 'run', lambda: made.append(1))
-    assert made == [1] and not (tmp_path / 'run').exists()
-    assert multihost.is_first()
-    multihost.meet('nobody else')
