@@ -1,5 +1,7 @@
 """One table of rules from the names of array axes to the axes of the mesh."""
 
+from collections.abc import Collection
+
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -77,6 +79,29 @@ def axis_size(name: str) -> int:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Of the (B, T) arrays of a batch."""
     return NamedSharding(mesh, PartitionSpec(RULES['batch'], RULES['time']))
+
+
+def put_on_mesh(batch, mesh: Mesh, without_tokens: Collection[str] = ()):
+    """A batch that every process holds whole, as global arrays.
+
+    An array's first axis lies over the mesh's batch axes. The last axis of an array
+    with several is that of tokens, and lies over `context`. (`data.dataloader` places
+    the rows of a batch of which each process has read only its own.)
+
+    Args:
+        batch: a dict of NumPy arrays, or of such dicts.
+        mesh: where they go.
+        without_tokens: names of arrays with several axes of which none is of tokens.
+    """
+
+    def put(path, array):
+        spec = [RULES['batch'], *[None] * (array.ndim - 1)]
+        if array.ndim > 1 and _keys(path)[-1] not in without_tokens:
+            spec[-1] = RULES['time']
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+    return jax.tree_util.tree_map_with_path(put, batch)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -24,14 +24,15 @@ from gptjax.models import lora, parameter_count, settings
 from gptjax.optim.optimizer import ema_params, make_learning_rate, make_optimizer
 from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.multihost import print_once
+from gptjax.parallel.sharding import put_on_mesh
 from gptjax.post.check import check_dropout, check_section, check_unused
 from gptjax.post.objectives import preference_losses
 from gptjax.post.objectives.logprobs import token_logprobs
 from gptjax.post.objectives.reply_sums import reply_means, reply_sums
 from gptjax.post.reference_logprobs import (
+    WITHOUT_TOKENS,
     other_arrays,
     pair_arrays,
-    place,
     with_references,
     without_references,
 )
@@ -104,9 +105,10 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
             about = splits[split], chosen, context, tokenizer.pad_id
             baseline = np.float32(0)
             if config.preference.loss == 'kto':
-                others = place(other_arrays(*about), mesh)
+                others = put_on_mesh(other_arrays(*about), mesh)
                 baseline = baseline_of(params, others, *frozen)
-            return place(pair_arrays(*about), mesh), baseline
+            batch = put_on_mesh(pair_arrays(*about), mesh, WITHOUT_TOKENS)
+            return batch, baseline
 
         def step(state, chosen):
             batch, baseline = batch_of('train', chosen, state.params)

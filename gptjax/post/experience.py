@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from gptjax.parallel.sharding import put_on_mesh, replicated
 from gptjax.post import rollout as rollouts
 from gptjax.post.objectives.advantages import informative
 from gptjax.post.objectives.kl import AdaptiveKL, kl_per_reply
@@ -220,35 +221,24 @@ def shape_scores(
     )
 
 
-def make_score(method: Method, sharding: Callable, rows: int) -> Callable:
+def make_score(method: Method, mesh: Mesh, rows: int) -> Callable:
     """A function `(params, reference, batch)` to arrays of the host, `rows` at a time.
 
     Args:
         method: says what is computed.
-        sharding: from an array's rank to where it lies.
+        mesh: where it is computed.
         rows: divides the batch.
     """
-    whole = NamedSharding(sharding(2).mesh, PartitionSpec())
-    compiled = jax.jit(method.score, out_shardings=whole)  # on every process
+    compiled = jax.jit(method.score, out_shardings=replicated(mesh))
 
     def score(params, reference, batch):
         parts = []
         for first in range(0, len(batch['inputs']), rows):
             part = {name: array[first : first + rows] for name, array in batch.items()}
-            parts.append(compiled(params, reference, put(part, sharding)))
+            parts.append(compiled(params, reference, put_on_mesh(part, mesh)))
         return {
             name: np.concatenate([np.asarray(part[name]) for part in parts])
             for name in parts[0]
         }
 
     return score
-
-
-def put(batch: dict, sharding: Callable) -> dict:
-    """Arrays that every process has as global arrays, by the sharding of their rank."""
-
-    def place(array):
-        at = sharding(array.ndim)
-        return jax.make_array_from_callback(array.shape, at, lambda index: array[index])
-
-    return jax.tree.map(place, batch)

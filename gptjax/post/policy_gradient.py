@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from gptjax.core import console, run_dir
@@ -24,7 +24,7 @@ from gptjax.optim.optimizer import ema_params, make_learning_rate, make_optimize
 from gptjax.parallel import multihost
 from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.multihost import print_once
-from gptjax.parallel.sharding import RULES
+from gptjax.parallel.sharding import put_on_mesh
 from gptjax.post import experience, rollout
 from gptjax.post.check import check_dropout, check_policy, updates_of
 from gptjax.post.experience import Memory, Method
@@ -110,9 +110,6 @@ def run(
             return _summary(state, record)
 
         # ---- what a rollout needs -------------------------------------------
-        sharding = lambda rank: NamedSharding(
-            mesh, PartitionSpec(RULES['batch'], *([RULES['time']] * (rank - 1)))
-        )
         with console.progress_bar('making the engine', 0):
             sampler = Sampler(
                 model,
@@ -123,9 +120,7 @@ def run(
             )
         stack.enter_context(contextlib.closing(sampler))
         rows = config.train.batch_size
-        score = experience.make_score(
-            method, sharding, rows // config.train.accumulation
-        )
+        score = experience.make_score(method, mesh, rows // config.train.accumulation)
         make_step = lambda optimizer: make_train_step(
             method.loss_fn, optimizer, abstract, config.train.accumulation, config.seed
         )
@@ -228,7 +223,7 @@ def run(
                     config,
                     before,
                     method.beside,
-                    sharding,
+                    mesh,
                 )
                 metrics.update(summary_of(told, method.token_metrics))
                 _count_bad(told, record, config, done)
@@ -296,7 +291,7 @@ def update(
     config: ConfigDict,
     first: int,
     beside: Callable | None,
-    sharding: Callable,
+    mesh: Mesh,
 ) -> tuple[TrainState, list[dict]]:
     """The updates of a rollout: `policy.epochs` passes, each in an order of its own.
 
@@ -308,7 +303,7 @@ def update(
         config: `seed`, `policy.epochs` and `train.batch_size` are read.
         first: the number of the first update.
         beside: of the method.
-        sharding: from an array's rank to where it lies.
+        mesh: where they are made.
 
     Returns:
         (state, the metrics of each update, on the host).
@@ -321,7 +316,7 @@ def update(
             part = {name: array[chosen] for name, array in batch.items()}
             if beside:
                 part.update(beside(first + len(told), part))
-            state, metrics = step_fn(state, experience.put(part, sharding), *others)
+            state, metrics = step_fn(state, put_on_mesh(part, mesh), *others)
             told.append(metrics)
     return state, [{n: float(value) for n, value in m.items()} for m in told]
 

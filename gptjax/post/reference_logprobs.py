@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gptjax.core import console, run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.data.preference_pairs import Pair, Row, arrays_of, in_order, mismatched
 from gptjax.parallel import multihost
-from gptjax.parallel.sharding import RULES, replicated
+from gptjax.parallel.sharding import put_on_mesh, replicated
 from gptjax.post.objectives.logprobs import token_logprobs
 from gptjax.post.objectives.reply_sums import reply_sums
 from gptjax.post.policy_model import computed_as
@@ -132,7 +132,7 @@ def make_logprobs(config: ConfigDict, trained: Trained, mesh: Mesh):
             for numbers in in_order(len(rows), rows_at_once):
                 chosen = [rows[n] if n >= 0 else EMPTY for n in numbers]
                 batch = arrays_of(chosen, context, trained.tokenizer.pad_id)
-                batch = place(batch, mesh)
+                batch = put_on_mesh(batch, mesh)
                 parts.append(np.asarray(compiled(trained.params, batch)))
                 advance(np.sum(numbers >= 0))
         return np.concatenate(parts)[: len(rows)]
@@ -190,7 +190,7 @@ def _write(workdir, about, weights, found):
 # ---- batches
 
 EMPTY = Row(np.zeros(1, np.int32), 1)  # all padding
-TOKENS = ('inputs', 'targets', 'segments', 'positions', 'weights')
+WITHOUT_TOKENS = ('reference',)  # (N, 2)
 
 
 def pair_arrays(split: Split, chosen: np.ndarray, context: int, pad: int) -> dict:
@@ -223,18 +223,3 @@ def other_arrays(split: Split, chosen: np.ndarray, context: int, pad: int) -> di
     chosen = np.resize(chosen[chosen >= 0], len(chosen))
     arrays = arrays_of([split.others[number] for number in chosen], context, pad)
     return dict(arrays, reference=split.other_reference[chosen])
-
-
-def place(arrays: dict[str, np.ndarray], mesh: Mesh) -> dict:
-    """Global arrays: the first axis over the batch axes, that of tokens over time."""
-
-    def put(name, array):
-        spec = [RULES['batch'], *[None] * (array.ndim - 1)]
-        if name in TOKENS:
-            spec[-1] = RULES['time']
-        sharding = NamedSharding(mesh, PartitionSpec(*spec))
-        return jax.make_array_from_callback(
-            array.shape, sharding, lambda index: array[index]
-        )
-
-    return {name: put(name, array) for name, array in arrays.items()}

@@ -21,13 +21,14 @@ from gptjax.models import heads, parameter_count, settings
 from gptjax.optim.optimizer import make_learning_rate
 from gptjax.parallel.mesh import batch_shards, make_mesh
 from gptjax.parallel.multihost import print_once
+from gptjax.parallel.sharding import put_on_mesh
 from gptjax.post.check import check_section
 from gptjax.post.objectives import reward_losses
 from gptjax.post.reward_model import (
+    WITHOUT_TOKENS,
     abstract_reward,
     identity_of,
     make_scorer,
-    place,
     score,
     weights_of,
 )
@@ -100,7 +101,7 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
             rows_BG = groups_of(step)
             arrays = arrays_of(train.encoded, rows_BG, context, tokenizer.pad_id)
             arrays['values'] = (train.values[rows_BG] - mean) / std
-            yield place(arrays, mesh)
+            yield put_on_mesh(arrays, mesh, WITHOUT_TOKENS)
             step += 1
 
     with contextlib.ExitStack() as stack:

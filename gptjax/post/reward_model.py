@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gptjax.core import storage
@@ -18,7 +18,7 @@ from gptjax.data.comparisons import Encoded, arrays_of, encode_end
 from gptjax.models import gpt, heads, settings
 from gptjax.optim.optimizer import ema_params, make_optimizer
 from gptjax.parallel.mesh import batch_shards
-from gptjax.parallel.sharding import RULES
+from gptjax.parallel.sharding import put_on_mesh, replicated
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.train.checkpoint import Checkpoints
 from gptjax.train.load_model import Trained
@@ -47,6 +47,7 @@ def score(settings, params, arrays, key=None):
 
 
 TOKENS = ('inputs', 'segments', 'positions')
+WITHOUT_TOKENS = ('last', 'values')  # those of a group, (B, G)
 
 
 def make_scorer(settings, tokenizer, context: int, mesh: Mesh) -> Callable:
@@ -54,13 +55,13 @@ def make_scorer(settings, tokenizer, context: int, mesh: Mesh) -> Callable:
     rows = math.lcm(ROWS_AT_ONCE, batch_shards(mesh))
     compiled = jax.jit(
         lambda params, arrays: score(settings, params, arrays),
-        out_shardings=NamedSharding(mesh, PartitionSpec()),
+        out_shardings=replicated(mesh),
     )
 
     def scorer(params, encoded: Sequence[Encoded]) -> np.ndarray:
         with jax.set_mesh(mesh):
             parts = [
-                compiled(params, place(arrays, mesh))
+                compiled(params, put_on_mesh(arrays, mesh, WITHOUT_TOKENS))
                 for arrays in _chunks(encoded, rows, context, tokenizer.pad_id)
             ]
         whole = np.concatenate([np.zeros(0, np.float32), *map(np.asarray, parts)])
@@ -75,23 +76,6 @@ def _chunks(encoded, rows, context, pad) -> Iterator[dict]:
         here = np.arange(first, min(first + rows, len(encoded)))
         chosen[: len(here)] = here
         yield arrays_of(encoded, chosen, context, pad)
-
-
-def place(arrays: dict[str, np.ndarray], mesh: Mesh) -> dict:
-    """Global arrays: rows (or groups) over the batch axes, tokens over time."""
-
-    def sharding(name, array):
-        spec = [RULES['batch'], *[None] * (array.ndim - 1)]
-        if name in TOKENS:
-            spec[-1] = RULES['time']
-        return NamedSharding(mesh, PartitionSpec(*spec))
-
-    return {
-        name: jax.make_array_from_callback(
-            array.shape, sharding(name, array), lambda index, array=array: array[index]
-        )
-        for name, array in arrays.items()
-    }
 
 
 def abstract_reward(config: ConfigDict, model, mesh: Mesh):

@@ -1,11 +1,14 @@
+import itertools
+
 import jax
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from configs import common
 from gptjax.core.console import UserError
 from gptjax.parallel.mesh import make_mesh
-from gptjax.parallel.sharding import constrain, partition_spec
+from gptjax.parallel.sharding import constrain, partition_spec, put_on_mesh
 from tests import helpers
 
 
@@ -54,3 +57,25 @@ def test_constrain_places_inside_jit_and_is_nothing_without_a_mesh():
     with jax.set_mesh(helpers.mesh_of(data=8)):
         y = jax.jit(lambda x: constrain(x, 'batch', None))(x)
     assert {shard.data.shape for shard in y.addressable_shards} == {(1, 4)}
+
+
+@pytest.mark.parametrize(
+    'sizes', [s for s in itertools.product((1, 2, 4, 8), repeat=4) if np.prod(s) == 8]
+)
+def test_put_on_mesh_splits_rows_and_tokens_on_every_mesh(sizes):
+    mesh = helpers.mesh_of(*sizes)
+    numbers = np.arange(8 * 3 * 8)
+    batch = dict(
+        rewards=numbers[:8],  # (B,)
+        pairs=numbers.reshape(8, 24)[:, :3],  # (B, G): no axis of tokens
+        inner=dict(inputs=numbers.reshape(8, 3, 8)),  # (B, G, T)
+    )
+    found = put_on_mesh(batch, mesh, without_tokens=('pairs',))
+    jax.tree.map(np.testing.assert_array_equal, found, batch)
+    data, fsdp, _, context = sizes
+    rows = 8 // (data * fsdp)
+    shapes = dict(
+        rewards=(rows,), pairs=(rows, 3), inner=dict(inputs=(rows, 3, 8 // context))
+    )
+    shards = jax.tree.map(lambda x: x.sharding.shard_shape(x.shape), found)
+    assert shards == shapes

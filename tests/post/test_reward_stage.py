@@ -17,6 +17,7 @@ from gptjax.data import ratings
 from gptjax.data.comparisons import arrays_of, encode_end
 from gptjax.models import critic, gpt, heads, settings
 from gptjax.parallel.mesh import make_mesh
+from gptjax.parallel.sharding import put_on_mesh
 from gptjax.post import ppo, reward, reward_model
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.train.load_model import load
@@ -74,7 +75,8 @@ def losses(sizes, accumulation=1, steps=2):
         step = make_train_step(loss_fn, optimizer, abstract, accumulation)
         found = []
         for number in range(steps):
-            state, metrics = step(state, reward_model.place(make_batch(number), mesh))
+            batch = put_on_mesh(make_batch(number), mesh, reward_model.WITHOUT_TOKENS)
+            state, metrics = step(state, batch)
             found.append((float(metrics['loss']), float(metrics['grad_norm'])))
         for leaf, like in zip(
             jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True

@@ -22,7 +22,7 @@ from gptjax.core import console
 from gptjax.eval.perplexity import batches_of, pack
 from gptjax.kernels.cross_entropy import number_of_chunks, strided_chunks
 from gptjax.models import gpt
-from gptjax.parallel.sharding import batch_sharding
+from gptjax.parallel.sharding import put_on_mesh
 
 LOGIT_TOKENS = 1024  # of which a vocabulary of 50,000 makes 200 MB of logits
 
@@ -40,10 +40,8 @@ def token_scores(trained, mesh):
     (B, T) float32 and (B, T) bool, of a batch as training has it.
     """
 
-    place = batch_sharding(mesh)
-
     def scores(batch):
-        batch = jax.device_put(batch, place)
+        batch = put_on_mesh(batch, mesh)
         with jax.set_mesh(mesh):
             return batch_scores(trained.settings, trained.params, batch)
 
