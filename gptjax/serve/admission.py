@@ -1,135 +1,260 @@
-"""The state that all requests share: models, what runs, whether the end is near."""
+"""Admission of requests to the engines, and the state of the requests that run."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 from gptjax.core.console import UserError
-from gptjax.infer.request import ContextOverflow, EngineStopped, QueueFull
-from gptjax.serve import engine_thread
+from gptjax.infer.request import ContextOverflow, EngineStopped, QueueFull, Update
 from gptjax.serve.api_errors import ApiError, bad_request
-from gptjax.serve.engine_thread import Running
-from gptjax.serve.protocol import Call, Served
+from gptjax.serve.api_requests import GenerationRequest, ServedModel
 from gptjax.serve.telemetry import Telemetry
 
-RETRY_LOADING = 5  # seconds
-RETRY_FULL = 1
-RETRY_DRAINING = 10
+# Seconds after which a refused client may try again.
+RETRY_LOADING_SECONDS = 5
+RETRY_FULL_SECONDS = 1
+RETRY_DRAINING_SECONDS = 10
 POLL_SECONDS = 0.05
+MAX_UNREAD_UPDATES = 2048  # of one request; with more its client is dropped
+
+# Why a request is stopped before its replies have ended. Each call makes a new error:
+# one that is raised again would keep every frame that it was raised in.
+client_gone = partial(ApiError, 499, 'the client went away', 'gone')
+slow_reader = partial(
+    ApiError, 408, 'the stream was not read for too long', 'slow_reader', retry=False
+)
+time_limit = partial(
+    ApiError,
+    504,
+    "the server's time limit of a request has passed: ask for fewer tokens",
+    'time_limit',
+    retry=False,
+)
+drained = partial(
+    ApiError,
+    503,
+    'the server is shutting down',
+    'draining',
+    retry_after=RETRY_DRAINING_SECONDS,
+)
+
+
+class RunningRequest:
+    """Submits a request's replies to the engine and hands out their updates in order.
+
+    It belongs to the event loop. The engine's thread calls `listen` only, which never
+    makes it wait. Updates that the client does not read pile up to
+    `MAX_UNREAD_UPDATES`; then the request is stopped.
+    """
+
+    def __init__(self, request: GenerationRequest, telemetry: Telemetry):
+        self.request = request
+        self.num_unfinished = len(request.prompts)
+        self._engine = request.model.engine
+        self._telemetry = telemetry
+        self._loop = asyncio.get_running_loop()
+        self._updates = asyncio.Queue()
+        self._tickets = []
+        self._stop_reason = None  # makes the ApiError for which it was stopped
+
+    def submit(self) -> None:
+        """Hands all replies to the engine, or none.
+
+        Raises:
+            EngineStopped, QueueFull, UserError: as `Engine.submit`.
+        """
+        prompts, parameters = self.request.prompts, self.request.parameters
+        try:
+            for index, reply in enumerate(zip(prompts, parameters, strict=True)):
+                ticket = self._engine.submit(*reply, self._make_listener(index))
+                self._tickets.append(ticket)
+        except BaseException:
+            self.cancel()
+            raise
+
+    def cancel(self) -> None:
+        """Frees the engine's slots, where replies have not ended."""
+        if self.num_unfinished:
+            for ticket in self._tickets:
+                self._engine.cancel(ticket)
+
+    def stop(self, reason: Callable[[], ApiError]) -> None:
+        """Cancels the replies; `next_update` then raises the error of `reason`."""
+        if self.num_unfinished and self._stop_reason is None:
+            self._stop_reason = reason
+            self.cancel()
+            self._updates.put_nowait(None)
+
+    def raise_if_stopped(self) -> None:
+        if self._stop_reason:
+            raise self._stop_reason()
+
+    async def next_update(self) -> tuple[int, Update]:
+        """(index of the reply, update), as they come.
+
+        Raises:
+            ApiError: the request was stopped, or the engine met an error.
+        """
+        # A backlog of updates must not delay what stops the request.
+        await asyncio.sleep(0)
+        self.raise_if_stopped()
+        item = await self._updates.get()
+        self.raise_if_stopped()
+        index, update = item
+        if update.finish == 'error':
+            raise ApiError(500, str(update.error), 'engine_failed')
+        if update.finish == 'cancelled':
+            raise drained()
+        grammar = self.request.parameters[index].grammar
+        if update.finish and grammar is not None and grammar.failure:
+            message = f'response_format: {grammar.failure}'
+            raise ApiError(500, message, 'schema_too_complex', retry=False)
+        self.num_unfinished -= update.finish is not None
+        return index, update
+
+    def _make_listener(self, index: int) -> Callable[[Update], None]:
+        last_time = time.monotonic()
+        is_first = True
+
+        def listen(update: Update) -> None:
+            nonlocal last_time, is_first
+            now = time.monotonic()
+            if update.tokens:
+                model = self.request.model.id
+                self._telemetry.count_text(model, now - last_time, is_first)
+                last_time, is_first = now, False
+            try:
+                self._loop.call_soon_threadsafe(self._add_update, index, update)
+            except RuntimeError:  # the event loop has ended, and its clients with it
+                pass
+
+        return listen
+
+    def _add_update(self, index: int, update: Update) -> None:
+        if self._stop_reason:
+            return
+        self._updates.put_nowait((index, update))
+        if self._updates.qsize() > MAX_UNREAD_UPDATES:
+            self.stop(slow_reader)
 
 
 @dataclass
-class Service:
-    """Admits calls to the engines and ends them.
+class ServerState:
+    """What all requests share; it admits requests to the engines and ends them.
 
     models: by id, the first is the default; empty while they load.
     time_limit: seconds that a request may take.
-    most_replies: that one request may ask for: what slots and queue hold.
-    draining: no new requests.
+    max_replies: that one request may ask for: what slots and queue hold.
+    draining: no new requests are admitted.
     """
 
-    models: dict[str, Served] = field(default_factory=dict)
+    models: dict[str, ServedModel] = field(default_factory=dict)
     time_limit: float = 300.0
-    most_replies: int = 72
+    max_replies: int = 72
     draining: bool = False
-    calls: set[Running] = field(default_factory=set)
+    running: set[RunningRequest] = field(default_factory=set)
 
     def __post_init__(self):
         self.telemetry = Telemetry(self.models)
         self._schema_thread = ThreadPoolExecutor(1, 'schemas')
-        self._schemas = 0  # calls that wait for it
+        self._num_waiting_schemas = 0
 
-    def check_ready(self, model: Served | None = None) -> None:
+    def check_ready(self, model: ServedModel | None = None) -> None:
         """Returns if this model can answer now; without one, if any can.
 
         Raises:
             ApiError: 503.
         """
         if self.draining:
-            raise _later('the server is shutting down', 'draining', RETRY_DRAINING)
+            message = 'the server is shutting down'
+            raise _retry_later(message, 'draining', RETRY_DRAINING_SECONDS)
         if not self.models:
-            raise _later('the model is loading', 'loading', RETRY_LOADING)
-        asked = [model] if model else self.models.values()
-        failures = [one.engine.failure for one in asked]
+            message = 'the model is loading'
+            raise _retry_later(message, 'loading', RETRY_LOADING_SECONDS)
+        models = [model] if model else self.models.values()
+        failures = [model.engine.failure for model in models]
         if all(failures):
             raise ApiError(503, failures[0], 'engine_failed', retry=False)
 
-    def failed(self) -> dict[str, str]:
-        """The models whose engine has failed, and why."""
-        failures = {name: one.engine.failure for name, one in self.models.items()}
+    def failures(self) -> dict[str, str]:
+        """The ids of models whose engine has failed, and why it did."""
+        failures = {name: model.engine.failure for name, model in self.models.items()}
         return {name: failure for name, failure in failures.items() if failure}
 
-    async def understand(self, understand: Callable, body: dict) -> Call:
-        """`understand(body, models)`, off the event loop: long texts take a while.
+    async def parse(self, parse_request: Callable, body: dict) -> GenerationRequest:
+        """`parse_request(body, models)`, off the event loop: long texts take a while.
 
-        Schemas may take seconds. They are compiled one after another on a thread of
-        their own, so that they keep no other call waiting.
+        Compiling a JSON schema may take seconds. Schemas are compiled one after
+        another on a thread of their own, so that no other request waits for them.
 
         Raises:
-            ApiError: what `understand` raises; 503 as many schemas wait as may.
+            ApiError: of `parse_request`; 503 if too many schemas wait.
         """
         if not body.get('response_format'):
-            return await asyncio.to_thread(understand, body, self.models)
-        if self._schemas >= self.most_replies:
-            raise _later('the server is full', 'full', RETRY_FULL)
-        self._schemas += 1
+            return await asyncio.to_thread(parse_request, body, self.models)
+        if self._num_waiting_schemas >= self.max_replies:
+            raise _retry_later('the server is full', 'full', RETRY_FULL_SECONDS)
+        self._num_waiting_schemas += 1
         try:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(
-                self._schema_thread, understand, body, self.models
+                self._schema_thread, parse_request, body, self.models
             )
         finally:
-            self._schemas -= 1
+            self._num_waiting_schemas -= 1
 
-    def begin(self, call: Call) -> Running:
-        """Submits a call; it has to be handed to `end`.
+    def start(self, request: GenerationRequest) -> RunningRequest:
+        """Submits a request to its engine; the caller must hand it to `end` later.
 
         Raises:
             ApiError: 503 the queue is full, or the engine has failed; 400 the
-                context is too short, or the call can never fit.
+                context is too short, or the request can never fit.
         """
-        self.check_ready(call.model)
-        most = self.most_replies
-        if len(call.prompts) > most:
-            fix = f'it asks for {len(call.prompts)} replies: ask for {most} replies'
-            raise bad_request(call.param, f'{fix} at most at once')
-        begun = Running(call, self.telemetry)
+        self.check_ready(request.model)
+        num_replies, limit = len(request.prompts), self.max_replies
+        if num_replies > limit:
+            fix = f'it asks for {num_replies} replies: ask for {limit} replies'
+            raise bad_request(request.prompt_field, f'{fix} at most at once')
+        running = RunningRequest(request, self.telemetry)
         try:
-            begun.submit()
+            running.submit()
         except QueueFull:
-            raise _later('the server is full', 'full', RETRY_FULL) from None
+            raise _retry_later(
+                'the server is full', 'full', RETRY_FULL_SECONDS
+            ) from None
         except EngineStopped as error:
             raise ApiError(503, str(error), 'engine_failed', retry=False) from error
         except ContextOverflow as error:
             raise ApiError(
-                400, str(error), 'context_length_exceeded', call.param
+                400, str(error), 'context_length_exceeded', request.prompt_field
             ) from error
         except UserError as error:
             raise bad_request(None, str(error)) from error
-        self.calls.add(begun)
-        return begun
+        self.running.add(running)
+        return running
 
-    def end(self, ended: Running) -> None:
-        """Frees what a call still has; every call comes here."""
-        ended.cancel()
-        self.calls.discard(ended)
+    def end(self, running: RunningRequest) -> None:
+        running.cancel()
+        self.running.discard(running)
 
     async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
-        """Takes no more requests, and returns when those that run have ended.
+        """Admits no more requests, and returns when those that run have ended.
 
         After `seconds`, or at once when `hurry` is set, they are stopped.
         """
         self.draining = True
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
-        while self.calls and loop.time() < end and not hurry.is_set():
+        while self.running and loop.time() < end and not hurry.is_set():
             await asyncio.sleep(POLL_SECONDS)
-        for call in list(self.calls):
-            call.stop(engine_thread.drained)
+        for running in list(self.running):
+            running.stop(drained)
 
 
-def _later(message: str, code: str, seconds: int) -> ApiError:
+def _retry_later(message: str, code: str, seconds: int) -> ApiError:
     return ApiError(
         503, f'{message}: try again in {seconds} s', code, retry_after=seconds
     )

@@ -1,4 +1,4 @@
-"""The routes, and the application of them."""
+"""The routes, and the ASGI application of them."""
 
 import asyncio
 import logging
@@ -11,13 +11,18 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from gptjax.serve import chat_replies, protocol, schemas, text_replies, tokens
-from gptjax.serve.admission import Service
+from gptjax.serve import api_requests, schemas
+from gptjax.serve.admission import ServerState
 from gptjax.serve.api_errors import ApiError
+from gptjax.serve.api_requests import ServedModel, find_model, read_body
 from gptjax.serve.openapi import document
-from gptjax.serve.protocol import Served, checked, find_model, parse_json
-from gptjax.serve.reply_events import endpoint
-from gptjax.serve.request_body import read_body
+from gptjax.serve.responses import (
+    ChatAnswer,
+    CompletionAnswer,
+    generation_endpoint,
+    token_text,
+)
+from gptjax.serve.schemas import validate_body
 from gptjax.serve.security import Guard, content_policy
 
 PAGE = Path(__file__).with_name('page.html')
@@ -25,42 +30,48 @@ PAGE = Path(__file__).with_name('page.html')
 log = logging.getLogger(__name__)
 
 
-def make_app(service: Service, hosts: Iterable[str], key: str | None) -> Guard:
+def make_app(state: ServerState, hosts: Iterable[str], key: str | None) -> Guard:
     """The ASGI application.
 
     Args:
-        service: what the routes work on.
+        state: what the routes work on.
         hosts: names of this server, besides addresses and `localhost`.
         key: that every route but /health wants; None: none does.
     """
-    chat = endpoint(service, 'chat', protocol.chat_call, chat_replies)
-    completions = endpoint(
-        service, 'completions', protocol.completion_call, text_replies
+    chat = generation_endpoint(
+        state, 'chat', api_requests.parse_chat_request, ChatAnswer
     )
-    routes = [
-        Route('/', _page()),
-        Route('/health', _health),
-        Route('/ready', _ready(service)),
-        Route('/metrics', _metrics(service)),
-        Route('/openapi.json', _openapi),
-        Route('/v1/models', _models(service)),
-        Route('/v1/models/{id:path}', _model(service)),
-        Route('/v1/chat/completions', chat, methods=['POST']),
-        Route('/v1/completions', completions, methods=['POST']),
-        Route('/tokenize', _tokenize(service), methods=['POST']),
-        Route('/detokenize', _detokenize(service), methods=['POST']),
-        Route('/tokenizer_info', _tokenizer_info(service)),
-    ]
+    completions = generation_endpoint(
+        state, 'completions', api_requests.parse_completion_request, CompletionAnswer
+    )
     app = Starlette(
-        routes=routes,
+        routes=[
+            Route('/', _page()),
+            Route('/health', _health),
+            Route('/ready', _ready),
+            Route('/metrics', _metrics),
+            Route('/openapi.json', _openapi),
+            Route('/v1/models', _models),
+            Route('/v1/models/{id:path}', _model),
+            Route('/v1/chat/completions', chat, methods=['POST']),
+            Route('/v1/completions', completions, methods=['POST']),
+            Route('/tokenize', _tokenize, methods=['POST']),
+            Route('/detokenize', _detokenize, methods=['POST']),
+            Route('/tokenizer_info', _tokenizer_info),
+        ],
         exception_handlers={
             ApiError: _api_error,
             HTTPException: _http_error,
             Exception: _any_error,
         },
     )
+    app.state.server = state
     app.router.redirect_slashes = False
     return Guard(app, hosts, key)
+
+
+def _state(request: Request) -> ServerState:
+    return request.app.state.server
 
 
 # ---- errors -------------------------------------------------------------------
@@ -73,21 +84,23 @@ async def _api_error(request: Request, error: ApiError) -> Response:
 async def _http_error(request: Request, error: HTTPException) -> Response:
     """404 and 405, which the router raises."""
     path, method = request.url.path[:100], request.method
-    told = {
+    answers = {
         404: ApiError(404, f'{path}: no such address', 'not_found'),
         405: ApiError(405, f'{method} {path}: not this way', 'method_not_allowed'),
-    }.get(error.status_code, ApiError(error.status_code, str(error.detail)))
-    told.headers.update(error.headers or {})
-    return told.response()
+    }
+    other = ApiError(error.status_code, str(error.detail))
+    answer = answers.get(error.status_code, other)
+    answer.headers.update(error.headers or {})
+    return answer.response()
 
 
 async def _any_error(request: Request, error: Exception) -> Response:
-    # The error itself goes on to uvicorn, which logs it.
+    # Starlette raises the error again, and uvicorn logs it.
     log.error('%s %s: %s', request.method, request.url.path, type(error).__name__)
     return ApiError(500, 'the server made a mistake', 'internal_error').response()
 
 
-# ---- what it is and how it does -----------------------------------------------
+# ---- page, health, metrics, models --------------------------------------------
 
 
 def _page():
@@ -107,37 +120,29 @@ async def _health(request: Request) -> Response:
     return JSONResponse(dict(status='ok'))
 
 
-def _ready(service: Service):
+async def _ready(request: Request) -> Response:
     """Whether any model can answer; ?model=ID: whether this one can."""
-
-    async def ready(request: Request) -> Response:
-        service.check_ready()
-        if name := request.query_params.get('model'):
-            service.check_ready(find_model(service.models, name))
-            return JSONResponse(dict(status='ready'))
-        content = dict(status='ready')
-        if failed := service.failed():
-            content['failed'] = failed
-        return JSONResponse(content)
-
-    return ready
+    state = _state(request)
+    state.check_ready()
+    content = dict(status='ready')
+    if name := request.query_params.get('model'):
+        state.check_ready(find_model(state.models, name))
+    elif failures := state.failures():
+        content['failed'] = failures
+    return JSONResponse(content)
 
 
-def _metrics(service: Service):
-    async def metrics(request: Request) -> Response:
-        telemetry = service.telemetry
-        return Response(
-            telemetry.text(), headers={'Content-Type': telemetry.content_type}
-        )
-
-    return metrics
+async def _metrics(request: Request) -> Response:
+    telemetry = _state(request).telemetry
+    headers = {'Content-Type': telemetry.content_type}
+    return Response(telemetry.render(), headers=headers)
 
 
 async def _openapi(request: Request) -> Response:
     return JSONResponse(document())
 
 
-def _describe(model: Served) -> dict:
+def _describe(model: ServedModel) -> dict:
     context = model.engine.context
     return dict(
         id=model.id,
@@ -155,87 +160,76 @@ def _describe(model: Served) -> dict:
     )
 
 
-def _models(service: Service):
-    async def models(request: Request) -> Response:
-        service.check_ready()
-        entries = [_describe(model) for model in service.models.values()]
-        return JSONResponse(dict(object='list', data=entries))
-
-    return models
+async def _models(request: Request) -> Response:
+    state = _state(request)
+    state.check_ready()
+    entries = [_describe(model) for model in state.models.values()]
+    return JSONResponse(dict(object='list', data=entries))
 
 
-def _model(service: Service):
-    async def model(request: Request) -> Response:
-        service.check_ready()
-        name = request.path_params['id']
-        return JSONResponse(_describe(find_model(service.models, name)))
-
-    return model
+async def _model(request: Request) -> Response:
+    state = _state(request)
+    state.check_ready()
+    model = find_model(state.models, request.path_params['id'])
+    return JSONResponse(_describe(model))
 
 
 # ---- tokens -------------------------------------------------------------------
 
 
-def _tokenize(service: Service):
-    async def tokenize(request: Request) -> Response:
-        service.check_ready()
-        body = checked(parse_json(await read_body(request)), schemas.TOKENIZE)
-        model = find_model(service.models, body.get('model'))
+async def _tokenize(request: Request) -> Response:
+    state = _state(request)
+    state.check_ready()
+    body = validate_body(await read_body(request), schemas.TOKENIZE)
+    model = find_model(state.models, body.get('model'))
 
-        def respond() -> Response:
-            found = protocol.tokens_of(body, model)
-            content = dict(
-                count=len(found), max_model_len=model.engine.context, tokens=found
-            )
-            if body.get('return_token_strs'):
-                spelt = [tokens.spell(model.tokenizer, token) for token in found]
-                content['token_strs'] = spelt
-            return JSONResponse(content)
-
-        return await asyncio.to_thread(respond)
-
-    return tokenize
-
-
-def _detokenize(service: Service):
-    async def detokenize(request: Request) -> Response:
-        service.check_ready()
-        body = checked(parse_json(await read_body(request)), schemas.DETOKENIZE)
-        model = find_model(service.models, body.get('model'))
-        ids = protocol.known_tokens(body['tokens'], model, 'tokens')
-        text = await asyncio.to_thread(model.tokenizer.decode, ids)
-        return JSONResponse(dict(prompt=text))
-
-    return detokenize
-
-
-def _tokenizer_info(service: Service):
-    """Of the first model; ?model=ID for another."""
-
-    async def tokenizer_info(request: Request) -> Response:
-        service.check_ready()
-        model = find_model(service.models, request.query_params.get('model'))
-        tokenizer = model.tokenizer
-        names = {token: name for name, token in tokenizer.specials.items()}
+    def respond() -> Response:
+        tokens = api_requests.encode_prompt(body, model)
         content = dict(
-            tokenizer_class='SentencePiece',
-            vocab_size=tokenizer.vocab_size,
-            model_max_length=model.engine.context,
-            fingerprint=tokenizer.fingerprint,
-            special_tokens=tokenizer.specials,
-            chat_template=JINJA.get(model.template),
+            count=len(tokens), max_model_len=model.engine.context, tokens=tokens
         )
-        for kind in ('bos', 'eos', 'pad'):
-            token = getattr(tokenizer, f'{kind}_id')
-            content[f'{kind}_token'] = names[token]
-            content[f'{kind}_token_id'] = token
+        if body.get('return_token_strs'):
+            texts = [token_text(model.tokenizer, token) for token in tokens]
+            content['token_strs'] = texts
         return JSONResponse(content)
 
-    return tokenizer_info
+    return await asyncio.to_thread(respond)
+
+
+async def _detokenize(request: Request) -> Response:
+    state = _state(request)
+    state.check_ready()
+    body = validate_body(await read_body(request), schemas.DETOKENIZE)
+    model = find_model(state.models, body.get('model'))
+    tokens = api_requests.check_token_ids(body['tokens'], model, 'tokens')
+    text = await asyncio.to_thread(model.tokenizer.decode, tokens)
+    return JSONResponse(dict(prompt=text))
+
+
+async def _tokenizer_info(request: Request) -> Response:
+    """Of the first model; ?model=ID for another."""
+    state = _state(request)
+    state.check_ready()
+    model = find_model(state.models, request.query_params.get('model'))
+    tokenizer = model.tokenizer
+    names = {token: name for name, token in tokenizer.specials.items()}
+    content = dict(
+        tokenizer_class='SentencePiece',
+        vocab_size=tokenizer.vocab_size,
+        model_max_length=model.engine.context,
+        fingerprint=tokenizer.fingerprint,
+        special_tokens=tokenizer.specials,
+        chat_template=JINJA_TEMPLATES.get(model.template),
+    )
+    for kind in ('bos', 'eos', 'pad'):
+        token = getattr(tokenizer, f'{kind}_id')
+        content[f'{kind}_token'] = names[token]
+        content[f'{kind}_token_id'] = token
+    return JSONResponse(content)
 
 
 # For clients that write the prompt of a conversation themselves, as text. Special
-# tokens cannot be written as text, so 'turns' has none.
-JINJA = dict(
+# tokens cannot be written as text, so the template 'turns' has none.
+JINJA_TEMPLATES = dict(
     text="{% for message in messages %}{{ message['content'] }}\n\n{% endfor %}"
 )

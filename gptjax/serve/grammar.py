@@ -1,4 +1,4 @@
-"""Replies that are JSON, by a schema: llguidance says which tokens may come next."""
+"""Replies that are JSON by a schema: llguidance tells which tokens may come next."""
 
 import json
 import threading
@@ -13,7 +13,9 @@ from gptjax.tokenizer.tokenizer import Tokenizer
 LAYOUT = dict(whitespace_flexible=False, item_separator=', ', key_separator=': ')
 
 # A mask is computed between two steps of the engine, which all replies wait for.
-LIMITS = dict(step_max_items=20_000, max_lexer_states=50_000, verbose_errors=False)
+PARSER_LIMITS = dict(
+    step_max_items=20_000, max_lexer_states=50_000, verbose_errors=False
+)
 
 
 class JsonGrammar:
@@ -50,8 +52,8 @@ class JsonGrammar:
         return self._matcher.is_stopped()
 
 
-class Grammars:
-    """Makes grammars for the replies of one tokenizer.
+class GrammarCompiler:
+    """Compiles JSON schemas to grammars for the tokens of one tokenizer.
 
     Raises:
         ImportError: llguidance is not installed.
@@ -67,10 +69,10 @@ class Grammars:
             n_vocab=tokenizer.vocab_size,
             eos_token=tokenizer.eos_id,
         )
-        self._limits = llguidance.LLParserLimits(**LIMITS)
+        self._limits = llguidance.LLParserLimits(**PARSER_LIMITS)
         self._lock = threading.Lock()
 
-    def json(self, schema: dict, count: int) -> list[JsonGrammar]:
+    def compile_schema(self, schema: dict, count: int) -> list[JsonGrammar]:
         """`count` grammars of JSON values that `schema` allows, one a reply.
 
         Raises:
@@ -95,7 +97,7 @@ class Grammars:
 
 
 class _Vocabulary:
-    """A tokenizer in the words of llguidance, which then knows each token's bytes."""
+    """A tokenizer as llguidance wants it: with the bytes of each token."""
 
     def __init__(self, tokenizer: Tokenizer):
         special = set(tokenizer.specials.values())
@@ -115,7 +117,7 @@ class _Vocabulary:
         return self._encode(text)
 
 
-def schema_of(response_format: dict | None) -> dict | None:
+def schema_of_format(response_format: dict | None) -> dict | None:
     """The JSON schema that a checked `response_format` asks for; None for text.
 
     Raises:

@@ -1,13 +1,18 @@
-"""What a request may hold, as JSON Schema: enforced by `check`, published as is.
+"""What a request may hold, as JSON Schema: enforced by `validate`, published as is.
 
 What would change a reply and is not here is refused by name; what changes nothing
 (`user`, `metadata`, …) is accepted and ignored. Everything that may be left out may
 also be null.
 """
 
-from gptjax.infer.request import BIAS_LIMITS, LIMITS
+import math
+import re
+from typing import Any
 
-BODY_BYTES = 2**20  # of a request's body
+from gptjax.infer.request import BIAS_LIMITS, LIMITS
+from gptjax.serve.api_errors import ApiError, bad_request
+
+BODY_BYTES = 2**20
 MESSAGES = 1024  # in a conversation
 PARTS = 64  # of a message's content
 CHOICES = 16  # replies to one prompt
@@ -283,3 +288,146 @@ TOKENIZE = dict(
 )
 
 DETOKENIZE = _object(['tokens'], dict(model=MODEL, tokens=_ids(maxItems=TOKENS)))
+
+
+# ---- validation ---------------------------------------------------------------
+
+UNSUPPORTED = 'unsupported_parameter'
+TYPES = {  # of JSON Schema: what a message calls it, and whether a value is one
+    'string': ('a string', lambda x: isinstance(x, str)),
+    'boolean': ('true or false', lambda x: isinstance(x, bool)),
+    'integer': (
+        'a whole number',
+        lambda x: _is_int(x) or (isinstance(x, float) and x.is_integer()),
+    ),
+    'number': (
+        'a number',
+        lambda x: _is_int(x) or (isinstance(x, float) and math.isfinite(x)),
+    ),
+    'array': ('an array', lambda x: isinstance(x, list)),
+    'object': ('an object', lambda x: isinstance(x, dict)),
+    'null': ('null', lambda x: x is None),
+}
+
+
+def _is_int(value):
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_type(value, name):
+    return TYPES[name][1](value)
+
+
+def validate_body(body: dict, schema: dict) -> dict:
+    """The fields of a body that hold something: those that are null are left out.
+
+    Raises:
+        ApiError: 400; it is not as `schema` says.
+    """
+    validate(body, schema)
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def validate(value: Any, schema: dict, path: str = '') -> None:
+    """Returns if `value` is as `schema` says.
+
+    Args:
+        value: parsed JSON.
+        schema: may use type, enum, minimum, maximum, exclusiveMinimum, minLength,
+            maxLength, pattern, minItems, maxItems, items, properties, required,
+            additionalProperties, propertyNames, maxProperties and anyOf.
+        path: of the value within the body, as 'messages[0]'.
+
+    Raises:
+        ApiError: 400; it names the field and what to use.
+    """
+    if 'anyOf' in schema:
+        return _validate_any(value, schema, path)
+    types = schema.get('type', list(TYPES))
+    types = [types] if isinstance(types, str) else types
+    if not any(_is_type(value, name) for name in types):
+        words = [TYPES[name][0] for name in types if name != 'null'] or ['null']
+        raise _wrong(path, value, ' or '.join(words), 'invalid_type')
+    if 'enum' in schema and value not in schema['enum']:
+        options = ('null' if x is None else str(x) for x in schema['enum'])
+        raise _wrong(path, value, ', '.join(options))
+    if isinstance(value, bool) or value is None:
+        return
+    if isinstance(value, int | float):
+        _validate_number(value, schema, path)
+    elif isinstance(value, str):
+        _validate_length(len(value), schema, path, 'Length', 'characters')
+        if 'pattern' in schema and not re.search(schema['pattern'], value):
+            raise _wrong(path, value, f'a string like {schema["pattern"]}')
+    elif isinstance(value, list):
+        _validate_length(len(value), schema, path, 'Items', 'items')
+        for place, item in enumerate(value):
+            validate(item, schema.get('items', {}), f'{path}[{place}]')
+    else:
+        _validate_object(value, schema, path)
+
+
+def _validate_any(value, schema, path):
+    """One of several options; the error is of the one that has the value's type."""
+    errors = []
+    for option in schema['anyOf']:
+        try:
+            return validate(value, option, path)
+        except ApiError as error:
+            if _is_type(value, option['type']):
+                errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    raise _wrong(path, value, schema['description'], 'invalid_type')
+
+
+def _validate_number(value, schema, path):
+    low, high = schema.get('minimum'), schema.get('maximum')
+    above = schema.get('exclusiveMinimum')
+    if (
+        (low is not None and value < low)
+        or (above is not None and value <= above)
+        or (high is not None and value > high)
+    ):
+        first = f'above {above}' if low is None else f'from {low}'
+        raise _wrong(path, value, f'a number {first} to {high}')
+
+
+def _validate_length(length, schema, path, suffix, unit):
+    low, high = schema.get(f'min{suffix}', 0), schema.get(f'max{suffix}')
+    if length < low:
+        raise bad_request(path, f'it has {length} {unit}: give {low} or more')
+    if high is not None and length > high:
+        raise bad_request(path, f'it has {length:,} {unit}: give {high:,} at most')
+
+
+def _validate_object(value, schema, path):
+    prefix = f'{path}.' if path else ''
+    properties = schema.get('properties', {})
+    additional = schema.get('additionalProperties', True)
+    if len(value) > schema.get('maxProperties', len(value)):
+        most = schema['maxProperties']
+        raise bad_request(path, f'it has {len(value):,} entries: give {most} at most')
+    for name in schema.get('required', ()):
+        if name not in value:
+            raise bad_request(f'{prefix}{name}', 'it is missing', 'missing_parameter')
+    for name, item in value.items():
+        place = f'{prefix}{name[:60]}'
+        if name in properties:
+            validate(item, properties[name], place)
+        elif additional is False:
+            raise bad_request(
+                place, 'this server does not have it: leave it out', UNSUPPORTED
+            )
+        elif isinstance(additional, dict):
+            validate(name, schema.get('propertyNames', {}), place)
+            validate(item, additional, place)
+
+
+def _wrong(path, value, wanted, code='invalid_value'):
+    shown = repr(value)
+    if len(shown) > 60:
+        shown = f'{shown[:56]} …'
+    if not path:
+        return bad_request(None, f'the body is {shown}: send {wanted}', code)
+    return ApiError(400, f'{path}={shown}: use {wanted}', code, path)

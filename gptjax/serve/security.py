@@ -1,23 +1,27 @@
-"""Who may ask: the host's name, other web pages, the key; and what the page may do."""
+"""Who may ask: host names, origins, keys, connections; and the page's policy."""
 
 import base64
 import hashlib
 import hmac
 import ipaddress
+import json
 import re
 import secrets
 import socket
 from collections.abc import Iterable
 from pathlib import Path
 
+import h11
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gptjax.core.console import UserError
 from gptjax.serve.api_errors import ApiError
 
-LEAST_KEY = 8  # characters
-OPEN = ('/health',)  # asked without a key
+MIN_KEY_CHARACTERS = 8
+PATHS_WITHOUT_KEY = ('/health',)
+HEAD_SECONDS = 30.0  # that the head of a request may take
 
 HEADERS = {
     'X-Content-Type-Options': 'nosniff',
@@ -26,11 +30,11 @@ HEADERS = {
     'Cross-Origin-Resource-Policy': 'same-origin',
     'Cross-Origin-Opener-Policy': 'same-origin',
 }
-NO_CONTENT = "default-src 'none'; frame-ancestors 'none'"
+STRICT_POLICY = "default-src 'none'; frame-ancestors 'none'"
 
 
 class Guard:
-    """Lets requests through to `app` that are what they should be.
+    """ASGI middleware that refuses requests which it cannot trust.
 
     - The Host header is an address, `localhost` or one of `hosts`: a page of
       another site that has its name point here (DNS rebinding) is refused.
@@ -39,8 +43,8 @@ class Guard:
     - With a key, every route but /health wants it: `Authorization: Bearer KEY`, or
       Basic with the key as password, for which a browser asks.
 
-    Every answer gets headers that keep browsers from doing more with it, and an
-    `x-request-id`.
+    Every answer gets an `x-request-id`, and headers that forbid browsers to sniff,
+    frame or share it.
     """
 
     def __init__(self, app: ASGIApp, hosts: Iterable[str], key: str | None):
@@ -59,7 +63,7 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers[name] = value
-                headers.setdefault('Content-Security-Policy', NO_CONTENT)
+                headers.setdefault('Content-Security-Policy', STRICT_POLICY)
                 headers.setdefault('Cache-Control', 'no-store')
                 headers['x-request-id'] = request_id
             await send(message)
@@ -73,23 +77,23 @@ class Guard:
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
-        given = headers.getlist('host')
-        if len(given) != 1 or not self._known(host_name(given[0])):
+        hosts = headers.getlist('host')
+        if len(hosts) != 1 or not self._is_own_name(host_name(hosts[0])):
             raise ApiError(
                 403,
-                f'the host {", ".join(given)[:100]!r} is not known here: add it to '
+                f'the host {", ".join(hosts)[:100]!r} is not known here: add it to '
                 '--allowed_hosts if it is this server',
                 'host_not_allowed',
             )
         origin = headers.get('origin')
-        if origin is not None and origin.split('://')[-1] != given[0]:
+        if origin is not None and origin.split('://')[-1] != hosts[0]:
             raise ApiError(
                 403, 'pages of other sites may not ask here', 'origin_not_allowed'
             )
-        if scope['path'] not in OPEN:
+        if scope['path'] not in PATHS_WITHOUT_KEY:
             self._check_key(headers.get('authorization', ''))
 
-    def _known(self, host: str) -> bool:
+    def _is_own_name(self, host: str) -> bool:
         if host in self._hosts or host == 'localhost':
             return True
         try:
@@ -101,8 +105,7 @@ class Guard:
     def _check_key(self, authorization: str) -> None:
         if self._key is None:
             return
-        found = _digest(_given_key(authorization))
-        if not hmac.compare_digest(found, self._key):
+        if not hmac.compare_digest(_digest(_key_of(authorization)), self._key):
             error = ApiError(
                 401,
                 'no API key, or a wrong one: send `Authorization: Bearer KEY`',
@@ -113,11 +116,12 @@ class Guard:
 
 
 def _digest(key: str) -> bytes:
-    """Of one length for all keys, so that comparing them tells nothing."""
+    """A hash: all have one length, so the time to compare them tells nothing."""
     return hashlib.sha256(key.encode('utf-8', 'surrogatepass')).digest()
 
 
-def _given_key(authorization: str) -> str:
+def _key_of(authorization: str) -> str:
+    """The key of an Authorization header; '' where it has none."""
     kind, _, value = authorization.partition(' ')
     if kind.lower() == 'bearer':
         return value.strip()
@@ -137,6 +141,87 @@ def host_name(host: str) -> str:
     return host.partition(':')[0].lower().rstrip('.')
 
 
+def content_policy(page: str) -> str:
+    """The Content-Security-Policy of the page: its own script and style run, no more.
+
+    Raises:
+        ValueError: the page has not exactly one inline script and one style.
+    """
+    hashes = {}
+    for tag in ('script', 'style'):
+        contents = re.findall(rf'<{tag}>(.*?)</{tag}>', page, re.DOTALL)
+        if len(contents) != 1 or len(re.findall(rf'<{tag}\b', page)) != 1:
+            raise ValueError(f'the page needs exactly one <{tag}>, without attributes')
+        digest = hashlib.sha256(contents[0].encode()).digest()
+        hashes[tag] = base64.b64encode(digest).decode()
+    return (
+        f"default-src 'none'; script-src 'sha256-{hashes['script']}'; "
+        f"style-src 'sha256-{hashes['style']}'; connect-src 'self'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+
+
+# ---- connections --------------------------------------------------------------
+
+
+class LimitedConnection(H11Protocol):
+    """uvicorn's connection, closed where no request comes or too many are open.
+
+    From its beginning, and from the first byte of each further request, the client
+    has `HEAD_SECONDS` to send the request's head. (uvicorn limits the time between
+    requests, and `read_body` the time after the head.)
+
+    Args:
+        max_connections: at once. One more is answered with 503, and closed.
+    """
+
+    def __init__(self, *args, max_connections: int, **options):
+        super().__init__(*args, **options)
+        self._max_connections = max_connections
+        self._head_timer = None
+
+    def connection_made(self, transport) -> None:
+        super().connection_made(transport)
+        if len(self.connections) > self._max_connections:
+            error = ApiError(503, 'too many connections: try again in 1 s', 'full')
+            body = json.dumps(error.body()).encode()
+            head = (
+                f'HTTP/1.1 {error.status} Service Unavailable',
+                'Content-Type: application/json',
+                f'Content-Length: {len(body)}',
+                'Retry-After: 1',
+                'Connection: close',
+            )
+            transport.write('\r\n'.join(head).encode() + b'\r\n\r\n' + body)
+            transport.close()
+        else:
+            self._watch_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cancel_timer()
+        super().connection_lost(exc)
+
+    def _watch_head(self):
+        if self.conn.their_state is not h11.IDLE:  # the head is complete
+            self._cancel_timer()
+        elif self._head_timer is None:
+            close = self.transport.close
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, close)
+
+    def _cancel_timer(self):
+        if self._head_timer:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+
+# ---- flags --------------------------------------------------------------------
+
+
 def read_key(path: str) -> str:
     """The API key in a file.
 
@@ -151,54 +236,38 @@ def read_key(path: str) -> str:
             f'--api_key_file={path}: {why}: make one, as '
             f'`openssl rand -hex 32 > {path}`'
         ) from error
-    if len(key) < LEAST_KEY or not (key.isascii() and key.isprintable()) or ' ' in key:
+    if (
+        len(key) < MIN_KEY_CHARACTERS
+        or not (key.isascii() and key.isprintable())
+        or ' ' in key
+    ):
         raise UserError(
-            f'--api_key_file={path}: use one line of {LEAST_KEY} or more ASCII '
-            'characters without spaces'
+            f'--api_key_file={path}: use one line of {MIN_KEY_CHARACTERS} or more '
+            'ASCII characters without spaces'
         )
     return key
 
 
 def check_host(host: str, key: str | None) -> None:
-    """Refuses to be asked by other machines without a key.
+    """Refuses to listen to other machines without a key.
 
     Raises:
-        UserError: `host` is beyond this machine and there is no key, or it is no
+        UserError: other machines can reach `host` and there is no key, or it is no
             host at all.
     """
     try:
-        found = socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM)
+        entries = socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         why = getattr(error, 'strerror', None) or 'it is no host name'
-        raise UserError(f'--host={host}: {why}: use 127.0.0.1, or an address of this '
-                        'machine') from error  # fmt: skip
-    inside = all(
+        raise UserError(
+            f'--host={host}: {why}: use 127.0.0.1, or an address of this machine'
+        ) from error
+    is_local = all(
         ipaddress.ip_address(entry[4][0].partition('%')[0]).is_loopback
-        for entry in found
+        for entry in entries
     )
-    if key is None and (not host or not inside):
+    if key is None and (not host or not is_local):
         raise UserError(
             f'--host={host}: other machines could ask: give an --api_key_file, or use '
             '--host=127.0.0.1'
         )
-
-
-def content_policy(page: str) -> str:
-    """The Content-Security-Policy of the page: its own script and style run, no more.
-
-    Raises:
-        ValueError: the page has not exactly one inline script and one style.
-    """
-    hashes = {}
-    for tag in ('script', 'style'):
-        found = re.findall(rf'<{tag}>(.*?)</{tag}>', page, re.DOTALL)
-        if len(found) != 1 or len(re.findall(rf'<{tag}\b', page)) != 1:
-            raise ValueError(f'the page needs exactly one <{tag}>, without attributes')
-        digest = hashlib.sha256(found[0].encode()).digest()
-        hashes[tag] = base64.b64encode(digest).decode()
-    return (
-        f"default-src 'none'; script-src 'sha256-{hashes['script']}'; "
-        f"style-src 'sha256-{hashes['style']}'; connect-src 'self'; img-src data:; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-        "require-trusted-types-for 'script'; trusted-types 'none'"
-    )

@@ -1,4 +1,4 @@
-"""The stage `serve`: loads the models, answers until it is told to end, drains."""
+"""The stage `serve`: loads models, answers until a signal, then drains."""
 
 import asyncio
 import contextlib
@@ -20,16 +20,15 @@ from ml_collections import ConfigDict
 from gptjax.core import console, run_dir
 from gptjax.core.console import UserError
 from gptjax.serve import security
-from gptjax.serve.admission import Service
+from gptjax.serve.admission import ServerState
 from gptjax.serve.api import make_app
-from gptjax.serve.connections import Connection
-from gptjax.serve.grammar import Grammars
-from gptjax.serve.protocol import Served
+from gptjax.serve.api_requests import ServedModel
+from gptjax.serve.grammar import GrammarCompiler
 
-DRAIN_SECONDS = 30.0  # that replies have to end after SIGTERM
-CLOSE_SECONDS = 3  # that answers have to be sent after that
+DRAIN_SECONDS = 30.0  # in which running replies may end after SIGTERM
+CLOSE_SECONDS = 3  # in which answers may be sent after that
 KEEP_ALIVE_SECONDS = 30
-SEND_BUFFER = 2**17  # bytes of answers that the system keeps for one client
+SEND_BUFFER_BYTES = 2**17  # of answers that the system keeps for one client
 UNACKNOWLEDGED_SECONDS = 60  # after which the system closes what nobody reads
 SPARE_CONNECTIONS = 256  # besides those of the requests that run or wait
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -63,9 +62,9 @@ class Options:
 
 
 def serve(config: ConfigDict, workdir: Path, options: Options) -> None:
-    """Serves until SIGTERM or Ctrl-C, and then ends what runs; a second one hurries.
+    """Serves until SIGTERM or Ctrl-C, then lets replies end; a second signal hurries.
 
-    Prints one line, with the address, when replies can be drawn.
+    Prints one line, with the address, when the models are ready.
 
     Raises:
         UserError: a flag is wrong, the port is taken, or a run has no checkpoint.
@@ -76,24 +75,24 @@ def serve(config: ConfigDict, workdir: Path, options: Options) -> None:
     security.check_host(options.host, key)
     _check_numbers(options)
     runs = [(config, workdir, options.step)]
-    runs += [_run_of(name) for name in options.beside]
-    names = [_name(folder, step) for _, folder, step in runs]
-    for name in names:
-        if names.count(name) > 1:
+    runs += [_parse_run(name) for name in options.beside]
+    run_of_name = {}
+    for run in runs:
+        _, folder, step = run
+        name = folder.name if step is None else f'{folder.name}@{step}'
+        if name in run_of_name:
             raise UserError(f'--beside: two models are called {name}: rename a folder')
+        run_of_name[name] = run
     for _, folder, _ in runs:
         if not (folder / 'checkpoints').is_dir():
             raise UserError(
                 f'{folder}: no checkpoint there: run the stage pretrain first'
             )
-    listening = listen(options.host, options.port)
-    with contextlib.closing(listening):
-        loaded = asyncio.run(
-            _serve(options, listening, key, dict(zip(names, runs, strict=True)))
-        )
+    with contextlib.closing(listen(options.host, options.port)) as listener:
+        loaded = asyncio.run(_run_server(options, listener, key, run_of_name))
     if not loaded:
-        # A thread compiles still: Python's own end stops it in the middle of XLA, and
-        # there that aborts the process.
+        # A thread still compiles. Python's own end would stop it in the middle of XLA,
+        # and that aborts the process.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
@@ -109,12 +108,12 @@ def _check_numbers(options: Options) -> None:
         ('queue', options.queue >= 1, '1 or more'),
         ('time_limit', options.time_limit > 0, 'above 0, in seconds'),
     )
-    for name, fine, fix in rules:
-        if not fine:
+    for name, is_valid, fix in rules:
+        if not is_valid:
             raise UserError(f'--{name}={getattr(options, name)}: use a number {fix}')
 
 
-def _run_of(text: str) -> tuple[ConfigDict, Path, int | None]:
+def _parse_run(text: str) -> tuple[ConfigDict, Path, int | None]:
     """(config, folder, step) of 'RUN' or 'RUN@STEP'."""
     path, _, number = text.rpartition('@')
     step = None
@@ -127,12 +126,8 @@ def _run_of(text: str) -> tuple[ConfigDict, Path, int | None]:
         raise UserError(f'--beside={text}: {error}') from error
 
 
-def _name(folder: Path, step: int | None) -> str:
-    return folder.name if step is None else f'{folder.name}@{step}'
-
-
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there; what it is sent while models load waits or not.
+    """A listening socket; it accepts connections from now on, while models load.
 
     Raises:
         UserError: the port is taken or not allowed.
@@ -140,19 +135,19 @@ def listen(host: str, port: int) -> socket.socket:
     family, kind, protocol, _, address = socket.getaddrinfo(
         host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
-    # By the protocol asyncio knows TCP, and sends small pieces without delay.
-    listening = socket.socket(family, kind, protocol)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Connections inherit these: a client that reads nothing costs little, and ends.
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    # asyncio knows TCP by the protocol's number, and sets TCP_NODELAY then.
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Connections inherit these: a client that never reads costs little, and is closed.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     if hasattr(socket, 'TCP_USER_TIMEOUT'):
         milliseconds = UNACKNOWLEDGED_SECONDS * 1000
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
     try:
-        listening.bind(address)
-        listening.listen(512)
+        listener.bind(address)
+        listener.listen(512)
     except OSError as error:
-        listening.close()
+        listener.close()
         if error.errno == errno.EADDRNOTAVAIL:
             raise UserError(
                 f'--host={host}: this machine has no such address: use 127.0.0.1'
@@ -161,26 +156,26 @@ def listen(host: str, port: int) -> socket.socket:
             f'--port={port}: {os.strerror(error.errno)}: use another, or --port=0 for '
             'one that is free'
         ) from error
-    return listening
+    return listener
 
 
 # ---- running ------------------------------------------------------------------
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's, which leaves the signals to `_serve`."""
+    """uvicorn's server, which leaves the signals to `_run_server`."""
 
     @contextlib.contextmanager
     def capture_signals(self):
         yield
 
 
-def new_server(app, most_connections: int) -> uvicorn.Server:
-    """A server of an ASGI application, to be run; it logs errors alone."""
+def new_server(app, max_connections: int) -> uvicorn.Server:
+    """A server of an ASGI application, not yet running; it logs errors only."""
     return _Server(
         uvicorn.Config(
             app,
-            http=partial(Connection, most=most_connections),
+            http=partial(security.LimitedConnection, max_connections=max_connections),
             ws='none',
             lifespan='off',
             log_config=None,
@@ -193,60 +188,65 @@ def new_server(app, most_connections: int) -> uvicorn.Server:
     )
 
 
-async def _serve(options: Options, listening: socket.socket, key, runs: dict) -> bool:
-    """Whether the models were there when it ended."""
+async def _run_server(
+    options: Options, listener: socket.socket, key: str | None, runs: dict
+) -> bool:
+    """Serves until a signal; whether the models were loaded by then.
+
+    `runs` are (config, folder, step) by the models' names.
+    """
     logging.basicConfig(
         level=logging.WARNING, format='%(asctime)s %(levelname)s %(message)s'
     )
-    service = Service(
-        time_limit=options.time_limit, most_replies=options.slots + options.queue
-    )
+    capacity = options.slots + options.queue
+    state = ServerState(time_limit=options.time_limit, max_replies=capacity)
     hosts = [*options.allowed_hosts, options.host]
     if options.host not in ('127.0.0.1', 'localhost', '::1'):
         hosts += [socket.gethostname(), socket.getfqdn()]
-    app = make_app(service, hosts, key)
-    server = new_server(app, SPARE_CONNECTIONS + options.slots + options.queue)
+    server = new_server(make_app(state, hosts, key), SPARE_CONNECTIONS + capacity)
     loop = asyncio.get_running_loop()
-    told, hurry = asyncio.Event(), asyncio.Event()
+    first_signal, second_signal = asyncio.Event(), asyncio.Event()
 
     def on_signal():
-        (hurry if told.is_set() else told).set()
+        (second_signal if first_signal.is_set() else first_signal).set()
 
     for number in SIGNALS:
         loop.add_signal_handler(number, on_signal)
-    serving = asyncio.create_task(server.serve(sockets=[listening]))
-    ending = asyncio.create_task(told.wait())
-    loading = _in_thread(loop, lambda: _load(options, runs))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    ending = asyncio.create_task(first_signal.wait())
+    loading = _run_in_thread(loop, lambda: _load_models(options, runs))
     try:
         await asyncio.wait({serving, ending, loading}, return_when='FIRST_COMPLETED')
         if loading.done():
-            service.models.update(loading.result())
-            print(f'ready: {_address(options.host, listening)}', flush=True)
+            state.models.update(loading.result())
+            host = f'[{options.host}]' if ':' in options.host else options.host
+            port = listener.getsockname()[1]
+            print(f'ready: http://{host}:{port}/', flush=True)
             await asyncio.wait({serving, ending}, return_when='FIRST_COMPLETED')
-        if service.calls:
-            print(f'ending {len(service.calls)} requests', file=sys.stderr)
-        await service.drain(DRAIN_SECONDS, hurry)
+        if state.running:
+            print(f'ending {len(state.running)} requests', file=sys.stderr)
+        await state.drain(DRAIN_SECONDS, second_signal)
     finally:
         server.should_exit = True
         await serving
-        for model in service.models.values():
+        for model in state.models.values():
             await asyncio.to_thread(model.engine.close)
         for number in SIGNALS:
             loop.remove_signal_handler(number)
     return loading.done()
 
 
-def _in_thread(loop, function) -> asyncio.Future:
-    """The result of `function`; nobody waits for it where the program ends before."""
-    result = loop.create_future()
+def _run_in_thread(loop, function) -> asyncio.Future:
+    """The result of `function`, on a thread that does not keep the program alive."""
+    future = loop.create_future()
 
     def settle(value, error):
-        if result.cancelled():
+        if future.cancelled():
             return
         if error is None:
-            result.set_result(value)
+            future.set_result(value)
         else:
-            result.set_exception(error)
+            future.set_exception(error)
 
     def run():
         value = error = None
@@ -258,11 +258,11 @@ def _in_thread(loop, function) -> asyncio.Future:
             loop.call_soon_threadsafe(settle, value, error)
 
     threading.Thread(target=run, name='loading', daemon=True).start()
-    return result
+    return future
 
 
-def _load(options: Options, runs: dict) -> dict[str, Served]:
-    """The models, warm and started."""
+def _load_models(options: Options, runs: dict) -> dict[str, ServedModel]:
+    """The models by name; their engines are compiled and started."""
     from gptjax.eval import quantization_cost
     from gptjax.models import parameter_count, settings
     from gptjax.train.load_model import load_engine
@@ -288,15 +288,15 @@ def _load(options: Options, runs: dict) -> dict[str, Served]:
                 print(f'{folder.name}: {cost}', file=sys.stderr)
             engine.warm_up()
             engine.start()
-            model = settings.resolve(config.model, engine.vocab_size)
-            millions = parameter_count.num_params(model) / 1e6
-            models[name] = Served(
+            model_settings = settings.resolve(config.model, engine.vocab_size)
+            millions = parameter_count.num_params(model_settings) / 1e6
+            models[name] = ServedModel(
                 id=name,
                 engine=engine,
-                grammars=Grammars(engine.tokenizer),
+                grammars=GrammarCompiler(engine.tokenizer),
                 template=config.get('chat', {}).get('template', 'text'),
                 step=engine.trained_step,
-                created=_written(folder, engine.trained_step),
+                created=_checkpoint_time(folder, engine.trained_step),
                 description=(
                     f'{millions:.1f} million parameters after '
                     f'{engine.trained_step:,} updates'
@@ -306,18 +306,11 @@ def _load(options: Options, runs: dict) -> dict[str, Served]:
     return models
 
 
-def _written(folder: Path, step: int) -> int:
+def _checkpoint_time(folder: Path, step: int) -> int:
     """When a checkpoint was written, in seconds since 1970."""
     checkpoints = folder / 'checkpoints'
     try:
-        written = (checkpoints / f'{step:08d}').stat()
-    except FileNotFoundError:  # a training that still runs has dropped it since
-        written = checkpoints.stat()
-    return int(written.st_mtime)
-
-
-def _address(host: str, listening: socket.socket) -> str:
-    """As 'http://127.0.0.1:8000/'."""
-    port = listening.getsockname()[1]
-    shown = f'[{host}]' if ':' in host else host
-    return f'http://{shown}:{port}/'
+        status = (checkpoints / f'{step:08d}').stat()
+    except FileNotFoundError:  # a training that still runs has deleted it since
+        status = checkpoints.stat()
+    return int(status.st_mtime)

@@ -1,6 +1,6 @@
-"""What the server counts, for Prometheus."""
+"""The metrics of the server, for Prometheus."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -11,9 +11,9 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-FIRST_TOKEN = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-BETWEEN_TOKENS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
-REQUEST = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+BETWEEN_TOKENS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+REQUEST_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class Telemetry:
@@ -36,33 +36,34 @@ class Telemetry:
         )  # fmt: skip
         self._seconds = Histogram(
             'gptjax_request_seconds', 'From a request to the end of its answer.',
-            ('endpoint',), buckets=REQUEST, registry=registry,
+            ('endpoint',), buckets=REQUEST_BUCKETS, registry=registry,
         )  # fmt: skip
-        self._first = Histogram(
+        self._first_token = Histogram(
             'gptjax_time_to_first_token_seconds', "Until a reply's first text.",
-            ('model',), buckets=FIRST_TOKEN, registry=registry,
+            ('model',), buckets=FIRST_TOKEN_BUCKETS, registry=registry,
         )  # fmt: skip
-        self._between = Histogram(
+        self._between_tokens = Histogram(
             'gptjax_inter_token_seconds', 'Between texts of one reply.',
-            ('model',), buckets=BETWEEN_TOKENS, registry=registry,
+            ('model',), buckets=BETWEEN_TOKENS_BUCKETS, registry=registry,
         )  # fmt: skip
-        registry.register(_Engines(models))
+        registry.register(_EngineCollector(models))
 
-    def request(self, endpoint: str, outcome: str, seconds: float) -> None:
+    def count_request(self, endpoint: str, outcome: str, seconds: float) -> None:
         self._requests.labels(endpoint, outcome).inc()
         self._seconds.labels(endpoint).observe(seconds)
 
-    def token(self, model: str, seconds: float, first: bool) -> None:
-        """A text has come, so long after the one before or after it was asked for."""
-        (self._first if first else self._between).labels(model).observe(seconds)
+    def count_text(self, model: str, seconds: float, is_first: bool) -> None:
+        """`seconds` have passed since the text before, or since the request."""
+        histogram = self._first_token if is_first else self._between_tokens
+        histogram.labels(model).observe(seconds)
 
-    def text(self) -> bytes:
+    def render(self) -> bytes:
         """The page at /metrics."""
         return generate_latest(self._registry)
 
 
-class _Engines:
-    """What the engines say of themselves, read when it is asked for."""
+class _EngineCollector:
+    """Metrics of the engines, read when /metrics is read."""
 
     GAUGES = (
         ('running', 'Replies that are being drawn.', lambda s: s.running),
@@ -85,15 +86,12 @@ class _Engines:
 
     def collect(self):
         stats = {name: model.engine.stats() for name, model in self._models.items()}
-        for kind, metrics in (
+        for family_class, metrics in (
             (GaugeMetricFamily, self.GAUGES),
             (CounterMetricFamily, self.COUNTERS),
         ):
-            yield from self._families(kind, metrics, stats)
-
-    def _families(self, kind: Callable, metrics, stats):
-        for name, text, read in metrics:
-            family = kind(f'gptjax_{name}', text, labels=('model',))
-            for model, state in stats.items():
-                family.add_metric((model,), read(state))
-            yield family
+            for name, text, read in metrics:
+                family = family_class(f'gptjax_{name}', text, labels=('model',))
+                for model, state in stats.items():
+                    family.add_metric((model,), read(state))
+                yield family

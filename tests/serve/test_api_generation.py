@@ -12,18 +12,10 @@ import threading
 import pytest
 
 from gptjax.infer.request import EngineStopped, QueueFull, Token, Update
-from gptjax.serve import (
-    api,
-    engine_thread,
-    protocol,
-    reply_events,
-    request_body,
-    text_replies,
-)
-from gptjax.serve.admission import Service
+from gptjax.serve import admission, api, api_requests, responses
+from gptjax.serve.admission import RunningRequest, ServerState
 from gptjax.serve.api_errors import ApiError
-from gptjax.serve.engine_thread import Running
-from gptjax.serve.protocol import Call, Served
+from gptjax.serve.api_requests import GenerationRequest, ServedModel
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.tokenizer.train_tokenizer import train_model
 from tests.servers import TEXTS
@@ -64,11 +56,11 @@ class Engine:
         self.cancelled.append(ticket)
 
 
-def service_of(engine, *others, **options):
-    service = Service(**options)
+def state_of(engine, *others, **options):
+    state = ServerState(**options)
     for name, one in zip(('m', 'n'), (engine, *others), strict=False):
-        service.models[name] = Served(name, one, None, 'text', 1, 0, 'a model')
-    return service
+        state.models[name] = ServedModel(name, one, None, 'text', 1, 0, 'a model')
+    return state
 
 
 class Client:
@@ -105,18 +97,18 @@ class Client:
         if self._leaves is not False and len(self.received) == self._leaves:
             self._left.set()
 
-    def ask(self, service, path=COMPLETION, method='POST', query=''):
-        asyncio.run(asyncio.wait_for(self._ask(service, path, method, query), 20))
+    def ask(self, state, path=COMPLETION, method='POST', query=''):
+        asyncio.run(asyncio.wait_for(self._ask(state, path, method, query), 20))
         return self
 
-    async def _ask(self, service, path, method, query):
+    async def _ask(self, state, path, method, query):
         headers = [(b'host', b'localhost'), (b'content-type', b'application/json')]
         scope = dict(
             type='http', method=method, path=path, headers=headers,
             query_string=query.encode(), root_path='', scheme='http',
             server=('localhost', 80), http_version='1.1',
         )  # fmt: skip
-        app = api.make_app(service, [], None)
+        app = api.make_app(state, [], None)
         await app(scope, self.receive, self.send)
 
     @property
@@ -137,8 +129,8 @@ class Client:
         return json.loads(self.text)['error']
 
 
-def outcomes(service):
-    lines = service.telemetry.text().decode().split('\n')
+def outcomes(state):
+    lines = state.telemetry.render().decode().split('\n')
     named = [line for line in lines if line.startswith('gptjax_requests_total{')]
     return [line.split('outcome="')[1].split('"')[0] for line in named]
 
@@ -146,32 +138,34 @@ def outcomes(service):
 @pytest.fixture(autouse=True)
 def no_statistics(monkeypatch):
     """The scripted engine has none."""
-    monkeypatch.setattr('gptjax.serve.telemetry._Engines.collect', lambda self: [])
+    monkeypatch.setattr(
+        'gptjax.serve.telemetry._EngineCollector.collect', lambda self: []
+    )
 
 
 @pytest.mark.parametrize('stream', [True, False])
 def test_an_engine_that_fails(stream):
     told = [Update('hi', HI), Update(finish='error', error='the engine stopped: x')]
-    service = service_of(Engine(told))
-    client = Client(dict(stream=stream)).ask(service)
+    state = state_of(Engine(told))
+    client = Client(dict(stream=stream)).ask(state)
     assert client.status == (200 if stream else 500)
     assert client.error['code'] == 'engine_failed'
-    assert outcomes(service) == ['failed'] and not service.calls
+    assert outcomes(state) == ['failed'] and not state.running
 
 
 def test_an_engine_that_died_while_nobody_listened():
     engine, other = Engine(), Engine([Update('hi', HI, finish='stop')])
-    service = service_of(engine, other)
+    state = state_of(engine, other)
     engine.failure = 'the engine stopped: x'
-    refused = Client({}).ask(service)
+    refused = Client({}).ask(state)
     assert refused.status == 503 and refused.error['code'] == 'engine_failed'
     assert dict(refused.received[0]['headers'])[b'x-should-retry'] == b'false'
 
     # The other model lives on.
-    assert Client(dict(model='n')).ask(service).status == 200
+    assert Client(dict(model='n')).ask(state).status == 200
 
     def ready(query=''):
-        return Client({}).ask(service, '/ready', 'GET', query)
+        return Client({}).ask(state, '/ready', 'GET', query)
 
     content = json.loads(ready().text)
     assert content == dict(status='ready', failed=dict(m='the engine stopped: x'))
@@ -184,7 +178,7 @@ def test_an_engine_that_died_while_nobody_listened():
 
 def test_an_engine_that_dies_between_the_check_and_the_request():
     engine = Engine()
-    service = service_of(engine)
+    state = state_of(engine)
     submit = engine.submit
 
     def dying(*request):
@@ -192,147 +186,149 @@ def test_an_engine_that_dies_between_the_check_and_the_request():
         return submit(*request)
 
     engine.submit = dying
-    client = Client({}).ask(service)
+    client = Client({}).ask(state)
     assert client.status == 503 and client.error['code'] == 'engine_failed'
 
 
 def test_stopped_calls_leave_nothing_behind(monkeypatch):
-    monkeypatch.setattr(reply_events, 'TAKEN_SECONDS', 0.01)
+    monkeypatch.setattr(responses, 'SEND_SECONDS', 0.01)
     updates = [Update('hi', HI)]
 
     def alive():
         gc.collect()
-        return sum(isinstance(x, Running | Call) for x in gc.get_objects())
+        return sum(
+            isinstance(x, RunningRequest | GenerationRequest) for x in gc.get_objects()
+        )
 
     before = alive()
     for stream in (True, False):
-        Client(dict(stream=stream), leaves=True).ask(service_of(Engine(updates)))
-        short = service_of(Engine(updates), time_limit=0.01)
+        Client(dict(stream=stream), leaves=True).ask(state_of(Engine(updates)))
+        short = state_of(Engine(updates), time_limit=0.01)
         Client(dict(stream=stream)).ask(short)
         closed = [Update(finish='cancelled')]
-        Client(dict(stream=stream)).ask(service_of(Engine(closed)))
-    Client(dict(stream=True), reads=1).ask(service_of(Engine(updates * 9)))
+        Client(dict(stream=stream)).ask(state_of(Engine(closed)))
+    Client(dict(stream=True), reads=1).ask(state_of(Engine(updates * 9)))
     del short
     assert alive() == before
 
 
 @pytest.mark.parametrize('stream', [True, False])
 def test_an_engine_that_is_closed(stream):
-    service = service_of(Engine([Update('hi', HI), Update(finish='cancelled')]))
-    client = Client(dict(stream=stream)).ask(service)
-    assert client.error['code'] == 'draining' and outcomes(service) == ['drained']
+    state = state_of(Engine([Update('hi', HI), Update(finish='cancelled')]))
+    client = Client(dict(stream=stream)).ask(state)
+    assert client.error['code'] == 'draining' and outcomes(state) == ['drained']
 
 
 @pytest.mark.parametrize('stream', [True, False])
 def test_a_client_that_leaves(stream):
     engine = Engine([Update('hi', HI)])
-    service = service_of(engine)
-    client = Client(dict(stream=stream), leaves=True).ask(service)
-    assert engine.cancelled and outcomes(service) == ['gone'] and not service.calls
+    state = state_of(engine)
+    client = Client(dict(stream=stream), leaves=True).ask(state)
+    assert engine.cancelled and outcomes(state) == ['gone'] and not state.running
     assert client.status in (None, 200) and '[DONE]' not in client.text
 
 
 @pytest.mark.parametrize('stream', [True, False])
 def test_the_time_limit(stream):
     engine = Engine([Update('hi', HI)])
-    service = service_of(engine, time_limit=0.05)
-    client = Client(dict(stream=stream)).ask(service)
+    state = state_of(engine, time_limit=0.05)
+    client = Client(dict(stream=stream)).ask(state)
     assert client.error['code'] == 'time_limit'
-    assert set(engine.cancelled) == {0} and outcomes(service) == ['time_limit']
+    assert set(engine.cancelled) == {0} and outcomes(state) == ['time_limit']
 
 
 def test_a_stream_that_nobody_takes(monkeypatch):
-    monkeypatch.setattr(reply_events, 'TAKEN_SECONDS', 0.05)
+    monkeypatch.setattr(responses, 'SEND_SECONDS', 0.05)
     engine = Engine([Update('hi', HI)] * 3)
-    service = service_of(engine)
-    client = Client(dict(stream=True), reads=2).ask(service)
+    state = state_of(engine)
+    client = Client(dict(stream=True), reads=2).ask(state)
     assert len(client.received) == 2
-    assert engine.cancelled and outcomes(service) == ['slow'] and not service.calls
+    assert engine.cancelled and outcomes(state) == ['slow'] and not state.running
 
 
 @pytest.mark.parametrize('fails', [True, False])
 def test_a_stream_of_which_nobody_takes_the_end(monkeypatch, fails):
     """The last pieces are [DONE], and an error before it."""
-    monkeypatch.setattr(reply_events, 'TAKEN_SECONDS', 0.05)
+    monkeypatch.setattr(responses, 'SEND_SECONDS', 0.05)
     told = [Update('hi', HI), Update(finish='error' if fails else 'stop')]
-    service = service_of(Engine(told))
-    whole = Client(dict(stream=True)).ask(service)
+    state = state_of(Engine(told))
+    whole = Client(dict(stream=True)).ask(state)
     for taken in range(1, len(whole.received)):
-        service = service_of(Engine(told))
-        client = Client(dict(stream=True), reads=taken).ask(service)
+        state = state_of(Engine(told))
+        client = Client(dict(stream=True), reads=taken).ask(state)
         assert len(client.received) == taken
-        assert len(outcomes(service)) == 1 and not service.calls
-    assert outcomes(service) == ['failed' if fails else 'slow']
+        assert len(outcomes(state)) == 1 and not state.running
+    assert outcomes(state) == ['failed' if fails else 'slow']
 
 
 def test_a_backlog_is_not_written_to_who_has_left():
     engine = Engine([Update('hi', HI)] * 500)
-    service = service_of(engine)
-    client = Client(dict(stream=True), leaves=2).ask(service)
+    state = state_of(engine)
+    client = Client(dict(stream=True), leaves=2).ask(state)
     assert len(client.received) < 10
-    assert engine.cancelled and outcomes(service) == ['gone']
+    assert engine.cancelled and outcomes(state) == ['gone']
 
 
 def test_what_waits_unread_is_bounded(monkeypatch):
-    monkeypatch.setattr(engine_thread, 'MOST_WAITING', 5)
-    monkeypatch.setattr(reply_events, 'TAKEN_SECONDS', 0.05)
+    monkeypatch.setattr(admission, 'MAX_UNREAD_UPDATES', 5)
+    monkeypatch.setattr(responses, 'SEND_SECONDS', 0.05)
     engine = Engine([Update('hi', HI)] * 50)
-    service = service_of(engine)
-    Client(dict(stream=True), reads=1).ask(service)
-    assert engine.cancelled and outcomes(service) == ['slow']
+    state = state_of(engine)
+    Client(dict(stream=True), reads=1).ask(state)
+    assert engine.cancelled and outcomes(state) == ['slow']
 
 
 def test_a_stream_shows_that_it_lives(monkeypatch):
-    monkeypatch.setattr(reply_events, 'PING_SECONDS', 0.02)
-    service = service_of(Engine([]), time_limit=0.3)
-    client = Client(dict(stream=True)).ask(service)
+    monkeypatch.setattr(responses, 'PING_SECONDS', 0.02)
+    state = state_of(Engine([]), time_limit=0.3)
+    client = Client(dict(stream=True)).ask(state)
     assert client.text.count(': ping\n\n') > 3
     assert client.error['code'] == 'time_limit'
 
 
 def test_a_full_engine_keeps_nothing_of_a_call():
     engine = Engine([Update('hi', HI)], room=1)
-    service = service_of(engine)
-    client = Client(dict(n=3)).ask(service)
+    state = state_of(engine)
+    client = Client(dict(n=3)).ask(state)
     assert client.status == 503 and client.error['code'] == 'full'
     assert dict(client.received[0]['headers'])[b'retry-after']
-    assert set(engine.cancelled) == {0} and not service.calls
-    assert outcomes(service) == ['busy']
+    assert set(engine.cancelled) == {0} and not state.running
+    assert outcomes(state) == ['busy']
 
 
 def test_a_grammar_that_fails_is_told():
     class Grammars:
-        def json(self, schema, count):
+        def compile_schema(self, schema, count):
             return [Failed()] * count
 
     class Failed:
         failure = 'too complex'
 
-    service = service_of(Engine([Update('{', HI, finish='stop')]))
-    service.models['m'] = service.models['m']._replace(grammars=Grammars())
+    state = state_of(Engine([Update('{', HI, finish='stop')]))
+    state.models['m'] = state.models['m']._replace(grammars=Grammars())
     fields = dict(response_format=dict(type='json_object'))
-    client = Client(fields).ask(service)
+    client = Client(fields).ask(state)
     assert client.status == 500 and client.error['code'] == 'schema_too_complex'
     assert 'too complex' in client.error['message']
 
 
 def test_a_body_that_never_comes(monkeypatch):
-    monkeypatch.setattr(request_body, 'READ_SECONDS', 0.05)
+    monkeypatch.setattr(api_requests, 'READ_SECONDS', 0.05)
     client = Client({})
     client._asked = True  # its body does not come, and it does not leave
-    client.ask(service_of(Engine()))
+    client.ask(state_of(Engine()))
     assert client.status == 408 and client.error['code'] == 'timeout'
 
 
 def test_a_body_without_end(monkeypatch):
-    monkeypatch.setattr(request_body, 'DROPPED_SECONDS', 0.05)
+    monkeypatch.setattr(api_requests, 'DROP_SECONDS', 0.05)
 
     class Endless(Client):
         async def receive(self):
             await asyncio.sleep(0)
             return dict(type='http.request', body=b'x' * 2**16, more_body=True)
 
-    client = Endless({}).ask(service_of(Engine()))
+    client = Endless({}).ask(state_of(Engine()))
     assert client.status == 413
 
 
@@ -340,10 +336,10 @@ def test_a_mistake_of_ours_is_an_answer_without_its_inside(monkeypatch, caplog):
     def broken(*args):
         raise ZeroDivisionError('secret')
 
-    monkeypatch.setattr(Service, 'begin', broken)
+    monkeypatch.setattr(ServerState, 'start', broken)
     client = Client({})
     with pytest.raises(ZeroDivisionError):  # what the server's log gets
-        client.ask(service_of(Engine()))
+        client.ask(state_of(Engine()))
     assert client.status == 500 and client.error['code'] == 'internal_error'
     assert 'secret' not in client.text and 'POST /v1/completions' in caplog.text
 
@@ -355,19 +351,19 @@ def test_a_mistake_of_ours_is_counted(monkeypatch, place, stream):
         raise ZeroDivisionError
 
     if place == 'before':
-        monkeypatch.setattr(Service, 'begin', broken)
+        monkeypatch.setattr(ServerState, 'start', broken)
     else:
-        name = 'parts' if stream else 'choice'
-        monkeypatch.setattr(text_replies, name, broken)
-    service = service_of(Engine([Update('hi', HI, finish='stop')]))
+        name = 'update_choices' if stream else 'whole_choice'
+        monkeypatch.setattr(responses.CompletionAnswer, name, broken)
+    state = state_of(Engine([Update('hi', HI, finish='stop')]))
     with pytest.raises(ZeroDivisionError):
-        Client(dict(stream=stream)).ask(service)
-    assert outcomes(service) == ['failed'] and not service.calls
+        Client(dict(stream=stream)).ask(state)
+    assert outcomes(state) == ['failed'] and not state.running
 
 
 def test_tokens_are_found_beside_the_loop(monkeypatch):
     """A long text takes a while, in which replies are to go on."""
-    service, threads = service_of(Engine()), []
+    state, threads = state_of(Engine()), []
 
     def watched(function):
         def call(*args):
@@ -376,44 +372,42 @@ def test_tokens_are_found_beside_the_loop(monkeypatch):
 
         return call
 
-    for owner, name in ((protocol, 'tokens_of'), (TOKENIZER, 'decode')):
+    for owner, name in ((api_requests, 'encode_prompt'), (TOKENIZER, 'decode')):
         monkeypatch.setattr(owner, name, watched(getattr(owner, name)))
-    assert Client({}).ask(service, '/tokenize').status == 200
+    assert Client({}).ask(state, '/tokenize').status == 200
     back = Client(dict(tokens=[300]))
     del back.fields['prompt']
-    assert back.ask(service, '/detokenize').status == 200
+    assert back.ask(state, '/detokenize').status == 200
     assert len(threads) == 2 and threading.main_thread() not in threads
 
 
 def test_prompts_are_not_logged(caplog):
     caplog.set_level(logging.DEBUG)
-    service = service_of(Engine([Update('hi', HI, finish='stop')]))
-    assert Client(dict(prompt='a secret thing')).ask(service).status == 200
-    assert Client(dict(prompt='a secret thing', n=99)).ask(service).status == 400
+    state = state_of(Engine([Update('hi', HI, finish='stop')]))
+    assert Client(dict(prompt='a secret thing')).ask(state).status == 200
+    assert Client(dict(prompt='a secret thing', n=99)).ask(state).status == 400
     assert 'secret' not in caplog.text
 
 
 def test_slow_schemas_keep_nobody_waiting_and_are_bounded():
     compiling = threading.Event()
 
-    def understand(body, models):
+    def parse(body, models):
         if body.get('response_format'):
             compiling.wait(30)
         return body
 
     async def run():
-        service = Service(most_replies=2)
+        state = ServerState(max_replies=2)
         slow = dict(response_format=dict(type='json_schema'))
-        waiting = [
-            asyncio.create_task(service.understand(understand, slow)) for _ in range(2)
-        ]
+        waiting = [asyncio.create_task(state.parse(parse, slow)) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(ApiError) as full:
-            await service.understand(understand, slow)
+            await state.parse(parse, slow)
         assert (full.value.status, full.value.code) == (503, 'full')
-        assert await service.understand(understand, {}) == {}
+        assert await state.parse(parse, {}) == {}
         compiling.set()
         assert await asyncio.gather(*waiting) == [slow, slow]
-        assert await service.understand(understand, slow) == slow
+        assert await state.parse(parse, slow) == slow
 
     asyncio.run(run())

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gptjax.serve import schemas
 from gptjax.serve.api_errors import ApiError
-from gptjax.serve.request_checks import check
+from gptjax.serve.schemas import validate
 
 BODIES = (schemas.CHAT, schemas.COMPLETION, schemas.TOKENIZE, schemas.DETOKENIZE)
 SCALARS = st.one_of(
@@ -75,7 +75,7 @@ def test_it_agrees_with_the_reference(schema):
 
 def fits(value, schema) -> bool:
     try:
-        check(value, schema)
+        validate(value, schema)
     except ApiError as error:
         assert error.status == 400 and error.message
         return False
@@ -96,6 +96,6 @@ def test_messages_name_the_place_and_the_fix():
     }
     for message, value in told.items():
         with pytest.raises(ApiError) as error:
-            check(value, schema)
+            validate(value, schema)
         assert error.value.message.startswith(message)
         assert len(error.value.message) < 200

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from gptjax.serve import connections, serve
+from gptjax.serve import security, serve
 
 SECONDS = 20  # until something is closed that must be
 GET = b'GET / HTTP/1.1\r\nHost: localhost\r\n\r\n'
@@ -44,7 +44,7 @@ def run(scenario):
 
 @pytest.fixture
 def short(monkeypatch):
-    monkeypatch.setattr(connections, 'HEAD_SECONDS', 0.1)
+    monkeypatch.setattr(security, 'HEAD_SECONDS', 0.1)
 
 
 @pytest.mark.parametrize('head', [b'', b'GET ', GET[:-2]], ids=repr)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gptjax.serve.api_errors import ApiError
-from gptjax.serve.grammar import Grammars, JsonGrammar, schema_of
+from gptjax.serve.grammar import GrammarCompiler, JsonGrammar, schema_of_format
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.tokenizer.train_tokenizer import train_model
 from tests.servers import TEXTS
@@ -38,7 +38,7 @@ def tokenizer():
 
 @pytest.fixture(scope='module')
 def grammars(tokenizer):
-    return Grammars(tokenizer)
+    return GrammarCompiler(tokenizer)
 
 
 def draw(grammar, tokenizer, rng, most=300):
@@ -63,7 +63,7 @@ def draw(grammar, tokenizer, rng, most=300):
 @pytest.mark.parametrize('schema', SCHEMAS, ids=lambda schema: str(schema)[:20])
 def test_replies_fit_their_schema(grammars, tokenizer, schema):
     rng = np.random.default_rng(0)
-    texts = [draw(g, tokenizer, rng) for g in grammars.json(schema, 12)]
+    texts = [draw(g, tokenizer, rng) for g in grammars.compile_schema(schema, 12)]
     for text in texts:
         jsonschema.validate(json.loads(text), schema)
         assert '\n' not in text
@@ -71,7 +71,7 @@ def test_replies_fit_their_schema(grammars, tokenizer, schema):
 
 
 def test_copies_do_not_share_their_place(grammars, tokenizer):
-    one, two = grammars.json(dict(enum=['yes', 'no']), 2)
+    one, two = grammars.compile_schema(dict(enum=['yes', 'no']), 2)
     before = two.allowed().copy()
     draw(one, tokenizer, np.random.default_rng(1))
     assert one.ended() and not two.ended()
@@ -93,7 +93,7 @@ BAD = {
 @pytest.mark.parametrize('told', BAD)
 def test_bad_schemas_are_refused(grammars, told):
     with pytest.raises(ApiError) as error:
-        grammars.json(BAD[told], 1)
+        grammars.compile_schema(BAD[told], 1)
     assert error.value.status == 400 and told in error.value.message
     assert error.value.param == 'response_format.json_schema.schema'
 
@@ -116,20 +116,20 @@ def test_a_grammar_that_fails_ends_its_reply_and_nothing_else(tokenizer):
 
 
 def test_a_token_that_is_not_allowed_is_a_failure(grammars):
-    [grammar] = grammars.json(dict(enum=['yes']), 1)
+    [grammar] = grammars.compile_schema(dict(enum=['yes']), 1)
     assert grammar.failure is None
     grammar.accept(5)
     assert grammar.failure and grammar.ended()
 
 
 def test_schemas_of_formats():
-    assert schema_of(None) is schema_of(dict(type='text')) is None
-    assert schema_of(dict(type='json_object')) == dict(type='object')
+    assert schema_of_format(None) is schema_of_format(dict(type='text')) is None
+    assert schema_of_format(dict(type='json_object')) == dict(type='object')
     given = dict(type='json_schema', json_schema=dict(schema=dict(type='null')))
-    assert schema_of(given) == dict(type='null')
+    assert schema_of_format(given) == dict(type='null')
     for wrong in (
         dict(type='json_schema'),
         dict(type='text', json_schema=dict(schema={})),
     ):
         with pytest.raises(ApiError):
-            schema_of(wrong)
+            schema_of_format(wrong)

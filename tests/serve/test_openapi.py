@@ -7,12 +7,12 @@ import jsonschema
 import pytest
 
 from gptjax.serve import api, openapi
-from gptjax.serve.admission import Service
+from gptjax.serve.admission import ServerState
 from tests import servers
 
 
 def routes():
-    app = api.make_app(Service(), [], None)._app
+    app = api.make_app(ServerState(), [], None)._app
     return {route.path.replace(':path', ''): route.methods for route in app.routes}
 
 

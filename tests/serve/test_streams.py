@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
-from gptjax.serve.engine_thread import MOST_WAITING
+from gptjax.serve.admission import MAX_UNREAD_UPDATES
 from tests import servers
 from tests.servers import CONTEXT, post_bytes, wait_for
 
@@ -183,7 +183,7 @@ def test_what_piles_up_unread_has_an_end(server):
     connection.sendall(post_bytes(COMPLETION, encode(body)))
     wait_for(lambda: server.metric('gptjax_running') == 2, 'it runs')
     wait_for(server.is_idle, 'slots are free')
-    assert MOST_WAITING < drawn(server) - before < LONG_TOKENS
+    assert MAX_UNREAD_UPDATES < drawn(server) - before < LONG_TOKENS
     drop(connection)
     wait_for(lambda: outcomes(server, 'slow') == slow + 1, 'the handler has ended')
 

@@ -3,7 +3,11 @@
 import pytest
 
 from gptjax.infer.request import Token
-from gptjax.serve.tokens import chat_logprob, spell, text_logprobs
+from gptjax.serve.responses import (
+    describe_chat_token,
+    describe_text_tokens,
+    token_text,
+)
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.tokenizer.train_tokenizer import train_model
 
@@ -15,20 +19,20 @@ def tokenizer():
 
 def test_spelling(tokenizer):
     for name, token in tokenizer.specials.items():
-        assert spell(tokenizer, token) == name
+        assert token_text(tokenizer, token) == name
     cat = tokenizer.encode('🐈')
     assert len(cat) == 4
-    assert [spell(tokenizer, token) for token in cat] == [
+    assert [token_text(tokenizer, token) for token in cat] == [
         'bytes:\\xf0', 'bytes:\\x9f', 'bytes:\\x90', 'bytes:\\x88'
     ]  # fmt: skip
     word = tokenizer.encode('a plain')
-    assert ''.join(spell(tokenizer, token) for token in word) == 'a plain'
+    assert ''.join(token_text(tokenizer, token) for token in word) == 'a plain'
 
 
 def test_chat_entries(tokenizer):
     cat = tokenizer.encode('🐈')[0]
     token = Token(cat, -0.5, ((tokenizer.eos_id, -0.25), (cat, -0.5)))
-    assert chat_logprob(tokenizer, token) == dict(
+    assert describe_chat_token(tokenizer, token) == dict(
         token='bytes:\\xf0',
         logprob=-0.5,
         bytes=[0xF0],
@@ -46,7 +50,7 @@ def test_completion_entries(tokenizer):
         Token(ids[0]),
         *(Token(token, -1.0, ((ids[1], -0.5),)) for token in ids[1:]),
     ]
-    found = text_logprobs(tokenizer, tuple(tokens), 10)
+    found = describe_text_tokens(tokenizer, tuple(tokens), 10)
     assert found['text_offset'] == [10, 10, 10, 10, 10, 11]
     assert found['token_logprobs'] == [None, *[-1.0] * 5]
     assert found['top_logprobs'][0] is None
@@ -61,10 +65,10 @@ def test_of_two_tokens_with_one_text_the_likelier_is_told(tokenizer):
         if token != letter and tokenizer.bytes_of(token) == b'a'
     )
     token = Token(byte, -2.0, ((letter, -0.5),))
-    assert text_logprobs(tokenizer, (token,))['top_logprobs'] == [{'a': -0.5}]
+    assert describe_text_tokens(tokenizer, (token,))['top_logprobs'] == [{'a': -0.5}]
 
 
 def test_what_is_no_json_number_is_very_small(tokenizer):
     token = Token(5, float('-inf'), ((6, float('-inf')),))
-    assert chat_logprob(tokenizer, token)['logprob'] == -9999.0
-    assert text_logprobs(tokenizer, (token,))['token_logprobs'] == [-9999.0]
+    assert describe_chat_token(tokenizer, token)['logprob'] == -9999.0
+    assert describe_text_tokens(tokenizer, (token,))['token_logprobs'] == [-9999.0]

@@ -1,0 +1,372 @@
+"""Answers of /v1/chat/completions and /v1/completions, whole or as a stream."""
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from gptjax.infer.request import Reply, Token, Update, join_updates
+from gptjax.serve import admission
+from gptjax.serve.admission import RunningRequest, ServerState
+from gptjax.serve.api_errors import ApiError
+from gptjax.serve.api_requests import GenerationRequest, read_body
+
+PING_SECONDS = 15.0  # without an event, after which a stream sends a comment
+SEND_SECONDS = 30.0  # within which a client has to take one piece of a stream
+LOWEST_LOGPROB = -9999.0  # stands for -inf, which is no JSON
+
+STREAM_HEADERS = {
+    'Content-Type': 'text/event-stream; charset=utf-8',
+    'Cache-Control': 'no-store',
+    'X-Accel-Buffering': 'no',  # a proxy must not collect the events
+}
+LAST_EVENT = 'data: [DONE]\n\n'
+
+# How a request ended, for the metrics, by the code of its error.
+OUTCOMES = dict(
+    gone='gone', slow_reader='slow', time_limit='time_limit', draining='drained'
+)
+
+
+# ---- the shapes of the two endpoints ------------------------------------------
+
+
+def _envelope(request: GenerationRequest, id_prefix: str, object_name: str) -> dict:
+    """What the answer, and every event of a stream, begins with."""
+    return dict(
+        id=f'{id_prefix}{uuid.uuid4().hex}',
+        object=object_name,
+        created=int(time.time()),
+        model=request.model.id,
+        system_fingerprint=request.model.engine.fingerprint,
+    )
+
+
+class ChatAnswer:
+    """JSON of /v1/chat/completions for one request."""
+
+    def __init__(self, request: GenerationRequest):
+        self.request = request
+        suffix = '.chunk' if request.stream else ''
+        self.envelope = _envelope(request, 'chatcmpl-', f'chat.completion{suffix}')
+
+    def first_choices(self, index: int) -> list[dict]:
+        """The choices of the events before the first token."""
+        return [self._delta(index, dict(role='assistant', content='', refusal=None))]
+
+    def update_choices(self, index: int, update: Update, offset: int) -> list[dict]:
+        """The choices of the events of an update.
+
+        `offset` is how many characters the reply had before; completions need it.
+        """
+        choices = []
+        if update.text or (self.request.logprobs and update.tokens):
+            logprobs = self._logprobs(update.tokens)
+            choices.append(self._delta(index, dict(content=update.text), logprobs))
+        if update.finish:
+            choices.append(self._delta(index, {}, finish_reason=update.finish))
+        return choices
+
+    def whole_choice(self, index: int, reply: Reply) -> dict:
+        return dict(
+            index=index,
+            message=dict(role='assistant', content=reply.text, refusal=None),
+            logprobs=self._logprobs(reply.tokens),
+            finish_reason=reply.finish,
+        )
+
+    def _delta(self, index, delta, logprobs=None, finish_reason=None):
+        return dict(
+            index=index, delta=delta, logprobs=logprobs, finish_reason=finish_reason
+        )
+
+    def _logprobs(self, tokens):
+        if not self.request.logprobs:
+            return None
+        tokenizer = self.request.model.tokenizer
+        content = [describe_chat_token(tokenizer, token) for token in tokens]
+        return dict(content=content, refusal=None)
+
+
+class CompletionAnswer:
+    """JSON of /v1/completions for one request; the methods are those of `ChatAnswer`.
+
+    Its tokens include the one that ended the reply: lm-evaluation-harness draws one
+    token after a prompt, and leaves out the last that is listed.
+    """
+
+    def __init__(self, request: GenerationRequest):
+        self.request = request
+        self.envelope = _envelope(request, 'cmpl-', 'text_completion')
+
+    def first_choices(self, index: int) -> list[dict]:
+        """The echoed prompt; with log-probabilities it comes with the first update."""
+        if not self.request.echoed_texts or self.request.logprobs:
+            return []
+        return [self._choice(index, self.request.echoed_texts[index])]
+
+    def update_choices(self, index: int, update: Update, offset: int) -> list[dict]:
+        request, choices = self.request, []
+        prompt = request.echoed_texts[index] if request.echoed_texts else ''
+        if request.echoed_texts and request.logprobs and update.prompt is not None:
+            logprobs = self._logprobs(update.prompt, 0)
+            choices.append(self._choice(index, prompt, logprobs))
+        if update.text or update.finish or (request.logprobs and update.tokens):
+            logprobs = self._logprobs(_all_tokens(update), offset + len(prompt))
+            choices.append(self._choice(index, update.text, logprobs, update.finish))
+        return choices
+
+    def whole_choice(self, index: int, reply: Reply) -> dict:
+        text, tokens = reply.text, _all_tokens(reply)
+        if self.request.echoed_texts:
+            text = self.request.echoed_texts[index] + text
+            tokens = (*(reply.prompt or ()), *tokens)
+        return self._choice(index, text, self._logprobs(tokens, 0), reply.finish)
+
+    def _choice(self, index, text, logprobs=None, finish_reason=None):
+        return dict(
+            index=index, text=text, logprobs=logprobs, finish_reason=finish_reason
+        )
+
+    def _logprobs(self, tokens, offset):
+        if not self.request.logprobs:
+            return None
+        return describe_text_tokens(self.request.model.tokenizer, tokens, offset)
+
+
+def _all_tokens(reply: Update | Reply) -> tuple[Token, ...]:
+    """The tokens and, where there is one, the token that ended the reply."""
+    return reply.tokens if reply.ending is None else (*reply.tokens, reply.ending)
+
+
+# ---- tokens -------------------------------------------------------------------
+
+
+def token_text(tokenizer, token: int) -> str:
+    """A token's text; its name if it is special, its bytes if they are no whole text.
+
+    As 'Hi', '<eos>', 'bytes:\\\\xe2\\\\x96'.
+    """
+    content = tokenizer.bytes_of(token)
+    if not content:
+        for name, special in tokenizer.specials.items():
+            if special == token:
+                return name
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return 'bytes:' + ''.join(f'\\x{byte:02x}' for byte in content)
+
+
+def describe_chat_token(tokenizer, token: Token) -> dict:
+    """An entry of a chat choice's `logprobs.content`."""
+
+    def describe(token_id, logprob):
+        return dict(
+            token=token_text(tokenizer, token_id),
+            logprob=max(logprob, LOWEST_LOGPROB),
+            bytes=list(tokenizer.bytes_of(token_id)) or None,
+        )
+
+    alternatives = [describe(*alternative) for alternative in token.top]
+    return dict(describe(token.id, token.logprob), top_logprobs=alternatives)
+
+
+def describe_text_tokens(tokenizer, tokens: tuple[Token, ...], offset: int = 0) -> dict:
+    """A completion choice's `logprobs`.
+
+    Args:
+        tokenizer: of the model.
+        tokens: in order. One without a log-probability (a prompt's first) has null.
+        offset: the number of characters before the first token.
+    """
+    stream = tokenizer.stream()
+    offsets, logprobs, alternatives = [], [], []
+    for token in tokens:
+        offsets.append(offset)
+        offset += len(stream.push(token.id))
+        if token.logprob is None:
+            logprobs.append(None)
+            alternatives.append(None)
+            continue
+        logprobs.append(max(token.logprob, LOWEST_LOGPROB))
+        by_text = {}  # of two alternatives with one text, the likelier
+        for token_id, logprob in (*token.top, (token.id, token.logprob)):
+            text = token_text(tokenizer, token_id)
+            by_text.setdefault(text, max(logprob, LOWEST_LOGPROB))
+        alternatives.append(by_text)
+    return dict(
+        tokens=[token_text(tokenizer, token.id) for token in tokens],
+        token_logprobs=logprobs,
+        top_logprobs=alternatives,
+        text_offset=offsets,
+    )
+
+
+# ---- the endpoints ------------------------------------------------------------
+
+
+def generation_endpoint(
+    state: ServerState, name: str, parse_request: Callable, answer_class: type
+) -> Callable[[Request], Awaitable]:
+    """The handler of one of the two endpoints.
+
+    Args:
+        state: of the server.
+        name: of the endpoint in the metrics.
+        parse_request: (body, models) -> GenerationRequest.
+        answer_class: `ChatAnswer` or `CompletionAnswer`.
+    """
+
+    async def handle(http_request: Request):
+        start = time.monotonic()
+
+        def count(outcome: str) -> None:
+            state.telemetry.count_request(name, outcome, time.monotonic() - start)
+
+        try:
+            state.check_ready()
+            body = await read_body(http_request)
+            request = await state.parse(parse_request, body)
+            running = state.start(request)
+        except ApiError as error:
+            count('busy' if error.status == 503 else 'refused')
+            raise
+        except Exception:
+            count('failed')
+            raise
+        send_answer = _send_stream if request.stream else _send_whole
+        return partial(send_answer, state, running, answer_class(request), count)
+
+    return handle
+
+
+@asynccontextmanager
+async def _watch(state, running: RunningRequest, receive: Receive, count):
+    """Stops a request when its client leaves or its time is over.
+
+    Counts how the request ended, and frees its slots whatever happens.
+    """
+
+    async def watch_client():
+        while (await receive())['type'] != 'http.disconnect':
+            pass
+        running.stop(admission.client_gone)
+
+    watcher = asyncio.create_task(watch_client())
+    timer = asyncio.get_running_loop().call_later(
+        state.time_limit, running.stop, admission.time_limit
+    )
+    outcome = 'failed'
+    try:
+        yield
+        outcome = 'completed'
+    except ApiError as error:
+        outcome = OUTCOMES.get(error.code, 'failed')
+        raise
+    finally:
+        timer.cancel()
+        watcher.cancel()
+        state.end(running)
+        count(outcome)
+
+
+def _usage(request: GenerationRequest, num_tokens: int) -> dict:
+    return dict(
+        prompt_tokens=request.num_prompt_tokens,
+        completion_tokens=num_tokens,
+        total_tokens=request.num_prompt_tokens + num_tokens,
+    )
+
+
+async def _send_whole(
+    state, running, answer, count, scope: Scope, receive: Receive, send: Send
+) -> None:
+    updates = [[] for _ in running.request.prompts]
+    try:
+        async with _watch(state, running, receive, count):
+            while running.num_unfinished:
+                index, update = await running.next_update()
+                updates[index].append(update)
+            choices = [
+                answer.whole_choice(index, join_updates(reply_updates))
+                for index, reply_updates in enumerate(updates)
+            ]
+    except ApiError as error:
+        if error.code != 'gone':
+            await error.response()(scope, receive, send)
+        return
+    num_tokens = sum(len(_all_tokens(u)) for reply in updates for u in reply)
+    usage = _usage(running.request, num_tokens)
+    response = JSONResponse(dict(answer.envelope, choices=choices, usage=usage))
+    await response(scope, receive, send)
+
+
+async def _send_stream(
+    state, running, answer, count, scope: Scope, receive: Receive, send: Send
+) -> None:
+    async def write(text: str, more: bool = True) -> None:
+        message = dict(type='http.response.body', body=text.encode(), more_body=more)
+        try:
+            async with asyncio.timeout(SEND_SECONDS):
+                await send(message)
+        except TimeoutError:
+            raise admission.slow_reader() from None
+
+    headers = [(k.lower().encode(), v.encode()) for k, v in STREAM_HEADERS.items()]
+    try:
+        async with _watch(state, running, receive, count):
+            await send(dict(type='http.response.start', status=200, headers=headers))
+            async for event in _events(running, answer):
+                running.raise_if_stopped()
+                await write(event)
+            await write(LAST_EVENT, more=False)
+    except ApiError as error:
+        if error.code in ('gone', 'slow_reader'):  # nobody reads
+            return
+        with suppress(ApiError):  # the client does not read this either
+            await write(_format_event(error.body()))
+            await write(LAST_EVENT, more=False)
+
+
+async def _events(running: RunningRequest, answer) -> AsyncIterator[str]:
+    """The stream as server-sent events, without the last."""
+    request, envelope = running.request, answer.envelope
+    if request.include_usage:
+        envelope = dict(envelope, usage=None)
+
+    def format_events(choices):
+        events = (dict(envelope, choices=[choice]) for choice in choices)
+        return ''.join(map(_format_event, events))
+
+    for index in range(len(request.prompts)):
+        if choices := answer.first_choices(index):
+            yield format_events(choices)
+    num_tokens = 0
+    num_characters = [0] * len(request.prompts)
+    while running.num_unfinished:
+        try:
+            async with asyncio.timeout(PING_SECONDS):
+                index, update = await running.next_update()
+        except TimeoutError:
+            yield ': ping\n\n'
+            continue
+        if choices := answer.update_choices(index, update, num_characters[index]):
+            yield format_events(choices)
+        num_tokens += len(_all_tokens(update))
+        num_characters[index] += len(update.text)
+    if request.include_usage:
+        usage = _usage(request, num_tokens)
+        yield _format_event(dict(envelope, choices=[], usage=usage))
+
+
+def _format_event(content: dict) -> str:
+    text = json.dumps(content, ensure_ascii=False, separators=(',', ':'))
+    return f'data: {text}\n\n'
