@@ -28,7 +28,7 @@ from gptjax.bench.workload import Workload, make_workload
 from gptjax.core import console
 from gptjax.core.console import UserError
 from gptjax.infer.engine import Engine
-from gptjax.infer.request import Parameters
+from gptjax.infer.request import SamplingParameters
 from gptjax.models import gpt, parameter_count
 from gptjax.models.settings import resolve
 from gptjax.tokenizer.tokenizer import StreamDecoder
@@ -238,7 +238,9 @@ def engine_contestant(
 
         began = time.perf_counter()
         for request, prompt in enumerate(workload.prompts):
-            how = Parameters(max_tokens=workload.lengths[request], temperature=0.0)
+            how = SamplingParameters(
+                max_tokens=workload.lengths[request], temperature=0.0
+            )
             engine.submit(prompt, how, listener(request))
         while engine.step():
             rounds += 1

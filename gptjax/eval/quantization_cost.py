@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from gptjax.core.console import UserError
 from gptjax.eval.held_out_documents import held_out_texts
 from gptjax.infer.engine import Engine
-from gptjax.infer.request import Parameters
+from gptjax.infer.request import SamplingParameters
 from gptjax.train.load_model import load_engine
 
 DOCUMENTS = 64  # of the validation split, the first window of each
@@ -49,7 +49,9 @@ def bits_per_byte(engine: Engine, texts: list[str]) -> tuple[float, int]:
     """(bits per byte of the first window of each text, bytes of them all)."""
     tokenizer, room = engine.tokenizer, engine.context - 1
     prompts = [[tokenizer.bos_id, *tokenizer.encode(text)[:room]] for text in texts]
-    replies = engine.complete(prompts, Parameters(max_tokens=0, prompt_logprobs=True))
+    replies = engine.complete(
+        prompts, SamplingParameters(max_tokens=0, prompt_logprobs=True)
+    )
     tokens = [token for reply in replies for token in reply.prompt[1:]]
     size = sum(len(tokenizer.bytes_of(token.id)) for token in tokens)
     return -sum(token.logprob for token in tokens) / math.log(2) / size, size

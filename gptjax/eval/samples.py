@@ -9,7 +9,7 @@ from gptjax.core.console import UserError
 from gptjax.infer.request import (
     LARGEST_SEED,
     ContextOverflow,
-    Parameters,
+    SamplingParameters,
     check_parameters,
 )
 from gptjax.models.settings import resolve
@@ -35,7 +35,7 @@ def sample(
     """
     settings = config.sample
     sampling = {name: settings[name] for name in SAMPLING}
-    check_parameters(Parameters(**sampling), vocab_size=0, prefix='sample.')
+    check_parameters(SamplingParameters(**sampling), vocab_size=0, prefix='sample.')
     if settings.max_tokens < 1:
         raise UserError(
             f'sample.max_tokens={settings.max_tokens}: use a positive number'
@@ -50,7 +50,7 @@ def sample(
     texts = []
     for number, prompt in enumerate(asked):
         print(f'--- {prompt!r}')
-        parameters = Parameters(
+        parameters = SamplingParameters(
             **sampling, max_tokens=settings.max_tokens, seed=seed + number
         )
         text = _complete(engine, prompt, parameters)

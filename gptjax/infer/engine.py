@@ -22,14 +22,13 @@ import jax
 from ml_collections import FrozenConfigDict
 
 from gptjax.core.console import UserError
-from gptjax.infer import compilations
-from gptjax.infer.model_runner import Decoder
+from gptjax.infer.model_runner import Decoder, count_compilations
 from gptjax.infer.request import (
     ContextOverflow,
     EngineStopped,
-    Parameters,
     QueueFull,
     Reply,
+    SamplingParameters,
     Update,
     check_parameters,
     join_updates,
@@ -133,7 +132,7 @@ class Engine:
     def submit(
         self,
         prompt: Sequence[int],
-        parameters: Parameters,
+        parameters: SamplingParameters,
         listen: Callable[[Update], None],
     ) -> int:
         """Queues a request; its ticket.
@@ -199,7 +198,7 @@ class Engine:
                 waiting=len(self._waiting),
                 slots=self._decoder.slots,
                 cache_used=used / (self._decoder.slots * self.context),
-                compilations=compilations.count(),
+                compilations=count_compilations(),
                 prompt_tokens=rounds.prompt_tokens,
                 cached_tokens=rounds.cached_tokens,
                 reply_tokens=rounds.reply_tokens,
@@ -220,7 +219,9 @@ class Engine:
             self._thread.join()
             self._thread = None
 
-    def reply(self, prompt: Sequence[int], parameters: Parameters) -> Iterator[Update]:
+    def reply(
+        self, prompt: Sequence[int], parameters: SamplingParameters
+    ) -> Iterator[Update]:
         """Follows one request to its end, with or without the thread."""
         updates = SimpleQueue()
         ticket = self.submit(prompt, parameters, updates.put)
@@ -239,7 +240,7 @@ class Engine:
     def complete(
         self,
         prompts: Sequence[Sequence[int]],
-        parameters: Parameters | Sequence[Parameters],
+        parameters: SamplingParameters | Sequence[SamplingParameters],
     ) -> list[Reply]:
         """Whole replies to many prompts, in order; more than the queue holds are fine.
 
@@ -247,7 +248,7 @@ class Engine:
         prompts that have a slot are read before the next decode step: with short
         replies most slots would be empty else.
         """
-        if isinstance(parameters, Parameters):
+        if isinstance(parameters, SamplingParameters):
             parameters = [parameters] * len(prompts)
         told = [[] for _ in prompts]
         todo = deque(zip(prompts, parameters, told, strict=True))
@@ -268,7 +269,7 @@ class Engine:
         with jax.set_mesh(self._decoder.mesh):
             self._decoder.warm_up()
         last = self.context - 1
-        self.complete([[0], [0] * min(2, last)], Parameters(max_tokens=2))
+        self.complete([[0], [0] * min(2, last)], SamplingParameters(max_tokens=2))
         self._rounds.forget_counts()
 
     def update(self, params, fingerprint: str) -> None:

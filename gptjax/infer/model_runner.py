@@ -13,7 +13,7 @@ from ml_collections import FrozenConfigDict
 
 from gptjax.core.console import UserError
 from gptjax.infer import speculative
-from gptjax.infer.request import Grammar, Parameters
+from gptjax.infer.request import Grammar, SamplingParameters
 from gptjax.infer.sampling import Sampling
 from gptjax.infer.slots import (
     Detail,
@@ -144,7 +144,9 @@ class Decoder:
         )
         return scored
 
-    def admit(self, slot: int, prompt: Sequence[int], parameters: Parameters) -> None:
+    def admit(
+        self, slot: int, prompt: Sequence[int], parameters: SamplingParameters
+    ) -> None:
         """The slot, which has read all but the last token, decodes from now on."""
         seen = np.zeros(self.vocab_size, bool)
         seen[list(prompt)] = True
@@ -227,3 +229,22 @@ def _check_draft(settings, draft, guesses):
         )
     if guesses < 1:
         raise UserError(f'guesses={guesses}: use a positive number')
+
+
+# ---- compilations: proof that serving compiles nothing
+
+_COMPILATION = '/jax/core/compile/backend_compile_duration'
+_num_compilations = 0
+
+
+def count_compilations() -> int:
+    """Programs that this process has compiled since this module was imported."""
+    return _num_compilations
+
+
+def _count_event(event: str, duration: float, **details) -> None:
+    global _num_compilations
+    _num_compilations += event == _COMPILATION
+
+
+jax.monitoring.register_event_duration_secs_listener(_count_event)

@@ -31,7 +31,7 @@ class Limits(NamedTuple):
         return f'from {self.least} to {self.most}'
 
 
-# Of `Parameters`, for whoever takes them from a user.
+# Of `SamplingParameters`, for whoever takes them from a user.
 LIMITS = dict(
     max_tokens=Limits(0, 2**17),  # the context is what bounds it
     temperature=Limits(0, 100),
@@ -61,7 +61,7 @@ class Grammar(Protocol):
 
 
 @dataclass(frozen=True)
-class Parameters:
+class SamplingParameters:
     """How a reply is drawn.
 
     max_tokens: at most so many are drawn; 0 only scores the prompt.
@@ -187,7 +187,9 @@ class ContextOverflow(UserError):
         self.context = context
 
 
-def check_parameters(parameters: Parameters, vocab_size: int, prefix: str = '') -> None:
+def check_parameters(
+    parameters: SamplingParameters, vocab_size: int, prefix: str = ''
+) -> None:
     """Refuses what cannot be drawn by.
 
     Args:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gptjax.infer.request import Parameters, Token, Update
+from gptjax.infer.request import SamplingParameters, Token, Update
 from gptjax.infer.slots import Detail, Drawn
 from gptjax.infer.streamed_text import ReplyText
 
@@ -31,7 +31,7 @@ class LiveRequest:
 
     ticket: int
     prompt: tuple[int, ...]
-    parameters: Parameters
+    parameters: SamplingParameters
     listen: Callable[[Update], None]
     text: ReplyText
     max_tokens: int
@@ -81,7 +81,7 @@ class LiveRequest:
         return tuple(told)
 
 
-def detail_of(parameters: Parameters) -> Detail:
+def detail_of(parameters: SamplingParameters) -> Detail:
     """What a request wants to be told of each token."""
     if parameters.logprobs:
         return Detail.ALTERNATIVES
@@ -90,7 +90,9 @@ def detail_of(parameters: Parameters) -> Detail:
     return Detail.TOKEN
 
 
-def token_of(drawn: Drawn, row: int, place: int, parameters: Parameters) -> Token:
+def token_of(
+    drawn: Drawn, row: int, place: int, parameters: SamplingParameters
+) -> Token:
     """One token of a step, as the host tells it."""
     token, detail = int(drawn.tokens_BT[row, place]), detail_of(parameters)
     if detail == Detail.TOKEN:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 class Sampling(NamedTuple):
     """How each row draws; every field is (B,), or a scalar for all rows.
 
-    `gptjax.infer.request.Parameters` says what each means.
+    `gptjax.infer.request.SamplingParameters` says what each means.
     """
 
     temperature: jax.Array | float = 1.0

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
-from gptjax.infer.request import MOST_ALTERNATIVES, Parameters
+from gptjax.infer.request import MOST_ALTERNATIVES, SamplingParameters
 from gptjax.infer.sampling import History, Sampling, draw, penalize
 from gptjax.models import gpt
 from gptjax.models.cache import Pages
@@ -273,7 +273,7 @@ def _is_layer(cache):
 
 def _idle_sampling() -> Sampling:
     """Of a slot that asks for nothing: where all others are greedy, nobody draws."""
-    how = Parameters(temperature=0.0)
+    how = SamplingParameters(temperature=0.0)
     dtype = lambda name: jnp.int32 if name == 'top_k' else jnp.float32
     return Sampling(
         *(jnp.asarray(getattr(how, name), dtype(name)) for name in Sampling._fields)

@@ -27,13 +27,15 @@ from gptjax.core.console import UserError
 from gptjax.core.hashing import hash_integer
 from gptjax.data import chat_template
 from gptjax.infer.engine import Engine
-from gptjax.infer.request import Parameters, Reply
+from gptjax.infer.request import Reply, SamplingParameters
 from gptjax.models import gpt
 from gptjax.parallel.mesh import make_mesh, mesh_of
 from gptjax.parallel.sharding import partition_spec, replicated
 from gptjax.post.tasks.verifiable_tasks import Item
 
-Complete = Callable[[Sequence[Sequence[int]], Sequence[Parameters]], list[Reply]]
+Complete = Callable[
+    [Sequence[Sequence[int]], Sequence[SamplingParameters]], list[Reply]
+]
 
 
 class Rollout(NamedTuple):
@@ -188,8 +190,8 @@ def _prompts(style, items, replies):
     return [prompt for prompt in once for _ in range(replies)]
 
 
-def stopping(style: Style, **changes) -> Parameters:
-    """Parameters of a reply that ends where the template ends a turn."""
+def stopping(style: Style, **changes) -> SamplingParameters:
+    """SamplingParameters of a reply that ends where the template ends a turn."""
     stops, stop_tokens = chat_template.stops_of(style.template, style.tokenizer)
     default = dict(
         max_tokens=style.max_tokens,
@@ -198,7 +200,7 @@ def stopping(style: Style, **changes) -> Parameters:
         stop_tokens=tuple(stop_tokens),
         logprobs=0,
     )
-    return Parameters(**{**default, **changes})
+    return SamplingParameters(**{**default, **changes})
 
 
 def seed_of(*words) -> int:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from gptjax.core.console import UserError
 from gptjax.data import chat_template
-from gptjax.infer.request import LARGEST_SEED, LIMITS, Parameters, check_parameters
+from gptjax.infer.request import LARGEST_SEED, LIMITS, SamplingParameters, check_parameters
 from gptjax.serve import schemas
 from gptjax.serve.api_errors import ApiError, bad_request
 from gptjax.serve.grammar import GrammarCompiler, schema_of_format
@@ -63,7 +63,7 @@ class GenerationRequest(NamedTuple):
 
     model: ServedModel
     prompts: list[list[int]]
-    parameters: list[Parameters]
+    parameters: list[SamplingParameters]
     echoed_texts: list[str]
     prompt_field: str
     logprobs: bool
@@ -240,7 +240,7 @@ SAMPLING_NUMBERS = (
 
 
 def _parse_sampling(body: dict, model: ServedModel) -> dict:
-    """The fields of `Parameters` that both kinds of requests have, but for the seed."""
+    """The fields of `SamplingParameters` that both kinds of requests have, but for the seed."""
     stop = body.get('stop', ())
     bias = body.get('logit_bias', {})
     sampling = dict(
@@ -251,7 +251,7 @@ def _parse_sampling(body: dict, model: ServedModel) -> dict:
     if 'top_k' in body:
         sampling['top_k'] = int(body['top_k'])
     try:
-        check_parameters(Parameters(**sampling), model.tokenizer.vocab_size)
+        check_parameters(SamplingParameters(**sampling), model.tokenizer.vocab_size)
     except UserError as error:
         field = str(error).split('=')[0].split()[0]
         raise bad_request(field, str(error)) from error
@@ -272,7 +272,7 @@ def _build_request(body, model, prompts, texts, sampling) -> GenerationRequest:
     else:
         grammars = model.grammars.compile_schema(schema, num_replies)
     parameters = [
-        Parameters(
+        SamplingParameters(
             **sampling,
             seed=(first_seed + index % n) % (LARGEST_SEED + 1),
             grammar=grammars[index],

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field, fields
 
 from gptjax.core.console import UserError
-from gptjax.infer.request import Parameters, Token
+from gptjax.infer.request import SamplingParameters, Token
 
 FORMAT = 'gptjax-conversations'
 CANCELLED = 'stopped'  # how the file says that the user stopped a reply
@@ -34,7 +34,7 @@ class Message:
     chosen: int = 0
     model: str = ''
     seed: int = 0
-    parameters: Parameters = Parameters()
+    parameters: SamplingParameters = SamplingParameters()
     tokens: list[Token] = field(default_factory=list)
     finish: str | None = None
 
@@ -127,7 +127,7 @@ def _message(node, model, tokenizer):
         return message
     numbers = {
         one.name: getattr(node.parameters, one.name)
-        for one in fields(Parameters)
+        for one in fields(SamplingParameters)
         if one.name != 'seed' and one.type in (int, float)
     }
     return dict(

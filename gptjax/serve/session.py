@@ -9,7 +9,7 @@ import time
 
 from gptjax.core.console import UserError
 from gptjax.data.chat_template import prompt_of, stops_of
-from gptjax.infer.request import LARGEST_SEED, Parameters
+from gptjax.infer.request import LARGEST_SEED, SamplingParameters
 from gptjax.serve.chat_memory import Message, harmless, path_of
 
 DIM, PLAIN = '\x1b[2m', '\x1b[0m'
@@ -30,7 +30,9 @@ class Session:
         colour: whether somebody watches, and likes colours.
     """
 
-    def __init__(self, engine, load, template: str, name: str, parameters: Parameters):
+    def __init__(
+        self, engine, load, template: str, name: str, parameters: SamplingParameters
+    ):
         self.engine = engine
         self.load = load
         self.template = template

@@ -15,8 +15,8 @@ from gptjax.core.console import UserError
 from gptjax.infer.request import (
     LARGEST_SEED,
     EngineStopped,
-    Parameters,
     QueueFull,
+    SamplingParameters,
     Token,
     check_parameters,
 )
@@ -96,7 +96,7 @@ def chat(config: ConfigDict, workdir: Path, **options) -> None:
 def _parameters_of(config):
     """How the stage `sample` draws in this run, with alternatives for /why."""
     known = {name: config.sample[name] for name in SETTABLE if name in config.sample}
-    return Parameters(**known, logprobs=ALTERNATIVES)
+    return SamplingParameters(**known, logprobs=ALTERNATIVES)
 
 
 def talk(session: Session, read: Callable[[str, str], str]) -> None:
@@ -241,7 +241,7 @@ def _set(session, rest, read):
         name, _, value = word.partition('=')
         if name not in SETTABLE:
             raise UserError(f'/set {word}: use NAME=VALUE with {", ".join(SETTABLE)}')
-        kind = type(getattr(Parameters(), name))
+        kind = type(getattr(SamplingParameters(), name))
         try:
             changes[name] = kind(value)
         except ValueError:

@@ -12,7 +12,7 @@ from gptjax.core.console import UserError
 from gptjax.eval.evaluate import find_task, make_subject, settings_of
 from gptjax.eval.harness import core_suites
 from gptjax.eval.tasks.likelihood import score_pairs
-from gptjax.infer.request import Parameters
+from gptjax.infer.request import SamplingParameters
 from gptjax.train.load_model import load
 from tests import helpers, runs
 
@@ -137,11 +137,13 @@ def test_how_a_task_wants_its_replies():
     found = lm_harness.parameters_of(
         dict(until='\n', max_gen_toks=9, do_sample=False, temperature=0.7), 64
     )
-    assert found == Parameters(max_tokens=9, temperature=0.0, stop=('\n',))
+    assert found == SamplingParameters(max_tokens=9, temperature=0.0, stop=('\n',))
     found = lm_harness.parameters_of(
         dict(until=['a', ''], do_sample=True, temperature=0.7, top_p=0.9), 64
     )
-    assert found == Parameters(max_tokens=32, temperature=0.7, top_p=0.9, stop=('a',))
+    assert found == SamplingParameters(
+        max_tokens=32, temperature=0.7, top_p=0.9, stop=('a',)
+    )
     with pytest.raises(UserError, match='typical_p: take that out'):
         lm_harness.parameters_of(dict(typical_p=0.2), 64)
     with pytest.raises(UserError, match='no beam search'):
@@ -197,7 +199,7 @@ def test_replies_end_where_the_task_says(subject, tasks):
     prompts = [sample['arguments'][0][0] for sample in found['samples']['tiny_reply']]
     told = [sample['filtered_resps'][0] for sample in found['samples']['tiny_reply']]
     bos = subject.tokenizer.bos_id
-    wanted = Parameters(max_tokens=12, temperature=0.0, stop=('\n',))
+    wanted = SamplingParameters(max_tokens=12, temperature=0.0, stop=('\n',))
     replies = subject.complete(
         [[bos, *subject.tokenizer.encode(prompt)][-52:] for prompt in prompts],
         [wanted] * 3,

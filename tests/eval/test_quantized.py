@@ -72,7 +72,7 @@ def test_a_run_may_guess_for_itself(trained_run, config):
     other = load_engine(config, trained_run, slots=1, draft=trained_run, guesses=3)
     # Each draws other replies from a seed.
     assert len({one.fingerprint for one in (engine, alone, other)}) == 3
-    how = quantization_cost.Parameters(max_tokens=12, temperature=0.0)
+    how = quantization_cost.SamplingParameters(max_tokens=12, temperature=0.0)
     prompt = [engine.tokenizer.bos_id]
     assert (
         engine.complete([prompt], how)[0].text == alone.complete([prompt], how)[0].text

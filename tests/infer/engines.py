@@ -6,15 +6,15 @@ import jax
 import numpy as np
 
 from gptjax.infer.engine import Engine
-from gptjax.infer.request import Parameters
+from gptjax.infer.request import SamplingParameters
 from gptjax.models import gpt
 from gptjax.tokenizer.tokenizer import StreamDecoder
 from tests import helpers
 
 CONTEXT, CHUNK = 64, 16
 EOS = 1
-GREEDY = Parameters(temperature=0.0, max_tokens=10, logprobs=0)
-DRAWN = Parameters(max_tokens=12, logprobs=20, seed=5)
+GREEDY = SamplingParameters(temperature=0.0, max_tokens=10, logprobs=0)
+DRAWN = SamplingParameters(max_tokens=12, logprobs=20, seed=5)
 PROMPTS = [[5], [5, 6, 7, 8, 9], [*range(20, 37)], [*range(3, 20)] * 3, [9] * 16]
 
 
@@ -45,7 +45,7 @@ def new_engine(model, params, **options):
 
 def never_ending(parameters):
     """The parameters with EOS made impossible."""
-    return Parameters(**{**vars(parameters), 'logit_bias': {EOS: -1000.0}})
+    return SamplingParameters(**{**vars(parameters), 'logit_bias': {EOS: -1000.0}})
 
 
 def ids(reply):

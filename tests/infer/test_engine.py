@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from gptjax.infer.request import Parameters
+from gptjax.infer.request import SamplingParameters
 from gptjax.models import gpt
 from gptjax.models.cache import empty_int8_cache
 from gptjax.parallel.sharding import partition_spec
@@ -47,7 +47,7 @@ def test_greedy_replies_and_their_scores_equal_the_full_forward(
 
 def test_prompts_are_scored(engine, full_forward):
     prompt = PROMPTS[3]
-    scored = Parameters(max_tokens=0, prompt_logprobs=True, logprobs=3)
+    scored = SamplingParameters(max_tokens=0, prompt_logprobs=True, logprobs=3)
     reply = engine.complete([prompt], scored)[0]
     assert reply.finish == 'length' and reply.tokens == ()
     assert [token.id for token in reply.prompt] == prompt
@@ -62,7 +62,7 @@ def test_prompts_are_scored(engine, full_forward):
 
 
 def test_scores_come_before_the_reply(engine):
-    parameters = Parameters(max_tokens=2, prompt_logprobs=True)
+    parameters = SamplingParameters(max_tokens=2, prompt_logprobs=True)
     updates = list(engine.reply(PROMPTS[2], never_ending(parameters)))
     assert len(updates[0].prompt) == len(PROMPTS[2])
     assert [update.prompt for update in updates[1:]] == [None] * (len(updates) - 1)
@@ -81,7 +81,7 @@ def test_the_drawn_token_is_among_the_likeliest_as_the_identical_float(engine):
 
 
 def test_greedy_takes_the_first_alternative(engine):
-    listed = Parameters(temperature=0.0, max_tokens=8, logprobs=1)
+    listed = SamplingParameters(temperature=0.0, max_tokens=8, logprobs=1)
     for token in engine.complete([PROMPTS[1]], listed)[0].tokens:
         assert token.top[0] == (token.id, token.logprob)
 
@@ -100,7 +100,7 @@ def run_schedule(engine, seed):
         prompt = [draw.randrange(2, helpers.VOCAB) for _ in range(draw.choice(LENGTHS))]
         if draw.random() < 0.5:  # a beginning that others have too
             prompt = (PROMPTS[3][: draw.choice((16, 20, 33))] + prompt)[: CONTEXT - 1]
-        return prompt, Parameters(
+        return prompt, SamplingParameters(
             max_tokens=draw.randrange(0, 20),
             temperature=draw.choice((0.0, 0.7, 1.3)),
             top_k=draw.choice((0, 5)),
@@ -207,7 +207,7 @@ def test_long_and_short_neighbours_change_no_bit_of_the_optimised_program(kind):
             jax.config.update('jax_disable_most_optimizations', True)
     rng = np.random.default_rng(0)
     text = lambda length: rng.integers(3, helpers.VOCAB, length).tolist()
-    how = never_ending(Parameters(max_tokens=40, logprobs=20, seed=3))
+    how = never_ending(SamplingParameters(max_tokens=40, logprobs=20, seed=3))
     prompt = text(100)  # the reply crosses into the second page
     alone = engine.complete([prompt], how)[0]
     for lengths in ([250, 5, 130], [20, 20, 20]):
@@ -232,7 +232,9 @@ def test_the_prefix_cache_forgets_what_was_used_least(model, params):
 
 def test_a_long_prompt_does_not_stall_running_replies(engine):
     running, long = [], []
-    engine.submit([5, 6], never_ending(Parameters(max_tokens=30)), running.append)
+    engine.submit(
+        [5, 6], never_ending(SamplingParameters(max_tokens=30)), running.append
+    )
     for _ in range(4):
         engine.step()
     engine.submit([*range(40, 90)], never_ending(GREEDY), long.append)
@@ -254,7 +256,7 @@ def test_whole_replies_leave_no_slot_empty(model, params, monkeypatch):
     monkeypatch.setattr(
         engine._decoder, 'decode', lambda *args: steps.append(0) or decode(*args)
     )
-    four = never_ending(Parameters(max_tokens=4))
+    four = never_ending(SamplingParameters(max_tokens=4))
     prompts = [[5 + place, 6, 7] for place in range(48)]
     apart = [engine.complete([prompt], four)[0] for prompt in prompts]
     del steps[:]
@@ -264,40 +266,40 @@ def test_whole_replies_leave_no_slot_empty(model, params, monkeypatch):
 
 
 def test_seeds_make_replies(engine):
-    how = [Parameters(max_tokens=12, seed=seed) for seed in (1, 2, 1)]
+    how = [SamplingParameters(max_tokens=12, seed=seed) for seed in (1, 2, 1)]
     rows = [ids(reply) for reply in engine.complete([PROMPTS[1]] * 3, how)]
     assert rows[0] == rows[2] != rows[1]
 
 
 def test_biases_force_and_forbid(engine):
-    forced = Parameters(max_tokens=5, logit_bias={9: 1000.0})
+    forced = SamplingParameters(max_tokens=5, logit_bias={9: 1000.0})
     assert ids(engine.complete([PROMPTS[1]], forced)[0]) == [9] * 5
     free = ids(engine.complete([PROMPTS[1]], never_ending(GREEDY))[0])
-    banned = Parameters(
+    banned = SamplingParameters(
         temperature=0.0, max_tokens=10, logit_bias={free[0]: -1000.0, EOS: -1000.0}
     )
     assert free[0] not in ids(engine.complete([PROMPTS[1]], banned)[0])
 
 
 def test_penalties_count_the_reply_and_the_prompt(engine):
-    once = Parameters(max_tokens=20, temperature=0.0, presence_penalty=100.0)
+    once = SamplingParameters(max_tokens=20, temperature=0.0, presence_penalty=100.0)
     row = ids(engine.complete([PROMPTS[1]], once)[0])
     assert len(set(row)) == len(row)
     forced = dict(max_tokens=3, temperature=0.0, logit_bias={9: 1000.0})
-    assert ids(engine.complete([[9, 4]], Parameters(**forced))[0]) == [9, 9, 9]
+    assert ids(engine.complete([[9, 4]], SamplingParameters(**forced))[0]) == [9, 9, 9]
 
 
 def test_the_first_grammar_compiles_nothing(model, params):
     engine = new_engine(model, params)
     before = engine.stats().compilations
-    how = Parameters(max_tokens=10, grammar=Even())
+    how = SamplingParameters(max_tokens=10, grammar=Even())
     assert len(engine.complete([PROMPTS[1]], how)[0].tokens) == 4
     assert engine.stats().compilations == before
 
 
 def test_who_waits_for_replies_that_a_grammar_ends_is_not_forgotten(model, params):
     engine = new_engine(model, params, slots=1)
-    how = [Parameters(max_tokens=10, grammar=Even()) for _ in range(3)]
+    how = [SamplingParameters(max_tokens=10, grammar=Even()) for _ in range(3)]
     replies = engine.complete([PROMPTS[1]] * 3, how)
     assert [ids(reply) for reply in replies] == [h.grammar.taken for h in how]
 
@@ -305,8 +307,8 @@ def test_who_waits_for_replies_that_a_grammar_ends_is_not_forgotten(model, param
 def test_a_grammar_rules_its_own_reply_alone(engine):
     grammar = Even()
     how = [
-        Parameters(max_tokens=10, seed=3, grammar=grammar),
-        Parameters(max_tokens=10, seed=3),
+        SamplingParameters(max_tokens=10, seed=3, grammar=grammar),
+        SamplingParameters(max_tokens=10, seed=3),
     ]
     ruled, free = engine.complete([PROMPTS[1]] * 2, how)
     assert ids(ruled) == grammar.taken and len(grammar.taken) == 4
@@ -323,11 +325,11 @@ def test_eos_and_stop_tokens_end_a_reply(engine):
     row = ids(engine.complete([PROMPTS[1]], never_ending(GREEDY))[0])
     at = row.index(row[4])
     how = never_ending(GREEDY)
-    stopped = Parameters(**{**vars(how), 'stop_tokens': (row[4],)})
+    stopped = SamplingParameters(**{**vars(how), 'stop_tokens': (row[4],)})
     reply = engine.complete([PROMPTS[1]], stopped)[0]
     assert (ids(reply), reply.finish, reply.stopped_by) == (row[:at], 'stop', row[4])
     assert reply.ending.id == row[4] and reply.ending.logprob < 0
-    forced = Parameters(max_tokens=5, logit_bias={EOS: 1000.0}, logprobs=0)
+    forced = SamplingParameters(max_tokens=5, logit_bias={EOS: 1000.0}, logprobs=0)
     reply = engine.complete([PROMPTS[1]], forced)[0]
     assert (reply.text, reply.finish, reply.stopped_by) == ('', 'stop', None)
     assert reply.ending.id == EOS and reply.ending.logprob < 0
@@ -337,7 +339,7 @@ def test_stop_strings_end_a_reply_and_are_not_in_it(engine):
     whole = engine.complete([PROMPTS[1]], never_ending(GREEDY))[0]
     stop = whole.text[3:6]
     cut = whole.text.index(stop)
-    how = Parameters(**{**vars(never_ending(GREEDY)), 'stop': (stop,)})
+    how = SamplingParameters(**{**vars(never_ending(GREEDY)), 'stop': (stop,)})
     reply = engine.complete([PROMPTS[1]], how)[0]
     assert (reply.text, reply.stopped_by) == (whole.text[:cut], stop)
     assert reply.tokens == whole.tokens[:cut]
@@ -346,7 +348,7 @@ def test_stop_strings_end_a_reply_and_are_not_in_it(engine):
 @pytest.mark.parametrize('length', [CONTEXT - 3, CONTEXT - 1])
 def test_prompt_and_reply_fill_the_context_exactly(engine, full_forward, length):
     prompt = [4] * length
-    how = Parameters(**{**vars(never_ending(GREEDY)), 'max_tokens': 1000})
+    how = SamplingParameters(**{**vars(never_ending(GREEDY)), 'max_tokens': 1000})
     reply = engine.complete([prompt], how)[0]
     assert reply.finish == 'length'
     assert len(reply.tokens) == CONTEXT - length

@@ -7,8 +7,8 @@ from gptjax.infer.engine import Engine
 from gptjax.infer.request import (
     ContextOverflow,
     EngineStopped,
-    Parameters,
     QueueFull,
+    SamplingParameters,
 )
 from tests import helpers
 from tests.infer.engines import (
@@ -49,7 +49,7 @@ from tests.infer.engines import (
 )
 def test_what_cannot_be_done_is_refused(engine, prompt, changes, told):
     with pytest.raises(UserError, match=told):
-        engine.submit(prompt, Parameters(**changes), print)
+        engine.submit(prompt, SamplingParameters(**changes), print)
 
 
 def test_overflow_says_by_how_much(engine):
@@ -57,7 +57,7 @@ def test_overflow_says_by_how_much(engine):
         engine.submit([4] * CONTEXT, GREEDY, print)
     assert (caught.value.prompt_tokens, caught.value.context) == (CONTEXT, CONTEXT)
     # A prompt that is only scored may fill it.
-    scored = Parameters(max_tokens=0, prompt_logprobs=True)
+    scored = SamplingParameters(max_tokens=0, prompt_logprobs=True)
     assert len(engine.complete([[4] * CONTEXT], scored)[0].prompt) == CONTEXT
 
 
@@ -90,14 +90,14 @@ def test_whole_replies_to_more_prompts_than_the_queue_holds(
 def test_whole_replies_by_more_slots_than_may_wait(model, params, engine):
     wide = Engine(model, params, tokenizer(), slots=66, queue=64)  # 64: as by default
     prompts = [[2 + number % 50] for number in range(140)]
-    how = Parameters(max_tokens=2, temperature=0.0)
+    how = SamplingParameters(max_tokens=2, temperature=0.0)
     found = wide.complete(prompts, how)
     assert found[:50] == found[50:100] == engine.complete(prompts[:50], how)
 
 
 def test_cancelling_frees_the_slot_before_the_next_step(engine):
     told = [[] for _ in range(6)]
-    how = never_ending(Parameters(max_tokens=40))
+    how = never_ending(SamplingParameters(max_tokens=40))
     tickets = [engine.submit([5, 6], how, updates.append) for updates in told]
     for _ in range(5):
         engine.step()
@@ -117,7 +117,7 @@ def test_cancelling_frees_the_slot_before_the_next_step(engine):
 
 
 def test_whoever_stops_listening_frees_the_slot(engine):
-    replies = engine.reply([5], never_ending(Parameters(max_tokens=40)))
+    replies = engine.reply([5], never_ending(SamplingParameters(max_tokens=40)))
     next(replies)
     assert engine.stats().running == 1
     replies.close()
@@ -143,7 +143,7 @@ def test_close_cancels_what_runs(model, params):
     threaded = new_engine(model, params)
     told = []
     threaded.start()
-    how = never_ending(Parameters(max_tokens=60))
+    how = never_ending(SamplingParameters(max_tokens=60))
     for _ in range(6):
         threaded.submit([5], how, told.append)
     threaded.close()

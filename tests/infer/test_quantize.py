@@ -9,7 +9,7 @@ import pytest
 
 from gptjax.infer.engine import Engine
 from gptjax.infer.quantize import Int8Matrix, cast_params, quantize_params
-from gptjax.infer.request import Parameters
+from gptjax.infer.request import SamplingParameters
 from gptjax.models import gpt
 from gptjax.models.cache import Cache, Pages, empty_cache, empty_int8_cache
 from tests import helpers
@@ -99,7 +99,7 @@ def test_cast_once_or_in_each_product_is_the_same(fields, convert, share):
 def scores_of(model, params, **options):
     """Log-probabilities of a prompt's tokens."""
     engine = Engine(model, params, engines.tokenizer(), slots=2, **options)
-    how = Parameters(max_tokens=0, prompt_logprobs=True)
+    how = SamplingParameters(max_tokens=0, prompt_logprobs=True)
     reply = engine.complete([[*range(3, 31)]], how)[0]
     return np.array([token.logprob for token in reply.prompt[1:]])
 

@@ -7,7 +7,7 @@ import pytest
 
 from gptjax.core.console import UserError
 from gptjax.infer.engine import Engine
-from gptjax.infer.request import Parameters
+from gptjax.infer.request import SamplingParameters
 from gptjax.infer.speculative import accept
 from tests import helpers
 from tests.infer import engines
@@ -109,7 +109,7 @@ def test_without_a_draft_one_token_is_drawn_from_the_target():
 
 def replies(engine, how, count):
     prompt = [5, 6, 7]
-    hows = [Parameters(**{**how, 'seed': seed}) for seed in range(count)]
+    hows = [SamplingParameters(**{**how, 'seed': seed}) for seed in range(count)]
     return [engines.ids(r) for r in engine.complete([prompt] * count, hows)]
 
 
@@ -151,7 +151,7 @@ def test_replies_have_the_targets_distribution(plain, fast, how):
 
 def test_replies_do_not_depend_on_what_else_runs(fast):
     how = dict(max_tokens=12, logprobs=2)
-    hows = [Parameters(**how, seed=seed) for seed in range(6)]
+    hows = [SamplingParameters(**how, seed=seed) for seed in range(6)]
     prompts = [[5 + n] * (3 * n + 1) for n in range(6)]
     before = fast.stats().compilations
     together = fast.complete(prompts, hows)
@@ -161,11 +161,11 @@ def test_replies_do_not_depend_on_what_else_runs(fast):
 
 
 def test_scores_are_the_targets(plain, fast):
-    how = Parameters(
+    how = SamplingParameters(
         max_tokens=10, seed=3, logit_bias={engines.EOS: -1000.0}, logprobs=3
     )
     reply = fast.complete([[5, 6]], how)[0]
-    scored = Parameters(max_tokens=0, prompt_logprobs=True)
+    scored = SamplingParameters(max_tokens=0, prompt_logprobs=True)
     again = plain.complete([[5, 6, *engines.ids(reply)]], scored)[0]
     np.testing.assert_allclose(
         [token.logprob for token in reply.tokens],
@@ -175,20 +175,22 @@ def test_scores_are_the_targets(plain, fast):
 
 
 def test_a_reply_ends_exactly_and_fills_the_context(fast):
-    how = Parameters(
+    how = SamplingParameters(
         temperature=0.0, max_tokens=1000, logit_bias={engines.EOS: -1000.0}
     )
     reply = fast.complete([[5, 6]], how)[0]
     assert len(reply.tokens) == CONTEXT - 2 and reply.finish == 'length'
     stop = engines.ids(reply)[6]
     at = engines.ids(reply).index(stop)
-    cut = Parameters(**{**vars(how), 'stop_tokens': (stop,)})
+    cut = SamplingParameters(**{**vars(how), 'stop_tokens': (stop,)})
     assert engines.ids(fast.complete([[5, 6]], cut)[0]) == engines.ids(reply)[:at]
 
 
 def test_a_grammar_rules_every_token(fast):
     grammar = engines.Even()
-    reply = fast.complete([[5, 6]], Parameters(max_tokens=9, grammar=grammar))[0]
+    reply = fast.complete([[5, 6]], SamplingParameters(max_tokens=9, grammar=grammar))[
+        0
+    ]
     assert engines.ids(reply) == grammar.taken and len(grammar.taken) == 4
     assert all(token % 2 == 0 for token in grammar.taken)
 
@@ -196,7 +198,9 @@ def test_a_grammar_rules_every_token(fast):
 @pytest.mark.slow
 def test_a_draft_that_is_the_model_saves_steps(target):
     engine = with_draft(target, target)
-    how = Parameters(temperature=0.0, max_tokens=20, logit_bias={engines.EOS: -1000.0})
+    how = SamplingParameters(
+        temperature=0.0, max_tokens=20, logit_bias={engines.EOS: -1000.0}
+    )
     engine.submit([5, 6], how, lambda update: None)
     steps = 0
     while engine.step():

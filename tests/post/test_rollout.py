@@ -6,7 +6,7 @@ import pytest
 
 from gptjax.core.console import UserError
 from gptjax.data import chat_template
-from gptjax.infer import compilations
+from gptjax.infer.model_runner import count_compilations
 from gptjax.infer.request import Reply, Token
 from gptjax.post import rollout
 from gptjax.post.objectives.logprobs import token_logprobs
@@ -152,10 +152,10 @@ def test_new_weights_compile_nothing_and_forget_what_was_read(begun):
     sampler.follow(other, 'other')
     sampler.follow(trained.params, 'first')
     assert sampler.complete([prompt], [greedy])[0] == before
-    count = compilations.count()
+    count = count_compilations()
     sampler.follow(other, 'other')
     found = sampler.complete([prompt], [greedy])[0]
-    assert compilations.count() == count
+    assert count_compilations() == count
     assert found == fresh.complete([prompt], [greedy])[0] != before
 
 

@@ -18,8 +18,8 @@ import gptjax.infer.engine
 from gptjax.infer.request import (
     ContextOverflow,
     EngineStopped,
-    Parameters,
     QueueFull,
+    SamplingParameters,
     Token,
     Update,
 )
@@ -88,7 +88,7 @@ def session(engine):
     other = Engine(engine.tokenizer)
     other.replies = ['by another']
     load = {5: other}.__getitem__
-    parameters = Parameters(max_tokens=8, logprobs=3)
+    parameters = SamplingParameters(max_tokens=8, logprobs=3)
     return Session(engine, load, 'text', 'small', parameters)
 
 

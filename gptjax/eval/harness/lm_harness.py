@@ -19,7 +19,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from gptjax.core.console import UserError
 from gptjax.eval.tasks.likelihood import score_pairs, truncated
 from gptjax.eval.tasks.run_task import Subject
-from gptjax.infer.request import Parameters
+from gptjax.infer.request import SamplingParameters
 
 FIRST_MARK = 0xFDD0  # 32 noncharacters from here
 LAST_MARK = 0xFDEF
@@ -178,7 +178,7 @@ class HarnessModel(TemplateLM):
         return text + tokenizer.decode(plain)
 
 
-def parameters_of(arguments: dict, max_length: int) -> Parameters:
+def parameters_of(arguments: dict, max_length: int) -> SamplingParameters:
     """How a task wants its replies drawn; at most half of what the model reads.
 
     Raises:
@@ -208,7 +208,7 @@ def parameters_of(arguments: dict, max_length: int) -> Parameters:
             f'--tasks: a task asks for {", ".join(strange)}: take that out of its '
             'generation_kwargs'
         )
-    return Parameters(
+    return SamplingParameters(
         max_tokens=min(min(wanted, default=DEFAULT_MAX_TOKENS), max_length // 2),
         temperature=0.0 if sampling is False else temperature,
         stop=tuple(text for text in until if text),

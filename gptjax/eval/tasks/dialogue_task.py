@@ -29,7 +29,7 @@ from gptjax.eval.tasks import choice, run_task
 from gptjax.eval.tasks.examples import Item
 from gptjax.eval.tasks.likelihood import score_pairs
 from gptjax.eval.tasks.run_task import Subject
-from gptjax.infer.request import Parameters
+from gptjax.infer.request import SamplingParameters
 
 TEMPERATURES = dict(stops=0.0, stops_drawn=1.0)
 
@@ -206,7 +206,7 @@ def _reply_tokens(subject, text, unfinished=False) -> list[int]:
 
 def _replies(subject, asked, temperature) -> list:
     """What the model says to every prompt, each drawn by its own seed."""
-    parameters = Parameters(max_tokens=_limit(subject), temperature=temperature)
+    parameters = SamplingParameters(max_tokens=_limit(subject), temperature=temperature)
     prompts = [prompt_tokens(subject, item.prompt) for item in asked]
     return run_task.replies_of(subject, asked, prompts, parameters)
 

@@ -16,7 +16,7 @@ from gptjax.eval import results
 from gptjax.eval.tasks import choice, examples, reply_metrics
 from gptjax.eval.tasks.examples import Item
 from gptjax.eval.tasks.likelihood import score_pairs, truncated
-from gptjax.infer.request import Parameters
+from gptjax.infer.request import SamplingParameters
 
 AT_ONCE = 64  # prompts that the engine is given at once: how often progress shows
 
@@ -36,7 +36,7 @@ class Subject(NamedTuple):
     template: str
     context: int
     scores: Callable[[dict], tuple]
-    complete: Callable[[list[list[int]], list[Parameters]], list]
+    complete: Callable[[list[list[int]], list[SamplingParameters]], list]
     settings: ConfigDict
 
 
@@ -64,7 +64,7 @@ def generate(subject: Subject, asked: Sequence[Item], about: str) -> dict:
     """
     settings = subject.settings
     how = bootstrap_of(settings)
-    parameters = Parameters(
+    parameters = SamplingParameters(
         max_tokens=min(settings.max_tokens, subject.context // 2),
         temperature=settings.temperature,
         top_k=settings.top_k,
@@ -124,7 +124,7 @@ def replies_of(
     subject: Subject,
     asked: Sequence[Item],
     prompts: Sequence[list[int]],
-    parameters: Parameters,
+    parameters: SamplingParameters,
 ) -> list:
     """The engine's reply to each prompt, drawn by the seed of its item.
 
