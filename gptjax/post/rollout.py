@@ -191,7 +191,7 @@ def _prompts(style, items, replies):
 
 
 def stopping(style: Style, **changes) -> SamplingParameters:
-    """SamplingParameters of a reply that ends where the template ends a turn."""
+    """Parameters of a reply that ends where the template ends a turn."""
     stops, stop_tokens = chat_template.stops_of(style.template, style.tokenizer)
     default = dict(
         max_tokens=style.max_tokens,

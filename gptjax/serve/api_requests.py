@@ -9,7 +9,12 @@ from starlette.requests import Request
 
 from gptjax.core.console import UserError
 from gptjax.data import chat_template
-from gptjax.infer.request import LARGEST_SEED, LIMITS, SamplingParameters, check_parameters
+from gptjax.infer.request import (
+    LARGEST_SEED,
+    LIMITS,
+    SamplingParameters,
+    check_parameters,
+)
 from gptjax.serve import schemas
 from gptjax.serve.api_errors import ApiError, bad_request
 from gptjax.serve.grammar import GrammarCompiler, schema_of_format
@@ -240,7 +245,7 @@ SAMPLING_NUMBERS = (
 
 
 def _parse_sampling(body: dict, model: ServedModel) -> dict:
-    """The fields of `SamplingParameters` that both kinds of requests have, but for the seed."""
+    """The fields of `SamplingParameters` that both kinds share, but for the seed."""
     stop = body.get('stop', ())
     bias = body.get('logit_bias', {})
     sampling = dict(
