@@ -28,7 +28,7 @@ SHORT = (
 # `jax.distributed.initialize`.
 PROCESS = """
 import sys, jax
-from gptjax.main import main
+from gptjax.cli import main
 from gptjax.parallel import multihost
 multihost.SHARED_SECONDS = 3.0
 port, number, *argv = sys.argv[1:]

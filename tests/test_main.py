@@ -37,7 +37,7 @@ def test_help_lists_every_stage_and_flag(capsys):
 
 def test_help_loads_neither_jax_nor_tensorflow():
     code = (
-        'import sys; from gptjax.main import main; main(["gptjax", "--help"]); '
+        'import sys; from gptjax.cli import main; main(["gptjax", "--help"]); '
         'assert "gptjax.core.run_dir" in sys.modules; '
         'print("heavy:", {"jax", "tensorflow", "numpy", "clu"} & set(sys.modules))'
     )

@@ -8,8 +8,6 @@ there is no dropout, as the reference has none: at step 0 policy and reference s
 same, and the loss of DPO is ln 2.
 """
 
-import contextlib
-import itertools
 from pathlib import Path
 
 import jax
@@ -19,9 +17,10 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from gptjax.core import artifact
 from gptjax.core.console import UserError
-from gptjax.data import preference_pairs as data
-from gptjax.models import lora, parameter_count, settings
-from gptjax.optim.optimizer import ema_params, make_learning_rate, make_optimizer
+from gptjax.data import preference_pairs
+from gptjax.data.preference_pairs import SPLITS, read_pairs
+from gptjax.models import lora
+from gptjax.optim.optimizer import ema_params
 from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.multihost import print_once
 from gptjax.parallel.sharding import put_on_mesh
@@ -36,21 +35,24 @@ from gptjax.post.reference_logprobs import (
     with_references,
     without_references,
 )
-from gptjax.tokenizer.tokenizer import Tokenizer
-from gptjax.train import begin, config_checks, loop
-from gptjax.train.epochs import with_steps
-from gptjax.train.init_from import load_start
-from gptjax.train.load_model import adapts, identity_of, load_base, trained_part
-from gptjax.train.peak_flops import peak_tflops
-from gptjax.train.state import abstract_state
-from gptjax.train.step import make_train_step
+from gptjax.train import config_checks
+from gptjax.train.init_from import first_params, load_start
+from gptjax.train.load_model import (
+    adapts,
+    identity_of,
+    load_base,
+    load_tokenizer,
+    trained_part,
+)
+from gptjax.train.loop import Stage, Start, Training, fit, with_steps
+from gptjax.train.pretrain import throughput
 
 
 def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
     """Trains on RUN/pairs, from `start.run` or RUN's newest checkpoint.
 
     Args:
-        config: adopted from the run that it starts from; see `start.adopt`.
+        config: adopted from the run that it starts from; see `init_from.adopt`.
         workdir: RUN.
 
     Returns:
@@ -59,93 +61,94 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
     Raises:
         UserError: the config does not fit the run's checkpoints, or itself.
     """
-    # ---- model and pairs --------------------------------------------------
+    # ---- policy and pairs ---------------------------------------------------
     mesh = make_mesh(config.mesh)
-    tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
-    model = settings.resolve(config.model, tokenizer.vocab_size)
-    pairs = {split: data.read_pairs(workdir, split) for split in data.SPLITS}
+    tokenizer, model = load_tokenizer(config, workdir)
+    pairs = {split: read_pairs(workdir, split) for split in SPLITS}
     config = with_steps(config, config.preference.epochs, len(pairs['train']))
-    context, size = config.data.context, config.train.batch_size
+    context, batch_size = config.data.context, config.train.batch_size
+    base = load_base(config, mesh)
+    frozen = () if base is None else (base.params,)
+    shapes, axes = trained_part(config, model)
+    bind_policy = make_policy(config)
+    loss_fn = make_pair_loss(config, model, bind_policy)
+    initial = []  # what a new run starts from, read once
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(jax.set_mesh(mesh))
-        # ---- state --------------------------------------------------------
-        start = load_base(config, mesh)
-        frozen = () if start is None else (start.params,)
-        its = artifact.require(workdir / 'pairs', 'dpo')['fingerprint']
-        identity = dict(identity_of(tokenizer, start), data=its)
-        shapes, axes = trained_part(config, model)
-        optimizer = make_optimizer(config, shapes)
-        abstract = abstract_state(shapes, optimizer, axes, mesh)
-        checkpoints = stack.enter_context(begin.opened(config, workdir, identity))
-        restored = begin.newest(checkpoints, abstract, 'dpo')
-        if restored is None:
-            start = start or load_start(config, mesh)
-            state = begin.first_state(config, model, start, optimizer, abstract)
-            restored = state, loop.new_record(config)
-        state, record = restored
-        if record['reason'] is not None:  # it had come to its end
-            return loop.Outcome(state, record).summary()
+    def init():
+        initial.append(base or load_start(config, mesh))
+        return first_params(config, model, initial[0], mesh)
+
+    # ---- batches ------------------------------------------------------------
+    def start(begun: Start) -> Training:
         if config.preference.loss in WITHOUT_REFERENCE:
             splits = without_references(pairs)
         else:
-            splits = with_references(config, workdir, pairs, mesh, start)
-
-        # ---- step ---------------------------------------------------------
-        policy_of = make_policy(config)
-        loss_fn = make_pair_loss(config, model, policy_of)
-        baseline_of = make_baseline(config, model, policy_of)
-        update = make_train_step(
-            loss_fn, optimizer, abstract, config.train.accumulation, config.seed
-        )
+            reference = initial[0] if initial else base
+            splits = with_references(config, workdir, pairs, mesh, reference)
+        kto_baseline = make_baseline(config, model, bind_policy)
         evaluate = jax.jit(lambda params, *rest: loss_fn(params, *rest)[1])
 
-        def batch_of(split, chosen, params):
+        def load_batch(split, chosen, params):
             """The arrays of chosen pairs, and KTO's baseline over all of them."""
-            about = splits[split], chosen, context, tokenizer.pad_id
+            source = splits[split], chosen, context, tokenizer.pad_id
             baseline = np.float32(0)
             if config.preference.loss == 'kto':
-                others = put_on_mesh(other_arrays(*about), mesh)
-                baseline = baseline_of(params, others, *frozen)
-            batch = put_on_mesh(pair_arrays(*about), mesh, WITHOUT_TOKENS)
-            return batch, baseline
+                others = put_on_mesh(other_arrays(*source), mesh)
+                baseline = kto_baseline(params, others, *frozen)
+            arrays = pair_arrays(*source)
+            return put_on_mesh(arrays, mesh, WITHOUT_TOKENS), baseline
 
-        def step(state, chosen):
-            batch, baseline = batch_of('train', chosen, state.params)
-            state, metrics = update(state, batch, baseline, *frozen)
+        def update(state, step, record):
+            del record
+            batch, baseline = load_batch('train', pairs_of_step(step), state.params)
+            state, metrics = begun.step(state, batch, baseline, *frozen)
             # Metrics were divided by the pairs; throughput is of tokens.
-            tokens = np.float32(2 * size * context)
+            tokens = np.float32(2 * batch_size * context)
             return state, dict(metrics, pairs=metrics['tokens'], tokens=tokens)
 
-        def validate(state):
+        def validate(state, done):
+            del done
             params, sums = ema_params(state.opt_state, state.params), {}
-            for chosen in data.in_order(len(pairs['validation']), size):
-                batch, baseline = batch_of('validation', chosen, params)
-                told = evaluate(params, batch, None, baseline, *frozen)
-                for name, value in told.items():
+            for chosen in preference_pairs.in_order(
+                len(pairs['validation']), batch_size
+            ):
+                batch, baseline = load_batch('validation', chosen, params)
+                metrics = evaluate(params, batch, None, baseline, *frozen)
+                for name, value in metrics.items():
                     sums[name] = sums.get(name, 0.0) + float(value)
-            number = sums.pop('tokens')
-            return {name: value / number for name, value in sums.items()}
+            count = sums.pop('tokens')
+            return {name: value / count for name, value in sums.items()}
 
-        def chosen_in(step):
-            return data.pairs_of_step(len(pairs['train']), size, config.seed, step)
+        def pairs_of_step(step):
+            return preference_pairs.pairs_of_step(
+                len(pairs['train']), batch_size, config.seed, step
+            )
 
-        # ---- train --------------------------------------------------------
-        task = loop.Task(
-            step=step,
-            batches=lambda first: map(chosen_in, itertools.count(first)),
-            validate=validate,
-            learning_rate=make_learning_rate(config),
-            flops_per_token=parameter_count.train_flops_per_token(model, context),
-            peak_flops=peak_tflops(config.train.peak_tflops) * 1e12 * mesh.size,
-            documents_of=lambda step: [pairs['train'][i].id for i in chosen_in(step)],
-        )
         print_once(
             f'dpo: {config.preference.loss}, {config.train.num_steps:,} steps of '
-            f'{size} pairs of 2 x {context:,} tokens'
+            f'{batch_size} pairs of 2 x {context:,} tokens'
         )
-        outcome = loop.run(config, workdir, task, state, record, checkpoints)
-    return outcome.summary()
+        return Training(
+            update=update,
+            validate=validate,
+            documents_of=lambda step: [
+                pairs['train'][number].id for number in pairs_of_step(step)
+            ],
+            **throughput(config, model, mesh),
+        )
+
+    data = artifact.require(workdir / 'pairs', 'dpo')['fingerprint']
+    stage = Stage(
+        name='dpo',
+        mesh=mesh,
+        shapes=shapes,
+        axes=axes,
+        loss_fn=loss_fn,
+        init=init,
+        identity=dict(identity_of(tokenizer, base), data=data),
+        start=start,
+    )
+    return fit(config, workdir, stage).summary()
 
 
 def check_config(config: ConfigDict) -> None:

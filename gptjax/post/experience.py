@@ -26,37 +26,37 @@ from gptjax.post.rollout import Complete, Rollout, Style
 from gptjax.post.tasks.verifiable_tasks import Task
 
 
-class Method(NamedTuple):
+class Algorithm(NamedTuple):
     """An algorithm, as the loop sees it; `params` are what is trained.
 
     score: `(params, reference, batch)` to (B, T) arrays: `old` and `reference`,
-        log-probabilities, and what else `weigh` wants.
-    weigh: `(batch, scores_B, coefficient)` to (the batch with `advantages` and what
-        else `loss_fn` reads, metrics); on the host, of a whole rollout.
+        log-probabilities, and what else `compute_advantages` reads.
+    compute_advantages: `(batch, scores_B, coefficient)` to (the batch with `advantages`
+        and what else `loss_fn` reads, metrics); on the host, of a whole rollout.
     loss_fn: `(params, batch, key, control, reference=None)`, for `make_train_step`.
         `control` has the scalars `coefficient`, of the KL, and `policy`, 0 while
         only a critic trains; the reference is given under LoRA.
     token_metrics: those of `loss_fn` that are means over the replies' tokens.
-    beside: from an update's number and its part of the batch to further arrays that
-        `loss_fn` reads; None: there are none.
+    extra_arrays: from an update's number and its rows of the batch to further arrays
+        that `loss_fn` reads; None: there are none.
     resampling: further draws for groups whose scores are all equal.
     warm_up: rollouts that train only a critic.
     identity: what a checkpoint must have been made with, besides what all are.
-    begin: from the model and the mesh to what else `Actor.init` takes.
+    init_arguments: what else `PolicyModel.init` takes, read where a run is new.
     """
 
     score: Callable
-    weigh: Callable
+    compute_advantages: Callable
     loss_fn: Callable
     token_metrics: tuple[str, ...]
-    beside: Callable | None = None
+    extra_arrays: Callable | None = None
     resampling: int = 0
     warm_up: int = 0
     identity: dict[str, str] = {}
-    begin: Callable | None = None
+    init_arguments: Callable[[], tuple] = tuple
 
 
-class Memory(NamedTuple):
+class AdaptiveState(NamedTuple):
     """What rollouts leave behind for later ones, besides weights; kept in checkpoints.
 
     kl: the KL's coefficient.
@@ -67,76 +67,89 @@ class Memory(NamedTuple):
     scores: RunningMoments
 
 
+class Environment(NamedTuple):
+    """What a policy is trained in.
+
+    prompt_format: of prompts and replies.
+    task: gives the problems.
+    reward: from (problems, replies) to scores (B,).
+    """
+
+    prompt_format: Style
+    task: Task
+    reward: Callable
+
+
 class Experience(NamedTuple):
     """A rollout as arrays of the host, (B, T) and (B,).
 
     batch: what `loss_fn` reads.
     metrics: of the rollout.
-    memory: for the next.
+    adaptive: for the next.
     empty: nothing can be learnt from it: every advantage is 0.
     """
 
     batch: dict[str, np.ndarray]
     metrics: dict[str, float]
-    memory: Memory
+    adaptive: AdaptiveState
     empty: bool
 
 
-def new_memory(policy: ConfigDict) -> Memory:
+def adaptive_state(values: list) -> AdaptiveState:
+    """The state that a checkpoint's record holds as lists."""
+    kl, scores = values
+    return AdaptiveState(AdaptiveKL(*kl), RunningMoments(*scores))
+
+
+def new_adaptive_state(policy: ConfigDict) -> AdaptiveState:
     coefficient = policy.kl_reward or policy.kl_loss
-    return Memory(
+    return AdaptiveState(
         AdaptiveKL(coefficient, policy.kl_target, policy.kl_horizon), RunningMoments()
     )
 
 
 def collect(
     config: ConfigDict,
-    style: Style,
-    task: Task,
-    reward: Callable,
+    environment: Environment,
     complete: Complete,
     score: Callable[[dict], dict],
-    method: Method,
-    memory: Memory,
+    algorithm: Algorithm,
+    adaptive: AdaptiveState,
     number: int,
 ) -> Experience:
     """The experience of rollout `number`, a function of it, the seed and the weights.
 
     Args:
         config: `seed` and `policy` are read.
-        style: of prompts and replies.
-        task: gives the problems.
-        reward: of (items, replies).
         complete: draws.
-        score: from a batch to what `method.score` says of it, on the host.
-        method: the algorithm.
-        memory: of the rollouts before.
+        score: from a batch to the arrays of `algorithm.score`, on the host.
+        adaptive: of the rollouts before.
         number: counts rollouts from 0.
     """
     began = time.perf_counter()
     rollout, raw_B, metrics = draw_groups(
-        config, style, task, reward, complete, method.resampling, number
+        config, environment, complete, algorithm.resampling, number
     )
     drawn = time.perf_counter()
 
     policy = config.policy
     mask_BT = rollout.batch['weights']
     told_B = np.any(mask_BT, axis=1)  # not those that stand in for a group
-    seen = memory.scores.after(raw_B[told_B])
+    seen = adaptive.scores.after(raw_B[told_B])
     replies = int(np.sum(told_B))
     told_B = told_B if replies else ~told_B  # all of them stand in
     scores_B = shape_scores(policy, raw_B, rollout, seen)
     scored = score(rollout.batch)
     batch = {**rollout.batch, **scored}
-    in_reward = memory.kl.coefficient if policy.kl_reward else 0.0
-    batch, more = method.weigh(batch, scores_B, in_reward)
+    in_reward = adaptive.kl.coefficient if policy.kl_reward else 0.0
+    batch, more = algorithm.compute_advantages(batch, scores_B, in_reward)
 
     kl_B = kl_per_reply(scored['old'], scored['reference'], mask_BT)
     kl = float(np.sum(kl_B)) / max(1, replies)
     metrics.update(
         score=float(np.mean(scores_B[told_B])),
         kl=kl,
-        kl_coefficient=memory.kl.coefficient,
+        kl_coefficient=adaptive.kl.coefficient,
         response_length=float(np.mean(rollout.lengths_B[told_B])),
         truncation_rate=float(np.mean(rollout.truncated_B[told_B])),
         rollout_seconds=drawn - began,
@@ -145,18 +158,16 @@ def collect(
     if policy.temperature == 1.0:  # the engine's log-probabilities are those at 1
         apart_BT = np.abs(rollout.sampled_BT - scored['old'])
         metrics['sampler_gap'] = float(np.max(np.where(mask_BT, apart_BT, 0)))
-    steered = memory.kl
-    if number >= method.warm_up:  # before, the policy does not move
+    steered = adaptive.kl
+    if number >= algorithm.warm_up:  # before, the policy does not move
         steered = steered.after(kl, replies)
-    memory = Memory(steered, seen)
-    return Experience(batch, metrics, memory, not np.any(batch['advantages']))
+    adaptive = AdaptiveState(steered, seen)
+    return Experience(batch, metrics, adaptive, not np.any(batch['advantages']))
 
 
 def draw_groups(
     config: ConfigDict,
-    style: Style,
-    task: Task,
-    reward: Callable,
+    environment: Environment,
     complete: Complete,
     resampling: int,
     number: int,
@@ -168,7 +179,7 @@ def draw_groups(
     there are as many groups as a rollout has. Where there still are too few, the
     others stand in for them with weight 0.
     """
-    policy = config.policy
+    policy, (style, task, reward) = config.policy, environment
     N, G = policy.prompts, policy.replies
     kept, spare, rewards, drawn_groups, mixed_groups = [], [], [], 0, 0
     for again in range(resampling + 1):
@@ -221,15 +232,14 @@ def shape_scores(
     )
 
 
-def make_score(method: Method, mesh: Mesh, rows: int) -> Callable:
+def make_scorer(algorithm: Algorithm, mesh: Mesh, rows: int) -> Callable:
     """A function `(params, reference, batch)` to arrays of the host, `rows` at a time.
 
     Args:
-        method: says what is computed.
         mesh: where it is computed.
         rows: divides the batch.
     """
-    compiled = jax.jit(method.score, out_shardings=replicated(mesh))
+    compiled = jax.jit(algorithm.score, out_shardings=replicated(mesh))
 
     def score(params, reference, batch):
         parts = []

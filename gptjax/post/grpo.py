@@ -24,16 +24,18 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict, FrozenConfigDict
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from gptjax.core.console import UserError
-from gptjax.post import policy_gradient
 from gptjax.post.check import check_section, check_unused, updates_of
-from gptjax.post.experience import Method
+from gptjax.post.experience import Algorithm
 from gptjax.post.objectives import advantages, loss_weights, policy_losses
 from gptjax.post.objectives.kl import kl_in_score, kl_loss
 from gptjax.post.objectives.logprobs import token_logprobs
-from gptjax.post.policy_model import Actor
+from gptjax.post.policy_gradient import train_policy
+from gptjax.post.policy_model import PolicyModel
+from gptjax.train.load_model import Trained
 
 ADVANTAGES = dict(
     grpo=advantages.grpo,
@@ -49,9 +51,9 @@ TOKEN_METRICS = (
 
 
 def grpo(config: ConfigDict, workdir: Path) -> dict:
-    """Trains RUN by the algorithm of `config.grpo`; see `policy.run`."""
+    """Trains RUN by the algorithm of `config.grpo`; see `train_policy`."""
     check_config(config)
-    return policy_gradient.run(config, workdir, make_method)
+    return train_policy(config, workdir, make_algorithm)
 
 
 def check_config(config: ConfigDict) -> None:
@@ -84,9 +86,11 @@ def check_config(config: ConfigDict) -> None:
         )
 
 
-def make_method(config: ConfigDict, settings: FrozenConfigDict, actor: Actor) -> Method:
-    """The algorithm, for `policy.run`."""
-    section, shared = config.grpo, config.policy
+def make_algorithm(
+    config: ConfigDict, trained: Trained, policy: PolicyModel, mesh: Mesh
+) -> Algorithm:
+    """The algorithm, for `train_policy`."""
+    settings, section, shared = trained.settings, config.grpo, config.policy
     of_batch = partial(
         token_logprobs,
         settings,
@@ -110,10 +114,10 @@ def make_method(config: ConfigDict, settings: FrozenConfigDict, actor: Actor) ->
     }[section.normaliser]
 
     def score(params, reference, batch):
-        logprobs_BT, _ = of_batch(actor.compute(params, reference), batch)
+        logprobs_BT, _ = of_batch(policy.compute(params, reference), batch)
         return dict(old=logprobs_BT, reference=of_batch(reference, batch)[0])
 
-    def weigh(batch, scores_B, coefficient):
+    def compute_advantages(batch, scores_B, coefficient):
         mask_BT = batch['weights']
         told_N = advantages.informative(jnp.reshape(scores_B, (-1, shared.replies)))
         if coefficient:
@@ -131,7 +135,7 @@ def make_method(config: ConfigDict, settings: FrozenConfigDict, actor: Actor) ->
     def loss_fn(params, batch, key, control, reference=None):
         del key  # no dropout: the replies were drawn without
         mask_BT = batch['weights']
-        logprobs_BT, entropy_BT = of_batch(actor.compute(params, reference), batch)
+        logprobs_BT, entropy_BT = of_batch(policy.compute(params, reference), batch)
         loss_BT, metrics = objective(
             logprobs_BT, batch['old'], batch['advantages'], mask_BT
         )
@@ -143,9 +147,9 @@ def make_method(config: ConfigDict, settings: FrozenConfigDict, actor: Actor) ->
         weights_BT, counts_B = normalise(mask_BT)
         return loss_weights.summed(loss_BT, metrics, mask_BT, weights_BT, counts_B)
 
-    return Method(
+    return Algorithm(
         score=score,
-        weigh=weigh,
+        compute_advantages=compute_advantages,
         loss_fn=loss_fn,
         token_metrics=TOKEN_METRICS,
         resampling=section.resampling,

@@ -30,7 +30,7 @@ def computed_as(config: ConfigDict, trained: Trained) -> Trained:
     return trained._replace(settings=settings)
 
 
-class Actor(NamedTuple):
+class PolicyModel(NamedTuple):
     """Functions between what is trained, the reference, and a model's parameters.
 
     shapes, axes: of what is trained.
@@ -38,17 +38,17 @@ class Actor(NamedTuple):
         parameters to what is trained.
     compute: from (what is trained, the reference) to parameters that a model is
         bound to, inside a jitted function; no second copy is made.
-    plain: the same as arrays of their own, for the engine.
+    merge: the same as arrays of their own, for the engine.
     """
 
     shapes: Any
     axes: Any
     init: Callable
     compute: Callable
-    plain: Callable
+    merge: Callable
 
 
-def of_critic_alone(optimizer: optax.GradientTransformation):
+def freeze_policy(optimizer: optax.GradientTransformation):
     """The same, but neither the policy nor its average moves.
 
     Without a gradient a policy stays where it is, save for what weight decay does.
@@ -71,8 +71,8 @@ def of_critic_alone(optimizer: optax.GradientTransformation):
     return optax.GradientTransformation(optimizer.init, update)
 
 
-def make_actor(config: ConfigDict, settings: FrozenConfigDict) -> Actor:
-    """The actor of a config, by its sections `lora` and `ppo`.
+def make_policy_model(config: ConfigDict, settings: FrozenConfigDict) -> PolicyModel:
+    """The policy model of a config, by its sections `lora` and `ppo`.
 
     Raises:
         UserError: LoRA with a critic that is a network of its own.
@@ -88,7 +88,7 @@ def make_actor(config: ConfigDict, settings: FrozenConfigDict) -> Actor:
             return jax.tree.map(jnp.copy, reference)
 
         whole = lambda params, reference: critic.policy_of(params)
-        return Actor(shapes, axes, init, compute=whole, plain=whole)
+        return PolicyModel(shapes, axes, init, compute=whole, merge=whole)
 
     if kind == 'network':
         raise UserError(
@@ -102,14 +102,14 @@ def make_actor(config: ConfigDict, settings: FrozenConfigDict) -> Actor:
         head = critic.init(settings, kind, {}) if kind else {}
         return {**lora.init_params(settings, config.lora, key), **head}
 
-    return Actor(
+    return PolicyModel(
         shapes,
         axes,
         init_adapters,
         compute=lambda params, reference: lora.adapt(
             reference, critic.policy_of(params), scale
         ),
-        plain=jax.jit(
+        merge=jax.jit(
             lambda params, reference: lora.merge(
                 reference, critic.policy_of(params), scale
             )

@@ -16,27 +16,26 @@ move.
 """
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, get_mesh
-from ml_collections import ConfigDict, FrozenConfigDict
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from gptjax.core import run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.data.packed_dataset import PackedSplit
 from gptjax.models import critic, gpt, heads
 from gptjax.parallel.mesh import batch_shards
-from gptjax.post import policy_gradient
 from gptjax.post.check import check_section, check_unused
-from gptjax.post.experience import Method
+from gptjax.post.experience import Algorithm
 from gptjax.post.objectives import advantages, loss_weights, policy_losses
 from gptjax.post.objectives.kl import kl_in_reward, kl_loss
 from gptjax.post.objectives.logprobs import hidden_logprobs, token_logprobs
-from gptjax.post.policy_model import Actor
+from gptjax.post.policy_gradient import train_policy
+from gptjax.post.policy_model import PolicyModel
 from gptjax.post.reward_functions import folder_of
 from gptjax.post.reward_model import center_of, load_trained
 from gptjax.train.load_model import Trained
@@ -49,9 +48,9 @@ TOKEN_METRICS = (
 
 
 def ppo(config: ConfigDict, workdir: Path) -> dict:
-    """Trains RUN by proximal policy optimisation; see `policy.run`."""
+    """Trains RUN by proximal policy optimisation; see `train_policy`."""
     check_config(config)
-    return policy_gradient.run(config, workdir, make_method)
+    return train_policy(config, workdir, make_algorithm)
 
 
 def check_config(config: ConfigDict) -> None:
@@ -85,20 +84,24 @@ def check_rows(config: ConfigDict, shards: int) -> None:
         )
 
 
-def make_method(config: ConfigDict, settings: FrozenConfigDict, actor: Actor) -> Method:
-    """The algorithm, for `policy.run`."""
-    section, shared = config.ppo, config.policy
+def make_algorithm(
+    config: ConfigDict, trained: Trained, policy: PolicyModel, mesh: Mesh
+) -> Algorithm:
+    """The algorithm, for `train_policy`."""
+    settings, section, shared = trained.settings, config.ppo, config.policy
+    extra_arrays, identity = None, {}
     if section.ptx:
-        check_rows(config, batch_shards(get_mesh()))
-    beside, identity = None, {}
-    if section.ptx:
+        check_rows(config, batch_shards(mesh))
         text = open_text(config)
-        beside, identity = text_beside(config, text), dict(text=text.fingerprint)
-    begin, critic_run = None, critic_run_of(section)
-    if critic_run:
-        begin = partial(read_critic, critic_run, config.chat.template)
+        extra_arrays = make_text_arrays(config, text)
+        identity['text'] = text.fingerprint
     options = dict(temperature=shared.temperature, chunk=config.train.loss_chunk)
     language = make_language_loss(settings, config.train)
+
+    def init_arguments():
+        run = critic_run_of(section)
+        template = config.chat.template
+        return read_critic(run, template, trained, mesh) if run else ()
 
     def forward(own, params, batch, policy_on):
         """(log-probabilities, entropy, values) of the targets, (B, T) each."""
@@ -111,12 +114,12 @@ def make_method(config: ConfigDict, settings: FrozenConfigDict, actor: Actor) ->
         return logprobs_BT, entropy_BT, values_BT
 
     def score(params, reference, batch):
-        own = actor.compute(params, reference)
+        own = policy.compute(params, reference)
         logprobs_BT, _, values_BT = forward(own, params, batch, 1.0)
         reference_BT, _ = token_logprobs(settings, reference, batch, **options)
         return dict(old=logprobs_BT, reference=reference_BT, values=values_BT)
 
-    def weigh(batch, scores_B, coefficient):
+    def compute_advantages(batch, scores_B, coefficient):
         mask_BT = batch['weights']
         rewards_BT = advantages.terminal_rewards(scores_B, mask_BT)
         rewards_BT = kl_in_reward(
@@ -138,7 +141,7 @@ def make_method(config: ConfigDict, settings: FrozenConfigDict, actor: Actor) ->
     def loss_fn(params, batch, key, control, reference=None):
         del key  # no dropout: the replies were drawn without
         mask_BT, policy_on = batch['weights'], control['policy']
-        own = actor.compute(params, reference)
+        own = policy.compute(params, reference)
         logprobs_BT, entropy_BT, values_BT = forward(own, params, batch, policy_on)
         loss_BT, metrics = policy_losses.clipped(
             logprobs_BT,
@@ -173,14 +176,14 @@ def make_method(config: ConfigDict, settings: FrozenConfigDict, actor: Actor) ->
             metrics['ptx_loss'] = plain['loss']
         return total, metrics
 
-    return Method(
+    return Algorithm(
         score=score,
-        weigh=weigh,
+        compute_advantages=compute_advantages,
         loss_fn=loss_fn,
         token_metrics=TOKEN_METRICS,
-        beside=beside,
+        extra_arrays=extra_arrays,
         identity=identity,
-        begin=begin,
+        init_arguments=init_arguments,
         warm_up=section.warm_up,
     )
 
@@ -248,7 +251,7 @@ def open_text(config: ConfigDict) -> PackedSplit:
     return packed
 
 
-def text_beside(config: ConfigDict, packed: PackedSplit) -> Callable:
+def make_text_arrays(config: ConfigDict, packed: PackedSplit) -> Callable:
     """Rows of pretraining text beside an update's replies, for PPO-ptx.
 
     Returns:
@@ -258,11 +261,11 @@ def text_beside(config: ConfigDict, packed: PackedSplit) -> Callable:
     """
     section = config.ppo
 
-    def beside(number, part):
+    def text_arrays(number, part):
         slots = number * section.ptx_rows + np.arange(section.ptx_rows)
         rows = packed.load(packed.training_rows(config.seed, slots))
         _, counts_B = loss_weights.token_weights(part['weights'])
         beside_BT = loss_weights.weights_beside(rows['weights'], counts_B)
         return dict(ptx=dict(rows, weights=np.asarray(beside_BT)))
 
-    return beside
+    return text_arrays

@@ -1,15 +1,13 @@
 """The stage `reward`: a model that says which conversation people would like better."""
 
-import contextlib
-import functools
 from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from gptjax.core import artifact, console, run_dir
-from gptjax.core.console import UserError
+from gptjax.core import artifact, run_dir
+from gptjax.core.console import UserError, progress_bar
 from gptjax.data.comparisons import (
     Comparisons,
     arrays_of,
@@ -17,8 +15,7 @@ from gptjax.data.comparisons import (
     training_groups,
 )
 from gptjax.data.ratings import BEHAVIOUR, read_split
-from gptjax.models import heads, parameter_count, settings
-from gptjax.optim.optimizer import make_learning_rate
+from gptjax.models import heads, settings
 from gptjax.parallel.mesh import batch_shards, make_mesh
 from gptjax.parallel.multihost import print_once
 from gptjax.parallel.sharding import put_on_mesh
@@ -30,14 +27,13 @@ from gptjax.post.reward_model import (
     identity_of,
     make_scorer,
     score,
+    trained_shapes,
     weights_of,
 )
-from gptjax.tokenizer.tokenizer import Tokenizer
-from gptjax.train import begin, config_checks, init_from, loop
-from gptjax.train.epochs import with_steps
-from gptjax.train.peak_flops import peak_tflops
-from gptjax.train.state import create_state
-from gptjax.train.step import make_train_step
+from gptjax.train import config_checks, init_from
+from gptjax.train.load_model import load_tokenizer
+from gptjax.train.loop import Stage, Start, Training, fit, with_steps
+from gptjax.train.pretrain import throughput
 
 
 def complete(config: ConfigDict, workdir: Path) -> ConfigDict:
@@ -73,87 +69,77 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
     Raises:
         UserError: the config does not fit the run's checkpoints, or itself.
     """
-    # ---- model ------------------------------------------------------------
+    # ---- model and data -----------------------------------------------------
     mesh = make_mesh(config.mesh)
-    tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
-    model = settings.resolve(config.model, tokenizer.vocab_size)
+    tokenizer, model = load_tokenizer(config, workdir)
     context, batch_size = config.data.context, config.train.batch_size
-
-    # ---- data -------------------------------------------------------------
-    items = {split: read_split(workdir, split) for split in ('train', 'validation')}
-    with console.progress_bar('encoding conversations', 0):
+    rated = {split: read_split(workdir, split) for split in ('train', 'validation')}
+    with progress_bar('encoding conversations', 0):
         train, validation = (
-            encode_items(its, tokenizer, config.chat.template, context)
-            for its in items.values()
+            encode_items(conversations, tokenizer, config.chat.template, context)
+            for conversations in rated.values()
         )
     config = with_steps(config, config.reward.epochs, len(train.values))
     mean, std = standardisation(config, train.values)
     print_once(f'{describe(train, context)}; {config.train.num_steps:,} steps')
     group = group_size(config, train)
-    loss_fn = make_reward_loss(model, config.reward)
 
-    def groups_of(step):
+    def init():
+        params = init_from.load_start(config, mesh).params
+        init_head = lambda params, key: dict(params, **heads.init_reward(model, key))
+        return init_head, params, jax.random.key(config.seed)
+
+    # ---- batches ------------------------------------------------------------
+    def groups_of_step(step):
         groups = batch_size // group
         return training_groups(train.sets, groups, group, config.seed, step)
 
-    def batches(step):
-        while True:
-            rows_BG = groups_of(step)
+    def start(begun: Start) -> Training:
+        compute_scores = make_scorer(model, tokenizer, context, mesh)
+
+        def update(state, step, record):
+            del record
+            rows_BG = groups_of_step(step)
             arrays = arrays_of(train.encoded, rows_BG, context, tokenizer.pad_id)
             arrays['values'] = (train.values[rows_BG] - mean) / std
-            yield put_on_mesh(arrays, mesh, WITHOUT_TOKENS)
-            step += 1
+            state, metrics = begun.step(
+                state, put_on_mesh(arrays, mesh, WITHOUT_TOKENS)
+            )
+            # Metrics were divided by the pairs; throughput is of tokens.
+            tokens = batch_size * context
+            return state, dict(metrics, pairs=metrics['tokens'], tokens=tokens)
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(jax.set_mesh(mesh))
-        # ---- state --------------------------------------------------------
-        optimizer, abstract = abstract_reward(config, model, mesh)
-        data = artifact.require(workdir / 'ratings', 'reward')['fingerprint']
-        identity = dict(identity_of(config, tokenizer), data=data)
-        checkpoints = stack.enter_context(begin.opened(config, workdir, identity))
-        restored = begin.newest(checkpoints, abstract, 'reward')
-        if restored is None:
-            state = first_state(config, model, optimizer, abstract, mesh)
-            restored = state, loop.new_record(config)
-        state, record = restored
-        if record['reason'] is not None:  # it had come to its end
-            return loop.Outcome(state, record).summary()
-
-        # ---- train --------------------------------------------------------
-        step = make_train_step(
-            loss_fn, optimizer, abstract, config.train.accumulation, config.seed
-        )
-        scorer = make_scorer(model, tokenizer, context, mesh)
-        values = (validation.values - mean) / std
-
-        def validate(state):
-            scores = scorer(weights_of(state), validation.encoded)
+        def validate(state, done):
+            del done
+            scores = compute_scores(weights_of(state), validation.encoded)
+            values = (validation.values - mean) / std
             return validation_metrics(config.reward, scores, values, validation.sets)
 
-        task = loop.Task(
-            step=functools.partial(_step, step, batch_size * context),
-            batches=batches,
+        flops = throughput(config, model, mesh)
+        logits = 6 * model.width * model.vocab_size  # it has none
+        flops['flops_per_token'] = tuple(f - logits for f in flops['flops_per_token'])
+        return Training(
+            update=update,
             validate=validate,
-            learning_rate=make_learning_rate(config),
-            flops_per_token=tuple(
-                flops - 6 * model.width * model.vocab_size  # it has no logits
-                for flops in parameter_count.train_flops_per_token(model, context)
-            ),
-            peak_flops=peak_tflops(config.train.peak_tflops) * 1e12 * mesh.size,
             documents_of=lambda step: [
-                items['train'][row].id for row in groups_of(step).ravel()
+                rated['train'][row].id for row in groups_of_step(step).ravel()
             ],
+            **flops,
         )
-        outcome = loop.run(config, workdir, task, state, record, checkpoints)
-    return outcome.summary()
 
-
-def first_state(config, model, optimizer, abstract, mesh):
-    """The state of step 0: the weights of `start.run` and a new head."""
-    params = init_from.load_start(config, mesh).params
-    init = lambda params, key: dict(params, **heads.init_reward(model, key))
-    key = jax.random.key(config.seed)
-    return create_state(init, optimizer, abstract, params, key)
+    data = artifact.require(workdir / 'ratings', 'reward')['fingerprint']
+    shapes, axes = trained_shapes(model)
+    stage = Stage(
+        name='reward',
+        mesh=mesh,
+        shapes=shapes,
+        axes=axes,
+        loss_fn=make_reward_loss(model, config.reward),
+        init=init,
+        identity=dict(identity_of(config, tokenizer), data=data),
+        start=start,
+    )
+    return fit(config, workdir, stage).summary()
 
 
 def make_reward_loss(model, reward: ConfigDict):
@@ -246,9 +232,3 @@ def check_reward(config: ConfigDict) -> None:
     model = settings.resolve(config.model, config.tokenizer.vocab_size)
     with jax.set_mesh(mesh):
         abstract_reward(config, model, mesh)
-
-
-def _step(step, tokens, state, batch):
-    """The step; what it was divided by are pairs, and throughput is of tokens."""
-    state, metrics = step(state, batch)
-    return state, dict(metrics, pairs=metrics['tokens'], tokens=tokens)

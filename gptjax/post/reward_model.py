@@ -78,15 +78,19 @@ def _chunks(encoded, rows, context, pad) -> Iterator[dict]:
         yield arrays_of(encoded, chosen, context, pad)
 
 
-def abstract_reward(config: ConfigDict, model, mesh: Mesh):
-    """(optimizer, the training state's shapes with shardings), head included."""
+def trained_shapes(model) -> tuple[dict, dict]:
+    """(shapes, axes) of a reward model's parameters, its head included."""
     shapes = dict(
         gpt.abstract_params(model),
         **jax.eval_shape(lambda key: heads.init_reward(model, key), jax.random.key(0)),
     )
-    axes = dict(gpt.param_axes(model), **heads.axes(heads.REWARD))
-    optimizer = make_optimizer(config, shapes)
-    return optimizer, abstract_state(shapes, optimizer, axes, mesh)
+    return shapes, dict(gpt.param_axes(model), **heads.axes(heads.REWARD))
+
+
+def abstract_reward(config: ConfigDict, model, mesh: Mesh) -> TrainState:
+    """The training state's shapes with shardings."""
+    shapes, axes = trained_shapes(model)
+    return abstract_state(shapes, make_optimizer(config, shapes), axes, mesh)
 
 
 def identity_of(config: ConfigDict, tokenizer: Tokenizer) -> dict:
@@ -116,7 +120,7 @@ def load_trained(config: ConfigDict, workdir: Path, mesh: Mesh) -> Trained:
     tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
     model = settings.resolve(config.model, tokenizer.vocab_size)
     with jax.set_mesh(mesh):
-        _, abstract = abstract_reward(config, model, mesh)
+        abstract = abstract_reward(config, model, mesh)
         identity = identity_of(config, tokenizer)
         checkpoints = Checkpoints(workdir / 'checkpoints', identity, read_only=True)
         part = lambda state: (state.step, weights_of(state))

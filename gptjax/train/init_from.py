@@ -10,18 +10,21 @@ the reference.
 import os
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from gptjax.core import console, run_dir, storage
 from gptjax.core.console import UserError
+from gptjax.models import lora
 from gptjax.parallel import multihost
 from gptjax.train.checkpoint import Checkpoints
-from gptjax.train.load_model import Trained, load_earlier
+from gptjax.train.load_model import Trained, adapts, load_earlier
 
 SECTIONS = ('model', 'tokenizer')  # taken from the earlier run
 # Of these what a later stage may change: how it is trained and computed.
@@ -83,6 +86,24 @@ def load_start(config: ConfigDict, mesh: Mesh) -> Trained:
     """
     with console.progress_bar('reading the model that this starts from', 0):
         return load_earlier(config.start, mesh)
+
+
+def first_params(
+    config: ConfigDict, model: FrozenConfigDict, start: Trained | None, mesh: Mesh
+) -> tuple:
+    """`Stage.init()`: the earlier run's weights, or new A and B of LoRA.
+
+    Args:
+        config: of the run.
+        model: its settings.
+        start: what the run starts from; None: it is read.
+        mesh: where it lives.
+    """
+    if adapts(config):
+        init = partial(lora.init_params, model, config.lora)
+        return init, jax.random.key(config.seed)
+    # Nothing is drawn: what there is to begin with is passed in.
+    return lambda params: params, (start or load_start(config, mesh)).params
 
 
 def _taken_before(workdir: Path, run: Path, step: int) -> ConfigDict | None:

@@ -31,6 +31,14 @@ class Trained(NamedTuple):
     step: int
 
 
+def load_tokenizer(
+    config: ConfigDict, workdir: Path
+) -> tuple[Tokenizer, FrozenConfigDict]:
+    """RUN's tokenizer, and the settings of a model with its vocabulary."""
+    tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
+    return tokenizer, settings.resolve(config.model, tokenizer.vocab_size)
+
+
 def load(
     config: ConfigDict, workdir: Path, mesh: Mesh, step: int | None = None
 ) -> Trained:
@@ -48,8 +56,7 @@ def load(
         raise UserError(
             f'--workdir={workdir}: no checkpoint there: run the stage pretrain first'
         )
-    tokenizer = Tokenizer.load(path)
-    model = settings.resolve(config.model, tokenizer.vocab_size)
+    tokenizer, model = load_tokenizer(config, workdir)
     base = load_base(config, mesh)
     identity = identity_of(tokenizer, base)
     with jax.set_mesh(mesh):

@@ -1,31 +1,29 @@
 """Pretraining: packed text to a language model."""
 
-import contextlib
-import functools
 import itertools
 import math
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, FrozenConfigDict
 
-from gptjax.core import artifact, console, storage
+from gptjax.core import artifact, storage
 from gptjax.core.console import UserError
 from gptjax.data import dataloader, ledger
-from gptjax.models import gpt, parameter_count, settings
-from gptjax.optim.optimizer import ema_params, make_learning_rate, make_optimizer
+from gptjax.models import gpt, parameter_count
+from gptjax.optim.optimizer import ema_params
 from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.multihost import print_once
 from gptjax.parallel.sharding import batch_sharding
-from gptjax.tokenizer.tokenizer import Tokenizer
-from gptjax.train import begin, config_checks, loop
+from gptjax.train.config_checks import check_config
 from gptjax.train.init_from import load_start
-from gptjax.train.load_model import adapts
+from gptjax.train.load_model import adapts, load_tokenizer
+from gptjax.train.loop import Stage, Start, Training, fit
 from gptjax.train.losses import make_language_loss
 from gptjax.train.peak_flops import peak_tflops
-from gptjax.train.state import TrainState, abstract_state, create_state
-from gptjax.train.step import make_train_step
 
 
 def pretrain(config: ConfigDict, workdir: Path) -> dict:
@@ -35,73 +33,66 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
     of an earlier run (continued pretraining).
 
     Returns:
-        A summary: why it ended and by which signal, steps, parameters, the
-        newest validation.
+        A summary: why it ended and by which signal, steps, parameters, the newest
+        validation.
 
     Raises:
         UserError: the config does not fit the run's checkpoints, or itself
             (`check_pretrain` says so before there is data).
     """
-    # ---- model ------------------------------------------------------------
+    # ---- model --------------------------------------------------------------
     mesh = make_mesh(config.mesh)
-    tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
-    model = settings.resolve(config.model, tokenizer.vocab_size)
-    parameters = parameter_count.num_params(model)
+    tokenizer, model = load_tokenizer(config, workdir)
+    num_params = parameter_count.num_params(model)
     loss_fn = make_language_loss(model, config.train)
     prepared = workdir / 'prepared'
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(jax.set_mesh(mesh))
-        # ---- state --------------------------------------------------------
-        shapes = gpt.abstract_params(model)
-        optimizer = make_optimizer(config, shapes)
-        abstract = abstract_state(shapes, optimizer, gpt.param_axes(model), mesh)
-        data = artifact.require(prepared, 'prepare')['inputs']
-        identity = dict(tokenizer=tokenizer.fingerprint, data=data)
-        checkpoints = stack.enter_context(begin.opened(config, workdir, identity))
-        restored = begin.newest(checkpoints, abstract, 'model')
-        if restored is None:
-            state = first_state(config, model, optimizer, abstract, mesh)
-            restored = state, loop.new_record(config)
-        state, record = restored
-        if record['reason'] is not None:  # it had come to its end
-            return loop.Outcome(state, record).summary(parameters=parameters)
+    def init():
+        if 'start' in config:  # nothing is drawn: the weights are passed in
+            return lambda params: params, load_start(config, mesh).params
+        return partial(gpt.init_params, model), jax.random.key(config.seed)
 
-        # ---- data and step ------------------------------------------------
-        task = loop.Task(
-            step=make_train_step(
-                loss_fn, optimizer, abstract, config.train.accumulation, config.seed
-            ),
-            batches=lambda step: dataloader.batches(
-                prepared,
-                'train',
-                config.seed,
-                config.train.batch_size,
-                batch_sharding(mesh),
-                start_step=step,
-            ),
-            validate=make_validation(config, prepared, loss_fn, mesh),
-            learning_rate=make_learning_rate(config),
-            flops_per_token=parameter_count.train_flops_per_token(
-                model, config.data.context
-            ),
-            peak_flops=peak_tflops(config.train.peak_tflops) * 1e12 * mesh.size,
-            documents_of=lambda step: documents_of(config, workdir, step),
-        )
-
-        # ---- train --------------------------------------------------------
+    # ---- data ---------------------------------------------------------------
+    def start(begun: Start) -> Training:
         print_once(
-            f'model: {parameters:,} parameters on {mesh.size} '
+            f'model: {num_params:,} parameters on {mesh.size} '
             f'{"device" if mesh.size == 1 else "devices"}, '
             f'{config.train.batch_size * config.data.context:,} tokens a step'
         )
-        outcome = loop.run(config, workdir, task, state, record, checkpoints)
-    return outcome.summary(parameters=parameters)
+        batches = dataloader.batches(
+            prepared,
+            'train',
+            config.seed,
+            config.train.batch_size,
+            batch_sharding(mesh),
+            start_step=int(begun.state.step),
+        )
+        return Training(
+            update=lambda state, step, record: begun.step(state, next(batches)),
+            validate=make_validation(config, prepared, loss_fn, mesh),
+            documents_of=partial(documents_of, config, workdir),
+            **throughput(config, model, mesh),
+        )
+
+    stage = Stage(
+        name='model',
+        mesh=mesh,
+        shapes=gpt.abstract_params(model),
+        axes=gpt.param_axes(model),
+        loss_fn=loss_fn,
+        init=init,
+        identity=dict(
+            tokenizer=tokenizer.fingerprint,
+            data=artifact.require(prepared, 'prepare')['inputs'],
+        ),
+        start=start,
+    )
+    return fit(config, workdir, stage).summary(parameters=num_params)
 
 
 def check_pretrain(config: ConfigDict) -> None:
     """Refuses, before minutes go into data, a config that cannot train."""
-    config_checks.check_config(config)
+    check_config(config)
     if adapts(config):
         raise UserError(
             f'lora.rank={config.lora.rank}: `pretrain` trains all parameters: set it '
@@ -109,21 +100,20 @@ def check_pretrain(config: ConfigDict) -> None:
         )
 
 
-def first_state(config: ConfigDict, model, optimizer, abstract, mesh) -> TrainState:
-    """The state of step 0: new weights, or those of `start.run`."""
-    if 'start' in config:
-        start = load_start(config, mesh)
-        return begin.first_state(config, model, start, optimizer, abstract)
-    init = functools.partial(gpt.init_params, model)
-    key = jax.random.key(config.seed)
-    with console.progress_bar('making the model', 0):
-        return create_state(init, optimizer, abstract, key)
-
-
 def documents_of(config: ConfigDict, workdir: Path, step: int) -> list[str]:
     """The ids of the documents in the batch of a step, each once."""
     rows = ledger.batch_documents(config, workdir, step)
     return list(dict.fromkeys(itertools.chain.from_iterable(rows)))
+
+
+def throughput(config: ConfigDict, model: FrozenConfigDict, mesh: Mesh) -> dict:
+    """The fields of `Training` that turn tokens a second into MFU."""
+    return dict(
+        flops_per_token=parameter_count.train_flops_per_token(
+            model, config.data.context
+        ),
+        peak_flops=peak_tflops(config.train.peak_tflops) * 1e12 * mesh.size,
+    )
 
 
 def make_validation(config: ConfigDict, prepared: Path, loss_fn, mesh, *frozen):
@@ -150,7 +140,8 @@ def make_validation(config: ConfigDict, prepared: Path, loss_fn, mesh, *frozen):
         lambda params, batch, *frozen: loss_fn(params, batch, None, *frozen)[1]
     )
 
-    def validate(state):
+    def validate(state, done):
+        del done
         params = ema_params(state.opt_state, state.params)
         sums = np.zeros(2)
         batches = dataloader.epoch(

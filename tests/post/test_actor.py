@@ -8,7 +8,7 @@ import pytest
 from configs import common
 from gptjax.optim.optimizer import ema_params, make_optimizer
 from gptjax.post import grpo
-from gptjax.post.policy_model import computed_as, of_critic_alone
+from gptjax.post.policy_model import computed_as, freeze_policy
 from gptjax.train.load_model import Trained
 from tests import helpers
 
@@ -24,7 +24,7 @@ def test_weight_decay_moves_no_policy_while_the_critic_alone_is_trained(kind):
     moved = {}
     for held in (False, True):
         optimizer = make_optimizer(config, params)
-        optimizer = of_critic_alone(optimizer) if held else optimizer
+        optimizer = freeze_policy(optimizer) if held else optimizer
         state = optimizer.init(params)
         updates, state = optimizer.update(gradients, state, params)
         new, average = optax.apply_updates(params, updates), ema_params(state, params)
@@ -52,7 +52,8 @@ def test_groups_that_are_apart_by_their_kl_alone(advantage):
     config = common.base()
     config.policy, config.grpo = common.policy_section(), common.grpo_section()
     config.policy.replies, config.grpo.advantage = 2, advantage
-    weigh = grpo.make_method(config, None, None).weigh
+    trained = Trained(None, None, None, 0)
+    weigh = grpo.make_algorithm(config, trained, None, None).compute_advantages
     mask_BT = np.ones((4, 1), np.float32)
     apart_BT = np.float32([[0.02], [0.0], [0.02], [0.0]])
     batch = dict(weights=mask_BT, old=apart_BT, reference=np.zeros_like(apart_BT))

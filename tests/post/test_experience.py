@@ -8,7 +8,7 @@ import pytest
 from configs import common
 from gptjax.infer.request import Reply, Token
 from gptjax.post import experience
-from gptjax.post.experience import Method
+from gptjax.post.experience import Algorithm, Environment
 from gptjax.post.objectives.score_shaping import RunningMoments
 from gptjax.post.rollout import Style
 from gptjax.post.tasks.verifiable_tasks import Item, Task
@@ -58,7 +58,11 @@ def scoring(scores):
 
 def groups(scores, resampling, **policy):
     return experience.draw_groups(
-        config(**policy), STYLE, TASK, scoring(scores), complete, resampling, number=3
+        config(**policy),
+        Environment(STYLE, TASK, scoring(scores)),
+        complete,
+        resampling,
+        number=3,
     )
 
 
@@ -98,7 +102,11 @@ def test_every_rollout_and_every_further_draw_has_problems_of_its_own():
     task = TASK._replace(train=lambda n: seen.append(n) or TASK.train(n))
     for number in range(3):
         experience.draw_groups(
-            config(), STYLE, task, scoring([[0] * 4] * 3), complete, 2, number
+            config(),
+            Environment(STYLE, task, scoring([[0] * 4] * 3)),
+            complete,
+            2,
+            number,
         )
     assert seen == list(range(18))
 
@@ -127,21 +135,27 @@ def test_scores_are_scaled_then_pay_for_what_is_too_long():
 
 def collected(*scores, warm_up=0, **policy):
     made = config(**policy)
-    memory = experience.new_memory(made.policy)
+    adaptive = experience.new_adaptive_state(made.policy)
 
     def weigh(batch, scores_B, coefficient):
         weighed.append(coefficient)
         return dict(batch, advantages=scores_B[:, None] * batch['weights']), {}
 
     weighed = []
-    method = Method(None, weigh, None, (), None, len(scores) - 1, warm_up)
+    algorithm = Algorithm(None, weigh, None, (), None, len(scores) - 1, warm_up)
 
     def score(batch):
         old = np.where(batch['weights'] > 0, np.float32(-0.5), np.float32(-9))
         return dict(old=old, reference=old - 2 * batch['weights'])
 
     found = experience.collect(
-        made, STYLE, TASK, scoring(scores), complete, score, method, memory, 0
+        made,
+        Environment(STYLE, TASK, scoring(scores)),
+        complete,
+        score,
+        algorithm,
+        adaptive,
+        0,
     )
     return found, weighed
 
@@ -155,7 +169,7 @@ def test_what_an_experience_tells():
     assert found.metrics['kl'] == pytest.approx(2 * 7 / 4)  # summed over a reply
     assert found.metrics['sampler_gap'] == 0
     assert not found.empty
-    assert found.memory.scores.count == 4
+    assert found.adaptive.scores.count == 4
 
 
 def test_kl_as_a_loss_stays_out_of_the_reward():
@@ -166,13 +180,13 @@ def test_kl_as_a_loss_stays_out_of_the_reward():
 def test_an_adaptive_coefficient_follows_the_kl_of_replies():
     found, _ = collected([1, 0, 0, 1], kl_reward=0.5, kl_target=1.0, kl_horizon=100)
     # the KL is 3.5 times the target: the error is cut to 0.2
-    assert found.memory.kl.coefficient == pytest.approx(0.5 * (1 + 0.2 * 4 / 100))
+    assert found.adaptive.kl.coefficient == pytest.approx(0.5 * (1 + 0.2 * 4 / 100))
     assert found.metrics['kl_coefficient'] == 0.5
 
 
 def test_a_coefficient_waits_for_a_policy_that_moves():
     found, _ = collected([1, 0, 0, 1], kl_reward=0.5, kl_horizon=100, warm_up=1)
-    assert found.memory.kl.coefficient == 0.5
+    assert found.adaptive.kl.coefficient == 0.5
 
 
 def test_groups_that_stand_in_are_not_counted():
@@ -183,11 +197,11 @@ def test_groups_that_stand_in_are_not_counted():
     assert found.metrics['score'] == 0.5
     assert found.metrics['response_length'] == 1.5
     assert found.metrics['truncation_rate'] == 0
-    assert (found.memory.scores.count, found.memory.scores.mean) == (2, 0.5)
-    assert found.memory.kl.coefficient == pytest.approx(0.5 * (1 + 0.2 * 2 / 100))
+    assert (found.adaptive.scores.count, found.adaptive.scores.mean) == (2, 0.5)
+    assert found.adaptive.kl.coefficient == pytest.approx(0.5 * (1 + 0.2 * 2 / 100))
     empty, _ = collected([5, 5, 5, 5], [5, 5, 5, 5], kl_reward=0.5, kl_horizon=100)
     assert empty.empty and empty.metrics['score'] == 5  # of those that stand in
-    assert empty.memory == ((0.5, 6.0, 100), (0, 0, 0))
+    assert empty.adaptive == ((0.5, 6.0, 100), (0, 0, 0))
 
 
 def test_nothing_to_learn_is_told():

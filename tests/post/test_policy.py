@@ -97,14 +97,14 @@ SEEN = []  # (what is trained, the reference) at every rollout of `grpo_run`
 
 @pytest.fixture(scope='module')
 def grpo_run(folder):
-    collect = policy_gradient.experience.collect
+    collect = policy_gradient.collect
 
     def watched(*args):
-        both = args[5].args  # of the partial `score`
+        both = args[3].args  # of the partial `score_tokens`
         SEEN.append(jax.tree.map(lambda x: np.array(x, copy=True), both))
         return collect(*args)
 
-    with mock.patch.object(policy_gradient.experience, 'collect', watched):
+    with mock.patch.object(policy_gradient, 'collect', watched):
         return train(folder, 'grpo', 'grpo', kl_loss=0.1)
 
 
@@ -255,7 +255,7 @@ def test_the_best_validation_is_on_disk_though_no_checkpoint_was_due(folder):
         config.train.eval_every = 1
         config.checkpoint.update(every=100, keep=1, keep_best=1)
 
-    with mock.patch.object(policy_gradient, 'measure', measured):
+    with mock.patch.object(policy_gradient, 'evaluate_policy', measured):
         _, workdir = train(folder, 'best', 'grpo', change)
     checkpoints = Checkpoints(workdir / 'checkpoints', {}, read_only=True)
     assert (checkpoints.steps(), checkpoints.best_step()) == ([2, 4], 2)
@@ -329,13 +329,13 @@ def test_lora_trains_beside_one_copy_of_the_weights(folder):
 def test_a_critic_of_its_own_and_text_beside_replies(folder, monkeypatch):
     seen = []
 
-    def text_beside(config, text):
-        def beside(number, part):
+    def make_text_arrays(config, text):
+        def text_arrays(number, part):
             seen.append(number)
             rows = helpers.packed_batch(number, batch=4)
             return dict(ptx=dict(rows, weights=rows['weights'] * 0.1))
 
-        return beside
+        return text_arrays
 
     def change(config):
         config.train.num_steps = 2
@@ -343,7 +343,7 @@ def test_a_critic_of_its_own_and_text_beside_replies(folder, monkeypatch):
 
     text = SimpleNamespace(fingerprint='of the text')
     monkeypatch.setattr(ppo, 'open_text', lambda config: text)
-    monkeypatch.setattr(ppo, 'text_beside', text_beside)
+    monkeypatch.setattr(ppo, 'make_text_arrays', make_text_arrays)
     _, workdir = train(folder, 'network', 'ppo', change)
     assert seen == [0, 1]
     assert all(record['ptx_loss'] > 0 for record in lines(workdir))
@@ -418,7 +418,7 @@ def test_patience_ends_a_run(folder):
     def change(config):
         config.train.update(eval_every=1, patience=2, num_steps=6)
 
-    with mock.patch.object(policy_gradient, 'measure', measured):
+    with mock.patch.object(policy_gradient, 'evaluate_policy', measured):
         summary, _ = train(folder, 'patient', 'grpo', change)
         assert (summary['reason'], summary['step']) == ('stopped early', 3)
         summary, _ = train(folder, 'patient', 'grpo', change)
@@ -427,11 +427,11 @@ def test_patience_ends_a_run(folder):
 
 @pytest.mark.slow
 def test_the_dtype_is_that_of_the_run_and_not_of_its_start(folder, monkeypatch):
-    seen, make_method = [], grpo.make_method
+    seen, make_algorithm = [], grpo.make_algorithm
 
-    def watched(config, model, actor):
-        seen.append(model)
-        return make_method(config, model, actor)
+    def watched(config, trained, policy, mesh):
+        seen.append(trained.settings)
+        return make_algorithm(config, trained, policy, mesh)
 
     def sampler(model, *args, **options):
         seen.append(model)
@@ -442,7 +442,7 @@ def test_the_dtype_is_that_of_the_run_and_not_of_its_start(folder, monkeypatch):
     few = lambda section: make_mesh(section, jax.devices()[:1])
     monkeypatch.setattr(policy_gradient, 'make_mesh', few)
     monkeypatch.setattr(policy_gradient, 'Sampler', sampler)
-    monkeypatch.setattr(grpo, 'make_method', watched)
+    monkeypatch.setattr(grpo, 'make_algorithm', watched)
     with pytest.raises(KeyboardInterrupt):
         grpo.grpo(config, folder / 'other')
     assert [model.dtype for model in seen] == ['bfloat16'] * 2

@@ -20,7 +20,7 @@ def config_for(run, **fields):
 
 def test_text_is_a_function_of_the_update_and_weighs_its_own_mean(prepared_run):
     config = config_for(prepared_run)
-    beside = ppo.text_beside(config, ppo.open_text(config))
+    beside = ppo.make_text_arrays(config, ppo.open_text(config))
     part = dict(weights=np.array([[0, 1, 1, 1], [0, 1, 0, 0]], np.float32))
     first, again, other = (beside(number, part)['ptx'] for number in (3, 3, 4))
     for name in first:

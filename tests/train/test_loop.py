@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import signal
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from gptjax.core.console import UserError
+from gptjax.optim.optimizer import make_learning_rate
 from gptjax.train import loop
 from gptjax.train.checkpoint import Checkpoints
 from gptjax.train.metrics import MetricsWriter, read_metrics
@@ -25,18 +25,15 @@ def no_tensorboard(monkeypatch):
     monkeypatch.setattr(loop, 'MetricsWriter', writer)
 
 
-@jax.jit
 def step(state, batch):
     """Adds the batch to the one parameter; the loss is the sum so far."""
-    good = jnp.isfinite(batch)
-    value = jnp.where(good, state.params + batch, state.params)
+    good = bool(np.isfinite(batch))
+    value = state.params['value'] + (batch if good else 0)
+    loss = value if good else jnp.float32(batch)
     metrics = dict(
-        loss=jnp.where(good, value, batch),
-        grad_norm=jnp.float32(2),
-        tokens=jnp.float32(8),
-        good=good.astype(jnp.float32),
+        loss=loss, grad_norm=jnp.float32(2), tokens=jnp.float32(8), good=float(good)
     )
-    return TrainState(state.step + 1, value, ()), metrics
+    return TrainState(state.step + 1, dict(value=value), state.opt_state), metrics
 
 
 def config_of(**train):
@@ -53,42 +50,35 @@ def run(workdir, config, numbers=range(1, 100), losses=None, before=lambda step:
     losses: what validations find, by step; else the parameter itself.
     """
 
-    def batches(first):
-        for number in range(first, len(numbers)):
-            before(number)
-            yield jnp.float32(numbers[number])
+    def update(state, number, record):
+        before(number)
+        return step(state, jnp.float32(numbers[number]))
 
-    def validate(state):
-        found = losses[int(state.step)] if losses else float(state.params)
+    def validate(state, done):
+        assert done == int(state.step)
+        found = losses[done] if losses else float(state.params['value'])
         return dict(loss=found, bits_per_byte=found / 2)
 
-    task = loop.Task(
-        step=step,
-        batches=batches,
-        validate=validate,
-        learning_rate=lambda step: 0.5 * step,
-        flops_per_token=(3.0, 6.0),
-        peak_flops=12.0,
-        documents_of=lambda step: [f'book/{step}#{n}' for n in range(9)],
+    def start(begun):
+        return loop.Training(
+            update=update,
+            validate=validate,
+            flops_per_token=(3.0, 6.0),
+            peak_flops=12.0,
+            documents_of=lambda step: [f'book/{step}#{n}' for n in range(9)],
+        )
+
+    stage = loop.Stage(
+        name='number',
+        mesh=helpers.mesh_of(),
+        shapes=dict(value=jax.ShapeDtypeStruct((), jnp.float32)),
+        axes=dict(value=()),
+        loss_fn=lambda params, batch, key: (params['value'], {}),
+        init=lambda: (lambda: dict(value=jnp.float32(0)),),
+        identity={},
+        start=start,
     )
-    keep, keep_best = config.checkpoint.keep, config.checkpoint.keep_best
-    checkpoints = Checkpoints(workdir / 'checkpoints', {}, keep, keep_best)
-    state = TrainState(jnp.int32(0), jnp.float32(0), ())
-    place = helpers.mesh_of()
-    state = jax.device_put(
-        state, jax.sharding.NamedSharding(place, jax.sharding.PartitionSpec())
-    )
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-    )
-    restored = checkpoints.restore(abstract)
-    record = loop.new_record(config)
-    if restored:
-        state, record = restored
-    try:
-        return loop.run(config, workdir, task, state, record, checkpoints)
-    finally:
-        checkpoints.close()
+    return loop.fit(config, workdir, stage)
 
 
 def signal_at(step, number):
@@ -109,8 +99,9 @@ def test_every_line_is_exact(tmp_path):
     assert [line['step'] for line in train] == [1, 2, 3, 4, 5, 6]
     assert [line['loss'] for line in train] == [1, 3, None, 7, 12, 18]
     assert [line['skipped'] for line in train] == [0, 0, 1, 1, 1, 1]
+    learning_rate = make_learning_rate(config_of())
     for number, line in enumerate(train):
-        assert line['learning_rate'] == 0.5 * number
+        assert line['learning_rate'] == float(learning_rate(number))
         assert line['grad_norm'] == 2 and line['tokens'] == 8
         rate = line['tokens_per_second']
         assert rate == pytest.approx(8 / line['step_seconds'])
@@ -155,7 +146,7 @@ def test_the_best_validation_is_on_disk_though_no_checkpoint_was_due(tmp_path):
     assert run(tmp_path / 'b', config, losses=losses, before=stop).signal
     outcome = run(tmp_path / 'b', config, losses=losses)
     assert steps_of(tmp_path / 'b') == [6, 10, 12] and best_of(tmp_path / 'b') == 6
-    assert float(outcome.state.params) == sum(range(1, 13))
+    assert float(outcome.state.params['value']) == sum(range(1, 13))
 
 
 def test_no_checkpoint_is_made_for_a_best_that_nobody_keeps(tmp_path):
@@ -185,7 +176,7 @@ def test_too_many_bad_steps_stop_and_leave_the_checkpoints(tmp_path):
     assert steps_of(tmp_path) == [2, 4, 6]
     # One that was mended goes on from there.
     outcome = run(tmp_path, config_of(num_steps=8), numbers=[1, 2, 3, 4, 9, 9, 3, 5])
-    assert float(outcome.state.params) == 10 + 3 + 5
+    assert float(outcome.state.params['value']) == 10 + 3 + 5
 
 
 def test_bad_steps_that_are_not_in_a_row_do_not_stop(tmp_path):
@@ -232,16 +223,49 @@ def test_profile_beyond_the_end_is_closed(profile_step, tmp_path):
     run(tmp_path / 'b', config_of(profile_step=1))  # it can be begun again
 
 
-def test_only_a_finite_loss_of_this_step_is_compared_by():
-    saved = []
-    checkpoints = SimpleNamespace(save=lambda *args: saved.append(args[-1]))
-    record = loop.new_record(config_of())
-    for validation in (None, dict(loss=1.5, step=4), dict(loss=float('nan'), step=6)):
-        loop.save(checkpoints, 6, None, dict(record, validation=validation))
-    loop.save(checkpoints, 6, None, dict(record, validation=dict(loss=2.5, step=6)))
-    assert saved == [None, None, None, 2.5]
+def test_only_a_finite_loss_is_compared_by(tmp_path):
+    losses = {2: float('nan'), 4: 2.5, 6: float('inf')}
+    run(tmp_path, config_of(), losses=losses)
+    assert steps_of(tmp_path) == [2, 4, 6] and best_of(tmp_path) == 4
+
+
+def test_a_stage_that_cannot_go_on_loses_nothing(tmp_path):
+    def fail(step):
+        if step == 3:
+            raise UserError('a reward gave nan')
+
+    with pytest.raises(UserError, match='gave nan'):
+        run(tmp_path / 'a', config_of(), before=fail)
+    assert steps_of(tmp_path / 'a') == [2, 3]
+    assert float(run(tmp_path / 'a', config_of()).state.params['value']) == 21
+
+
+def test_records_of_older_reinforcement_learning_are_read():
+    old = dict(lowest_loss=0.5, worse=2, skipped=1, reason=None, memory=[1])
+    assert loop._completed(old) == dict(
+        skipped=1,
+        reason=None,
+        memory=[1],
+        early_stopping=dict(patience=0, best=0.5, worse=2),
+    )
 
 
 def test_the_record_is_json():
     record = loop.new_record(config_of(patience=3))
     assert json.loads(json.dumps(record)) == record
+
+
+def after_losses(patience, *losses):
+    value = loop.EarlyStopping(patience)
+    for loss in losses:
+        value = value.after(loss)
+    return value
+
+
+def test_patience_counts_validations_since_the_lowest_loss():
+    assert not after_losses(2, 3.0, 2.0, 2.5).should_stop
+    assert after_losses(2, 3.0, 2.0, 2.5, 2.0).should_stop
+    assert not after_losses(2, 3.0, 2.0, 2.5, 1.9, 1.95).should_stop
+    assert not after_losses(0, *range(10)).should_stop
+    never = after_losses(2, float('nan'), float('nan'))
+    assert never.should_stop and never.best is None
