@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from gptjax import command_line, making, opening
+from gptjax import command_line, opening
 from gptjax.command_line import FLAGS
 from gptjax.core import console, process, storage
 from gptjax.core.console import UserError
@@ -57,23 +57,26 @@ def main(argv: list[str]) -> int:
 
 def _data(words):
     from gptjax.data import ledger
+    from gptjax.data.documents import DOCUMENTS
 
     config, workdir = opening.open_run(words)
     if FLAGS.step is None:
-        opening.make(config, workdir, [making.documents])
+        opening.make(config, workdir, [DOCUMENTS])
         return
     for line in ledger.describe_batch(config, workdir, FLAGS.step):
         print(line)
 
 
 def _tokenizer(words):
+    from gptjax.tokenizer.train_tokenizer import TOKENIZER
+
     config, workdir = opening.open_run(words)
     if 'start' in config:
         raise UserError(
             f'the tokenizer is that of start.run={config.start.run}: go on with '
             '`prepare` or `pretrain`'
         )
-    opening.make(config, workdir, [making.vocabulary])
+    opening.make(config, workdir, [TOKENIZER])
 
 
 def _prepare(words):
@@ -83,8 +86,12 @@ def _prepare(words):
 
 def _before_training(config):
     """The parts of RUN that pretraining takes; from an earlier run, its tokenizer."""
-    learnt = [] if 'start' in config else [making.vocabulary]
-    return [making.documents, *learnt, making.shards]
+    from gptjax.data.documents import DOCUMENTS
+    from gptjax.data.packed_documents import PACKED_DOCUMENTS
+    from gptjax.tokenizer.train_tokenizer import TOKENIZER
+
+    learnt = [] if 'start' in config else [TOKENIZER]
+    return [DOCUMENTS, *learnt, PACKED_DOCUMENTS]
 
 
 def _pretrain(words):
@@ -98,22 +105,24 @@ def _pretrain(words):
 
 def _sft(words):
     config, workdir = opening.open_run(words, 'sft')
+    from gptjax.data.packed_conversations import DIALOGUE
     from gptjax.train import sft
 
     sft.check_sft(config)
-    opening.make(config, workdir, [making.dialogue])
+    opening.make(config, workdir, [DIALOGUE])
     summary = sft.fine_tune(config, workdir)
     return _told(summary, 'bits per byte of replies')
 
 
 def _reward(words):
     config, workdir = opening.open_run(words, 'reward')
+    from gptjax.data.ratings import RATINGS
     from gptjax.eval import reward_evaluation
     from gptjax.post import reward
 
     config = reward.complete(config, workdir)
     reward.check_reward(config)
-    opening.make(config, workdir, [making.ratings])
+    opening.make(config, workdir, [RATINGS])
     summary = reward.train_reward(config, workdir)
     code = _told(summary)
     if not code:
@@ -123,10 +132,11 @@ def _reward(words):
 
 def _dpo(words):
     config, workdir = opening.open_run(words, 'dpo')
+    from gptjax.data.preference_pairs import PAIRS
     from gptjax.post import dpo
 
     dpo.check_config(config)
-    opening.make(config, workdir, [making.pairs])
+    opening.make(config, workdir, [PAIRS])
     return _told(dpo.train_on_pairs(config, workdir))
 
 
@@ -135,14 +145,16 @@ def _select(words):
     from gptjax.post import select_replies
 
     select_replies.check_config(config)
-    opening.make(config, workdir, [making.selected])
+    opening.make(config, workdir, [select_replies.SELECTED])
     print(f'for sft: {workdir}/selected/chats.jsonl')
     print(f'for dpo and reward: {workdir}/selected/pairs.jsonl')
 
 
 def _task(words):
+    from gptjax.post.tasks.verifiable_tasks import PROBLEMS
+
     config, workdir = opening.open_run(words, 'task')
-    opening.make(config, workdir, [making.problems])
+    opening.make(config, workdir, [PROBLEMS])
     print(f'for pretrain and sft: {workdir}/task/train.jsonl')
 
 

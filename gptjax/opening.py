@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 from gptjax import command_line
 from gptjax.command_line import FLAGS
 from gptjax.core import run_dir
+from gptjax.core.artifact import Artifact, find_manifest
 from gptjax.core.console import UserError
-from gptjax.making import Made
 
 HELD = contextlib.ExitStack()  # what a stage holds to its end
 # The sections of a config that a stage reads and `base()` does not have, and a config
@@ -96,11 +96,9 @@ def workdir_given() -> Path | None:
 
 
 def make(
-    config: ConfigDict,
-    workdir: Path,
-    parts: Sequence[Callable[[ConfigDict, Path], Made]],
+    config: ConfigDict, workdir: Path, artifacts: Sequence[Artifact]
 ) -> None:
-    """Everything before training; each part at once where it is done already.
+    """Makes what a stage needs before it trains, or finds it.
 
     From here on RUN is this command's alone, until it ends.
     """
@@ -108,12 +106,15 @@ def make(
     def make_here():
         HELD.enter_context(run_dir.locked(workdir))
         new = not (workdir / 'environment.json').exists()
-        for part in parts:
+        for artifact in artifacts:
+            found = find_manifest(workdir / artifact.name) is not None
             began = time.monotonic()
-            told, there = part(config, workdir)
-            seconds = time.monotonic() - began
-            print(f'{told} ({"found" if there else f"made in {seconds:,.0f} s"})')
-            new = new or not there
+            manifest = artifact.build(config, workdir)
+            how = 'found' if found else f'made in {time.monotonic() - began:,.0f} s'
+            if not found and (details := artifact.details(manifest)):
+                print(details)
+            print(f'{artifact.describe(manifest)} ({how})')
+            new = new or not found
         run_dir.write_config(config, workdir)
         if new:
             run_dir.write_environment(workdir)

@@ -1,52 +1,116 @@
-"""A stage's folder: made once, used again while what it was made from is the same.
+"""What a stage makes on disk before it trains: made once, and whole or absent.
 
-The folder is written under another name and renamed when its manifest is in it, so
-a folder with a manifest is whole, and one without is what a killed run left.
+A folder is whole when it has a manifest. The manifest is written last and
+atomically, and no folder is renamed, so this holds in a mounted bucket as on a disk.
+A builder that is killed leaves a folder without a manifest: the same command empties
+it and begins again. A manifest that is no JSON object counts as absent.
 """
 
-import errno
+import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
 
 from gptjax.core import storage
 from gptjax.core.console import UserError
 
 MANIFEST = 'manifest.json'
-# What a mounted bucket says where a folder with something in it is to be renamed.
-NO_RENAME = (errno.EMFILE, errno.ENOTSUP)
 
 
-def finished(folder: Path, settings: dict, needs: Sequence[str] = ()) -> dict | None:
-    """The manifest of the folder that these settings made; None if there is none.
+class Artifact(NamedTuple):
+    """A folder of the run directory that a stage needs before it trains.
+
+    name: of the folder.
+    build: (config, workdir) -> the manifest of the folder, which is made or found.
+    describe: manifest -> the line for the screen.
+    details: manifest -> lines that are printed as well where the folder is new.
+    """
+
+    name: str
+    build: Callable[[ConfigDict, Path], dict]
+    describe: Callable[[dict], str]
+    details: Callable[[dict], str] = lambda manifest: ''
+
+
+def build(
+    folder: Path,
+    inputs: dict,
+    make: Callable[[Path], dict],
+    needs: Sequence[str] = (),
+    check: Callable[[dict], None] = lambda manifest: None,
+) -> dict:
+    """Makes `folder`, or finds it if these inputs made it before; the manifest.
 
     Args:
-        folder: RUN/documents, RUN/tokenizer or RUN/prepared.
-        settings: JSON values by the name of the config field, or of the earlier
-            stage whose fingerprint the value is.
-        needs: files that are in the folder whatever the settings are.
+        folder: RUN/documents, RUN/tokenizer and so on.
+        inputs: what decides the content: JSON values by the name of the config field,
+            or of the earlier artifact whose fingerprint the value is. The manifest
+            holds them as 'settings', and their fingerprint as 'inputs'.
+        make: writes files into the empty folder; returns what else the manifest says.
+        needs: names of files that are in the folder whatever the inputs are.
+        check: gets the manifest of a folder that was found; raises UserError where
+            files that it was made from have changed since.
 
     Raises:
-        UserError: the folder was made with other settings, which it names, or is
-            damaged.
+        UserError: other inputs made the folder (the message names which), or a file
+            of it is missing.
     """
-    if not (folder / MANIFEST).exists():
-        return None
-    manifest = _read_manifest(folder, {'inputs', 'settings'})
-    for name in needs:
-        if not (folder / name).exists():
-            raise UserError(
-                f'{folder / name} is missing: delete {folder}, and it is made again'
-            )
-    if manifest['inputs'] == storage.fingerprint(settings):
+    inputs = json.loads(json.dumps(inputs))  # tuples as lists
+    manifest = find_manifest(folder)
+    if manifest is not None:
+        _refuse_other_inputs(folder, manifest, inputs)
+        for name in needs:
+            if not (folder / name).exists():
+                raise UserError(
+                    f'{folder / name} is missing: delete {folder}, and it is made again'
+                )
+        check(manifest)
         return manifest
-    theirs = manifest['settings']
+    _empty(folder)
+    try:
+        described = make(folder)
+    except Exception:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    _flush_to_disk(folder)
+    manifest = dict(inputs=storage.fingerprint(inputs), settings=inputs, **described)
+    storage.write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def find_manifest(folder: Path) -> dict | None:
+    """The manifest of a folder that is whole, else None."""
+    try:
+        manifest = storage.read_json(folder / MANIFEST)
+    except (FileNotFoundError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
+
+
+def require(folder: Path, stage: str) -> dict:
+    """The manifest of what an earlier stage made.
+
+    Raises:
+        UserError: the stage has not been run to its end.
+    """
+    manifest = find_manifest(folder)
+    if manifest is None:
+        raise UserError(f'{folder} is not there: run the stage `{stage}` first')
+    return manifest
+
+
+def _refuse_other_inputs(folder, manifest, inputs):
+    if manifest.get('inputs') == storage.fingerprint(inputs):
+        return
+    before = manifest.get('settings', {})
     changed = [
-        f'{name}: {_short(theirs.get(name))} there, {_short(settings.get(name))} here'
-        for name in sorted({*theirs, *settings})
-        if theirs.get(name) != settings.get(name)
+        f'{name}: {_short(before.get(name))} there, {_short(inputs.get(name))} here'
+        for name in sorted({*before, *inputs})
+        if before.get(name) != inputs.get(name)
     ]
     raise UserError(
         f'{folder} was made with another config ({"; ".join(changed)}): use another '
@@ -54,63 +118,24 @@ def finished(folder: Path, settings: dict, needs: Sequence[str] = ()) -> dict | 
     )
 
 
-@contextmanager
-def draft(folder: Path) -> Iterator[Path]:
-    """Yields an empty folder that becomes `folder` when the block ends well."""
-    path = folder.with_name(f'{folder.name}.draft')
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)
-    yield path
-    shutil.rmtree(folder, ignore_errors=True)
-    with renaming(folder):
-        os.replace(path, folder)
-
-
-@contextmanager
-def renaming(folder: Path) -> Iterator[None]:
-    """Raises UserError for an OSError which says that folders keep their names there.
-
-    Buckets know no folders: gcsfuse renames them only as far as it is told to.
-    """
-    try:
-        yield
-    except OSError as error:
-        # Two names are a rename's: of a file that is opened, EMFILE means itself.
-        if error.errno not in NO_RENAME or error.filename2 is None:
-            raise
-        raise UserError(
-            f'{folder}: folders cannot be renamed there ({error.strerror}): use '
-            'another --workdir or, if it is in a bucket, mount that with '
-            '`gcsfuse --rename-dir-limit=100000`'
-        ) from error
-
-
-def require(folder: Path, stage: str) -> dict:
-    """The manifest of an earlier stage.
-
-    Raises:
-        UserError: the stage has not been run, or its folder is damaged.
-    """
-    if not (folder / MANIFEST).exists():
-        raise UserError(f'{folder} is not there: run the stage `{stage}` first')
-    return _read_manifest(folder)
-
-
-def _read_manifest(folder: Path, fields: Collection[str] = ()) -> dict:
-    path = folder / MANIFEST
-    try:
-        manifest = storage.read_json(path)
-        if not isinstance(manifest, dict) or not {*fields} <= manifest.keys():
-            raise ValueError('something is missing in it')
-    except ValueError as error:
-        raise UserError(
-            f'{path} is damaged ({error}): delete {folder}, and run the stage again '
-            'that makes it'
-        ) from error
-    return manifest
-
-
 def _short(value) -> str:
     """A value in a message; of a hash, its beginning says enough."""
     text = str(value)
     return text if len(text) < 64 else f'{text[:12]}…'
+
+
+def _empty(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in [*folder.iterdir()]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _flush_to_disk(folder):
+    """A manifest must not outlive a power failure that its files do not."""
+    for path in folder.rglob('*'):
+        if path.is_file():
+            with open(path, 'rb') as file:
+                os.fsync(file.fileno())

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from gptjax.data.sources.tfds_source import prepared_builder, read_examples
 
-RATINGS = ('witty', 'interesting', 'upbeat')
+RATING_NAMES = ('witty', 'interesting', 'upbeat')
 
 
 class Conversation(NamedTuple):
@@ -16,7 +16,7 @@ class Conversation(NamedTuple):
 
     id: of chitchat; the split goes by it.
     turns: (speaker, text) in order; lines of one text are messages sent in a row.
-    ratings: of RATINGS, 1 to 10; None where nobody rated it.
+    ratings: of RATING_NAMES, 1 to 10; None where nobody rated it.
     """
 
     id: str
@@ -55,7 +55,7 @@ def _conversation(example: dict, unrated: int) -> Conversation:
         (sender.decode(), text.decode())
         for sender, text in zip(messages['sender'], messages['text'], strict=True)
     ]
-    ratings = {name: int(example['ratings'][name]) for name in RATINGS}
+    ratings = {name: int(example['ratings'][name]) for name in RATING_NAMES}
     rated = all(value != unrated for value in ratings.values())
     return Conversation(
         example['id'].decode(), merge_turns(sent), ratings if rated else None

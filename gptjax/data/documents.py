@@ -36,7 +36,11 @@ from gptjax.data.cleaning.cleaning_steps import (
     clean_text,
     options_of,
 )
-from gptjax.data.sources.open_source import open_source, refuse_changed_sources
+from gptjax.data.sources.open_source import (
+    describe_passed_over,
+    open_source,
+    refuse_changed_sources,
+)
 from gptjax.data.sources.records import SPLITS, Document, Source
 
 CHUNK_CHARACTERS = 2**18  # cleaned at once
@@ -61,53 +65,57 @@ def build_documents(config: ConfigDict, workdir: Path) -> dict:
         )
     if not data.sources:
         raise UserError('data.sources is empty: name at least one source')
-    settings = _settings(data)
     folder = workdir / 'documents'
-    manifest = artifact.finished(
-        folder, settings, [f'{split}.jsonl' for split in SPLITS]
+    return artifact.build(
+        folder,
+        _inputs(data),
+        lambda folder: _write_documents(data, folder, workdir / 'datasets'),
+        needs=[f'{split}.jsonl' for split in SPLITS],
+        check=lambda manifest: refuse_changed_sources(
+            'data.sources', data.sources, manifest, folder
+        ),
     )
-    if manifest is not None:
-        refuse_changed_sources('data.sources', data.sources, manifest, folder)
-        return manifest
 
-    seen = set()  # of dedup.drop_duplicates, over all sources
+
+def describe_documents(manifest: dict) -> str:
+    counts = [
+        f'{split["documents"]:,} {name}' for name, split in manifest['splits'].items()
+    ]
+    return f'documents: {", ".join(counts)}{describe_passed_over(manifest)}'
+
+
+DOCUMENTS = artifact.Artifact('documents', build_documents, describe_documents)
+
+
+def _write_documents(data: ConfigDict, folder: Path, data_dir: Path) -> dict:
+    seen = set()  # of drop_duplicates, over all sources
     sources = {}
-    with artifact.draft(folder) as path:
-        with (
-            open(path / 'train.jsonl', 'w', encoding='utf-8') as train,
-            open(path / 'validation.jsonl', 'w', encoding='utf-8') as validation,
-        ):
-            outputs = dict(train=train, validation=validation)
-            for name, source in data.sources.items():
-                opened = open_source(name, source, workdir / 'datasets')
-                written = _write_source(name, opened, data, seen, outputs)
-                sources[name] = dict(
-                    kind=source.kind, path=source.path, **opened.about, **written
-                )
-            for file in outputs.values():
-                file.flush()
-                os.fsync(file.fileno())
-        splits = {
-            split: dict(
-                _sum(source['splits'][split] for source in sources.values()),
-                sha256=storage.sha256_of_file(path / f'{split}.jsonl'),
+    with (
+        open(folder / 'train.jsonl', 'w', encoding='utf-8') as train,
+        open(folder / 'validation.jsonl', 'w', encoding='utf-8') as validation,
+    ):
+        outputs = dict(train=train, validation=validation)
+        for name, source in data.sources.items():
+            opened = open_source(name, source, data_dir)
+            written = _write_source(name, opened, data, seen, outputs)
+            sources[name] = dict(
+                kind=source.kind, path=source.path, **opened.about, **written
             )
-            for split in SPLITS
-        }
-        _refuse_empty_split(splits, data.validation_fraction)
-        manifest = dict(
-            inputs=storage.fingerprint(settings),
-            fingerprint=storage.fingerprint(
-                [splits[name]['sha256'] for name in SPLITS]
-            ),
-            settings=settings,
-            licences={name: item['licence'] for name, item in sources.items()},
-            splits=splits,
-            sources=sources,
-            packages=_versions(),
+    splits = {
+        split: dict(
+            _sum(source['splits'][split] for source in sources.values()),
+            sha256=storage.sha256_of_file(folder / f'{split}.jsonl'),
         )
-        storage.write_json(path / artifact.MANIFEST, manifest)
-    return manifest
+        for split in SPLITS
+    }
+    _refuse_empty_split(splits, data.validation_fraction)
+    return dict(
+        fingerprint=storage.fingerprint([splits[name]['sha256'] for name in SPLITS]),
+        licences={name: item['licence'] for name, item in sources.items()},
+        splits=splits,
+        sources=sources,
+        packages=_versions(),
+    )
 
 
 def split_of(identity: str, validation_fraction: float) -> str:
@@ -254,14 +262,14 @@ def cleaning_settings(data: ConfigDict) -> dict:
     return {f'data.{name}': data[name] for name in names}
 
 
-def _settings(data: ConfigDict) -> dict:
-    """The config fields that decide the documents, as JSON values by their names."""
-    settings = cleaning_settings(data)
+def _inputs(data: ConfigDict) -> dict:
+    """The config fields that decide the documents, by their names."""
+    inputs = cleaning_settings(data)
     for source, fields in data.sources.items():
         for name, value in fields.items():
             if name != 'weight':  # decides about examples, not documents
-                settings[f'data.sources.{source}.{name}'] = value
-    return json.loads(json.dumps(settings))  # tuples as lists
+                inputs[f'data.sources.{source}.{name}'] = value
+    return inputs
 
 
 def _refuse_nothing(name: str, read: Counter, counts: dict[str, StepCount]) -> None:

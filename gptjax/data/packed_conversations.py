@@ -34,7 +34,7 @@ from gptjax.data.documents import cleaning_settings
 from gptjax.data.packed_dataset import PackedSplit, mixed
 from gptjax.data.pieces import pieces_of
 from gptjax.data.shards import ShardWriter
-from gptjax.data.sources.open_source import refuse_changed_sources
+from gptjax.data.sources.open_source import describe_passed_over, refuse_changed_sources
 from gptjax.data.sources.records import SPLITS
 from gptjax.tokenizer.tokenizer import Tokenizer
 
@@ -42,7 +42,7 @@ OPEN_ROWS = 64  # that a piece may still fit into
 LONG_SYSTEM = 'long system message'  # why a conversation is skipped
 
 
-def prepare_dialogue(config: ConfigDict, workdir: Path) -> dict:
+def build_dialogue(config: ConfigDict, workdir: Path) -> dict:
     """Makes RUN/dialogue from `dialogue.sources`; returns its manifest.
 
     RUN/tokenizer is there already. The manifest counts conversations, views,
@@ -63,45 +63,75 @@ def prepare_dialogue(config: ConfigDict, workdir: Path) -> dict:
     given = config.dialogue.sources
     if not given:
         raise UserError('dialogue.sources is empty: name at least one source')
-    settings = _settings(config, tokenizer)
     folder = workdir / 'dialogue'
-    lines = [f'{split}.jsonl' for split in SPLITS]
-    manifest = artifact.finished(folder, settings, needs=lines)
-    if manifest is not None:
-        refuse_changed_sources('dialogue.sources', given, manifest, folder)
-        return manifest
+    return artifact.build(
+        folder,
+        _inputs(config, tokenizer),
+        lambda folder: _write_dialogue(config, workdir, folder, tokenizer),
+        needs=[f'{split}.jsonl' for split in SPLITS],
+        check=lambda manifest: refuse_changed_sources(
+            'dialogue.sources', given, manifest, folder
+        ),
+    )
 
+
+def describe_dialogue(manifest: dict) -> str:
+    counts = [
+        f'{sum(source["turns"] for source in sources.values()):,} {name}'
+        for name, sources in manifest['splits'].items()
+    ]
+    room = f'data.context={manifest["context"]}'
+    total = Counter(turns=0, predicted_tokens=0, cut_turns=0, cut_tokens=0)
+    for sources in manifest['splits'].values():
+        for source in sources.values():
+            total.update({name: source.get(name, 0) for name in total})
+    cut = ''
+    if total['cut_turns']:
+        share = total['cut_tokens'] / (total['cut_tokens'] + total['predicted_tokens'])
+        cut = (
+            f'; {total["cut_turns"]:,} of {total["turns"]:,} replies cut, {share:.0%} '
+            f'of all their tokens, to fit {room}'
+        )
+    skipped = [source['skipped'] for source in manifest['sources'].values()]
+    if num_long := sum(counts.get(LONG_SYSTEM, 0) for counts in skipped):
+        cut += (
+            f'; {num_long:,} conversations left out, as the system message takes more '
+            f'than half of {room}'
+        )
+    return f'replies: {", ".join(counts)}{cut}{describe_passed_over(manifest)}'
+
+
+DIALOGUE = artifact.Artifact('dialogue', build_dialogue, describe_dialogue)
+
+
+def _write_dialogue(
+    config: ConfigDict, workdir: Path, folder: Path, tokenizer: Tokenizer
+) -> dict:
     began = time.monotonic()
-    with artifact.draft(folder) as path:
-        sources = write_conversations(config, workdir, path)
-        packed = {
-            split: _pack_split(path, split, tokenizer, config) for split in SPLITS
-        }
-        _refuse_empty_split(packed, config.data)
-        _count_skipped(packed, sources)
-        splits = {
+    sources = write_conversations(config, workdir, folder)
+    packed = {split: _pack_split(folder, split, tokenizer, config) for split in SPLITS}
+    _refuse_empty_split(packed, config.data)
+    _count_skipped(packed, sources)
+    return dict(
+        fingerprint=storage.fingerprint(
+            [storage.sha256_of_file(folder / f'{split}.jsonl') for split in SPLITS]
+        ),
+        context=config.data.context,
+        template=config.chat.template,
+        vocab_size=tokenizer.vocab_size,
+        tokenizer=tokenizer.fingerprint,
+        specials=tokenizer.specials,
+        weights={
+            name: source.weight for name, source in config.dialogue.sources.items()
+        },
+        licences={name: source['licence'] for name, source in sources.items()},
+        sources=sources,
+        splits={
             split: {name: its for name, its in counts.items() if its['rows']}
             for split, counts in packed.items()
-        }
-        manifest = dict(
-            inputs=storage.fingerprint(settings),
-            settings=settings,
-            fingerprint=storage.fingerprint(
-                [storage.sha256_of_file(path / f'{split}.jsonl') for split in SPLITS]
-            ),
-            context=config.data.context,
-            template=config.chat.template,
-            vocab_size=tokenizer.vocab_size,
-            tokenizer=tokenizer.fingerprint,
-            specials=tokenizer.specials,
-            weights={name: source.weight for name, source in given.items()},
-            licences={name: source['licence'] for name, source in sources.items()},
-            sources=sources,
-            splits=splits,
-            seconds=round(time.monotonic() - began, 2),
-        )
-        storage.write_json(path / artifact.MANIFEST, manifest)
-    return manifest
+        },
+        seconds=round(time.monotonic() - began, 2),
+    )
 
 
 def open_rows(folder: Path, split: str) -> PackedSplit:
@@ -253,16 +283,16 @@ def _count_skipped(packed, sources) -> None:
                 skipped[LONG_SYSTEM] = skipped.get(LONG_SYSTEM, 0) + long
 
 
-def _settings(config, tokenizer) -> dict:
-    """The config fields that decide the rows, as JSON values by their names."""
-    settings = cleaning_settings(config.data)
-    settings['data.context'] = config.data.context
+def _inputs(config, tokenizer) -> dict:
+    """The config fields that decide the rows, by their names."""
+    inputs = cleaning_settings(config.data)
+    inputs['data.context'] = config.data.context
     for source, fields in config.dialogue.sources.items():
         for name, value in fields.items():
-            settings[f'dialogue.sources.{source}.{name}'] = value
-    settings['chat.template'] = config.chat.template
-    settings['tokenizer'] = tokenizer.fingerprint
-    return json.loads(json.dumps(settings))  # tuples as lists
+            inputs[f'dialogue.sources.{source}.{name}'] = value
+    inputs['chat.template'] = config.chat.template
+    inputs['tokenizer'] = tokenizer.fingerprint
+    return inputs
 
 
 def _refuse_empty_split(packed, data) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from gptjax.core import artifact, console, storage
+from gptjax.core import artifact, console
 from gptjax.core.console import UserError
 from gptjax.data.packing import Packer
 from gptjax.data.shards import ShardWriter
@@ -28,7 +28,7 @@ from gptjax.tokenizer.tokenizer import Tokenizer
 BATCH_CHARACTERS = 2**22  # tokenised at once
 
 
-def prepare(config: ConfigDict, workdir: Path) -> dict:
+def build_packed_documents(config: ConfigDict, workdir: Path) -> dict:
     """Tokenises and packs RUN/documents into RUN/prepared; returns its manifest.
 
     The manifest counts documents, bytes of text, tokens to predict (an end for each
@@ -43,46 +43,51 @@ def prepare(config: ConfigDict, workdir: Path) -> dict:
     tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
     if config.data.context < 1:
         raise UserError(f'data.context={config.data.context}: give at least 1')
-    settings = {
+    weights = {name: source.weight for name, source in config.data.sources.items()}
+    inputs = {
         'data.context': config.data.context,
         'documents': documents['fingerprint'],
         'tokenizer': tokenizer.fingerprint,
+        **{f'data.sources.{name}.weight': value for name, value in weights.items()},
     }
-    for name, source in config.data.sources.items():
-        settings[f'data.sources.{name}.weight'] = source.weight
-    folder = workdir / 'prepared'
-    manifest = artifact.finished(folder, settings)
-    if manifest is not None:
-        return manifest
 
-    began = time.monotonic()
-    num_threads = config.data.workers or os.cpu_count()
-    with artifact.draft(folder) as path:
+    def make(folder: Path) -> dict:
+        began = time.monotonic()
+        num_threads = config.data.workers or os.cpu_count()
         splits = {}
         for split in SPLITS:
             text = workdir / 'documents' / f'{split}.jsonl'
-            splits[split] = _prepare_split(
-                text, path / split, tokenizer, config.data.context, num_threads
+            splits[split] = _pack_split(
+                text, folder / split, tokenizer, config.data.context, num_threads
             )
-        manifest = {
-            'inputs': storage.fingerprint(settings),
-            'settings': settings,
-            'context': config.data.context,
-            'vocab_size': tokenizer.vocab_size,
-            'tokenizer': tokenizer.fingerprint,
-            'specials': tokenizer.specials,
-            'weights': {
-                name: source.weight for name, source in config.data.sources.items()
-            },
-            'licences': documents['licences'],
-            'splits': splits,
-            'seconds': round(time.monotonic() - began, 2),
-        }
-        storage.write_json(path / artifact.MANIFEST, manifest)
-    return manifest
+        return dict(
+            context=config.data.context,
+            vocab_size=tokenizer.vocab_size,
+            tokenizer=tokenizer.fingerprint,
+            specials=tokenizer.specials,
+            weights=weights,
+            licences=documents['licences'],
+            splits=splits,
+            seconds=round(time.monotonic() - began, 2),
+        )
+
+    return artifact.build(workdir / 'prepared', inputs, make)
 
 
-def _prepare_split(text_path, folder, tokenizer, context, num_threads) -> dict:
+def describe_packed_documents(manifest: dict) -> str:
+    tokens = [
+        f'{sum(source["predicted_tokens"] for source in sources.values()):,} {name}'
+        for name, sources in manifest['splits'].items()
+    ]
+    return f'tokens: {", ".join(tokens)}'
+
+
+PACKED_DOCUMENTS = artifact.Artifact(
+    'prepared', build_packed_documents, describe_packed_documents
+)
+
+
+def _pack_split(text_path, folder, tokenizer, context, num_threads) -> dict:
     """Writes one split; returns its part of the manifest, by source."""
     writers = {}
     label = f'tokenising {folder.name}'

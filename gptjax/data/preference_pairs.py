@@ -64,21 +64,38 @@ def build_pairs(config: ConfigDict, workdir: Path) -> dict:
     field = 'preference.path'
     folder = workdir / 'pairs'
     tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
-    settings = {
+    inputs = {
         'preference.path': section.path,
         'preference.validation_fraction': section.validation_fraction,
         'data.context': config.data.context,
         'chat.template': config.chat.template,
         'tokenizer': tokenizer.fingerprint,
     }
-    names = [f'{split}.npz' for split in SPLITS]
-    manifest = artifact.finished(folder, settings, needs=names)
-    if manifest is not None:
-        refuse_changed_files(
+    return artifact.build(
+        folder,
+        inputs,
+        lambda folder: _write_pairs(config, folder, tokenizer),
+        needs=[f'{split}.npz' for split in SPLITS],
+        check=lambda manifest: refuse_changed_files(
             field, section.path, SUFFIXES, manifest.get('source'), folder
-        )
-        return manifest
+        ),
+    )
 
+
+def describe_pairs(manifest: dict) -> str:
+    counts = [
+        f'{split["pairs"]:,} {name}' for name, split in manifest['splits'].items()
+    ]
+    counts += [f'{count:,} {why} skipped' for why, count in manifest['skipped'].items()]
+    return f'pairs: {", ".join(counts)}'
+
+
+PAIRS = artifact.Artifact('pairs', build_pairs, describe_pairs)
+
+
+def _write_pairs(config: ConfigDict, folder: Path, tokenizer: Tokenizer) -> dict:
+    section = config.preference
+    field = 'preference.path'
     if not section.path:
         raise UserError(
             'preference.path is empty: name a JSON Lines file of preferences, as '
@@ -102,21 +119,17 @@ def build_pairs(config: ConfigDict, workdir: Path) -> dict:
             f'are longer than data.context={config.data.context}: give others, or '
             'start from a model with a longer context'
         )
-    splits = split_pairs(pairs, section)
-    with artifact.draft(folder) as path:
-        manifest = dict(
-            inputs=storage.fingerprint(settings),
-            settings=settings,
-            source=source,
-            lines=counts['lines'],
-            skipped=skipped,
-            splits={
-                name: _write(path / f'{name}.npz', splits[name]) for name in SPLITS
-            },
-        )
-        manifest['fingerprint'] = storage.fingerprint(manifest['splits'])
-        storage.write_json(path / artifact.MANIFEST, manifest)
-    return manifest
+    splits = {
+        name: _write(folder / f'{name}.npz', split)
+        for name, split in split_pairs(pairs, section).items()
+    }
+    return dict(
+        source=source,
+        lines=counts['lines'],
+        skipped=skipped,
+        splits=splits,
+        fingerprint=storage.fingerprint(splits),
+    )
 
 
 def encode_pair(preference: Preference, tokenizer, template: str) -> Pair:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gptjax.data.chitchat import RATINGS, Conversation
+from gptjax.data.chitchat import RATING_NAMES, Conversation
 
-DEFAULT = dict.fromkeys(RATINGS, 5)
+DEFAULT = dict.fromkeys(RATING_NAMES, 5)
 MIN_TURNS = 4
 
 
@@ -41,7 +41,7 @@ def audit(
     rated = [c for c in conversations if c.ratings is not None]
     kept = [c for c in conversations if usable(c)]
     alone = [c for c in conversations if len(c.speakers) < 2]
-    scores = np.array([[c.ratings[name] for name in RATINGS] for c in kept], float)
+    scores = np.array([[c.ratings[name] for name in RATING_NAMES] for c in kept], float)
     sums = scores.sum(axis=1)
     groups = linked(kept)
     lengths = dict(
@@ -67,10 +67,14 @@ def audit(
         usable_splits=dict(splits),
         all_tens=int((scores == 10).all(axis=1).sum()),
         all_three_equal=int((np.ptp(scores, axis=1) == 0).sum()),
-        mean=dict(zip(RATINGS, scores.mean(axis=0).round(3).tolist(), strict=True)),
-        std=dict(zip(RATINGS, scores.std(axis=0).round(3).tolist(), strict=True)),
+        mean=dict(
+            zip(RATING_NAMES, scores.mean(axis=0).round(3).tolist(), strict=True)
+        ),
+        std=dict(zip(RATING_NAMES, scores.std(axis=0).round(3).tolist(), strict=True)),
         correlation={
-            f'{RATINGS[i]}, {RATINGS[j]}': _correlation(scores[:, i], scores[:, j])
+            f'{RATING_NAMES[i]}, {RATING_NAMES[j]}': _correlation(
+                scores[:, i], scores[:, j]
+            )
             for i, j in ((0, 1), (0, 2), (1, 2))
         },
         people=len({person for c in kept for person in c.speakers}),

@@ -31,7 +31,7 @@ from gptjax.core.console import UserError
 from gptjax.core.files import list_files
 from gptjax.core.hashing import hash_words
 from gptjax.data import rating_audit
-from gptjax.data.chitchat import RATINGS, Conversation, read_chitchat
+from gptjax.data.chitchat import RATING_NAMES, Conversation, read_chitchat
 from gptjax.data.cleaning.cleaning_steps import STEPS, options_of
 from gptjax.data.conversations import FILTERS
 from gptjax.data.documents import split_of
@@ -40,7 +40,7 @@ from gptjax.data.sources.open_source import describe_files, refuse_changed_files
 
 SPLITS = ('train', 'validation', 'test')
 BEHAVIOUR = ('replied', 'continued')
-TARGETS = ('sum', *RATINGS, *BEHAVIOUR)
+TARGETS = ('sum', *RATING_NAMES, *BEHAVIOUR)
 
 
 class Rated(NamedTuple):
@@ -65,14 +65,42 @@ def build_ratings(config: ConfigDict, workdir: Path) -> dict:
     reward = config.reward
     field, path = 'reward.preferences', reward.preferences
     _check(config)
-    settings = _settings(config)
     folder = workdir / 'ratings'
-    names = [f'{split}.jsonl' for split in SPLITS]
-    manifest = artifact.finished(folder, settings, needs=names)
-    if manifest is not None:
+
+    def check(manifest):
         if path:
             refuse_changed_files(field, path, SUFFIXES, manifest.get('source'), folder)
-        return manifest
+
+    return artifact.build(
+        folder,
+        _inputs(config),
+        lambda folder: _write_ratings(config, folder, workdir / 'datasets'),
+        needs=[f'{split}.jsonl' for split in SPLITS],
+        check=check,
+    )
+
+
+def describe_ratings(manifest: dict) -> str:
+    counts = [
+        f'{split["items"]:,} {name}' for name, split in manifest['splits'].items()
+    ]
+    train = manifest['splits']['train']
+    line = f'ratings: {", ".join(counts)}; {train["pairs"]:,} training pairs'
+    if 'preferences' in manifest:
+        return f'{line}; {manifest["preferences"]["equal"]:,} equal ones skipped'
+    return f'{line}, of which {train["equal_pairs"]:,} are equal and skipped'
+
+
+def _audit_of(manifest):
+    return rating_audit.audit_text(manifest['audit']) if 'audit' in manifest else ''
+
+
+RATINGS = artifact.Artifact('ratings', build_ratings, describe_ratings, _audit_of)
+
+
+def _write_ratings(config: ConfigDict, folder: Path, data_dir: Path) -> dict:
+    reward = config.reward
+    field, path = 'reward.preferences', reward.preferences
 
     def split_by(key):
         return three_way_split(key, reward.test_fraction, reward.validation_fraction)
@@ -89,29 +117,24 @@ def build_ratings(config: ConfigDict, workdir: Path) -> dict:
                 found.append((split_by(preference.split_key()), [better, worse]))
         about = dict(preferences=counts, source=source)
     else:
-        conversations = read_chitchat(workdir / 'datasets')
+        conversations = read_chitchat(data_dir)
         found = [
             (split_by(conversation.id), [_cleaned(item, config.data)])
             for conversation in conversations
             if (item := item_of(conversation, reward.target, config.seed))
         ]
-    with artifact.draft(folder) as draft:
-        splits = {}
-        for split in SPLITS:
-            items = [i for where, its in found if where == split for i in its]
-            splits[split] = _write(draft / f'{split}.jsonl', items)
-            _refuse_no_pairs(split, splits[split], reward)
-        if not path:
-            about = dict(audit=rating_audit.audit(conversations, split_by))
-        manifest = dict(
-            inputs=storage.fingerprint(settings),
-            fingerprint=storage.fingerprint([splits[s]['sha256'] for s in SPLITS]),
-            settings=settings,
-            splits=splits,
-            **about,
-        )
-        storage.write_json(draft / artifact.MANIFEST, manifest)
-    return manifest
+    splits = {}
+    for split in SPLITS:
+        items = [i for where, its in found if where == split for i in its]
+        splits[split] = _write(folder / f'{split}.jsonl', items)
+        _refuse_no_pairs(split, splits[split], reward)
+    if not path:
+        about = dict(audit=rating_audit.audit(conversations, split_by))
+    return dict(
+        fingerprint=storage.fingerprint([splits[s]['sha256'] for s in SPLITS]),
+        splits=splits,
+        **about,
+    )
 
 
 def read_split(workdir: Path, split: str) -> list[Rated]:
@@ -147,7 +170,7 @@ def item_of(conversation: Conversation, target: str, seed: int) -> Rated | None:
     elif not rating_audit.usable(conversation):
         return None
     else:
-        names = RATINGS if target == 'sum' else (target,)
+        names = RATING_NAMES if target == 'sum' else (target,)
         value = sum(conversation.ratings[name] for name in names)
     return Rated(
         id=conversation.id,
@@ -272,15 +295,15 @@ def _check(config: ConfigDict) -> None:
         )
 
 
-def _settings(config: ConfigDict) -> dict:
-    """The config fields that decide RUN/ratings, as JSON values by their names."""
-    settings = {
+def _inputs(config: ConfigDict) -> dict:
+    """The config fields that decide RUN/ratings, by their names."""
+    inputs = {
         f'reward.{name}': config.reward[name]
         for name in ('preferences', 'test_fraction', 'validation_fraction')
     }
     if not config.reward.preferences:
-        settings['reward.target'] = config.reward.target
+        inputs['reward.target'] = config.reward.target
     if config.reward.target in BEHAVIOUR:
-        settings['seed'] = config.seed
-    settings['data.clean'] = config.data.clean
-    return json.loads(json.dumps(settings))  # tuples as lists
+        inputs['seed'] = config.seed
+    inputs['data.clean'] = config.data.clean
+    return inputs

@@ -67,18 +67,18 @@ def select(config: ConfigDict, workdir: Path) -> dict:
     with jax.set_mesh(mesh):
         trained = computed_as(config, load_start(config, mesh))
     settings = _settings(config, trained)
-    manifest = artifact.finished(workdir / 'selected', settings, needs=MADE)
-    if manifest is not None:
-        return manifest
 
-    style = style_of(config, section, trained.tokenizer, 'select')
-    task = make_task(config.task, config.seed, style.fits)
-    items = distinct(task, section.problems)
-    score = score_of(config, task)
-    drawn = draw(config, workdir, trained, style, items, score, settings)
-    choose = best_and_worst if section.by == 'reward' else right_and_wrong
-    choices = [choose(replies, section.keep, section.pairs) for replies in drawn]
-    return _write(config, workdir, settings, items, drawn, choices)
+    def make(folder: Path) -> dict:
+        style = style_of(config, section, trained.tokenizer, 'select')
+        task = make_task(config.task, config.seed, style.fits)
+        items = distinct(task, section.problems)
+        score = score_of(config, task)
+        drawn = draw(config, workdir, trained, style, items, score, settings)
+        choose = best_and_worst if section.by == 'reward' else right_and_wrong
+        choices = [choose(replies, section.keep, section.pairs) for replies in drawn]
+        return _write(config, folder, items, drawn, choices)
+
+    return artifact.build(workdir / 'selected', settings, make, needs=MADE)
 
 
 def check_config(config: ConfigDict) -> None:
@@ -220,7 +220,7 @@ def _read(path, about):
 # ---- writing
 
 
-def _write(config, workdir, settings, items, drawn, choices):
+def _write(config, folder, items, drawn, choices):
     section = config.select
     chats, pairs, turned_pairs = [], [], 0
     for item, choice in zip(items, choices, strict=True):
@@ -252,20 +252,15 @@ def _write(config, workdir, settings, items, drawn, choices):
             f'problems ({_told(counts["skipped"])}): start from a better model, or '
             'draw more (select.replies, select.problems)'
         )
-    with artifact.draft(workdir / 'selected') as path:
-        storage.write_text(path / 'chats.jsonl', _lines(chats))
-        storage.write_text(path / 'pairs.jsonl', _lines(pairs))
-        manifest = dict(
-            inputs=storage.fingerprint(settings),
-            settings=settings,
-            **counts,
-            sha256={
-                name.removesuffix('.jsonl'): storage.sha256_of_file(path / name)
-                for name in MADE
-            },
-        )
-        storage.write_json(path / artifact.MANIFEST, manifest)
-    return manifest
+    storage.write_text(folder / 'chats.jsonl', _lines(chats))
+    storage.write_text(folder / 'pairs.jsonl', _lines(pairs))
+    return dict(
+        **counts,
+        sha256={
+            name.removesuffix('.jsonl'): storage.sha256_of_file(folder / name)
+            for name in MADE
+        },
+    )
 
 
 def describe(manifest: dict) -> str:
@@ -277,6 +272,9 @@ def describe(manifest: dict) -> str:
         f'problems{right}: {manifest["kept"]:,} kept, {manifest["pairs"]:,} pairs; no '
         f'pair of {skipped or "no problem"}'
     )
+
+
+SELECTED = artifact.Artifact('selected', select, describe)
 
 
 def _told(skipped):

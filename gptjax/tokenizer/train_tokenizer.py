@@ -67,13 +67,27 @@ def train_tokenizer(config: ConfigDict, workdir: Path) -> dict:
             tokenizer.kind or tokenizer.vocab_size cannot be had from this text.
     """
     documents = artifact.require(workdir / 'documents', 'data')
-    settings = {f'tokenizer.{name}': value for name, value in config.tokenizer.items()}
-    settings['documents'] = documents['fingerprint']
-    folder = workdir / 'tokenizer'
-    manifest = artifact.finished(folder, settings, ['tokenizer.model'])
-    if manifest is not None:
-        return manifest
+    inputs = {f'tokenizer.{name}': value for name, value in config.tokenizer.items()}
+    inputs['documents'] = documents['fingerprint']
+    return artifact.build(
+        workdir / 'tokenizer',
+        inputs,
+        lambda folder: _write_tokenizer(config, workdir / 'documents', folder),
+        needs=['tokenizer.model'],
+    )
 
+
+def describe_tokenizer(manifest: dict) -> str:
+    return (
+        f'tokenizer: {manifest["vocab_size"]:,} pieces, '
+        f'{manifest["bytes_per_token"]:.2f} bytes each'
+    )
+
+
+TOKENIZER = artifact.Artifact('tokenizer', train_tokenizer, describe_tokenizer)
+
+
+def _write_tokenizer(config: ConfigDict, documents: Path, folder: Path) -> dict:
     began = time.monotonic()
     if config.tokenizer.kind not in ('bpe', 'unigram'):
         raise UserError(
@@ -85,9 +99,7 @@ def train_tokenizer(config: ConfigDict, workdir: Path) -> dict:
             'least 1'
         )
     texts = list(
-        read_texts(
-            workdir / 'documents' / 'train.jsonl', config.tokenizer.train_characters
-        )
+        read_texts(documents / 'train.jsonl', config.tokenizer.train_characters)
     )
     with console.progress_bar('training the tokenizer', 0, 'seconds') as advance:
         with ThreadPoolExecutor(1) as executor:
@@ -98,21 +110,16 @@ def train_tokenizer(config: ConfigDict, workdir: Path) -> dict:
                 advance(1)
         model = training.result()
     tokenizer = Tokenizer(model)
-    held_out = list(read_texts(workdir / 'documents' / 'validation.jsonl', 1_000_000))
-    with artifact.draft(folder) as path:
-        storage.write_bytes(path / 'tokenizer.model', model)
-        manifest = {
-            'inputs': storage.fingerprint(settings),
-            'settings': settings,
-            'sha256': tokenizer.fingerprint,
-            'vocab_size': tokenizer.vocab_size,
-            'specials': tokenizer.specials,
-            'train_characters': sum(map(len, texts)),
-            'bytes_per_token': bytes_per_token(tokenizer, held_out),
-            'seconds': round(time.monotonic() - began, 2),
-        }
-        storage.write_json(path / artifact.MANIFEST, manifest)
-    return manifest
+    held_out = list(read_texts(documents / 'validation.jsonl', 1_000_000))
+    storage.write_bytes(folder / 'tokenizer.model', model)
+    return dict(
+        sha256=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        specials=tokenizer.specials,
+        train_characters=sum(map(len, texts)),
+        bytes_per_token=bytes_per_token(tokenizer, held_out),
+        seconds=round(time.monotonic() - began, 2),
+    )
 
 
 def train_model(texts: list[str], kind: str, vocab_size: int) -> bytes:

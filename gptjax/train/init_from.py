@@ -7,8 +7,6 @@ run no more, save under LoRA, where that holds the frozen weights, and where tha
 the reference.
 """
 
-import os
-import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -159,7 +157,5 @@ def _copy_tokenizer(run: Path, workdir: Path) -> None:
                 'another --workdir'
             )
         return
-    draft = target.with_name('tokenizer.draft')
-    shutil.rmtree(draft, ignore_errors=True)
-    shutil.copytree(source, draft)
-    os.replace(draft, target)
+    for path in sorted(source.iterdir(), key=lambda path: path.suffix == '.model'):
+        storage.write_bytes(target / path.name, path.read_bytes())  # the model last

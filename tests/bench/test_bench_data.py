@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 
 from gptjax.bench import bench_data
 from gptjax.core import storage
-from gptjax.data.packed_documents import prepare
+from gptjax.data.packed_documents import build_packed_documents
 from gptjax.tokenizer.train_tokenizer import train_tokenizer
 
 
@@ -27,7 +27,7 @@ def make_run(workdir):
         }
     )
     train_tokenizer(config, workdir)
-    prepare(config, workdir)
+    build_packed_documents(config, workdir)
     return config
 
 

@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from gptjax.core import storage
-from gptjax.data.packed_documents import prepare
+from gptjax.data.packed_documents import build_packed_documents
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.tokenizer.train_tokenizer import train_tokenizer
 
@@ -68,7 +68,7 @@ def make_run(workdir: Path, context=16, sizes=(60, 25), weights=(0.0, 0.0)) -> R
         }
     )
     train_tokenizer(config, workdir)
-    prepare(config, workdir)
+    build_packed_documents(config, workdir)
     return Run(config, workdir, documents)
 
 

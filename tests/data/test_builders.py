@@ -154,7 +154,7 @@ def test_our_own_where_no_folder_can_be_renamed_or_the_disk_is_full(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, 'rename', refuse)
-        with pytest.raises(UserError, match=r'folders cannot be renamed .*--workdir'):
+        with pytest.raises(UserError, match=r'cannot rename a folder .*--workdir'):
             open_tfds('chatterbot/french', tmp_path)
     full = 'Not enough disk space. Needed: 0 bytes'
     builder = SimpleNamespace(

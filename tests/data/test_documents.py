@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import common
-from gptjax import making
 from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.data import documents
@@ -166,8 +165,8 @@ def test_files_that_changed_since_are_noticed(config, tmp_path):
 def test_files_that_are_passed_over_are_told(config, tmp_path):
     for name in ('a.csv', 'b.jsonl', '.hidden'):
         (tmp_path / 'texts' / name).write_text('some words')
-    told, _ = making.documents(config, tmp_path / 'run')
-    assert told.endswith('; texts: 10 files read, 2 passed over (.csv, .jsonl)')
+    manifest = documents.build_documents(config, tmp_path / 'run')
+    assert documents.describe_documents(manifest).endswith('; texts: 10 files read, 2 passed over (.csv, .jsonl)')
 
 
 def test_errors(config, tmp_path):

@@ -8,7 +8,7 @@ from gptjax.core.console import UserError
 from gptjax.data import packed_documents as prepare_module
 from gptjax.data import shards as shards_module
 from gptjax.data.packed_dataset import PackedSplit
-from gptjax.data.packed_documents import prepare
+from gptjax.data.packed_documents import build_packed_documents
 from gptjax.data.packing import unpack
 
 
@@ -81,7 +81,7 @@ def test_shards_and_batches_of_text_change_no_row(run, new_run, monkeypatch):
 def test_prepared_once(run):
     path = run.prepared / 'manifest.json'
     written = path.stat().st_mtime_ns
-    assert prepare(run.config, run.workdir) == storage.read_json(path)
+    assert build_packed_documents(run.config, run.workdir) == storage.read_json(path)
     assert path.stat().st_mtime_ns == written
 
 
@@ -89,11 +89,11 @@ def test_another_config_is_refused_by_field(run):
     config = run.config.copy_and_resolve_references()
     config.data.context = 32
     with pytest.raises(UserError, match='data.context: 16 there, 32 here'):
-        prepare(config, run.workdir)
+        build_packed_documents(config, run.workdir)
     config.data.context = 16
     config.data.sources.b.weight = 0.5
     with pytest.raises(UserError, match='data.sources.b.weight: 0.0 there, 0.5 here'):
-        prepare(config, run.workdir)
+        build_packed_documents(config, run.workdir)
 
 
 def test_a_killed_run_is_made_anew(new_run):
@@ -101,7 +101,7 @@ def test_a_killed_run_is_made_anew(new_run):
     manifest = storage.read_json(run.prepared / 'manifest.json')
     (run.prepared / 'manifest.json').unlink()
     (run.prepared / 'train' / 'a' / 'tokens-00000.npy').write_bytes(b'half')
-    again = prepare(run.config, run.workdir)
+    again = build_packed_documents(run.config, run.workdir)
     assert {**again, 'seconds': 0} == {**manifest, 'seconds': 0}
 
 
@@ -114,7 +114,7 @@ def test_empty_and_special_looking_documents(new_run):
     ]
     storage.write_text(run.workdir / 'documents' / 'train.jsonl', ''.join(lines))
     (run.prepared / 'manifest.json').unlink()
-    entry = prepare(run.config, run.workdir)['splits']['train']['a']
+    entry = build_packed_documents(run.config, run.workdir)['splits']['train']['a']
     assert entry['documents'] == 2
     batch = unpack(stored_rows(run, 'train', 'a'), *range(3))
     text = run.tokenizer.decode(batch['targets'][batch['weights'] > 0])
@@ -128,7 +128,7 @@ def test_a_large_vocabulary_is_stored_in_32_bits(new_run, monkeypatch):
     (run.prepared / 'manifest.json').unlink()
     tokenizer = LargeTokenizer(run.tokenizer)
     monkeypatch.setattr(prepare_module.Tokenizer, 'load', lambda path: tokenizer)
-    entry = prepare(run.config, run.workdir)['splits']['train']['a']
+    entry = build_packed_documents(run.config, run.workdir)['splits']['train']['a']
     rows = stored_rows(run, 'train', 'a')
     assert entry['dtype'] == rows.dtype.name == 'uint32'
     assert rows.max() > 2**16
@@ -153,8 +153,8 @@ class LargeTokenizer:
 
 def test_what_is_missing_is_named(tmp_path, run):
     with pytest.raises(UserError, match='documents is not there: run .* `data`'):
-        prepare(run.config, tmp_path)
+        build_packed_documents(run.config, tmp_path)
     config = run.config.copy_and_resolve_references()
     config.data.context = 0
     with pytest.raises(UserError, match='data.context=0: give at least 1'):
-        prepare(config, run.workdir)
+        build_packed_documents(config, run.workdir)

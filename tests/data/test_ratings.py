@@ -5,7 +5,6 @@ import json
 import pytest
 
 from configs import common
-from gptjax import making
 from gptjax.core.console import UserError
 from gptjax.data import ratings
 from gptjax.data.chitchat import Conversation
@@ -152,7 +151,7 @@ def test_users_preferences(tmp_path):
         prompts[split] = {item.messages[0]['content'] for item in items}
     assert not prompts['train'] & prompts['test']
     assert len(set.union(*prompts.values())) == 29
-    assert 'equal ones skipped' in making.ratings(config, tmp_path / 'run')[0]
+    assert 'equal ones skipped' in ratings.RATINGS.describe(manifest)
 
 
 def test_preferences_that_changed_since_are_noticed(tmp_path):

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 from configs import common
-from gptjax import making
 from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.data import dataloader, ledger, packed_conversations
 from gptjax.data.chat_template import Turn, encode_conversation
 from gptjax.data.pieces import pieces_of
 from gptjax.eval.report import dialogue_table
-from tests.data.test_dialogue import conversations, write_chat
+from tests.data.test_dialogue import sums, write_chat
 
 BOS = 1
 
@@ -134,7 +133,7 @@ def made(run, tmp_path_factory):
 
 def make(run, workdir, template='turns', context=40):
     config = common.base()
-    path = write_chat(workdir / 'own.jsonl', *conversations(60))
+    path = write_chat(workdir / 'own.jsonl', *sums(60))
     config.dialogue = common.dialogue_section(own=common.source('chat', str(path)))
     config.sft = common.sft_section()
     config.chat.template = template
@@ -144,7 +143,7 @@ def make(run, workdir, template='turns', context=40):
         workdir / 'tokenizer' / 'tokenizer.model',
         (run.workdir / 'tokenizer' / 'tokenizer.model').read_bytes(),
     )
-    packed_conversations.prepare_dialogue(config, workdir)
+    packed_conversations.build_dialogue(config, workdir)
     return config, workdir
 
 
@@ -195,11 +194,11 @@ def test_packed_conversations_are_the_conversations(run, template, tmp_path):
 def test_what_is_there_is_used_and_another_config_refused(run, made):
     config, workdir = made
     before = storage.read_json(workdir / 'dialogue' / 'manifest.json')
-    assert packed_conversations.prepare_dialogue(config, workdir) == before
+    assert packed_conversations.build_dialogue(config, workdir) == before
     other = config.copy_and_resolve_references()
     other.chat.template = 'text'
     with pytest.raises(UserError, match='chat.template: turns there, text here'):
-        packed_conversations.prepare_dialogue(other, workdir)
+        packed_conversations.build_dialogue(other, workdir)
     other = config.copy_and_resolve_references()
     other.data.validation_fraction = 1e-6
     storage.write_bytes(
@@ -207,30 +206,32 @@ def test_what_is_there_is_used_and_another_config_refused(run, made):
         (workdir / 'tokenizer' / 'tokenizer.model').read_bytes(),
     )
     with pytest.raises(UserError, match='no conversation .* into validation'):
-        packed_conversations.prepare_dialogue(other, workdir / 'b')
+        packed_conversations.build_dialogue(other, workdir / 'b')
     assert not (workdir / 'b' / 'dialogue').exists()
 
 
 def test_files_that_changed_since_are_noticed(run, tmp_path):
     config, workdir = make(run, tmp_path)
-    write_chat(workdir / 'own.jsonl', *conversations(61))
+    write_chat(workdir / 'own.jsonl', *sums(61))
     with pytest.raises(UserError, match='dialogue.sources.own.path=.*now there are 1'):
-        packed_conversations.prepare_dialogue(config, workdir)
+        packed_conversations.build_dialogue(config, workdir)
 
 
 def test_what_is_cut_or_left_out_is_told(run, tmp_path):
     config, workdir = make(run, tmp_path)
-    *some, last = conversations(60)
+    *some, last = sums(60)
     system = dict(role='system', content=' '.join(map(str, range(50))))
     long = dict(id='long', messages=[system, *last['messages']])
     write_chat(workdir / 'own.jsonl', *some, long)
     shutil.rmtree(workdir / 'dialogue')
     config.data.context = 12
-    told, there = making.dialogue(config, workdir)
+    told = packed_conversations.describe_dialogue(
+        packed_conversations.build_dialogue(config, workdir)
+    )
     counts = storage.read_json(workdir / 'dialogue' / 'manifest.json')
     own = [counts['splits'][split]['own'] for split in ('train', 'validation')]
     cut, kept = (sum(its[n] for its in own) for n in ('cut_tokens', 'predicted_tokens'))
-    assert cut > 0 and not there
+    assert cut > 0
     assert f'59 of 59 replies cut, {cut / (cut + kept):.0%} of all their tokens' in told
     assert 'to fit data.context=12; 1 conversations left out' in told
     assert counts['sources']['own']['skipped'] == {packed_conversations.LONG_SYSTEM: 1}
@@ -244,7 +245,7 @@ def test_what_is_cut_or_left_out_is_told(run, tmp_path):
     write_chat(workdir / 'own.jsonl', *every)
     shutil.rmtree(workdir / 'dialogue')
     with pytest.raises(UserError, match='data.context=12: the system message takes'):
-        packed_conversations.prepare_dialogue(config, workdir)
+        packed_conversations.build_dialogue(config, workdir)
 
 
 def test_batches_are_functions_of_seed_and_step(made):

@@ -98,7 +98,7 @@ def test_kill_while_a_checkpoint_is_written(prepared_run, undisturbed, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('place', ('documents.draft', 'tokenizer', 'prepared.draft'))
+@pytest.mark.parametrize('place', ('documents', 'tokenizer', 'prepared'))
 def test_kill_while_data_is_made(place, prepared_run, tmp_path):
     workdir = tmp_path / 'run'
     words = ('prepare', '--config=configs/tiny.py', f'--workdir={workdir}')
@@ -107,11 +107,11 @@ def test_kill_while_data_is_made(place, prepared_run, tmp_path):
     process.kill()
     process.communicate()
     assert not (workdir / 'config.json').exists()
+    assert not (workdir / place / 'manifest.json').exists()
     runs.finish(runs.start(*words))
     for expected in prepared_run.rglob('*/tokens-*.npy'):
         found = workdir / expected.relative_to(prepared_run)
         assert found.read_bytes() == expected.read_bytes()
-    assert not [*workdir.glob('*.draft')]
 
 
 def stop(workdir, number):
@@ -145,7 +145,7 @@ def test_sigterm_and_ctrl_c_while_data_is_made(tmp_path):
     for number, code in ((signal.SIGTERM, 75), (signal.SIGINT, 130)):
         workdir = tmp_path / f'run{code}'
         process = runs.start(*command(workdir))
-        wait_until(process, (workdir / 'documents.draft').exists)
+        wait_until(process, (workdir / 'documents').exists)
         process.send_signal(number)
         _, errors = runs.finish(process, code)
         assert 'Traceback' not in errors

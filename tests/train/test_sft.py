@@ -57,7 +57,7 @@ def dialogue(trained_run, tmp_path_factory):
     """A run directory with tokenizer and conversations; copy it."""
     folder = tmp_path_factory.mktemp('dialogue')
     config = config_of(folder, trained_run)
-    packed_conversations.prepare_dialogue(
+    packed_conversations.build_dialogue(
         init_from.adopt(config, folder / 'run'), folder / 'run'
     )
     return folder
@@ -151,7 +151,7 @@ def test_a_run_does_not_go_on_with_other_conversations(dialogue, trained_run, tm
     storage.write_text(tmp_path / 'other.jsonl', ''.join(lines[:100]))
     config.dialogue.sources.own.path = str(tmp_path / 'other.jsonl')
     shutil.rmtree(workdir / 'dialogue')
-    packed_conversations.prepare_dialogue(config, workdir)
+    packed_conversations.build_dialogue(config, workdir)
     with pytest.raises(UserError, match='checkpoint 4 .* was made with other data'):
         sft.fine_tune(config, workdir)
 

@@ -110,6 +110,18 @@ def about_files(field: str, source: ConfigDict, paths: list[File]) -> dict:
     )
 
 
+def describe_passed_over(manifest: dict) -> str:
+    """Which files lie in a source's folder and were not read, for the screen."""
+    text = ''
+    for name, source in manifest['sources'].items():
+        if others := source.get('passed_over'):
+            text += (
+                f'; {name}: {source["files"]:,} files read, {sum(others.values()):,} '
+                f'passed over ({", ".join(sorted(others)[:8])})'
+            )
+    return text
+
+
 def refuse_changed_sources(
     section: str, sources: ConfigDict, manifest: dict, folder: os.PathLike
 ) -> None:

@@ -11,11 +11,9 @@ import importlib
 import io
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gptjax.core import artifact
 from gptjax.core.console import UserError
 from gptjax.core.files import Advance, exists, is_remote
 from gptjax.core.host_tensorflow import import_tensorflow
@@ -137,12 +135,16 @@ def _own_builder(name: str, path: str, data_dir):
     builder = tfds.builder(path, data_dir=data_dir, file_format='array_record')
     tfds.disable_progress_bar()  # our builders have their own
     try:
-        with (
-            contextlib.redirect_stdout(io.StringIO()),  # what TFDS says of it
-            artifact.renaming(Path(data_dir)),
-        ):
+        with contextlib.redirect_stdout(io.StringIO()):  # what TFDS says of it
             builder.download_and_prepare()
     except OSError as error:
+        if error.filename2 and error.errno in (errno.EMFILE, errno.ENOTSUP):
+            # A bucket knows no folders: gcsfuse renames as far as it is told to.
+            raise UserError(
+                f'{data_dir}: TFDS cannot rename a folder there ({error.strerror}): '
+                'use another --workdir or, if it is in a bucket, mount that with '
+                '`gcsfuse --rename-dir-limit=100000`'
+            ) from error
         if error.errno is not None or 'Not enough disk space' not in str(error):
             raise
         # TFDS looked, and told it in words alone: as a full disk tells it.

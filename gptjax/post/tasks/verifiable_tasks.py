@@ -133,31 +133,35 @@ def write_task(config: ConfigDict, workdir: Path) -> dict:
         The manifest, with the number of `problems` of each file.
     """
     section = config.task
-    settings = {f'task.{name}': value for name, value in section.to_dict().items()}
-    settings['problems'] = problems_fingerprint(section)
-    names = [f'{part}.jsonl' for part in PARTS]
-    manifest = artifact.finished(workdir / 'task', settings, needs=names)
-    if manifest is not None:
-        return manifest
-    task = make_task(section, config.seed)
-    parts = dict(
-        train=task.demonstrations(section.demonstrations),
-        validation=task.validation(section.validation),
-        held_out=task.held_out(section.held_out),
-    )
-    with artifact.draft(workdir / 'task') as folder:
+    inputs = {f'task.{name}': value for name, value in section.to_dict().items()}
+    inputs['problems'] = problems_fingerprint(section)
+
+    def make(folder: Path) -> dict:
+        task = make_task(section, config.seed)
+        parts = dict(
+            train=task.demonstrations(section.demonstrations),
+            validation=task.validation(section.validation),
+            held_out=task.held_out(section.held_out),
+        )
         for name, items in parts.items():
             write_chats(items, folder / f'{name}.jsonl')
-        manifest = dict(
-            inputs=storage.fingerprint(settings),
-            settings=settings,
+        return dict(
             problems={name: len(items) for name, items in parts.items()},
             sha256={
                 name: storage.sha256_of_file(folder / f'{name}.jsonl') for name in parts
             },
         )
-        storage.write_json(folder / artifact.MANIFEST, manifest)
-    return manifest
+
+    needs = [f'{part}.jsonl' for part in PARTS]
+    return artifact.build(workdir / 'task', inputs, make, needs)
+
+
+def describe_problems(manifest: dict) -> str:
+    counts = [f'{count:,} {part}' for part, count in manifest['problems'].items()]
+    return f'problems: {", ".join(counts)}'
+
+
+PROBLEMS = artifact.Artifact('task', write_task, describe_problems)
 
 
 # ---- reasoning-gym

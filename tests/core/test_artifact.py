@@ -1,0 +1,115 @@
+"""What a stage makes is made once, and whole or absent."""
+
+from types import SimpleNamespace
+
+import pytest
+from ml_collections import ConfigDict
+
+from gptjax import opening
+from gptjax.core import artifact, storage
+from gptjax.core.console import UserError
+
+
+def build(folder, inputs, **options):
+    """The manifest of a folder with a file 'result' that says what `inputs` said."""
+
+    def make(folder):
+        assert not [*folder.iterdir()]
+        storage.write_json(folder / 'part' / 'result', inputs)
+        return {'rows': 3}
+
+    return artifact.build(folder, inputs, make, **options)
+
+
+def test_made_once_by_the_same_inputs(tmp_path):
+    folder = tmp_path / 'prepared'
+    inputs = {'data.context': 64, 'data.clean': ('a', 'b')}
+    made = build(folder, inputs)
+    assert made == {
+        'inputs': storage.fingerprint(inputs),
+        'settings': {'data.context': 64, 'data.clean': ['a', 'b']},
+        'rows': 3,
+    }
+    changed = (folder / 'manifest.json').stat().st_mtime_ns
+    checked = []
+    assert build(folder, inputs, needs=['part/result'], check=checked.append) == made
+    assert (folder / 'manifest.json').stat().st_mtime_ns == changed
+    assert checked == [made]
+
+
+def test_other_inputs_are_refused_by_name(tmp_path):
+    folder = tmp_path / 'prepared'
+    build(folder, {'data.context': 64, 'documents': 'a' * 64})
+    with pytest.raises(UserError) as info:
+        build(folder, {'data.context': 128, 'data.new': 1, 'documents': 'bbb…'})
+    assert str(info.value) == (
+        f'{folder} was made with another config (data.context: 64 there, 128 here; '
+        'data.new: None there, 1 here; documents: aaaaaaaaaaaa… there, bbb… here): '
+        f'use another --workdir, or delete {folder}'
+    )
+    assert storage.read_json(folder / 'part' / 'result')['data.context'] == 64
+
+
+class Killed(BaseException):
+    """As a signal: nothing is tidied up."""
+
+
+@pytest.mark.parametrize('error', (Killed, RuntimeError))
+def test_what_was_not_finished_is_absent_and_made_anew(error, tmp_path):
+    folder = tmp_path / 'prepared'
+
+    def fail(folder):
+        storage.write_text(folder / 'deep' / 'half', 'hal')
+        raise error
+
+    with pytest.raises(error):
+        artifact.build(folder, {}, fail)
+    assert folder.exists() == (error is Killed)
+    assert artifact.find_manifest(folder) is None
+    with pytest.raises(UserError, match='prepared is not there: run the stage `prep`'):
+        artifact.require(folder, 'prep')
+    build(folder, {})
+    assert sorted(path.name for path in folder.iterdir()) == ['manifest.json', 'part']
+    assert [path.name for path in tmp_path.iterdir()] == ['prepared']
+    assert artifact.require(folder, 'prep')['rows'] == 3
+
+
+@pytest.mark.parametrize('content', ('{"inputs": "a', '[]', '', b'\xff'))
+def test_a_broken_manifest_counts_as_absent(content, tmp_path):
+    folder = tmp_path / 'documents'
+    made = build(folder, {})
+    content = content if isinstance(content, bytes) else content.encode()
+    (folder / 'manifest.json').write_bytes(content)
+    with pytest.raises(UserError, match='documents is not there: run .* `data`'):
+        artifact.require(folder, 'data')
+    assert build(folder, {}) == made
+
+
+def test_a_manifest_that_does_not_say_what_made_it_is_refused(tmp_path):
+    folder = tmp_path / 'documents'
+    storage.write_json(folder / 'manifest.json', {'rows': 3})
+    with pytest.raises(UserError, match=r'another config \(a: None there, 1 here\)'):
+        build(folder, {'a': 1})
+
+
+def test_a_missing_file_is_one_clear_error(tmp_path):
+    folder = tmp_path / 'documents'
+    build(folder, {})
+    (folder / 'part' / 'result').unlink()
+    with pytest.raises(UserError, match='documents/part/result is missing: delete '):
+        build(folder, {}, needs=['part/result'])
+
+
+def test_the_screen_says_what_is_made_and_what_is_found(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(opening, 'FLAGS', SimpleNamespace(multihost=False))
+    item = artifact.Artifact(
+        'part',
+        lambda config, workdir: build(workdir / 'part', {}),
+        lambda manifest: f'part: {manifest["rows"]} rows',
+        lambda manifest: 'an audit',
+    )
+    for expected in ('an audit\npart: 3 rows (made in 0 s)\n', 'part: 3 rows (found)\n'):
+        opening.HELD.close()
+        opening.make(ConfigDict(), tmp_path, [item])
+        assert capsys.readouterr().out == expected
+    opening.HELD.close()
