@@ -280,7 +280,7 @@ def test_every_flag_is_in_the_help(capsys):
 
 COLLECTING = """
 import gc, signal, sys, time
-from gptjax import main
+from gptjax import cli
 
 def send(phase, info):
     if phase == 'start' and not sent:
@@ -299,8 +299,8 @@ def stage(words):
 
 sent = []
 signal.signal(signal.SIGINT, signal.default_int_handler)
-main.STAGES['report'] = stage
-code = main.main(['gptjax', 'report'])
+cli.STAGES['report'] = stage
+code = cli.main(['gptjax', 'report'])
 assert sent and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 sys.exit(code)
 """

@@ -134,8 +134,8 @@ def test_replies_to_one_problem_have_one_id(tmp_path):
     ]
     its = drawn(('4', 1.0, True), ('04', 1.0, True), ('5', 0.0, True))
     chosen = [reply_choice.right_and_wrong(its, keep=2, pairs=1)] * 2
-    select_replies._write(config, tmp_path, {}, items, [its, its], chosen)
-    with open(tmp_path / 'selected' / 'chats.jsonl') as lines:
+    select_replies._write(config, tmp_path, items, [its, its], chosen)
+    with open(tmp_path / 'chats.jsonl') as lines:
         assert [json.loads(line)['id'] for line in lines] == ['a', 'a', 'b', 'b']
 
 
