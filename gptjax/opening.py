@@ -95,9 +95,7 @@ def workdir_given() -> Path | None:
     return Path(FLAGS.workdir).expanduser().absolute() if FLAGS.workdir else None
 
 
-def make(
-    config: ConfigDict, workdir: Path, artifacts: Sequence[Artifact]
-) -> None:
+def make(config: ConfigDict, workdir: Path, artifacts: Sequence[Artifact]) -> None:
     """Makes what a stage needs before it trains, or finds it.
 
     From here on RUN is this command's alone, until it ends.

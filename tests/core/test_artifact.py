@@ -108,7 +108,10 @@ def test_the_screen_says_what_is_made_and_what_is_found(tmp_path, capsys, monkey
         lambda manifest: f'part: {manifest["rows"]} rows',
         lambda manifest: 'an audit',
     )
-    for expected in ('an audit\npart: 3 rows (made in 0 s)\n', 'part: 3 rows (found)\n'):
+    for expected in (
+        'an audit\npart: 3 rows (made in 0 s)\n',
+        'part: 3 rows (found)\n',
+    ):
         opening.HELD.close()
         opening.make(ConfigDict(), tmp_path, [item])
         assert capsys.readouterr().out == expected

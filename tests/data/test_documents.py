@@ -166,7 +166,9 @@ def test_files_that_are_passed_over_are_told(config, tmp_path):
     for name in ('a.csv', 'b.jsonl', '.hidden'):
         (tmp_path / 'texts' / name).write_text('some words')
     manifest = documents.build_documents(config, tmp_path / 'run')
-    assert documents.describe_documents(manifest).endswith('; texts: 10 files read, 2 passed over (.csv, .jsonl)')
+    assert documents.describe_documents(manifest).endswith(
+        '; texts: 10 files read, 2 passed over (.csv, .jsonl)'
+    )
 
 
 def test_errors(config, tmp_path):
