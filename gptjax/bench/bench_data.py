@@ -15,7 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from gptjax.core import console
-from gptjax.core.host_tensorflow import import_tensorflow
+from gptjax.core.files import import_tensorflow
 from gptjax.data import dataloader
 from gptjax.data.packed_dataset import PackedSplit
 from gptjax.parallel.mesh import make_mesh

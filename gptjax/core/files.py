@@ -1,10 +1,12 @@
-"""Files by path, folder or glob, local or on `gs://`, opened through `.gz`."""
+"""Users' files by path, folder or glob, local or on `gs://`, read through `.gz`."""
 
 import glob
 import gzip
 import io
+import json
 import os
 import re
+import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,7 +15,6 @@ from functools import partial
 from typing import NamedTuple
 
 from gptjax.core.console import UserError
-from gptjax.core.host_tensorflow import import_tensorflow
 
 Advance = Callable[[float], None]  # told how much was read, for a progress bar
 
@@ -21,7 +22,7 @@ Advance = Callable[[float], None]  # told how much was read, for a progress bar
 class File(NamedTuple):
     path: str
     name: str  # below the folder that was asked for: the same wherever that lies
-    size: int  # bytes
+    size: int = 0  # bytes
 
 
 def list_files(path: str, suffixes: tuple[str, ...], field: str) -> list[File]:
@@ -157,6 +158,47 @@ def read_lines(
             ) from error
 
 
+def read_json_lines(
+    file: File,
+    field: str,
+    example: str = '{"text": "Once upon a time"}',
+    advance: Advance = lambda size: None,
+) -> Iterator[tuple[int, str, dict]]:
+    """Yields the objects of a JSON Lines file; blank lines are passed over.
+
+    Yields:
+        (the line's number from 1, its name in an error message, its JSON object).
+
+    Raises:
+        UserError: as `read_lines`, or a line is no JSON object; the message advises
+            to write lines as `example`.
+    """
+    for number, line in read_lines(file, field, advance):
+        if not line.strip():
+            continue
+        where = f'{field}={file.path}: line {number}'
+        try:
+            value = json.loads(line)
+        except RecursionError as error:
+            raise UserError(
+                f'{where} has lists in lists without end: mend or delete this line'
+            ) from error
+        except ValueError as error:
+            why = 'it holds a number of thousands of digits'
+            if isinstance(error, json.JSONDecodeError):
+                why = f'{error.msg} at character {error.pos}'
+            raise UserError(
+                f'{where} is no JSON ({why}): give one JSON object a line, as '
+                f'{example}, and mend or delete this one'
+            ) from error
+        if not isinstance(value, dict):
+            raise UserError(
+                f'{where} is no JSON object but a {type(value).__name__}: give one '
+                f'JSON object a line, as {example}'
+            )
+        yield number, where, value
+
+
 class _Counted(io.RawIOBase):
     """A stream for `io.BufferedReader` that tells how much it has read.
 
@@ -242,3 +284,35 @@ def _below(
         for name in names:
             if name.endswith(suffixes) and not name.startswith('.'):
                 yield os.path.join(place, name)
+
+
+# ---- TensorFlow, for reading data on the host ---------------------------------
+
+
+def import_tensorflow():
+    """The module `tensorflow`, kept off the accelerators; seconds the first time."""
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    with _no_standard_error():
+        import tensorflow as tf
+
+        for kind in ('GPU', 'TPU'):
+            if tf.config.get_visible_devices(kind):
+                tf.config.set_visible_devices([], kind)
+    return tf
+
+
+@contextmanager
+def _no_standard_error() -> Iterator[None]:
+    """Drops what C++ prints to standard error; exceptions pass as ever.
+
+    TensorFlow's libraries say which accelerators they did not find before any log
+    level is heard.
+    """
+    kept = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as dropped:
+            os.dup2(dropped.fileno(), 2)
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.core.console import UserError
-from gptjax.core.host_tensorflow import import_tensorflow
+from gptjax.core.files import import_tensorflow
 from gptjax.data.packed_dataset import Choice, PackedSplit
 
 FIELDS = {

@@ -6,13 +6,12 @@
 The reward model and the stages that learn from preferences directly read them here.
 """
 
-import json
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from gptjax.core import storage
 from gptjax.core.console import UserError
-from gptjax.core.files import list_files, read_lines
+from gptjax.core.files import list_files, read_json_lines
 from gptjax.data.chat_template import ROLES
 
 SUFFIXES = ('.jsonl', '.ndjson', '.jsonl.gz', '.ndjson.gz')
@@ -77,27 +76,15 @@ def read_preferences(path: str, field: str) -> tuple[list[Preference], dict]:
 
 def _read(path: str, field: str) -> Iterator[Preference]:
     for file in list_files(path, SUFFIXES, field):
-        for number, line in read_lines(file, field):
-            if line.isspace():
-                continue
+        for number, where, value in read_json_lines(file, field, FORM):
             try:
-                yield _preference(f'{file.name}#{number}', line)
+                yield _preference(f'{file.name}#{number}', value)
             except ValueError as error:
-                raise UserError(
-                    f'{field}={file.path}: line {number}: {error}'
-                ) from error
+                raise UserError(f'{where}: {error}') from error
 
 
-def _preference(identity: str, line: str) -> Preference:
+def _preference(identity: str, value: dict) -> Preference:
     """One line; ValueError with what is wrong and how to mend it."""
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f'no JSON ({error}): write {FORM}') from error
-    except RecursionError as error:
-        raise ValueError(f'has lists in lists without end: write {FORM}') from error
-    if not isinstance(value, dict):
-        raise ValueError(f'no JSON object: write {FORM}')
     for name in ('prompt', 'chosen', 'rejected'):
         if name not in value:
             raise ValueError(f'has no "{name}": write {FORM}')

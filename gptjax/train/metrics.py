@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from gptjax.core import storage
-from gptjax.core.host_tensorflow import import_tensorflow
+from gptjax.core.files import import_tensorflow
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -5,13 +5,12 @@ cannot use. `field` is the source's place in the config, 'data.sources.mine', an
 `advance` is told the bytes (of Parquet, the rows) that were read.
 """
 
-import json
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
 from gptjax.core.console import UserError
-from gptjax.core.files import Advance, File, open_raw, read_lines
+from gptjax.core.files import Advance, File, open_raw, read_json_lines, read_lines
 from gptjax.data.chat_template import conversation_text
 from gptjax.data.sources.records import Document, identity_of, names_of, text_of
 
@@ -170,27 +169,8 @@ def _read_records(
 ) -> Iterator[tuple[str, str, dict]]:
     """Yields (place for an id, place for an error, the line's JSON object)."""
     for file in paths:
-        for number, line in read_lines(file, f'{field}.path', advance):
-            if line.isspace():
-                continue
-            where = f'{field}.path={file.path}: line {number}'
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f'{where} is no JSON ({error.msg} at character {error.pos}): give '
-                    'one JSON object a line, and mend or delete this one'
-                ) from error
-            except (ValueError, RecursionError) as error:
-                what = 'has lists in lists without end'
-                if isinstance(error, ValueError):
-                    what = 'holds a number of thousands of digits'
-                raise UserError(f'{where} {what}: mend or delete this line') from error
-            if not isinstance(record, dict):
-                raise UserError(
-                    f'{where} is a JSON {type(record).__name__}: give one JSON object '
-                    'a line, as {"text": "Once upon a time"}'
-                )
+        records = read_json_lines(file, f'{field}.path', advance=advance)
+        for number, where, record in records:
             yield f'{file.name}#{number}', where, record
 
 

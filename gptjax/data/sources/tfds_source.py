@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from gptjax.core.console import UserError
-from gptjax.core.files import Advance, exists, is_remote
-from gptjax.core.host_tensorflow import import_tensorflow
+from gptjax.core.files import Advance, exists, import_tensorflow, is_remote
 from gptjax.data.sources.records import Document, Source, identity_of
 
 OWN_BUILDERS = ('chitchat', 'chatterbot')  # NAME_builder.py beside this file

@@ -21,6 +21,7 @@ import numpy as np
 
 from gptjax.core import storage
 from gptjax.core.console import UserError
+from gptjax.core.files import File, read_json_lines
 from gptjax.core.hashing import hash_integer
 
 TURN_END = '\n\n'  # between the turns of a conversation, see gptjax/data/conversation
@@ -135,46 +136,33 @@ def read_items(path: Path) -> list[Item]:
     Raises:
         UserError: the file or a line of it makes no sense, by its number.
     """
-    try:
-        lines = path.read_bytes().split(b'\n')
-    except OSError as error:
-        raise UserError(f'--tasks: {path}: {error.strerror}: give a file') from error
     items, forms, seen = [], {}, {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    file = File(str(path), path.name)
+    for number, where, value in read_json_lines(file, '--tasks', '{"prompt": …}'):
         try:
-            item = _item(line, f'{path.name}:{number}')
+            item = _item(value, f'{path.name}:{number}')
         except ValueError as error:
-            raise UserError(f'--tasks: {path}: line {number}: {error}') from error
+            raise UserError(f'{where}: {error}') from error
         forms.setdefault('choices' if item.choices else 'references', number)
         if len(forms) > 1:
             raise UserError(
-                f'--tasks: {path}: line {number}: has {[*forms][1]!r}, and line '
+                f'{where}: has {[*forms][1]!r}, and line '
                 f'{[*forms.values()][0]} has {[*forms][0]!r}: use one form in a file'
             )
         if item.id in seen:
             raise UserError(
-                f'--tasks: {path}: line {number}: the id {item.id!r} is that of line '
+                f'{where}: the id {item.id!r} is that of line '
                 f'{seen[item.id]} too: give each its own, or none'
             )
         seen[item.id] = number
         items.append(item)
     if not items:
-        raise UserError(f'--tasks: {path}: the file is empty: give a line an item')
+        raise UserError(f'--tasks={path}: the file is empty: give a line an item')
     return items
 
 
-def _item(line: bytes, name: str) -> Item:
+def _item(value: dict, name: str) -> Item:
     """One line; ValueError with what is wrong and how to mend it."""
-    try:
-        value = json.loads(line.decode('utf-8'))
-    except UnicodeDecodeError as error:
-        raise ValueError(f'no UTF-8 (byte {error.start}): save it as UTF-8') from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f'no JSON ({error}): write one object a line') from error
-    if not isinstance(value, dict):
-        raise ValueError('no JSON object: write {"prompt": …}')
     if 'prompt' not in value:
         raise ValueError('has no "prompt": add one')
     prompt = _prompt(value['prompt'])

@@ -3,7 +3,6 @@
 What is left out, as it is there twice or does not fit, is counted in a line.
 """
 
-import json
 from bisect import bisect_left
 from pathlib import Path
 
@@ -11,10 +10,12 @@ from ml_collections import ConfigDict
 
 from gptjax.core import storage
 from gptjax.core.console import UserError
+from gptjax.core.files import File, read_json_lines
 from gptjax.data.conversations import conversation_of, one_reply_each
 from gptjax.parallel.multihost import print_once
 from gptjax.post.tasks.problem import PARTS, Item, part_of
 
+FORM = '{"prompt": "…", "answer": "…"}'
 CONVERSATIONS = ('train.jsonl', 'validation.jsonl')  # in a folder of them
 
 
@@ -78,36 +79,30 @@ def read_items(path: Path) -> tuple[list[Item], int]:
         UserError: the file or a line makes no sense, by its number, or two lines have
             one prompt and different answers.
     """
-    try:
-        lines = path.read_text(encoding='utf-8').split('\n')
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f'task.path={path}: {error}: give a JSON Lines file') from error
     items, numbers, equal = {}, {}, 0
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                item = _read_item(line)
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise UserError(
-                    f'task.path={path}: line {number}: {error}: write {{"prompt": '
-                    '"…", "answer": "…"}, or "messages" for "prompt"'
-                ) from error
-            same = items.setdefault(item.id, item)
-            if same.answer != item.answer:
-                raise UserError(
-                    f'task.path={path}: lines {numbers[item.id]} and {number} have '
-                    'one prompt and different answers: keep one of them'
-                )
-            equal += item.id in numbers
-            numbers.setdefault(item.id, number)
+    file = File(str(path), path.name)
+    for number, where, value in read_json_lines(file, 'task.path', FORM):
+        try:
+            item = _read_item(value)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f'{where}: {error}: write {FORM}, or "messages" for "prompt"'
+            ) from error
+        same = items.setdefault(item.id, item)
+        if same.answer != item.answer:
+            raise UserError(
+                f'task.path={path}: lines {numbers[item.id]} and {number} have '
+                'one prompt and different answers: keep one of them'
+            )
+        equal += item.id in numbers
+        numbers.setdefault(item.id, number)
     if not items:
         raise UserError(f'task.path={path}: the file is empty: give a line a problem')
     return list(items.values()), equal
 
 
-def _read_item(line):
-    value = json.loads(line)
-    if not isinstance(value, dict) or not {'prompt', 'messages'} & value.keys():
+def _read_item(value):
+    if not {'prompt', 'messages'} & value.keys():
         raise ValueError('has neither "prompt" nor "messages"')
     answer = value.get('answer', '')
     messages = value.get('messages')
@@ -163,16 +158,22 @@ def folder_task(section, fits):
 
 
 def _replies(path):
+    file = File(str(path), path.name)
     try:
-        with open(path, encoding='utf-8') as lines:
-            views = [json.loads(line) for line in lines if line.strip()]
+        views = [view for _, _, view in read_json_lines(file, 'task.path')]
+    except UserError as error:
+        raise UserError(
+            f'{error}; task.path is a file of problems, or a folder that the stage sft '
+            'made, RUN/dialogue'
+        ) from error
+    try:
         return one_reply_each(views, 0, 0)
     except UserError as error:
         raise UserError(
             f'task.path={path}: no conversation has a reply to a user: name a folder '
             'that has, as RUN/dialogue of the stage sft'
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f'task.path={path}: {type(error).__name__}: {error}: name a file of '
             'problems, or a folder that the stage sft made, RUN/dialogue'
