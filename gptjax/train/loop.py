@@ -183,7 +183,7 @@ def fit(config: ConfigDict, workdir: Path, stage: Stage) -> Outcome:
         )
         stack.callback(checkpoints.close)  # what is being saved is saved to its end
         with progress_bar('reading the newest checkpoint', 0):
-            restored = checkpoints.restore(abstract, say=multihost.print_once)
+            restored = checkpoints.restore(abstract, report=multihost.print_once)
         record = {**new_record(config), **stage.record}
         if restored is None:
             init, *arguments = stage.init()

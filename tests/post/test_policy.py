@@ -16,7 +16,7 @@ from gptjax.core.console import UserError
 from gptjax.parallel.mesh import make_mesh
 from gptjax.post import grpo, policy_gradient, ppo
 from gptjax.post.rollout import Sampler
-from gptjax.train import init_from
+from gptjax.train import init_from, loop
 from gptjax.train.checkpoint import Checkpoints
 from gptjax.train.load_model import load
 from gptjax.train.metrics import read_metrics
@@ -82,12 +82,12 @@ def without_clock(records):
     ]
 
 
-def ended_after(steps):
-    """`interruption` with a signal that comes after so many steps."""
+def ended_after(rollouts):
+    """`interruption` with a signal that comes after so many rollouts."""
 
     @contextlib.contextmanager
     def interruption():
-        yield lambda done: signal.SIGTERM if done >= steps else None
+        yield lambda updates: signal.SIGTERM if updates >= rollouts else None
 
     return interruption
 
@@ -175,9 +175,9 @@ def test_a_warm_up_trains_the_critic_alone(folder, ppo_run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('section', 'steps'), [('grpo', 2), ('ppo', 4)])
+@pytest.mark.parametrize(('section', 'steps', 'rollouts'), [('grpo', 2, 2), ('ppo', 4, 2)])
 def test_a_run_that_was_stopped_goes_on_bitwise(
-    folder, request, monkeypatch, section, steps
+    folder, request, monkeypatch, section, steps, rollouts
 ):
     _, whole = request.getfixturevalue(f'{section}_run')
     config = run_dir.read_config(whole)
@@ -186,7 +186,7 @@ def test_a_run_that_was_stopped_goes_on_bitwise(
         new.update(config)
 
     with monkeypatch.context() as patch:
-        patch.setattr(policy_gradient, 'interruption', ended_after(steps))
+        patch.setattr(loop, 'interruption', ended_after(rollouts))
         summary, workdir = train(folder, f'{section}_stopped', section, change)
         assert (summary['reason'], summary['step']) == ('interrupted', steps)
     summary, _ = train(folder, f'{section}_stopped', section, change)
@@ -269,7 +269,7 @@ def test_every_mesh_makes_the_same_updates(folder, ppo_run, sizes, monkeypatch):
         ppo_config(config)
         config.mesh.update(dict(data=1, fsdp=1, tensor=1), **sizes)
 
-    monkeypatch.setattr(policy_gradient, 'interruption', ended_after(4))
+    monkeypatch.setattr(loop, 'interruption', ended_after(2))
     _, workdir = train(
         folder, f'mesh{sizes}', 'ppo', change, kl_reward=0.1, kl_horizon=100
     )
