@@ -175,7 +175,9 @@ def test_a_warm_up_trains_the_critic_alone(folder, ppo_run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('section', 'steps', 'rollouts'), [('grpo', 2, 2), ('ppo', 4, 2)])
+@pytest.mark.parametrize(
+    ('section', 'steps', 'rollouts'), [('grpo', 2, 2), ('ppo', 4, 2)]
+)
 def test_a_run_that_was_stopped_goes_on_bitwise(
     folder, request, monkeypatch, section, steps, rollouts
 ):
