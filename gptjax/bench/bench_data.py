@@ -1,8 +1,8 @@
-"""`bench data`: how fast batches come, beside how fast training uses them.
+"""`bench data`: tokens per second of the data loader, and of training for comparison.
 
 Batches are placed on the devices as in training, but nothing is computed on them.
-Cold is with the shards dropped from the operating system's cache, opening included
-and no row read twice; warm is the steady rate after the first batch.
+The cold rate is measured with the shards dropped from the operating system's cache,
+opening included and no row read twice; the warm one after the first batch.
 """
 
 import os
@@ -26,11 +26,11 @@ SECONDS = 3.0  # of one measurement
 
 
 def run(config: ConfigDict, workdir: Path) -> dict:
-    """Measures the pipeline of RUN/prepared and prints what it found.
+    """Measures the data loader of RUN/prepared and prints its rates.
 
     Returns:
         cold, warm: tokens per second, over all processes.
-        training: tokens per second that RUN/metrics.jsonl tells; None without it.
+        training: tokens per second in RUN/metrics.jsonl; None without it.
         ratio: warm / training, or None.
     """
     prepared = workdir / 'prepared'
@@ -45,9 +45,9 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         )
 
     drop_from_cache(prepared / 'train')
-    began = time.perf_counter()
-    unread = -(-packed.num_rows // batch_size)  # later steps read rows again
-    cold = batches_per_second('cold', batches(unread), began)
+    start = time.perf_counter()
+    num_unread = -(-packed.num_rows // batch_size)  # later steps read rows again
+    cold = batches_per_second('cold', batches(num_unread), start)
     warm_batches = batches(None)
     next(warm_batches)
     warm = batches_per_second('warm', warm_batches, time.perf_counter())
@@ -66,11 +66,11 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     return {'cold': cold, 'warm': warm, 'training': training, 'ratio': ratio}
 
 
-def batches_per_second(name: str, batches: Iterator[dict], began: float) -> float:
-    """The rate since `began`, over SECONDS or to the end of `batches`."""
-    count, now, batch = 0, began, None
+def batches_per_second(name: str, batches: Iterator[dict], start: float) -> float:
+    """The rate since `start`, over SECONDS or to the end of `batches`."""
+    count, now, batch = 0, start, None
     with console.progress_bar(f'{name} batches', SECONDS, 'seconds') as advance:
-        while now - began < SECONDS:
+        while now - start < SECONDS:
             following = next(batches, None)
             if following is None:
                 break
@@ -78,7 +78,7 @@ def batches_per_second(name: str, batches: Iterator[dict], began: float) -> floa
             before, now = now, time.perf_counter()
             advance(now - before)
     jax.block_until_ready(batch)
-    return count / (time.perf_counter() - began)
+    return count / (time.perf_counter() - start)
 
 
 def training_rate(path: Path) -> float | None:

@@ -1,20 +1,21 @@
 """`bench decode`: latency and tokens per second of the engine, 1, 8, 64 at once.
 
-Prompts and replies are ragged, drawing is greedy, and no reply ends before its
-length, so that every contestant draws the same number of tokens. With `--against`
+Prompts and replies are ragged, decoding is greedy, and no reply ends before its
+length, so that every implementation draws the same number of tokens. With `--against`
 another library takes turns in the same run, on the same weights: `torch` is Hugging
 Face's `generate` (`gptjax.bench.torch_generate`), `llama.cpp` a float32 GGUF file
 (`gptjax.bench.llama_cpp_generate`). They must first give the same logits. With
-`--draft` so does the engine itself with a smaller model that guesses ahead.
+`--draft` so does the engine itself with speculative decoding by a smaller model.
 """
 
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gptjax.bench import hf_weights
-from gptjax.bench.contestant import check_backend, contestant
-from gptjax.bench.timing import interleave, speedup, summarize
-from gptjax.bench.workload import Workload, make_workload
+from gptjax.bench.comparison import (
+    check_backend,
+    library_process,
+    summarize_all,
+    time_in_turns,
+)
 from gptjax.core import console
 from gptjax.core.console import UserError
 from gptjax.infer.engine import Engine
@@ -35,12 +39,12 @@ from gptjax.tokenizer.tokenizer import StreamDecoder
 
 OURS = 'gptjax'
 REQUESTS = {1: 6, 8: 6, 64: 3}  # requests at once -> rounds, at least
-DOCUMENTS = 64  # held out, that prompts are pieces of
-CHECKED = 64  # tokens of the text whose logits are compared
+NUM_DOCUMENTS = 64  # held out, from which prompts are cut
+NUM_LOGITS_TOKENS = 64  # of the text whose logits are compared
 TOLERANCE = 2e-5  # of logits, as a share of the largest if that is above 1
 
-# What `--against` takes: the module, and each contestant with its own arguments.
-OTHERS = {
+# What `--against` takes: the module, and its implementations with their arguments.
+LIBRARIES = {
     'torch': (
         'gptjax.bench.torch_generate',
         {'torch eager': ['--mode=eager'], 'torch compile': ['--mode=compile']},
@@ -49,24 +53,72 @@ OTHERS = {
 }
 
 
-@dataclass
-class Seen:
-    """What the engine's listeners saw.
+class Workload(NamedTuple):
+    """Requests that come all at once.
 
-    first: seconds from the submission to the first token, of each request.
-    between: seconds from a token to the next, of all requests.
-    tokens: of each reply, the last time.
-    steps: of replies, the last time: a step of the engine counts for each reply that
-        it gave tokens to.
+    prompts: token ids of each.
+    lengths: tokens of each reply.
+    batch: requests that may run at once.
     """
 
-    first: list[float]
-    between: list[float]
+    prompts: list[list[int]]
+    lengths: list[int]
+    batch: int
+
+
+def make_workload(
+    num_requests: int,
+    context: int,
+    vocab_size: int,
+    slots: int | None = None,
+    text: Sequence[int] = (),
+) -> Workload:
+    """Requests whose lengths are spread evenly over their ranges, in random order.
+
+    Prompts are from 1/32 to 1/4 of the context, replies from 1/16 to 1/2: of 512,
+    from 16 to 128 and from 32 to 256 tokens. One request has the middle of both.
+
+    Args:
+        context: tokens that prompt and reply may have together.
+        vocab_size: of the model.
+        slots: requests that may run at once; None: all.
+        text: token ids, many more than a prompt has, from which prompts are cut;
+            without any, prompts are random tokens.
+    """
+    rng = np.random.default_rng(num_requests)
+    shares = (np.arange(num_requests) + 0.5) / num_requests
+    spread = lambda low, high: rng.permutation(low + shares * (high - low)).astype(int)
+    prompts = [
+        rng.integers(0, vocab_size, max(1, length)).tolist()
+        for length in spread(context / 32, context / 4)
+    ]
+    lengths = [max(1, int(n)) for n in spread(context / 16, context / 2)]
+    if text:
+        starts = rng.integers(max(1, len(text) - context // 4), size=num_requests)
+        prompts = [
+            list(text[start : start + len(prompt)])
+            for start, prompt in zip(starts, prompts, strict=True)
+        ]
+    return Workload(prompts, lengths, min(num_requests, slots or num_requests))
+
+
+@dataclass
+class EngineTimes:
+    """What the engine's listeners have measured.
+
+    first_token: seconds from the submission to the first token, of each request.
+    between_tokens: seconds from a token to the next, of all requests.
+    tokens: of each reply, the last time.
+    num_reply_steps: (reply, step of the engine) pairs with tokens, the last time.
+    """
+
+    first_token: list[float]
+    between_tokens: list[float]
     tokens: list[list[int]]
-    steps: int = 0
+    num_reply_steps: int = 0
 
 
-class Endless:
+class EndlessTokenizer:
     """A tokenizer whose EOS is never drawn and whose tokens are all one letter."""
 
     eos_id = -1
@@ -89,35 +141,35 @@ def run(
     draft: Path | None = None,
     guesses: int = 4,
 ) -> dict:
-    """Measures replies, with other contestants taking turns if asked for.
+    """Measures decoding, in turns with other implementations if asked for.
 
     Args:
         config: an experiment; without a run its weights are random, and so are the
             prompts.
-        workdir: a run, whose weights are taken; prompts are pieces of its held-out
-            text.
+        workdir: a run, whose weights are measured; prompts are from its held-out text.
         step: of its checkpoint; None: the best.
         against: 'torch', 'llama.cpp', or None for ours alone.
         python: the interpreter that has the other library; by default this one.
-        requests: so many requests at once -> rounds of measuring; there are as many
-            as contestants at least, so that each comes first once.
+        requests: so many requests at once -> rounds of measuring. There are at least
+            as many rounds as implementations, so that each comes first once.
         slots: requests that run at once; None: all.
-        draft: the run of a smaller model that guesses ahead in a contestant of ours.
-        guesses: tokens that it guesses in a step.
+        draft: the run of a smaller model, for speculative decoding in one more
+            implementation.
+        guesses: tokens that the draft guesses in a step.
 
     Returns:
-        (contestant, requests) -> its summary, `steps` its rounds: of ours also
-        `first` and `between` (seconds at the median and the 95th percentile), of
-        all but the first `speedup` (that one's over it), and with a draft `a_step`,
-        tokens of a reply drawn in a step.
+        (implementation, requests) -> its summary, `steps` its rounds: of ours also
+        `first` and `between` (seconds at the median and the 95th percentile), of all
+        but the first `speedup` (that one's over it), and with a draft `a_step`, tokens
+        of a reply drawn in a step.
 
     Raises:
-        UserError: what to compare with is unknown, not installed, has no such model,
-            or gives other logits; a draft of no run, or that cannot guess for it; no
+        UserError: the other library is unknown, not installed, has no such model, or
+            gives other logits; the draft is no run, or cannot guess for the model; no
             documents of the run are held out.
     """
-    if against not in (None, *OTHERS):
-        raise UserError(f'--against={against}: use {" or ".join(OTHERS)}')
+    if against not in (None, *LIBRARIES):
+        raise UserError(f'--against={against}: use {" or ".join(LIBRARIES)}')
     if draft and not workdir:
         raise UserError(
             '--draft guesses for a trained model: name its run by --workdir, instead '
@@ -125,59 +177,70 @@ def run(
         )
     if against:
         check_backend(against)
-    settings, params, text = _model(config, workdir, step)
+    settings, params, text = _load_model(config, workdir, step)
     if against:
         hf_weights.check(settings, against)
-    ours = {OURS: {}}
+    engine_options = {OURS: {}}
     if draft:
-        guessing = _draft(config, workdir, draft)
-        options = dict(draft=(guessing.settings, guessing.params), guesses=guesses)
-        ours['with the draft'] = options
+        draft_model = _load_draft(config, workdir, draft)
+        engine_options['with the draft'] = dict(
+            draft=(draft_model.settings, draft_model.params), guesses=guesses
+        )
     results = {}
     with ExitStack() as stack:
-        others = {}
+        libraries = {}
         if against:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            others = _others(stack, folder, settings, params, against, python)
+            libraries = _start_libraries(
+                stack, folder, settings, params, against, python
+            )
         for n, rounds in requests.items():
-            work = make_workload(n, settings.context, settings.vocab_size, slots, text)
-            results |= _measure(settings, params, work, ours, others, rounds)
-    _report(settings, results)
+            workload = make_workload(
+                n, settings.context, settings.vocab_size, slots, text
+            )
+            results |= _measure(
+                settings, params, workload, engine_options, libraries, rounds
+            )
+    _print_report(settings, results)
     return results
 
 
-def _measure(settings, params, workload, ours, others, rounds):
-    """(contestant, requests) -> its summary, of one workload."""
+def _measure(settings, params, workload, engine_options, libraries, rounds):
+    """(implementation, requests) -> its summary, of one workload."""
     n = len(workload.prompts)
-    print(f'{OURS}, {_named(n)}: compiling', flush=True)
-    turns, seen = {}, {}
-    for name, options in ours.items():
-        turns[name], seen[name] = engine_contestant(
+    print(f'{OURS}, {_count(n)}: compiling', flush=True)
+    implementations, times = {}, {}
+    for name, options in engine_options.items():
+        implementations[name], times[name] = make_engine_runner(
             settings, params, workload, **options
         )
-    our_tokens = seen[OURS].tokens
-    for name in list(ours)[1:]:
-        _tell_agreement(name, workload, our_tokens, seen[name].tokens)
-    for name, ask in others.items():
-        turns[name] = _other_contestant(name, ask, workload, our_tokens)
-    seconds = interleave(turns, max(rounds, len(turns)), steps=1)
-    tokens = sum(workload.lengths)
-    results = {
-        name: summarize([s for turn in turns for s in turn], tokens)
-        for name, turns in seconds.items()
-    }
-    for name, its in seen.items():
-        results[name]['first'] = _percentiles(its.first)
-        results[name]['between'] = _percentiles(its.between)
-    for name in list(ours)[1:]:
-        results[name]['a_step'] = tokens / seen[name].steps
-    for name in list(turns)[1:]:
-        results[name]['speedup'] = speedup(seconds[OURS], seconds[name])
+    our_tokens = times[OURS].tokens
+    for name in list(times)[1:]:
+        _print_agreement(name, workload, our_tokens, times[name].tokens)
+    for name, ask in libraries.items():
+        order = dict(do='generate', **workload._asdict())
+        _print_agreement(name, workload, our_tokens, ask(order)['tokens'])
+        implementations[name] = lambda steps, ask=ask, order=order: [
+            ask(order)['seconds'] for _ in range(steps)
+        ]
+    rounds = max(rounds, len(implementations))
+    seconds = time_in_turns(implementations, rounds, steps=1)
+    num_tokens = sum(workload.lengths)
+    results = summarize_all(seconds, num_tokens)
+    for name, engine_times in times.items():
+        for key, values in (
+            ('first', engine_times.first_token),
+            ('between', engine_times.between_tokens),
+        ):
+            p50, p95 = np.percentile(values, [50, 95]).tolist()
+            results[name][key] = {'p50': p50, 'p95': p95}
+        if name != OURS:
+            results[name]['a_step'] = num_tokens / engine_times.num_reply_steps
     return {(name, n): result for name, result in results.items()}
 
 
-def _model(config, workdir, step):
-    """(settings, parameters, held-out tokens): a run's; or random ones, and none."""
+def _load_model(config, workdir, step):
+    """(settings, parameters, held-out tokens) of a run; or random ones, and []."""
     if workdir is None:
         settings = resolve(config.model, config.tokenizer.vocab_size)
         init = jax.jit(lambda key: gpt.init_params(settings, key))
@@ -187,12 +250,12 @@ def _model(config, workdir, step):
 
     with console.progress_bar('reading the model', 0):
         trained = load(config, workdir, inference_mesh(config), step)
-    texts = '\n\n'.join(held_out_texts(config, workdir, DOCUMENTS))
+    texts = '\n\n'.join(held_out_texts(config, workdir, NUM_DOCUMENTS))
     return trained.settings, trained.params, trained.tokenizer.encode(texts)
 
 
-def _draft(config, workdir, draft):
-    """The model of a run that may guess for that of another."""
+def _load_draft(config, workdir, draft):
+    """The model of the run `draft`, checked to have the same tokenizer."""
     from gptjax.tokenizer.tokenizer import Tokenizer
     from gptjax.train.load_model import inference_mesh, load_draft
 
@@ -200,85 +263,84 @@ def _draft(config, workdir, draft):
     return load_draft(draft, inference_mesh(config), tokenizer)
 
 
-# ---- the contestants ----------------------------------------------------------
+# ---- implementations ----------------------------------------------------------
 
 
-def engine_contestant(
+def make_engine_runner(
     settings, params, workload: Workload, **options
-) -> tuple[Callable[[int], list[float]], Seen]:
-    """`go(steps)`, which answers the workload so often, warm; and what is seen.
+) -> tuple[Callable[[int], list[float]], EngineTimes]:
+    """`run_steps(steps)`, which answers the workload so often; and what it measures.
 
-    `options` are further ones of the engine.
+    The engine is compiled and has answered once. `options` are further ones of it.
     """
     engine = Engine(
         settings,
         params,
-        Endless(),
+        EndlessTokenizer(),
         slots=workload.batch,
         queue=len(workload.prompts),
-        prefix_bytes=0,  # each prompt is read anew, as the others read it
+        prefix_bytes=0,  # no prefix cache: the other libraries have none
         **options,
     )
     engine.warm_up()
-    seen = Seen([], [], [])
+    measured = EngineTimes([], [], [])
 
-    def once() -> float:
+    def run_once() -> float:
         tokens = [[] for _ in workload.prompts]
-        times = [[] for _ in workload.prompts]
-        rounds, told = 0, set()  # and (reply, round) where there were tokens
+        token_times = [[] for _ in workload.prompts]
+        engine_step, reply_steps = 0, set()
 
-        def listener(request):
+        def make_listener(request):
             def listen(update):
                 if update.tokens:
-                    told.add((request, rounds))
-                times[request] += [time.perf_counter()] * len(update.tokens)
+                    reply_steps.add((request, engine_step))
+                now = time.perf_counter()
+                token_times[request] += [now] * len(update.tokens)
                 tokens[request] += [token.id for token in update.tokens]
 
             return listen
 
-        began = time.perf_counter()
+        start = time.perf_counter()
         for request, prompt in enumerate(workload.prompts):
-            how = SamplingParameters(
+            parameters = SamplingParameters(
                 max_tokens=workload.lengths[request], temperature=0.0
             )
-            engine.submit(prompt, how, listener(request))
+            engine.submit(prompt, parameters, make_listener(request))
         while engine.step():
-            rounds += 1
-        seconds = time.perf_counter() - began
-        seen.first.extend(row[0] - began for row in times)
-        seen.between.extend(gap for row in times for gap in np.diff(row))
-        seen.tokens[:] = tokens
-        seen.steps = len(told)
+            engine_step += 1
+        seconds = time.perf_counter() - start
+        measured.first_token.extend(times[0] - start for times in token_times)
+        gaps = (gap for times in token_times for gap in np.diff(times))
+        measured.between_tokens.extend(gaps)
+        measured.tokens[:] = tokens
+        measured.num_reply_steps = len(reply_steps)
         return seconds
 
-    def go(steps: int) -> list[float]:
-        return [once() for _ in range(steps)]
-
-    once()
-    seen.first.clear()
-    seen.between.clear()
-    return go, seen
+    run_once()
+    measured.first_token.clear()
+    measured.between_tokens.clear()
+    return lambda steps: [run_once() for _ in range(steps)], measured
 
 
-def _others(stack, folder, settings, params, against, python):
-    """name -> `ask` of each contestant, started and found to give our logits."""
+def _start_libraries(stack, folder, settings, params, against, python):
+    """name -> `ask` of each implementation, started and found to give our logits."""
     weights = folder / 'weights.npz'
     hf_weights.write(weights, settings, params)
-    module, contestants = OTHERS[against]
-    started = {}
-    for name, arguments in contestants.items():
+    module, implementations = LIBRARIES[against]
+    ask_of_name = {}
+    for name, arguments in implementations.items():
         print(f'{name}: starting', flush=True)
         arguments = [f'--weights={weights}', *arguments]
-        described, started[name] = stack.enter_context(
-            contestant(against, module, arguments, python or sys.executable)
+        description, ask_of_name[name] = stack.enter_context(
+            library_process(against, module, arguments, python or sys.executable)
         )
-        difference = compare_logits(started[name], folder, settings, params)
+        difference = compare_logits(ask_of_name[name], folder, settings, params)
         print(
-            f'{name}: {described["name"]}, {described["threads"]} threads; '
+            f'{name}: {description["name"]}, {description["threads"]} threads; '
             f'logits differ from ours by {difference:.1e} at most',
             flush=True,
         )
-    return started
+    return ask_of_name
 
 
 def compare_logits(ask: Callable, folder: Path, settings, params) -> float:
@@ -287,7 +349,7 @@ def compare_logits(ask: Callable, folder: Path, settings, params) -> float:
     Raises:
         UserError: it is more than rounding explains.
     """
-    T = min(CHECKED, settings.context)
+    T = min(NUM_LOGITS_TOKENS, settings.context)
     tokens_T = np.random.default_rng(0).integers(0, settings.vocab_size, T)
     logits = jax.jit(lambda params, *batch: gpt.bind(settings, params)(*batch))
     our_TV = logits(
@@ -308,32 +370,25 @@ def compare_logits(ask: Callable, folder: Path, settings, params) -> float:
     return difference
 
 
-def _other_contestant(name, ask, workload, our_tokens):
-    """`go(steps)` of another process, warm, with a word on whether its tokens agree."""
-    order = dict(do='go', **workload._asdict())
-    _tell_agreement(name, workload, our_tokens, ask(order)['tokens'])
-    return lambda steps: [ask(order)['seconds'] for _ in range(steps)]
+# ---- what is printed ----------------------------------------------------------
 
 
-def _tell_agreement(name, workload, our_tokens, theirs):
-    agreed = sum(
-        next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
-        for pairs in (
-            list(zip(a, b, strict=True))
-            for a, b in zip(our_tokens, theirs, strict=True)
-        )
-    )
+def _print_agreement(name, workload, our_tokens, their_tokens):
+    num_equal = 0
+    for ours, theirs in zip(our_tokens, their_tokens, strict=True):
+        for our_token, their_token in zip(ours, theirs, strict=True):
+            if our_token != their_token:
+                break
+            num_equal += 1
     print(
-        f'{name}, {_named(len(theirs))}: {agreed:,} of {sum(workload.lengths):,} '
-        'tokens agree with ours before the first that differs',
+        f'{name}, {_count(len(their_tokens))}: {num_equal:,} of '
+        f'{sum(workload.lengths):,} tokens agree with ours before the first that '
+        'differs',
         flush=True,
     )
 
 
-# ---- what is printed ----------------------------------------------------------
-
-
-def _report(settings, results):
+def _print_report(settings, results):
     context = settings.context
     print(
         f'\n{parameter_count.num_params(settings):,} parameters; prompts of '
@@ -346,29 +401,24 @@ def _report(settings, results):
     )
     print(f'{"":44}{"p50":>11}{"p95":>11}{"p50":>11}{"p95":>11}')
     for (name, n), result in results.items():
-        row = f'{name + ", " + _named(n):28}{result["steps"]:7}'
+        row = f'{name + ", " + _count(n):28}{result["steps"]:7}'
         row += f'{result["tokens_per_second"]:9,.0f}'
-        for seen in ('first', 'between'):
-            for share in ('p50', 'p95'):
-                if seen in result:
-                    row += f'{result[seen][share] * 1e3:11,.2f}'
+        for interval in ('first', 'between'):
+            for percentile in ('p50', 'p95'):
+                if interval in result:
+                    row += f'{result[interval][percentile] * 1e3:11,.2f}'
         print(row)
     for (name, n), result in results.items():
         if 'speedup' in result:
             ratio = result['speedup']
             print(
-                f'{_named(n)}: {OURS} is {ratio["ratio"]:.2f} times as fast as {name} '
+                f'{_count(n)}: {OURS} is {ratio["ratio"]:.2f} times as fast as {name} '
                 f'({ratio["low"]:.2f} to {ratio["high"]:.2f} by round, median of '
                 f'{result["steps"]})'
             )
         if 'a_step' in result:
-            print(f'{_named(n)}, {name}: {result["a_step"]:.2f} tokens a step')
+            print(f'{_count(n)}, {name}: {result["a_step"]:.2f} tokens a step')
 
 
-def _named(requests):
+def _count(requests):
     return f'{requests} request' if requests == 1 else f'{requests} requests'
-
-
-def _percentiles(seconds):
-    p50, p95 = np.percentile(seconds, [50, 95]).tolist()
-    return {'p50': p50, 'p95': p95}

@@ -1,8 +1,8 @@
 """`bench train`: tokens per second of a config's training step.
 
-With `--against torch` PyTorch takes turns in the same run, on the GPT-2 of the same
+With `--against torch` PyTorch takes turns in the same run, on a GPT-2 of the same
 sizes (see `gptjax.bench.torch_gpt2`): configs/bench.py is made for that. Tokens are
-random; ours also masks by document, which costs it a comparison a score.
+random. Our attention also masks by document, one more comparison for each score.
 """
 
 import sys
@@ -13,8 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from gptjax.bench.contestant import check_backend
-from gptjax.bench.timing import interleave, speedup, summarize
+from gptjax.bench.comparison import check_backend, summarize_all, time_in_turns
 from gptjax.bench.torch_gpt2 import torch_trainer
 from gptjax.core.console import UserError
 from gptjax.models import gpt, parameter_count
@@ -31,14 +30,13 @@ ROUNDS = 6
 STEPS = 4
 WARMUP_STEPS = 3
 
-
-# What `transformers`' GPT-2 is, beside its sizes.
+# The model fields of `transformers`' GPT-2, besides its sizes.
 GPT2 = dict(position='learned', norm='layernorm', mlp='gelu', bias=True)
 GPT2 |= dict(qk_norm=False, tie_embeddings=True, dtype='float32')
 
 
 def run(config: ConfigDict, against: str | None = None, python: str | None = None):
-    """Measures a step, with torch taking turns in the same run if asked for.
+    """Measures a training step, in turns with PyTorch if `against` names it.
 
     Args:
         config: an experiment; the vocabulary is `tokenizer.vocab_size`.
@@ -46,12 +44,12 @@ def run(config: ConfigDict, against: str | None = None, python: str | None = Non
         python: the interpreter that has torch; by default this one.
 
     Returns:
-        name -> its summary, with `speedup` (ours over it) where it is torch's.
+        name -> its summary, with `speedup` (ours over it) if it is of torch.
 
     Raises:
-        UserError: the config cannot train; what to compare with is unknown, not
-            installed, or another model than the config's; or this is no CPU, which
-            is where torch computes.
+        UserError: the config cannot train; the other library is unknown or not
+            installed, or has another model than the config's; or JAX does not compute
+            on the CPU, where torch does.
     """
     if against not in (None, 'torch'):
         raise UserError(f'--against={against}: use torch')
@@ -71,24 +69,17 @@ def run(config: ConfigDict, against: str | None = None, python: str | None = Non
         batch_size=config.train.batch_size,
     )
     print('gptjax: compiling', flush=True)
-    contestants = {'gptjax': trainer(config, settings)}
+    implementations = {'gptjax': make_trainer(config, settings)}
     with ExitStack() as stack:
         if against:
             for mode in ('eager', 'compile'):
                 print(f'torch, {mode}: starting', flush=True)
-                _, go = stack.enter_context(
+                _, run_steps = stack.enter_context(
                     torch_trainer(mode, **sizes, python=python or sys.executable)
                 )
-                contestants[f'torch {mode}'] = go
-        seconds = interleave(contestants, ROUNDS, STEPS)
-    results = {
-        name: summarize(
-            [s for turn in turns for s in turn], sizes['batch_size'] * context
-        )
-        for name, turns in seconds.items()
-    }
-    for name in results.keys() - {'gptjax'}:
-        results[name]['speedup'] = speedup(seconds['gptjax'], seconds[name])
+                implementations[f'torch {mode}'] = run_steps
+        seconds = time_in_turns(implementations, ROUNDS, STEPS)
+    results = summarize_all(seconds, sizes['batch_size'] * context)
 
     print(f'\n{parameter_count.num_params(settings):,} parameters, {sizes}')
     causal, full = parameter_count.train_flops_per_token(settings, context)
@@ -117,8 +108,8 @@ def _check_gpt2(settings):
             )
 
 
-def trainer(config: ConfigDict, settings):
-    """`go(steps)`: trains so many steps and returns the seconds of each."""
+def make_trainer(config: ConfigDict, settings):
+    """`run_steps(steps)`, warmed up: trains so many steps, returns their seconds."""
     mesh = make_mesh(config.mesh)
     batch_size, context = config.train.batch_size, config.data.context
     rng = np.random.default_rng(0)
@@ -147,16 +138,16 @@ def trainer(config: ConfigDict, settings):
         )
         batch = jax.device_put(batch, batch_sharding(mesh))
 
-    def go(steps: int) -> list[float]:
+    def run_steps(steps: int) -> list[float]:
         nonlocal state
         seconds = []
         with jax.set_mesh(mesh):
             for _ in range(steps):
-                began = time.perf_counter()
+                start = time.perf_counter()
                 state, metrics = step(state, batch)
                 jax.block_until_ready((state, metrics))
-                seconds.append(time.perf_counter() - began)
+                seconds.append(time.perf_counter() - start)
         return seconds
 
-    go(WARMUP_STEPS)
-    return go
+    run_steps(WARMUP_STEPS)
+    return run_steps

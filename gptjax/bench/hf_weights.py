@@ -10,31 +10,31 @@ import numpy as np
 
 from gptjax.core.console import UserError
 
-# What the other library has: the values that a field may have.
+# The values of model fields that each library has.
 TORCH = dict(position=['rotary'], norm=['rmsnorm'], bias=[False], windows=[(0,)])
 TORCH |= dict(tie_embeddings=[False], attention_softcap=[0.0], logit_softcap=[0.0])
 TORCH |= dict(dtype=['float32'], mlp=['swiglu', 'relu2'], qk_norm=[False, True])
 LLAMA_CPP = TORCH | dict(mlp=['swiglu'], qk_norm=[False])
-KNOWN = {'torch': TORCH, 'llama.cpp': LLAMA_CPP}
+SUPPORTED = {'torch': TORCH, 'llama.cpp': LLAMA_CPP}
 
 
 def check(settings, against: str) -> None:
-    """Refuses a model that the other library, a name in KNOWN, does not have.
+    """Refuses a model that the other library, a name in SUPPORTED, does not have.
 
     Raises:
         UserError: naming the field.
     """
-    for field, values in KNOWN[against].items():
+    for field, values in SUPPORTED[against].items():
         if settings[field] not in values:
-            known = ' or '.join(map(repr, values))
+            supported = ' or '.join(map(repr, values))
             raise UserError(
-                f'--against={against}: its model.{field} is {known}, and it is '
+                f'--against={against}: its model.{field} is {supported}, and it is '
                 f'{settings[field]!r} here: use configs/bench.py:llama'
             )
 
 
 def state_dict(params: dict) -> dict[str, np.ndarray]:
-    """The parameters by the names of its models, float32, one layer each.
+    """The parameters by Hugging Face's names, float32, one layer each.
 
     PyTorch keeps a linear map as (outputs, inputs), and heads as one axis. The
     halves that rotary positions turn are in the same order on both sides.
@@ -47,36 +47,36 @@ def state_dict(params: dict) -> dict[str, np.ndarray]:
     params = jax.tree.map(np.asarray, params)
     layers = params['layers']
     D = params['embed']['token'].shape[1]
-    into = lambda weight: weight.reshape(D, -1).T  # (D, …) -> (…, D)
-    out_of = lambda weight: weight.reshape(-1, D).T  # (…, D) -> (D, …)
+    from_width = lambda weight: weight.reshape(D, -1).T  # (D, …) -> (…, D)
+    to_width = lambda weight: weight.reshape(-1, D).T  # (…, D) -> (D, …)
     named = {
         'model.embed_tokens.weight': params['embed']['token'],
         'model.norm.weight': params['final_norm']['scale'],
-        'lm_head.weight': into(params['head']['kernel']),
+        'lm_head.weight': from_width(params['head']['kernel']),
     }
     for i in range(len(layers['mlp']['up'])):
         attention, mlp = layers['attention'], layers['mlp']
-        parts = {
+        weights = {
             'input_layernorm': layers['attention_norm']['scale'][i],
-            'self_attn.q_proj': into(attention['query'][i]),
-            'self_attn.k_proj': into(attention['key'][i]),
-            'self_attn.v_proj': into(attention['value'][i]),
-            'self_attn.o_proj': out_of(attention['out'][i]),
+            'self_attn.q_proj': from_width(attention['query'][i]),
+            'self_attn.k_proj': from_width(attention['key'][i]),
+            'self_attn.v_proj': from_width(attention['value'][i]),
+            'self_attn.o_proj': to_width(attention['out'][i]),
             'post_attention_layernorm': layers['mlp_norm']['scale'][i],
-            'mlp.up_proj': into(mlp['up'][i]),
-            'mlp.down_proj': out_of(mlp['down'][i]),
+            'mlp.up_proj': from_width(mlp['up'][i]),
+            'mlp.down_proj': to_width(mlp['down'][i]),
         }
         if 'gate' in mlp:
-            parts['mlp.gate_proj'] = into(mlp['gate'][i])
+            weights['mlp.gate_proj'] = from_width(mlp['gate'][i])
         if 'query_norm' in attention:
-            parts['self_attn.q_norm'] = attention['query_norm']['scale'][i]
-            parts['self_attn.k_norm'] = attention['key_norm']['scale'][i]
-        named |= {f'model.layers.{i}.{k}.weight': v for k, v in parts.items()}
+            weights['self_attn.q_norm'] = attention['query_norm']['scale'][i]
+            weights['self_attn.k_norm'] = attention['key_norm']['scale'][i]
+        named |= {f'model.layers.{i}.{k}.weight': v for k, v in weights.items()}
     return {k: np.ascontiguousarray(v, np.float32) for k, v in named.items()}
 
 
 def sizes(settings) -> dict:
-    """The fields of its configs, and `qk_norm`."""
+    """The fields of Hugging Face's configs, and `qk_norm`."""
     return dict(
         hidden_act={'swiglu': 'silu', 'relu2': 'relu2'}[settings.mlp],
         qk_norm=settings.qk_norm,
@@ -103,5 +103,5 @@ def read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     """(`sizes`, `state_dict`) of what `write` wrote."""
     arrays = dict(np.load(path))
     fields = [name for name in arrays if name.startswith('config.')]
-    found = {name.removeprefix('config.'): arrays.pop(name).item() for name in fields}
-    return found, arrays
+    sizes = {name.removeprefix('config.'): arrays.pop(name).item() for name in fields}
+    return sizes, arrays

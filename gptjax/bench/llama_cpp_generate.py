@@ -1,9 +1,9 @@
-"""The other side of `bench decode --against llama.cpp`: our weights as GGUF.
+"""The process of `bench decode --against llama.cpp`: our weights as GGUF.
 
 The weights become a float32 GGUF file, which llama.cpp decodes on every core with
 continuous batching and a float32 cache, greedily. The calls are those of its C
-interface, so that llama-cpp-python's own work is not measured. It runs in a process
-of its own; see `gptjax.bench.contestant`.
+interface, so that llama-cpp-python's own work is not measured. It answers orders; see
+`gptjax.bench.comparison`.
 """
 
 import argparse
@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gptjax.bench.contestant import answer
-from gptjax.bench.hf_weights import read
-from gptjax.bench.timing import available_cores
+from gptjax.bench import hf_weights
+from gptjax.bench.comparison import answer_orders, available_cores
 from gptjax.core.console import UserError
 
 # Hugging Face's names and GGUF's, after 'model.layers.0.' and 'blk.0.'.
@@ -43,11 +42,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description='llama.cpp, on orders.')
     parser.add_argument('--weights', type=Path, required=True, help='a .npz')
     flags = parser.parse_args()
-    answer(lambda: start(flags.weights))
+    answer_orders(lambda: start(flags.weights))
 
 
 def start(weights: Path) -> tuple[dict, dict]:
-    """Loads the model; what it is, and what it can be asked for."""
+    """Loads the model; its description and the orders that it answers."""
     try:
         import gguf  # noqa: F401 (asked for here, so that the message is one)
         import llama_cpp
@@ -56,7 +55,7 @@ def start(weights: Path) -> tuple[dict, dict]:
             f'{sys.executable} has no {error.name}: run its pip install gguf '
             'llama-cpp-python, or give another Python by --against_python'
         ) from None
-    sizes, arrays = read(weights)
+    sizes, arrays = hf_weights.read(weights)
     path = weights.with_suffix('.gguf')
     write_gguf(path, sizes, arrays)
     # A decoder for each number of requests at once, as the engine has.
@@ -71,12 +70,12 @@ def start(weights: Path) -> tuple[dict, dict]:
         decoder(1).forget(0)
         return {}
 
-    def go(prompts: list[list[int]], lengths: list[int], batch: int) -> dict:
+    def generate(prompts: list[list[int]], lengths: list[int], batch: int) -> dict:
         """Generates all replies, at most `batch` at once."""
         decode = decoder(batch).complete
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         tokens = decode(prompts, lengths)
-        return {'seconds': time.perf_counter() - began, 'tokens': tokens}
+        return {'seconds': time.perf_counter() - start_time, 'tokens': tokens}
 
     description = {
         'name': f'llama-cpp-python {llama_cpp.__version__}',
@@ -85,7 +84,7 @@ def start(weights: Path) -> tuple[dict, dict]:
             weight.size for name, weight in arrays.items() if name.endswith('.weight')
         ),
     }
-    return description, {'logits': logits, 'go': go}
+    return description, {'logits': logits, 'generate': generate}
 
 
 class Decoder:
@@ -141,12 +140,12 @@ class Decoder:
         self._llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
     def complete(self, prompts, lengths) -> list[list[int]]:
-        """The replies' tokens; whoever ends makes room for the next."""
+        """The replies' tokens; a reply that ends makes room for the next request."""
         replies = [[] for _ in prompts]
         waiting = list(range(len(prompts)))
         running = [None] * self._slots  # the request of each sequence
         while waiting or any(request is not None for request in running):
-            rows, asked = [], []
+            rows, decoded = [], []
             for sequence, request in enumerate(running):
                 if request is None and waiting:
                     request = running[sequence] = waiting.pop(0)
@@ -160,9 +159,9 @@ class Decoder:
                     (sequence, start + i, token, i == last)
                     for i, token in enumerate(tokens)
                 ]
-                asked.append((sequence, request))
+                decoded.append((sequence, request))
             chosen = self.decode(rows).argmax(axis=-1).tolist()
-            for (sequence, request), token in zip(asked, chosen, strict=True):
+            for (sequence, request), token in zip(decoded, chosen, strict=True):
                 replies[request].append(token)
                 if len(replies[request]) == lengths[request]:
                     self.forget(sequence)

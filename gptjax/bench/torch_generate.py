@@ -1,24 +1,20 @@
-"""The other side of `bench decode --against torch`: Hugging Face's `generate`.
+"""The process of `bench decode --against torch`: Hugging Face's `generate`.
 
 A model of `transformers` with our weights, float32, greedy, on every core. `eager` is
 `generate` as it comes: a cache that grows. `compile` is a static cache with a compiled
-step, which `generate` itself chooses on GPUs only and is told to use here. It runs in a
-process of its own; see `gptjax.bench.contestant`.
+step, which `generate` itself chooses on GPUs only and is told to use here. It answers
+orders; see `gptjax.bench.comparison`.
 """
 
 import argparse
-import os
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
-from gptjax.bench.contestant import answer
-from gptjax.bench.hf_weights import read
-from gptjax.bench.timing import available_cores
-from gptjax.bench.torch_gpt2 import cpp_compiler
-from gptjax.core.console import UserError
+from gptjax.bench import hf_weights
+from gptjax.bench.comparison import answer_orders
+from gptjax.bench.torch_gpt2 import import_torch
 
 
 def main() -> None:
@@ -26,24 +22,12 @@ def main() -> None:
     parser.add_argument('--weights', type=Path, required=True, help='a .npz')
     parser.add_argument('--mode', choices=('eager', 'compile'), required=True)
     flags = parser.parse_args()
-    answer(lambda: start(flags.weights, flags.mode))
+    answer_orders(lambda: start(flags.weights, flags.mode))
 
 
 def start(weights: Path, mode: str) -> tuple[dict, dict]:
-    """Loads the model; what it is, and what it can be asked for."""
-    os.environ.setdefault('HF_HUB_OFFLINE', '1')  # the weights are ours
-    try:
-        import torch
-        import transformers
-    except ImportError as error:
-        raise UserError(
-            f'{sys.executable} has no {error.name}: run its pip install torch '
-            'transformers, or give another Python by --against_python'
-        ) from None
-    if mode == 'compile' and not cpp_compiler():
-        raise UserError('torch.compile needs a C++ compiler: install g++ or clang++')
-    transformers.logging.set_verbosity_error()
-    torch.set_num_threads(available_cores())
+    """Loads the model; its description and the orders that it answers."""
+    torch, transformers = import_torch(mode)
     model = load(weights)
 
     def logits(tokens: list[int], path: str) -> dict:
@@ -53,25 +37,25 @@ def start(weights: Path, mode: str) -> tuple[dict, dict]:
         np.save(path, logits_BTV[0].numpy())
         return {}
 
-    def go(prompts: list[list[int]], lengths: list[int], batch: int) -> dict:
+    def generate_all(prompts: list[list[int]], lengths: list[int], batch: int) -> dict:
         """Generates all replies, `batch` prompts at once, in order.
 
         A batch runs until its longest reply is done; what is past the length
         that was asked for is dropped.
         """
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         tokens = []
         for first in range(0, len(prompts), batch):
             rows = slice(first, first + batch)
             tokens += generate(model, mode, prompts[rows], lengths[rows])
-        return {'seconds': time.perf_counter() - began, 'tokens': tokens}
+        return {'seconds': time.perf_counter() - start_time, 'tokens': tokens}
 
     description = {
         'name': f'torch {torch.__version__}, transformers {transformers.__version__}',
         'threads': torch.get_num_threads(),
         'parameters': sum(p.numel() for p in model.parameters()),
     }
-    return description, {'logits': logits, 'go': go}
+    return description, {'logits': logits, 'generate': generate_all}
 
 
 def load(weights: Path):
@@ -79,7 +63,7 @@ def load(weights: Path):
     import torch
     import transformers
 
-    sizes, arrays = read(weights)
+    sizes, arrays = hf_weights.read(weights)
     family = 'Qwen3' if sizes.pop('qk_norm') else 'Llama'  # only their norms differ
     config = getattr(transformers, f'{family}Config')(
         **sizes,

@@ -1,15 +1,13 @@
-"""The other side of `bench train --against torch`: GPT-2 in PyTorch.
+"""The process of `bench train --against torch`: GPT-2 in PyTorch.
 
 The model is `GPT2LMHeadModel` of Hugging Face `transformers` with random weights,
 float32, no dropout and its default attention (scaled_dot_product_attention); a
-step is forward, loss, backward, AdamW. It runs in a process of its own, which may
-have another interpreter, so that PyTorch and JAX share neither threads nor
-packages:
+step is forward, loss, backward, AdamW.
 
     python -m gptjax.bench.torch_gpt2 --mode compile --steps 10
 
-prints one JSON line. With `--serve` it stays, and times steps when it is asked to
-(`gptjax.bench.contestant`), so that a caller can alternate with its own steps;
+prints one JSON line. With `--serve` it answers orders instead
+(`gptjax.bench.comparison`), so that a caller can alternate with its own steps;
 `torch_trainer` is that caller.
 """
 
@@ -23,14 +21,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from gptjax.bench.contestant import answer, contestant
-from gptjax.bench.timing import available_cores, summarize
+from gptjax.bench.comparison import (
+    answer_orders,
+    available_cores,
+    library_process,
+    summarize,
+)
 from gptjax.core.console import UserError
 
 WARMUP_STEPS = 3  # the first compiles; the others fill caches and allocators
 
 
-# ---------------------------------------------------------------- the caller
+# ---- the caller ---------------------------------------------------------------
 
 
 @contextmanager
@@ -45,10 +47,9 @@ def torch_trainer(
     batch_size: int,
     python: str = sys.executable,
 ) -> Iterator[tuple[dict, Callable[[int], list[float]]]]:
-    """Yields what is trained in the other process, and `go(steps)`.
+    """Yields the description of the other process, and `run_steps(steps)`.
 
-    `go` blocks until so many steps are done and returns the seconds of each.
-    Between calls the process waits and takes no processor time.
+    `run_steps` waits for so many steps and returns the seconds of each.
 
     Args:
         mode: 'eager' or 'compile'.
@@ -62,17 +63,19 @@ def torch_trainer(
     sizes |= dict(vocab_size=vocab_size, batch_size=batch_size)
     arguments = [f'--mode={mode}', *(f'--{name}={n}' for name, n in sizes.items())]
     module = 'gptjax.bench.torch_gpt2'
-    with contestant('torch', module, ['--serve', *arguments], python) as (what, ask):
-        yield what, lambda steps: ask(dict(do='go', steps=steps))['step_seconds']
+    arguments = ['--serve', *arguments]
+    with library_process('torch', module, arguments, python) as (description, ask):
+        run_steps = lambda steps: ask(dict(do='train', steps=steps))['step_seconds']
+        yield description, run_steps
 
 
-# ------------------------------------------------------- the process it starts
+# ---- the process --------------------------------------------------------------
 
 
 def main() -> None:
     flags = parse_flags()
     if flags.serve:
-        answer(lambda: serve(flags))
+        answer_orders(lambda: start(flags))
         return
     try:
         description, train = build(flags)
@@ -84,15 +87,15 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def serve(flags: argparse.Namespace) -> tuple[dict, dict[str, Callable]]:
-    """What was made, and the order `go`, as `contestant.answer` takes them."""
+def start(flags: argparse.Namespace) -> tuple[dict, dict[str, Callable]]:
+    """The description and the order `train`, for `answer_orders`."""
     description, train = build(flags)
 
-    def go(steps: int) -> dict:
+    def answer_train(steps: int) -> dict:
         step_seconds, loss = train(steps)
         return dict(step_seconds=step_seconds, loss=loss)
 
-    return description, dict(go=go)
+    return description, dict(train=answer_train)
 
 
 def parse_flags() -> argparse.Namespace:
@@ -112,32 +115,13 @@ def parse_flags() -> argparse.Namespace:
 
 
 def build(flags: argparse.Namespace) -> tuple[dict, Callable]:
-    """Makes the model and warms it up.
+    """Builds the model and warms it up.
 
     Returns:
-        What was made, and `train(steps)`, which returns the seconds of each step
+        A description, and `train(steps)`, which returns the seconds of each step
         and the last loss.
-
-    Raises:
-        UserError: torch, transformers or, to compile, a C++ compiler is missing.
     """
-    os.environ.setdefault('HF_HUB_OFFLINE', '1')  # the weights are random
-    try:
-        import torch
-        import transformers
-    except ImportError as error:
-        raise UserError(
-            f'{sys.executable} has no {error.name}: run its pip install torch '
-            'transformers, or give another Python by --against_python'
-        ) from None
-    if flags.mode == 'compile' and not cpp_compiler():
-        raise UserError(
-            'torch.compile needs a C++ compiler: install g++ (on a Mac '
-            'clang++), or name one in the environment variable CXX'
-        )
-
-    transformers.logging.set_verbosity_error()
-    torch.set_num_threads(available_cores())
+    torch, transformers = import_torch(flags.mode)
     torch.manual_seed(0)
     model = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
@@ -172,9 +156,9 @@ def build(flags: argparse.Namespace) -> tuple[dict, Callable]:
     def train(steps: int) -> tuple[list[float], float]:
         step_seconds = []
         for _ in range(steps):
-            began = time.perf_counter()
+            start = time.perf_counter()
             loss = step()
-            step_seconds.append(time.perf_counter() - began)
+            step_seconds.append(time.perf_counter() - start)
         return step_seconds, loss
 
     first_loss = step()  # compiles
@@ -190,11 +174,31 @@ def build(flags: argparse.Namespace) -> tuple[dict, Callable]:
     return description, train
 
 
-def cpp_compiler() -> str | None:
-    """The path of the C++ compiler that torch.compile will find."""
-    named = shlex.split(os.environ.get('CXX', ''))
-    default = 'clang++' if sys.platform == 'darwin' else 'g++'
-    return shutil.which(named[0] if named else default)
+def import_torch(mode: str) -> tuple:
+    """(torch, transformers), with every core to compute on.
+
+    Raises:
+        UserError: torch, transformers or, to compile, a C++ compiler is missing.
+    """
+    os.environ.setdefault('HF_HUB_OFFLINE', '1')  # no weights are downloaded
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise UserError(
+            f'{sys.executable} has no {error.name}: run its pip install torch '
+            'transformers, or give another Python by --against_python'
+        ) from None
+    compiler = shlex.split(os.environ.get('CXX', ''))
+    compiler = compiler or ['clang++' if sys.platform == 'darwin' else 'g++']
+    if mode == 'compile' and not shutil.which(compiler[0]):
+        raise UserError(
+            'torch.compile needs a C++ compiler: install g++ (on a Mac '
+            'clang++), or name one in the environment variable CXX'
+        )
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(available_cores())
+    return torch, transformers
 
 
 if __name__ == '__main__':

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from gptjax.bench import bench_train, timing
+from gptjax.bench import bench_decode, bench_train, comparison
 from gptjax.core.console import UserError
 from tests import helpers
 from tests.bench.test_torch_gpt2 import fake_interpreter
@@ -28,7 +28,7 @@ def gpt2_config(**fields):
 
 @pytest.mark.slow
 def test_torch_takes_turns(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(timing, 'SETTLE_SECONDS', 0)
+    monkeypatch.setattr(comparison, 'SETTLE_SECONDS', 0)
     monkeypatch.setattr(bench_train, 'ROUNDS', 2)
     monkeypatch.setattr(bench_train, 'STEPS', 1)
     python = fake_interpreter(tmp_path, SLOW)
@@ -57,14 +57,15 @@ def test_what_cannot_train_is_refused(field, value, told):
 
 
 def test_another_model_or_library_is_refused_before_anything_compiles(monkeypatch):
-    monkeypatch.delattr(bench_train, 'trainer')
+    monkeypatch.delattr(bench_train, 'make_trainer')
     with pytest.raises(UserError, match='model.norm is .rmsnorm., not .layernorm.'):
         bench_train.run(gpt2_config(**{'model.norm': 'rmsnorm'}), 'torch')
     with pytest.raises(UserError, match='^--against=jax: use torch$'):
         bench_train.run(gpt2_config(), 'jax')
 
 
-def test_an_accelerator_is_not_measured_against_a_processor(monkeypatch):
+@pytest.mark.parametrize('bench', [bench_train, bench_decode])
+def test_an_accelerator_is_not_measured_against_a_processor(bench, monkeypatch):
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
     with pytest.raises(UserError, match='^--against=torch .* on the gpu here: leave'):
-        bench_train.run(gpt2_config(), 'torch')
+        bench.run(gpt2_config(), against='torch')
