@@ -1,12 +1,12 @@
 """Continuous batching: many requests at once, each drawn as if it were alone.
 
 A request waits for a free slot, has its prompt read into it a chunk at a time, and
-then takes part in every decode step until it ends. A round (`step`, see `rounds`) is
-one decode step and one chunk, so that a long prompt does not hold up running replies,
-or a few chunks where more prompts wait than replies run.
+then takes part in every decode step until it ends. A `step` (see `scheduler`) is one
+decode step and one chunk, so that a long prompt does not hold up running replies, or
+a few chunks where more prompts wait than replies run.
 
-A reply is a function of weights, prompt, parameters and seed. Draws come from the
-request's seed and the token's place, chunks begin at the same places of a prompt
+A reply is a function of weights, prompt, parameters and seed. Draws depend on the
+request's seed and the token's position, chunks begin at the same positions of a prompt
 whatever was cached, and shapes never change: rows do not see one another.
 """
 
@@ -22,7 +22,7 @@ import jax
 from ml_collections import FrozenConfigDict
 
 from gptjax.core.console import UserError
-from gptjax.infer.model_runner import Decoder, count_compilations
+from gptjax.infer.model_runner import ModelRunner, count_compilations
 from gptjax.infer.request import (
     ContextOverflow,
     EngineStopped,
@@ -33,35 +33,34 @@ from gptjax.infer.request import (
     check_parameters,
     join_updates,
 )
-from gptjax.infer.request_state import LiveRequest
-from gptjax.infer.scheduler import Rounds
-from gptjax.infer.streamed_text import ReplyText
+from gptjax.infer.request_state import RequestState, StreamedText
+from gptjax.infer.scheduler import Scheduler
 from gptjax.models.cache import empty_cache
 
 
 class Stats(NamedTuple):
-    """What an engine is doing, and has done since it was made."""
+    """An engine's load, and its counts since it was made."""
 
     running: int
     waiting: int
     slots: int
-    cache_used: float  # share of the cache's places that hold a running request
+    cache_used: float  # share of the cache's positions that hold a running request
     compilations: int  # of this process
     prompt_tokens: int
-    cached_tokens: int  # of the prompts' tokens, found in the prefix cache
+    cached_tokens: int  # of the prompts' tokens, those that the prefix cache had
     reply_tokens: int
 
 
 class Engine:
-    """Draws replies to many prompts at once.
+    """Draws replies to many prompts at once: for serving, evaluation and rollouts.
 
     Attributes:
         tokenizer: as given.
         context: tokens of a prompt and its reply together, at most.
         vocab_size: V.
-        fingerprint: as given: what the weights are.
-        trained_step: as given: the checkpoint's.
-        failure: the error that stopped its thread, for ever; None: there was none.
+        fingerprint: as given.
+        trained_step: as given.
+        failure: the error that stopped its thread for ever; None: there was none.
 
     Args:
         settings: of the model.
@@ -69,17 +68,17 @@ class Engine:
             only axis above one may be 'tensor', or on one device.
         tokenizer: of the model.
         slots: requests that run at once.
-        chunk: tokens of a prompt read in a round.
+        chunk: tokens of a prompt read at once.
         queue: requests that may wait for a slot.
-        prefix_bytes: memory for the beginnings of earlier prompts.
+        prefix_bytes: capacity of the cache of earlier prompts' beginnings.
         new_cache: `empty_cache` or `empty_int8_cache`.
-        convert: what is done to the weights once their layers are unstacked; see
+        convert: is applied to the weights once their layers are unstacked; see
             `quantize_params`.
-        draft: (settings, params) of a smaller model of the same vocabulary that
-            guesses ahead; see `gptjax.infer.speculative`.
-        guesses: tokens that it guesses in a step.
-        fingerprint: names the weights.
-        trained_step: updates that the weights have had.
+        draft: (settings, params) of a smaller model of the same vocabulary, for
+            speculative decoding; see `gptjax.infer.speculative`.
+        guesses: tokens that the draft proposes in a step.
+        fingerprint: of the weights.
+        trained_step: the training step of the weights' checkpoint.
     """
 
     def __init__(
@@ -107,7 +106,7 @@ class Engine:
         self.fingerprint = fingerprint
         self.trained_step = trained_step
         self.failure = None
-        self._decoder = Decoder(
+        self._runner = ModelRunner(
             settings,
             params,
             slots=slots,
@@ -117,13 +116,13 @@ class Engine:
             draft=draft,
             guesses=guesses,
         )
-        self._rounds = Rounds(self._decoder, prefix_bytes, self._end)
-        self._most_waiting = queue
-        self._tickets = count(1)
+        self._scheduler = Scheduler(self._runner, prefix_bytes, self._end)
+        self._max_waiting = queue
+        self._new_ids = count(1)
         self._lock = threading.Condition()
         self._waiting = deque()
         self._cancelled = set()
-        self._live = {}  # ticket -> request
+        self._requests = {}  # request_id -> request, waiting or running
         self._thread = None
         self._closing = False
 
@@ -133,21 +132,21 @@ class Engine:
         self,
         prompt: Sequence[int],
         parameters: SamplingParameters,
-        listen: Callable[[Update], None],
+        on_update: Callable[[Update], None],
     ) -> int:
-        """Queues a request; its ticket.
+        """Queues a request; its id, for `cancel`.
 
         Args:
             prompt: token ids, at least one (as a rule BOS).
-            parameters: how to draw.
-            listen: is called with each `Update`, on the engine's thread; an error
+            parameters: of its draws.
+            on_update: is called with each `Update`, on the engine's thread; an error
                 in it stops the engine.
 
         Raises:
             EngineStopped: it has failed, or it was closed.
-            QueueFull: as many wait as may.
-            ContextOverflow: the prompt leaves no room.
-            UserError: the prompt is empty, has a token that does not exist, or
+            QueueFull: no more requests may wait.
+            ContextOverflow: the prompt leaves no room for a reply.
+            UserError: the prompt is empty or has a token that does not exist, or
                 parameters are out of range.
         """
         check_parameters(parameters, self.vocab_size)
@@ -167,41 +166,41 @@ class Engine:
                 raise EngineStopped(self.failure or 'the engine is closing')
             if not self._has_room():
                 raise QueueFull(f'{len(self._waiting)} requests wait')
-            request = LiveRequest(
-                ticket=next(self._tickets),
+            request = RequestState(
+                request_id=next(self._new_ids),
                 prompt=prompt,
                 parameters=parameters,
-                listen=listen,
-                text=ReplyText(self.tokenizer, parameters.stop),
+                on_update=on_update,
+                text=StreamedText(self.tokenizer, parameters.stop),
                 max_tokens=min(parameters.max_tokens, room),
                 eos_id=self.tokenizer.eos_id,
             )
-            self._live[request.ticket] = request
+            self._requests[request.request_id] = request
             self._waiting.append(request)
             self._lock.notify_all()
-        return request.ticket
+        return request.request_id
 
-    def cancel(self, ticket: int) -> None:
-        """Ends a request before the next decode step; nothing if it has ended."""
+    def cancel(self, request_id: int) -> None:
+        """Ends a request before the next decode step, if it has not ended yet."""
         with self._lock:
-            if ticket in self._live:
-                self._cancelled.add(ticket)
+            if request_id in self._requests:
+                self._cancelled.add(request_id)
                 self._lock.notify_all()
 
     def stats(self) -> Stats:
         with self._lock:
-            rounds = self._rounds
-            running = [request for request in rounds.requests if request]
-            used = sum(request.place for request in running)
+            scheduler = self._scheduler
+            running = [request for request in scheduler.requests if request]
+            num_cached = sum(request.num_cached for request in running)
             return Stats(
                 running=len(running),
                 waiting=len(self._waiting),
-                slots=self._decoder.slots,
-                cache_used=used / (self._decoder.slots * self.context),
+                slots=self._runner.slots,
+                cache_used=num_cached / (self._runner.slots * self.context),
                 compilations=count_compilations(),
-                prompt_tokens=rounds.prompt_tokens,
-                cached_tokens=rounds.cached_tokens,
-                reply_tokens=rounds.reply_tokens,
+                prompt_tokens=scheduler.prompt_tokens,
+                cached_tokens=scheduler.cached_tokens,
+                reply_tokens=scheduler.reply_tokens,
             )
 
     def start(self) -> None:
@@ -213,7 +212,7 @@ class Engine:
         """Ends the thread; requests that still run are cancelled."""
         with self._lock:
             self._closing = True
-            self._cancelled.update(self._live)
+            self._cancelled.update(self._requests)
             self._lock.notify_all()
         if self._thread:
             self._thread.join()
@@ -222,9 +221,9 @@ class Engine:
     def reply(
         self, prompt: Sequence[int], parameters: SamplingParameters
     ) -> Iterator[Update]:
-        """Follows one request to its end, with or without the thread."""
+        """Yields the updates of one request, with or without the thread."""
         updates = SimpleQueue()
-        ticket = self.submit(prompt, parameters, updates.put)
+        request_id = self.submit(prompt, parameters, updates.put)
         finished = False
         try:
             while not finished:
@@ -235,80 +234,82 @@ class Engine:
                 finished = update.finish is not None
                 yield update
         finally:
-            self.cancel(ticket)  # whoever stops listening wants no more
+            self.cancel(request_id)  # whoever closes the generator wants no more
 
     def complete(
         self,
         prompts: Sequence[Sequence[int]],
         parameters: SamplingParameters | Sequence[SamplingParameters],
     ) -> list[Reply]:
-        """Whole replies to many prompts, in order; more than the queue holds are fine.
+        """Whole replies to any number of prompts, in order.
 
         For an engine without a thread. Nobody waits for a first token here, so all
-        prompts that have a slot are read before the next decode step: with short
-        replies most slots would be empty else.
+        prompts that have a slot are read before the next decode step: otherwise most
+        slots would be empty where replies are short.
         """
         if isinstance(parameters, SamplingParameters):
             parameters = [parameters] * len(prompts)
-        told = [[] for _ in prompts]
-        todo = deque(zip(prompts, parameters, told, strict=True))
-        slots = self._decoder.slots
-        while todo or self._step(patient=True):
+        updates = [[] for _ in prompts]
+        todo = deque(zip(prompts, parameters, updates, strict=True))
+        slots = self._runner.slots
+        while todo or self._step(whole_prompts=True):
             # No more wait than can run next: the others need no memory yet.
             while todo and self._has_room() and len(self._waiting) < slots:
-                prompt, how, updates = todo.popleft()
-                self.submit(prompt, how, updates.append)
+                prompt, sampling, its_updates = todo.popleft()
+                self.submit(prompt, sampling, its_updates.append)
             if todo:
-                self._step(patient=True)
-        return [join_updates(updates) for updates in told]
+                self._step(whole_prompts=True)
+        return [join_updates(its_updates) for its_updates in updates]
 
     # ---- for the engine's thread ----------------------------------------------
 
     def warm_up(self) -> None:
-        """Compiles every program, by replies to prompts of every chunk size."""
-        with jax.set_mesh(self._decoder.mesh):
-            self._decoder.warm_up()
+        """Compiles every program: nothing compiles after it."""
+        with jax.set_mesh(self._runner.mesh):
+            self._runner.warm_up()
         last = self.context - 1
         self.complete([[0], [0] * min(2, last)], SamplingParameters(max_tokens=2))
-        self._rounds.forget_counts()
+        self._scheduler.reset_counts()
 
-    def update(self, params, fingerprint: str) -> None:
-        """Goes on with new weights, laid out as the first; nothing compiles again.
+    def update_weights(self, params, fingerprint: str) -> None:
+        """Takes new weights, sharded as the first; nothing compiles again.
 
-        What was read of earlier prompts is forgotten: old weights wrote it.
+        The prefix cache is cleared: old weights wrote it.
 
         Args:
             params: of the model, as `Engine` takes them. They may be donated
                 elsewhere only once the next ones have been given.
-            fingerprint: names them.
+            fingerprint: of the weights.
 
         Raises:
             RuntimeError: requests are running or waiting.
-            ValueError: other shapes, dtypes or places.
+            ValueError: other shapes, dtypes or shardings.
         """
-        if self._live or not self._rounds.idle:
+        if self._requests or not self._scheduler.idle:
             raise RuntimeError('the engine is busy: its weights cannot change')
-        with jax.set_mesh(self._decoder.mesh):
-            self._decoder.update(params)
-        self._rounds.forget_prompts()
+        with jax.set_mesh(self._runner.mesh):
+            self._runner.update_weights(params)
+        self._scheduler.clear_prefix_cache()
         self.fingerprint = fingerprint
 
     def step(self) -> bool:
-        """One round: admissions, chunks of prompts, a decode step; False: idle."""
-        return self._step(patient=False)
+        """Assigns slots, reads chunks of prompts, decodes a step; False: idle."""
+        return self._step(whole_prompts=False)
 
-    def _step(self, patient):
-        with jax.set_mesh(self._decoder.mesh):
-            self._drop_cancelled()
-            self._seat()
-            busy = self._rounds.run(patient)
-        # Who waits can be alone: a grammar may have ended what ran in this round.
+    def _step(self, whole_prompts):
+        with jax.set_mesh(self._runner.mesh):
+            self._end_cancelled()
+            self._assign_slots()
+            busy = self._scheduler.step(whole_prompts)
+        # A grammar may have ended all that ran in this step while others still wait.
         return busy or bool(self._waiting)
 
     def _run(self):
         while True:
             with self._lock:
-                idle = lambda: self._rounds.idle and not (self._live or self._cancelled)
+                idle = lambda: (
+                    self._scheduler.idle and not (self._requests or self._cancelled)
+                )
                 while idle() and not self._closing:
                     self._lock.wait()
                 if idle():
@@ -323,24 +324,26 @@ class Engine:
         """Ends every request: after an error the slots cannot be trusted."""
         with self._lock:
             self.failure = f'the engine stopped: {str(error) or type(error).__name__}'
-            requests = list(self._live.values())
-            self._live.clear()
+            requests = list(self._requests.values())
+            self._requests.clear()
             self._waiting.clear()
             self._cancelled.clear()
-            self._rounds.clear()
+            self._scheduler.clear()
         for request in requests:
-            # The listener may be what failed; the others are to be told all the same.
+            # Its callback may be what failed; the others are called all the same.
             with suppress(Exception):
-                request.listen(Update(finish='error', error=self.failure))
+                request.on_update(Update(finish='error', error=self.failure))
 
     def _has_room(self) -> bool:
-        """Whether one more may wait: for a free slot, or in the queue."""
-        free = self._rounds.requests.count(None)
-        return len(self._waiting) < self._most_waiting + free
+        """Whether one more request may wait, for a free slot or in the queue."""
+        free = self._scheduler.requests.count(None)
+        return len(self._waiting) < self._max_waiting + free
 
-    def _drop_cancelled(self):
+    def _end_cancelled(self):
         with self._lock:
-            requests = [self._live[t] for t in self._cancelled if t in self._live]
+            requests = [
+                self._requests[id] for id in self._cancelled if id in self._requests
+            ]
             self._cancelled.clear()
             for request in requests:
                 if request.slot is None:
@@ -348,25 +351,23 @@ class Engine:
         for request in requests:
             self._end(request, Update(finish='cancelled'))
 
-    def _seat(self):
-        """Gives free slots to those who wait, first come first served."""
-        for slot, taken in enumerate(self._rounds.requests):
-            if taken:
+    def _assign_slots(self):
+        """Gives free slots to the requests that wait, first come first served."""
+        for slot, running in enumerate(self._scheduler.requests):
+            if running:
                 continue
             with self._lock:
                 if not self._waiting:
                     return
                 request = self._waiting.popleft()
-                self._rounds.seat(request, slot)
-            self._rounds.begin(request)
+                self._scheduler.assign_slot(request, slot)
+            self._scheduler.copy_cached_prefix(request)
 
-    def _end(self, request, last):
-        """Frees the slot, then tells."""
+    def _end(self, request, last_update):
+        """Frees the slot of a request, then calls it with its last update."""
         with self._lock:
-            del self._live[request.ticket]
-            self._cancelled.discard(request.ticket)
-            if request.slot is not None:
-                self._rounds.free(request)
-        if request.slot is not None:
-            self._rounds.park(request)
-        request.listen(last)
+            del self._requests[request.request_id]
+            self._cancelled.discard(request.request_id)
+            self._scheduler.free_slot(request)
+        self._scheduler.stop_decoding(request)
+        request.on_update(last_update)

@@ -1,7 +1,7 @@
-"""A model with its slots on a mesh: numbers in, tokens out.
+"""The model and its slots on the device: what the scheduler calls.
 
-What the engine schedules. The methods dispatch to the device and do not wait; they
-are called under `jax.set_mesh(decoder.mesh)`.
+The methods dispatch to the device and do not wait; they are called under
+`jax.set_mesh(runner.mesh)`.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,40 +12,36 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from gptjax.core.console import UserError
+from gptjax.infer import slots as device_slots
 from gptjax.infer import speculative
 from gptjax.infer.request import Grammar, SamplingParameters
 from gptjax.infer.sampling import Sampling
 from gptjax.infer.slots import (
     Detail,
-    Drawn,
-    admit,
-    empty_slots,
-    park,
-    programs,
-    read_block,
-    write_block,
+    StepOutput,
 )
 from gptjax.models.gpt import unstack_layers
 from gptjax.models.linear import turn_params
 from gptjax.parallel.mesh import mesh_of
+from gptjax.parallel.sharding import replicated
 
-# How many of the fields of `Drawn` a step tells.
-FIELDS_TOLD = {Detail.TOKEN: 2, Detail.LOGPROB: 3, Detail.ALTERNATIVES: 5}
+# How many of the fields of `StepOutput` are copied to the host.
+NUM_FIELDS = {Detail.TOKEN: 2, Detail.LOGPROB: 3, Detail.ALTERNATIVES: 5}
 
-LEAST_CHUNK = 16  # tokens; what is left of a prompt is padded to a power of two
+MIN_CHUNK = 16  # tokens; the last chunk of a prompt is padded to a power of two
 
 
-class Decoder:
+class ModelRunner:
     """The weights, the slots' state, and the programs on them.
 
     Attributes:
         mesh: where all of it lies.
         context: tokens that a slot holds.
         vocab_size: V.
-        slots: how many.
+        slots: number of slots.
         chunk: tokens of a prompt that are read at once, at most.
 
-    Args: as `Engine` has them.
+    The arguments are those of `Engine`.
     """
 
     def __init__(
@@ -64,68 +60,66 @@ class Decoder:
         self.context = settings.context
         self.vocab_size = settings.vocab_size
         self.slots = slots
-        self.chunk = min(chunk, max(LEAST_CHUNK, settings.context // 4))
+        self.chunk = min(chunk, max(MIN_CHUNK, settings.context // 4))
         platforms = [device.platform for device in self.mesh.devices.flat]
-        turns = slots == 1 and platforms == ['cpu']
+        transpose = slots == 1 and platforms == ['cpu']
         with jax.set_mesh(self.mesh):
 
             @jax.jit
-            def ready(params):
+            def prepare(params):
                 params = convert(unstack_layers(params))
-                return turn_params(params) if turns else params
+                return turn_params(params) if transpose else params
 
-            self._ready = ready
-            self._params = self._ready(params)
+            self._prepare = prepare
+            self._params = self._prepare(params)
             cache = new_cache(settings, slots, settings.context)
             if draft is None:
-                self._programs = programs(settings, settings.context)
+                self._programs = device_slots.make_programs(settings, settings.context)
             else:
                 _check_draft(settings, draft[0], guesses)
-                self._programs = speculative.programs(
+                self._programs = speculative.make_programs(
                     settings, draft[0], guesses, settings.context
                 )
-                self._params = (self._params, self._ready(draft[1]))
+                self._params = (self._params, self._prepare(draft[1]))
                 cache = (cache, new_cache(draft[0], slots, settings.context))
-            self._state = jax.jit(empty_slots, static_argnums=(1, 2))(
+            self._state = jax.jit(device_slots.empty_slots, static_argnums=(1, 2))(
                 cache, settings.vocab_size, settings.context
             )
-        self._words = -(-settings.vocab_size // 32)
-        self._everything = jax.device_put(
-            self._all_allowed(),
-            jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec()),
-        )
+        self._all_allowed = jax.device_put(self._allow_all(), replicated(self.mesh))
 
-    def update(self, params) -> None:
-        """Takes new weights of the model (a draft model's stay); compiles nothing.
+    def update_weights(self, params) -> None:
+        """Takes new weights of the model (a draft's stay the same); compiles nothing.
 
         Raises:
-            ValueError: they have other shapes, dtypes or places.
+            ValueError: they have other shapes, dtypes or shardings.
         """
         draft = self._params[1:] if isinstance(self._params, tuple) else ()
         old = self._params[0] if draft else self._params
-        new = self._ready(params)
-        like = lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding)
-        if jax.tree.map(like, new) != jax.tree.map(like, old):
-            raise ValueError('the weights differ in shape, dtype or place')
+        new = self._prepare(params)
+        describe = lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding)
+        if jax.tree.map(describe, new) != jax.tree.map(describe, old):
+            raise ValueError('the weights differ in shape, dtype or sharding')
         self._params = (new, *draft) if draft else new
 
     def warm_up(self) -> None:
-        """Compiles what reads prompts and copies blocks; `decode` is left."""
+        """Compiles what reads prompts and copies blocks, but not `decode`."""
         sizes = {self._padded(length) for length in range(1, self.chunk + 1)}
         for size in sorted(sizes):
-            nowhere = np.full(size, self.context, np.int32)
+            padding = np.full(size, self.context, np.int32)
             zeros = np.zeros(size, np.int32)
             self._state, _ = self._programs.prefill(
-                self._params, self._state, np.int32(0), zeros, nowhere, zeros, True
+                self._params, self._state, np.int32(0), zeros, padding, zeros, True
             )
         self.write_block(0, 0, self.read_block(0, 0))
 
-    def read(self, slot: int, prompt: Sequence[int], start: int, end: int, score: bool):
+    def prefill(
+        self, slot: int, prompt: Sequence[int], start: int, end: int, score: bool
+    ) -> StepOutput:
         """Reads tokens `start` to `end` (at most a chunk) of a prompt into a slot.
 
         Returns:
-            `Drawn` (1, T): with `score`, the log-probabilities of the tokens after
-            each; the first `end - start` are meant.
+            (1, T), the first `end - start` valid: with `score`, the log-probabilities
+            of the tokens after each.
         """
         length = end - start
         tokens, positions, targets = np.zeros((3, self._padded(length)), np.int32)
@@ -133,7 +127,7 @@ class Decoder:
         tokens[:length] = prompt[start:end]
         positions[:length] = range(start, end)
         targets[:length] = prompt[start + 1 : end + 1]
-        self._state, scored = self._programs.prefill(
+        self._state, output = self._programs.prefill(
             self._params,
             self._state,
             np.int32(slot),
@@ -142,12 +136,12 @@ class Decoder:
             targets,
             score,
         )
-        return scored
+        return output
 
-    def admit(
+    def start_slot(
         self, slot: int, prompt: Sequence[int], parameters: SamplingParameters
     ) -> None:
-        """The slot, which has read all but the last token, decodes from now on."""
+        """A slot that has read all but the last token decodes from the next step on."""
         seen = np.zeros(self.vocab_size, bool)
         seen[list(prompt)] = True
         bias = np.zeros(self.vocab_size, np.float32)
@@ -159,7 +153,7 @@ class Decoder:
                 for name in Sampling._fields
             )
         )
-        self._state = admit(
+        self._state = device_slots.start_slot(
             self._state,
             np.int32(slot),
             np.int32(prompt[-1]),
@@ -170,49 +164,51 @@ class Decoder:
             bias,
         )
 
-    def decode(self, grammars: Sequence[Grammar | None], detail: Detail) -> Drawn:
-        """Begins a step of all slots; its results are on their way to the host.
+    def decode(self, grammars: Sequence[Grammar | None], detail: Detail) -> StepOutput:
+        """Begins a step of all slots, and the copy of its output to the host.
 
         Args:
             grammars: of each slot.
-            detail: what is told of each token. What it leaves out is None.
+            detail: what is copied for each token. What it leaves out is None.
         """
-        allowed = self._everything
+        allowed = self._all_allowed
         if any(grammars):
-            allowed = self._all_allowed()
+            allowed = self._allow_all()
             for slot, grammar in enumerate(grammars):
                 if grammar:
                     allowed[slot] = grammar.allowed()
-            # Where the program was compiled for; elsewhere it would compile again.
-            allowed = jax.device_put(allowed, self._everything.sharding)
-        self._state, drawn = self._programs.decode(
+            # With another sharding the program would compile again.
+            allowed = jax.device_put(allowed, self._all_allowed.sharding)
+        self._state, output = self._programs.decode(
             self._params, self._state, allowed, any(grammars), np.int32(detail)
         )
-        told = drawn[: FIELDS_TOLD[detail]]
-        for array in told:
+        copied = output[: NUM_FIELDS[detail]]
+        for array in copied:
             array.copy_to_host_async()
-        return Drawn(*told, *[None] * (len(drawn) - len(told)))
+        return StepOutput(*copied, *[None] * (len(output) - len(copied)))
 
-    def park(self, slot: int) -> None:
-        """The slot is idle from now on."""
-        self._state = park(self._state, np.int32(slot), np.int32(self.context))
+    def stop_slot(self, slot: int) -> None:
+        """The slot is idle from the next step."""
+        at = (np.int32(slot), np.int32(self.context))
+        self._state = device_slots.stop_slot(self._state, *at)
 
     def read_block(self, slot: int, start: int):
-        """A copy of a chunk's places in a slot's cache."""
+        """A copy of a chunk in a slot's cache."""
         at = (np.int32(slot), np.int32(start))
-        return read_block(self._state, *at, self.chunk)
+        return device_slots.read_block(self._state, *at, self.chunk)
 
     def write_block(self, slot: int, start: int, block) -> None:
-        """Puts such a copy into a slot."""
+        """Writes such a copy into a slot."""
         at = (np.int32(slot), np.int32(start))
-        self._state = write_block(self._state, *at, block)
+        self._state = device_slots.write_block(self._state, *at, block)
 
-    def _all_allowed(self):
-        return np.full((self.slots, self._words), 2**32 - 1, np.uint32)
+    def _allow_all(self):
+        """uint32 (B, ceil(V / 32)), a bit a token."""
+        return np.full((self.slots, -(-self.vocab_size // 32)), 2**32 - 1, np.uint32)
 
     def _padded(self, length: int) -> int:
         """The size of the program that reads so many tokens."""
-        size = max(LEAST_CHUNK, 1 << (length - 1).bit_length())
+        size = max(MIN_CHUNK, 1 << (length - 1).bit_length())
         return min(size, max(self.chunk, length))
 
 

@@ -22,10 +22,10 @@ class Sampling(NamedTuple):
 
 
 class History(NamedTuple):
-    """What penalties and biases go by, of each row.
+    """What the penalties and biases of each row depend on.
 
-    seen_BV: bool, tokens of the prompt.
-    counts_BV: int32, how often the reply has each token.
+    seen_BV: bool, whether the prompt has the token.
+    counts_BV: int32, how often the reply has it.
     bias_BV: float32, added to the logits.
     """
 
@@ -34,12 +34,12 @@ class History(NamedTuple):
     bias_BV: jax.Array
 
 
-def penalize(logits_BV, sampling: Sampling, history: History):
+def apply_penalties(logits_BV, sampling: Sampling, history: History):
     """Logits after the repetition, presence and frequency penalties and the bias."""
 
     def changed(logits_BV):
         repetition, presence, frequency = (
-            _column(penalty, logits_BV)
+            _as_column(penalty, logits_BV)
             for penalty in (
                 sampling.repetition_penalty,
                 sampling.presence_penalty,
@@ -73,34 +73,34 @@ def filter_logits(logits_BV, sampling: Sampling):
     """Logits over temperature, with -inf where a token may not be drawn.
 
     The filters apply in the order temperature, top-k, top-p, min-p, each to
-    what the one before left, renormalised. The likeliest token always stays,
+    what the one before left, renormalised. The most likely token always stays,
     and of equally likely tokens all stay or none.
     """
-    temperature = _column(sampling.temperature, logits_BV)
-    # From the likeliest down: at no temperature does the division overflow upwards.
+    temperature = _as_column(sampling.temperature, logits_BV)
+    # Relative to the largest: at no temperature does the division overflow upwards.
     logits = logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)
     logits = logits / jnp.where(temperature > 0, temperature, 1.0)
-    top_k = _column(sampling.top_k, logits_BV)
-    top_p = _column(sampling.top_p, logits_BV)
-    min_p = _column(sampling.min_p, logits_BV)
+    top_k = _as_column(sampling.top_k, logits_BV)
+    top_p = _as_column(sampling.top_p, logits_BV)
+    min_p = _as_column(sampling.min_p, logits_BV)
 
     def filtered(logits):
-        kept = jnp.where(top_k > 0, _lowest_kept(logits, None, top_k), -jnp.inf)
+        kept = jnp.where(top_k > 0, _find_threshold(logits, None, top_k), -jnp.inf)
         logits = jnp.where(logits >= kept, logits, -jnp.inf)
         probabilities = jax.nn.softmax(logits, axis=-1)
         kept = jnp.where(
-            top_p < 1, _lowest_kept(logits, probabilities, top_p), -jnp.inf
+            top_p < 1, _find_threshold(logits, probabilities, top_p), -jnp.inf
         )
         logits = jnp.where(logits >= kept, logits, -jnp.inf)
-        # Sharing a normaliser, probabilities compare as logits do; the likeliest
-        # token's is 0.
+        # Sharing a normaliser, probabilities compare as logits do; the largest
+        # logit is 0.
         return jnp.where(logits >= jnp.log(min_p), logits, -jnp.inf)
 
     needed = jnp.any((top_k > 0) | (top_p < 1) | (min_p > 0))
     return jax.lax.cond(needed, filtered, lambda logits: logits, logits)
 
 
-def draw(logits_BV, seeds_B, positions_B, sampling: Sampling):
+def draw_tokens(logits_BV, seeds_B, positions_B, sampling: Sampling):
     """A token for each row, int32 (B,).
 
     A row's draw is a function of its own logits, seed and position alone: a
@@ -109,10 +109,10 @@ def draw(logits_BV, seeds_B, positions_B, sampling: Sampling):
     Args:
         logits_BV: float32, after penalties.
         seeds_B: uint32, of each request.
-        positions_B: int32, the place that the token will have.
-        sampling: how.
+        positions_B: int32, the position that the token will have.
+        sampling: of each row.
     """
-    best_B = likeliest(logits_BV)
+    best_B = argmax(logits_BV)
     greedy = jnp.broadcast_to(jnp.asarray(sampling.temperature) == 0, best_B.shape)
 
     def drawn(logits_BV):
@@ -126,7 +126,7 @@ def draw(logits_BV, seeds_B, positions_B, sampling: Sampling):
     return jnp.where(greedy, best_B, chosen)
 
 
-def likeliest(logits_BV):
+def argmax(logits_BV):
     """The first of the largest, int32 (B,).
 
     As two plain reductions, which a CPU vectorises; `jnp.argmax` is one over pairs.
@@ -138,35 +138,35 @@ def likeliest(logits_BV):
     return jnp.minimum(first_B, V - 1)  # a token even where all are NaN
 
 
-def _column(value, logits_BV):
+def _as_column(value, logits_BV):
     """(B, 1) float32 of a scalar or (B,)."""
     B = logits_BV.shape[0]
     return jnp.broadcast_to(jnp.asarray(value, jnp.float32), (B,))[:, None]
 
 
-def _lowest_kept(logits_BV, weights_BV, target_B1):
+def _find_threshold(logits_BV, weights_BV, target_B1):
     """The largest threshold with at least `target` weight at or above it, (B, 1).
 
-    A sort would say it too, and takes ten times as long: this tries the 32 bits
+    A sort would find it too, and takes ten times as long: this tries the 32 bits
     of the threshold, each with one sum. Without weights every token weighs 1.
     Where all tokens together weigh less than the target it is the lowest logit.
     """
-    keys_BV = _ordered(logits_BV)
+    keys_BV = _to_sortable_bits(logits_BV)
     weights_BV = jnp.ones_like(logits_BV) if weights_BV is None else weights_BV
 
-    def settle(i, threshold_B1):
+    def try_bit(i, threshold_B1):
         tried_B1 = threshold_B1 | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
         above_BV = jnp.where(keys_BV >= tried_B1, weights_BV, 0.0)
         enough_B1 = jnp.sum(above_BV, axis=-1, keepdims=True) >= target_B1
         return jnp.where(enough_B1, tried_B1, threshold_B1)
 
     B = logits_BV.shape[0]
-    threshold_B1 = jax.lax.fori_loop(0, 32, settle, jnp.zeros((B, 1), jnp.uint32))
+    threshold_B1 = jax.lax.fori_loop(0, 32, try_bit, jnp.zeros((B, 1), jnp.uint32))
     kept_BV = keys_BV >= threshold_B1
     return jnp.min(jnp.where(kept_BV, logits_BV, jnp.inf), axis=-1, keepdims=True)
 
 
-def _ordered(x):
+def _to_sortable_bits(x):
     """uint32 that compare as the float32 `x` do."""
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     sign = jnp.uint32(1 << 31)

@@ -1,178 +1,232 @@
-"""What happens in a round: chunks of prompts are read, and a decode step is drawn.
+"""Which requests compute in a step: chunks of prompts, and then one decode step.
 
-The slots' side of the engine. The host looks at the tokens of a step while the device
-computes the next one; what was drawn past a reply's end is thrown away.
+The host reads the tokens of a step while the device computes the next one; what was
+drawn past a reply's end is thrown away.
 """
 
 import math
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 
-from gptjax.infer.model_runner import Decoder
-from gptjax.infer.prefix_cache import PrefixCache
+from gptjax.infer.model_runner import ModelRunner
 from gptjax.infer.request import Update
-from gptjax.infer.request_state import LiveRequest, detail_of, token_of
-from gptjax.infer.slots import Drawn
+from gptjax.infer.request_state import RequestState, read_token, required_detail
+from gptjax.infer.slots import StepOutput
 
-MOST_CHUNKS = 8  # of prompts, read in a round
+MAX_CHUNKS = 8  # of prompts, read in a step
 
 
-class Rounds:
-    """The requests that have a slot, and what a round does with them.
+class PrefixCache:
+    """The keys and values of prompts' beginnings, those used last.
 
-    Attributes:
-        requests: of each slot; None: it is free.
-        prompt_tokens: of the prompts that got a slot.
-        cached_tokens: of these, found in the prefix cache.
-        reply_tokens: drawn.
+    A block is the cache of one full chunk of a prompt, and its key is all tokens up to
+    its end. It holds what `prefill` wrote there, bit for bit, so a prompt whose blocks
+    are in the cache goes on exactly as one that computes them.
 
     Args:
-        decoder: whose slots they are.
-        prefix_bytes: memory for the beginnings of earlier prompts.
-        end: takes a request and its last update; is to `free` its slot.
+        chunk: tokens in a block.
+        capacity: bytes; 0 stores nothing.
+    """
+
+    def __init__(self, chunk: int, capacity: int):
+        self.chunk = chunk
+        self.capacity = capacity
+        self.bytes = 0
+        self._blocks = OrderedDict()  # the tokens up to its end -> block
+
+    def find(self, prompt: Sequence[int]) -> list:
+        """The blocks that `prompt` begins with, in order."""
+        keys = []
+        for end in range(self.chunk, len(prompt) + 1, self.chunk):
+            key = tuple(prompt[:end])
+            if key not in self._blocks:
+                break
+            keys.append(key)
+        self._mark_used(keys)
+        return [self._blocks[key] for key in keys]
+
+    def has(self, prompt: Sequence[int], end: int) -> bool:
+        return tuple(prompt[:end]) in self._blocks
+
+    def add(self, prompt: Sequence[int], end: int, block) -> None:
+        """Stores the block that ends before token `end` of `prompt`."""
+        size = _num_bytes(block)
+        if size > self.capacity:
+            return
+        self._blocks[tuple(prompt[:end])] = block
+        self.bytes += size
+        earlier = (tuple(prompt[:at]) for at in range(self.chunk, end, self.chunk))
+        self._mark_used([key for key in earlier if key in self._blocks])
+        while self.bytes > self.capacity:
+            _, dropped = self._blocks.popitem(last=False)
+            self.bytes -= _num_bytes(dropped)
+
+    def _mark_used(self, keys):
+        """The beginning comes last: without it the others could not be found."""
+        for key in reversed(keys):
+            self._blocks.move_to_end(key)
+
+
+def _num_bytes(block) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(block))
+
+
+class Scheduler:
+    """The requests that have a slot, and what a step computes for them.
+
+    Attributes:
+        requests: the request of each slot; None: it is free.
+        prompt_tokens: number of tokens of the prompts that got a slot.
+        cached_tokens: how many of these the prefix cache had.
+        reply_tokens: number of tokens drawn.
+
+    Args:
+        runner: the model and its slots.
+        prefix_bytes: capacity of the prefix cache.
+        end_request: is called with a request and its last update; calls `free_slot`.
     """
 
     def __init__(
         self,
-        decoder: Decoder,
+        runner: ModelRunner,
         prefix_bytes: int,
-        end: Callable[[LiveRequest, Update], None],
+        end_request: Callable[[RequestState, Update], None],
     ):
-        self.requests = [None] * decoder.slots
-        self._decoder = decoder
-        self._prefix = PrefixCache(decoder.chunk, prefix_bytes)
-        self._end = end
-        self._pending = None  # (a step's Drawn, the request of each slot)
-        self.forget_counts()
+        self.requests = [None] * runner.slots
+        self._runner = runner
+        self.prefix_cache = PrefixCache(runner.chunk, prefix_bytes)
+        self._end_request = end_request
+        self._pending = None  # (a step's StepOutput, the request of each slot)
+        self.reset_counts()
 
     @property
     def idle(self) -> bool:
-        """No request has a slot, and no step is on its way."""
+        """No request has a slot, and no step is being computed."""
         return self._pending is None and not any(self.requests)
 
-    def forget_counts(self) -> None:
+    def reset_counts(self) -> None:
         self.prompt_tokens = self.cached_tokens = self.reply_tokens = 0
 
-    def forget_prompts(self) -> None:
-        """Empties the prefix cache: other weights wrote it."""
-        self._prefix = PrefixCache(self._prefix.chunk, self._prefix.capacity)
+    def clear_prefix_cache(self) -> None:
+        """For new weights: others wrote what it holds."""
+        cache = self.prefix_cache
+        self.prefix_cache = PrefixCache(cache.chunk, cache.capacity)
 
     def clear(self) -> None:
-        """Frees all slots without a word."""
+        """Frees all slots; no request is told."""
         self.requests = [None] * len(self.requests)
         self._pending = None
 
-    def seat(self, request: LiveRequest, slot: int) -> None:
-        """Gives a free slot to a request; `begin` comes next."""
+    def assign_slot(self, request: RequestState, slot: int) -> None:
+        """Gives a free slot to a request; `copy_cached_prefix` comes next."""
         request.slot = slot
         self.requests[slot] = request
 
-    def begin(self, request: LiveRequest) -> None:
-        """Takes what is known of the beginning of its prompt."""
+    def copy_cached_prefix(self, request: RequestState) -> None:
+        """Copies the beginning of its prompt from the prefix cache to its slot."""
         self.prompt_tokens += len(request.prompt)
         if request.parameters.prompt_logprobs:
             return  # every chunk is computed again, for its scores
-        for block in self._prefix.find(request.prompt[:-1]):
-            self._decoder.write_block(request.slot, request.read, block)
-            request.read += self._prefix.chunk
-        self.cached_tokens += request.read
+        for block in self.prefix_cache.find(request.prompt[:-1]):
+            self._runner.write_block(request.slot, request.num_prefilled, block)
+            request.num_prefilled += self.prefix_cache.chunk
+        self.cached_tokens += request.num_prefilled
 
-    def free(self, request: LiveRequest) -> None:
-        """Its slot is for others; `park` comes next."""
-        self.requests[request.slot] = None
+    def free_slot(self, request: RequestState) -> None:
+        """Its slot is for others; `stop_decoding` comes next."""
+        if request.slot is not None:
+            self.requests[request.slot] = None
 
-    def park(self, request: LiveRequest) -> None:
-        """The slot that it had decodes no longer."""
+    def stop_decoding(self, request: RequestState) -> None:
+        """The device decodes the slot that it had no longer."""
         if request.decoding:
-            self._decoder.park(request.slot)
+            self._runner.stop_slot(request.slot)
 
-    def run(self, patient: bool) -> bool:
-        """One round; False: there was nothing to do.
+    def step(self, whole_prompts: bool) -> bool:
+        """Reads chunks of prompts and begins a decode step; False: nothing to do.
 
         Args:
-            patient: read all prompts before the decode step; else as many chunks as
-                running replies can bear.
+            whole_prompts: read all prompts to their ends before the decode step; else
+                only as many chunks as do not hold up the running replies.
         """
-        reading = self._read_chunks(patient)
-        decoding = self._decoding()
+        prefilling = self._prefill(whole_prompts)
+        decoding = self._decoding_requests()
         if any(r and r.parameters.grammar for r in decoding):
-            self._settle()  # the last token decides which may follow
-            decoding = self._decoding()
-        dispatched = self._dispatch(decoding) if any(decoding) else None
-        busy = bool(reading or dispatched or self._pending)
-        self._settle()
+            self._process_output()  # the last token decides which may follow
+            decoding = self._decoding_requests()
+        dispatched = None
+        if any(decoding):
+            grammars = [request and request.parameters.grammar for request in decoding]
+            detail = max(required_detail(r.parameters) for r in decoding if r)
+            dispatched = self._runner.decode(grammars, detail), decoding
+        busy = bool(prefilling or dispatched or self._pending)
+        self._process_output()
         self._pending = dispatched
         return busy
 
-    def _decoding(self):
+    def _decoding_requests(self):
         return [r if r and r.decoding else None for r in self.requests]
 
-    def _lives(self, request):
+    def _has_slot(self, request):
         return self.requests[request.slot] is request
 
-    def _read_chunks(self, patient: bool) -> bool:
-        """Reads prompts, the oldest first; False: there is none to read."""
+    def _prefill(self, whole_prompts: bool) -> bool:
+        """Reads chunks of prompts, the oldest first; False: there is none to read."""
         running = [request for request in self.requests if request]
-        reading = [request for request in running if not request.decoding]
-        decoding = len(running) - len(reading)
+        prefilling = [request for request in running if not request.decoding]
+        num_decoding = len(running) - len(prefilling)
         # With one running reply for many prompts, the prompts are what waits.
-        bearable = min(max(1, len(reading) // max(1, decoding)), MOST_CHUNKS)
-        left = math.inf if patient else bearable
-        for request in sorted(reading, key=lambda request: request.ticket):
-            while left and self._lives(request) and not request.decoding:
-                self._read_chunk(request)
-                left -= 1
-        return bool(reading)
+        chunks_left = min(max(1, len(prefilling) // max(1, num_decoding)), MAX_CHUNKS)
+        if whole_prompts:
+            chunks_left = math.inf
+        for request in sorted(prefilling, key=lambda request: request.request_id):
+            while chunks_left and self._has_slot(request) and not request.decoding:
+                self._prefill_chunk(request)
+                chunks_left -= 1
+        return bool(prefilling)
 
-    def _read_chunk(self, request):
+    def _prefill_chunk(self, request):
         """Reads the next chunk of a prompt; the last token is left to `decode`."""
-        prompt, chunk = request.prompt, self._prefix.chunk
-        wanted = request.parameters.prompt_logprobs
-        start, end = request.read, min(request.read + chunk, len(prompt) - 1)
+        prompt, cache = request.prompt, self.prefix_cache
+        score = request.parameters.prompt_logprobs
+        start = request.num_prefilled
+        end = min(start + cache.chunk, len(prompt) - 1)
         if start < end:
-            scored = self._decoder.read(request.slot, prompt, start, end, wanted)
-            if wanted:
-                request.scores.append((end - start, scored))
-            if end - start == chunk and self._prefix.capacity:
-                if not self._prefix.has(prompt, end):
-                    block = self._decoder.read_block(request.slot, start)
-                    self._prefix.keep(prompt, end, block)
-            request.read = end
-        if request.read < len(prompt) - 1:
+            output = self._runner.prefill(request.slot, prompt, start, end, score)
+            if score:
+                request.prompt_outputs.append((end - start, output))
+            if end - start == cache.chunk and cache.capacity:
+                if not cache.has(prompt, end):
+                    cache.add(prompt, end, self._runner.read_block(request.slot, start))
+            request.num_prefilled = end
+        if request.num_prefilled < len(prompt) - 1:
             return
-        if wanted:
-            request.listen(Update(prompt=request.scored_prompt()))
+        if score:
+            request.on_update(Update(prompt=request.scored_prompt()))
         if request.max_tokens == 0:
-            self._end(request, Update(finish='length'))
+            self._end_request(request, Update(finish='length'))
             return
-        self._decoder.admit(request.slot, prompt, request.parameters)
+        self._runner.start_slot(request.slot, prompt, request.parameters)
         request.decoding = True
 
-    def _dispatch(self, decoding):
-        """Begins a decode step; (its results to come, the request of each slot)."""
-        grammars = [request and request.parameters.grammar for request in decoding]
-        detail = max(detail_of(r.parameters) for r in decoding if r)
-        return self._decoder.decode(grammars, detail), decoding
-
-    def _settle(self):
-        """Tells what the last step drew."""
+    def _process_output(self):
+        """Waits for the tokens of the last decode step, and updates their requests."""
         if self._pending is None:
             return
-        drawn, requests = self._pending
+        output, requests = self._pending
         self._pending = None
-        drawn = Drawn(*(None if x is None else np.asarray(x) for x in drawn))
+        output = StepOutput(*(None if x is None else np.asarray(x) for x in output))
         for slot, request in enumerate(requests):
-            for place in range(drawn.counts_B[slot]):
-                if request and self._lives(request):
-                    self._take(
-                        request, token_of(drawn, slot, place, request.parameters)
-                    )
-
-    def _take(self, request, token):
-        self.reply_tokens += 1
-        update = request.take(token)
-        if update.finish:
-            self._end(request, update)
-        elif update.text or update.tokens:
-            request.listen(update)
+            for t in range(output.counts_B[slot]):
+                if not request or not self._has_slot(request):
+                    break  # free, or it ended at an earlier token
+                self.reply_tokens += 1
+                token = read_token(output, slot, t, request.parameters)
+                update = request.append_token(token)
+                if update.finish:
+                    self._end_request(request, update)
+                elif update.text or update.tokens:
+                    request.on_update(update)

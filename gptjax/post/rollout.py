@@ -300,7 +300,7 @@ class Sampler:
 
     def follow(self, params, name: str) -> None:
         """Draws with these weights from now on; `name` says which they are."""
-        self._engine.update(self._moved(params), name)
+        self._engine.update_weights(self._moved(params), name)
 
     def complete(self, prompts, parameters) -> list[Reply]:
         return self._engine.complete(prompts, parameters)

@@ -219,11 +219,11 @@ def test_long_and_short_neighbours_change_no_bit_of_the_optimised_program(kind):
 def test_the_prefix_cache_forgets_what_was_used_least(model, params):
     engine = new_engine(model, params)
     engine.complete([PROMPTS[3]], GREEDY)
-    block = engine._rounds._prefix.bytes // 3
+    block = engine._scheduler.prefix_cache.bytes // 3
     small = new_engine(model, params, prefix_bytes=2 * block)
     for token in range(3, 9):
         small.complete([[token] * 20], GREEDY)
-        assert small._rounds._prefix.bytes <= 2 * block
+        assert small._scheduler.prefix_cache.bytes <= 2 * block
     small.complete([[8] * 20, [7] * 20], GREEDY)
     assert small.stats().cached_tokens == 2 * CHUNK
     small.complete([[3] * 20], GREEDY)
@@ -252,9 +252,9 @@ def test_a_long_prompt_does_not_stall_running_replies(engine):
 def test_whole_replies_leave_no_slot_empty(model, params, monkeypatch):
     """Steps are as few as the slots allow, and the replies as ever."""
     engine = new_engine(model, params, slots=16)
-    steps, decode = [], engine._decoder.decode
+    steps, decode = [], engine._runner.decode
     monkeypatch.setattr(
-        engine._decoder, 'decode', lambda *args: steps.append(0) or decode(*args)
+        engine._runner, 'decode', lambda *args: steps.append(0) or decode(*args)
     )
     four = never_ending(SamplingParameters(max_tokens=4))
     prompts = [[5 + place, 6, 7] for place in range(48)]

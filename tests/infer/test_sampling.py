@@ -8,10 +8,10 @@ import pytest
 from gptjax.infer.sampling import (
     History,
     Sampling,
-    draw,
+    apply_penalties,
+    argmax,
+    draw_tokens,
     filter_logits,
-    likeliest,
-    penalize,
 )
 
 # In no order, so that a filter has to sort; no two are alike.
@@ -19,7 +19,7 @@ PROBABILITIES = np.array([0.15, 0.5, 0.05, 0.3])
 LOGITS = jnp.log(jnp.asarray(PROBABILITIES, jnp.float32))[None]
 
 filtered = jax.jit(filter_logits)
-drawn = jax.jit(draw)
+drawn = jax.jit(draw_tokens)
 
 
 def kept(logits=LOGITS, **sampling):
@@ -190,7 +190,7 @@ def history(seen=(), counts=(0, 0, 0, 0), bias=(0, 0, 0, 0)):
 )
 def test_penalties_by_hand(sampling, past, expected):
     logits = jnp.asarray([[2.0, -2.0, 1.0, -1.0]])
-    ruled = jax.jit(penalize)(logits, Sampling(**sampling), past)
+    ruled = jax.jit(apply_penalties)(logits, Sampling(**sampling), past)
     np.testing.assert_array_equal(ruled[0], np.asarray(expected, np.float32))
 
 
@@ -206,7 +206,7 @@ def test_a_neighbours_penalties_and_filters_change_no_other_row():
     )
     past = jax.tree.map(lambda x: np.repeat(x, 2, axis=0), history([0], (1, 0, 0, 2)))
     rows = [
-        filtered(jax.jit(penalize)(logits, sampling, past), sampling)
+        filtered(jax.jit(apply_penalties)(logits, sampling, past), sampling)
         for sampling in (plain, special)
     ]
     np.testing.assert_array_equal(rows[0][0], rows[1][0])
@@ -216,8 +216,8 @@ def test_a_neighbours_penalties_and_filters_change_no_other_row():
 def test_the_likeliest_is_the_first_of_the_largest():
     rows = np.random.default_rng(0).integers(0, 5, (200, 37)).astype(np.float32)
     rows[0], rows[1, 3:] = -np.inf, -np.inf
-    found = jax.jit(likeliest)(rows)
+    found = jax.jit(argmax)(rows)
     np.testing.assert_array_equal(found, rows.argmax(axis=-1))
     assert found.dtype == jnp.int32
     # Of a row of NaN a token all the same, as it is looked up.
-    assert 0 <= likeliest(jnp.full((1, 37), np.nan))[0] < 37
+    assert 0 <= argmax(jnp.full((1, 37), np.nan))[0] < 37

@@ -8,7 +8,7 @@ import pytest
 from gptjax.core.console import UserError
 from gptjax.infer.engine import Engine
 from gptjax.infer.request import SamplingParameters
-from gptjax.infer.speculative import accept
+from gptjax.infer.speculative import accept_draft
 from tests import helpers
 from tests.infer import engines
 
@@ -48,7 +48,7 @@ def fast(target):
 
 
 def joint_of(p, q, count=40_000):
-    """Shares of the two first tokens of `accept`, (V, V), over many seeds.
+    """Shares of the two first tokens of `accept_draft`, (V, V), over many seeds.
 
     p, q: (T, V) and (T - 1, V), the same whatever was drawn before. What follows a
     refused guess is drawn from p, as the next step would.
@@ -57,7 +57,7 @@ def joint_of(p, q, count=40_000):
     rng = np.random.default_rng(0)
     guesses = np.stack([rng.choice(V, count, p=row) for row in q], axis=1)
     tile = lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.float32), (count, *x.shape))
-    tokens, counts = jax.jit(accept)(
+    tokens, counts = jax.jit(accept_draft)(
         tile(p),
         tile(q),
         guesses.astype(np.int32),
@@ -92,7 +92,7 @@ def test_equal_models_keep_every_guess():
 def test_without_a_draft_one_token_is_drawn_from_the_target():
     p = np.array([[0.5, 0.3, 0.2, 0.0], [0.25] * 4])
     count = 20_000
-    tokens, counts = jax.jit(accept)(
+    tokens, counts = jax.jit(accept_draft)(
         jnp.broadcast_to(jnp.asarray(p, jnp.float32), (count, 2, 4)),
         jnp.zeros((count, 1, 4)),
         jnp.full((count, 1), 3),

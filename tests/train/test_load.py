@@ -120,7 +120,7 @@ def test_an_engine_keeps_weights_as_it_computes_with_them(position, start, tmp_p
 
 def kept(engine, draft=False):
     """The dtypes of matrices of layers and embeddings of tokens."""
-    params = engine._decoder._params
+    params = engine._runner._params
     leaves = jax.tree_util.tree_leaves_with_path(params[0] if draft else params)
     names = INPUT_AXES.keys() | {'token'}
     return {str(leaf.dtype) for path, leaf in leaves if path[-1].key in names}

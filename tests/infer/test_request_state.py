@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptjax.infer.request import Token
-from gptjax.infer.streamed_text import ReplyText
+from gptjax.infer.request_state import StreamedText
 from gptjax.tokenizer.tokenizer import StreamDecoder
 
 # Letters, a pair of them, both bytes of é, the three of €, nothing at all, three
@@ -35,7 +35,7 @@ def tokenizer():
 
 def shown(ids, stop=(), spelt=None):
     """(texts shown, tokens shown, what stopped it), push by push and at the end."""
-    reply, texts, tokens = ReplyText(spelt or tokenizer(), stop), [], []
+    reply, texts, tokens = StreamedText(spelt or tokenizer(), stop), [], []
     for place, token in enumerate(ids):
         part = reply.push(Token(token, float(place)))
         texts.append(part.text)
@@ -143,9 +143,9 @@ def test_by_hand(ids, stop, texts):
 
 
 def test_tokens_come_with_their_text():
-    reply = ReplyText(tokenizer(), ['bb'])
+    reply = StreamedText(tokenizer(), ['bb'])
     told = [[t.id for t in reply.push(Token(i)).tokens] for i in (0, 4, 5, 1, 0)]
     assert told == [[0], [], [4, 5], [], [1, 0]]
     # Of the tokens of a stop those that began before it count.
-    cut = ReplyText(tokenizer(), ['b'])
+    cut = StreamedText(tokenizer(), ['b'])
     assert [t.id for t in cut.push(Token(2)).tokens] == [2]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gptjax.infer.prefix_cache import PrefixCache
+from gptjax.infer.scheduler import PrefixCache
 
 BLOCK = np.zeros(1, np.uint8)  # a byte
 
@@ -11,7 +11,7 @@ def read(cache, prompt):
     """Reads a prompt as an engine does; the tokens that were found."""
     found = len(cache.find(prompt)) * cache.chunk
     for end in range(found + cache.chunk, len(prompt) + 1, cache.chunk):
-        cache.keep(prompt, end, BLOCK)
+        cache.add(prompt, end, BLOCK)
     return found
 
 
