@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from gptjax.core import console
 from gptjax.core.files import import_tensorflow
 from gptjax.data import dataloader
-from gptjax.data.packed_dataset import PackedSplit
+from gptjax.data.packed_dataset import PackedDataset
 from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.sharding import batch_sharding
 from gptjax.train.metrics import read_metrics
@@ -34,14 +34,18 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         ratio: warm / training, or None.
     """
     prepared = workdir / 'prepared'
-    packed = PackedSplit(prepared, 'train')
+    packed = PackedDataset(prepared, 'train')
     batch_size = config.train.batch_size
     sharding = batch_sharding(make_mesh(config.mesh))
     import_tensorflow()  # seconds, once a process: no part of the rate
 
     def batches(num_steps: int | None):
-        return dataloader.batches(
-            prepared, 'train', config.seed, batch_size, sharding, num_steps=num_steps
+        return dataloader.training_batches(
+            PackedDataset(prepared, 'train'),
+            config.seed,
+            batch_size,
+            sharding,
+            num_steps=num_steps,
         )
 
     drop_from_cache(prepared / 'train')

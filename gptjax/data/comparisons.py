@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from gptjax.data.chat_template import encode_conversation
+from gptjax.data.packed_dataset import permute
 from gptjax.data.ratings import Rated
-from gptjax.data.shuffle import permute
 
 
 class Encoded(NamedTuple):

@@ -8,13 +8,12 @@ loads only the rows that its own devices hold.
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 
 from gptjax.core.console import UserError
 from gptjax.core.files import import_tensorflow
-from gptjax.data.packed_dataset import Choice, PackedSplit
+from gptjax.data.packed_dataset import Choice, PackedDataset
 
 FIELDS = {
     'inputs': np.int32,
@@ -28,9 +27,8 @@ BLOCKS_AHEAD = 3  # that tf.data keeps ready
 MAX_STEPS = 2**53  # without end
 
 
-def batches(
-    prepared: Path | str,
-    split: str,
+def training_batches(
+    dataset: PackedDataset,
     seed: int,
     batch_size: int,
     sharding=None,
@@ -40,8 +38,7 @@ def batches(
     """Training batches from `start_step` on: shuffled anew each epoch, mixed by weight.
 
     Args:
-        prepared: RUN/prepared.
-        split: 'train' or 'validation'.
+        dataset: the rows; RUN/prepared, as `PackedDataset(RUN/prepared, 'train')`.
         seed: of the order.
         batch_size: B, examples over all devices of all processes.
         sharding: of a (B, T) array; None leaves the batches NumPy arrays.
@@ -52,65 +49,46 @@ def batches(
         Dicts of (B, T) arrays, `packing.unpack`.
 
     Raises:
-        UserError: RUN/prepared is missing or damaged, or the batch does not divide
-            into the sharding's parts.
+        UserError: the batch does not divide into the sharding's parts.
     """
-    packed = PackedSplit(prepared, split)
-    return batches_of(packed, seed, batch_size, sharding, start_step, num_steps)
-
-
-def batches_of(
-    packed: PackedSplit,
-    seed: int,
-    batch_size: int,
-    sharding=None,
-    start_step: int = 0,
-    num_steps: int | None = None,
-) -> Iterator[dict]:
-    """`batches` of a split that is open."""
     stop = MAX_STEPS if num_steps is None else start_step + num_steps
-    choose = functools.partial(packed.training_rows, seed)
-    return _feed(packed, choose, range(start_step, stop), batch_size, sharding)
+    choose = functools.partial(dataset.choose_training_rows, seed)
+    return _feed(dataset, choose, range(start_step, stop), batch_size, sharding)
 
 
-def epoch(
-    prepared: Path | str, split: str, batch_size: int, sharding=None
+def validation_batches(
+    dataset: PackedDataset, batch_size: int, sharding=None
 ) -> Iterator[dict]:
-    """One pass over every row of a split, in an order that is always the same.
+    """One pass over every row, in an order that is always the same.
 
     The last batch is filled up with rows of weight 0. Arguments and errors as in
-    `batches`.
+    `training_batches`.
     """
-    return epoch_of(PackedSplit(prepared, split), batch_size, sharding)
-
-
-def epoch_of(packed: PackedSplit, batch_size: int, sharding=None) -> Iterator[dict]:
-    """`epoch` of a split that is open."""
-    steps = range(-(-packed.num_rows // max(1, batch_size)))
-    return _feed(packed, packed.pass_rows, steps, batch_size, sharding)
+    steps = range(-(-dataset.num_rows // max(1, batch_size)))
+    return _feed(dataset, dataset.choose_pass_rows, steps, batch_size, sharding)
 
 
 def _feed(
-    packed: PackedSplit,
+    dataset: PackedDataset,
     choose: Callable[[np.ndarray], Choice],
     steps: range,
     batch_size: int,
     sharding,
 ) -> Iterator[dict]:
     """The batches of `steps`, placed; one more is on its way to the devices."""
-    shape = (batch_size, packed.context)
+    shape = (batch_size, dataset.context)
     check_batch(shape, sharding)
     rows = local_rows(shape, sharding)
 
     def load(steps: np.ndarray) -> dict[str, np.ndarray]:
         slots = steps[:, None] * batch_size + rows
-        block = packed.load(choose(slots.ravel()))
+        block = dataset.load(choose(slots.ravel()))
         return {
-            name: array.reshape(*slots.shape, packed.context)
+            name: array.reshape(*slots.shape, dataset.context)
             for name, array in block.items()
         }
 
-    block_size = max(1, BLOCK_TOKENS // (len(rows) * packed.context))
+    block_size = max(1, BLOCK_TOKENS // (len(rows) * dataset.context))
     batches = _read(load, steps, block_size)
     return _one_ahead(place(batch, rows, shape, sharding) for batch in batches)
 

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from gptjax.core.console import UserError
 from gptjax.data.dataloader import check_batch
-from gptjax.data.packed_conversations import training_rows
-from gptjax.data.packed_dataset import PackedSplit
+from gptjax.data.packed_conversations import open_training_dataset
+from gptjax.data.packed_dataset import PackedDataset
 from gptjax.tokenizer.tokenizer import CHAT_TURNS, Tokenizer
 
 
@@ -62,13 +62,13 @@ def _open(config, workdir, step):
     if step < 0:
         raise UserError(f'--step={step}: steps count from 0')
     if _folder(workdir) == 'dialogue':
-        packed = training_rows(config, workdir)
+        packed = open_training_dataset(config, workdir)
     else:
-        packed = PackedSplit(workdir / 'prepared', 'train')
+        packed = PackedDataset(workdir / 'prepared', 'train')
     size = config.train.batch_size
     check_batch((size, packed.context), None)
     slots = step * size + np.arange(size)
-    return packed, packed.training_rows(config.seed, slots)
+    return packed, packed.choose_training_rows(config.seed, slots)
 
 
 def _folder(workdir):

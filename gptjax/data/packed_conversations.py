@@ -14,12 +14,13 @@ is padded at its end. With T = 11 and a conversation of two turns:
     targets    <|user|> a b <|end|> <|assistant|> c d <|end|> PAD PAD PAD
     weights    0        0 0 0       0             1 1 1       0   0   0
 
-They are read by `packed.PackedSplit`, as the rows of RUN/prepared are.
+They are read by `packed.PackedDataset`, as the rows of RUN/prepared are.
 """
 
 import json
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,18 +28,18 @@ from ml_collections import ConfigDict
 
 from gptjax.core import artifact, console, storage
 from gptjax.core.console import UserError
-from gptjax.data.chat_template import TURN_END, check_template, encode_turns
+from gptjax.data.chat_template import TURN_END, Turn, check_template, encode_turns
 from gptjax.data.cleaning.cleaning_steps import check_steps
 from gptjax.data.conversations import write_conversations
 from gptjax.data.documents import cleaning_settings
-from gptjax.data.packed_dataset import PackedSplit, mixed
-from gptjax.data.pieces import pieces_of
-from gptjax.data.shards import ShardWriter
+from gptjax.data.packed_dataset import PackedDataset, mix_datasets
+from gptjax.data.packing import ShardWriter
 from gptjax.data.sources.open_source import describe_passed_over, refuse_changed_sources
 from gptjax.data.sources.records import SPLITS
 from gptjax.tokenizer.tokenizer import Tokenizer
 
 OPEN_ROWS = 64  # that a piece may still fit into
+Piece = tuple[list[int], list[bool]]  # tokens, trained
 LONG_SYSTEM = 'long system message'  # why a conversation is skipped
 
 
@@ -134,26 +135,26 @@ def _write_dialogue(
     )
 
 
-def open_rows(folder: Path, split: str) -> PackedSplit:
+def open_dialogue(folder: Path, split: str) -> PackedDataset:
     """The rows of RUN/dialogue."""
-    return PackedSplit(folder, split, made_by='sft', section='dialogue')
+    return PackedDataset(folder, split, made_by='sft', section='dialogue')
 
 
-def training_rows(config: ConfigDict, workdir: Path) -> PackedSplit:
+def open_training_dataset(config: ConfigDict, workdir: Path) -> PackedDataset:
     """What a run trains on: its conversations, and the share of plain text.
 
     Raises:
         UserError: `sft.pretraining_share` is no share, or the earlier run's rows
             do not fit.
     """
-    rows = open_rows(workdir / 'dialogue', 'train')
+    rows = open_dialogue(workdir / 'dialogue', 'train')
     share = config.sft.pretraining_share
     check_share(share)
     if not share:
         return rows
     folder = Path(config.start.run) / 'prepared'
     try:
-        text = PackedSplit(folder, 'train')
+        text = PackedDataset(folder, 'train')
     except UserError as error:
         raise UserError(f'sft.pretraining_share={share}: {error}') from error
     for field, ours, theirs in (
@@ -166,7 +167,7 @@ def training_rows(config: ConfigDict, workdir: Path) -> PackedSplit:
                 f'({str(theirs)[:12]}, here {str(ours)[:12]}): set it to 0, or give '
                 f'data.context={text.context}'
             )
-    return mixed(rows, text, share)
+    return mix_datasets(rows, text, share)
 
 
 def check_share(share: float) -> None:
@@ -218,7 +219,7 @@ class _SourceWriter:
     def add(self, identity: str, messages: list[dict]) -> None:
         turns = encode_turns(messages, self.tokenizer, self.template)
         self.counts['views'] += 1
-        for tokens, trained in pieces_of(
+        for tokens, trained in cut_conversation(
             turns, self.tokenizer.bos_id, self.size, self.counts
         ):
             self._put(identity, tokens, trained)
@@ -269,6 +270,102 @@ class _SourceWriter:
         self.counts['padding'] += self.size - begin
         self.shards.add_documents([identity for identity, _, _ in row], starts)
         self.shards.add_rows(tokens=tokens, trained=trained)
+
+
+# ---- a conversation cut into pieces that fit into a row
+
+
+def cut_conversation(
+    turns: list[Turn], bos: int, room: int, counts: Counter
+) -> Iterator[Piece]:
+    """A conversation as pieces of at most `room` tokens, cut between turns.
+
+    Every piece begins with BOS and the system message, if there is one, and ends
+    with a reply: turns that nobody answers are left out. A reply is never cut off
+    from the turn that it answers, which begins the next piece instead. A reply that
+    is alone too long keeps its beginning, without an end that it did not have there;
+    a turn to be answered keeps its end.
+
+    Args:
+        turns: of `encode_turns`.
+        bos: id of BOS.
+        room: T + 1.
+        counts: counts `pieces`, `turns` (trained), `cut_turns`, `cut_tokens` (of
+            replies), `cut_prompts` (turns to be answered) and `long_system`
+            (conversations left out, as their system message takes half the room).
+    """
+    head, turns = _head(turns, bos)
+    if len(head) > room // 2:
+        counts['long_system'] += 1
+        return
+    room -= len(head)
+    piece, used = [], 0
+
+    def close():
+        while piece and not piece[-1].trained:
+            piece.pop()
+        if piece:
+            counts.update(pieces=1, turns=sum(turn.trained for turn in piece))
+            yield _joined(head, piece)
+
+    for place, turn in enumerate(turns):
+        if used + _length(turn) <= room and (piece or not turn.trained or place == 0):
+            piece.append(turn)
+            used += _length(turn)
+            continue
+        yield from close()
+        before = turns[place - 1] if turn.trained and place else None
+        piece = _begin(before, turn, room, counts)
+        used = sum(map(_length, piece))
+    yield from close()
+
+
+def _head(turns, bos):
+    """(BOS and the system messages at the beginning, the turns after them)."""
+    head, number = [bos], 0
+    while number < len(turns) and turns[number].system:
+        head += turns[number].opening + turns[number].said
+        number += 1
+    return head, turns[number:]
+
+
+def _begin(before: Turn | None, turn: Turn, room: int, counts) -> list[Turn]:
+    """The first turns of a piece: `turn`, with the one it answers if it answers one."""
+    if before is None:
+        if _length(turn) <= room:
+            return [turn]
+        if not turn.trained:
+            return []  # its reply brings back what there is room for
+        return [_beginning(turn, room, counts)]
+    reply = turn
+    most = max(room * 3 // 4, room - _length(before))
+    if _length(turn) > most:
+        reply = _beginning(turn, most, counts)
+    context = before._replace(trained=False)
+    left = room - _length(reply) - len(context.opening)
+    if len(context.said) > left:
+        counts['cut_prompts'] += 1
+        context = context._replace(said=context.said[len(context.said) - left :])
+    return [context, reply]
+
+
+def _beginning(turn: Turn, size: int, counts) -> Turn:
+    """As much of a turn as `size` tokens hold; its end goes."""
+    kept = turn.said[: size - len(turn.opening)]
+    counts.update(cut_turns=1, cut_tokens=len(turn.said) - len(kept))
+    return turn._replace(said=kept)
+
+
+def _length(turn: Turn) -> int:
+    return len(turn.opening) + len(turn.said)
+
+
+def _joined(head, turns) -> Piece:
+    tokens, trained = list(head), [False] * len(head)
+    for turn in turns:
+        tokens += turn.opening + turn.said
+        trained += [False] * len(turn.opening) + [turn.trained] * len(turn.said)
+    return tokens, trained
 
 
 # ---- the manifest

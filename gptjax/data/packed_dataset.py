@@ -5,7 +5,9 @@ are trained on, or of both, mixed.
 """
 
 import copy
+import hashlib
 import json
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -15,9 +17,11 @@ import numpy as np
 
 from gptjax.core import artifact, storage
 from gptjax.core.console import UserError
-from gptjax.data import mixing, packing
-from gptjax.data.shuffle import permute
+from gptjax.data import packing
 from gptjax.data.sources.records import SPLITS
+
+MAX_PERIOD = 2**31  # so that a product of two stays below 2^63
+ROUNDS = 8  # pairs of rounds would do from 4 on; small sizes gain from more
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Choice:
     """Which rows fill n slots.
 
     Attributes:
-        source: (n,) index into `PackedSplit.sources`; -1 for a slot left empty.
+        source: (n,) index into `PackedDataset.sources`; -1 for a slot left empty.
         epoch: (n,) how often the source had been gone through before.
         row: (n,) the source's row, in stream order; 0 for an empty slot.
     """
@@ -35,7 +39,7 @@ class Choice:
     row: np.ndarray
 
 
-class PackedSplit:
+class PackedDataset:
     """The rows of 'train' or 'validation'.
 
     Attributes:
@@ -84,7 +88,7 @@ class PackedSplit:
                 f'{folder / split} has no documents: give more text in '
                 f'{section}.sources, or change data.validation_fraction'
             )
-        weights = mixing.integer_weights(
+        weights = integer_weights(
             self.manifest['weights'],
             {source.name: source.num_rows for source in self.sources},
             f'{section}.sources',
@@ -99,14 +103,14 @@ class PackedSplit:
             [[source.name, weight, source.files] for source, weight in parts]
         )
 
-    def training_rows(self, seed: int, slots: np.ndarray) -> Choice:
+    def choose_training_rows(self, seed: int, slots: np.ndarray) -> Choice:
         """The rows for slots of training: a function of these arguments alone.
 
         Slot step * batch_size + b is place b of the batch of that step. The n-th
         example of a source with N rows is in its epoch n // N, and each epoch has
         every row once, in an order of its own.
         """
-        source, count = mixing.assign(slots, self.weights)
+        source, count = assign(slots, self.weights)
         sizes = np.array([packed.num_rows for packed in self.sources])
         epoch, place = np.divmod(count, sizes[source])
         row = np.empty_like(place)
@@ -116,7 +120,7 @@ class PackedSplit:
             row[here] = permute(place[here], int(sizes[index]), key)
         return Choice(source, epoch, row)
 
-    def pass_rows(self, slots: np.ndarray) -> Choice:
+    def choose_pass_rows(self, slots: np.ndarray) -> Choice:
         """The rows for slots of one pass over all rows, in a fixed order.
 
         The order is mixed, so that the first batches stand for the whole. Slots
@@ -151,7 +155,9 @@ class PackedSplit:
         return dict(batch, weights=batch['weights'] * trained[:, 1:])
 
 
-def mixed(first: PackedSplit, second: PackedSplit, share: float) -> PackedSplit:
+def mix_datasets(
+    first: PackedDataset, second: PackedDataset, share: float
+) -> PackedDataset:
     """The rows of two splits, of which `share` of each batch are the second's.
 
     Both have the same context and tokenizer. The names of the second's sources get
@@ -168,7 +174,7 @@ def mixed(first: PackedSplit, second: PackedSplit, share: float) -> PackedSplit:
             both.sources.append(renamed)
             shares.append(part * Fraction(weight, sum(split.weights)))
     both.num_rows = first.num_rows + second.num_rows
-    both.weights = mixing.in_whole_numbers(shares)
+    both.weights = in_whole_numbers(shares)
     return both
 
 
@@ -236,3 +242,143 @@ class PackedSource:
         if name not in self._shards:
             self._shards[name] = np.load(self._folder / name, mmap_mode='r')
         return self._shards[name]
+
+
+# ---- Sources mixed by weight ---------------------------------------------------------
+#
+# The slots of all batches are numbered from 0: slot = step * batch_size + row. With
+# integer weights w the pattern of sources repeats every sum(w) slots and holds each
+# source exactly w times, evenly spread, so the mixture is exact, not a matter of luck,
+# and any slot's source is computed without those before it.
+
+
+def integer_weights(
+    weights: dict[str, float], sizes: dict[str, int], field: str = 'data.sources'
+) -> dict[str, int]:
+    """How many examples of each source there are in one period of the mixture.
+
+    A weight is the share of the examples that the source gets; 0 leaves it to size:
+    the sources without a weight divide what the others leave among themselves by
+    size. All 0 is one pass over everything; all given are relative to their sum.
+
+    Args:
+        weights: `data.sources.NAME.weight` by source.
+        sizes: examples of each source, positive.
+        field: the config's name for the sources, for errors.
+
+    Raises:
+        UserError: a negative weight, or weights that leave nothing to the sources
+            without one.
+    """
+    given = {}
+    for name in sizes:
+        weight = weights[name]
+        if not 0 <= weight < math.inf:
+            raise UserError(
+                f'{field}.{name}.weight={weight} is no share: give a positive '
+                'number, or 0 for its share by size'
+            )
+        given[name] = Fraction(str(weight))
+    by_size = sum(sizes[name] for name in sizes if not given[name])
+    left = 1 - sum(given.values())
+    if by_size and left <= 0:
+        name = next(name for name in sizes if not given[name])
+        raise UserError(
+            f'{field}.{name}.weight=0 leaves it to the other weights, which sum '
+            f'to {float(1 - left):g}: let them sum to less than 1, or give it a weight'
+        )
+    shares = [given[name] or left * Fraction(sizes[name], by_size) for name in sizes]
+    return dict(zip(sizes, in_whole_numbers(shares), strict=True))
+
+
+def in_whole_numbers(shares: list[Fraction]) -> list[int]:
+    """The smallest whole numbers, at least 1 each, that stand as the shares do."""
+    total = sum(shares)
+    shares = [share / total for share in shares]
+    period = math.lcm(*(share.denominator for share in shares))
+    if period > MAX_PERIOD:  # rounded: off by less than one in 2^30
+        period = MAX_PERIOD // 2
+    return [max(1, round(share * period)) for share in shares]
+
+
+def assign(slots: np.ndarray, weights: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The source of each slot, and how many earlier slots had that source.
+
+    With weights 1 and 2 the sources of slots 0 … 5 are 1, 1, 0, 1, 1, 0.
+
+    Args:
+        slots: (n,) int64.
+        weights: of the sources, from `integer_weights`.
+
+    Returns:
+        source: (n,) int64 index into `weights`.
+        count: (n,) int64.
+    """
+    source = np.full(slots.shape, len(weights) - 1)
+    count = np.zeros(slots.shape, np.int64)
+    unassigned = np.arange(len(slots))
+    rest = slots  # the number of each unassigned slot among those left
+    for index, weight in enumerate(weights):
+        total = sum(weights[index:])
+        period, place = np.divmod(rest, total)
+        # of `total` slots this source takes those where n * weight // total rises
+        before = place * weight // total
+        takes = (place + 1) * weight // total > before
+        earlier = period * weight + before
+        source[unassigned[takes]] = index
+        count[unassigned[takes]] = earlier[takes]
+        unassigned, rest = unassigned[~takes], (rest - earlier)[~takes]
+    return source, count
+
+
+# ---- Permutations that need no memory ------------------------------------------------
+#
+# A Feistel network permutes the numbers of 2k bits: each round replaces one half by
+# its exclusive or with a hash of the other, which the same hash undoes. Numbers at or
+# above `size` are permuted again until they fall below it (cycle walking), which
+# leaves a permutation of 0 … size - 1. The arithmetic is our own and 64-bit, so the
+# order is the same on every machine and with every version of every library.
+
+
+def permute(index: np.ndarray, size: int, key: str) -> np.ndarray:
+    """The places to which a permutation of 0 … size - 1 takes `index`.
+
+    Args:
+        index: integers in [0, size), any shape.
+        size: how many numbers are permuted, below 2^62.
+        key: names the permutation; another key gives an unrelated one.
+
+    Returns:
+        int64 array of the shape of `index`.
+    """
+    index = np.asarray(index)
+    if index.size and not (0 <= index.min() and index.max() < size):
+        raise ValueError(f'index outside 0 … {size - 1}')
+    low_bits = max(1, (size - 1).bit_length() // 2)
+    high_bits = max(1, (size - 1).bit_length() - low_bits)
+    digest = hashlib.shake_256(key.encode()).digest(8 * ROUNDS)
+    keys = np.frombuffer(digest, '<u8')
+
+    place = index.astype(np.uint64).ravel()
+    outside = np.ones(place.shape, bool)
+    while outside.any():
+        place[outside] = _feistel(place[outside], low_bits, high_bits, keys)
+        outside = place >= size
+    return place.astype(np.int64).reshape(index.shape)
+
+
+def _feistel(value, low_bits, high_bits, keys):
+    low = value & np.uint64((1 << low_bits) - 1)
+    high = value >> np.uint64(low_bits)
+    for even, odd in keys.reshape(-1, 2):
+        high ^= _hash(low, even) >> np.uint64(64 - high_bits)
+        low ^= _hash(high, odd) >> np.uint64(64 - low_bits)
+    return high << np.uint64(low_bits) | low
+
+
+def _hash(value, key):
+    """64 well-mixed bits: the finaliser of Steele et al. 2014, SplitMix, section 3."""
+    value = value + key
+    value = (value ^ value >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ value >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return value ^ value >> np.uint64(31)

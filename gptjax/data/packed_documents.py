@@ -20,8 +20,7 @@ from ml_collections import ConfigDict
 
 from gptjax.core import artifact, console
 from gptjax.core.console import UserError
-from gptjax.data.packing import Packer
-from gptjax.data.shards import ShardWriter
+from gptjax.data.packing import Packer, ShardWriter
 from gptjax.data.sources.records import SPLITS
 from gptjax.tokenizer.tokenizer import Tokenizer
 

@@ -25,8 +25,8 @@ from gptjax.core.console import UserError
 from gptjax.core.files import list_files
 from gptjax.data import chat_template
 from gptjax.data.documents import split_of
+from gptjax.data.packed_dataset import permute
 from gptjax.data.preferences import SUFFIXES, Preference, read_preferences
-from gptjax.data.shuffle import permute
 from gptjax.data.sources.open_source import describe_files, refuse_changed_files
 from gptjax.data.sources.records import SPLITS
 from gptjax.tokenizer.tokenizer import Tokenizer

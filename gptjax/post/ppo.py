@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from gptjax.core import run_dir, storage
 from gptjax.core.console import UserError
-from gptjax.data.packed_dataset import PackedSplit
+from gptjax.data.packed_dataset import PackedDataset
 from gptjax.models import critic, gpt, heads
 from gptjax.parallel.mesh import batch_shards
 from gptjax.post.check import check_section, check_unused
@@ -228,7 +228,7 @@ def read_critic(run: str, template: str, trained: Trained, mesh: Mesh) -> tuple[
     return ({**model, heads.REWARD: head},)
 
 
-def open_text(config: ConfigDict) -> PackedSplit:
+def open_text(config: ConfigDict) -> PackedDataset:
     """The pretraining text of PPO-ptx.
 
     Raises:
@@ -240,7 +240,7 @@ def open_text(config: ConfigDict) -> PackedSplit:
             f'ppo.ptx={section.ptx}: name the run with the text in ppo.ptx_run, as '
             'runs/chitchat, or set ppo.ptx=0'
         )
-    packed = PackedSplit(run / 'prepared', 'train')
+    packed = PackedDataset(run / 'prepared', 'train')
     tokenizer = Path(config.start.run) / 'tokenizer' / 'tokenizer.model'
     if packed.tokenizer != storage.sha256_of_file(tokenizer):
         raise UserError(
@@ -251,7 +251,7 @@ def open_text(config: ConfigDict) -> PackedSplit:
     return packed
 
 
-def make_text_arrays(config: ConfigDict, packed: PackedSplit) -> Callable:
+def make_text_arrays(config: ConfigDict, packed: PackedDataset) -> Callable:
     """Rows of pretraining text beside an update's replies, for PPO-ptx.
 
     Returns:
@@ -263,7 +263,7 @@ def make_text_arrays(config: ConfigDict, packed: PackedSplit) -> Callable:
 
     def text_arrays(number, part):
         slots = number * section.ptx_rows + np.arange(section.ptx_rows)
-        rows = packed.load(packed.training_rows(config.seed, slots))
+        rows = packed.load(packed.choose_training_rows(config.seed, slots))
         _, counts_B = loss_weights.token_weights(part['weights'])
         beside_BT = loss_weights.weights_beside(rows['weights'], counts_B)
         return dict(ptx=dict(rows, weights=np.asarray(beside_BT)))

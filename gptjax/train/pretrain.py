@@ -13,6 +13,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from gptjax.core import artifact, storage
 from gptjax.core.console import UserError
 from gptjax.data import dataloader, ledger
+from gptjax.data.packed_dataset import PackedDataset
 from gptjax.models import gpt, parameter_count
 from gptjax.optim.optimizer import ema_params
 from gptjax.parallel.mesh import make_mesh
@@ -59,9 +60,8 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
             f'{"device" if mesh.size == 1 else "devices"}, '
             f'{config.train.batch_size * config.data.context:,} tokens a step'
         )
-        batches = dataloader.batches(
-            prepared,
-            'train',
+        batches = dataloader.training_batches(
+            PackedDataset(prepared, 'train'),
             config.seed,
             config.train.batch_size,
             batch_sharding(mesh),
@@ -144,8 +144,10 @@ def make_validation(config: ConfigDict, prepared: Path, loss_fn, mesh, *frozen):
         del done
         params = ema_params(state.opt_state, state.params)
         sums = np.zeros(2)
-        batches = dataloader.epoch(
-            prepared, 'validation', config.train.batch_size, batch_sharding(mesh)
+        batches = dataloader.validation_batches(
+            PackedDataset(prepared, 'validation'),
+            config.train.batch_size,
+            batch_sharding(mesh),
         )
         for number, batch in enumerate(batches):
             if number == config.train.eval_batches > 0:

@@ -48,7 +48,7 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
     # ---- model --------------------------------------------------------------
     mesh = make_mesh(config.mesh)
     tokenizer, model = load_tokenizer(config, workdir)
-    rows = packed_conversations.training_rows(config, workdir)
+    rows = packed_conversations.open_training_dataset(config, workdir)
     config = with_steps(config, rows)
     loss_fn = make_language_loss(model, config.train)
     base = load_base(config, mesh)
@@ -65,7 +65,7 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
             f'parameters are trained, {config.train.num_steps:,} steps of '
             f'{config.train.batch_size} rows of {config.data.context} tokens'
         )
-        batches = dataloader.batches_of(
+        batches = dataloader.training_batches(
             rows,
             config.seed,
             config.train.batch_size,
@@ -118,7 +118,7 @@ def with_steps(config: ConfigDict, rows) -> ConfigDict:
 
     Args:
         config: of the run; epochs 0: its `train.num_steps` stay.
-        rows: of `turns.training_rows`.
+        rows: of `packed_conversations.open_training_dataset`.
     """
     epochs, share = config.sft.epochs, config.sft.pretraining_share
     _check_epochs(epochs)

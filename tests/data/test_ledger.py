@@ -6,6 +6,7 @@ import pytest
 from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.data import dataloader, ledger
+from gptjax.data.packed_dataset import PackedDataset
 
 
 def test_batch_documents_are_those_whose_text_is_in_the_batch(run):
@@ -14,8 +15,12 @@ def test_batch_documents_are_those_whose_text_is_in_the_batch(run):
     }
     for step in (0, 11):
         documents = ledger.batch_documents(run.config, run.workdir, step)
-        (batch,) = dataloader.batches(
-            run.prepared, 'train', run.config.seed, 8, start_step=step, num_steps=1
+        (batch,) = dataloader.training_batches(
+            PackedDataset(run.prepared, 'train'),
+            run.config.seed,
+            8,
+            start_step=step,
+            num_steps=1,
         )
         assert len(documents) == 8
         for names, inputs, segments in zip(
@@ -28,8 +33,12 @@ def test_batch_documents_are_those_whose_text_is_in_the_batch(run):
 
 def test_describe_batch_shows_documents_and_text(run):
     lines = list(ledger.describe_batch(run.config, run.workdir, 2))
-    (batch,) = dataloader.batches(
-        run.prepared, 'train', run.config.seed, 8, start_step=2, num_steps=1
+    (batch,) = dataloader.training_batches(
+        PackedDataset(run.prepared, 'train'),
+        run.config.seed,
+        8,
+        start_step=2,
+        num_steps=1,
     )
     to_predict = int(np.sum(batch['weights']))
     assert lines[0] == f'step 2: 8 examples of 16 tokens, {to_predict} to predict'

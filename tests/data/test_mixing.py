@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptjax.core.console import UserError
-from gptjax.data.mixing import MAX_PERIOD, assign, integer_weights
+from gptjax.data.packed_dataset import MAX_PERIOD, assign, integer_weights
 
 
 def test_pattern_by_hand():

@@ -5,12 +5,12 @@ import pytest
 
 from gptjax.core import storage
 from gptjax.core.console import UserError
-from gptjax.data.packed_dataset import PackedSplit
+from gptjax.data.packed_dataset import PackedDataset
 
 
 def counts(packed, slots, seed=0):
     """How often each (source, row) is in the slots."""
-    choice = packed.training_rows(seed, np.asarray(slots))
+    choice = packed.choose_training_rows(seed, np.asarray(slots))
     pairs = np.stack([choice.source, choice.row])
     return {tuple(p): n for p, n in zip(*_unique(pairs), strict=True)}
 
@@ -21,7 +21,7 @@ def _unique(pairs):
 
 
 def test_every_row_once_an_epoch(run):
-    packed = PackedSplit(run.prepared, 'train')
+    packed = PackedDataset(run.prepared, 'train')
     size = packed.num_rows
     for epoch in range(3):
         slots = np.arange(epoch * size, (epoch + 1) * size)
@@ -30,33 +30,33 @@ def test_every_row_once_an_epoch(run):
 
 
 def test_epochs_seeds_and_splits_have_their_own_order(run):
-    packed = PackedSplit(run.prepared, 'train')
+    packed = PackedDataset(run.prepared, 'train')
     slots = np.arange(packed.num_rows)
-    first = packed.training_rows(0, slots)
-    second = packed.training_rows(0, slots + packed.num_rows)
-    other = packed.training_rows(1, slots)
+    first = packed.choose_training_rows(0, slots)
+    second = packed.choose_training_rows(0, slots + packed.num_rows)
+    other = packed.choose_training_rows(1, slots)
     assert set(first.epoch) == {0} and set(second.epoch) == {1}
     for choice in (second, other):
         assert (choice.source == first.source).all()
         assert (choice.row == first.row).mean() < 0.3
-    again = PackedSplit(run.prepared, 'train').training_rows(0, slots)
+    again = PackedDataset(run.prepared, 'train').choose_training_rows(0, slots)
     assert (again.row == first.row).all()
 
 
 def test_weights_are_exact(new_run):
-    packed = PackedSplit(new_run(weights=(0.25, 0.75)).prepared, 'train')
+    packed = PackedDataset(new_run(weights=(0.25, 0.75)).prepared, 'train')
     for begin in (0, 10**9):
-        choice = packed.training_rows(0, np.arange(4000) + begin)
+        choice = packed.choose_training_rows(0, np.arange(4000) + begin)
         assert np.bincount(choice.source).tolist() == [1000, 3000]
     # each source goes through its rows at its own pace, none left out
     size = packed.sources[0].num_rows
-    rows = packed.training_rows(0, np.arange(4 * size))
+    rows = packed.choose_training_rows(0, np.arange(4 * size))
     assert sorted(rows.row[rows.source == 0]) == list(range(size))
 
 
 def test_a_pass_has_every_row_once_and_then_none(run):
-    packed = PackedSplit(run.prepared, 'validation')
-    choice = packed.pass_rows(np.arange(packed.num_rows + 5))
+    packed = PackedDataset(run.prepared, 'validation')
+    choice = packed.choose_pass_rows(np.arange(packed.num_rows + 5))
     pairs, times = _unique(np.stack([choice.source, choice.row]))
     assert [tuple(p) for p, n in zip(pairs, times, strict=True) if n > 1] == [(-1, 0)]
     assert len(pairs) == packed.num_rows + 1
@@ -70,12 +70,12 @@ def test_a_pass_has_every_row_once_and_then_none(run):
 
 
 def test_the_documents_of_a_row(run):
-    packed = PackedSplit(run.prepared, 'train')
+    packed = PackedDataset(run.prepared, 'train')
     tokenizer = run.tokenizer
     for index, source in enumerate(packed.sources):
         texts = dict(run.documents['train'][source.name])
         slots = np.arange(packed.num_rows)
-        choice = packed.pass_rows(slots)
+        choice = packed.choose_pass_rows(slots)
         batch = packed.load(choice)
         for slot in slots[choice.source == index]:
             names = source.documents(choice.row[slot], packed.context)
@@ -95,14 +95,14 @@ def test_damage_is_named(run, tmp_path):
     path = folder / 'train' / 'b' / 'tokens-00000.npy'
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=r'tokens-00000.npy has .* delete .*prepared'):
-        PackedSplit(folder, 'train')
+        PackedDataset(folder, 'train')
     path.unlink()
     with pytest.raises(UserError, match='tokens-00000.npy is missing'):
-        PackedSplit(folder, 'train')
-    assert PackedSplit(folder, 'validation').num_rows
+        PackedDataset(folder, 'train')
+    assert PackedDataset(folder, 'validation').num_rows
     (folder / 'manifest.json').unlink()
     with pytest.raises(UserError, match='prepared is not there: run .* `prepare`'):
-        PackedSplit(folder, 'validation')
+        PackedDataset(folder, 'validation')
 
 
 def test_a_split_without_documents_is_named(run, tmp_path):
@@ -111,4 +111,4 @@ def test_a_split_without_documents_is_named(run, tmp_path):
     manifest['splits']['validation'] = {}
     storage.write_json(folder / 'manifest.json', manifest)
     with pytest.raises(UserError, match='has no documents: .*validation_fraction'):
-        PackedSplit(folder, 'validation')
+        PackedDataset(folder, 'validation')

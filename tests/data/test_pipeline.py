@@ -5,6 +5,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gptjax.core.console import UserError
 from gptjax.data import dataloader
+from gptjax.data.packed_dataset import PackedDataset
 
 AXES = ('data', 'fsdp', 'tensor', 'context')
 SPEC = PartitionSpec(('data', 'fsdp'), 'context')
@@ -17,8 +18,13 @@ def sharding(*sizes):
 
 def take(run, count, start=0, placed=None, batch_size=8):
     return list(
-        dataloader.batches(
-            run.prepared, 'train', 3, batch_size, placed, start, num_steps=count
+        dataloader.training_batches(
+            PackedDataset(run.prepared, 'train'),
+            3,
+            batch_size,
+            placed,
+            start,
+            num_steps=count,
         )
     )
 
@@ -102,7 +108,9 @@ def test_seeking_is_iterating(run):
 
 
 def test_batches_without_end(run):
-    batches = dataloader.batches(run.prepared, 'train', 3, 8, start_step=10**9)
+    batches = dataloader.training_batches(
+        PackedDataset(run.prepared, 'train'), 3, 8, start_step=10**9
+    )
     assert_equal([next(batches)], take(run, 1, start=10**9))
 
 
@@ -126,7 +134,11 @@ def test_blocks_change_nothing(run, monkeypatch):
 @pytest.mark.parametrize('placed', [None, (2, 2, 1, 2)])
 def test_an_epoch_counts_everything_once(run, placed):
     placed = placed and sharding(*placed)
-    batches = list(dataloader.epoch(run.prepared, 'validation', 8, placed))
+    batches = list(
+        dataloader.validation_batches(
+            PackedDataset(run.prepared, 'validation'), 8, placed
+        )
+    )
     documents = [
         text for pairs in run.documents['validation'].values() for _, text in pairs
     ]
@@ -137,7 +149,10 @@ def test_an_epoch_counts_everything_once(run, placed):
     predicted = sorted(targets[weights > 0].tolist())
     tokens = [token for text in documents for token in tokenizer.encode(text)]
     assert predicted == sorted(tokens + [tokenizer.eos_id] * len(documents))
-    assert_equal(batches, dataloader.epoch(run.prepared, 'validation', 8))
+    assert_equal(
+        batches,
+        dataloader.validation_batches(PackedDataset(run.prepared, 'validation'), 8),
+    )
 
 
 def test_what_does_not_divide_is_named(run):
@@ -152,4 +167,4 @@ def test_what_does_not_divide_is_named(run):
 
 def test_errors_come_from_the_call_itself(tmp_path):
     with pytest.raises(UserError, match='run the stage `prepare`'):
-        dataloader.batches(tmp_path, 'train', 0, 8)
+        dataloader.training_batches(PackedDataset(tmp_path, 'train'), 0, 8)

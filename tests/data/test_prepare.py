@@ -6,8 +6,8 @@ import pytest
 from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.data import packed_documents as prepare_module
-from gptjax.data import shards as shards_module
-from gptjax.data.packed_dataset import PackedSplit
+from gptjax.data import packing
+from gptjax.data.packed_dataset import PackedDataset
 from gptjax.data.packed_documents import build_packed_documents
 from gptjax.data.packing import unpack
 
@@ -62,7 +62,7 @@ def test_the_manifest_counts_what_is_there(run):
 
 
 def test_shards_and_batches_of_text_change_no_row(run, new_run, monkeypatch):
-    monkeypatch.setattr(shards_module, 'SHARD_TOKENS', 5 * 17)
+    monkeypatch.setattr(packing, 'SHARD_TOKENS', 5 * 17)
     monkeypatch.setattr(prepare_module, 'BATCH_CHARACTERS', 300)
     other = new_run()
     shards = sorted((other.prepared / 'train' / 'a').glob('tokens-*.npy'))
@@ -72,7 +72,7 @@ def test_shards_and_batches_of_text_change_no_row(run, new_run, monkeypatch):
         assert (
             stored_rows(other, 'train', source) == stored_rows(run, 'train', source)
         ).all()
-    packed = PackedSplit(other.prepared, 'train')
+    packed = PackedDataset(other.prepared, 'train')
     rows = stored_rows(other, 'train', 'a')
     some = np.array([len(rows) - 1, 0, 5, 4, 5])
     assert (packed.sources[0].read(some) == rows[some]).all()
@@ -119,7 +119,7 @@ def test_empty_and_special_looking_documents(new_run):
     batch = unpack(stored_rows(run, 'train', 'a'), *range(3))
     text = run.tokenizer.decode(batch['targets'][batch['weights'] > 0])
     assert text == '<bos><|user|><pad>'
-    packed = PackedSplit(run.prepared, 'train')
+    packed = PackedDataset(run.prepared, 'train')
     assert packed.sources[0].documents(0, 16)[:1] == ['1\n']
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptjax.data.shuffle import permute
+from gptjax.data.packed_dataset import permute
 
 
 @given(size=st.integers(1, 3000), key=st.text(max_size=8))

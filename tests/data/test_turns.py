@@ -13,7 +13,7 @@ from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.data import dataloader, ledger, packed_conversations
 from gptjax.data.chat_template import Turn, encode_conversation
-from gptjax.data.pieces import pieces_of
+from gptjax.data.packed_conversations import cut_conversation
 from gptjax.eval.report import dialogue_table
 from tests.data.test_dialogue import sums, write_chat
 
@@ -26,7 +26,7 @@ def turn(role, *said, opening=(9,)):
 
 def pieces(room, *its):
     counts = Counter()
-    found = list(pieces_of(list(its), BOS, room, counts))
+    found = list(cut_conversation(list(its), BOS, room, counts))
     return [
         [f'{t}!' if its else f'{t}' for t, its in zip(*piece, strict=True)]
         for piece in found
@@ -104,7 +104,7 @@ def test_every_reply_is_trained_once(room):
         if random_.random() < 0.3:
             its.insert(0, turn('system', 5, 6))
         counts = Counter()
-        found = list(pieces_of(its, BOS, room, counts))
+        found = list(cut_conversation(its, BOS, room, counts))
         trained = []
         for tokens, mask in found:
             assert len(tokens) == len(mask) <= room and tokens[0] == BOS
@@ -161,9 +161,9 @@ def test_packed_conversations_are_the_conversations(run, template, tmp_path):
                 tokens, trained = encode_conversation(messages, tokenizer, template)
                 expected[tuple(tokens), tuple(trained)] += 1
                 size += len(messages[1]['content'])
-        packed = packed_conversations.open_rows(workdir / 'dialogue', split)
+        packed = packed_conversations.open_dialogue(workdir / 'dialogue', split)
         found, weights = Counter(), 0.0
-        for batch in dataloader.epoch_of(packed, 4):
+        for batch in dataloader.validation_batches(packed, 4):
             weights += batch['weights'].sum()
             for row in range(4):
                 for segment in range(1, batch['segments'][row].max() + 1):
@@ -250,9 +250,9 @@ def test_what_is_cut_or_left_out_is_told(run, tmp_path):
 
 def test_batches_are_functions_of_seed_and_step(made):
     _, workdir = made
-    rows = packed_conversations.open_rows(workdir / 'dialogue', 'train')
-    first = list(dataloader.batches_of(rows, 7, 4, num_steps=9))
-    later = list(dataloader.batches_of(rows, 7, 4, start_step=5, num_steps=4))
+    rows = packed_conversations.open_dialogue(workdir / 'dialogue', 'train')
+    first = list(dataloader.training_batches(rows, 7, 4, num_steps=9))
+    later = list(dataloader.training_batches(rows, 7, 4, start_step=5, num_steps=4))
     for one, other in zip(first[5:], later, strict=True):
         for name in one:
             np.testing.assert_array_equal(one[name], other[name])
@@ -271,20 +271,20 @@ def test_a_share_of_each_batch_is_pretraining_text(run, new_run, made):
     config = config.copy_and_resolve_references()
     config.start = common.start_section(str(text.workdir))
     config.sft.pretraining_share = 0.25
-    rows = packed_conversations.training_rows(config, workdir)
+    rows = packed_conversations.open_training_dataset(config, workdir)
     names = [source.name for source in rows.sources]
     assert names == ['own', 'pretraining/a', 'pretraining/b']
     for step in range(20):
-        choice = rows.training_rows(0, 4 * step + np.arange(4))
+        choice = rows.choose_training_rows(0, 4 * step + np.arange(4))
         assert (choice.source > 0).sum() == 1
-    batch = rows.load(rows.training_rows(0, np.arange(400)))
-    text_rows = rows.training_rows(0, np.arange(400)).source > 0
+    batch = rows.load(rows.choose_training_rows(0, np.arange(400)))
+    text_rows = rows.choose_training_rows(0, np.arange(400)).source > 0
     assert batch['weights'][text_rows].mean() > 0.9  # of text everything counts
     assert batch['weights'][~text_rows].mean() < 0.6
     config.sft.pretraining_share = 1.0
     with pytest.raises(UserError, match='sft.pretraining_share=1.0: use a share'):
-        packed_conversations.training_rows(config, workdir)
+        packed_conversations.open_training_dataset(config, workdir)
 
     config.start.run, config.sft.pretraining_share = str(run.workdir), 0.5
     with pytest.raises(UserError, match='another context .16, here 40.*context=16'):
-        packed_conversations.training_rows(config, workdir)
+        packed_conversations.open_training_dataset(config, workdir)
