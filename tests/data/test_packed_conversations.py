@@ -15,7 +15,7 @@ from gptjax.data import dataloader, ledger, packed_conversations
 from gptjax.data.chat_template import Turn, encode_conversation
 from gptjax.data.packed_conversations import cut_conversation
 from gptjax.eval.report import dialogue_table
-from tests.data.test_dialogue import sums, write_chat
+from tests.data.test_conversations import sums, write_chat
 
 BOS = 1
 

@@ -5,8 +5,7 @@ import pytest
 
 from gptjax.core import storage
 from gptjax.core.console import UserError
-from gptjax.data import packed_documents as prepare_module
-from gptjax.data import packing
+from gptjax.data import packed_documents, packing
 from gptjax.data.packed_dataset import PackedDataset
 from gptjax.data.packed_documents import build_packed_documents
 from gptjax.data.packing import unpack
@@ -63,7 +62,7 @@ def test_the_manifest_counts_what_is_there(run):
 
 def test_shards_and_batches_of_text_change_no_row(run, new_run, monkeypatch):
     monkeypatch.setattr(packing, 'SHARD_TOKENS', 5 * 17)
-    monkeypatch.setattr(prepare_module, 'BATCH_CHARACTERS', 300)
+    monkeypatch.setattr(packed_documents, 'BATCH_CHARACTERS', 300)
     other = new_run()
     shards = sorted((other.prepared / 'train' / 'a').glob('tokens-*.npy'))
     assert [len(np.load(path)) for path in shards[:-1]] == [5] * (len(shards) - 1)
@@ -127,7 +126,7 @@ def test_a_large_vocabulary_is_stored_in_32_bits(new_run, monkeypatch):
     run = new_run()
     (run.prepared / 'manifest.json').unlink()
     tokenizer = LargeTokenizer(run.tokenizer)
-    monkeypatch.setattr(prepare_module.Tokenizer, 'load', lambda path: tokenizer)
+    monkeypatch.setattr(packed_documents.Tokenizer, 'load', lambda path: tokenizer)
     entry = build_packed_documents(run.config, run.workdir)['splits']['train']['a']
     rows = stored_rows(run, 'train', 'a')
     assert entry['dtype'] == rows.dtype.name == 'uint32'

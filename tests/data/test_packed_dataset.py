@@ -1,0 +1,262 @@
+import math
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptjax.core import storage
+from gptjax.core.console import UserError
+from gptjax.data.packed_dataset import (
+    MAX_PERIOD,
+    PackedDataset,
+    assign,
+    integer_weights,
+    permute,
+)
+
+
+def counts(packed, slots, seed=0):
+    """How often each (source, row) is in the slots."""
+    choice = packed.choose_training_rows(seed, np.asarray(slots))
+    pairs = np.stack([choice.source, choice.row])
+    return {tuple(p): n for p, n in zip(*_unique(pairs), strict=True)}
+
+
+def _unique(pairs):
+    values, times = np.unique(pairs, axis=1, return_counts=True)
+    return values.T.tolist(), times.tolist()
+
+
+def test_every_row_once_an_epoch(run):
+    packed = PackedDataset(run.prepared, 'train')
+    size = packed.num_rows
+    for epoch in range(3):
+        slots = np.arange(epoch * size, (epoch + 1) * size)
+        found = counts(packed, slots)
+        assert len(found) == size and set(found.values()) == {1}
+
+
+def test_epochs_seeds_and_splits_have_their_own_order(run):
+    packed = PackedDataset(run.prepared, 'train')
+    slots = np.arange(packed.num_rows)
+    first = packed.choose_training_rows(0, slots)
+    second = packed.choose_training_rows(0, slots + packed.num_rows)
+    other = packed.choose_training_rows(1, slots)
+    assert set(first.epoch) == {0} and set(second.epoch) == {1}
+    for choice in (second, other):
+        assert (choice.source == first.source).all()
+        assert (choice.row == first.row).mean() < 0.3
+    again = PackedDataset(run.prepared, 'train').choose_training_rows(0, slots)
+    assert (again.row == first.row).all()
+
+
+def test_weights_are_exact(new_run):
+    packed = PackedDataset(new_run(weights=(0.25, 0.75)).prepared, 'train')
+    for begin in (0, 10**9):
+        choice = packed.choose_training_rows(0, np.arange(4000) + begin)
+        assert np.bincount(choice.source).tolist() == [1000, 3000]
+    # each source goes through its rows at its own pace, none left out
+    size = packed.sources[0].num_rows
+    rows = packed.choose_training_rows(0, np.arange(4 * size))
+    assert sorted(rows.row[rows.source == 0]) == list(range(size))
+
+
+def test_a_pass_has_every_row_once_and_then_none(run):
+    packed = PackedDataset(run.prepared, 'validation')
+    choice = packed.choose_pass_rows(np.arange(packed.num_rows + 5))
+    pairs, times = _unique(np.stack([choice.source, choice.row]))
+    assert [tuple(p) for p, n in zip(pairs, times, strict=True) if n > 1] == [(-1, 0)]
+    assert len(pairs) == packed.num_rows + 1
+    batch = packed.load(choice)
+    assert (batch['weights'][-5:] == 0).all() and (batch['segments'][-5:] == 0).all()
+    tokens = sum(
+        source['predicted_tokens']
+        for source in packed.manifest['splits']['validation'].values()
+    )
+    assert batch['weights'].sum() == tokens
+
+
+def test_the_documents_of_a_row(run):
+    packed = PackedDataset(run.prepared, 'train')
+    tokenizer = run.tokenizer
+    for index, source in enumerate(packed.sources):
+        texts = dict(run.documents['train'][source.name])
+        slots = np.arange(packed.num_rows)
+        choice = packed.choose_pass_rows(slots)
+        batch = packed.load(choice)
+        for slot in slots[choice.source == index]:
+            names = source.documents(choice.row[slot], packed.context)
+            inputs, segments = batch['inputs'][slot], batch['segments'][slot]
+            kept = np.unique(segments[batch['weights'][slot] > 0])
+            assert len(names) == len(kept)
+            for number, name in enumerate(names, 1):
+                assert tokenizer.decode(inputs[segments == number]) in texts[name]
+
+
+def damaged(run, tmp_path):
+    return shutil.copytree(run.prepared, tmp_path / 'prepared')
+
+
+def test_damage_is_named(run, tmp_path):
+    folder = damaged(run, tmp_path)
+    path = folder / 'train' / 'b' / 'tokens-00000.npy'
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r'tokens-00000.npy has .* delete .*prepared'):
+        PackedDataset(folder, 'train')
+    path.unlink()
+    with pytest.raises(UserError, match='tokens-00000.npy is missing'):
+        PackedDataset(folder, 'train')
+    assert PackedDataset(folder, 'validation').num_rows
+    (folder / 'manifest.json').unlink()
+    with pytest.raises(UserError, match='prepared is not there: run .* `prepare`'):
+        PackedDataset(folder, 'validation')
+
+
+def test_a_split_without_documents_is_named(run, tmp_path):
+    folder = damaged(run, tmp_path)
+    manifest = storage.read_json(folder / 'manifest.json')
+    manifest['splits']['validation'] = {}
+    storage.write_json(folder / 'manifest.json', manifest)
+    with pytest.raises(UserError, match='has no documents: .*validation_fraction'):
+        PackedDataset(folder, 'validation')
+
+
+# ---- Sources mixed by weight
+
+
+def test_pattern_by_hand():
+    source, count = assign(np.arange(6), [1, 2])
+    assert source.tolist() == [1, 1, 0, 1, 1, 0]
+    assert count.tolist() == [0, 1, 0, 2, 3, 1]
+
+
+@given(
+    weights=st.lists(st.integers(1, 50), min_size=1, max_size=6),
+    begin=st.integers(0, 2**40),
+)
+def test_each_period_has_each_source_as_often_as_its_weight(weights, begin):
+    period = sum(weights)
+    begin -= begin % period
+    source, count = assign(np.arange(begin, begin + period), weights)
+    assert np.bincount(source, minlength=len(weights)).tolist() == weights
+    for index, weight in enumerate(weights):
+        first = begin // period * weight
+        expected = list(range(first, first + weight))
+        assert count[source == index].tolist() == expected
+
+
+@given(weights=st.lists(st.integers(1, 50), min_size=1, max_size=6), data=st.data())
+def test_a_slot_does_not_depend_on_the_others(weights, data):
+    slots = np.array(data.draw(st.lists(st.integers(0, 10**6), min_size=1)))
+    source, count = assign(slots, weights)
+    for place, slot in enumerate(slots):
+        alone = assign(np.array([slot]), weights)
+        assert (source[place], count[place]) == (alone[0][0], alone[1][0])
+
+
+def test_large_numbers_do_not_overflow():
+    weights = [MAX_PERIOD // 2 - 1, MAX_PERIOD // 2]
+    slots = np.arange(2**52, 2**52 + 1000)
+    source, count = assign(slots, weights)
+    assert abs(np.bincount(source) - 500).max() <= 1
+    exact = [slot // sum(weights) * weights[0] for slot in slots.tolist()]
+    exact = [
+        whole + slot % sum(weights) * weights[0] // sum(weights)
+        for whole, slot in zip(exact, slots.tolist(), strict=True)
+    ]
+    zero = source == 0
+    assert count[zero].tolist() == np.array(exact)[zero].tolist()
+
+
+def test_spread_evenly():
+    source, _ = assign(np.arange(1000), [1, 9])
+    assert np.diff(np.flatnonzero(source == 0)).tolist() == [10] * 99
+
+
+@pytest.mark.parametrize(
+    'weights, sizes, expected',
+    [
+        ([0, 0], [30, 20], [3, 2]),  # by size
+        ([0], [7], [1]),
+        ([0.1, 0.9], [5, 5], [1, 9]),
+        ([1, 3], [5, 5], [1, 3]),  # relative to their sum
+        ([0.5, 0, 0], [9, 30, 10], [4, 3, 1]),  # the others share the rest by size
+    ],
+)
+def test_integer_weights(weights, sizes, expected):
+    names = 'abc'[: len(sizes)]
+    weights = integer_weights(
+        dict(zip(names, weights, strict=True)), dict(zip(names, sizes, strict=True))
+    )
+    assert list(weights.values()) == expected
+
+
+def test_a_period_too_long_is_rounded():
+    sizes = {'a': 2**40 + 1, 'b': 2**40 - 1, 'c': 1}
+    weights = integer_weights(dict.fromkeys(sizes, 0.0), sizes)
+    assert sum(weights.values()) <= MAX_PERIOD
+    assert weights == {'a': 2**29, 'b': 2**29, 'c': 1}
+
+
+def test_a_source_that_is_not_there_takes_no_part():
+    assert integer_weights({'a': 0.5, 'b': 0.5, 'c': 0.0}, {'a': 3}) == {'a': 1}
+
+
+@pytest.mark.parametrize('weight', [-1.0, float('nan'), float('inf')])
+def test_a_weight_that_is_no_share(weight):
+    with pytest.raises(UserError, match='data.sources.a.weight=.* is no share'):
+        integer_weights({'a': weight}, {'a': 1})
+
+
+def test_weights_that_leave_nothing():
+    with pytest.raises(UserError, match='data.sources.b.weight=0 leaves .* sum to 1:'):
+        integer_weights({'a': 1.0, 'b': 0.0}, {'a': 1, 'b': 1})
+
+
+# ---- Permutations
+
+
+@given(size=st.integers(1, 3000), key=st.text(max_size=8))
+def test_is_a_permutation(size, key):
+    places = permute(np.arange(size), size, key)
+    assert sorted(places.tolist()) == list(range(size))
+
+
+@given(size=st.integers(1, 2**61), key=st.text(max_size=8), data=st.data())
+def test_each_index_alone_and_any_shape(size, key, data):
+    index = np.array(data.draw(st.lists(st.integers(0, size - 1), min_size=1)))
+    together = permute(index, size, key)
+    assert ((together >= 0) & (together < size)).all()
+    assert permute(index[:1], size, key) == together[0]
+    assert (permute(index[None], size, key) == together[None]).all()
+
+
+def test_order_is_the_same_for_ever():
+    """Saved runs go on with this order: if these change, old runs cannot."""
+    assert permute(np.arange(10), 10, '0').tolist() == [2, 6, 7, 9, 4, 1, 3, 0, 8, 5]
+    far = permute(np.array([0, 1, 10**12]), 2**50, 'key')
+    assert far.tolist() == [60131117808725, 185295588098849, 224082356724139]
+
+
+def test_looks_random():
+    size = 10_007
+    places = permute(np.arange(size), size, 'a')
+    neighbours = np.corrcoef(places[:-1], places[1:])[0, 1]
+    assert abs(neighbours) < 5 / np.sqrt(size)
+    assert abs(np.corrcoef(np.arange(size), places)[0, 1]) < 5 / np.sqrt(size)
+    other = permute(np.arange(size), size, 'b')
+    assert (places == other).sum() < 10  # 1 expected
+
+
+@pytest.mark.parametrize('size', [2, 3, 5])
+def test_small_sizes_get_every_order(size):
+    orders = {tuple(permute(np.arange(size), size, str(key))) for key in range(1000)}
+    assert len(orders) == math.factorial(size)
+
+
+def test_an_index_outside_is_refused():
+    for index in (-1, 5):
+        with pytest.raises(ValueError, match='outside 0 … 4'):
+            permute(np.array([index]), 5, '')
