@@ -1,8 +1,10 @@
-"""Heads that read a number from hidden vectors: the reward's and the value's.
+"""Heads that read a number from hidden vectors: the reward's, and the critic's value.
 
-A head is a further top-level entry of the parameter dict, beside the model's own:
+Heads and a critic's network are further top-level entries of the parameter dict,
 
-    {'embed': …, 'layers': …, 'final_norm': …, 'reward_head': {'kernel', 'bias'}}
+    {'embed': …, 'layers': …, 'reward_head': {'kernel', 'bias'}}  a reward model
+    {'embed': …, 'layers': …, 'value_head': …}                    critic 'head'
+    {'embed': …, 'layers': …, 'value_head': …, 'critic': {…}}     critic 'network'
 
 so one optimizer, one checkpoint and one set of sharding rules hold all of them.
 """
@@ -10,11 +12,14 @@ so one optimizer, one checkpoint and one set of sharding rules hold all of them.
 import jax
 import jax.numpy as jnp
 
-REWARD, VALUE = 'reward_head', 'value_head'
-HEADS = (REWARD, VALUE)
+from gptjax.models import gpt
+
+REWARD_HEAD, VALUE_HEAD, CRITIC = 'reward_head', 'value_head', 'critic'
+HEADS = (REWARD_HEAD, VALUE_HEAD)
+CRITIC_KINDS = ('head', 'network')
 
 
-def init_reward(settings, key) -> dict:
+def init_reward_head(settings, key) -> dict:
     """{'reward_head': …}: weights of N(0, 1 / (D + 1)) (Stiennon et al. 2020).
 
     Final hidden vectors are normalised, so the first scores have a variance of about
@@ -22,23 +27,23 @@ def init_reward(settings, key) -> dict:
     """
     D = settings.width
     kernel_D = jax.random.normal(key, (D,), jnp.float32) / (D + 1) ** 0.5
-    return {REWARD: dict(kernel=kernel_D, bias=jnp.zeros((), jnp.float32))}
+    return {REWARD_HEAD: dict(kernel=kernel_D, bias=jnp.zeros((), jnp.float32))}
 
 
-def init_value(settings) -> dict:
+def init_value_head(settings) -> dict:
     """{'value_head': …}, zeros: the first values are 0."""
     kernel_D = jnp.zeros((settings.width,), jnp.float32)
-    return {VALUE: dict(kernel=kernel_D, bias=jnp.zeros((), jnp.float32))}
+    return {VALUE_HEAD: dict(kernel=kernel_D, bias=jnp.zeros((), jnp.float32))}
 
 
-def axes(name: str) -> dict:
+def head_axes(name: str) -> dict:
     """{name: …} with a tuple of axis names at each leaf, as `gpt.param_axes`."""
     return {name: dict(kernel=('embed',), bias=())}
 
 
-def split(params) -> tuple[dict, dict]:
+def split_heads(params) -> tuple[dict, dict]:
     """(the model's parameters, the heads) of parameters with or without heads."""
-    model = {name: its for name, its in params.items() if name not in HEADS}
+    model = {name: tree for name, tree in params.items() if name not in HEADS}
     return model, {name: params[name] for name in HEADS if name in params}
 
 
@@ -51,13 +56,13 @@ def project(head, hidden):
     return product + head['bias']
 
 
-def rewards(head, hidden, last_B):
+def compute_rewards(head, hidden, last_B):
     """One reward a row, (B,) float32: of the hidden vector at the row's last token.
 
     Args:
-        head: of `init_reward`.
+        head: of `init_reward_head`.
         hidden: (B T, D) or (B, T, D), from `GPT.hidden`.
-        last_B: int32, the place of the token that ends the row's conversation.
+        last_B: int32, the index of the token that ends the row's conversation.
     """
     B = last_B.shape[0]
     hidden_BTD = hidden.reshape(B, -1, hidden.shape[-1])
@@ -65,12 +70,69 @@ def rewards(head, hidden, last_B):
     return project(head, last_BD)
 
 
-def values(head, hidden, batch_size: int):
-    """A value at each token, (B, T) float32.
+# ---- the critic of PPO
+
+
+def with_critic(settings, kind: str, shapes: dict, axes: dict) -> tuple[dict, dict]:
+    """(shapes, axes) of trained parameters, with the critic's added."""
+    network, network_axes = {}, {}
+    if kind == 'network':
+        network = {CRITIC: gpt.abstract_params(settings)}
+        network_axes = {CRITIC: gpt.param_axes(settings)}
+    head = jax.eval_shape(lambda: init_value_head(settings))
+    return (
+        {**shapes, **network, **head},
+        {**axes, **network_axes, **head_axes(VALUE_HEAD)},
+    )
+
+
+def without_critic(params) -> dict:
+    """The model's parameters alone."""
+    critic = (CRITIC, VALUE_HEAD)
+    return {name: tree for name, tree in params.items() if name not in critic}
+
+
+def init_critic(settings, kind: str, params, reward_params=None) -> dict:
+    """A copy of a model's parameters with a critic.
+
+    A network begins as another copy of the model, with values of 0; or as a reward
+    model, where the value before a token is the reward if the reply ended there
+    (Ouyang et al. 2022, C.4).
 
     Args:
-        head: of `init_value`.
-        hidden: (B T, D) or (B, T, D), from `GPT.hidden`.
-        batch_size: B.
+        settings: of the model.
+        kind: in CRITIC_KINDS.
+        params: of the model.
+        reward_params: a reward model's, for a network.
     """
-    return project(head, hidden).reshape(batch_size, -1)
+    copy = lambda tree: jax.tree.map(jnp.copy, tree)
+    network, head = {}, init_value_head(settings)
+    if kind == 'network':
+        model, its_heads = split_heads(
+            params if reward_params is None else reward_params
+        )
+        network = {CRITIC: copy(model)}
+        if reward_params is not None:
+            head = {VALUE_HEAD: copy(its_heads[REWARD_HEAD])}
+    return {**copy(params), **network, **head}
+
+
+def compute_values(settings, params, hidden, batch, policy_on=1.0):
+    """The critic's value of the text before each target, (B, T) float32.
+
+    Args:
+        settings: of the model.
+        params: with a critic.
+        hidden: of the policy, from `GPT.hidden`.
+        batch: the batch that `hidden` was computed from.
+        policy_on: 0: no gradient flows from the head into the policy.
+    """
+    if CRITIC in params:
+        hidden = gpt.bind(settings, params[CRITIC]).hidden(
+            batch['inputs'], batch['segments'], batch['positions']
+        )
+    else:
+        constant = jax.lax.stop_gradient(hidden)
+        hidden = constant + policy_on * (hidden - constant)
+    values = project(params[VALUE_HEAD], hidden)
+    return values.reshape(len(batch['inputs']), -1)

@@ -14,7 +14,7 @@ import optax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from gptjax.core.console import UserError
-from gptjax.models import critic, lora
+from gptjax.models import heads, lora
 from gptjax.optim.optimizer import EmaState
 from gptjax.train.load_model import Trained, adapts, trained_part
 
@@ -55,11 +55,11 @@ def freeze_policy(optimizer: optax.GradientTransformation):
     """
 
     def still(tree, before):
-        return {**tree, **critic.policy_of(before)}
+        return {**tree, **heads.without_critic(before)}
 
     def update(gradients, state, params):
         updates, new = optimizer.update(gradients, state, params)
-        zeros = jax.tree.map(jnp.zeros_like, critic.policy_of(updates))
+        zeros = jax.tree.map(jnp.zeros_like, heads.without_critic(updates))
         new = [
             its._replace(average=still(its.average, old.average))
             if isinstance(its, EmaState)
@@ -84,10 +84,10 @@ def make_policy_model(config: ConfigDict, settings: FrozenConfigDict) -> PolicyM
         def init(reference, key, reward=None):
             del key
             if kind:
-                return critic.init(settings, kind, reference, reward)
+                return heads.init_critic(settings, kind, reference, reward)
             return jax.tree.map(jnp.copy, reference)
 
-        whole = lambda params, reference: critic.policy_of(params)
+        whole = lambda params, reference: heads.without_critic(params)
         return PolicyModel(shapes, axes, init, compute=whole, merge=whole)
 
     if kind == 'network':
@@ -99,7 +99,7 @@ def make_policy_model(config: ConfigDict, settings: FrozenConfigDict) -> PolicyM
 
     def init_adapters(reference, key):
         del reference
-        head = critic.init(settings, kind, {}) if kind else {}
+        head = heads.init_critic(settings, kind, {}) if kind else {}
         return {**lora.init_params(settings, config.lora, key), **head}
 
     return PolicyModel(
@@ -107,11 +107,11 @@ def make_policy_model(config: ConfigDict, settings: FrozenConfigDict) -> PolicyM
         axes,
         init_adapters,
         compute=lambda params, reference: lora.adapt(
-            reference, critic.policy_of(params), scale
+            reference, heads.without_critic(params), scale
         ),
         merge=jax.jit(
             lambda params, reference: lora.merge(
-                reference, critic.policy_of(params), scale
+                reference, heads.without_critic(params), scale
             )
         ),
     )

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from gptjax.core import run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.data.packed_dataset import PackedDataset
-from gptjax.models import critic, gpt, heads
+from gptjax.models import gpt, heads
 from gptjax.parallel.mesh import batch_shards
 from gptjax.post.check import check_section, check_unused
 from gptjax.post.experience import Algorithm
@@ -60,8 +60,8 @@ def check_config(config: ConfigDict) -> None:
         UserError: it names the field.
     """
     section = config.ppo
-    if section.critic not in critic.KINDS:
-        known = ' or '.join(critic.KINDS)
+    if section.critic not in heads.CRITIC_KINDS:
+        known = ' or '.join(heads.CRITIC_KINDS)
         raise UserError(f'ppo.critic={section.critic}: use {known}')
     if section.critic != 'network' and critic_run_of(section):
         why = f'where ppo.critic={section.critic}'
@@ -110,7 +110,7 @@ def make_algorithm(
         logprobs_BT, entropy_BT = hidden_logprobs(
             model, hidden, batch['targets'], **options
         )
-        values_BT = critic.values(settings, params, hidden, batch, policy_on)
+        values_BT = heads.compute_values(settings, params, hidden, batch, policy_on)
         return logprobs_BT, entropy_BT, values_BT
 
     def score(params, reference, batch):
@@ -217,15 +217,15 @@ def read_critic(run: str, template: str, trained: Trained, mesh: Mesh) -> tuple[
             'model that started from the same run'
         )
     shapes = lambda params: jax.tree.map(jnp.shape, params)
-    model, head = heads.split(its.params)
+    model, head = heads.split_heads(its.params)
     if shapes(model) != shapes(trained.params):
         raise UserError(
             f'{told} is a model of another shape than start.run: name a reward model '
             "that started from the same run, or use ppo.critic_run=''"
         )
-    head = dict(head[heads.REWARD])
+    head = dict(head[heads.REWARD_HEAD])
     head['bias'] = head['bias'] - center_of(folder)
-    return ({**model, heads.REWARD: head},)
+    return ({**model, heads.REWARD_HEAD: head},)
 
 
 def open_text(config: ConfigDict) -> PackedDataset:

@@ -86,7 +86,9 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
 
     def init():
         params = init_from.load_start(config, mesh).params
-        init_head = lambda params, key: dict(params, **heads.init_reward(model, key))
+        init_head = lambda params, key: dict(
+            params, **heads.init_reward_head(model, key)
+        )
         return init_head, params, jax.random.key(config.seed)
 
     # ---- batches ------------------------------------------------------------

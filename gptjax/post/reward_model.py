@@ -40,9 +40,11 @@ def score(settings, params, arrays, key=None):
     """
     T = arrays['inputs'].shape[-1]
     tokens = (arrays[name].reshape(-1, T) for name in TOKENS)
-    model, its = heads.split(params)
+    model, its = heads.split_heads(params)
     hidden = gpt.bind(settings, model).hidden(*tokens, key)
-    rewards = heads.rewards(its[heads.REWARD], hidden, arrays['last'].reshape(-1))
+    rewards = heads.compute_rewards(
+        its[heads.REWARD_HEAD], hidden, arrays['last'].reshape(-1)
+    )
     return rewards.reshape(arrays['last'].shape)
 
 
@@ -82,9 +84,11 @@ def trained_shapes(model) -> tuple[dict, dict]:
     """(shapes, axes) of a reward model's parameters, its head included."""
     shapes = dict(
         gpt.abstract_params(model),
-        **jax.eval_shape(lambda key: heads.init_reward(model, key), jax.random.key(0)),
+        **jax.eval_shape(
+            lambda key: heads.init_reward_head(model, key), jax.random.key(0)
+        ),
     )
-    return shapes, dict(gpt.param_axes(model), **heads.axes(heads.REWARD))
+    return shapes, dict(gpt.param_axes(model), **heads.head_axes(heads.REWARD_HEAD))
 
 
 def abstract_reward(config: ConfigDict, model, mesh: Mesh) -> TrainState:

@@ -12,7 +12,7 @@ from gptjax.core import run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.infer.engine import Engine
 from gptjax.infer.quantize import cast_params, quantize_params
-from gptjax.models import critic, gpt, lora, settings
+from gptjax.models import gpt, heads, lora, settings
 from gptjax.models.cache import empty_cache, empty_int8_cache
 from gptjax.optim.optimizer import ema_params, make_optimizer
 from gptjax.parallel.mesh import make_mesh
@@ -80,7 +80,7 @@ def load(
 
 def _step_and_weights(state):
     """What a model is of a training state; the rest may be twice as large."""
-    return state.step, critic.policy_of(ema_params(state.opt_state, state.params))
+    return state.step, heads.without_critic(ema_params(state.opt_state, state.params))
 
 
 def load_earlier(start: ConfigDict, mesh: Mesh) -> Trained:
@@ -127,7 +127,7 @@ def trained_part(config: ConfigDict, model: FrozenConfigDict) -> tuple:
     else:
         shapes, axes = gpt.abstract_params(model), gpt.param_axes(model)
     if 'ppo' in config:
-        return critic.beside(model, config.ppo.critic, shapes, axes)
+        return heads.with_critic(model, config.ppo.critic, shapes, axes)
     return shapes, axes
 
 

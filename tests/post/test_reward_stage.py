@@ -15,7 +15,7 @@ from gptjax.core import run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.data import ratings
 from gptjax.data.comparisons import arrays_of, encode_end
-from gptjax.models import critic, gpt, heads, settings
+from gptjax.models import gpt, heads, settings
 from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.sharding import put_on_mesh
 from gptjax.post import ppo, reward, reward_model
@@ -65,7 +65,7 @@ def losses(sizes, accumulation=1, steps=2):
     with jax.set_mesh(mesh):
         optimizer, abstract = reward_model.abstract_reward(config, model, mesh)
         params = jax.device_get(gpt.init_params(model, jax.random.key(0)))
-        params.update(jax.device_get(heads.init_reward(model, jax.random.key(1))))
+        params.update(jax.device_get(heads.init_reward_head(model, jax.random.key(1))))
         state = jax.tree.map(
             lambda leaf, like: jax.device_put(np.asarray(leaf), like.sharding),
             new_state(params, optimizer),
@@ -82,7 +82,7 @@ def losses(sizes, accumulation=1, steps=2):
             jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True
         ):
             assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
-    return found, jax.device_get(state.params[heads.REWARD])
+    return found, jax.device_get(state.params[heads.REWARD_HEAD])
 
 
 @pytest.fixture(scope='module')
@@ -109,7 +109,7 @@ def test_micro_batches_equal_the_whole(one_device):
 def test_a_score_depends_on_neither_padding_nor_neighbours():
     model = helpers.model_settings()
     params = gpt.init_params(model, jax.random.key(0))
-    params.update(heads.init_reward(model, jax.random.key(1)))
+    params.update(heads.init_reward_head(model, jax.random.key(1)))
     batch = make_batch()
     whole = reward_model.score(model, params, batch)
     last = int(batch['last'][1, 2])
@@ -363,8 +363,10 @@ def test_a_critic_that_begins_as_it_values_the_last_token_at_the_reward(
     mesh, config = helpers.mesh_of(), run_dir.read_config(workdir)
     trained = load(run_dir.read_config(start), start, mesh)
     (found,) = ppo.read_critic(str(workdir), 'turns', trained, mesh)
-    params = critic.init(trained.settings, 'network', trained.params, found)
-    helpers.assert_trees_close(critic.policy_of(params), trained.params, rtol=0, atol=0)
+    params = heads.init_critic(trained.settings, 'network', trained.params, found)
+    helpers.assert_trees_close(
+        heads.without_critic(params), trained.params, rtol=0, atol=0
+    )
 
     items = [item.messages for item in ratings.read_split(workdir, 'train')[:6]]
     encoded = [encode_end(i, trained.tokenizer, 'turns', 64) for i in items]
@@ -372,7 +374,7 @@ def test_a_critic_that_begins_as_it_values_the_last_token_at_the_reward(
     hidden = gpt.bind(trained.settings, trained.params).hidden(
         *(arrays[name] for name in reward_model.TOKENS)
     )
-    values_BT = critic.values(trained.settings, params, hidden, arrays)
+    values_BT = heads.compute_values(trained.settings, params, hidden, arrays)
     last_B = np.array([len(its.tokens) - 1 for its in encoded])
     rewards = reward_model.load_reward(config, workdir, mesh)(items)
     np.testing.assert_allclose(values_BT[np.arange(6), last_B], rewards, atol=1e-5)

@@ -7,7 +7,7 @@ import pytest
 from configs import common
 from gptjax.core import run_dir
 from gptjax.core.console import UserError
-from gptjax.models import critic, settings
+from gptjax.models import heads, settings
 from gptjax.models.linear import INPUT_AXES
 from gptjax.optim.optimizer import ema_params, make_optimizer
 from gptjax.tokenizer.tokenizer import Tokenizer
@@ -82,7 +82,7 @@ def test_the_weights_are_read_and_no_more(kind, start, tmp_path, monkeypatch):
     # The last is its own state, with the step; that of the weights under LoRA is not.
     size = sizes[-1] - 4
 
-    expected = critic.policy_of(ema_params(state.opt_state, state.params))
+    expected = heads.without_critic(ema_params(state.opt_state, state.params))
     assert size == sum(leaf.nbytes for leaf in jax.tree.leaves(expected))
     if 'lora' in config:
         base = load_model.load_base(config, helpers.mesh_of()).params
