@@ -8,8 +8,8 @@ import os
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -214,7 +214,9 @@ async def _run_server(
         loop.add_signal_handler(number, on_signal)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     ending = asyncio.create_task(first_signal.wait())
-    loading = _run_in_thread(loop, lambda: _load_models(options, runs))
+    # A thread of its own: where the program ends first, nobody waits for it.
+    load_models = partial(_load_models, options, runs)
+    loading = loop.run_in_executor(ThreadPoolExecutor(1, 'loading'), load_models)
     try:
         await asyncio.wait({serving, ending, loading}, return_when='FIRST_COMPLETED')
         if loading.done():
@@ -234,31 +236,6 @@ async def _run_server(
         for number in SIGNALS:
             loop.remove_signal_handler(number)
     return loading.done()
-
-
-def _run_in_thread(loop, function) -> asyncio.Future:
-    """The result of `function`, on a thread that does not keep the program alive."""
-    future = loop.create_future()
-
-    def settle(value, error):
-        if future.cancelled():
-            return
-        if error is None:
-            future.set_result(value)
-        else:
-            future.set_exception(error)
-
-    def run():
-        value = error = None
-        try:
-            value = function()
-        except BaseException as caught:  # noqa: BLE001 (whoever awaits it gets it)
-            error = caught
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(settle, value, error)
-
-    threading.Thread(target=run, name='loading', daemon=True).start()
-    return future
 
 
 def _load_models(options: Options, runs: dict) -> dict[str, ServedModel]:

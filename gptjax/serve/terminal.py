@@ -20,17 +20,21 @@ from gptjax.infer.request import (
     Token,
     check_parameters,
 )
-from gptjax.serve.chat_memory import (
+from gptjax.serve.session import (
+    PLAIN,
     Message,
-    begin_of,
-    harmless,
-    last_of,
-    to_file,
-    visible,
+    Session,
+    conversation_json,
+    draw,
+    escape_controls,
+    last_message,
+    reply_to,
+    send,
+    text_before_tokens,
+    visible_token,
 )
-from gptjax.serve.session import PLAIN, Session, draw, reply_to, send
 
-ALTERNATIVES = 6  # listed beside each token by /why
+NUM_ALTERNATIVES = 6  # listed beside each token by /why
 SETTABLE = (
     *('temperature', 'top_p', 'top_k', 'min_p', 'max_tokens'),
     *('repetition_penalty', 'presence_penalty', 'frequency_penalty'),
@@ -55,13 +59,10 @@ Ctrl-C stops a reply. A line that ends in \\ goes on in the next. //x says /x.""
 def chat(config: ConfigDict, workdir: Path, **options) -> None:
     """Talks on standard input and output until /quit or the end of the input.
 
-    Args:
-        config: of the run.
-        workdir: RUN.
-        **options: of `load_engine`.
+    `options` are of `load_engine`.
 
     Raises:
-        UserError: RUN has no checkpoint.
+        UserError: the run has no checkpoint.
     """
     from gptjax.eval import quantization_cost
     from gptjax.train.load_model import load_engine
@@ -78,34 +79,30 @@ def chat(config: ConfigDict, workdir: Path, **options) -> None:
             stack.callback(engine.close)
             return engine
 
-        kept = [options.get(name, 'whole') for name in ('weights', 'cache')]
+        quantization = [options.get(name, 'whole') for name in ('weights', 'cache')]
         engine = load(None)
         with console.progress_bar('measuring what bytes cost', 0):
-            cost = quantization_cost.tell(config, workdir, None, *kept)
-        parameters = _parameters_of(config)
+            cost = quantization_cost.tell(config, workdir, None, *quantization)
+        # As the stage `sample` draws in this run, with alternatives for /why.
+        sampling = {
+            name: config.sample[name] for name in SETTABLE if name in config.sample
+        }
+        parameters = SamplingParameters(**sampling, logprobs=NUM_ALTERNATIVES)
         session = Session(engine, load, template, workdir.name, parameters)
-        session.say(
+        session.print(
             f'{workdir.name}, step {engine.trained_step:,}: it reads '
             f'{engine.context:,} tokens at most. /help lists the commands.'
         )
         if cost:
-            session.say(cost)
+            session.print(cost)
         talk(session, read_line)
-
-
-def _parameters_of(config):
-    """How the stage `sample` draws in this run, with alternatives for /why."""
-    known = {name: config.sample[name] for name in SETTABLE if name in config.sample}
-    return SamplingParameters(**known, logprobs=ALTERNATIVES)
 
 
 def talk(session: Session, read: Callable[[str, str], str]) -> None:
     """Reads lines and answers them until there are no more.
 
-    Args:
-        session: what is being said.
-        read: takes the prompt and the text that the line begins with; raises
-            EOFError at the end of the input, KeyboardInterrupt at Ctrl-C.
+    `read` takes the prompt and the text that the line begins with. It raises EOFError
+    at the end of the input, KeyboardInterrupt at Ctrl-C.
     """
     while True:
         try:
@@ -113,23 +110,25 @@ def talk(session: Session, read: Callable[[str, str], str]) -> None:
             while line.endswith('\\'):
                 line = f'{line[:-1]}\n{read("… ", "")}'
             if line.startswith('/') and not line.startswith('//'):
-                name, _, rest = line[1:].partition(' ')
+                name, _, words = line[1:].partition(' ')
                 if name in ('quit', 'exit'):
                     return
-                _command(name)(session, rest.strip(), read)
+                if name not in COMMANDS:
+                    raise UserError(f'/{name}: no such command: /help lists them')
+                COMMANDS[name](session, words.strip(), read)
             elif line.strip():
                 send(session, line[1:] if line.startswith('//') else line)
         except EOFError:
             return
         except KeyboardInterrupt:
-            session.say('\nCtrl-D or /quit leaves')
+            session.print('\nCtrl-D or /quit leaves')
         except UserError as error:
-            session.say(f'error: {error}', sys.stderr)
+            session.print(f'error: {error}', sys.stderr)
         except (QueueFull, EngineStopped) as error:
-            session.say(f'error: the engine takes no more: {error}', sys.stderr)
+            session.print(f'error: the engine takes no more: {error}', sys.stderr)
 
 
-def read_line(prompt: str, begin: str) -> str:
+def read_line(prompt: str, initial_text: str) -> str:
     """A line of standard input, edited and recalled by readline on a terminal."""
     if not sys.stdin.isatty():
         line = sys.stdin.readline()
@@ -139,70 +138,72 @@ def read_line(prompt: str, begin: str) -> str:
     with contextlib.suppress(ImportError):  # not on every platform
         import readline
 
-        readline.set_pre_input_hook(lambda: readline.insert_text(begin))
+        readline.set_pre_input_hook(lambda: readline.insert_text(initial_text))
     return input(prompt)
 
 
-# ---- commands: (session, the words after it, read) --------------------------------
+# ---- commands: (session, the words after the name, read) ----------------------
 
 
-def _regenerate(session, rest, read):
-    reply_to(session, last_of(session.root, 'assistant')[1])
+def _regenerate(session, words, read):
+    reply_to(session, last_message(session.root, 'assistant')[1])
 
 
-def _version(session, rest, read):
-    _, parent = last_of(session.root, 'assistant')
-    parent.chosen = _number(rest, len(parent.children), '/version') - 1
-    session.say(harmless(parent.children[parent.chosen].content))
+def _version(session, words, read):
+    _, parent = last_message(session.root, 'assistant')
+    parent.chosen = _parse_number(words, len(parent.children), '/version') - 1
+    session.print(escape_controls(parent.children[parent.chosen].content))
 
 
-def _edit(session, rest, read):
-    node, parent = last_of(session.root, 'user')
-    text = rest or read('› ', node.content)
+def _edit(session, words, read):
+    message, parent = last_message(session.root, 'user')
+    text = words or read('› ', message.content)
     if text.strip():
         reply_to(session, parent.add(Message('user', text)))
 
 
-def _continue(session, rest, read):
-    draw(session, last_of(session.root, 'assistant')[0])
+def _continue(session, words, read):
+    draw(session, last_message(session.root, 'assistant')[0])
 
 
-def _why(session, rest, read):
-    tokens = _tokens_of(last_of(session.root, 'assistant')[0], '/why')
+PROBABILITY_EDGES = (0.5, 0.1, 0.01)  # between the colours
+COLOURS = (PLAIN, '\x1b[36m', '\x1b[33m', '\x1b[31m')
+
+
+def _why(session, words, read):
+    tokens = _tokens_of(last_message(session.root, 'assistant')[0], '/why')
     tokenizer = session.engine.tokenizer
-    width = max(len(visible(tokenizer, token.id)) for token in tokens)
+    width = max(len(visible_token(tokenizer, token.id)) for token in tokens)
     for place, token in enumerate(tokens, 1):
         alternatives = [
-            f'{number} {visible(tokenizer, other)} {math.exp(logprob):.1%}'
+            f'{number} {visible_token(tokenizer, other)} {math.exp(logprob):.1%}'
             for number, (other, logprob) in enumerate(token.top, 1)
         ]
-        share = math.exp(token.logprob)
-        text = f'{visible(tokenizer, token.id):{width}}'
+        probability = math.exp(token.logprob)
+        text = f'{visible_token(tokenizer, token.id):{width}}'
         if session.colour:
-            text = f'{_COLOURS[sum(share < edge for edge in _EDGES)]}{text}{PLAIN}'
-        session.say(f'{place:4}  {text}  {share:6.1%}   {"   ".join(alternatives)}')
+            num_edges_above = sum(probability < edge for edge in PROBABILITY_EDGES)
+            text = f'{COLOURS[num_edges_above]}{text}{PLAIN}'
+        row = f'{place:4}  {text}  {probability:6.1%}   {"   ".join(alternatives)}'
+        session.print(row)
 
 
-_EDGES = (0.5, 0.1, 0.01)  # of probability, between the colours
-_COLOURS = (PLAIN, '\x1b[36m', '\x1b[33m', '\x1b[31m')
-
-
-def _pick(session, rest, read):
-    reply, parent = last_of(session.root, 'assistant')
+def _pick(session, words, read):
+    reply, parent = last_message(session.root, 'assistant')
     tokens = _tokens_of(reply, '/pick')
-    place, choice = (*rest.split(), '', '')[:2]
-    place = _number(place, len(tokens), '/pick')
+    place, choice = (*words.split(), '', '')[:2]
+    place = _parse_number(place, len(tokens), '/pick')
     token = tokens[place - 1]
-    choice = _number(choice, len(token.top), f'/pick {place}')
+    choice = _parse_number(choice, len(token.top), f'/pick {place}')
     picked, logprob = token.top[choice - 1]
     tokenizer = session.engine.tokenizer
     tokens = [*tokens[: place - 1], Token(picked, logprob, token.top)]
-    spelt = b''.join(tokenizer.bytes_of(token.id) for token in tokens)
+    text = b''.join(tokenizer.bytes_of(token.id) for token in tokens)
     try:
-        content = begin_of(reply, tokenizer) + spelt.decode()
+        content = text_before_tokens(reply, tokenizer) + text.decode()
     except UnicodeDecodeError:
         raise UserError(
-            f'/pick {rest}: the token is a part of a character: pick another'
+            f'/pick {words}: the token is a part of a character: pick another'
         ) from None
     branch = dataclasses.replace(
         reply, content=content, tokens=tokens, children=[], chosen=0, finish=None
@@ -211,75 +212,83 @@ def _pick(session, rest, read):
     if not tokenizer.bytes_of(picked):  # a special token ends the reply
         branch.finish = 'stop'
         branch.tokens.pop()
-    elif session.template == 'text' and '\n\n' in content:  # and so does this
+    elif session.template == 'text' and '\n\n' in content:  # an empty line ends it too
         branch.finish = 'stop'
         branch.content = content.split('\n\n')[0]
     if branch.finish == 'stop':
-        session.say(harmless(branch.content))
+        session.print(escape_controls(branch.content))
     else:
         draw(session, branch)
 
 
-def _compare(session, rest, read):
-    reply, parent = last_of(session.root, 'assistant')
-    if not rest.isdecimal():
-        raise UserError(f'/compare {rest}'.rstrip() + ': name a step, as /compare 1000')
-    other = session.load(int(rest))
-    again = Message('assistant', model=f'{session.name}@{rest}')
-    again.seed, again.parameters = reply.seed, reply.parameters
-    draw(session, parent.add(again), other)
+def _compare(session, words, read):
+    reply, parent = last_message(session.root, 'assistant')
+    if not words.isdecimal():
+        raise UserError(
+            f'/compare {words}'.rstrip() + ': name a step, as /compare 1000'
+        )
+    other_reply = Message(
+        'assistant',
+        model=f'{session.name}@{words}',
+        seed=reply.seed,
+        parameters=reply.parameters,
+    )
+    engine = session.load(int(words))
+    draw(session, parent.add(other_reply), engine)
 
 
-def _system(session, rest, read):
-    session.system = rest
-    session.say(f'system prompt: {rest or "none"}')
+def _system(session, words, read):
+    session.system = words
+    session.print(f'system prompt: {words or "none"}')
 
 
-def _set(session, rest, read):
+def _set(session, words, read):
     changes = {}
-    for word in rest.split():
+    for word in words.split():
         name, _, value = word.partition('=')
         if name not in SETTABLE:
             raise UserError(f'/set {word}: use NAME=VALUE with {", ".join(SETTABLE)}')
-        kind = type(getattr(SamplingParameters(), name))
+        number_type = type(getattr(SamplingParameters(), name))
         try:
-            changes[name] = kind(value)
+            changes[name] = number_type(value)
         except ValueError:
-            what = 'a whole number' if kind is int else 'a number'
-            raise UserError(f'/set {word}: use {what}') from None
+            fix = 'a whole number' if number_type is int else 'a number'
+            raise UserError(f'/set {word}: use {fix}') from None
     changed = dataclasses.replace(session.parameters, **changes)
     check_parameters(changed, session.engine.vocab_size, '/set ')
     if changed.max_tokens < 1:
         raise UserError(f'/set max_tokens={changed.max_tokens}: use a number above 0')
     session.parameters = changed
-    session.say('  '.join(f'{name}={getattr(changed, name)}' for name in SETTABLE))
+    session.print('  '.join(f'{name}={getattr(changed, name)}' for name in SETTABLE))
 
 
-def _seed(session, rest, read):
-    if rest and not (rest.isdecimal() and int(rest) <= LARGEST_SEED):
-        raise UserError(f'/seed {rest}: use a number from 0 to {LARGEST_SEED}')
-    session.seed = int(rest) if rest else None
-    session.say(f'seed: {rest or "a new one each time"}')
+def _seed(session, words, read):
+    if words and not (words.isdecimal() and int(words) <= LARGEST_SEED):
+        raise UserError(f'/seed {words}: use a number from 0 to {LARGEST_SEED}')
+    session.seed = int(words) if words else None
+    session.print(f'seed: {words or "a new one each time"}')
 
 
-def _new(session, rest, read):
+def _new(session, words, read):
     session.root = Message('root')
 
 
-def _save(session, rest, read):
-    if not rest:
+def _save(session, words, read):
+    if not words:
         raise UserError('/save: name a file, as /save talk.json')
-    path = Path(rest).expanduser()
-    told = to_file(session.root, session.system, session.name, session.engine.tokenizer)
+    path = Path(words).expanduser()
+    content = conversation_json(
+        session.root, session.system, session.name, session.engine.tokenizer
+    )
     try:
-        storage.write_json(path, told)
+        storage.write_json(path, content)
     except OSError as error:
         raise UserError(f'/save {path}: {error.strerror}: use another path') from None
-    session.say(f'saved: {path}')
+    session.print(f'saved: {path}')
 
 
-def _help(session, rest, read):
-    session.say(HELP)
+def _help(session, words, read):
+    session.print(HELP)
 
 
 COMMANDS = {
@@ -299,12 +308,6 @@ COMMANDS = {
 }
 
 
-def _command(name):
-    if name not in COMMANDS:
-        raise UserError(f'/{name}: no such command: /help lists them')
-    return COMMANDS[name]
-
-
 def _tokens_of(reply, command):
     if not reply.tokens:
         raise UserError(
@@ -313,8 +316,8 @@ def _tokens_of(reply, command):
     return reply.tokens
 
 
-def _number(text, most, command):
-    """A number from 1 to `most`, as the user wrote it."""
+def _parse_number(text, most, command):
+    """The user's number, from 1 to `most`."""
     if not (text.isdecimal() and 1 <= int(text) <= most):
         raise UserError(f'{command} {text}'.rstrip() + f': use a number, 1 to {most}')
     return int(text)

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from gptjax.infer.request import Token
-from gptjax.serve import chat_memory
+from gptjax.serve.session import Message, conversation_json
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.tokenizer.train_tokenizer import train_model
 from tests import servers
@@ -309,15 +309,15 @@ def test_export_and_import(scripted, open_page, tmp_path):
 @pytest.mark.slow
 def test_what_the_terminal_saves_can_be_imported(scripted, open_page):
     tokenizer = Tokenizer(train_model(['Hello, I am fine. And you?'] * 9, 'bpe', 290))
-    root = chat_memory.Message('root')
-    user = root.add(chat_memory.Message('user', 'Hello'))
+    root = Message('root')
+    user = root.add(Message('user', 'Hello'))
     for text in ('I am fine 😀', 'And you?'):
         ids = tokenizer.encode(text)
         top = tuple((other, -1.5) for other in (*ids[:3], tokenizer.eos_id))
         tokens = [Token(token, -0.5, top) for token in ids]
-        reply = chat_memory.Message('assistant', text, tokens=tokens, finish='stop')
+        reply = Message('assistant', text, tokens=tokens, finish='stop')
         user.add(reply)
-    file = chat_memory.to_file(root, 'Be kind.', 'small', tokenizer)
+    file = conversation_json(root, 'Be kind.', 'small', tokenizer)
     buffer = json.dumps(file).encode()
     page = open_page()
     named = dict(name='talk.json', mimeType='', buffer=buffer)

@@ -23,8 +23,7 @@ from gptjax.infer.request import (
     Token,
     Update,
 )
-from gptjax.serve import chat_memory
-from gptjax.serve.session import Session
+from gptjax.serve.session import Session, shown_messages
 from gptjax.serve.terminal import read_line, talk
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.tokenizer.train_tokenizer import train_model
@@ -157,7 +156,7 @@ def test_ctrl_c_stops_a_reply_and_nothing_else(hear, engine, session):
     assert engine.cancelled[0] == 1
     assert engine.asked[1][0] == 'Hello\n\nSo far'
     assert engine.asked[1][1].seed == engine.asked[0][1].seed
-    [reply] = chat_memory.path_of(session.root)[1:]
+    [reply] = shown_messages(session.root)[1:]
     assert reply.content == 'So far and on' and reply.finish == 'stop'
 
 
