@@ -151,7 +151,7 @@ def _select(words):
 
 
 def _task(words):
-    from gptjax.post.tasks.verifiable_tasks import PROBLEMS
+    from gptjax.post.problems.verifiable_tasks import PROBLEMS
 
     config, workdir = opening.open_run(words, 'task')
     opening.make(config, workdir, [PROBLEMS])

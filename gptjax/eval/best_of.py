@@ -28,11 +28,16 @@ from gptjax.eval import bootstrap, results
 from gptjax.parallel.mesh import make_mesh
 from gptjax.post import reward_functions, rollout
 from gptjax.post.check import check_section
-from gptjax.post.policy_model import computed_as
+from gptjax.post.policy_model import apply_compute_settings
+from gptjax.post.problems.verifiable_tasks import Problem, Task, make_task
 from gptjax.post.reward_functions import Reward, make_reward
-from gptjax.post.rollout import Rollout, Sampler, Style
-from gptjax.post.select_replies import make_sampler, style_of
-from gptjax.post.tasks.verifiable_tasks import Item, Task, make_task
+from gptjax.post.rollout import (
+    PromptFormat,
+    Rollout,
+    Sampler,
+    make_prompt_format,
+    make_sampler,
+)
 from gptjax.train import config_checks
 from gptjax.train.init_from import load_start
 from gptjax.train.load_model import Trained, fingerprint_of
@@ -49,8 +54,8 @@ class Bench(NamedTuple):
     """
 
     trained: Trained
-    style: Style
-    items: list[Item]
+    prompt_format: PromptFormat
+    items: list[Problem]
     proxy: Reward
     gold: Reward
 
@@ -90,12 +95,14 @@ def make_bench(config: ConfigDict) -> Bench:
     mesh = make_mesh(config.mesh)
     config_checks.check_context(config, mesh)
     with jax.set_mesh(mesh):
-        trained = computed_as(config, load_start(config, mesh))
-    style = style_of(config, config.best_of, trained.tokenizer, 'best_of')
-    task = make_task(config.task, config.seed, style.fits)
+        trained = apply_compute_settings(config, load_start(config, mesh))
+    prompt_format = make_prompt_format(
+        config, config.best_of, trained.tokenizer, 'best_of'
+    )
+    task = make_task(config.task, config.seed, prompt_format.fits)
     return Bench(
         trained,
-        style,
+        prompt_format,
         task.held_out(config.best_of.problems),
         make_reward(config.task, task),
         judge(config.best_of, task),
@@ -115,15 +122,17 @@ def judge(section: ConfigDict, task: Task) -> Reward:
         UserError: there is neither.
     """
     if section.judge:
-        judged = reward_functions.model(section.judge, 'best_of.judge')
-        return partial(reward_functions.checked, 'best_of.judge', judged)
+        judged = reward_functions.model_reward(section.judge, 'best_of.judge')
+        return partial(reward_functions.compute_checked, 'best_of.judge', judged)
     if task.score is None:
         raise UserError(
             'task.path has problems without answers, and what the proxy chooses cannot '
             'be judged: add "answer" to each, or name a reward model that judges in '
             'best_of.judge'
         )
-    return partial(reward_functions.checked, 'correct', reward_functions.correct(task))
+    return partial(
+        reward_functions.compute_checked, 'correct', reward_functions.correct(task)
+    )
 
 
 def measure(config: ConfigDict, bench: Bench, sampler: Sampler) -> dict:
@@ -135,8 +144,8 @@ def measure(config: ConfigDict, bench: Bench, sampler: Sampler) -> dict:
     """
     section, N = config.best_of, config.best_of.samples
     drawn = draw(bench, sampler, N, config.seed, 'best_of')
-    proxy_PN = bench.proxy(drawn.items, drawn.replies).reshape(-1, N)
-    gold_PN = bench.gold(drawn.items, drawn.replies).reshape(-1, N)
+    proxy_PN = bench.proxy(drawn.problems, drawn.replies).reshape(-1, N)
+    gold_PN = bench.gold(drawn.problems, drawn.replies).reshape(-1, N)
     how = results.Bootstrap(config.eval.resamples, config.eval.level, config.eval.seed)
     return dict(
         model=fingerprint_of(bench.trained),
@@ -161,10 +170,12 @@ def draw(bench: Bench, sampler: Sampler, replies: int, seed: int, name: str) -> 
             some = bench.items[first : first + PROBLEMS_AT_ONCE]
             words = f'{name} {first}'
             parts.append(
-                rollout.draw(sampler.complete, bench.style, some, replies, seed, words)
+                rollout.draw_rollout(
+                    sampler.complete, bench.prompt_format, some, replies, seed, words
+                )
             )
             advance(len(some))
-    return rollout.join(parts)
+    return rollout.concatenate_rollouts(parts)
 
 
 def curve(proxy_PN, gold_PN, how: results.Bootstrap) -> list[dict]:

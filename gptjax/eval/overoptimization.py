@@ -34,9 +34,9 @@ from gptjax.eval.reward_evaluation import evaluate_reward
 from gptjax.post import ppo, reward, select_replies
 from gptjax.post.objectives.logprobs import token_logprobs
 from gptjax.post.objectives.reply_sums import reply_sums
-from gptjax.post.reward_functions import folder_of
+from gptjax.post.problems.verifiable_tasks import make_task
+from gptjax.post.reward_functions import find_reward_run
 from gptjax.post.rollout import Rollout, Sampler
-from gptjax.post.tasks.verifiable_tasks import make_task
 from gptjax.train import init_from
 from gptjax.train.checkpoint import Checkpoints
 from gptjax.train.load_model import inference_mesh, load
@@ -106,8 +106,8 @@ def _check_judges(config):
     """Refuses now what would be noticed after hours."""
     proxy, judge = _path(config.overoptimization.proxy), config.best_of.judge
     if proxy:
-        folder_of(str(proxy), 'overoptimization.proxy')
-    if judge and folder_of(judge, 'best_of.judge') == proxy:
+        find_reward_run(str(proxy), 'overoptimization.proxy')
+    if judge and find_reward_run(judge, 'best_of.judge') == proxy:
         raise UserError(
             f'best_of.judge={judge} is the proxy itself: name another reward model'
         )
@@ -196,7 +196,7 @@ def _policy_points(config, bench: Bench, sampler: Sampler, policy: Path) -> list
                     f'overoptimization.policy={policy} has another tokenizer than '
                     f'start.run={config.start.run}: name a run that starts from it'
                 )
-            sampler.follow(trained.params, f'{policy} {step}')
+            sampler.update_weights(trained.params, f'{policy} {step}')
             drawn = best_of.draw(
                 bench, sampler, config.overoptimization.replies, config.seed, step
             )
@@ -216,8 +216,8 @@ def _judged(config, bench: Bench, drawn: Rollout, log_ratios_B) -> dict:
     columns = dict(
         items=np.ones(len(bench.items)),
         kl=per_problem(log_ratios_B),
-        proxy=per_problem(bench.proxy(drawn.items, drawn.replies)),
-        gold=per_problem(bench.gold(drawn.items, drawn.replies)),
+        proxy=per_problem(bench.proxy(drawn.problems, drawn.replies)),
+        gold=per_problem(bench.gold(drawn.problems, drawn.replies)),
     )
     how = results.Bootstrap(config.eval.resamples, config.eval.level, config.eval.seed)
     names = ('kl', 'proxy', 'gold')

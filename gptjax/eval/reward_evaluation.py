@@ -23,7 +23,7 @@ from gptjax.eval.report.rating_table import MODEL
 from gptjax.parallel import multihost
 from gptjax.parallel.mesh import make_mesh
 from gptjax.post.reward import standardisation
-from gptjax.post.reward_model import RESULTS, load_trained, make_scorer
+from gptjax.post.reward_model import RESULTS, load_reward_model, make_reward_scorer
 
 MATCHED = 0.1  # lengths differ by at most this share of the longer
 MOST_PAIRS = 50_000
@@ -42,14 +42,14 @@ def evaluate_reward(config: ConfigDict, workdir: Path) -> dict:
         UserError: the run has no reward model.
     """
     mesh = make_mesh(config.mesh)
-    trained = load_trained(config, workdir, mesh)
+    trained = load_reward_model(config, workdir, mesh)
     context, template = config.data.context, config.chat.template
     items = {split: read_split(workdir, split) for split in SPLITS}
     encoded = {
         split: encode_items(its, trained.tokenizer, template, context)
         for split, its in items.items()
     }
-    scorer = make_scorer(trained.settings, trained.tokenizer, context, mesh)
+    scorer = make_reward_scorer(trained.settings, trained.tokenizer, context, mesh)
     random = np.random.default_rng(config.seed)
     train = encoded['train'].encoded
     centred = random.permutation(len(train))[:MOST_CENTRED]

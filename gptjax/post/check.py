@@ -1,11 +1,9 @@
 """What is refused of the sections after fine-tuning: numbers, and what does nothing."""
 
 import re
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gptjax.core import run_dir
 from gptjax.core.console import UserError
 from gptjax.train.ranges import (
     AMOUNT,
@@ -97,7 +95,6 @@ RANGES = {
     'task.samples': COUNT,
     'task.rewards.*.weight': FINITE,
 }
-DROPOUT = ('embedding_dropout', 'attention_dropout', 'residual_dropout')
 
 
 def check_section(section: ConfigDict, name: str) -> None:
@@ -111,83 +108,3 @@ def check_section(section: ConfigDict, name: str) -> None:
         allowed = RANGES.get(pattern)
         if allowed and not (abs(value) < float('inf') and allowed.holds(value)):
             raise UserError(f'{field}={value}: use {allowed.words}')
-
-
-def check_unused(section: ConfigDict, name: str, unused: dict, why: str) -> None:
-    """Refuses another value than the section's own of fields that would do nothing.
-
-    Args:
-        section: of that name.
-        name: of the section.
-        unused: from fields to the values that they have of themselves.
-        why: they do nothing, for the message.
-
-    Raises:
-        UserError: a field was given another value.
-    """
-    for field, own in unused.items():
-        if section[field] != own:
-            raise UserError(
-                f'{name}.{field}={section[field]} does nothing {why}: use '
-                f'{name}.{field}={own!r}'
-            )
-
-
-def updates_of(config: ConfigDict) -> int:
-    """Updates that a rollout gives."""
-    replies = config.policy.prompts * config.policy.replies
-    return config.policy.epochs * (replies // config.train.batch_size)
-
-
-def check_policy(config: ConfigDict) -> None:
-    """Refuses a section `policy` that makes no sense.
-
-    Raises:
-        UserError: it names the field and the fix.
-    """
-    policy, train = config.policy, config.train
-    check_section(policy, 'policy')
-    check_unused(train, 'train', dict(profile_step=-1), 'in ppo and grpo')
-    if not policy.kl_reward and not policy.kl_loss:
-        why = 'where policy.kl_reward and policy.kl_loss are 0'
-        check_unused(policy, 'policy', dict(kl_horizon=0), why)
-    if policy.kl_reward and policy.kl_loss:
-        raise UserError(
-            f'policy.kl_reward={policy.kl_reward} and policy.kl_loss={policy.kl_loss} '
-            'would count the KL twice: set one of them to 0'
-        )
-    if policy.overlong_buffer > policy.max_tokens:
-        raise UserError(
-            f'policy.overlong_buffer={policy.overlong_buffer} is more than '
-            f'policy.max_tokens={policy.max_tokens}: use at most that'
-        )
-    replies = policy.prompts * policy.replies
-    if train.batch_size < 1 or replies % train.batch_size:
-        raise UserError(
-            f'train.batch_size={train.batch_size} does not divide the policy.prompts * '
-            f'policy.replies = {replies} replies of a rollout: use a divisor'
-        )
-    if train.num_steps < 1 or train.num_steps % updates_of(config):
-        raise UserError(
-            f'train.num_steps={train.num_steps} is no multiple of the '
-            f'{updates_of(config)} updates that a rollout gives (policy.epochs * '
-            'replies / train.batch_size): use a multiple'
-        )
-
-
-def check_dropout(config: ConfigDict) -> None:
-    """Refuses dropout where nothing is dropped: the reference has none, nor has the
-    engine. What the run that this starts from was trained with is no matter.
-
-    Raises:
-        UserError: it was given in a flag.
-    """
-    if not (Path(config.start.run) / 'config.json').exists():
-        return  # gone, and RUN goes on
-    earlier = run_dir.read_config(Path(config.start.run)).model
-    for name in DROPOUT:
-        if config.model[name] and config.model[name] != earlier[name]:
-            raise UserError(
-                f'model.{name}={config.model[name]} does nothing here: replies are '
-                'drawn and compared without dropout: leave it out'
-            )

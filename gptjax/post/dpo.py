@@ -24,7 +24,7 @@ from gptjax.optim.optimizer import ema_params
 from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.multihost import print_once
 from gptjax.parallel.sharding import put_on_mesh
-from gptjax.post.check import check_dropout, check_section, check_unused
+from gptjax.post.check import check_section
 from gptjax.post.objectives import preference_losses
 from gptjax.post.objectives.logprobs import token_logprobs
 from gptjax.post.objectives.reply_sums import reply_means, reply_sums
@@ -168,10 +168,12 @@ def check_config(config: ConfigDict) -> None:
     check_section(section, 'preference')
     why = f'with preference.loss={section.loss}'
     if section.loss != 'dpo':
-        check_unused(section, 'preference', dict(label_smoothing=0.0), why)
+        config_checks.check_unused(
+            section, 'preference', dict(label_smoothing=0.0), why
+        )
     if section.loss in WITHOUT_REFERENCE:
-        check_unused(section, 'preference', dict(reference=''), why)
-    check_dropout(config)
+        config_checks.check_unused(section, 'preference', dict(reference=''), why)
+    config_checks.check_dropout(config)
 
 
 # ---- the losses, by the name in `preference.loss`; see `preferences.py`

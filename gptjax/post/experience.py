@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gptjax.parallel.sharding import put_on_mesh, replicated
-from gptjax.post import rollout as rollouts
 from gptjax.post.objectives.advantages import informative
 from gptjax.post.objectives.kl import AdaptiveKL, kl_per_reply
 from gptjax.post.objectives.score_shaping import (
@@ -22,8 +21,15 @@ from gptjax.post.objectives.score_shaping import (
     overlong_penalty,
     scale_scores,
 )
-from gptjax.post.rollout import Complete, Rollout, Style
-from gptjax.post.tasks.verifiable_tasks import Task
+from gptjax.post.problems.verifiable_tasks import Task
+from gptjax.post.rollout import (
+    Complete,
+    PromptFormat,
+    Rollout,
+    concatenate_rollouts,
+    draw_rollout,
+    select_rows,
+)
 
 
 class Algorithm(NamedTuple):
@@ -75,7 +81,7 @@ class Environment(NamedTuple):
     reward: from (problems, replies) to scores (B,).
     """
 
-    prompt_format: Style
+    prompt_format: PromptFormat
     task: Task
     reward: Callable
 
@@ -179,15 +185,15 @@ def draw_groups(
     there are as many groups as a rollout has. Where there still are too few, the
     others stand in for them with weight 0.
     """
-    policy, (style, task, reward) = config.policy, environment
+    policy, (prompt_format, task, reward) = config.policy, environment
     N, G = policy.prompts, policy.replies
     kept, spare, rewards, drawn_groups, mixed_groups = [], [], [], 0, 0
     for again in range(resampling + 1):
         first = (number * (resampling + 1) + again) * N
-        items = [task.train(first + place) for place in range(N)]
+        problems = [task.train(first + place) for place in range(N)]
         words = f'{number}.{again}'
-        rollout = rollouts.draw(complete, style, items, G, config.seed, words)
-        scores_B = reward(rollout.items, rollout.replies)
+        rollout = draw_rollout(complete, prompt_format, problems, G, config.seed, words)
+        scores_B = reward(rollout.problems, rollout.replies)
         rewards.append(float(np.mean(scores_B)))
         mixed_N = (
             np.asarray(informative(scores_B.reshape(N, G)))
@@ -200,13 +206,15 @@ def draw_groups(
             break
         for mixed, parts in ((True, kept), (False, spare)):
             rows = np.flatnonzero(np.repeat(mixed_N == mixed, G))
-            parts.append((rollouts.take(rollout, rows), scores_B[rows]))
+            parts.append((select_rows(rollout, rows), scores_B[rows]))
         if mixed_groups >= N:
             break
 
     useful = min(mixed_groups, N) * G if resampling else N * G
     parts = kept + spare
-    rollout = rollouts.take(rollouts.join([part for part, _ in parts]), range(N * G))
+    rollout = select_rows(
+        concatenate_rollouts([part for part, _ in parts]), range(N * G)
+    )
     scores_B = np.concatenate([scores for _, scores in parts])[: N * G]
     rollout.batch['weights'][useful:] = 0
     metrics = dict(

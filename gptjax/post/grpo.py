@@ -28,13 +28,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gptjax.core.console import UserError
-from gptjax.post.check import check_section, check_unused, updates_of
+from gptjax.post.check import check_section
 from gptjax.post.experience import Algorithm
 from gptjax.post.objectives import advantages, loss_weights, policy_losses
 from gptjax.post.objectives.kl import kl_in_score, kl_loss
 from gptjax.post.objectives.logprobs import token_logprobs
-from gptjax.post.policy_gradient import train_policy
+from gptjax.post.policy_gradient import train_policy, updates_per_rollout
 from gptjax.post.policy_model import PolicyModel
+from gptjax.train import config_checks
 from gptjax.train.load_model import Trained
 
 ADVANTAGES = dict(
@@ -77,8 +78,10 @@ def check_config(config: ConfigDict) -> None:
         )
     if section.objective == 'reinforce':
         why = "with grpo.objective='reinforce', which clips nothing"
-        check_unused(section, 'grpo', dict(clip_low=0.2, clip_high=0.2), why)
-    if section.objective == 'reinforce' and updates_of(config) > 1:
+        config_checks.check_unused(
+            section, 'grpo', dict(clip_low=0.2, clip_high=0.2), why
+        )
+    if section.objective == 'reinforce' and updates_per_rollout(config) > 1:
         raise UserError(
             f"grpo.objective='reinforce' makes one update a rollout: use "
             'policy.epochs=1 and train.batch_size=policy.prompts * policy.replies = '

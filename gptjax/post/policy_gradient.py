@@ -16,14 +16,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from gptjax.core.console import progress_bar
+from gptjax.core.console import UserError, progress_bar
 from gptjax.models import parameter_count
 from gptjax.optim.optimizer import ema_params
 from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.multihost import print_once
 from gptjax.parallel.sharding import put_on_mesh
 from gptjax.post import rollout
-from gptjax.post.check import check_dropout, check_policy, updates_of
+from gptjax.post.check import check_section
 from gptjax.post.experience import (
     Algorithm,
     Environment,
@@ -35,13 +35,17 @@ from gptjax.post.experience import (
 from gptjax.post.objectives.loss_weights import per_token
 from gptjax.post.policy_model import (
     PolicyModel,
-    computed_as,
+    apply_compute_settings,
     freeze_policy,
     make_policy_model,
 )
-from gptjax.post.reward_functions import make_reward, rewards_fingerprint, verifier
+from gptjax.post.problems.verifiable_tasks import make_task, problems_fingerprint
+from gptjax.post.reward_functions import (
+    make_reward,
+    rewards_fingerprint,
+    verifier_reward,
+)
 from gptjax.post.rollout import Sampler
-from gptjax.post.tasks.verifiable_tasks import make_task, problems_fingerprint
 from gptjax.train import config_checks, init_from
 from gptjax.train.load_model import Trained, adapts, identity_of
 from gptjax.train.loop import Stage, Start, Training, fit
@@ -70,14 +74,14 @@ def train_policy(
     """
     # ---- policy, reference, problems ----------------------------------------
     check_policy(config)
-    check_dropout(config)
+    config_checks.check_dropout(config)
     mesh = make_mesh(config.mesh)
     config_checks.check_batch(config, mesh)
     config_checks.check_context(config, mesh)
     trained = init_from.load_start(config, mesh)
     reference = trained.params  # never donated, so it stays where it is
-    model = computed_as(config, trained).settings
-    prompt_format = rollout.style_of(config, trained.tokenizer)
+    model = apply_compute_settings(config, trained).settings
+    prompt_format = rollout.make_prompt_format(config, 'policy', trained.tokenizer)
     task = make_task(config.task, config.seed, prompt_format.fits)
     environment = Environment(prompt_format, task, make_reward(config.task, task))
     policy = make_policy_model(config, model)
@@ -125,7 +129,7 @@ def start_rollouts(
 ) -> Training:
     """The engine that draws, and how a rollout becomes updates."""
     reference = trained.params
-    updates = updates_of(config)
+    updates = updates_per_rollout(config)
     with progress_bar('making the engine', 0):
         sampler = Sampler(
             model,
@@ -151,7 +155,7 @@ def start_rollouts(
     def update(state, step, record):
         number = step // updates
         adaptive = adaptive_state(record['memory'])
-        sampler.follow(policy.merge(state.params, reference), f'step {step}')
+        sampler.update_weights(policy.merge(state.params, reference), f'step {step}')
         experience = collect(
             config,
             environment,
@@ -189,7 +193,7 @@ def start_rollouts(
 
     def validate(state, done):
         params = ema_params(state.opt_state, state.params)
-        sampler.follow(policy.merge(params, reference), f'step {done}')
+        sampler.update_weights(policy.merge(params, reference), f'step {done}')
         return evaluate_policy(config, environment, sampler)
 
     replies = config.policy.prompts * config.policy.replies
@@ -272,14 +276,14 @@ def evaluate_policy(
     """
     prompt_format, task, reward = environment
     problems = task.validation(config.task.validation)
-    replies = rollout.answers(
+    replies = rollout.generate_replies(
         sampler.complete, prompt_format, problems, 0.0, config.seed
     )
     texts = [reply.text for reply in replies]
     metrics = dict(reward=float(np.mean(reward(problems, texts))))
     metrics['loss'] = -metrics['reward']
     if task.score is not None:
-        scores = verifier(task.score)(problems, texts)
+        scores = verifier_reward(task.score)(problems, texts)
         metrics['accuracy'] = float(np.mean(scores >= 1.0))
         metrics['loss'] = 1 - metrics['accuracy']
     return dict(
@@ -289,3 +293,55 @@ def evaluate_policy(
         ),
         truncation_rate=float(np.mean([r.ending is None for r in replies])),
     )
+
+
+# ---- checks
+
+
+def updates_per_rollout(config: ConfigDict) -> int:
+    """How many updates a rollout gives."""
+    replies = config.policy.prompts * config.policy.replies
+    return config.policy.epochs * (replies // config.train.batch_size)
+
+
+def check_policy(config: ConfigDict) -> None:
+    """Refuses a section `policy` that makes no sense.
+
+    Raises:
+        UserError: it names the field and the fix.
+    """
+    policy, train = config.policy, config.train
+    check_section(policy, 'policy')
+    config_checks.check_unused(train, 'train', dict(profile_step=-1), 'in ppo and grpo')
+    if not policy.kl_reward and not policy.kl_loss:
+        why = 'where policy.kl_reward and policy.kl_loss are 0'
+        config_checks.check_unused(policy, 'policy', dict(kl_horizon=0), why)
+    if policy.kl_reward and policy.kl_loss:
+        raise UserError(
+            f'policy.kl_reward={policy.kl_reward} and policy.kl_loss={policy.kl_loss} '
+            'would count the KL twice: set one of them to 0'
+        )
+    for name, unlimited in (('top_k', 0), ('top_p', 1.0), ('min_p', 0.0)):
+        if policy[name] != unlimited:
+            raise UserError(
+                f'policy.{name}={policy[name]}: the policy is trained on its whole '
+                'distribution and must be sampled from it: use '
+                f'policy.{name}={unlimited}'
+            )
+    if policy.overlong_buffer > policy.max_tokens:
+        raise UserError(
+            f'policy.overlong_buffer={policy.overlong_buffer} is more than '
+            f'policy.max_tokens={policy.max_tokens}: use at most that'
+        )
+    replies = policy.prompts * policy.replies
+    if train.batch_size < 1 or replies % train.batch_size:
+        raise UserError(
+            f'train.batch_size={train.batch_size} does not divide the policy.prompts * '
+            f'policy.replies = {replies} replies of a rollout: use a divisor'
+        )
+    if train.num_steps < 1 or train.num_steps % updates_per_rollout(config):
+        raise UserError(
+            f'train.num_steps={train.num_steps} is no multiple of the '
+            f'{updates_per_rollout(config)} updates that a rollout gives '
+            '(policy.epochs * replies / train.batch_size): use a multiple'
+        )

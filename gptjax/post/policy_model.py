@@ -19,7 +19,7 @@ from gptjax.optim.optimizer import EmaState
 from gptjax.train.load_model import Trained, adapts, trained_part
 
 
-def computed_as(config: ConfigDict, trained: Trained) -> Trained:
+def apply_compute_settings(config: ConfigDict, trained: Trained) -> Trained:
     """A model that computes as `config.model` says, be it another's than the run's.
 
     Its numbers are compared with those of what is trained, which computes so: in

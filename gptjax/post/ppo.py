@@ -29,15 +29,16 @@ from gptjax.core.console import UserError
 from gptjax.data.packed_dataset import PackedDataset
 from gptjax.models import gpt, heads
 from gptjax.parallel.mesh import batch_shards
-from gptjax.post.check import check_section, check_unused
+from gptjax.post.check import check_section
 from gptjax.post.experience import Algorithm
 from gptjax.post.objectives import advantages, loss_weights, policy_losses
 from gptjax.post.objectives.kl import kl_in_reward, kl_loss
 from gptjax.post.objectives.logprobs import hidden_logprobs, token_logprobs
 from gptjax.post.policy_gradient import train_policy
 from gptjax.post.policy_model import PolicyModel
-from gptjax.post.reward_functions import folder_of
-from gptjax.post.reward_model import center_of, load_trained
+from gptjax.post.reward_functions import find_reward_run
+from gptjax.post.reward_model import load_reward_model, read_center
+from gptjax.train import config_checks
 from gptjax.train.load_model import Trained
 from gptjax.train.losses import make_language_loss
 
@@ -65,7 +66,7 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(f'ppo.critic={section.critic}: use {known}')
     if section.critic != 'network' and critic_run_of(section):
         why = f'where ppo.critic={section.critic}'
-        check_unused(section, 'ppo', dict(critic_run=''), why)
+        config_checks.check_unused(section, 'ppo', dict(critic_run=''), why)
     check_section(section, 'ppo')
 
 
@@ -203,14 +204,14 @@ def read_critic(run: str, template: str, trained: Trained, mesh: Mesh) -> tuple[
     Raises:
         UserError: it is no finished run, or reads another template, tokenizer or shape.
     """
-    folder = folder_of(run, 'ppo.critic_run')
+    folder = find_reward_run(run, 'ppo.critic_run')
     config, told = run_dir.read_config(folder), f'ppo.critic_run={folder}'
     if config.chat.template != template:
         raise UserError(
             f'{told} reads chats as {config.chat.template}, and the policy as '
             f'{template}: name a reward model that started from a fine-tuned run'
         )
-    its = load_trained(config, folder, mesh)
+    its = load_reward_model(config, folder, mesh)
     if its.tokenizer.fingerprint != trained.tokenizer.fingerprint:
         raise UserError(
             f'{told} was trained with another tokenizer than start.run: name a reward '
@@ -224,7 +225,7 @@ def read_critic(run: str, template: str, trained: Trained, mesh: Mesh) -> tuple[
             "that started from the same run, or use ppo.critic_run=''"
         )
     head = dict(head[heads.REWARD_HEAD])
-    head['bias'] = head['bias'] - center_of(folder)
+    head['bias'] = head['bias'] - read_center(folder)
     return ({**model, heads.REWARD_HEAD: head},)
 
 

@@ -21,7 +21,7 @@ from gptjax.parallel import multihost
 from gptjax.parallel.sharding import put_on_mesh, replicated
 from gptjax.post.objectives.logprobs import token_logprobs
 from gptjax.post.objectives.reply_sums import reply_sums
-from gptjax.post.policy_model import computed_as
+from gptjax.post.policy_model import apply_compute_settings
 from gptjax.train.init_from import load_start
 from gptjax.train.load_model import Trained, fingerprint_of, load
 
@@ -143,7 +143,9 @@ def make_logprobs(config: ConfigDict, trained: Trained, mesh: Mesh):
 def _reference_of(config, start, mesh):
     """The model of `preference.reference`, or the one that the run starts from."""
     named = config.preference.reference
-    return computed_as(config, _named(config, start, mesh) if named else start)
+    return apply_compute_settings(
+        config, _named(config, start, mesh) if named else start
+    )
 
 
 def _named(config, start, mesh):

@@ -25,7 +25,7 @@ from gptjax.post.reward_model import (
     WITHOUT_TOKENS,
     abstract_reward,
     identity_of,
-    make_scorer,
+    make_reward_scorer,
     score,
     trained_shapes,
     weights_of,
@@ -97,7 +97,7 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
         return training_groups(train.sets, groups, group, config.seed, step)
 
     def start(begun: Start) -> Training:
-        compute_scores = make_scorer(model, tokenizer, context, mesh)
+        compute_scores = make_reward_scorer(model, tokenizer, context, mesh)
 
         def update(state, step, record):
             del record

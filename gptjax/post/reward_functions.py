@@ -2,7 +2,7 @@
 
 To add one, write it here and name it in REWARDS, or install a package with it and give
 its full name, as 'package.module.function': the config only ever names functions, it
-never holds code. A function takes N items and their N replies and gives N numbers.
+never holds code. A function takes N problems and their N replies and gives N numbers.
 """
 
 import importlib
@@ -15,34 +15,34 @@ from ml_collections import ConfigDict
 
 from gptjax.core import run_dir, storage
 from gptjax.core.console import UserError
-from gptjax.post.reward_model import RESULTS, load_reward
-from gptjax.post.tasks.verifiable_tasks import Item, Task
+from gptjax.post.problems.verifiable_tasks import Problem, Task
+from gptjax.post.reward_model import RESULTS, load_reward_function
 from gptjax.train.load_model import inference_mesh
 
-Reward = Callable[[Sequence[Item], Sequence[str]], np.ndarray]
+Reward = Callable[[Sequence[Problem], Sequence[str]], np.ndarray]
 
 
 def correct(task: Task) -> Reward:
     """1.0 where the task's verifier is fully satisfied, else 0.0."""
-    judged = verifier(_score_of(task, 'correct'))
-    return lambda items, replies: judged(items, replies) >= 1.0
+    judged = verifier_reward(_require_verifier(task, 'correct'))
+    return lambda problems, replies: judged(problems, replies) >= 1.0
 
 
 def score(task: Task) -> Reward:
     """The verifier's score, which may give parts: 0.5 for '18' where '8' is right."""
-    return verifier(_score_of(task, 'score'))
+    return verifier_reward(_require_verifier(task, 'score'))
 
 
 def shortness(task: Task) -> Reward:
     """1 / (1 + words): an example of a reward that needs no verifier."""
     del task
-    return lambda items, replies: [1 / (1 + len(reply.split())) for reply in replies]
+    return lambda problems, replies: [1 / (1 + len(reply.split())) for reply in replies]
 
 
 REWARDS = dict(correct=correct, score=score, shortness=shortness)
 
 
-def model(run: str, field: str) -> Reward:
+def model_reward(run: str, field: str) -> Reward:
     """What the reward model of a run of the stage `reward` says of the conversation.
 
     Args:
@@ -52,19 +52,19 @@ def model(run: str, field: str) -> Reward:
     Raises:
         UserError: there is none.
     """
-    workdir = folder_of(run, field)
+    workdir = find_reward_run(run, field)
     config = run_dir.read_config(workdir)
-    rewards = load_reward(config, workdir, inference_mesh(config))
+    rewards = load_reward_function(config, workdir, inference_mesh(config))
 
-    def reward(items, replies):
+    def reward(problems, replies):
         answer = lambda text: dict(role='assistant', content=text)
-        pairs = zip(items, replies, strict=True)
-        return rewards([[*item.messages, answer(text)] for item, text in pairs])
+        pairs = zip(problems, replies, strict=True)
+        return rewards([[*problem.messages, answer(text)] for problem, text in pairs])
 
     return reward
 
 
-def folder_of(run: str, field: str) -> Path:
+def find_reward_run(run: str, field: str) -> Path:
     """The directory of a run of the stage `reward` that has ended.
 
     Raises:
@@ -87,7 +87,7 @@ def rewards_fingerprint(section: ConfigDict) -> str:
     """
     learnt = {
         name: storage.sha256_of_file(
-            folder_of(part.run, f'task.rewards.{name}.run') / RESULTS
+            find_reward_run(part.run, f'task.rewards.{name}.run') / RESULTS
         )
         for name, part in section.rewards.items()
         if part.function == 'model'
@@ -105,31 +105,33 @@ def make_reward(section: ConfigDict, task: Task) -> Reward:
     Raises:
         UserError: a function does not exist, or needs answers that there are not. The
             reward itself raises one where a function raises, or gives what is no finite
-            number for each reply; it names the reward and the item.
+            number for each reply; it names the reward and the problem.
     """
     if not section.rewards:
         raise UserError('task.rewards is empty: name one, as correct')
     parts = []
     for name, part in section.rewards.items():
         if part.function == 'model':
-            function = model(part.run, f'task.rewards.{name}.run')
+            function = model_reward(part.run, f'task.rewards.{name}.run')
         elif part.function in REWARDS:
             function = REWARDS[part.function](task)
         else:
-            function = _imported(f'task.rewards.{name}.function', part.function)
+            function = _import_reward(f'task.rewards.{name}.function', part.function)
         parts.append((f'task.rewards.{name}', part.weight, function))
 
-    def reward(items, replies):
-        total = np.zeros(len(items), np.float32)
+    def reward(problems, replies):
+        total = np.zeros(len(problems), np.float32)
         for name, weight, function in parts:
-            total += np.float32(weight) * checked(name, function, items, replies)
+            total += np.float32(weight) * compute_checked(
+                name, function, problems, replies
+            )
         return total
 
     return reward
 
 
-def checked(
-    name: str, function: Reward, items: Sequence[Item], replies: Sequence[str]
+def compute_checked(
+    name: str, function: Reward, problems: Sequence[Problem], replies: Sequence[str]
 ) -> np.ndarray:
     """What a reward function gives, float32 (N,), whatever type of number it gives.
 
@@ -137,50 +139,53 @@ def checked(
         UserError: it raised, or gave too many, too few, NaN or infinite ones.
     """
     try:
-        values = np.asarray(function(items, replies), np.float32)
+        values = np.asarray(function(problems, replies), np.float32)
     except UserError:
         raise
     except Exception as error:
         raise UserError(
             f'{name} raised {type(error).__name__}: {error} on replies to '
-            f'{_culprit(function, items, replies)}: mend the function; the last '
-            'checkpoint stays'
+            f'{_find_failing_problem(function, problems, replies)}: mend the '
+            'function; the last checkpoint stays'
         ) from error
-    if values.shape != (len(items),):
+    if values.shape != (len(problems),):
         raise UserError(
-            f'{name} gave the shape {values.shape} for {len(items)} replies (the '
-            f'first to {items[0].id}): give one number a reply'
+            f'{name} gave the shape {values.shape} for {len(problems)} replies (the '
+            f'first to {problems[0].id}): give one number a reply'
         )
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         place = bad[0]
         raise UserError(
             f'{name} gave {values[place]} for the reply {replies[place][:80]!r} to '
-            f'{items[place].id}: give finite numbers; the last checkpoint stays'
+            f'{problems[place].id}: give finite numbers; the last checkpoint stays'
         )
     return values
 
 
-def _culprit(function, items, replies) -> str:
-    """The first item on which the function raises alone, for the message."""
-    for item, reply in zip(items, replies, strict=True):
+def _find_failing_problem(function, problems, replies) -> str:
+    """The first problem on which the function raises alone, for the message."""
+    for problem, reply in zip(problems, replies, strict=True):
         try:
-            function([item], [reply])
+            function([problem], [reply])
         except Exception:  # noqa: BLE001 (whatever it is, it was reported)
-            return f'{item.id} (the reply {reply[:80]!r})'
-    return f'{items[0].id} and {len(items) - 1} others together'
+            return f'{problem.id} (the reply {reply[:80]!r})'
+    return f'{problems[0].id} and {len(problems) - 1} others together'
 
 
-def verifier(score: Callable[[Item, str], float]) -> Reward:
+def verifier_reward(score: Callable[[Problem, str], float]) -> Reward:
     """What a task's `score` gives, float32 (N,), or one clear error."""
 
-    def judge(items, replies):
-        return [score(item, reply) for item, reply in zip(items, replies, strict=True)]
+    def judge(problems, replies):
+        return [
+            score(problem, reply)
+            for problem, reply in zip(problems, replies, strict=True)
+        ]
 
-    return partial(checked, 'the verifier', judge)
+    return partial(compute_checked, 'the verifier', judge)
 
 
-def _score_of(task, name):
+def _require_verifier(task, name):
     if task.score is None:
         raise UserError(
             f'the reward {name} needs answers, and task.path has problems without: '
@@ -190,7 +195,7 @@ def _score_of(task, name):
     return task.score
 
 
-def _imported(field, path) -> Reward:
+def _import_reward(field, path) -> Reward:
     module, _, name = path.rpartition('.')
     try:
         function = getattr(importlib.import_module(module), name)

@@ -52,7 +52,7 @@ TOKENS = ('inputs', 'segments', 'positions')
 WITHOUT_TOKENS = ('last', 'values')  # those of a group, (B, G)
 
 
-def make_scorer(settings, tokenizer, context: int, mesh: Mesh) -> Callable:
+def make_reward_scorer(settings, tokenizer, context: int, mesh: Mesh) -> Callable:
     """`scorer(params, encoded) -> rewards (N,)`, float32 NumPy, some rows at a time."""
     rows = math.lcm(ROWS_AT_ONCE, batch_shards(mesh))
     compiled = jax.jit(
@@ -111,7 +111,7 @@ def weights_of(state: TrainState):
     return ema_params(state.opt_state, state.params)
 
 
-def load_trained(config: ConfigDict, workdir: Path, mesh: Mesh) -> Trained:
+def load_reward_model(config: ConfigDict, workdir: Path, mesh: Mesh) -> Trained:
     """The best checkpoint of a reward run by validation loss, its head included.
 
     Raises:
@@ -136,7 +136,7 @@ def load_trained(config: ConfigDict, workdir: Path, mesh: Mesh) -> Trained:
     return Trained(model, params, tokenizer, int(step))
 
 
-def center_of(workdir: Path) -> np.float32:
+def read_center(workdir: Path) -> np.float32:
     """The mean reward of a run's training conversations.
 
     Raises:
@@ -148,7 +148,7 @@ def center_of(workdir: Path) -> np.float32:
     return np.float32(storage.read_json(path)['center'])
 
 
-def load_reward(
+def load_reward_function(
     config: ConfigDict, workdir: Path, mesh: Mesh
 ) -> Callable[[Sequence[list[dict]]], np.ndarray]:
     """A function from conversations to their rewards, for best-of-n and PPO.
@@ -169,10 +169,10 @@ def load_reward(
     Raises:
         UserError: the run has no reward model, or was not finished.
     """
-    center = center_of(workdir)
-    trained = load_trained(config, workdir, mesh)
+    center = read_center(workdir)
+    trained = load_reward_model(config, workdir, mesh)
     context, template = config.data.context, config.chat.template
-    scorer = make_scorer(trained.settings, trained.tokenizer, context, mesh)
+    scorer = make_reward_scorer(trained.settings, trained.tokenizer, context, mesh)
 
     def rewards(conversations):
         encoded = [

@@ -3,7 +3,7 @@
 The engine that serves also draws here. A reply's seed comes from (seed, step, place),
 so a rollout is a function of the weights, the seed and the step: a run that is killed
 draws the same again. There is no dropout in the engine, and nothing is cut off the
-distribution (`check_sampling`): what is drawn from is what is trained on.
+distribution (`check_policy`): what is drawn from is what is trained on.
 
 Of the prompt `p q` and the reply `a b <|end|>` the row is, padded to T = 6,
 
@@ -31,7 +31,8 @@ from gptjax.infer.request import Reply, SamplingParameters
 from gptjax.models import gpt
 from gptjax.parallel.mesh import make_mesh, mesh_of
 from gptjax.parallel.sharding import partition_spec, replicated
-from gptjax.post.tasks.verifiable_tasks import Item
+from gptjax.post.problems.verifiable_tasks import Problem
+from gptjax.train.load_model import Trained
 
 Complete = Callable[
     [Sequence[Sequence[int]], Sequence[SamplingParameters]], list[Reply]
@@ -41,7 +42,7 @@ Complete = Callable[
 class Rollout(NamedTuple):
     """B replies; the G replies to a prompt stand side by side.
 
-    items: the problem of each row.
+    problems: the problem of each row.
     replies: texts.
     batch: inputs, targets, segments, positions int32 (B, T), weights float32 (B, T):
         1 where the target is the reply's.
@@ -51,7 +52,7 @@ class Rollout(NamedTuple):
     truncated_B: bool, cut off before a stop token.
     """
 
-    items: list[Item]
+    problems: list[Problem]
     replies: list[str]
     batch: dict[str, np.ndarray]
     sampled_BT: np.ndarray
@@ -59,7 +60,7 @@ class Rollout(NamedTuple):
     truncated_B: np.ndarray
 
 
-class Style(NamedTuple):
+class PromptFormat(NamedTuple):
     """What prompts and replies have in common in a run.
 
     tokenizer: of the run.
@@ -83,119 +84,105 @@ class Style(NamedTuple):
         return len(self.prompt(messages)) + self.max_tokens <= self.context
 
 
-def style_of(config: ConfigDict, tokenizer) -> Style:
-    """The style of a run with the section `policy`.
+def make_prompt_format(config: ConfigDict, name: str, tokenizer) -> PromptFormat:
+    """The prompt format of a run that draws by the section `name` of its config.
 
     Raises:
-        UserError: the sampling or the template is not one that can be trained on.
+        UserError: no such length, or a template without a token that ends a turn.
     """
-    check_sampling(config.policy)
+    section, context = config[name], config.data.context
     if config.chat.template != 'turns':
         raise UserError(
-            f'chat.template={config.chat.template}: a reply must end with a token that '
-            "can be trained: use 'turns', and start from a run of the stage sft"
+            f'chat.template={config.chat.template}: replies must end with a token of '
+            "their own: start from a run of the stage sft, whose template is 'turns'"
         )
-    policy = config.policy
-    if not 1 <= policy.max_tokens < config.data.context:
+    if not 1 <= section.max_tokens < context:
         raise UserError(
-            f'policy.max_tokens={policy.max_tokens}: use at least 1, and less than '
-            f'data.context={config.data.context}'
+            f'{name}.max_tokens={section.max_tokens}: use at least 1, and less than '
+            f'data.context={context}'
         )
-    return Style(
-        tokenizer,
-        config.chat.template,
-        config.data.context,
-        policy.max_tokens,
-        policy.temperature,
+    return PromptFormat(
+        tokenizer, 'turns', context, section.max_tokens, section.temperature
     )
-
-
-def check_sampling(policy: ConfigDict) -> None:
-    """Refuses to sample from another distribution than the one that is trained."""
-    for name, off in (('top_k', 0), ('top_p', 1.0), ('min_p', 0.0)):
-        if policy[name] != off:
-            raise UserError(
-                f'policy.{name}={policy[name]}: the policy is trained on its whole '
-                f'distribution and must be sampled from it: use policy.{name}={off}'
-            )
-    if not policy.temperature > 0:
-        raise UserError(
-            f'policy.temperature={policy.temperature}: use a positive number'
-        )
 
 
 # ---- drawing
 
 
-def draw(
+def draw_rollout(
     complete: Complete,
-    style: Style,
-    items: Sequence[Item],
+    prompt_format: PromptFormat,
+    problems: Sequence[Problem],
     replies: int,
     seed: int,
     step: int,
 ) -> Rollout:
-    """`replies` replies to each item, each drawn by its own seed.
+    """`replies` replies to each problem, each drawn by its own seed.
 
     Args:
         complete: as the engine's.
-        style: of the run.
-        items: N problems; B = N times `replies`.
+        prompt_format: of the run.
+        problems: N problems; B = N times `replies`.
         replies: G.
         seed: of the run.
         step: of the rollout; no two may share it.
     """
-    rows = [item for item in items for _ in range(replies)]
-    prompts = _prompts(style, items, replies)
+    rows = [problem for problem in problems for _ in range(replies)]
+    prompts = _prompts(prompt_format, problems, replies)
     parameters = [
-        stopping(style, seed=seed_of(seed, step, place)) for place in range(len(rows))
+        sampling_parameters(prompt_format, seed=make_seed(seed, step, place))
+        for place in range(len(rows))
     ]
     drawn = complete(prompts, parameters)
-    return rows_of(style, rows, prompts, drawn)
+    return build_rollout(prompt_format, rows, prompts, drawn)
 
 
-def answers(
+def generate_replies(
     complete: Complete,
-    style: Style,
-    items: Sequence[Item],
+    prompt_format: PromptFormat,
+    problems: Sequence[Problem],
     temperature: float,
     seed: int,
     replies: int = 1,
     first: int = 0,
 ) -> list[Reply]:
-    """Replies for an evaluation, those to an item side by side.
+    """Replies for an evaluation, those to a problem side by side.
 
     Args:
         complete: as the engine's.
-        style: of the run.
-        items: the problems.
+        prompt_format: of the run.
+        problems: the problems.
         temperature: of draws; 0: the likeliest.
         seed: of the draws.
-        replies: to each item.
-        first: the place of the first item among all, where they come in parts.
+        replies: to each problem.
+        first: the place of the first problem among all, where they come in parts.
     """
     start = first * replies
-    prompts = _prompts(style, items, replies)
+    prompts = _prompts(prompt_format, problems, replies)
     parameters = [
-        stopping(
-            style, temperature=temperature, seed=seed_of(seed, 'answers', start + place)
+        sampling_parameters(
+            prompt_format,
+            temperature=temperature,
+            seed=make_seed(seed, 'answers', start + place),
         )
         for place in range(len(prompts))
     ]
     return complete(prompts, parameters)
 
 
-def _prompts(style, items, replies):
-    once = (style.prompt(item.messages) for item in items)
+def _prompts(prompt_format, problems, replies):
+    once = (prompt_format.prompt(problem.messages) for problem in problems)
     return [prompt for prompt in once for _ in range(replies)]
 
 
-def stopping(style: Style, **changes) -> SamplingParameters:
+def sampling_parameters(prompt_format: PromptFormat, **changes) -> SamplingParameters:
     """Parameters of a reply that ends where the template ends a turn."""
-    stops, stop_tokens = chat_template.stops_of(style.template, style.tokenizer)
+    stops, stop_tokens = chat_template.stops_of(
+        prompt_format.template, prompt_format.tokenizer
+    )
     default = dict(
-        max_tokens=style.max_tokens,
-        temperature=style.temperature,
+        max_tokens=prompt_format.max_tokens,
+        temperature=prompt_format.temperature,
         stop=tuple(stops),
         stop_tokens=tuple(stop_tokens),
         logprobs=0,
@@ -203,15 +190,17 @@ def stopping(style: Style, **changes) -> SamplingParameters:
     return SamplingParameters(**{**default, **changes})
 
 
-def seed_of(*words) -> int:
+def make_seed(*words) -> int:
     """A seed of 32 bits that only these words decide."""
     return hash_integer(*words, num_bytes=4)
 
 
-def rows_of(style: Style, items, prompts, drawn: Sequence[Reply]) -> Rollout:
+def build_rollout(
+    prompt_format: PromptFormat, problems, prompts, drawn: Sequence[Reply]
+) -> Rollout:
     """The rows of prompts and the replies to them; see the table above."""
-    B, T = len(drawn), style.context
-    inputs = np.full((B, T), style.tokenizer.pad_id, np.int32)
+    B, T = len(drawn), prompt_format.context
+    inputs = np.full((B, T), prompt_format.tokenizer.pad_id, np.int32)
     targets = inputs.copy()
     segments, positions = np.zeros((2, B, T), np.int32)
     weights, sampled = np.zeros((2, B, T), np.float32)
@@ -228,7 +217,7 @@ def rows_of(style: Style, items, prompts, drawn: Sequence[Reply]) -> Rollout:
         sampled[row, start:end] = [token.logprob for token in tokens]
         lengths[row] = len(tokens)
     return Rollout(
-        items=list(items),
+        problems=list(problems),
         replies=[reply.text for reply in drawn],
         batch=dict(
             inputs=inputs,
@@ -243,11 +232,11 @@ def rows_of(style: Style, items, prompts, drawn: Sequence[Reply]) -> Rollout:
     )
 
 
-def take(rollout: Rollout, rows: Sequence[int]) -> Rollout:
+def select_rows(rollout: Rollout, rows: Sequence[int]) -> Rollout:
     """Some rows of a rollout, in this order."""
     rows = np.asarray(rows, np.int64)
     return Rollout(
-        items=[rollout.items[row] for row in rows],
+        problems=[rollout.problems[row] for row in rows],
         replies=[rollout.replies[row] for row in rows],
         batch={name: array[rows] for name, array in rollout.batch.items()},
         sampled_BT=rollout.sampled_BT[rows],
@@ -256,12 +245,12 @@ def take(rollout: Rollout, rows: Sequence[int]) -> Rollout:
     )
 
 
-def join(rollouts: Sequence[Rollout]) -> Rollout:
+def concatenate_rollouts(rollouts: Sequence[Rollout]) -> Rollout:
     """Rollouts one after another."""
     names = rollouts[0].batch
     stack = lambda arrays: np.concatenate(list(arrays))
     return Rollout(
-        items=[item for rollout in rollouts for item in rollout.items],
+        problems=[problem for rollout in rollouts for problem in rollout.problems],
         replies=[reply for rollout in rollouts for reply in rollout.replies],
         batch={name: stack(r.batch[name] for r in rollouts) for name in names},
         sampled_BT=stack(r.sampled_BT for r in rollouts),
@@ -298,7 +287,7 @@ class Sampler:
         )
         self._engine.warm_up()
 
-    def follow(self, params, name: str) -> None:
+    def update_weights(self, params, name: str) -> None:
         """Draws with these weights from now on; `name` says which they are."""
         self._engine.update_weights(self._moved(params), name)
 
@@ -312,6 +301,17 @@ class Sampler:
         if jax.process_count() > 1:  # parts of them are on devices of others
             params = jax.tree.map(lambda x: x.addressable_data(0), self._gather(params))
         return jax.device_put(params, self._shardings)
+
+
+def make_sampler(trained: Trained, section: ConfigDict) -> Sampler:
+    """An engine that draws replies of a model, as many at once as the section says."""
+    return Sampler(
+        trained.settings,
+        trained.params,
+        trained.tokenizer,
+        slots=section.slots,
+        tensor=section.generation_tensor,
+    )
 
 
 def _shardings(settings, mesh: Mesh):

@@ -26,21 +26,21 @@ from gptjax.core.console import UserError
 from gptjax.parallel.mesh import make_mesh
 from gptjax.post import rollout
 from gptjax.post.check import check_section
-from gptjax.post.policy_model import computed_as
+from gptjax.post.policy_model import apply_compute_settings
+from gptjax.post.problems.verifiable_tasks import (
+    Problem,
+    Task,
+    make_task,
+    problems_fingerprint,
+)
 from gptjax.post.reply_choice import Drawn, best_and_worst, right_and_wrong, turned
 from gptjax.post.reward_functions import (
     Reward,
     make_reward,
     rewards_fingerprint,
-    verifier,
+    verifier_reward,
 )
-from gptjax.post.rollout import Sampler, Style
-from gptjax.post.tasks.verifiable_tasks import (
-    Item,
-    Task,
-    make_task,
-    problems_fingerprint,
-)
+from gptjax.post.rollout import PromptFormat, make_prompt_format, make_sampler
 from gptjax.train import config_checks
 from gptjax.train.init_from import load_start
 from gptjax.train.load_model import Trained, fingerprint_of
@@ -65,18 +65,18 @@ def select(config: ConfigDict, workdir: Path) -> dict:
     mesh = make_mesh(config.mesh)
     config_checks.check_context(config, mesh)
     with jax.set_mesh(mesh):
-        trained = computed_as(config, load_start(config, mesh))
+        trained = apply_compute_settings(config, load_start(config, mesh))
     settings = _settings(config, trained)
 
     def make(folder: Path) -> dict:
-        style = style_of(config, section, trained.tokenizer, 'select')
-        task = make_task(config.task, config.seed, style.fits)
-        items = distinct(task, section.problems)
+        prompt_format = make_prompt_format(config, 'select', trained.tokenizer)
+        task = make_task(config.task, config.seed, prompt_format.fits)
+        problems = distinct(task, section.problems)
         score = score_of(config, task)
-        drawn = draw(config, workdir, trained, style, items, score, settings)
+        drawn = draw(config, workdir, trained, prompt_format, problems, score, settings)
         choose = best_and_worst if section.by == 'reward' else right_and_wrong
         choices = [choose(replies, section.keep, section.pairs) for replies in drawn]
-        return _write(config, folder, items, drawn, choices)
+        return _write(config, folder, problems, drawn, choices)
 
     return artifact.build(workdir / 'selected', settings, make, needs=MADE)
 
@@ -93,46 +93,15 @@ def check_config(config: ConfigDict) -> None:
     check_section(section, 'select')
 
 
-def style_of(config: ConfigDict, section: ConfigDict, tokenizer, field: str) -> Style:
-    """How prompts are written and replies are drawn, by a section of that name.
-
-    Raises:
-        UserError: no such length, or a template without an end of turn.
-    """
-    if config.chat.template != 'turns':
-        raise UserError(
-            f'chat.template={config.chat.template}: replies must end with a token of '
-            "their own: start from a run of the stage sft, whose template is 'turns'"
-        )
-    context = config.data.context
-    if not 1 <= section.max_tokens < context:
-        raise UserError(
-            f'{field}.max_tokens={section.max_tokens}: use at least 1, and less than '
-            f'data.context={context}'
-        )
-    return Style(tokenizer, 'turns', context, section.max_tokens, section.temperature)
-
-
-def make_sampler(trained: Trained, section: ConfigDict) -> Sampler:
-    """An engine that draws replies of a model, as many at once as the section says."""
-    return Sampler(
-        trained.settings,
-        trained.params,
-        trained.tokenizer,
-        slots=section.slots,
-        tensor=section.generation_tensor,
-    )
-
-
-def distinct(task: Task, wanted: int) -> list[Item]:
+def distinct(task: Task, wanted: int) -> list[Problem]:
     """The first `wanted` training problems, each once; fewer where there are fewer."""
-    items = {}
+    problems = {}
     for index in range(wanted):
-        item = task.train(index)
-        if item.id in items:  # once through all of them
+        problem = task.train(index)
+        if problem.id in problems:  # once through all of them
             break
-        items[item.id] = item
-    return list(items.values())
+        problems[problem.id] = problem
+    return list(problems.values())
 
 
 def score_of(config: ConfigDict, task: Task) -> Reward:
@@ -144,7 +113,7 @@ def score_of(config: ConfigDict, task: Task) -> Reward:
             'select.by=verifier needs answers, and task.path has problems without: add '
             '"answer" to each, or use select.by=reward with a reward model'
         )
-    return verifier(task.score)
+    return verifier_reward(task.score)
 
 
 # ---- drawing
@@ -154,12 +123,12 @@ def draw(
     config: ConfigDict,
     workdir: Path,
     trained: Trained,
-    style: Style,
-    items: Sequence[Item],
+    prompt_format: PromptFormat,
+    problems: Sequence[Problem],
     score: Reward,
     settings: dict,
 ) -> list[list[Drawn]]:
-    """The replies to each item: those in RUN/replies, and the rest drawn now."""
+    """The replies to each problem: those in RUN/replies, and the rest drawn now."""
     section = config.select
     drawing = {k: v for k, v in settings.items() if k not in CHOOSING}
     about = storage.fingerprint(drawing)
@@ -167,18 +136,23 @@ def draw(
     with contextlib.ExitStack() as stack:
         sampler = None
         advance = stack.enter_context(
-            console.progress_bar('drawing replies', len(items), 'problems')
+            console.progress_bar('drawing replies', len(problems), 'problems')
         )
-        for number, first in enumerate(range(0, len(items), PROBLEMS_AT_ONCE)):
+        for number, first in enumerate(range(0, len(problems), PROBLEMS_AT_ONCE)):
             path = workdir / 'replies' / f'{number:05d}.jsonl'
-            some = items[first : first + PROBLEMS_AT_ONCE]
+            some = problems[first : first + PROBLEMS_AT_ONCE]
             replies = _read(path, about)
             if replies is None:
                 if sampler is None:
                     sampler = make_sampler(trained, section)
                     stack.enter_context(contextlib.closing(sampler))
-                drawn = rollout.draw(
-                    sampler.complete, style, some, section.replies, config.seed, number
+                drawn = rollout.draw_rollout(
+                    sampler.complete,
+                    prompt_format,
+                    some,
+                    section.replies,
+                    config.seed,
+                    number,
                 )
                 replies = _scored(drawn, score, section.replies)
                 _write_replies(path, about, some, replies)
@@ -188,7 +162,7 @@ def draw(
 
 
 def _scored(drawn, score, replies):
-    scores = score(drawn.items, drawn.replies)
+    scores = score(drawn.problems, drawn.replies)
     flat = [
         Drawn(text, float(its), not truncated)
         for text, its, truncated in zip(
@@ -198,10 +172,10 @@ def _scored(drawn, score, replies):
     return [flat[first : first + replies] for first in range(0, len(flat), replies)]
 
 
-def _write_replies(path, about, items, replies):
+def _write_replies(path, about, problems, replies):
     lines = [dict(about=about)]
-    for item, its in zip(items, replies, strict=True):
-        lines.append(dict(id=item.id, replies=[list(reply) for reply in its]))
+    for problem, its in zip(problems, replies, strict=True):
+        lines.append(dict(id=problem.id, replies=[list(reply) for reply in its]))
     storage.write_text(path, _lines(lines))
 
 
@@ -220,22 +194,22 @@ def _read(path, about):
 # ---- writing
 
 
-def _write(config, folder, items, drawn, choices):
+def _write(config, folder, problems, drawn, choices):
     section = config.select
     chats, pairs, turned_pairs = [], [], 0
-    for item, choice in zip(items, choices, strict=True):
-        prompt = list(item.messages)
+    for problem, choice in zip(problems, choices, strict=True):
+        prompt = list(problem.messages)
         for text in choice.kept:
             reply = dict(role='assistant', content=text)
             # Of one id: `sft` splits by it, so no problem is on both sides.
-            chats.append(dict(id=item.id, messages=[*prompt, reply]))
+            chats.append(dict(id=problem.id, messages=[*prompt, reply]))
         for number, (better, worse) in enumerate(choice.pairs):
-            if turned(section.noise, 'turned', config.seed, item.id, number):
+            if turned(section.noise, 'turned', config.seed, problem.id, number):
                 better, worse, turned_pairs = worse, better, turned_pairs + 1
             pairs.append(dict(prompt=prompt, chosen=better, rejected=worse))
     replies = [reply for its in drawn for reply in its]
     counts = dict(
-        problems=len(items),
+        problems=len(problems),
         replies=len(replies),
         truncated=sum(not reply.ended for reply in replies),
         kept=len(chats),
@@ -248,7 +222,7 @@ def _write(config, folder, items, drawn, choices):
         counts['right'] = sum(reply.score >= 1 for reply in replies)
     if not chats and not pairs:
         raise UserError(
-            f'select: nothing is left of {len(replies):,} replies to {len(items):,} '
+            f'select: nothing is left of {len(replies):,} replies to {len(problems):,} '
             f'problems ({_told(counts["skipped"])}): start from a better model, or '
             'draw more (select.replies, select.problems)'
         )

@@ -1,14 +1,19 @@
 """What can be refused before minutes go into data: a config that cannot train."""
 
+from pathlib import Path
+
 import jax
 from ml_collections import ConfigDict
 
+from gptjax.core import run_dir
 from gptjax.core.console import UserError
 from gptjax.models import gpt, settings
 from gptjax.optim.optimizer import make_optimizer
 from gptjax.parallel.mesh import batch_shards, make_mesh
 from gptjax.train.ranges import check_numbers
 from gptjax.train.state import abstract_state
+
+DROPOUT = ('embedding_dropout', 'attention_dropout', 'residual_dropout')
 
 
 def check_config(config: ConfigDict) -> None:
@@ -60,3 +65,35 @@ def check_context(config: ConfigDict, mesh) -> None:
             f'data.context={context} is not divisible by '
             f'mesh.context={mesh.shape["context"]}: change one of them'
         )
+
+
+def check_unused(section: ConfigDict, name: str, unused: dict, why: str) -> None:
+    """Refuses fields that would do nothing, where they were changed.
+
+    Args:
+        section: of that name.
+        unused: the fields and their defaults.
+        why: they do nothing, for the message.
+    """
+    for field, default in unused.items():
+        if section[field] != default:
+            raise UserError(
+                f'{name}.{field}={section[field]} does nothing {why}: use '
+                f'{name}.{field}={default!r}'
+            )
+
+
+def check_dropout(config: ConfigDict) -> None:
+    """Refuses dropout, given in a flag, where neither reference nor engine has any.
+
+    The dropout that the earlier run was trained with is ignored.
+    """
+    if not (Path(config.start.run) / 'config.json').exists():
+        return  # the earlier run is gone, and RUN goes on
+    earlier = run_dir.read_config(Path(config.start.run)).model
+    for name in DROPOUT:
+        if config.model[name] and config.model[name] != earlier[name]:
+            raise UserError(
+                f'model.{name}={config.model[name]} does nothing here: replies are '
+                'drawn and compared without dropout: leave it out'
+            )

@@ -90,9 +90,9 @@ def test_kl_is_the_mean_log_ratio_of_what_was_drawn(folder):
     config = init_from.adopt(config_of(folder), folder / 'kl')
     mesh = inference_mesh(config)
     bench = best_of.make_bench(config)
-    prompts = [bench.style.prompt(item.messages) for item in bench.items]
-    replies = [made_up(bench.style, number) for number in range(len(prompts))]
-    drawn = rollout.rows_of(bench.style, bench.items, prompts, replies)
+    prompts = [bench.prompt_format.prompt(item.messages) for item in bench.items]
+    replies = [made_up(bench.prompt_format, number) for number in range(len(prompts))]
+    drawn = rollout.build_rollout(bench.prompt_format, bench.items, prompts, replies)
     log_ratios = overoptimization._make_log_ratios(config, bench, mesh)
 
     same = jax.tree.map(lambda x: jax.device_put(np.asarray(x)), bench.trained.params)
@@ -112,11 +112,11 @@ def test_kl_is_the_mean_log_ratio_of_what_was_drawn(folder):
     np.testing.assert_allclose(found, expected[0] - expected[1], atol=1e-4)
 
 
-def made_up(style, number):
+def made_up(prompt_format, number):
     from gptjax.infer.request import Reply, Token
 
-    end = style.tokenizer.specials['<|end|>']
-    tokens = tuple(Token(id, 0.0) for id in style.tokenizer.encode(str(number)))
+    end = prompt_format.tokenizer.specials['<|end|>']
+    tokens = tuple(Token(id, 0.0) for id in prompt_format.tokenizer.encode(str(number)))
     return Reply(str(number), tokens, None, 'stop', end, Token(end, 0.0))
 
 

@@ -12,8 +12,8 @@ from gptjax.eval.evaluate import settings_of
 from gptjax.eval.tasks import verifiable_replies
 from gptjax.eval.tasks.run_task import Subject
 from gptjax.infer.request import Reply, Token
-from gptjax.post.rollout import Style
-from gptjax.post.tasks.verifiable_tasks import Item
+from gptjax.post.problems.verifiable_tasks import Problem
+from gptjax.post.rollout import PromptFormat
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_one():
@@ -51,7 +51,7 @@ class Letters:
 
 def test_figures_of_a_model_that_is_right_now_and_then():
     items = [
-        Item(f'p{n}', (dict(role='user', content=str(n)),), str(n)) for n in range(4)
+        Problem(f'p{n}', (dict(role='user', content=str(n)),), str(n)) for n in range(4)
     ]
     asked = []
 
@@ -77,10 +77,10 @@ def test_figures_of_a_model_that_is_right_now_and_then():
     config = common.base()
     config.task = common.task_section()
     subject = Subject(Letters(), 'turns', 16, None, complete, settings_of(config))
-    style = Style(Letters(), 'turns', 16, 4, 1.0)
+    prompt_format = PromptFormat(Letters(), 'turns', 16, 4, 1.0)
     score = lambda item, text: float(text == item.answer)
     found = verifiable_replies.measure(
-        subject, style, items, score, config.task, commonest='2'
+        subject, prompt_format, items, score, config.task, commonest='2'
     )
     values = {name: its['value'] for name, its in found['figures'].items()}
     assert values == dict(
@@ -95,7 +95,7 @@ def test_figures_of_a_model_that_is_right_now_and_then():
     broken = lambda item, text: 1 / 0
     with pytest.raises(UserError, match='the verifier raised ZeroDivisionError.* p0'):
         verifiable_replies.measure(
-            subject, style, items, broken, config.task, commonest='2'
+            subject, prompt_format, items, broken, config.task, commonest='2'
         )
 
 

@@ -8,7 +8,7 @@ import pytest
 from configs import common
 from gptjax.optim.optimizer import ema_params, make_optimizer
 from gptjax.post import grpo
-from gptjax.post.policy_model import computed_as, freeze_policy
+from gptjax.post.policy_model import apply_compute_settings, freeze_policy
 from gptjax.train.load_model import Trained
 from tests import helpers
 
@@ -42,7 +42,7 @@ def test_a_reference_computes_as_the_run_does():
     config = common.base()
     config.model.update(dtype='bfloat16', remat='full')
     settings = helpers.model_settings(num_layers=1)
-    found = computed_as(config, Trained(settings, None, None, 0)).settings
+    found = apply_compute_settings(config, Trained(settings, None, None, 0)).settings
     assert (found.dtype, found.remat) == ('bfloat16', 'full')
     assert found.width == settings.width
 

@@ -10,8 +10,8 @@ from gptjax.infer.request import Reply, Token
 from gptjax.post import experience
 from gptjax.post.experience import Algorithm, Environment
 from gptjax.post.objectives.score_shaping import RunningMoments
-from gptjax.post.rollout import Style
-from gptjax.post.tasks.verifiable_tasks import Item, Task
+from gptjax.post.problems.verifiable_tasks import Problem, Task
+from gptjax.post.rollout import PromptFormat
 
 END = 5
 ROLES = ('<|system|>', '<|user|>', '<|end|>', '<|assistant|>')
@@ -22,9 +22,11 @@ TOKENIZER = SimpleNamespace(
     specials={name: number for number, name in enumerate(ROLES, 3)},
     encode_batch=lambda texts: [[9] * len(text) for text in texts],
 )
-STYLE = Style(TOKENIZER, 'turns', context=16, max_tokens=4, temperature=1.0)
+PROMPT_FORMAT = PromptFormat(
+    TOKENIZER, 'turns', context=16, max_tokens=4, temperature=1.0
+)
 TASK = Task(
-    train=lambda n: Item(f'p{n}', (dict(role='user', content='?' * (n % 3 + 1)),)),
+    train=lambda n: Problem(f'p{n}', (dict(role='user', content='?' * (n % 3 + 1)),)),
     demonstrations=None,
     validation=None,
     held_out=None,
@@ -53,13 +55,13 @@ def complete(prompts, parameters):
 def scoring(scores):
     """A reward that gives these, rollout after rollout."""
     given = iter(scores)
-    return lambda items, replies: np.array(next(given), np.float32)
+    return lambda problems, replies: np.array(next(given), np.float32)
 
 
 def groups(scores, resampling, **policy):
     return experience.draw_groups(
         config(**policy),
-        Environment(STYLE, TASK, scoring(scores)),
+        Environment(PROMPT_FORMAT, TASK, scoring(scores)),
         complete,
         resampling,
         number=3,
@@ -71,7 +73,7 @@ def groups(scores, resampling, **policy):
 
 def test_without_resampling_a_rollout_is_what_was_drawn():
     rollout, scores_B, metrics = groups([[0, 0, 1, 0]], 0)
-    assert [item.id for item in rollout.items] == ['p6', 'p6', 'p7', 'p7']
+    assert [problem.id for problem in rollout.problems] == ['p6', 'p6', 'p7', 'p7']
     assert scores_B.tolist() == [0, 0, 1, 0]
     assert metrics == dict(reward=0.25, mixed_groups=0.5, groups_drawn=2.0)
     assert (rollout.batch['weights'].sum(axis=1) > 0).all()
@@ -82,7 +84,7 @@ def test_groups_of_equal_scores_are_drawn_again():
     rollout, scores_B, metrics = groups(
         [[0.7, 0.70001, 1, 0], [1, 1, 0, 0], [0, 0.5, 1, 0.5]], 3
     )
-    assert [item.id for item in rollout.items] == ['p25', 'p25', 'p28', 'p28']
+    assert [problem.id for problem in rollout.problems] == ['p25', 'p25', 'p28', 'p28']
     assert scores_B.tolist() == [1, 0, 0, 0.5]
     assert metrics['reward'] == pytest.approx((0.6 + 0.5 + 0.5) / 3, abs=1e-5)
     assert (metrics['mixed_groups'], metrics['groups_drawn']) == (0.5, 6)
@@ -103,7 +105,7 @@ def test_every_rollout_and_every_further_draw_has_problems_of_its_own():
     for number in range(3):
         experience.draw_groups(
             config(),
-            Environment(STYLE, task, scoring([[0] * 4] * 3)),
+            Environment(PROMPT_FORMAT, task, scoring([[0] * 4] * 3)),
             complete,
             2,
             number,
@@ -150,7 +152,7 @@ def collected(*scores, warm_up=0, **policy):
 
     found = experience.collect(
         made,
-        Environment(STYLE, TASK, scoring(scores)),
+        Environment(PROMPT_FORMAT, TASK, scoring(scores)),
         complete,
         score,
         algorithm,

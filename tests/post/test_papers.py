@@ -17,7 +17,7 @@ from gptjax.eval import overoptimization
 from gptjax.optim.schedules import make_schedule
 from gptjax.parallel.mesh import make_mesh
 from gptjax.post import dpo, grpo, policy_gradient, ppo, reward, select_replies
-from gptjax.post.check import check_policy, updates_of
+from gptjax.post.policy_gradient import check_policy, updates_per_rollout
 from gptjax.train import init_from, ranges, sft
 from tests import runs
 from tests.post import starts
@@ -211,7 +211,7 @@ def test_numbers_are_the_papers(name, field, value):
 @pytest.mark.parametrize(('paper', 'updates'), [('instructgpt', 8), ('summarize', 4)])
 def test_updates_of_a_rollout_by_ppo(paper, updates):
     config = config_of(paper, 'ppo')
-    assert updates_of(config) == updates
+    assert updates_per_rollout(config) == updates
     assert config.optim.warmup_steps in (0, 10 * updates)
 
 
@@ -219,7 +219,7 @@ def test_updates_of_a_rollout_by_ppo(paper, updates):
     ('paper', 'updates'), [('deepseekmath', 1), ('dr_grpo', 8), ('dapo', 16)]
 )
 def test_updates_of_a_rollout_by_grpo(paper, updates):
-    assert updates_of(config_of(paper, 'grpo')) == updates
+    assert updates_per_rollout(config_of(paper, 'grpo')) == updates
 
 
 @pytest.mark.parametrize(('paper', 'variant', 'its'), VARIANTS)
@@ -304,7 +304,7 @@ def test_tiny_is_the_same_algorithm(paper, variant):
     for name, value in config.policy.items():
         assert name in fitted or tiny.policy[name] == value, name
     assert {**config.optim, 'learning_rate': 0} == {**tiny.optim, 'learning_rate': 0}
-    assert updates_of(tiny) == updates_of(config)
+    assert updates_per_rollout(tiny) == updates_per_rollout(config)
     assert config.task.rewards == tiny.task.rewards
     assert tiny.policy.prompts * tiny.policy.replies <= papers.TINY_REPLIES
 

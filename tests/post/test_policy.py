@@ -283,7 +283,7 @@ def test_every_mesh_makes_the_same_updates(folder, ppo_run, sizes, monkeypatch):
         assert ours['kl'] == pytest.approx(theirs['kl'], abs=1e-4)
 
 
-def digits(items, replies):
+def digits(problems, replies):
     return [sum(letter.isdigit() for letter in reply) / 6 for reply in replies]
 
 
@@ -363,11 +363,11 @@ def failing_at(call, make_reward=policy_gradient.make_reward):
     def make(section, task):
         reward = make_reward(section, task)
 
-        def counted(items, replies):
+        def counted(problems, replies):
             calls.append(1)
             if len(calls) == call:
                 raise UserError('task.rewards.short gave nan')
-            return reward(items, replies)
+            return reward(problems, replies)
 
         return counted
 

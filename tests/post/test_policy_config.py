@@ -7,7 +7,8 @@ from configs import grpo as grpo_configs
 from configs import ppo as ppo_configs
 from gptjax.core import run_dir
 from gptjax.core.console import UserError
-from gptjax.post import check, grpo, ppo
+from gptjax.post import check, grpo, policy_gradient, ppo
+from gptjax.train import config_checks
 from gptjax.train.ranges import numbers_of
 
 
@@ -23,14 +24,14 @@ def rl(section='grpo'):
 def test_configs_of_grpo_are_fine(variant):
     config = grpo_configs.get_config(variant)
     grpo.check_config(config)
-    check.check_policy(config)
+    policy_gradient.check_policy(config)
 
 
 @pytest.mark.parametrize('variant', ['', 'reward=runs/reward'])
 def test_configs_of_ppo_are_fine(variant):
     config = ppo_configs.get_config(variant)
     ppo.check_config(config)
-    check.check_policy(config)
+    policy_gradient.check_policy(config)
 
 
 def test_variants_that_are_not_there():
@@ -61,14 +62,14 @@ def test_what_all_have_in_common(field, value, told):
     config = rl()
     config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=told):
-        check.check_policy(config)
+        policy_gradient.check_policy(config)
 
 
 def test_kl_is_in_the_reward_or_in_the_loss():
     config = rl()
     config.policy.update(kl_reward=0.1, kl_loss=0.1)
     with pytest.raises(UserError, match='count the KL twice: set one of them to 0'):
-        check.check_policy(config)
+        policy_gradient.check_policy(config)
 
 
 @pytest.mark.parametrize(
@@ -155,9 +156,9 @@ def test_dropout_of_a_flag_is_refused_and_that_of_the_start_is_not(tmp_path):
     config.start = common.start_section(str(tmp_path))
     config.model.residual_dropout = 0.1
     run_dir.write_config(config, tmp_path)
-    check.check_dropout(config)
+    config_checks.check_dropout(config)
     config.model.residual_dropout = 0.0
-    check.check_dropout(config)
+    config_checks.check_dropout(config)
     config.model.attention_dropout = 0.2
     with pytest.raises(UserError, match='model.attention_dropout=0.2 does nothing'):
-        check.check_dropout(config)
+        config_checks.check_dropout(config)

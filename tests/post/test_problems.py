@@ -4,11 +4,11 @@ import json
 import sys
 
 import pytest
+from gptjax.post.problems import own_problems, verifiable_tasks
 
 from configs import common
 from gptjax.core.console import UserError
 from gptjax.data.documents import split_of
-from gptjax.post.tasks import own_problems, verifiable_tasks
 
 
 def section(**fields):
@@ -24,8 +24,8 @@ def sums():
     return verifiable_tasks.make_task(section(), seed=0)
 
 
-def ids(items):
-    return [item.id for item in items]
+def ids(problems):
+    return [problem.id for problem in problems]
 
 
 def test_parts_share_no_problem_and_have_each_once(sums):
@@ -36,14 +36,14 @@ def test_parts_share_no_problem_and_have_each_once(sums):
     ]
     assert [len(set(part)) for part in parts] == [300, 20, 50]
     assert len(set().union(*parts)) == 370
-    questions = {item.messages[0]['content'] for item in sums.held_out(50)}
+    questions = {problem.messages[0]['content'] for problem in sums.held_out(50)}
     assert not questions & {
         sums.train(index).messages[0]['content'] for index in range(300)
     }
 
 
 def test_demonstrations_split_further_as_documents_do(sums):
-    sides = [split_of(item.id, 0.1) for item in sums.demonstrations(300)]
+    sides = [split_of(problem.id, 0.1) for problem in sums.demonstrations(300)]
     assert 10 < sides.count('validation') < 60
 
 
@@ -61,16 +61,16 @@ def test_training_problems_are_a_function_of_seed_and_index(sums):
 
 def test_neighbouring_indices_of_the_generator_are_not_neighbours_here(sums):
     # reasoning-gym seeds by the sum of seed and index, which would repeat problems.
-    places = [item.meta['metadata']['source_index'] for item in sums.held_out(50)]
+    places = [problem.meta['metadata']['source_index'] for problem in sums.held_out(50)]
     assert min(abs(a - b) for a in places for b in places if a != b) > 1000
 
 
 def test_the_verifier_judges_numbers(sums):
-    item = sums.held_out(1)[0]
-    assert sums.score(item, item.answer) == 1.0
-    assert sums.score(item, f'{item.answer}.0') == 1.0
-    assert sums.score(item, f'{item.answer}9') < 1.0
-    assert sums.score(item, '') == 0.0
+    problem = sums.held_out(1)[0]
+    assert sums.score(problem, problem.answer) == 1.0
+    assert sums.score(problem, f'{problem.answer}.0') == 1.0
+    assert sums.score(problem, f'{problem.answer}9') < 1.0
+    assert sums.score(problem, '') == 0.0
 
 
 def test_a_reply_that_the_packages_verifier_cannot_read_is_wrong():
@@ -78,15 +78,15 @@ def test_a_reply_that_the_packages_verifier_cannot_read_is_wrong():
     its = section(name='prime_factorization')
     its.options = common.ConfigDict()
     task = verifiable_tasks.make_task(its, seed=0)
-    item = task.held_out(1)[0]
-    assert task.score(item, item.answer) == 1.0
-    assert task.score(item, 'abc') == 0.0
+    problem = task.held_out(1)[0]
+    assert task.score(problem, problem.answer) == 1.0
+    assert task.score(problem, 'abc') == 0.0
 
 
 def test_problems_that_do_not_fit_are_left_out(sums):
     short = lambda messages: len(messages[0]['content']) < 68
     task = verifiable_tasks.make_task(section(), 0, short)
-    assert all(short(item.messages) for item in task.held_out(50))
+    assert all(short(problem.messages) for problem in task.held_out(50))
     with pytest.raises(UserError, match='no train problem fits the context'):
         verifiable_tasks.make_task(section(), 0, lambda messages: False).train(0)
 
@@ -155,15 +155,15 @@ def test_one_prompt_with_two_answers_is_refused(tmp_path):
     lines = [dict(prompt=f'{n} ?', answer='1') for n in range(3)]
     write(tmp_path / 'a.jsonl', *lines, dict(prompt='1 ?', answer='2'))
     with pytest.raises(UserError, match='lines 2 and 4 have one prompt and different'):
-        own_problems.read_items(tmp_path / 'a.jsonl')
+        own_problems.read_problems(tmp_path / 'a.jsonl')
 
 
 def test_messages_end_with_the_answer_or_have_none(tmp_path):
     said = [dict(role='system', content='Be brief.'), dict(role='user', content='Hi')]
     reply = dict(role='assistant', content='Hello')
     path = write(tmp_path / 'a.jsonl', dict(messages=[*said, reply]))
-    (item,), _ = own_problems.read_items(tmp_path / 'a.jsonl')
-    assert (list(item.messages), item.answer) == (said, 'Hello')
+    (problem,), _ = own_problems.read_problems(tmp_path / 'a.jsonl')
+    assert (list(problem.messages), problem.answer) == (said, 'Hello')
     open_ended = [dict(prompt=f'Tell me of {n}') for n in range(60)]
     path = write(tmp_path / 'b.jsonl', *open_ended)
     assert verifiable_tasks.make_task(section(path=path), 0).score is None
@@ -181,7 +181,7 @@ def test_messages_end_with_the_answer_or_have_none(tmp_path):
 def test_bad_lines_are_named(tmp_path, line, told):
     write(tmp_path / 'a.jsonl', dict(prompt='1 + 1 =', answer='2'), line)
     with pytest.raises(UserError, match=told):
-        own_problems.read_items(tmp_path / 'a.jsonl')
+        own_problems.read_problems(tmp_path / 'a.jsonl')
 
 
 # ---- demonstrations
@@ -198,10 +198,10 @@ def test_demonstrations_are_chats_and_the_same_every_time(sums, tmp_path):
     )
     lines = (tmp_path / 'a/task/train.jsonl').read_text().splitlines()
     chat = json.loads(lines[0])
-    item = sums.demonstrations(1)[0]
+    problem = sums.demonstrations(1)[0]
     assert chat['messages'] == [
-        *item.messages,
-        dict(role='assistant', content=item.answer),
+        *problem.messages,
+        dict(role='assistant', content=problem.answer),
     ]
     config.task.validation = 10
     with pytest.raises(UserError, match='task.validation: 20 there, 10 here'):
@@ -238,8 +238,12 @@ def test_prompts_of_conversations_are_not_trained_on_where_they_are_held_out(
     folder = folder_of(tmp_path, [say('question 3', 'no'), *chats[20:]], chats[:30])
     task = verifiable_tasks.make_task(section(path=str(folder)), 0)
     parts = [
-        [item.messages[-1]['content'] for item in items]
-        for items in (task.demonstrations(99), task.validation(99), task.held_out(99))
+        [problem.messages[-1]['content'] for problem in problems]
+        for problems in (
+            task.demonstrations(99),
+            task.validation(99),
+            task.held_out(99),
+        )
     ]
     train, validation, held_out = map(set, parts)
     assert train == {f'question {i}' for i in range(30, 60)}
@@ -260,7 +264,7 @@ def test_a_prompt_that_does_not_fit_loses_its_oldest_messages(tmp_path):
     first = verifiable_tasks.make_task(
         section(path=str(folder)), 0, fits
     ).demonstrations(9)
-    assert [item.messages for item in first] in (
+    assert [problem.messages for problem in first] in (
         [(*head, dict(role='user', content=text))] for text in ('one', 'three')
     )
 
@@ -274,7 +278,7 @@ def test_what_is_held_out_stays_so_whatever_fits(tmp_path):
             sum(len(m['content']) for m in messages) < most
         )
         task = verifiable_tasks.make_task(section(path=str(folder)), 0, fits)
-        texts = (item.messages[-1]['content'] for item in task.held_out(99))
+        texts = (problem.messages[-1]['content'] for problem in task.held_out(99))
         held_out.append({text.split()[1] for text in texts})
     assert held_out[0] == held_out[1]
 
@@ -336,10 +340,10 @@ def test_a_verifier_that_raises(broken, monkeypatch):
         verifiable_tasks, 'gym_dataset', lambda name, options: Parsing(broken)
     )
     task = verifiable_tasks.make_task(common.task_section(), 0)
-    (item,) = task.held_out(1)
+    (problem,) = task.held_out(1)
     if broken:  # at the right answer too
         with pytest.raises(KeyError, match='no such entry'):
-            task.score(item, 'seven')
+            task.score(problem, 'seven')
     else:
-        assert task.score(item, item.answer) == 1.0
-        assert task.score(item, 'seven') == 0.0
+        assert task.score(problem, problem.answer) == 1.0
+        assert task.score(problem, 'seven') == 0.0

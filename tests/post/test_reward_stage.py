@@ -248,7 +248,7 @@ def test_a_loaded_reward_is_centred(finished):
     section = common.base().mesh
     section.data = 1
     mesh = make_mesh(section, jax.devices()[:1])
-    rewards = reward_model.load_reward(config, workdir, mesh)
+    rewards = reward_model.load_reward_function(config, workdir, mesh)
     items = ratings.read_split(workdir, 'train')
     found = rewards([item.messages for item in items])
     assert found.dtype == np.float32 and found.shape == (len(items),)
@@ -300,9 +300,11 @@ def test_it_needs_a_finished_run(trained_run, finished, tmp_path):
     config = run_dir.read_config(finished[2])
     mesh = helpers.mesh_of()
     with pytest.raises(UserError, match='run the stage reward to its end'):
-        reward_model.load_reward(config, tmp_path, mesh)
+        reward_model.load_reward_function(config, tmp_path, mesh)
     with pytest.raises(UserError, match='no reward model there'):
-        reward_model.load_trained(run_dir.read_config(trained_run), trained_run, mesh)
+        reward_model.load_reward_model(
+            run_dir.read_config(trained_run), trained_run, mesh
+        )
 
 
 @pytest.mark.slow
@@ -376,7 +378,7 @@ def test_a_critic_that_begins_as_it_values_the_last_token_at_the_reward(
     )
     values_BT = heads.compute_values(trained.settings, params, hidden, arrays)
     last_B = np.array([len(its.tokens) - 1 for its in encoded])
-    rewards = reward_model.load_reward(config, workdir, mesh)(items)
+    rewards = reward_model.load_reward_function(config, workdir, mesh)(items)
     np.testing.assert_allclose(values_BT[np.arange(6), last_B], rewards, atol=1e-5)
     assert np.ptp(rewards) > 0.1
 

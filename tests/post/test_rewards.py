@@ -7,13 +7,15 @@ from ml_collections import ConfigDict
 from configs import common
 from gptjax.core.console import UserError
 from gptjax.post import reward_functions
-from gptjax.post.tasks.verifiable_tasks import Item, Task
+from gptjax.post.problems.verifiable_tasks import Problem, Task
 
-ITEMS = [Item(str(n), (dict(role='user', content=f'{n}?'),), str(n)) for n in range(4)]
+ITEMS = [
+    Problem(str(n), (dict(role='user', content=f'{n}?'),), str(n)) for n in range(4)
+]
 REPLIES = ['0', '1', 'two words', '3.0']
 
 
-def task(score=lambda item, reply: {'0': 1.0, '1': 0.7}.get(reply, 0.0)):
+def task(score=lambda problem, reply: {'0': 1.0, '1': 0.7}.get(reply, 0.0)):
     return Task(None, None, None, None, score)
 
 
@@ -21,26 +23,26 @@ def section(**parts):
     return ConfigDict(dict(rewards=parts))
 
 
-def whole_numbers(items, replies):
-    return np.arange(len(items))  # int64
+def whole_numbers(problems, replies):
+    return np.arange(len(problems))  # int64
 
 
-def by_length(items, replies):
+def by_length(problems, replies):
     return np.array([len(reply) for reply in replies], np.float64)
 
 
-def one_too_few(items, replies):
-    return [0.0] * (len(items) - 1)
+def one_too_few(problems, replies):
+    return [0.0] * (len(problems) - 1)
 
 
-def nan_at_two(items, replies):
+def nan_at_two(problems, replies):
     return [float('nan') if 'two' in reply else 1.0 for reply in replies]
 
 
-def raises_at_two(items, replies):
+def raises_at_two(problems, replies):
     if any('two' in reply for reply in replies):
         raise KeyError('two')
-    return [1.0] * len(items)
+    return [1.0] * len(problems)
 
 
 def named(function):
@@ -98,8 +100,8 @@ def test_a_verifier_needs_answers():
 
 
 def test_a_verifier_that_gives_no_number_is_one_clear_error():
-    judged = reward_functions.verifier(
-        lambda item, reply: float('nan' if item.id == '2' else 1)
+    judged = reward_functions.verifier_reward(
+        lambda problem, reply: float('nan' if problem.id == '2' else 1)
     )
     with pytest.raises(
         UserError, match="the verifier gave nan for .* 'two words' to 2"
@@ -107,6 +109,6 @@ def test_a_verifier_that_gives_no_number_is_one_clear_error():
         judged(ITEMS, REPLIES)
     correct = section(a=common.reward_part('correct'))
     with pytest.raises(UserError, match='the verifier raised ZeroDivisionError'):
-        reward_functions.make_reward(correct, task(lambda item, reply: 1 / 0))(
+        reward_functions.make_reward(correct, task(lambda problem, reply: 1 / 0))(
             ITEMS, REPLIES
         )

@@ -8,10 +8,10 @@ from gptjax.core.console import UserError
 from gptjax.data import chat_template
 from gptjax.infer.model_runner import count_compilations
 from gptjax.infer.request import Reply, Token
-from gptjax.post import rollout
+from gptjax.post import policy_gradient, rollout
 from gptjax.post.objectives.logprobs import token_logprobs
 from gptjax.post.objectives.reply_sums import ended, reply_mask
-from gptjax.post.tasks.verifiable_tasks import make_task
+from gptjax.post.problems.verifiable_tasks import make_task
 from gptjax.train import init_from
 from tests import helpers
 from tests.post import starts
@@ -19,37 +19,41 @@ from tests.post import starts
 
 @pytest.fixture(scope='module')
 def begun(tmp_path_factory):
-    """(config, the model, style, task, sampler) of a rollout from random weights."""
+    """(config, trained, prompt format, task, sampler), from random weights."""
     path = tmp_path_factory.mktemp('rollout')
     starts.write_start(path)
     config = init_from.adopt(starts.config(path, 'grpo'), path / 'run')
     trained = init_from.load_start(config, helpers.mesh_of())
-    style = rollout.style_of(config, trained.tokenizer)
-    task = make_task(config.task, 0, style.fits)
+    prompt_format = rollout.make_prompt_format(config, 'policy', trained.tokenizer)
+    task = make_task(config.task, 0, prompt_format.fits)
     sampler = rollout.Sampler(
         trained.settings, trained.params, trained.tokenizer, slots=8
     )
-    return config, trained, style, task, sampler
+    return config, trained, prompt_format, task, sampler
 
 
 def drawn(begun, seed=0, step=0, complete=None):
-    *_, style, task, sampler = begun
-    items = [task.train(index) for index in range(4)]
-    return rollout.draw(complete or sampler.complete, style, items, 4, seed, step)
+    *_, prompt_format, task, sampler = begun
+    problems = [task.train(index) for index in range(4)]
+    return rollout.draw_rollout(
+        complete or sampler.complete, prompt_format, problems, 4, seed, step
+    )
 
 
 # ---- the rows
 
 
 def test_a_row_has_prompt_reply_and_stop_token(begun):
-    _, trained, style, task, _ = begun
-    item = task.train(0)
-    prompt = style.prompt(item.messages)
+    _, trained, prompt_format, task, _ = begun
+    problem = task.train(0)
+    prompt = prompt_format.prompt(problem.messages)
     end = trained.tokenizer.specials['<|end|>']
     said = Token(70, -1.0), Token(71, -2.0)
     stopped = Reply('ab', said, None, 'stop', end, Token(end, -0.5))
     cut = Reply('a', (Token(70, -1.0),), None, 'length', None, None)
-    rows = rollout.rows_of(style, [item] * 2, [prompt] * 2, [stopped, cut])
+    rows = rollout.build_rollout(
+        prompt_format, [problem] * 2, [prompt] * 2, [stopped, cut]
+    )
 
     P = len(prompt)
     np.testing.assert_array_equal(
@@ -59,7 +63,7 @@ def test_a_row_has_prompt_reply_and_stop_token(begun):
     assert first[: P + 2].tolist() == [*prompt[1:], 70, 71, end]
     assert rows.batch['inputs'][0, : P + 2].tolist() == [*prompt, 70, 71]
     assert second[:P].tolist() == [*prompt[1:], 70]
-    assert set(first[P + 2 :]) == set(second[P:]) == {style.tokenizer.pad_id}
+    assert set(first[P + 2 :]) == set(second[P:]) == {prompt_format.tokenizer.pad_id}
     assert rows.batch['segments'][0].tolist() == [1] * (P + 2) + [0] * (30 - P)
     assert rows.sampled_BT[0, P - 1 : P + 2].tolist() == [-1, -2, -0.5]
     assert rows.lengths_B.tolist() == [3, 1]
@@ -69,16 +73,16 @@ def test_a_row_has_prompt_reply_and_stop_token(begun):
 
 
 def test_a_prompt_and_a_right_reply_are_the_row_that_fine_tuning_has(begun):
-    _, trained, style, task, _ = begun
-    item = task.train(1)
-    messages = [*item.messages, dict(role='assistant', content=item.answer)]
+    _, trained, prompt_format, task, _ = begun
+    problem = task.train(1)
+    messages = [*problem.messages, dict(role='assistant', content=problem.answer)]
     tokens, learnt = chat_template.encode_conversation(
         messages, trained.tokenizer, 'turns'
     )
-    prompt = style.prompt(item.messages)
+    prompt = prompt_format.prompt(problem.messages)
     reply = [Token(token, -1.0) for token in tokens[len(prompt) :]]
-    said = Reply(item.answer, tuple(reply[:-1]), None, 'stop', None, reply[-1])
-    batch = rollout.rows_of(style, [item], [prompt], [said]).batch
+    said = Reply(problem.answer, tuple(reply[:-1]), None, 'stop', None, reply[-1])
+    batch = rollout.build_rollout(prompt_format, [problem], [prompt], [said]).batch
     length = len(tokens) - 1
     assert batch['targets'][0, :length].tolist() == tokens[1:]
     assert batch['weights'][0, :length].tolist() == learnt[1:]
@@ -140,20 +144,20 @@ def test_dropout_does_not_reach_a_rollout(begun):
 
 @pytest.mark.slow
 def test_new_weights_compile_nothing_and_forget_what_was_read(begun):
-    _, trained, style, task, _ = begun
-    prompt = style.prompt(task.train(0).messages) * 2  # longer than a chunk
+    _, trained, prompt_format, task, _ = begun
+    prompt = prompt_format.prompt(task.train(0).messages) * 2  # longer than a chunk
     make = lambda params: rollout.Sampler(
         trained.settings, params, trained.tokenizer, slots=8
     )
     other = jax.tree.map(lambda leaf: leaf * 1.5, trained.params)
-    greedy = rollout.stopping(style, temperature=0.0)
+    greedy = rollout.sampling_parameters(prompt_format, temperature=0.0)
     sampler, fresh = make(trained.params), make(other)
     before = sampler.complete([prompt], [greedy])[0]
-    sampler.follow(other, 'other')
-    sampler.follow(trained.params, 'first')
+    sampler.update_weights(other, 'other')
+    sampler.update_weights(trained.params, 'first')
     assert sampler.complete([prompt], [greedy])[0] == before
     count = count_compilations()
-    sampler.follow(other, 'other')
+    sampler.update_weights(other, 'other')
     found = sampler.complete([prompt], [greedy])[0]
     assert count_compilations() == count
     assert found == fresh.complete([prompt], [greedy])[0] != before
@@ -167,7 +171,7 @@ def test_weights_of_another_shape_are_refused(begun):
     )
     wider = jax.tree.map(lambda leaf: leaf.astype(np.float16), trained.params)
     with pytest.raises(ValueError, match='shape, dtype or place'):
-        sampler.follow(wider, 'half')
+        sampler.update_weights(wider, 'half')
 
 
 # ---- refusals
@@ -179,8 +183,6 @@ def test_weights_of_another_shape_are_refused(begun):
         (dict(top_k=5), 'policy.top_k=5: .*use policy.top_k=0'),
         (dict(top_p=0.9), 'policy.top_p=0.9: .*use policy.top_p=1.0'),
         (dict(min_p=0.1), 'policy.min_p=0.1'),
-        (dict(temperature=0.0), 'policy.temperature=0.0: use a positive'),
-        (dict(max_tokens=32), 'policy.max_tokens=32: .*data.context=32'),
     ],
 )
 def test_what_cannot_be_trained_on_is_not_drawn(begun, changes, told):
@@ -188,7 +190,15 @@ def test_what_cannot_be_trained_on_is_not_drawn(begun, changes, told):
     config = config.copy_and_resolve_references()
     config.policy.update(changes)
     with pytest.raises(UserError, match=told):
-        rollout.style_of(config, trained.tokenizer)
+        policy_gradient.check_policy(config)
+
+
+def test_no_reply_is_longer_than_the_context(begun):
+    config, trained, *_ = begun
+    config = config.copy_and_resolve_references()
+    config.policy.max_tokens = 32
+    with pytest.raises(UserError, match='policy.max_tokens=32: .*data.context=32'):
+        rollout.make_prompt_format(config, 'policy', trained.tokenizer)
 
 
 def test_a_template_without_a_stop_token_is_refused(begun):
@@ -196,4 +206,4 @@ def test_a_template_without_a_stop_token_is_refused(begun):
     config = config.copy_and_resolve_references()
     config.chat.template = 'text'
     with pytest.raises(UserError, match='chat.template=text'):
-        rollout.style_of(config, trained.tokenizer)
+        rollout.make_prompt_format(config, 'policy', trained.tokenizer)

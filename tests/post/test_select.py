@@ -12,8 +12,8 @@ from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.data.preferences import read_preferences
 from gptjax.post import reply_choice, select_replies
+from gptjax.post.problems.verifiable_tasks import Task
 from gptjax.post.reply_choice import Drawn
-from gptjax.post.tasks.verifiable_tasks import Task
 from gptjax.train import init_from
 from tests.post import starts
 
@@ -128,13 +128,13 @@ def by_reward(folder):
 def test_replies_to_one_problem_have_one_id(tmp_path):
     config = common.base()
     config.select = common.select_section()
-    items = [
+    problems = [
         SimpleNamespace(id=name, messages=[dict(role='user', content=name)])
         for name in 'ab'
     ]
     its = drawn(('4', 1.0, True), ('04', 1.0, True), ('5', 0.0, True))
     chosen = [reply_choice.right_and_wrong(its, keep=2, pairs=1)] * 2
-    select_replies._write(config, tmp_path, items, [its, its], chosen)
+    select_replies._write(config, tmp_path, problems, [its, its], chosen)
     with open(tmp_path / 'chats.jsonl') as lines:
         assert [json.loads(line)['id'] for line in lines] == ['a', 'a', 'b', 'b']
 
@@ -202,7 +202,7 @@ def test_bad_input_has_one_clear_error(folder, tmp_path):
 
 
 def test_a_verifier_that_gives_no_number_is_an_error(folder):
-    task = Task(None, None, None, None, lambda item, reply: math.nan)
+    task = Task(None, None, None, None, lambda problem, reply: math.nan)
     judge = select_replies.score_of(config_of(folder), task)
     with pytest.raises(UserError, match='the verifier gave nan for the reply .5. to p'):
         judge([SimpleNamespace(id='p')], ['5'])

@@ -19,9 +19,9 @@ from gptjax.eval.bootstrap import mean_of
 from gptjax.eval.tasks import run_task
 from gptjax.eval.tasks.run_task import Subject
 from gptjax.post import rollout
-from gptjax.post.reward_functions import verifier
-from gptjax.post.rollout import Style
-from gptjax.post.tasks.verifiable_tasks import Item, make_task
+from gptjax.post.problems.verifiable_tasks import Problem, make_task
+from gptjax.post.reward_functions import verifier_reward
+from gptjax.post.rollout import PromptFormat
 
 NAME = 'task'  # of the task; 'task:RUN' has the problems of that run
 PASS_AT = 8
@@ -65,11 +65,11 @@ def _run(section, subject, documents):
     del documents
     settings = subject.settings
     context = subject.context
-    style = Style(
+    prompt_format = PromptFormat(
         subject.tokenizer, subject.template, context, settings.max_tokens, 1.0
     )
     # The engine ends a reply where the context does.
-    readable = lambda messages: len(style.prompt(messages)) < context
+    readable = lambda messages: len(prompt_format.prompt(messages)) < context
     task = make_task(section, settings.seed, readable)
     if task.score is None:
         raise UserError(
@@ -80,14 +80,16 @@ def _run(section, subject, documents):
     problems = task.held_out(section.held_out)
     answers = [item.answer for item in task.demonstrations(section.demonstrations)]
     commonest = Counter(answers).most_common(1)[0][0]
-    return {NAME: measure(subject, style, problems, task.score, section, commonest)}
+    return {
+        NAME: measure(subject, prompt_format, problems, task.score, section, commonest)
+    }
 
 
 def measure(
     subject: Subject,
-    style: Style,
-    problems: Sequence[Item],
-    score: Callable[[Item, str], float],
+    prompt_format: PromptFormat,
+    problems: Sequence[Problem],
+    score: Callable[[Problem, str], float],
     section: ConfigDict,
     commonest: str,
 ) -> dict:
@@ -95,18 +97,20 @@ def measure(
 
     Args:
         subject: the model.
-        style: of prompts and replies.
+        prompt_format: of prompts and replies.
         problems: held out.
         score: the verifier.
         section: the task section.
         commonest: the answer that most demonstrations have.
     """
     settings, how = subject.settings, run_task.bootstrap_of(subject.settings)
-    judged = verifier(score)
+    judged = verifier_reward(score)
     right = lambda items, texts: (judged(items, texts) >= 1.0).astype(float)
     columns = {n: [] for n in ('greedy', 'drawn', 'passed', 'stopped', 'items')}
     told = []
-    ask = partial(rollout.answers, subject.complete, style, seed=settings.seed)
+    ask = partial(
+        rollout.generate_replies, subject.complete, prompt_format, seed=settings.seed
+    )
     with console.progress_bar('solving', len(problems), 'problems') as advance:
         for first in range(0, len(problems), AT_ONCE):
             its = problems[first : first + AT_ONCE]
@@ -148,8 +152,8 @@ def measure(
     options = dict(
         seed=settings.seed,
         samples=section.samples,
-        max_tokens=style.max_tokens,
-        template=style.template,
+        max_tokens=prompt_format.max_tokens,
+        template=prompt_format.template,
     )
     return results.result('verifiable', about, figures, columns, told, how, options)
 

@@ -7,7 +7,7 @@ from gptjax.core.hashing import hash_fraction
 PARTS = ('train', 'validation', 'held_out')
 
 
-class Item(NamedTuple):
+class Problem(NamedTuple):
     """One problem.
 
     id: names its content: equal problems have equal ids.
@@ -22,13 +22,13 @@ class Item(NamedTuple):
     meta: Any = None
 
 
-def part_of(item_id: str, fraction: float) -> str:
+def part_of(problem_id: str, fraction: float) -> str:
     """'held_out', 'validation' or 'train', by the problem's content.
 
     Not by the hash that splits documents: demonstrations are split by that one too,
     and would all be on one side of it.
     """
-    place = hash_fraction('part of the task', item_id)
+    place = hash_fraction('part of the task', problem_id)
     if place < fraction:
         return 'held_out'
     return 'validation' if place < 2 * fraction else 'train'

@@ -22,8 +22,8 @@ from gptjax.core import artifact, storage
 from gptjax.core.console import UserError
 from gptjax.core.hashing import hash_integer
 from gptjax.post.check import check_section
-from gptjax.post.tasks.own_problems import CONVERSATIONS, file_task, folder_task
-from gptjax.post.tasks.problem import PARTS, Item, part_of
+from gptjax.post.problems.own_problems import CONVERSATIONS, file_task, folder_task
+from gptjax.post.problems.problem import PARTS, Problem, part_of
 
 TRIES = 10_000  # draws in a row without a new problem: there are no more
 
@@ -36,15 +36,15 @@ class Task(NamedTuple):
     demonstrations: from n to the first n training problems, to learn the answers of.
     validation: from n to the first n problems to choose a checkpoint by.
     held_out: from n to the first n problems to report on.
-    score: from an item and a reply to the verifier's score, 1.0 where it is right;
+    score: from a problem and a reply to the verifier's score, 1.0 where it is right;
         None where there is no verifier.
     """
 
-    train: Callable[[int], Item]
-    demonstrations: Callable[[int], list[Item]]
-    validation: Callable[[int], list[Item]]
-    held_out: Callable[[int], list[Item]]
-    score: Callable[[Item, str], float] | None
+    train: Callable[[int], Problem]
+    demonstrations: Callable[[int], list[Problem]]
+    validation: Callable[[int], list[Problem]]
+    held_out: Callable[[int], list[Problem]]
+    score: Callable[[Problem, str], float] | None
 
 
 def make_task(section: ConfigDict, seed: int, fits=lambda messages: True) -> Task:
@@ -106,18 +106,18 @@ def problems_fingerprint(section: ConfigDict) -> str:
         ) from error
 
 
-def write_chats(items: Sequence[Item], path: Path) -> None:
+def write_chats(problems: Sequence[Problem], path: Path) -> None:
     """Problems with their answers as a file of `messages`, one conversation a line.
 
     Raises:
         UserError: a problem without an answer.
     """
     lines = []
-    for item in items:
-        if not item.answer:
-            raise UserError(f'the problem {item.id} has no answer to learn from')
-        reply = dict(role='assistant', content=item.answer)
-        chat = dict(id=item.id, messages=[*item.messages, reply])
+    for problem in problems:
+        if not problem.answer:
+            raise UserError(f'the problem {problem.id} has no answer to learn from')
+        reply = dict(role='assistant', content=problem.answer)
+        chat = dict(id=problem.id, messages=[*problem.messages, reply])
         lines.append(json.dumps(chat, ensure_ascii=False))
     storage.write_text(path, '\n'.join(lines) + '\n')
 
@@ -143,10 +143,10 @@ def write_task(config: ConfigDict, workdir: Path) -> dict:
             validation=task.validation(section.validation),
             held_out=task.held_out(section.held_out),
         )
-        for name, items in parts.items():
-            write_chats(items, folder / f'{name}.jsonl')
+        for name, problems in parts.items():
+            write_chats(problems, folder / f'{name}.jsonl')
         return dict(
-            problems={name: len(items) for name, items in parts.items()},
+            problems={name: len(problems) for name, problems in parts.items()},
             sha256={
                 name: storage.sha256_of_file(folder / f'{name}.jsonl') for name in parts
             },
@@ -170,16 +170,16 @@ PROBLEMS = artifact.Artifact('task', write_task, describe_problems)
 def _gym_task(section, fits):
     """(`first(part, n)`, score) of a reasoning-gym dataset.
 
-    Its own items are functions of the sum of seed and index, so that neighbouring
+    Its own problems are functions of the sum of seed and index, so that neighbouring
     seeds share all but one: here the index is a hash.
     """
     dataset = gym_dataset(section.name, section.options.to_dict())
 
-    def problem(part, place):
+    def make_problem(part, place):
         index = hash_integer(part, place, num_bytes=6)
         entry = dataset[index]
         message = dict(role='user', content=entry['question'])
-        return Item(
+        return Problem(
             id=storage.fingerprint([section.name, entry['question']])[:16],
             messages=(message,),
             answer=str(entry['answer']),
@@ -191,11 +191,11 @@ def _gym_task(section, fits):
         for place in itertools.count():
             if len(found) == n or since == TRIES:
                 break
-            item = problem(part, place)
+            problem = make_problem(part, place)
             since += 1
-            its = part_of(item.id, section.held_out_fraction)
-            if its == part and item.id not in found and fits(item.messages):
-                found[item.id], since = item, 0
+            its = part_of(problem.id, section.held_out_fraction)
+            if its == part and problem.id not in found and fits(problem.messages):
+                found[problem.id], since = problem, 0
         if not found:
             raise UserError(
                 f'task.name={section.name}: no {part} problem fits the context in '
@@ -204,14 +204,14 @@ def _gym_task(section, fits):
             )
         return list(found.values())
 
-    def score(item, reply):
+    def score(problem, reply):
         try:
-            return float(dataset.score_answer(reply, item.meta))
+            return float(dataset.score_answer(reply, problem.meta))
         except Exception:  # noqa: BLE001
             # Some of the package's verifiers parse a reply and raise whatever comes
             # where it has another form: to them, and so here, it is not right. One
             # that raises at the right answer too is broken, and is heard.
-            dataset.score_answer(item.answer, item.meta)
+            dataset.score_answer(problem.answer, problem.meta)
             return 0.0
 
     return first, score

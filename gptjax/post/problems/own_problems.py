@@ -13,7 +13,7 @@ from gptjax.core.console import UserError
 from gptjax.core.files import File, read_json_lines
 from gptjax.data.conversations import conversation_of, one_reply_each
 from gptjax.parallel.multihost import print_once
-from gptjax.post.tasks.problem import PARTS, Item, part_of
+from gptjax.post.problems.problem import PARTS, Problem, part_of
 
 FORM = '{"prompt": "…", "answer": "…"}'
 CONVERSATIONS = ('train.jsonl', 'validation.jsonl')  # in a folder of them
@@ -23,21 +23,21 @@ CONVERSATIONS = ('train.jsonl', 'validation.jsonl')  # in a folder of them
 
 
 def file_task(section, fits):
-    """(`first(part, n)`, score) of a JSON Lines file, as `read_items` has it."""
+    """(`first(part, n)`, score) of a JSON Lines file, as `read_problems` has it."""
     path = Path(section.path).expanduser()
     parts = {part: [] for part in PARTS}
-    items, equal = read_items(path)
-    for item in items:
-        if fits(item.messages):
-            parts[part_of(item.id, section.held_out_fraction)].append(item)
+    problems, equal = read_problems(path)
+    for problem in problems:
+        if fits(problem.messages):
+            parts[part_of(problem.id, section.held_out_fraction)].append(problem)
     for part, its in parts.items():
         if not its:
             raise UserError(
                 f'task.path={path}: no problem that fits the context is in the part '
                 f'{part}: give more, or change task.held_out_fraction'
             )
-    print_once(told(section, parts, len(items), equal))
-    answers = all(item.answer for its in parts.values() for item in its)
+    print_once(told(section, parts, len(problems), equal))
+    answers = all(problem.answer for its in parts.values() for problem in its)
     return lambda part, n: parts[part][:n], _equals if answers else None
 
 
@@ -50,7 +50,7 @@ def told(section: ConfigDict, parts: dict, read: int, equal: int) -> str:
         read: problems that differ, whether they fit or not.
         equal: others, of the same content as one of them.
     """
-    sizes = {part: len(items) for part, items in parts.items()}
+    sizes = {part: len(problems) for part, problems in parts.items()}
     train = min(sizes['train'], section.problems)
     left_out = {
         'equal': equal,
@@ -64,11 +64,11 @@ def told(section: ConfigDict, parts: dict, read: int, equal: int) -> str:
     )
 
 
-def _equals(item, reply):
-    return float(reply.strip() == item.answer.strip())
+def _equals(problem, reply):
+    return float(reply.strip() == problem.answer.strip())
 
 
-def read_items(path: Path) -> tuple[list[Item], int]:
+def read_problems(path: Path) -> tuple[list[Problem], int]:
     """(the problems of a JSON Lines file, each once; lines that were equal to one).
 
     A line is `{"prompt": "…", "answer": "…"}`, or has `messages` in place of
@@ -79,29 +79,29 @@ def read_items(path: Path) -> tuple[list[Item], int]:
         UserError: the file or a line makes no sense, by its number, or two lines have
             one prompt and different answers.
     """
-    items, numbers, equal = {}, {}, 0
+    problems, numbers, equal = {}, {}, 0
     file = File(str(path), path.name)
     for number, where, value in read_json_lines(file, 'task.path', FORM):
         try:
-            item = _read_item(value)
+            problem = _parse_problem(value)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f'{where}: {error}: write {FORM}, or "messages" for "prompt"'
             ) from error
-        same = items.setdefault(item.id, item)
-        if same.answer != item.answer:
+        same = problems.setdefault(problem.id, problem)
+        if same.answer != problem.answer:
             raise UserError(
-                f'task.path={path}: lines {numbers[item.id]} and {number} have '
+                f'task.path={path}: lines {numbers[problem.id]} and {number} have '
                 'one prompt and different answers: keep one of them'
             )
-        equal += item.id in numbers
-        numbers.setdefault(item.id, number)
-    if not items:
+        equal += problem.id in numbers
+        numbers.setdefault(problem.id, number)
+    if not problems:
         raise UserError(f'task.path={path}: the file is empty: give a line a problem')
-    return list(items.values()), equal
+    return list(problems.values()), equal
 
 
-def _read_item(value):
+def _parse_problem(value):
     if not {'prompt', 'messages'} & value.keys():
         raise ValueError('has neither "prompt" nor "messages"')
     answer = value.get('answer', '')
@@ -121,7 +121,7 @@ def _read_item(value):
             raise ValueError('"content" is no text')
     if not messages or not isinstance(answer, str):
         raise ValueError('has no message to reply to, or an answer that is no text')
-    return Item(storage.fingerprint(messages)[:16], tuple(messages), answer, value)
+    return Problem(storage.fingerprint(messages)[:16], tuple(messages), answer, value)
 
 
 # ---- a folder of conversations
@@ -139,16 +139,16 @@ def folder_task(section, fits):
     for name in reversed(CONVERSATIONS):  # what is held out is not trained on
         for view, prompt, _ in _replies(folder / name):
             messages = _newest(prompt, fits)
-            item = Item(storage.fingerprint(messages)[:16], messages)
-            equal += item.id in seen
+            problem = Problem(storage.fingerprint(messages)[:16], messages)
+            equal += problem.id in seen
             too_long += not messages
-            if messages and item.id not in seen:
+            if messages and problem.id not in seen:
                 conversation = conversation_of(view)
                 part = 'train' if name == 'train.jsonl' else part_of(conversation, 0.5)
-                parts[part].append(item)
-                seen.add(item.id)
-    for part, items in parts.items():
-        if not items:
+                parts[part].append(problem)
+                seen.add(problem.id)
+    for part, problems in parts.items():
+        if not problems:
             raise UserError(
                 f'task.path={folder}: no conversation that fits the context is in the '
                 f'part {part}: give more, or lower max_tokens of replies'
