@@ -4,11 +4,11 @@ import json
 import sys
 
 import pytest
-from gptjax.post.problems import own_problems, verifiable_tasks
 
 from configs import common
 from gptjax.core.console import UserError
 from gptjax.data.documents import split_of
+from gptjax.post.problems import own_problems, verifiable_tasks
 
 
 def section(**fields):
