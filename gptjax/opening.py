@@ -64,7 +64,7 @@ def open_run(words: Sequence[str], stage: str = '') -> tuple[ConfigDict, Path]:
         changes = {
             n: v for n, v in given.items() if n.split('.')[0] in init_from.SECTIONS
         }
-        config = init_from.adopt(config, workdir, changes)
+        config = init_from.inherit_config(config, workdir, changes)
     check_numbers(config)
     run_dir.check_run(config, workdir)
     return config, workdir

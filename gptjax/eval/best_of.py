@@ -40,7 +40,7 @@ from gptjax.post.rollout import (
 )
 from gptjax.train import config_checks
 from gptjax.train.init_from import load_start
-from gptjax.train.load_model import Trained, fingerprint_of
+from gptjax.train.load_model import Trained, model_fingerprint
 
 RESULTS = 'best_of.json'
 PROBLEMS_AT_ONCE = 16
@@ -64,7 +64,7 @@ def best_of(config: ConfigDict, workdir: Path) -> dict:
     """Draws N replies to each held-out problem; writes RUN/best_of.json.
 
     Args:
-        config: adopted from the run that draws; see `start.adopt`.
+        config: inherited from the run that draws; see `init_from.inherit_config`.
         workdir: RUN.
 
     Returns:
@@ -148,7 +148,7 @@ def measure(config: ConfigDict, bench: Bench, sampler: Sampler) -> dict:
     gold_PN = bench.gold(drawn.problems, drawn.replies).reshape(-1, N)
     how = results.Bootstrap(config.eval.resamples, config.eval.level, config.eval.seed)
     return dict(
-        model=fingerprint_of(bench.trained),
+        model=model_fingerprint(bench.trained),
         step=bench.trained.step,
         problems=len(bench.items),
         samples=N,

@@ -27,10 +27,10 @@ from gptjax.eval.tasks.run_task import Subject
 from gptjax.parallel.mesh import batch_shards, make_mesh
 from gptjax.train.load_model import (
     Trained,
-    fingerprint_of,
     load,
-    load_earlier,
     load_engine,
+    load_start_run,
+    model_fingerprint,
 )
 from gptjax.train.ranges import check_numbers
 
@@ -111,7 +111,7 @@ def evaluate(
     )
     with console.progress_bar('reading the model', 0):
         trained = load(config, workdir, mesh, step)
-        fingerprint = fingerprint_of(trained)
+        fingerprint = model_fingerprint(trained)
     documents = None
     if validation_file(workdir).exists() or {*names} & {*OF_DOCUMENTS}:
         source = run_of_documents(config, workdir)
@@ -265,7 +265,7 @@ def _ask_start(config, settings, workdir, mesh, asked, found):
         start = Path(config.start.run)
         try:
             with console.progress_bar('reading the model before', 0):
-                earlier = load_earlier(config.start, mesh)
+                earlier = load_start_run(config.start, mesh)
         except UserError as error:
             print(f'nothing to set beside dialogue: {error}')
         else:

@@ -50,7 +50,7 @@ def overoptimize(config: ConfigDict, workdir: Path) -> dict:
     """Makes what is missing of a proxy and a policy, then the plot.
 
     Args:
-        config: adopted from the run that all starts from; see `start.adopt`. `parts`
+        config: of `init_from.inherit_config`, from the run that all starts from. `parts`
             holds the configs of the stages `select`, `reward` and `ppo`.
         workdir: RUN.
 
@@ -153,7 +153,7 @@ def _part(config, name, workdir, changes=None):
         if shared in its:
             its[shared] = config[shared]
     its.update_from_flattened_dict(changes or {})
-    its = init_from.adopt(its, workdir)
+    its = init_from.inherit_config(its, workdir)
     if name != 'ppo':  # its rewards are still to be set
         run_dir.check_run(its, workdir)
     return its

@@ -38,11 +38,11 @@ from gptjax.post.reference_logprobs import (
 from gptjax.train import config_checks
 from gptjax.train.init_from import first_params, load_start
 from gptjax.train.load_model import (
-    adapts,
-    identity_of,
     load_base,
     load_tokenizer,
-    trained_part,
+    model_identity,
+    trained_shapes,
+    uses_lora,
 )
 from gptjax.train.loop import Stage, Start, Training, fit, with_steps
 from gptjax.train.pretrain import throughput
@@ -52,7 +52,7 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
     """Trains on RUN/pairs, from `start.run` or RUN's newest checkpoint.
 
     Args:
-        config: adopted from the run that it starts from; see `init_from.adopt`.
+        config: of `init_from.inherit_config`.
         workdir: RUN.
 
     Returns:
@@ -69,7 +69,7 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
     context, batch_size = config.data.context, config.train.batch_size
     base = load_base(config, mesh)
     frozen = () if base is None else (base.params,)
-    shapes, axes = trained_part(config, model)
+    shapes, axes = trained_shapes(config, model)
     bind_policy = make_policy(config)
     loss_fn = make_pair_loss(config, model, bind_policy)
     initial = []  # what a new run starts from, read once
@@ -145,7 +145,7 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
         axes=axes,
         loss_fn=loss_fn,
         init=init,
-        identity=dict(identity_of(tokenizer, base), data=data),
+        identity=dict(model_identity(tokenizer, base), data=data),
         start=start,
     )
     return fit(config, workdir, stage).summary()
@@ -282,7 +282,7 @@ def make_baseline(config: ConfigDict, model: FrozenConfigDict, policy_of):
 
 def make_policy(config: ConfigDict):
     """From (params, *frozen) to the model's parameters."""
-    if not adapts(config):
+    if not uses_lora(config):
         return lambda params: params
     scale = lora.scale_of(config.lora)
     return lambda params, base: lora.adapt(base, params, scale)

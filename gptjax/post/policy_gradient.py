@@ -47,7 +47,7 @@ from gptjax.post.reward_functions import (
 )
 from gptjax.post.rollout import Sampler
 from gptjax.train import config_checks, init_from
-from gptjax.train.load_model import Trained, adapts, identity_of
+from gptjax.train.load_model import Trained, model_identity, uses_lora
 from gptjax.train.loop import Stage, Start, Training, fit
 from gptjax.train.step import make_train_step
 
@@ -60,7 +60,7 @@ def train_policy(
     """Trains a policy from `config.start`, or from RUN's newest checkpoint.
 
     Args:
-        config: adopted from the run that it starts from; see `init_from.adopt`.
+        config: of `init_from.inherit_config`.
         workdir: RUN.
         make_algorithm: from config, the model that the run starts from, policy model
             and mesh to the algorithm.
@@ -99,7 +99,7 @@ def train_policy(
         loss_fn=algorithm.loss_fn,
         init=init,
         identity=dict(
-            identity_of(trained.tokenizer, trained),
+            model_identity(trained.tokenizer, trained),
             context=str(prompt_format.context),
             problems=problems_fingerprint(config.task),
             rewards=rewards_fingerprint(config.task),
@@ -150,7 +150,7 @@ def start_rollouts(
             config.train.accumulation,
             config.seed,
         )
-    frozen = (reference,) if adapts(config) else ()
+    frozen = (reference,) if uses_lora(config) else ()
 
     def update(state, step, record):
         number = step // updates

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from gptjax.core.console import UserError
 from gptjax.models import heads, lora
 from gptjax.optim.optimizer import EmaState
-from gptjax.train.load_model import Trained, adapts, trained_part
+from gptjax.train.load_model import Trained, trained_shapes, uses_lora
 
 
 def apply_compute_settings(config: ConfigDict, trained: Trained) -> Trained:
@@ -77,9 +77,9 @@ def make_policy_model(config: ConfigDict, settings: FrozenConfigDict) -> PolicyM
     Raises:
         UserError: LoRA with a critic that is a network of its own.
     """
-    shapes, axes = trained_part(config, settings)
+    shapes, axes = trained_shapes(config, settings)
     kind = config.ppo.critic if 'ppo' in config else None
-    if not adapts(config):
+    if not uses_lora(config):
 
         def init(reference, key, reward=None):
             del key

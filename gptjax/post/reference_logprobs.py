@@ -23,7 +23,7 @@ from gptjax.post.objectives.logprobs import token_logprobs
 from gptjax.post.objectives.reply_sums import reply_sums
 from gptjax.post.policy_model import apply_compute_settings
 from gptjax.train.init_from import load_start
-from gptjax.train.load_model import Trained, fingerprint_of, load
+from gptjax.train.load_model import Trained, load, model_fingerprint
 
 NAME = 'reference.npz'
 ROWS_AT_ONCE = 64  # at most; fewer where a batch has fewer
@@ -74,12 +74,12 @@ def with_references(
         [storage.read_json(workdir / 'pairs' / 'manifest.json'), config.preference.loss]
     )
     reference = None if start is None else _reference_of(config, start, mesh)
-    weights = None if reference is None else fingerprint_of(reference)
+    weights = None if reference is None else model_fingerprint(reference)
     found = _read(workdir, about, weights)
     if found is None:
         if reference is None:
             reference = _reference_of(config, load_start(config, mesh), mesh)
-            weights = fingerprint_of(reference)
+            weights = model_fingerprint(reference)
         logprobs = make_logprobs(config, reference, mesh)
         found = {}
         for split, its in pairs.items():

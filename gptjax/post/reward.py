@@ -24,8 +24,8 @@ from gptjax.post.objectives import reward_losses
 from gptjax.post.reward_model import (
     WITHOUT_TOKENS,
     abstract_reward,
-    identity_of,
     make_reward_scorer,
+    reward_identity,
     score,
     trained_shapes,
     weights_of,
@@ -138,7 +138,7 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
         axes=axes,
         loss_fn=make_reward_loss(model, config.reward),
         init=init,
-        identity=dict(identity_of(config, tokenizer), data=data),
+        identity=dict(reward_identity(config, tokenizer), data=data),
         start=start,
     )
     return fit(config, workdir, stage).summary()

@@ -97,7 +97,7 @@ def abstract_reward(config: ConfigDict, model, mesh: Mesh) -> TrainState:
     return abstract_state(shapes, make_optimizer(config, shapes), axes, mesh)
 
 
-def identity_of(config: ConfigDict, tokenizer: Tokenizer) -> dict:
+def reward_identity(config: ConfigDict, tokenizer: Tokenizer) -> dict:
     """Of its checkpoints: they fit what is read as it was in training."""
     return dict(
         tokenizer=tokenizer.fingerprint,
@@ -125,7 +125,7 @@ def load_reward_model(config: ConfigDict, workdir: Path, mesh: Mesh) -> Trained:
     model = settings.resolve(config.model, tokenizer.vocab_size)
     with jax.set_mesh(mesh):
         abstract = abstract_reward(config, model, mesh)
-        identity = identity_of(config, tokenizer)
+        identity = reward_identity(config, tokenizer)
         checkpoints = Checkpoints(workdir / 'checkpoints', identity, read_only=True)
         part = lambda state: (state.step, weights_of(state))
         restored = checkpoints.restore(abstract, checkpoints.best_step(), part=part)

@@ -43,7 +43,7 @@ from gptjax.post.reward_functions import (
 from gptjax.post.rollout import PromptFormat, make_prompt_format, make_sampler
 from gptjax.train import config_checks
 from gptjax.train.init_from import load_start
-from gptjax.train.load_model import Trained, fingerprint_of
+from gptjax.train.load_model import Trained, model_fingerprint
 
 PROBLEMS_AT_ONCE = 64  # in a file of replies
 BY = ('verifier', 'reward')
@@ -54,7 +54,7 @@ def select(config: ConfigDict, workdir: Path) -> dict:
     """Draws, scores and chooses; makes RUN/selected and returns its manifest.
 
     Args:
-        config: adopted from the run that draws; see `start.adopt`.
+        config: inherited from the run that draws; see `init_from.inherit_config`.
         workdir: RUN.
 
     Raises:
@@ -261,7 +261,7 @@ def _lines(values):
 
 def _settings(config: ConfigDict, trained: Trained) -> dict:
     """What decides RUN/selected, as JSON values by their names."""
-    values = {'seed': config.seed, 'start': fingerprint_of(trained)}
+    values = {'seed': config.seed, 'start': model_fingerprint(trained)}
     values['data.context'] = config.data.context
     values['problems'] = problems_fingerprint(config.task)
     values['rewards'] = rewards_fingerprint(config.task)

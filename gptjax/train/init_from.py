@@ -22,7 +22,7 @@ from gptjax.core.console import UserError
 from gptjax.models import lora
 from gptjax.parallel import multihost
 from gptjax.train.checkpoint import Checkpoints
-from gptjax.train.load_model import Trained, adapts, load_earlier
+from gptjax.train.load_model import Trained, load_start_run, uses_lora
 
 SECTIONS = ('model', 'tokenizer')  # taken from the earlier run
 # Of these what a later stage may change: how it is trained and computed.
@@ -32,7 +32,7 @@ CHANGEABLE = (
 )
 
 
-def adopt(
+def inherit_config(
     config: ConfigDict, workdir: Path, changes: Mapping[str, Any] = MappingProxyType({})
 ) -> ConfigDict:
     """The config with what it takes from the run `start.run`; copies its tokenizer.
@@ -63,10 +63,10 @@ def adopt(
         raise UserError('start.run is empty: name the run directory to begin with')
     run = Path(config.start.run).expanduser().absolute()
     asked = config.start.step
-    taken = _taken_before(workdir, run, asked)
+    taken = _inherited_before(workdir, run, asked)
     if taken is None:
-        taken = config_of(run)
-        taken.start = ConfigDict(dict(run=str(run), step=_step(run, asked)))
+        taken = read_start_config(run)
+        taken.start = ConfigDict(dict(run=str(run), step=_choose_step(run, asked)))
         multihost.run_on_first_process(workdir, lambda: _copy_tokenizer(run, workdir))
     for name in (*SECTIONS, 'start'):
         config[name] = taken[name]
@@ -83,7 +83,7 @@ def load_start(config: ConfigDict, mesh: Mesh) -> Trained:
         UserError: the earlier run has no such checkpoint.
     """
     with console.progress_bar('reading the model that this starts from', 0):
-        return load_earlier(config.start, mesh)
+        return load_start_run(config.start, mesh)
 
 
 def first_params(
@@ -97,14 +97,14 @@ def first_params(
         start: what the run starts from; None: it is read.
         mesh: where it lives.
     """
-    if adapts(config):
+    if uses_lora(config):
         init = partial(lora.init_params, model, config.lora)
         return init, jax.random.key(config.seed)
     # Nothing is drawn: what there is to begin with is passed in.
     return lambda params: params, (start or load_start(config, mesh)).params
 
 
-def _taken_before(workdir: Path, run: Path, step: int) -> ConfigDict | None:
+def _inherited_before(workdir: Path, run: Path, step: int) -> ConfigDict | None:
     """RUN's own config, if it has checkpoints that began with the same run."""
     if not run_dir.has_checkpoint(workdir):
         return None
@@ -114,7 +114,7 @@ def _taken_before(workdir: Path, run: Path, step: int) -> ConfigDict | None:
     return config if step in (-1, config.start.step) else None
 
 
-def config_of(run: Path) -> ConfigDict:
+def read_start_config(run: Path) -> ConfigDict:
     """The config of an earlier run."""
     try:
         return run_dir.read_config(run)
@@ -125,7 +125,7 @@ def config_of(run: Path) -> ConfigDict:
         ) from error
 
 
-def _step(run: Path, asked: int) -> int:
+def _choose_step(run: Path, asked: int) -> int:
     """The checkpoint's number: the one asked for, the best, or the newest."""
     checkpoints = Checkpoints(run / 'checkpoints', {}, read_only=True)
     steps, best = checkpoints.steps(), checkpoints.best_step()

@@ -17,8 +17,7 @@ from gptjax.models.cache import empty_cache, empty_int8_cache
 from gptjax.optim.optimizer import ema_params, make_optimizer
 from gptjax.parallel.mesh import make_mesh
 from gptjax.tokenizer.tokenizer import Tokenizer
-from gptjax.train.checkpoint import Checkpoints
-from gptjax.train.checksums import checksums
+from gptjax.train.checkpoint import Checkpoints, checksums
 from gptjax.train.state import abstract_state
 
 
@@ -58,9 +57,9 @@ def load(
         )
     tokenizer, model = load_tokenizer(config, workdir)
     base = load_base(config, mesh)
-    identity = identity_of(tokenizer, base)
+    identity = model_identity(tokenizer, base)
     with jax.set_mesh(mesh):
-        shapes, axes = trained_part(config, model)
+        shapes, axes = trained_shapes(config, model)
         optimizer = make_optimizer(config, shapes)
         abstract = abstract_state(shapes, optimizer, axes, mesh)
         checkpoints = Checkpoints(folder, identity, read_only=True)
@@ -74,7 +73,7 @@ def load(
         raise UserError(f'{folder} is empty: run the stage pretrain first')
     trained_step, params = restored[0]
     if base is not None:
-        params = merge_adapted(config, base.params, params, mesh)
+        params = merge_lora(config, base.params, params, mesh)
     return Trained(model, params, tokenizer, int(trained_step))
 
 
@@ -83,11 +82,11 @@ def _step_and_weights(state):
     return state.step, heads.without_critic(ema_params(state.opt_state, state.params))
 
 
-def load_earlier(start: ConfigDict, mesh: Mesh) -> Trained:
+def load_start_run(start: ConfigDict, mesh: Mesh) -> Trained:
     """The model that a later run begins with.
 
     Args:
-        start: the config's section, adopted: `run` and the number of a `step`.
+        start: the config's section, inherited: `run` and the number of a `step`.
         mesh: where it is laid out.
 
     Raises:
@@ -100,28 +99,28 @@ def load_earlier(start: ConfigDict, mesh: Mesh) -> Trained:
         raise UserError(f'start.run={run}: {error}') from error
 
 
-def adapts(config: ConfigDict) -> bool:
+def uses_lora(config: ConfigDict) -> bool:
     """Whether a run trains A and B of LoRA beside frozen weights."""
     return 'lora' in config and config.lora.rank != 0
 
 
 def load_base(config: ConfigDict, mesh: Mesh) -> Trained | None:
     """What A and B of LoRA stand beside, as it was; None where all is trained."""
-    return load_earlier(config.start, mesh) if adapts(config) else None
+    return load_start_run(config.start, mesh) if uses_lora(config) else None
 
 
-def identity_of(tokenizer: Tokenizer, base: Trained | None) -> dict[str, str]:
+def model_identity(tokenizer: Tokenizer, base: Trained | None) -> dict[str, str]:
     """What makes a checkpoint's weights what they are, besides the config.
 
     Training adds what it trains on.
     """
     identity = dict(tokenizer=tokenizer.fingerprint)
-    return identity if base is None else dict(identity, start=fingerprint_of(base))
+    return identity if base is None else dict(identity, start=model_fingerprint(base))
 
 
-def trained_part(config: ConfigDict, model: FrozenConfigDict) -> tuple:
+def trained_shapes(config: ConfigDict, model: FrozenConfigDict) -> tuple:
     """(shapes, axes) of what a run trains, and its checkpoints hold."""
-    if adapts(config):
+    if uses_lora(config):
         shapes = lora.abstract_params(model, config.lora)
         axes = lora.param_axes(model, config.lora)
     else:
@@ -131,7 +130,7 @@ def trained_part(config: ConfigDict, model: FrozenConfigDict) -> tuple:
     return shapes, axes
 
 
-def merge_adapted(config: ConfigDict, base, params, mesh: Mesh):
+def merge_lora(config: ConfigDict, base, params, mesh: Mesh):
     """Plain parameters of the base and A, B, where the base's are."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, base)
     merge = jax.jit(
@@ -177,7 +176,7 @@ def load_engine(
             raise UserError(f'--{name}={value}: use one of {", ".join(known)}')
     mesh = inference_mesh(config)
     trained = load(config, workdir, mesh, step)
-    told = [fingerprint_of(trained), weights, cache]
+    told = [model_fingerprint(trained), weights, cache]
     dtype = jnp.dtype(trained.settings.dtype)
     if draft is not None:
         guessing = load_draft(draft, mesh, trained.tokenizer)
@@ -185,7 +184,7 @@ def load_engine(
         # Its weights are converted as the model's are, and one may be in float32.
         dtype = jnp.promote_types(dtype, guessing.settings.dtype)
         # What is guessed decides which draws are made: other seeds, other replies.
-        told += [fingerprint_of(guessing), options.get('guesses')]
+        told += [model_fingerprint(guessing), options.get('guesses')]
     return Engine(
         trained.settings,
         trained.params,
@@ -217,7 +216,7 @@ def load_draft(workdir: Path, mesh: Mesh, tokenizer: Tokenizer) -> Trained:
     return trained
 
 
-def fingerprint_of(trained: Trained) -> str:
+def model_fingerprint(trained: Trained) -> str:
     """A hash of all that decides what a model says: settings, weights, tokenizer."""
     return storage.fingerprint(
         [

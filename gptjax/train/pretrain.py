@@ -21,7 +21,7 @@ from gptjax.parallel.multihost import print_once
 from gptjax.parallel.sharding import batch_sharding
 from gptjax.train.config_checks import check_config
 from gptjax.train.init_from import load_start
-from gptjax.train.load_model import adapts, load_tokenizer
+from gptjax.train.load_model import load_tokenizer, uses_lora
 from gptjax.train.loop import Stage, Start, Training, fit
 from gptjax.train.losses import make_language_loss
 from gptjax.train.peak_flops import peak_tflops
@@ -93,7 +93,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
 def check_pretrain(config: ConfigDict) -> None:
     """Refuses, before minutes go into data, a config that cannot train."""
     check_config(config)
-    if adapts(config):
+    if uses_lora(config):
         raise UserError(
             f'lora.rank={config.lora.rank}: `pretrain` trains all parameters: set it '
             'to 0, or use `sft`'

@@ -14,13 +14,13 @@ from gptjax.parallel.multihost import print_once
 from gptjax.parallel.sharding import batch_sharding
 from gptjax.train import loop
 from gptjax.train.config_checks import check_config
-from gptjax.train.init_from import config_of, first_params
+from gptjax.train.init_from import first_params, read_start_config
 from gptjax.train.load_model import (
-    adapts,
-    identity_of,
     load_base,
     load_tokenizer,
-    trained_part,
+    model_identity,
+    trained_shapes,
+    uses_lora,
 )
 from gptjax.train.loop import Stage, Start, Training, fit
 from gptjax.train.losses import make_language_loss
@@ -35,7 +35,7 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
     what trains and what checkpoints hold.
 
     Args:
-        config: adopted from the run that it starts from; see `init_from.adopt`.
+        config: of `init_from.inherit_config`.
         workdir: RUN.
 
     Returns:
@@ -55,7 +55,7 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
     frozen = () if base is None else (base.params,)
     if base is not None:
         loss_fn = make_adapted_loss(loss_fn, lora.scale_of(config.lora))
-    shapes, axes = trained_part(config, model)
+    shapes, axes = trained_shapes(config, model)
     num_params = parameter_count.size(shapes)
 
     # ---- data ---------------------------------------------------------------
@@ -88,7 +88,7 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
         axes=axes,
         loss_fn=loss_fn,
         init=lambda: first_params(config, model, base, mesh),
-        identity=dict(identity_of(tokenizer, base), data=rows.fingerprint),
+        identity=dict(model_identity(tokenizer, base), data=rows.fingerprint),
         start=start,
     )
     return fit(config, workdir, stage).summary(parameters=num_params)
@@ -99,9 +99,9 @@ def check_sft(config: ConfigDict) -> None:
     check_config(config)
     _check_epochs(config.sft.epochs)
     packed_conversations.check_share(config.sft.pretraining_share)
-    trained_part(config, settings.resolve(config.model, config.tokenizer.vocab_size))
-    if adapts(config) and config.chat.template == 'turns':
-        if config_of(Path(config.start.run)).chat.template == 'text':
+    trained_shapes(config, settings.resolve(config.model, config.tokenizer.vocab_size))
+    if uses_lora(config) and config.chat.template == 'turns':
+        if read_start_config(Path(config.start.run)).chat.template == 'text':
             print_once(
                 f'lora.rank={config.lora.rank}: adapters cannot teach the special '
                 f'tokens of turns, which {config.start.run} has never seen: better '

@@ -177,7 +177,7 @@ def test_reading_a_model_shows_a_bar(config, tmp_path, monkeypatch, capsys):
         evaluate(config, tmp_path, 'perplexity')
 
     shown.clear()
-    monkeypatch.setattr(stage, 'load_earlier', load)
+    monkeypatch.setattr(stage, 'load_start_run', load)
     monkeypatch.setattr(stage.conversations, 'write_transcripts', lambda *_: None)
     with_start = ConfigDict(dict(config.to_dict(), start=dict(run='a', step=1)))
     stage._ask_start(with_start, config.eval, tmp_path, None, [], {})

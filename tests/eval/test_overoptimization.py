@@ -87,7 +87,7 @@ def config_of(folder, **changes):
 
 @pytest.mark.slow
 def test_kl_is_the_mean_log_ratio_of_what_was_drawn(folder):
-    config = init_from.adopt(config_of(folder), folder / 'kl')
+    config = init_from.inherit_config(config_of(folder), folder / 'kl')
     mesh = inference_mesh(config)
     bench = best_of.make_bench(config)
     prompts = [bench.prompt_format.prompt(item.messages) for item in bench.items]
@@ -159,7 +159,7 @@ def test_one_command_makes_all_of_it(folder, tmp_path):
     parts.ppo.optim.warmup_steps = 0
     parts.ppo.checkpoint.every = 1
     workdir = tmp_path / 'run'
-    config = init_from.adopt(config, workdir)
+    config = init_from.inherit_config(config, workdir)
     found = overoptimization.overoptimize(config, workdir)
     assert [point['step'] for point in found['policy']] == [0, 1, 2]
     assert found['policy'][0]['gold'] == found['points'][0]['gold']

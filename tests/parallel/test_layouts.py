@@ -13,7 +13,7 @@ from jax.tree_util import tree_leaves_with_path as leaves_with_path
 from gptjax.models import gpt, settings
 from gptjax.optim.optimizer import make_optimizer
 from gptjax.parallel.sharding import batch_sharding, state_shardings
-from gptjax.train.checksums import name_of
+from gptjax.train.checkpoint import name_of
 from gptjax.train.losses import make_language_loss
 from gptjax.train.state import abstract_state, new_state
 from gptjax.train.step import make_train_step

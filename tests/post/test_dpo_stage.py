@@ -84,7 +84,7 @@ def whole(folder, one_device):
 
 def prepare(config, workdir):
     """The config as the stage adopts it, with RUN/pairs made."""
-    config = init_from.adopt(config, workdir)
+    config = init_from.inherit_config(config, workdir)
     dpo.check_config(config)
     data.build_pairs(config, workdir)
     return config

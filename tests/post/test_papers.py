@@ -337,7 +337,7 @@ def prepared(config, folder, workdir):
         config.task.path = str(folder / 'problems.jsonl')
         config.task.rewards = dict(short=common.reward_part('shortness'))
         config.task.validation = 4
-    return init_from.adopt(config, workdir)
+    return init_from.inherit_config(config, workdir)
 
 
 def write_pairs(path):

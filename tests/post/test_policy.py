@@ -42,7 +42,7 @@ def train(folder, name, section, change=lambda config: None, **more):
     config = starts.config(folder, section, **more)
     change(config)
     workdir = folder / name
-    config = init_from.adopt(config, workdir)
+    config = init_from.inherit_config(config, workdir)
     run_dir.check_run(config, workdir)
     run_dir.write_config(config, workdir)
     size = math.prod(config.mesh.values())
@@ -231,7 +231,7 @@ def test_a_run_does_not_go_on_with_another_context_or_reference(
         train(folder, 'grpo', 'grpo', change)
     # As if start.run had been trained again since.
     monkeypatch.setattr(
-        'gptjax.train.load_model.fingerprint_of', lambda trained: 'other'
+        'gptjax.train.load_model.model_fingerprint', lambda trained: 'other'
     )
     with pytest.raises(UserError, match='was made with other start'):
         train(folder, 'grpo', 'grpo', lambda new: new.update(config))
@@ -440,7 +440,9 @@ def test_the_dtype_is_that_of_the_run_and_not_of_its_start(folder, monkeypatch):
         raise KeyboardInterrupt
 
     config = starts.config(folder, 'grpo')
-    config = init_from.adopt(config, folder / 'other', {'model.dtype': 'bfloat16'})
+    config = init_from.inherit_config(
+        config, folder / 'other', {'model.dtype': 'bfloat16'}
+    )
     few = lambda section: make_mesh(section, jax.devices()[:1])
     monkeypatch.setattr(policy_gradient, 'make_mesh', few)
     monkeypatch.setattr(policy_gradient, 'Sampler', sampler)

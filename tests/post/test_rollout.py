@@ -22,7 +22,7 @@ def begun(tmp_path_factory):
     """(config, trained, prompt format, task, sampler), from random weights."""
     path = tmp_path_factory.mktemp('rollout')
     starts.write_start(path)
-    config = init_from.adopt(starts.config(path, 'grpo'), path / 'run')
+    config = init_from.inherit_config(starts.config(path, 'grpo'), path / 'run')
     trained = init_from.load_start(config, helpers.mesh_of())
     prompt_format = rollout.make_prompt_format(config, 'policy', trained.tokenizer)
     task = make_task(config.task, 0, prompt_format.fits)

@@ -101,7 +101,7 @@ def config_of(folder, **changes):
 
 
 def run(config, workdir):
-    return select_replies.select(init_from.adopt(config, workdir), workdir)
+    return select_replies.select(init_from.inherit_config(config, workdir), workdir)
 
 
 BY_LENGTH = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gptjax.train.checksums import checksums
+from gptjax.train.checkpoint import checksums
 from tests import helpers
 
 

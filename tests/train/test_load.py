@@ -53,12 +53,14 @@ def write_run(start, workdir, kind, **model):
     resolved = settings.resolve(config.model, tokenizer.vocab_size)
     rng = np.random.default_rng(0)
     with jax.set_mesh(mesh):
-        shapes, axes = load_model.trained_part(config, resolved)
+        shapes, axes = load_model.trained_shapes(config, resolved)
         abstract = abstract_state(shapes, make_optimizer(config, shapes), axes, mesh)
         state = jax.tree.map(
             lambda x: jax.device_put(rng.normal(size=x.shape).astype(x.dtype)), abstract
         )
-        identity = load_model.identity_of(tokenizer, load_model.load_base(config, mesh))
+        identity = load_model.model_identity(
+            tokenizer, load_model.load_base(config, mesh)
+        )
         checkpoints = Checkpoints(workdir / 'checkpoints', identity)
         checkpoints.save(0, state, {}, 1.0)
         checkpoints.close()
@@ -86,7 +88,7 @@ def test_the_weights_are_read_and_no_more(kind, start, tmp_path, monkeypatch):
     assert size == sum(leaf.nbytes for leaf in jax.tree.leaves(expected))
     if 'lora' in config:
         base = load_model.load_base(config, helpers.mesh_of()).params
-        expected = load_model.merge_adapted(config, base, expected, helpers.mesh_of())
+        expected = load_model.merge_lora(config, base, expected, helpers.mesh_of())
     helpers.assert_trees_close(trained.params, expected)
     assert trained.step == int(state.step)
 

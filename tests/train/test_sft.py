@@ -58,7 +58,7 @@ def dialogue(trained_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp('dialogue')
     config = config_of(folder, trained_run)
     packed_conversations.build_dialogue(
-        init_from.adopt(config, folder / 'run'), folder / 'run'
+        init_from.inherit_config(config, folder / 'run'), folder / 'run'
     )
     return folder
 
@@ -83,7 +83,7 @@ def tuned(dialogue, trained_run, to, lora=None, mesh=None, **options):
     config = config_of(dialogue, trained_run, lora)
     config.optim.update(options)
     config.mesh.update(mesh or {})
-    config = init_from.adopt(config, workdir)
+    config = init_from.inherit_config(config, workdir)
     run_dir.write_config(config, workdir)
     return workdir, config, sft.fine_tune(config, workdir)
 

@@ -19,15 +19,18 @@ def config_of(run, step=-1):
 
 def test_model_and_tokenizer_are_the_earlier_runs(trained_run, tmp_path):
     earlier = run_dir.read_config(trained_run)
-    config = init_from.adopt(config_of(trained_run), tmp_path)
+    config = init_from.inherit_config(config_of(trained_run), tmp_path)
     assert config.model == earlier.model and config.tokenizer == earlier.tokenizer
     assert config.data.context == earlier.model.context
     assert config.start.run == str(trained_run) and config.start.step in (2, 4)
     for name in ('tokenizer.model', 'manifest.json'):
         copied = tmp_path / 'tokenizer' / name
         assert copied.read_bytes() == (trained_run / 'tokenizer' / name).read_bytes()
-    assert init_from.adopt(config, tmp_path) == config
-    assert init_from.adopt(config_of(trained_run, step=2), tmp_path).start.step == 2
+    assert init_from.inherit_config(config, tmp_path) == config
+    assert (
+        init_from.inherit_config(config_of(trained_run, step=2), tmp_path).start.step
+        == 2
+    )
 
 
 def test_how_the_model_is_trained_can_be_changed_and_its_shape_not(
@@ -35,7 +38,7 @@ def test_how_the_model_is_trained_can_be_changed_and_its_shape_not(
 ):
     def adopted(**changes):
         named = {f'model.{name}': value for name, value in changes.items()}
-        return init_from.adopt(config_of(trained_run), tmp_path, named)
+        return init_from.inherit_config(config_of(trained_run), tmp_path, named)
 
     config = adopted(residual_dropout=0.2, remat='full')
     assert (config.model.residual_dropout, config.model.remat) == (0.2, 'full')
@@ -53,16 +56,16 @@ def test_how_the_model_is_trained_can_be_changed_and_its_shape_not(
 def test_a_run_under_way_needs_the_earlier_one_no_more(trained_run, tmp_path):
     earlier = shutil.copytree(trained_run, tmp_path / 'earlier')
     run = tmp_path / 'run'
-    config = init_from.adopt(config_of(earlier, step=2), run)
+    config = init_from.inherit_config(config_of(earlier, step=2), run)
     run_dir.write_config(config, run)
     shutil.rmtree(earlier)
     with pytest.raises(UserError, match='no run directory there'):
-        init_from.adopt(config_of(earlier), run)
+        init_from.inherit_config(config_of(earlier), run)
     (run / 'checkpoints' / '00000002').mkdir(parents=True)
-    assert init_from.adopt(config_of(earlier), run) == config
+    assert init_from.inherit_config(config_of(earlier), run) == config
     # Another step is another beginning.
     with pytest.raises(UserError, match='no run directory there'):
-        init_from.adopt(config_of(earlier, step=4), run)
+        init_from.inherit_config(config_of(earlier, step=4), run)
 
 
 def test_what_cannot_be_started_from(trained_run, prepared_run, tmp_path):
@@ -73,7 +76,7 @@ def test_what_cannot_be_started_from(trained_run, prepared_run, tmp_path):
         (trained_run, 3, 'start.step=3: .* has no such checkpoint, it has 2, 4'),
     ):
         with pytest.raises(UserError, match=told):
-            init_from.adopt(config_of(run, step), tmp_path / 'run')
+            init_from.inherit_config(config_of(run, step), tmp_path / 'run')
     storage.write_text(tmp_path / 'run' / 'tokenizer' / 'tokenizer.model', 'other')
     with pytest.raises(UserError, match='has another tokenizer than start.run='):
-        init_from.adopt(config_of(trained_run), tmp_path / 'run')
+        init_from.inherit_config(config_of(trained_run), tmp_path / 'run')
