@@ -182,7 +182,7 @@ def _best_of(words):
 
     best_of.check_config(config)
     opening.make(config, workdir, [])
-    print(best_of.table(best_of.best_of(config, workdir)))
+    print(best_of.best_of_text(best_of.best_of(config, workdir)))
 
 
 def _overoptimize(words):
@@ -195,7 +195,7 @@ def _overoptimize(words):
     found = overoptimization.overoptimize(config, workdir)
     if found.get('reason') == 'interrupted':
         return _told(found)
-    print(overoptimization_page.table(found))
+    print(overoptimization_page.overoptimization_text(found))
     print(f'Made: {workdir / overoptimization.PAGE}')
 
 
@@ -239,7 +239,7 @@ def _eval(words):
                 change = quantization_cost.measure_change(
                     config, workdir, FLAGS.step, **asked
                 )
-            print(quantization_cost.told(change, **asked))
+            print(quantization_cost.format_change(change, **asked))
             if copy:
                 storage.write_json(copy, dict(asked, **change))
             return
@@ -328,7 +328,7 @@ def _stages(words):
 
     if not FLAGS.workdir:
         raise UserError('--workdir is missing: name the folder of the runs, as runs')
-    stage_table.tell(Path(FLAGS.workdir).expanduser().absolute(), words)
+    stage_table.write_stage_table(Path(FLAGS.workdir).expanduser().absolute(), words)
 
 
 def _bench(words):

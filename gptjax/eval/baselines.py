@@ -1,4 +1,4 @@
-"""What needs no model: entropies and `xz -9e`, on the documents of an evaluation.
+"""Baselines that need no model: entropies and `xz -9e`, on the evaluated documents.
 
 All are in bits per byte of the documents' own text, as a model's figure is, and all
 pay for the ends of documents, as a model does.
@@ -59,7 +59,7 @@ def compute_baselines(
     if not path.exists():
         raise UserError(f'{path} is not there: run the stage `data` first')
     train = _joined(read_last_texts(path, MAX_TRAIN_BYTES))
-    inputs = storage.fingerprint(
+    fingerprint = storage.fingerprint(
         [
             hashlib.sha256(validation).hexdigest(),
             hashlib.sha256(train).hexdigest(),
@@ -68,8 +68,11 @@ def compute_baselines(
             ABOUT,
         ]
     )
-    kept = (keep_in or workdir) / 'baselines.json'
-    if kept.exists() and (result := storage.read_json(kept))['inputs'] == inputs:
+    kept_path = (keep_in or workdir) / 'baselines.json'
+    if (
+        kept_path.exists()
+        and (result := storage.read_json(kept_path))['inputs'] == fingerprint
+    ):
         return result
 
     began = time.monotonic()
@@ -78,12 +81,12 @@ def compute_baselines(
     tokens = np.zeros(tokenizer.vocab_size, np.int64)
     for text in tokenizer.encode_batch([text.decode() for text in texts]):
         np.add.at(tokens, [*text, tokenizer.eos_id], 1)
-    alone, before, after = xz_sizes([validation, train, train + validation])
+    alone, before, after = measure_xz_sizes([validation, train, train + validation])
     byte_counts = [
         np.bincount(_bytes(data), minlength=256) for data in (train, validation)
     ]
     result = dict(
-        inputs=inputs,
+        inputs=fingerprint,
         bits_per_byte=dict(
             byte_unigram=unigram_bits(*byte_counts) / num_bytes,
             token_unigram=unigram_bits(counts, tokens) / num_bytes,
@@ -98,7 +101,7 @@ def compute_baselines(
         separator='one zero byte after each document',
         seconds=round(time.monotonic() - began, 2),
     )
-    storage.write_json(kept, result)
+    storage.write_json(kept_path, result)
     return result
 
 
@@ -108,9 +111,9 @@ def unigram_bits(train_counts: np.ndarray, counts: np.ndarray) -> float:
     return float(-(counts * np.log2(smoothed / smoothed.sum())).sum())
 
 
-def xz_sizes(inputs: Sequence[bytes]) -> list[int]:
+def measure_xz_sizes(inputs: Sequence[bytes]) -> list[int]:
     """The size in bytes of each input as `xz -9e` writes it, two at a time."""
-    piece = 2**18
+    chunk_size = 2**18
     with console.progress_bar(
         'compressing', sum(map(len, inputs)) / 1e6, 'MB'
     ) as advance:
@@ -121,10 +124,10 @@ def xz_sizes(inputs: Sequence[bytes]) -> list[int]:
                 lzma.FORMAT_XZ, preset=9 | lzma.PRESET_EXTREME
             )
             total = 0
-            for start in range(0, len(data), piece):
-                part = data[start : start + piece]
-                total += len(compressor.compress(part))
-                advance(len(part) / 1e6)
+            for start in range(0, len(data), chunk_size):
+                chunk = data[start : start + chunk_size]
+                total += len(compressor.compress(chunk))
+                advance(len(chunk) / 1e6)
             return total + len(compressor.flush())
 
         # The longest first; each may take 700 MB of memory, so no more than two.

@@ -24,7 +24,8 @@ from ml_collections import ConfigDict
 
 from gptjax.core import console, storage
 from gptjax.core.console import UserError
-from gptjax.eval import bootstrap, results
+from gptjax.eval.bootstrap import BootstrapSettings, compute_means
+from gptjax.eval.report.tables import text_table
 from gptjax.parallel.mesh import make_mesh
 from gptjax.post import reward_functions, rollout
 from gptjax.post.check import check_section
@@ -46,11 +47,11 @@ RESULTS = 'best_of.json'
 PROBLEMS_AT_ONCE = 16
 
 
-class Bench(NamedTuple):
-    """What replies are drawn and judged with.
+class JudgedModel(NamedTuple):
+    """A model, held-out problems, and the two rewards that judge its replies.
 
     items: held-out problems.
-    proxy, gold: rewards; see `judge`.
+    proxy, gold: rewards; see `make_gold_reward`.
     """
 
     trained: Trained
@@ -68,16 +69,18 @@ def best_of(config: ConfigDict, workdir: Path) -> dict:
         workdir: RUN.
 
     Returns:
-        What is written: see `measure`.
+        What is written: see `measure_best_of`.
 
     Raises:
         UserError: the config makes no sense, or there is neither verifier nor judge.
     """
-    bench = make_bench(config)
-    with contextlib.closing(make_sampler(bench.trained, config.best_of)) as sampler:
-        found = measure(config, bench, sampler)
-    storage.write_json(workdir / RESULTS, found)
-    return found
+    judged_model = load_judged_model(config)
+    with contextlib.closing(
+        make_sampler(judged_model.trained, config.best_of)
+    ) as sampler:
+        best_of_results = measure_best_of(config, judged_model, sampler)
+    storage.write_json(workdir / RESULTS, best_of_results)
+    return best_of_results
 
 
 def check_config(config: ConfigDict) -> None:
@@ -89,8 +92,8 @@ def check_config(config: ConfigDict) -> None:
     check_section(config.best_of, 'best_of')
 
 
-def make_bench(config: ConfigDict) -> Bench:
-    """The model of `start.run`, held-out problems, and both judges."""
+def load_judged_model(config: ConfigDict) -> JudgedModel:
+    """The model of `start.run`, held-out problems, and both rewards."""
     check_config(config)
     mesh = make_mesh(config.mesh)
     config_checks.check_context(config, mesh)
@@ -100,16 +103,16 @@ def make_bench(config: ConfigDict) -> Bench:
         config, config.best_of, trained.tokenizer, 'best_of'
     )
     task = make_task(config.task, config.seed, prompt_format.fits)
-    return Bench(
+    return JudgedModel(
         trained,
         prompt_format,
         task.held_out(config.best_of.problems),
         make_reward(config.task, task),
-        judge(config.best_of, task),
+        make_gold_reward(config.best_of, task),
     )
 
 
-def judge(section: ConfigDict, task: Task) -> Reward:
+def make_gold_reward(section: ConfigDict, task: Task) -> Reward:
     """The gold reward: the reward model of `best_of.judge`, or else the verifier.
 
     Of the verifier it is 1 where it is satisfied, else 0.
@@ -122,8 +125,8 @@ def judge(section: ConfigDict, task: Task) -> Reward:
         UserError: there is neither.
     """
     if section.judge:
-        judged = reward_functions.model_reward(section.judge, 'best_of.judge')
-        return partial(reward_functions.compute_checked, 'best_of.judge', judged)
+        reward = reward_functions.model_reward(section.judge, 'best_of.judge')
+        return partial(reward_functions.compute_checked, 'best_of.judge', reward)
     if task.score is None:
         raise UserError(
             'task.path has problems without answers, and what the proxy chooses cannot '
@@ -135,7 +138,9 @@ def judge(section: ConfigDict, task: Task) -> Reward:
     )
 
 
-def measure(config: ConfigDict, bench: Bench, sampler: Sampler) -> dict:
+def measure_best_of(
+    config: ConfigDict, judged_model: JudgedModel, sampler: Sampler
+) -> dict:
     """The curve of best-of-n, with all that it rests on.
 
     Returns:
@@ -143,60 +148,63 @@ def measure(config: ConfigDict, bench: Bench, sampler: Sampler) -> dict:
         and `gold` with intervals; and what was drawn.
     """
     section, N = config.best_of, config.best_of.samples
-    drawn = draw(bench, sampler, N, config.seed, 'best_of')
-    proxy_PN = bench.proxy(drawn.problems, drawn.replies).reshape(-1, N)
-    gold_PN = bench.gold(drawn.problems, drawn.replies).reshape(-1, N)
-    how = results.Bootstrap(config.eval.resamples, config.eval.level, config.eval.seed)
+    drawn = draw_held_out_replies(judged_model, sampler, N, config.seed, 'best_of')
+    proxy_PN = judged_model.proxy(drawn.problems, drawn.replies).reshape(-1, N)
+    gold_PN = judged_model.gold(drawn.problems, drawn.replies).reshape(-1, N)
+    bootstrap_settings = BootstrapSettings.of(config.eval)
     return dict(
-        model=model_fingerprint(bench.trained),
-        step=bench.trained.step,
-        problems=len(bench.items),
+        model=model_fingerprint(judged_model.trained),
+        step=judged_model.trained.step,
+        problems=len(judged_model.items),
         samples=N,
         judge=section.judge,
         temperature=section.temperature,
         truncation_rate=float(np.mean(drawn.truncated_B)),
-        bootstrap=how._asdict(),
-        points=curve(proxy_PN, gold_PN, how),
+        bootstrap=bootstrap_settings._asdict(),
+        points=compute_curve(proxy_PN, gold_PN, bootstrap_settings),
     )
 
 
-def draw(bench: Bench, sampler: Sampler, replies: int, seed: int, name: str) -> Rollout:
+def draw_held_out_replies(
+    judged_model: JudgedModel, sampler: Sampler, replies: int, seed: int, name: str
+) -> Rollout:
     """Replies to each held-out problem, a function of the seed and the draw's name."""
-    parts = []
-    with console.progress_bar(
-        'drawing replies', len(bench.items), 'problems'
-    ) as advance:
-        for first in range(0, len(bench.items), PROBLEMS_AT_ONCE):
-            some = bench.items[first : first + PROBLEMS_AT_ONCE]
-            words = f'{name} {first}'
-            parts.append(
+    items, rollouts = judged_model.items, []
+    with console.progress_bar('drawing replies', len(items), 'problems') as advance:
+        for first in range(0, len(items), PROBLEMS_AT_ONCE):
+            chunk = items[first : first + PROBLEMS_AT_ONCE]
+            rollouts.append(
                 rollout.draw_rollout(
-                    sampler.complete, bench.prompt_format, some, replies, seed, words
+                    sampler.complete,
+                    judged_model.prompt_format,
+                    chunk,
+                    replies,
+                    seed,
+                    f'{name} {first}',
                 )
             )
-            advance(len(some))
-    return rollout.concatenate_rollouts(parts)
+            advance(len(chunk))
+    return rollout.concatenate_rollouts(rollouts)
 
 
-def curve(proxy_PN, gold_PN, how: results.Bootstrap) -> list[dict]:
+def compute_curve(
+    proxy_PN: np.ndarray, gold_PN: np.ndarray, bootstrap_settings: BootstrapSettings
+) -> list[dict]:
     """The points of n = 1, 2, 4, … N, with bootstrap intervals over problems.
 
     Args:
         proxy_PN: the proxy's scores of N replies to each of P problems.
         gold_PN: the gold ones of the same.
-        how: resamples and level.
     """
-    problems, most = np.shape(proxy_PN)
-    sizes = [2**power for power in range(most.bit_length()) if 2**power <= most]
-    columns = dict(items=np.ones(problems))
+    N = np.shape(proxy_PN)[1]
+    sizes = [2**power for power in range(N.bit_length()) if 2**power <= N]
+    columns = {}
     for n in sizes:
-        both_P2 = [
+        best_P2 = [
             best_of_n(*scores, n) for scores in zip(proxy_PN, gold_PN, strict=True)
         ]
-        columns[f'proxy {n}'], columns[f'gold {n}'] = np.transpose(both_P2)
-    names = [name for name in columns if name != 'items']
-    means = {name: bootstrap.mean_of(name) for name in names}
-    figures = results.figures_of(columns, means, how)
+        columns[f'proxy {n}'], columns[f'gold {n}'] = np.transpose(best_P2)
+    figures = compute_means(columns, bootstrap_settings)
     return [
         dict(
             n=n,
@@ -240,27 +248,21 @@ def kl_of(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def table(found: Mapping) -> str:
-    """What was found, for the screen."""
-    rows = [['n', 'KL, nats', 'proxy', 'gold']]
-    for point in found['points']:
-        rows.append(
-            [
-                str(point['n']),
-                f'{point["kl"]:.2f}',
-                *(figure_text(point[name]) for name in ('proxy', 'gold')),
-            ]
-        )
-    return '\n'.join(
-        [
-            f'Best of n by the proxy, {found["samples"]} replies to each of '
-            f'{found["problems"]:,} held-out problems, '
-            f'{found["bootstrap"]["level"]:.0%} intervals over problems',
-            results.columns_text(rows),
-        ]
+def best_of_text(best_of_results: Mapping) -> str:
+    """The curve as a table for the screen."""
+    rows = [('n', 'KL, nats', 'proxy', 'gold')]
+    for point in best_of_results['points']:
+        rewards = [format_reward(point[name]) for name in ('proxy', 'gold')]
+        rows.append((str(point['n']), f'{point["kl"]:.2f}', *rewards))
+    return (
+        f'Best of n by the proxy, {best_of_results["samples"]} replies to each of '
+        f'{best_of_results["problems"]:,} held-out problems, '
+        f'{best_of_results["bootstrap"]["level"]:.0%} intervals over problems\n'
+        + text_table(rows)
     )
 
 
-def figure_text(figure: Mapping) -> str:
+def format_reward(figure: Mapping) -> str:
+    """'0.500 (0.400 to 0.600)' of {value, interval}."""
     low, high = figure['interval']
     return f'{figure["value"]:.3f} ({low:.3f} to {high:.3f})'

@@ -11,7 +11,9 @@ sees the same ones.
     sums    = {'right': [3, 0, …], 'items': [3, 3, …]}       (R,)
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +21,57 @@ Columns = Mapping[str, np.ndarray]  # (N,) float64 each: one number an item
 Figure = Callable[[Columns], np.ndarray]  # sums (…) of the columns to values (…)
 
 CELLS = 2**22  # counts alive at once: 32 MB
+
+
+class BootstrapSettings(NamedTuple):
+    """The number of resamples, the share of them in an interval, and the seed."""
+
+    resamples: int
+    level: float
+    seed: int
+
+    @classmethod
+    def of(cls, section) -> 'BootstrapSettings':
+        """Those of a config's section `eval`."""
+        return cls(section.resamples, section.level, section.seed)
+
+
+# ---- figures with intervals, as JSON has them
+
+
+def compute_figures(
+    columns: Columns, figures: Mapping[str, Figure], settings: BootstrapSettings
+) -> dict[str, dict]:
+    """{name: {value, interval}} of every figure, all on the same resamples."""
+    sums = sum_columns(columns)
+    resampled = resample_sums(columns, settings.resamples, settings.seed)
+    return {
+        name: make_figure(compute(sums), compute(resampled), settings.level)
+        for name, compute in figures.items()
+    }
+
+
+def compute_means(columns: Columns, settings: BootstrapSettings) -> dict[str, dict]:
+    """{name: {value, interval}} of the mean of every column over its items."""
+    figures = {name: mean_figure(name) for name in columns}
+    num_items = len(next(iter(columns.values())))
+    return compute_figures({'items': np.ones(num_items), **columns}, figures, settings)
+
+
+def make_figure(value: float, samples: np.ndarray, level: float) -> dict:
+    """{value, interval} of a figure and its bootstrap samples, (R,)."""
+    ends = compute_interval(samples, level)
+    return dict(
+        value=finite_or_none(value), interval=[finite_or_none(end) for end in ends]
+    )
+
+
+def finite_or_none(value: float) -> float | None:
+    """The value for JSON, which has neither NaN nor infinity."""
+    return float(value) if math.isfinite(value) else None
+
+
+# ---- resamples
 
 
 def resample_counts(items: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
@@ -35,20 +88,20 @@ def resample_counts(items: int, resamples: int, seed: int) -> Iterator[np.ndarra
         yield counts.reshape(rows, items).astype(np.float64)
 
 
-def resampled_sums(columns: Columns, resamples: int, seed: int) -> Columns:
+def resample_sums(columns: Columns, resamples: int, seed: int) -> Columns:
     """Sums of every column over each resample, (resamples,) each."""
     table = _table(columns)
     sums = [counts @ table for counts in resample_counts(len(table), resamples, seed)]
     return _named(columns, np.concatenate(sums))
 
 
-def total(columns: Columns) -> dict[str, np.float64]:
+def sum_columns(columns: Columns) -> dict[str, np.float64]:
     """Sums of every column over all items."""
     return {name: np.float64(np.sum(column)) for name, column in columns.items()}
 
 
-def mean_of(column: str, number: str = 'items') -> Figure:
-    """The figure sum of `column` / sum of `number`; nan where that is 0."""
+def mean_figure(column: str, number: str = 'items') -> Figure:
+    """The figure sum of `column` / sum of `number`; nan where `number` sums to 0."""
 
     def mean(sums):
         with np.errstate(divide='ignore', invalid='ignore'):
@@ -57,7 +110,7 @@ def mean_of(column: str, number: str = 'items') -> Figure:
     return mean
 
 
-def interval(samples: np.ndarray, level: float) -> list[float]:
+def compute_interval(samples: np.ndarray, level: float) -> list[float]:
     """[low, high] that hold the middle `level` of the samples.
 
     A sample without a value (0 / 0 in a resample without one fitting item) is left
@@ -70,24 +123,19 @@ def interval(samples: np.ndarray, level: float) -> list[float]:
     return [float(x) for x in np.quantile(samples, [tails, 1 - tails])]
 
 
-def intervals(
-    columns: Columns, figures: Mapping[str, Figure], resamples: int, level: float, seed
-) -> dict[str, list[float]]:
-    """The percentile interval of every figure, on the same resamples."""
-    sums = resampled_sums(columns, resamples, seed)
-    return {name: interval(of(sums), level) for name, of in figures.items()}
+# ---- two systems
 
 
-def paired_differences(
+def resample_differences(
     first: Columns, second: Columns, figure: Figure, resamples: int, seed: int
 ) -> np.ndarray:
     """The figure of `second` less that of `first` on the same resamples, (R,)."""
-    return figure(resampled_sums(second, resamples, seed)) - figure(
-        resampled_sums(first, resamples, seed)
+    return figure(resample_sums(second, resamples, seed)) - figure(
+        resample_sums(first, resamples, seed)
     )
 
 
-def permutation_p(
+def compute_p_value(
     first: Columns, second: Columns, figure: Figure, resamples: int, seed: int
 ) -> float:
     """How often chance alone gives as large a difference: the two-sided p-value.
@@ -99,18 +147,18 @@ def permutation_p(
     Riezler and Maxwell 2005). p = (1 + #{|d| >= |observed|}) / (1 + resamples).
     """
     random = np.random.default_rng(seed)
-    one, other = _table(first), _table(second)
-    sums, difference = one.sum(axis=0), other - one
-    left, right = [], []
-    for rows in _chunks(len(one), resamples):
-        swapped = random.integers(2, size=(rows, len(one))).astype(np.float64)
+    first_table, second_table = _table(first), _table(second)
+    sums, difference = first_table.sum(axis=0), second_table - first_table
+    first_sums, second_sums = [], []
+    for rows in _chunks(len(first_table), resamples):
+        swapped = random.integers(2, size=(rows, len(first_table))).astype(np.float64)
         moved = swapped @ difference
-        left.append(sums + moved)
-        right.append(sums + difference.sum(axis=0) - moved)
-    permuted = figure(_named(first, np.concatenate(right))) - figure(
-        _named(first, np.concatenate(left))
+        first_sums.append(sums + moved)
+        second_sums.append(sums + difference.sum(axis=0) - moved)
+    permuted = figure(_named(first, np.concatenate(second_sums))) - figure(
+        _named(first, np.concatenate(first_sums))
     )
-    observed = abs(figure(total(second)) - figure(total(first)))
+    observed = abs(figure(sum_columns(second)) - figure(sum_columns(first)))
     return share_as_large(permuted, observed)
 
 

@@ -1,9 +1,9 @@
-"""Two results side by side: is the difference more than chance?
+"""Two evaluations of the same examples: is the difference more than chance?
 
-Both have to be of the same items. The interval of a difference is a paired bootstrap:
-each resample draws items, and both results get the same ones. The p-value is that of
-a permutation test: how often would a difference as large come up if, item by item, a
-coin decided whose result is whose? Neither is corrected for the number of figures.
+The interval of a difference is a paired bootstrap: each resample draws examples, and
+both results get the same ones. The p-value is that of a permutation test: how often
+would a difference as large come up if, example by example, a coin decided whose result
+is whose? Neither is corrected for the number of figures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,53 +14,73 @@ import numpy as np
 from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.eval import bootstrap, perplexity, results
-from gptjax.eval.tasks import choice, dialogue_task, reply_metrics, verifiable_replies
+from gptjax.eval.bootstrap import BootstrapSettings
+from gptjax.eval.report.tables import format_number, label_of, text_table
+from gptjax.eval.tasks import (
+    choice_task,
+    dialogue_task,
+    reply_metrics,
+    verifiable_replies,
+)
 
-OF_ONE_TOKENIZER = ('loss', 'token_perplexity')  # mean nothing beyond it
+NEED_ONE_TOKENIZER = ('loss', 'token_perplexity')  # they count tokens
+FIGURES_OF_KIND = {
+    'perplexity': perplexity.FIGURES,
+    'generation': reply_metrics.FIGURES,
+    'choice': choice_task.FIGURES,
+    'dialogue': dialogue_task.FIGURES,
+    'verifiable': verifiable_replies.FIGURES,
+}
 
 
-def compare(first: str, second: str, copy: Path | None = None) -> dict:
-    """Compares every task that two results have; a table on the screen.
+def compare(first: str, second: str, json_path: Path | None = None) -> dict:
+    """Compares every task that two results share; prints a table.
 
     Args:
         first, second: run directories, or files that `eval --json` wrote.
-        copy: a place for the JSON of what is returned.
+        json_path: a file for what is returned.
 
     Returns:
         {task: {figure: {first, second, difference, interval, p}}} in `tasks`, with
         `first` and `second` as given, and `notes`.
 
     Raises:
-        UserError: one is no result, they have no task in common, or a task has
-            other items in one of them.
+        UserError: one is not a result, they share no task, or a task has other
+            examples in one of them.
     """
-    one, other = read(first), read(second)
-    tasks, notes = {}, []
-    for name in one['tasks']:
-        if name in other['tasks'] and 'items' in one['tasks'][name]:
-            tasks[name] = differences(name, first, second, one, other)
-            left, right = one['tasks'][name], other['tasks'][name]
-            notes += _unequal_settings(name, left, right)
-    for name in sorted(one['tasks'].keys() ^ other['tasks'].keys()):
-        notes.append(f'{name}: only in {first if name in one["tasks"] else second}')
-    if not tasks:
+    evaluations = read_evaluation(first), read_evaluation(second)
+    first_tasks, second_tasks = (evaluation['tasks'] for evaluation in evaluations)
+    compared, notes = {}, []
+    for task in first_tasks:
+        if task in second_tasks and 'items' in first_tasks[task]:
+            compared[task] = compare_task(task, first, second, *evaluations)
+            second_settings = second_tasks[task]['settings']
+            notes += [
+                f'{task}: {name} is {value} and {second_settings.get(name)}'
+                for name, value in first_tasks[task]['settings'].items()
+                if value != second_settings.get(name)
+            ]
+    for task in sorted(first_tasks.keys() ^ second_tasks.keys()):
+        notes.append(f'{task}: only in {first if task in first_tasks else second}')
+    if not compared:
         raise UserError(
             f'--compare: {first} and {second} have no task in common: run eval with '
             'the same --tasks for both'
         )
-    if one['tokenizer'] != other['tokenizer']:
+    if evaluations[0]['tokenizer'] != evaluations[1]['tokenizer']:
         notes.append(
             'the tokenizers differ: loss and perplexity of a token are left out'
         )
-    found = dict(first=first, second=second, tasks=tasks, notes=notes)
-    if copy is not None:
-        results.write(copy, found)
-    print(_table(found, one['tasks'][next(iter(tasks))]['bootstrap']))
-    return found
+    comparison = dict(first=first, second=second, tasks=compared, notes=notes)
+    if json_path is not None:
+        results.write_results(json_path, comparison)
+    settings = BootstrapSettings(**first_tasks[next(iter(compared))]['bootstrap'])
+    print(_comparison_text(comparison, settings))
+    return comparison
 
 
-def read(name: str) -> dict:
-    """The result that a run directory or a file holds.
+def read_evaluation(name: str) -> dict:
+    """The evaluation in a run directory or a file.
 
     Raises:
         UserError: there is none, or it is damaged or old.
@@ -70,166 +90,133 @@ def read(name: str) -> dict:
     if not path.exists():
         raise UserError(f'--compare: {path}: no such file: run the stage eval first')
     try:
-        found = storage.read_json(path)
+        evaluation = storage.read_json(path)
     except ValueError as error:
         raise UserError(f'--compare: {path} is no JSON ({error})') from error
-    if not isinstance(found, dict) or not {'tasks', 'tokenizer'} <= found.keys():
+    if not isinstance(evaluation, dict) or not {'tasks', 'tokenizer'} <= set(
+        evaluation
+    ):
         raise UserError(
             f'--compare: {path} has no results item by item: run the stage eval again'
         )
-    return found
+    return evaluation
 
 
-def differences(name: str, first: str, second: str, one: dict, other: dict) -> dict:
-    """{figure: {first, second, difference, interval, p}} of a task of two results.
+def compare_task(
+    task: str, first: str, second: str, first_evaluation: dict, second_evaluation: dict
+) -> dict:
+    """{figure: {first, second, difference, interval, p}} of one task.
 
     Args:
-        name: of the task.
-        first, second: what the results are called, for messages.
-        one, other: of `read`.
+        task: its name.
+        first, second: names of the evaluations, for messages.
 
     Raises:
-        UserError: the task has other items in one of them.
+        UserError: the task has other examples in one of them.
     """
-    left, right = one['tasks'][name], other['tasks'][name]
-    right = _same_items(name, left, right, first, second)
-    found = _differences(left, right)
-    if one['tokenizer'] != other['tokenizer']:
-        return {
-            figure: its
-            for figure, its in found.items()
-            if figure.split('/')[0] not in OF_ONE_TOKENIZER
-        }
-    return found
+    first_result = first_evaluation['tasks'][task]
+    second_result = second_evaluation['tasks'][task]
+    second_result = _in_same_order(task, first_result, second_result, first, second)
+    differences = _compute_differences(first_result, second_result)
+    if first_evaluation['tokenizer'] == second_evaluation['tokenizer']:
+        return differences
+    return {
+        figure: difference
+        for figure, difference in differences.items()
+        if figure.split('/')[0] not in NEED_ONE_TOKENIZER
+    }
 
 
-def _same_items(name, left, right, first, second) -> dict:
-    """`right` with its items in the order of `left`'s."""
-    if left['kind'] != right['kind'] or left['columns'] != right['columns']:
+def _in_same_order(task, first_result, second_result, first, second) -> dict:
+    """The second result with its examples in the order of the first's."""
+    if any(first_result[key] != second_result[key] for key in ('kind', 'columns')):
         raise UserError(
-            f'--compare: {name} is another task in {second} than in {first}: evaluate '
+            f'--compare: {task} is another task in {second} than in {first}: evaluate '
             'both anew'
         )
-    ours = {item['id']: item for item in left['items']}
-    theirs = {item['id']: item for item in right['items']}
-    for here, there, place in ((ours, theirs, second), (theirs, ours, first)):
-        for id in here:
-            if id not in there:
+    first_items = {item['id']: item for item in first_result['items']}
+    second_items = {item['id']: item for item in second_result['items']}
+    for items, other_items, other_name in (
+        (first_items, second_items, second),
+        (second_items, first_items, first),
+    ):
+        for id in items:
+            if id not in other_items:
                 raise UserError(
-                    f'--compare: {name}: {place} lacks the item {id}: evaluate both '
-                    'with the same data and eval settings'
+                    f'--compare: {task}: {other_name} lacks the item {id}: evaluate '
+                    'both with the same data and eval settings'
                 )
-    for id, item in ours.items():
-        if item['item_sha256'] != theirs[id]['item_sha256']:
+    for id, item in first_items.items():
+        if item['item_sha256'] != second_items[id]['item_sha256']:
             raise UserError(
-                f'--compare: {name}: the item {id} is another one in {second}: '
+                f'--compare: {task}: the item {id} is another one in {second}: '
                 'evaluate both with the same data and eval settings'
             )
-    return dict(right, items=[theirs[id] for id in ours])
+    return dict(second_result, items=[second_items[id] for id in first_items])
 
 
-def _differences(left: dict, right: dict) -> dict:
-    """{figure: {first, second, difference, interval, p}} of one task."""
-    how = results.Bootstrap(**left['bootstrap'])
-    one, other = results.columns_of(left), results.columns_of(right)
-    found = {}
-    for part, chosen in _parts(left).items():
-        ours, theirs = ({n: c[chosen] for n, c in its.items()} for its in (one, other))
-        for name, figure in _figures(left['kind'], one).items():
-            samples = bootstrap.paired_differences(
-                ours, theirs, figure, how.resamples, how.seed
-            )
-            p = bootstrap.permutation_p(ours, theirs, figure, how.resamples, how.seed)
-            values = [float(figure(bootstrap.total(its))) for its in (ours, theirs)]
-            found[name + part] = _difference(*values, samples, p, how)
-    if left['kind'] == 'generation':
-        replies = [[item['reply'] for item in its['items']] for its in (left, right)]
+def _compute_differences(first_result: dict, second_result: dict) -> dict:
+    """{figure: {first, second, difference, interval, p}} over all and each source."""
+    settings = BootstrapSettings(**first_result['bootstrap'])
+    resamples, level, seed = settings
+    columns = [results.read_columns(r) for r in (first_result, second_result)]
+    if first_result['kind'] in FIGURES_OF_KIND:
+        figures = FIGURES_OF_KIND[first_result['kind']]
+    else:
+        from gptjax.eval.harness import core_suites
+
+        figures = core_suites.figures_for(columns[0])
+    sources = np.array([item.get('source', '') for item in first_result['items']])
+    subsets = {'': np.ones(len(sources), bool)}
+    if len(set(sources)) > 1:
+        subsets.update({f'/{name}': sources == name for name in np.unique(sources)})
+
+    differences = {}
+    for suffix, chosen in subsets.items():
+        pair = [{n: column[chosen] for n, column in c.items()} for c in columns]
+        for name, figure in figures.items():
+            values = [float(figure(bootstrap.sum_columns(c))) for c in pair]
+            samples = bootstrap.resample_differences(*pair, figure, resamples, seed)
+            p = bootstrap.compute_p_value(*pair, figure, resamples, seed)
+            differences[name + suffix] = _difference(*values, samples, p, level)
+    if first_result['kind'] == 'generation':
+        replies = [
+            [item['reply'] for item in result['items']]
+            for result in (first_result, second_result)
+        ]
         for name, n in reply_metrics.DISTINCT.items():
             values = [reply_metrics.distinct(texts, n) for texts in replies]
-            samples, p = _paired_distinct(*replies, n, how)
-            found[name] = _difference(*values, samples, p, how)
-    return found
+            samples, p = reply_metrics.compare_distinct(*replies, n, resamples, seed)
+            differences[name] = _difference(*values, samples, p, level)
+    return differences
 
 
-def _parts(task: dict) -> dict[str, np.ndarray]:
-    """Which items count, all, and then by source: {'': …, '/chitchat': …}."""
-    sources = np.array([item.get('source', '') for item in task['items']])
-    parts = {'': np.ones(len(sources), bool)}
-    if len(set(sources)) > 1:
-        parts.update({f'/{name}': sources == name for name in np.unique(sources)})
-    return parts
-
-
-def _figures(kind: str, columns: Mapping) -> dict[str, bootstrap.Figure]:
-    """What a task of this kind is judged by, from its sums."""
-    if kind == 'perplexity':
-        return perplexity.FIGURES
-    if kind == 'generation':
-        return reply_metrics.FIGURES
-    if kind == 'choice':
-        return choice.FIGURES
-    if kind == 'dialogue':
-        return dialogue_task.FIGURES
-    if kind == 'verifiable':
-        return verifiable_replies.FIGURES
-    from gptjax.eval.harness import core_suites
-
-    return core_suites.figures_for(columns)
-
-
-def _difference(first, second, samples, p, how):
-    """What is told of a figure; None is where it has no value."""
+def _difference(first, second, samples, p, level) -> dict:
     values = dict(first=first, second=second, difference=second - first, p=p)
-    told = {name: results.finite(value) for name, value in values.items()}
-    interval = bootstrap.interval(samples, how.level)
-    return dict(told, interval=[results.finite(end) for end in interval])
+    interval = bootstrap.compute_interval(samples, level)
+    return dict(
+        {name: bootstrap.finite_or_none(value) for name, value in values.items()},
+        interval=[bootstrap.finite_or_none(end) for end in interval],
+    )
 
 
-def _paired_distinct(first: Sequence[str], second: Sequence[str], n: int, how):
-    """(bootstrap samples of the difference, p): see `generation.resampled_distinct`."""
-    from scipy import sparse
-
-    (one, ours), (other, theirs) = reply_metrics.presence([first, second], n)
-    observed = reply_metrics.distinct(second, n) - reply_metrics.distinct(first, n)
-    samples = []
-    for counts in bootstrap.resample_counts(len(first), how.resamples, how.seed):
-        samples.append(
-            reply_metrics.share(counts, other, theirs)
-            - reply_metrics.share(counts, one, ours)
-        )
-    samples = np.concatenate(samples)
-
-    random = np.random.default_rng(how.seed)
-    swapped = random.integers(2, size=(how.resamples, len(first))).astype(float)
-    both = sparse.vstack([one, other]), np.concatenate([ours, theirs])
-    permuted = reply_metrics.share(np.hstack([swapped, 1 - swapped]), *both)
-    permuted -= reply_metrics.share(np.hstack([1 - swapped, swapped]), *both)
-    p = bootstrap.share_as_large(permuted, observed)
-    return reply_metrics.centred(samples, observed), p
-
-
-def _unequal_settings(name, left, right) -> list[str]:
-    ours, theirs = left['settings'], right['settings']
-    unequal = [key for key in ours if ours[key] != theirs.get(key)]
-    return [f'{name}: {key} is {ours[key]} and {theirs.get(key)}' for key in unequal]
-
-
-def _table(found: Mapping, how: Mapping) -> str:
-    rows = [('task', 'figure', 'A', 'B', 'B - A', 'interval', 'p')]
-    for name, figures in found['tasks'].items():
-        for figure, its in figures.items():
-            low, high = (results.short(x) for x in its['interval'])
-            cells = (results.short(its[x]) for x in ('first', 'second', 'difference'))
-            p = '' if its['p'] is None else f'{its["p"]:.3f}'
-            label = results.label_of(figure)
-            rows.append((name, label, *cells, f'{low} … {high}', p))
-            name = ''
+def _comparison_text(comparison: Mapping, settings: BootstrapSettings) -> str:
+    rows: list[Sequence[str]] = [('task', 'figure', 'A', 'B', 'B - A', 'interval', 'p')]
+    for task, differences in comparison['tasks'].items():
+        for figure, found in differences.items():
+            low, high = map(format_number, found['interval'])
+            values = [
+                format_number(found[n]) for n in ('first', 'second', 'difference')
+            ]
+            p = '' if found['p'] is None else f'{found["p"]:.3f}'
+            rows.append((task, label_of(figure), *values, f'{low} … {high}', p))
+            task = ''
     lines = [
-        f'A: {found["first"]}',
-        f'B: {found["second"]}',
-        f'{how["level"]:.0%} intervals of a paired bootstrap and p-values of a '
-        f'permutation test, {how["resamples"]:,} resamples each',
-        results.columns_text(rows, right=(2, 3, 4, 6)),
-        *(f'note: {note}' for note in found['notes']),
+        f'A: {comparison["first"]}',
+        f'B: {comparison["second"]}',
+        f'{settings.level:.0%} intervals of a paired bootstrap and p-values of a '
+        f'permutation test, {settings.resamples:,} resamples each',
+        text_table(rows, right_aligned=(2, 3, 4, 6)),
+        *(f'note: {note}' for note in comparison['notes']),
     ]
     return '\n'.join(lines)

@@ -1,4 +1,4 @@
-"""The stage `eval`: a trained model on what it was not trained on, beside baselines."""
+"""The stage `eval`: figures of a trained model on held-out data, with baselines."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -8,30 +8,15 @@ from ml_collections import ConfigDict
 
 from gptjax.core import console, run_dir, storage
 from gptjax.core.console import UserError
-from gptjax.eval import held_out_perplexity, results
-from gptjax.eval.held_out_documents import (
-    read_documents,
-    run_of_documents,
-    some_documents,
-    validation_file,
-)
-from gptjax.eval.tasks import (
-    dialogue_examples,
-    dialogue_task,
-    examples,
-    run_task,
-    verifiable_replies,
-)
-from gptjax.eval.tasks.likelihood import token_scores
-from gptjax.eval.tasks.run_task import Subject
+from gptjax.eval import held_out_documents, results
+from gptjax.eval.bootstrap import finite_or_none
+from gptjax.eval.report.tables import tasks_text
+from gptjax.eval.tasks import dialogue_task, examples, verifiable_replies
+from gptjax.eval.tasks.choice_task import evaluate_choices
+from gptjax.eval.tasks.generation_task import evaluate_generation
+from gptjax.eval.tasks.predictor import Predictor, open_predictor
 from gptjax.parallel.mesh import batch_shards, make_mesh
-from gptjax.train.load_model import (
-    Trained,
-    load,
-    load_engine,
-    load_start_run,
-    model_fingerprint,
-)
+from gptjax.train.load_model import load, load_start_run, model_fingerprint
 from gptjax.train.ranges import check_numbers
 
 # The section `eval`, for runs whose config is older than a field of it.
@@ -51,32 +36,31 @@ DEFAULTS = dict(
 )
 HARNESS = 'lm_eval:'  # before the name of a task of lm-evaluation-harness
 SUITES = ('core', 'chatcore')  # lists of such tasks
-OF_DOCUMENTS = ('perplexity', 'reply', 'choice')  # of RUN, or where it began
+DOCUMENT_TASKS = ('perplexity', 'reply', 'choice')  # need validation documents
 
 
 def evaluate(
     config: ConfigDict,
     workdir: Path,
-    wanted: str | None = None,
-    copy: Path | None = None,
+    tasks: str | None = None,
+    json_path: Path | None = None,
     step: int | None = None,
 ) -> dict:
     """Evaluates a checkpoint of RUN: a table on the screen, and JSON.
 
-    The best one's is RUN/eval.json, where tasks that an earlier call did for the same
-    checkpoint stay, and where held-out perplexity always is, if RUN has documents.
-    What a call beside this one writes meanwhile stays as well. `copy` gets what this
-    call found alone. Beside `dialogue` stands what the run that RUN started from makes
-    of the same conversations.
+    The best checkpoint's results are RUN/eval.json. There the tasks of earlier calls
+    for the same checkpoint stay, as do those of a call that runs at the same time, and
+    held-out perplexity always is, if RUN has documents. A baseline of `dialogue` is
+    the run that RUN started from, on the same conversations.
 
     Args:
         config: of the run.
         workdir: RUN.
-        wanted: tasks, with commas between: 'perplexity', 'reply', 'choice',
-            'dialogue' (or 'dialogue:RUN', of that run's conversations), 'task' (or
-            'task:RUN', of that run's problems), files of items, 'lm_eval:NAME',
+        tasks: names with commas between: 'perplexity', 'reply', 'choice',
+            'dialogue' (or 'dialogue:RUN', that run's conversations), 'task' (or
+            'task:RUN', that run's problems), files of examples, 'lm_eval:NAME',
             'core', 'chatcore'. None: 'dialogue' after fine-tuning, else 'perplexity'.
-        copy: another place for the JSON.
+        json_path: another file for the results of this call alone.
         step: of the checkpoint; None: the best.
 
     Returns:
@@ -96,73 +80,83 @@ def evaluate(
             f'eval.batch_size={settings.batch_size} is not divisible by '
             f'mesh.data * mesh.fsdp = {shards}: use a multiple'
         )
-    if step is not None and copy is None:
+    if step is not None and json_path is None:
         raise UserError(
             f'--step={step}: eval.json is that of the best checkpoint: name another '
             'file, as --json=eval-1000.json'
         )
-    if wanted is None:
-        wanted = _default(config, workdir)
-    names = names_in(wanted)
-    talks = [name for name in names if _label(name) == 'dialogue']
-    planned = {name: find_task(name, config) for name in names if name not in talks}
-    asked = (
-        dialogue_examples.read_items(_talked(talks, workdir), settings) if talks else []
-    )
+
+    # Everything that a task needs is looked for before the model is read.
+    names = split_task_names(_default_task(config, workdir) if tasks is None else tasks)
+    dialogue_names = [name for name in names if result_name(name) == 'dialogue']
+    other_tasks = [find_task(n, config) for n in names if n not in dialogue_names]
+    conversations = []
+    if dialogue_names:
+        _, _, run = dialogue_names[0].partition(':')
+        folder = Path(run).expanduser().absolute() if run else workdir
+        conversations = dialogue_task.read_dialogue_examples(folder, settings)
+
     with console.progress_bar('reading the model', 0):
         trained = load(config, workdir, mesh, step)
         fingerprint = model_fingerprint(trained)
-    documents = None
-    if validation_file(workdir).exists() or {*names} & {*OF_DOCUMENTS}:
-        source = run_of_documents(config, workdir)
-        documents = read_documents(validation_file(source))
-        documents = some_documents(documents, settings.documents)
+    documents = documents_run = None
+    own_documents = held_out_documents.validation_path(workdir)
+    if own_documents.exists() or {*names} & {*DOCUMENT_TASKS}:
+        documents_run = held_out_documents.find_run_of_documents(config, workdir)
+        documents = held_out_documents.choose_documents(
+            held_out_documents.read_documents(
+                held_out_documents.validation_path(documents_run)
+            ),
+            settings.documents,
+        )
 
-    written = workdir / 'eval.json'
-    kept = _kept(written, fingerprint)
-    measured, found = {}, {}
-    subject, close = make_subject(config, settings, workdir, trained, mesh)
-    try:
-        if documents is not None and ('perplexity' in names or 'results' not in kept):
-            summary, baselines, found['perplexity'] = held_out_perplexity.measure(
-                lambda batch: subject.scores(batch)[0],
-                documents,
-                trained.tokenizer,
-                source,
-                config.data.context,
-                settings.stride,
-                settings.batch_size,
-                run_task.bootstrap_of(settings),
-                workdir,
+    eval_path = workdir / 'eval.json'
+    earlier = _read_earlier_results(eval_path, fingerprint)
+    perplexity, task_results = {}, {}
+    with open_predictor(config, settings, workdir, trained, mesh) as predictor:
+        if documents is not None and (
+            'perplexity' in names or 'results' not in earlier
+        ):
+            summary, baselines, task_results['perplexity'] = (
+                held_out_documents.evaluate_perplexity(
+                    predictor, documents, documents_run, workdir
+                )
             )
-            measured = dict(results=summary, baselines=baselines)
-        for run in planned.values():
-            found.update(run(subject, documents))
-        if talks:
-            found['dialogue'] = dialogue_task.measure(subject, asked)
-    finally:
-        close()
-    if talks:
-        _ask_start(config, settings, workdir, mesh, asked, found['dialogue'])
+            perplexity = dict(results=summary, baselines=baselines)
+        for run_task in other_tasks:
+            task_results.update(run_task(predictor, documents))
+        if dialogue_names:
+            task_results['dialogue'] = dialogue_task.evaluate_dialogue(
+                predictor, conversations
+            )
+    if dialogue_names:
+        _add_start_as_baseline(
+            config, settings, workdir, mesh, conversations, task_results['dialogue']
+        )
 
-    kept = {**kept, **_kept(written, fingerprint), **measured}  # as it is by now
+    # Read again: another call may have written meanwhile.
+    earlier = {**earlier, **_read_earlier_results(eval_path, fingerprint), **perplexity}
     evaluation = dict(
-        {n: _finite(kept[n]) for n in ('results', 'baselines') if n in kept},
+        {
+            n: _replace_infinite(earlier[n])
+            for n in ('results', 'baselines')
+            if n in earlier
+        },
         checkpoint_step=trained.step,
         run=workdir.name,
         fingerprint=fingerprint,
         tokenizer=trained.tokenizer.fingerprint,
-        tasks={**kept.get('tasks', {}), **found},
+        tasks={**earlier.get('tasks', {}), **task_results},
     )
     if step is None:
-        results.write(written, evaluation)
-    if copy is not None:
-        results.write(copy, dict(evaluation, tasks=found))
+        results.write_results(eval_path, evaluation)
+    if json_path is not None:
+        results.write_results(json_path, dict(evaluation, tasks=task_results))
     heading = (
         f'{workdir.name}, step {trained.step:,}. Intervals: {settings.level:.0%} of '
         f'{settings.resamples:,} bootstrap resamples'
     )
-    print(results.table(heading, found))
+    print(tasks_text(heading, task_results))
     return evaluation
 
 
@@ -178,156 +172,119 @@ def settings_of(config: ConfigDict) -> ConfigDict:
     return settings
 
 
+def _read_earlier_results(path: Path, fingerprint: str) -> dict:
+    """What eval.json has of the same weights and tokenizer."""
+    evaluation = storage.read_json(path) if path.exists() else {}
+    return evaluation if evaluation.get('fingerprint') == fingerprint else {}
+
+
+def _replace_infinite(figures):
+    """Nested figures with None for each that is infinite or not a number."""
+    if isinstance(figures, dict):
+        return {name: _replace_infinite(value) for name, value in figures.items()}
+    return finite_or_none(figures) if isinstance(figures, float) else figures
+
+
+def _add_start_as_baseline(config, settings, workdir, mesh, conversations, result):
+    """Evaluates what the run started from as well; writes transcripts of both."""
+    by_model = {'this model': result}
+    if 'start' in config:
+        start = Path(config.start.run)
+        try:
+            with console.progress_bar('reading the model before', 0):
+                trained = load_start_run(config.start, mesh)
+        except UserError as error:
+            print(f'dialogue without the model before as its baseline: {error}')
+        else:
+            start_config = run_dir.read_config(start)
+            with open_predictor(
+                start_config, settings, start, trained, mesh
+            ) as predictor:
+                baseline = dialogue_task.evaluate_dialogue(predictor, conversations)
+            label = f'{start.name}, before'
+            results.add_baseline(result['figures'], label, baseline['figures'])
+            by_model[label] = baseline
+    dialogue_task.write_transcripts(workdir, conversations, by_model)
+
+
 # ---- tasks by name
 
 
-def names_in(wanted: str) -> list[str]:
+def split_task_names(tasks: str) -> list[str]:
     """The names between the commas, each once.
 
     Raises:
         UserError: there is none, or the results of two would have one name.
     """
-    names = list(dict.fromkeys(n.strip() for n in wanted.split(',') if n.strip()))
+    names = list(dict.fromkeys(n.strip() for n in tasks.split(',') if n.strip()))
     if not names:
         raise UserError('--tasks is empty: name some, as perplexity,reply,choice')
-    labels = [_label(name) for name in names]
+    labels = [result_name(name) for name in names]
     for label in labels:
         if labels.count(label) > 1:
             raise UserError(f'--tasks: two are called {label!r}: rename a file')
     return names
 
 
-def _label(name: str) -> str:
-    """What the result of a task is called."""
-    if name.partition(':')[0] in ('dialogue', verifiable_replies.NAME):
-        return name.partition(':')[0]
-    return Path(name).stem if name.endswith('.jsonl') else name
+def result_name(task: str) -> str:
+    """The name of a task's result in eval.json."""
+    kind = task.partition(':')[0]
+    if kind in ('dialogue', verifiable_replies.NAME):
+        return kind
+    return Path(task).stem if task.endswith('.jsonl') else task
 
 
 def find_task(
     name: str, config: ConfigDict | None = None
-) -> Callable[[Subject, Sequence[dict]], dict]:
-    """A function from (subject, documents) to {name: result}.
+) -> Callable[[Predictor, Sequence[dict]], dict]:
+    """A function from (predictor, documents) to {name: result}.
 
     Raises:
         UserError: there is none, its file makes no sense, or it needs a package.
     """
     if name == 'perplexity':
-        return lambda subject, documents: {}  # measured before all others
+        return lambda predictor, documents: {}  # evaluated before all others
     if name in ('reply', 'choice'):
-        return partial(_conversations, name)
+        return partial(_evaluate_conversations, name)
     if name in SUITES or name.startswith(HARNESS):
         from gptjax.eval.harness import core_suites
 
-        return core_suites.find(name)
-    if _label(name) == verifiable_replies.NAME and config is not None:
-        return verifiable_replies.find(name, config)
+        return core_suites.find_harness_task(name)
+    if result_name(name) == verifiable_replies.NAME and config is not None:
+        return verifiable_replies.find_problem_task(name, config)
     if name.endswith('.jsonl') or Path(name).is_file():
-        asked = examples.read_items(Path(name).expanduser())
-        return partial(_file, Path(name).stem, asked)
+        file_examples = examples.read_example_file(Path(name).expanduser())
+        return partial(_evaluate_file, Path(name).stem, file_examples)
     raise UserError(
         f'--tasks={name}: no such task: use perplexity, reply, choice, dialogue, task, '
         f'{", ".join(SUITES)}, {HARNESS}NAME or a file that ends in .jsonl'
     )
 
 
-def _conversations(name, subject, documents):
+def _evaluate_conversations(name, predictor, documents):
     """The next turn of held-out conversations: written, or chosen."""
-    settings = subject.settings
-    replies = examples.reply_items(documents, settings.conversations, settings.seed)
+    settings = predictor.settings
+    replies = examples.reply_examples(documents, settings.conversations, settings.seed)
     if name == 'reply':
         about = 'the next turn of held-out conversations, written by the model'
-        return {name: run_task.generate(subject, replies, about)}
+        return {name: evaluate_generation(predictor, replies, about)}
     about = 'the next turn of held-out conversations, among turns of others'
-    choices = examples.choice_items(replies, settings.choices, settings.seed)
-    return {name: run_task.choose(subject, choices, about)}
+    choices = examples.choice_examples(replies, settings.choices, settings.seed)
+    return {name: evaluate_choices(predictor, choices, about)}
 
 
-def _default(config, workdir):
-    """What a run is asked where nobody says: of what it was trained on."""
+def _evaluate_file(name, file_examples, predictor, documents):
+    """A user's examples; all of them, whatever eval.conversations says."""
+    del documents
+    run_task = evaluate_choices if file_examples[0].choices else evaluate_generation
+    about = f"{len(file_examples)} items of the user's"
+    return {name: run_task(predictor, file_examples, about)}
+
+
+def _default_task(config, workdir):
+    """The task of a run whose user names none: what it was trained on."""
     if (workdir / 'dialogue').is_dir():
         return 'dialogue'
     if 'task' in config and not (workdir / 'documents').is_dir():
         return 'task'
     return 'perplexity'
-
-
-def _talked(names: Sequence[str], workdir: Path) -> Path:
-    """The run whose conversations 'dialogue' or 'dialogue:RUN' asks."""
-    _, _, run = names[0].partition(':')
-    return Path(run).expanduser().absolute() if run else workdir
-
-
-def _ask_start(config, settings, workdir, mesh, asked, found):
-    """Puts what the run started from beside `found`; writes transcripts of both."""
-    systems = {'this model': found}
-    if 'start' in config:
-        start = Path(config.start.run)
-        try:
-            with console.progress_bar('reading the model before', 0):
-                earlier = load_start_run(config.start, mesh)
-        except UserError as error:
-            print(f'nothing to set beside dialogue: {error}')
-        else:
-            subject, close = make_subject(
-                run_dir.read_config(start), settings, start, earlier, mesh
-            )
-            try:
-                control = dialogue_task.measure(subject, asked)
-            finally:
-                close()
-            dialogue_task.beside(found, f'{start.name}, before', control)
-            systems[f'{start.name}, before'] = control
-    dialogue_examples.write_transcripts(workdir, asked, systems)
-
-
-def _file(name, asked, subject, documents):
-    """A user's items; all of them, whatever eval.conversations says."""
-    run = run_task.choose if asked[0].choices else run_task.generate
-    return {name: run(subject, asked, f"{len(asked)} items of the user's")}
-
-
-# ---- the model
-
-
-def make_subject(
-    config: ConfigDict, settings: ConfigDict, workdir: Path, trained: Trained, mesh
-) -> tuple[Subject, Callable[[], None]]:
-    """The model as tasks see it, and a function that ends what was begun for it.
-
-    The engine that writes replies begins with the first of them.
-    """
-    engines = []
-
-    def complete(prompts, parameters):
-        if not engines:
-            slots = settings.batch_size
-            engines.append(load_engine(config, workdir, trained.step, slots=slots))
-        return engines[0].complete(prompts, parameters)
-
-    def close():
-        for engine in engines:
-            engine.close()
-
-    subject = Subject(
-        tokenizer=trained.tokenizer,
-        template=config.chat.template if 'chat' in config else 'text',
-        context=config.data.context,
-        scores=token_scores(trained, mesh),
-        complete=complete,
-        settings=settings,
-    )
-    return subject, close
-
-
-def _finite(figures):
-    """Figures by source and so on; None where one is infinite or there is none."""
-    if isinstance(figures, dict):
-        return {name: _finite(its) for name, its in figures.items()}
-    return results.finite(figures) if isinstance(figures, float) else figures
-
-
-def _kept(path: Path, fingerprint: str) -> dict:
-    """What eval.json has of the same weights and tokenizer."""
-    evaluation = storage.read_json(path) if path.exists() else {}
-    return evaluation if evaluation.get('fingerprint') == fingerprint else {}

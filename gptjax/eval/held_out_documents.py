@@ -1,12 +1,32 @@
-"""The validation documents of a run: what its model was not trained on."""
+"""A run's validation documents, and the task `perplexity` that predicts them.
 
+Its baselines cost nothing: frequencies of tokens, document by document, so that they
+have intervals as the model has; and `xz -9e` given the training text, a total.
+"""
+
+import hashlib
 import json
+import math
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from gptjax.core import run_dir, storage
 from gptjax.core.console import UserError
+from gptjax.eval import bootstrap, results
+from gptjax.eval.baselines import compute_baselines, count_tokens
+from gptjax.eval.perplexity import (
+    FIGURES,
+    measure_documents,
+    select_documents,
+    summarize,
+)
+from gptjax.eval.tasks.predictor import Predictor
+
+# ---- documents
 
 
 def read_documents(path: Path) -> list[dict]:
@@ -15,7 +35,7 @@ def read_documents(path: Path) -> list[dict]:
         return [json.loads(line) for line in lines]
 
 
-def some_documents(documents: list[dict], number: int) -> list[dict]:
+def choose_documents(documents: list[dict], number: int) -> list[dict]:
     """So many of the documents, in their order; 0: all.
 
     Which ones is decided by a hash of their ids: a file is in the order of its
@@ -23,29 +43,29 @@ def some_documents(documents: list[dict], number: int) -> list[dict]:
     """
     if not number:
         return documents
-    key = lambda place: storage.fingerprint(['eval', documents[place]['id']])
+    key = lambda index: storage.fingerprint(['eval', documents[index]['id']])
     chosen = sorted(range(len(documents)), key=key)[:number]
-    return [documents[place] for place in sorted(chosen)]
+    return [documents[index] for index in sorted(chosen)]
 
 
-def held_out_texts(config: ConfigDict, workdir: Path, number: int) -> list[str]:
+def read_held_out_texts(config: ConfigDict, workdir: Path, number: int) -> list[str]:
     """So many validation documents of RUN, or of the run it began with, and so on.
 
     Raises:
         UserError: none of them has any.
     """
-    documents = read_documents(validation_file(run_of_documents(config, workdir)))
+    documents = read_documents(validation_path(find_run_of_documents(config, workdir)))
     if not documents:
         raise UserError(f'{workdir}: no validation documents to measure on')
-    return [document['text'] for document in some_documents(documents, number)]
+    return [document['text'] for document in choose_documents(documents, number)]
 
 
-def validation_file(workdir: Path) -> Path:
+def validation_path(workdir: Path) -> Path:
     """Where RUN's validation documents are, if it has any."""
     return workdir / 'documents' / 'validation.jsonl'
 
 
-def run_of_documents(config: ConfigDict, workdir: Path) -> Path:
+def find_run_of_documents(config: ConfigDict, workdir: Path) -> Path:
     """RUN, or the run it began with, and so on: the first that has documents.
 
     A conversation's name decides whether it is held out, in all of them alike.
@@ -54,7 +74,7 @@ def run_of_documents(config: ConfigDict, workdir: Path) -> Path:
         UserError: none of them has any.
     """
     folder = workdir
-    while not validation_file(folder).exists():
+    while not validation_path(folder).exists():
         start = config.get('start', {}).get('run', '')
         if not start or not (Path(start) / 'config.json').exists():
             raise UserError(
@@ -64,3 +84,104 @@ def run_of_documents(config: ConfigDict, workdir: Path) -> Path:
         folder = Path(start)
         config = run_dir.read_config(folder)
     return folder
+
+
+# ---- the task
+
+
+def evaluate_perplexity(
+    predictor: Predictor,
+    documents: Sequence[dict],
+    documents_run: Path,
+    keep_in: Path | None = None,
+) -> tuple[dict, dict, dict]:
+    """Figures over whole documents, their intervals over documents, and baselines.
+
+    Args:
+        documents: dicts with `id`, `source` and `text`.
+        documents_run: the run that they are of, with `documents` and `prepared`.
+        keep_in: the run directory that keeps the baselines; None: `documents_run`.
+
+    Returns:
+        (the summary of `perplexity.summarize`, with `intervals` of each figure; the
+        baselines of `compute_baselines`; the task's result).
+    """
+    settings, context = predictor.settings, predictor.context
+    compute_figures = partial(
+        bootstrap.compute_figures,
+        figures=FIGURES,
+        settings=predictor.bootstrap_settings,
+    )
+    measured = measure_documents(
+        lambda batch: predictor.score_batch(batch)[0],
+        documents,
+        predictor.tokenizer,
+        context,
+        settings.stride,
+        settings.batch_size,
+    )
+    columns = measured.columns
+    sources = np.array([document['source'] for document in documents])
+    summary = summarize(measured, sources, context)
+    baselines = compute_baselines(
+        documents_run, documents, predictor.tokenizer, keep_in
+    )
+    unigram_nats = token_unigram_nats(documents_run, documents, predictor.tokenizer)
+    unigram_columns = dict(columns, nats=unigram_nats)
+
+    # The parts of the summary, each with the documents that it is over.
+    everything = ('', summary, np.ones(len(documents), bool))
+    by_source = [
+        (f'/{source}', part, sources == source)
+        for source, part in summary['by_source'].items()
+    ]
+    figures = {}
+    for suffix, part, chosen in (everything, *by_source):
+        part_figures = compute_figures(select_documents(columns, chosen))
+        unigram_figures = compute_figures(select_documents(unigram_columns, chosen))
+        results.add_baseline(part_figures, 'token frequencies', unigram_figures)
+        part['intervals'] = {n: f['interval'] for n, f in part_figures.items()}
+        if not suffix:
+            xz = _xz_figures(columns, baselines['bits_per_byte']['xz_given_train'])
+            results.add_baseline(part_figures, 'xz -9e, given training text', xz)
+        if not suffix or len(by_source) > 1:
+            figures.update({f'{n}{suffix}': f for n, f in part_figures.items()})
+    result = results.make_result(
+        'perplexity',
+        'whole documents of the validation split; intervals over documents',
+        figures,
+        columns,
+        [_identity(document) for document in documents],
+        predictor.bootstrap_settings,
+        dict(context=context, stride=measured.stride, bos=True, eos_counted=True),
+    )
+    return summary, baselines, result
+
+
+def token_unigram_nats(workdir: Path, documents: Sequence[dict], tokenizer):
+    """-ln P of each document under the training split's token frequencies plus one."""
+    smoothed = count_tokens(workdir / 'prepared' / 'train', tokenizer) + 1.0
+    nats = -np.log(smoothed / smoothed.sum())
+    texts = tokenizer.encode_batch([document['text'] for document in documents])
+    return np.array([nats[tokens].sum() + nats[tokenizer.eos_id] for tokens in texts])
+
+
+def _xz_figures(columns, bits_per_byte: float) -> dict[str, dict]:
+    """xz's bits per byte in the unit of every figure."""
+    sums = bootstrap.sum_columns(columns)
+    sums['nats'] = bits_per_byte * math.log(2) * sums['bytes']
+    return {
+        name: dict(value=bootstrap.finite_or_none(figure(sums)))
+        for name, figure in FIGURES.items()
+    }
+
+
+def _identity(document: dict) -> dict[str, str]:
+    """As an example's; the document is all there is: no prompt stands before it."""
+    digest = hashlib.sha256(document['text'].encode('utf-8', 'replace')).hexdigest()
+    return dict(
+        id=document['id'],
+        source=document['source'],
+        prompt_sha256=digest,
+        item_sha256=digest,
+    )

@@ -27,8 +27,9 @@ from ml_collections import ConfigDict
 from gptjax.core import console, run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.data import ratings
-from gptjax.eval import best_of, bootstrap, results
-from gptjax.eval.best_of import Bench
+from gptjax.eval import best_of
+from gptjax.eval.best_of import JudgedModel
+from gptjax.eval.bootstrap import BootstrapSettings, compute_means
 from gptjax.eval.report import overoptimization_page
 from gptjax.eval.reward_evaluation import evaluate_reward
 from gptjax.post import ppo, reward, select_replies
@@ -50,7 +51,7 @@ def overoptimize(config: ConfigDict, workdir: Path) -> dict:
     """Makes what is missing of a proxy and a policy, then the plot.
 
     Args:
-        config: of `init_from.inherit_config`, from the start of all. `parts`
+        config: inherited from the run that all starts from; see `init_from.inherit_config`. `parts`
             holds the configs of the stages `select`, `reward` and `ppo`.
         workdir: RUN.
 
@@ -64,8 +65,8 @@ def overoptimize(config: ConfigDict, workdir: Path) -> dict:
     check_config(config)
     _check_judges(config)
     section = config.overoptimization
-    proxy = _path(section.proxy) or workdir / 'proxy'
-    policy = _path(section.policy) or workdir / 'ppo'
+    proxy = _absolute(section.proxy) or workdir / 'proxy'
+    policy = _absolute(section.policy) or workdir / 'ppo'
     if not section.proxy:
         summary = _train_proxy(config, workdir / 'select', proxy)
         if summary['reason'] == 'interrupted':
@@ -76,18 +77,26 @@ def overoptimize(config: ConfigDict, workdir: Path) -> dict:
             return summary
 
     config = config.copy_and_resolve_references()
-    config.task.rewards = _rewarded_by(proxy)
-    bench = best_of.make_bench(config)
-    with contextlib.closing(best_of.make_sampler(bench.trained, config.best_of)) as s:
-        found = best_of.measure(config, bench, s)
-        found['policy'] = [
-            _starting_point(found['points'][0]),
-            *_policy_points(config, bench, s, policy),
+    config.task.rewards = _reward_section(proxy)
+    judged_model = best_of.load_judged_model(config)
+    with contextlib.closing(
+        best_of.make_sampler(judged_model.trained, config.best_of)
+    ) as sampler:
+        results = best_of.measure_best_of(config, judged_model, sampler)
+        # Both ways begin alike: a reply of the model itself is the best of one.
+        best_of_one = {
+            name: results['points'][0][name]
+            for name in ('kl', 'sqrt_kl', 'proxy', 'gold')
+        }
+        results['policy'] = [
+            dict(step=0, kl_interval=[0.0, 0.0], **best_of_one),
+            *_policy_points(config, judged_model, sampler, policy),
         ]
-    found.update(proxy=str(proxy), policy_run=str(policy))
-    storage.write_json(workdir / RESULTS, found)
-    storage.write_text(workdir / PAGE, overoptimization_page.page(workdir.name, found))
-    return found
+    results.update(proxy=str(proxy), policy_run=str(policy))
+    storage.write_json(workdir / RESULTS, results)
+    page = overoptimization_page.build_page(workdir.name, results)
+    storage.write_text(workdir / PAGE, page)
+    return results
 
 
 def check_config(config: ConfigDict) -> None:
@@ -104,7 +113,7 @@ def check_config(config: ConfigDict) -> None:
 
 def _check_judges(config):
     """Refuses now what would be noticed after hours."""
-    proxy, judge = _path(config.overoptimization.proxy), config.best_of.judge
+    proxy, judge = _absolute(config.overoptimization.proxy), config.best_of.judge
     if proxy:
         find_reward_run(str(proxy), 'overoptimization.proxy')
     if judge and find_reward_run(judge, 'best_of.judge') == proxy:
@@ -112,117 +121,116 @@ def _check_judges(config):
             f'best_of.judge={judge} is the proxy itself: name another reward model'
         )
     if not judge:
-        best_of.judge(config.best_of, make_task(config.task, config.seed))
+        best_of.make_gold_reward(config.best_of, make_task(config.task, config.seed))
 
 
-# ---- what the plot is of
+# ---- the proxy and the policy
 
 
 def _train_proxy(config, selected, proxy):
     """A reward model on pairs that the model's own replies make."""
-    its = _part(config, 'select', selected)
-    select_replies.check_config(its)
-    print(select_replies.describe(select_replies.select(its, selected)), flush=True)
-    run_dir.write_config(its, selected)
+    select_config = _stage_config(config, 'select', selected)
+    select_replies.check_config(select_config)
+    counts = select_replies.select(select_config, selected)
+    print(select_replies.describe(counts), flush=True)
+    run_dir.write_config(select_config, selected)
 
     changes = {'reward.preferences': str(selected / 'selected' / 'pairs.jsonl')}
-    its = reward.complete(_part(config, 'reward', proxy, changes), proxy)
-    reward.check_reward(its)
-    ratings.build_ratings(its, proxy)
-    run_dir.write_config(its, proxy)
-    summary = reward.train_reward(its, proxy)
+    reward_config = _stage_config(config, 'reward', proxy, changes)
+    reward_config = reward.complete(reward_config, proxy)
+    reward.check_reward(reward_config)
+    ratings.build_ratings(reward_config, proxy)
+    run_dir.write_config(reward_config, proxy)
+    summary = reward.train_reward(reward_config, proxy)
     if summary['reason'] != 'interrupted':
-        evaluate_reward(its, proxy)
+        evaluate_reward(reward_config, proxy)
     return summary
 
 
 def _train_policy(config, policy, proxy):
     """PPO against the proxy."""
-    its = _part(config, 'ppo', policy)
-    its.task.rewards = _rewarded_by(proxy)
-    run_dir.check_run(its, policy)
-    ppo.check_config(its)
-    run_dir.write_config(its, policy)
-    return ppo.ppo(its, policy)
+    ppo_config = _stage_config(config, 'ppo', policy)
+    ppo_config.task.rewards = _reward_section(proxy)
+    run_dir.check_run(ppo_config, policy)
+    ppo.check_config(ppo_config)
+    run_dir.write_config(ppo_config, policy)
+    return ppo.ppo(ppo_config, policy)
 
 
-def _part(config, name, workdir, changes=None):
+def _stage_config(config, name, workdir, changes=None):
     """The config of a stage, with what all of them share."""
-    its = config.parts[name].copy_and_resolve_references()
+    stage_config = config.parts[name].copy_and_resolve_references()
     for shared in ('seed', 'start', 'mesh', 'task'):
-        if shared in its:
-            its[shared] = config[shared]
-    its.update_from_flattened_dict(changes or {})
-    its = init_from.inherit_config(its, workdir)
+        if shared in stage_config:
+            stage_config[shared] = config[shared]
+    stage_config.update_from_flattened_dict(changes or {})
+    stage_config = init_from.inherit_config(stage_config, workdir)
     if name != 'ppo':  # its rewards are still to be set
-        run_dir.check_run(its, workdir)
-    return its
+        run_dir.check_run(stage_config, workdir)
+    return stage_config
 
 
-def _rewarded_by(proxy: Path) -> ConfigDict:
+def _reward_section(proxy: Path) -> ConfigDict:
     """The section `task.rewards` with a reward model alone."""
     return ConfigDict(dict(proxy=dict(function='model', weight=1.0, run=str(proxy))))
 
 
-def _path(given: str) -> Path | None:
+def _absolute(given: str) -> Path | None:
     return Path(given).expanduser().absolute() if given else None
 
 
 # ---- the points of the policy
 
 
-def _starting_point(one: dict) -> dict:
-    """Where both ways begin: one reply of the model itself is the best of one."""
-    same = {name: one[name] for name in ('kl', 'sqrt_kl', 'proxy', 'gold')}
-    return dict(step=0, kl_interval=[0.0, 0.0], **same)
-
-
-def _policy_points(config, bench: Bench, sampler: Sampler, policy: Path) -> list[dict]:
+def _policy_points(
+    config, judged_model: JudgedModel, sampler: Sampler, policy: Path
+) -> list[dict]:
     """A point a checkpoint, in order: `step`, `kl`, `sqrt_kl`, `proxy`, `gold`."""
-    its = run_dir.read_config(policy)
+    policy_config = run_dir.read_config(policy)
     checkpoints = Checkpoints(policy / 'checkpoints', {}, read_only=True)
     steps = checkpoints.steps()
     checkpoints.close()
     mesh = inference_mesh(config)
-    log_ratios = _make_log_ratios(config, bench, mesh)
+    compute_log_ratios = _make_log_ratios(config, judged_model, mesh)
     points = []
     with console.progress_bar(
         'judging checkpoints', len(steps), 'checkpoints'
     ) as advance:
         for step in steps:
-            trained = load(its, policy, mesh, step)
-            if trained.tokenizer.fingerprint != bench.trained.tokenizer.fingerprint:
+            trained = load(policy_config, policy, mesh, step)
+            if (
+                trained.tokenizer.fingerprint
+                != judged_model.trained.tokenizer.fingerprint
+            ):
                 raise UserError(
                     f'overoptimization.policy={policy} has another tokenizer than '
                     f'start.run={config.start.run}: name a run that starts from it'
                 )
             sampler.update_weights(trained.params, f'{policy} {step}')
-            drawn = best_of.draw(
-                bench, sampler, config.overoptimization.replies, config.seed, step
+            replies = config.overoptimization.replies
+            drawn = best_of.draw_held_out_replies(
+                judged_model, sampler, replies, config.seed, step
             )
-            points.append(
-                dict(
-                    step=step,
-                    **_judged(config, bench, drawn, log_ratios(trained.params, drawn)),
-                )
-            )
+            log_ratios_B = compute_log_ratios(trained.params, drawn)
+            figures = _judge_replies(config, judged_model, drawn, log_ratios_B)
+            points.append(dict(step=step, **figures))
             advance(1)
     return points
 
 
-def _judged(config, bench: Bench, drawn: Rollout, log_ratios_B) -> dict:
+def _judge_replies(
+    config, judged_model: JudgedModel, drawn: Rollout, log_ratios_B
+) -> dict:
     """Means over replies, with bootstrap intervals over problems."""
-    per_problem = lambda values: np.reshape(values, (len(bench.items), -1)).mean(axis=1)
-    columns = dict(
-        items=np.ones(len(bench.items)),
-        kl=per_problem(log_ratios_B),
-        proxy=per_problem(bench.proxy(drawn.problems, drawn.replies)),
-        gold=per_problem(bench.gold(drawn.problems, drawn.replies)),
+    per_problem = lambda values: np.reshape(values, (len(judged_model.items), -1)).mean(
+        axis=1
     )
-    how = results.Bootstrap(config.eval.resamples, config.eval.level, config.eval.seed)
-    names = ('kl', 'proxy', 'gold')
-    means = {name: bootstrap.mean_of(name) for name in names}
-    figures = results.figures_of(columns, means, how)
+    columns = dict(
+        kl=per_problem(log_ratios_B),
+        proxy=per_problem(judged_model.proxy(drawn.problems, drawn.replies)),
+        gold=per_problem(judged_model.gold(drawn.problems, drawn.replies)),
+    )
+    figures = compute_means(columns, BootstrapSettings.of(config.eval))
     kl = figures['kl']['value']
     return dict(
         kl=kl,
@@ -234,10 +242,12 @@ def _judged(config, bench: Bench, drawn: Rollout, log_ratios_B) -> dict:
     )
 
 
-def _make_log_ratios(config, bench: Bench, mesh):
+def _make_log_ratios(config, judged_model: JudgedModel, mesh):
     """`log_ratios(params, drawn) -> (B,)`: ln p - ln q of replies drawn from p."""
-    settings, temperature = bench.trained.settings, config.best_of.temperature
-    base = jax.device_put(bench.trained.params, NamedSharding(mesh, PartitionSpec()))
+    settings, temperature = judged_model.trained.settings, config.best_of.temperature
+    base = jax.device_put(
+        judged_model.trained.params, NamedSharding(mesh, PartitionSpec())
+    )
 
     @jax.jit
     def of_rows(params, base, batch):

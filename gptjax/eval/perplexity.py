@@ -17,7 +17,7 @@ before it where the document has them. Short windows share a row as packed segme
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,32 +41,8 @@ class Measured(NamedTuple):
     seconds: float
 
 
-def evaluate_documents(
-    token_logprobs: Callable[[dict], np.ndarray],
-    documents: Sequence[dict],
-    tokenizer,
-    context: int,
-    stride: int = 0,
-    batch_size: int = 32,
-) -> dict:
-    """Figures over whole documents, together and by source; see `measure_documents`.
-
-    Returns:
-        `loss` (nats a token), `token_perplexity`, `bits_per_byte` (-sum ln P /
-        (ln 2 UTF-8 bytes)), `word_perplexity` (exp(-sum ln P / words), words by
-        white space), `tokens`, `bytes`, `words`, `documents`; the same for each
-        source in `by_source`; and `context`, `stride`, `rows`, `seconds`. BOS is
-        given and not predicted; EOS is predicted, so it is in the sums and in
-        `tokens`, though it has no bytes.
-    """
-    measured = measure_documents(
-        token_logprobs, documents, tokenizer, context, stride, batch_size
-    )
-    return summarize(measured, [d['source'] for d in documents], context)
-
-
 def measure_documents(
-    token_logprobs: Callable[[dict], np.ndarray],
+    score_batch: Callable[[dict], np.ndarray],
     documents: Sequence[dict],
     tokenizer,
     context: int,
@@ -76,7 +52,7 @@ def measure_documents(
     """What each document costs the model.
 
     Args:
-        token_logprobs: from a batch, the dict of (batch_size, context) arrays that
+        score_batch: from a batch, the dict of (batch_size, context) arrays that
             training uses (`inputs`, `targets`, `segments`, `positions`, int32, and
             `weights`, float32), to ln P of the targets, (batch_size, context)
             float32. The shape is always the same. Given in turn and read one batch
@@ -102,46 +78,53 @@ def measure_documents(
             'documents'
         )
     began = time.monotonic()
-    nats = np.zeros(len(documents))
-    lengths = np.zeros(len(documents), np.int64)
+    nats, num_tokens = np.zeros((2, len(documents)))
     num_rows = 0
     with console.progress_bar('evaluating', len(documents), 'documents') as advance:
         for first, group in _groups(documents):
+            here = slice(first, first + len(group))
             tokens = tokenizer.encode_batch([document['text'] for document in group])
             streams = [
-                np.array([tokenizer.bos_id, *its, tokenizer.eos_id], np.int32)
-                for its in tokens
+                np.array([tokenizer.bos_id, *text, tokenizer.eos_id], np.int32)
+                for text in tokens
             ]
-            lengths[first : first + len(group)] = [len(s) - 1 for s in streams]
+            num_tokens[here] = [len(stream) - 1 for stream in streams]
             rows = pack(windows_of(streams, context, stride), context)
             num_rows += len(rows)
-            batches = batches_of(streams, rows, context, batch_size, tokenizer.pad_id)
-            pending = None
-            for batch, owners in batches:
-                pending, settled = (token_logprobs(batch), owners), pending
+            for logprobs, owners, _ in score_rows(
+                score_batch, streams, rows, context, batch_size, tokenizer.pad_id
+            ):
+                add_scores(nats[here], -np.asarray(logprobs), owners)
                 advance(len(group) * batch_size / max(len(rows), batch_size))
-                _add(nats[first:], settled)
-            _add(nats[first:], pending)
 
     texts = [document['text'] for document in documents]
-    num_bytes = [len(text.encode('utf-8', 'replace')) for text in texts]
-    num_words = [len(text.split()) for text in texts]
-    columns = dict(nats=nats, tokens=lengths, bytes=num_bytes, words=num_words)
-    return Measured(
-        {name: np.asarray(its, np.float64) for name, its in columns.items()},
-        stride,
-        num_rows,
-        round(time.monotonic() - began, 2),
+    columns = dict(
+        nats=nats,
+        tokens=num_tokens,
+        bytes=np.array([len(t.encode('utf-8', 'replace')) for t in texts], np.float64),
+        words=np.array([len(text.split()) for text in texts], np.float64),
     )
+    return Measured(columns, stride, num_rows, round(time.monotonic() - began, 2))
 
 
 def summarize(measured: Measured, sources: Sequence[str], context: int) -> dict:
-    """The figures of `evaluate_documents`, from its sums."""
+    """Figures over whole documents, together and by source.
+
+    Returns:
+        `loss` (nats a token), `token_perplexity`, `bits_per_byte` (-sum ln P /
+        (ln 2 UTF-8 bytes)), `word_perplexity` (exp(-sum ln P / words), words by
+        white space), `tokens`, `bytes`, `words`, `documents`; the same for each
+        source in `by_source`; and `context`, `stride`, `rows`, `seconds`. BOS is
+        given and not predicted; EOS is predicted, so it is in the sums and in
+        `tokens`, though it has no bytes.
+    """
     sources = np.array(sources)
     return dict(
-        _figures(measured.columns),
+        _summary_figures(measured.columns),
         by_source={
-            str(name): _figures(of_source(measured.columns, sources == name))
+            str(name): _summary_figures(
+                select_documents(measured.columns, sources == name)
+            )
             for name in np.unique(sources)
         },
         context=context,
@@ -151,9 +134,23 @@ def summarize(measured: Measured, sources: Sequence[str], context: int) -> dict:
     )
 
 
-def of_source(columns: dict, chosen: np.ndarray) -> dict:
-    """The columns of some documents."""
+def _summary_figures(columns) -> dict:
+    sums = {name: column.sum() for name, column in columns.items()}
+    return dict(
+        {name: float(figure(sums)) for name, figure in FIGURES.items()},
+        tokens=int(sums['tokens']),
+        bytes=int(sums['bytes']),
+        words=int(sums['words']),
+        documents=len(columns['nats']),
+    )
+
+
+def select_documents(columns: dict, chosen: np.ndarray) -> dict:
+    """The columns of some documents; `chosen` is bool, (documents,)."""
     return {name: column[chosen] for name, column in columns.items()}
+
+
+# ---- windows in rows
 
 
 def windows_of(streams, context: int, stride: int) -> list[tuple[int, int, int, int]]:
@@ -210,7 +207,34 @@ def _groups(documents) -> Iterator[tuple[int, Sequence[dict]]]:
             first, size = place + 1, 0
 
 
-def batches_of(streams, rows, context, batch_size, pad_id):
+def score_rows(
+    score_batch: Callable[[dict], Any], streams, rows, context, batch_size, pad_id
+) -> Iterator[tuple[Any, np.ndarray, int]]:
+    """(what `score_batch` returns, owners, number of rows) of each batch of rows.
+
+    `owners` (B, T) is the stream that a target scores for, or -1. A batch is yielded
+    after the next one was given to the device.
+    """
+    pending = None
+    left = len(rows)
+    for batch, owners in batches_of(streams, rows, context, batch_size, pad_id):
+        dispatched = score_batch(batch), owners, min(batch_size, left)
+        left -= batch_size
+        if pending is not None:
+            yield pending
+        pending = dispatched
+    if pending is not None:
+        yield pending
+
+
+def add_scores(sums: np.ndarray, scores: np.ndarray, owners: np.ndarray) -> None:
+    """Adds a batch's scores (B, T) to the float64 sums of their streams, in place."""
+    scored = owners >= 0
+    weights = np.asarray(scores)[scored]
+    sums += np.bincount(owners[scored], weights=weights, minlength=len(sums))
+
+
+def batches_of(streams, rows, context, batch_size, pad_id) -> Iterator[tuple]:
     """(batch, owners): owners (B, T) is the stream a target scores for, or -1."""
     for first in range(0, len(rows), batch_size):
         shape = (batch_size, context)
@@ -236,31 +260,12 @@ def batches_of(streams, rows, context, batch_size, pad_id):
         yield batch, owners
 
 
-def _add(nats, settled):
-    """Adds -ln P of a batch's scored targets to their documents, in float64."""
-    if settled is None:
-        return
-    logprobs, owners = settled
-    scored = owners >= 0
-    sums = np.bincount(owners[scored], weights=-np.asarray(logprobs)[scored])
-    nats[: len(sums)] += sums
+# ---- figures
 
 
-def _figures(columns) -> dict:
-    """The figures of some documents, and their sums."""
-    sums = {name: column.sum() for name, column in columns.items()}
-    return dict(
-        {name: float(of(sums)) for name, of in FIGURES.items()},
-        tokens=int(sums['tokens']),
-        bytes=int(sums['bytes']),
-        words=int(sums['words']),
-        documents=len(columns['nats']),
-    )
-
-
-def _share(sums, of: str):
+def _nats_per(sums, unit: str):
     """Nats for each token, byte or word; nan where there is none."""
-    number = sums[of]
+    number = sums[unit]
     return np.where(number > 0, sums['nats'], np.nan) / np.maximum(number, 1)
 
 
@@ -271,8 +276,8 @@ def _exp(x):
 
 # Functions of the sums of some documents.
 FIGURES = dict(
-    loss=lambda sums: _share(sums, 'tokens'),
-    token_perplexity=lambda sums: _exp(_share(sums, 'tokens')),
-    bits_per_byte=lambda sums: _share(sums, 'bytes') / math.log(2),
-    word_perplexity=lambda sums: _exp(_share(sums, 'words')),
+    loss=lambda sums: _nats_per(sums, 'tokens'),
+    token_perplexity=lambda sums: _exp(_nats_per(sums, 'tokens')),
+    bits_per_byte=lambda sums: _nats_per(sums, 'bytes') / math.log(2),
+    word_perplexity=lambda sums: _exp(_nats_per(sums, 'words')),
 )

@@ -1,4 +1,4 @@
-"""What weights and a cache of bytes cost: bits per byte, beside the whole numbers."""
+"""What int8 weights and an int8 cache cost, in bits per byte of held-out text."""
 
 import math
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from gptjax.core.console import UserError
-from gptjax.eval.held_out_documents import held_out_texts
+from gptjax.eval.held_out_documents import read_held_out_texts
 from gptjax.infer.engine import Engine
 from gptjax.infer.request import SamplingParameters
 from gptjax.train.load_model import load_engine
 
-DOCUMENTS = 64  # of the validation split, the first window of each
+NUM_DOCUMENTS = 64  # of the validation split, the first window of each
 
 
 def measure_change(
@@ -21,11 +21,11 @@ def measure_change(
     weights: str = 'whole',
     cache: str = 'whole',
 ) -> dict:
-    """Bits per byte of held-out text as an engine computes it, whole and as asked.
+    """Bits per byte of held-out text as an engine computes it, whole and quantised.
 
     Each document's first window is scored through the engine's own programs, so
-    that the cache is written and read as in a reply. A run that was fine-tuned is
-    asked for documents of the run it began with.
+    that the cache is written and read as in a reply. Of a run that was fine-tuned the
+    documents are those of the run it started from.
 
     Returns:
         `whole` and `changed` bits per byte, `documents` and `bytes`.
@@ -34,11 +34,13 @@ def measure_change(
         UserError: RUN has no checkpoint, or no run it came from has validation
             documents.
     """
-    texts = held_out_texts(config, workdir, DOCUMENTS)
-    options = dict(slots=1, prefix_bytes=0)
+    texts = read_held_out_texts(config, workdir, NUM_DOCUMENTS)
     whole, changed = (
-        bits_per_byte(load_engine(config, workdir, step, **options, **kept), texts)
-        for kept in (dict(), dict(weights=weights, cache=cache))
+        bits_per_byte(
+            load_engine(config, workdir, step, slots=1, prefix_bytes=0, **formats),
+            texts,
+        )
+        for formats in (dict(), dict(weights=weights, cache=cache))
     )
     return dict(
         whole=whole[0], changed=changed[0], documents=len(texts), bytes=whole[1]
@@ -57,20 +59,20 @@ def bits_per_byte(engine: Engine, texts: list[str]) -> tuple[float, int]:
     return -sum(token.logprob for token in tokens) / math.log(2) / size, size
 
 
-def tell(
+def describe_cost(
     config: ConfigDict, workdir: Path, step: int | None, weights: str, cache: str
 ) -> str | None:
-    """The change in a line, or why it was not measured; None: nothing is in bytes."""
+    """The change in a line, or why it was not measured; None: nothing is quantised."""
     if weights == cache == 'whole':
         return None
     try:
         change = measure_change(config, workdir, step, weights, cache)
     except UserError as error:  # the model can be talked to all the same
         return f'weights {weights}, cache {cache}: not measured: {error}'
-    return told(change, weights, cache)
+    return format_change(change, weights, cache)
 
 
-def told(change: dict, weights: str, cache: str) -> str:
+def format_change(change: dict, weights: str, cache: str) -> str:
     """The change in a line."""
     return (
         f'weights {weights}, cache {cache}: {change["changed"]:.4f} bits per byte, '

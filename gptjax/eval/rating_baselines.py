@@ -26,13 +26,13 @@ class Pairs(NamedTuple):
     better: np.ndarray
     worse: np.ndarray
 
-    def right(self, scores_N: np.ndarray) -> np.ndarray:
+    def score_right(self, scores_N: np.ndarray) -> np.ndarray:
         """1 where the better one has the higher score, 1/2 where they are equal."""
         difference = scores_N[self.better] - scores_N[self.worse]
         return (difference > 0) + 0.5 * (difference == 0)
 
 
-def pairs_of(values_N: np.ndarray, sets: np.ndarray, most: int, seed: int) -> Pairs:
+def draw_pairs(values_N: np.ndarray, sets: np.ndarray, most: int, seed: int) -> Pairs:
     """The pairs within the sets; if there are more than `most`, so many drawn.
 
     Args:
@@ -56,13 +56,13 @@ def pairs_of(values_N: np.ndarray, sets: np.ndarray, most: int, seed: int) -> Pa
     return Pairs(np.where(swapped, second, first), np.where(swapped, first, second))
 
 
-def length_scores(characters_N: np.ndarray, train: Pairs) -> np.ndarray:
+def score_length(characters_N: np.ndarray, train: Pairs) -> np.ndarray:
     """Characters, or their negative where the shorter is the better in training."""
-    sign = 1.0 if train.right(characters_N).mean() >= 0.5 else -1.0
+    sign = 1.0 if train.score_right(characters_N).mean() >= 0.5 else -1.0
     return sign * characters_N
 
 
-def bag_of_words(
+def score_bag_of_words(
     texts: Sequence[str], train_items: Sequence[int], train: Pairs, validation: Pairs
 ) -> tuple[np.ndarray, float]:
     """(scores (N,), the ridge) of a logistic regression on pairs of word counts.
@@ -75,7 +75,7 @@ def bag_of_words(
     """
     from scipy import optimize
 
-    counts = word_counts(texts, train_items)
+    counts = count_words(texts, train_items)
     difference = counts[train.better] - counts[train.worse]
 
     def objective(weights, ridge):
@@ -87,48 +87,48 @@ def bag_of_words(
     best = None
     for ridge in RIDGES:
         start = np.zeros(counts.shape[1])
-        found = optimize.minimize(
+        optimum = optimize.minimize(
             objective, start, (ridge,), method='L-BFGS-B', jac=True
         )
-        scores = counts @ found.x
-        accuracy = validation.right(scores).mean()
+        scores = counts @ optimum.x
+        accuracy = validation.score_right(scores).mean()
         if best is None or accuracy > best[0]:
             best = accuracy, scores, ridge
     return best[1], best[2]
 
 
-def word_counts(texts: Sequence[str], train_items: Sequence[int]):
+def count_words(texts: Sequence[str], train_items: Sequence[int]):
     """ln(1 + count) of each word in each text, sparse (N, words)."""
     from scipy import sparse
 
     bags = [Counter(WORD.findall(text.lower())) for text in texts]
     documents = Counter(word for item in train_items for word in bags[item])
     words = sorted(word for word, n in documents.items() if n >= MIN_DOCUMENTS)
-    column = {word: place for place, word in enumerate(words)}
+    column_of = {word: column for column, word in enumerate(words)}
     cells = [
-        (row, column[word], np.log1p(count))
+        (row, column_of[word], np.log1p(count))
         for row, bag in enumerate(bags)
         for word, count in bag.items()
-        if word in column
+        if word in column_of
     ]
     rows, columns, values = zip(*cells, strict=True) if cells else ((), (), ())
     return sparse.csr_matrix((values, (rows, columns)), (len(texts), len(words)))
 
 
-def people_scores(items: Sequence[Rated], train_items: Sequence[int]) -> np.ndarray:
+def score_people(items: Sequence[Rated], train_items: Sequence[int]) -> np.ndarray:
     """The mean training value of the people who took part, whatever was said.
 
     Whom training does not know counts as the mean of all. What this gets right above
     one half is what a split by conversation leaks about people.
     """
-    known = defaultdict(list)
-    for place in train_items:
-        for person in items[place].speakers:
-            known[person].append(items[place].value)
-    mean = float(np.mean([items[place].value for place in train_items]))
-    of_person = {person: np.mean(values) for person, values in known.items()}
+    values_of = defaultdict(list)
+    for row in train_items:
+        for person in items[row].speakers:
+            values_of[person].append(items[row].value)
+    overall = float(np.mean([items[row].value for row in train_items]))
+    mean_of = {person: np.mean(values) for person, values in values_of.items()}
     scores = []
     for item in items:
-        of_people = [of_person.get(person, mean) for person in item.speakers]
-        scores.append(np.mean(of_people) if of_people else mean)
+        means = [mean_of.get(person, overall) for person in item.speakers]
+        scores.append(np.mean(means) if means else overall)
     return np.array(scores)

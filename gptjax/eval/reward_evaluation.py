@@ -17,9 +17,9 @@ from gptjax.data.comparisons import Comparisons, encode_items
 from gptjax.data.documents import split_of
 from gptjax.data.ratings import BEHAVIOUR, SPLITS, Rated, read_split
 from gptjax.eval import bootstrap, rating_baselines, results
-from gptjax.eval.rating_baselines import Pairs, pairs_of
-from gptjax.eval.report import rating_table
-from gptjax.eval.report.rating_table import MODEL
+from gptjax.eval.bootstrap import BootstrapSettings
+from gptjax.eval.rating_baselines import Pairs, draw_pairs
+from gptjax.eval.report.post_training_tables import MODEL, reward_text
 from gptjax.parallel import multihost
 from gptjax.parallel.mesh import make_mesh
 from gptjax.post.reward import standardisation
@@ -44,94 +44,108 @@ def evaluate_reward(config: ConfigDict, workdir: Path) -> dict:
     mesh = make_mesh(config.mesh)
     trained = load_reward_model(config, workdir, mesh)
     context, template = config.data.context, config.chat.template
-    items = {split: read_split(workdir, split) for split in SPLITS}
+    rated = {split: read_split(workdir, split) for split in SPLITS}
     encoded = {
-        split: encode_items(its, trained.tokenizer, template, context)
-        for split, its in items.items()
+        split: encode_items(items, trained.tokenizer, template, context)
+        for split, items in rated.items()
     }
-    scorer = make_reward_scorer(trained.settings, trained.tokenizer, context, mesh)
+    score = make_reward_scorer(trained.settings, trained.tokenizer, context, mesh)
+    train, test = encoded['train'], encoded['test']
     random = np.random.default_rng(config.seed)
-    train = encoded['train'].encoded
-    centred = random.permutation(len(train))[:MOST_CENTRED]
+    centre_rows = random.permutation(len(train.encoded))[:MOST_CENTRED]
     with console.progress_bar('scoring conversations', 0):
-        center = scorer(trained.params, [train[row] for row in centred]).mean()
-        rewards = scorer(trained.params, encoded['test'].encoded)
+        centre_rewards = score(trained.params, [train.encoded[r] for r in centre_rows])
+        rewards = score(trained.params, test.encoded)
     with console.progress_bar('fitting baselines', 0):
-        scores = baseline_scores(config, items, encoded, trained.tokenizer)
-    scores = {MODEL: rewards.astype(np.float64), **scores}
+        scores = {
+            MODEL: rewards.astype(np.float64),
+            **score_baselines(config, rated, encoded, trained.tokenizer),
+        }
 
-    how = results.Bootstrap(config.eval.resamples, config.eval.level, config.eval.seed)
-    test = encoded['test']
-    mean, std = standardisation(config, encoded['train'].values)
-    found = dict(
+    bootstrap_settings = BootstrapSettings.of(config.eval)
+    mean, std = standardisation(config, train.values)
+    evaluation = dict(
         target='preferences' if config.reward.preferences else config.reward.target,
         loss=config.reward.loss,
         checkpoint_step=trained.step,
-        center=float(center),
-        conversations={split: len(its) for split, its in items.items()},
+        center=float(centre_rewards.mean()),
+        conversations={split: len(items) for split, items in rated.items()},
         longer_than_context={
-            split: sum(e.dropped > 0 or e.cut for e in its.encoded)
-            for split, its in encoded.items()
+            split: sum(e.dropped > 0 or e.cut for e in comparisons.encoded)
+            for split, comparisons in encoded.items()
         },
         context=context,
-        bootstrap=how._asdict(),
-        **pair_figures(config, items['test'], test, scores, how),
-        calibration=calibration(
+        bootstrap=bootstrap_settings._asdict(),
+        **compute_pair_figures(config, rated['test'], test, scores, bootstrap_settings),
+        calibration=measure_calibration(
             config, scores[MODEL], (test.values - mean) / std, test.sets
         ),
     )
     if not config.reward.preferences:
-        found['spearman'] = {
-            name: spearman(its, test.values, how) for name, its in scores.items()
+        evaluation['spearman'] = {
+            name: compute_spearman(scores_N, test.values, bootstrap_settings)
+            for name, scores_N in scores.items()
         }
     if multihost.is_first_process():
-        results.write(workdir / RESULTS, found)
-        print(rating_table.table(found))
-    return found
+        results.write_results(workdir / RESULTS, evaluation)
+        print(reward_text(evaluation))
+    return evaluation
 
 
-def baseline_scores(
+def score_baselines(
     config: ConfigDict,
-    items: Mapping[str, Sequence[Rated]],
+    rated: Mapping[str, Sequence[Rated]],
     encoded: Mapping[str, Comparisons],
     tokenizer,
 ) -> dict[str, np.ndarray]:
-    """{name: a score for each item of the test split}, learned on the others."""
-    every = [item for split in SPLITS for item in items[split]]
-    begin = dict(zip(SPLITS, np.cumsum([0, *map(len, items.values())]), strict=False))
+    """{name: a score for each conversation of the test split}, learned on the others.
 
-    def pairs(split):
-        its, most = encoded[split], rating_baselines.TRAINING_PAIRS
-        found = pairs_of(its.values, its.sets, most, config.seed)
-        return Pairs(*(places + begin[split] for places in found))
+    Args:
+        rated: the conversations of each split.
+        encoded: the same for the model.
+    """
+    conversations = [item for split in SPLITS for item in rated[split]]
+    starts = dict(zip(SPLITS, np.cumsum([0, *map(len, rated.values())]), strict=False))
 
-    train, validation = pairs('train'), pairs('validation')
-    train_items = range(len(items['train']))
-    whole = ['\n\n'.join(m['content'] for m in item.messages) for item in every]
-    read = [tokenizer.decode(e.tokens) for s in SPLITS for e in encoded[s].encoded]
-    fit = rating_baselines.bag_of_words
-    characters = np.array([item.characters for item in every], np.float64)
-    scores = {
-        'length': rating_baselines.length_scores(characters, train),
-        'bag of words': fit(whole, train_items, train, validation)[0],
-        'bag of words that the model reads': fit(read, train_items, train, validation)[
-            0
-        ],
-    }
+    def draw_split_pairs(split):
+        """Pairs of a split, numbered as in `conversations`."""
+        values, sets = encoded[split].values, encoded[split].sets
+        pairs = draw_pairs(values, sets, rating_baselines.TRAINING_PAIRS, config.seed)
+        return Pairs(*(rows + starts[split] for rows in pairs))
+
+    train, validation = map(draw_split_pairs, ('train', 'validation'))
+    train_items = range(len(rated['train']))
+    whole_texts = [
+        '\n\n'.join(m['content'] for m in item.messages) for item in conversations
+    ]
+    read_texts = [
+        tokenizer.decode(e.tokens) for s in SPLITS for e in encoded[s].encoded
+    ]
+    characters = np.array([item.characters for item in conversations], np.float64)
+    scores = {'length': rating_baselines.score_length(characters, train)}
+    for name, texts in (
+        ('bag of words', whole_texts),
+        ('bag of words that the model reads', read_texts),
+    ):
+        scores[name], _ = rating_baselines.score_bag_of_words(
+            texts, train_items, train, validation
+        )
     if not config.reward.preferences and config.reward.target not in BEHAVIOUR:
-        scores['who took part'] = rating_baselines.people_scores(every, train_items)
-    return {name: its[begin['test'] :] for name, its in scores.items()}
+        scores['who took part'] = rating_baselines.score_people(
+            conversations, train_items
+        )
+    return {name: scores_N[starts['test'] :] for name, scores_N in scores.items()}
 
 
 # ---- pairs
 
 
-def pair_figures(
+def compute_pair_figures(
     config: ConfigDict,
     items: Sequence[Rated],
     test: Comparisons,
     scores: Mapping[str, np.ndarray],
-    how: results.Bootstrap,
+    bootstrap_settings: BootstrapSettings,
 ) -> dict:
     """{'pairs': …, 'accuracy': {group: {name: figure}}} of groups of test pairs.
 
@@ -139,7 +153,7 @@ def pair_figures(
     conversations were held out from pretraining too. A figure has `value` and
     `interval`, and a baseline's also `ahead`: by how much the model is ahead of it.
     """
-    pairs = pairs_of(test.values, test.sets, MOST_PAIRS, config.seed)
+    pairs = draw_pairs(test.values, test.sets, MOST_PAIRS, config.seed)
     characters = np.array([item.characters for item in items], np.float64)
     first, second = characters[pairs.better], characters[pairs.worse]
     matched = np.abs(first - second) <= MATCHED * np.maximum(first, second)
@@ -151,12 +165,13 @@ def pair_figures(
         share = config.data.validation_fraction
         unread = np.array([split_of(i.id, share) == 'validation' for i in items])
         groups['unread'] = unread[pairs.better] & unread[pairs.worse]
-    right = {name: pairs.right(its) for name, its in scores.items()}
+    right = {name: pairs.score_right(scores_N) for name, scores_N in scores.items()}
     columns = {}
     for group, chosen in groups.items():
         columns[group, 'pairs'] = chosen
-        columns.update({(group, n): its * chosen for n, its in right.items()})
-    samples = resampled_pairs(columns, pairs, units, how)
+        columns.update({(group, name): x * chosen for name, x in right.items()})
+    samples = resample_pairs(columns, pairs, units, bootstrap_settings)
+    level = bootstrap_settings.level
     accuracy = {group: {} for group in groups}
     for group in groups:
         count = columns[group, 'pairs'].sum()
@@ -164,18 +179,21 @@ def pair_figures(
             for name in scores:
                 samples[group, name] /= samples[group, 'pairs']
                 value = columns[group, name].sum() / count
-                figure = results.figure_of(value, samples[group, name], how.level)
+                figure = bootstrap.make_figure(value, samples[group, name], level)
                 if name != MODEL:
                     ahead = samples[group, MODEL] - samples[group, name]
                     model = columns[group, MODEL].sum() / count
-                    figure['ahead'] = results.figure_of(model - value, ahead, how.level)
+                    figure['ahead'] = bootstrap.make_figure(model - value, ahead, level)
                 accuracy[group][name] = figure
     counts = {group: int(columns[group, 'pairs'].sum()) for group in groups}
     return dict(pairs=counts, accuracy=accuracy)
 
 
-def resampled_pairs(
-    columns: Mapping, pairs: Pairs, units: np.ndarray, how: results.Bootstrap
+def resample_pairs(
+    columns: Mapping,
+    pairs: Pairs,
+    units: np.ndarray,
+    bootstrap_settings: BootstrapSettings,
 ) -> dict:
     """Sums of columns of pairs over each resample of units, (R,) by name.
 
@@ -183,12 +201,12 @@ def resampled_pairs(
         columns: (P,) by name.
         pairs: (P,) items.
         units: (N,) the unit of each item; a pair of one unit counts as often as it.
-        how: resamples and seed.
     """
     better, worse = units[pairs.better], units[pairs.worse]
     table = np.stack([np.asarray(c, np.float64) for c in columns.values()], axis=1)
+    resamples, _, seed = bootstrap_settings
     sums, rows = [], max(1, PAIRS_AT_ONCE // max(1, len(better)))
-    for counts in bootstrap.resample_counts(units.max() + 1, how.resamples, how.seed):
+    for counts in bootstrap.resample_counts(units.max() + 1, resamples, seed):
         for first in range(0, len(counts), rows):
             drawn = counts[first : first + rows]
             weights = drawn[:, better]
@@ -200,18 +218,19 @@ def resampled_pairs(
 # ---- other figures
 
 
-def spearman(
-    scores_N: np.ndarray, values_N: np.ndarray, how: results.Bootstrap
+def compute_spearman(
+    scores_N: np.ndarray, values_N: np.ndarray, bootstrap_settings: BootstrapSettings
 ) -> dict:
     """The rank correlation of scores and values, with its interval over items."""
+    resamples, level, seed = bootstrap_settings
     samples = []
-    for counts in bootstrap.resample_counts(len(scores_N), how.resamples, how.seed):
+    for counts in bootstrap.resample_counts(len(scores_N), resamples, seed):
         drawn = np.stack(
             [np.repeat(np.arange(len(row)), row.astype(int)) for row in counts]
         )
         samples.append(_rank_correlation(scores_N[drawn], values_N[drawn]))
     value = _rank_correlation(scores_N[None], values_N[None])[0]
-    return results.figure_of(value, np.concatenate(samples), how.level)
+    return bootstrap.make_figure(value, np.concatenate(samples), level)
 
 
 def _rank_correlation(left, right):
@@ -224,41 +243,44 @@ def _rank_correlation(left, right):
         return (left * right).sum(1) / np.sqrt((left**2).sum(1) * (right**2).sum(1))
 
 
-def calibration(config: ConfigDict, scores_N, values_N, sets) -> dict:
-    """Whether what the model says comes true.
+def measure_calibration(config: ConfigDict, scores_N, values_N, sets) -> dict:
+    """Whether the model's probabilities come true.
 
-    Of pairs: how sure it is of its choice, sigma(|r_i - r_j|), beside how often that
-    is right. Of what people did: sigma(r) beside how often they did. Of regression:
+    Of pairs: the probability of its choice, sigma(|r_i - r_j|), against how often that
+    is right. Of what people did: sigma(r) against how often they did. Of regression:
     the slope of the standardised rating on the score, 1 where it is calibrated.
     """
     if config.reward.loss == 'regression':
         return dict(slope=_slope(scores_N, values_N))
     if config.reward.loss == 'binary':
-        return binned(1 / (1 + np.exp(-scores_N)), values_N)
-    pairs = pairs_of(values_N, sets, MOST_PAIRS, config.seed)
-    sure = np.abs(scores_N[pairs.better] - scores_N[pairs.worse])
-    return binned(1 / (1 + np.exp(-sure)), pairs.right(scores_N))
+        return bin_probabilities(1 / (1 + np.exp(-scores_N)), values_N)
+    pairs = draw_pairs(values_N, sets, MOST_PAIRS, config.seed)
+    margins = np.abs(scores_N[pairs.better] - scores_N[pairs.worse])
+    return bin_probabilities(1 / (1 + np.exp(-margins)), pairs.score_right(scores_N))
 
 
 def _slope(scores_N, values_N) -> float | None:
     """By how much the standardised rating grows where the score grows by one."""
     with np.errstate(divide='ignore', invalid='ignore'):
-        return results.finite(
+        return bootstrap.finite_or_none(
             np.cov(scores_N, values_N)[0, 1] / np.var(scores_N, ddof=1)
         )
 
 
-def binned(said_N: np.ndarray, true_N: np.ndarray, bins: int = 10) -> dict:
-    """Probabilities beside shares of what came true, and their mean distance.
+def bin_probabilities(
+    predicted_N: np.ndarray, true_N: np.ndarray, bins: int = 10
+) -> dict:
+    """Predicted probabilities and the shares that came true, and their mean distance.
 
     The expected calibration error is that distance weighted by the bins' counts (Guo
     et al. 2017, equation 3).
     """
-    bin_N = np.minimum((said_N * bins).astype(int), bins - 1)
+    bin_N = np.minimum((predicted_N * bins).astype(int), bins - 1)
     rows, error = [], 0.0
-    for place in np.unique(bin_N):
-        here = bin_N == place
-        said, true = float(said_N[here].mean()), float(true_N[here].mean())
-        rows.append(dict(count=int(here.sum()), said=said, true=true))
-        error += here.mean() * abs(said - true)
+    for number in np.unique(bin_N):
+        in_bin = bin_N == number
+        predicted = float(predicted_N[in_bin].mean())
+        true = float(true_N[in_bin].mean())
+        rows.append(dict(count=int(in_bin.sum()), said=predicted, true=true))
+        error += in_bin.mean() * abs(predicted - true)
     return dict(expected_calibration_error=float(error), bins=rows)

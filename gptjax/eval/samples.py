@@ -1,4 +1,4 @@
-"""The stage `sample`: what a trained model says."""
+"""The stage `sample`: texts of a trained model."""
 
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from gptjax.infer.request import (
 from gptjax.models.settings import resolve
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.train.load_model import load_engine
+
+SAMPLING = ('temperature', 'top_k', 'top_p', 'min_p')  # fields of `sample`
 
 
 def sample(
@@ -42,18 +44,18 @@ def sample(
         )
     if not 0 <= seed < LARGEST_SEED:
         raise UserError(f'--seed={seed}: use a number from 0 to {LARGEST_SEED - 1}')
-    asked = prompts or settings.prompts
-    _check_room(config, workdir, asked)
+    all_prompts = prompts or settings.prompts
+    _check_lengths(config, workdir, all_prompts)
     with console.progress_bar('loading the model', 0):
         engine = load_engine(config, workdir, step, slots=1)
         engine.warm_up()
     texts = []
-    for number, prompt in enumerate(asked):
+    for number, prompt in enumerate(all_prompts):
         print(f'--- {prompt!r}')
         parameters = SamplingParameters(
             **sampling, max_tokens=settings.max_tokens, seed=seed + number
         )
-        text = _complete(engine, prompt, parameters)
+        text = _print_completion(engine, prompt, parameters)
         texts.append(
             dict(
                 prompt=prompt,
@@ -68,10 +70,7 @@ def sample(
     return texts
 
 
-SAMPLING = ('temperature', 'top_k', 'top_p', 'min_p')
-
-
-def _check_room(config, workdir, prompts):
+def _check_lengths(config, workdir, prompts):
     """Refuses a prompt that is too long before anything is loaded or drawn."""
     path = workdir / 'tokenizer' / 'tokenizer.model'
     if not path.exists():
@@ -84,14 +83,14 @@ def _check_room(config, workdir, prompts):
             raise ContextOverflow(tokens, context)
 
 
-def _complete(engine, prompt, parameters):
+def _print_completion(engine, prompt, parameters):
     """The prompt and its continuation, printed piece by piece."""
     tokenizer = engine.tokenizer
-    pieces = [prompt]
+    text = prompt
     print(prompt, end='', flush=True)
     tokens = [tokenizer.bos_id, *tokenizer.encode(prompt)]
     for update in engine.reply(tokens, parameters):
-        pieces.append(update.text)
+        text += update.text
         print(update.text, end='', flush=True)
     print()
-    return ''.join(pieces)
+    return text

@@ -1,10 +1,10 @@
-"""Several runs in one table: each stage beside its control, over one seed or several.
+"""Several runs in one table: each stage against its control, over one seed or several.
 
     python -m gptjax stages --workdir runs sums_sft grpo=sums_more
 
 `grpo=sums_more` compares runs/grpo with its control runs/sums_more: from the same
 start and with the same compute, so that the difference is the stage's own; the seconds
-that each was trained stand beside it. Where the runs lie in a folder a seed
+that each was trained are in the table. Where the runs lie in a folder a seed
 (runs/study/0/grpo, runs/study/1/grpo), figures are means over the seeds, and the range
 of the seeds stands in the place of an interval.
 """
@@ -17,12 +17,19 @@ from typing import NamedTuple
 
 from gptjax.core import storage
 from gptjax.core.console import UserError
-from gptjax.eval import compare, results
-from gptjax.eval.results import between, short
+from gptjax.eval.compare import compare_task, read_evaluation
+from gptjax.eval.report.tables import (
+    format_figure,
+    format_interval,
+    html_page,
+    html_table,
+    label_of,
+    text_table,
+)
 from gptjax.train.metrics import read_metrics
 
-# Of each kind of task the figures that are told; all of them are in RUN/eval.json.
-TOLD = dict(
+# The figures of each kind of task in the table; all of them are in RUN/eval.json.
+FIGURES_OF_KIND = dict(
     perplexity=('bits_per_byte',),
     dialogue=('reply_bits', 'accuracy_tokens', 'stops', 'stops_drawn'),
     verifiable=('accuracy', 'accuracy_drawn', 'pass_at_8'),
@@ -37,7 +44,7 @@ class Stage(NamedTuple):
     control: str | None
 
 
-def tell(workdir: Path, words: Sequence[str]) -> dict:
+def write_stage_table(workdir: Path, words: Sequence[str]) -> dict:
     """Writes stages.json and stages.html into a folder of runs; prints the table.
 
     Args:
@@ -50,67 +57,71 @@ def tell(workdir: Path, words: Sequence[str]) -> dict:
 
     Raises:
         UserError: no runs are named, one is not there or was not evaluated, or a
-            control was not asked the same.
+            control was evaluated on other examples.
     """
     if not words:
         raise UserError('stages: name the runs, as sums_sft grpo=sums_more')
-    stages = [_find(workdir, word) for word in words]
+    stages = [_find_stage(workdir, word) for word in words]
     by_name = {stage.name: stage for stage in stages}
     for stage in stages:
         if stage.control and stage.control not in by_name:
-            by_name[stage.control] = _find(workdir, stage.control)
-    read = {
-        folder: compare.read(str(folder))
+            by_name[stage.control] = _find_stage(workdir, stage.control)
+    evaluations = {
+        folder: read_evaluation(str(folder))
         for stage in by_name.values()
         for folder in stage.folders
     }
-    rows = [row for stage in stages for row in _rows(stage, by_name, read)]
+    rows = [row for s in stages for row in _stage_rows(s, by_name, evaluations)]
     if not rows:
-        told = ', '.join(sorted({name for names in TOLD.values() for name in names}))
+        names = sorted({name for names in FIGURES_OF_KIND.values() for name in names})
         raise UserError(
-            f'stages: none of the runs was asked for {told}: run the stage eval with '
-            '--tasks first'
+            f'stages: none of the runs was asked for {", ".join(names)}: run the stage '
+            'eval with --tasks first'
         )
-    order = {name: place for place, name in enumerate(dict.fromkeys(_keys(rows)))}
-    rows.sort(key=lambda row: order[row['task'], row['figure']])
+    figures = list(dict.fromkeys((row['task'], row['figure']) for row in rows))
+    rows.sort(key=lambda row: figures.index((row['task'], row['figure'])))
     (level, *_) = {
-        its['bootstrap']['level']
-        for found in read.values()
-        for its in _tasks(found).values()
+        result['bootstrap']['level']
+        for evaluation in evaluations.values()
+        for result in _tabulated_tasks(evaluation).values()
     }
-    found = dict(rows=rows, seeds=len(stages[0].folders), level=level)
-    storage.write_json(workdir / 'stages.json', found)
-    storage.write_text(workdir / 'stages.html', page(found))
-    print(text(found))
-    return found
+    table = dict(rows=rows, seeds=len(stages[0].folders), level=level)
+    storage.write_json(workdir / 'stages.json', table)
+    heading, *cells = _table_cells(table)
+    caption = _caption(table)
+    body = f'<h1>Stages</h1><p>{escape(caption)}.</p>{html_table(cells, heading)}'
+    storage.write_text(workdir / 'stages.html', html_page('Stages · gptjax', body))
+    print(f'{caption}\n{text_table([heading, *cells])}')
+    return table
 
 
-def _find(workdir: Path, word: str) -> Stage:
+def _find_stage(workdir: Path, word: str) -> Stage:
     name, _, control = word.partition('=')
     folders = [workdir / name]
     if not folders[0].is_dir():
-        folders = sorted(folder for folder in workdir.glob(f'*/{name}'))
+        folders = sorted(workdir.glob(f'*/{name}'))
     if not folders:
         raise UserError(f'stages: {workdir} has no run {name}, nor has a folder in it')
     return Stage(name, folders, control or None)
 
 
-def _rows(stage: Stage, by_name: dict[str, Stage], read: dict) -> list[dict]:
-    """A row for each figure of each task that the stage was asked."""
+def _stage_rows(
+    stage: Stage, by_name: dict[str, Stage], evaluations: dict[Path, dict]
+) -> list[dict]:
+    """A row for each figure of each task that the stage was evaluated on."""
     rows = []
     seconds = fmean(map(seconds_trained, stage.folders))
-    first = _tasks(read[stage.folders[0]])
-    for task, its in first.items():
-        asked = [_tasks(read[folder]).get(task) for folder in stage.folders]
-        if None in asked:
-            missing = stage.folders[asked.index(None)]
-            raise UserError(f'stages: {missing} was not asked for {task}: run eval')
-        for figure in TOLD[its['kind']]:
+    for task, first_result in _tabulated_tasks(evaluations[stage.folders[0]]).items():
+        for folder in stage.folders:
+            if task not in _tabulated_tasks(evaluations[folder]):
+                raise UserError(f'stages: {folder} was not asked for {task}: run eval')
+        results = [evaluations[folder]['tasks'][task] for folder in stage.folders]
+        for figure in FIGURES_OF_KIND[first_result['kind']]:
             row = dict(task=task, figure=figure, stage=stage.name, seconds=seconds)
-            row.update(_over_seeds([found['figures'][figure] for found in asked]))
+            row.update(_over_seeds([result['figures'][figure] for result in results]))
             if stage.control:
                 control = by_name[stage.control]
-                row.update(_against(stage, control, task, figure, read))
+                row.update(_compare(stage, control, task, figure, evaluations))
             rows.append(row)
     return rows
 
@@ -124,16 +135,12 @@ def seconds_trained(workdir: Path) -> float:
     )
 
 
-def _tasks(found: dict) -> dict:
-    """The tasks of one evaluation that the table tells of."""
-    return {name: t for name, t in found['tasks'].items() if t['kind'] in TOLD}
-
-
-def _seeds(stage: Stage) -> list[str]:
-    """The names of the folders of its seeds; of one run, that there is one."""
-    if len(stage.folders) == 1:
-        return ['one']
-    return [folder.parent.name for folder in stage.folders]
+def _tabulated_tasks(evaluation: dict) -> dict:
+    return {
+        name: result
+        for name, result in evaluation['tasks'].items()
+        if result['kind'] in FIGURES_OF_KIND
+    }
 
 
 def _over_seeds(figures: Sequence[dict]) -> dict:
@@ -149,84 +156,70 @@ def _over_seeds(figures: Sequence[dict]) -> dict:
     return dict(value=fmean(values), interval=[min(values), max(values)], values=values)
 
 
-def _against(stage: Stage, control: Stage, task: str, figure: str, read: dict) -> dict:
+def _compare(
+    stage: Stage, control: Stage, task: str, figure: str, evaluations: dict[Path, dict]
+) -> dict:
     """{control, difference, difference_interval} of a stage, seed by seed."""
-    seeds, its = (_seeds(of) for of in (stage, control))
-    if seeds != its:
+    seeds, control_seeds = (
+        [f.parent.name for f in s.folders] if len(s.folders) > 1 else ['one']
+        for s in (stage, control)
+    )
+    if seeds != control_seeds:
         raise UserError(
             f'stages: {stage.name} has the seeds {", ".join(seeds)} and its control '
-            f'{control.name} {", ".join(its)}: run what is missing'
+            f'{control.name} {", ".join(control_seeds)}: run what is missing'
         )
     differences = []
-    for ours, theirs in zip(stage.folders, control.folders, strict=True):
-        if task not in read[theirs]['tasks']:
-            raise UserError(f'stages: {theirs} was not asked for {task}: run eval')
-        names = (task, str(theirs), str(ours))
-        found = compare.differences(*names, read[theirs], read[ours])[figure]
-        differences.append(dict(value=found['difference'], interval=found['interval']))
-    over = _over_seeds(differences)
+    for folder, control_folder in zip(stage.folders, control.folders, strict=True):
+        pair = control_folder, folder
+        if task not in evaluations[control_folder]['tasks']:
+            raise UserError(
+                f'stages: {control_folder} was not asked for {task}: run eval'
+            )
+        compared = compare_task(task, *map(str, pair), *(evaluations[f] for f in pair))
+        difference = compared[figure]
+        differences.append(
+            dict(value=difference['difference'], interval=difference['interval'])
+        )
+    overall = _over_seeds(differences)
     return dict(
         control=control.name,
-        difference=over['value'],
-        difference_interval=over['interval'],
+        difference=overall['value'],
+        difference_interval=overall['interval'],
     )
 
 
-def _keys(rows):
-    return [(row['task'], row['figure']) for row in rows]
+def _caption(table: dict) -> str:
+    if table['seeds'] == 1:
+        return (
+            f'One seed; {table["level"]:.0%} bootstrap intervals over items, of '
+            'differences paired'
+        )
+    return f'Means over {table["seeds"]} seeds (the lowest … the highest of them)'
 
 
-# ---- what is shown
-
-
-def _cells(found: dict) -> list[tuple[str, ...]]:
-    """The table's rows, the heading first; what is as above is left out."""
+def _table_cells(table: dict) -> list[tuple[str, ...]]:
+    """The rows with the heading first; a cell that repeats the one above is empty."""
     rows = [('task', 'figure', 'stage', 'seconds', 'value', 'beside', 'difference')]
-    before = None
-    for row in found['rows']:
-        key = (row['task'], results.label_of(row['figure']))
-        value = f'{short(row["value"])}{between(row["interval"])}'
+    above = None
+    for row in table['rows']:
+        name = (row['task'], label_of(row['figure']))
         control = difference = ''
         if 'control' in row:
             control = row['control']
             difference = '–'
             if row['difference'] is not None:
-                interval = between(row['difference_interval'])
+                interval = format_interval(row['difference_interval'])
                 difference = f'{row["difference"]:+.3f}{interval}'
-        shown = key if key != before else ('', '')
-        seconds = f'{row["seconds"]:,.0f}'
-        rows.append((*shown, row['stage'], seconds, value, control, difference))
-        before = key
-    return rows
-
-
-def _about(found: dict) -> str:
-    if found['seeds'] == 1:
-        return (
-            f'One seed; {found["level"]:.0%} bootstrap intervals over items, of '
-            'differences paired'
+        rows.append(
+            (
+                *(name if name != above else ('', '')),
+                row['stage'],
+                f'{row["seconds"]:,.0f}',
+                format_figure(row),
+                control,
+                difference,
+            )
         )
-    return f'Means over {found["seeds"]} seeds (the lowest … the highest of them)'
-
-
-def text(found: dict) -> str:
-    """The table for the screen."""
-    return f'{_about(found)}\n{results.columns_text(_cells(found))}'
-
-
-def page(found: dict) -> str:
-    """The table as one HTML page."""
-    head, *rows = _cells(found)
-    line = lambda tag, row: (
-        '<tr>' + ''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in row) + '</tr>'
-    )
-    style = (Path(__file__).parent / 'report' / 'report.css').read_text('utf-8')
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>Stages · gptjax</title><style>\n{style}</style></head>\n<body><main>'
-        f'<h1>Stages</h1><p>{escape(_about(found))}.</p>\n<table>'
-        + line('th', head)
-        + '\n'.join(line('td', row) for row in rows)
-        + '</table>\n</main></body></html>\n'
-    )
+        above = name
+    return rows

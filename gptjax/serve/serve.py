@@ -258,7 +258,7 @@ def _load_models(options: Options, runs: dict) -> dict[str, ServedModel]:
                 guesses=options.guesses,
                 draft=None if models else options.draft,
             )
-            cost = quantization_cost.tell(
+            cost = quantization_cost.describe_cost(
                 config, folder, step, options.weights, options.cache
             )
             if cost:

@@ -82,7 +82,7 @@ def chat(config: ConfigDict, workdir: Path, **options) -> None:
         quantization = [options.get(name, 'whole') for name in ('weights', 'cache')]
         engine = load(None)
         with console.progress_bar('measuring what bytes cost', 0):
-            cost = quantization_cost.tell(config, workdir, None, *quantization)
+            cost = quantization_cost.describe_cost(config, workdir, None, *quantization)
         # As the stage `sample` draws in this run, with alternatives for /why.
         sampling = {
             name: config.sample[name] for name in SETTABLE if name in config.sample

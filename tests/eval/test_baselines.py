@@ -72,9 +72,11 @@ def test_the_second_time_is_read_back_until_something_changes(tmp_path, monkeypa
     run = make_run(tmp_path, ['aab', 'a'], ROWS)
     first = baselines.compute_baselines(run, [{'text': 'ab'}], Halves())
     calls = []
-    compress = baselines.xz_sizes
+    compress = baselines.measure_xz_sizes
     monkeypatch.setattr(
-        baselines, 'xz_sizes', lambda inputs: calls.append(1) or compress(inputs)
+        baselines,
+        'measure_xz_sizes',
+        lambda inputs: calls.append(1) or compress(inputs),
     )
     assert baselines.compute_baselines(run, [{'text': 'ab'}], Halves()) == first
     assert not calls
@@ -85,7 +87,7 @@ def test_the_second_time_is_read_back_until_something_changes(tmp_path, monkeypa
 def test_training_text_helps_to_compress():
     draw = np.random.default_rng(0)
     train = draw.integers(0, 256, 20_000, np.uint8).tobytes()
-    alone, before, after = baselines.xz_sizes(
+    alone, before, after = baselines.measure_xz_sizes(
         [train[:5000], train, train + train[:5000]]
     )
     assert after - before < 500 < 5000 < alone
@@ -99,7 +101,9 @@ def test_sizes_are_those_of_the_xz_program(tmp_path):
     path.write_bytes(text)
     packed = subprocess.run(['xz', '-9e', '-T1', '-c', path], capture_output=True)
     # releases of liblzma differ by a few bytes at most
-    assert baselines.xz_sizes([text])[0] == pytest.approx(len(packed.stdout), abs=64)
+    assert baselines.measure_xz_sizes([text])[0] == pytest.approx(
+        len(packed.stdout), abs=64
+    )
 
 
 def test_the_last_documents_of_a_long_file(tmp_path):

@@ -14,7 +14,7 @@ from tests.eval.test_results import HOW, task_of
 
 
 def write(path, tasks, tokenizer='t'):
-    results.write(path, dict(tasks=tasks, tokenizer=tokenizer))
+    results.write_results(path, dict(tasks=tasks, tokenizer=tokenizer))
     return str(path)
 
 
@@ -115,7 +115,7 @@ def test_loss_is_not_compared_between_tokenizers(tmp_path):
         )
         columns = {name: np.array(its, float) for name, its in columns.items()}
         items = [dict(id=n, prompt_sha256=n, item_sha256=n) for n in 'abc']
-        return results.result('perplexity', '', {}, columns, items, HOW, {})
+        return results.make_result('perplexity', '', {}, columns, items, HOW, {})
 
     tasks = {'perplexity': perplexity([30, 50, 10])}
     first = write(tmp_path / 'one.json', tasks)
@@ -147,7 +147,9 @@ def test_sources_are_compared_apart_too(tmp_path):
             for n in 'abc'
         ]
         return {
-            'perplexity': results.result('perplexity', '', {}, columns, items, HOW, {})
+            'perplexity': results.make_result(
+                'perplexity', '', {}, columns, items, HOW, {}
+            )
         }
 
     first = write(tmp_path / 'one.json', perplexity([30, 50, 10]))
@@ -160,12 +162,14 @@ def test_sources_are_compared_apart_too(tmp_path):
 
 def test_variety_is_compared_by_the_replies_themselves(tmp_path):
     def replies(texts):
-        columns = reply_metrics.measure(texts, [['r']] * len(texts))
+        columns = reply_metrics.measure_replies(texts, [['r']] * len(texts))
         items = [
             dict(id=str(n), prompt_sha256='', item_sha256='', reply=text)
             for n, text in enumerate(texts)
         ]
-        return {'reply': results.result('generation', '', {}, columns, items, HOW, {})}
+        return {
+            'reply': results.make_result('generation', '', {}, columns, items, HOW, {})
+        }
 
     dull = replies(['yes it is so'] * 20)
     lively = replies([f'w{n} x{n} y{n} z{n}' for n in range(20)])

@@ -13,7 +13,7 @@ from gptjax.core.console import UserError
 from gptjax.eval import evaluate as stage
 from gptjax.eval import results
 from gptjax.eval.evaluate import evaluate
-from gptjax.eval.held_out_documents import run_of_documents, some_documents
+from gptjax.eval.held_out_documents import choose_documents, find_run_of_documents
 from tests import runs
 
 
@@ -99,19 +99,19 @@ def test_some_documents_are_of_every_source_and_stay_when_others_come():
     documents = [
         dict(id=f'{source}/{n}', source=source) for source in 'ab' for n in range(50)
     ]
-    assert some_documents(documents, 0) == documents
-    chosen = some_documents(documents, 10)
+    assert choose_documents(documents, 0) == documents
+    chosen = choose_documents(documents, 10)
     assert len(chosen) == 10
     assert {document['source'] for document in chosen} == {'a', 'b'}
     assert [d for d in documents if d in chosen] == chosen
     # Fewer are some of them, and another order changes nothing.
-    assert all(d in chosen for d in some_documents(documents, 4))
-    assert sorted(some_documents(documents[::-1], 10), key=documents.index) == chosen
+    assert all(d in chosen for d in choose_documents(documents, 4))
+    assert sorted(choose_documents(documents[::-1], 10), key=documents.index) == chosen
 
 
 def test_a_missing_split_and_a_missing_checkpoint(tmp_path, config):
     with pytest.raises(UserError, match='run the stage data first'):
-        run_of_documents(config, tmp_path)
+        find_run_of_documents(config, tmp_path)
     with pytest.raises(UserError, match='run the stage pretrain first'):
         evaluate(config, tmp_path)
 
@@ -127,9 +127,11 @@ def test_what_another_call_writes_meanwhile_stays(
     before = json.loads(path.read_text())
     task = before['tasks']['perplexity']
 
-    def ours(subject, documents):
+    def ours(predictor, documents):
         found = json.loads(path.read_text())  # here the other process ends
-        results.write(path, dict(found, tasks=dict(found['tasks'], theirs=task)))
+        results.write_results(
+            path, dict(found, tasks=dict(found['tasks'], theirs=task))
+        )
         return dict(ours=task)
 
     monkeypatch.setattr(stage, 'find_task', lambda name, config: ours)
@@ -148,7 +150,9 @@ def test_figures_without_a_value_are_null(evaluated, config, tmp_path, monkeypat
         by_source=dict(one=dict(word_perplexity=math.nan)),
     )
     measured = summary, dict(bits_per_byte=dict(xz=2.5)), dict(figures={})
-    monkeypatch.setattr(stage.heldout, 'measure', lambda *_: measured)
+    monkeypatch.setattr(
+        stage.held_out_documents, 'evaluate_perplexity', lambda *_: measured
+    )
     found = evaluate(config, workdir, 'perplexity')
     read = json.loads((workdir / 'eval.json').read_text(), parse_constant=pytest.fail)
     assert read == found and read['baselines'] == measured[1]
@@ -171,14 +175,14 @@ def test_reading_a_model_shows_a_bar(config, tmp_path, monkeypatch, capsys):
     def load(*_):
         raise UserError(f'shown: {shown}')
 
-    monkeypatch.setattr(stage.progress, 'bar', bar)
+    monkeypatch.setattr(stage.console, 'progress_bar', bar)
     monkeypatch.setattr(stage, 'load', load)
     with pytest.raises(UserError, match="shown: .'reading the model'"):
         evaluate(config, tmp_path, 'perplexity')
 
     shown.clear()
     monkeypatch.setattr(stage, 'load_start_run', load)
-    monkeypatch.setattr(stage.conversations, 'write_transcripts', lambda *_: None)
+    monkeypatch.setattr(stage.dialogue_task, 'write_transcripts', lambda *_: None)
     with_start = ConfigDict(dict(config.to_dict(), start=dict(run='a', step=1)))
-    stage._ask_start(with_start, config.eval, tmp_path, None, [], {})
+    stage._add_start_as_baseline(with_start, config.eval, tmp_path, None, [], {})
     assert "shown: ['reading the model before']" in capsys.readouterr().out

@@ -49,7 +49,7 @@ FOUND = dict(
 
 
 def test_page_says_where_gold_falls_while_the_proxy_rises():
-    page = overoptimization_page.page('a & b', FOUND)
+    page = overoptimization_page.build_page('a & b', FOUND)
     assert '<title>a &amp; b' in page
     assert page.count('<svg') >= 2 and '√KL' in page
     assert 'Best of n has its most gold, 0.400, at its end, √KL 0.50.' in page
@@ -58,9 +58,9 @@ def test_page_says_where_gold_falls_while_the_proxy_rises():
         '1.00 higher and gold is 0.200.'
     ) in page
     assert 'the verifier finds right' in page
-    judged = overoptimization_page.page('a', {**FOUND, 'judge': 'runs/x < y'})
+    judged = overoptimization_page.build_page('a', {**FOUND, 'judge': 'runs/x < y'})
     assert 'what x &lt; y, another reward model, says' in judged
-    text = overoptimization_page.table(FOUND)
+    text = overoptimization_page.overoptimization_text(FOUND)
     assert '80' in text and '0.200 (0.100 to 0.300)' in text
 
 
@@ -89,19 +89,27 @@ def config_of(folder, **changes):
 def test_kl_is_the_mean_log_ratio_of_what_was_drawn(folder):
     config = init_from.inherit_config(config_of(folder), folder / 'kl')
     mesh = inference_mesh(config)
-    bench = best_of.make_bench(config)
-    prompts = [bench.prompt_format.prompt(item.messages) for item in bench.items]
-    replies = [made_up(bench.prompt_format, number) for number in range(len(prompts))]
-    drawn = rollout.build_rollout(bench.prompt_format, bench.items, prompts, replies)
-    log_ratios = overoptimization._make_log_ratios(config, bench, mesh)
+    judged_model = best_of.load_judged_model(config)
+    prompts = [
+        judged_model.prompt_format.prompt(item.messages) for item in judged_model.items
+    ]
+    replies = [
+        made_up(judged_model.prompt_format, number) for number in range(len(prompts))
+    ]
+    drawn = rollout.build_rollout(
+        judged_model.prompt_format, judged_model.items, prompts, replies
+    )
+    log_ratios = overoptimization._make_log_ratios(config, judged_model, mesh)
 
-    same = jax.tree.map(lambda x: jax.device_put(np.asarray(x)), bench.trained.params)
+    same = jax.tree.map(
+        lambda x: jax.device_put(np.asarray(x)), judged_model.trained.params
+    )
     np.testing.assert_array_equal(log_ratios(same, drawn), 0)
-    other = gpt.init_params(bench.trained.settings, jax.random.key(1))
+    other = gpt.init_params(judged_model.trained.settings, jax.random.key(1))
     expected = [
         np.sum(
             drawn.batch['weights']
-            * token_logprobs(bench.trained.settings, weights, drawn.batch)[0],
+            * token_logprobs(judged_model.trained.settings, weights, drawn.batch)[0],
             axis=1,
         )
         for weights in (other, same)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptjax.core.console import UserError
-from gptjax.eval.perplexity import evaluate_documents, pack, windows_of
+from gptjax.eval.perplexity import measure_documents, pack, summarize, windows_of
 
 
 class Letters:
@@ -24,6 +24,13 @@ def documents_of(*texts, source='mine'):
     return [{'source': source, 'text': text} for text in texts]
 
 
+def summarize_documents(score_batch, documents, tokenizer, context, *more, **options):
+    measured = measure_documents(
+        score_batch, documents, tokenizer, context, *more, **options
+    )
+    return summarize(measured, [d['source'] for d in documents], context)
+
+
 def uniform(batch):
     return np.full(batch['inputs'].shape, -math.log(8), np.float32)
 
@@ -34,7 +41,7 @@ def by_context(batch):
 
 
 def test_a_uniform_model_by_hand():
-    result = evaluate_documents(
+    result = summarize_documents(
         uniform, documents_of('abcde', 'fg'), Letters(), context=4, batch_size=2
     )
     # 6 + 3 predictions of 3 bits each, ends included, over 7 bytes and 2 words
@@ -57,7 +64,7 @@ def test_the_windows_of_the_docstring():
 
 
 def test_the_context_of_each_token_by_hand():
-    result = evaluate_documents(
+    result = summarize_documents(
         by_context, documents_of('abcdef'), Letters(), context=4, stride=2, batch_size=1
     )
     # positions 0 1 2 3, then 2 3, then 2
@@ -72,7 +79,7 @@ def test_only_the_beginning_of_a_document_reads_bos():
         seen.append(batch)
         return uniform(batch)
 
-    evaluate_documents(
+    summarize_documents(
         record, documents_of('abcdef', 'gh', 'i'), Letters(), 4, 2, batch_size=3
     )
     bos = sum((batch['inputs'] == Letters.bos_id).sum() for batch in seen)
@@ -116,10 +123,10 @@ def test_every_token_is_predicted_once_with_its_context(
 @given(texts=st.lists(st.text('abc', min_size=1, max_size=20), min_size=1, max_size=8))
 def test_packing_and_batching_change_nothing(texts):
     documents = documents_of(*texts)
-    one = evaluate_documents(by_context, documents, Letters(), 8, 4, batch_size=1)
-    many = evaluate_documents(by_context, documents, Letters(), 8, 4, batch_size=7)
+    one = summarize_documents(by_context, documents, Letters(), 8, 4, batch_size=1)
+    many = summarize_documents(by_context, documents, Letters(), 8, 4, batch_size=7)
     apart = [
-        evaluate_documents(by_context, [document], Letters(), 8, 4, batch_size=2)
+        summarize_documents(by_context, [document], Letters(), 8, 4, batch_size=2)
         for document in documents
     ]
     assert many['loss'] == pytest.approx(one['loss'], rel=1e-12)
@@ -129,13 +136,13 @@ def test_packing_and_batching_change_nothing(texts):
 
 def test_short_documents_share_rows():
     documents = documents_of(*['abc'] * 64)
-    result = evaluate_documents(uniform, documents, Letters(), 16, batch_size=4)
+    result = summarize_documents(uniform, documents, Letters(), 16, batch_size=4)
     assert result['rows'] == 16  # four documents of four inputs in each
 
 
 def test_sources_add_up():
     documents = documents_of('ab', source='one') + documents_of('cdefg', source='two')
-    result = evaluate_documents(by_context, documents, Letters(), context=4)
+    result = summarize_documents(by_context, documents, Letters(), context=4)
     parts = result['by_source']
     assert list(parts) == ['one', 'two']
     for count in ('tokens', 'bytes', 'words', 'documents'):
@@ -146,7 +153,7 @@ def test_sources_add_up():
 
 def test_a_long_sum_keeps_its_digits():
     documents = documents_of('a' * 200_000)
-    result = evaluate_documents(
+    result = summarize_documents(
         lambda batch: np.full(batch['inputs'].shape, -0.1, np.float32),
         documents,
         Letters(),
@@ -161,7 +168,7 @@ def test_words_and_bytes_are_of_the_original_text():
         def encode_batch(self, texts):
             return [list(text.encode()) for text in texts]
 
-    result = evaluate_documents(uniform, documents_of('größe  x\n'), Bytes(), 32)
+    result = summarize_documents(uniform, documents_of('größe  x\n'), Bytes(), 32)
     assert (result['bytes'], result['words']) == (11, 2)
 
 
@@ -171,4 +178,4 @@ def test_words_and_bytes_are_of_the_original_text():
 )
 def test_bad_input_is_named(texts, stride, words):
     with pytest.raises(UserError, match=words):
-        evaluate_documents(uniform, documents_of(*texts), Letters(), 4, stride)
+        summarize_documents(uniform, documents_of(*texts), Letters(), 4, stride)

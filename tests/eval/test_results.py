@@ -5,8 +5,10 @@ import json
 import numpy as np
 
 from gptjax.eval import bootstrap, results
+from gptjax.eval.bootstrap import BootstrapSettings
+from gptjax.eval.report import tables
 
-HOW = results.Bootstrap(resamples=50, level=0.9, seed=0)
+HOW = BootstrapSettings(resamples=50, level=0.9, seed=0)
 
 
 def columns_of(right):
@@ -15,15 +17,15 @@ def columns_of(right):
 
 def task_of(right, **more):
     columns = columns_of(right)
-    figures = results.figures_of(
-        columns, {'accuracy': bootstrap.mean_of('accuracy')}, HOW
+    figures = bootstrap.compute_figures(
+        columns, {'accuracy': bootstrap.mean_figure('accuracy')}, HOW
     )
     items = [
         dict(id=f'i{n}', prompt_sha256=f'p{n}', item_sha256=f's{n}')
         for n in range(len(right))
     ]
     settings = dict(seed=0)
-    return results.result(
+    return results.make_result(
         'choice', 'a test', figures, columns, items, HOW, settings, **more
     )
 
@@ -35,7 +37,7 @@ def test_a_result_has_what_a_comparison_needs():
     assert low < 0.625 < high
     assert task['bootstrap'] == dict(resamples=50, level=0.9, seed=0)
     assert task['items'][2]['statistics'] == [0.5, 1]
-    columns = results.columns_of(json.loads(results.to_text(task)))
+    columns = results.read_columns(json.loads(results.to_json(task)))
     assert {n: c.tolist() for n, c in columns.items()} == {
         n: c.tolist() for n, c in columns_of([1, 0, 0.5, 1]).items()
     }
@@ -46,7 +48,7 @@ def test_json_reads_back_and_lists_of_numbers_are_one_line(tmp_path):
     value = dict(
         a=[1, 2.5, None], b=[dict(c='ü "x"', d=[]), [3, [4]]], e={}, f=True, g=(5, 6)
     )
-    results.write(tmp_path / 'x.json', value)
+    results.write_results(tmp_path / 'x.json', value)
     text = (tmp_path / 'x.json').read_text()
     assert json.loads(text) == json.loads(json.dumps(value))
     assert '  "a": [1, 2.5, null],\n' in text and 'ü' in text
@@ -54,20 +56,20 @@ def test_json_reads_back_and_lists_of_numbers_are_one_line(tmp_path):
 
 def test_what_has_no_value_is_null():
     empty = dict(accuracy=np.zeros(2), items=np.zeros(2))
-    figures = results.figures_of(
-        empty, {'accuracy': bootstrap.mean_of('accuracy')}, HOW
+    figures = bootstrap.compute_figures(
+        empty, {'accuracy': bootstrap.mean_figure('accuracy')}, HOW
     )
     assert figures == {'accuracy': dict(value=None, interval=[None, None])}
-    assert '–' in results.table('x', {'t': dict(figures=figures)})
+    assert '–' in tables.tasks_text('x', {'t': dict(figures=figures)})
 
 
 def test_the_table_has_baselines_beside_every_figure():
     task = task_of([1, 0])
     results.add_baseline(task['figures'], 'chance', {'accuracy': dict(value=0.25)})
     task['figures']['bleu'] = dict(value=12.345, interval=[11.0, 13.0])
-    lines = results.table('a run', {'mine': task}).splitlines()
+    lines = tables.tasks_text('a run', {'mine': task}).splitlines()
     assert lines[0] == 'a run'
     assert lines[2].split()[:3] == ['mine', 'accuracy', '0.500']
     assert lines[2].endswith('0.250 chance')
     assert lines[3].split() == ['BLEU', '12.3', '(11.0', '…', '13.0)']
-    assert results.label_of('bits_per_byte/mine') == 'bits per byte, mine'
+    assert tables.label_of('bits_per_byte/mine') == 'bits per byte, mine'

@@ -70,7 +70,7 @@ def test_a_bar_until_the_first_piece_and_none_while_it_is_printed(
         warm_up=lambda: note('compiled'),
         reply=lambda *_: note('drawn', [SimpleNamespace(text='!')]),
     )
-    monkeypatch.setattr(samples.progress, 'bar', bar)
+    monkeypatch.setattr(samples.console, 'progress_bar', bar)
     monkeypatch.setattr(samples, 'load_engine', lambda *_, **__: note('read', engine))
     (record,) = sample(config, tmp_path, ['Hello'])
     assert record['text'] == 'Hello!'

@@ -8,9 +8,11 @@ import pytest
 from gptjax.core import run_dir
 from gptjax.core.console import UserError
 from gptjax.eval import evaluate as stage
-from gptjax.eval.held_out_documents import read_documents, some_documents
-from gptjax.eval.tasks import examples, run_task
+from gptjax.eval.held_out_documents import choose_documents, read_documents
+from gptjax.eval.tasks import examples
+from gptjax.eval.tasks.generation_task import evaluate_generation
 from gptjax.eval.tasks.likelihood import score_pairs
+from gptjax.eval.tasks.predictor import Predictor, open_predictor
 from gptjax.infer.request import Reply
 from tests import runs
 
@@ -84,10 +86,10 @@ def test_what_was_asked_is_in_the_result(evaluated, workdir):
     assert reply['settings']['max_tokens'] == 8 and reply['settings']['seed'] == 0
     assert reply['settings']['prompt_tokens_at_most'] == 64 - 8
     documents = read_documents(workdir / 'documents' / 'validation.jsonl')
-    documents = some_documents(documents, 12)
-    asked = examples.reply_items(documents, 200, seed=0)
+    documents = choose_documents(documents, 12)
+    asked = examples.reply_examples(documents, 200, seed=0)
     assert [i['prompt_sha256'] for i in reply['items']] == [
-        item.prompt_hash() for item in asked
+        item.identity()['prompt_sha256'] for item in asked
     ]
     assert [i['references'] for i in reply['items']] == [[*i.references] for i in asked]
     assert (
@@ -97,7 +99,7 @@ def test_what_was_asked_is_in_the_result(evaluated, workdir):
 
 
 def test_choices_are_scored_by_their_likelihood(evaluated, workdir):
-    from gptjax.eval.evaluate import make_subject, settings_of
+    from gptjax.eval.evaluate import settings_of
     from gptjax.parallel.mesh import make_mesh
     from gptjax.train.load_model import load
     from tests.helpers import mesh_of
@@ -106,12 +108,15 @@ def test_choices_are_scored_by_their_likelihood(evaluated, workdir):
     config.mesh.data = 1
     mesh = mesh_of()
     trained = load(config, workdir, mesh)
-    subject, close = make_subject(config, settings_of(config), workdir, trained, mesh)
     encode = trained.tokenizer.encode
     # The space at the prompt's end goes with the choice.
     before = [trained.tokenizer.bos_id, *encode('The sky is')]
-    (score,) = score_pairs(subject.scores, [(before, encode(' blue'))], 64, 2, 0)
-    close()
+    with open_predictor(
+        config, settings_of(config), workdir, trained, mesh
+    ) as predictor:
+        (score,) = score_pairs(
+            predictor.score_batch, [(before, encode(' blue'))], 64, 2, 0
+        )
     found = evaluated[0]['tasks']['mine']['items'][0]['logprobs'][0]
     assert found == pytest.approx(score.logprob, rel=1e-4)
     assert make_mesh(config.mesh, mesh.devices.ravel()).size == 1
@@ -154,10 +159,10 @@ class Letters:
         return bytes(token - 3 for token in tokens if token > 2).decode()
 
 
-def subject_of(complete, **fields):
+def make_predictor(complete, **fields):
     settings = stage.settings_of(runs_config())
     settings.update(fields)
-    return run_task.Subject(Letters(), 'text', 32, None, complete, settings)
+    return Predictor(Letters(), 'text', 32, None, complete, settings)
 
 
 def runs_config():
@@ -168,7 +173,7 @@ def runs_config():
 
 def asked(count):
     return [
-        examples.Item(
+        examples.Example(
             f'i{n}', f'question {n}', (f'the answer to it is {n} of {n + 7}',)
         )
         for n in range(count)
@@ -184,8 +189,8 @@ def answering(texts):
 
 def test_a_model_that_writes_the_reference_is_perfect():
     its = asked(70)
-    subject = subject_of(answering(item.references[0] for item in its))
-    figures = run_task.generate(subject, its, 'x')['figures']
+    predictor = make_predictor(answering(item.references[0] for item in its))
+    figures = evaluate_generation(predictor, its, 'x')['figures']
     for name in ('bleu', 'chrf'):
         assert figures[name]['value'] == pytest.approx(100)
     for name in ('rouge1', 'rougeLsum', 'token_f1', 'exact_match'):
@@ -199,9 +204,9 @@ def test_a_model_that_writes_the_reference_is_perfect():
 
 def test_a_model_that_writes_other_references_is_as_good_as_its_baseline():
     its = asked(70)
-    others = examples.other_references(its, seed=0)
-    subject = subject_of(answering(iter(others)))
-    figures = run_task.generate(subject, its, 'x')['figures']
+    others = examples.shuffle_references(its, seed=0)
+    predictor = make_predictor(answering(iter(others)))
+    figures = evaluate_generation(predictor, its, 'x')['figures']
     for name in ('bleu', 'chrf', 'rouge1', 'rougeLsum', 'token_f1', 'exact_match'):
         beside = figures[name]['baselines']["another item's reference"]
         assert beside == {k: figures[name][k] for k in ('value', 'interval')}
@@ -215,12 +220,12 @@ def test_prompts_seeds_and_stops_of_a_reply():
         return [Reply(' ok ', (), None, 'stop', None, None) for _ in prompts]
 
     its = [
-        examples.Item('a', 'short', ('r',), stop=('\n', 'Q:')),
-        examples.Item('b', 'x' * 60, ('r',)),
-        examples.Item('c', [dict(role='user', content='Hi')], ('r',)),
+        examples.Example('a', 'short', ('r',), stop=('\n', 'Q:')),
+        examples.Example('b', 'x' * 60, ('r',)),
+        examples.Example('c', [dict(role='user', content='Hi')], ('r',)),
     ]
-    subject = subject_of(complete, max_tokens=99, temperature=0.5, seed=4)
-    found = run_task.generate(subject, its, 'x')
+    predictor = make_predictor(complete, max_tokens=99, temperature=0.5, seed=4)
+    found = evaluate_generation(predictor, its, 'x')
     (first, how), (second, other), (third, _) = seen
     encode = Letters().encode
     assert first == [1, *encode('short')] and how.stop == ('\n', 'Q:')

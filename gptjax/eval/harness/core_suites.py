@@ -31,7 +31,8 @@ import numpy as np
 from gptjax.core import console, storage
 from gptjax.core.console import UserError
 from gptjax.eval import bootstrap, results
-from gptjax.eval.tasks.run_task import Subject, bootstrap_of
+from gptjax.eval.bootstrap import BootstrapSettings
+from gptjax.eval.tasks.predictor import Predictor
 
 
 class Task(NamedTuple):
@@ -72,17 +73,17 @@ CHATCORE = (
     Task('gsm8k', 0, 0.0),
     Task('humaneval', 0, 0.0),  # runs what the model writes
 )
-LISTS = {'core': CORE, 'chatcore': CHATCORE}
-# What a task is judged by, the first that it has.
-JUDGED_BY = (
+SUITES = {'core': CORE, 'chatcore': CHATCORE}
+# The metric of a task that counts: the first of these that it has.
+MAIN_METRICS = (
     *('acc_norm', 'acc', 'exact_match', 'exact_match,strict-match', 'em', 'contains'),
     *('pass@1,create_test', 'f1'),
 )
 PREFIX = 'lm_eval:'
 
 
-def find(name: str) -> Callable[[Subject, Sequence[dict]], dict]:
-    """A function from (subject, documents) to {name: result} of a list or a task.
+def find_harness_task(name: str) -> Callable[[Predictor, Sequence[dict]], dict]:
+    """A function from (predictor, documents) to {name: result} of a list or a task.
 
     Args:
         name: 'core', 'chatcore', or 'lm_eval:' and a task's name or YAML file, with
@@ -100,10 +101,10 @@ def find(name: str) -> Callable[[Subject, Sequence[dict]], dict]:
             '--tasks=chatcore runs the programs that the model writes (HumanEval): set '
             'HF_ALLOW_CODE_EVAL=1 in the environment to agree to that'
         )
-    if name in LISTS:
+    if name in SUITES:
         manager = _manager(name)
-        _load_data(manager, [task.name for task in LISTS[name]])
-        return partial(_run_list, name, manager)
+        _load_data(manager, [task.name for task in SUITES[name]])
+        return partial(_run_suite, name, manager)
     task, _, shots = name.removeprefix(PREFIX).partition('@')
     if shots and not shots.isdigit():
         raise UserError(f'--tasks={name}: {shots!r} shots: use a number behind the @')
@@ -115,7 +116,7 @@ def find(name: str) -> Callable[[Subject, Sequence[dict]], dict]:
             f'--tasks={name}: lm-eval has no such task: `lm-eval ls tasks` lists them'
         )
     _load_data(manager, [task])
-    return partial(_run_one, Task(task, int(shots) if shots else None), manager)
+    return partial(_run_task, Task(task, int(shots) if shots else None), manager)
 
 
 def _may_run_code() -> bool:
@@ -157,61 +158,71 @@ def _load_data(manager, names):
 # ---- running
 
 
-def _run_one(task, manager, subject, documents):
+def _run_task(task, manager, predictor, documents):
     from gptjax.eval.harness.lm_harness import HarnessModel
 
-    model = HarnessModel(subject)
-    return {_label(task): _evaluate(model, task, manager, subject)}
+    del documents
+    return {_label(task): _evaluate(HarnessModel(predictor), task, manager)}
 
 
-def _run_list(name, manager, subject, documents):
-    """Every task of a list, and the mean of what is above chance."""
+def _run_suite(name, manager, predictor, documents):
+    """Every task of a suite, and the mean of what is above chance."""
     from gptjax.eval.harness.lm_harness import HarnessModel
 
-    model = HarnessModel(subject)
-    how = bootstrap_of(subject.settings)
-    found, centred = {}, []
-    for number, task in enumerate(LISTS[name]):
-        result = _evaluate(model, task, manager, subject, chat=name == 'chatcore')
-        found[_label(task)] = result
-        judged = next(n for n in JUDGED_BY if n in result['figures'])
-        centred.append(
-            centre(results.columns_of(result), judged, task.chance, how, number)
+    del documents
+    model = HarnessModel(predictor)
+    settings = predictor.bootstrap_settings
+    task_results, values, samples = {}, [], []
+    for number, task in enumerate(SUITES[name]):
+        result = _evaluate(model, task, manager, chat=name == 'chatcore')
+        task_results[_label(task)] = result
+        metric = next(m for m in MAIN_METRICS if m in result['figures'])
+        columns = results.read_columns(result)
+        value, task_samples = subtract_chance(
+            columns, metric, task.chance, settings, number
         )
-    value = float(np.mean([value for value, _ in centred]))
-    samples = np.mean([samples for _, samples in centred], axis=0)
-    figure = results.figure_of(value, samples, how.level)
+        values.append(value)
+        samples.append(task_samples)
+    figure = bootstrap.make_figure(
+        float(np.mean(values)), np.mean(samples, axis=0), settings.level
+    )
     figure['baselines'] = {'chance': dict(value=0.0)}
     summary = dict(
         kind='list',
-        about=f'mean of (accuracy - chance) / (1 - chance) over {len(found)} tasks',
+        about='mean of (accuracy - chance) / (1 - chance) over '
+        f'{len(task_results)} tasks',
         figures={name: figure},
-        bootstrap=how._asdict(),
-        settings=dict(tasks=[list(task) for task in LISTS[name]]),
+        bootstrap=settings._asdict(),
+        settings=dict(tasks=[list(task) for task in SUITES[name]]),
     )
-    return {name: summary, **found}
+    return {name: summary, **task_results}
 
 
-def centre(columns, judged: str, chance: float, how: results.Bootstrap, number: int):
+def subtract_chance(
+    columns, metric: str, chance: float, settings: BootstrapSettings, number: int
+) -> tuple[float, np.ndarray]:
     """(value, samples) of (accuracy - chance) / (1 - chance) of one task.
 
-    Tasks are resampled apart from each other, by their `number` in the list.
+    Tasks are resampled apart from each other, by their `number` in the suite.
     """
-    values = columns[judged]
-    sums = bootstrap.resampled_sums(
-        {judged: values, 'items': columns['items']}, how.resamples, how.seed + number
+    accuracies = columns[metric]
+    sums = bootstrap.resample_sums(
+        {metric: accuracies, 'items': columns['items']},
+        settings.resamples,
+        settings.seed + number,
     )
-    centred = lambda accuracy: (accuracy - chance) / (1 - chance)
-    return centred(values.mean()), centred(sums[judged] / sums['items'])
+    above_chance = lambda accuracy: (accuracy - chance) / (1 - chance)
+    return above_chance(accuracies.mean()), above_chance(sums[metric] / sums['items'])
 
 
-def _evaluate(model, task, manager, subject, chat=False):
-    """One task by the harness; its items scored and resampled here."""
+def _evaluate(model, task, manager, chat=False):
+    """One task by the harness; its examples scored and resampled here."""
     import lm_eval
 
     logging.getLogger('lm_eval').setLevel(logging.ERROR)
-    settings, cut = subject.settings, model.cut
-    found = lm_eval.simple_evaluate(
+    predictor, cut_before = model.predictor, model.cut
+    seed = predictor.settings.seed
+    evaluation = lm_eval.simple_evaluate(
         model=model,
         tasks=[task.name],
         num_fewshot=task.shots,
@@ -220,69 +231,73 @@ def _evaluate(model, task, manager, subject, chat=False):
         fewshot_as_multiturn=chat,
         bootstrap_iters=0,
         log_samples=True,
-        random_seed=settings.seed,
-        numpy_random_seed=settings.seed,
-        fewshot_random_seed=settings.seed,
+        random_seed=seed,
+        numpy_random_seed=seed,
+        fewshot_random_seed=seed,
         confirm_run_unsafe_code=_may_run_code(),
     )
-    result = result_of(found, task, settings, subject.template if chat else None)
-    result['settings']['requests_cut_from_the_left'] = model.cut - cut
+    template = predictor.template if chat else None
+    result = make_harness_result(evaluation, task, predictor.settings, template)
+    result['settings']['requests_cut_from_the_left'] = model.cut - cut_before
     return result
 
 
-def result_of(found: dict, task: Task, settings, template: str | None) -> dict:
+def make_harness_result(
+    evaluation: dict, task: Task, settings, template: str | None
+) -> dict:
     """What `simple_evaluate` returned, as a task's result; a group's tasks as one."""
-    how = bootstrap_of(settings)
-    columns, items = {}, []
-    for name, samples in found['samples'].items():
+    columns, examples = {}, []
+    for name, samples in evaluation['samples'].items():
         by_document = {}
         for sample in samples:
             by_document.setdefault(sample['doc_id'], []).append(sample)
-        for its in by_document.values():
-            items.append(
+        for document_samples in by_document.values():
+            first = document_samples[0]
+            content = [first[k] for k in ('doc_hash', 'prompt_hash', 'target_hash')]
+            examples.append(
                 dict(
-                    id=f'{name}/{its[0]["doc_id"]}',
-                    prompt_sha256=its[0]['prompt_hash'],
-                    item_sha256=storage.fingerprint(
-                        [its[0][key] for key in ('doc_hash', 'prompt_hash')]
-                        + [its[0]['target_hash']]
-                    ),
+                    id=f'{name}/{first["doc_id"]}',
+                    prompt_sha256=first['prompt_hash'],
+                    item_sha256=storage.fingerprint(content),
                 )
             )
-            for column, number in _numbers(its, found['configs'][name]).items():
+            numbers = _numbers(document_samples, evaluation['configs'][name])
+            for column, number in numbers.items():
                 columns.setdefault(column, []).append(number)
     columns = {
         name: np.array(numbers, np.float64)
         for name, numbers in columns.items()
-        if len(numbers) == len(items)  # what every item has
+        if len(numbers) == len(examples)  # what every example has
     }
-    figures = results.figures_of(columns, figures_for(columns), how)
-    if task.chance is not None:
-        chance = dict(value=task.chance)
-    elif 'chance' in columns:
-        chance = dict(value=float(columns['chance'].mean()))
-    else:
-        chance = None
-    if chance:
-        judged = [name for name in figures if name.split(',')[0] in JUDGED_BY]
-        results.add_baseline(figures, 'chance', dict.fromkeys(judged, chance))
-    return results.result(
+    bootstrap_settings = BootstrapSettings.of(settings)
+    figures = bootstrap.compute_figures(
+        columns, figures_for(columns), bootstrap_settings
+    )
+    chance = task.chance
+    if chance is None and 'chance' in columns:
+        chance = float(columns['chance'].mean())
+    if chance is not None:
+        main_figures = [n for n in figures if n.split(',')[0] in MAIN_METRICS]
+        results.add_baseline(
+            figures, 'chance', dict.fromkeys(main_figures, dict(value=chance))
+        )
+    return results.make_result(
         'means',
-        f'{task.name} of lm-evaluation-harness {found["lm_eval_version"]}',
+        f'{task.name} of lm-evaluation-harness {evaluation["lm_eval_version"]}',
         figures,
         columns,
-        items,
-        how,
+        examples,
+        bootstrap_settings,
         dict(
             seed=settings.seed,
-            shots={name: shots for name, shots in found['n-shot'].items()},
-            versions=dict(found['versions']),
+            shots=dict(evaluation['n-shot']),
+            versions=dict(evaluation['versions']),
             template=template,
         ),
     )
 
 
-# What the harness gives as (sum of ln P, words or bytes) of an item.
+# What the harness gives as (sum of ln P, words or bytes) of an example.
 PER_UNIT = {
     'word_perplexity': np.exp,
     'byte_perplexity': np.exp,
@@ -291,14 +306,14 @@ PER_UNIT = {
 
 
 def figures_for(columns) -> dict[str, bootstrap.Figure]:
-    """The figures of kind 'means': of each column its mean over items."""
+    """The figures of kind 'means': of each column its mean over examples."""
     figures = {}
     for name in columns:
-        metric, _, part = name.partition(':')
-        if part == 'sum':
+        metric, _, suffix = name.partition(':')
+        if suffix == 'sum':
             figures[metric] = partial(_per_unit, metric)
-        elif name not in ('items', 'chance') and not part:
-            figures[name] = bootstrap.mean_of(name)
+        elif name not in ('items', 'chance') and not suffix:
+            figures[name] = bootstrap.mean_figure(name)
     return figures
 
 
@@ -308,7 +323,7 @@ def _per_unit(metric, sums):
 
 
 def _numbers(samples, config) -> dict[str, float]:
-    """The numbers of one item: each metric of each filter, and chance."""
+    """The statistics of one example: each metric of each filter, and chance."""
     numbers = dict(items=1.0)
     for sample in samples:
         filtered = '' if sample['filter'] == 'none' else f',{sample["filter"]}'

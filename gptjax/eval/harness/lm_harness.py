@@ -2,7 +2,7 @@
 
 Needs the package lm-eval, which this module imports at once:
 
-    lm_eval.simple_evaluate(model=HarnessModel(subject), tasks=['arc_easy'])
+    lm_eval.simple_evaluate(model=HarnessModel(predictor), tasks=['arc_easy'])
 
 BOS stands before every prompt exactly once, and is the prefix where a text has no
 prompt. Special tokens that a text spells are text; those of the chat template travel
@@ -17,8 +17,8 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from gptjax.core.console import UserError
-from gptjax.eval.tasks.likelihood import score_pairs, truncated
-from gptjax.eval.tasks.run_task import Subject
+from gptjax.eval.tasks.likelihood import count_truncated, score_pairs
+from gptjax.eval.tasks.predictor import Predictor
 from gptjax.infer.request import SamplingParameters
 
 FIRST_MARK = 0xFDD0  # 32 noncharacters from here
@@ -31,39 +31,39 @@ class HarnessModel(TemplateLM):
     """The three requests of the harness.
 
     Args:
-        subject: the model, as tasks see it.
+        predictor: the model, as tasks see it.
         add_bos: before prompts. False gives what the harness's own HTTP client
             gives, which sends tokens of the text alone.
         max_length: tokens that are read at once, if not the run's context.
     """
 
     def __init__(
-        self, subject: Subject, add_bos: bool = True, max_length: int | None = None
+        self, predictor: Predictor, add_bos: bool = True, max_length: int | None = None
     ):
         super().__init__()
-        self.subject = subject
-        self.max_length = max_length or subject.context
+        self.predictor = predictor
+        self.max_length = max_length or predictor.context
         self.add_bos = add_bos
         self.cut = 0  # requests so far that lost their beginning
-        names = sorted(subject.tokenizer.specials)
+        names = sorted(predictor.tokenizer.specials)
         if len(names) > LAST_MARK - FIRST_MARK + 1:
             raise ValueError(f'{len(names)} special tokens: there are 32 marks')
         self._specials = {
-            chr(FIRST_MARK + place): subject.tokenizer.specials[name]
+            chr(FIRST_MARK + place): predictor.tokenizer.specials[name]
             for place, name in enumerate(names)
         }
 
     @property
     def eot_token_id(self) -> int:
-        return self.subject.tokenizer.eos_id
+        return self.predictor.tokenizer.eos_id
 
     @property
     def prefix_token_id(self) -> int:
-        return self.subject.tokenizer.bos_id
+        return self.predictor.tokenizer.bos_id
 
     @property
     def tokenizer_name(self) -> str:
-        return f'{self.subject.tokenizer.fingerprint}-{self.subject.template}'
+        return f'{self.predictor.tokenizer.fingerprint}-{self.predictor.template}'
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs
@@ -74,7 +74,7 @@ class HarnessModel(TemplateLM):
             if part in self._specials:
                 tokens.append(self._specials[part])
             elif part:
-                tokens += self.subject.tokenizer.encode(part)
+                tokens += self.predictor.tokenizer.encode(part)
         add = self.add_bos if add_special_tokens is None else add_special_tokens
         if add and tokens[:1] != [self.prefix_token_id]:
             return [self.prefix_token_id, *tokens]
@@ -90,9 +90,8 @@ class HarnessModel(TemplateLM):
     ) -> list[tuple[float, bool]]:
         """(ln P, is it what greedy decoding writes) of continuations after contexts."""
         pairs = [(context, after) for _, context, after in requests]
-        self.cut += truncated(pairs, self.max_length)
-        scored = self._score(pairs)
-        answers = [(score.logprob, score.greedy) for score in scored]
+        self.cut += count_truncated(pairs, self.max_length)
+        answers = [(score.logprob, score.greedy) for score in self._score(pairs)]
         for (key, _, _), answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial('loglikelihood', key, answer)
         return answers
@@ -110,9 +109,8 @@ class HarnessModel(TemplateLM):
                 max_seq_len=self.max_length,
                 context_len=1,
             )
-            its = [make_disjoint_window(window) for window in windows]
-            pairs += its
-            owners += [number] * len(its)
+            pairs += map(make_disjoint_window, windows)
+            owners += [number] * (len(pairs) - len(owners))
         totals = [0.0] * len(texts)
         for number, score in zip(owners, self._score(pairs), strict=True):
             totals[number] += score.logprob
@@ -121,13 +119,12 @@ class HarnessModel(TemplateLM):
         return totals
 
     def _score(self, pairs):
-        subject = self.subject
         return score_pairs(
-            subject.scores,
+            self.predictor.score_batch,
             pairs,
             self.max_length,
-            subject.settings.batch_size,
-            subject.tokenizer.pad_id,
+            self.predictor.settings.batch_size,
+            self.predictor.tokenizer.pad_id,
         )
 
     # ---- generation
@@ -137,13 +134,13 @@ class HarnessModel(TemplateLM):
         prompts, parameters = [], []
         for request in requests:
             text, arguments = request.args
-            wanted = parameters_of(arguments, self.max_length)
-            room = self.max_length - wanted.max_tokens
+            own_parameters = parameters_of(arguments, self.max_length)
+            room = self.max_length - own_parameters.max_tokens
             tokens = self.tok_encode(text)
             self.cut += len(tokens) > room
             prompts.append(tokens[-room:])
-            parameters.append(wanted)
-        replies = [reply.text for reply in self.subject.complete(prompts, parameters)]
+            parameters.append(own_parameters)
+        replies = [reply.text for reply in self.predictor.complete(prompts, parameters)]
         for request, reply in zip(requests, replies, strict=True):
             self.cache_hook.add_partial('generate_until', request.args, reply)
         return replies
@@ -160,11 +157,11 @@ class HarnessModel(TemplateLM):
             dict(message, content=MARKS.sub('\ufffd', message['content']))
             for message in chat_history
         ]
-        tokenizer = self.subject.tokenizer
+        tokenizer = self.predictor.tokenizer
         tokens = chat_template.prompt_of(
             messages,
             tokenizer,
-            self.subject.template,
+            self.predictor.template,
             continue_last=not add_generation_prompt,
         )
         marks = {token: mark for mark, token in self._specials.items()}
@@ -187,7 +184,7 @@ def parameters_of(arguments: dict, max_length: int) -> SamplingParameters:
     arguments = dict(arguments)
     until = arguments.pop('until', None) or ()
     until = [until] if isinstance(until, str) else until
-    wanted = [
+    limits = [
         arguments.pop(name)
         for name in ('max_gen_toks', 'max_tokens', 'max_new_tokens')
         if name in arguments
@@ -201,15 +198,15 @@ def parameters_of(arguments: dict, max_length: int) -> SamplingParameters:
     }
     if arguments.pop('num_beams', 1) != 1:
         raise UserError('--tasks: a task asks for num_beams: there is no beam search')
-    known = ('stream', 'eos_token_id', 'pad_token_id')  # change nothing here
-    strange = sorted(set(arguments) - set(known))
-    if strange:
+    without_effect = ('stream', 'eos_token_id', 'pad_token_id')
+    unknown = sorted(set(arguments) - set(without_effect))
+    if unknown:
         raise UserError(
-            f'--tasks: a task asks for {", ".join(strange)}: take that out of its '
+            f'--tasks: a task asks for {", ".join(unknown)}: take that out of its '
             'generation_kwargs'
         )
     return SamplingParameters(
-        max_tokens=min(min(wanted, default=DEFAULT_MAX_TOKENS), max_length // 2),
+        max_tokens=min(min(limits, default=DEFAULT_MAX_TOKENS), max_length // 2),
         temperature=0.0 if sampling is False else temperature,
         stop=tuple(text for text in until if text),
         **fields,

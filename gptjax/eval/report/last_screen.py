@@ -1,4 +1,4 @@
-"""The last screen: what was made, how good it is, what to type next."""
+"""The lines after a report was written: its path, the figures, the next command."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from gptjax.core import run_dir, storage
 from gptjax.eval.report.provenance import stage_of
 from gptjax.eval.report.run_report import BASELINES
-from gptjax.eval.results import short
+from gptjax.eval.report.tables import format_number
 
 
 def last_screen(workdir: Path, report: Path) -> str:
@@ -19,22 +19,24 @@ def last_screen(workdir: Path, report: Path) -> str:
         lines += _replies(evaluation)
     shown = _relative(workdir)
     python = _relative(Path(sys.executable))
-    judges = (workdir / 'ratings').is_dir()  # a reward model: nobody to talk to
+    is_reward_model = (
+        workdir / 'ratings'
+    ).is_dir()  # a reward model: nobody to talk to
     results = workdir / 'results.json'
-    if not (results.exists() if judges else run_dir.has_checkpoint(workdir)):
+    if not (results.exists() if is_reward_model else run_dir.has_checkpoint(workdir)):
         environment = workdir / 'environment.json'
-        told = storage.read_json(environment) if environment.exists() else {}
-        command = f'{python} -m gptjax {stage_of(told)} --workdir {shown}'
+        environment = storage.read_json(environment) if environment.exists() else {}
+        command = f'{python} -m gptjax {stage_of(environment)} --workdir {shown}'
         return '\n'.join([*lines, '', 'Next: train the model:', '', f'  {command}'])
-    if judges:
-        sft, chosen = (_relative(workdir.parent / name) for name in ('sft', 'select'))
+    if is_reward_model:
+        sft, select = (_relative(workdir.parent / name) for name in ('sft', 'select'))
         lines += [
             '',
             'Next: open the report in a browser, and let the reward model choose among '
             f'the replies of a fine-tuned run, as {sft}:',
             '',
             f'  {python} -m gptjax select --config configs/select.py:reward={shown} '
-            f'--workdir {chosen} --config.start.run={sft} '
+            f'--workdir {select} --config.start.run={sft} '
             f'--config.task.path={sft}/dialogue',
         ]
         return '\n'.join(lines)
@@ -55,7 +57,7 @@ def _perplexity(evaluation):
     lines = [
         '',
         f'On {documents:,} documents it never saw ({text:.2f} MB), bits per byte:',
-        f'  {short(results["bits_per_byte"]):>6}  this model, step '
+        f'  {format_number(results["bits_per_byte"]):>6}  this model, step '
         f'{evaluation["checkpoint_step"]:,} '
         f'(context {results["context"]}, stride {results["stride"]})',
     ]
@@ -71,13 +73,13 @@ def _replies(evaluation):
     if not task:
         return []
     figure = task['figures']['reply_bits']
-    beside = figure['baselines'].items()
+    baselines = figure['baselines'].items()
     return [
         '',
         f'On {len(task["items"]):,} replies it never saw, bits per byte:',
-        f'  {short(figure["value"]):>6}  this model, step '
+        f'  {format_number(figure["value"]):>6}  this model, step '
         f'{evaluation["checkpoint_step"]:,}',
-        *(f'  {short(other["value"]):>6}  {label}' for label, other in beside),
+        *(f'  {format_number(b["value"]):>6}  {label}' for label, b in baselines),
     ]
 
 

@@ -3,11 +3,12 @@
 import shlex
 from html import escape
 
-from gptjax.eval.report import dialogue_table
+from gptjax.eval.report.post_training_tables import dialogue_data_section
+from gptjax.eval.report.tables import html_table
 
-BEFORE = ('data', 'tokenizer', 'prepare')  # parts of `pretrain`
-AFTERWARDS = ('eval', 'sample', 'report')
-FIRST_STAGES = ('data', 'pretrain')  # they may meet a run directory with no config
+STAGES_BEFORE = ('data', 'tokenizer', 'prepare')  # `pretrain` runs them itself
+STAGES_AFTER = ('eval', 'sample', 'report')
+FIRST_STAGES = ('data', 'pretrain')  # the run directory may have no config yet
 
 
 def sections(run: dict) -> list[str]:
@@ -27,9 +28,9 @@ def missing(what: str, stage: str) -> str:
 def _data(run):
     documents, tokenizer, prepared = run['documents'], run['tokenizer'], run['prepared']
     if not documents and run['dialogue']:
-        return dialogue_table.data(run['dialogue'])
+        return dialogue_data_section(run['dialogue'])
     if not documents and run['ratings']:
-        return ''  # rating_report.py tells of it
+        return ''  # its ratings stand further up
     if not documents:
         return '<h2>Data</h2>' + missing('There are no documents', 'data')
     parts = ['<h2>Data</h2>', _splits(documents, prepared)]
@@ -52,36 +53,34 @@ def _splits(documents, prepared):
     for split, counts in documents.get('splits', {}).items():
         tokens = '–'
         if prepared:
-            its = prepared['splits'].get(split, {}).values()
-            tokens = f'{sum(source["predicted_tokens"] for source in its):,}'
-        rows.append(
-            f'<tr><td>{escape(split)}</td><td>{counts["documents"]:,}</td>'
-            f'<td>{counts["bytes"]:,}</td><td>{tokens}</td></tr>'
-        )
-    return (
-        '<div class="wide"><table><tr><th>split</th><th>documents</th><th>bytes</th>'
-        f'<th>tokens to predict</th></tr>{"".join(rows)}</table></div>'
-    )
+            sources = prepared['splits'].get(split, {}).values()
+            tokens = f'{sum(source["predicted_tokens"] for source in sources):,}'
+        rows.append((split, f'{counts["documents"]:,}', f'{counts["bytes"]:,}', tokens))
+    return html_table(rows, ('split', 'documents', 'bytes', 'tokens to predict'))
 
 
 def _source(name, source):
     """What each cleaning step did to one source."""
     read, kept = source['read'], source['kept']
-    rows = [
-        f'<tr><td>as read</td><td></td><td></td><td></td>'
-        f'<td>{read["documents"]:,}</td></tr>'
-    ]
     left = read['documents']
+    rows = [('as read', '', '', '', f'{left:,}')]
     for step, count in source['steps'].items():
         left -= count['documents_dropped']
-        cells = (
+        numbers = (
             count['documents_changed'],
             count['documents_dropped'],
             count['characters_removed'],
             left,
         )
-        said = ''.join(f'<td>{cell:,}</td>' if cell else '<td>–</td>' for cell in cells)
-        rows.append(f'<tr><td>{escape(step.replace("_", " "))}</td>{said}</tr>')
+        cells = [f'{number:,}' if number else '–' for number in numbers]
+        rows.append((step.replace('_', ' '), *cells))
+    heading = (
+        'step',
+        'documents\nchanged',
+        'documents\ndropped',
+        'characters\nremoved',
+        'documents\nleft',
+    )
     origin = ', '.join(
         escape(str(source[field]))
         for field in ('version', 'path', 'licence')
@@ -91,25 +90,23 @@ def _source(name, source):
         f'<h3>Cleaning of {escape(name)}</h3><p class="soft">{origin}. '
         f'{kept["documents"]:,} of {read["documents"]:,} documents and '
         f'{kept["characters"]:,} of {read["characters"]:,} characters were kept.</p>'
-        '<div class="wide"><table><tr><th>step</th><th>documents<br>changed</th>'
-        '<th>documents<br>dropped</th><th>characters<br>removed</th>'
-        f'<th>documents<br>left</th></tr>{"".join(rows)}</table></div>'
+        f'{html_table(rows, heading)}'
     )
 
 
 def _config(run):
     if not run['config']:
         return '<h2>Config</h2>' + missing('There is no config.json', 'pretrain')
-    parts = ['<h2>Config</h2>']
-    alone = {}
-    for section, fields in run['config'].items():
-        if isinstance(fields, dict):
-            parts.append(_fields(section, dict(flatten(fields))))
+    top_level, sections = {}, ''
+    for name, value in run['config'].items():
+        if isinstance(value, dict):
+            table = _fields_table(dict(flatten(value)))
+            summary = f'<summary>{escape(name)}</summary>'
+            sections += f'<details>{summary}{table}</details>'
         else:
-            alone[section] = fields
-    if alone:
-        parts.insert(1, _table(alone))
-    return ''.join(parts)
+            top_level[name] = value
+    table = _fields_table(top_level) if top_level else ''
+    return f'<h2>Config</h2>{table}{sections}'
 
 
 def _environment(run):
@@ -122,7 +119,7 @@ def _environment(run):
     return (
         '<h2>Make it again</h2>'
         f'<pre>{escape(chr(10).join(commands(environment)))}</pre>'
-        '<h2>Environment</h2>' + _table(fields)
+        '<h2>Environment</h2>' + _fields_table(fields)
     )
 
 
@@ -134,7 +131,7 @@ def commands(environment: dict) -> list[str]:
     words = shlex.split(environment.get('command') or '')
     config = environment.get('config') or _flags(words, '--config')
     flags = config + _flags(words, '--workdir')
-    where = _flags(words, '--workdir') or ['--workdir', 'RUN']
+    workdir_flag = _flags(words, '--workdir') or ['--workdir', 'RUN']
     lines = []
     if environment.get('revision'):
         revision = environment['revision']
@@ -142,16 +139,16 @@ def commands(environment: dict) -> list[str]:
         if revision.endswith('+'):
             lines[-1] += '   # and changes that were not committed'
     stage = stage_of(environment)
-    others = ('report',) if stage == 'reward' else AFTERWARDS
-    calls = [(stage, flags), *((name, where) for name in others)]
-    lines += [shlex.join(['python', '-m', 'gptjax', name, *its]) for name, its in calls]
+    later_stages = ('report',) if stage == 'reward' else STAGES_AFTER
+    calls = [(stage, flags), *((name, workdir_flag) for name in later_stages)]
+    lines += [shlex.join(['python', '-m', 'gptjax', name, *f]) for name, f in calls]
     return lines
 
 
 def stage_of(environment: dict) -> str:
-    """The stage that makes the run, which `pretrain` is where that is not told."""
+    """The stage that makes the run; `pretrain` where the environment has none."""
     words = shlex.split(environment.get('command') or '')[3:]
-    others = (*BEFORE, *AFTERWARDS)
+    others = (*STAGES_BEFORE, *STAGES_AFTER)
     return words[0] if words and words[0] not in others else 'pretrain'
 
 
@@ -169,19 +166,15 @@ def flatten(fields: dict, prefix: str = '') -> list[tuple[str, object]]:
 def _flags(words, name):
     """The words of flags `name`, `name=…` and `name.field=…`."""
     kept = []
-    for place, word in enumerate(words):
+    for number, word in enumerate(words):
         if word == name:
-            kept += words[place : place + 2]
+            kept += words[number : number + 2]
         elif word.startswith((f'{name}=', f'{name}.')):
             kept.append(word)
     return kept
 
 
-def _fields(title, fields):
-    return f'<details><summary>{escape(title)}</summary>{_table(fields)}</details>'
-
-
-def _table(fields):
+def _fields_table(fields):
     rows = ''.join(
         f'<tr><td>{escape(name)}</td><td><code>{escape(_value(value))}</code></td></tr>'
         for name, value in fields.items()

@@ -1,238 +1,252 @@
-"""The task `dialogue`: replies of conversations that the model was not trained on.
+"""The task `dialogue`: replies in conversations that the model was not trained on.
 
-Of each conversation one reply that somebody gave is drawn, and asked is
+Of each conversation in RUN/dialogue's held-out split one reply that somebody gave is
+drawn. The figures are
 
-    reply_bits         bits a byte of it, given what was said before; the end of the
+    reply_bits         bits per byte of it, given what was said before; the end of the
                        turn is predicted as well, and costs bits but counts no byte
     reply_bits_open    the same without the end
     accuracy …         whether it is likelier than replies from other conversations,
-                       ends included, by the rules of choice.py
+                       ends included, by the rules of choice_task.py
     stops, stops_drawn how often the model's own reply ends by itself within
                        `eval.max_tokens`: the likeliest one, and one drawn at
                        temperature 1
 
-Every model is asked in its own template. In 'text' the end of a turn is an empty line,
-which may be one token with the last character: there `reply_bits` is the figure to
-compare, as every template pays for its end in it. What a model does not have room for
-loses its oldest turns.
+Every model is evaluated in its own template. In 'text' the end of a turn is an empty
+line, which may be one token with the last character: there `reply_bits` is the figure
+to compare, as every template pays for its end in it. What a model does not have room
+for loses its oldest turns.
 """
 
+import json
 import math
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
+from gptjax.core import storage
+from gptjax.core.console import UserError
 from gptjax.data import chat_template
+from gptjax.data.conversations import one_reply_each
 from gptjax.eval import bootstrap, results
-from gptjax.eval.tasks import choice, run_task
-from gptjax.eval.tasks.examples import Item
-from gptjax.eval.tasks.likelihood import score_pairs
-from gptjax.eval.tasks.run_task import Subject
+from gptjax.eval.tasks import choice_task
+from gptjax.eval.tasks.examples import Example, choice_examples
+from gptjax.eval.tasks.predictor import Predictor, draw_replies
 from gptjax.infer.request import SamplingParameters
 
 TEMPERATURES = dict(stops=0.0, stops_drawn=1.0)
+NUM_TRANSCRIPTS = 8  # in the report
 
 
-def per_byte(nats: str):
-    """The figure of bits per byte from the sums of a column."""
-    mean = bootstrap.mean_of(nats, 'bytes')
+def bits_per_byte(nats: str) -> bootstrap.Figure:
+    """The figure of bits per byte from the sums of a column of nats."""
+    mean = bootstrap.mean_figure(nats, 'bytes')
     return lambda sums: mean(sums) / math.log(2)
 
 
 FIGURES = dict(
-    reply_bits=per_byte('nats'),
-    reply_bits_open=per_byte('nats_open'),
-    **choice.FIGURES,
-    **{name: bootstrap.mean_of(name) for name in TEMPERATURES},
-    reply_tokens=bootstrap.mean_of('reply_tokens'),
+    reply_bits=bits_per_byte('nats'),
+    reply_bits_open=bits_per_byte('nats_open'),
+    **choice_task.FIGURES,
+    **{name: bootstrap.mean_figure(name) for name in TEMPERATURES},
+    reply_tokens=bootstrap.mean_figure('reply_tokens'),
 )
+FIGURES_BY_SOURCE = ('reply_bits', 'accuracy', 'stops')
 
 
-def measure(subject: Subject, asked: Sequence[Item]) -> dict:
-    """The result of a task of kind 'dialogue'.
+# ---- examples and transcripts
+
+
+def read_dialogue_examples(workdir: Path, settings) -> list[Example]:
+    """Examples with a reference and choices, of RUN/dialogue's held-out conversations.
+
+    Args:
+        workdir: RUN.
+        settings: the section `eval`.
+
+    Raises:
+        UserError: there are no conversations, or too few different replies.
+    """
+    path = workdir / 'dialogue' / 'validation.jsonl'
+    if not path.exists():
+        raise UserError(
+            f'--tasks=dialogue: {path} is missing: name a fine-tuned run whose '
+            'conversations are asked, as --tasks=dialogue:runs/sft'
+        )
+    with open(path, encoding='utf-8') as lines:
+        views = [json.loads(line) for line in lines]
+    replies = [
+        Example(id, prompt, references=(reply,))
+        for id, prompt, reply in one_reply_each(
+            views, settings.conversations, settings.seed
+        )
+    ]
+    choices = choice_examples(replies, settings.choices, settings.seed)
+    return [
+        with_choices._replace(references=with_reply.references)
+        for with_reply, with_choices in zip(replies, choices, strict=True)
+    ]
+
+
+def write_transcripts(
+    workdir: Path, examples: Sequence[Example], results_by_model: dict[str, dict]
+) -> None:
+    """Writes RUN/samples/dialogue.json: the first examples, which chance has ordered.
+
+    Args:
+        workdir: RUN.
+        examples: of `read_dialogue_examples`.
+        results_by_model: the task's results of these examples.
+    """
+    transcripts = [
+        dict(
+            id=example.id,
+            messages=example.prompt,
+            reference=example.references[0],
+            replies={
+                model: {key: result['items'][number][key] for key in ('reply', 'drawn')}
+                for model, result in results_by_model.items()
+            },
+        )
+        for number, example in enumerate(examples[:NUM_TRANSCRIPTS])
+    ]
+    storage.write_json(workdir / 'samples' / 'dialogue.json', transcripts)
+
+
+# ---- the evaluation
+
+
+def evaluate_dialogue(predictor: Predictor, examples: Sequence[Example]) -> dict:
+    """The task's result, of kind 'dialogue'.
 
     Baselines: chance, the same without the prompt, and the people's own replies.
     """
-    how = run_task.bootstrap_of(subject.settings)
-    columns, without = _likelihoods(subject, asked)
-    replies = {name: _replies(subject, asked, t) for name, t in TEMPERATURES.items()}
-    for name, its in replies.items():
-        columns[name] = np.array([r.finish == 'stop' for r in its], np.float64)
+    compute_figures = partial(
+        bootstrap.compute_figures, settings=predictor.bootstrap_settings
+    )
+    prompts = [encode_messages(predictor, example.prompt) for example in examples]
+    columns, nats_without_prompt = _score_replies(predictor, examples, prompts)
+    replies = {
+        name: draw_replies(
+            predictor,
+            examples,
+            prompts,
+            SamplingParameters(
+                max_tokens=predictor.max_reply_tokens, temperature=temperature
+            ),
+        )
+        for name, temperature in TEMPERATURES.items()
+    }
+    for name, drawn in replies.items():
+        columns[name] = np.array([r.finish == 'stop' for r in drawn], np.float64)
     columns['reply_tokens'] = np.array(
         [len(reply.tokens) for reply in replies['stops']], np.float64
     )
-    figures = _figures(columns, without, how, asked, subject)
-    sources = np.array([item.id.split('/')[0] for item in asked])
+
+    figures = compute_figures(columns, FIGURES)
+    without_prompt = {
+        **compute_figures(
+            dict(columns, nats=nats_without_prompt),
+            dict(reply_bits=FIGURES['reply_bits']),
+        ),
+        **compute_figures(columns, choice_task.FIGURES_WITHOUT_PROMPT),
+    }
+    results.add_baseline(figures, 'without the prompt', without_prompt)
+    results.add_baseline(figures, 'chance', choice_task.chance_figures(columns))
+    lengths = np.array(
+        [len(_encode_reply(predictor, example.references[0])) for example in examples]
+    )
+    people = dict(
+        stops=dict(value=float((lengths <= predictor.max_reply_tokens).mean())),
+        reply_tokens=dict(value=float(lengths.mean())),
+    )
+    results.add_baseline(figures, 'the people', people)
+    sources = np.array([example.id.split('/')[0] for example in examples])
     if len(set(sources)) > 1:
         for source in dict.fromkeys(sources):
             chosen = {n: column[sources == source] for n, column in columns.items()}
-            its = results.figures_of(chosen, FIGURES, how)
-            figures.update({f'{name}/{source}': its[name] for name in BY_SOURCE})
-    return results.result(
+            for name, figure in compute_figures(chosen, FIGURES).items():
+                if name in FIGURES_BY_SOURCE:
+                    figures[f'{name}/{source}'] = figure
+
+    return results.make_result(
         'dialogue',
         'replies of held-out conversations; intervals over conversations',
         figures,
         columns,
         [
             dict(
-                id=item.id,
+                example.identity(),
                 source=str(source),
-                prompt_sha256=item.prompt_hash(),
-                item_sha256=item.content_hash(),
                 reply=greedy.text.strip(),
                 drawn=drawn.text.strip(),
             )
-            for item, source, greedy, drawn in zip(
-                asked, sources, *replies.values(), strict=True
+            for example, source, greedy, drawn in zip(
+                examples, sources, *replies.values(), strict=True
             )
         ],
-        how,
+        predictor.bootstrap_settings,
         dict(
-            seed=subject.settings.seed,
-            template=subject.template,
-            max_tokens=_limit(subject),
-            choices=subject.settings.choices,
-            prompt_tokens_at_most=_room(subject),
+            seed=predictor.settings.seed,
+            template=predictor.template,
+            max_tokens=predictor.max_reply_tokens,
+            choices=predictor.settings.choices,
+            prompt_tokens_at_most=predictor.max_prompt_tokens,
         ),
     )
 
 
-BY_SOURCE = ('reply_bits', 'accuracy', 'stops')
-
-
-def beside(found: dict, label: str, other: dict) -> None:
-    """Puts the figures of another model's result beside those of this one."""
-    values = {
-        name: dict(value=figure['value'], interval=figure['interval'])
-        for name, figure in other['figures'].items()
-    }
-    results.add_baseline(found['figures'], label, values)
-
-
-# ---- likelihood
-
-
-def _likelihoods(subject, asked) -> tuple[dict, dict]:
-    """Statistics of each item, and some of the same without the prompt."""
-    tokenizer, template = subject.tokenizer, subject.template
+def _score_replies(predictor, examples, prompts) -> tuple[dict, np.ndarray]:
+    """Statistics of each example's reply; and its nats without the prompt, (N,)."""
+    tokenizer, template = predictor.tokenizer, predictor.template
     # What stands before a reply to nothing: BOS, and the assistant's opening.
-    (nothing,) = chat_template.encode_turns([_EMPTY], tokenizer, template)
-    blind = [tokenizer.bos_id, *nothing.opening]
-    given, unknown, unended = [], [], []
-    for item in asked:
-        before = prompt_tokens(subject, item.prompt)
-        for text in item.choices:
-            after = _reply_tokens(subject, text)
-            given.append((before, after))
-            unknown.append((blind, after))
-        reply = _reply_tokens(subject, item.references[0], unfinished=True)
-        unended.append((before, reply))
-    scored = score_pairs(
-        subject.scores,
-        [*given, *unknown, *unended],
-        subject.context,
-        subject.settings.batch_size,
-        tokenizer.pad_id,
+    empty = dict(role='assistant', content='')
+    (empty_turn,) = chat_template.encode_turns([empty], tokenizer, template)
+    choice_pairs, unended_pairs = [], []
+    for example, prompt in zip(examples, prompts, strict=True):
+        for choice in example.choices:
+            choice_pairs.append((prompt, _encode_reply(predictor, choice)))
+        reply = _encode_reply(predictor, example.references[0], unfinished=True)
+        unended_pairs.append((prompt, reply))
+    scored, unended_logprobs = choice_task.score_choices(
+        predictor,
+        examples,
+        choice_pairs,
+        [tokenizer.bos_id, *empty_turn.opening],
+        unended_pairs,
     )
-    logprobs = iter([score.logprob for score in scored])
-    lengths = [len(after) for _, after in given]
-    with_prompt = [next(logprobs) for _ in given]
-    without_prompt = [next(logprobs) for _ in unknown]
-    measured, first = [], 0
-    for item in asked:
-        its = slice(first, first + len(item.choices))
-        first = its.stop
-        measured.append(
-            choice.Choices(
-                logprobs=with_prompt[its],
-                without_prompt=without_prompt[its],
-                tokens=lengths[its],
-                num_bytes=[len(text.encode()) for text in item.choices],
-                right=item.answer,
-            )
-        )
-    column = partial(np.array, dtype=np.float64)
     columns = dict(
-        choice.measure(measured),
-        bytes=column([its.num_bytes[its.right] for its in measured]),
-        nats=column([-its.logprobs[its.right] for its in measured]),
-        nats_open=column([-next(logprobs) for _ in unended]),
+        choice_task.choice_columns(scored),
+        bytes=np.array([c.num_bytes[c.right] for c in scored], np.float64),
+        nats=-np.array([c.logprobs[c.right] for c in scored], np.float64),
+        nats_open=-np.array(unended_logprobs, np.float64),
     )
-    blind_nats = column([-its.without_prompt[its.right] for its in measured])
-    return columns, dict(columns, nats=blind_nats)
+    return columns, -np.array([c.without_prompt[c.right] for c in scored], np.float64)
 
 
-_EMPTY = dict(role='assistant', content='')
-
-
-def prompt_tokens(subject: Subject, messages: Sequence[dict]) -> list[int]:
+def encode_messages(predictor: Predictor, messages: Sequence[dict]) -> list[int]:
     """The prompt in the model's template, without its oldest turns if need be.
 
     What a system message says stays. Where the last turn alone is too long, its
     beginning goes, and BOS with it.
     """
-    room = _room(subject)
-    head = [m for m in messages[:1] if m['role'] == 'system']
-    rest = list(messages[len(head) :])
+    room = predictor.max_prompt_tokens
+    system = [m for m in messages[:1] if m['role'] == 'system']
+    turns = list(messages[len(system) :])
     while True:
         tokens = chat_template.prompt_of(
-            [*head, *rest], subject.tokenizer, subject.template
+            [*system, *turns], predictor.tokenizer, predictor.template
         )
-        if len(tokens) <= room or len(rest) == 1:
+        if len(tokens) <= room or len(turns) == 1:
             return tokens[-room:]
-        rest = rest[1:]
+        turns = turns[1:]
 
 
-def _room(subject) -> int:
-    return subject.context - _limit(subject)
-
-
-def _limit(subject) -> int:
-    """Tokens that a reply may have."""
-    return min(subject.settings.max_tokens, subject.context // 2)
-
-
-def _reply_tokens(subject, text, unfinished=False) -> list[int]:
+def _encode_reply(predictor, text, unfinished=False) -> list[int]:
     message = dict(role='assistant', content=text)
     (turn,) = chat_template.encode_turns(
-        [message], subject.tokenizer, subject.template, unfinished
+        [message], predictor.tokenizer, predictor.template, unfinished
     )
     return turn.said
-
-
-# ---- replies
-
-
-def _replies(subject, asked, temperature) -> list:
-    """What the model says to every prompt, each drawn by its own seed."""
-    parameters = SamplingParameters(max_tokens=_limit(subject), temperature=temperature)
-    prompts = [prompt_tokens(subject, item.prompt) for item in asked]
-    return run_task.replies_of(subject, asked, prompts, parameters)
-
-
-# ---- figures
-
-
-def _figures(columns, without, how, asked, subject) -> dict:
-    figures = results.figures_of(columns, FIGURES, how)
-    blind = dict(reply_bits=FIGURES['reply_bits'])
-    results.add_baseline(
-        figures,
-        'without the prompt',
-        {
-            **results.figures_of(without, blind, how),
-            **results.figures_of(columns, choice.BLIND, how),
-        },
-    )
-    chance = dict(value=float(columns['chance'].mean()))
-    results.add_baseline(figures, 'chance', dict.fromkeys(choice.RULES, chance))
-    lengths = np.array([len(_reply_tokens(subject, i.references[0])) for i in asked])
-    people = dict(
-        stops=float((lengths <= _limit(subject)).mean()),
-        reply_tokens=float(lengths.mean()),
-    )
-    results.add_baseline(
-        figures, 'the people', {name: dict(value=v) for name, v in people.items()}
-    )
-    return figures

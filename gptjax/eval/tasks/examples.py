@@ -28,13 +28,13 @@ TURN_END = '\n\n'  # between the turns of a conversation, see gptjax/data/conver
 ROLES = ('system', 'user', 'assistant')
 
 
-class Item(NamedTuple):
+class Example(NamedTuple):
     """One question.
 
     prompt: a text, or messages (dicts of `role` and `content`).
     references: right answers; of a generation.
-    choices, answer: the answers to choose from and the place of the right one.
-    stop: a reply ends before the first of these; None: where the template says.
+    choices, answer: the answers to choose from and the number of the right one.
+    stop: a reply ends before the first of these; None: where the template ends it.
     """
 
     id: str
@@ -44,23 +44,23 @@ class Item(NamedTuple):
     answer: int = 0
     stop: tuple[str, ...] | None = None
 
-    def prompt_hash(self) -> str:
-        """SHA-256 of the prompt, hexadecimal."""
-        return storage.fingerprint(self.prompt)
-
-    def content_hash(self) -> str:
-        """SHA-256 of everything that decides its score, hexadecimal."""
-        return storage.fingerprint(list(self[1:]))
+    def identity(self) -> dict[str, str]:
+        """Its id, and SHA-256 of its prompt and of all that decides its score."""
+        return dict(
+            id=self.id,
+            prompt_sha256=storage.fingerprint(self.prompt),
+            item_sha256=storage.fingerprint(list(self[1:])),
+        )
 
 
 # ---- from conversations
 
 
-def reply_items(documents: Sequence[dict], count: int, seed: int) -> list[Item]:
-    """One item of each of `count` conversations: what does a person say next?
+def reply_examples(documents: Sequence[dict], count: int, seed: int) -> list[Example]:
+    """One example of each of `count` conversations: what does a person say next?
 
     The conversation is cut after a turn of whoever spoke first, drawn by (seed, its
-    id), so an item does not depend on the other documents. Which ones are taken is
+    id), so an example does not depend on the other documents. Which ones are taken is
     drawn the same way; 0: all.
 
     Args:
@@ -69,7 +69,7 @@ def reply_items(documents: Sequence[dict], count: int, seed: int) -> list[Item]:
     Raises:
         UserError: there is no document of two turns.
     """
-    items = []
+    examples = []
     for document in sorted(documents, key=lambda d: hash_integer(seed, d['id'])):
         turns = [turn for turn in document['text'].split(TURN_END) if turn.strip()]
         if len(turns) < 2:
@@ -77,99 +77,106 @@ def reply_items(documents: Sequence[dict], count: int, seed: int) -> list[Item]:
         cuts = range(1, len(turns), 2)
         cut = cuts[hash_integer(seed, 'cut', document['id']) % len(cuts)]
         prompt = [
-            dict(role=ROLES[1 + place % 2], content=turn)
-            for place, turn in enumerate(turns[:cut])
+            dict(role=ROLES[1 + number % 2], content=turn)
+            for number, turn in enumerate(turns[:cut])
         ]
-        items.append(Item(document['id'], prompt, references=(turns[cut],)))
-        if len(items) == count:
+        examples.append(Example(document['id'], prompt, references=(turns[cut],)))
+        if len(examples) == count:
             break
-    if not items:
+    if not examples:
         raise UserError(
             'the validation split has no text of two turns (parts between empty '
             'lines): use --tasks=perplexity, or a file of your own'
         )
-    return items
+    return examples
 
 
-def choice_items(replies: Sequence[Item], num_choices: int, seed: int) -> list[Item]:
+def choice_examples(
+    reply_examples: Sequence[Example], num_choices: int, seed: int
+) -> list[Example]:
     """The same prompts, the true reply among true replies of other conversations.
 
     Raises:
         UserError: there are too few different replies.
     """
-    items = []
-    for item in replies:
-        (truth,) = item.references
-        others = sorted({r.references[0] for r in replies} - {truth})
+    replies = {example.references[0] for example in reply_examples}
+    examples = []
+    for example in reply_examples:
+        (truth,) = example.references
+        others = sorted(replies - {truth})
         if len(others) < num_choices - 1:
             raise UserError(
-                f'eval.choices={num_choices}: there are {len(others) + 1} different '
+                f'eval.choices={num_choices}: there are {len(replies)} different '
                 f'replies: use a smaller number, or more eval.conversations'
             )
-        random = np.random.default_rng([seed, hash_integer(seed, 'choices', item.id)])
+        random = np.random.default_rng(
+            [seed, hash_integer(seed, 'choices', example.id)]
+        )
         drawn = random.choice(len(others), num_choices - 1, replace=False)
         answer = int(random.integers(num_choices))
-        choices = [others[place] for place in drawn]
+        choices = [others[number] for number in drawn]
         choices.insert(answer, truth)
-        items.append(item._replace(references=(), choices=(*choices,), answer=answer))
-    return items
+        examples.append(
+            example._replace(references=(), choices=(*choices,), answer=answer)
+        )
+    return examples
 
 
-def other_references(items: Sequence[Item], seed: int) -> list[str]:
-    """For each item a reference of another one, drawn: what knowing nothing gives."""
-    if len(items) == 1:
+def shuffle_references(examples: Sequence[Example], seed: int) -> list[str]:
+    """For each example a reference of another: what knowing nothing gives."""
+    if len(examples) == 1:
         return ['']
     random = np.random.default_rng(seed)
-    order = random.permutation(len(items))
-    others = [''] * len(items)
-    for here, there in zip(order, np.roll(order, 1), strict=True):
-        others[here] = items[there].references[0]
-    return others
+    order = random.permutation(len(examples))
+    shuffled = [''] * len(examples)
+    for target, source in zip(order, np.roll(order, 1), strict=True):
+        shuffled[target] = examples[source].references[0]
+    return shuffled
 
 
 # ---- from a file
 
 
-def read_items(path: Path) -> list[Item]:
-    """The items of a JSON Lines file, all of one form.
+def read_example_file(path: Path) -> list[Example]:
+    """The examples of a JSON Lines file, all of one form.
 
     Raises:
         UserError: the file or a line of it makes no sense, by its number.
     """
-    items, forms, seen = [], {}, {}
+    examples, forms, seen = [], {}, {}
     file = File(str(path), path.name)
     for number, where, value in read_json_lines(file, '--tasks', '{"prompt": …}'):
         try:
-            item = _item(value, f'{path.name}:{number}')
+            example = _parse_example(value, f'{path.name}:{number}')
         except ValueError as error:
             raise UserError(f'{where}: {error}') from error
-        forms.setdefault('choices' if item.choices else 'references', number)
+        forms.setdefault('choices' if example.choices else 'references', number)
         if len(forms) > 1:
             raise UserError(
                 f'{where}: has {[*forms][1]!r}, and line '
                 f'{[*forms.values()][0]} has {[*forms][0]!r}: use one form in a file'
             )
-        if item.id in seen:
+        if example.id in seen:
             raise UserError(
-                f'{where}: the id {item.id!r} is that of line '
-                f'{seen[item.id]} too: give each its own, or none'
+                f'{where}: the id {example.id!r} is that '
+                f'of line {seen[example.id]} too: give each its own, or none'
             )
-        seen[item.id] = number
-        items.append(item)
-    if not items:
-        raise UserError(f'--tasks={path}: the file is empty: give a line an item')
-    return items
+        seen[example.id] = number
+        examples.append(example)
+    if not examples:
+        raise UserError(f'--tasks={path}: the file is empty: write one example a line')
+    return examples
 
 
-def _item(value: dict, name: str) -> Item:
+def _parse_example(value: dict, name: str) -> Example:
     """One line; ValueError with what is wrong and how to mend it."""
     if 'prompt' not in value:
         raise ValueError('has no "prompt": add one')
-    prompt = _prompt(value['prompt'])
+    prompt = _checked_prompt(value['prompt'])
     stop = value.get('stop')
-    if stop is not None and not _texts(stop):
+    if stop is not None and not _are_texts(stop):
         raise ValueError('"stop" is no list of texts: use ["\\n"]')
-    fixed = dict(
+    common = dict(
         id=str(value.get('id', name)),
         prompt=prompt,
         stop=None if stop is None else tuple(stop),
@@ -177,33 +184,31 @@ def _item(value: dict, name: str) -> Item:
     if ('references' in value) == ('choices' in value):
         raise ValueError('needs either "references" or "choices" and "answer"')
     if 'references' in value:
-        if not _texts(value['references']):
+        if not _are_texts(value['references']):
             raise ValueError('"references" is no list of texts: use ["…"]')
-        return Item(**fixed, references=tuple(value['references']))
+        return Example(**common, references=tuple(value['references']))
     choices, answer = value['choices'], value.get('answer')
-    if not _texts(choices) or len(choices) < 2:
+    if not _are_texts(choices) or len(choices) < 2:
         raise ValueError('"choices" is no list of two texts or more')
     if type(answer) is not int or not 0 <= answer < len(choices):
         raise ValueError(
             f'"answer" is {json.dumps(answer)}: use the place of the right choice, '
             f'0 to {len(choices) - 1}'
         )
-    return Item(**fixed, choices=tuple(choices), answer=answer)
+    return Example(**common, choices=tuple(choices), answer=answer)
 
 
-def _prompt(prompt):
+def _checked_prompt(prompt):
     if isinstance(prompt, str):
         return prompt
-    fine = isinstance(prompt, list) and prompt
-    for message in prompt if fine else ():
-        fine = (
-            fine
-            and isinstance(message, dict)
-            and set(message) == {'role', 'content'}
-            and message['role'] in ROLES
-            and isinstance(message['content'], str)
-        )
-    if not fine:
+    messages = prompt if isinstance(prompt, list) else []
+    if not messages or not all(
+        isinstance(message, dict)
+        and set(message) == {'role', 'content'}
+        and message['role'] in ROLES
+        and isinstance(message['content'], str)
+        for message in messages
+    ):
         raise ValueError(
             '"prompt" is neither a text nor a list of messages: use {"role": "user", '
             f'"content": "…"}}, roles {", ".join(ROLES)}'
@@ -211,11 +216,10 @@ def _prompt(prompt):
     return prompt
 
 
-def _texts(value) -> bool:
+def _are_texts(value) -> bool:
     """Whether it is a list of strings, and not empty."""
     return (
         isinstance(value, list)
         and bool(value)
-        and all(isinstance(text, str) for text in value)
-        and all(value)
+        and all(isinstance(text, str) and text for text in value)
     )

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.core import console
-from gptjax.eval.perplexity import batches_of, pack
+from gptjax.eval.perplexity import add_scores, pack, score_rows
 from gptjax.kernels.cross_entropy import number_of_chunks, strided_chunks
 from gptjax.models import gpt
 from gptjax.parallel.sharding import put_on_mesh
@@ -34,58 +34,56 @@ class Scored(NamedTuple):
     greedy: bool
 
 
-def token_scores(trained, mesh):
+def make_score_batch(trained, mesh) -> Callable[[dict], tuple]:
     """A function from a batch to (ln P of its targets, are they the likeliest).
 
     (B, T) float32 and (B, T) bool, of a batch as training has it.
     """
 
-    def scores(batch):
+    def score_batch(batch):
         batch = put_on_mesh(batch, mesh)
         with jax.set_mesh(mesh):
             return batch_scores(trained.settings, trained.params, batch)
 
-    return scores
+    return score_batch
 
 
 @partial(jax.jit, static_argnums=(0, 3))
 def batch_scores(settings, params, batch, chunk=LOGIT_TOKENS):
-    """The scores of `token_scores`, `chunk` tokens of logits alive at a time."""
+    """What `make_score_batch` returns, `chunk` tokens of logits alive at a time."""
     model = gpt.bind(settings, params)
     hidden = model.hidden(batch['inputs'], batch['segments'], batch['positions'])
     targets = batch['targets'].reshape(hidden.shape[:-1])
 
-    def of_tokens(part):
-        hidden, targets = part
+    def score_chunk(chunk):
+        hidden, targets = chunk
         logits = model.logits(hidden)
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         likeliest = chosen >= jnp.max(logits, axis=-1)
         return chosen - jax.nn.logsumexp(logits, axis=-1), likeliest
 
     axis, chunks = targets.ndim - 1, number_of_chunks(targets.shape, chunk)
-    parts = [strided_chunks(x, axis, chunks) for x in (hidden, targets)]
-    found = jax.lax.map(of_tokens, parts)
-    return tuple(jnp.moveaxis(x, 0, -1).reshape(batch['targets'].shape) for x in found)
+    chunked = [strided_chunks(x, axis, chunks) for x in (hidden, targets)]
+    scores = jax.lax.map(score_chunk, chunked)
+    return tuple(jnp.moveaxis(x, 0, -1).reshape(batch['targets'].shape) for x in scores)
 
 
 def score_pairs(
-    scores: Callable[[dict], tuple],
+    score_batch: Callable[[dict], tuple],
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     context: int,
     batch_size: int,
     pad_id: int,
-    label: str = 'scoring',
 ) -> list[Scored]:
     """Every `after`'s likelihood given its `before`, in order.
 
     Args:
-        scores: as `token_scores` makes it.
+        score_batch: as `make_score_batch` makes it.
         pairs: (before, after) token ids; before has at least one (as a rule BOS). An
             empty after has probability 1.
         context: tokens that the model reads at once.
         batch_size: rows in a batch.
         pad_id: fills rows.
-        label: of the progress bar.
     """
     streams = [np.array([*before, *after], np.int32) for before, after in pairs]
     windows = [
@@ -93,23 +91,21 @@ def score_pairs(
         for number, (before, after) in enumerate(pairs)
         for window in _windows(len(before), len(after), context)
     ]
-    logprobs = np.zeros(len(pairs))
-    misses = np.zeros(len(pairs))
     rows = pack(windows, context)
-    with console.progress_bar(label, len(rows), 'rows') as advance:
-        pending, left = None, len(rows)
-        for batch, owners in batches_of(streams, rows, context, batch_size, pad_id):
-            pending, settled = (scores(batch), owners), pending
-            _settle(logprobs, misses, settled)
-            advance(min(batch_size, left))
-            left -= batch_size
-        _settle(logprobs, misses, pending)
+    logprobs, misses = np.zeros(len(pairs)), np.zeros(len(pairs))
+    with console.progress_bar('scoring', len(rows), 'rows') as advance:
+        for (batch_logprobs, likeliest), owners, num_rows in score_rows(
+            score_batch, streams, rows, context, batch_size, pad_id
+        ):
+            add_scores(logprobs, batch_logprobs, owners)
+            add_scores(misses, ~np.asarray(likeliest), owners)
+            advance(num_rows)
     return [
         Scored(float(p), not missed) for p, missed in zip(logprobs, misses, strict=True)
     ]
 
 
-def truncated(pairs: Iterable[tuple[Sequence, Sequence]], context: int) -> int:
+def count_truncated(pairs: Iterable[tuple[Sequence, Sequence]], context: int) -> int:
     """How many pairs are longer than the context, and so lose their beginning."""
     return sum(len(before) + len(after) - 1 > context for before, after in pairs)
 
@@ -126,15 +122,3 @@ def _windows(before: int, after: int, context: int):
         windows.append((max(0, end - context), scored, end))
         scored = end
     return windows
-
-
-def _settle(logprobs, misses, settled):
-    """Adds a batch's scored targets to their pairs, in float64."""
-    if settled is None:
-        return
-    (batch_logprobs, likeliest), owners = settled
-    scored = owners >= 0
-    size = len(logprobs)
-    its = owners[scored]
-    logprobs += np.bincount(its, np.asarray(batch_logprobs)[scored], minlength=size)
-    misses += np.bincount(its, ~np.asarray(likeliest)[scored], minlength=size)

@@ -30,7 +30,7 @@ REPETITION_ORDER = 4
 ROUGE = ('rouge1', 'rouge2', 'rougeL', 'rougeLsum')
 
 
-def measure(
+def measure_replies(
     answers: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, np.ndarray]:
     """Statistics of every answer, (N,) float64 by name: what `FIGURES` are made of.
@@ -56,18 +56,18 @@ def signatures(references: Sequence[Sequence[str]]) -> dict[str, str]:
     from sacrebleu import metrics
 
     most = max(map(len, references))
-    # The signature tells the number of references; None: this item has fewer.
+    # The signature has the number of references; None: this example has fewer.
     streams = [
-        ['a' if n < len(its) else None for its in references] for n in range(most)
+        ['a' if n < len(own) else None for own in references] for n in range(most)
     ]
-    signed = {}
+    by_sacrebleu = {}
     for name, metric in (('bleu', metrics.BLEU()), ('chrf', metrics.CHRF())):
         metric.corpus_score(['a'] * len(references), streams)
-        signed[name] = str(metric.get_signature())
+        by_sacrebleu[name] = str(metric.get_signature())
     words = 'words:lower-case, no punctuation, no a/an/the|multi:best'
     version = metadata.version('rouge-score')
     return dict(
-        **signed,
+        **by_sacrebleu,
         rouge=f'rouge-score:{version}|stemmer:no|F1|multi:best|Lsum:sentencex-en',
         token_f1=words,
         exact_match=words,
@@ -85,8 +85,8 @@ def _bleu_statistics(answers, references):
 
     metric = BLEU()
     rows = []
-    for answer, its in zip(answers, references, strict=True):
-        score = metric.corpus_score([answer], [[reference] for reference in its])
+    for answer, own in zip(answers, references, strict=True):
+        score = metric.corpus_score([answer], [[reference] for reference in own])
         rows.append([*score.counts, *score.totals, score.sys_len, score.ref_len])
     table = np.array(rows, np.float64).reshape(len(rows), 2 * BLEU_ORDER + 2)
     return dict(zip(BLEU_COLUMNS, table.T, strict=True))
@@ -122,9 +122,9 @@ def bleu(sums) -> np.ndarray:
 
 def _chrf_statistics(answers, references):
     rows = []
-    for answer, its in zip(answers, references, strict=True):
-        found = [_chrf_counts(answer, reference) for reference in its]
-        rows.append(max(found, key=lambda row: float(_chrf(row))))
+    for answer, own in zip(answers, references, strict=True):
+        counts = [_chrf_counts(answer, reference) for reference in own]
+        rows.append(max(counts, key=lambda row: float(_chrf(row))))
     table = np.array(rows, np.float64).reshape(len(rows), 3 * CHRF_ORDER)
     return dict(zip(CHRF_COLUMNS, table.T, strict=True))
 
@@ -178,11 +178,11 @@ def _rouge_statistics(answers, references):
     from rouge_score import rouge_scorer
 
     scorer = rouge_scorer.RougeScorer(ROUGE, use_stemmer=False)
-    found = [
-        scorer.score_multi([sentences(reference) for reference in its], sentences(text))
-        for text, its in zip(answers, references, strict=True)
+    scores = [
+        scorer.score_multi([sentences(reference) for reference in own], sentences(text))
+        for text, own in zip(answers, references, strict=True)
     ]
-    return {n: np.array([f[n].fmeasure for f in found], np.float64) for n in ROUGE}
+    return {n: np.array([s[n].fmeasure for s in scores], np.float64) for n in ROUGE}
 
 
 def sentences(text: str) -> str:
@@ -220,7 +220,7 @@ def exact_match(answer: str, reference: str) -> float:
 
 def _best(score, answers, references):
     pairs = zip(answers, references, strict=True)
-    return np.array([max(score(a, r) for r in its) for a, its in pairs], np.float64)
+    return np.array([max(score(a, r) for r in own) for a, own in pairs], np.float64)
 
 
 # ---- variety
@@ -246,7 +246,7 @@ def distinct(texts: Sequence[str], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else float('nan')
 
 
-def resampled_distinct(
+def resample_distinct(
     texts: Sequence[str], n: int, resamples: int, seed: int
 ) -> np.ndarray:
     """`distinct` of every resample, moved so that its mean is that of the texts.
@@ -254,49 +254,75 @@ def resampled_distinct(
     A text that is drawn twice adds no new n-gram, so every resample has a lower
     share than the texts themselves: its spread tells, not its place.
     """
-    ((present, lengths),) = presence([texts], n)
+    ((present, lengths),) = count_ngrams([texts], n)
     samples = [
-        share(counts, present, lengths)
+        distinct_of_counts(counts, present, lengths)
         for counts in bootstrap.resample_counts(len(texts), resamples, seed)
     ]
     # Moved so, a few may lie beyond what a share can be.
-    return np.clip(centred(np.concatenate(samples), distinct(texts, n)), 0, 1)
+    return np.clip(move_mean(np.concatenate(samples), distinct(texts, n)), 0, 1)
 
 
-def centred(samples: np.ndarray, value: float) -> np.ndarray:
+def move_mean(samples: np.ndarray, value: float) -> np.ndarray:
     """The samples moved so that the mean of those that have a value is `value`."""
     known = samples[~np.isnan(samples)]
     return samples - known.mean() + value if len(known) else samples
 
 
-def presence(systems: Sequence[Sequence[str]], n: int) -> list[tuple]:
+def count_ngrams(systems: Sequence[Sequence[str]], n: int) -> list[tuple]:
     """(which n-grams each text has, how many it has) of each system's texts.
 
     A sparse (texts, n-grams) matrix whose columns are the same for all, and (texts,).
     """
     from scipy import sparse
 
-    grams = [[list(_word_grams(text, n)) for text in texts] for texts in systems]
-    every = (gram for texts in grams for its in texts for gram in its)
-    numbers = {gram: place for place, gram in enumerate(dict.fromkeys(every))}
-    found = []
-    for texts in grams:
-        lengths = np.array([len(its) for its in texts])
+    systems = [[list(_word_grams(text, n)) for text in texts] for texts in systems]
+    every_gram = (gram for texts in systems for grams in texts for gram in grams)
+    column_of = {gram: c for c, gram in enumerate(dict.fromkeys(every_gram))}
+    counted = []
+    for texts in systems:
+        lengths = np.array([len(grams) for grams in texts])
         rows = np.repeat(np.arange(len(texts)), lengths)
-        cells = [numbers[gram] for its in texts for gram in its]
-        shape = (len(texts), max(len(numbers), 1))
-        present = sparse.csr_array((np.ones(len(cells)), (rows, cells)), shape=shape)
-        found.append((present, lengths.astype(np.float64)))
-    return found
+        columns = [column_of[gram] for grams in texts for gram in grams]
+        shape = (len(texts), max(len(column_of), 1))
+        present = sparse.csr_array((np.ones(len(columns)), (rows, columns)), shape)
+        counted.append((present, lengths.astype(np.float64)))
+    return counted
 
 
-def share(counts: np.ndarray, present, lengths: np.ndarray) -> np.ndarray:
+def distinct_of_counts(counts: np.ndarray, present, lengths: np.ndarray) -> np.ndarray:
     """distinct-n of texts taken so many times: (R, texts) to (R,)."""
     from scipy import sparse
 
     drawn = sparse.csr_array(counts) @ present
     with np.errstate(invalid='ignore'):
         return np.diff(drawn.indptr) / (counts @ lengths)  # stored cells are positive
+
+
+def compare_distinct(
+    first: Sequence[str], second: Sequence[str], n: int, resamples: int, seed: int
+) -> tuple[np.ndarray, float]:
+    """(bootstrap samples of the second's `distinct` less the first's, p-value).
+
+    The samples are moved as those of `resample_distinct` are.
+    """
+    from scipy import sparse
+
+    counted = count_ngrams([first, second], n)
+    observed = distinct(second, n) - distinct(first, n)
+    samples = []
+    for counts in bootstrap.resample_counts(len(first), resamples, seed):
+        shares = [distinct_of_counts(counts, *system) for system in counted]
+        samples.append(shares[1] - shares[0])
+
+    random = np.random.default_rng(seed)
+    swapped = random.integers(2, size=(resamples, len(first))).astype(float)
+    presents, lengths = zip(*counted, strict=True)
+    both = sparse.vstack(presents), np.concatenate(lengths)
+    permuted = distinct_of_counts(np.hstack([swapped, 1 - swapped]), *both)
+    permuted -= distinct_of_counts(np.hstack([1 - swapped, swapped]), *both)
+    p = bootstrap.share_as_large(permuted, observed)
+    return move_mean(np.concatenate(samples), observed), p
 
 
 def _word_grams(text: str, n: int):
@@ -307,8 +333,11 @@ def _word_grams(text: str, n: int):
 FIGURES = dict(
     bleu=bleu,
     chrf=chrf,
-    **{name: bootstrap.mean_of(name) for name in (*ROUGE, 'token_f1', 'exact_match')},
-    repetition=bootstrap.mean_of('repetition', 'repetition_items'),
-    words=bootstrap.mean_of('words'),
+    **{
+        name: bootstrap.mean_figure(name)
+        for name in (*ROUGE, 'token_f1', 'exact_match')
+    },
+    repetition=bootstrap.mean_figure('repetition', 'repetition_items'),
+    words=bootstrap.mean_figure('words'),
 )
 DISTINCT = {'distinct_1': 1, 'distinct_2': 2}  # figures that are no sums

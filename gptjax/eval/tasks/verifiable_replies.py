@@ -1,4 +1,4 @@
-"""Held-out problems with a verifier: how often is a reply right, and one of eight?
+"""The task `task`: held-out problems with a verifier. How often is a reply right?
 
 Greedy, drawn at temperature 1, and pass@8: whether one of 8 drawn replies is right, by
 the unbiased estimator from `task.samples` of them (Chen et al. 2021, section 2.1).
@@ -15,9 +15,8 @@ from ml_collections import ConfigDict
 from gptjax.core import console, run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.eval import results
-from gptjax.eval.bootstrap import mean_of
-from gptjax.eval.tasks import run_task
-from gptjax.eval.tasks.run_task import Subject
+from gptjax.eval.bootstrap import compute_figures, mean_figure
+from gptjax.eval.tasks.predictor import Predictor
 from gptjax.post import rollout
 from gptjax.post.problems.verifiable_tasks import Problem, make_task
 from gptjax.post.reward_functions import verifier_reward
@@ -25,24 +24,26 @@ from gptjax.post.rollout import PromptFormat
 
 NAME = 'task'  # of the task; 'task:RUN' has the problems of that run
 PASS_AT = 8
-AT_ONCE = 64  # problems whose replies are drawn at once: how often progress shows
+PROBLEMS_AT_ONCE = 64  # whose replies are drawn together: how often progress shows
 FIGURES = {
-    'accuracy': mean_of('greedy'),
-    'accuracy_drawn': mean_of('drawn'),
-    f'pass_at_{PASS_AT}': mean_of('passed'),
-    'stops': mean_of('stopped'),
+    'accuracy': mean_figure('greedy'),
+    'accuracy_drawn': mean_figure('drawn'),
+    f'pass_at_{PASS_AT}': mean_figure('passed'),
+    'stops': mean_figure('stopped'),
 }
 
 
-def find(name: str, config: ConfigDict) -> Callable[[Subject, object], dict]:
-    """A function from (subject, documents) to {'task': result}.
+def find_problem_task(
+    name: str, config: ConfigDict
+) -> Callable[[Predictor, object], dict]:
+    """A function from (predictor, documents) to {'task': result}.
 
     Args:
         name: 'task' or 'task:RUN'.
-        config: of the run that is asked.
+        config: of the run under evaluation.
 
     Raises:
-        UserError: neither has a section `task`, or it makes no sense.
+        UserError: neither run has a section `task`, or it makes no sense.
     """
     _, _, run = name.partition(':')
     if run:
@@ -52,21 +53,19 @@ def find(name: str, config: ConfigDict) -> Callable[[Subject, object], dict]:
             f"--tasks={name}: the run's config has no section task: name a run that "
             'has, as --tasks=task:runs/sums'
         )
-    section = config.task
-    if section.samples < PASS_AT:
+    if config.task.samples < PASS_AT:
         raise UserError(
-            f'task.samples={section.samples}: use at least {PASS_AT}, for '
+            f'task.samples={config.task.samples}: use at least {PASS_AT}, for '
             f'pass@{PASS_AT}'
         )
-    return partial(_run, section)
+    return partial(_evaluate_section, config.task)
 
 
-def _run(section, subject, documents):
+def _evaluate_section(section, predictor, documents):
     del documents
-    settings = subject.settings
-    context = subject.context
+    settings, context = predictor.settings, predictor.context
     prompt_format = PromptFormat(
-        subject.tokenizer, subject.template, context, settings.max_tokens, 1.0
+        predictor.tokenizer, predictor.template, context, settings.max_tokens, 1.0
     )
     # The engine ends a reply where the context does.
     readable = lambda messages: len(prompt_format.prompt(messages)) < context
@@ -80,82 +79,94 @@ def _run(section, subject, documents):
     problems = task.held_out(section.held_out)
     answers = [item.answer for item in task.demonstrations(section.demonstrations)]
     commonest = Counter(answers).most_common(1)[0][0]
-    return {
-        NAME: measure(subject, prompt_format, problems, task.score, section, commonest)
-    }
+    result = evaluate_problems(
+        predictor, prompt_format, problems, task.score, section, commonest
+    )
+    return {NAME: result}
 
 
-def measure(
-    subject: Subject,
+def evaluate_problems(
+    predictor: Predictor,
     prompt_format: PromptFormat,
     problems: Sequence[Problem],
     score: Callable[[Problem, str], float],
     section: ConfigDict,
     commonest: str,
 ) -> dict:
-    """The result of the task; its baseline is always the same answer.
+    """The task's result, of kind 'verifiable'; its baseline always gives one answer.
 
     Args:
-        subject: the model.
         prompt_format: of prompts and replies.
         problems: held out.
         score: the verifier.
-        section: the task section.
+        section: the config's section `task`.
         commonest: the answer that most demonstrations have.
     """
-    settings, how = subject.settings, run_task.bootstrap_of(subject.settings)
-    judged = verifier_reward(score)
-    right = lambda items, texts: (judged(items, texts) >= 1.0).astype(float)
-    columns = {n: [] for n in ('greedy', 'drawn', 'passed', 'stopped', 'items')}
-    told = []
-    ask = partial(
-        rollout.generate_replies, subject.complete, prompt_format, seed=settings.seed
+    judge = verifier_reward(score)
+    are_right = lambda items, texts: (judge(items, texts) >= 1.0).astype(float)
+    draw = partial(
+        rollout.generate_replies,
+        predictor.complete,
+        prompt_format,
+        seed=predictor.settings.seed,
     )
+    samples = section.samples
+    columns = {n: [] for n in ('greedy', 'drawn', 'passed', 'stopped', 'items')}
+    examples = []
     with console.progress_bar('solving', len(problems), 'problems') as advance:
-        for first in range(0, len(problems), AT_ONCE):
-            its = problems[first : first + AT_ONCE]
-            greedy = ask(its, temperature=0.0)
-            drawn = ask(its, temperature=1.0, replies=section.samples, first=first)
-            each = [item for item in its for _ in range(section.samples)]
-            right_greedy = right(its, [reply.text for reply in greedy])
-            right_drawn = right(each, [reply.text for reply in drawn])
-            counts = right_drawn.reshape(-1, section.samples).sum(axis=1).astype(int)
-            columns['greedy'].extend(right_greedy.tolist())
-            for item, reply, count in zip(its, greedy, counts.tolist(), strict=True):
-                columns['drawn'].append(count / section.samples)
-                columns['passed'].append(pass_at(PASS_AT, section.samples, count))
+        for first in range(0, len(problems), PROBLEMS_AT_ONCE):
+            chunk = problems[first : first + PROBLEMS_AT_ONCE]
+            greedy = draw(chunk, temperature=0.0)
+            drawn = draw(chunk, temperature=1.0, replies=samples, first=first)
+            repeated = [problem for problem in chunk for _ in range(samples)]
+            greedy_right = are_right(chunk, [reply.text for reply in greedy])
+            drawn_right = are_right(repeated, [reply.text for reply in drawn])
+            num_right = drawn_right.reshape(-1, samples).sum(axis=1).astype(int)
+            columns['greedy'].extend(greedy_right.tolist())
+            for problem, reply, count in zip(
+                chunk, greedy, num_right.tolist(), strict=True
+            ):
+                columns['drawn'].append(count / samples)
+                columns['passed'].append(pass_at(PASS_AT, samples, count))
                 columns['stopped'].append(float(reply.finish == 'stop'))
                 columns['items'].append(1.0)
-                told.append(
+                content = [problem.messages, problem.answer]
+                examples.append(
                     dict(
-                        id=item.id,
-                        prompt_sha256=storage.fingerprint(list(item.messages)),
-                        item_sha256=storage.fingerprint([item.messages, item.answer]),
+                        id=problem.id,
+                        prompt_sha256=storage.fingerprint(list(problem.messages)),
+                        item_sha256=storage.fingerprint(content),
                         reply=reply.text,
-                        answer=item.answer,
+                        answer=problem.answer,
                     )
                 )
-            advance(len(its))
+            advance(len(chunk))
+
     columns = {name: np.array(column) for name, column in columns.items()}
-    figures = results.figures_of(columns, FIGURES, how)
-    always = right(problems, [commonest] * len(problems))
-    baseline = results.figures_of(
-        dict(greedy=always, items=np.ones(len(always))),
+    bootstrap_settings = predictor.bootstrap_settings
+    figures = compute_figures(columns, FIGURES, bootstrap_settings)
+    always_right = are_right(problems, [commonest] * len(problems))
+    baseline = compute_figures(
+        dict(greedy=always_right, items=np.ones(len(always_right))),
         dict(accuracy=FIGURES['accuracy']),
-        how,
+        bootstrap_settings,
     )
     results.add_baseline(figures, f'always {commonest!r}', baseline)
-    about = (
+    return results.make_result(
+        'verifiable',
         f'{len(problems):,} held-out problems of {section.path or section.name}, each '
-        f'once; {section.samples} replies drawn to each'
+        f'once; {samples} replies drawn to each',
+        figures,
+        columns,
+        examples,
+        bootstrap_settings,
+        dict(
+            seed=predictor.settings.seed,
+            samples=samples,
+            max_tokens=prompt_format.max_tokens,
+            template=prompt_format.template,
+        ),
     )
-    options = dict(
-        seed=settings.seed,
-        samples=section.samples,
-        max_tokens=prompt_format.max_tokens,
-        template=prompt_format.template,
-    )
-    return results.result('verifiable', about, figures, columns, told, how, options)
 
 
 def pass_at(k: int, drawn: int, right: int) -> float:

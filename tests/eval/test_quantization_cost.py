@@ -23,7 +23,7 @@ def test_the_change_is_small_and_none_without_bytes(trained_run, config):
     assert 0 < abs(change['changed'] - change['whole']) < 0.05 < change['whole']
     same = quantization_cost.measure_change(config, trained_run)
     assert same['changed'] == same['whole'] == change['whole']
-    line = quantization_cost.told(change, 'int8', 'int8')
+    line = quantization_cost.format_change(change, 'int8', 'int8')
     assert f'{change["changed"]:.4f} bits per byte' in line
 
 

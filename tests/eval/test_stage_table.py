@@ -7,11 +7,11 @@ import pytest
 
 from gptjax.core import storage
 from gptjax.core.console import UserError
-from gptjax.eval import results, stage_table
-from gptjax.eval.results import Bootstrap
+from gptjax.eval import bootstrap, results, stage_table
+from gptjax.eval.bootstrap import BootstrapSettings
 from gptjax.eval.tasks import verifiable_replies
 
-HOW = Bootstrap(200, 0.95, 0)
+HOW = BootstrapSettings(200, 0.95, 0)
 
 
 def write(folder, right, out_of=20):
@@ -22,17 +22,19 @@ def write(folder, right, out_of=20):
     items = [
         dict(id=str(n), prompt_sha256='p', item_sha256=f'{n}') for n in range(out_of)
     ]
-    task = results.result(
+    task = results.make_result(
         'verifiable',
         'problems',
-        results.figures_of(columns, verifiable_replies.FIGURES, HOW),
+        bootstrap.compute_figures(columns, verifiable_replies.FIGURES, HOW),
         columns,
         items,
         HOW,
         {},
     )
     folder.mkdir(parents=True)
-    results.write(folder / 'eval.json', dict(tasks=dict(task=task), tokenizer='t'))
+    results.write_results(
+        folder / 'eval.json', dict(tasks=dict(task=task), tokenizer='t')
+    )
     lines = [dict(split='train', step_seconds=seconds) for seconds in (right, 0.5)]
     lines.insert(1, dict(split='validation', step=1))
     text = ''.join(json.dumps(line) + '\n' for line in lines)
@@ -50,7 +52,7 @@ def test_one_seed_has_bootstrap_intervals_and_paired_differences(tmp_path, capsy
     write(tmp_path / 'sft', 10)
     write(tmp_path / 'more', 12)
     write(tmp_path / 'grpo', 17)
-    found = stage_table.tell(tmp_path, ['sft', 'more=sft', 'grpo=more'])
+    found = stage_table.write_stage_table(tmp_path, ['sft', 'more=sft', 'grpo=more'])
     row = row_of(found, 'grpo')
     assert (row['value'], row['control'], row['seconds']) == (0.85, 'more', 17.5)
     assert row['difference'] == pytest.approx(0.25)
@@ -68,7 +70,7 @@ def test_several_seeds_have_means_and_ranges(tmp_path, capsys):
     for seed, (control, better) in enumerate([(10, 12), (8, 14), (12, 12)]):
         write(tmp_path / str(seed) / 'more', control)
         write(tmp_path / str(seed) / 'grpo', better)
-    found = stage_table.tell(tmp_path, ['grpo=more'])
+    found = stage_table.write_stage_table(tmp_path, ['grpo=more'])
     row = row_of(found, 'grpo')
     assert row['value'] == pytest.approx(38 / 60)
     assert row['seconds'] == pytest.approx(38 / 3 + 0.5)
@@ -87,8 +89,8 @@ def test_figures_that_are_not_finite_are_a_dash(tmp_path, capsys):
     task = evaluation['tasks']['task']
     task['figures']['accuracy'].update(value=None, interval=[None, None])
     task['items'][0]['statistics'] = [None] * len(task['columns'])
-    results.write(path, evaluation)
-    row = row_of(stage_table.tell(tmp_path, ['grpo=more']), 'grpo')
+    results.write_results(path, evaluation)
+    row = row_of(stage_table.write_stage_table(tmp_path, ['grpo=more']), 'grpo')
     assert row['value'] is row['difference'] is None
     (line,) = (
         line for line in capsys.readouterr().out.splitlines() if ' grpo ' in line
@@ -99,7 +101,7 @@ def test_figures_that_are_not_finite_are_a_dash(tmp_path, capsys):
 
 def test_names_from_runs_are_text_on_the_page(tmp_path):
     write(tmp_path / '<b>', 3)
-    stage_table.tell(tmp_path, ['<b>'])
+    stage_table.write_stage_table(tmp_path, ['<b>'])
     assert '<b>' not in (tmp_path / 'stages.html').read_text()
 
 
@@ -107,24 +109,24 @@ def test_seeds_are_compared_by_their_names(tmp_path):
     for seed, run in ((0, 'grpo'), (1, 'grpo'), (1, 'more'), (2, 'more')):
         write(tmp_path / str(seed) / run, 10)
     with pytest.raises(UserError, match='grpo has the seeds 0, 1 and its .* more 1, 2'):
-        stage_table.tell(tmp_path, ['grpo=more'])
+        stage_table.write_stage_table(tmp_path, ['grpo=more'])
 
 
 def test_what_cannot_be_compared_is_named(tmp_path):
     write(tmp_path / 'sft', 10)
     with pytest.raises(UserError, match='name the runs'):
-        stage_table.tell(tmp_path, [])
+        stage_table.write_stage_table(tmp_path, [])
     with pytest.raises(UserError, match='has no run grpo'):
-        stage_table.tell(tmp_path, ['sft', 'grpo'])
+        stage_table.write_stage_table(tmp_path, ['sft', 'grpo'])
     with pytest.raises(UserError, match='has no run more'):
-        stage_table.tell(tmp_path, ['sft=more'])
+        stage_table.write_stage_table(tmp_path, ['sft=more'])
     (tmp_path / 'new').mkdir()
     with pytest.raises(UserError, match='run the stage eval first'):
-        stage_table.tell(tmp_path, ['new'])
+        stage_table.write_stage_table(tmp_path, ['new'])
     write(tmp_path / 'other', 10, out_of=19)
     with pytest.raises(UserError, match='lacks the item 19'):
-        stage_table.tell(tmp_path, ['sft=other'])
+        stage_table.write_stage_table(tmp_path, ['sft=other'])
     storage.write_json(tmp_path / 'new' / 'eval.json', dict(tasks={}, tokenizer='t'))
     with pytest.raises(UserError, match='none of the runs was asked'):
-        stage_table.tell(tmp_path, ['new'])
+        stage_table.write_stage_table(tmp_path, ['new'])
     assert not (tmp_path / 'stages.json').exists()

@@ -8,11 +8,12 @@ import pytest
 
 from configs import common
 from gptjax.core.console import UserError
-from gptjax.eval import best_of, results
+from gptjax.eval import best_of
+from gptjax.eval.bootstrap import BootstrapSettings
 from gptjax.train import init_from
 from tests.post import starts
 
-HOW = results.Bootstrap(resamples=50, level=0.95, seed=0)
+HOW = BootstrapSettings(resamples=50, level=0.95, seed=0)
 
 
 def over_subsets(proxy_N, gold_N, n):
@@ -76,7 +77,7 @@ def test_kl_is_that_of_the_best_of_n_uniform_draws():
 def test_curve_has_a_point_for_each_power_of_two():
     rng = np.random.default_rng(0)
     proxy_PN = rng.normal(size=(20, 9))
-    points = best_of.curve(proxy_PN, proxy_PN > 1, HOW)
+    points = best_of.compute_curve(proxy_PN, proxy_PN > 1, HOW)
     assert [point['n'] for point in points] == [1, 2, 4, 8]
     first = points[0]
     assert first['kl'] == 0 and first['sqrt_kl'] == 0
@@ -114,6 +115,6 @@ def test_the_stage_is_a_function_of_its_seed(tmp_path):
     assert [point['n'] for point in found['points']] == [1, 2, 4]
     assert found['points'][-1]['proxy']['value'] >= found['points'][0]['proxy']['value']
     assert best_of.best_of(config, tmp_path / 'run') == found
-    assert 'Best of n' in best_of.table(found)
+    assert 'Best of n' in best_of.best_of_text(found)
     with pytest.raises(UserError, match='best_of.samples=1'):
         best_of.best_of(config_of(tmp_path, **{'best_of.samples': 1}), tmp_path)

@@ -10,7 +10,7 @@ from configs import common
 from gptjax.core.console import UserError
 from gptjax.eval.evaluate import settings_of
 from gptjax.eval.tasks import verifiable_replies
-from gptjax.eval.tasks.run_task import Subject
+from gptjax.eval.tasks.predictor import Predictor
 from gptjax.infer.request import Reply, Token
 from gptjax.post.problems.verifiable_tasks import Problem
 from gptjax.post.rollout import PromptFormat
@@ -76,11 +76,11 @@ def test_figures_of_a_model_that_is_right_now_and_then():
 
     config = common.base()
     config.task = common.task_section()
-    subject = Subject(Letters(), 'turns', 16, None, complete, settings_of(config))
+    predictor = Predictor(Letters(), 'turns', 16, None, complete, settings_of(config))
     prompt_format = PromptFormat(Letters(), 'turns', 16, 4, 1.0)
     score = lambda item, text: float(text == item.answer)
-    found = verifiable_replies.measure(
-        subject, prompt_format, items, score, config.task, commonest='2'
+    found = verifiable_replies.evaluate_problems(
+        predictor, prompt_format, items, score, config.task, commonest='2'
     )
     values = {name: its['value'] for name, its in found['figures'].items()}
     assert values == dict(
@@ -94,8 +94,8 @@ def test_figures_of_a_model_that_is_right_now_and_then():
     assert len(set(seeds)) == len(seeds) == 32
     broken = lambda item, text: 1 / 0
     with pytest.raises(UserError, match='the verifier raised ZeroDivisionError.* p0'):
-        verifiable_replies.measure(
-            subject, prompt_format, items, broken, config.task, commonest='2'
+        verifiable_replies.evaluate_problems(
+            predictor, prompt_format, items, broken, config.task, commonest='2'
         )
 
 
@@ -115,8 +115,8 @@ def test_a_limit_that_is_longer_than_the_context_asks_what_can_be_read(tmp_path)
 
     settings, context = settings_of(config), 16
     assert settings.max_tokens > context
-    subject = Subject(Letters(), 'turns', context, None, complete, settings)
-    found = verifiable_replies.find('task', config)(subject, None)[
+    predictor = Predictor(Letters(), 'turns', context, None, complete, settings)
+    found = verifiable_replies.find_problem_task('task', config)(predictor, None)[
         verifiable_replies.NAME
     ]
     assert found['figures']['accuracy']['value'] == 1
@@ -127,8 +127,8 @@ def test_a_limit_that_is_longer_than_the_context_asks_what_can_be_read(tmp_path)
 def test_runs_without_problems_are_told():
     config = common.base()
     with pytest.raises(UserError, match='no section task: .*--tasks=task:runs/sums'):
-        verifiable_replies.find('task', config)
+        verifiable_replies.find_problem_task('task', config)
     config.task = common.task_section()
     config.task.samples = 4
     with pytest.raises(UserError, match='task.samples=4: use at least 8'):
-        verifiable_replies.find('task', config)
+        verifiable_replies.find_problem_task('task', config)

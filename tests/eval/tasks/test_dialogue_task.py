@@ -13,10 +13,10 @@ from gptjax.core.console import UserError
 from gptjax.data import chat_template, conversations
 from gptjax.data.conversations import conversation_of
 from gptjax.eval import results
-from gptjax.eval.report import dialogue_table
-from gptjax.eval.results import columns_of
-from gptjax.eval.tasks import dialogue_examples, dialogue_task
-from gptjax.eval.tasks.run_task import Subject
+from gptjax.eval.report import post_training_tables, tables
+from gptjax.eval.results import read_columns
+from gptjax.eval.tasks import dialogue_task
+from gptjax.eval.tasks.predictor import Predictor
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.tokenizer.train_tokenizer import train_model
 from tests import runs
@@ -60,19 +60,19 @@ def run_with(tmp_path, *its):
 
 
 def asked(tmp_path, **fields):
-    return dialogue_examples.read_items(
+    return dialogue_task.read_dialogue_examples(
         run_with(tmp_path, *views()), settings(**fields)
     )
 
 
-def subject_of(tokenizer, template, complete=None, **fields):
+def make_predictor(tokenizer, template, complete=None, **fields):
     """A model for which -ln P of a token is its id modulo 7."""
 
     def scores(batch):
         return -(batch['targets'] % 7).astype(np.float64), batch['targets'] < 0
 
     complete = complete or (lambda prompts, parameters: [reply('')] * len(prompts))
-    return Subject(tokenizer, template, CONTEXT, scores, complete, settings(**fields))
+    return Predictor(tokenizer, template, CONTEXT, scores, complete, settings(**fields))
 
 
 def reply(text, finish='stop', tokens=3):
@@ -82,13 +82,11 @@ def reply(text, finish='stop', tokens=3):
 # ---- what is asked
 
 
-def test_conversations_of_people_with_one_name_are_apart():
-    said = [dict(role='user', content='hi'), dict(role='assistant', content='hello')]
+def test_conversations_of_people_with_one_name_are_apart(tmp_path):
     names = ['own/ann@gmail.com', 'own/ann@yahoo.com', 'own/ann']
-    found = dialogue_examples.reply_items(
-        [dict(id=n, messages=said) for n in names], 0, 0
-    )
-    assert sorted(item.id for item in found) == sorted(names)
+    run = run_with(tmp_path, *(view(name, 'hi', f'hello {name}') for name in names))
+    found = dialogue_task.read_dialogue_examples(run, settings(choices=2))
+    assert sorted(example.id for example in found) == sorted(names)
 
 
 def test_one_reply_of_each_conversation(tmp_path):
@@ -114,18 +112,20 @@ def test_one_reply_of_each_conversation(tmp_path):
 
 def test_what_cannot_be_asked(tmp_path):
     with pytest.raises(UserError, match='--tasks=dialogue:runs/sft'):
-        dialogue_examples.read_items(tmp_path, settings())
+        dialogue_task.read_dialogue_examples(tmp_path, settings())
     alone = view('own/1', 'hello, anybody?', first='assistant')
     long = view('own/2', 'hm', 'x' * (conversations.LONGEST_REPLY + 1))
     with pytest.raises(UserError, match='no conversation with a reply to a user'):
-        dialogue_examples.read_items(run_with(tmp_path, alone, long), settings())
+        dialogue_task.read_dialogue_examples(
+            run_with(tmp_path, alone, long), settings()
+        )
 
 
 def test_a_prompt_without_room_loses_its_oldest_turns(tokenizer):
-    subject = subject_of(tokenizer, 'turns')
+    predictor = make_predictor(tokenizer, 'turns')
     system = dict(role='system', content='the cat')
     said = view('a', *['the cat sat on the mat'] * 9)['messages']
-    tokens = dialogue_task.prompt_tokens(subject, [system, *said])
+    tokens = dialogue_task.encode_messages(predictor, [system, *said])
     assert tokens[: len(tokenizer.encode('the cat')) + 2] == [
         tokenizer.bos_id,
         tokenizer.specials['<|system|>'],
@@ -135,7 +135,7 @@ def test_a_prompt_without_room_loses_its_oldest_turns(tokenizer):
     kept = tokens.count(tokenizer.specials['<|user|>'])
     assert 1 <= kept < 5
     long = dict(role='user', content='the cat sat ' * 40)
-    tokens = dialogue_task.prompt_tokens(subject, [long])
+    tokens = dialogue_task.encode_messages(predictor, [long])
     assert len(tokens) == CONTEXT - 16
     assert tokens[-1] == tokenizer.specials['<|assistant|>']
 
@@ -146,7 +146,7 @@ def test_a_prompt_without_room_loses_its_oldest_turns(tokenizer):
 @pytest.mark.parametrize('template', chat_template.TEMPLATES)
 def test_likelihoods_by_hand(tokenizer, template, tmp_path):
     its = asked(tmp_path)
-    found = dialogue_task.measure(subject_of(tokenizer, template), its)
+    found = dialogue_task.evaluate_dialogue(make_predictor(tokenizer, template), its)
 
     def nats(text, unfinished=False):
         message = dict(role='assistant', content=text)
@@ -170,7 +170,7 @@ def test_likelihoods_by_hand(tokenizer, template, tmp_path):
     blind = figures['reply_bits']['baselines']['without the prompt']
     assert blind['value'] == pytest.approx(value('reply_bits'))
     assert {'reply_bits/chitchat', 'accuracy/own'} <= figures.keys()
-    columns = columns_of(found)
+    columns = read_columns(found)
     assert columns['bytes'].sum() == size
 
 
@@ -188,26 +188,27 @@ def test_stops_greedy_and_drawn(tokenizer, tmp_path):
 
     end = tokenizer.specials['<|end|>']
     its = asked(tmp_path)
-    found = dialogue_task.measure(subject_of(tokenizer, 'turns', complete), its)
+    found = dialogue_task.evaluate_dialogue(
+        make_predictor(tokenizer, 'turns', complete), its
+    )
     figures = found['figures']
     assert figures['stops']['value'] == 1.0 and figures['stops_drawn']['value'] == 0.5
     assert figures['reply_tokens']['value'] == 4.0
     assert figures['stops']['baselines']['the people']['value'] > 0.9
     assert all(p[-1] == tokenizer.specials['<|assistant|>'] for p in prompts_seen)
 
-    control = dialogue_task.measure(subject_of(tokenizer, 'text'), its)
-    dialogue_task.beside(found, 'earlier, before', control)
-    told, facts = dialogue_table.lead(dict(tasks=dict(dialogue=found)))
+    control = dialogue_task.evaluate_dialogue(make_predictor(tokenizer, 'text'), its)
+    results.add_baseline(found['figures'], 'earlier, before', control['figures'])
+    told, facts = post_training_tables.dialogue_lead(dict(tasks=dict(dialogue=found)))
     assert 'of earlier, before' in told and facts
-    assert 'earlier, before' in results.table('run', dict(dialogue=found))
-    path = dialogue_examples.write_transcripts(
-        tmp_path, its, {'this <model>': found, 'earlier': control}
-    )
-    transcripts = storage.read_json(path)
+    assert 'earlier, before' in tables.tasks_text('run', dict(dialogue=found))
+    by_model = {'this <model>': found, 'earlier': control}
+    dialogue_task.write_transcripts(tmp_path, its, by_model)
+    transcripts = storage.read_json(tmp_path / 'samples' / 'dialogue.json')
     assert [t['id'] for t in transcripts] == [item.id for item in its[:8]]
-    page = dialogue_table.transcripts(dict(transcripts=transcripts))
+    page = post_training_tables.transcripts_section(transcripts)
     assert 'this &lt;model&gt;, likeliest' in page and its[0].references[0] in page
-    assert dialogue_table.transcripts(dict(transcripts=None)) == ''
+    assert post_training_tables.transcripts_section(None) == ''
 
 
 # ---- the stage

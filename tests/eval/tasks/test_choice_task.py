@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 
 from gptjax.eval import bootstrap
-from gptjax.eval.tasks import choice
-from gptjax.eval.tasks.choice import Choices
+from gptjax.eval.tasks import choice_task
+from gptjax.eval.tasks.choice_task import ScoredChoices
 
 
 def figures(items):
-    sums = bootstrap.total(choice.measure(items))
-    return {name: of(sums) for name, of in choice.FIGURES.items()}
+    sums = bootstrap.sum_columns(choice_task.choice_columns(items))
+    return {name: of(sums) for name, of in choice_task.FIGURES.items()}
 
 
 def test_the_three_rules_by_hand():
     # plain: -2 is the greatest; by token -1.5 of the third; by byte -0.3 of the second
-    item = Choices(
+    item = ScoredChoices(
         logprobs=[-2.0, -3.0, -4.5],
         without_prompt=[-9.0, -8.0, -7.0],
         tokens=[1, 1, 3],
@@ -27,9 +27,9 @@ def test_the_three_rules_by_hand():
     assert found == dict(accuracy=0, accuracy_tokens=1, accuracy_bytes=0)
     found = figures([item._replace(right=1)])
     assert found == dict(accuracy=0, accuracy_tokens=0, accuracy_bytes=1)
-    columns = choice.measure([item._replace(right=2)])
+    columns = choice_task.choice_columns([item._replace(right=2)])
     # without the prompt: -7 plain, -7/3 by token, -7/9 by byte against -0.8
-    assert [columns[f'blind_{rule}'][0] for rule in choice.RULES] == [1, 1, 1]
+    assert [columns[f'blind_{rule}'][0] for rule in choice_task.RULES] == [1, 1, 1]
     assert columns['chance'][0] == pytest.approx(1 / 3)
 
 
@@ -39,7 +39,7 @@ def test_a_model_that_knows_is_always_right_and_one_that_does_not_is_at_chance()
     for _ in range(2000):
         logprobs = -random.random(4)
         right = int(random.integers(4))
-        item = Choices(logprobs, logprobs, [5] * 4, [20] * 4, right)
+        item = ScoredChoices(logprobs, logprobs, [5] * 4, [20] * 4, right)
         guesses.append(item)
         knows.append(item._replace(logprobs=-(np.arange(4) != right).astype(float)))
     assert set(figures(knows).values()) == {1}
@@ -48,8 +48,8 @@ def test_a_model_that_knows_is_always_right_and_one_that_does_not_is_at_chance()
 
 
 def test_equals_choose_the_first_and_an_empty_answer_divides_by_one():
-    item = Choices([-1.0, -1.0], [-1.0, -1.0], [1, 1], [1, 1], 0)
+    item = ScoredChoices([-1.0, -1.0], [-1.0, -1.0], [1, 1], [1, 1], 0)
     assert figures([item])['accuracy'] == 1
     assert figures([item._replace(right=1)])['accuracy'] == 0
-    empty = Choices([0.0, -1.0], [0.0, -1.0], [0, 1], [0, 1], 0)
+    empty = ScoredChoices([0.0, -1.0], [0.0, -1.0], [0, 1], [0, 1], 0)
     assert figures([empty])['accuracy_bytes'] == 1

@@ -36,7 +36,10 @@ def test_a_long_prompt_loses_its_beginning():
     # five inputs, of which the last four are read: targets 5 and 6 after 3 and 4
     (found,) = score([([1, 2, 3, 4], [5, 6])], context=4)
     assert found.logprob == pytest.approx(-1 / 3 - 1 / 4)
-    assert likelihood.truncated([([1, 2, 3, 4], [5, 6]), ([1, 2, 3], [5, 6])], 4) == 1
+    assert (
+        likelihood.count_truncated([([1, 2, 3, 4], [5, 6]), ([1, 2, 3], [5, 6])], 4)
+        == 1
+    )
 
 
 def test_one_unlikely_token_is_enough_not_to_be_greedy():
@@ -84,7 +87,7 @@ def model():
         segments[0, : len(tokens)] = 1
         return np.asarray(forward(inputs, segments))[: len(tokens)]
 
-    scores = likelihood.token_scores(
+    scores = likelihood.make_score_batch(
         Trained(config, params, None, 0), helpers.mesh_of()
     )
     return scores, logits_after

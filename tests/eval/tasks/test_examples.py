@@ -19,7 +19,7 @@ def conversations(count):
 
 def test_the_reference_is_the_turn_after_the_prompt():
     documents = conversations(60)
-    asked = examples.reply_items(documents, 0, seed=0)
+    asked = examples.reply_examples(documents, 0, seed=0)
     assert len(asked) == 50  # ten have one turn only
     texts = {document['id']: document['text'].split('\n\n') for document in documents}
     for item in asked:
@@ -34,39 +34,41 @@ def test_the_reference_is_the_turn_after_the_prompt():
 
 def test_an_item_depends_on_its_conversation_and_the_seed_alone():
     documents = conversations(60)
-    every = {item.id: item for item in examples.reply_items(documents, 0, seed=0)}
-    few = examples.reply_items(documents[::-1][:30], 10, seed=0)
+    every = {item.id: item for item in examples.reply_examples(documents, 0, seed=0)}
+    few = examples.reply_examples(documents[::-1][:30], 10, seed=0)
     assert len(few) == 10 and all(every[item.id] == item for item in few)
-    other = {item.id: item for item in examples.reply_items(documents, 0, seed=1)}
+    other = {item.id: item for item in examples.reply_examples(documents, 0, seed=1)}
     assert other.keys() == every.keys() and other != every
-    hashes = {item.content_hash() for item in every.values()}
+    hashes = {item.identity()['item_sha256'] for item in every.values()}
     assert len(hashes) == 50
-    assert {item.prompt_hash() for item in every.values()}.isdisjoint(hashes)
+    assert {item.identity()['prompt_sha256'] for item in every.values()}.isdisjoint(
+        hashes
+    )
 
 
 def test_texts_of_one_turn_are_refused():
     with pytest.raises(UserError, match='no text of two turns'):
-        examples.reply_items([dict(id='a', text='only one\nturn')], 5, 0)
+        examples.reply_examples([dict(id='a', text='only one\nturn')], 5, 0)
 
 
 def test_the_truth_is_one_of_the_choices():
-    replies = examples.reply_items(conversations(60), 0, seed=0)
-    asked = examples.choice_items(replies, 4, seed=0)
+    replies = examples.reply_examples(conversations(60), 0, seed=0)
+    asked = examples.choice_examples(replies, 4, seed=0)
     truths = {item.id: item.references[0] for item in replies}
     for item in asked:
         assert item.choices[item.answer] == truths[item.id]
         assert len(set(item.choices)) == 4 and set(item.choices) <= {*truths.values()}
     assert {item.answer for item in asked} == {0, 1, 2, 3}
     with pytest.raises(UserError, match='eval.choices=99'):
-        examples.choice_items(replies, 99, seed=0)
+        examples.choice_examples(replies, 99, seed=0)
 
 
 def test_other_references_are_those_of_others():
-    asked = [examples.Item(str(n), 'p', (f'r{n}',)) for n in range(20)]
-    others = examples.other_references(asked, seed=0)
+    asked = [examples.Example(str(n), 'p', (f'r{n}',)) for n in range(20)]
+    others = examples.shuffle_references(asked, seed=0)
     assert sorted(others) == sorted(f'r{n}' for n in range(20))
     assert all(other != f'r{n}' for n, other in enumerate(others))
-    assert examples.other_references(asked[:1], 0) == ['']
+    assert examples.shuffle_references(asked[:1], 0) == ['']
 
 
 def write(path, *lines):
@@ -82,12 +84,12 @@ def test_files_of_references_and_of_choices(tmp_path):
         '{"id": 7, "prompt": [{"role": "user", "content": "ü"}], '
         '"references": ["x", "y"], "stop": ["\\n"], "more": 1}',
     )
-    first, second = examples.read_items(path)
-    assert first == examples.Item('mine.jsonl:1', 'Q:', (' A',))
+    first, second = examples.read_example_file(path)
+    assert first == examples.Example('mine.jsonl:1', 'Q:', (' A',))
     assert second.id == '7' and second.stop == ('\n',)
     assert second.prompt == [dict(role='user', content='ü')]
     line = '{"prompt": "", "choices": ["a", "b"], "answer": 1}'
-    (item,) = examples.read_items(write(path, line))
+    (item,) = examples.read_example_file(write(path, line))
     assert item.choices == ('a', 'b') and item.answer == 1
 
 
@@ -116,20 +118,20 @@ BAD_LINES = {
 def test_a_bad_line_is_named_by_its_number(line, tmp_path):
     path = write(tmp_path / 'mine.jsonl', GOOD, '', line)
     with pytest.raises(UserError) as error:
-        examples.read_items(path)
+        examples.read_example_file(path)
     assert str(error.value).startswith(f'--tasks={path}: line 3')
     assert BAD_LINES[line] in str(error.value)
 
 
 def test_bad_files_are_named(tmp_path):
     with pytest.raises(UserError, match='none.jsonl: No such file'):
-        examples.read_items(tmp_path / 'none.jsonl')
+        examples.read_example_file(tmp_path / 'none.jsonl')
     with pytest.raises(UserError, match='the file is empty'):
-        examples.read_items(write(tmp_path / 'empty.jsonl', ' '))
+        examples.read_example_file(write(tmp_path / 'empty.jsonl', ' '))
     path = write(tmp_path / 'mixed.jsonl', GOOD, json.dumps(CHOICE))
     with pytest.raises(UserError, match="line 2: has 'choices', and line 1 has 'ref"):
-        examples.read_items(path)
+        examples.read_example_file(path)
     twice = '{"id": "x", "prompt": "p", "references": ["r"]}'
     path = write(tmp_path / 'twice.jsonl', twice, twice)
     with pytest.raises(UserError, match="line 2: the id 'x' is that of line 1"):
-        examples.read_items(path)
+        examples.read_example_file(path)

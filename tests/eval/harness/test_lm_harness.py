@@ -9,9 +9,11 @@ import pytest
 
 from gptjax.core import run_dir
 from gptjax.core.console import UserError
-from gptjax.eval.evaluate import find_task, make_subject, settings_of
+from gptjax.eval.bootstrap import BootstrapSettings
+from gptjax.eval.evaluate import find_task, settings_of
 from gptjax.eval.harness import core_suites
 from gptjax.eval.tasks.likelihood import score_pairs
+from gptjax.eval.tasks.predictor import open_predictor
 from gptjax.infer.request import SamplingParameters
 from gptjax.train.load_model import load
 from tests import helpers, runs
@@ -72,16 +74,15 @@ def write_tasks(folder) -> dict:
 
 
 @pytest.fixture(scope='module')
-def subject(trained_run):
+def predictor(trained_run):
     config = run_dir.read_config(trained_run)
     config.mesh.data = 1
     mesh = helpers.mesh_of()
     trained = load(config, trained_run, mesh)
-    subject, close = make_subject(
+    with open_predictor(
         config, settings_of(config), trained_run, trained, mesh
-    )
-    yield subject
-    close()
+    ) as predictor:
+        yield predictor
 
 
 @pytest.fixture(scope='module')
@@ -99,20 +100,20 @@ def evaluate(name, tasks, model, **options):
 # ---- tokens
 
 
-def test_bos_stands_before_a_prompt_once(subject):
-    model = lm_harness.HarnessModel(subject)
-    tokenizer = subject.tokenizer
+def test_bos_stands_before_a_prompt_once(predictor):
+    model = lm_harness.HarnessModel(predictor)
+    tokenizer = predictor.tokenizer
     plain = tokenizer.encode('Hi <bos> there')
     assert tokenizer.bos_id not in plain  # what a text spells is text
     assert model.tok_encode('Hi <bos> there') == [tokenizer.bos_id, *plain]
     assert model.tok_encode('Hi <bos> there', add_special_tokens=False) == plain
-    without = lm_harness.HarnessModel(subject, add_bos=False)
+    without = lm_harness.HarnessModel(predictor, add_bos=False)
     assert without.tok_encode('Hi <bos> there') == plain
     assert model.prefix_token_id == tokenizer.bos_id != model.eot_token_id
 
 
-def test_the_chat_template_travels_through_strings(subject):
-    model = lm_harness.HarnessModel(subject._replace(template='turns'))
+def test_the_chat_template_travels_through_strings(predictor):
+    model = lm_harness.HarnessModel(predictor._replace(template='turns'))
     from gptjax.data import chat_template
 
     messages = [
@@ -122,14 +123,14 @@ def test_the_chat_template_travels_through_strings(subject):
     ]
     text = model.apply_chat_template(messages[:2])
     clean = [messages[0], dict(role='user', content='Hi \ufffd there')]
-    expected = chat_template.prompt_of(clean, subject.tokenizer, 'turns')
+    expected = chat_template.prompt_of(clean, predictor.tokenizer, 'turns')
     assert model.tok_encode(text) == expected
-    assert expected.count(subject.tokenizer.bos_id) == 1
+    assert expected.count(predictor.tokenizer.bos_id) == 1
     open_end = model.apply_chat_template(messages, add_generation_prompt=False)
     assert model.tok_encode(open_end) == chat_template.prompt_of(
-        [*clean, messages[2]], subject.tokenizer, 'turns', continue_last=True
+        [*clean, messages[2]], predictor.tokenizer, 'turns', continue_last=True
     )
-    plain = lm_harness.HarnessModel(subject).apply_chat_template(messages[1:2])
+    plain = lm_harness.HarnessModel(predictor).apply_chat_template(messages[1:2])
     assert plain == 'Hi \ufffd there\n\n'
 
 
@@ -153,9 +154,9 @@ def test_how_a_task_wants_its_replies():
 # ---- the three requests
 
 
-def test_likelihoods_of_choices(subject, tasks):
-    found = evaluate('tiny_choice', tasks, lm_harness.HarnessModel(subject))
-    encode, bos = subject.tokenizer.encode, subject.tokenizer.bos_id
+def test_likelihoods_of_choices(predictor, tasks):
+    found = evaluate('tiny_choice', tasks, lm_harness.HarnessModel(predictor))
+    encode, bos = predictor.tokenizer.encode, predictor.tokenizer.bos_id
     rights = []
     for sample, (question, choices, gold) in zip(
         found['samples']['tiny_choice'], QUESTIONS, strict=True
@@ -163,7 +164,7 @@ def test_likelihoods_of_choices(subject, tasks):
         whole = [encode(question + choice) for choice in choices]
         size = len(encode(question))
         scores = score_pairs(
-            subject.scores,
+            predictor.score_batch,
             [([bos, *tokens[:size]], tokens[size:]) for tokens in whole],
             64, 4, 0,
         )  # fmt: skip
@@ -174,13 +175,17 @@ def test_likelihoods_of_choices(subject, tasks):
     assert found['results']['tiny_choice']['acc,none'] == np.mean(rights)
 
 
-def test_likelihood_of_whole_texts(subject, tasks):
+def test_likelihood_of_whole_texts(predictor, tasks):
     """In windows of the harness's own: each token once, the first after BOS."""
-    found = evaluate('tiny_text', tasks, lm_harness.HarnessModel(subject))
-    encode, bos = subject.tokenizer.encode, subject.tokenizer.bos_id
+    found = evaluate('tiny_text', tasks, lm_harness.HarnessModel(predictor))
+    encode, bos = predictor.tokenizer.encode, predictor.tokenizer.bos_id
     assert len(encode(TEXTS[1])) > 64 > len(encode(TEXTS[0]))
     (first, last) = score_pairs(
-        subject.scores, [([bos], encode(TEXTS[0])), ([bos], encode(TEXTS[2]))], 64, 4, 0
+        predictor.score_batch,
+        [([bos], encode(TEXTS[0])), ([bos], encode(TEXTS[2]))],
+        64,
+        4,
+        0,
     )
     samples = found['samples']['tiny_text']
     for sample, score in ((samples[0], first), (samples[2], last)):
@@ -192,24 +197,24 @@ def test_likelihood_of_whole_texts(subject, tasks):
     )
 
 
-def test_replies_end_where_the_task_says(subject, tasks):
+def test_replies_end_where_the_task_says(predictor, tasks):
     found = evaluate(
-        'tiny_reply', tasks, lm_harness.HarnessModel(subject), num_fewshot=1
+        'tiny_reply', tasks, lm_harness.HarnessModel(predictor), num_fewshot=1
     )
     prompts = [sample['arguments'][0][0] for sample in found['samples']['tiny_reply']]
     told = [sample['filtered_resps'][0] for sample in found['samples']['tiny_reply']]
-    bos = subject.tokenizer.bos_id
+    bos = predictor.tokenizer.bos_id
     wanted = SamplingParameters(max_tokens=12, temperature=0.0, stop=('\n',))
-    replies = subject.complete(
-        [[bos, *subject.tokenizer.encode(prompt)][-52:] for prompt in prompts],
+    replies = predictor.complete(
+        [[bos, *predictor.tokenizer.encode(prompt)][-52:] for prompt in prompts],
         [wanted] * 3,
     )
     assert told == [reply.text for reply in replies]
     assert all('\n' not in text for text in told)
 
 
-def test_a_chat_template_is_applied(subject, tasks):
-    model = lm_harness.HarnessModel(subject)
+def test_a_chat_template_is_applied(predictor, tasks):
+    model = lm_harness.HarnessModel(predictor)
     found = evaluate(
         'tiny_reply', tasks, model, apply_chat_template=True, num_fewshot=0
     )
@@ -220,9 +225,9 @@ def test_a_chat_template_is_applied(subject, tasks):
 # ---- as tasks of eval
 
 
-def test_tasks_have_intervals_and_chance(subject, tasks):
+def test_tasks_have_intervals_and_chance(predictor, tasks):
     run = find_task(f'lm_eval:{tasks["tiny_choice"]}@0')
-    (result,) = run(subject, []).values()
+    (result,) = run(predictor, []).values()
     assert result['kind'] == 'means' and result['settings']['shots'] == {
         'tiny_choice': 0
     }
@@ -236,29 +241,29 @@ def test_tasks_have_intervals_and_chance(subject, tasks):
         f'tiny_choice/{n}' for n in range(3)
     ]
     run = find_task(f'lm_eval:{tasks["tiny_text"]}')
-    (result,) = run(subject, []).values()
+    (result,) = run(predictor, []).values()
     assert set(result['figures']) == {'word_perplexity', 'bits_per_byte'}
     low, high = result['figures']['bits_per_byte']['interval']
     assert low < result['figures']['bits_per_byte']['value'] < high
 
 
-def test_the_mean_above_chance(subject, tasks, monkeypatch):
-    how = core_suites.results.Bootstrap(400, 0.95, 0)
+def test_the_mean_above_chance(predictor, tasks, monkeypatch):
+    how = BootstrapSettings(400, 0.95, 0)
     columns = dict(items=np.ones(40), acc=np.array([1.0] * 30 + [0.0] * 10))
-    value, samples = core_suites.centre(columns, 'acc', 0.5, how, number=0)
+    value, samples = core_suites.subtract_chance(columns, 'acc', 0.5, how, number=0)
     assert value == pytest.approx(0.5)  # 0.75 is half way from 0.5 to 1
     assert samples.mean() == pytest.approx(0.5, abs=0.03)
     manager = core_suites._manager('x', str(tasks['tiny_choice']))
     monkeypatch.setattr('lm_eval.tasks.TaskManager', lambda: manager)
     monkeypatch.setitem(
-        core_suites.LISTS,
+        core_suites.SUITES,
         'core',
         (
             core_suites.Task('tiny_choice', 0, 0.3),
             core_suites.Task('tiny_choice', 1, 0.5),
         ),
     )
-    found = find_task('core')(subject, [])
+    found = find_task('core')(predictor, [])
     assert list(found) == ['core', 'tiny_choice@0', 'tiny_choice@1']
     one, other = (
         found[name]['figures']['acc_norm']['value'] for name in list(found)[1:]
@@ -278,7 +283,7 @@ def test_the_lists_name_tasks_that_there_are():
         for line in path.read_text(encoding='utf-8', errors='replace').splitlines()
         if line.startswith(('task:', 'group:', '  - task:'))
     }
-    for tasks in core_suites.LISTS.values():
+    for tasks in core_suites.SUITES.values():
         assert {task.name for task in tasks} <= names
         assert all(0 <= task.chance < 1 for task in tasks)
     assert len(core_suites.CORE) == 21 and len(core_suites.CHATCORE) == 5
@@ -310,10 +315,10 @@ def test_what_is_wrong_is_one_line(trained_run, tasks, tmp_path, capsys, monkeyp
     assert 'needs lm-evaluation-harness: pip install lm-eval' in told
 
 
-def test_requests_that_are_cut_are_counted(subject, tasks):
-    model = lm_harness.HarnessModel(subject, max_length=16)
+def test_requests_that_are_cut_are_counted(predictor, tasks):
+    model = lm_harness.HarnessModel(predictor, max_length=16)
     evaluate('tiny_choice', tasks, model)
-    encode = subject.tokenizer.encode
+    encode = predictor.tokenizer.encode
     long = sum(
         1 + len(encode(question + choice)) - 1 > 16
         for question, choices, _ in QUESTIONS

@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from gptjax.eval import held_out_perplexity, results
-from gptjax.eval.held_out_documents import read_documents
+from configs import common
+from gptjax.eval.evaluate import settings_of
+from gptjax.eval.held_out_documents import evaluate_perplexity, read_documents
+from gptjax.eval.tasks.predictor import Predictor
 from gptjax.tokenizer.tokenizer import Tokenizer
 from tests import runs
-
-HOW = results.Bootstrap(200, 0.95, 0)
 
 
 @pytest.fixture(scope='module')
@@ -20,10 +20,14 @@ def workdir(prepared_run, tmp_path_factory):
 
 def measure(workdir, documents):
     tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
-    uniform = lambda batch: np.full(batch['inputs'].shape, -math.log(512), np.float32)
-    return held_out_perplexity.measure(
-        uniform, documents, tokenizer, workdir, 64, 0, 8, HOW
-    )
+    config = common.base()
+    config.eval.update(batch_size=8, resamples=200)
+
+    def uniform(batch):
+        return np.full(batch['inputs'].shape, -math.log(512), np.float32), None
+
+    predictor = Predictor(tokenizer, 'text', 64, uniform, None, settings_of(config))
+    return evaluate_perplexity(predictor, documents, workdir)
 
 
 @pytest.fixture(scope='module')

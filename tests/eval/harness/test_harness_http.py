@@ -12,10 +12,10 @@ pytest.importorskip('lm_eval')
 pytest.importorskip('tenacity')  # of lm-eval[api]
 
 from gptjax.eval.harness.lm_harness import HarnessModel  # noqa: E402
-from tests.eval.test_harness import evaluate, subject, tasks  # noqa: E402
+from tests.eval.harness.test_lm_harness import evaluate, predictor, tasks  # noqa: E402
 
 pytestmark = pytest.mark.slow
-__all__ = ['subject', 'tasks']  # fixtures
+__all__ = ['predictor', 'tasks']  # fixtures
 
 ROOM = 62  # tokens that the client may send: 64 less the one that it has drawn, and one
 
@@ -52,8 +52,8 @@ def answers(found, name):
     return [sample['filtered_resps'] for sample in found['samples'][name]]
 
 
-def test_choices_score_the_same(subject, tasks, address, trained_run):
-    model = HarnessModel(subject, add_bos=False, max_length=ROOM - 1)
+def test_choices_score_the_same(predictor, tasks, address, trained_run):
+    model = HarnessModel(predictor, add_bos=False, max_length=ROOM - 1)
     ours = evaluate('tiny_choice', tasks, model)
     theirs = through_http('tiny_choice', tasks, address, trained_run)
     assert (
@@ -68,13 +68,13 @@ def test_choices_score_the_same(subject, tasks, address, trained_run):
         )
         assert [greedy for _, greedy in one] == [greedy for _, greedy in other]
     # The client sends no BOS, and that is a difference which would be seen.
-    with_bos = evaluate('tiny_choice', tasks, HarnessModel(subject))
+    with_bos = evaluate('tiny_choice', tasks, HarnessModel(predictor))
     assert answers(with_bos, 'tiny_choice') != answers(ours, 'tiny_choice')
 
 
-def test_whole_texts_score_the_same(subject, tasks, address, trained_run):
+def test_whole_texts_score_the_same(predictor, tasks, address, trained_run):
     """Their windows are one token shorter than what they may send."""
-    ours = evaluate('tiny_text', tasks, HarnessModel(subject, max_length=ROOM - 1))
+    ours = evaluate('tiny_text', tasks, HarnessModel(predictor, max_length=ROOM - 1))
     theirs = through_http('tiny_text', tasks, address, trained_run)
     one, other = (
         [answer for (answer,) in answers(its, 'tiny_text')] for its in (ours, theirs)
@@ -86,12 +86,12 @@ def test_whole_texts_score_the_same(subject, tasks, address, trained_run):
         )
 
 
-def test_replies_are_the_same(subject, tasks, address, trained_run):
-    ours = evaluate('tiny_reply', tasks, HarnessModel(subject, add_bos=False))
+def test_replies_are_the_same(predictor, tasks, address, trained_run):
+    ours = evaluate('tiny_reply', tasks, HarnessModel(predictor, add_bos=False))
     theirs = through_http('tiny_reply', tasks, address, trained_run)
     assert answers(ours, 'tiny_reply') == answers(theirs, 'tiny_reply')
     # Prompts sent as text get their BOS from the server.
-    ours = evaluate('tiny_reply', tasks, HarnessModel(subject))
+    ours = evaluate('tiny_reply', tasks, HarnessModel(predictor))
     theirs = through_http(
         'tiny_reply', tasks, address, trained_run, tokenized_requests=False
     )

@@ -28,7 +28,7 @@ def references_for(count, seed):
 
 
 def figures(answers, references):
-    sums = bootstrap.total(reply_metrics.measure(answers, references))
+    sums = bootstrap.sum_columns(reply_metrics.measure_replies(answers, references))
     return {name: float(of(sums)) for name, of in reply_metrics.FIGURES.items()}
 
 
@@ -39,11 +39,11 @@ def streams(references):
 
 def test_sums_of_items_give_the_corpus_scores_of_sacrebleu():
     answers, references = texts(40, 0), references_for(40, 1)
-    columns = reply_metrics.measure(answers, references)
+    columns = reply_metrics.measure_replies(answers, references)
     draw = random.Random(2)
     for size in (1, 2, 3, 5, 40, *range(1, 30)):
         chosen = draw.choices(range(40), k=size)
-        sums = bootstrap.total({n: c[chosen] for n, c in columns.items()})
+        sums = bootstrap.sum_columns({n: c[chosen] for n, c in columns.items()})
         its = [answers[place] for place in chosen]
         given = streams([references[place] for place in chosen])
         assert reply_metrics.bleu(sums) == pytest.approx(
@@ -55,8 +55,8 @@ def test_sums_of_items_give_the_corpus_scores_of_sacrebleu():
 
 
 def test_figures_are_computed_for_many_sums_at_once():
-    columns = reply_metrics.measure(texts(12, 3), references_for(12, 4))
-    sums = bootstrap.resampled_sums(columns, 20, seed=0)
+    columns = reply_metrics.measure_replies(texts(12, 3), references_for(12, 4))
+    sums = bootstrap.resample_sums(columns, 20, seed=0)
     for name, of in reply_metrics.FIGURES.items():
         rows = [of({n: s[row] for n, s in sums.items()}) for row in range(20)]
         assert of(sums) == pytest.approx(np.array(rows), nan_ok=True), name
@@ -133,10 +133,11 @@ def test_a_shuffled_copy_is_as_good_as_any_other_text():
     shuffled = [references[place - 1][0] for place in range(300)]
     drawn = texts(300, 7, least=5)
     one, other = (
-        reply_metrics.measure(answers, references) for answers in (shuffled, drawn)
+        reply_metrics.measure_replies(answers, references)
+        for answers in (shuffled, drawn)
     )
     for name in ('bleu', 'chrf', 'rouge1', 'rougeL', 'token_f1'):
-        p = bootstrap.permutation_p(one, other, reply_metrics.FIGURES[name], 500, 0)
+        p = bootstrap.compute_p_value(one, other, reply_metrics.FIGURES[name], 500, 0)
         assert p > 0.01, name
     assert figures(shuffled, references)['exact_match'] < 0.02
     assert figures(shuffled, references)['bleu'] < 20
@@ -147,8 +148,8 @@ def test_repetition_by_hand():
     assert reply_metrics.repetition('a b c d e') == 0
     # a b a b a b: the 4-grams abab, baba, abab
     assert reply_metrics.repetition('A b a b a B') == pytest.approx(1 / 3)
-    columns = reply_metrics.measure(['a b', 'a b a b a b'], [['x'], ['x']])
-    figure = reply_metrics.FIGURES['repetition'](bootstrap.total(columns))
+    columns = reply_metrics.measure_replies(['a b', 'a b a b a b'], [['x'], ['x']])
+    figure = reply_metrics.FIGURES['repetition'](bootstrap.sum_columns(columns))
     assert figure == pytest.approx(1 / 3)  # the short one says nothing
 
 
@@ -160,20 +161,20 @@ def test_distinct_by_hand():
 
 def test_distinct_of_resamples_is_that_of_their_texts():
     answers = texts(10, 8)
-    ((present, lengths),) = reply_metrics.presence([answers], 2)
+    ((present, lengths),) = reply_metrics.count_ngrams([answers], 2)
     counts = np.concatenate(list(bootstrap.resample_counts(10, 30, seed=0)))
-    found = reply_metrics.share(counts, present, lengths)
+    found = reply_metrics.distinct_of_counts(counts, present, lengths)
     for row, drawn in enumerate(counts.astype(int)):
         its = [answers[place] for place in np.repeat(np.arange(10), drawn)]
         assert found[row] == pytest.approx(reply_metrics.distinct(its, 2))
-    assert reply_metrics.centred(found, 0.5).mean() == pytest.approx(0.5)
-    assert reply_metrics.centred(found, 0.5).std() == pytest.approx(found.std())
+    assert reply_metrics.move_mean(found, 0.5).mean() == pytest.approx(0.5)
+    assert reply_metrics.move_mean(found, 0.5).std() == pytest.approx(found.std())
     # With repeated words the share is well below 1: nothing is clipped.
     dull = [f'{text} {text} {text}' for text in texts(40, 9, least=6)]
-    samples = reply_metrics.resampled_distinct(dull, 1, 200, seed=0)
+    samples = reply_metrics.resample_distinct(dull, 1, 200, seed=0)
     assert samples.mean() == pytest.approx(reply_metrics.distinct(dull, 1))
-    low, high = bootstrap.interval(
-        reply_metrics.resampled_distinct(['a b', 'c d e'], 1, 200, seed=0), 0.95
+    low, high = bootstrap.compute_interval(
+        reply_metrics.resample_distinct(['a b', 'c d e'], 1, 200, seed=0), 0.95
     )
     assert 0 < low < high == 1
 

@@ -1,0 +1,158 @@
+"""Multiple choice by likelihood: which of the answers would the model write?
+
+Three rules, as an answer with more tokens is less likely whatever it says:
+
+    accuracy         the greatest ln P(answer | prompt)
+    accuracy_tokens  the greatest ln P / tokens of the answer
+    accuracy_bytes   the greatest ln P / UTF-8 bytes of the answer, which no
+                     tokenizer changes (`acc_norm` of lm-evaluation-harness)
+
+The baselines are chance, and the same rule on ln P(answer) without the prompt: what
+is above that the model has from reading the question.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from gptjax.eval import bootstrap, results
+from gptjax.eval.tasks.examples import Example
+from gptjax.eval.tasks.likelihood import count_truncated, score_pairs
+from gptjax.eval.tasks.predictor import Predictor, encode_prompt
+
+RULES = ('accuracy', 'accuracy_tokens', 'accuracy_bytes')
+FIGURES = {rule: bootstrap.mean_figure(rule) for rule in RULES}
+FIGURES_WITHOUT_PROMPT = {
+    rule: bootstrap.mean_figure(f'blind_{rule}') for rule in RULES
+}
+
+TokenPair = tuple[list[int], list[int]]  # tokens of a prompt, tokens of an answer
+
+
+class ScoredChoices(NamedTuple):
+    """The scored answers of one example.
+
+    logprobs, without_prompt: ln P of each answer, given the prompt and given BOS.
+    tokens, num_bytes: the length of each answer.
+    right: the number of the right one.
+    """
+
+    logprobs: Sequence[float]
+    without_prompt: Sequence[float]
+    tokens: Sequence[int]
+    num_bytes: Sequence[int]
+    right: int
+
+
+def evaluate_choices(
+    predictor: Predictor, examples: Sequence[Example], about: str
+) -> dict:
+    """Lets the model choose in every example; a task's result of kind 'choice'."""
+    pairs = [pair for example in examples for pair in _encode(predictor, example)]
+    scored, _ = score_choices(predictor, examples, pairs, [predictor.tokenizer.bos_id])
+    columns = choice_columns(scored)
+    bootstrap_settings = predictor.bootstrap_settings
+    figures = bootstrap.compute_figures(columns, FIGURES, bootstrap_settings)
+    results.add_baseline(figures, 'chance', chance_figures(columns))
+    without_prompt = bootstrap.compute_figures(
+        columns, FIGURES_WITHOUT_PROMPT, bootstrap_settings
+    )
+    results.add_baseline(figures, 'without the prompt', without_prompt)
+    return results.make_result(
+        'choice',
+        about,
+        figures,
+        columns,
+        [
+            dict(
+                example.identity(),
+                answer=example.answer,
+                logprobs=list(choices.logprobs),
+            )
+            for example, choices in zip(examples, scored, strict=True)
+        ],
+        bootstrap_settings,
+        dict(
+            seed=predictor.settings.seed,
+            template=predictor.template,
+            prompt_tokens_at_most=predictor.context,
+            prompts_cut_from_the_left=count_truncated(pairs, predictor.context),
+        ),
+    )
+
+
+def _encode(predictor: Predictor, example: Example) -> list[TokenPair]:
+    """(tokens of the prompt, tokens of a choice) of every choice."""
+    prompt, space = example.prompt, ''
+    if isinstance(prompt, str):
+        # A space at the prompt's end belongs to the word that follows.
+        prompt = example.prompt.rstrip(' ')
+        space = example.prompt[len(prompt) :]
+    before = encode_prompt(predictor, prompt)
+    encode = predictor.tokenizer.encode
+    return [(before, encode(space + choice)) for choice in example.choices]
+
+
+def score_choices(
+    predictor: Predictor,
+    examples: Sequence[Example],
+    pairs: Sequence[TokenPair],
+    blind_prompt: list[int],
+    other_pairs: Sequence[TokenPair] = (),
+) -> tuple[list[ScoredChoices], list[float]]:
+    """The scored choices of each example; and ln P of other pairs.
+
+    Args:
+        pairs: (prompt, choice) of all choices of all examples, in order.
+        blind_prompt: what stands before a choice without its prompt.
+        other_pairs: scored in the same batches.
+    """
+    scores = score_pairs(
+        predictor.score_batch,
+        [*pairs, *((blind_prompt, choice) for _, choice in pairs), *other_pairs],
+        predictor.context,
+        predictor.settings.batch_size,
+        predictor.tokenizer.pad_id,
+    )
+    logprobs = [score.logprob for score in scores]
+    without_prompt = logprobs[len(pairs) : 2 * len(pairs)]
+    scored, first = [], 0
+    for example in examples:
+        own = slice(first, first + len(example.choices))
+        first = own.stop
+        scored.append(
+            ScoredChoices(
+                logprobs=logprobs[own],
+                without_prompt=without_prompt[own],
+                tokens=[len(choice) for _, choice in pairs[own]],
+                num_bytes=[len(text.encode()) for text in example.choices],
+                right=example.answer,
+            )
+        )
+    return scored, logprobs[2 * len(pairs) :]
+
+
+def choice_columns(scored: Sequence[ScoredChoices]) -> dict[str, np.ndarray]:
+    """Statistics of every example, (N,) float64 by name."""
+    columns = dict(items=np.ones(len(scored)))
+    for prefix, field in (('', 'logprobs'), ('blind_', 'without_prompt')):
+        for rule in RULES:
+            columns[prefix + rule] = np.array(
+                [_choose(choices, field, rule) == choices.right for choices in scored],
+                np.float64,
+            )
+    columns['chance'] = np.array([1 / len(c.tokens) for c in scored], np.float64)
+    return columns
+
+
+def _choose(choices: ScoredChoices, field: str, rule: str) -> int:
+    """The number of the likeliest answer by length, the first of equals."""
+    lengths = dict(accuracy_tokens=choices.tokens, accuracy_bytes=choices.num_bytes)
+    divisors = np.maximum(lengths.get(rule, 1), 1)
+    return int(np.argmax(np.asarray(getattr(choices, field)) / divisors))
+
+
+def chance_figures(columns: bootstrap.Columns) -> dict[str, dict]:
+    """What drawing an answer gives, for every rule."""
+    return dict.fromkeys(RULES, dict(value=float(columns['chance'].mean())))

@@ -1,0 +1,133 @@
+"""The model under evaluation, as every task sees it: it scores text and writes replies.
+
+A prompt that is longer than the model can read loses its beginning, BOS with it, as a
+row of training that begins inside a document has none. The result of a task counts
+such prompts.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from gptjax.core import console
+from gptjax.core.hashing import hash_integer
+from gptjax.eval.bootstrap import BootstrapSettings
+from gptjax.eval.tasks.examples import Example
+from gptjax.eval.tasks.likelihood import make_score_batch
+from gptjax.infer.request import Reply, SamplingParameters
+from gptjax.train.load_model import Trained, load_engine
+
+PROMPTS_AT_ONCE = 64  # given to the engine together: how often progress shows
+
+
+class Predictor(NamedTuple):
+    """A model and how it is evaluated.
+
+    tokenizer: of the run.
+    template: the chat template's name.
+    context: tokens that it reads at once.
+    score_batch: from a batch to (ln P of its targets, are they the likeliest).
+    complete: from prompts and their parameters to replies, as the engine does it.
+    settings: the config's section `eval`.
+    """
+
+    tokenizer: Any
+    template: str
+    context: int
+    score_batch: Callable[[dict], tuple]
+    complete: Callable[[list[list[int]], list[SamplingParameters]], list[Reply]]
+    settings: ConfigDict
+
+    @property
+    def max_reply_tokens(self) -> int:
+        return min(self.settings.max_tokens, self.context // 2)
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """What is left of the context by the longest reply."""
+        return self.context - self.max_reply_tokens
+
+    @property
+    def bootstrap_settings(self) -> BootstrapSettings:
+        return BootstrapSettings.of(self.settings)
+
+
+@contextlib.contextmanager
+def open_predictor(
+    config: ConfigDict, settings: ConfigDict, workdir: Path, trained: Trained, mesh
+) -> Iterator[Predictor]:
+    """The model of a run; its engine starts with the first reply, and is closed here.
+
+    Args:
+        config: of the run.
+        settings: the section `eval`.
+        workdir: of the run.
+        trained: its checkpoint.
+        mesh: that text is scored on.
+    """
+    with contextlib.ExitStack() as stack:
+        engines = []
+
+        def complete(prompts, parameters):
+            if not engines:
+                slots = settings.batch_size
+                engine = load_engine(config, workdir, trained.step, slots=slots)
+                engines.append(stack.enter_context(contextlib.closing(engine)))
+            return engines[0].complete(prompts, parameters)
+
+        yield Predictor(
+            tokenizer=trained.tokenizer,
+            template=config.chat.template if 'chat' in config else 'text',
+            context=config.data.context,
+            score_batch=make_score_batch(trained, mesh),
+            complete=complete,
+            settings=settings,
+        )
+
+
+def encode_prompt(predictor: Predictor, prompt: str | Sequence[dict]) -> list[int]:
+    """The tokens of a text after BOS, or of messages in the chat template."""
+    from gptjax.data import chat_template
+
+    if isinstance(prompt, str):
+        return [predictor.tokenizer.bos_id, *predictor.tokenizer.encode(prompt)]
+    return chat_template.prompt_of(
+        list(prompt), predictor.tokenizer, predictor.template
+    )
+
+
+def draw_replies(
+    predictor: Predictor,
+    examples: Sequence[Example],
+    prompts: Sequence[list[int]],
+    parameters: SamplingParameters,
+) -> list[Reply]:
+    """The reply to each prompt, drawn by the seed of its example.
+
+    It ends where the example says, or where the chat template ends a turn.
+    """
+    from gptjax.data import chat_template
+
+    template_stops, stop_tokens = chat_template.stops_of(
+        predictor.template, predictor.tokenizer
+    )
+    each_parameters = [
+        replace(
+            parameters,
+            seed=hash_integer(predictor.settings.seed, 'reply', example.id) % 2**32,
+            stop=tuple(template_stops if example.stop is None else example.stop),
+            stop_tokens=tuple(stop_tokens),
+        )
+        for example in examples
+    ]
+    replies = []
+    with console.progress_bar('answering', len(examples), 'prompts') as advance:
+        for first in range(0, len(examples), PROMPTS_AT_ONCE):
+            chunk = slice(first, first + PROMPTS_AT_ONCE)
+            replies += predictor.complete(prompts[chunk], each_parameters[chunk])
+            advance(len(replies[chunk]))
+    return replies
