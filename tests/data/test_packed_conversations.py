@@ -14,7 +14,7 @@ from gptjax.core.console import UserError
 from gptjax.data import dataloader, ledger, packed_conversations
 from gptjax.data.chat_template import Turn, encode_conversation
 from gptjax.data.packed_conversations import cut_conversation
-from gptjax.eval.report import dialogue_table
+from gptjax.eval.report import post_training_tables
 from tests.data.test_conversations import sums, write_chat
 
 BOS = 1
@@ -235,7 +235,7 @@ def test_what_is_cut_or_left_out_is_told(run, tmp_path):
     assert f'59 of 59 replies cut, {cut / (cut + kept):.0%} of all their tokens' in told
     assert 'to fit data.context=12; 1 conversations left out' in told
     assert counts['sources']['own']['skipped'] == {packed_conversations.LONG_SYSTEM: 1}
-    page = dialogue_table.data(counts)
+    page = post_training_tables.dialogue_data_section(counts)
     assert (
         f'<td>{own[0]["cut_tokens"]:,}</td>' in page
         and packed_conversations.LONG_SYSTEM in page

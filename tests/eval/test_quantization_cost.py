@@ -60,9 +60,9 @@ def test_a_fine_tuned_run_is_measured_on_what_it_began_with(
     assert change == quantization_cost.measure_change(config, trained_run, **asked)
     # Served all the same when that is gone.
     config.start.run = str(tmp_path / 'gone')
-    line = quantization_cost.tell(config, tuned, None, **asked)
+    line = quantization_cost.describe_cost(config, tuned, None, **asked)
     assert 'not measured' in line and str(tuned) in line
-    assert quantization_cost.tell(config, tuned, None, 'whole', 'whole') is None
+    assert quantization_cost.describe_cost(config, tuned, None, 'whole', 'whole') is None
 
 
 @pytest.mark.slow
