@@ -62,7 +62,9 @@ def test_a_fine_tuned_run_is_measured_on_what_it_began_with(
     config.start.run = str(tmp_path / 'gone')
     line = quantization_cost.describe_cost(config, tuned, None, **asked)
     assert 'not measured' in line and str(tuned) in line
-    assert quantization_cost.describe_cost(config, tuned, None, 'whole', 'whole') is None
+    assert (
+        quantization_cost.describe_cost(config, tuned, None, 'whole', 'whole') is None
+    )
 
 
 @pytest.mark.slow
