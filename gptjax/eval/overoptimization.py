@@ -51,7 +51,7 @@ def overoptimize(config: ConfigDict, workdir: Path) -> dict:
     """Makes what is missing of a proxy and a policy, then the plot.
 
     Args:
-        config: inherited from the run that all starts from; see `init_from.inherit_config`. `parts`
+        config: of `init_from.inherit_config`, from the start of all. `parts`
             holds the configs of the stages `select`, `reward` and `ppo`.
         workdir: RUN.
 
