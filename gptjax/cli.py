@@ -12,6 +12,7 @@ from pathlib import Path
 from gptjax import command_line, opening
 from gptjax.command_line import FLAGS
 from gptjax.core import console, process, storage
+from gptjax.core.config import check_fields
 from gptjax.core.console import UserError
 from gptjax.core.process import CTRL_C, INTERRUPTED
 
@@ -144,7 +145,6 @@ def _select(words):
     config, workdir = opening.open_run(words, 'select')
     from gptjax.post import select_replies
 
-    select_replies.check_config(config)
     opening.make(config, workdir, [select_replies.SELECTED])
     print(f'for sft: {workdir}/selected/chats.jsonl')
     print(f'for dpo and reward: {workdir}/selected/pairs.jsonl')
@@ -180,7 +180,6 @@ def _best_of(words):
     config, workdir = opening.open_run(words, 'best_of')
     from gptjax.eval import best_of
 
-    best_of.check_config(config)
     opening.make(config, workdir, [])
     print(best_of.best_of_text(best_of.best_of(config, workdir)))
 
@@ -190,7 +189,6 @@ def _overoptimize(words):
     from gptjax.eval import overoptimization
     from gptjax.eval.report import overoptimization_page
 
-    overoptimization.check_config(config)
     opening.make(config, workdir, [])
     found = overoptimization.overoptimize(config, workdir)
     if found.get('reason') == 'interrupted':
@@ -251,6 +249,7 @@ def _eval(words):
             seed=FLAGS.seed if FLAGS['seed'].present else None,
         )
         config.eval.update({k: v for k, v in changes.items() if v is not None})
+        check_fields(config)
         evaluate.evaluate(config, workdir, FLAGS.tasks, copy, FLAGS.step)
         return
     from gptjax.eval import compare
@@ -272,6 +271,7 @@ def _sample(words):
         min_p=FLAGS.min_p,
     )
     config.sample.update({k: v for k, v in changes.items() if v is not None})
+    check_fields(config)
     samples.sample(config, workdir, FLAGS.prompt, FLAGS.seed, FLAGS.step)
 
 
@@ -343,6 +343,7 @@ def _bench(words):
 
         if FLAGS.config is None:
             raise UserError('--config is missing: give one, as configs/bench.py')
+        check_fields(FLAGS.config)
         bench_train.run(FLAGS.config, FLAGS.against, FLAGS.against_python)
     elif words[:1] == ['decode']:
         from gptjax.bench import bench_decode
@@ -352,6 +353,7 @@ def _bench(words):
             config, workdir = opening.open_run([])
         if config is None:
             raise UserError('--config is missing: give one, as configs/bench.py:llama')
+        check_fields(config)
         bench_decode.run(
             config,
             workdir,

@@ -174,7 +174,7 @@ def _explain(error, argv):
         fields = [word.split('=')[0] for word in argv if word.startswith('--config.')]
         field = next((f for f in fields if name in f.split('.')), None)
         if field:
-            return f'{field}: no such config field: configs/common.py lists them'
+            return f'{field}: no such config field: gptjax/core/schema.py lists them'
     told = str(error).strip().split('\n')[0]
     told = told if str(first) in told else str(first)
     return told if isinstance(error, flags.Error) else f'--config: {told}'
@@ -194,7 +194,7 @@ def _in_config_file(error, argv):
     place = f'{inside[-1].filename}: line {inside[-1].lineno}'
     if 'since the config is locked' in message:
         field = message.split('"')[1]
-        return f'--config: {place}: {field}: no such field (see configs/common.py)'
+        return f'--config: {place}: {field}: no such field (see gptjax/core/schema.py)'
     return f'--config: {place}: {type(error).__name__}: {message}'
 
 
@@ -222,6 +222,6 @@ def usage(stages: dict[str, str]) -> str:
         'python -m gptjax STAGE --config configs/NAME.py --workdir RUN '
         '[--config.field=value …]\n\n'
         f'Stages, in order:\n{lines}\n\nFlags:\n{listed}\n\n'
-        'Every field of configs/common.py is a flag, as '
+        'Every field of gptjax/core/schema.py is a flag, as '
         '--config.optim.learning_rate=3e-4'
     )

@@ -11,6 +11,7 @@ from gptjax import command_line
 from gptjax.command_line import FLAGS
 from gptjax.core import run_dir
 from gptjax.core.artifact import Artifact, find_manifest
+from gptjax.core.config import check_fields
 from gptjax.core.console import UserError
 
 HELD = contextlib.ExitStack()  # what a stage holds to its end
@@ -39,8 +40,6 @@ def open_run(words: Sequence[str], stage: str = '') -> tuple[ConfigDict, Path]:
         words: that stand behind the flags; there is no use for any.
         stage: its name, where it is one of SECTIONS.
     """
-    from gptjax.train.ranges import check_numbers
-
     command_line.no_more(words)
     if not FLAGS.workdir:
         raise UserError('--workdir is missing: name the run directory, as runs/tiny')
@@ -52,7 +51,7 @@ def open_run(words: Sequence[str], stage: str = '') -> tuple[ConfigDict, Path]:
     if FLAGS.config is None:
         config = run_dir.read_config(workdir)
         _check_sections(config, stage, str(workdir / 'config.json'))
-        check_numbers(config)
+        check_fields(config)
         return config, workdir
     config = FLAGS.config.copy_and_resolve_references()
     given = command_line.fields_given()
@@ -65,7 +64,7 @@ def open_run(words: Sequence[str], stage: str = '') -> tuple[ConfigDict, Path]:
             n: v for n, v in given.items() if n.split('.')[0] in init_from.SECTIONS
         }
         config = init_from.inherit_config(config, workdir, changes)
-    check_numbers(config)
+    check_fields(config)
     run_dir.check_run(config, workdir)
     return config, workdir
 

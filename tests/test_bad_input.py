@@ -66,7 +66,7 @@ BAD_FILES = {
     'no object': ('jsonl', b'[1, 2]\n', ('line 1', 'object')),
     'no chat': ('chat', GOOD.encode() + b'\n', ('line 1', 'messages')),
     'no parquet': ('parquet', b'PAR0' * 100, ('path=', 'Parquet')),
-    'unknown kind': ('csv', b'a,b\n', ('kind=csv', 'use')),
+    'unknown kind': ('csv', b'a,b\n', ("kind='csv'", 'use')),
 }
 
 
@@ -138,8 +138,8 @@ BAD_CONFIGS = {
     'train.eval_every=0': 'train.eval_every=0: use',
     'checkpoint.every=0': 'checkpoint.every=0: use',
     'checkpoint.keep=0': 'checkpoint.keep=0: use',
-    'optim.name=adam': 'optim.name=adam: unknown: use one of',
-    'optim.schedule=step': 'optim.schedule=step',
+    'optim.name=adam': "optim.name='adam': use one of",
+    'optim.schedule=step': "optim.schedule='step': use one of",
     'optim.learning_rate=-1.0': 'optim.learning_rate=-1.0: use',
     'optim.beta2=1.5': 'optim.beta2=1.5: use',
     'train.label_smoothing=1.0': 'train.label_smoothing=1.0: use',

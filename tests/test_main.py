@@ -188,7 +188,7 @@ def test_an_error_in_a_config_file_names_its_line(capsys, tmp_path):
         ("    return dict()['width']\n", "line 3: KeyError: 'width'"),
         (
             '    c = common.base()\n    c.optim.update(lr=1)\n    return c\n',
-            'line 4: lr: no such field (see configs/common.py)',
+            'line 4: lr: no such field (see gptjax/core/schema.py)',
         ),
         ("    return int('x')\n", 'line 3: ValueError: invalid literal'),
         ("    open('/nowhere/x')\n", 'line 3: FileNotFoundError: [Errno 2]'),

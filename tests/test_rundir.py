@@ -37,7 +37,9 @@ def test_environment_names_command_versions_and_processor(tmp_path, monkeypatch)
 
 
 def test_the_revision_is_gits_or_what_came_with_the_code(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_dir, '__file__', str(tmp_path / 'gptjax' / 'rundir.py'))
+    monkeypatch.setattr(
+        run_dir, '__file__', str(tmp_path / 'gptjax' / 'core' / 'run_dir.py')
+    )
     assert run_dir.environment()['revision'] is None
     for written, read in (('0123abc+\n', '0123abc+'), ('\n', None)):
         (tmp_path / 'revision').write_text(written)
@@ -149,8 +151,8 @@ def test_differences_are_named_in_order():
 HOLDING = """
 import sys, time
 from pathlib import Path
-from gptjax import rundir
-with rundir.locked(Path(sys.argv[1])):
+from gptjax.core import run_dir
+with run_dir.locked(Path(sys.argv[1])):
     print('held', flush=True)
     time.sleep(600)
 """

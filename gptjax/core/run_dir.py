@@ -14,27 +14,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from gptjax.core import storage
+from gptjax.core.config import complete, decides_weights
 from gptjax.core.console import UserError
 
-# What decides the weights. Once there is a checkpoint these may not change;
-# before, and for every other section, the newest config is the run's.
-# (What is decided earlier, the data and tokenizer stages guard themselves.)
-FIXED = (
-    *('seed', 'model', 'optim', 'train', 'start', 'sft', 'lora'),
-    *('reward', 'preference', 'task', 'policy', 'ppo', 'grpo'),
-)
-FREE = (
-    'train.eval_batches',
-    'train.max_bad_steps',
-    'train.profile_step',
-    'train.peak_tflops',
-    'task.demonstrations',
-    'task.validation',
-    'task.held_out',
-    'task.samples',
-    'policy.slots',
-    'policy.generation_tensor',
-)
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 PACKAGES = (
     'jax',
@@ -56,9 +38,8 @@ PACKAGES = (
 def check_run(config: ConfigDict, workdir: Path) -> None:
     """Makes sure that RUN, if there is one, is this config's; writes nothing.
 
-    A field of a section that RUN's config has and this one lacks, or the other way
-    round, is one that the code has lost or won since RUN was made: it counts as
-    unchanged. A section that only one of them has does not.
+    What decides the weights may not change once there is a checkpoint; before, and
+    for every other field, the newest config is the run's.
 
     Raises:
         UserError: RUN has checkpoints of a config that differs in a field
@@ -67,10 +48,10 @@ def check_run(config: ConfigDict, workdir: Path) -> None:
     path = workdir / 'config.json'
     if not path.exists() or not has_checkpoint(workdir):
         return
-    for name, was, now in differences(_read(path), to_json(config)):
-        if _is_of_another_version(name, was, now):
-            continue
-        if name.split('.')[0] in FIXED and name not in FREE:
+    before = to_json(read_config(workdir))
+    config = from_json(complete(to_json(config)))
+    for name, was, now in differences(before, to_json(config)):
+        if decides_weights(name):
             raise UserError(
                 f'--workdir={workdir} was trained with another config ({name}: '
                 f'{was!r} there, {now!r} here): use another --workdir'
@@ -83,15 +64,6 @@ def has_checkpoint(workdir: Path) -> bool:
     One that is being written, or was when its process was killed, has a longer name.
     """
     return any((workdir / 'checkpoints').glob('[0-9]' * 8))
-
-
-def _is_of_another_version(name: str, was, now) -> bool:
-    """Whether a difference is a number, text or list that one config lacks.
-
-    Deeper down names are the user's own, as those of rewards and of sources.
-    """
-    there = was if now is None else now
-    return None in (was, now) and name.count('.') <= 1 and not isinstance(there, dict)
 
 
 @contextmanager
@@ -176,7 +148,7 @@ def config_words(words: list[str]) -> list[str]:
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The config of an existing run directory.
+    """The config of an existing run directory, with what it lacks filled in.
 
     Raises:
         UserError: it has none, or one that cannot be read.
@@ -187,7 +159,7 @@ def read_config(workdir: Path) -> ConfigDict:
             f'--workdir={workdir} is no run directory (it has no config.json): give '
             'one that a stage has made, or name a --config'
         )
-    return from_json(_read(path))
+    return from_json(complete(_read(path)))
 
 
 def _read(path: Path) -> dict:

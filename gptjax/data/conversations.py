@@ -261,10 +261,6 @@ def open_dialogue(field: str, source: ConfigDict, data_dir: Path) -> Source:
         UserError: there is no such kind, path or dataset. While reading: a line
             cannot be used, or a file has no turn of the assistant.
     """
-    if source.limit < 0:
-        raise UserError(
-            f'{field}.limit={source.limit}: use a positive number, or 0 for all'
-        )
     if source.kind == 'chat':
         paths = list_files(source.path, SUFFIXES['chat'], f'{field}.path')
         about = about_files(field, source, paths)

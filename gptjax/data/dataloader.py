@@ -164,8 +164,6 @@ def check_batch(shape: tuple[int, int], sharding) -> None:
         UserError: naming train.batch_size or data.context.
     """
     batch_size, context = shape
-    if batch_size < 1:
-        raise UserError(f'train.batch_size={batch_size}: give at least 1')
     if sharding is None or not hasattr(sharding, 'spec'):
         return
     fields = {'train.batch_size': batch_size, 'data.context': context}

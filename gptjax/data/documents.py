@@ -58,11 +58,6 @@ def build_documents(config: ConfigDict, workdir: Path) -> dict:
     """
     data = config.data
     check_steps(data.clean)
-    if not 0 < data.validation_fraction < 1:
-        raise UserError(
-            f'data.validation_fraction={data.validation_fraction}: give a share '
-            'between 0 and 1, as 0.05'
-        )
     if not data.sources:
         raise UserError('data.sources is empty: name at least one source')
     folder = workdir / 'documents'

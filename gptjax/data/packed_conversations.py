@@ -144,12 +144,10 @@ def open_training_dataset(config: ConfigDict, workdir: Path) -> PackedDataset:
     """What a run trains on: its conversations, and the share of plain text.
 
     Raises:
-        UserError: `sft.pretraining_share` is no share, or the earlier run's rows
-            do not fit.
+        UserError: the earlier run's rows do not fit.
     """
     rows = open_dialogue(workdir / 'dialogue', 'train')
     share = config.sft.pretraining_share
-    check_share(share)
     if not share:
         return rows
     folder = Path(config.start.run) / 'prepared'
@@ -168,12 +166,6 @@ def open_training_dataset(config: ConfigDict, workdir: Path) -> PackedDataset:
                 f'data.context={text.context}'
             )
     return mix_datasets(rows, text, share)
-
-
-def check_share(share: float) -> None:
-    """Raises UserError where `sft.pretraining_share` is no share."""
-    if not 0 <= share < 1:
-        raise UserError(f'sft.pretraining_share={share}: use a share from 0 to below 1')
 
 
 # ---- rows

@@ -267,18 +267,9 @@ def integer_weights(
         field: the config's name for the sources, for errors.
 
     Raises:
-        UserError: a negative weight, or weights that leave nothing to the sources
-            without one.
+        UserError: the weights leave nothing to the sources without one.
     """
-    given = {}
-    for name in sizes:
-        weight = weights[name]
-        if not 0 <= weight < math.inf:
-            raise UserError(
-                f'{field}.{name}.weight={weight} is no share: give a positive '
-                'number, or 0 for its share by size'
-            )
-        given[name] = Fraction(str(weight))
+    given = {name: Fraction(str(weights[name])) for name in sizes}
     by_size = sum(sizes[name] for name in sizes if not given[name])
     left = 1 - sum(given.values())
     if by_size and left <= 0:

@@ -156,10 +156,6 @@ def split_pairs(pairs: Sequence[tuple[str, Pair]], section) -> dict[str, list[Pa
         UserError: there is one prompt alone, or validation takes them all.
     """
     fraction = section.validation_fraction
-    if not 0 < fraction < 1:
-        raise UserError(
-            f'preference.validation_fraction={fraction}: use a share above 0, below 1'
-        )
     sides = {key: split_of(key, fraction) for key, _ in pairs}
     if len(sides) == 1:
         raise UserError(

@@ -40,7 +40,6 @@ from gptjax.data.sources.open_source import describe_files, refuse_changed_files
 
 SPLITS = ('train', 'validation', 'test')
 BEHAVIOUR = ('replied', 'continued')
-TARGETS = ('sum', *RATING_NAMES, *BEHAVIOUR)
 
 
 class Rated(NamedTuple):
@@ -274,13 +273,6 @@ def _refuse_no_pairs(split: str, counts: dict, reward: ConfigDict) -> None:
 
 def _check(config: ConfigDict) -> None:
     reward = config.reward
-    if reward.target not in TARGETS:
-        raise UserError(
-            f'reward.target={reward.target}: use one of {", ".join(TARGETS)}'
-        )
-    for name in ('test_fraction', 'validation_fraction'):
-        if not 0 < reward[name] < 1:
-            raise UserError(f'reward.{name}={reward[name]}: use a share from 0 to 1')
     if reward.test_fraction + reward.validation_fraction >= 1:
         raise UserError(
             f'reward.test_fraction={reward.test_fraction} and '

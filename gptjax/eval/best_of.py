@@ -28,7 +28,6 @@ from gptjax.eval.bootstrap import BootstrapSettings, compute_means
 from gptjax.eval.report.tables import text_table
 from gptjax.parallel.mesh import make_mesh
 from gptjax.post import reward_functions, rollout
-from gptjax.post.check import check_section
 from gptjax.post.policy_model import apply_compute_settings
 from gptjax.post.problems.verifiable_tasks import Problem, Task, make_task
 from gptjax.post.reward_functions import Reward, make_reward
@@ -83,18 +82,8 @@ def best_of(config: ConfigDict, workdir: Path) -> dict:
     return best_of_results
 
 
-def check_config(config: ConfigDict) -> None:
-    """Refuses a section `best_of` that makes no sense.
-
-    Raises:
-        UserError: it names the field and the fix.
-    """
-    check_section(config.best_of, 'best_of')
-
-
 def load_judged_model(config: ConfigDict) -> JudgedModel:
     """The model of `start.run`, held-out problems, and both rewards."""
-    check_config(config)
     mesh = make_mesh(config.mesh)
     config_checks.check_context(config, mesh)
     with jax.set_mesh(mesh):

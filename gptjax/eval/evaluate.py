@@ -17,23 +17,7 @@ from gptjax.eval.tasks.generation_task import evaluate_generation
 from gptjax.eval.tasks.predictor import Predictor, open_predictor
 from gptjax.parallel.mesh import batch_shards, make_mesh
 from gptjax.train.load_model import load, load_start_run, model_fingerprint
-from gptjax.train.ranges import check_numbers
 
-# The section `eval`, for runs whose config is older than a field of it.
-DEFAULTS = dict(
-    stride=0,
-    batch_size=32,
-    documents=0,
-    conversations=200,
-    choices=4,
-    max_tokens=48,
-    temperature=0.0,
-    top_k=0,
-    top_p=1.0,
-    resamples=1000,
-    level=0.95,
-    seed=0,
-)
 HARNESS = 'lm_eval:'  # before the name of a task of lm-evaluation-harness
 SUITES = ('core', 'chatcore')  # lists of such tasks
 DOCUMENT_TASKS = ('perplexity', 'reply', 'choice')  # need validation documents
@@ -72,7 +56,7 @@ def evaluate(
         UserError: RUN has no checkpoint, no documents are held out, a task does not
             exist, or the config's eval section makes no sense.
     """
-    settings = settings_of(config)
+    settings = config.eval
     mesh = make_mesh(config.mesh)
     shards = batch_shards(mesh)
     if settings.batch_size % shards:
@@ -158,18 +142,6 @@ def evaluate(
     )
     print(tasks_text(heading, task_results))
     return evaluation
-
-
-def settings_of(config: ConfigDict) -> ConfigDict:
-    """The section `eval`, whole.
-
-    Raises:
-        UserError: a field is out of its range.
-    """
-    settings = ConfigDict(DEFAULTS)
-    settings.update(config.eval)
-    check_numbers(ConfigDict(dict(eval=settings)))
-    return settings
 
 
 def _read_earlier_results(path: Path, fingerprint: str) -> dict:

@@ -62,7 +62,6 @@ def overoptimize(config: ConfigDict, workdir: Path) -> dict:
     Raises:
         UserError: a stage refuses, or there is nothing that judges.
     """
-    check_config(config)
     _check_judges(config)
     section = config.overoptimization
     proxy = _absolute(section.proxy) or workdir / 'proxy'
@@ -99,18 +98,6 @@ def overoptimize(config: ConfigDict, workdir: Path) -> dict:
     return results
 
 
-def check_config(config: ConfigDict) -> None:
-    """Refuses what makes no plot.
-
-    Raises:
-        UserError: it names the field and the fix.
-    """
-    best_of.check_config(config)
-    replies = config.overoptimization.replies
-    if not replies >= 1:
-        raise UserError(f'overoptimization.replies={replies}: use at least 1')
-
-
 def _check_judges(config):
     """Refuses now what would be noticed after hours."""
     proxy, judge = _absolute(config.overoptimization.proxy), config.best_of.judge
@@ -130,7 +117,6 @@ def _check_judges(config):
 def _train_proxy(config, selected, proxy):
     """A reward model on pairs that the model's own replies make."""
     select_config = _stage_config(config, 'select', selected)
-    select_replies.check_config(select_config)
     counts = select_replies.select(select_config, selected)
     print(select_replies.describe(counts), flush=True)
     run_dir.write_config(select_config, selected)

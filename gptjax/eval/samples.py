@@ -10,7 +10,6 @@ from gptjax.infer.request import (
     LARGEST_SEED,
     ContextOverflow,
     SamplingParameters,
-    check_parameters,
 )
 from gptjax.models.settings import resolve
 from gptjax.tokenizer.tokenizer import Tokenizer
@@ -32,16 +31,10 @@ def sample(
     which the report shows, if they are the best checkpoint's (`step` None).
 
     Raises:
-        UserError: RUN has no checkpoint, a prompt is too long, or a setting is
-            out of its range.
+        UserError: RUN has no checkpoint, or a prompt is too long.
     """
     settings = config.sample
     sampling = {name: settings[name] for name in SAMPLING}
-    check_parameters(SamplingParameters(**sampling), vocab_size=0, prefix='sample.')
-    if settings.max_tokens < 1:
-        raise UserError(
-            f'sample.max_tokens={settings.max_tokens}: use a positive number'
-        )
     if not 0 <= seed < LARGEST_SEED:
         raise UserError(f'--seed={seed}: use a number from 0 to {LARGEST_SEED - 1}')
     all_prompts = prompts or settings.prompts

@@ -16,7 +16,6 @@ from gptjax.models import gpt
 
 REWARD_HEAD, VALUE_HEAD, CRITIC = 'reward_head', 'value_head', 'critic'
 HEADS = (REWARD_HEAD, VALUE_HEAD)
-CRITIC_KINDS = ('head', 'network')
 
 
 def init_reward_head(settings, key) -> dict:
@@ -101,7 +100,7 @@ def init_critic(settings, kind: str, params, reward_params=None) -> dict:
 
     Args:
         settings: of the model.
-        kind: in CRITIC_KINDS.
+        kind: 'head' or 'network'.
         params: of the model.
         reward_params: a reward model's, for a network.
     """

@@ -129,11 +129,6 @@ def _targets(settings, lora) -> dict:
         if names[0] == 'layers' and names[-1] in INPUT_AXES:
             matrices[names] = leaf
     there = sorted({path[-1] for path in matrices})
-    if not 0 < lora.alpha < math.inf:
-        raise UserError(
-            f'lora.alpha={lora.alpha}: it multiplies what is trained: use a positive '
-            'number'
-        )
     if not lora.targets:
         raise UserError(f'lora.targets is empty: name some of {", ".join(there)}')
     for name in lora.targets:

@@ -23,9 +23,6 @@ def make_mesh(config: ConfigDict, devices=None) -> Mesh:
     """
     devices = jax.devices() if devices is None else devices
     sizes = {axis: int(config[axis]) for axis in AXES}
-    for axis, size in sizes.items():
-        if size < 1 and size != -1:
-            raise UserError(f'mesh.{axis}={size}: use a positive size, or -1')
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))
     if len(free) > 1:

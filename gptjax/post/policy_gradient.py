@@ -23,7 +23,6 @@ from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.multihost import print_once
 from gptjax.parallel.sharding import put_on_mesh
 from gptjax.post import rollout
-from gptjax.post.check import check_section
 from gptjax.post.experience import (
     Algorithm,
     Environment,
@@ -305,13 +304,12 @@ def updates_per_rollout(config: ConfigDict) -> int:
 
 
 def check_policy(config: ConfigDict) -> None:
-    """Refuses a section `policy` that makes no sense.
+    """Refuses fields of the section `policy` that do not fit each other.
 
     Raises:
         UserError: it names the field and the fix.
     """
     policy, train = config.policy, config.train
-    check_section(policy, 'policy')
     config_checks.check_unused(train, 'train', dict(profile_step=-1), 'in ppo and grpo')
     if not policy.kl_reward and not policy.kl_loss:
         why = 'where policy.kl_reward and policy.kl_loss are 0'
@@ -321,25 +319,18 @@ def check_policy(config: ConfigDict) -> None:
             f'policy.kl_reward={policy.kl_reward} and policy.kl_loss={policy.kl_loss} '
             'would count the KL twice: set one of them to 0'
         )
-    for name, unlimited in (('top_k', 0), ('top_p', 1.0), ('min_p', 0.0)):
-        if policy[name] != unlimited:
-            raise UserError(
-                f'policy.{name}={policy[name]}: the policy is trained on its whole '
-                'distribution and must be sampled from it: use '
-                f'policy.{name}={unlimited}'
-            )
     if policy.overlong_buffer > policy.max_tokens:
         raise UserError(
             f'policy.overlong_buffer={policy.overlong_buffer} is more than '
             f'policy.max_tokens={policy.max_tokens}: use at most that'
         )
     replies = policy.prompts * policy.replies
-    if train.batch_size < 1 or replies % train.batch_size:
+    if replies % train.batch_size:
         raise UserError(
             f'train.batch_size={train.batch_size} does not divide the policy.prompts * '
             f'policy.replies = {replies} replies of a rollout: use a divisor'
         )
-    if train.num_steps < 1 or train.num_steps % updates_per_rollout(config):
+    if train.num_steps % updates_per_rollout(config):
         raise UserError(
             f'train.num_steps={train.num_steps} is no multiple of the '
             f'{updates_per_rollout(config)} updates that a rollout gives '

@@ -29,7 +29,6 @@ from gptjax.core.console import UserError
 from gptjax.data.packed_dataset import PackedDataset
 from gptjax.models import gpt, heads
 from gptjax.parallel.mesh import batch_shards
-from gptjax.post.check import check_section
 from gptjax.post.experience import Algorithm
 from gptjax.post.objectives import advantages, loss_weights, policy_losses
 from gptjax.post.objectives.kl import kl_in_reward, kl_loss
@@ -55,24 +54,15 @@ def ppo(config: ConfigDict, workdir: Path) -> dict:
 
 
 def check_config(config: ConfigDict) -> None:
-    """Refuses a section `ppo` that makes no sense.
+    """Refuses fields of the section `ppo` that do not fit each other.
 
     Raises:
         UserError: it names the field.
     """
     section = config.ppo
-    if section.critic not in heads.CRITIC_KINDS:
-        known = ' or '.join(heads.CRITIC_KINDS)
-        raise UserError(f'ppo.critic={section.critic}: use {known}')
-    if section.critic != 'network' and critic_run_of(section):
+    if section.critic != 'network':
         why = f'where ppo.critic={section.critic}'
         config_checks.check_unused(section, 'ppo', dict(critic_run=''), why)
-    check_section(section, 'ppo')
-
-
-def critic_run_of(section: ConfigDict) -> str:
-    """`ppo.critic_run`, which runs of before it was there do not have."""
-    return section.get('critic_run', '')
 
 
 def check_rows(config: ConfigDict, shards: int) -> None:
@@ -100,7 +90,7 @@ def make_algorithm(
     language = make_language_loss(settings, config.train)
 
     def init_arguments():
-        run = critic_run_of(section)
+        run = section.critic_run
         template = config.chat.template
         return read_critic(run, template, trained, mesh) if run else ()
 

@@ -3,7 +3,7 @@
 The engine that serves also draws here. A reply's seed comes from (seed, step, place),
 so a rollout is a function of the weights, the seed and the step: a run that is killed
 draws the same again. There is no dropout in the engine, and nothing is cut off the
-distribution (`check_policy`): what is drawn from is what is trained on.
+distribution, as top-p would: what is drawn from is what is trained on.
 
 Of the prompt `p q` and the reply `a b <|end|>` the row is, padded to T = 6,
 
@@ -96,9 +96,9 @@ def make_prompt_format(config: ConfigDict, name: str, tokenizer) -> PromptFormat
             f'chat.template={config.chat.template}: replies must end with a token of '
             "their own: start from a run of the stage sft, whose template is 'turns'"
         )
-    if not 1 <= section.max_tokens < context:
+    if section.max_tokens >= context:
         raise UserError(
-            f'{name}.max_tokens={section.max_tokens}: use at least 1, and less than '
+            f'{name}.max_tokens={section.max_tokens}: use less than '
             f'data.context={context}'
         )
     return PromptFormat(

@@ -25,7 +25,6 @@ from gptjax.core import artifact, console, run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.parallel.mesh import make_mesh
 from gptjax.post import rollout
-from gptjax.post.check import check_section
 from gptjax.post.policy_model import apply_compute_settings
 from gptjax.post.problems.verifiable_tasks import (
     Problem,
@@ -46,7 +45,6 @@ from gptjax.train.init_from import load_start
 from gptjax.train.load_model import Trained, model_fingerprint
 
 PROBLEMS_AT_ONCE = 64  # in a file of replies
-BY = ('verifier', 'reward')
 MADE = ('chats.jsonl', 'pairs.jsonl')
 
 
@@ -61,7 +59,6 @@ def select(config: ConfigDict, workdir: Path) -> dict:
         UserError: the config makes no sense, a reward fails, or nothing was kept.
     """
     section = config.select
-    check_config(config)
     mesh = make_mesh(config.mesh)
     config_checks.check_context(config, mesh)
     with jax.set_mesh(mesh):
@@ -79,18 +76,6 @@ def select(config: ConfigDict, workdir: Path) -> dict:
         return _write(config, folder, problems, drawn, choices)
 
     return artifact.build(workdir / 'selected', settings, make, needs=MADE)
-
-
-def check_config(config: ConfigDict) -> None:
-    """Refuses a section `select` that makes no sense.
-
-    Raises:
-        UserError: it names the field and the fix.
-    """
-    section = config.select
-    if section.by not in BY:
-        raise UserError(f'select.by={section.by}: use {" or ".join(BY)}')
-    check_section(section, 'select')
 
 
 def distinct(task: Task, wanted: int) -> list[Problem]:

@@ -271,7 +271,7 @@ def _load_models(options: Options, runs: dict) -> dict[str, ServedModel]:
                 id=name,
                 engine=engine,
                 grammars=GrammarCompiler(engine.tokenizer),
-                template=config.get('chat', {}).get('template', 'text'),
+                template=config.chat.template,
                 step=engine.trained_step,
                 created=_checkpoint_time(folder, engine.trained_step),
                 description=(

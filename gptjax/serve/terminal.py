@@ -67,7 +67,7 @@ def chat(config: ConfigDict, workdir: Path, **options) -> None:
     from gptjax.eval import quantization_cost
     from gptjax.train.load_model import load_engine
 
-    template = config.get('chat', {}).get('template', 'text')
+    template = config.chat.template
     with contextlib.ExitStack() as stack:
 
         @functools.cache

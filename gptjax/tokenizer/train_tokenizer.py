@@ -64,7 +64,7 @@ def train_tokenizer(config: ConfigDict, workdir: Path) -> dict:
 
     Raises:
         UserError: the documents are missing, RUN/tokenizer is of another config, or
-            tokenizer.kind or tokenizer.vocab_size cannot be had from this text.
+            tokenizer.vocab_size cannot be had from this text.
     """
     documents = artifact.require(workdir / 'documents', 'data')
     inputs = {f'tokenizer.{name}': value for name, value in config.tokenizer.items()}
@@ -89,15 +89,6 @@ TOKENIZER = artifact.Artifact('tokenizer', train_tokenizer, describe_tokenizer)
 
 def _write_tokenizer(config: ConfigDict, documents: Path, folder: Path) -> dict:
     began = time.monotonic()
-    if config.tokenizer.kind not in ('bpe', 'unigram'):
-        raise UserError(
-            f"tokenizer.kind={config.tokenizer.kind}: use 'bpe' or 'unigram'"
-        )
-    if config.tokenizer.train_characters < 1:
-        raise UserError(
-            f'tokenizer.train_characters={config.tokenizer.train_characters}: give at '
-            'least 1'
-        )
     texts = list(
         read_texts(documents / 'train.jsonl', config.tokenizer.train_characters)
     )

@@ -1,12 +1,10 @@
 """Supervised fine-tuning: conversations to a model that answers, in full or by LoRA."""
 
-import math
 from functools import partial
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gptjax.core.console import UserError
 from gptjax.data import dataloader, packed_conversations
 from gptjax.models import lora, parameter_count, settings
 from gptjax.parallel.mesh import make_mesh
@@ -97,8 +95,6 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
 def check_sft(config: ConfigDict) -> None:
     """Refuses, before minutes go into data, a config that cannot train."""
     check_config(config)
-    _check_epochs(config.sft.epochs)
-    packed_conversations.check_share(config.sft.pretraining_share)
     trained_shapes(config, settings.resolve(config.model, config.tokenizer.vocab_size))
     if uses_lora(config) and config.chat.template == 'turns':
         if read_start_config(Path(config.start.run)).chat.template == 'text':
@@ -121,15 +117,9 @@ def with_steps(config: ConfigDict, rows) -> ConfigDict:
         rows: of `packed_conversations.open_training_dataset`.
     """
     epochs, share = config.sft.epochs, config.sft.pretraining_share
-    _check_epochs(epochs)
     own = [s for s in rows.sources if not s.name.startswith('pretraining/')]
     num_rows = sum(source.num_rows for source in own)
     return loop.with_steps(config, epochs, num_rows / (1 - share), warmup_fraction=10)
-
-
-def _check_epochs(epochs):
-    if not 0 <= epochs < math.inf:
-        raise UserError(f'sft.epochs={epochs}: use a positive number, or 0')
 
 
 def make_adapted_loss(loss_fn, scale: float):

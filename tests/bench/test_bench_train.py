@@ -48,7 +48,6 @@ def test_torch_takes_turns(tmp_path, monkeypatch, capsys):
         ('data.context', 16, 'data.context=16 is longer than the model.context=8'),
         ('train.accumulation', 3, 'train.accumulation=3 does not divide'),
         ('train.batch_size', 12, 'train.batch_size=12 .* use a multiple of 8'),
-        ('train.batch_size', 0, 'train.batch_size=0: use a number of at least 1'),
     ),
 )
 def test_what_cannot_train_is_refused(field, value, told):

@@ -180,7 +180,6 @@ def test_errors(config, tmp_path):
         assert not (tmp_path / 'bad' / 'documents').exists()
 
     refuses(r"data\.clean: no step is called 'stem'", clean=('stem',))
-    refuses(r'data\.validation_fraction=1\.5', validation_fraction=1.5)
     refuses(r'=1e-06 puts none of the 46 .* larger', validation_fraction=1e-6)
     refuses(r'=0\.999999 puts none .* train: .* smaller', validation_fraction=0.999999)
     refuses(

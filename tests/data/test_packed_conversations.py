@@ -281,10 +281,6 @@ def test_a_share_of_each_batch_is_pretraining_text(run, new_run, made):
     text_rows = rows.choose_training_rows(0, np.arange(400)).source > 0
     assert batch['weights'][text_rows].mean() > 0.9  # of text everything counts
     assert batch['weights'][~text_rows].mean() < 0.6
-    config.sft.pretraining_share = 1.0
-    with pytest.raises(UserError, match='sft.pretraining_share=1.0: use a share'):
-        packed_conversations.open_training_dataset(config, workdir)
-
     config.start.run, config.sft.pretraining_share = str(run.workdir), 0.5
     with pytest.raises(UserError, match='another context .16, here 40.*context=16'):
         packed_conversations.open_training_dataset(config, workdir)

@@ -204,12 +204,6 @@ def test_a_source_that_is_not_there_takes_no_part():
     assert integer_weights({'a': 0.5, 'b': 0.5, 'c': 0.0}, {'a': 3}) == {'a': 1}
 
 
-@pytest.mark.parametrize('weight', [-1.0, float('nan'), float('inf')])
-def test_a_weight_that_is_no_share(weight):
-    with pytest.raises(UserError, match='data.sources.a.weight=.* is no share'):
-        integer_weights({'a': weight}, {'a': 1})
-
-
 def test_weights_that_leave_nothing():
     with pytest.raises(UserError, match='data.sources.b.weight=0 leaves .* sum to 1:'):
         integer_weights({'a': 1.0, 'b': 0.0}, {'a': 1, 'b': 1})

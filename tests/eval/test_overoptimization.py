@@ -129,9 +129,6 @@ def made_up(prompt_format, number):
 
 
 def test_bad_input_has_one_clear_error(folder, tmp_path):
-    config = config_of(folder, **{'overoptimization.replies': 0})
-    with pytest.raises(UserError, match='overoptimization.replies=0'):
-        overoptimization.overoptimize(config, tmp_path)
     config = config_of(folder, **{'best_of.judge': str(tmp_path / 'none')})
     with pytest.raises(UserError, match='best_of.judge=.*none: is no finished run'):
         overoptimization.overoptimize(config, tmp_path)

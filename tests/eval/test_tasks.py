@@ -6,7 +6,6 @@ import math
 import pytest
 
 from gptjax.core import run_dir
-from gptjax.core.console import UserError
 from gptjax.eval import evaluate as stage
 from gptjax.eval.held_out_documents import choose_documents, read_documents
 from gptjax.eval.tasks import examples
@@ -99,7 +98,6 @@ def test_what_was_asked_is_in_the_result(evaluated, workdir):
 
 
 def test_choices_are_scored_by_their_likelihood(evaluated, workdir):
-    from gptjax.eval.evaluate import settings_of
     from gptjax.parallel.mesh import make_mesh
     from gptjax.train.load_model import load
     from tests.helpers import mesh_of
@@ -111,9 +109,7 @@ def test_choices_are_scored_by_their_likelihood(evaluated, workdir):
     encode = trained.tokenizer.encode
     # The space at the prompt's end goes with the choice.
     before = [trained.tokenizer.bos_id, *encode('The sky is')]
-    with open_predictor(
-        config, settings_of(config), workdir, trained, mesh
-    ) as predictor:
+    with open_predictor(config, config.eval, workdir, trained, mesh) as predictor:
         (score,) = score_pairs(
             predictor.score_batch, [(before, encode(' blue'))], 64, 2, 0
         )
@@ -160,7 +156,7 @@ class Letters:
 
 
 def make_predictor(complete, **fields):
-    settings = stage.settings_of(runs_config())
+    settings = runs_config().eval
     settings.update(fields)
     return Predictor(Letters(), 'text', 32, None, complete, settings)
 
@@ -235,29 +231,6 @@ def test_prompts_seeds_and_stops_of_a_reply():
     assert how.seed != other.seed
     assert found['settings']['prompts_cut_from_the_left'] == 1
     assert found['items'][0]['reply'] == 'ok'
-
-
-@pytest.mark.parametrize(
-    ('field', 'value'),
-    [
-        ('documents', -1), ('conversations', -1), ('choices', 1), ('max_tokens', 0),
-        ('temperature', -0.1), ('top_k', -1), ('top_p', 0.0), ('resamples', 0),
-        ('level', 1.0), ('seed', -1),
-    ],
-)  # fmt: skip
-def test_settings_out_of_range_are_named(field, value):
-    config = runs_config()
-    config.eval[field] = value
-    with pytest.raises(UserError, match=f'eval.{field}={value}: use '):
-        stage.settings_of(config)
-
-
-def test_a_config_older_than_a_field_has_its_default():
-    assert stage.settings_of(runs_config()).to_dict() == stage.DEFAULTS
-    config = runs_config()
-    with config.eval.unlocked():
-        del config.eval.resamples
-    assert stage.settings_of(config).resamples == 1000
 
 
 def error_of(capsys, *words):

@@ -144,7 +144,6 @@ def test_shards_equal_one_device(model):
         (dict(targets=('query', 'gate')), "no 'gate': use down, key, out"),
         (dict(targets=()), 'lora.targets is empty'),
         (dict(rank=-1), 'lora.rank=-1'),
-        (dict(alpha=0.0), 'lora.alpha=0.0: .* use a positive number'),
         (dict(rank=64), 'has a rank of 32 at most'),
     ],
     ids=str,

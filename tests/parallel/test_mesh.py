@@ -31,7 +31,6 @@ def test_minus_one_takes_the_devices_that_are_left():
         (dict(data=2), 'uses 2 of 8 devices'),
         (dict(data=-1, fsdp=-1), 'mesh.data and mesh.fsdp are both -1'),
         (dict(data=-1, tensor=3), '8 devices do not divide by the 3'),
-        (dict(fsdp=0), 'mesh.fsdp=0'),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_refused_by_field(sizes, words):

@@ -386,15 +386,10 @@ def test_bad_input_has_one_clear_error(folder, tmp_path):
     assert 'data.context=32' in ask([line('1 + ' * 40, 'b', 'c')])
     assert 'one prompt' in ask([line('a', 'b', 'c'), line('a', 'd', 'e')])
     assert 'no "chosen"' in ask([dict(prompt=[])])
-    assert 'preference.loss=ppo' in ask(loss='ppo')
-    assert 'preference.beta=-1' in ask(**{'preference.beta': -1.0})
-    assert 'label_smoothing' in ask(**{'preference.label_smoothing': 0.5})
     smoothing = {'preference.label_smoothing': 0.1}
     assert 'does nothing with preference.loss=ipo' in ask(loss='ipo', **smoothing)
     named = {'preference.reference': 'runs/a'}
     assert "use preference.reference=''" in ask(loss='simpo', **named)
-    assert 'preference.nll=nan' in ask(**{'preference.nll': math.nan})
-    assert 'validation_fraction' in ask(**{'preference.validation_fraction': 1.0})
 
 
 def test_long_and_equal_pairs_are_counted(folder, tmp_path):

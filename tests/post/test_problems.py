@@ -106,8 +106,6 @@ def test_unknown_datasets_and_options():
         verifiable_tasks.make_task(section(name='chain_some'), 0)
     with pytest.raises(UserError, match='task.options of chain_sum: .*min_digits'):
         verifiable_tasks.make_task(section(options=dict(min_digits=0)), 0)
-    with pytest.raises(UserError, match='task.held_out_fraction=0.5'):
-        verifiable_tasks.make_task(section(held_out_fraction=0.5), 0)
 
 
 def test_without_the_package(monkeypatch):

@@ -129,11 +129,7 @@ def test_a_score_depends_on_neither_padding_nor_neighbours():
 @pytest.mark.parametrize(
     'change, told',
     (
-        (('reward.loss', 'hinge'), 'reward.loss=hinge: use one of pairwise'),
         (('reward.loss', 'binary'), 'binary is for replied and continued'),
-        (('reward.margin', -1.0), 'reward.margin=-1.0: use 0 or a positive'),
-        (('reward.epochs', float('nan')), 'reward.epochs=nan: use 0 or a positive'),
-        (('reward.group', 1), 'reward.group=1: use a number of at least 2'),
         (('train.batch_size', 12), 'train.batch_size=12 does not divide into groups'),
         (('train.num_steps', 0), 'train.num_steps=0'),
         (('optim.warmup_steps', 60), 'optim.warmup_steps=60'),
@@ -423,12 +419,3 @@ def test_a_critic_that_cannot_begin_so(finished, of_turns, trained_run, tmp_path
     other = trained._replace(tokenizer=mock.Mock(fingerprint='another'))
     with pytest.raises(UserError, match='critic_run=.* with another tokenizer'):
         ppo.read_critic(workdir, 'turns', other, mesh)
-
-
-def test_a_run_of_before_there_was_such_a_critic(tmp_path):
-    for kind in ('head', 'network'):
-        config = ppo_config('', tmp_path, critic=kind)
-        with config.ppo.unlocked():
-            del config.ppo.critic_run
-        ppo.check_config(config)
-        assert ppo.critic_run_of(config.ppo) == ''

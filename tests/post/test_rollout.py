@@ -8,7 +8,7 @@ from gptjax.core.console import UserError
 from gptjax.data import chat_template
 from gptjax.infer.model_runner import count_compilations
 from gptjax.infer.request import Reply, Token
-from gptjax.post import policy_gradient, rollout
+from gptjax.post import rollout
 from gptjax.post.objectives.logprobs import token_logprobs
 from gptjax.post.objectives.reply_sums import ended, reply_mask
 from gptjax.post.problems.verifiable_tasks import make_task
@@ -175,22 +175,6 @@ def test_weights_of_another_shape_are_refused(begun):
 
 
 # ---- refusals
-
-
-@pytest.mark.parametrize(
-    ('changes', 'told'),
-    [
-        (dict(top_k=5), 'policy.top_k=5: .*use policy.top_k=0'),
-        (dict(top_p=0.9), 'policy.top_p=0.9: .*use policy.top_p=1.0'),
-        (dict(min_p=0.1), 'policy.min_p=0.1'),
-    ],
-)
-def test_what_cannot_be_trained_on_is_not_drawn(begun, changes, told):
-    config, trained, *_ = begun
-    config = config.copy_and_resolve_references()
-    config.policy.update(changes)
-    with pytest.raises(UserError, match=told):
-        policy_gradient.check_policy(config)
 
 
 def test_no_reply_is_longer_than_the_context(begun):

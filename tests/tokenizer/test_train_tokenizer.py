@@ -110,14 +110,9 @@ def test_too_small_a_vocabulary_names_the_smallest_and_that_one_works(vocab_size
     )
 
 
-def test_other_bad_fields(tmp_path):
+def test_no_documents_and_no_text(tmp_path):
     with pytest.raises(UserError, match='documents is not there: .* `data`'):
         train_tokenizer.train_tokenizer(config(), tmp_path)
-    write_documents(tmp_path, TRAIN)
-    with pytest.raises(UserError, match="tokenizer.kind=word: use 'bpe' or 'unigram'"):
-        train_tokenizer.train_tokenizer(config(kind='word'), tmp_path)
-    with pytest.raises(UserError, match='tokenizer.train_characters=0'):
-        train_tokenizer.train_tokenizer(config(train_characters=0), tmp_path)
     with pytest.raises(UserError, match='the training text is empty'):
         train_tokenizer.train_model([], 'bpe', 300)
 

@@ -188,8 +188,6 @@ def test_epochs_are_steps():
 @pytest.mark.parametrize(
     'field, value, told',
     [
-        ('sft.epochs', math.inf, 'sft.epochs=inf: use'),
-        ('sft.pretraining_share', 1.0, 'sft.pretraining_share=1.0: use a share'),
         ('lora.rank', -2, 'lora.rank=-2'),
         ('train.num_steps', -1, 'train.num_steps=-1'),
         ('data.context', 512, 'data.context=512 is longer than the model.context=128'),

@@ -42,7 +42,6 @@ SUFFIXES = {
     'parquet': ('.parquet',),
     'chat': ('.jsonl', '.ndjson', '.jsonl.gz', '.ndjson.gz'),
 }
-KINDS = ('tfds', *SUFFIXES)
 
 
 def open_source(name: str, source: ConfigDict, data_dir: str | os.PathLike) -> Source:
@@ -50,28 +49,20 @@ def open_source(name: str, source: ConfigDict, data_dir: str | os.PathLike) -> S
 
     Args:
         name: of the source in data.sources.
-        source: its config, of the fields in configs/common.py.
+        source: its config, of the fields SOURCE of gptjax/core/schema.py.
         data_dir: where our own TFDS builders keep what they make; other TFDS
             datasets live in TFDS' own folder.
 
     Raises:
-        UserError: there is no such kind, path, dataset, split or column. While
-            reading: a file, line or record cannot be used, or there is none.
+        UserError: there is no such path, dataset, split or column. While reading: a
+            file, line or record cannot be used, or there is none.
     """
     field = f'data.sources.{name}'
-    if source.limit < 0:
-        raise UserError(
-            f'{field}.limit={source.limit}: use a positive number, or 0 for all'
-        )
     if source.kind == 'tfds':
         found = open_tfds(field, source, data_dir)
-    elif source.kind in SUFFIXES:
+    else:
         paths = list_files(source.path, SUFFIXES[source.kind], f'{field}.path')
         found = _open_files(field, source, paths)
-    else:
-        raise UserError(
-            f'{field}.kind={source.kind}: no such kind: use {", ".join(KINDS)}'
-        )
 
     def documents(advance: Advance) -> Iterator[Document]:
         count = 0

@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 from gptjax.core import artifact, storage
 from gptjax.core.console import UserError
 from gptjax.core.hashing import hash_integer
-from gptjax.post.check import check_section
 from gptjax.post.problems.own_problems import CONVERSATIONS, file_task, folder_task
 from gptjax.post.problems.problem import PARTS, Problem, part_of
 
@@ -57,10 +56,8 @@ def make_task(section: ConfigDict, seed: int, fits=lambda messages: True) -> Tas
             left out, conversations shortened.
 
     Raises:
-        UserError: there is no such dataset, its options make no sense, or the file
-            does, or numbers are out of their range.
+        UserError: there is no such dataset, or its options or the file make no sense.
     """
-    check_section(section, 'task')
     path = Path(section.path).expanduser()
     if section.path and path.is_dir():
         first, score = folder_task(section, fits), None

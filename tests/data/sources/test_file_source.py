@@ -56,7 +56,6 @@ def test_a_folder_of_text_is_a_document_a_file(tmp_path):
     assert documents('text', tmp_path) == expected
     assert documents('text', tmp_path / '**' / '*.[mt][dx]*') == expected
     assert documents('text', tmp_path, limit=2) == expected[:2]
-    refuses(['limit=-1', 'positive'], 'text', tmp_path, limit=-1)
 
 
 def test_one_file_is_cut_at_empty_lines_and_nothing_is_lost(tmp_path):
@@ -107,7 +106,6 @@ def test_text_errors(tmp_path):
     (tmp_path / 'gone').mkdir()
     (tmp_path / 'gone' / 'a.txt').symlink_to('nowhere')
     refuses(['gone: ', 'No such file', 'can be read'], 'text', tmp_path / 'gone')
-    refuses(['.kind=csv', 'tfds, text, jsonl, parquet, chat'], 'csv', latin)
 
 
 # ---- JSON lines and chat

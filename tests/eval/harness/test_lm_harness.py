@@ -10,7 +10,7 @@ import pytest
 from gptjax.core import run_dir
 from gptjax.core.console import UserError
 from gptjax.eval.bootstrap import BootstrapSettings
-from gptjax.eval.evaluate import find_task, settings_of
+from gptjax.eval.evaluate import find_task
 from gptjax.eval.harness import core_suites
 from gptjax.eval.tasks.likelihood import score_pairs
 from gptjax.eval.tasks.predictor import open_predictor
@@ -79,9 +79,7 @@ def predictor(trained_run):
     config.mesh.data = 1
     mesh = helpers.mesh_of()
     trained = load(config, trained_run, mesh)
-    with open_predictor(
-        config, settings_of(config), trained_run, trained, mesh
-    ) as predictor:
+    with open_predictor(config, config.eval, trained_run, trained, mesh) as predictor:
         yield predictor
 
 

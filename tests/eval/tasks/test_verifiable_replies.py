@@ -8,7 +8,6 @@ import pytest
 
 from configs import common
 from gptjax.core.console import UserError
-from gptjax.eval.evaluate import settings_of
 from gptjax.eval.tasks import verifiable_replies
 from gptjax.eval.tasks.predictor import Predictor
 from gptjax.infer.request import Reply, Token
@@ -76,7 +75,7 @@ def test_figures_of_a_model_that_is_right_now_and_then():
 
     config = common.base()
     config.task = common.task_section()
-    predictor = Predictor(Letters(), 'turns', 16, None, complete, settings_of(config))
+    predictor = Predictor(Letters(), 'turns', 16, None, complete, config.eval)
     prompt_format = PromptFormat(Letters(), 'turns', 16, 4, 1.0)
     score = lambda item, text: float(text == item.answer)
     found = verifiable_replies.evaluate_problems(
@@ -113,7 +112,7 @@ def test_a_limit_that_is_longer_than_the_context_asks_what_can_be_read(tmp_path)
         asked.update(map(tuple, prompts))
         return [Reply('1', (), None, 'stop', None, Token(5)) for _ in prompts]
 
-    settings, context = settings_of(config), 16
+    settings, context = config.eval, 16
     assert settings.max_tokens > context
     predictor = Predictor(Letters(), 'turns', context, None, complete, settings)
     found = verifiable_replies.find_problem_task('task', config)(predictor, None)[

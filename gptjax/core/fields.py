@@ -1,0 +1,96 @@
+"""What a config field is, and the values that it may have."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Range(NamedTuple):
+    """The values that a field may have, and the words for them.
+
+    holds: from a value of the default's type (a number is finite) to a bool.
+    choices: of a text that has few values: these.
+    """
+
+    holds: Callable[[Any], bool]
+    words: str
+    choices: tuple[str, ...] = ()
+
+
+SAME = object()  # as the default
+NEEDED = object()  # no run is without it
+
+
+class Field(NamedTuple):
+    """One config field.
+
+    default: also tells the type: a number, a bool, a text, a tuple or a dict.
+    range: of the value. Of a dict whose entries have names of the user's own, and are
+        sections: the fields of each.
+    doc: what it does, in a line.
+    before: the value that it has in runs that are older than it.
+    free: it may change while a run trains, as it does not decide the weights.
+    """
+
+    default: Any
+    range: 'Range | dict[str, Field]'
+    doc: str
+    before: Any = SAME
+    free: bool = False
+
+    def allows(self, value: Any) -> bool:
+        """Whether the field may have this value; of a dict, its entries aside."""
+        if isinstance(self.default, dict):
+            return hasattr(value, 'items')
+        if isinstance(self.default, tuple):
+            return isinstance(value, list | tuple) and bool(self.range.holds(value))
+        if isinstance(self.default, bool | str):
+            return isinstance(value, type(self.default)) and self.range.holds(value)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        if not -float('inf') < value < float('inf'):  # NaN neither
+            return False
+        return self.range.holds(value) and not self._is_broken(value)
+
+    def advice(self, value: Any) -> str:
+        """What to use instead of a value that is not allowed."""
+        if isinstance(self.range, dict):
+            return 'use names with a section each'
+        whole = isinstance(value, float) and self._is_broken(value)
+        return f'use {"a whole number: " if whole else ""}{self.range.words}'
+
+    def _is_broken(self, value: float) -> bool:
+        """Whether a value is no whole number, where only these are allowed."""
+        return isinstance(self.default, int) and value % 1 != 0
+
+
+def one_of(*choices: str) -> Range:
+    """The range of a text that has few values."""
+    words = ', '.join(choice or "''" for choice in choices)
+    return Range(lambda x: x in choices, f'one of {words}', choices)
+
+
+AT_LEAST_1 = Range(lambda x: x >= 1, 'a number of at least 1')
+AT_LEAST_2 = Range(lambda x: x >= 2, 'a number of at least 2')
+AT_LEAST_0 = Range(lambda x: x >= 0, '0 or a positive number')
+POSITIVE = Range(lambda x: x > 0, 'a positive number')
+FINITE = Range(lambda x: True, 'a finite number')
+STEP_OR_NONE = Range(lambda x: x >= -1, 'the number of a step, or -1')
+SHARE = Range(lambda x: 0 <= x <= 1, 'a share from 0 to 1')
+BELOW_ONE = Range(lambda x: 0 <= x < 1, 'a number from 0 to below 1')
+INNER_SHARE = Range(lambda x: 0 < x < 1, 'a share between 0 and 1')
+SOME_SHARE = Range(lambda x: 0 < x <= 1, 'a share above 0, at most 1')
+UP_TO_HALF = Range(lambda x: 0 <= x <= 0.5, 'a share from 0 to 0.5')
+BELOW_HALF = Range(lambda x: 0 <= x < 0.5, 'a share from 0 to below 0.5')
+LESS_THAN_HALF = Range(
+    lambda x: 0 < x < 0.5, 'a share above 0 and below 0.5: validation takes as much'
+)
+SEED = Range(lambda x: 0 <= x < 2**32, f'a number from 0 to {2**32 - 1}')
+MESH_SIZE = Range(lambda x: x >= 1 or x == -1, 'a positive size, or -1')
+YES_OR_NO = Range(lambda x: True, 'True or False')
+TEXT = Range(lambda x: True, 'a text')
+TEXTS = Range(lambda x: all(isinstance(text, str) for text in x), 'a list of texts')
+WINDOWS = Range(
+    lambda x: x and all(type(window) is int and window >= 0 for window in x),
+    'the numbers of tokens that the layers see, 0 for all',
+)
+OPTIONS = Range(lambda x: True, 'names with a value each')
