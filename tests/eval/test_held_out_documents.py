@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from configs import common
-from gptjax.eval.evaluate import settings_of
 from gptjax.eval.held_out_documents import evaluate_perplexity, read_documents
 from gptjax.eval.tasks.predictor import Predictor
 from gptjax.tokenizer.tokenizer import Tokenizer
@@ -26,7 +25,7 @@ def measure(workdir, documents):
     def uniform(batch):
         return np.full(batch['inputs'].shape, -math.log(512), np.float32), None
 
-    predictor = Predictor(tokenizer, 'text', 64, uniform, None, settings_of(config))
+    predictor = Predictor(tokenizer, 'text', 64, uniform, None, config.eval)
     return evaluate_perplexity(predictor, documents, workdir)
 
 

@@ -81,7 +81,7 @@ def open_predictor(
 
         yield Predictor(
             tokenizer=trained.tokenizer,
-            template=config.chat.template if 'chat' in config else 'text',
+            template=config.chat.template,
             context=config.data.context,
             score_batch=make_score_batch(trained, mesh),
             complete=complete,
