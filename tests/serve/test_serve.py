@@ -79,45 +79,36 @@ def test_a_checkpoint_that_is_not_there(served_run):
 
 @pytest.mark.slow
 def test_a_key_and_two_models(served_run, key_file):
-    words = (f'--api_key_file={key_file}', f'--beside={served_run}@1', '--slots=1')
+    words = (f'--api_key_file={key_file}', f'--beside={served_run}@1', '--slots=2')
     further = ('--host=0.0.0.0', '--allowed_hosts=chat.example', '--time_limit=1')
     with servers.serving(served_run, *words, *further, key=KEY) as server:
         check_key(server)
-        check_hosts(server)
+        for host, status in (('CHAT.example.:443', 200), ('evil.example', 403)):
+            assert servers.send(server, '/ready', None, 'GET', Host=host)[0] == status
         check_models(server)
         check_time_limit(server)
 
 
 def check_key(server):
     """Every route but /health wants it, as Bearer or as Basic's password."""
-    paths = ('/', '/ready', '/metrics', '/v1/models', '/openapi.json', '/nothing')
-    basic = base64.b64encode(f'anybody:{KEY}'.encode()).decode()
-    wrong = ('', f'Bearer {KEY}x', 'Bearer', f'Basic {KEY}', f'Token {KEY}', KEY)
-    for path in paths:
-        for given in wrong:
+    gets = ('/', '/ready', '/metrics', '/v1/models', '/openapi.json', '/nothing')
+    posts = ('/v1/chat/completions', COMPLETION, '/tokenize')
+    for path in (*gets, *posts):
+        content = json.dumps(LONG).encode() if path in posts else None
+        method = 'POST' if path in posts else 'GET'
+        for given in ('', f'Bearer {KEY}x'):
             headers = {'Authorization': given}
-            status, body, told = servers.send(server, path, None, 'GET', **headers)
+            status, body, told = servers.send(server, path, content, method, **headers)
             assert status == 401 and body['error']['code'] == 'invalid_api_key'
             assert told['www-authenticate'].startswith('Basic ')
-    for given in (f'Bearer {KEY}', f'bearer {KEY}', f'Basic {basic}'):
-        headers = {'Authorization': given}
-        assert servers.send(server, '/ready', None, 'GET', **headers)[0] == 200
-    content = json.dumps(LONG).encode()
-    for path in ('/v1/chat/completions', COMPLETION, '/tokenize'):
-        assert servers.send(server, path, content, Authorization='')[0] == 401
-    assert servers.send(server, '/health', None, 'GET', Authorization='')[0] == 200
-
-
-def check_hosts(server):
-    for host, status in (
-        ('chat.example', 200),
-        ('chat.example:443', 200),
-        ('CHAT.example.', 200),
-        ('192.0.2.1:8000', 200),
-        ('[2001:db8::1]:8000', 200),
-        ('evil.example', 403),
+    basic = base64.b64encode(f'anybody:{KEY}'.encode()).decode()
+    for path, given in (
+        ('/ready', f'bearer {KEY}'),
+        ('/ready', f'Basic {basic}'),
+        ('/health', ''),
     ):
-        assert servers.send(server, '/ready', None, 'GET', Host=host)[0] == status
+        headers = {'Authorization': given}
+        assert servers.send(server, path, None, 'GET', **headers)[0] == 200
 
 
 def check_models(server):
@@ -142,7 +133,7 @@ def check_models(server):
 
 def check_time_limit(server):
     """A request that takes too long ends with an error, whole and as a stream."""
-    ask = dict(LONG, n=16)
+    ask = dict(LONG, prompt=['The red'] * 4, n=16)
     status, body, headers = servers.send(server, COMPLETION, json.dumps(ask).encode())
     assert status == 504 and body['error']['code'] == 'time_limit'
     assert headers['x-should-retry'] == 'false'
@@ -175,7 +166,7 @@ def stream(server, body, begun=None) -> bytes:
 @pytest.mark.slow
 def test_sigterm_drains(served_run):
     """Running replies end, new ones are refused, and the exit code is 0."""
-    with servers.serving(served_run, '--slots=4') as server:
+    with servers.serving(served_run, '--slots=2') as server:
         assert server.ready_line == f'ready: {server.address}/\n'
         begun = threading.Event()
         with ThreadPoolExecutor(2) as clients:
@@ -186,7 +177,7 @@ def test_sigterm_drains(served_run):
                 stream, server, dict(LONG, n=6, stream=True), begun
             )
             assert begun.wait(servers.SECONDS)
-            wait_for(lambda: server.metric('gptjax_waiting') > 6, 'both run')
+            wait_for(lambda: server.metric('gptjax_waiting') > 10, 'both are admitted')
             server.process.send_signal(signal.SIGTERM)
 
             def refused():
@@ -208,7 +199,7 @@ def test_sigterm_drains(served_run):
 @pytest.mark.slow
 def test_a_second_signal_hurries(served_run):
     """What runs is told that the server ends; the exit code is 0 all the same."""
-    with servers.serving(served_run, '--slots=1') as server:
+    with servers.serving(served_run, '--slots=2') as server:
         begun = threading.Event()
         with ThreadPoolExecutor(1) as clients:
             streamed = clients.submit(

@@ -295,8 +295,14 @@ def test_an_engine_that_takes_no_more_is_an_error(hear, engine, error):
 # ---- the stage ---------------------------------------------------------------------
 
 
+@pytest.fixture
+def compiles_fast(monkeypatch):
+    """As the servers of these tests do."""
+    monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+
+
 @pytest.mark.slow
-def test_the_stage_reads_a_pipe(served_run):
+def test_the_stage_reads_a_pipe(served_run, compiles_fast):
     process = runs.start(
         'chat', f'--workdir={served_run}', stdin=subprocess.PIPE, bufsize=0
     )
@@ -315,7 +321,7 @@ os.execv(sys.executable, [sys.executable, '-m', 'gptjax', *sys.argv[1:]])
 
 
 @pytest.mark.slow
-def test_the_stage_on_a_terminal(served_run):
+def test_the_stage_on_a_terminal(served_run, compiles_fast):
     """Ctrl-C, history and Ctrl-D, as someone at a keyboard meets them."""
     here, there = pty.openpty()
     words = [sys.executable, '-c', OWN_TERMINAL, 'chat', f'--workdir={served_run}']
