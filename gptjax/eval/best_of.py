@@ -29,7 +29,8 @@ from gptjax.eval.report.tables import text_table
 from gptjax.parallel.mesh import make_mesh
 from gptjax.post import reward_functions, rollout
 from gptjax.post.policy_model import apply_compute_settings
-from gptjax.post.problems.verifiable_tasks import Problem, Task, make_task
+from gptjax.post.problems.problem_sources import Problem
+from gptjax.post.problems.verifiable_tasks import Task, make_task
 from gptjax.post.reward_functions import Reward, make_reward
 from gptjax.post.rollout import (
     PromptFormat,

@@ -34,7 +34,7 @@ from gptjax.eval.report import overoptimization_page
 from gptjax.eval.reward_evaluation import evaluate_reward
 from gptjax.post import ppo, reward, select_replies
 from gptjax.post.objectives.logprobs import token_logprobs
-from gptjax.post.objectives.reply_sums import reply_sums
+from gptjax.post.objectives.reply_tokens import reply_sums
 from gptjax.post.problems.verifiable_tasks import make_task
 from gptjax.post.reward_functions import find_reward_run
 from gptjax.post.rollout import Rollout, Sampler

@@ -25,7 +25,7 @@ from gptjax.parallel.multihost import print_once
 from gptjax.parallel.sharding import put_on_mesh
 from gptjax.post.objectives import preference_losses
 from gptjax.post.objectives.logprobs import token_logprobs
-from gptjax.post.objectives.reply_sums import reply_means, reply_sums
+from gptjax.post.objectives.reply_tokens import reply_means, reply_sums
 from gptjax.post.reference_logprobs import (
     WITHOUT_TOKENS,
     other_arrays,

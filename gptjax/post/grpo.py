@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 
 from gptjax.core.console import UserError
 from gptjax.post.experience import Algorithm
-from gptjax.post.objectives import advantages, loss_weights, policy_losses
+from gptjax.post.objectives import advantages, policy_losses, reply_tokens
 from gptjax.post.objectives.kl import kl_in_score, kl_loss
 from gptjax.post.objectives.logprobs import token_logprobs
 from gptjax.post.policy_gradient import train_policy, updates_per_rollout
@@ -100,10 +100,10 @@ def make_algorithm(
         'reinforce': policy_losses.reinforce,
     }[section.objective]
     normalise = {
-        'sequence': loss_weights.sequence_weights,
-        'token': loss_weights.token_weights,
-        'constant': partial(loss_weights.constant_weights, length=shared.max_tokens),
-        'sum': partial(loss_weights.constant_weights, length=1),
+        'sequence': reply_tokens.sequence_weights,
+        'token': reply_tokens.token_weights,
+        'constant': partial(reply_tokens.constant_weights, length=shared.max_tokens),
+        'sum': partial(reply_tokens.constant_weights, length=1),
     }[section.normaliser]
 
     def score(params, reference, batch):
@@ -138,7 +138,7 @@ def make_algorithm(
         loss_BT += policy_losses.entropy_bonus(entropy_BT, mask_BT, shared.entropy)
         metrics.update(entropy=entropy_BT, kl_loss=near_BT)
         weights_BT, counts_B = normalise(mask_BT)
-        return loss_weights.summed(loss_BT, metrics, mask_BT, weights_BT, counts_B)
+        return reply_tokens.sum_losses(loss_BT, metrics, mask_BT, weights_BT, counts_B)
 
     return Algorithm(
         score=score,

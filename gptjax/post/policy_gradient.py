@@ -31,7 +31,7 @@ from gptjax.post.experience import (
     make_scorer,
     new_adaptive_state,
 )
-from gptjax.post.objectives.loss_weights import per_token
+from gptjax.post.objectives.reply_tokens import metrics_per_token
 from gptjax.post.policy_model import (
     PolicyModel,
     apply_compute_settings,
@@ -256,7 +256,7 @@ def update_on_rollout(
 
 def mean_metrics(steps: list[dict], token_metrics) -> dict[str, float]:
     """Means over updates; of the first, the ratio too, which is 1 if all is well."""
-    steps = [per_token(metrics, token_metrics) for metrics in steps]
+    steps = [metrics_per_token(metrics, token_metrics) for metrics in steps]
     means = {
         name: float(np.mean([metrics[name] for metrics in steps]))
         for name in steps[0]

@@ -30,7 +30,7 @@ from gptjax.data.packed_dataset import PackedDataset
 from gptjax.models import gpt, heads
 from gptjax.parallel.mesh import batch_shards
 from gptjax.post.experience import Algorithm
-from gptjax.post.objectives import advantages, loss_weights, policy_losses
+from gptjax.post.objectives import advantages, policy_losses, reply_tokens
 from gptjax.post.objectives.kl import kl_in_reward, kl_loss
 from gptjax.post.objectives.logprobs import hidden_logprobs, token_logprobs
 from gptjax.post.policy_gradient import train_policy
@@ -157,8 +157,8 @@ def make_algorithm(
             value=values_BT,
         )
         total_BT = policy_on * loss_BT + section.value_coefficient * value_BT
-        weights_BT, counts_B = loss_weights.token_weights(mask_BT)
-        total, metrics = loss_weights.summed(
+        weights_BT, counts_B = reply_tokens.token_weights(mask_BT)
+        total, metrics = reply_tokens.sum_losses(
             total_BT, metrics, mask_BT, weights_BT, counts_B
         )
         if section.ptx:
@@ -255,8 +255,8 @@ def make_text_arrays(config: ConfigDict, packed: PackedDataset) -> Callable:
     def text_arrays(number, part):
         slots = number * section.ptx_rows + np.arange(section.ptx_rows)
         rows = packed.load(packed.choose_training_rows(config.seed, slots))
-        _, counts_B = loss_weights.token_weights(part['weights'])
-        beside_BT = loss_weights.weights_beside(rows['weights'], counts_B)
+        _, counts_B = reply_tokens.token_weights(part['weights'])
+        beside_BT = reply_tokens.second_loss_weights(rows['weights'], counts_B)
         return dict(ptx=dict(rows, weights=np.asarray(beside_BT)))
 
     return text_arrays

@@ -20,7 +20,7 @@ from gptjax.data.preference_pairs import Pair, Row, arrays_of, in_order, mismatc
 from gptjax.parallel import multihost
 from gptjax.parallel.sharding import put_on_mesh, replicated
 from gptjax.post.objectives.logprobs import token_logprobs
-from gptjax.post.objectives.reply_sums import reply_sums
+from gptjax.post.objectives.reply_tokens import reply_sums
 from gptjax.post.policy_model import apply_compute_settings
 from gptjax.train.init_from import load_start
 from gptjax.train.load_model import Trained, load, model_fingerprint

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 
 from gptjax.core import run_dir, storage
 from gptjax.core.console import UserError
-from gptjax.post.problems.verifiable_tasks import Problem, Task
+from gptjax.post.problems.problem_sources import Problem
+from gptjax.post.problems.verifiable_tasks import Task
 from gptjax.post.reward_model import RESULTS, load_reward_function
 from gptjax.train.load_model import inference_mesh
 

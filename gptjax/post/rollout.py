@@ -31,7 +31,7 @@ from gptjax.infer.request import Reply, SamplingParameters
 from gptjax.models import gpt
 from gptjax.parallel.mesh import make_mesh, mesh_of
 from gptjax.parallel.sharding import partition_spec, replicated
-from gptjax.post.problems.verifiable_tasks import Problem
+from gptjax.post.problems.problem_sources import Problem
 from gptjax.train.load_model import Trained
 
 Complete = Callable[

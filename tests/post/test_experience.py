@@ -10,7 +10,8 @@ from gptjax.infer.request import Reply, Token
 from gptjax.post import experience
 from gptjax.post.experience import Algorithm, Environment
 from gptjax.post.objectives.score_shaping import RunningMoments
-from gptjax.post.problems.verifiable_tasks import Problem, Task
+from gptjax.post.problems.problem_sources import Problem
+from gptjax.post.problems.verifiable_tasks import Task
 from gptjax.post.rollout import PromptFormat
 
 END = 5

@@ -5,6 +5,7 @@ one.
 """
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +13,15 @@ import numpy as np
 import optax
 import pytest
 
+from gptjax.infer.request import Reply, Token
 from gptjax.post.objectives import (
     advantages,
     kl,
-    loss_weights,
     policy_losses,
-    reply_sums,
+    reply_tokens,
     score_shaping,
 )
+from gptjax.post.rollout import PromptFormat, build_rollout
 from gptjax.train.state import TrainState
 from gptjax.train.step import make_train_step
 from tests.post import tiny
@@ -28,9 +30,9 @@ BETA = 0.5
 TREE, BANDIT = tiny.make_world(), tiny.bandit()
 POLICY_SV = TREE.reference_SV[::-1]
 WEIGHERS = (
-    loss_weights.token_weights,
-    loss_weights.sequence_weights,
-    partial(loss_weights.constant_weights, length=4),
+    reply_tokens.token_weights,
+    reply_tokens.sequence_weights,
+    partial(reply_tokens.constant_weights, length=4),
 )
 
 
@@ -86,12 +88,21 @@ def test_the_mask_has_the_end_and_no_padding():
     def check(mask):
         """The probabilities of all replies add up to 1."""
         mask_BT = mask(targets_BT)
-        total = jnp.sum(jnp.exp(reply_sums.reply_sums(token_BT, mask_BT)))
+        total = jnp.sum(jnp.exp(reply_tokens.reply_sums(token_BT, mask_BT)))
         assert float(total) == pytest.approx(1.0, abs=1e-5)
 
     def ours(targets_BT):
-        prompts_B = np.full(rows, prompt)
-        return reply_sums.reply_mask(prompts_B, lengths_B, targets_BT.shape[1])
+        T = targets_BT.shape[1]
+        prompt_format = PromptFormat(SimpleNamespace(pad_id=tiny.END), 'turns', T, 3, 1)
+        replies = []
+        for targets_T, length in zip(targets_BT, lengths_B, strict=True):
+            tokens = [Token(int(id), 0.0) for id in targets_T[prompt - 1 :][:length]]
+            ending = tokens.pop() if tokens[-1].id == tiny.END else None
+            replies.append(Reply('', tuple(tokens), None, 'stop', None, ending))
+        prompts = [[1] * prompt] * rows
+        rollout = build_rollout(prompt_format, [None] * rows, prompts, replies)
+        np.testing.assert_array_equal(rollout.batch['targets'], targets_BT)
+        return rollout.batch['weights'] != 0
 
     place_T = np.arange(targets_BT.shape[1])
     check(ours)
@@ -249,7 +260,7 @@ def test_padding_changes_no_loss_and_no_metric():
             )
             tokens = metrics.pop('tokens')
             metrics = {name: value / tokens for name, value in metrics.items()}
-            metrics = loss_weights.per_token(metrics, metrics_BT)
+            metrics = reply_tokens.metrics_per_token(metrics, metrics_BT)
             result[f'loss {number}'] = total / tokens
             result |= {f'{name} {number}': metrics[name] for name in metrics_BT}
         return result
@@ -259,7 +270,7 @@ def test_padding_changes_no_loss_and_no_metric():
         sums = dict(reply_tokens=jnp.ones(()), tokens=jnp.ones(()))
         return jnp.mean(loss_BT), metrics | sums
 
-    check_padding(partial(compute, loss_weights.summed))
+    check_padding(partial(compute, reply_tokens.sum_losses))
     tiny.refuses(check_padding, partial(compute, unmasked))
 
 
@@ -308,12 +319,12 @@ def test_the_loss_is_normalised_once():
         np.testing.assert_allclose(whole, parts, atol=1e-6)
 
     def mean_of_each_part(*arrays):
-        total, metrics = loss_weights.summed(*arrays)
+        total, metrics = reply_tokens.sum_losses(*arrays)
         return total / metrics['tokens'], metrics | dict(tokens=jnp.ones(()))
 
     ours, wrong = (
         [step_of(add_up, accumulation) for accumulation in (1, 3)]
-        for add_up in (loss_weights.summed, mean_of_each_part)
+        for add_up in (reply_tokens.sum_losses, mean_of_each_part)
     )
     for weigh in WEIGHERS:
         check((weigh, ours))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.post.objectives import loss_weights, policy_losses
+from gptjax.post.objectives import policy_losses, reply_tokens
 
 ONE = np.ones((1, 1))
 
@@ -70,7 +70,7 @@ def gspo_loss(logprobs_BT, advantages_B1, **options):
     loss_BT, metrics = policy_losses.gspo(
         logprobs_BT, OLD, advantages_B1, MASK, **options
     )
-    weights_BT, counts_B = loss_weights.sequence_weights(MASK)
+    weights_BT, counts_B = reply_tokens.sequence_weights(MASK)
     return jnp.sum(weights_BT * loss_BT) / jnp.sum(counts_B), metrics
 
 

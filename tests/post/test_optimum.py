@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from gptjax.post.objectives import advantages, kl, loss_weights, policy_losses
+from gptjax.post.objectives import advantages, kl, policy_losses, reply_tokens
 from tests.post import tiny
 
 BETA = 0.5
@@ -74,7 +74,7 @@ def grouped(
     world,
     logits_SV,
     advantage=advantages.grpo,
-    weigh=loss_weights.sequence_weights,
+    weigh=reply_tokens.sequence_weights,
     objective=policy_losses.clipped,
     beta=BETA,
     size=2,
@@ -97,17 +97,17 @@ def grouped(
 
 
 # The variants by their papers' names: advantage, normaliser, objective.
-whole_sum = partial(loss_weights.constant_weights, length=1)
+whole_sum = partial(reply_tokens.constant_weights, length=1)
 GROUPED = {
     'grpo': partial(grouped),
     'dr_grpo': partial(
         grouped,
         advantage=advantages.dr_grpo,
-        weigh=partial(loss_weights.constant_weights, length=3),
+        weigh=partial(reply_tokens.constant_weights, length=3),
     ),
     'dapo': partial(
         grouped,
-        weigh=loss_weights.token_weights,
+        weigh=reply_tokens.token_weights,
         objective=partial(policy_losses.clipped, low=0.2, high=0.28),
     ),
     'gspo': partial(grouped, objective=policy_losses.gspo),
@@ -226,7 +226,7 @@ def test_gradient_of_a_token_level_loss_is_scaled_alone():
     logits_SV = TREE.reference_SV[::-1]
     p_B = tiny.probabilities(TREE, logits_SV)
     mean_length = float(jnp.sum(p_B * TREE.mask_BT.sum(-1)))
-    loss = partial(grouped, advantage=advantages.rloo, weigh=loss_weights.token_weights)
+    loss = partial(grouped, advantage=advantages.rloo, weigh=reply_tokens.token_weights)
     assert_gradient(loss, scale=1 / mean_length)
 
 

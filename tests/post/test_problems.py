@@ -8,7 +8,7 @@ import pytest
 from configs import common
 from gptjax.core.console import UserError
 from gptjax.data.documents import split_of
-from gptjax.post.problems import own_problems, verifiable_tasks
+from gptjax.post.problems import problem_sources, verifiable_tasks
 
 
 def section(**fields):
@@ -153,14 +153,14 @@ def test_one_prompt_with_two_answers_is_refused(tmp_path):
     lines = [dict(prompt=f'{n} ?', answer='1') for n in range(3)]
     write(tmp_path / 'a.jsonl', *lines, dict(prompt='1 ?', answer='2'))
     with pytest.raises(UserError, match='lines 2 and 4 have one prompt and different'):
-        own_problems.read_problems(tmp_path / 'a.jsonl')
+        problem_sources.read_problems(tmp_path / 'a.jsonl')
 
 
 def test_messages_end_with_the_answer_or_have_none(tmp_path):
     said = [dict(role='system', content='Be brief.'), dict(role='user', content='Hi')]
     reply = dict(role='assistant', content='Hello')
     path = write(tmp_path / 'a.jsonl', dict(messages=[*said, reply]))
-    (problem,), _ = own_problems.read_problems(tmp_path / 'a.jsonl')
+    (problem,), _ = problem_sources.read_problems(tmp_path / 'a.jsonl')
     assert (list(problem.messages), problem.answer) == (said, 'Hello')
     open_ended = [dict(prompt=f'Tell me of {n}') for n in range(60)]
     path = write(tmp_path / 'b.jsonl', *open_ended)
@@ -179,7 +179,7 @@ def test_messages_end_with_the_answer_or_have_none(tmp_path):
 def test_bad_lines_are_named(tmp_path, line, told):
     write(tmp_path / 'a.jsonl', dict(prompt='1 + 1 =', answer='2'), line)
     with pytest.raises(UserError, match=told):
-        own_problems.read_problems(tmp_path / 'a.jsonl')
+        problem_sources.read_problems(tmp_path / 'a.jsonl')
 
 
 # ---- demonstrations
@@ -335,7 +335,7 @@ class Parsing:
 @pytest.mark.parametrize('broken', [False, True])
 def test_a_verifier_that_raises(broken, monkeypatch):
     monkeypatch.setattr(
-        verifiable_tasks, 'gym_dataset', lambda name, options: Parsing(broken)
+        problem_sources, 'make_gym_dataset', lambda name, options: Parsing(broken)
     )
     task = verifiable_tasks.make_task(common.task_section(), 0)
     (problem,) = task.held_out(1)

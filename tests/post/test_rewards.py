@@ -7,7 +7,8 @@ from ml_collections import ConfigDict
 from configs import common
 from gptjax.core.console import UserError
 from gptjax.post import reward_functions
-from gptjax.post.problems.verifiable_tasks import Problem, Task
+from gptjax.post.problems.problem_sources import Problem
+from gptjax.post.problems.verifiable_tasks import Task
 
 ITEMS = [
     Problem(str(n), (dict(role='user', content=f'{n}?'),), str(n)) for n in range(4)

@@ -10,7 +10,6 @@ from gptjax.infer.model_runner import count_compilations
 from gptjax.infer.request import Reply, Token
 from gptjax.post import rollout
 from gptjax.post.objectives.logprobs import token_logprobs
-from gptjax.post.objectives.reply_sums import ended, reply_mask
 from gptjax.post.problems.verifiable_tasks import make_task
 from gptjax.train import init_from
 from tests import helpers
@@ -56,9 +55,10 @@ def test_a_row_has_prompt_reply_and_stop_token(begun):
     )
 
     P = len(prompt)
-    np.testing.assert_array_equal(
-        rows.batch['weights'], reply_mask(np.array([P, P]), np.array([3, 1]), 32)
-    )
+    # The token that ends a reply is part of it; padding is not.
+    for weights_T, length in zip(rows.batch['weights'], (3, 1), strict=True):
+        expected_T = (np.arange(32) >= P - 1) & (np.arange(32) < P - 1 + length)
+        np.testing.assert_array_equal(weights_T, expected_T)
     first, second = rows.batch['targets']
     assert first[: P + 2].tolist() == [*prompt[1:], 70, 71, end]
     assert rows.batch['inputs'][0, : P + 2].tolist() == [*prompt, 70, 71]
@@ -68,8 +68,6 @@ def test_a_row_has_prompt_reply_and_stop_token(begun):
     assert rows.sampled_BT[0, P - 1 : P + 2].tolist() == [-1, -2, -0.5]
     assert rows.lengths_B.tolist() == [3, 1]
     assert rows.truncated_B.tolist() == [False, True]
-    found = ended(rows.batch['targets'], rows.batch['weights'], [end])
-    assert np.asarray(found).tolist() == [True, False]
 
 
 def test_a_prompt_and_a_right_reply_are_the_row_that_fine_tuning_has(begun):

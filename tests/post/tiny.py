@@ -16,7 +16,7 @@ import pytest
 
 from gptjax.models import gpt
 from gptjax.post.objectives.logprobs import token_logprobs
-from gptjax.post.objectives.reply_sums import reply_sums
+from gptjax.post.objectives.reply_tokens import reply_sums
 from tests import helpers
 
 END = 0  # and padding as well: nothing may tell them apart by their id

@@ -18,7 +18,8 @@ from gptjax.eval import results
 from gptjax.eval.bootstrap import compute_figures, mean_figure
 from gptjax.eval.tasks.predictor import Predictor
 from gptjax.post import rollout
-from gptjax.post.problems.verifiable_tasks import Problem, make_task
+from gptjax.post.problems.problem_sources import Problem
+from gptjax.post.problems.verifiable_tasks import make_task
 from gptjax.post.reward_functions import verifier_reward
 from gptjax.post.rollout import PromptFormat
 

@@ -6,7 +6,7 @@ No gradient flows through an advantage, a return or a baseline.
 import jax
 import jax.numpy as jnp
 
-from gptjax.post.objectives.reply_sums import last_places
+from gptjax.post.objectives.reply_tokens import last_token_mask
 from gptjax.post.objectives.score_shaping import as_scores
 
 # Scores of a group that differ by less (relative to the largest, if that is above 1)
@@ -22,7 +22,7 @@ def terminal_rewards(scores_B, mask_BT):
         scores_B: any numeric dtype.
         mask_BT: of the reply, the token that ends it included.
     """
-    return jnp.where(last_places(mask_BT), as_scores(scores_B)[:, None], 0.0)
+    return jnp.where(last_token_mask(mask_BT), as_scores(scores_B)[:, None], 0.0)
 
 
 def gae(rewards_BT, values_BT, mask_BT, gamma=1.0, lam=0.95):

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gptjax.post.objectives.reply_sums import reply_sums
+from gptjax.post.objectives.reply_tokens import reply_sums
 from gptjax.post.objectives.score_shaping import as_scores
 
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from gptjax.post.objectives.advantages import masked_moments
-from gptjax.post.objectives.reply_sums import reply_means
+from gptjax.post.objectives.reply_tokens import reply_means
 
 
 def clipped(logprobs_BT, old_BT, advantages_BT, mask_BT, low=0.2, high=0.2):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from gptjax.post.objectives.reply_sums import reply_lengths
+from gptjax.post.objectives.reply_tokens import reply_lengths
 
 
 def as_scores(scores):

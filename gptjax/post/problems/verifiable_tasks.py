@@ -1,15 +1,12 @@
-"""Problems that a reply can be judged on: where they come from, and who holds which.
+"""A task: problems in three splits, and the verifier that scores replies to them.
 
-A task is procedural (any dataset of reasoning-gym, whose verifier judges), a file of
-problems, or a folder of conversations (prompts alone). Each problem is there once, and
-belongs to one of three parts by a hash of its content alone, so the parts share none;
-those of a folder are as it holds them. The parts are the same for every seed; which
-training problem stands at an index is a function of (seed, index).
+The problems are those of `task.path`, a file or a folder, or of the dataset `task.name`
+of reasoning-gym. Each problem occurs once. A hash of its content alone decides its
+split, so no two splits share a problem and all seeds have the same; in a folder the
+files decide. Which training problem comes at an index is a function of (seed, index).
 """
 
-import itertools
 import json
-import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -20,18 +17,21 @@ from ml_collections import ConfigDict
 
 from gptjax.core import artifact, storage
 from gptjax.core.console import UserError
-from gptjax.core.hashing import hash_integer
-from gptjax.post.problems.own_problems import CONVERSATIONS, file_task, folder_task
-from gptjax.post.problems.problem import PARTS, Problem, part_of
-
-TRIES = 10_000  # draws in a row without a new problem: there are no more
+from gptjax.post.problems.problem_sources import (
+    CONVERSATIONS,
+    SPLITS,
+    Problem,
+    file_problems,
+    folder_problems,
+    gym_problems,
+)
 
 
 class Task(NamedTuple):
-    """Problems and their judge.
+    """Problems and their verifier.
 
-    train: from an index to a training problem: all of them in a drawn order, then
-        all again in another.
+    train: from an index to a training problem: a permutation of all of them, then
+        another.
     demonstrations: from n to the first n training problems, to learn the answers of.
     validation: from n to the first n problems to choose a checkpoint by.
     held_out: from n to the first n problems to report on.
@@ -50,7 +50,7 @@ def make_task(section: ConfigDict, seed: int, fits=lambda messages: True) -> Tas
     """The task of a config's section `task`.
 
     Args:
-        section: the task section.
+        section: the section `task`.
         seed: of the order of training problems.
         fits: whether a prompt leaves room for a reply; problems that do not fit are
             left out, conversations shortened.
@@ -58,28 +58,31 @@ def make_task(section: ConfigDict, seed: int, fits=lambda messages: True) -> Tas
     Raises:
         UserError: there is no such dataset, or its options or the file make no sense.
     """
-    path = Path(section.path).expanduser()
-    if section.path and path.is_dir():
-        first, score = folder_task(section, fits), None
-    elif section.path:
-        first, score = file_task(section, fits)
+    if not section.path:
+        make_problems = gym_problems
+    elif Path(section.path).expanduser().is_dir():
+        make_problems = folder_problems
     else:
-        first, score = _gym_task(section, fits)
-    pool = lru_cache(maxsize=1)(lambda: first('train', section.problems))
+        make_problems = file_problems
+    problems_of, score = make_problems(section, fits)
+    training_problems = lru_cache(maxsize=1)(
+        lambda: problems_of('train', section.problems)
+    )
 
     @lru_cache(maxsize=2)
     def order(epoch):
-        return np.random.default_rng([seed, epoch]).permutation(len(pool()))
+        rng = np.random.default_rng([seed, epoch])
+        return rng.permutation(len(training_problems()))
 
     def train(index):
-        epoch, place = divmod(index, len(pool()))
-        return pool()[order(epoch)[place]]
+        epoch, place = divmod(index, len(training_problems()))
+        return training_problems()[order(epoch)[place]]
 
     return Task(
         train=train,
-        demonstrations=lambda n: pool()[:n],
-        validation=lru_cache(maxsize=1)(partial(first, 'validation')),
-        held_out=partial(first, 'held_out'),
+        demonstrations=lambda n: training_problems()[:n],
+        validation=lru_cache(maxsize=1)(partial(problems_of, 'validation')),
+        held_out=partial(problems_of, 'held_out'),
         score=score,
     )
 
@@ -93,9 +96,9 @@ def problems_fingerprint(section: ConfigDict) -> str:
     if not section.path:
         return storage.fingerprint([section.name, section.options.to_dict()])
     path = Path(section.path).expanduser()
-    its = [path / name for name in CONVERSATIONS] if path.is_dir() else [path]
+    files = [path / name for name in CONVERSATIONS] if path.is_dir() else [path]
     try:
-        return storage.fingerprint([storage.sha256_of_file(file) for file in its])
+        return storage.fingerprint([storage.sha256_of_file(file) for file in files])
     except OSError as error:
         raise UserError(
             f'task.path={path}: {error}: name a file of problems or a folder of '
@@ -103,20 +106,7 @@ def problems_fingerprint(section: ConfigDict) -> str:
         ) from error
 
 
-def write_chats(problems: Sequence[Problem], path: Path) -> None:
-    """Problems with their answers as a file of `messages`, one conversation a line.
-
-    Raises:
-        UserError: a problem without an answer.
-    """
-    lines = []
-    for problem in problems:
-        if not problem.answer:
-            raise UserError(f'the problem {problem.id} has no answer to learn from')
-        reply = dict(role='assistant', content=problem.answer)
-        chat = dict(id=problem.id, messages=[*problem.messages, reply])
-        lines.append(json.dumps(chat, ensure_ascii=False))
-    storage.write_text(path, '\n'.join(lines) + '\n')
+# ---- the artifact: problems and their answers as conversations
 
 
 def write_task(config: ConfigDict, workdir: Path) -> dict:
@@ -135,109 +125,42 @@ def write_task(config: ConfigDict, workdir: Path) -> dict:
 
     def make(folder: Path) -> dict:
         task = make_task(section, config.seed)
-        parts = dict(
+        splits = dict(
             train=task.demonstrations(section.demonstrations),
             validation=task.validation(section.validation),
             held_out=task.held_out(section.held_out),
         )
-        for name, problems in parts.items():
-            write_chats(problems, folder / f'{name}.jsonl')
+        files = {split: folder / f'{split}.jsonl' for split in splits}
+        for split, problems in splits.items():
+            write_chats(problems, files[split])
         return dict(
-            problems={name: len(problems) for name, problems in parts.items()},
-            sha256={
-                name: storage.sha256_of_file(folder / f'{name}.jsonl') for name in parts
-            },
+            problems={split: len(problems) for split, problems in splits.items()},
+            sha256={s: storage.sha256_of_file(path) for s, path in files.items()},
         )
 
-    needs = [f'{part}.jsonl' for part in PARTS]
+    needs = [f'{split}.jsonl' for split in SPLITS]
     return artifact.build(workdir / 'task', inputs, make, needs)
 
 
+def write_chats(problems: Sequence[Problem], path: Path) -> None:
+    """Problems with their answers as a file of `messages`, one conversation a line.
+
+    Raises:
+        UserError: a problem without an answer.
+    """
+    lines = []
+    for problem in problems:
+        if not problem.answer:
+            raise UserError(f'the problem {problem.id} has no answer to learn from')
+        reply = dict(role='assistant', content=problem.answer)
+        chat = dict(id=problem.id, messages=[*problem.messages, reply])
+        lines.append(json.dumps(chat, ensure_ascii=False))
+    storage.write_text(path, '\n'.join(lines) + '\n')
+
+
 def describe_problems(manifest: dict) -> str:
-    counts = [f'{count:,} {part}' for part, count in manifest['problems'].items()]
+    counts = [f'{count:,} {split}' for split, count in manifest['problems'].items()]
     return f'problems: {", ".join(counts)}'
 
 
 PROBLEMS = artifact.Artifact('task', write_task, describe_problems)
-
-
-# ---- reasoning-gym
-
-
-def _gym_task(section, fits):
-    """(`first(part, n)`, score) of a reasoning-gym dataset.
-
-    Its own problems are functions of the sum of seed and index, so that neighbouring
-    seeds share all but one: here the index is a hash.
-    """
-    dataset = gym_dataset(section.name, section.options.to_dict())
-
-    def make_problem(part, place):
-        index = hash_integer(part, place, num_bytes=6)
-        entry = dataset[index]
-        message = dict(role='user', content=entry['question'])
-        return Problem(
-            id=storage.fingerprint([section.name, entry['question']])[:16],
-            messages=(message,),
-            answer=str(entry['answer']),
-            meta=entry,
-        )
-
-    def first(part, n):
-        found, since = {}, 0
-        for place in itertools.count():
-            if len(found) == n or since == TRIES:
-                break
-            problem = make_problem(part, place)
-            since += 1
-            its = part_of(problem.id, section.held_out_fraction)
-            if its == part and problem.id not in found and fits(problem.messages):
-                found[problem.id], since = problem, 0
-        if not found:
-            raise UserError(
-                f'task.name={section.name}: no {part} problem fits the context in '
-                f'{TRIES:,} draws: change task.options or data.context, or lower '
-                'max_tokens of replies'
-            )
-        return list(found.values())
-
-    def score(problem, reply):
-        try:
-            return float(dataset.score_answer(reply, problem.meta))
-        except Exception:  # noqa: BLE001
-            # Some of the package's verifiers parse a reply and raise whatever comes
-            # where it has another form: to them, and so here, it is not right. One
-            # that raises at the right answer too is broken, and is heard.
-            dataset.score_answer(problem.answer, problem.meta)
-            return 0.0
-
-    return first, score
-
-
-def gym_dataset(name: str, options: dict):
-    """A dataset of reasoning-gym.
-
-    Raises:
-        UserError: the package is not there, has no such dataset, or that has other
-            options.
-    """
-    try:
-        with warnings.catch_warnings():  # of a package that it imports
-            warnings.simplefilter('ignore', SyntaxWarning)
-            import reasoning_gym
-    except ImportError as error:
-        raise UserError(
-            f'task.name={name} needs the package reasoning-gym: pip install '
-            'reasoning-gym, or give problems of your own in task.path'
-        ) from error
-    from reasoning_gym import factory
-
-    if name not in factory.DATASETS:
-        raise UserError(
-            f'task.name={name}: reasoning-gym has no such dataset: use one of '
-            f'{", ".join(sorted(factory.DATASETS))}'
-        )
-    try:
-        return reasoning_gym.create_dataset(name, seed=0, size=2**48, **options)
-    except (TypeError, AssertionError, ValueError) as error:
-        raise UserError(f'task.options of {name}: {error}: change them') from error

@@ -11,7 +11,7 @@ from gptjax.core.console import UserError
 from gptjax.eval.tasks import verifiable_replies
 from gptjax.eval.tasks.predictor import Predictor
 from gptjax.infer.request import Reply, Token
-from gptjax.post.problems.verifiable_tasks import Problem
+from gptjax.post.problems.problem_sources import Problem
 from gptjax.post.rollout import PromptFormat
 
 

@@ -1,0 +1,316 @@
+"""Where problems come from: reasoning-gym, a file of your own, or a folder of chats.
+
+Each source is a function of the section `task` and `fits`, whether a prompt leaves room
+for a reply, and returns
+
+    problems_of(split, n)     the first n problems of 'train', 'validation', 'held_out'
+    score(problem, reply)     the verifier's score, 1.0 where the reply is right; None
+                              where no reply can be verified
+"""
+
+import itertools
+import warnings
+from bisect import bisect_left
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from gptjax.core import storage
+from gptjax.core.console import UserError
+from gptjax.core.files import File, read_json_lines
+from gptjax.core.hashing import hash_fraction, hash_integer
+from gptjax.data.conversations import conversation_of, one_reply_each
+from gptjax.parallel.multihost import print_once
+
+SPLITS = ('train', 'validation', 'held_out')
+MOST_DRAWS = 10_000  # in a row without a new problem: there are no more
+LINE = '{"prompt": "…", "answer": "…"}'
+CONVERSATIONS = ('train.jsonl', 'validation.jsonl')  # the files of a folder
+
+
+class Problem(NamedTuple):
+    """One problem.
+
+    id: a hash of its content: equal problems have equal ids.
+    messages: the prompt, dicts of `role` and `content`.
+    answer: a right reply; '' where none is known.
+    meta: what else a verifier or a reward function needs.
+    """
+
+    id: str
+    messages: tuple[dict, ...]
+    answer: str = ''
+    meta: Any = None
+
+
+def choose_split(problem_id: str, fraction: float) -> str:
+    """'held_out', 'validation' or 'train', by the problem's content.
+
+    Another hash than the one that splits documents: the stage `sft` splits the
+    demonstrations by that one, and all of them would be on one side.
+    """
+    place = hash_fraction('part of the task', problem_id)
+    if place < fraction:
+        return 'held_out'
+    return 'validation' if place < 2 * fraction else 'train'
+
+
+# ---- reasoning-gym
+
+
+def gym_problems(section: ConfigDict, fits):
+    """Problems of a dataset of reasoning-gym, and its verifier.
+
+    The package makes a problem from the sum of seed and index, so neighbouring seeds
+    share all problems but one: here the index is a hash.
+    """
+    dataset = make_gym_dataset(section.name, section.options.to_dict())
+
+    def make_problem(split, place):
+        entry = dataset[hash_integer(split, place, num_bytes=6)]
+        return Problem(
+            id=storage.fingerprint([section.name, entry['question']])[:16],
+            messages=(dict(role='user', content=entry['question']),),
+            answer=str(entry['answer']),
+            meta=entry,
+        )
+
+    def problems_of(split, n):
+        problems, draws_without_new = {}, 0
+        for place in itertools.count():
+            if len(problems) == n or draws_without_new == MOST_DRAWS:
+                break
+            problem = make_problem(split, place)
+            draws_without_new += 1
+            if (
+                choose_split(problem.id, section.held_out_fraction) == split
+                and problem.id not in problems
+                and fits(problem.messages)
+            ):
+                problems[problem.id], draws_without_new = problem, 0
+        if not problems:
+            raise UserError(
+                f'task.name={section.name}: no {split} problem fits the context in '
+                f'{MOST_DRAWS:,} draws: change task.options or data.context, or lower '
+                'max_tokens of replies'
+            )
+        return list(problems.values())
+
+    def score(problem, reply):
+        try:
+            return float(dataset.score_answer(reply, problem.meta))
+        except Exception:  # noqa: BLE001
+            # Some verifiers of the package parse the reply and raise any exception
+            # where it has another form: such a reply is wrong. A verifier that also
+            # raises at the right answer is broken, and its error is shown.
+            dataset.score_answer(problem.answer, problem.meta)
+            return 0.0
+
+    return problems_of, score
+
+
+def make_gym_dataset(name: str, options: dict):
+    """A dataset of reasoning-gym.
+
+    Raises:
+        UserError: the package is not installed, has no such dataset, or the dataset
+            has other options.
+    """
+    try:
+        with warnings.catch_warnings():  # of a package that it imports
+            warnings.simplefilter('ignore', SyntaxWarning)
+            import reasoning_gym
+    except ImportError as error:
+        raise UserError(
+            f'task.name={name} needs the package reasoning-gym: pip install '
+            'reasoning-gym, or give problems of your own in task.path'
+        ) from error
+    from reasoning_gym import factory
+
+    if name not in factory.DATASETS:
+        raise UserError(
+            f'task.name={name}: reasoning-gym has no such dataset: use one of '
+            f'{", ".join(sorted(factory.DATASETS))}'
+        )
+    try:
+        return reasoning_gym.create_dataset(name, seed=0, size=2**48, **options)
+    except (TypeError, AssertionError, ValueError) as error:
+        raise UserError(f'task.options of {name}: {error}: change them') from error
+
+
+# ---- a file
+
+
+def file_problems(section: ConfigDict, fits):
+    """The problems of a JSON Lines file; a reply is right that equals the answer."""
+    path = Path(section.path).expanduser()
+    splits = {split: [] for split in SPLITS}
+    problems, num_equal = read_problems(path)
+    for problem in problems:
+        if fits(problem.messages):
+            split = choose_split(problem.id, section.held_out_fraction)
+            splits[split].append(problem)
+    for split, its_problems in splits.items():
+        if not its_problems:
+            raise UserError(
+                f'task.path={path}: no problem that fits the context is in the split '
+                f'{split}: give more, or change task.held_out_fraction'
+            )
+    print_once(describe_splits(section, splits, len(problems), num_equal))
+    answered = all(p.answer for split in splits.values() for p in split)
+    equals = lambda problem, reply: float(reply.strip() == problem.answer.strip())
+    return lambda split, n: splits[split][:n], equals if answered else None
+
+
+def read_problems(path: Path) -> tuple[list[Problem], int]:
+    """(the different problems of a JSON Lines file, how many lines repeat one).
+
+    A line is `{"prompt": "…", "answer": "…"}`, or has `messages` in place of
+    `prompt`; the answer may be left out. If the last message is the assistant's, it
+    is the answer.
+
+    Raises:
+        UserError: the file cannot be read, a line has another form, or two lines have
+            the same prompt and different answers.
+    """
+    problems, first_lines, num_equal = {}, {}, 0
+    file = File(str(path), path.name)
+    for number, where, value in read_json_lines(file, 'task.path', LINE):
+        try:
+            problem = _parse_problem(value)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f'{where}: {error}: write {LINE}, or "messages" for "prompt"'
+            ) from error
+        first = problems.setdefault(problem.id, problem)
+        if first.answer != problem.answer:
+            raise UserError(
+                f'task.path={path}: lines {first_lines[problem.id]} and {number} have '
+                'one prompt and different answers: keep one of them'
+            )
+        num_equal += problem.id in first_lines
+        first_lines.setdefault(problem.id, number)
+    if not problems:
+        raise UserError(f'task.path={path}: the file is empty: give a line a problem')
+    return list(problems.values()), num_equal
+
+
+def _parse_problem(value: dict) -> Problem:
+    if not {'prompt', 'messages'} & value.keys():
+        raise ValueError('has neither "prompt" nor "messages"')
+    answer = value.get('answer', '')
+    messages = value.get('messages')
+    if messages is None:
+        messages = [dict(role='user', content=value['prompt'])]
+    messages = [dict(role=m['role'], content=m['content']) for m in messages]
+    if messages and messages[-1]['role'] == 'assistant':
+        *messages, last = messages
+        answer = answer or last['content']
+    for message in messages:
+        if message['role'] not in ('system', 'user', 'assistant'):
+            raise ValueError(
+                f'role {message["role"]!r} (use system, user or assistant)'
+            )
+        if not isinstance(message['content'], str):
+            raise ValueError('"content" is no text')
+    if not messages or not isinstance(answer, str):
+        raise ValueError('has no message to reply to, or an answer that is no text')
+    return Problem(storage.fingerprint(messages)[:16], tuple(messages), answer, value)
+
+
+def describe_splits(
+    section: ConfigDict, splits: dict, num_read: int, num_equal: int
+) -> str:
+    """A line about the problems, and how many were left out.
+
+    Args:
+        section: the section `task`.
+        splits: the problems that fit.
+        num_read: different problems, whether they fit or not.
+        num_equal: problems that repeat another.
+    """
+    sizes = {split: len(problems) for split, problems in splits.items()}
+    train = min(sizes['train'], section.problems)
+    left_out = {
+        'equal': num_equal,
+        'too long': num_read - sum(sizes.values()),
+        f'beyond task.problems={section.problems:,}': sizes['train'] - train,
+    }
+    return (
+        f'problems: {train:,} to train on, {sizes["validation"]:,} to choose by, '
+        f'{sizes["held_out"]:,} held out'
+        + ''.join(f', {count:,} {why}' for why, count in left_out.items() if count)
+    )
+
+
+# ---- a folder of conversations
+
+
+def folder_problems(section: ConfigDict, fits):
+    """The messages before one reply of each conversation; nothing verifies replies.
+
+    The reply is chosen as evaluation chooses it. A prompt that does not fit loses its
+    oldest messages. The conversations of validation.jsonl are either validation or
+    held-out problems, half of them each, whatever fits.
+    """
+    folder = Path(section.path).expanduser()
+    splits, seen = {split: [] for split in SPLITS}, set()
+    num_equal = num_too_long = 0
+    for name in reversed(CONVERSATIONS):  # held-out prompts are not trained on
+        for view, prompt, _ in _choose_replies(folder / name):
+            messages = _shorten(prompt, fits)
+            problem = Problem(storage.fingerprint(messages)[:16], messages)
+            num_equal += problem.id in seen
+            num_too_long += not messages
+            if messages and problem.id not in seen:
+                split = 'train'
+                if name != 'train.jsonl':
+                    split = choose_split(conversation_of(view), 0.5)
+                splits[split].append(problem)
+                seen.add(problem.id)
+    for split, problems in splits.items():
+        if not problems:
+            raise UserError(
+                f'task.path={folder}: no conversation that fits the context is in the '
+                f'split {split}: give more, or lower max_tokens of replies'
+            )
+    print_once(describe_splits(section, splits, len(seen) + num_too_long, num_equal))
+    return lambda split, n: splits[split][:n], None
+
+
+def _choose_replies(path: Path):
+    file = File(str(path), path.name)
+    try:
+        views = [view for _, _, view in read_json_lines(file, 'task.path')]
+    except UserError as error:
+        raise UserError(
+            f'{error}; task.path is a file of problems, or a folder that the stage sft '
+            'made, RUN/dialogue'
+        ) from error
+    try:
+        return one_reply_each(views, 0, 0)
+    except UserError as error:
+        raise UserError(
+            f'task.path={path}: no conversation has a reply to a user: name a folder '
+            'that has, as RUN/dialogue of the stage sft'
+        ) from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f'task.path={path}: {type(error).__name__}: {error}: name a file of '
+            'problems, or a folder that the stage sft made, RUN/dialogue'
+        ) from error
+
+
+def _shorten(messages, fits) -> tuple[dict, ...]:
+    """The longest end that begins with a user's message and fits, or ().
+
+    System messages at the beginning stay.
+    """
+    spoken = [place for place, m in enumerate(messages) if m['role'] != 'system']
+    system = messages[: spoken[0]] if spoken else ()
+    users = [place for place in spoken if messages[place]['role'] == 'user']
+    end_from = lambda place: (*system, *messages[place:])
+    # A shorter end has fewer tokens, so a binary search counts as few as it can.
+    first = bisect_left(users, True, key=lambda place: fits(end_from(place)))
+    return end_from(users[first]) if first < len(users) else ()
