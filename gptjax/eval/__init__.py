@@ -1,1 +1,1 @@
-"""How good the model is, beside what costs nothing."""
+"""How good the model is, against baselines that cost nothing."""

@@ -40,18 +40,14 @@ def compute_baselines(
     first); what was used is in the result.
 
     Args:
-        workdir: RUN, with `documents` and `prepared`.
-        documents: the evaluated ones, dicts with `text`.
-        tokenizer: the one that RUN/prepared was made with.
+        documents: dicts with `text`.
+        tokenizer: of RUN/prepared.
         keep_in: the run directory that the file is in; None: RUN.
 
     Returns:
         `bits_per_byte` by the names of `about`, which says what each is; `sizes`,
         those of xz in bytes; `documents`, `validation_bytes` (text, no separators),
         `train_bytes` (with them), `separator`, `seconds`.
-
-    Raises:
-        UserError: RUN has no training text or no prepared shards.
     """
     texts = _first_bytes([_utf8(d['text']) for d in documents], MAX_VALIDATION_BYTES)
     validation = _joined(texts)

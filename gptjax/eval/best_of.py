@@ -47,43 +47,34 @@ RESULTS = 'best_of.json'
 PROBLEMS_AT_ONCE = 16
 
 
-class JudgedModel(NamedTuple):
-    """A model, held-out problems, and the two rewards that judge its replies.
-
-    items: held-out problems.
-    proxy, gold: rewards; see `make_gold_reward`.
-    """
+class Experiment(NamedTuple):
+    """A model, held-out problems, and the two rewards that score its replies."""
 
     trained: Trained
     prompt_format: PromptFormat
-    items: list[Problem]
+    problems: list[Problem]  # held out
     proxy: Reward
     gold: Reward
 
 
 def best_of(config: ConfigDict, workdir: Path) -> dict:
-    """Draws N replies to each held-out problem; writes RUN/best_of.json.
+    """Draws N replies to each held-out problem; writes and returns RUN/best_of.json.
 
     Args:
-        config: inherited from the run that draws; see `init_from.inherit_config`.
-        workdir: RUN.
-
-    Returns:
-        What is written: see `measure_best_of`.
+        config: of `init_from.inherit_config`, from the run that draws.
 
     Raises:
         UserError: the config makes no sense, or there is neither verifier nor judge.
     """
-    judged_model = load_judged_model(config)
-    with contextlib.closing(
-        make_sampler(judged_model.trained, config.best_of)
-    ) as sampler:
-        best_of_results = measure_best_of(config, judged_model, sampler)
-    storage.write_json(workdir / RESULTS, best_of_results)
-    return best_of_results
+    experiment = make_experiment(config)
+    sampler = make_sampler(experiment.trained, config.best_of)
+    with contextlib.closing(sampler):
+        results = measure_best_of(config, experiment, sampler)
+    storage.write_json(workdir / RESULTS, results)
+    return results
 
 
-def load_judged_model(config: ConfigDict) -> JudgedModel:
+def make_experiment(config: ConfigDict) -> Experiment:
     """The model of `start.run`, held-out problems, and both rewards."""
     mesh = make_mesh(config.mesh)
     config_checks.check_context(config, mesh)
@@ -93,7 +84,7 @@ def load_judged_model(config: ConfigDict) -> JudgedModel:
         config, config.best_of, trained.tokenizer, 'best_of'
     )
     task = make_task(config.task, config.seed, prompt_format.fits)
-    return JudgedModel(
+    return Experiment(
         trained,
         prompt_format,
         task.held_out(config.best_of.problems),
@@ -103,13 +94,7 @@ def load_judged_model(config: ConfigDict) -> JudgedModel:
 
 
 def make_gold_reward(section: ConfigDict, task: Task) -> Reward:
-    """The gold reward: the reward model of `best_of.judge`, or else the verifier.
-
-    Of the verifier it is 1 where it is satisfied, else 0.
-
-    Args:
-        section: the section `best_of`.
-        task: for its verifier.
+    """The reward model of `best_of.judge`, or else 1 where the task's verifier agrees.
 
     Raises:
         UserError: there is neither.
@@ -129,7 +114,7 @@ def make_gold_reward(section: ConfigDict, task: Task) -> Reward:
 
 
 def measure_best_of(
-    config: ConfigDict, judged_model: JudgedModel, sampler: Sampler
+    config: ConfigDict, experiment: Experiment, sampler: Sampler
 ) -> dict:
     """The curve of best-of-n, with all that it rests on.
 
@@ -138,14 +123,14 @@ def measure_best_of(
         and `gold` with intervals; and what was drawn.
     """
     section, N = config.best_of, config.best_of.samples
-    drawn = draw_held_out_replies(judged_model, sampler, N, config.seed, 'best_of')
-    proxy_PN = judged_model.proxy(drawn.problems, drawn.replies).reshape(-1, N)
-    gold_PN = judged_model.gold(drawn.problems, drawn.replies).reshape(-1, N)
+    drawn = draw_held_out_replies(experiment, sampler, N, config.seed, 'best_of')
+    proxy_PN = experiment.proxy(drawn.problems, drawn.replies).reshape(-1, N)
+    gold_PN = experiment.gold(drawn.problems, drawn.replies).reshape(-1, N)
     bootstrap_settings = BootstrapSettings.of(config.eval)
     return dict(
-        model=model_fingerprint(judged_model.trained),
-        step=judged_model.trained.step,
-        problems=len(judged_model.items),
+        model=model_fingerprint(experiment.trained),
+        step=experiment.trained.step,
+        problems=len(experiment.problems),
         samples=N,
         judge=section.judge,
         temperature=section.temperature,
@@ -156,23 +141,15 @@ def measure_best_of(
 
 
 def draw_held_out_replies(
-    judged_model: JudgedModel, sampler: Sampler, replies: int, seed: int, name: str
+    experiment: Experiment, sampler: Sampler, replies: int, seed: int, name: str
 ) -> Rollout:
     """Replies to each held-out problem, a function of the seed and the draw's name."""
-    items, rollouts = judged_model.items, []
-    with console.progress_bar('drawing replies', len(items), 'problems') as advance:
-        for first in range(0, len(items), PROBLEMS_AT_ONCE):
-            chunk = items[first : first + PROBLEMS_AT_ONCE]
-            rollouts.append(
-                rollout.draw_rollout(
-                    sampler.complete,
-                    judged_model.prompt_format,
-                    chunk,
-                    replies,
-                    seed,
-                    f'{name} {first}',
-                )
-            )
+    problems, rollouts = experiment.problems, []
+    draw = partial(rollout.draw_rollout, sampler.complete, experiment.prompt_format)
+    with console.progress_bar('drawing replies', len(problems), 'problems') as advance:
+        for first in range(0, len(problems), PROBLEMS_AT_ONCE):
+            chunk = problems[first : first + PROBLEMS_AT_ONCE]
+            rollouts.append(draw(chunk, replies, seed, f'{name} {first}'))
             advance(len(chunk))
     return rollout.concatenate_rollouts(rollouts)
 
@@ -208,7 +185,7 @@ def compute_curve(
 
 
 def best_of_n(proxy_N, gold_N, n: int) -> tuple[float, float]:
-    """What the best of n draws by the proxy scores: (proxy, gold), expected.
+    """The expected (proxy, gold) of the reply with the highest proxy of n draws.
 
     The mean over all subsets of n of the N samples (Nakano et al. 2021, appendix I),
     which has no bias and less variance than one subset:
@@ -238,16 +215,16 @@ def kl_of(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def best_of_text(best_of_results: Mapping) -> str:
+def best_of_text(results: Mapping) -> str:
     """The curve as a table for the screen."""
     rows = [('n', 'KL, nats', 'proxy', 'gold')]
-    for point in best_of_results['points']:
+    for point in results['points']:
         rewards = [format_reward(point[name]) for name in ('proxy', 'gold')]
         rows.append((str(point['n']), f'{point["kl"]:.2f}', *rewards))
     return (
-        f'Best of n by the proxy, {best_of_results["samples"]} replies to each of '
-        f'{best_of_results["problems"]:,} held-out problems, '
-        f'{best_of_results["bootstrap"]["level"]:.0%} intervals over problems\n'
+        f'Best of n by the proxy, {results["samples"]} replies to each of '
+        f'{results["problems"]:,} held-out problems, '
+        f'{results["bootstrap"]["level"]:.0%} intervals over problems\n'
         + text_table(rows)
     )
 

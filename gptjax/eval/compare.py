@@ -38,7 +38,7 @@ def compare(first: str, second: str, json_path: Path | None = None) -> dict:
 
     Args:
         first, second: run directories, or files that `eval --json` wrote.
-        json_path: a file for what is returned.
+        json_path: a file for the returned value.
 
     Returns:
         {task: {figure: {first, second, difference, interval, p}}} in `tasks`, with
@@ -80,11 +80,7 @@ def compare(first: str, second: str, json_path: Path | None = None) -> dict:
 
 
 def read_evaluation(name: str) -> dict:
-    """The evaluation in a run directory or a file.
-
-    Raises:
-        UserError: there is none, or it is damaged or old.
-    """
+    """The evaluation in a run directory or a file."""
     path = Path(name).expanduser()
     path = path / 'eval.json' if path.is_dir() else path
     if not path.exists():
@@ -107,12 +103,7 @@ def compare_task(
 ) -> dict:
     """{figure: {first, second, difference, interval, p}} of one task.
 
-    Args:
-        task: its name.
-        first, second: names of the evaluations, for messages.
-
-    Raises:
-        UserError: the task has other examples in one of them.
+    `first` and `second` name the evaluations in messages.
     """
     first_result = first_evaluation['tasks'][task]
     second_result = second_evaluation['tasks'][task]

@@ -38,8 +38,6 @@ def evaluate(
     the run that RUN started from, on the same conversations.
 
     Args:
-        config: of the run.
-        workdir: RUN.
         tasks: names with commas between: 'perplexity', 'reply', 'choice',
             'dialogue' (or 'dialogue:RUN', that run's conversations), 'task' (or
             'task:RUN', that run's problems), files of examples, 'lm_eval:NAME',
@@ -212,7 +210,7 @@ def find_task(
     """A function from (predictor, documents) to {name: result}.
 
     Raises:
-        UserError: there is none, its file makes no sense, or it needs a package.
+        UserError: there is none, its file is wrong, or it needs a package.
     """
     if name == 'perplexity':
         return lambda predictor, documents: {}  # evaluated before all others

@@ -49,11 +49,7 @@ def choose_documents(documents: list[dict], number: int) -> list[dict]:
 
 
 def read_held_out_texts(config: ConfigDict, workdir: Path, number: int) -> list[str]:
-    """So many validation documents of RUN, or of the run it began with, and so on.
-
-    Raises:
-        UserError: none of them has any.
-    """
+    """The texts of so many validation documents; see `find_run_of_documents`."""
     documents = read_documents(validation_path(find_run_of_documents(config, workdir)))
     if not documents:
         raise UserError(f'{workdir}: no validation documents to measure on')
@@ -66,9 +62,9 @@ def validation_path(workdir: Path) -> Path:
 
 
 def find_run_of_documents(config: ConfigDict, workdir: Path) -> Path:
-    """RUN, or the run it began with, and so on: the first that has documents.
+    """RUN, or the run it started from, and so on: the first that has documents.
 
-    A conversation's name decides whether it is held out, in all of them alike.
+    A conversation's id decides whether it is held out, in all of them alike.
 
     Raises:
         UserError: none of them has any.

@@ -28,7 +28,7 @@ from gptjax.core import console, run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.data import ratings
 from gptjax.eval import best_of
-from gptjax.eval.best_of import JudgedModel
+from gptjax.eval.best_of import Experiment
 from gptjax.eval.bootstrap import BootstrapSettings, compute_means
 from gptjax.eval.report import overoptimization_page
 from gptjax.eval.reward_evaluation import evaluate_reward
@@ -37,7 +37,7 @@ from gptjax.post.objectives.logprobs import token_logprobs
 from gptjax.post.objectives.reply_tokens import reply_sums
 from gptjax.post.problems.verifiable_tasks import make_task
 from gptjax.post.reward_functions import find_reward_run
-from gptjax.post.rollout import Rollout, Sampler
+from gptjax.post.rollout import Rollout, Sampler, make_sampler
 from gptjax.train import init_from
 from gptjax.train.checkpoint import Checkpoints
 from gptjax.train.load_model import inference_mesh, load
@@ -53,7 +53,6 @@ def overoptimize(config: ConfigDict, workdir: Path) -> dict:
     Args:
         config: of `init_from.inherit_config`, from the start of all. `parts`
             holds the configs of the stages `select`, `reward` and `ppo`.
-        workdir: RUN.
 
     Returns:
         What is written to RUN/overoptimization.json; or where a signal stopped a
@@ -77,11 +76,10 @@ def overoptimize(config: ConfigDict, workdir: Path) -> dict:
 
     config = config.copy_and_resolve_references()
     config.task.rewards = _reward_section(proxy)
-    judged_model = best_of.load_judged_model(config)
-    with contextlib.closing(
-        best_of.make_sampler(judged_model.trained, config.best_of)
-    ) as sampler:
-        results = best_of.measure_best_of(config, judged_model, sampler)
+    experiment = best_of.make_experiment(config)
+    sampler = make_sampler(experiment.trained, config.best_of)
+    with contextlib.closing(sampler):
+        results = best_of.measure_best_of(config, experiment, sampler)
         # Both ways begin alike: a reply of the model itself is the best of one.
         best_of_one = {
             name: results['points'][0][name]
@@ -89,7 +87,7 @@ def overoptimize(config: ConfigDict, workdir: Path) -> dict:
         }
         results['policy'] = [
             dict(step=0, kl_interval=[0.0, 0.0], **best_of_one),
-            *_policy_points(config, judged_model, sampler, policy),
+            *_policy_points(config, experiment, sampler, policy),
         ]
     results.update(proxy=str(proxy), policy_run=str(policy))
     storage.write_json(workdir / RESULTS, results)
@@ -99,7 +97,7 @@ def overoptimize(config: ConfigDict, workdir: Path) -> dict:
 
 
 def _check_judges(config):
-    """Refuses now what would be noticed after hours."""
+    """Refuses now a judge that the last step would refuse, hours later."""
     proxy, judge = _absolute(config.overoptimization.proxy), config.best_of.judge
     if proxy:
         find_reward_run(str(proxy), 'overoptimization.proxy')
@@ -169,7 +167,7 @@ def _absolute(given: str) -> Path | None:
 
 
 def _policy_points(
-    config, judged_model: JudgedModel, sampler: Sampler, policy: Path
+    config, experiment: Experiment, sampler: Sampler, policy: Path
 ) -> list[dict]:
     """A point a checkpoint, in order: `step`, `kl`, `sqrt_kl`, `proxy`, `gold`."""
     policy_config = run_dir.read_config(policy)
@@ -177,44 +175,41 @@ def _policy_points(
     steps = checkpoints.steps()
     checkpoints.close()
     mesh = inference_mesh(config)
-    compute_log_ratios = _make_log_ratios(config, judged_model, mesh)
+    compute_log_ratios = _make_log_ratios(config, experiment, mesh)
     points = []
+    fingerprint = experiment.trained.tokenizer.fingerprint
+    num_replies = config.overoptimization.replies
     with console.progress_bar(
         'judging checkpoints', len(steps), 'checkpoints'
     ) as advance:
         for step in steps:
             trained = load(policy_config, policy, mesh, step)
-            if (
-                trained.tokenizer.fingerprint
-                != judged_model.trained.tokenizer.fingerprint
-            ):
+            if trained.tokenizer.fingerprint != fingerprint:
                 raise UserError(
                     f'overoptimization.policy={policy} has another tokenizer than '
                     f'start.run={config.start.run}: name a run that starts from it'
                 )
             sampler.update_weights(trained.params, f'{policy} {step}')
-            replies = config.overoptimization.replies
             drawn = best_of.draw_held_out_replies(
-                judged_model, sampler, replies, config.seed, step
+                experiment, sampler, num_replies, config.seed, step
             )
             log_ratios_B = compute_log_ratios(trained.params, drawn)
-            figures = _judge_replies(config, judged_model, drawn, log_ratios_B)
+            figures = _judge_replies(config, experiment, drawn, log_ratios_B)
             points.append(dict(step=step, **figures))
             advance(1)
     return points
 
 
 def _judge_replies(
-    config, judged_model: JudgedModel, drawn: Rollout, log_ratios_B
+    config, experiment: Experiment, drawn: Rollout, log_ratios_B
 ) -> dict:
     """Means over replies, with bootstrap intervals over problems."""
-    per_problem = lambda values: np.reshape(values, (len(judged_model.items), -1)).mean(
-        axis=1
-    )
+    num_problems = len(experiment.problems)
+    per_problem = lambda values_B: np.reshape(values_B, (num_problems, -1)).mean(axis=1)
     columns = dict(
         kl=per_problem(log_ratios_B),
-        proxy=per_problem(judged_model.proxy(drawn.problems, drawn.replies)),
-        gold=per_problem(judged_model.gold(drawn.problems, drawn.replies)),
+        proxy=per_problem(experiment.proxy(drawn.problems, drawn.replies)),
+        gold=per_problem(experiment.gold(drawn.problems, drawn.replies)),
     )
     figures = compute_means(columns, BootstrapSettings.of(config.eval))
     kl = figures['kl']['value']
@@ -228,32 +223,32 @@ def _judge_replies(
     )
 
 
-def _make_log_ratios(config, judged_model: JudgedModel, mesh):
-    """`log_ratios(params, drawn) -> (B,)`: ln p - ln q of replies drawn from p."""
-    settings, temperature = judged_model.trained.settings, config.best_of.temperature
+def _make_log_ratios(config, experiment: Experiment, mesh):
+    """`compute(params, drawn) -> (B,)`: ln p - ln q of replies drawn from p."""
+    settings, temperature = experiment.trained.settings, config.best_of.temperature
     base = jax.device_put(
-        judged_model.trained.params, NamedSharding(mesh, PartitionSpec())
+        experiment.trained.params, NamedSharding(mesh, PartitionSpec())
     )
 
     @jax.jit
-    def of_rows(params, base, batch):
-        first, second = (
+    def compute_batch(params, base, batch):
+        policy_sums, base_sums = (
             reply_sums(
                 token_logprobs(settings, weights, batch, temperature)[0],
                 batch['weights'],
             )
             for weights in (params, base)
         )
-        return first - second
+        return policy_sums - base_sums
 
-    def log_ratios(params, drawn):
+    def compute_log_ratios(params, drawn):
         B = len(drawn.lengths_B)
-        parts = []
+        log_ratios = []
         with jax.set_mesh(mesh):
             for first in range(0, B, ROWS_AT_ONCE):
                 rows = np.arange(first, first + ROWS_AT_ONCE) % B  # a whole batch
                 batch = {name: array[rows] for name, array in drawn.batch.items()}
-                parts.append(np.asarray(of_rows(params, base, batch)))
-        return np.concatenate(parts)[:B]
+                log_ratios.append(np.asarray(compute_batch(params, base, batch)))
+        return np.concatenate(log_ratios)[:B]
 
-    return log_ratios
+    return compute_log_ratios

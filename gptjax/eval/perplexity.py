@@ -58,10 +58,8 @@ def measure_documents(
             float32. The shape is always the same. Given in turn and read one batch
             late, so an asynchronous function keeps the device busy.
         documents: dicts with `source` and `text`.
-        tokenizer: has `encode_batch`, `bos_id`, `eos_id` and `pad_id`.
         context: the inputs of a window.
         stride: how far it moves; 0: half the context.
-        batch_size: rows in a batch.
 
     Raises:
         UserError: the stride is outside 1 to context, or there is no text.

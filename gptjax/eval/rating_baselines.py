@@ -1,4 +1,4 @@
-"""What a reward model has to beat: length, words, and who took part.
+"""Baselines of a reward model: length, words, and who took part.
 
 Each gives a score to every item; only training pairs are learned from, and the
 validation pairs choose what is to be chosen.
@@ -33,13 +33,9 @@ class Pairs(NamedTuple):
 
 
 def draw_pairs(values_N: np.ndarray, sets: np.ndarray, most: int, seed: int) -> Pairs:
-    """The pairs within the sets; if there are more than `most`, so many drawn.
+    """The pairs of unequal value within the sets; at most `most`, drawn by the seed.
 
-    Args:
-        values_N: of the items.
-        sets: int (sets, K), the items that are compared with each other.
-        most: pairs at most.
-        seed: of the draw.
+    `sets` is int (sets, K): the items that are compared with each other.
     """
     items, random = sets.shape[1], np.random.default_rng(seed)
     if len(sets) > 1 or items * (items - 1) // 2 <= most:

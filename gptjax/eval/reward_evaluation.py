@@ -32,14 +32,10 @@ PAIRS_AT_ONCE = 2**22  # pairs times resamples whose weights are alive
 
 
 def evaluate_reward(config: ConfigDict, workdir: Path) -> dict:
-    """Scores the test split; writes RUN/results.json and prints a table.
+    """Scores the test split; writes and returns RUN/results.json, prints a table.
 
-    Returns:
-        What is written: `center` (the mean training reward), figures with intervals,
-        baselines, calibration.
-
-    Raises:
-        UserError: the run has no reward model.
+    It has `center` (the mean training reward), figures with intervals, baselines and
+    calibration.
     """
     mesh = make_mesh(config.mesh)
     trained = load_reward_model(config, workdir, mesh)
@@ -100,9 +96,7 @@ def score_baselines(
 ) -> dict[str, np.ndarray]:
     """{name: a score for each conversation of the test split}, learned on the others.
 
-    Args:
-        rated: the conversations of each split.
-        encoded: the same for the model.
+    `rated` and `encoded` hold the same conversations of each split.
     """
     conversations = [item for split in SPLITS for item in rated[split]]
     starts = dict(zip(SPLITS, np.cumsum([0, *map(len, rated.values())]), strict=False))
@@ -195,12 +189,9 @@ def resample_pairs(
     units: np.ndarray,
     bootstrap_settings: BootstrapSettings,
 ) -> dict:
-    """Sums of columns of pairs over each resample of units, (R,) by name.
+    """Sums of columns (P,) of pairs over each resample of units, (R,) by name.
 
-    Args:
-        columns: (P,) by name.
-        pairs: (P,) items.
-        units: (N,) the unit of each item; a pair of one unit counts as often as it.
+    `units` (N,) has the unit of each item; a pair of one unit counts as often as it.
     """
     better, worse = units[pairs.better], units[pairs.worse]
     table = np.stack([np.asarray(c, np.float64) for c in columns.values()], axis=1)

@@ -54,10 +54,6 @@ def write_stage_table(workdir: Path, words: Sequence[str]) -> dict:
     Returns:
         {rows: [...], seeds, level}; a row has task, figure, stage, the seconds it was
         trained, value, interval, control, difference and the difference's interval.
-
-    Raises:
-        UserError: no runs are named, one is not there or was not evaluated, or a
-            control was evaluated on other examples.
     """
     if not words:
         raise UserError('stages: name the runs, as sums_sft grpo=sums_more')

@@ -89,27 +89,27 @@ def config_of(folder, **changes):
 def test_kl_is_the_mean_log_ratio_of_what_was_drawn(folder):
     config = init_from.inherit_config(config_of(folder), folder / 'kl')
     mesh = inference_mesh(config)
-    judged_model = best_of.load_judged_model(config)
+    experiment = best_of.make_experiment(config)
     prompts = [
-        judged_model.prompt_format.prompt(item.messages) for item in judged_model.items
+        experiment.prompt_format.prompt(item.messages) for item in experiment.problems
     ]
     replies = [
-        made_up(judged_model.prompt_format, number) for number in range(len(prompts))
+        made_up(experiment.prompt_format, number) for number in range(len(prompts))
     ]
     drawn = rollout.build_rollout(
-        judged_model.prompt_format, judged_model.items, prompts, replies
+        experiment.prompt_format, experiment.problems, prompts, replies
     )
-    log_ratios = overoptimization._make_log_ratios(config, judged_model, mesh)
+    log_ratios = overoptimization._make_log_ratios(config, experiment, mesh)
 
     same = jax.tree.map(
-        lambda x: jax.device_put(np.asarray(x)), judged_model.trained.params
+        lambda x: jax.device_put(np.asarray(x)), experiment.trained.params
     )
     np.testing.assert_array_equal(log_ratios(same, drawn), 0)
-    other = gpt.init_params(judged_model.trained.settings, jax.random.key(1))
+    other = gpt.init_params(experiment.trained.settings, jax.random.key(1))
     expected = [
         np.sum(
             drawn.batch['weights']
-            * token_logprobs(judged_model.trained.settings, weights, drawn.batch)[0],
+            * token_logprobs(experiment.trained.settings, weights, drawn.batch)[0],
             axis=1,
         )
         for weights in (other, same)

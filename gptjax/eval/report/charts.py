@@ -19,13 +19,13 @@ COLUMNS = 60  # that can be pointed at
 
 
 class Series(NamedTuple):
-    """A line: `style` is the CSS class 'train', 'validation', 'quiet' or 'main'.
+    """A line: `css_class` is the CSS class 'train', 'validation', 'quiet' or 'main'.
 
     One with a label has it, and its last value, beside its end.
     """
 
     label: str
-    style: str
+    css_class: str
     points: Sequence[tuple[float, float]]  # x ascending
 
 
@@ -86,9 +86,9 @@ def line_chart(
 
     Args:
         title: what is shown, with its `unit` behind it.
-        series: the first to be drawn first; those without points are left out.
+        series: drawn in this order; those without points are left out.
         levels: horizontal lines, named on the line.
-        make_axis: the vertical axis that the values get.
+        make_axis: makes the vertical axis of the values.
         note: a line below the title.
         across: what the horizontal axis counts.
 
@@ -118,10 +118,10 @@ def bar_chart(bars: Sequence[tuple[str, float, str]]) -> str:
     """Horizontal bars from 0: (label, value, CSS class 'main' or 'baseline')."""
     longest = max((value for _, value, _ in bars), default=0) or 1
     rows = ''.join(
-        f'<div class="bar {style}"><span>{escape(label)}</span><div>'
+        f'<div class="bar {css_class}"><span>{escape(label)}</span><div>'
         f'<i style="width:calc((100% - 60px) * {value / longest:.4f})"></i>'
         f'<b>{value:.3f}</b></div></div>'
-        for label, value, style in bars
+        for label, value, css_class in bars
     )
     return f'<div class="bars">{rows}</div>'
 
@@ -179,10 +179,10 @@ def number(value: float) -> str:
 
 
 class _Frame(NamedTuple):
-    """Where things lie: `across` and `down` take data to units of the drawing."""
+    """Where the data lies: `to_x` and `to_y` turn values into the drawing's units."""
 
-    across: Callable[[float], float]
-    down: Callable[[float], float]
+    to_x: Callable[[float], float]
+    to_y: Callable[[float], float]
     right: float  # where the lines end and their labels begin
     steps: tuple[float, float]
     axis: Axis
@@ -193,8 +193,8 @@ def _frame(series, axis):
     last = max(line.points[-1][0] for line in series)
     right = WIDTH - (88 if any(line.label for line in series) else 16)
     return _Frame(
-        across=lambda x: LEFT + (right - LEFT) * (x - first) / (last - first or 1),
-        down=lambda y: TOP + (HEIGHT - TOP - BOTTOM) * (1 - axis.place(y)),
+        to_x=lambda x: LEFT + (right - LEFT) * (x - first) / (last - first or 1),
+        to_y=lambda y: TOP + (HEIGHT - TOP - BOTTOM) * (1 - axis.place(y)),
         right=right,
         steps=(first, last),
         axis=axis,
@@ -204,32 +204,32 @@ def _frame(series, axis):
 def _grid(frame, across):
     drawn = ''
     for tick in frame.axis.ticks:
-        y = frame.down(tick)
+        y = frame.to_y(tick)
         drawn += _horizontal(frame, y, 'grid')
         drawn += _text(LEFT - 7, y + 4.5, 'tick', 'end', number(tick))
     for tick in nice_ticks(*frame.steps, 4):
         if tick == int(tick) or across != 'step':
-            x = frame.across(tick)
+            x = frame.to_x(tick)
             drawn += _text(x, HEIGHT - BOTTOM + 18, 'tick', 'middle', number(tick))
     return drawn + _text(LEFT - 10, HEIGHT - BOTTOM + 18, 'tick', 'end', across)
 
 
 def _levels(frame, levels):
     drawn = ''
-    heights = _apart([frame.down(level.value) - 5 for level in levels])
+    heights = _apart([frame.to_y(level.value) - 5 for level in levels])
     for level, height in zip(levels, heights, strict=True):
-        said = f'{level.label} {number(level.value)}'
-        drawn += _horizontal(frame, frame.down(level.value), 'level')
-        drawn += _text(frame.right, height, 'level', 'end', said)
+        text = f'{level.label} {number(level.value)}'
+        drawn += _horizontal(frame, frame.to_y(level.value), 'level')
+        drawn += _text(frame.right, height, 'level', 'end', text)
     return drawn
 
 
 def _line(frame, line):
-    places = [(frame.across(x), frame.down(y)) for x, y in line.points]
-    path = ' '.join(f'{x:.1f},{y:.1f}' for x, y in places)
-    drawn = f'<polyline class="{line.style}" points="{path}"/>'
-    if line.style == 'validation' and len(places) <= 40:
-        for x, y in places:
+    coordinates = [(frame.to_x(x), frame.to_y(y)) for x, y in line.points]
+    path = ' '.join(f'{x:.1f},{y:.1f}' for x, y in coordinates)
+    drawn = f'<polyline class="{line.css_class}" points="{path}"/>'
+    if line.css_class == 'validation' and len(coordinates) <= 40:
+        for x, y in coordinates:
             drawn += f'<circle class="validation" cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
     return drawn
 
@@ -248,11 +248,13 @@ def _clipped(frame, drawn):
 def _end_labels(frame, lines):
     """Each line's name and last value, beside its end."""
     drawn, x = '', frame.right + 8
-    heights = [frame.down(line.points[-1][1]) for line in lines]
+    heights = [frame.to_y(line.points[-1][1]) for line in lines]
     for line, y in zip(lines, _apart(heights, 2 * LABEL_HEIGHT), strict=True):
         last = number(line.points[-1][1])
-        drawn += _text(x, y - 2, line.style, 'start', line.label)
-        drawn += _text(x, y - 2 + LABEL_HEIGHT, f'{line.style} value', 'start', last)
+        drawn += _text(x, y - 2, line.css_class, 'start', line.label)
+        drawn += _text(
+            x, y - 2 + LABEL_HEIGHT, f'{line.css_class} value', 'start', last
+        )
     return drawn
 
 
@@ -260,35 +262,36 @@ def _columns(frame, series, title, across):
     """Invisible columns that show the values at a step when pointed at."""
     longest = max(series, key=lambda line: len(line.points))
     steps = [x for x, _ in thin(longest.points, COLUMNS)]
-    centres = [frame.across(step) for step in steps]
+    centres = [frame.to_x(step) for step in steps]
     edges = [(a + b) / 2 for a, b in pairwise([centres[0], *centres, centres[-1]])]
     drawn = ''
     for step, (left, right) in zip(steps, pairwise(edges), strict=True):
-        said = []
+        values = []
         for line in series:
             nearest = min(line.points, key=lambda point: abs(point[0] - step))
             if line.label or len(series) == 1:
-                said.append(f'{line.label or title} {number(nearest[1])}')
+                values.append(f'{line.label or title} {number(nearest[1])}')
         here = f'{step:,.0f}' if across == 'step' else number(step)
+        column_title = escape(f'{across} {here}: {", ".join(values)}')
         drawn += (
             f'<rect class="column" x="{left:.1f}" y="{TOP}" '
             f'width="{max(right - left, 1):.1f}" height="{HEIGHT - TOP - BOTTOM}">'
-            f'<title>{escape(across)} {here}: {escape(", ".join(said))}</title></rect>'
+            f'<title>{column_title}</title></rect>'
         )
     return drawn
 
 
-def _horizontal(frame, y, style):
+def _horizontal(frame, y, css_class):
     return (
-        f'<line class="{style}" x1="{LEFT}" x2="{frame.right}" '
+        f'<line class="{css_class}" x1="{LEFT}" x2="{frame.right}" '
         f'y1="{y:.1f}" y2="{y:.1f}"/>'
     )
 
 
-def _text(x, y, style, anchor, said):
+def _text(x, y, css_class, anchor, text):
     return (
-        f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">'
-        f'{escape(said)}</text>'
+        f'<text class="{css_class}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">'
+        f'{escape(text)}</text>'
     )
 
 

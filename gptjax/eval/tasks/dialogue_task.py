@@ -62,10 +62,6 @@ FIGURES_BY_SOURCE = ('reply_bits', 'accuracy', 'stops')
 def read_dialogue_examples(workdir: Path, settings) -> list[Example]:
     """Examples with a reference and choices, of RUN/dialogue's held-out conversations.
 
-    Args:
-        workdir: RUN.
-        settings: the section `eval`.
-
     Raises:
         UserError: there are no conversations, or too few different replies.
     """
@@ -93,13 +89,7 @@ def read_dialogue_examples(workdir: Path, settings) -> list[Example]:
 def write_transcripts(
     workdir: Path, examples: Sequence[Example], results_by_model: dict[str, dict]
 ) -> None:
-    """Writes RUN/samples/dialogue.json: the first examples, which chance has ordered.
-
-    Args:
-        workdir: RUN.
-        examples: of `read_dialogue_examples`.
-        results_by_model: the task's results of these examples.
-    """
+    """Writes RUN/samples/dialogue.json: examples with each model's replies."""
     transcripts = [
         dict(
             id=example.id,

@@ -82,8 +82,6 @@ def score_pairs(
         pairs: (before, after) token ids; before has at least one (as a rule BOS). An
             empty after has probability 1.
         context: tokens that the model reads at once.
-        batch_size: rows in a batch.
-        pad_id: fills rows.
     """
     streams = [np.array([*before, *after], np.int32) for before, after in pairs]
     windows = [

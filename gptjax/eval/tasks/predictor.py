@@ -62,12 +62,7 @@ def open_predictor(
 ) -> Iterator[Predictor]:
     """The model of a run; its engine starts with the first reply, and is closed here.
 
-    Args:
-        config: of the run.
-        settings: the section `eval`.
-        workdir: of the run.
-        trained: its checkpoint.
-        mesh: that text is scored on.
+    `settings` is the section `eval`, of the run or of another.
     """
     with contextlib.ExitStack() as stack:
         engines = []

@@ -33,11 +33,9 @@ ROUGE = ('rouge1', 'rouge2', 'rougeL', 'rougeLsum')
 def measure_replies(
     answers: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, np.ndarray]:
-    """Statistics of every answer, (N,) float64 by name: what `FIGURES` are made of.
+    """Statistics of every answer, (N,) float64 by name: `FIGURES` are of their sums.
 
-    Args:
-        answers: one string an item.
-        references: at least one string an item.
+    Each answer has one reference or more.
     """
     return dict(
         items=np.ones(len(answers)),

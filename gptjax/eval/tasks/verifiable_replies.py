@@ -42,9 +42,6 @@ def find_problem_task(
     Args:
         name: 'task' or 'task:RUN'.
         config: of the run under evaluation.
-
-    Raises:
-        UserError: neither run has a section `task`, or it makes no sense.
     """
     _, _, run = name.partition(':')
     if run:
@@ -97,7 +94,6 @@ def evaluate_problems(
     """The task's result, of kind 'verifiable'; its baseline always gives one answer.
 
     Args:
-        prompt_format: of prompts and replies.
         problems: held out.
         score: the verifier.
         section: the config's section `task`.
