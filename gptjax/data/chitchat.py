@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from gptjax.data.sources.tfds_source import prepared_builder, read_examples
+from gptjax.data.sources.tfds_source import prepare_builder, read_examples
 
 RATING_NAMES = ('witty', 'interesting', 'upbeat')
 
@@ -44,7 +44,7 @@ def read_chitchat(data_dir: Path) -> list[Conversation]:
     from gptjax.data.sources.chitchat_builder import UNRATED
 
     source = ConfigDict(dict(path='chitchat'))
-    builder = prepared_builder('reward', source, data_dir)
+    builder = prepare_builder('reward', source, data_dir)
     examples = read_examples(builder, 'train', ['id', 'messages', 'ratings'])
     return [_conversation(example, UNRATED) for example in examples]
 

@@ -8,11 +8,12 @@ A line is a view of a conversation: one speaker is the assistant. Where two peop
 talk (chitchat) each of them is it once, in the views `@0` and `@1`.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,35 +25,26 @@ from gptjax.core.files import Advance, list_files
 from gptjax.core.hashing import hash_integer
 from gptjax.data.chat_template import ROLES, conversation_text
 from gptjax.data.chitchat import merge_turns
-from gptjax.data.cleaning import deduplication
 from gptjax.data.cleaning.cleaning_steps import (
     DROP_DUPLICATES,
     StepCount,
     clean_text,
-    options_of,
+    read_options,
+    select_transforms,
 )
-from gptjax.data.documents import split_of
+from gptjax.data.cleaning.deduplication import is_duplicate
+from gptjax.data.documents import Write, assign_split, write_sources
 from gptjax.data.sources.file_source import read_messages
-from gptjax.data.sources.open_source import SUFFIXES, about_files
-from gptjax.data.sources.records import SPLITS, Source, identity_of, valid_unicode
+from gptjax.data.sources.open_source import SUFFIXES, describe_source_files
+from gptjax.data.sources.records import SPLITS, Source, record_id, replace_surrogates
 from gptjax.data.sources.tfds_source import (
     count_examples,
     describe_dataset,
-    prepared_builder,
+    prepare_builder,
     read_examples,
 )
 
-# Steps that judge a document; the others change a text, and are taken message by
-# message.
-FILTERS = (
-    'keep_languages',
-    'drop_short',
-    'drop_long',
-    'drop_repetitive',
-    DROP_DUPLICATES,
-)
-
-LONGEST_REPLY = 512  # bytes: one monologue would outweigh a hundred replies
+MAX_REPLY_BYTES = 512  # one monologue would outweigh a hundred replies
 
 
 class Conversation(NamedTuple):
@@ -85,47 +77,41 @@ def write_conversations(config: ConfigDict, workdir: Path, folder: Path) -> dict
     Raises:
         UserError: a source or a line of one cannot be used, or holds nothing.
     """
-    seen = set()  # of dedup.text_key, over all sources
-    sources = {}
-    with (
-        open(folder / 'train.jsonl', 'w', encoding='utf-8') as train,
-        open(folder / 'validation.jsonl', 'w', encoding='utf-8') as validation,
-    ):
-        outputs = dict(train=train, validation=validation)
-        for name, source in config.dialogue.sources.items():
-            field = f'dialogue.sources.{name}'
-            opened = open_dialogue(field, source, workdir / 'datasets')
-            written = _write_source(name, opened, config.data, seen, outputs)
-            if not sum(split['views'] for split in written['splits'].values()):
-                raise UserError(
-                    f'{field}.path={source.path}: no conversation is left of '
-                    f'{written["read"]["conversations"]} ({written["skipped"]}): give '
-                    'a source in which the assistant answers'
-                )
-            sources[name] = dict(
-                kind=source.kind, path=source.path, **opened.about, **written
-            )
-    return sources
+    return write_sources(
+        config.dialogue.sources,
+        folder,
+        lambda name, source: open_conversations(name, source, workdir / 'datasets'),
+        partial(_write_source, config, set()),
+    )
 
 
-def _write_source(name, opened: Source, data: ConfigDict, seen, outputs) -> dict:
+def _write_source(config, seen: set[bytes], name, source: Source, write: Write) -> dict:
+    data = config.data
     counts = {step: StepCount() for step in data.clean}
     read, skipped = Counter(conversations=0, messages=0), Counter()
     splits = {split: Counter(conversations=0, views=0) for split in SPLITS}
-    with console.progress_bar(f'dialogue {name}', opened.total, opened.unit) as advance:
-        for conversation in opened.documents(advance):
+    with console.progress_bar(f'dialogue {name}', source.total, source.unit) as advance:
+        for conversation in source.read(advance):
             read.update(conversations=1, messages=len(conversation.messages))
             conversation = _clean(conversation, data, counts)
-            reason = _why_not(conversation, data, counts, seen)
+            reason = _reason_to_skip(conversation, data, counts, seen)
             if reason:
                 skipped[reason] += 1
                 continue
-            split = split_of(conversation.id, data.validation_fraction)
-            lines = list(views(conversation))
-            for identity, messages in lines:
-                line = dict(id=f'{name}/{identity}', source=name, messages=messages)
-                outputs[split].write(json.dumps(line, ensure_ascii=False) + '\n')
-            splits[split].update(conversations=1, views=len(lines))
+            split = assign_split(conversation.id, data.validation_fraction)
+            splits[split]['conversations'] += 1
+            for identity, messages in make_views(conversation):
+                write(
+                    split,
+                    dict(id=f'{name}/{identity}', source=name, messages=messages),
+                )
+                splits[split]['views'] += 1
+    if not sum(count['views'] for count in splits.values()):
+        raise UserError(
+            f'dialogue.sources.{name}.path={config.dialogue.sources[name].path}: no '
+            f'conversation is left of {read["conversations"]} ({dict(skipped)}): give '
+            'a source in which the assistant answers'
+        )
     return dict(
         read=dict(read),
         steps={step: asdict(count) for step, count in counts.items()},
@@ -134,10 +120,10 @@ def _write_source(name, opened: Source, data: ConfigDict, seen, outputs) -> dict
     )
 
 
-def views(conversation: Conversation) -> Iterator[tuple[str, list[dict]]]:
+def make_views(conversation: Conversation) -> Iterator[tuple[str, list[dict]]]:
     """(id, messages of `role` and `content`) for each assistant."""
     several = len(conversation.assistants) > 1
-    # One that ends like a view's is numbered as well, for `conversation_of`.
+    # One that ends like a view's is numbered as well, for `conversation_id`.
     numbered = several or VIEW.search(conversation.id)
     for number, assistant in enumerate(conversation.assistants):
         identity = f'{conversation.id}@{number}' if numbered else conversation.id
@@ -150,21 +136,21 @@ def views(conversation: Conversation) -> Iterator[tuple[str, list[dict]]]:
         yield identity, messages
 
 
-def conversation_of(view: str) -> str:
-    """The id of the conversation, of the id of one of its views."""
-    return VIEW.sub('', view)
+def conversation_id(view_id: str) -> str:
+    """The id of the conversation that a view is of."""
+    return VIEW.sub('', view_id)
 
 
 VIEW = re.compile(r'@[0-9]+\Z')
 
 
-def one_reply_each(
+def draw_replies(
     views: Sequence[dict], count: int, seed: int
 ) -> list[tuple[str, list[dict], str]]:
     """(view id, messages before, reply) of one assistant reply of each conversation.
 
     The reply is drawn by (seed, the conversation's id) from all that answer a user's
-    message, in any of its views, and are no longer than LONGEST_REPLY. Which `count`
+    message, in any of its views, and are no longer than MAX_REPLY_BYTES. Which `count`
     conversations are taken is drawn the same way, and their order with it; 0: all.
 
     Args:
@@ -180,9 +166,9 @@ def one_reply_each(
             before, reply = messages[place - 1 : place + 1]
             if (before['role'], reply['role']) == ('user', 'assistant') and len(
                 reply['content'].encode()
-            ) <= LONGEST_REPLY:
-                conversation = conversation_of(view['id'])
-                replies.setdefault(conversation, []).append((view, place))
+            ) <= MAX_REPLY_BYTES:
+                name = conversation_id(view['id'])
+                replies.setdefault(name, []).append((view, place))
     if not replies:
         raise UserError(
             'RUN/dialogue holds out no conversation with a reply to a user: give more '
@@ -205,8 +191,7 @@ def one_reply_each(
 
 def _clean(conversation, data, counts) -> Conversation:
     """The conversation with each message cleaned; those that end empty go."""
-    steps = [name for name in data.clean if name not in FILTERS]
-    options = options_of(data)
+    steps, options = select_transforms(data.clean), read_options(data)
     cleaned = (
         (speaker, clean_text(text, steps, options, counts))
         for speaker, text in conversation.messages
@@ -216,8 +201,8 @@ def _clean(conversation, data, counts) -> Conversation:
     return conversation._replace(messages=messages)
 
 
-def _why_not(conversation, data, counts, seen) -> str | None:
-    """Why the conversation is left out: a word for the manifest; None: it stays."""
+def _reason_to_skip(conversation, data, counts, seen) -> str | None:
+    """Why the conversation is left out, for the manifest; None: it stays."""
     speakers = {speaker for speaker, _ in conversation.messages}
     if not conversation.messages:
         return 'empty'
@@ -226,66 +211,61 @@ def _why_not(conversation, data, counts, seen) -> str | None:
     if len(speakers) < 2:
         return 'one speaker'
     text = conversation_text(conversation.messages)
+    transforms = select_transforms(data.clean)
     for name in data.clean:
         if name == DROP_DUPLICATES:
-            key = deduplication.text_key(text)
-            if key in seen:
-                counts[name].documents_dropped += 1
-                counts[name].characters_removed += len(text)
-                return name
-            seen.add(key)
-        elif name in FILTERS:
-            if clean_text(text, [name], options_of(data), counts) is None:
-                return name
+            dropped = is_duplicate(text, seen, counts[name])
+        else:
+            dropped = name not in transforms and (
+                clean_text(text, [name], read_options(data), counts) is None
+            )
+        if dropped:
+            return name
     return None
 
 
 # ---- sources
 
 
-def open_dialogue(field: str, source: ConfigDict, data_dir: Path) -> Source:
-    """Finds a source of conversations; `documents(advance)` yields them.
+def open_conversations(name: str, source: ConfigDict, data_dir: Path) -> Source:
+    """Finds a source of `dialogue.sources`; `read(advance)` yields `Conversation`s.
 
     | kind   | what it reads                                                  |
     |--------|----------------------------------------------------------------|
     | 'chat' | users' files, JSON Lines with `messages` of `role`, `content`  |
     | 'tfds' | a dataset with the feature `messages` or, as our builders have |
-    |        | them, `utterances`; see `_tfds_reader`                         |
+    |        | them, `utterances`; see `_make_tfds_reader`                         |
 
     Args:
-        field: the source's place in the config, 'dialogue.sources.mine'.
-        source: of the fields of `common.source`.
+        name: of the source in dialogue.sources.
+        source: its config.
         data_dir: where our own TFDS builders keep what they make.
 
     Raises:
         UserError: there is no such kind, path or dataset. While reading: a line
             cannot be used, or a file has no turn of the assistant.
     """
+    field = f'dialogue.sources.{name}'
     if source.kind == 'chat':
         paths = list_files(source.path, SUFFIXES['chat'], f'{field}.path')
-        about = about_files(field, source, paths)
-        total, unit = about['bytes'], 'bytes'
-
-        def read(advance):
-            return _read_files(field, source, paths, advance)
+        description = describe_source_files(field, source, paths)
+        total, unit = description['bytes'], 'bytes'
+        read = partial(_read_files, field, source, paths)
     elif source.kind == 'tfds':
-        builder = prepared_builder(field, source, data_dir)
-        total = count_examples(field, source, builder)
-        unit, about = 'conversations', describe_dataset(source, builder)
-        read = _tfds_reader(field, source, builder)
+        builder = prepare_builder(field, source, data_dir)
+        description = describe_dataset(source, builder)
+        total, unit = count_examples(field, source, builder), 'conversations'
+        read = _make_tfds_reader(field, source, builder)
     else:
         raise UserError(
             f"{field}.kind={source.kind}: conversations are read from 'chat' files or "
             "'tfds'"
         )
 
-    def documents(advance: Advance) -> Iterator[Conversation]:
-        for count, conversation in enumerate(read(advance), start=1):
-            yield conversation
-            if count == source.limit:
-                return
+    def read_some(advance: Advance) -> Iterator[Conversation]:
+        return islice(read(advance), source.limit or None)
 
-    return Source(documents, total, unit, about)
+    return Source(read_some, total, unit, description)
 
 
 def _read_files(field, source, paths, advance) -> Iterator[Conversation]:
@@ -296,12 +276,12 @@ def _read_files(field, source, paths, advance) -> Iterator[Conversation]:
             for place, message in enumerate(messages):
                 _check_role(message['role'], f'{where}: messages[{place}]')
             turns = [
-                (message['role'], valid_unicode(message['content']))
+                (message['role'], replace_surrogates(message['content']))
                 for message in messages
             ]
             number += 1
             answered += any(role == 'assistant' for role, _ in turns)
-            yield Conversation(valid_unicode(identity), turns, ('assistant',))
+            yield Conversation(replace_surrogates(identity), turns, ('assistant',))
         if not answered:
             raise UserError(
                 f'{field}.path={file.path}: none of its {number} conversations has a '
@@ -309,7 +289,7 @@ def _read_files(field, source, paths, advance) -> Iterator[Conversation]:
             )
 
 
-def _tfds_reader(field, source, builder):
+def _make_tfds_reader(field, source, builder):
     """What reads a dataset: by the features that it has.
 
     `messages` with `role` and `content` are as in chat files. With `sender` and
@@ -337,7 +317,7 @@ def _tfds_reader(field, source, builder):
         examples = read_examples(builder, source.split, chosen)
         for place, example in enumerate(examples):
             where = f'{field}.path={source.path}: example {place}'
-            identity = identity_of(
+            identity = record_id(
                 example, field, source, where, f'{source.split}#{place}'
             )
             yield convert(identity, example[name], where)

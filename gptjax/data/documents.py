@@ -1,4 +1,4 @@
-"""The first stage: sources, cleaned, without duplicates, split in two.
+"""The documents of all sources: cleaned, without duplicates, split in two.
 
     RUN/documents/train.jsonl, validation.jsonl
         {"id": "chitchat/a07e…", "source": "chitchat", "text": "Hello\\n\\nHi!"}
@@ -14,7 +14,7 @@ import json
 import multiprocessing
 import os
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -27,15 +27,15 @@ from ml_collections import ConfigDict
 from gptjax.core import artifact, console, storage
 from gptjax.core.console import UserError
 from gptjax.core.hashing import hash_fraction
-from gptjax.data.cleaning import deduplication
 from gptjax.data.cleaning.cleaning_steps import (
     DROP_DUPLICATES,
     Options,
     StepCount,
     check_steps,
     clean_text,
-    options_of,
+    read_options,
 )
+from gptjax.data.cleaning.deduplication import is_duplicate
 from gptjax.data.sources.open_source import (
     describe_passed_over,
     open_source,
@@ -44,7 +44,8 @@ from gptjax.data.sources.open_source import (
 from gptjax.data.sources.records import SPLITS, Document, Source
 
 CHUNK_CHARACTERS = 2**18  # cleaned at once
-ALONE_CHUNKS = 64  # so many are cleaned before it is worth starting processes
+CHUNKS_BEFORE_PROCESSES = 64  # to start processes is not worth it for fewer
+Write = Callable[[str, dict], None]  # (split, record): writes a line
 PACKAGES = ('ftfy', 'selectolax', 'py3langid', 'sentencex', 'tensorflow-datasets')
 
 
@@ -83,19 +84,12 @@ DOCUMENTS = artifact.Artifact('documents', build_documents, describe_documents)
 
 
 def _write_documents(data: ConfigDict, folder: Path, data_dir: Path) -> dict:
-    seen = set()  # of drop_duplicates, over all sources
-    sources = {}
-    with (
-        open(folder / 'train.jsonl', 'w', encoding='utf-8') as train,
-        open(folder / 'validation.jsonl', 'w', encoding='utf-8') as validation,
-    ):
-        outputs = dict(train=train, validation=validation)
-        for name, source in data.sources.items():
-            opened = open_source(name, source, data_dir)
-            written = _write_source(name, opened, data, seen, outputs)
-            sources[name] = dict(
-                kind=source.kind, path=source.path, **opened.about, **written
-            )
+    sources = write_sources(
+        data.sources,
+        folder,
+        lambda name, source: open_source(name, source, data_dir),
+        partial(_write_source, data, set()),
+    )
     splits = {
         split: dict(
             _sum(source['splits'][split] for source in sources.values()),
@@ -106,14 +100,52 @@ def _write_documents(data: ConfigDict, folder: Path, data_dir: Path) -> dict:
     _refuse_empty_split(splits, data.validation_fraction)
     return dict(
         fingerprint=storage.fingerprint([splits[name]['sha256'] for name in SPLITS]),
-        licences={name: item['licence'] for name, item in sources.items()},
+        licences={name: source['licence'] for name, source in sources.items()},
         splits=splits,
         sources=sources,
         packages=_versions(),
     )
 
 
-def split_of(identity: str, validation_fraction: float) -> str:
+def write_sources(
+    sources: ConfigDict,
+    folder: Path,
+    open_source: Callable[[str, ConfigDict], Source],
+    write_source: Callable[[str, Source, Write], dict],
+) -> dict:
+    """Writes `folder`/train.jsonl and validation.jsonl from all sources.
+
+    Args:
+        sources: their configs by name.
+        open_source: (name, config) -> source.
+        write_source: (name, source, write) -> counts for the manifest, where
+            `write(split, record)` writes a line.
+
+    Returns:
+        What the manifest says of each source, by name.
+    """
+    described = {}
+    with (
+        open(folder / 'train.jsonl', 'w', encoding='utf-8') as train,
+        open(folder / 'validation.jsonl', 'w', encoding='utf-8') as validation,
+    ):
+        files = dict(train=train, validation=validation)
+
+        def write(split, record):
+            files[split].write(json.dumps(record, ensure_ascii=False) + '\n')
+
+        for name, config in sources.items():
+            source = open_source(name, config)
+            described[name] = dict(
+                kind=config.kind,
+                path=config.path,
+                **source.description,
+                **write_source(name, source, write),
+            )
+    return described
+
+
+def assign_split(identity: str, validation_fraction: float) -> str:
     """'train' or 'validation', by the document's id alone.
 
     The SHA-256 of the id, read as a number from 0 to 1, is below the fraction or
@@ -132,23 +164,29 @@ def split_of(identity: str, validation_fraction: float) -> str:
 
 
 def _write_source(
-    name: str, source: Source, data: ConfigDict, seen: set[bytes], outputs: dict
+    data: ConfigDict, seen: set[bytes], name: str, source: Source, write: Write
 ) -> dict:
-    """Reads, cleans and writes a source; returns what became of its documents."""
+    """Reads, cleans and writes a source; returns what became of its documents.
+
+    Args:
+        seen: of `is_duplicate`, over all sources.
+    """
     counts = {step: StepCount() for step in data.clean}
     read, splits = Counter(empty=0), {split: Counter() for split in SPLITS}
     with console.progress_bar(f'cleaning {name}', source.total, source.unit) as advance:
-        documents = _counted(source.documents(advance), read)
+        documents = _counted(source.read(advance), read)
         for steps in _runs(data.clean):
             if steps == [DROP_DUPLICATES]:
-                count = counts[DROP_DUPLICATES]
-                documents = deduplication.drop_duplicates(documents, seen, count)
+                documents = (
+                    (identity, text)
+                    for identity, text in documents
+                    if not is_duplicate(text, seen, counts[DROP_DUPLICATES])
+                )
             else:
                 documents = _cleaned(documents, steps, data, counts)
         for identity, text in documents:
-            split = split_of(identity, data.validation_fraction)
-            line = dict(id=f'{name}/{identity}', source=name, text=text)
-            outputs[split].write(json.dumps(line, ensure_ascii=False) + '\n')
+            split = assign_split(identity, data.validation_fraction)
+            write(split, dict(id=f'{name}/{identity}', source=name, text=text))
             splits[split].update(_size(text))
     kept = _sum(splits.values())
     if not kept['documents']:
@@ -176,8 +214,8 @@ def _cleaned(
 ) -> Iterator[Document]:
     """The cleaned documents, in order however many processes there are."""
     workers = data.workers or os.cpu_count()
-    clean = partial(_clean_chunk, steps=steps, options=options_of(data))
-    for chunk, chunk_counts in _mapped(clean, _chunks(documents), workers):
+    clean = partial(_clean_chunk, steps=steps, options=read_options(data))
+    for chunk, chunk_counts in _map_in_processes(clean, _chunks(documents), workers):
         for step, count in chunk_counts.items():
             counts[step].add(count)
         yield from chunk
@@ -191,7 +229,7 @@ def _clean_chunk(
         (identity, clean_text(text, steps, options, counts))
         for identity, text in documents
     )
-    return [item for item in cleaned if item[1] is not None], counts
+    return [(i, text) for i, text in cleaned if text is not None], counts
 
 
 def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -207,12 +245,12 @@ def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield chunk
 
 
-def _mapped(function, chunks: Iterator, workers: int) -> Iterator:
-    """`map` in order; what comes after ALONE_CHUNKS in processes, a few ahead.
+def _map_in_processes(function, chunks: Iterator, workers: int) -> Iterator:
+    """`map` in order; after CHUNKS_BEFORE_PROCESSES in processes, a few ahead.
 
     A process takes a second to start, in which one core cleans six megabytes.
     """
-    yield from map(function, islice(chunks, ALONE_CHUNKS))
+    yield from map(function, islice(chunks, CHUNKS_BEFORE_PROCESSES))
     if workers == 1:
         yield from map(function, chunks)
         return

@@ -24,7 +24,7 @@ from gptjax.core import artifact, storage
 from gptjax.core.console import UserError
 from gptjax.core.files import list_files
 from gptjax.data import chat_template
-from gptjax.data.documents import split_of
+from gptjax.data.documents import assign_split
 from gptjax.data.packed_dataset import permute
 from gptjax.data.preferences import SUFFIXES, Preference, read_preferences
 from gptjax.data.sources.open_source import describe_files, refuse_changed_files
@@ -156,7 +156,7 @@ def split_pairs(pairs: Sequence[tuple[str, Pair]], section) -> dict[str, list[Pa
         UserError: there is one prompt alone, or validation takes them all.
     """
     fraction = section.validation_fraction
-    sides = {key: split_of(key, fraction) for key, _ in pairs}
+    sides = {key: assign_split(key, fraction) for key, _ in pairs}
     if len(sides) == 1:
         raise UserError(
             f'preference.path={section.path}: all pairs have one prompt: validation '

@@ -32,9 +32,8 @@ from gptjax.core.files import list_files
 from gptjax.core.hashing import hash_words
 from gptjax.data import rating_audit
 from gptjax.data.chitchat import RATING_NAMES, Conversation, read_chitchat
-from gptjax.data.cleaning.cleaning_steps import STEPS, options_of
-from gptjax.data.conversations import FILTERS
-from gptjax.data.documents import split_of
+from gptjax.data.cleaning.cleaning_steps import STEPS, read_options, select_transforms
+from gptjax.data.documents import assign_split
 from gptjax.data.preferences import SUFFIXES, read_preferences
 from gptjax.data.sources.open_source import describe_files, refuse_changed_files
 
@@ -149,9 +148,9 @@ def three_way_split(key: str, test: float, validation: float) -> str:
     A conversation that pretraining held out is in 'test', where `test` is at least
     its data.validation_fraction; 'validation' is the next share by the hash.
     """
-    if split_of(key, test) == 'validation':
+    if assign_split(key, test) == 'validation':
         return 'test'
-    return split_of(key, test + validation)
+    return assign_split(key, test + validation)
 
 
 # ---- chitchat
@@ -215,8 +214,8 @@ def _pair(preference) -> list[Rated]:
 
 
 def _cleaned(item: Rated, data: ConfigDict) -> Rated:
-    options = options_of(data)
-    steps = [name for name in data.clean if name not in FILTERS]
+    options = read_options(data)
+    steps = select_transforms(data.clean)
     messages = []
     for message in item.messages:
         text = message['content']

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from gptjax.core import console
 from gptjax.data.comparisons import Comparisons, encode_items
-from gptjax.data.documents import split_of
+from gptjax.data.documents import assign_split
 from gptjax.data.ratings import BEHAVIOUR, SPLITS, Rated, read_split
 from gptjax.eval import bootstrap, rating_baselines, results
 from gptjax.eval.bootstrap import BootstrapSettings
@@ -157,7 +157,7 @@ def compute_pair_figures(
         _, units = np.unique([item.set for item in items], return_inverse=True)
     else:
         share = config.data.validation_fraction
-        unread = np.array([split_of(i.id, share) == 'validation' for i in items])
+        unread = np.array([assign_split(i.id, share) == 'validation' for i in items])
         groups['unread'] = unread[pairs.better] & unread[pairs.worse]
     right = {name: pairs.score_right(scores_N) for name, scores_N in scores.items()}
     columns = {}

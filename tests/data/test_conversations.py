@@ -87,13 +87,13 @@ def test_parts_of_text_are_joined(tmp_path):
 def test_an_id_of_a_view_tells_its_conversation():
     said = [('ann', 'hi'), ('ben', 'hello')]
     several = conversations.Conversation('x', said, ('ann', 'ben'))
-    assert [name for name, _ in conversations.views(several)] == ['x@0', 'x@1']
+    assert [name for name, _ in conversations.make_views(several)] == ['x@0', 'x@1']
     for name in ('x', 'ann@gmail.com', 'ann@1', 'ann@1@2'):
         for assistants in (('ann',), ('ann', 'ben')):
             its = conversations.Conversation(name, said, assistants)
             found = {
-                conversations.conversation_of(view)
-                for view, _ in conversations.views(its)
+                conversations.conversation_id(view)
+                for view, _ in conversations.make_views(its)
             }
             assert found == {name}
 
@@ -225,6 +225,6 @@ def test_two_people_are_the_assistant_in_turn(tmp_path):
     for split, its in views.items():
         for view in its:
             name = view['id'].partition('/')[2].split('@')[0]
-            assert documents.split_of(name, 0.3) == split
+            assert documents.assign_split(name, 0.3) == split
     assert about['chitchat']['licence'] == 'MIT' and about['chatterbot']['licence']
     assert about['chitchat']['skipped']['one speaker'] > 0

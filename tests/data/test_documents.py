@@ -91,7 +91,7 @@ def test_processes_change_nothing(config, tmp_path, monkeypatch):
     monkeypatch.setattr(documents, 'CHUNK_CHARACTERS', 200)
     config.data.workers = 1
     alone = documents.build_documents(config, tmp_path / 'one')
-    monkeypatch.setattr(documents, 'ALONE_CHUNKS', 2)
+    monkeypatch.setattr(documents, 'CHUNKS_BEFORE_PROCESSES', 2)
     config.data.workers = 2
     assert documents.build_documents(config, tmp_path / 'two') == alone
 
@@ -111,13 +111,13 @@ def test_a_split_depends_on_the_id_alone(config, tmp_path):
 def test_split_of(identity, one, other):
     fraction = int(hashlib.sha256(identity.encode()).hexdigest()[:16], 16) / 2**64
     expected = 'validation' if fraction < one else 'train'
-    assert documents.split_of(identity, one) == expected
-    if documents.split_of(identity, min(one, other)) == 'validation':
-        assert documents.split_of(identity, max(one, other)) == 'validation'
+    assert documents.assign_split(identity, one) == expected
+    if documents.assign_split(identity, min(one, other)) == 'validation':
+        assert documents.assign_split(identity, max(one, other)) == 'validation'
 
 
 def test_the_share_of_validation():
-    split = Counter(documents.split_of(str(n), 0.05) for n in range(20_000))
+    split = Counter(documents.assign_split(str(n), 0.05) for n in range(20_000))
     assert 900 < split['validation'] < 1100  # binomial: 1000, deviation 31
 
 

@@ -8,7 +8,7 @@ from configs import common
 from gptjax.core.console import UserError
 from gptjax.data import ratings
 from gptjax.data.chitchat import Conversation
-from gptjax.data.documents import split_of
+from gptjax.data.documents import assign_split
 from gptjax.data.rating_audit import usable
 
 MAIL = 'mail me: ann@example.com'
@@ -64,9 +64,9 @@ def test_items_and_splits(chitchat, tmp_path):
 def test_what_pretraining_held_out_is_in_the_test_split():
     for number in range(500):
         split = ratings.three_way_split(f'c{number}', 0.15, 0.1)
-        if split_of(f'c{number}', 0.05) == 'validation':
+        if assign_split(f'c{number}', 0.05) == 'validation':
             assert split == 'test'
-        if split_of(f'c{number}', 0.25) == 'train':
+        if assign_split(f'c{number}', 0.25) == 'train':
             assert split == 'train'
     shares = [ratings.three_way_split(f'c{n}', 0.15, 0.1) for n in range(2000)]
     assert 240 < shares.count('test') < 360 and 140 < shares.count('validation') < 260

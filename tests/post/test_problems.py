@@ -7,7 +7,7 @@ import pytest
 
 from configs import common
 from gptjax.core.console import UserError
-from gptjax.data.documents import split_of
+from gptjax.data.documents import assign_split
 from gptjax.post.problems import problem_sources, verifiable_tasks
 
 
@@ -43,7 +43,7 @@ def test_parts_share_no_problem_and_have_each_once(sums):
 
 
 def test_demonstrations_split_further_as_documents_do(sums):
-    sides = [split_of(problem.id, 0.1) for problem in sums.demonstrations(300)]
+    sides = [assign_split(problem.id, 0.1) for problem in sums.demonstrations(300)]
     assert 10 < sides.count('validation') < 60
 
 

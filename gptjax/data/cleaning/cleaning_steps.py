@@ -1,12 +1,12 @@
-"""Cleaning steps: each a function `(text, options) -> text`, or None to drop it.
+"""Cleaning steps: pure functions `(text, options) -> text`, or None to drop the text.
 
 A config lists the names of the steps in the order in which they are taken
-(data.clean). Every step is a pure function, and the manifest counts what each did.
-`drop_duplicates`, which looks at more than one document, is in dedup.py.
+(data.clean), and the manifest counts what each did. To add a step, write its function
+and name it in TRANSFORMS or FILTERS.
 
-The steps that are long are in files of their own: markup.py (HTML), masks.py
-(e-mail addresses, telephone numbers, handles, ids), classical.py (lower-casing, stop
-words and so on).
+`drop_duplicates`, which looks at more than one document, is in deduplication.py; long
+steps are in markup.py (HTML), masking.py (e-mail addresses, telephone numbers,
+handles, ids) and classical.py (lower-casing, stop words and so on).
 """
 
 import re
@@ -23,7 +23,7 @@ DROP_DUPLICATES = 'drop_duplicates'
 
 
 class Options(NamedTuple):
-    """What the steps may be told; the fields of the same names in config.data."""
+    """What the steps may read: the fields of the same names in config.data."""
 
     languages: tuple[str, ...] = ('en',)
     min_characters: int = 16
@@ -31,14 +31,9 @@ class Options(NamedTuple):
     max_repetition: float = 0.5
 
 
-def options_of(data: ConfigDict) -> Options:
-    """What the section `data` of a config says."""
-    return Options(
-        tuple(data.languages),
-        data.min_characters,
-        data.max_characters,
-        data.max_repetition,
-    )
+def read_options(data: ConfigDict) -> Options:
+    """The options in the section `data` of a config."""
+    return Options(**{name: data[name] for name in Options._fields})
 
 
 # ---- Characters
@@ -156,28 +151,30 @@ def drop_repetitive(text: str, options: Options) -> str | None:
     return text if repeated <= options.max_repetition else None
 
 
-STEPS = {
-    step.__name__: step
-    for step in (
-        repair_unicode,
-        markup.html_to_text,
-        remove_control_characters,
-        normalize_whitespace,
-        masking.mask_emails,
-        masking.mask_phone_numbers,
-        masking.mask_handles,
-        masking.mask_user_ids,
-        keep_languages,
-        drop_short,
-        drop_long,
-        drop_repetitive,
-        classical.lowercase,
-        classical.remove_punctuation,
-        classical.remove_stop_words,
-        classical.split_sentences,
-        classical.tokenize_words,
-    )
-}
+# Steps that change a text. Of a conversation each message is changed by itself.
+TRANSFORMS = (
+    repair_unicode,
+    markup.html_to_text,
+    remove_control_characters,
+    normalize_whitespace,
+    masking.mask_emails,
+    masking.mask_phone_numbers,
+    masking.mask_handles,
+    masking.mask_user_ids,
+    classical.lowercase,
+    classical.remove_punctuation,
+    classical.remove_stop_words,
+    classical.split_sentences,
+    classical.tokenize_words,
+)
+# Steps that keep a document as it is or drop it; a conversation is judged as a whole.
+FILTERS = (keep_languages, drop_short, drop_long, drop_repetitive)
+STEPS = {step.__name__: step for step in (*TRANSFORMS, *FILTERS)}
+
+
+def select_transforms(names: Sequence[str]) -> list[str]:
+    """Those of the named steps that change a text, in order."""
+    return [name for name in names if STEPS.get(name) in TRANSFORMS]
 
 
 # ---- Taking the steps

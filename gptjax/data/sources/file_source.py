@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from gptjax.core.console import UserError
 from gptjax.core.files import Advance, File, open_raw, read_json_lines, read_lines
 from gptjax.data.chat_template import conversation_text
-from gptjax.data.sources.records import Document, identity_of, names_of, text_of
+from gptjax.data.sources.records import Document, field_names, record_id, record_text
 
 PIECE_CHARACTERS = 10_000
 
@@ -78,8 +78,8 @@ def read_jsonl(
 ) -> Iterator[Document]:
     """One JSON object a line; empty lines are passed over."""
     for place, where, record in _read_records(field, paths, advance):
-        text = text_of(record, field, source, where)
-        yield identity_of(record, field, source, where, place), text
+        text = record_text(record, field, source, where)
+        yield record_id(record, field, source, where, place), text
 
 
 def read_chat(
@@ -116,14 +116,14 @@ def read_messages(
         messages = record.get('messages')
         if not isinstance(messages, list) or not messages:
             raise UserError(
-                f'{where} has no list "messages", it has {names_of(record)}: '
+                f'{where} has no list "messages", it has {field_names(record)}: '
                 f'convert each line to {CHAT}{otherwise}'
             )
         messages = [
             _message(message, f'{where}: messages[{number}]')
             for number, message in enumerate(messages)
         ]
-        yield identity_of(record, field, source, where, place), where, messages
+        yield record_id(record, field, source, where, place), where, messages
 
 
 CHAT = (
@@ -187,9 +187,9 @@ def read_parquet(
             columns = [name for name in table.schema_arrow.names if name in chosen]
             for row, record in enumerate(_rows(field, file, table, columns)):
                 where = f'{field}.path={file.path}: row {row}'
-                text = text_of(record, field, source, where)
+                text = record_text(record, field, source, where)
                 place = f'{file.name}#{row}'
-                yield identity_of(record, field, source, where, place), text
+                yield record_id(record, field, source, where, place), text
                 advance(1)
 
 

@@ -19,6 +19,8 @@ TensorFlow reads); text and JSON lines may be packed as `.gz`.
 
 import os
 from collections.abc import Iterator
+from functools import partial
+from itertools import islice
 
 from ml_collections import ConfigDict
 
@@ -32,7 +34,7 @@ from gptjax.data.sources.file_source import (
     read_parquet,
     read_text,
 )
-from gptjax.data.sources.records import Document, Source, valid_unicode
+from gptjax.data.sources.records import Document, Source, replace_surrogates
 from gptjax.data.sources.tfds_source import open_tfds
 
 # What a file of each kind is called when a folder is given.
@@ -59,24 +61,22 @@ def open_source(name: str, source: ConfigDict, data_dir: str | os.PathLike) -> S
     """
     field = f'data.sources.{name}'
     if source.kind == 'tfds':
-        found = open_tfds(field, source, data_dir)
+        opened = open_tfds(field, source, data_dir)
     else:
         paths = list_files(source.path, SUFFIXES[source.kind], f'{field}.path')
-        found = _open_files(field, source, paths)
+        opened = _open_files(field, source, paths)
 
-    def documents(advance: Advance) -> Iterator[Document]:
-        count = 0
-        for count, (identity, text) in enumerate(found.documents(advance), start=1):
-            yield valid_unicode(identity), valid_unicode(text)
-            if count == source.limit:
-                return
-        if not count:
+    def read(advance: Advance) -> Iterator[Document]:
+        text = None
+        for identity, text in islice(opened.read(advance), source.limit or None):
+            yield replace_surrogates(identity), replace_surrogates(text)
+        if text is None:
             raise UserError(
                 f'{field}.path={source.path}: empty, there is no document in it: give '
                 'a source with text'
             )
 
-    return found._replace(documents=documents)
+    return opened._replace(read=read)
 
 
 def describe_files(paths: list[File]) -> dict:
@@ -88,7 +88,7 @@ def describe_files(paths: list[File]) -> dict:
     )
 
 
-def about_files(field: str, source: ConfigDict, paths: list[File]) -> dict:
+def describe_source_files(field: str, source: ConfigDict, paths: list[File]) -> dict:
     """What the manifest says of a source of files, and of what lies beside them."""
     endings = endings_in(source.path, f'{field}.path')
     for suffix in SUFFIXES[source.kind]:
@@ -121,7 +121,7 @@ def refuse_changed_sources(
     Args:
         section: 'data.sources'.
         sources: of that section.
-        manifest: of `folder`, with what `about_files` said of each.
+        manifest: of `folder`, with what `describe_source_files` said of each.
         folder: that was made from them.
     """
     for name, source in sources.items():
@@ -164,13 +164,11 @@ def refuse_changed_files(
 
 
 def _open_files(field: str, source: ConfigDict, paths: list[File]) -> Source:
-    about = about_files(field, source, paths)
-    total, unit = about['bytes'], 'bytes'
+    description = describe_source_files(field, source, paths)
+    total, unit = description['bytes'], 'bytes'
     if source.kind == 'parquet':
         total, unit = count_rows(field, source, paths), 'documents'
     read = dict(text=read_text, jsonl=read_jsonl, parquet=read_parquet, chat=read_chat)[
         source.kind
     ]
-    return Source(
-        lambda advance: read(field, source, paths, advance), total, unit, about
-    )
+    return Source(partial(read, field, source, paths), total, unit, description)

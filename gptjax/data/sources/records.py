@@ -17,15 +17,19 @@ SPLITS = ('train', 'validation')
 
 
 class Source(NamedTuple):
-    """A source that was found: its documents are read by `documents(advance)`."""
+    """A source that was found; `read(advance)` yields its documents.
 
-    documents: Callable[[Advance], Iterator[Document]]
-    total: float  # what `advance` is told adds up to
-    unit: str  # of that: 'documents' or 'bytes'
-    about: dict  # for the manifest: licence, citation, version or files
+    total, unit: the sum of what `advance` gets, in 'documents' or 'bytes'.
+    description: for the manifest: licence, citation, version or files.
+    """
+
+    read: Callable[[Advance], Iterator[Document]]
+    total: float
+    unit: str
+    description: dict
 
 
-def valid_unicode(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """Lone surrogates become U+FFFD: JSON and file names hold them, UTF-8 cannot."""
     try:
         text.encode()
@@ -34,7 +38,7 @@ def valid_unicode(text: str) -> str:
     return text
 
 
-def text_of(record: dict, field: str, source: ConfigDict, where: str) -> str:
+def record_text(record: dict, field: str, source: ConfigDict, where: str) -> str:
     """The record's `text_field`, or UserError if that is no string.
 
     Args:
@@ -44,7 +48,7 @@ def text_of(record: dict, field: str, source: ConfigDict, where: str) -> str:
     name = source.text_field
     if name not in record:
         raise UserError(
-            f'{where} has no field {name!r}, it has {names_of(record)}: set '
+            f'{where} has no field {name!r}, it has {field_names(record)}: set '
             f'{field}.text_field to one of them'
         )
     if not isinstance(record[name], str):
@@ -56,7 +60,7 @@ def text_of(record: dict, field: str, source: ConfigDict, where: str) -> str:
     return record[name]
 
 
-def identity_of(
+def record_id(
     record: dict, field: str, source: ConfigDict, where: str, place: str
 ) -> str:
     """The record's id: its `id_field`; for '' its 'id' if it has one, or `place`.
@@ -74,11 +78,11 @@ def identity_of(
     if source.id_field:
         raise UserError(
             f'{where}: {field}.id_field={source.id_field} holds no string or whole '
-            f"number, the fields are {names_of(record)}: name another, or '' for none"
+            f"number, the fields are {field_names(record)}: name another, or ''"
         )
     return place
 
 
-def names_of(record: dict) -> str:
+def field_names(record: dict) -> str:
     """The names of the record's fields, for an error."""
     return ', '.join(map(repr, record)) or 'none'

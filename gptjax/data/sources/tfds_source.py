@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from gptjax.core.console import UserError
 from gptjax.core.files import Advance, exists, import_tensorflow, is_remote
-from gptjax.data.sources.records import Document, Source, identity_of
+from gptjax.data.sources.records import Document, Source, record_id
 
 OWN_BUILDERS = ('chitchat', 'chatterbot')  # NAME_builder.py beside this file
 CATALOG = 'https://www.tensorflow.org/datasets/catalog'
@@ -28,7 +28,7 @@ def open_tfds(field: str, source: ConfigDict, data_dir: str | os.PathLike) -> So
     Raises:
         UserError: TFDS has no such dataset, or that no such config, split, feature.
     """
-    builder = prepared_builder(field, source, data_dir)
+    builder = prepare_builder(field, source, data_dir)
     total = count_examples(field, source, builder)
     info = builder.info
     for option in ('text_field', 'id_field'):
@@ -69,7 +69,7 @@ def describe_dataset(source: ConfigDict, builder) -> dict:
     )
 
 
-def prepared_builder(field: str, source: ConfigDict, data_dir):
+def prepare_builder(field: str, source: ConfigDict, data_dir):
     """The TFDS builder with its data on disk, made now if it was not.
 
     Raises:
@@ -182,7 +182,7 @@ def _read(
                 f'{field}.text_field={source.text_field}: holds no string in '
                 f'{source.path}: name another of {", ".join(info.features)}'
             )
-        identity = identity_of(example, field, source, where, f'{source.split}#{place}')
+        identity = record_id(example, field, source, where, f'{source.split}#{place}')
         yield identity, text.decode('utf-8', errors='replace')
         advance(1)
 

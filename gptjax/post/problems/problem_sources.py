@@ -20,7 +20,7 @@ from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.core.files import File, read_json_lines
 from gptjax.core.hashing import hash_fraction, hash_integer
-from gptjax.data.conversations import conversation_of, one_reply_each
+from gptjax.data.conversations import conversation_id, choose_replies
 from gptjax.parallel.multihost import print_once
 
 SPLITS = ('train', 'validation', 'held_out')
@@ -266,7 +266,7 @@ def folder_problems(section: ConfigDict, fits):
             if messages and problem.id not in seen:
                 split = 'train'
                 if name != 'train.jsonl':
-                    split = choose_split(conversation_of(view), 0.5)
+                    split = choose_split(conversation_id(view), 0.5)
                 splits[split].append(problem)
                 seen.add(problem.id)
     for split, problems in splits.items():
@@ -289,7 +289,7 @@ def _choose_replies(path: Path):
             'made, RUN/dialogue'
         ) from error
     try:
-        return one_reply_each(views, 0, 0)
+        return choose_replies(views, 0, 0)
     except UserError as error:
         raise UserError(
             f'task.path={path}: no conversation has a reply to a user: name a folder '

@@ -18,7 +18,7 @@ def documents(kind, path, data_dir='unused', **fields):
     source = common.source(kind, str(path), **fields)
     opened = open_source.open_source('mine', source, data_dir)
     told = []
-    found = list(opened.documents(told.append))
+    found = list(opened.read(told.append))
     if not source.limit:
         assert sum(told) == opened.total  # what the progress bar counts on
     return found

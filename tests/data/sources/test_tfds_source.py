@@ -24,7 +24,7 @@ def open_tfds(path, data_dir, **fields):
 
 
 def read(source):
-    return list(source.documents(lambda amount: None))
+    return list(source.read(lambda amount: None))
 
 
 @pytest.mark.slow
@@ -33,10 +33,10 @@ def test_chitchat(data_dir):
 
     opened = open_tfds('chitchat', data_dir, limit=50)
     assert opened.total == 7168
-    assert opened.about['licence'] == 'MIT'
-    assert 'Conversational Scaffolding' in opened.about['citation']
+    assert opened.description['licence'] == 'MIT'
+    assert 'Conversational Scaffolding' in opened.description['citation']
     version = importlib.metadata.version('chitchat-dataset')
-    assert opened.about['version'] == f'chitchat/{version}'
+    assert opened.description['version'] == f'chitchat/{version}'
     documents = read(opened)
     assert len(documents) == len(dict(documents)) == 50
 
@@ -61,7 +61,7 @@ def test_chitchat(data_dir):
 
 def test_chatterbot_by_language(data_dir):
     opened = open_tfds('chatterbot/french', data_dir)
-    assert opened.about['licence'] == 'BSD'
+    assert opened.description['licence'] == 'BSD'
     documents = dict(read(opened))
     assert documents['french/greetings#0'] == 'Salut\n\nSalut'
     assert all(identity.startswith('french/') for identity in documents)

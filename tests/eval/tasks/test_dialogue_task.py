@@ -11,7 +11,7 @@ from configs import common
 from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.data import chat_template, conversations
-from gptjax.data.conversations import conversation_of
+from gptjax.data.conversations import conversation_id
 from gptjax.eval import results
 from gptjax.eval.report import post_training_tables, tables
 from gptjax.eval.results import read_columns
@@ -91,7 +91,7 @@ def test_conversations_of_people_with_one_name_are_apart(tmp_path):
 
 def test_one_reply_of_each_conversation(tmp_path):
     found = asked(tmp_path)
-    names = [conversation_of(item.id) for item in found]
+    names = [conversation_id(item.id) for item in found]
     assert len(names) == len(set(names)) == 24
     by_id = {one['id']: one['messages'] for one in views()}
     for item in found:
@@ -114,7 +114,7 @@ def test_what_cannot_be_asked(tmp_path):
     with pytest.raises(UserError, match='--tasks=dialogue:runs/sft'):
         dialogue_task.read_dialogue_examples(tmp_path, settings())
     alone = view('own/1', 'hello, anybody?', first='assistant')
-    long = view('own/2', 'hm', 'x' * (conversations.LONGEST_REPLY + 1))
+    long = view('own/2', 'hm', 'x' * (conversations.MAX_REPLY_BYTES + 1))
     with pytest.raises(UserError, match='no conversation with a reply to a user'):
         dialogue_task.read_dialogue_examples(
             run_with(tmp_path, alone, long), settings()
