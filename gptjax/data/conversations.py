@@ -144,7 +144,7 @@ def conversation_id(view_id: str) -> str:
 VIEW = re.compile(r'@[0-9]+\Z')
 
 
-def draw_replies(
+def choose_replies(
     views: Sequence[dict], count: int, seed: int
 ) -> list[tuple[str, list[dict], str]]:
     """(view id, messages before, reply) of one assistant reply of each conversation.

@@ -29,7 +29,7 @@ import numpy as np
 from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.data import chat_template
-from gptjax.data.conversations import draw_replies
+from gptjax.data.conversations import choose_replies
 from gptjax.eval import bootstrap, results
 from gptjax.eval.tasks import choice_task
 from gptjax.eval.tasks.examples import Example, choice_examples
@@ -75,7 +75,7 @@ def read_dialogue_examples(workdir: Path, settings) -> list[Example]:
         views = [json.loads(line) for line in lines]
     replies = [
         Example(id, prompt, references=(reply,))
-        for id, prompt, reply in draw_replies(
+        for id, prompt, reply in choose_replies(
             views, settings.conversations, settings.seed
         )
     ]
