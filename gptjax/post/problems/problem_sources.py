@@ -20,7 +20,7 @@ from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.core.files import File, read_json_lines
 from gptjax.core.hashing import hash_fraction, hash_integer
-from gptjax.data.conversations import conversation_id, choose_replies
+from gptjax.data.conversations import choose_replies, conversation_id
 from gptjax.parallel.multihost import print_once
 
 SPLITS = ('train', 'validation', 'held_out')
