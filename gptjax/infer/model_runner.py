@@ -21,7 +21,7 @@ from gptjax.infer.slots import (
     StepOutput,
 )
 from gptjax.models.gpt import unstack_layers
-from gptjax.models.linear import turn_params
+from gptjax.models.linear import transpose_params
 from gptjax.parallel.mesh import mesh_of
 from gptjax.parallel.sharding import replicated
 
@@ -68,7 +68,7 @@ class ModelRunner:
             @jax.jit
             def prepare(params):
                 params = convert(unstack_layers(params))
-                return turn_params(params) if transpose else params
+                return transpose_params(params) if transpose else params
 
             self._prepare = prepare
             self._params = self._prepare(params)

@@ -20,7 +20,7 @@ from ml_collections import FrozenConfigDict
 from gptjax.infer.request import MOST_ALTERNATIVES, SamplingParameters
 from gptjax.infer.sampling import History, Sampling, apply_penalties, draw_tokens
 from gptjax.models import gpt
-from gptjax.models.cache import Pages
+from gptjax.models.cache import LayerCache
 
 
 class Slots(NamedTuple):
@@ -272,7 +272,7 @@ def _unpack_bits(packed_BW, size):
 
 
 def _is_layer(cache):
-    return isinstance(cache, Pages)
+    return isinstance(cache, LayerCache)
 
 
 def _idle_sampling() -> Sampling:

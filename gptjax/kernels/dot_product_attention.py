@@ -1,4 +1,4 @@
-"""Causal attention over packed examples."""
+"""Causal attention over packed examples, and over a cache in pages."""
 
 import math
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from gptjax.parallel.sharding import axis_size
 # nothing (padding) stays finite.
 MASKED = -1e30
 
-# That a device holds of one block at once: 1 GiB of float32, and 3 GiB of what the
-# backward pass needs of them. Below it nothing is computed twice.
-MOST_SCORES = 2**28
+# Scores of one block that a device holds at once: 1 GiB of float32, and 3 GiB of what
+# the backward pass needs of them. Below it nothing is computed twice.
+MAX_SCORES = 2**28
 
 
-def visible(query_positions_BT, key_positions_BS, window) -> jax.Array:
-    """Which keys a query may see: those before it, at most `window` back.
+def causal_mask(query_positions_BT, key_positions_BS, window) -> jax.Array:
+    """Which keys a query sees: those up to its own position, at most `window` of them.
 
     With window 2, the four queries of one document see
 
@@ -44,21 +44,39 @@ def visible(query_positions_BT, key_positions_BS, window) -> jax.Array:
     return (distance >= 0) & near
 
 
+def attention_reference(query_BTNH, key_BSKH, value_BSKH, mask_BTS, softcap=0.0):
+    """softmax(q k^T / sqrt(H)) v, with each key head for N / K query heads.
+
+    The other functions of this file compute the same. Arguments and result are those
+    of `masked_attention`, but keys and values are plain arrays.
+    """
+    groups = query_BTNH.shape[2] // key_BSKH.shape[2]
+    keys_BSNH, values_BSNH = (
+        jnp.repeat(x, groups, axis=2) for x in (key_BSKH, value_BSKH)
+    )
+    scores_BNTS = jnp.einsum('BTNH,BSNH->BNTS', query_BTNH, keys_BSNH)
+    scores_BNTS = scores_BNTS * query_BTNH.shape[-1] ** -0.5
+    if softcap:
+        scores_BNTS = softcap * jnp.tanh(scores_BNTS / softcap)
+    scores_BNTS = jnp.where(mask_BTS[:, None], scores_BNTS, MASKED)
+    return jnp.einsum('BNTS,BSNH->BTNH', jax.nn.softmax(scores_BNTS), values_BSNH)
+
+
 def masked_attention(query_BTNH, pages: Sequence, mask_BTS, softcap=0.0, window=0):
     """softmax(q k^T / sqrt(H)) v over a cache, for each group of N / K query heads.
 
     Scores and softmax are float32 whatever the inputs are. A page that no query sees
-    need not be read: what comes out is the same to the bit, as its probabilities are
-    zeros, and so is what they would have added.
+    need not be read: the result is the same to the bit, as its probabilities are zeros,
+    and so is what they would have added.
 
-    Without a window the pages that are seen are the first ones, and how many is chosen
-    once for all: those up to the last are read. A choice for each page would keep one
-    core busy while the other falls asleep: a step of one row took 1.4 times as long.
+    Without a window the pages that are seen are the first ones, and one branch for all
+    decides how many are read. A branch for each page would keep one core busy while the
+    other falls asleep: a step of one row took 1.4 times as long.
 
     Args:
         query_BTNH: queries.
-        pages: keys and values in the order of their places: each has `size`, its
-            number of places, and `read(dtype)`, which gives (keys, values), each
+        pages: keys and values in the order of their positions: each has `size`, its
+            number of positions, and `read(dtype)`, which returns (keys, values), each
             (B, K, size, H); K divides N.
         mask_BTS: bool, which keys of all pages a query sees.
         softcap: c in c tanh(score / c), Gemma 2's; 0: none.
@@ -78,14 +96,13 @@ def masked_attention(query_BTNH, pages: Sequence, mask_BTS, softcap=0.0, window=
 
     ends = list(accumulate(page.size for page in pages))[:-1]
 
-    # Of one page.
-    def scores_of(page):
+    def score_page(page):
         keys_BKSH, _ = page.read(dtype)
         return jnp.einsum(
             'BKFH,BKSH->BKFS', query_BKFH, keys_BKSH, preferred_element_type=jnp.float32
         )
 
-    def mixed_of(page, probabilities_BKFS):
+    def mix_page(page, probabilities_BKFS):
         _, values_BKSH = page.read(dtype)
         return jnp.einsum(
             'BKFS,BKSH->BKFH',
@@ -94,23 +111,25 @@ def masked_attention(query_BTNH, pages: Sequence, mask_BTS, softcap=0.0, window=
             preferred_element_type=jnp.float32,
         )
 
-    def all_scores(read, pages):
-        scores = [_if_read(r, scores_of, p) for r, p in zip(read, pages, strict=True)]
+    def score_pages(read, pages):
+        scores = [
+            _compute_if_read(r, score_page, p) for r, p in zip(read, pages, strict=True)
+        ]
         return jnp.concatenate(scores, axis=-1)
 
-    def all_mixed(read, pages, probabilities):
+    def mix_pages(read, pages, probabilities):
         parts = jnp.split(probabilities, ends, axis=-1)
         mixed = [
-            _if_read(r, mixed_of, *each)
+            _compute_if_read(r, mix_page, *each)
             for r, *each in zip(read, pages, parts, strict=True)
         ]
         return sum(mixed[1:], start=mixed[0])
 
     pages = tuple(pages)
-    use = _use_pages(jnp.split(mask_BTS, ends, axis=2), window)
-    scores_BKFS = use(all_scores, pages)
+    with_pages = _make_page_selector(jnp.split(mask_BTS, ends, axis=2), window)
+    scores_BKFS = with_pages(score_pages, pages)
     probabilities = _softmax(scores_BKFS, mask_BFS[:, None], softcap).astype(dtype)
-    mixed_BKFH = use(all_mixed, pages, probabilities).astype(dtype)
+    mixed_BKFH = with_pages(mix_pages, pages, probabilities).astype(dtype)
     mixed_BKTGH = mixed_BKFH.reshape(B, K, T, N // K, H)
     return jnp.swapaxes(mixed_BKTGH, 1, 2).reshape(B, T, N, H)
 
@@ -144,13 +163,13 @@ def causal_attention(
     if groups > 1:  # every query head gets its own copy: one plain product
         key_BTKH = jnp.repeat(key_BTKH, groups, axis=2)
         value_BTKH = jnp.repeat(value_BTKH, groups, axis=2)
-    places = jnp.arange(T)[None]
+    positions = jnp.arange(T)[None]
     mixed = []
     size = T // _num_blocks(T)
-    pieces = _num_pieces(size, B * N * size * T)
+    num_chunks = _num_chunks(size, B * N * size * T)
     for start in range(0, T, size):
         end = start + size
-        mask = visible(places[:, start:end], places[:, :end], window)
+        mask = causal_mask(positions[:, start:end], positions[:, :end], window)
         mask = mask & (segments_BT[:, start:end, None] == segments_BT[:, None, :end])
         arrays = (
             query_BTNH[:, start:end],
@@ -158,10 +177,10 @@ def causal_attention(
             value_BTKH[:, :end],
             mask,
         )
-        if pieces == 1:
+        if num_chunks == 1:
             part = _attend(*arrays, softcap, dropout and dropout(start))
         else:
-            part = _attend_in_pieces(*arrays, softcap, dropout, start, pieces)
+            part = _attend_in_chunks(*arrays, softcap, dropout, start, num_chunks)
         mixed.append(part)
     return mixed[0] if len(mixed) == 1 else jnp.concatenate(mixed, axis=1)
 
@@ -180,17 +199,17 @@ def _attend(query_BTNH, key_BSNH, value_BSNH, mask_BTS, softcap, dropout):
     )
 
 
-def _attend_in_pieces(
+def _attend_in_chunks(
     query_BTNH, key_BSNH, value_BSNH, mask_BTS, softcap, dropout, start, count
 ):
-    """`_attend` to `count` pieces of the queries, one after the other.
+    """`_attend` to `count` chunks of the queries, one after the other.
 
-    The backward pass has the scores of one piece alone, which it computes again. A
-    piece is every n-th query, so that an axis that is split over devices stays split.
+    The backward pass holds the scores of one chunk alone, which it computes again. A
+    chunk is every n-th query, so that an axis that is split over devices stays split.
     """
 
-    def attend(piece):
-        query, mask, number = piece
+    def attend(chunk):
+        query, mask, number = chunk
         drop = dropout and dropout(number)
         return _attend(query, key_BSNH, value_BSNH, mask, softcap, drop)
 
@@ -208,8 +227,10 @@ def _softmax(scores, mask, softcap):
     return jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
 
 
-def _use_pages(masks, window):
-    """`use(compute, *args)`: `compute(read, *args)`, `read` saying it of each page.
+def _make_page_selector(masks, window):
+    """A function `with_pages(compute, *args)` that returns `compute(read, *args)`.
+
+    `read` says of each page whether it has to be read.
 
     Args:
         masks: of each page, which keys a query sees.
@@ -220,15 +241,15 @@ def _use_pages(masks, window):
     seen = [mask.any() for mask in masks]
     if window:
         return lambda compute, *args: compute(seen, *args)
-    places = range(len(masks))
+    indices = range(len(masks))
     last = jnp.max(jnp.stack([jnp.where(s, i, 0) for i, s in enumerate(seen)]))
-    first_ones = [[place <= m for place in places] for m in places]
+    first_pages = [[i <= m for i in indices] for m in indices]
     return lambda compute, *args: jax.lax.switch(
-        last, [partial(compute, read) for read in first_ones], *args
+        last, [partial(compute, read) for read in first_pages], *args
     )
 
 
-def _if_read(read, compute, *args):
+def _compute_if_read(read, compute, *args):
     """`compute(*args)`, or zeros of its shape where nothing is to be read."""
     if read is True:
         return compute(*args)
@@ -242,8 +263,8 @@ def _num_blocks(T: int) -> int:
     return 4 if T % 4 == 0 and T >= 64 and axis_size('context') == 1 else 1
 
 
-def _num_pieces(size: int, scores: int) -> int:
-    """The least divisor of a block's size that makes pieces of few enough scores."""
-    here = scores / math.prod(map(axis_size, AXES))  # on a device
-    wanted = min(math.ceil(here / MOST_SCORES), size)
+def _num_chunks(size: int, scores: int) -> int:
+    """The least divisor of a block's size that makes chunks of few enough scores."""
+    scores_per_device = scores / math.prod(map(axis_size, AXES))
+    wanted = min(math.ceil(scores_per_device / MAX_SCORES), size)
     return next(n for n in range(wanted, size + 1) if size % n == 0)

@@ -6,8 +6,8 @@ from flax import nnx
 
 from gptjax.kernels.dot_product_attention import (
     causal_attention,
+    causal_mask,
     masked_attention,
-    visible,
 )
 from gptjax.models.layers import (
     add_bias,
@@ -69,9 +69,9 @@ class Attention(nnx.Module):
         Args:
             x: (B, T, D), or (B T, D) flat.
             context: the `Context` of the batch.
-            window: keys seen by a query, 0: all; beside a cache an int of Python.
+            window: keys seen by a query, 0: all; with a cache an int of Python.
             key: of dropout, or None.
-            cache: this layer's `gptjax.models.cache.Pages`, or None.
+            cache: this layer's `gptjax.models.cache.LayerCache`, or None.
 
         Returns:
             (output shaped as `x`, the layer's cache with these tokens in it).
@@ -95,17 +95,19 @@ class Attention(nnx.Module):
             )
         else:
             cache = cache.write(context.positions_BT, keys, values)
-            places = jnp.arange(cache.size)
-            # Padding and rows that are idle stand past the end, and see nothing.
-            inside = context.positions_BT[..., None] < len(places)
-            seen = visible(context.positions_BT, places[None], window) & inside
-            mixed = masked_attention(query, cache.pages, seen, softcap, window)
+            key_positions = jnp.arange(cache.size)
+            # Padding and idle rows stand past the end, and see nothing.
+            valid = context.positions_BT[..., None] < len(key_positions)
+            mask = (
+                causal_mask(context.positions_BT, key_positions[None], window) & valid
+            )
+            mixed = masked_attention(query, cache.pages, mask, softcap, window)
         mixed = constrain(mixed, 'batch', 'time', 'heads', None)
         mixed = mixed.reshape(*x.shape[:-1], -1)
         return add_bias(linear(mixed, self.out), self.out_bias), cache
 
     def _project(self, x, context):
-        """Queries (B, T, N, H), keys and values (B, T, K, H), ready to compare."""
+        """Queries (B, T, N, H), keys and values (B, T, K, H), as they are compared."""
         config = self.config
         query, keys, values = linear(x, self.query, self.key, self.value, outputs=2)
         query = add_bias(query, self.query_bias)

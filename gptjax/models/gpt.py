@@ -1,8 +1,8 @@
 """The language model: embedding, a scan over stacked blocks, norm, head.
 
 A model is two things: settings (`gptjax.models.settings.resolve`) and a plain
-nested dict of parameters. Flax modules say what the parameters are and what is
-computed from them; `bind` puts the two together inside a jitted function.
+nested dict of parameters. Flax modules define the parameters and what is computed
+from them; `bind` puts the two together inside a jitted function.
 """
 
 from functools import lru_cache
@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from gptjax.kernels.cross_entropy import head_logits
 from gptjax.models import layers
 from gptjax.models.attention import Attention, rotary_angles
-from gptjax.models.linear import Turned
+from gptjax.models.linear import Transposed
 from gptjax.parallel.sharding import axis_size, constrain
 
 # What jax.checkpoint keeps for the backward pass; the rest is computed again.
@@ -28,10 +28,10 @@ REMAT_POLICIES = {
 
 
 class Context(NamedTuple):
-    """What every layer needs to know of the tokens.
+    """What every layer reads besides the hidden vectors.
 
     segments_BT: int32, the document of each token, 0 for padding.
-    positions_BT: int32, the place in the document.
+    positions_BT: int32, the position in the document.
     angles_BTh: float32, rotary angles; None without them.
     """
 
@@ -90,7 +90,7 @@ class GPT(nnx.Module):
         Args:
             inputs_BT: int32 tokens.
             segments_BT: int32, tokens of one document share a number; 0 pads.
-            positions_BT: int32, the place in the document.
+            positions_BT: int32, the position in the document.
             key: of dropout; None: no dropout.
 
         Returns:
@@ -120,7 +120,7 @@ class GPT(nnx.Module):
     def logits(self, hidden):
         """float32 logits (..., V) of hidden vectors (..., D), soft-capped."""
         kernel = None if self.config.tie_embeddings else self.head.kernel[...]
-        if isinstance(kernel, Turned):
+        if isinstance(kernel, Transposed):
             (logits,) = kernel.products(hidden, jnp.float32)
         else:
             logits = head_logits(hidden, self.head_DV(hidden.dtype))
@@ -198,7 +198,7 @@ def unstack_layers(params) -> dict:
     return dict(params, layers=tuple(one(layer) for layer in range(L)))
 
 
-def decode(config, params, tokens_BT, positions_BT, cache, last_B=None):
+def decode(config, params, tokens_BT, positions_BT, cache):
     """Logits of tokens that go on from what the cache holds.
 
     Args:
@@ -206,16 +206,12 @@ def decode(config, params, tokens_BT, positions_BT, cache, last_B=None):
         params: of `unstack_layers`.
         tokens_BT: int32; the prompt at first, then a token at a time.
         positions_BT: int32, each row's own; past the cache's end: padding.
-        cache: of `empty_cache`, a layer's each.
-        last_B: int32; of each row only the logits at this place, as a prompt's
-            others are of no use and may be gigabytes. None: all.
+        cache: of `empty_cache`.
 
     Returns:
-        (logits (B, T, V) or (B, 1, V), float32, the cache with these tokens).
+        (logits (B, T, V) float32, the cache with these tokens).
     """
     hidden_BTD, cache = decode_hidden(config, params, tokens_BT, positions_BT, cache)
-    if last_B is not None:
-        hidden_BTD = jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)
     return bind_ends(config, params).logits(hidden_BTD), cache
 
 
@@ -236,7 +232,7 @@ def decode_hidden(config, params, tokens_BT, positions_BT, cache):
 
 
 def bind_ends(config, params) -> GPT:
-    """The module for what is before and after the layers, which are unstacked."""
+    """The module to compute what is before and after the layers, of unstacked ones."""
     return bind(config, dict(params, layers=params['layers'][0]))
 
 

@@ -1,4 +1,4 @@
-"""Linear maps, and their weights as one row at a time is fastest on a CPU."""
+"""Linear maps, and their weights laid out for one row at a time on a CPU."""
 
 import math
 
@@ -18,9 +18,14 @@ INPUT_AXES = {
     'kernel': 1,  # D V, the head
 }
 
-
-# Weights that `turn_params` makes one matrix of: those that are applied together.
-TURNED = (('query', 'key', 'value'), ('out',), ('up', 'gate'), ('down',), ('kernel',))
+# Weights of one input, of which `transpose_params` makes one matrix.
+APPLIED_TOGETHER = (
+    ('query', 'key', 'value'),
+    ('out',),
+    ('up', 'gate'),
+    ('down',),
+    ('kernel',),
+)
 
 
 def linear(x, *weights, outputs: int = 1):
@@ -31,14 +36,14 @@ def linear(x, *weights, outputs: int = 1):
 
     Args:
         x: the axes of the weights' inputs are one here.
-        *weights: parameters, or what stands for them, computed with in the dtype of x.
+        *weights: parameters, or what stands for them; computed in the dtype of x.
         outputs: how many axes of the weights are outputs.
 
     Returns:
-        A list, or of one weight the array itself.
+        A list of arrays, or with one weight the array.
     """
     weights = [parameter[...] for parameter in weights]
-    if isinstance(weights[0], Turned):
+    if isinstance(weights[0], Transposed):
         products = weights[0].products(x)
     else:
         products = [_product(x, matrix.astype(x.dtype), outputs) for matrix in weights]
@@ -52,11 +57,12 @@ def _product(x, weights, outputs):
 
 
 @jax.tree_util.register_pytree_node_class
-class Turned:
-    """Weights of one input, with their outputs first: stand for the first of them.
+class Transposed:
+    """Weights of one input as one matrix, outputs first; stands for the first of them.
 
-    With one row, and so, XLA for CPU writes the product as a loop, which all cores
-    share; otherwise as a call that runs on one. With more rows there is nothing in it.
+    The product with one row is then compiled by XLA for CPU to a loop that all cores
+    share, and otherwise to a call that runs on one. With more rows it makes no
+    difference.
 
     Attributes:
         matrix: (sum of outputs, in).
@@ -79,7 +85,7 @@ class Turned:
             product = jnp.matmul(rows, matrix.T, preferred_element_type=dtype)
         else:
             product = jnp.matmul(matrix, rows.T, preferred_element_type=dtype)
-            # Without it XLA would turn the product back.
+            # Without it XLA would undo the transposition.
             product = jax.lax.optimization_barrier(product).T
         ends = np.cumsum([math.prod(shape) for shape in self.shapes])
         return [
@@ -98,26 +104,26 @@ class Turned:
 
 
 @jax.tree_util.register_static
-class InSibling:
-    """Stands for weights that lie in their sibling's `Turned`."""
+class HeldBySibling:
+    """Stands for weights that lie in their sibling's `Transposed`."""
 
     def __getitem__(self, key):
         assert key is Ellipsis
         return self
 
 
-def turn_params(params):
-    """Unstacked parameters with the weights of layers and head turned.
+def transpose_params(params):
+    """Unstacked parameters with the weights of layers and head transposed.
 
     Args:
-        params: of `gpt.unstack_layers`. What is no plain array stays.
+        params: of `gpt.unstack_layers`. What is no plain array stays as it is.
     """
     if isinstance(params, tuple):
-        return tuple(turn_params(part) for part in params)
+        return tuple(transpose_params(part) for part in params)
     if not isinstance(params, dict):
         return params
-    turned = {name: turn_params(part) for name, part in params.items()}
-    for names in TURNED:
+    transposed = {name: transpose_params(part) for name, part in params.items()}
+    for names in APPLIED_TOGETHER:
         names = [name for name in names if isinstance(params.get(name), jax.Array)]
         if names:
             shapes = tuple(params[name].shape[INPUT_AXES[name] :] for name in names)
@@ -125,6 +131,6 @@ def turn_params(params):
                 params[name].reshape(-1, math.prod(shape))
                 for name, shape in zip(names, shapes, strict=True)
             ]
-            turned |= dict.fromkeys(names, InSibling())
-            turned[names[0]] = Turned(jnp.concatenate(flat, axis=1).T, shapes)
-    return turned
+            transposed |= dict.fromkeys(names, HeldBySibling())
+            transposed[names[0]] = Transposed(jnp.concatenate(flat, axis=1).T, shapes)
+    return transposed

@@ -32,14 +32,14 @@ def init_params(settings, lora, key) -> dict:
     Raises:
         UserError: a target that the model does not have, or a rank out of range.
     """
-    targets = _targets(settings, lora)
+    targets = _find_targets(settings, lora)
     keys = jax.random.split(key, len(targets))
     params = {}
     for (path, leaf), key in zip(targets.items(), keys, strict=True):
-        a, b = _shapes(path, leaf.shape, lora.rank)
+        a, b = _factor_shapes(path, leaf.shape, lora.rank)
         std = 1 / math.sqrt(math.prod(a[1:-1]))
-        _put(params, (*path, 'a'), std * jax.random.normal(key, a, jnp.float32))
-        _put(params, (*path, 'b'), jnp.zeros(b, jnp.float32))
+        _set_leaf(params, (*path, 'a'), std * jax.random.normal(key, a, jnp.float32))
+        _set_leaf(params, (*path, 'b'), jnp.zeros(b, jnp.float32))
     return params
 
 
@@ -53,17 +53,17 @@ def abstract_params(settings, lora) -> dict:
 def param_axes(settings, lora) -> dict:
     """The tree of `init_params` with a tuple of axis names at each leaf."""
     axes = {}
-    for path in _targets(settings, lora):
+    for path in _find_targets(settings, lora):
         whole = gpt.param_axes(settings)
         for name in path:
             whole = whole[name]
         inputs = 1 + INPUT_AXES[path[-1]]
-        _put(axes, (*path, 'a'), (*whole[:inputs], None))
-        _put(axes, (*path, 'b'), (whole[0], None, *whole[inputs:]))
+        _set_leaf(axes, (*path, 'a'), (*whole[:inputs], None))
+        _set_leaf(axes, (*path, 'b'), (whole[0], None, *whole[inputs:]))
     return axes
 
 
-def scale_of(lora) -> float:
+def lora_scale(lora) -> float:
     """alpha / rank, which multiplies A B."""
     return lora.alpha / lora.rank
 
@@ -78,20 +78,20 @@ def adapt(base, params, scale: float):
         params: of `init_params`.
         scale: times A B.
     """
-    return _replaced(base, params, lambda w, a, b: Adapted(w, a, scale * b))
+    return _combine(base, params, lambda w, a, b: AdaptedMatrix(w, a, scale * b))
 
 
 def merge(base, params, scale: float):
-    """Plain parameters that compute the same: w + scale A B, in w's dtype."""
+    """Plain parameters that compute the same: w + scale A B, in the dtype of w."""
 
-    def merged(w, a, b):
-        return Adapted(w, a, scale * b).astype(w.dtype)
+    def merge_matrix(w, a, b):
+        return AdaptedMatrix(w, a, scale * b).astype(w.dtype)
 
-    return _replaced(base, params, jax.vmap(merged))
+    return _combine(base, params, jax.vmap(merge_matrix))
 
 
 @jax.tree_util.register_pytree_node_class
-class Adapted:
+class AdaptedMatrix:
     """w + A B where a module expects its parameter: `m[...].astype(dtype)`.
 
     Attributes:
@@ -120,21 +120,21 @@ class Adapted:
         return cls(*children)
 
 
-def _targets(settings, lora) -> dict:
-    """{path: shape} of the matrices that are adapted; refuses what cannot be."""
+def _find_targets(settings, lora) -> dict:
+    """{path: shape} of the matrices that are adapted."""
     matrices = {}
     leaves = jax.tree_util.tree_leaves_with_path(gpt.abstract_params(settings))
     for path, leaf in leaves:
         names = tuple(key.key for key in path)
         if names[0] == 'layers' and names[-1] in INPUT_AXES:
             matrices[names] = leaf
-    there = sorted({path[-1] for path in matrices})
+    available = sorted({path[-1] for path in matrices})
     if not lora.targets:
-        raise UserError(f'lora.targets is empty: name some of {", ".join(there)}')
+        raise UserError(f'lora.targets is empty: name some of {", ".join(available)}')
     for name in lora.targets:
-        if name not in there:
+        if name not in available:
             raise UserError(
-                f'lora.targets: the model has no {name!r}: use {", ".join(there)}'
+                f'lora.targets: the model has no {name!r}: use {", ".join(available)}'
             )
     targets = {path: m for path, m in matrices.items() if path[-1] in lora.targets}
     for path, matrix in targets.items():
@@ -148,23 +148,23 @@ def _targets(settings, lora) -> dict:
     return targets
 
 
-def _shapes(path, shape, rank):
+def _factor_shapes(path, shape, rank):
     """The shapes of A and B for a stacked matrix."""
     inputs = 1 + INPUT_AXES[path[-1]]
     return (*shape[:inputs], rank), (shape[0], rank, *shape[inputs:])
 
 
-def _replaced(base, params, combine):
-    """The base with `combine(w, a, b)` at each target, beside what is not one."""
+def _combine(base, params, combine):
+    """The base with `combine(w, a, b)` in the place of each target."""
     if not isinstance(base, dict):
         return combine(base, params['a'], params['b'])
     return {
-        name: _replaced(part, params[name], combine) if name in params else part
+        name: _combine(part, params[name], combine) if name in params else part
         for name, part in base.items()
     }
 
 
-def _put(tree, path, value):
+def _set_leaf(tree, path, value):
     for name in path[:-1]:
         tree = tree.setdefault(name, {})
     tree[path[-1]] = value

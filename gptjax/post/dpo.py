@@ -277,5 +277,5 @@ def make_policy(config: ConfigDict):
     """From (params, *frozen) to the model's parameters."""
     if not uses_lora(config):
         return lambda params: params
-    scale = lora.scale_of(config.lora)
+    scale = lora.lora_scale(config.lora)
     return lambda params, base: lora.adapt(base, params, scale)

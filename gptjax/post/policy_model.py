@@ -95,7 +95,7 @@ def make_policy_model(config: ConfigDict, settings: FrozenConfigDict) -> PolicyM
             f'ppo.critic=network and lora.rank={config.lora.rank}: a network of its '
             'own is trained as a whole: use ppo.critic=head, or lora.rank=0'
         )
-    scale = lora.scale_of(config.lora)
+    scale = lora.lora_scale(config.lora)
 
     def init_adapters(reference, key):
         del reference

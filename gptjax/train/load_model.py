@@ -134,7 +134,7 @@ def merge_lora(config: ConfigDict, base, params, mesh: Mesh):
     """Plain parameters of the base and A, B, where the base's are."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, base)
     merge = jax.jit(
-        lambda base, params: lora.merge(base, params, lora.scale_of(config.lora)),
+        lambda base, params: lora.merge(base, params, lora.lora_scale(config.lora)),
         out_shardings=shardings,
     )
     with jax.set_mesh(mesh):

@@ -52,7 +52,7 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
     base = load_base(config, mesh)
     frozen = () if base is None else (base.params,)
     if base is not None:
-        loss_fn = make_adapted_loss(loss_fn, lora.scale_of(config.lora))
+        loss_fn = make_adapted_loss(loss_fn, lora.lora_scale(config.lora))
     shapes, axes = trained_shapes(config, model)
     num_params = parameter_count.size(shapes)
 

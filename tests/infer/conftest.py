@@ -11,7 +11,7 @@ from tests.infer import engines
 def several_pages():
     """Pages so small that prompts, replies and blocks cross their edges."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('gptjax.models.cache.LEAST_PAGE', 40)
+        patch.setattr('gptjax.models.cache.MIN_PAGE_SIZE', 40)
         yield
 
 

@@ -199,7 +199,7 @@ def test_long_and_short_neighbours_change_no_bit_of_the_optimised_program(kind):
     if kind == 'draft':
         options = dict(draft=(model, random_params(model, seed=1)), guesses=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('gptjax.models.cache.LEAST_PAGE', 128)
+        patch.setattr('gptjax.models.cache.MIN_PAGE_SIZE', 128)
         jax.config.update('jax_disable_most_optimizations', False)
         try:
             engine = new_engine(model, params, prefix_bytes=0, **options)

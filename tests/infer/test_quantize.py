@@ -11,7 +11,7 @@ from gptjax.infer.engine import Engine
 from gptjax.infer.quantize import Int8Matrix, cast_params, quantize_params
 from gptjax.infer.request import SamplingParameters
 from gptjax.models import gpt
-from gptjax.models.cache import Cache, Pages, empty_cache, empty_int8_cache
+from gptjax.models.cache import LayerCache, Page, empty_cache, empty_int8_cache
 from tests import helpers
 from tests.infer import engines
 
@@ -111,10 +111,10 @@ def dequantized(params):
     return jax.tree.map(floats, quantize_params(params), is_leaf=is_small)
 
 
-class RoundedCache(NamedTuple):
-    """What `Int8Cache` stands for, kept as whole numbers."""
+class RoundedPage(NamedTuple):
+    """What `Int8Page` stands for, kept as whole numbers."""
 
-    cache: Cache
+    cache: Page
 
     @property
     def size(self):
@@ -122,7 +122,7 @@ class RoundedCache(NamedTuple):
 
     def write(self, positions_BT, keys_BTKH, values_BTKH, first_row=0):
         rounded = (_rounded(array) for array in (keys_BTKH, values_BTKH))
-        return RoundedCache(self.cache.write(positions_BT, *rounded, first_row))
+        return RoundedPage(self.cache.write(positions_BT, *rounded, first_row))
 
     def read(self, dtype):
         return self.cache.read(dtype)
@@ -135,6 +135,6 @@ def _rounded(x):
 
 def empty_rounded_cache(settings, batch, length):
     return tuple(
-        Pages(tuple(map(RoundedCache, layer.pages)))
+        LayerCache(tuple(map(RoundedPage, layer.pages)))
         for layer in empty_cache(settings, batch, length)
     )

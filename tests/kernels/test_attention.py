@@ -1,4 +1,4 @@
-"""Attention in blocks equals plain attention, and plain attention a loop."""
+"""Attention in blocks and over pages equals the reference, and the reference a loop."""
 
 from functools import partial
 
@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 
 from gptjax.kernels import dot_product_attention
-from gptjax.kernels.dot_product_attention import causal_attention, visible
-from gptjax.models.cache import Cache
+from gptjax.kernels.dot_product_attention import (
+    attention_reference,
+    causal_attention,
+    causal_mask,
+    masked_attention,
+)
+from gptjax.models.cache import Page
 from tests import helpers
 
 
@@ -36,14 +41,8 @@ def mask_of(segments_BT, window):
     return mask
 
 
-def masked_attention(query_BTNH, key_BSKH, value_BSKH, mask_BTS, softcap=0.0):
-    """The package's, which takes keys and values as a cache holds them."""
-    pages = [Cache(*(jnp.swapaxes(x, 1, 2) for x in (key_BSKH, value_BSKH)))]
-    return dot_product_attention.masked_attention(query_BTNH, pages, mask_BTS, softcap)
-
-
 def looped(query, key, value, mask, softcap):
-    """masked_attention, a query and a head at a time, in float64."""
+    """The reference, a query and a head at a time, in float64."""
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
     B, T, N, H = query.shape
     group = N // key.shape[2]
@@ -60,26 +59,29 @@ def looped(query, key, value, mask, softcap):
 
 def test_visible_keys_of_a_window():
     places = jnp.arange(4)[None]
-    seen = visible(places, places, 2)[0].astype(int)
+    seen = causal_mask(places, places, 2)[0].astype(int)
     expected = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
     np.testing.assert_array_equal(seen, expected)
-    everything = visible(places, places, 0)[0]
+    everything = causal_mask(places, places, 0)[0]
     np.testing.assert_array_equal(everything, np.tri(4, dtype=bool))
 
 
 def test_visible_keys_of_queries_elsewhere():
     # Two rows that decode one token each, at places 2 and 0, against 4 places.
-    seen = visible(jnp.array([[2], [0]]), jnp.arange(4)[None], 0)[:, 0].astype(int)
+    seen = causal_mask(jnp.array([[2], [0]]), jnp.arange(4)[None], 0)[:, 0].astype(int)
     np.testing.assert_array_equal(seen, [[1, 1, 1, 0], [1, 0, 0, 0]])
 
 
 @pytest.mark.parametrize('kv_heads', [1, 2, 4])
 @pytest.mark.parametrize('softcap', [0.0, 1.5])
-def test_masked_attention_equals_a_loop(kv_heads, softcap):
-    query, key, value = tensors(T=12, K=kv_heads)
+def test_the_reference_equals_a_loop_and_attention_to_a_cache_both(kv_heads, softcap):
+    query, keys, values = tensors(T=12, K=kv_heads)
     mask = mask_of(packed(12), window=0)
-    ours = masked_attention(query, key, value, jnp.asarray(mask), softcap)
-    expected = looped(query, key, value, mask, softcap)
+    reference = attention_reference(query, keys, values, jnp.asarray(mask), softcap)
+    expected = looped(query, keys, values, mask, softcap)
+    np.testing.assert_allclose(reference, expected, rtol=1e-4, atol=1e-5)
+    pages = [Page(*(jnp.swapaxes(x, 1, 2) for x in (keys, values)))]
+    ours = masked_attention(query, pages, jnp.asarray(mask), softcap)
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -92,10 +94,10 @@ def test_pages_that_no_query_sees_are_not_read_and_change_nothing(
     query, keys, values = tensors(T=12, K=kv_heads)
     keys, values = (jnp.swapaxes(x, 1, 2) for x in (keys, values))
     cuts = [slice(0, 4), slice(4, 9), slice(9, 12)]
-    pages = [Cache(keys[:, :, cut], values[:, :, cut]) for cut in cuts]
+    pages = [Page(keys[:, :, cut], values[:, :, cut]) for cut in cuts]
     unread = list(pages)
-    unread[hidden] = Cache(*(jnp.full_like(x, np.nan) for x in pages[hidden]))
-    attend = jax.jit(partial(dot_product_attention.masked_attention, window=window))
+    unread[hidden] = Page(*(jnp.full_like(x, np.nan) for x in pages[hidden]))
+    attend = jax.jit(partial(masked_attention, window=window))
 
     # The first row sees all that is before it but one page, the other nothing, and then
     # everything before it.
@@ -106,7 +108,8 @@ def test_pages_that_no_query_sees_are_not_read_and_change_nothing(
     assert np.isfinite(ours).all()
     together = attend(query, pages, both)
     np.testing.assert_array_equal(ours[0], together[0])
-    expected = looped(query, *(jnp.swapaxes(x, 1, 2) for x in (keys, values)), both, 0)
+    plain = (jnp.swapaxes(x, 1, 2) for x in (keys, values))
+    expected = attention_reference(query, *plain, both)
     np.testing.assert_allclose(together, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -115,7 +118,9 @@ def test_pages_that_no_query_sees_are_not_read_and_change_nothing(
     'T, kv_heads, window, softcap',
     [(64, 4, 0, 0.0), (64, 2, 20, 1.5), (12, 1, 3, 1.5)],
 )
-def test_causal_attention_equals_plain_attention(T, kv_heads, window, softcap):
+def test_causal_attention_and_its_gradient_equal_the_reference(
+    T, kv_heads, window, softcap
+):
     arrays = tensors(T=T, K=kv_heads)
     segments = packed(T)
     mask = jnp.asarray(mask_of(np.asarray(segments), window))
@@ -125,7 +130,7 @@ def test_causal_attention_equals_plain_attention(T, kv_heads, window, softcap):
         return causal_attention(q, k, v, segments, window, softcap)
 
     def plain(q, k, v):
-        return masked_attention(q, k, v, mask, softcap)
+        return attention_reference(q, k, v, mask, softcap)
 
     @partial(jax.jit, static_argnums=0)
     def both(attention, arrays):
@@ -148,9 +153,10 @@ def test_a_window_may_be_traced():
 
 
 def test_a_token_that_sees_nothing_stays_finite():
-    query, key, value = tensors(T=4)
+    query, *arrays = tensors(T=4)
+    pages = [Page(*(jnp.swapaxes(x, 1, 2) for x in arrays))]
     mask = jnp.zeros((2, 4, 4), bool)
-    assert np.isfinite(masked_attention(query, key, value, mask)).all()
+    assert np.isfinite(masked_attention(query, pages, mask)).all()
 
 
 def test_bfloat16_keeps_scores_in_float32():
@@ -192,8 +198,8 @@ def test_dropout_sees_every_probability_once(T):
     assert queries == list(range(T))
 
 
-def test_large_blocks_are_taken_in_pieces_with_less_memory(monkeypatch):
-    T, N = 60, 4  # one block of 14400 scores, or ten pieces
+def test_large_blocks_are_taken_in_chunks_with_less_memory(monkeypatch):
+    T, N = 60, 4  # one block of 14400 scores, or ten chunks
     arrays = tensors(B=1, T=T, N=N, K=2)
     segments = packed(T, B=1)
 
@@ -208,21 +214,21 @@ def test_large_blocks_are_taken_in_pieces_with_less_memory(monkeypatch):
         return compiled(arrays), compiled.memory_analysis().temp_size_in_bytes
 
     whole, at_once = run()
-    monkeypatch.setattr(dot_product_attention, 'MOST_SCORES', N * T * 6)
-    in_pieces, less = run()
-    helpers.assert_trees_close(in_pieces, whole, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(dot_product_attention, 'MAX_SCORES', N * T * 6)
+    in_chunks, less = run()
+    helpers.assert_trees_close(in_chunks, whole, rtol=1e-4, atol=1e-5)
     assert less < at_once / 2
 
 
-def test_dropout_of_every_piece_is_its_own(monkeypatch):
+def test_dropout_of_every_chunk_is_its_own(monkeypatch):
     arrays, segments = tensors(T=64, B=1), packed(64, B=1)
     number = lambda start: lambda probabilities: probabilities * start
     plain = jax.jit(causal_attention)(*arrays, segments)
     monkeypatch.setattr(
-        dot_product_attention, 'MOST_SCORES', 4 * 64 * 4
+        dot_product_attention, 'MAX_SCORES', 4 * 64 * 4
     )  # four queries'
     attend = jax.jit(partial(causal_attention, dropout=number))
     found = attend(*arrays, segments) / plain
-    # Of blocks of 16 every fourth query is in one piece.
+    # Of blocks of 16 every fourth query is in one chunk.
     expected = [start + i % 4 for start in range(0, 64, 16) for i in range(16)]
     np.testing.assert_allclose(found[0, :, 0, 0], expected, rtol=1e-4)

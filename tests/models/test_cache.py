@@ -32,7 +32,7 @@ PACES = np.array([4, 3, 1])
 @pytest.fixture(autouse=True)
 def several_pages(monkeypatch):
     """Pages so small that what is written and read crosses their edges."""
-    monkeypatch.setattr('gptjax.models.cache.LEAST_PAGE', 20)
+    monkeypatch.setattr('gptjax.models.cache.MIN_PAGE_SIZE', 20)
 
 
 @lru_cache

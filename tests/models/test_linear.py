@@ -1,4 +1,4 @@
-"""Weights that are turned are the same weights."""
+"""Weights that are transposed are the same weights."""
 
 import math
 
@@ -10,7 +10,7 @@ import pytest
 from gptjax.infer.quantize import quantize_params
 from gptjax.models import gpt
 from gptjax.models.cache import empty_cache
-from gptjax.models.linear import INPUT_AXES, Turned, linear, turn_params
+from gptjax.models.linear import INPUT_AXES, Transposed, linear, transpose_params
 from tests import helpers
 from tests.models.test_cache import MODELS
 
@@ -30,12 +30,12 @@ def test_turned_weights_compute_the_same(name, T):
         plain = gpt.unstack_layers(params)
         return [
             gpt.decode(model, its, tokens, places, empty_cache(model, 1, 8))[0]
-            for its in (plain, turn_params(plain))
+            for its in (plain, transpose_params(plain))
         ]
 
-    plain, turned = both(params)
+    plain, transposed = both(params)
     # Found: 0 to 3e-7, sums of float32 in another order.
-    helpers.assert_close_in_norm(turned, plain, 2e-6)
+    helpers.assert_close_in_norm(transposed, plain, 2e-6)
 
 
 def test_every_weight_is_in_it_once():
@@ -45,18 +45,18 @@ def test_every_weight_is_in_it_once():
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), gpt.abstract_params(model)
         )
     )
-    turned = turn_params(params)
+    transposed = transpose_params(params)
     numbers = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
-    assert numbers(turned) == numbers(params)
-    attention = turned['layers'][0]['attention']
+    assert numbers(transposed) == numbers(params)
+    attention = transposed['layers'][0]['attention']
     N, K, H = model.num_heads, model.num_kv_heads, model.head_dim
     assert attention['query'].shapes == ((N, H), (K, H), (K, H))
-    is_turned = lambda x: isinstance(x, Turned)
-    left = jax.tree_util.tree_leaves_with_path(turned, is_leaf=is_turned)
+    is_transposed = lambda x: isinstance(x, Transposed)
+    left = jax.tree_util.tree_leaves_with_path(transposed, is_leaf=is_transposed)
     assert not [
         path
         for path, leaf in left
-        if not is_turned(leaf) and getattr(path[-1], 'key', None) in INPUT_AXES
+        if not is_transposed(leaf) and getattr(path[-1], 'key', None) in INPUT_AXES
     ]
 
 
@@ -66,7 +66,9 @@ def test_weights_in_bytes_stay_as_they_are():
         lambda leaf: jnp.ones(leaf.shape, leaf.dtype), gpt.abstract_params(model)
     )
     quantized = quantize_params(gpt.unstack_layers(params))
-    assert jax.tree.structure(turn_params(quantized)) == jax.tree.structure(quantized)
+    assert jax.tree.structure(transpose_params(quantized)) == jax.tree.structure(
+        quantized
+    )
 
 
 def test_several_weights_of_one_input():

@@ -59,7 +59,7 @@ def test_merged_is_unmerged(mlp):
     base = gpt.init_params(settings, jax.random.key(0))
     its = section(targets=ALL if mlp == 'swiglu' else ALL[:-1])
     params, batch = adapters(settings, its), helpers.packed_batch()
-    scale = lora.scale_of(its)
+    scale = lora.lora_scale(its)
     assert scale == 2.0
     merged = lora.merge(base, params, scale)
     adapted = lora.adapt(base, params, scale)
