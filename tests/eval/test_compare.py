@@ -108,21 +108,22 @@ def test_settings_that_differ_are_noted(two, tmp_path):
     assert found['notes'] == ['choice: temperature is 0.0 and 0.8']
 
 
-def test_loss_is_not_compared_between_tokenizers(tmp_path):
-    def perplexity(nats):
-        columns = dict(
-            nats=nats, tokens=[10, 20, 5], bytes=[30, 60, 9], words=[7, 9, 2]
-        )
-        columns = {name: np.array(its, float) for name, its in columns.items()}
-        items = [dict(id=n, prompt_sha256=n, item_sha256=n) for n in 'abc']
-        return results.make_result('perplexity', '', {}, columns, items, HOW, {})
+def perplexity_tasks(nats, sources=('chat', 'chat', 'chat')):
+    columns = dict(nats=nats, tokens=[10, 20, 5], bytes=[30, 60, 9], words=[7, 9, 2])
+    columns = {name: np.array(column, float) for name, column in columns.items()}
+    documents = [
+        dict(id=n, source=source, prompt_sha256=n, item_sha256=n)
+        for n, source in zip('abc', sources, strict=True)
+    ]
+    result = results.make_result('perplexity', '', {}, columns, documents, HOW, {})
+    return {'perplexity': result}
 
-    tasks = {'perplexity': perplexity([30, 50, 10])}
-    first = write(tmp_path / 'one.json', tasks)
-    same = write(tmp_path / 'same.json', {'perplexity': perplexity([20, 40, 9])})
-    other = write(
-        tmp_path / 'other.json', {'perplexity': perplexity([20, 40, 9])}, 'another'
-    )
+
+def test_loss_is_not_compared_between_tokenizers(tmp_path):
+    first = write(tmp_path / 'one.json', perplexity_tasks([30, 50, 10]))
+    tasks = perplexity_tasks([20, 40, 9])
+    same = write(tmp_path / 'same.json', tasks)
+    other = write(tmp_path / 'other.json', tasks, 'another')
     assert set(compare(first, same)['tasks']['perplexity']) == {
         *('loss', 'token_perplexity', 'bits_per_byte', 'word_perplexity')
     }
@@ -132,28 +133,11 @@ def test_loss_is_not_compared_between_tokenizers(tmp_path):
 
 
 def test_sources_are_compared_apart_too(tmp_path):
-    def perplexity(nats):
-        columns = dict(
-            nats=nats, tokens=[10, 20, 5], bytes=[30, 60, 9], words=[7, 9, 2]
-        )
-        columns = {name: np.array(its, float) for name, its in columns.items()}
-        items = [
-            dict(
-                id=n,
-                source='web' if n == 'b' else 'chat',
-                prompt_sha256=n,
-                item_sha256=n,
-            )
-            for n in 'abc'
-        ]
-        return {
-            'perplexity': results.make_result(
-                'perplexity', '', {}, columns, items, HOW, {}
-            )
-        }
-
-    first = write(tmp_path / 'one.json', perplexity([30, 50, 10]))
-    second = write(tmp_path / 'other.json', perplexity([30, 40, 10]))
+    sources = ('chat', 'web', 'chat')
+    first, second = (
+        write(tmp_path / f'{nats[1]}.json', perplexity_tasks(nats, sources))
+        for nats in ([30, 50, 10], [30, 40, 10])
+    )
     found = compare(first, second)['tasks']['perplexity']
     assert found['loss']['difference'] == pytest.approx(-10 / 35)
     assert found['loss/web']['difference'] == pytest.approx(-10 / 20)

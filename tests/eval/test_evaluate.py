@@ -13,8 +13,16 @@ from gptjax.core.console import UserError
 from gptjax.eval import evaluate as stage
 from gptjax.eval import results
 from gptjax.eval.evaluate import evaluate
-from gptjax.eval.held_out_documents import choose_documents, find_run_of_documents
-from tests import runs
+from gptjax.eval.held_out_documents import (
+    choose_documents,
+    find_run_of_documents,
+    read_documents,
+)
+from gptjax.eval.tasks import examples
+from gptjax.eval.tasks.likelihood import score_pairs
+from gptjax.eval.tasks.predictor import open_predictor
+from gptjax.train.load_model import load
+from tests import helpers, runs
 
 
 @pytest.fixture(scope='module')
@@ -186,3 +194,144 @@ def test_reading_a_model_shows_a_bar(config, tmp_path, monkeypatch, capsys):
     with_start = ConfigDict(dict(config.to_dict(), start=dict(run='a', step=1)))
     stage._add_start_as_baseline(with_start, config.eval, tmp_path, None, [], {})
     assert "shown: ['reading the model before']" in capsys.readouterr().out
+
+
+# ---- tasks
+
+CHEAP = ('--config=configs/tiny.py', *runs.SHORT[1:], '--config.eval.documents=12')
+
+
+@pytest.fixture(scope='module')
+def tasks_workdir(trained_run, tmp_path_factory):
+    return runs.copy(trained_run, tmp_path_factory.mktemp('tasks') / 'run')
+
+
+@pytest.fixture(scope='module')
+def evaluated_tasks(tasks_workdir, tmp_path_factory):
+    """(what `eval --json` wrote for three tasks, its other output)."""
+    folder = tmp_path_factory.mktemp('files')
+    (folder / 'mine.jsonl').write_text(
+        '{"prompt": "The sky is ", "choices": ["blue", "a kind of tea"], "answer": 0}\n'
+        '{"prompt": [{"role": "user", "content": "Hi!"}], "choices": ["Hey", "No"], '
+        '"answer": 1}\n'
+    )
+    path = folder / 'out' / 'found.json'
+    names = f'reply,choice,{folder}/mine.jsonl'
+    words = ('eval', *CHEAP, f'--workdir={tasks_workdir}', f'--tasks={names}')
+    words = (*words, '--max_tokens=8', f'--json={path}')
+    output, _ = runs.finish(runs.start(*words))
+    return json.loads(path.read_text()), output
+
+
+def test_the_json_is_that_of_the_run(evaluated_tasks, tasks_workdir):
+    found, _ = evaluated_tasks
+    assert found == json.loads((tasks_workdir / 'eval.json').read_text())
+    assert list(found['tasks']) == ['perplexity', 'reply', 'choice', 'mine']
+    assert found['results']['documents'] == 12
+    assert found['checkpoint_step'] in (2, 4) and len(found['fingerprint']) == 64
+
+
+def test_every_figure_has_an_interval_and_a_baseline(evaluated_tasks):
+    found, output = evaluated_tasks
+    for name, task in found['tasks'].items():
+        assert task['bootstrap'] == dict(resamples=1000, level=0.95, seed=0)
+        for figure, its in task['figures'].items():
+            low, high = its['interval']
+            assert low <= its['value'] * (1 + 1e-12) + 1e-12, (name, figure)
+            assert its['value'] <= high * (1 + 1e-12) + 1e-12, (name, figure)
+            assert its['baselines'], (name, figure)
+    for word in ('bits per byte', 'BLEU', 'chrF', 'ROUGE-Lsum', 'distinct-2', 'chance'):
+        assert word in output
+
+
+def test_perplexity_has_its_intervals_by_source(evaluated_tasks):
+    results = evaluated_tasks[0]['results']
+    for figures in (results, results['by_source']['chitchat']):
+        for name in ('bits_per_byte', 'token_perplexity', 'word_perplexity', 'loss'):
+            low, high = figures['intervals'][name]
+            assert low < figures[name] < high
+    task = evaluated_tasks[0]['tasks']['perplexity']
+    beside = task['figures']['bits_per_byte']['baselines']
+    # The same frequencies as in the totals, there with their ends of documents.
+    assert beside['token frequencies']['value'] == pytest.approx(
+        evaluated_tasks[0]['baselines']['bits_per_byte']['token_unigram'], rel=1e-6
+    )
+    columns = dict(zip(task['columns'], zip(*(i['statistics'] for i in task['items']),
+                                            strict=True), strict=True))  # fmt: skip
+    bits = sum(columns['nats']) / math.log(2) / sum(columns['bytes'])
+    assert bits == pytest.approx(results['bits_per_byte'])
+
+
+def test_what_was_asked_is_in_the_result(evaluated_tasks, tasks_workdir):
+    found, _ = evaluated_tasks
+    reply = found['tasks']['reply']
+    assert reply['settings']['max_tokens'] == 8 and reply['settings']['seed'] == 0
+    assert reply['settings']['prompt_tokens_at_most'] == 64 - 8
+    documents = read_documents(tasks_workdir / 'documents' / 'validation.jsonl')
+    documents = choose_documents(documents, 12)
+    asked = examples.reply_examples(documents, 200, seed=0)
+    assert [i['prompt_sha256'] for i in reply['items']] == [
+        item.identity()['prompt_sha256'] for item in asked
+    ]
+    assert [i['references'] for i in reply['items']] == [[*i.references] for i in asked]
+    assert (
+        len(reply['prompts_sha256']) == 64 and 'tok:13a' in reply['signatures']['bleu']
+    )
+    assert found['tasks']['mine']['items'][0]['id'] == 'mine.jsonl:1'
+
+
+def test_choices_are_scored_by_their_likelihood(evaluated_tasks, tasks_workdir):
+    config = run_dir.read_config(tasks_workdir)
+    mesh = helpers.mesh_of()
+    trained = load(config, tasks_workdir, mesh)
+    encode = trained.tokenizer.encode
+    # The space at the prompt's end goes with the choice.
+    before = [trained.tokenizer.bos_id, *encode('The sky is')]
+    with open_predictor(config, config.eval, tasks_workdir, trained, mesh) as predictor:
+        (score,) = score_pairs(
+            predictor.score_batch, [(before, encode(' blue'))], 64, 2, 0
+        )
+    found = evaluated_tasks[0]['tasks']['mine']['items'][0]['logprobs'][0]
+    assert found == pytest.approx(score.logprob, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_the_same_call_finds_the_same_and_keeps_what_was_found(
+    evaluated_tasks, tasks_workdir
+):
+    before = evaluated_tasks[0]
+    config = run_dir.read_config(tasks_workdir)
+    config.eval.update(documents=12, max_tokens=8)
+    found = evaluate(config, tasks_workdir, 'reply', tasks_workdir / 'copy.json')
+    assert found['results'] == before['results']  # kept, not measured again
+    assert list(found['tasks']) == list(before['tasks'])
+    copied = json.loads((tasks_workdir / 'copy.json').read_text())
+    assert copied == dict(found, tasks=dict(reply=found['tasks']['reply']))
+    # Another number of devices, here and there: replies are the same.
+    replies = [
+        [item['reply'] for item in its['tasks']['reply']['items']]
+        for its in (found, before)
+    ]
+    assert replies[0] == replies[1]
+
+
+def error_of(capsys, *words):
+    assert runs.gptjax('eval', *words) == 2
+    return capsys.readouterr().err
+
+
+def test_tasks_that_do_not_exist_are_refused_before_the_model_is_read(
+    tmp_path, trained_run, capsys
+):
+    place = f'--workdir={trained_run}'
+    assert '--tasks=speling: no such task: use perplexity, reply' in error_of(
+        capsys, place, '--tasks=reply,speling'
+    )
+    assert 'none.jsonl: No such file' in error_of(
+        capsys, place, f'--tasks={tmp_path}/none.jsonl'
+    )
+    assert '--tasks is empty' in error_of(capsys, place, '--tasks=,')
+    assert "two are called 'a'" in error_of(capsys, place, '--tasks=x/a.jsonl,a.jsonl')
+    assert 'name another file' in error_of(capsys, place, '--step=2')
+    assert 'is a folder' in error_of(capsys, place, f'--json={tmp_path}')
+    assert not (trained_run / 'eval.json').exists()

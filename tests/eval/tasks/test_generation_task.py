@@ -1,0 +1,92 @@
+"""Written replies against references: known models, prompts, seeds, stops."""
+
+import pytest
+
+from configs import common
+from gptjax.eval.tasks.examples import Example, shuffle_references
+from gptjax.eval.tasks.generation_task import evaluate_generation
+from gptjax.eval.tasks.predictor import Predictor
+from gptjax.infer.request import Reply
+
+
+class Letters:
+    """A tokenizer of ASCII: one token a character, after three specials."""
+
+    bos_id, eos_id, pad_id = 1, 2, 0
+    specials = {'<bos>': 1}
+
+    def encode(self, text):
+        return [3 + byte for byte in text.encode()]
+
+    def encode_batch(self, texts):
+        return [self.encode(text) for text in texts]
+
+    def decode(self, tokens):
+        return bytes(token - 3 for token in tokens if token > 2).decode()
+
+
+def make_predictor(complete, **fields):
+    settings = common.base().eval
+    settings.update(fields)
+    return Predictor(Letters(), 'text', 32, None, complete, settings)
+
+
+EXAMPLES = [
+    Example(f'i{n}', f'question {n}', (f'the answer to it is {n} of {n + 7}',))
+    for n in range(70)
+]
+
+
+def answering(texts):
+    def complete(prompts, parameters):
+        return [Reply(next(texts), (), None, 'stop', None, None) for _ in prompts]
+
+    return complete
+
+
+def test_a_model_that_writes_the_reference_is_perfect():
+    predictor = make_predictor(answering(item.references[0] for item in EXAMPLES))
+    figures = evaluate_generation(predictor, EXAMPLES, 'x')['figures']
+    for name in ('bleu', 'chrf'):
+        assert figures[name]['value'] == pytest.approx(100)
+    for name in ('rouge1', 'rougeLsum', 'token_f1', 'exact_match'):
+        assert figures[name]['value'] == pytest.approx(1)
+        assert figures[name]['interval'] == pytest.approx([1, 1])
+        baseline = figures[name]['baselines']["another item's reference"]
+        assert baseline['value'] < 0.95
+    baseline = figures['distinct_2']['baselines']['the references']
+    assert baseline['value'] == figures['distinct_2']['value']
+
+
+def test_a_model_that_writes_other_references_is_as_good_as_its_baseline():
+    others = shuffle_references(EXAMPLES, seed=0)
+    predictor = make_predictor(answering(iter(others)))
+    figures = evaluate_generation(predictor, EXAMPLES, 'x')['figures']
+    for name in ('bleu', 'chrf', 'rouge1', 'rougeLsum', 'token_f1', 'exact_match'):
+        baseline = figures[name]['baselines']["another item's reference"]
+        assert baseline == {k: figures[name][k] for k in ('value', 'interval')}
+
+
+def test_prompts_seeds_and_stops_of_a_reply():
+    seen = []
+
+    def complete(prompts, parameters):
+        seen.extend(zip(prompts, parameters, strict=True))
+        return [Reply(' ok ', (), None, 'stop', None, None) for _ in prompts]
+
+    its = [
+        Example('a', 'short', ('r',), stop=('\n', 'Q:')),
+        Example('b', 'x' * 60, ('r',)),
+        Example('c', [dict(role='user', content='Hi')], ('r',)),
+    ]
+    predictor = make_predictor(complete, max_tokens=99, temperature=0.5, seed=4)
+    found = evaluate_generation(predictor, its, 'x')
+    (first, how), (second, other), (third, _) = seen
+    encode = Letters().encode
+    assert first == [1, *encode('short')] and how.stop == ('\n', 'Q:')
+    assert second == encode('x' * 16) and other.stop == ('\n\n',)  # its beginning goes
+    assert third == [1, *encode('Hi\n\n')]
+    assert how.max_tokens == 16 and how.temperature == 0.5  # half of the context
+    assert how.seed != other.seed
+    assert found['settings']['prompts_cut_from_the_left'] == 1
+    assert found['items'][0]['reply'] == 'ok'
