@@ -4,17 +4,20 @@ Stages import what they need when they run: `--help` answers at once, and
 TensorFlow is loaded only where data is read.
 """
 
+import importlib
 import os
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from gptjax import command_line, opening
-from gptjax.command_line import FLAGS
+from gptjax import command_line
+from gptjax.command_line import DRAWN, ENGINE, FLAGS, HOSTS, RUN
 from gptjax.core import console, process, storage
-from gptjax.core.config import check_fields
 from gptjax.core.console import UserError
 from gptjax.core.process import CTRL_C, INTERRUPTED
+from gptjax.open_run import HELD, given_workdir, make_artifacts, open_run
 
 # TensorFlow greets on standard error, about hardware that it is not to use.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -27,11 +30,11 @@ def main(argv: list[str]) -> int:
     """Runs one stage; the exit code: 0, 2 (a user's error) or a signal's."""
     before = process.take()
     try:
-        stage, words = command_line.parse(argv, STAGES)
+        stage, words = command_line.parse(argv, STAGES, VARIANT_FLAGS)
         if stage is None:
-            print(command_line.usage(HELP))
+            print(command_line.usage(STAGES))
             return 0
-        return STAGES[stage](words) or 0
+        return STAGES[stage].run(words) or 0
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return USER_ERROR
@@ -39,7 +42,7 @@ def main(argv: list[str]) -> int:
         print('\ninterrupted; the same command goes on from there', file=sys.stderr)
         return CTRL_C
     except Exception as error:
-        why = storage.unwritable(error, opening.workdir_given())
+        why = storage.unwritable(error, given_workdir())
         if why is None:
             raise
         print(
@@ -49,20 +52,66 @@ def main(argv: list[str]) -> int:
         )
         return USER_ERROR
     finally:
-        opening.HELD.close()
+        HELD.close()
         process.give_back(before)
 
 
-# ---- stages -------------------------------------------------------------------
+# ---- stages of data and training -------------------------------------------------
+
+
+class CommandStage(NamedTuple):
+    """A word of the command line.
+
+    help: one line.
+    flags: that it reads; others are refused. None: a variant has them.
+    run: from further words to an exit code, or None.
+    """
+
+    help: str
+    flags: tuple[str, ...] | None
+    run: Callable[[Sequence[str]], int | None]
+
+
+def training(module: str, help: str) -> CommandStage:
+    """A stage whose module has a `Command`."""
+    return CommandStage(help, HOSTS, lambda words: run_training(module, words)[0])
+
+
+def run_training(module: str, words) -> tuple:
+    """(exit code, config, workdir) of a stage of training, run to its end."""
+    command = importlib.import_module(module).COMMAND
+    config, workdir = open_run(words, command.sections, command.example)
+    config = command.complete(config, workdir)
+    command.check(config)
+    make_artifacts(config, workdir, command.artifacts(config))
+    return print_summary(command.train(config, workdir), command.unit), config, workdir
+
+
+def print_summary(summary: dict, unit: str = '') -> int:
+    """Prints how training ended; returns the exit code."""
+    from gptjax.parallel.multihost import print_once
+
+    if summary['reason'] == 'interrupted':
+        print_once(
+            f'saved at step {summary["step"]:,}; the same command goes on from there'
+        )
+        return CTRL_C if summary['signal'] == signal.SIGINT else INTERRUPTED
+    validation = summary['validation']
+    bits = f', {validation["bits_per_byte"]:.4f} {unit}' if unit else ''
+    print_once(
+        f'{summary["reason"]} at step {summary["step"]:,}: validation loss '
+        f'{validation["loss"]:.4f}{bits}'
+    )
+    return 0
 
 
 def _data(words):
     from gptjax.data import ledger
     from gptjax.data.documents import DOCUMENTS
 
-    config, workdir = opening.open_run(words)
+    config, workdir = open_run(words)
     if FLAGS.step is None:
-        opening.make(config, workdir, [DOCUMENTS])
+        make_artifacts(config, workdir, [DOCUMENTS])
         return
     for line in ledger.describe_batch(config, workdir, FLAGS.step):
         print(line)
@@ -71,214 +120,143 @@ def _data(words):
 def _tokenizer(words):
     from gptjax.tokenizer.train_tokenizer import TOKENIZER
 
-    config, workdir = opening.open_run(words)
+    config, workdir = open_run(words)
     if 'start' in config:
         raise UserError(
             f'the tokenizer is that of start.run={config.start.run}: go on with '
             '`prepare` or `pretrain`'
         )
-    opening.make(config, workdir, [TOKENIZER])
+    make_artifacts(config, workdir, [TOKENIZER])
 
 
 def _prepare(words):
-    config, workdir = opening.open_run(words)
-    opening.make(config, workdir, _before_training(config))
+    config, workdir = open_run(words)
+    from gptjax.train.pretrain import pretraining_artifacts
 
-
-def _before_training(config):
-    """The parts of RUN that pretraining takes; from an earlier run, its tokenizer."""
-    from gptjax.data.documents import DOCUMENTS
-    from gptjax.data.packed_documents import PACKED_DOCUMENTS
-    from gptjax.tokenizer.train_tokenizer import TOKENIZER
-
-    learnt = [] if 'start' in config else [TOKENIZER]
-    return [DOCUMENTS, *learnt, PACKED_DOCUMENTS]
-
-
-def _pretrain(words):
-    config, workdir = opening.open_run(words)
-    from gptjax.train import pretrain
-
-    pretrain.check_pretrain(config)
-    opening.make(config, workdir, _before_training(config))
-    return _told(pretrain.pretrain(config, workdir), 'bits per byte')
-
-
-def _sft(words):
-    config, workdir = opening.open_run(words, 'sft')
-    from gptjax.data.packed_conversations import DIALOGUE
-    from gptjax.train import sft
-
-    sft.check_sft(config)
-    opening.make(config, workdir, [DIALOGUE])
-    summary = sft.fine_tune(config, workdir)
-    return _told(summary, 'bits per byte of replies')
-
-
-def _reward(words):
-    config, workdir = opening.open_run(words, 'reward')
-    from gptjax.data.ratings import RATINGS
-    from gptjax.eval import reward_evaluation
-    from gptjax.post import reward
-
-    config = reward.complete(config, workdir)
-    reward.check_reward(config)
-    opening.make(config, workdir, [RATINGS])
-    summary = reward.train_reward(config, workdir)
-    code = _told(summary)
-    if not code:
-        reward_evaluation.evaluate_reward(config, workdir)
-    return code
-
-
-def _dpo(words):
-    config, workdir = opening.open_run(words, 'dpo')
-    from gptjax.data.preference_pairs import PAIRS
-    from gptjax.post import dpo
-
-    dpo.check_config(config)
-    opening.make(config, workdir, [PAIRS])
-    return _told(dpo.train_on_pairs(config, workdir))
-
-
-def _select(words):
-    config, workdir = opening.open_run(words, 'select')
-    from gptjax.post import select_replies
-
-    opening.make(config, workdir, [select_replies.SELECTED])
-    print(f'for sft: {workdir}/selected/chats.jsonl')
-    print(f'for dpo and reward: {workdir}/selected/pairs.jsonl')
+    make_artifacts(config, workdir, pretraining_artifacts(config))
 
 
 def _task(words):
     from gptjax.post.problems.verifiable_tasks import PROBLEMS
 
-    config, workdir = opening.open_run(words, 'task')
-    opening.make(config, workdir, [PROBLEMS])
+    config, workdir = open_run(words, ('task',), 'configs/sums.py')
+    make_artifacts(config, workdir, [PROBLEMS])
     print(f'for pretrain and sft: {workdir}/task/train.jsonl')
 
 
-def _ppo(words):
-    config, workdir = opening.open_run(words, 'ppo')
-    from gptjax.post import ppo
+def _reward(words):
+    code, config, workdir = run_training('gptjax.post.reward', words)
+    if not code:
+        from gptjax.eval import reward_evaluation
 
-    ppo.check_config(config)
-    opening.make(config, workdir, [])
-    return _told(ppo.ppo(config, workdir))
+        reward_evaluation.evaluate_reward(config, workdir)
+    return code
 
 
-def _grpo(words):
-    config, workdir = opening.open_run(words, 'grpo')
-    from gptjax.post import grpo
+def _select(words):
+    sections = ('select', 'start', 'task')
+    config, workdir = open_run(words, sections, 'configs/select.py')
+    from gptjax.post import select_replies
 
-    grpo.check_config(config)
-    opening.make(config, workdir, [])
-    return _told(grpo.grpo(config, workdir))
+    make_artifacts(config, workdir, [select_replies.SELECTED])
+    print(f'for sft: {workdir}/selected/chats.jsonl')
+    print(f'for dpo and reward: {workdir}/selected/pairs.jsonl')
 
 
 def _best_of(words):
-    config, workdir = opening.open_run(words, 'best_of')
+    sections = ('best_of', 'start', 'task')
+    config, workdir = open_run(words, sections, 'configs/best_of.py')
     from gptjax.eval import best_of
 
-    opening.make(config, workdir, [])
+    make_artifacts(config, workdir, [])
     print(best_of.best_of_text(best_of.best_of(config, workdir)))
 
 
 def _overoptimize(words):
-    config, workdir = opening.open_run(words, 'overoptimize')
+    sections = ('overoptimization', 'best_of', 'start', 'task')
+    config, workdir = open_run(words, sections, 'configs/overoptimization.py')
     from gptjax.eval import overoptimization
     from gptjax.eval.report import overoptimization_page
 
-    opening.make(config, workdir, [])
-    found = overoptimization.overoptimize(config, workdir)
-    if found.get('reason') == 'interrupted':
-        return _told(found)
-    print(overoptimization_page.overoptimization_text(found))
+    make_artifacts(config, workdir, [])
+    results = overoptimization.overoptimize(config, workdir)
+    if results.get('reason') == 'interrupted':
+        return print_summary(results)
+    print(overoptimization_page.overoptimization_text(results))
     print(f'Made: {workdir / overoptimization.PAGE}')
 
 
-def _told(summary, unit=''):
-    """Says how training ended; the exit code."""
-    from gptjax.parallel.multihost import print_once
-
-    if summary['reason'] == 'interrupted':
-        print_once(
-            f'saved at step {summary["step"]:,}; the same command goes on from there'
-        )
-        return CTRL_C if summary['signal'] == signal.SIGINT else INTERRUPTED
-    loss = summary['validation']
-    bits = f', {loss["bits_per_byte"]:.4f} {unit}' if unit else ''
-    print_once(
-        f'{summary["reason"]} at step {summary["step"]:,}: validation loss '
-        f'{loss["loss"]:.4f}{bits}'
-    )
-    return 0
+# ---- evaluation, serving, benchmarks ----------------------------------------------
 
 
 def _eval(words):
-    copy = Path(FLAGS.json).expanduser().absolute() if FLAGS.json else None
-    if copy is not None and copy.is_dir():
-        raise UserError(f'--json={copy} is a folder: name a file')
-    if copy is not None:
-        try:
-            storage.try_writing(copy)
-        except OSError as error:
+    copy = _json_file()
+    if FLAGS.compare is not None:
+        from gptjax.eval import compare
+
+        if len(words) != 1:
             raise UserError(
-                f'--json={copy}: cannot write there ({error.strerror}): name another '
-                'file'
-            ) from error
-    if FLAGS.compare is None:
-        from gptjax.eval import evaluate, quantization_cost
-
-        config, workdir = opening.open_run(words)
-        if (FLAGS.weights, FLAGS.cache) != ('whole', 'whole'):
-            asked = dict(weights=FLAGS.weights, cache=FLAGS.cache)
-            with console.progress_bar('measuring what bytes cost', 0):
-                change = quantization_cost.measure_change(
-                    config, workdir, FLAGS.step, **asked
-                )
-            print(quantization_cost.format_change(change, **asked))
-            if copy:
-                storage.write_json(copy, dict(asked, **change))
-            return
-        changes = dict(
-            max_tokens=FLAGS.max_tokens,
-            temperature=FLAGS.temperature,
-            top_k=FLAGS.top_k,
-            top_p=FLAGS.top_p,
-            seed=FLAGS.seed if FLAGS['seed'].present else None,
-        )
-        config.eval.update({k: v for k, v in changes.items() if v is not None})
-        check_fields(config)
-        evaluate.evaluate(config, workdir, FLAGS.tasks, copy, FLAGS.step)
+                '--compare: name two run directories or results: --compare A B'
+            )
+        compare.compare(FLAGS.compare, words[0], copy)
         return
-    from gptjax.eval import compare
+    config, workdir = open_run(words)
+    if (FLAGS.weights, FLAGS.cache) != ('whole', 'whole'):
+        from gptjax.eval import quantization_cost
 
-    if len(words) != 1:
-        raise UserError('--compare: name two run directories or results: --compare A B')
-    compare.compare(FLAGS.compare, words[0], copy)
+        kinds = dict(weights=FLAGS.weights, cache=FLAGS.cache)
+        with console.progress_bar('measuring what bytes cost', 0):
+            change = quantization_cost.measure_change(
+                config, workdir, FLAGS.step, **kinds
+            )
+        print(quantization_cost.format_change(change, **kinds))
+        if copy:
+            storage.write_json(copy, dict(kinds, **change))
+        return
+    from gptjax.eval import evaluate
+
+    seed = FLAGS.seed if FLAGS['seed'].present else None
+    _update_given(config.eval, seed=seed, **_sampling_flags())
+    evaluate.evaluate(config, workdir, FLAGS.tasks, copy, FLAGS.step)
+
+
+def _json_file() -> Path | None:
+    """What --json names, if it can be written."""
+    if not FLAGS.json:
+        return None
+    path = Path(FLAGS.json).expanduser().absolute()
+    if path.is_dir():
+        raise UserError(f'--json={path} is a folder: name a file')
+    try:
+        storage.try_writing(path)
+    except OSError as error:
+        raise UserError(
+            f'--json={path}: cannot write there ({error.strerror}): name another file'
+        ) from error
+    return path
+
+
+def _sampling_flags() -> dict:
+    names = ('max_tokens', 'temperature', 'top_k', 'top_p')
+    return {name: FLAGS[name].value for name in names}
+
+
+def _update_given(section, **changes) -> None:
+    section.update({k: v for k, v in changes.items() if v is not None})
 
 
 def _sample(words):
     from gptjax.eval import samples
 
-    config, workdir = opening.open_run(words)
-    changes = dict(
-        max_tokens=FLAGS.max_tokens,
-        temperature=FLAGS.temperature,
-        top_k=FLAGS.top_k,
-        top_p=FLAGS.top_p,
-        min_p=FLAGS.min_p,
-    )
-    config.sample.update({k: v for k, v in changes.items() if v is not None})
-    check_fields(config)
+    config, workdir = open_run(words)
+    _update_given(config.sample, min_p=FLAGS.min_p, **_sampling_flags())
     samples.sample(config, workdir, FLAGS.prompt, FLAGS.seed, FLAGS.step)
 
 
 def _serve(words):
     from gptjax.serve import serve
 
-    config, workdir = opening.open_run(words)
+    config, workdir = open_run(words)
     options = serve.Options(
         host=FLAGS.host,
         port=FLAGS.port,
@@ -297,7 +275,7 @@ def _serve(words):
 def _chat(words):
     from gptjax.serve import terminal
 
-    config, workdir = opening.open_run(words)
+    config, workdir = open_run(words)
     terminal.chat(config, workdir, **_engine_options())
 
 
@@ -318,7 +296,7 @@ def _draft():
 def _report(words):
     from gptjax.eval.report import last_screen, run_report
 
-    _, workdir = opening.open_run(words)
+    _, workdir = open_run(words)
     path = run_report.write_report(workdir)
     print(last_screen.last_screen(workdir, path))
 
@@ -336,24 +314,22 @@ def _bench(words):
     if words[:1] == ['data']:
         from gptjax.bench import bench_data
 
-        config, workdir = opening.open_run([])
+        config, workdir = open_run([])
         bench_data.run(config, workdir)
     elif words[:1] == ['train']:
         from gptjax.bench import bench_train
 
         if FLAGS.config is None:
             raise UserError('--config is missing: give one, as configs/bench.py')
-        check_fields(FLAGS.config)
         bench_train.run(FLAGS.config, FLAGS.against, FLAGS.against_python)
     elif words[:1] == ['decode']:
         from gptjax.bench import bench_decode
 
         config, workdir = FLAGS.config, None
         if FLAGS.workdir:
-            config, workdir = opening.open_run([])
+            config, workdir = open_run([])
         if config is None:
             raise UserError('--config is missing: give one, as configs/bench.py:llama')
-        check_fields(config)
         bench_decode.run(
             config,
             workdir,
@@ -370,46 +346,82 @@ def _bench(words):
 
 
 STAGES = {
-    'data': _data,
-    'tokenizer': _tokenizer,
-    'prepare': _prepare,
-    'task': _task,
-    'pretrain': _pretrain,
-    'sft': _sft,
-    'reward': _reward,
-    'select': _select,
-    'best_of': _best_of,
-    'dpo': _dpo,
-    'ppo': _ppo,
-    'grpo': _grpo,
-    'overoptimize': _overoptimize,
-    'eval': _eval,
-    'sample': _sample,
-    'report': _report,
-    'stages': _stages,
-    'serve': _serve,
-    'chat': _chat,
-    'bench': _bench,
+    'data': CommandStage(
+        'build the datasets, clean and split them; with --step, show a batch',
+        (*HOSTS, 'step'),
+        _data,
+    ),
+    'tokenizer': CommandStage(
+        'train the tokenizer on the training split', HOSTS, _tokenizer
+    ),
+    'prepare': CommandStage('everything up to packed shards', HOSTS, _prepare),
+    'task': CommandStage(
+        'problems with right answers, as files to train on', HOSTS, _task
+    ),
+    'pretrain': training(
+        'gptjax.train.pretrain', 'train the model, after whatever is not prepared'
+    ),
+    'sft': training(
+        'gptjax.train.sft',
+        'fine-tune a pretrained run on conversations, in full or by LoRA',
+    ),
+    'reward': CommandStage(
+        'a reward model from human ratings, or your own preferences', HOSTS, _reward
+    ),
+    'select': CommandStage(
+        'the best of a model’s own replies, to train on', RUN, _select
+    ),
+    'best_of': CommandStage(
+        'of n replies the one that a reward likes best', RUN, _best_of
+    ),
+    'dpo': training(
+        'gptjax.post.dpo', 'learn from pairs of replies: DPO, IPO, KTO, ORPO, SimPO'
+    ),
+    'ppo': training('gptjax.post.ppo', 'reinforcement learning with a critic (PPO)'),
+    'grpo': training(
+        'gptjax.post.grpo',
+        'and without: GRPO, Dr. GRPO, DAPO, GSPO, RLOO, REINFORCE',
+    ),
+    'overoptimize': CommandStage(
+        'proxy and gold reward over KL: how far can a proxy be trusted?',
+        RUN,
+        _overoptimize,
+    ),
+    'eval': CommandStage(
+        'bits per byte, replies, choices beside baselines; --compare A B',
+        (*RUN, *DRAWN, 'tasks', 'json', 'step', 'weights', 'cache'),
+        _eval,
+    ),
+    'sample': CommandStage(
+        'text from prompts', (*RUN, *DRAWN, 'min_p', 'prompt', 'step'), _sample
+    ),
+    'report': CommandStage('one HTML page of the run', RUN, _report),
+    'stages': CommandStage(
+        'several runs in one table, each beside its control', ('workdir',), _stages
+    ),
+    'serve': CommandStage(
+        'an API and a chat page on this machine',
+        (
+            *(*RUN, *ENGINE, 'step', 'beside', 'host', 'port', 'slots', 'queue'),
+            *('time_limit', 'api_key_file', 'allowed_hosts'),
+        ),
+        _serve,
+    ),
+    'chat': CommandStage('talk to the model in the terminal', (*RUN, *ENGINE), _chat),
+    'bench': CommandStage(
+        '`bench data`, `train`, `decode` [--against torch]: how fast is it?',
+        None,
+        _bench,
+    ),
 }
-HELP = {
-    'data': 'build the datasets, clean and split them; with --step, show a batch',
-    'tokenizer': 'train the tokenizer on the training split',
-    'prepare': 'everything up to packed shards',
-    'task': 'problems with right answers, as files to train on',
-    'pretrain': 'train the model, after whatever is not prepared',
-    'sft': 'fine-tune a pretrained run on conversations, in full or by LoRA',
-    'reward': 'a reward model from human ratings, or your own preferences',
-    'select': 'the best of a model’s own replies, to train on',
-    'best_of': 'of n replies the one that a reward likes best',
-    'dpo': 'learn from pairs of replies: DPO, IPO, KTO, ORPO, SimPO',
-    'ppo': 'reinforcement learning with a critic (PPO)',
-    'grpo': 'and without: GRPO, Dr. GRPO, DAPO, GSPO, RLOO, REINFORCE',
-    'overoptimize': 'proxy and gold reward over KL: how far can a proxy be trusted?',
-    'eval': 'bits per byte, replies, choices beside baselines; --compare A B',
-    'sample': 'text from prompts',
-    'report': 'one HTML page of the run',
-    'stages': 'several runs in one table, each beside its control',
-    'serve': 'an API and a chat page on this machine',
-    'chat': 'talk to the model in the terminal',
-    'bench': '`bench data`, `train`, `decode` [--against torch]: how fast is it?',
+# The flags of a stage that reads others where it is asked for something else.
+VARIANT_FLAGS = {
+    'eval --compare': ('compare', 'json'),
+    'eval --weights and --cache': (*RUN, 'json', 'step', 'weights', 'cache'),
+    'bench data': RUN,
+    'bench train': ('config', 'against', 'against_python'),
+    'bench decode': (
+        *(*RUN, 'step', 'slots', 'against', 'against_python'),
+        *('draft', 'guesses'),
+    ),
 }

@@ -66,43 +66,16 @@ RUN = ('config', 'workdir')
 HOSTS = (*RUN, 'multihost')  # where hosts train as one, or one makes it for all
 ENGINE = ('weights', 'cache', 'draft', 'guesses')
 DRAWN = ('max_tokens', 'temperature', 'top_k', 'top_p', 'seed')
-# The flags that a stage reads; what it does not read is refused.
-READS = {
-    'data': (*HOSTS, 'step'),
-    'tokenizer': HOSTS,
-    'prepare': HOSTS,
-    'pretrain': HOSTS,
-    'sft': HOSTS,
-    'reward': HOSTS,
-    'select': RUN,
-    'dpo': HOSTS,
-    'task': HOSTS,
-    'ppo': HOSTS,
-    'grpo': HOSTS,
-    'best_of': RUN,
-    'overoptimize': RUN,
-    'stages': ('workdir',),
-    'eval': (*RUN, *DRAWN, 'tasks', 'json', 'step', 'weights', 'cache'),
-    'eval --compare': ('compare', 'json'),
-    'eval --weights and --cache': (*RUN, 'json', 'step', 'weights', 'cache'),
-    'sample': (*RUN, *DRAWN, 'min_p', 'prompt', 'step'),
-    'report': RUN,
-    'serve': (
-        *(*RUN, *ENGINE, 'step', 'beside', 'host', 'port', 'slots', 'queue'),
-        *('time_limit', 'api_key_file', 'allowed_hosts'),
-    ),
-    'chat': (*RUN, *ENGINE),
-    'bench data': RUN,
-    'bench train': ('config', 'against', 'against_python'),
-    'bench decode': (
-        *(*RUN, 'step', 'slots', 'against', 'against_python'),
-        *('draft', 'guesses'),
-    ),
-}
 
 
-def parse(argv: list[str], stages) -> tuple[str | None, list[str]]:
-    """(stage, further words); (None, []) where help was asked for."""
+def parse(argv: list[str], stages, variant_flags) -> tuple[str | None, list[str]]:
+    """(stage, further words); (None, []) where help was asked for.
+
+    Args:
+        argv: of the process.
+        stages: by name, each with the `flags` that it reads; others are refused.
+        variant_flags: the flags of 'bench data', 'eval --compare' and so on.
+    """
     if len(argv) < 2 or {'--help', '-h', '--helpfull', '-help'} & set(argv):
         return None, []
     stage = argv[1]
@@ -115,11 +88,12 @@ def parse(argv: list[str], stages) -> tuple[str | None, list[str]]:
     if not isinstance(FLAGS.config, ConfigDict | None):
         given = FLAGS['config'].config_filename
         raise UserError(f'--config={given}: no such file: give one, as configs/tiny.py')
-    _refuse_unread(stage, words[1:])
+    flags_read = {name: its.flags for name, its in stages.items()} | variant_flags
+    _refuse_unread(stage, words[1:], flags_read)
     return stage, words[1:]
 
 
-def _refuse_unread(stage, words):
+def _refuse_unread(stage, words, flags_read):
     """Refuses a flag that is given and that the stage would pass over."""
     asked = stage
     if stage == 'bench' and words:
@@ -128,14 +102,16 @@ def _refuse_unread(stage, words):
         asked = 'eval --compare'
     elif stage == 'eval' and (FLAGS.weights, FLAGS.cache) != ('whole', 'whole'):
         asked = 'eval --weights and --cache'
+    if flags_read.get(asked) is None:  # there is no such benchmark
+        return
     for flag in own_flags():
-        if flag.present and flag.name not in READS.get(asked, (flag.name,)):
+        if flag.present and flag.name not in flags_read[asked]:
             if flag.name == 'multihost':
                 raise UserError(
                     f'--multihost: `{asked}` runs on one host alone: leave it out, and '
                     'start it on one of them'
                 )
-            others = [f'--{name}' for name in READS[asked] if name not in HOSTS]
+            others = [f'--{name}' for name in flags_read[asked] if name not in HOSTS]
             read = f', it reads {", ".join(others)}' if others else ''
             raise UserError(
                 f'--{flag.name} means nothing to `{asked}`{read}: leave it out'
@@ -214,9 +190,9 @@ def no_more(words: list[str]) -> None:
         raise UserError(f'what is {words[0]!r}? Flags begin with --; see --help')
 
 
-def usage(stages: dict[str, str]) -> str:
+def usage(stages) -> str:
     """What --help prints, given a line about each stage."""
-    lines = '\n'.join(f'  {name:12} {told}' for name, told in stages.items())
+    lines = '\n'.join(f'  {name:12} {its.help}' for name, its in stages.items())
     listed = '\n'.join(f'  --{flag.name:12} {flag.help}' for flag in own_flags())
     return (
         'python -m gptjax STAGE --config configs/NAME.py --workdir RUN '

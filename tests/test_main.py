@@ -79,7 +79,7 @@ def test_unknown_words_are_refused(capsys, tmp_path):
 @pytest.mark.parametrize(
     'stage, config, told',
     (
-        ('sft', 'chitchat', 'needs the section `sft`, which configs/chitchat.py does'),
+        ('sft', 'chitchat', 'needs the section `sft`, which configs/chitchat.py '),
         ('dpo', 'chitchat', '`preference`, .*: use a config for it, as configs/dpo.py'),
         ('task', 'chitchat', '`task`'),
         ('select', 'chitchat', '`select`'),

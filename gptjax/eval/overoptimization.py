@@ -121,8 +121,8 @@ def _train_proxy(config, selected, proxy):
 
     changes = {'reward.preferences': str(selected / 'selected' / 'pairs.jsonl')}
     reward_config = _stage_config(config, 'reward', proxy, changes)
-    reward_config = reward.complete(reward_config, proxy)
-    reward.check_reward(reward_config)
+    reward_config = reward.complete_config(reward_config, proxy)
+    reward.check_config(reward_config)
     ratings.build_ratings(reward_config, proxy)
     run_dir.write_config(reward_config, proxy)
     summary = reward.train_reward(reward_config, proxy)

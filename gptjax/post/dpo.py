@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from gptjax.core import artifact
 from gptjax.data import preference_pairs
-from gptjax.data.preference_pairs import SPLITS, read_pairs
+from gptjax.data.preference_pairs import PAIRS, SPLITS, read_pairs
 from gptjax.models import lora
 from gptjax.optim.optimizer import ema_params
 from gptjax.parallel.mesh import make_mesh
@@ -42,7 +42,7 @@ from gptjax.train.load_model import (
     trained_shapes,
     uses_lora,
 )
-from gptjax.train.loop import Stage, Start, Training, fit, with_steps
+from gptjax.train.loop import Command, Stage, Start, Training, fit, with_steps
 from gptjax.train.pretrain import throughput
 
 
@@ -279,3 +279,12 @@ def make_policy(config: ConfigDict):
         return lambda params: params
     scale = lora.lora_scale(config.lora)
     return lambda params, base: lora.adapt(base, params, scale)
+
+
+COMMAND = Command(
+    train_on_pairs,
+    check_config,
+    artifacts=lambda config: (PAIRS,),
+    sections=('preference', 'start'),
+    example='configs/dpo.py',
+)

@@ -36,6 +36,7 @@ from gptjax.post.policy_gradient import train_policy, updates_per_rollout
 from gptjax.post.policy_model import PolicyModel
 from gptjax.train import config_checks
 from gptjax.train.load_model import Trained
+from gptjax.train.loop import Command
 
 ADVANTAGES = dict(
     grpo=advantages.grpo,
@@ -147,3 +148,11 @@ def make_algorithm(
         token_metrics=TOKEN_METRICS,
         resampling=section.resampling,
     )
+
+
+COMMAND = Command(
+    grpo,
+    check_config,
+    sections=('grpo', 'policy', 'start', 'task'),
+    example='configs/grpo.py',
+)

@@ -39,6 +39,7 @@ from gptjax.post.reward_functions import find_reward_run
 from gptjax.post.reward_model import load_reward_model, read_center
 from gptjax.train import config_checks
 from gptjax.train.load_model import Trained
+from gptjax.train.loop import Command
 from gptjax.train.losses import make_language_loss
 
 TOKEN_METRICS = (
@@ -260,3 +261,11 @@ def make_text_arrays(config: ConfigDict, packed: PackedDataset) -> Callable:
         return dict(ptx=dict(rows, weights=np.asarray(beside_BT)))
 
     return text_arrays
+
+
+COMMAND = Command(
+    ppo,
+    check_config,
+    sections=('ppo', 'policy', 'start', 'task'),
+    example='configs/ppo.py',
+)

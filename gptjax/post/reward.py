@@ -14,7 +14,7 @@ from gptjax.data.comparisons import (
     encode_items,
     training_groups,
 )
-from gptjax.data.ratings import BEHAVIOUR, read_split
+from gptjax.data.ratings import BEHAVIOUR, RATINGS, read_split
 from gptjax.models import heads, settings
 from gptjax.parallel.mesh import batch_shards, make_mesh
 from gptjax.parallel.multihost import print_once
@@ -31,11 +31,11 @@ from gptjax.post.reward_model import (
 )
 from gptjax.train import config_checks, init_from
 from gptjax.train.load_model import load_tokenizer
-from gptjax.train.loop import Stage, Start, Training, fit, with_steps
+from gptjax.train.loop import Command, Stage, Start, Training, fit, with_steps
 from gptjax.train.pretrain import throughput
 
 
-def complete(config: ConfigDict, workdir: Path) -> ConfigDict:
+def complete_config(config: ConfigDict, workdir: Path) -> ConfigDict:
     """The config with what it leaves to the run `start.run`: template and context.
 
     `data.context` may be longer than that run's where positions are not learned.
@@ -197,7 +197,7 @@ def describe(train: Comparisons, context: int) -> str:
     )
 
 
-def check_reward(config: ConfigDict) -> None:
+def check_config(config: ConfigDict) -> None:
     """Refuses what cannot train, before there is data.
 
     Raises:
@@ -229,3 +229,13 @@ def check_reward(config: ConfigDict) -> None:
     model = settings.resolve(config.model, config.tokenizer.vocab_size)
     with jax.set_mesh(mesh):
         abstract_reward(config, model, mesh)
+
+
+COMMAND = Command(
+    train_reward,
+    check_config,
+    artifacts=lambda config: (RATINGS,),
+    sections=('reward', 'start'),
+    example='configs/reward.py',
+    complete=complete_config,
+)

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gptjax.core import run_dir
+from gptjax.core.artifact import Artifact
 from gptjax.core.console import UserError, progress_bar
 from gptjax.optim.optimizer import make_learning_rate, make_optimizer
 from gptjax.parallel import multihost
@@ -99,6 +100,27 @@ class Stage(NamedTuple):
     identity: dict
     start: Callable[[Start], Training]
     record: dict = {}
+
+
+class Command(NamedTuple):
+    """A stage of training as the command line runs it: check, make, train.
+
+    train: `(config, workdir) -> summary`.
+    check: refuses a config that cannot train, before minutes go into data.
+    artifacts: from the config to what is made before training.
+    sections: of the config, which the stage needs besides those of every config.
+    example: a config that has them.
+    complete: `(config, workdir) -> config` with what it takes from `start.run`.
+    unit: of the validation's bits per byte; '': they are not printed.
+    """
+
+    train: Callable[[ConfigDict, Path], dict]
+    check: Callable[[ConfigDict], None]
+    artifacts: Callable[[ConfigDict], tuple[Artifact, ...]] = lambda config: ()
+    sections: tuple[str, ...] = ()
+    example: str = ''
+    complete: Callable[[ConfigDict, Path], ConfigDict] = lambda config, workdir: config
+    unit: str = ''
 
 
 class Outcome(NamedTuple):

@@ -13,16 +13,19 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from gptjax.core import artifact, storage
 from gptjax.core.console import UserError
 from gptjax.data import dataloader, ledger
+from gptjax.data.documents import DOCUMENTS
 from gptjax.data.packed_dataset import PackedDataset
+from gptjax.data.packed_documents import PACKED_DOCUMENTS
 from gptjax.models import gpt, parameter_count
 from gptjax.optim.optimizer import ema_params
 from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.multihost import print_once
 from gptjax.parallel.sharding import batch_sharding
-from gptjax.train.config_checks import check_config
+from gptjax.tokenizer.train_tokenizer import TOKENIZER
+from gptjax.train import config_checks
 from gptjax.train.init_from import load_start
 from gptjax.train.load_model import load_tokenizer, uses_lora
-from gptjax.train.loop import Stage, Start, Training, fit
+from gptjax.train.loop import Command, Stage, Start, Training, fit
 from gptjax.train.losses import make_language_loss
 from gptjax.train.peak_flops import peak_tflops
 
@@ -39,7 +42,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
 
     Raises:
         UserError: the config does not fit the run's checkpoints, or itself
-            (`check_pretrain` says so before there is data).
+            (`check_config` says so before there is data).
     """
     # ---- model --------------------------------------------------------------
     mesh = make_mesh(config.mesh)
@@ -90,9 +93,9 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
     return fit(config, workdir, stage).summary(parameters=num_params)
 
 
-def check_pretrain(config: ConfigDict) -> None:
+def check_config(config: ConfigDict) -> None:
     """Refuses, before minutes go into data, a config that cannot train."""
-    check_config(config)
+    config_checks.check_config(config)
     if uses_lora(config):
         raise UserError(
             f'lora.rank={config.lora.rank}: `pretrain` trains all parameters: set it '
@@ -158,3 +161,12 @@ def make_validation(config: ConfigDict, prepared: Path, loss_fn, mesh, *frozen):
         return dict(loss=loss, bits_per_byte=loss / math.log(2) / bytes_per_token)
 
     return validate
+
+
+def pretraining_artifacts(config: ConfigDict) -> tuple:
+    """What is made before pretraining; the tokenizer is that of `start.run`, if any."""
+    tokenizer = () if 'start' in config else (TOKENIZER,)
+    return DOCUMENTS, *tokenizer, PACKED_DOCUMENTS
+
+
+COMMAND = Command(pretrain, check_config, pretraining_artifacts, unit='bits per byte')

@@ -10,8 +10,7 @@ from gptjax.models import lora, parameter_count, settings
 from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.multihost import print_once
 from gptjax.parallel.sharding import batch_sharding
-from gptjax.train import loop
-from gptjax.train.config_checks import check_config
+from gptjax.train import config_checks, loop
 from gptjax.train.init_from import first_params, read_start_config
 from gptjax.train.load_model import (
     load_base,
@@ -20,7 +19,7 @@ from gptjax.train.load_model import (
     trained_shapes,
     uses_lora,
 )
-from gptjax.train.loop import Stage, Start, Training, fit
+from gptjax.train.loop import Command, Stage, Start, Training, fit
 from gptjax.train.losses import make_language_loss
 from gptjax.train.pretrain import documents_of, make_validation, throughput
 
@@ -92,9 +91,9 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
     return fit(config, workdir, stage).summary(parameters=num_params)
 
 
-def check_sft(config: ConfigDict) -> None:
+def check_config(config: ConfigDict) -> None:
     """Refuses, before minutes go into data, a config that cannot train."""
-    check_config(config)
+    config_checks.check_config(config)
     trained_shapes(config, settings.resolve(config.model, config.tokenizer.vocab_size))
     if uses_lora(config) and config.chat.template == 'turns':
         if read_start_config(Path(config.start.run)).chat.template == 'text':
@@ -129,3 +128,13 @@ def make_adapted_loss(loss_fn, scale: float):
         return loss_fn(lora.adapt(base, params, scale), batch, key)
 
     return adapted
+
+
+COMMAND = Command(
+    fine_tune,
+    check_config,
+    artifacts=lambda config: (packed_conversations.DIALOGUE,),
+    sections=('sft', 'start', 'dialogue'),
+    example='configs/sft.py',
+    unit='bits per byte of replies',
+)

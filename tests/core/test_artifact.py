@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from ml_collections import ConfigDict
 
-from gptjax import opening
+from gptjax import open_run
 from gptjax.core import artifact, storage
 from gptjax.core.console import UserError
 
@@ -112,7 +112,7 @@ def test_the_screen_says_what_is_made_and_what_is_found(tmp_path, capsys, monkey
         'an audit\npart: 3 rows (made in 0 s)\n',
         'part: 3 rows (found)\n',
     ):
-        opening.HELD.close()
-        opening.make(ConfigDict(), tmp_path, [item])
+        open_run.HELD.close()
+        open_run.make_artifacts(ConfigDict(), tmp_path, [item])
         assert capsys.readouterr().out == expected
-    opening.HELD.close()
+    open_run.HELD.close()

@@ -240,8 +240,8 @@ def check(config, its):
     if its in ('ppo', 'grpo'):
         check_policy(config)
     checks = dict(
-        sft=sft.check_sft,
-        reward=reward.check_reward,
+        sft=sft.check_config,
+        reward=reward.check_config,
         dpo=dpo.check_config,
         ppo=ppo.check_config,
         grpo=grpo.check_config,

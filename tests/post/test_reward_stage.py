@@ -142,11 +142,11 @@ def test_wrong_fields(change, told):
     config.mesh.data = 1
     config.mesh.fsdp = -1
     config.train.batch_size = 8 * 8
-    reward.check_reward(config)
+    reward.check_config(config)
     section, field = change[0].split('.')
     config[section][field] = change[1]
     with pytest.raises(UserError, match=told):
-        reward.check_reward(config)
+        reward.check_config(config)
 
 
 def test_preferences_are_read_as_often_as_epochs_say():
@@ -168,7 +168,7 @@ def test_regression_is_for_ratings():
     config.reward.loss = 'regression'
     config.data.context = 32
     with pytest.raises(UserError, match='not for preferences: use pairwise'):
-        reward.check_reward(config)
+        reward.check_config(config)
 
 
 # ---- the whole stage

@@ -29,10 +29,10 @@ def test_the_config_is_that_of_ones_own_text_with_a_start():
 def test_adapters_are_not_pretrained():
     config = tiny.get_config()
     config.lora = common.lora_section()
-    pretrain.check_pretrain(config)
+    pretrain.check_config(config)
     config.lora.rank = 4
     with pytest.raises(UserError, match='lora.rank=4: `pretrain` trains all'):
-        pretrain.check_pretrain(config)
+        pretrain.check_config(config)
 
 
 def test_it_goes_on_where_the_earlier_run_ended(trained_run, tmp_path):

@@ -196,11 +196,11 @@ def test_epochs_are_steps():
 def test_what_cannot_train_is_refused_before_there_is_data(field, value, told):
     config = sft_config.get_config()
     config.data.context = config.model.context
-    sft.check_sft(config)
+    sft.check_config(config)
     section, name = field.split('.')
     config[section][name] = value
     with pytest.raises(UserError, match=told):
-        sft.check_sft(config)
+        sft.check_config(config)
 
 
 def test_adapters_and_special_tokens_that_nobody_has_taught(tmp_path, capsys):
@@ -211,7 +211,7 @@ def test_adapters_and_special_tokens_that_nobody_has_taught(tmp_path, capsys):
     for template, told in (('text', True), ('turns', False)):
         earlier.chat.template = template
         run_dir.write_config(earlier, tmp_path)
-        sft.check_sft(config)
+        sft.check_config(config)
         assert ('cannot teach the special tokens' in capsys.readouterr().out) == told
 
 

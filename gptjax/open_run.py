@@ -15,47 +15,34 @@ from gptjax.core.config import check_fields
 from gptjax.core.console import UserError
 
 HELD = contextlib.ExitStack()  # what a stage holds to its end
-# The sections of a config that a stage reads and `base()` does not have, and a config
-# that has them.
-SECTIONS = {
-    'sft': (('sft', 'start', 'dialogue'), 'configs/sft.py'),
-    'reward': (('reward', 'start'), 'configs/reward.py'),
-    'dpo': (('preference', 'start'), 'configs/dpo.py'),
-    'select': (('select', 'start', 'task'), 'configs/select.py'),
-    'task': (('task',), 'configs/sums.py'),
-    'ppo': (('ppo', 'policy', 'start', 'task'), 'configs/ppo.py'),
-    'grpo': (('grpo', 'policy', 'start', 'task'), 'configs/grpo.py'),
-    'best_of': (('best_of', 'start', 'task'), 'configs/best_of.py'),
-    'overoptimize': (
-        ('overoptimization', 'best_of', 'start', 'task'),
-        'configs/overoptimization.py',
-    ),
-}
 
 
-def open_run(words: Sequence[str], stage: str = '') -> tuple[ConfigDict, Path]:
+def open_run(
+    words: Sequence[str], sections: Sequence[str] = (), example: str = ''
+) -> tuple[ConfigDict, Path]:
     """(config, run directory) of a stage, checked to belong together.
 
     Args:
         words: that stand behind the flags; there is no use for any.
-        stage: its name, where it is one of SECTIONS.
+        sections: that the stage needs besides those of every config.
+        example: a config that has them.
     """
     command_line.no_more(words)
     if not FLAGS.workdir:
         raise UserError('--workdir is missing: name the run directory, as runs/tiny')
-    workdir = workdir_given()
+    workdir = given_workdir()
     if FLAGS.multihost:
         from gptjax.parallel import multihost
 
         multihost.initialize()
     if FLAGS.config is None:
         config = run_dir.read_config(workdir)
-        _check_sections(config, stage, str(workdir / 'config.json'))
+        _check_sections(config, str(workdir / 'config.json'), sections, example)
         check_fields(config)
         return config, workdir
     config = FLAGS.config.copy_and_resolve_references()
     given = command_line.fields_given()
-    _check_sections(config, stage, FLAGS['config'].config_filename)
+    _check_sections(config, FLAGS['config'].config_filename, sections, example)
     _check_steps(config, given)
     if 'start' in config:
         from gptjax.train import init_from
@@ -69,13 +56,12 @@ def open_run(words: Sequence[str], stage: str = '') -> tuple[ConfigDict, Path]:
     return config, workdir
 
 
-def _check_sections(config, stage, name):
-    needed, example = SECTIONS.get(stage, ((), ''))
-    for section in needed:
+def _check_sections(config, config_name, sections, example):
+    for section in sections:
         if section not in config:
             raise UserError(
-                f'`{stage}` needs the section `{section}`, which {name} does not have: '
-                f'use a config for it, as {example}'
+                f'this stage needs the section `{section}`, which {config_name} does '
+                f'not have: use a config for it, as {example}'
             )
 
 
@@ -89,12 +75,14 @@ def _check_steps(config, given):
             )
 
 
-def workdir_given() -> Path | None:
+def given_workdir() -> Path | None:
     """What --workdir says."""
     return Path(FLAGS.workdir).expanduser().absolute() if FLAGS.workdir else None
 
 
-def make(config: ConfigDict, workdir: Path, artifacts: Sequence[Artifact]) -> None:
+def make_artifacts(
+    config: ConfigDict, workdir: Path, artifacts: Sequence[Artifact]
+) -> None:
     """Makes what a stage needs before it trains, or finds it.
 
     From here on RUN is this command's alone, until it ends.
