@@ -11,7 +11,7 @@ import pytest
 from absl import flags
 
 from configs import common
-from gptjax import cli, command_line, opening
+from gptjax import cli, command_line
 from gptjax.core import run_dir
 from gptjax.core.console import UserError
 from gptjax.parallel import multihost
@@ -92,7 +92,13 @@ def test_unknown_words_are_refused(capsys, tmp_path):
 )
 def test_a_config_of_another_stage(stage, config, told, capsys, tmp_path):
     words = (stage, f'--config=configs/{config}.py', f'--workdir={tmp_path}/run')
-    assert re.search(told, error_of(capsys, *words))
+    error = error_of(capsys, *words)
+    assert re.search(told, error)
+    # The config that it names has the section.
+    section, example = re.search(
+        r'section `(\w+)`.* as configs/(\w+)\.py', error
+    ).groups()
+    assert section in importlib.import_module(f'configs.{example}').get_config()
     assert not (tmp_path / 'run').exists()
 
 
@@ -100,12 +106,6 @@ def test_a_run_of_another_stage(capsys, tmp_path):
     run_dir.write_config(common.base(), tmp_path)
     told = error_of(capsys, 'sft', f'--workdir={tmp_path}')
     assert f'which {tmp_path}/config.json does not have' in told
-
-
-def test_the_config_of_every_stage_has_its_sections():
-    for stage, (needed, path) in opening.SECTIONS.items():
-        name = path.removesuffix('.py').replace('/', '.')
-        assert {*needed} <= {*importlib.import_module(name).get_config()}, stage
 
 
 def test_steps_are_asked_for_or_follow_from_epochs(capsys, tmp_path):
@@ -117,11 +117,9 @@ def test_steps_are_asked_for_or_follow_from_epochs(capsys, tmp_path):
         assert 'start.run=/none: no run' in error_of(capsys, *words)
 
 
-def test_every_stage_says_which_flags_it_reads():
-    missing = cli.STAGES.keys() - command_line.READS.keys() - {'bench'}
-    assert not missing, f'gptjax/command_line.py, READS: what does {missing} read?'
-    assert {'bench data', 'bench train', 'bench decode'} <= command_line.READS.keys()
-    read = {name for names in command_line.READS.values() for name in names}
+def test_every_flag_is_read_by_some_stage():
+    reads = [stage.flags for stage in cli.STAGES.values() if stage.flags is not None]
+    read = {name for names in (*reads, *cli.VARIANT_FLAGS.values()) for name in names}
     assert read == {flag.name for flag in command_line.own_flags()} | {'config'}
 
 
@@ -175,7 +173,7 @@ def test_sample_hands_on_its_checkpoint(monkeypatch):
 
     asked = []
     monkeypatch.setattr(samples, 'sample', lambda *words: asked.append(words))
-    monkeypatch.setattr(opening, 'open_run', lambda words: (common.base(), None))
+    monkeypatch.setattr(cli, 'open_run', lambda words: (common.base(), None))
     assert runs.gptjax('sample', '--step=7', '--prompt=a', '--seed=3') == 0
     assert asked[0][2:] == (['a'], 3, 7)
 
@@ -214,11 +212,15 @@ def test_two_commands_for_one_run(capsys, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+def stage_of(run):
+    return cli.CommandStage('', command_line.RUN, run)
+
+
 def test_exceptions_that_are_no_users_error_are_raised(monkeypatch):
     def broken(words):
         raise ZeroDivisionError
 
-    monkeypatch.setitem(cli.STAGES, 'report', broken)
+    monkeypatch.setitem(cli.STAGES, 'report', stage_of(broken))
     with pytest.raises(ZeroDivisionError):
         runs.gptjax('report')
 
@@ -230,7 +232,7 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys):
         except OSError as error:
             raise RuntimeError('while saving') from error
 
-    monkeypatch.setitem(cli.STAGES, 'report', full)
+    monkeypatch.setitem(cli.STAGES, 'report', stage_of(full))
     assert 'No space left on device' in error_of(capsys, 'report', '--workdir=r')
 
 
@@ -238,14 +240,16 @@ def test_ctrl_c_is_exit_code_130_without_a_traceback(monkeypatch, capsys):
     def interrupted(words):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli.STAGES, 'report', interrupted)
+    monkeypatch.setitem(cli.STAGES, 'report', stage_of(interrupted))
     assert runs.gptjax('report') == 130
     assert 'goes on' in capsys.readouterr().err
 
 
 def test_sigterm_is_exit_code_75_and_its_handler_goes_again(monkeypatch):
     monkeypatch.setitem(
-        cli.STAGES, 'report', lambda words: signal.raise_signal(signal.SIGTERM)
+        cli.STAGES,
+        'report',
+        stage_of(lambda words: signal.raise_signal(signal.SIGTERM)),
     )
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as exit:
@@ -255,7 +259,7 @@ def test_sigterm_is_exit_code_75_and_its_handler_goes_again(monkeypatch):
 
 
 def test_runs_from_another_thread(monkeypatch):
-    monkeypatch.setitem(cli.STAGES, 'report', lambda words: 7)
+    monkeypatch.setitem(cli.STAGES, 'report', stage_of(lambda words: 7))
     codes = []
     thread = threading.Thread(target=lambda: codes.append(runs.gptjax('report')))
     thread.start()
@@ -267,7 +271,7 @@ def test_user_errors_that_stages_raise_are_one_line(monkeypatch, capsys):
     def refuse(words):
         raise UserError('model.width=0: use a positive number')
 
-    monkeypatch.setitem(cli.STAGES, 'report', refuse)
+    monkeypatch.setitem(cli.STAGES, 'report', stage_of(refuse))
     assert error_of(capsys, 'report') == 'error: model.width=0: use a positive number\n'
 
 
@@ -299,7 +303,7 @@ def stage(words):
 
 sent = []
 signal.signal(signal.SIGINT, signal.default_int_handler)
-cli.STAGES['report'] = stage
+cli.STAGES['report'] = cli.CommandStage('', (), stage)
 code = cli.main(['gptjax', 'report'])
 assert sent and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 sys.exit(code)

@@ -101,7 +101,7 @@ def test_a_missing_file_is_one_clear_error(tmp_path):
 
 
 def test_the_screen_says_what_is_made_and_what_is_found(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(opening, 'FLAGS', SimpleNamespace(multihost=False))
+    monkeypatch.setattr(open_run, 'FLAGS', SimpleNamespace(multihost=False))
     item = artifact.Artifact(
         'part',
         lambda config, workdir: build(workdir / 'part', {}),
