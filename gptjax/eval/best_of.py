@@ -80,9 +80,7 @@ def make_experiment(config: ConfigDict) -> Experiment:
     config_checks.check_context(config, mesh)
     with jax.set_mesh(mesh):
         trained = apply_compute_settings(config, load_start(config, mesh))
-    prompt_format = make_prompt_format(
-        config, config.best_of, trained.tokenizer, 'best_of'
-    )
+    prompt_format = make_prompt_format(config, 'best_of', trained.tokenizer)
     task = make_task(config.task, config.seed, prompt_format.fits)
     return Experiment(
         trained,

@@ -116,7 +116,7 @@ def _train_proxy(config, selected, proxy):
     """A reward model on pairs that the model's own replies make."""
     select_config = _stage_config(config, 'select', selected)
     counts = select_replies.select(select_config, selected)
-    print(select_replies.describe(counts), flush=True)
+    print(select_replies.describe_selected(counts), flush=True)
     run_dir.write_config(select_config, selected)
 
     changes = {'reward.preferences': str(selected / 'selected' / 'pairs.jsonl')}

@@ -11,15 +11,15 @@ from configs import common
 from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.data.preferences import read_preferences
-from gptjax.post import reply_choice, select_replies
+from gptjax.post import select_replies
 from gptjax.post.problems.verifiable_tasks import Task
-from gptjax.post.reply_choice import Drawn
+from gptjax.post.select_replies import ScoredReply
 from gptjax.train import init_from
 from tests.post import starts
 
 
 def drawn(*replies):
-    return [Drawn(text, score, ended) for text, score, ended in replies]
+    return [ScoredReply(text, score, ended) for text, score, ended in replies]
 
 
 def test_right_replies_are_kept_once_and_paired_with_wrong_ones():
@@ -32,11 +32,11 @@ def test_right_replies_are_kept_once_and_paired_with_wrong_ones():
         ('5.', 1.0, False),  # cut off: not to be learnt from
         ('7', 0.0, False),
     )
-    choice = reply_choice.right_and_wrong(replies, keep=5, pairs=5)
+    choice = select_replies.choose_right(replies, keep=5, pairs=5)
     assert choice.kept == ['5', '05']
     assert choice.pairs == [('5', '4'), ('05', '6')]
-    assert reply_choice.right_and_wrong(replies, 1, 1) == (['5'], [('5', '4')], '')
-    assert reply_choice.right_and_wrong(replies, 0, 0).kept == []
+    assert select_replies.choose_right(replies, 1, 1) == (['5'], [('5', '4')], '')
+    assert select_replies.choose_right(replies, 0, 0).kept == []
 
 
 @pytest.mark.parametrize(
@@ -48,33 +48,34 @@ def test_right_replies_are_kept_once_and_paired_with_wrong_ones():
     ),
 )
 def test_problems_without_a_pair_say_why(replies, why):
-    choice = reply_choice.right_and_wrong(replies, 1, 1)
-    assert choice.pairs == [] and choice.why == why
+    choice = select_replies.choose_right(replies, 1, 1)
+    assert choice.pairs == [] and choice.skipped == why
 
 
 def test_best_with_worst_by_a_reward():
     replies = drawn(
         ('a', 0.1, True), ('b', 0.9, True), ('c', 0.5, True), ('b', 0.9, True)
     )
-    assert reply_choice.best_and_worst(replies, 1, 9) == (['b'], [('b', 'a')], '')
+    assert select_replies.choose_best(replies, 1, 9) == (['b'], [('b', 'a')], '')
     four = drawn(*((letter, score, True) for score, letter in enumerate('wxyz')))
-    choice = reply_choice.best_and_worst(four, 2, 9)
+    choice = select_replies.choose_best(four, 2, 9)
     assert choice == (['z', 'y'], [('z', 'w'), ('y', 'x')], '')
     equal = drawn(('a', 0.5, True), ('b', 0.5, True))
-    assert reply_choice.best_and_worst(equal, 1, 1) == (['a'], [], 'all equal')
+    assert select_replies.choose_best(equal, 1, 1) == (['a'], [], 'all equal')
     assert (
-        reply_choice.best_and_worst(drawn(('a', 1.0, False)), 1, 1).why == 'none ended'
+        select_replies.choose_best(drawn(('a', 1.0, False)), 1, 1).skipped
+        == 'none ended'
     )
 
 
-def test_noise_turns_its_share_and_always_the_same():
-    those = [reply_choice.turned(0.25, 'seed', number) for number in range(4000)]
+def test_noise_swaps_its_share_and_always_the_same():
+    those = [select_replies.is_swapped(0.25, 'seed', number) for number in range(4000)]
     # Four standard deviations of a mean of 4000 coins.
     assert np.mean(those) == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 4000) ** 0.5)
     assert those == [
-        reply_choice.turned(0.25, 'seed', number) for number in range(4000)
+        select_replies.is_swapped(0.25, 'seed', number) for number in range(4000)
     ]
-    assert not any(reply_choice.turned(0.0, number) for number in range(100))
+    assert not any(select_replies.is_swapped(0.0, number) for number in range(100))
 
 
 # ---- the stage
@@ -133,8 +134,8 @@ def test_replies_to_one_problem_have_one_id(tmp_path):
         for name in 'ab'
     ]
     its = drawn(('4', 1.0, True), ('04', 1.0, True), ('5', 0.0, True))
-    chosen = [reply_choice.right_and_wrong(its, keep=2, pairs=1)] * 2
-    select_replies._write(config, tmp_path, problems, [its, its], chosen)
+    chosen = [select_replies.choose_right(its, keep=2, pairs=1)] * 2
+    select_replies.write_selected(config, tmp_path, problems, [its, its], chosen)
     with open(tmp_path / 'chats.jsonl') as lines:
         assert [json.loads(line)['id'] for line in lines] == ['a', 'a', 'b', 'b']
 
@@ -157,7 +158,7 @@ def test_files_are_what_sft_and_dpo_read(by_reward):
 def test_a_killed_run_goes_on_to_the_same_files(by_reward, folder, monkeypatch):
     config, workdir, manifest = by_reward
     again = folder / 'again'
-    monkeypatch.setattr(select_replies, 'PROBLEMS_AT_ONCE', 8)
+    monkeypatch.setattr(select_replies, 'PROBLEMS_PER_FILE', 8)
     small = run(config, again)
     names = sorted(path.name for path in (again / 'replies').iterdir())
     assert names == [f'{number:05d}.jsonl' for number in range(3)]
@@ -189,11 +190,7 @@ def test_bad_input_has_one_clear_error(folder, tmp_path):
             run(config_of(folder, **changes), tmp_path / 'run')
         return str(error.value)
 
-    assert 'select.by=me' in refused(**{'select.by': 'me'})
-    assert 'select.replies=1' in refused(**{'select.replies': 1})
-    assert 'select.noise=0.9' in refused(**{'select.noise': 0.9})
     assert 'chat.template=text' in refused(**{'chat.template': 'text'})
-    assert 'select.temperature=0' in refused(**{'select.temperature': 0.0})
     assert 'select.max_tokens=32' in refused(**{'select.max_tokens': 32})
     open_ended = '{"prompt": "Say something about %d."}\n'
     path = tmp_path / 'open.jsonl'
@@ -203,7 +200,7 @@ def test_bad_input_has_one_clear_error(folder, tmp_path):
 
 def test_a_verifier_that_gives_no_number_is_an_error(folder):
     task = Task(None, None, None, None, lambda problem, reply: math.nan)
-    judge = select_replies.score_of(config_of(folder), task)
+    judge = select_replies.make_selection_reward(config_of(folder), task)
     with pytest.raises(UserError, match='the verifier gave nan for the reply .5. to p'):
         judge([SimpleNamespace(id='p')], ['5'])
 
@@ -216,7 +213,7 @@ def test_replies_to_other_problems_are_not_taken(folder, tmp_path, monkeypatch):
     about = []
     monkeypatch.setattr(
         select_replies,
-        'draw',
+        'draw_replies',
         lambda *args: about.append(args[-1]['problems']) or 1 / 0,
     )
     for _ in range(2):
@@ -231,9 +228,9 @@ def test_replies_to_other_problems_are_not_taken(folder, tmp_path, monkeypatch):
 def test_replies_come_back_with_whatever_breaks_a_line(tmp_path):
     path = tmp_path / '00000.jsonl'
     replies = [drawn(('a\u2028b\x85c\nd', 1.0, True), ('', 0.0, False))]
-    select_replies._write_replies(path, 'about', [SimpleNamespace(id='p')], replies)
-    assert select_replies._read(path, 'about') == replies
-    assert select_replies._read(path, 'another') is None
+    select_replies.write_replies(path, 'about', [SimpleNamespace(id='p')], replies)
+    assert select_replies.read_replies(path, 'about') == replies
+    assert select_replies.read_replies(path, 'another') is None
 
 
 def test_nothing_right_is_an_error(folder, tmp_path):
