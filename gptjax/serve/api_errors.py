@@ -1,17 +1,17 @@
-"""What the server answers where it cannot do as it is asked."""
+"""Errors as answers, in the shape of OpenAI's API."""
 
 from starlette.responses import JSONResponse
 
 
 class ApiError(Exception):
-    """An answer with an error, in the shape that clients of OpenAI's API know.
+    """An error that becomes the answer to a request.
 
     status: of HTTP.
-    message: one sentence for whoever reads it, with the fix.
+    message: one sentence for people, with the fix.
     code: one word for programs, as 'context_length_exceeded'.
     param: the field of the body that is wrong, as 'messages[0].role'.
-    retry_after: seconds after which it may go well.
-    retry: whether asking again can help; the official client obeys.
+    retry_after: seconds after which a client may try again.
+    retry: whether trying again can help; the official client obeys.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class ApiError(Exception):
             self.headers['x-should-retry'] = 'false'
 
     def body(self) -> dict:
-        """The JSON object of it; also an event within a stream."""
+        """Its JSON object, also sent as an event of a stream."""
         kind = 'server_error' if self.status >= 500 else 'invalid_request_error'
         error = dict(
             message=self.message,
@@ -53,5 +53,5 @@ TYPES = {401: 'authentication_error', 403: 'permission_error', 503: 'overloaded_
 
 
 def bad_request(param: str | None, message: str, code: str = 'invalid_value'):
-    """The error of a field, to be raised."""
+    """The error of a wrong field, to be raised."""
     return ApiError(400, f'{param}: {message}' if param else message, code, param)

@@ -81,7 +81,7 @@ class GenerationRequest(NamedTuple):
 
 
 async def read_body(request: Request) -> dict:
-    """The JSON object of a request, of `BODY_BYTES` at most whatever its headers say.
+    """The JSON object of a request, of `MAX_BODY_BYTES` at most, whatever it claims.
 
     Raises:
         ApiError: 413 too long, 415 not JSON by its type, 408 too slow, 400 it broke
@@ -105,21 +105,21 @@ async def read_body(request: Request) -> dict:
                     raise ApiError(400, 'the body broke off', 'incomplete_body')
                 more = message.get('more_body', False)
                 num_bytes += len(message.get('body', b''))
-                if num_bytes <= schemas.BODY_BYTES:
+                if num_bytes <= schemas.MAX_BODY_BYTES:
                     content += message.get('body', b'')
                 elif content:
                     content.clear()
                     now = asyncio.get_running_loop().time()
                     limit.reschedule(now + DROP_SECONDS)
     except TimeoutError:
-        if num_bytes <= schemas.BODY_BYTES:
+        if num_bytes <= schemas.MAX_BODY_BYTES:
             raise ApiError(
                 408, f'the body took over {READ_SECONDS:.0f} s', 'timeout', retry=False
             ) from None
-    if num_bytes > schemas.BODY_BYTES:
+    if num_bytes > schemas.MAX_BODY_BYTES:
         raise ApiError(
             413,
-            f'the body is longer than {schemas.BODY_BYTES:,} bytes: send less',
+            f'the body is longer than {schemas.MAX_BODY_BYTES:,} bytes: send less',
             'body_too_large',
         )
     return parse_json(bytes(content))

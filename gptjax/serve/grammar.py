@@ -8,11 +8,11 @@ import numpy as np
 from gptjax.serve.api_errors import ApiError, bad_request
 from gptjax.tokenizer.tokenizer import Tokenizer
 
-# One way to set spaces, and no line breaks: a small model would fill a reply with
-# them, and a chat's stop string may be an empty line.
+# One layout without line breaks: a small model would fill a reply with them, and a
+# chat's stop string may be an empty line.
 LAYOUT = dict(whitespace_flexible=False, item_separator=', ', key_separator=': ')
 
-# A mask is computed between two steps of the engine, which all replies wait for.
+# All replies wait while the engine computes a mask between two steps.
 PARSER_LIMITS = dict(
     step_max_items=20_000, max_lexer_states=50_000, verbose_errors=False
 )
@@ -21,8 +21,8 @@ PARSER_LIMITS = dict(
 class JsonGrammar:
     """Allows the tokens of one JSON value; an `infer.request.Grammar`.
 
-    Where llguidance gives up (a schema can become too complex while it is followed)
-    the reply ends there and `failure` says why: the engine goes on with the others.
+    Where llguidance gives up (a schema can turn out too complex in the middle of a
+    reply) the reply ends there, and `failure` is the reason; other replies go on.
     """
 
     def __init__(self, matcher, vocab_size: int, eos_id: int):
@@ -125,15 +125,14 @@ def schema_of_format(response_format: dict | None) -> dict | None:
     """
     if response_format is None:
         return None
-    kind, given = response_format['type'], response_format.get('json_schema')
+    kind, json_schema = response_format['type'], response_format.get('json_schema')
+    field = 'response_format.json_schema'
     if kind == 'json_schema':
-        if given is None:
-            place = 'response_format.json_schema'
-            raise bad_request(place, 'it is missing', 'missing_parameter')
-        return given['schema']
-    if given is not None:
-        place = 'response_format.json_schema'
-        raise bad_request(place, f'type={kind} takes none: use type=json_schema')
+        if json_schema is None:
+            raise bad_request(field, 'it is missing', 'missing_parameter')
+        return json_schema['schema']
+    if json_schema is not None:
+        raise bad_request(field, f'type={kind} takes none: use type=json_schema')
     return dict(type='object') if kind == 'json_object' else None
 
 

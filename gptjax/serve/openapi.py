@@ -128,18 +128,18 @@ ERRORS = {
 }
 
 
-def _answers(description, content, *statuses):
-    found = {'200': dict(description=description, content=content)}
+def _responses(description, content, *statuses):
+    responses = {'200': dict(description=description, content=content)}
     for status in sorted({401, 403, *statuses}):
-        found[str(status)] = dict(
+        responses[str(status)] = dict(
             description=ERRORS[status], content=_json(_ref('Error'))
         )
-    return found
+    return responses
 
 
 def _get(summary, schema, *statuses, kind='application/json'):
     content = {kind: dict(schema=schema)}
-    return dict(summary=summary, responses=_answers(summary, content, *statuses))
+    return dict(summary=summary, responses=_responses(summary, content, *statuses))
 
 
 def _post(summary, request, schema, stream=None):
@@ -150,7 +150,7 @@ def _post(summary, request, schema, stream=None):
     return dict(
         summary=summary,
         requestBody=dict(required=True, content=_json(_ref(request))),
-        responses=_answers(summary, content, *statuses),
+        responses=_responses(summary, content, *statuses),
     )
 
 

@@ -12,18 +12,18 @@ from typing import Any
 from gptjax.infer.request import BIAS_LIMITS, LIMITS
 from gptjax.serve.api_errors import ApiError, bad_request
 
-BODY_BYTES = 2**20
-MESSAGES = 1024  # in a conversation
-PARTS = 64  # of a message's content
-CHOICES = 16  # replies to one prompt
-PROMPTS = 64  # in one request
-STOPS = 16
-STOP_CHARACTERS = 256
-BIASES = 1024  # entries of logit_bias
-TOKENS = 2**17  # of a prompt given as ids; the context is what bounds it
+MAX_BODY_BYTES = 2**20
+MAX_MESSAGES = 1024  # of a conversation
+MAX_PARTS = 64  # of a message's content
+MAX_CHOICES = 16  # replies to one prompt
+MAX_PROMPTS = 64  # of one request
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 256
+MAX_BIASES = 1024  # of logit_bias
+MAX_PROMPT_TOKENS = 2**17  # as ids; the context sets the real limit
 
 
-# ---- parts --------------------------------------------------------------------
+# ---- fields -------------------------------------------------------------------
 
 
 def _integer(low, high, description):
@@ -32,9 +32,9 @@ def _integer(low, high, description):
 
 
 def _limited(kind, name, description, **narrower):
-    """A field that the engine has too: its limits, but for those given."""
-    least, most, above = LIMITS[name]
-    limits = {'exclusiveMinimum' if above else 'minimum': least, 'maximum': most}
+    """A field of the engine's parameters, within their limits or `narrower` ones."""
+    low, high, above = LIMITS[name]
+    limits = {'exclusiveMinimum' if above else 'minimum': low, 'maximum': high}
     limits |= narrower
     return dict(type=[kind, 'null'], description=description, **limits)
 
@@ -62,10 +62,12 @@ def _object(required, properties, **more):
     )
 
 
-def _nothing(*kinds):
-    """A field that may be there as long as it says nothing."""
-    empty = dict(description='Not supported: leave it out, null or empty.')
-    return dict(type=[*kinds, 'null'], maxItems=0, maxProperties=0, **empty)
+def _unsupported(*types):
+    """A field that clients may send as long as it is empty or null."""
+    description = 'Not supported: leave it out, null or empty.'
+    return dict(
+        type=[*types, 'null'], maxItems=0, maxProperties=0, description=description
+    )
 
 
 TEXT = dict(type='string')
@@ -80,7 +82,7 @@ CONTENT = dict(
         dict(
             type='array',
             minItems=1,
-            maxItems=PARTS,
+            maxItems=MAX_PARTS,
             items=_object(['type', 'text'], dict(type=dict(enum=['text']), text=TEXT)),
         ),
     ],
@@ -91,27 +93,27 @@ MESSAGE = _object(
     dict(
         role=dict(enum=ROLES, description='`developer` is read as `system`.'),
         content=CONTENT,
-        # Clients send back the messages that they were given, with these in them.
-        name=_nothing(),
-        refusal=_nothing(),
-        audio=_nothing(),
-        function_call=_nothing(),
-        tool_calls=_nothing('array'),
-        annotations=_nothing('array'),
+        # Clients send back the messages of earlier answers, with these fields.
+        name=_unsupported(),
+        refusal=_unsupported(),
+        audio=_unsupported(),
+        function_call=_unsupported(),
+        tool_calls=_unsupported('array'),
+        annotations=_unsupported('array'),
     ),
 )
-MESSAGE_LIST = dict(type='array', items=MESSAGE, minItems=1, maxItems=MESSAGES)
+MESSAGE_LIST = dict(type='array', items=MESSAGE, minItems=1, maxItems=MAX_MESSAGES)
 STOP = dict(
     description=(
         'a string, or an array of them: the reply ends before the first that is '
         'complete'
     ),
     anyOf=[
-        dict(type='string', minLength=1, maxLength=STOP_CHARACTERS),
+        dict(type='string', minLength=1, maxLength=MAX_STOP_CHARACTERS),
         dict(
             type='array',
-            maxItems=STOPS,
-            items=dict(type='string', minLength=1, maxLength=STOP_CHARACTERS),
+            maxItems=MAX_STOPS,
+            items=dict(type='string', minLength=1, maxLength=MAX_STOP_CHARACTERS),
         ),
         dict(type='null'),
     ],
@@ -164,7 +166,7 @@ SAMPLING = dict(
         additionalProperties=dict(
             type='number', minimum=BIAS_LIMITS.least, maximum=BIAS_LIMITS.most
         ),
-        maxProperties=BIASES,
+        maxProperties=MAX_BIASES,
     ),
     seed=_limited(
         'integer',
@@ -173,7 +175,7 @@ SAMPLING = dict(
         'choices of n take seed, seed + 1, …; by default it is random.',
     ),
     stop=STOP,
-    n=_integer(1, CHOICES, 'Replies to each prompt. 1.'),
+    n=_integer(1, MAX_CHOICES, 'Replies to each prompt. 1.'),
     response_format=RESPONSE_FORMAT,
     stream=_boolean('Send the reply as it is drawn, as server-sent events.'),
     stream_options=dict(
@@ -226,8 +228,8 @@ CHAT = _object(
         **HARMLESS,
         prediction=_IGNORED,
         parallel_tool_calls=_IGNORED,
-        tools=_nothing('array'),
-        functions=_nothing('array'),
+        tools=_unsupported('array'),
+        functions=_unsupported('array'),
         tool_choice=dict(enum=['none', 'auto', None]),
         function_call=dict(enum=['none', 'auto', None]),
         modalities=dict(type=['array', 'null'], items=dict(enum=['text'])),
@@ -245,13 +247,13 @@ COMPLETION = _object(
             ),
             anyOf=[
                 TEXT,
-                _ids(minItems=1, maxItems=TOKENS),
-                _strings(minItems=1, maxItems=PROMPTS),
+                _ids(minItems=1, maxItems=MAX_PROMPT_TOKENS),
+                _strings(minItems=1, maxItems=MAX_PROMPTS),
                 dict(
                     type='array',
-                    items=_ids(minItems=1, maxItems=TOKENS),
+                    items=_ids(minItems=1, maxItems=MAX_PROMPT_TOKENS),
                     minItems=1,
-                    maxItems=PROMPTS,
+                    maxItems=MAX_PROMPTS,
                 ),
             ],
         ),
@@ -265,7 +267,7 @@ COMPLETION = _object(
         logprobs=_limited(
             'integer', 'logprobs', 'Log-probabilities, with so many alternatives.'
         ),
-        best_of=_integer(1, CHOICES, 'Not supported: leave it out, or equal to n.'),
+        best_of=_integer(1, MAX_CHOICES, 'Not supported: leave it out, or equal to n.'),
         suffix=dict(type=['string', 'null'], maxLength=0, description='Unsupported.'),
         **HARMLESS,
     ),
@@ -287,7 +289,9 @@ TOKENIZE = dict(
     additionalProperties=False,
 )
 
-DETOKENIZE = _object(['tokens'], dict(model=MODEL, tokens=_ids(maxItems=TOKENS)))
+DETOKENIZE = _object(
+    ['tokens'], dict(model=MODEL, tokens=_ids(maxItems=MAX_PROMPT_TOKENS))
+)
 
 
 # ---- validation ---------------------------------------------------------------
@@ -361,8 +365,8 @@ def validate(value: Any, schema: dict, path: str = '') -> None:
             raise _wrong(path, value, f'a string like {schema["pattern"]}')
     elif isinstance(value, list):
         _validate_length(len(value), schema, path, 'Items', 'items')
-        for place, item in enumerate(value):
-            validate(item, schema.get('items', {}), f'{path}[{place}]')
+        for index, item in enumerate(value):
+            validate(item, schema.get('items', {}), f'{path}[{index}]')
     else:
         _validate_object(value, schema, path)
 
@@ -406,22 +410,22 @@ def _validate_object(value, schema, path):
     properties = schema.get('properties', {})
     additional = schema.get('additionalProperties', True)
     if len(value) > schema.get('maxProperties', len(value)):
-        most = schema['maxProperties']
-        raise bad_request(path, f'it has {len(value):,} entries: give {most} at most')
+        limit = schema['maxProperties']
+        raise bad_request(path, f'it has {len(value):,} entries: give {limit} at most')
     for name in schema.get('required', ()):
         if name not in value:
             raise bad_request(f'{prefix}{name}', 'it is missing', 'missing_parameter')
     for name, item in value.items():
-        place = f'{prefix}{name[:60]}'
+        item_path = f'{prefix}{name[:60]}'
         if name in properties:
-            validate(item, properties[name], place)
+            validate(item, properties[name], item_path)
         elif additional is False:
             raise bad_request(
-                place, 'this server does not have it: leave it out', UNSUPPORTED
+                item_path, 'this server does not have it: leave it out', UNSUPPORTED
             )
         elif isinstance(additional, dict):
-            validate(name, schema.get('propertyNames', {}), place)
-            validate(item, additional, place)
+            validate(name, schema.get('propertyNames', {}), item_path)
+            validate(item, additional, item_path)
 
 
 def _wrong(path, value, wanted, code='invalid_value'):

@@ -38,12 +38,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Options:
     """The flags of `serve`.
 
-    beside: further models, each RUN or RUN@STEP.
+    beside: further models to serve, each RUN or RUN@STEP.
     allowed_hosts: names of this server in the Host header.
     time_limit: seconds a request may take.
-    weights, cache: how they are kept, 'whole' or 'int8'.
-    draft: the run directory of a smaller model that guesses for the first one.
-    guesses: tokens that it guesses in a step.
+    weights, cache: 'whole', or quantized to 'int8'.
+    draft: the run directory of a smaller model, for speculative decoding of the first.
+    guesses: tokens that the draft guesses in a step.
     """
 
     host: str = '127.0.0.1'
@@ -214,7 +214,7 @@ async def _run_server(
         loop.add_signal_handler(number, on_signal)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     ending = asyncio.create_task(first_signal.wait())
-    # A thread of its own: where the program ends first, nobody waits for it.
+    # A thread of its own, which asyncio does not wait for when the server ends.
     load_models = partial(_load_models, options, runs)
     loading = loop.run_in_executor(ThreadPoolExecutor(1, 'loading'), load_models)
     try:

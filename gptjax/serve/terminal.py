@@ -316,8 +316,10 @@ def _tokens_of(reply, command):
     return reply.tokens
 
 
-def _parse_number(text, most, command):
-    """The user's number, from 1 to `most`."""
-    if not (text.isdecimal() and 1 <= int(text) <= most):
-        raise UserError(f'{command} {text}'.rstrip() + f': use a number, 1 to {most}')
+def _parse_number(text, highest, command):
+    """The user's number, from 1 to `highest`."""
+    if not (text.isdecimal() and 1 <= int(text) <= highest):
+        raise UserError(
+            f'{command} {text}'.rstrip() + f': use a number, 1 to {highest}'
+        )
     return int(text)
