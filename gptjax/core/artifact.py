@@ -41,7 +41,7 @@ def build(
     inputs: dict,
     make: Callable[[Path], dict],
     needs: Sequence[str] = (),
-    check: Callable[[dict], None] = lambda manifest: None,
+    check: Callable[[dict, Path], None] = lambda manifest, folder: None,
 ) -> dict:
     """Makes `folder`, or finds it if these inputs made it before; the manifest.
 
@@ -52,8 +52,8 @@ def build(
             holds them as 'settings', and their fingerprint as 'inputs'.
         make: writes files into the empty folder; returns what else the manifest says.
         needs: names of files that are in the folder whatever the inputs are.
-        check: gets the manifest of a folder that was found; raises UserError where
-            files that it was made from have changed since.
+        check: gets the manifest of a folder that was found, and the folder; raises
+            UserError where files that it was made from have changed since.
 
     Raises:
         UserError: other inputs made the folder (the message names which), or a file
@@ -68,7 +68,7 @@ def build(
                 raise UserError(
                     f'{folder / name} is missing: delete {folder}, and it is made again'
                 )
-        check(manifest)
+        check(manifest, folder)
         return manifest
     _empty(folder)
     try:

@@ -11,7 +11,7 @@ from gptjax.data.sources.tfds_source import prepare_builder, read_examples
 RATING_NAMES = ('witty', 'interesting', 'upbeat')
 
 
-class Conversation(NamedTuple):
+class ChitchatConversation(NamedTuple):
     """One conversation.
 
     id: of chitchat; the split goes by it.
@@ -32,7 +32,7 @@ class Conversation(NamedTuple):
         return sum(len(text) for _, text in self.turns)
 
 
-def read_chitchat(data_dir: Path) -> list[Conversation]:
+def read_chitchat(data_dir: Path) -> list[ChitchatConversation]:
     """Every conversation, in the order of the dataset.
 
     Args:
@@ -49,7 +49,7 @@ def read_chitchat(data_dir: Path) -> list[Conversation]:
     return [_conversation(example, UNRATED) for example in examples]
 
 
-def _conversation(example: dict, unrated: int) -> Conversation:
+def _conversation(example: dict, unrated: int) -> ChitchatConversation:
     messages = example['messages']
     sent = [
         (sender.decode(), text.decode())
@@ -57,7 +57,7 @@ def _conversation(example: dict, unrated: int) -> Conversation:
     ]
     ratings = {name: int(example['ratings'][name]) for name in RATING_NAMES}
     rated = all(value != unrated for value in ratings.values())
-    return Conversation(
+    return ChitchatConversation(
         example['id'].decode(), merge_turns(sent), ratings if rated else None
     )
 

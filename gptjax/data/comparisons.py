@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from gptjax.data.chat_template import encode_conversation
-from gptjax.data.packed_dataset import permute
-from gptjax.data.ratings import Rated
+from gptjax.data.packed_dataset import shuffle_epochs
+from gptjax.data.ratings import RatedConversation
 
 
-class Encoded(NamedTuple):
+class EncodedConversation(NamedTuple):
     """A conversation's tokens, and what of it was left out.
 
     tokens: int32, from BOS on, at most the context.
@@ -37,14 +37,14 @@ class Comparisons(NamedTuple):
         one set of all; users' preferences are many of two.
     """
 
-    encoded: list[Encoded]
+    encoded: list[EncodedConversation]
     values: np.ndarray
     sets: np.ndarray
 
 
 def encode_end(
     messages: Sequence[dict], tokenizer, template: str, context: int
-) -> Encoded:
+) -> EncodedConversation:
     """The last turns that fit into `context` tokens, as it is the end that is judged.
 
     Of a last turn that is too long alone, its end.
@@ -61,11 +61,13 @@ def encode_end(
     if cut:
         turns.append(turn[-(context - 1) :])
     tokens = [tokenizer.bos_id, *(t for turn in reversed(turns) for t in turn)]
-    return Encoded(np.array(tokens, np.int32), len(messages) - len(turns), cut)
+    return EncodedConversation(
+        np.array(tokens, np.int32), len(messages) - len(turns), cut
+    )
 
 
-def encode_items(
-    items: Sequence[Rated], tokenizer, template: str, context: int
+def encode_ratings(
+    items: Sequence[RatedConversation], tokenizer, template: str, context: int
 ) -> Comparisons:
     """The comparisons of a split's items."""
     sets = {}
@@ -78,7 +80,7 @@ def encode_items(
     )
 
 
-def training_groups(
+def choose_groups(
     sets: np.ndarray, groups: int, group: int, seed: int, step: int
 ) -> np.ndarray:
     """The items (groups, G) of a step: a function of these arguments alone.
@@ -96,18 +98,14 @@ def training_groups(
     chosen = sets[0] if len(sets) == 1 else np.arange(len(sets))
     of_a_step = groups * group if len(sets) == 1 else groups
     slots = step * of_a_step + np.arange(of_a_step)
-    epoch, place = np.divmod(slots, len(chosen))
-    drawn = np.empty_like(place)
-    for number in np.unique(epoch).tolist():
-        here = epoch == number
-        drawn[here] = permute(place[here], len(chosen), f'{seed} ratings {number}')
+    _, drawn = shuffle_epochs(slots, len(chosen), f'{seed} ratings')
     if len(sets) == 1:
         return chosen[drawn].reshape(groups, group)
     return sets[drawn]
 
 
-def arrays_of(
-    encoded: Sequence[Encoded], rows: np.ndarray, context: int, pad: int
+def make_comparison_arrays(
+    encoded: Sequence[EncodedConversation], rows: np.ndarray, context: int, pad: int
 ) -> dict[str, np.ndarray]:
     """What the model reads of chosen items.
 

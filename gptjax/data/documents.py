@@ -61,15 +61,12 @@ def build_documents(config: ConfigDict, workdir: Path) -> dict:
     check_steps(data.clean)
     if not data.sources:
         raise UserError('data.sources is empty: name at least one source')
-    folder = workdir / 'documents'
     return artifact.build(
-        folder,
+        workdir / 'documents',
         _inputs(data),
         lambda folder: _write_documents(data, folder, workdir / 'datasets'),
         needs=[f'{split}.jsonl' for split in SPLITS],
-        check=lambda manifest: refuse_changed_sources(
-            'data.sources', data.sources, manifest, folder
-        ),
+        check=partial(refuse_changed_sources, 'data.sources', data.sources),
     )
 
 

@@ -21,6 +21,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,15 +65,12 @@ def build_dialogue(config: ConfigDict, workdir: Path) -> dict:
     given = config.dialogue.sources
     if not given:
         raise UserError('dialogue.sources is empty: name at least one source')
-    folder = workdir / 'dialogue'
     return artifact.build(
-        folder,
+        workdir / 'dialogue',
         _inputs(config, tokenizer),
         lambda folder: _write_dialogue(config, workdir, folder, tokenizer),
         needs=[f'{split}.jsonl' for split in SPLITS],
-        check=lambda manifest: refuse_changed_sources(
-            'dialogue.sources', given, manifest, folder
-        ),
+        check=partial(refuse_changed_sources, 'dialogue.sources', given),
     )
 
 

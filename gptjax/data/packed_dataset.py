@@ -110,14 +110,12 @@ class PackedDataset:
         example of a source with N rows is in its epoch n // N, and each epoch has
         every row once, in an order of its own.
         """
-        source, count = assign(slots, self.weights)
-        sizes = np.array([packed.num_rows for packed in self.sources])
-        epoch, place = np.divmod(count, sizes[source])
-        row = np.empty_like(place)
-        for index, number in np.unique(np.stack([source, epoch]), axis=1).T.tolist():
-            here = (source == index) & (epoch == number)
-            key = f'{seed} {self.split} {self.sources[index].name} {number}'
-            row[here] = permute(place[here], int(sizes[index]), key)
+        source, count = assign_sources(slots, self.weights)
+        epoch, row = np.empty_like(count), np.empty_like(count)
+        for index, packed in enumerate(self.sources):
+            here = source == index
+            key = f'{seed} {self.split} {packed.name}'
+            epoch[here], row[here] = shuffle_epochs(count[here], packed.num_rows, key)
         return Choice(source, epoch, row)
 
     def choose_pass_rows(self, slots: np.ndarray) -> Choice:
@@ -174,7 +172,7 @@ def mix_datasets(
             both.sources.append(renamed)
             shares.append(part * Fraction(weight, sum(split.weights)))
     both.num_rows = first.num_rows + second.num_rows
-    both.weights = in_whole_numbers(shares)
+    both.weights = to_whole_numbers(shares)
     return both
 
 
@@ -279,10 +277,10 @@ def integer_weights(
             f'to {float(1 - left):g}: let them sum to less than 1, or give it a weight'
         )
     shares = [given[name] or left * Fraction(sizes[name], by_size) for name in sizes]
-    return dict(zip(sizes, in_whole_numbers(shares), strict=True))
+    return dict(zip(sizes, to_whole_numbers(shares), strict=True))
 
 
-def in_whole_numbers(shares: list[Fraction]) -> list[int]:
+def to_whole_numbers(shares: list[Fraction]) -> list[int]:
     """The smallest whole numbers, at least 1 each, that stand as the shares do."""
     total = sum(shares)
     shares = [share / total for share in shares]
@@ -292,7 +290,9 @@ def in_whole_numbers(shares: list[Fraction]) -> list[int]:
     return [max(1, round(share * period)) for share in shares]
 
 
-def assign(slots: np.ndarray, weights: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def assign_sources(
+    slots: np.ndarray, weights: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
     """The source of each slot, and how many earlier slots had that source.
 
     With weights 1 and 2 the sources of slots 0 … 5 are 1, 1, 0, 1, 1, 0.
@@ -329,6 +329,21 @@ def assign(slots: np.ndarray, weights: list[int]) -> tuple[np.ndarray, np.ndarra
 # above `size` are permuted again until they fall below it (cycle walking), which
 # leaves a permutation of 0 … size - 1. The arithmetic is our own and 64-bit, so the
 # order is the same on every machine and with every version of every library.
+
+
+def shuffle_epochs(
+    count: np.ndarray, size: int, key: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """(epoch, index) of draws from 0 … size - 1, numbered from 0 by `count`.
+
+    Each epoch of `size` draws has every index once, in an order of its own.
+    """
+    epoch, place = np.divmod(count, size)
+    index = np.empty_like(place)
+    for number in np.unique(epoch).tolist():
+        here = epoch == number
+        index[here] = permute(place[here], size, f'{key} {number}')
+    return epoch, index
 
 
 def permute(index: np.ndarray, size: int, key: str) -> np.ndarray:

@@ -14,6 +14,7 @@ reply `a b <|end|>` the row is, padded to T = 6,
 
 import io
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,11 +26,14 @@ from gptjax.core.console import UserError
 from gptjax.core.files import list_files
 from gptjax.data import chat_template
 from gptjax.data.documents import assign_split
-from gptjax.data.packed_dataset import permute
+from gptjax.data.packed_dataset import shuffle_epochs
 from gptjax.data.preferences import SUFFIXES, Preference, read_preferences
 from gptjax.data.sources.open_source import describe_files, refuse_changed_files
 from gptjax.data.sources.records import SPLITS
 from gptjax.tokenizer.tokenizer import Tokenizer
+
+FIELD = 'preference.path'
+ARRAYS = ('tokens', 'ends', 'prompts', 'ids')
 
 
 class Row(NamedTuple):
@@ -61,8 +65,6 @@ def build_pairs(config: ConfigDict, workdir: Path) -> dict:
             changed since.
     """
     section = config.preference
-    field = 'preference.path'
-    folder = workdir / 'pairs'
     tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
     inputs = {
         'preference.path': section.path,
@@ -72,13 +74,11 @@ def build_pairs(config: ConfigDict, workdir: Path) -> dict:
         'tokenizer': tokenizer.fingerprint,
     }
     return artifact.build(
-        folder,
+        workdir / 'pairs',
         inputs,
         lambda folder: _write_pairs(config, folder, tokenizer),
         needs=[f'{split}.npz' for split in SPLITS],
-        check=lambda manifest: refuse_changed_files(
-            field, section.path, SUFFIXES, manifest.get('source'), folder
-        ),
+        check=partial(refuse_changed_files, FIELD, section.path, SUFFIXES),
     )
 
 
@@ -95,14 +95,13 @@ PAIRS = artifact.Artifact('pairs', build_pairs, describe_pairs)
 
 def _write_pairs(config: ConfigDict, folder: Path, tokenizer: Tokenizer) -> dict:
     section = config.preference
-    field = 'preference.path'
     if not section.path:
         raise UserError(
             'preference.path is empty: name a JSON Lines file of preferences, as '
             '--config.preference.path=pairs.jsonl'
         )
-    source = describe_files(list_files(section.path, SUFFIXES, field))
-    preferences, counts = read_preferences(section.path, field)
+    source = describe_files(list_files(section.path, SUFFIXES, FIELD))
+    preferences, counts = read_preferences(section.path, FIELD)
     pairs, skipped = [], dict(equal=counts['equal'], too_long=0)
     for preference in preferences:
         pair = encode_pair(preference, tokenizer, config.chat.template)
@@ -178,15 +177,12 @@ def read_pairs(workdir: Path, split: str) -> list[Pair]:
     """The pairs of a split of RUN/pairs, in order."""
     artifact.require(workdir / 'pairs', 'dpo')
     with np.load(workdir / 'pairs' / f'{split}.npz') as arrays:
-        tokens, ends, prompts, ids = (arrays[name] for name in FIELDS)
+        tokens, ends, prompts, ids = (arrays[name] for name in ARRAYS)
     rows = np.split(tokens, ends[:-1])
     return [
         Pair(str(name), Row(rows[2 * n], prompt), Row(rows[2 * n + 1], prompt))
         for n, (name, prompt) in enumerate(zip(ids, prompts.tolist(), strict=True))
     ]
-
-
-FIELDS = ('tokens', 'ends', 'prompts', 'ids')
 
 
 def _write(path: Path, pairs: Sequence[Pair]) -> dict:
@@ -212,28 +208,23 @@ def _write(path: Path, pairs: Sequence[Pair]) -> dict:
 # ---- batches
 
 
-def pairs_of_step(count: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+def choose_pairs(count: int, batch_size: int, seed: int, step: int) -> np.ndarray:
     """The pairs (batch_size,) of a step: a function of these arguments alone.
 
     Each pass over the `count` pairs has every one once, in an order of its own.
     """
     slots = step * batch_size + np.arange(batch_size)
-    epoch, place = np.divmod(slots, count)
-    drawn = np.empty_like(place)
-    for number in np.unique(epoch).tolist():
-        here = epoch == number
-        drawn[here] = permute(place[here], count, f'{seed} pairs {number}')
-    return drawn
+    return shuffle_epochs(slots, count, f'{seed} pairs')[1]
 
 
-def in_order(count: int, batch_size: int) -> Iterator[np.ndarray]:
+def batch_in_order(count: int, batch_size: int) -> Iterator[np.ndarray]:
     """All numbers below `count`, `batch_size` at a time; the last filled up with -1."""
     for first in range(0, count, batch_size):
         numbers = np.arange(first, first + batch_size)
         yield np.where(numbers < count, numbers, -1)
 
 
-def arrays_of(rows: Sequence[Row], context: int, pad: int) -> dict[str, np.ndarray]:
+def pad_rows(rows: Sequence[Row], context: int, pad: int) -> dict[str, np.ndarray]:
     """Rows as the model reads them; see the table above.
 
     Returns:
@@ -259,7 +250,7 @@ def arrays_of(rows: Sequence[Row], context: int, pad: int) -> dict[str, np.ndarr
     )
 
 
-def mismatched(pairs: Sequence[Pair], context: int) -> list[Row]:
+def mismatch_replies(pairs: Sequence[Pair], context: int) -> list[Row]:
     """Each pair's prompt with a reply to another prompt, which KTO's baseline reads.
 
     It is the next pair's of another prompt: the chosen reply for every second pair,

@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gptjax.data.chitchat import RATING_NAMES, Conversation
+from gptjax.data.chitchat import RATING_NAMES, ChitchatConversation
 
 DEFAULT = dict.fromkeys(RATING_NAMES, 5)
 MIN_TURNS = 4
 
 
-def usable(conversation: Conversation) -> bool:
+def usable(conversation: ChitchatConversation) -> bool:
     """Whether its rating says something.
 
     At least 4 turns, two speakers, and a rating that is not the default.
@@ -30,7 +30,7 @@ def usable(conversation: Conversation) -> bool:
 
 
 def audit(
-    conversations: Sequence[Conversation], split_of: Callable[[str], str]
+    conversations: Sequence[ChitchatConversation], split_of: Callable[[str], str]
 ) -> dict:
     """Counts of conversations, and what else there is to know; JSON values.
 
@@ -90,7 +90,9 @@ def audit(
     )
 
 
-def linked(conversations: Sequence[Conversation]) -> list[list[Conversation]]:
+def linked(
+    conversations: Sequence[ChitchatConversation],
+) -> list[list[ChitchatConversation]]:
     """The conversations in components: linked by a person, directly or not."""
     parent = {}
 

@@ -20,7 +20,10 @@ speaker is the assistant, as in use, where the reply that is judged comes last.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,17 +34,18 @@ from gptjax.core.console import UserError
 from gptjax.core.files import list_files
 from gptjax.core.hashing import hash_words
 from gptjax.data import rating_audit
-from gptjax.data.chitchat import RATING_NAMES, Conversation, read_chitchat
+from gptjax.data.chitchat import RATING_NAMES, ChitchatConversation, read_chitchat
 from gptjax.data.cleaning.cleaning_steps import STEPS, read_options, select_transforms
 from gptjax.data.documents import assign_split
-from gptjax.data.preferences import SUFFIXES, read_preferences
+from gptjax.data.preferences import SUFFIXES, Preference, read_preferences
 from gptjax.data.sources.open_source import describe_files, refuse_changed_files
 
+FIELD = 'reward.preferences'
 SPLITS = ('train', 'validation', 'test')
 BEHAVIOUR = ('replied', 'continued')
 
 
-class Rated(NamedTuple):
+class RatedConversation(NamedTuple):
     """A conversation and its value; a line of RUN/ratings."""
 
     id: str
@@ -60,21 +64,13 @@ def build_ratings(config: ConfigDict, workdir: Path) -> dict:
             no pair of unequal values, or RUN/ratings is of another config or of
             files that have changed since.
     """
-    reward = config.reward
-    field, path = 'reward.preferences', reward.preferences
-    _check(config)
-    folder = workdir / 'ratings'
-
-    def check(manifest):
-        if path:
-            refuse_changed_files(field, path, SUFFIXES, manifest.get('source'), folder)
-
+    _check_fractions(config)
     return artifact.build(
-        folder,
+        workdir / 'ratings',
         _inputs(config),
         lambda folder: _write_ratings(config, folder, workdir / 'datasets'),
         needs=[f'{split}.jsonl' for split in SPLITS],
-        check=check,
+        check=partial(refuse_changed_files, FIELD, config.reward.preferences, SUFFIXES),
     )
 
 
@@ -89,60 +85,61 @@ def describe_ratings(manifest: dict) -> str:
     return f'{line}, of which {train["equal_pairs"]:,} are equal and skipped'
 
 
-def _audit_of(manifest):
+def describe_audit(manifest: dict) -> str:
     return rating_audit.audit_text(manifest['audit']) if 'audit' in manifest else ''
 
 
-RATINGS = artifact.Artifact('ratings', build_ratings, describe_ratings, _audit_of)
+RATINGS = artifact.Artifact('ratings', build_ratings, describe_ratings, describe_audit)
 
 
 def _write_ratings(config: ConfigDict, folder: Path, data_dir: Path) -> dict:
     reward = config.reward
-    field, path = 'reward.preferences', reward.preferences
 
     def split_by(key):
-        return three_way_split(key, reward.test_fraction, reward.validation_fraction)
+        return assign_three_way_split(
+            key, reward.test_fraction, reward.validation_fraction
+        )
 
-    if path:
-        source = describe_files(list_files(path, SUFFIXES, field))
-        preferences, counts = read_preferences(path, field)
-        found = []
+    by_split = {split: [] for split in SPLITS}
+    if reward.preferences:
+        source = describe_files(list_files(reward.preferences, SUFFIXES, FIELD))
+        preferences, counts = read_preferences(reward.preferences, FIELD)
         for preference in preferences:
-            better, worse = (_cleaned(item, config.data) for item in _pair(preference))
+            better, worse = (
+                _clean(rated, config.data) for rated in _rate_preference(preference)
+            )
             if better.messages == worse.messages:
                 counts['equal'] += 1
             else:
-                found.append((split_by(preference.split_key()), [better, worse]))
-        about = dict(preferences=counts, source=source)
+                by_split[split_by(preference.split_key())] += [better, worse]
+        described = dict(preferences=counts, source=source)
     else:
         conversations = read_chitchat(data_dir)
-        found = [
-            (split_by(conversation.id), [_cleaned(item, config.data)])
-            for conversation in conversations
-            if (item := item_of(conversation, reward.target, config.seed))
-        ]
+        for conversation in conversations:
+            rated = rate_conversation(conversation, reward.target, config.seed)
+            if rated:
+                by_split[split_by(conversation.id)].append(_clean(rated, config.data))
     splits = {}
-    for split in SPLITS:
-        items = [i for where, its in found if where == split for i in its]
-        splits[split] = _write(folder / f'{split}.jsonl', items)
+    for split, rated in by_split.items():
+        splits[split] = _write_split(folder / f'{split}.jsonl', rated)
         _refuse_no_pairs(split, splits[split], reward)
-    if not path:
-        about = dict(audit=rating_audit.audit(conversations, split_by))
+    if not reward.preferences:  # now at least one conversation is usable
+        described = dict(audit=rating_audit.audit(conversations, split_by))
     return dict(
         fingerprint=storage.fingerprint([splits[s]['sha256'] for s in SPLITS]),
         splits=splits,
-        **about,
+        **described,
     )
 
 
-def read_split(workdir: Path, split: str) -> list[Rated]:
-    """The items of a split of RUN/ratings, in order."""
+def read_ratings(workdir: Path, split: str) -> list[RatedConversation]:
+    """The rated conversations of a split of RUN/ratings, in order."""
     artifact.require(workdir / 'ratings', 'reward')
     with open(workdir / 'ratings' / f'{split}.jsonl', encoding='utf-8') as file:
-        return [Rated(**json.loads(line)) for line in file]
+        return [RatedConversation(**json.loads(line)) for line in file]
 
 
-def three_way_split(key: str, test: float, validation: float) -> str:
+def assign_three_way_split(key: str, test: float, validation: float) -> str:
     """'test', 'validation' or 'train', by the hash that splits documents as well.
 
     A conversation that pretraining held out is in 'test', where `test` is at least
@@ -156,31 +153,33 @@ def three_way_split(key: str, test: float, validation: float) -> str:
 # ---- chitchat
 
 
-def item_of(conversation: Conversation, target: str, seed: int) -> Rated | None:
+def rate_conversation(
+    conversation: ChitchatConversation, target: str, seed: int
+) -> RatedConversation | None:
     """The conversation with its value; None where the target has no use for it."""
     turns = conversation.turns
     if target in BEHAVIOUR:
         if not turns or (target == 'continued' and len(turns) < 2):
             return None
-        cut = 1 if target == 'replied' else _cut(conversation, seed)
-        value = int(cut < len(turns))
-        turns = turns[:cut]
+        num_turns = 1 if target == 'replied' else _draw_num_turns(conversation, seed)
+        value = int(num_turns < len(turns))
+        turns = turns[:num_turns]
     elif not rating_audit.usable(conversation):
         return None
     else:
         names = RATING_NAMES if target == 'sum' else (target,)
         value = sum(conversation.ratings[name] for name in names)
-    return Rated(
+    return RatedConversation(
         id=conversation.id,
         set='',
-        messages=messages_of(turns),
+        messages=_to_messages(turns),
         value=value,
         characters=sum(len(text) for _, text in turns),
         speakers=sorted(conversation.speakers),
     )
 
 
-def messages_of(turns: Sequence[tuple[str, str]]) -> list[dict]:
+def _to_messages(turns: Sequence[tuple[str, str]]) -> list[dict]:
     """Turns as messages; whoever speaks last is the assistant."""
     last = turns[-1][0]
     return [
@@ -189,7 +188,7 @@ def messages_of(turns: Sequence[tuple[str, str]]) -> list[dict]:
     ]
 
 
-def _cut(conversation: Conversation, seed: int) -> int:
+def _draw_num_turns(conversation: ChitchatConversation, seed: int) -> int:
     """How many turns are kept: all of them, or fewer, by the throw of a coin."""
     digest = hash_words(f'{seed} {conversation.id}')
     coin, place = digest[0] % 2, int.from_bytes(digest[1:9], 'big')
@@ -200,54 +199,50 @@ def _cut(conversation: Conversation, seed: int) -> int:
 # ---- preferences
 
 
-def _pair(preference) -> list[Rated]:
+def _rate_preference(preference: Preference) -> list[RatedConversation]:
     """A set of two: the chosen reply has the value 1, the rejected one 0."""
     items = []
     for value, messages in zip((1, 0), preference.conversations(), strict=True):
         characters = sum(len(message['content']) for message in messages)
         identity = f'{preference.id} {"chosen" if value else "rejected"}'
-        items.append(Rated(identity, preference.id, messages, value, characters, []))
+        items.append(
+            RatedConversation(identity, preference.id, messages, value, characters, [])
+        )
     return items
 
 
 # ---- writing
 
 
-def _cleaned(item: Rated, data: ConfigDict) -> Rated:
+def _clean(rated: RatedConversation, data: ConfigDict) -> RatedConversation:
     options = read_options(data)
     steps = select_transforms(data.clean)
     messages = []
-    for message in item.messages:
+    for message in rated.messages:
         text = message['content']
         for name in steps:
             text = STEPS[name](text, options)
         messages.append(dict(message, content=text))
-    return item._replace(messages=messages)
+    return rated._replace(messages=messages)
 
 
-def _write(path: Path, items: Sequence[Rated]) -> dict:
-    """Writes a split; returns how many items and pairs it has."""
-    lines = (json.dumps(item._asdict(), ensure_ascii=False) + '\n' for item in items)
+def _write_split(path: Path, rated: Sequence[RatedConversation]) -> dict:
+    """Writes a split; returns how many conversations and pairs it has."""
+    lines = (json.dumps(its._asdict(), ensure_ascii=False) + '\n' for its in rated)
     storage.write_text(path, ''.join(lines))
-    pairs, equal = 0, 0
-    for values in _values_by_set(items):
-        pairs += len(values) * (len(values) - 1) // 2
-        equal += sum(
-            count * (count - 1) // 2 for count in map(values.count, set(values))
-        )
+    values_by_set = defaultdict(list)
+    for conversation in rated:
+        values_by_set[conversation.set].append(conversation.value)
+    num_pairs, num_equal = 0, 0
+    for values in values_by_set.values():
+        num_pairs += math.comb(len(values), 2)
+        num_equal += sum(math.comb(n, 2) for n in Counter(values).values())
     return dict(
-        items=len(items),
-        pairs=pairs,
-        equal_pairs=equal,  # skipped: neither is the better one
+        items=len(rated),
+        pairs=num_pairs,
+        equal_pairs=num_equal,  # skipped: neither is the better one
         sha256=storage.sha256_of_file(path),
     )
-
-
-def _values_by_set(items: Sequence[Rated]) -> Iterator[list[float]]:
-    sets = {}
-    for item in items:
-        sets.setdefault(item.set, []).append(item.value)
-    yield from sets.values()
 
 
 def _refuse_no_pairs(split: str, counts: dict, reward: ConfigDict) -> None:
@@ -270,7 +265,7 @@ def _refuse_no_pairs(split: str, counts: dict, reward: ConfigDict) -> None:
 # ---- the config
 
 
-def _check(config: ConfigDict) -> None:
+def _check_fractions(config: ConfigDict) -> None:
     reward = config.reward
     if reward.test_fraction + reward.validation_fraction >= 1:
         raise UserError(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gptjax.data.ratings import Rated
+from gptjax.data.ratings import RatedConversation
 
 WORD = re.compile(r'\w+|[^\w\s]')
 MIN_DOCUMENTS = 5  # of the training split that a word must be in
@@ -111,7 +111,9 @@ def count_words(texts: Sequence[str], train_items: Sequence[int]):
     return sparse.csr_matrix((values, (rows, columns)), (len(texts), len(words)))
 
 
-def score_people(items: Sequence[Rated], train_items: Sequence[int]) -> np.ndarray:
+def score_people(
+    items: Sequence[RatedConversation], train_items: Sequence[int]
+) -> np.ndarray:
     """The mean training value of the people who took part, whatever was said.
 
     Whom training does not know counts as the mean of all. What this gets right above

@@ -13,9 +13,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gptjax.core import console
-from gptjax.data.comparisons import Comparisons, encode_items
+from gptjax.data.comparisons import Comparisons, encode_ratings
 from gptjax.data.documents import assign_split
-from gptjax.data.ratings import BEHAVIOUR, SPLITS, Rated, read_split
+from gptjax.data.ratings import BEHAVIOUR, SPLITS, RatedConversation, read_ratings
 from gptjax.eval import bootstrap, rating_baselines, results
 from gptjax.eval.bootstrap import BootstrapSettings
 from gptjax.eval.rating_baselines import Pairs, draw_pairs
@@ -40,9 +40,9 @@ def evaluate_reward(config: ConfigDict, workdir: Path) -> dict:
     mesh = make_mesh(config.mesh)
     trained = load_reward_model(config, workdir, mesh)
     context, template = config.data.context, config.chat.template
-    rated = {split: read_split(workdir, split) for split in SPLITS}
+    rated = {split: read_ratings(workdir, split) for split in SPLITS}
     encoded = {
-        split: encode_items(items, trained.tokenizer, template, context)
+        split: encode_ratings(items, trained.tokenizer, template, context)
         for split, items in rated.items()
     }
     score = make_reward_scorer(trained.settings, trained.tokenizer, context, mesh)
@@ -90,7 +90,7 @@ def evaluate_reward(config: ConfigDict, workdir: Path) -> dict:
 
 def score_baselines(
     config: ConfigDict,
-    rated: Mapping[str, Sequence[Rated]],
+    rated: Mapping[str, Sequence[RatedConversation]],
     encoded: Mapping[str, Comparisons],
     tokenizer,
 ) -> dict[str, np.ndarray]:
@@ -136,7 +136,7 @@ def score_baselines(
 
 def compute_pair_figures(
     config: ConfigDict,
-    items: Sequence[Rated],
+    items: Sequence[RatedConversation],
     test: Comparisons,
     scores: Mapping[str, np.ndarray],
     bootstrap_settings: BootstrapSettings,

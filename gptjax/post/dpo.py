@@ -107,7 +107,7 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
         def validate(state, done):
             del done
             params, sums = ema_params(state.opt_state, state.params), {}
-            for chosen in preference_pairs.in_order(
+            for chosen in preference_pairs.batch_in_order(
                 len(pairs['validation']), batch_size
             ):
                 batch, baseline = load_batch('validation', chosen, params)
@@ -118,7 +118,7 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
             return {name: value / count for name, value in sums.items()}
 
         def pairs_of_step(step):
-            return preference_pairs.pairs_of_step(
+            return preference_pairs.choose_pairs(
                 len(pairs['train']), batch_size, config.seed, step
             )
 

@@ -16,7 +16,13 @@ from ml_collections import ConfigDict
 
 from gptjax.core import console, run_dir, storage
 from gptjax.core.console import UserError
-from gptjax.data.preference_pairs import Pair, Row, arrays_of, in_order, mismatched
+from gptjax.data.preference_pairs import (
+    Pair,
+    Row,
+    batch_in_order,
+    mismatch_replies,
+    pad_rows,
+)
 from gptjax.parallel import multihost
 from gptjax.parallel.sharding import put_on_mesh, replicated
 from gptjax.post.objectives.logprobs import token_logprobs
@@ -67,7 +73,7 @@ def with_references(
     """
     context = config.data.context
     others = {
-        split: mismatched(its, context) if config.preference.loss == 'kto' else []
+        split: mismatch_replies(its, context) if config.preference.loss == 'kto' else []
         for split, its in pairs.items()
     }
     about = storage.fingerprint(
@@ -129,9 +135,9 @@ def make_logprobs(config: ConfigDict, trained: Trained, mesh: Mesh):
         with console.progress_bar(
             'the reference reads', len(rows), 'replies'
         ) as advance:
-            for numbers in in_order(len(rows), rows_at_once):
+            for numbers in batch_in_order(len(rows), rows_at_once):
                 chosen = [rows[n] if n >= 0 else EMPTY for n in numbers]
-                batch = arrays_of(chosen, context, trained.tokenizer.pad_id)
+                batch = pad_rows(chosen, context, trained.tokenizer.pad_id)
                 batch = put_on_mesh(batch, mesh)
                 parts.append(np.asarray(compiled(trained.params, batch)))
                 advance(np.sum(numbers >= 0))
@@ -205,13 +211,13 @@ def pair_arrays(split: Split, chosen: np.ndarray, context: int, pad: int) -> dic
         pad: id of padding.
 
     Returns:
-        `arrays_of`, (N, 2, T): chosen, rejected. reference: float32 (N, 2). counts:
+        `pad_rows`, (N, 2, T): chosen, rejected. reference: float32 (N, 2). counts:
         float32 (N,), 1 for a pair, else 0.
     """
     rows = []
     for number in chosen:
         rows += split.pairs[number][1:] if number >= 0 else [EMPTY, EMPTY]
-    arrays = arrays_of(rows, context, pad)
+    arrays = pad_rows(rows, context, pad)
     arrays = {name: array.reshape(-1, 2, context) for name, array in arrays.items()}
     counts = (chosen >= 0).astype(np.float32)
     return dict(arrays, reference=split.reference[chosen], counts=counts)
@@ -223,5 +229,5 @@ def other_arrays(split: Split, chosen: np.ndarray, context: int, pad: int) -> di
     They are averaged, so where there is no pair another stands in.
     """
     chosen = np.resize(chosen[chosen >= 0], len(chosen))
-    arrays = arrays_of([split.others[number] for number in chosen], context, pad)
+    arrays = pad_rows([split.others[number] for number in chosen], context, pad)
     return dict(arrays, reference=split.other_reference[chosen])

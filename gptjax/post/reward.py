@@ -10,11 +10,11 @@ from gptjax.core import artifact, run_dir
 from gptjax.core.console import UserError, progress_bar
 from gptjax.data.comparisons import (
     Comparisons,
-    arrays_of,
-    encode_items,
-    training_groups,
+    choose_groups,
+    encode_ratings,
+    make_comparison_arrays,
 )
-from gptjax.data.ratings import BEHAVIOUR, RATINGS, read_split
+from gptjax.data.ratings import BEHAVIOUR, RATINGS, read_ratings
 from gptjax.models import heads, settings
 from gptjax.parallel.mesh import batch_shards, make_mesh
 from gptjax.parallel.multihost import print_once
@@ -72,10 +72,10 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
     mesh = make_mesh(config.mesh)
     tokenizer, model = load_tokenizer(config, workdir)
     context, batch_size = config.data.context, config.train.batch_size
-    rated = {split: read_split(workdir, split) for split in ('train', 'validation')}
+    rated = {split: read_ratings(workdir, split) for split in ('train', 'validation')}
     with progress_bar('encoding conversations', 0):
         train, validation = (
-            encode_items(conversations, tokenizer, config.chat.template, context)
+            encode_ratings(conversations, tokenizer, config.chat.template, context)
             for conversations in rated.values()
         )
     config = with_steps(config, config.reward.epochs, len(train.values))
@@ -93,7 +93,7 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
     # ---- batches ------------------------------------------------------------
     def groups_of_step(step):
         groups = batch_size // group
-        return training_groups(train.sets, groups, group, config.seed, step)
+        return choose_groups(train.sets, groups, group, config.seed, step)
 
     def start(begun: Start) -> Training:
         compute_scores = make_reward_scorer(model, tokenizer, context, mesh)
@@ -101,7 +101,9 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
         def update(state, step, record):
             del record
             rows_BG = groups_of_step(step)
-            arrays = arrays_of(train.encoded, rows_BG, context, tokenizer.pad_id)
+            arrays = make_comparison_arrays(
+                train.encoded, rows_BG, context, tokenizer.pad_id
+            )
             arrays['values'] = (train.values[rows_BG] - mean) / std
             state, metrics = begun.step(
                 state, put_on_mesh(arrays, mesh, WITHOUT_TOKENS)

@@ -14,7 +14,11 @@ from ml_collections import ConfigDict
 
 from gptjax.core import storage
 from gptjax.core.console import UserError
-from gptjax.data.comparisons import Encoded, arrays_of, encode_end
+from gptjax.data.comparisons import (
+    EncodedConversation,
+    encode_end,
+    make_comparison_arrays,
+)
 from gptjax.models import gpt, heads, settings
 from gptjax.optim.optimizer import ema_params, make_optimizer
 from gptjax.parallel.mesh import batch_shards
@@ -35,7 +39,7 @@ def score(settings, params, arrays, key=None):
         settings: of the model.
         params: its parameters and 'reward_head'.
         arrays: `inputs`, `segments`, `positions` (…, T) and `last` (…), int32, from
-            `comparisons.arrays_of`.
+            `comparisons.make_comparison_arrays`.
         key: of dropout; None: no dropout.
     """
     T = arrays['inputs'].shape[-1]
@@ -60,7 +64,7 @@ def make_reward_scorer(settings, tokenizer, context: int, mesh: Mesh) -> Callabl
         out_shardings=replicated(mesh),
     )
 
-    def scorer(params, encoded: Sequence[Encoded]) -> np.ndarray:
+    def scorer(params, encoded: Sequence[EncodedConversation]) -> np.ndarray:
         with jax.set_mesh(mesh):
             parts = [
                 compiled(params, put_on_mesh(arrays, mesh, WITHOUT_TOKENS))
@@ -77,7 +81,7 @@ def _chunks(encoded, rows, context, pad) -> Iterator[dict]:
         chosen = np.full(rows, -1)
         here = np.arange(first, min(first + rows, len(encoded)))
         chosen[: len(here)] = here
-        yield arrays_of(encoded, chosen, context, pad)
+        yield make_comparison_arrays(encoded, chosen, context, pad)
 
 
 def trained_shapes(model) -> tuple[dict, dict]:

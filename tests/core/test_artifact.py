@@ -32,9 +32,17 @@ def test_made_once_by_the_same_inputs(tmp_path):
     }
     changed = (folder / 'manifest.json').stat().st_mtime_ns
     checked = []
-    assert build(folder, inputs, needs=['part/result'], check=checked.append) == made
+    assert (
+        build(
+            folder,
+            inputs,
+            needs=['part/result'],
+            check=lambda *its: checked.append(its),
+        )
+        == made
+    )
     assert (folder / 'manifest.json').stat().st_mtime_ns == changed
-    assert checked == [made]
+    assert checked == [(made, folder)]
 
 
 def test_other_inputs_are_refused_by_name(tmp_path):

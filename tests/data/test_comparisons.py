@@ -5,8 +5,13 @@ import pytest
 
 from gptjax.data import comparisons
 from gptjax.data.chat_template import encode_conversation
-from gptjax.data.comparisons import arrays_of, encode_end, encode_items, training_groups
-from gptjax.data.ratings import Rated
+from gptjax.data.comparisons import (
+    choose_groups,
+    encode_end,
+    encode_ratings,
+    make_comparison_arrays,
+)
+from gptjax.data.ratings import RatedConversation
 
 
 def messages(*texts):
@@ -53,32 +58,32 @@ def test_of_a_long_last_turn_the_end_is_read(run):
 def test_items_by_set(run):
     texts = ('a cat', 'a dog', 'a mat', 'the dog')
     of_pairs = [
-        Rated(str(n), f'pair {n // 2}', messages('see', text), n, 9, [])
+        RatedConversation(str(n), f'pair {n // 2}', messages('see', text), n, 9, [])
         for n, text in enumerate(texts)
     ]
-    found = encode_items(of_pairs, run.tokenizer, 'text', 16)
+    found = encode_ratings(of_pairs, run.tokenizer, 'text', 16)
     assert found.sets.tolist() == [[0, 1], [2, 3]]
     assert found.values.tolist() == [0, 1, 2, 3] and found.values.dtype == np.float32
     of_one = [item._replace(set='') for item in of_pairs]
-    assert encode_items(of_one, run.tokenizer, 'text', 16).sets.tolist() == [
+    assert encode_ratings(of_one, run.tokenizer, 'text', 16).sets.tolist() == [
         [0, 1, 2, 3]
     ]
 
 
 def test_groups_of_one_set_go_through_all_items_each_epoch():
     sets = np.arange(20)[None]
-    steps = [training_groups(sets, 2, 5, seed=3, step=step) for step in range(4)]
+    steps = [choose_groups(sets, 2, 5, seed=3, step=step) for step in range(4)]
     assert all(groups.shape == (2, 5) for groups in steps)
     for epoch in (steps[:2], steps[2:]):
         assert sorted(np.concatenate(epoch).ravel()) == list(range(20))
     assert not np.array_equal(steps[0], steps[2])
-    np.testing.assert_array_equal(steps[3], training_groups(sets, 2, 5, 3, 3))
-    assert not np.array_equal(steps[0], training_groups(sets, 2, 5, 4, 0))
+    np.testing.assert_array_equal(steps[3], choose_groups(sets, 2, 5, 3, 3))
+    assert not np.array_equal(steps[0], choose_groups(sets, 2, 5, 4, 0))
 
 
 def test_groups_of_many_sets_are_the_sets():
     sets = np.arange(12).reshape(6, 2)
-    steps = [training_groups(sets, 4, 2, seed=0, step=step) for step in range(3)]
+    steps = [choose_groups(sets, 4, 2, seed=0, step=step) for step in range(3)]
     drawn = np.concatenate(steps)
     assert all(row in sets.tolist() for row in drawn.tolist())
     for epoch in (drawn[:6], drawn[6:]):
@@ -87,10 +92,10 @@ def test_groups_of_many_sets_are_the_sets():
 
 def test_arrays():
     encoded = [
-        comparisons.Encoded(np.array(tokens, np.int32), 0, False)
+        comparisons.EncodedConversation(np.array(tokens, np.int32), 0, False)
         for tokens in ([1, 5, 6], [1, 7])
     ]
-    found = arrays_of(encoded, np.array([[1, 0, -1]]), 4, pad=9)
+    found = make_comparison_arrays(encoded, np.array([[1, 0, -1]]), 4, pad=9)
     expected = dict(
         inputs=[[[1, 7, 9, 9], [1, 5, 6, 9], [9, 9, 9, 9]]],
         segments=[[[1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]]],

@@ -11,7 +11,7 @@ from gptjax.core.console import UserError
 from gptjax.data.packed_dataset import (
     MAX_PERIOD,
     PackedDataset,
-    assign,
+    assign_sources,
     integer_weights,
     permute,
 )
@@ -127,7 +127,7 @@ def test_a_split_without_documents_is_named(run, tmp_path):
 
 
 def test_pattern_by_hand():
-    source, count = assign(np.arange(6), [1, 2])
+    source, count = assign_sources(np.arange(6), [1, 2])
     assert source.tolist() == [1, 1, 0, 1, 1, 0]
     assert count.tolist() == [0, 1, 0, 2, 3, 1]
 
@@ -139,7 +139,7 @@ def test_pattern_by_hand():
 def test_each_period_has_each_source_as_often_as_its_weight(weights, begin):
     period = sum(weights)
     begin -= begin % period
-    source, count = assign(np.arange(begin, begin + period), weights)
+    source, count = assign_sources(np.arange(begin, begin + period), weights)
     assert np.bincount(source, minlength=len(weights)).tolist() == weights
     for index, weight in enumerate(weights):
         first = begin // period * weight
@@ -150,16 +150,16 @@ def test_each_period_has_each_source_as_often_as_its_weight(weights, begin):
 @given(weights=st.lists(st.integers(1, 50), min_size=1, max_size=6), data=st.data())
 def test_a_slot_does_not_depend_on_the_others(weights, data):
     slots = np.array(data.draw(st.lists(st.integers(0, 10**6), min_size=1)))
-    source, count = assign(slots, weights)
+    source, count = assign_sources(slots, weights)
     for place, slot in enumerate(slots):
-        alone = assign(np.array([slot]), weights)
+        alone = assign_sources(np.array([slot]), weights)
         assert (source[place], count[place]) == (alone[0][0], alone[1][0])
 
 
 def test_large_numbers_do_not_overflow():
     weights = [MAX_PERIOD // 2 - 1, MAX_PERIOD // 2]
     slots = np.arange(2**52, 2**52 + 1000)
-    source, count = assign(slots, weights)
+    source, count = assign_sources(slots, weights)
     assert abs(np.bincount(source) - 500).max() <= 1
     exact = [slot // sum(weights) * weights[0] for slot in slots.tolist()]
     exact = [
@@ -171,7 +171,7 @@ def test_large_numbers_do_not_overflow():
 
 
 def test_spread_evenly():
-    source, _ = assign(np.arange(1000), [1, 9])
+    source, _ = assign_sources(np.arange(1000), [1, 9])
     assert np.diff(np.flatnonzero(source == 0)).tolist() == [10] * 99
 
 

@@ -4,16 +4,18 @@ import numpy as np
 import pytest
 
 from gptjax.data import rating_audit
-from gptjax.data.chitchat import Conversation, merge_turns, read_chitchat
+from gptjax.data.chitchat import ChitchatConversation, merge_turns, read_chitchat
 from gptjax.data.rating_audit import audit, linked, pair_accuracy, usable
-from gptjax.data.ratings import three_way_split
+from gptjax.data.ratings import assign_three_way_split
 
 
 def conversation(name, people, ratings, turns=4, words=2):
     """`people` in turn, each turn of so many words."""
     said = tuple((people[i % len(people)], 'so ' * words) for i in range(turns))
     names = ('witty', 'interesting', 'upbeat')
-    return Conversation(name, said, ratings and dict(zip(names, ratings, strict=True)))
+    return ChitchatConversation(
+        name, said, ratings and dict(zip(names, ratings, strict=True))
+    )
 
 
 SOME = [
@@ -88,7 +90,7 @@ def test_messages_in_a_row_are_one_turn():
 def test_chitchat_itself(prepared_run):
     # Of chitchat-dataset 0.9.0; a new release of it may change these.
     conversations = read_chitchat(prepared_run / 'datasets')
-    found = audit(conversations, lambda name: three_way_split(name, 0.15, 0.1))
+    found = audit(conversations, lambda name: assign_three_way_split(name, 0.15, 0.1))
     expected = dict(
         conversations=7168, unrated=1180, default=2920, no_reply=3151,
         no_reply_rated=2284, usable=2097, people=800, largest_component=2050,

@@ -7,7 +7,7 @@ import pytest
 from configs import common
 from gptjax.core.console import UserError
 from gptjax.data import ratings
-from gptjax.data.chitchat import Conversation
+from gptjax.data.chitchat import ChitchatConversation
 from gptjax.data.documents import assign_split
 from gptjax.data.rating_audit import usable
 
@@ -26,7 +26,9 @@ def make_conversation(number, turns=4, ratings=None):
     said = tuple((f'person {number + i % 2}', f'turn {i}') for i in range(turns))
     names = ('witty', 'interesting', 'upbeat')
     values = ratings or (1 + number % 9, 7, 8)
-    return Conversation(f'c{number}', said, dict(zip(names, values, strict=True)))
+    return ChitchatConversation(
+        f'c{number}', said, dict(zip(names, values, strict=True))
+    )
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def chitchat(monkeypatch):
 def test_items_and_splits(chitchat, tmp_path):
     config = make_config()
     manifest = ratings.build_ratings(config, tmp_path)
-    found = {split: ratings.read_split(tmp_path, split) for split in ratings.SPLITS}
+    found = {split: ratings.read_ratings(tmp_path, split) for split in ratings.SPLITS}
     names = [item.id for items in found.values() for item in items]
     assert sorted(names) == sorted(f'c{number}' for number in range(40))
     for split, items in found.items():
@@ -63,18 +65,18 @@ def test_items_and_splits(chitchat, tmp_path):
 
 def test_what_pretraining_held_out_is_in_the_test_split():
     for number in range(500):
-        split = ratings.three_way_split(f'c{number}', 0.15, 0.1)
+        split = ratings.assign_three_way_split(f'c{number}', 0.15, 0.1)
         if assign_split(f'c{number}', 0.05) == 'validation':
             assert split == 'test'
         if assign_split(f'c{number}', 0.25) == 'train':
             assert split == 'train'
-    shares = [ratings.three_way_split(f'c{n}', 0.15, 0.1) for n in range(2000)]
+    shares = [ratings.assign_three_way_split(f'c{n}', 0.15, 0.1) for n in range(2000)]
     assert 240 < shares.count('test') < 360 and 140 < shares.count('validation') < 260
 
 
 def test_the_last_speaker_is_the_assistant():
     for turns in (4, 5):
-        item = ratings.item_of(make_conversation(0, turns), 'sum', 0)
+        item = ratings.rate_conversation(make_conversation(0, turns), 'sum', 0)
         roles = [message['role'] for message in item.messages]
         assert roles[-1] == 'assistant'
         assert all(one != other for one, other in zip(roles, roles[1:], strict=False))
@@ -83,17 +85,20 @@ def test_the_last_speaker_is_the_assistant():
 def test_one_rating_or_their_sum():
     conversation = make_conversation(3)
     values = {
-        t: ratings.item_of(conversation, t, 0).value
+        t: ratings.rate_conversation(conversation, t, 0).value
         for t in ('sum', *ratings.RATING_NAMES)
     }
     assert values == dict(sum=19, witty=4, interesting=7, upbeat=8)
-    assert ratings.item_of(make_conversation(3, ratings=(5, 5, 5)), 'sum', 0) is None
+    assert (
+        ratings.rate_conversation(make_conversation(3, ratings=(5, 5, 5)), 'sum', 0)
+        is None
+    )
 
 
 def test_replied_reads_the_first_turn_alone():
     answered, alone = make_conversation(0, 4), make_conversation(1, 1)
     for conversation, value in ((answered, 1), (alone, 0)):
-        item = ratings.item_of(conversation, 'replied', 0)
+        item = ratings.rate_conversation(conversation, 'replied', 0)
         assert item.value == value
         assert item.messages == [dict(role='assistant', content='turn 0')]
     assert not usable(alone)
@@ -101,16 +106,17 @@ def test_replied_reads_the_first_turn_alone():
 
 def test_continued_stops_at_the_end_for_half_of_them():
     items = [
-        ratings.item_of(make_conversation(n, 6), 'continued', 0) for n in range(400)
+        ratings.rate_conversation(make_conversation(n, 6), 'continued', 0)
+        for n in range(400)
     ]
     ends = [item for item in items if item.value == 0]
     assert 160 < len(ends) < 240
     assert all(len(item.messages) == 6 for item in ends)
     cuts = [len(item.messages) for item in items if item.value == 1]
     assert set(cuts) == {1, 2, 3, 4, 5}
-    again = ratings.item_of(make_conversation(7, 6), 'continued', 0)
+    again = ratings.rate_conversation(make_conversation(7, 6), 'continued', 0)
     assert again == items[7]
-    assert ratings.item_of(make_conversation(0, 1), 'continued', 0) is None
+    assert ratings.rate_conversation(make_conversation(0, 1), 'continued', 0) is None
 
 
 def test_messages_are_cleaned(chitchat, tmp_path):
@@ -145,7 +151,7 @@ def test_users_preferences(tmp_path):
     assert 'audit' not in manifest
     prompts = {}
     for split in ratings.SPLITS:
-        items = ratings.read_split(tmp_path / 'run', split)
+        items = ratings.read_ratings(tmp_path / 'run', split)
         assert manifest['splits'][split]['pairs'] == len(items) // 2
         for better, worse in zip(items[::2], items[1::2], strict=True):
             assert better.set == worse.set and (better.value, worse.value) == (1, 0)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gptjax.data.ratings import Rated
+from gptjax.data.ratings import RatedConversation
 from gptjax.eval import rating_baselines
 from gptjax.eval.rating_baselines import Pairs, draw_pairs, score_bag_of_words
 
@@ -85,7 +85,7 @@ def test_rare_words_and_words_of_the_test_are_unknown():
 
 def test_people_are_known_by_their_training_values():
     def item(name, value, *people):
-        return Rated(name, '', [], value, 0, list(people))
+        return RatedConversation(name, '', [], value, 0, list(people))
 
     items = [
         item('a', 10, 'x', 'y'), item('b', 20, 'y', 'z'), item('c', 0, 'x', 'new'),

@@ -5,7 +5,7 @@ import pytest
 
 from configs import common
 from gptjax.data.comparisons import Comparisons
-from gptjax.data.ratings import Rated
+from gptjax.data.ratings import RatedConversation
 from gptjax.eval import reward_evaluation
 from gptjax.eval.bootstrap import BootstrapSettings
 from gptjax.eval.rating_baselines import Pairs, draw_pairs
@@ -24,7 +24,7 @@ def make_config(**reward):
 
 def make_items(values, characters, sets=None):
     items = [
-        Rated(f'c{n}', sets[n] if sets else '', [], value, length, [])
+        RatedConversation(f'c{n}', sets[n] if sets else '', [], value, length, [])
         for n, (value, length) in enumerate(zip(values, characters, strict=True))
     ]
     of_set = {}

@@ -138,7 +138,7 @@ def test_the_last_reply_alone_is_trained_and_its_end(folder):
     ]
     preference = data.Preference('a#1', earlier, '4', '5 5')
     pair = data.encode_pair(preference, tokenizer, 'turns')
-    arrays = data.arrays_of(pair[1:], 32, tokenizer.pad_id)
+    arrays = data.pad_rows(pair[1:], 32, tokenizer.pad_id)
     for row, text in enumerate(('4', '5 5')):
         trained = arrays['weights'][row] == 1
         wanted = [*tokenizer.encode(text), end]
@@ -152,11 +152,11 @@ def test_the_last_reply_alone_is_trained_and_its_end(folder):
 
 
 def test_batches_have_every_pair_once_a_pass():
-    steps = [data.pairs_of_step(10, 4, seed=3, step=step) for step in range(5)]
+    steps = [data.choose_pairs(10, 4, seed=3, step=step) for step in range(5)]
     drawn = np.concatenate(steps)
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
     assert drawn[:10].tolist() != drawn[10:].tolist()
-    assert np.array_equal(data.pairs_of_step(10, 4, seed=3, step=2), steps[2])
+    assert np.array_equal(data.choose_pairs(10, 4, seed=3, step=2), steps[2])
 
 
 def test_pairs_of_one_prompt_stay_together(folder):
@@ -179,16 +179,18 @@ def test_mismatched_replies_are_of_another_prompt():
         return data.Pair('', *(data.Row(row, 3) for row in rows))
 
     pairs = [pair(prompt, n) for n, prompt in enumerate((7, 7, 8, 7))]
-    rows = data.mismatched(pairs, context=32)
+    rows = data.mismatch_replies(pairs, context=32)
     assert [row.tokens.tolist() for row in rows] == [
         [1, 7, 2, 23],  # of pair 2, the next of another prompt
         [1, 7, 2, 24],
         [1, 8, 2, 33],
         [1, 7, 2, 24],  # past the end, from the beginning on
     ]
-    assert [len(row.tokens) for row in data.mismatched(pairs, context=2)] == [3] * 4
+    assert [len(row.tokens) for row in data.mismatch_replies(pairs, context=2)] == [
+        3
+    ] * 4
     with pytest.raises(UserError, match='kto'):
-        data.mismatched(pairs[:2], context=32)
+        data.mismatch_replies(pairs[:2], context=32)
 
 
 # ---- losses

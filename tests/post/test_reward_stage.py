@@ -14,7 +14,7 @@ from configs import reward as reward_config
 from gptjax.core import run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.data import ratings
-from gptjax.data.comparisons import arrays_of, encode_end
+from gptjax.data.comparisons import encode_end, make_comparison_arrays
 from gptjax.models import gpt, heads, settings
 from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.sharding import put_on_mesh
@@ -245,7 +245,7 @@ def test_a_loaded_reward_is_centred(finished):
     section.data = 1
     mesh = make_mesh(section, jax.devices()[:1])
     rewards = reward_model.load_reward_function(config, workdir, mesh)
-    items = ratings.read_split(workdir, 'train')
+    items = ratings.read_ratings(workdir, 'train')
     found = rewards([item.messages for item in items])
     assert found.dtype == np.float32 and found.shape == (len(items),)
     assert abs(found.mean()) < 1e-4
@@ -307,7 +307,7 @@ def test_it_needs_a_finished_run(trained_run, finished, tmp_path):
 def test_rows_of_padding_are_not_rewards(finished):
     tokenizer = Tokenizer.load(finished[2] / 'tokenizer' / 'tokenizer.model')
     encoded = [encode_end([dict(role='user', content='hi')], tokenizer, 'text', 64)]
-    arrays = arrays_of(encoded, np.array([0, -1]), 64, tokenizer.pad_id)
+    arrays = make_comparison_arrays(encoded, np.array([0, -1]), 64, tokenizer.pad_id)
     assert arrays['segments'].sum(axis=1).tolist() == [len(encoded[0].tokens), 0]
 
 
@@ -366,9 +366,9 @@ def test_a_critic_that_begins_as_it_values_the_last_token_at_the_reward(
         heads.without_critic(params), trained.params, rtol=0, atol=0
     )
 
-    items = [item.messages for item in ratings.read_split(workdir, 'train')[:6]]
+    items = [item.messages for item in ratings.read_ratings(workdir, 'train')[:6]]
     encoded = [encode_end(i, trained.tokenizer, 'turns', 64) for i in items]
-    arrays = arrays_of(encoded, np.arange(6), 64, trained.tokenizer.pad_id)
+    arrays = make_comparison_arrays(encoded, np.arange(6), 64, trained.tokenizer.pad_id)
     hidden = gpt.bind(trained.settings, trained.params).hidden(
         *(arrays[name] for name in reward_model.TOKENS)
     )

@@ -127,15 +127,15 @@ def refuse_changed_sources(
     for name, source in sources.items():
         if source.kind != 'tfds':
             field, suffixes = f'{section}.{name}.path', SUFFIXES[source.kind]
-            then = manifest['sources'][name]
-            refuse_changed_files(field, source.path, suffixes, then, folder)
+            described = dict(source=manifest['sources'][name])
+            refuse_changed_files(field, source.path, suffixes, described, folder)
 
 
 def refuse_changed_files(
     field: str,
     path: str,
     suffixes: tuple[str, ...],
-    then: dict | None,
+    manifest: dict,
     folder: os.PathLike,
 ) -> None:
     """Raises UserError where files have come, gone or grown since they were read.
@@ -146,7 +146,8 @@ def refuse_changed_files(
     Args:
         field: the config field that holds the path.
         path, suffixes: of `list_files`.
-        then: what `describe_files` said when they were read; None: that was not kept.
+        manifest: of `folder`, with what `describe_files` said as 'source'; runs of
+            before may not have kept that.
         folder: that was made from them.
     """
     if is_remote(path):
@@ -155,6 +156,7 @@ def refuse_changed_files(
         now = describe_files(list_files(path, suffixes, field))
     except UserError:
         return
+    then = manifest.get('source')
     if then and now['listing'] != then['listing']:
         raise UserError(
             f'{field}={path}: {folder} was made from {then["files"]} files of '
