@@ -12,7 +12,7 @@ import pytest
 
 from gptjax.core import run_dir
 from gptjax.parallel.mesh import make_mesh
-from gptjax.train.load_model import load
+from gptjax.train.load_model import load_model
 from tests import runs
 
 TINY = '--config=configs/tiny.py'
@@ -176,7 +176,7 @@ def test_training_on_other_data_is_refused_and_reading_is_not(
     error = error_of(capsys, 'pretrain', *words)
     assert 'made with other data' in error and 'bring back the data' in error
     config = run_dir.read_config(run)
-    assert load(config, run, make_mesh(config.mesh)).step == 4
+    assert load_model(config, run, make_mesh(config.mesh)).step == 4
 
 
 def test_environment_is_of_the_command_that_made_something(trained_run, tmp_path):

@@ -246,10 +246,10 @@ def _load_model(config, workdir, step):
         init = jax.jit(lambda key: gpt.init_params(settings, key))
         return settings, init(jax.random.key(0)), []
     from gptjax.eval.held_out_documents import read_held_out_texts
-    from gptjax.train.load_model import inference_mesh, load
+    from gptjax.train.load_model import inference_mesh, load_model
 
     with console.progress_bar('reading the model', 0):
-        trained = load(config, workdir, inference_mesh(config), step)
+        trained = load_model(config, workdir, inference_mesh(config), step)
     texts = '\n\n'.join(read_held_out_texts(config, workdir, NUM_DOCUMENTS))
     return trained.settings, trained.params, trained.tokenizer.encode(texts)
 

@@ -131,9 +131,9 @@ def write_environment(workdir: Path) -> None:
     """
     path = workdir / 'environment.json'
     before = _read(path) if path.exists() else {}
-    found = environment()
-    found['config'] = config_words(sys.argv[1:]) or before.get('config', [])
-    storage.write_json(path, found)
+    described = environment()
+    described['config'] = config_words(sys.argv[1:]) or before.get('config', [])
+    storage.write_json(path, described)
 
 
 def config_words(words: list[str]) -> list[str]:
@@ -214,9 +214,9 @@ def environment() -> dict:
 def _revision() -> str | None:
     """The commit the code stands at, with '+' where files differ from it."""
     folder = Path(__file__).parents[1]
-    told = folder.parent / 'revision'  # in place of git, where tpu.sh brought the code
-    if told.exists():
-        return told.read_text().strip() or None
+    written = folder.parent / 'revision'  # in place of git, where tpu.sh brought it
+    if written.exists():
+        return written.read_text().strip() or None
 
     def git(*words):
         return subprocess.run(

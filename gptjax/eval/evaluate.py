@@ -16,7 +16,7 @@ from gptjax.eval.tasks.choice_task import evaluate_choices
 from gptjax.eval.tasks.generation_task import evaluate_generation
 from gptjax.eval.tasks.predictor import Predictor, open_predictor
 from gptjax.parallel.mesh import batch_shards, make_mesh
-from gptjax.train.load_model import load, load_start_run, model_fingerprint
+from gptjax.train.load_model import load_model, load_start_run, model_fingerprint
 
 HARNESS = 'lm_eval:'  # before the name of a task of lm-evaluation-harness
 SUITES = ('core', 'chatcore')  # lists of such tasks
@@ -79,7 +79,7 @@ def evaluate(
         conversations = dialogue_task.read_dialogue_examples(folder, settings)
 
     with console.progress_bar('reading the model', 0):
-        trained = load(config, workdir, mesh, step)
+        trained = load_model(config, workdir, mesh, step)
         fingerprint = model_fingerprint(trained)
     documents = documents_run = None
     own_documents = held_out_documents.validation_path(workdir)

@@ -40,7 +40,7 @@ from gptjax.post.reward_functions import find_reward_run
 from gptjax.post.rollout import Rollout, Sampler, make_sampler
 from gptjax.train import init_from
 from gptjax.train.checkpoint import Checkpoints
-from gptjax.train.load_model import inference_mesh, load
+from gptjax.train.load_model import inference_mesh, load_model
 
 RESULTS = 'overoptimization.json'
 PAGE = 'overoptimization.html'
@@ -183,7 +183,7 @@ def _policy_points(
         'judging checkpoints', len(steps), 'checkpoints'
     ) as advance:
         for step in steps:
-            trained = load(policy_config, policy, mesh, step)
+            trained = load_model(policy_config, policy, mesh, step)
             if trained.tokenizer.fingerprint != fingerprint:
                 raise UserError(
                     f'overoptimization.policy={policy} has another tokenizer than '

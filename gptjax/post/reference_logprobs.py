@@ -29,7 +29,7 @@ from gptjax.post.objectives.logprobs import token_logprobs
 from gptjax.post.objectives.reply_tokens import reply_sums
 from gptjax.post.policy_model import apply_compute_settings
 from gptjax.train.init_from import load_start
-from gptjax.train.load_model import Trained, load, model_fingerprint
+from gptjax.train.load_model import Trained, load_model, model_fingerprint
 
 NAME = 'reference.npz'
 ROWS_AT_ONCE = 64  # at most; fewer where a batch has fewer
@@ -159,7 +159,7 @@ def _named(config, start, mesh):
     field = f'preference.reference={run}'
     workdir = Path(run).expanduser().absolute()
     try:
-        reference = load(run_dir.read_config(workdir), workdir, mesh)
+        reference = load_model(run_dir.read_config(workdir), workdir, mesh)
     except UserError as error:
         raise UserError(f'{field}: {error}') from error
     theirs, ours = reference.tokenizer, start.tokenizer

@@ -38,7 +38,7 @@ def load_tokenizer(
     return tokenizer, settings.resolve(config.model, tokenizer.vocab_size)
 
 
-def load(
+def load_model(
     config: ConfigDict, workdir: Path, mesh: Mesh, step: int | None = None
 ) -> Trained:
     """A checkpoint of RUN: of `step`, or the best by validation loss, or the newest.
@@ -78,7 +78,7 @@ def load(
 
 
 def _step_and_weights(state):
-    """What a model is of a training state; the rest may be twice as large."""
+    """The arrays of a training state that inference needs: a third of it."""
     return state.step, heads.without_critic(ema_params(state.opt_state, state.params))
 
 
@@ -90,11 +90,11 @@ def load_start_run(start: ConfigDict, mesh: Mesh) -> Trained:
         mesh: where it is laid out.
 
     Raises:
-        UserError: as `load`.
+        UserError: as `load_model`.
     """
     run = Path(start.run)
     try:
-        return load(run_dir.read_config(run), run, mesh, start.step)
+        return load_model(run_dir.read_config(run), run, mesh, start.step)
     except UserError as error:
         raise UserError(f'start.run={run}: {error}') from error
 
@@ -105,15 +105,12 @@ def uses_lora(config: ConfigDict) -> bool:
 
 
 def load_base(config: ConfigDict, mesh: Mesh) -> Trained | None:
-    """What A and B of LoRA stand beside, as it was; None where all is trained."""
+    """The frozen model under LoRA; None where all parameters are trained."""
     return load_start_run(config.start, mesh) if uses_lora(config) else None
 
 
 def model_identity(tokenizer: Tokenizer, base: Trained | None) -> dict[str, str]:
-    """What makes a checkpoint's weights what they are, besides the config.
-
-    Training adds what it trains on.
-    """
+    """`Checkpoints.identity`: hashes of the tokenizer and of LoRA's frozen weights."""
     identity = dict(tokenizer=tokenizer.fingerprint)
     return identity if base is None else dict(identity, start=model_fingerprint(base))
 
@@ -131,7 +128,7 @@ def trained_shapes(config: ConfigDict, model: FrozenConfigDict) -> tuple:
 
 
 def merge_lora(config: ConfigDict, base, params, mesh: Mesh):
-    """Plain parameters of the base and A, B, where the base's are."""
+    """The base with w + alpha / rank A B in place of w, laid out as it is."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, base)
     merge = jax.jit(
         lambda base, params: lora.merge(base, params, lora.lora_scale(config.lora)),
@@ -156,12 +153,9 @@ def load_engine(
     draft: Path | None = None,
     **options,
 ) -> Engine:
-    """An engine for a checkpoint of RUN, chosen as `load` does.
+    """An engine for a checkpoint of RUN, chosen as `load_model` does.
 
     Args:
-        config: of the run.
-        workdir: RUN.
-        step: of the checkpoint.
         weights: 'whole', or 'int8' for a byte each.
         cache: the same of keys and values.
         draft: the run directory of a smaller model with the same tokenizer, which
@@ -169,14 +163,14 @@ def load_engine(
         **options: of `Engine`.
 
     Raises:
-        UserError: as `load`, or weights, cache or draft that cannot be.
+        UserError: as `load_model`, or weights, cache or draft that cannot be.
     """
     for name, value, known in (('weights', weights, WEIGHTS), ('cache', cache, CACHES)):
         if value not in known:
             raise UserError(f'--{name}={value}: use one of {", ".join(known)}')
     mesh = inference_mesh(config)
-    trained = load(config, workdir, mesh, step)
-    told = [model_fingerprint(trained), weights, cache]
+    trained = load_model(config, workdir, mesh, step)
+    identity = [model_fingerprint(trained), weights, cache]
     dtype = jnp.dtype(trained.settings.dtype)
     if draft is not None:
         guessing = load_draft(draft, mesh, trained.tokenizer)
@@ -184,12 +178,12 @@ def load_engine(
         # Its weights are converted as the model's are, and one may be in float32.
         dtype = jnp.promote_types(dtype, guessing.settings.dtype)
         # What is guessed decides which draws are made: other seeds, other replies.
-        told += [model_fingerprint(guessing), options.get('guesses')]
+        identity += [model_fingerprint(guessing), options.get('guesses')]
     return Engine(
         trained.settings,
         trained.params,
         trained.tokenizer,
-        fingerprint=storage.fingerprint(told),
+        fingerprint=storage.fingerprint(identity),
         trained_step=trained.step,
         convert=lambda params: cast_params(WEIGHTS[weights](params), dtype),
         new_cache=CACHES[cache],
@@ -210,7 +204,7 @@ def load_draft(workdir: Path, mesh: Mesh, tokenizer: Tokenizer) -> Trained:
             'tokenizer and prepared of the run it is to guess for, and train on them'
         )
     try:
-        trained = load(run_dir.read_config(workdir), workdir, mesh)
+        trained = load_model(run_dir.read_config(workdir), workdir, mesh)
     except UserError as error:
         raise UserError(f'--draft={workdir}: {error}') from error
     return trained

@@ -21,7 +21,7 @@ from gptjax.eval.held_out_documents import (
 from gptjax.eval.tasks import examples
 from gptjax.eval.tasks.likelihood import score_pairs
 from gptjax.eval.tasks.predictor import open_predictor
-from gptjax.train.load_model import load
+from gptjax.train.load_model import load_model
 from tests import helpers, runs
 
 
@@ -180,16 +180,16 @@ def test_reading_a_model_shows_a_bar(config, tmp_path, monkeypatch, capsys):
         yield
         shown.pop()
 
-    def load(*_):
+    def load_model(*_):
         raise UserError(f'shown: {shown}')
 
     monkeypatch.setattr(stage.console, 'progress_bar', bar)
-    monkeypatch.setattr(stage, 'load', load)
+    monkeypatch.setattr(stage, 'load_model', load_model)
     with pytest.raises(UserError, match="shown: .'reading the model'"):
         evaluate(config, tmp_path, 'perplexity')
 
     shown.clear()
-    monkeypatch.setattr(stage, 'load_start_run', load)
+    monkeypatch.setattr(stage, 'load_start_run', load_model)
     monkeypatch.setattr(stage.dialogue_task, 'write_transcripts', lambda *_: None)
     with_start = ConfigDict(dict(config.to_dict(), start=dict(run='a', step=1)))
     stage._add_start_as_baseline(with_start, config.eval, tmp_path, None, [], {})
@@ -283,7 +283,7 @@ def test_what_was_asked_is_in_the_result(evaluated_tasks, tasks_workdir):
 def test_choices_are_scored_by_their_likelihood(evaluated_tasks, tasks_workdir):
     config = run_dir.read_config(tasks_workdir)
     mesh = helpers.mesh_of()
-    trained = load(config, tasks_workdir, mesh)
+    trained = load_model(config, tasks_workdir, mesh)
     encode = trained.tokenizer.encode
     # The space at the prompt's end goes with the choice.
     before = [trained.tokenizer.bos_id, *encode('The sky is')]

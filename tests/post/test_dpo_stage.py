@@ -19,7 +19,7 @@ from gptjax.parallel.mesh import make_mesh
 from gptjax.post import dpo, reference_logprobs
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.train import init_from
-from gptjax.train.load_model import load
+from gptjax.train.load_model import load_model
 from gptjax.train.metrics import read_metrics
 from tests.post import starts
 
@@ -293,7 +293,9 @@ def test_a_run_learns_and_loads_as_a_model(whole):
     assert lines[-1]['loss'] < 0.6
     assert lines[-1]['accuracy'] == 1.0
     assert {'margin', 'nll', 'chosen_logprob', 'rejected_logprob'} <= lines[-1].keys()
-    assert load(config, workdir, make_mesh(config.mesh, jax.devices()[:1])).step == 4
+    assert (
+        load_model(config, workdir, make_mesh(config.mesh, jax.devices()[:1])).step == 4
+    )
 
 
 def same_losses(lines, others):
@@ -352,7 +354,9 @@ def test_lora_begins_at_the_base(folder, tmp_path, one_device):
     assert lines[0]['loss'] == pytest.approx(math.log(2), abs=1e-6)
     assert lines[-1]['loss'] < math.log(2)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
-    assert load(config, tmp_path / 'run', mesh).step == 4  # merged, as plain weights
+    assert (
+        load_model(config, tmp_path / 'run', mesh).step == 4
+    )  # merged, as plain weights
 
 
 @pytest.mark.slow

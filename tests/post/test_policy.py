@@ -18,7 +18,7 @@ from gptjax.post import grpo, policy_gradient, ppo
 from gptjax.post.rollout import Sampler
 from gptjax.train import init_from, loop
 from gptjax.train.checkpoint import Checkpoints
-from gptjax.train.load_model import load
+from gptjax.train.load_model import load_model
 from gptjax.train.metrics import read_metrics
 from tests import helpers
 from tests.post import starts
@@ -67,7 +67,7 @@ def shared_sampler(settings, params, tokenizer, slots, tensor):
 
 
 def params_of(workdir, step=None):
-    trained = load(run_dir.read_config(workdir), workdir, helpers.mesh_of(), step)
+    trained = load_model(run_dir.read_config(workdir), workdir, helpers.mesh_of(), step)
     return jax.tree.map(np.asarray, trained.params)
 
 

@@ -20,7 +20,7 @@ from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.sharding import put_on_mesh
 from gptjax.post import ppo, reward, reward_model
 from gptjax.tokenizer.tokenizer import Tokenizer
-from gptjax.train.load_model import load
+from gptjax.train.load_model import load_model
 from gptjax.train.metrics import read_metrics
 from gptjax.train.state import new_state
 from gptjax.train.step import make_train_step
@@ -359,7 +359,7 @@ def test_a_critic_that_begins_as_it_values_the_last_token_at_the_reward(
 ):
     start, workdir = finished[1], of_turns
     mesh, config = helpers.mesh_of(), run_dir.read_config(workdir)
-    trained = load(run_dir.read_config(start), start, mesh)
+    trained = load_model(run_dir.read_config(start), start, mesh)
     (found,) = ppo.read_critic(str(workdir), 'turns', trained, mesh)
     params = heads.init_critic(trained.settings, 'network', trained.params, found)
     helpers.assert_trees_close(
@@ -412,7 +412,7 @@ def test_a_critic_that_cannot_begin_so(finished, of_turns, trained_run, tmp_path
         ppo.read_critic(str(tmp_path), 'turns', None, mesh)
     with pytest.raises(UserError, match='reads chats as text, and the policy as turns'):
         ppo.read_critic(str(finished[2]), 'turns', None, mesh)
-    trained = load(run_dir.read_config(trained_run), trained_run, mesh)
+    trained = load_model(run_dir.read_config(trained_run), trained_run, mesh)
     other = trained._replace(params=dict(trained.params, more=np.zeros(3)))
     with pytest.raises(UserError, match='critic_run=.* is a model of another shape'):
         ppo.read_critic(workdir, 'turns', other, mesh)

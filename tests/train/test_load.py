@@ -80,7 +80,7 @@ def test_the_weights_are_read_and_no_more(kind, start, tmp_path, monkeypatch):
 
     read = Checkpoints._read
     monkeypatch.setattr(Checkpoints, '_read', reading)
-    trained = load_model.load(config, tmp_path / 'run', helpers.mesh_of())
+    trained = load_model.load_model(config, tmp_path / 'run', helpers.mesh_of())
     # The last is its own state, with the step; that of the weights under LoRA is not.
     size = sizes[-1] - 4
 
@@ -99,12 +99,12 @@ def test_another_model_is_refused_by_name(start, tmp_path):
     config.model.mlp_width = 48
     told = r'layers/mlp/down is float32\[2,64,32\], this config makes it float32\[2,48'
     with pytest.raises(UserError, match=told):
-        load_model.load(config, run, helpers.mesh_of())
+        load_model.load_model(config, run, helpers.mesh_of())
     # What is not read has to fit as well.
     config.model.mlp_width = 64
     config.optim.ema = 0.5
     with pytest.raises(UserError, match='lacks the array opt_state/.*/average/'):
-        load_model.load(config, run, helpers.mesh_of())
+        load_model.load_model(config, run, helpers.mesh_of())
 
 
 @pytest.mark.parametrize('position', ('rotary', 'learned'))

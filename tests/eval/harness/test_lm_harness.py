@@ -15,7 +15,7 @@ from gptjax.eval.harness import core_suites
 from gptjax.eval.tasks.likelihood import score_pairs
 from gptjax.eval.tasks.predictor import open_predictor
 from gptjax.infer.request import SamplingParameters
-from gptjax.train.load_model import load
+from gptjax.train.load_model import load_model
 from tests import helpers, runs
 
 lm_eval = pytest.importorskip('lm_eval')
@@ -78,7 +78,7 @@ def predictor(trained_run):
     config = run_dir.read_config(trained_run)
     config.mesh.data = 1
     mesh = helpers.mesh_of()
-    trained = load(config, trained_run, mesh)
+    trained = load_model(config, trained_run, mesh)
     with open_predictor(config, config.eval, trained_run, trained, mesh) as predictor:
         yield predictor
 
