@@ -17,6 +17,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from gptjax.core.console import UserError
+from gptjax.data import chat_template
 from gptjax.eval.tasks.likelihood import count_truncated, score_pairs
 from gptjax.eval.tasks.predictor import Predictor
 from gptjax.infer.request import SamplingParameters
@@ -151,8 +152,6 @@ class HarnessModel(TemplateLM):
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """The conversation as the run's template has it, without the BOS before it."""
-        from gptjax.data import chat_template
-
         messages = [
             dict(message, content=MARKS.sub('\ufffd', message['content']))
             for message in chat_history

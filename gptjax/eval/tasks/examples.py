@@ -1,8 +1,9 @@
-"""What is asked of a model: prompts with reference answers, or with choices.
+"""Examples of a task: prompts with reference answers, or with choices.
 
-By default from conversations that it was not trained on: the prompt is one up to some
-turn, the reference is the turn that a person wrote next. Or from a file of the user's,
-JSON Lines of one of these two forms (`id` and `stop` may be left out):
+By default they are from conversations that the model was not trained on: the prompt is
+a conversation up to some turn, the reference is the turn that a person wrote next. Or
+they are from a user's file of JSON Lines, of one of these two forms (`id` and `stop`
+may be left out):
 
     {"prompt": "Q: …\\nA:", "references": [" Paris", " It is Paris"], "stop": ["\\n"]}
     {"prompt": "The sky is", "choices": [" blue", " green"], "answer": 0}
@@ -23,9 +24,7 @@ from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.core.files import File, read_json_lines
 from gptjax.core.hashing import hash_integer
-
-TURN_END = '\n\n'  # between the turns of a conversation, see gptjax/data/conversation
-ROLES = ('system', 'user', 'assistant')
+from gptjax.data.chat_template import ROLES, TURN_END
 
 
 class Example(NamedTuple):

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from gptjax.core import console
 from gptjax.core.hashing import hash_integer
+from gptjax.data import chat_template
 from gptjax.eval.bootstrap import BootstrapSettings
 from gptjax.eval.tasks.examples import Example
 from gptjax.eval.tasks.likelihood import make_score_batch
@@ -86,8 +87,6 @@ def open_predictor(
 
 def encode_prompt(predictor: Predictor, prompt: str | Sequence[dict]) -> list[int]:
     """The tokens of a text after BOS, or of messages in the chat template."""
-    from gptjax.data import chat_template
-
     if isinstance(prompt, str):
         return [predictor.tokenizer.bos_id, *predictor.tokenizer.encode(prompt)]
     return chat_template.prompt_of(
@@ -105,8 +104,6 @@ def draw_replies(
 
     It ends where the example says, or where the chat template ends a turn.
     """
-    from gptjax.data import chat_template
-
     template_stops, stop_tokens = chat_template.stops_of(
         predictor.template, predictor.tokenizer
     )
