@@ -22,7 +22,7 @@ from gptjax.infer.slots import (
 )
 from gptjax.models.gpt import unstack_layers
 from gptjax.models.linear import transpose_params
-from gptjax.parallel.mesh import mesh_of
+from gptjax.parallel.mesh import get_mesh
 from gptjax.parallel.sharding import replicated
 
 # How many of the fields of `StepOutput` are copied to the host.
@@ -56,7 +56,7 @@ class ModelRunner:
         draft: tuple[FrozenConfigDict, Any] | None,
         guesses: int,
     ):
-        self.mesh = mesh_of(params)
+        self.mesh = get_mesh(params)
         self.context = settings.context
         self.vocab_size = settings.vocab_size
         self.slots = slots

@@ -37,7 +37,7 @@ def make_optimizer(config, params) -> optax.GradientTransformation:
     steps = []
     if optim.clip_norm:
         steps.append(optax.clip_by_global_norm(optim.clip_norm))
-    steps.append(_direction(optim, params))
+    steps.append(_make_update_rule(optim, params))
     if optim.weight_decay:
         steps.append(optax.add_decayed_weights(optim.weight_decay, decayed))
     steps.append(_scale_by_tree(peaks))
@@ -48,7 +48,7 @@ def make_optimizer(config, params) -> optax.GradientTransformation:
 
 
 def make_learning_rate(config) -> Callable[[int], jax.Array]:
-    """From a step to its learning rate; with 'muon' that of what is no matrix."""
+    """A function from a step to its learning rate; with Muon, that of the rest."""
     schedule = jax.jit(make_schedule(config.optim, config.train.num_steps))
     return lambda step: config.optim.learning_rate * schedule(step)
 
@@ -102,21 +102,21 @@ def track_ema(decay: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def at_step(opt_state, step):
-    """The optimizer's state with the schedule at `step`; all else stays.
+def set_schedule_step(opt_state, step):
+    """The optimizer's state with the schedule at `step`.
 
     optax counts the updates that were made. The schedule follows the steps, so that
-    one that is left out, as it was not finite, does not delay the decay.
+    an update that is skipped, as it was not finite, does not delay the decay.
 
     Args:
         opt_state: of `make_optimizer`, or of any optax transformation.
         step: int32 scalar, the number of the next update.
     """
 
-    def move(state):
+    def set_count(state):
         return state._replace(count=step) if _is_schedule(state) else state
 
-    return jax.tree.map(move, opt_state, is_leaf=_is_schedule)
+    return jax.tree.map(set_count, opt_state, is_leaf=_is_schedule)
 
 
 def ema_params(opt_state, params):
@@ -131,7 +131,7 @@ def _is_schedule(state) -> bool:
     return isinstance(state, optax.ScaleByScheduleState)
 
 
-def _direction(optim, params):
+def _make_update_rule(optim, params):
     if optim.name == 'adamw':
         return update_rules.adamw(optim)
     if optim.name == 'adafactor':

@@ -48,9 +48,9 @@ def adafactor(params) -> optax.GradientTransformation:
         optax.scale_by_param_block_rms(),
     )
     parts = jax.tree_util.tree_map_with_path(
-        lambda path, _: 'layers' if _names(path)[0] == 'layers' else 'rest', params
+        lambda path, _: 'layers' if _path_names(path)[0] == 'layers' else 'rest', params
     )
-    return optax.partition({'layers': _per_layer(each), 'rest': each}, parts)
+    return optax.partition({'layers': _apply_per_layer(each), 'rest': each}, parts)
 
 
 def muon(optim, params) -> optax.GradientTransformation:
@@ -64,7 +64,7 @@ def muon(optim, params) -> optax.GradientTransformation:
 
 def is_matrix(path) -> bool:
     """Whether a parameter's key path names a weight matrix of the layers."""
-    names = _names(path)
+    names = _path_names(path)
     return names[0] == 'layers' and names[-1] in INPUT_AXES
 
 
@@ -144,20 +144,20 @@ def newton_schulz(x: jax.Array) -> jax.Array:
 
 def _orthogonalize(path, update):
     """NS of a parameter as a batch of (in, out) matrices, in float32, scaled."""
-    inputs = 1 + INPUT_AXES[_names(path)[-1]]  # and the layers
+    inputs = 1 + INPUT_AXES[_path_names(path)[-1]]  # and the layers
     out_size = math.prod(update.shape[inputs:])
     matrices = update.astype(jnp.float32).reshape(len(update), -1, out_size)
     scale = max(1, out_size / matrices.shape[-2]) ** 0.5
     return (scale * newton_schulz(matrices)).reshape(update.shape).astype(update.dtype)
 
 
-def _per_layer(transform):
-    """`transform` on each layer by itself: its state leads with L, as they do."""
+def _apply_per_layer(transform):
+    """`transform` of each layer by itself; its state leads with L as well."""
     return optax.GradientTransformation(
         jax.vmap(transform.init), jax.vmap(transform.update)
     )
 
 
-def _names(path) -> list[str]:
+def _path_names(path) -> list[str]:
     """('layers', 'mlp', 'up') of a parameter's key path."""
     return [str(key.key) for key in path]

@@ -30,9 +30,9 @@ def make_mesh(config: ConfigDict, devices=None) -> Mesh:
             f'mesh.{free[0]} and mesh.{free[1]} are both -1: give one of them a size'
         )
     if fixed > len(devices):
-        asked = ', '.join(f'{axis}={size}' for axis, size in sizes.items() if size > 1)
+        given = ', '.join(f'{axis}={size}' for axis, size in sizes.items() if size > 1)
         raise UserError(
-            f'mesh ({asked}) needs {fixed} devices and there are {len(devices)}: '
+            f'mesh ({given}) needs {fixed} devices and there are {len(devices)}: '
             'lower one of them'
         )
     if free:
@@ -55,13 +55,13 @@ def make_mesh(config: ConfigDict, devices=None) -> Mesh:
     )
 
 
-def mesh_of(params) -> Mesh:
-    """The mesh that parameters lie on; one of their device, where there is none."""
+def get_mesh(params) -> Mesh:
+    """The mesh that parameters lie on; without one, a mesh of their one device."""
     leaf = jax.tree.leaves(params)[0]
     mesh = getattr(leaf.sharding, 'mesh', None)
     return mesh or make_mesh({axis: 1 for axis in AXES}, list(leaf.devices()))
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """The number of parts that the batch axis is split into."""
+    """The number of shards of the batch axis."""
     return mesh.shape['data'] * mesh.shape['fsdp']

@@ -21,11 +21,11 @@ RULES = {
 }
 
 # Where these do not divide they are whole on every device, as they are small
-# (the few heads of multi-query attention) or seldom even (50,257 pieces).
-MAY_STAY_WHOLE = ('kv_heads', 'vocab')
+# (the few heads of multi-query attention) or seldom even (50,257 tokens).
+MAY_BE_WHOLE = ('kv_heads', 'vocab')
 
 # The config field that a parameter's axis comes from, for messages.
-FIELDS = {
+AXIS_FIELDS = {
     'embed': 'model.width',
     'heads': 'model.num_heads',
     'mlp': 'model.mlp_width',
@@ -49,10 +49,10 @@ def partition_spec(axes: tuple, shape: tuple, mesh: Mesh) -> PartitionSpec:
         for axis in names:
             count *= mesh.shape[axis]
         if size % count:
-            if name not in MAY_STAY_WHOLE:
+            if name not in MAY_BE_WHOLE:
                 across = ' * '.join(f'mesh.{axis}' for axis in names)
                 raise UserError(
-                    f'{FIELDS.get(name, name)}={size} is not divisible by '
+                    f'{AXIS_FIELDS.get(name, name)}={size} is not divisible by '
                     f'{across}={count}: change one of them'
                 )
             part = None
@@ -63,7 +63,7 @@ def partition_spec(axes: tuple, shape: tuple, mesh: Mesh) -> PartitionSpec:
 
 
 def constrain(x, *axes):
-    """`x`, placed by the rules inside a jitted function; as it is without a mesh."""
+    """`x` with the rules' sharding, inside a jitted function; `x` without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
@@ -71,13 +71,13 @@ def constrain(x, *axes):
 
 
 def axis_size(name: str) -> int:
-    """The size of a mesh axis where this is traced; 1 without a mesh."""
+    """The size of an axis of the current mesh; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape[name]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of the (B, T) arrays of a batch."""
+    """The sharding of the (B, T) arrays of a batch."""
     return NamedSharding(mesh, PartitionSpec(RULES['batch'], RULES['time']))
 
 
@@ -96,7 +96,7 @@ def put_on_mesh(batch, mesh: Mesh, without_tokens: Collection[str] = ()):
 
     def put(path, array):
         spec = [RULES['batch'], *[None] * (array.ndim - 1)]
-        if array.ndim > 1 and _keys(path)[-1] not in without_tokens:
+        if array.ndim > 1 and _path_keys(path)[-1] not in without_tokens:
             spec[-1] = RULES['time']
         sharding = NamedSharding(mesh, PartitionSpec(*spec))
         return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
@@ -125,21 +125,23 @@ def state_shardings(state, axes_of_parameters, mesh: Mesh):
     leaves = jax.tree_util.tree_leaves_with_path(axes_of_parameters, is_leaf=is_axes)
     params = getattr(state, 'params', state)
     shapes = {
-        _keys(path): leaf.shape
+        _path_keys(path): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
-    by_path = {_keys(path): (axes, shapes[_keys(path)]) for path, axes in leaves}
+    by_path = {
+        _path_keys(path): (axes, shapes[_path_keys(path)]) for path, axes in leaves
+    }
 
-    def place(path, leaf):
-        keys = _keys(path)
+    def find_sharding(path, leaf):
+        keys = _path_keys(path)
         for start in range(len(keys)):
             axes, shape = by_path.get(keys[start:], (None, None))
             if shape == leaf.shape:
                 return NamedSharding(mesh, partition_spec(axes, shape, mesh))
         return replicated(mesh)
 
-    return jax.tree_util.tree_map_with_path(place, state)
+    return jax.tree_util.tree_map_with_path(find_sharding, state)
 
 
-def _keys(path) -> tuple[str, ...]:
+def _path_keys(path) -> tuple[str, ...]:
     return tuple(jax.tree_util.keystr((part,), simple=True) for part in path)

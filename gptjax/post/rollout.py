@@ -29,7 +29,7 @@ from gptjax.data import chat_template
 from gptjax.infer.engine import Engine
 from gptjax.infer.request import Reply, SamplingParameters
 from gptjax.models import gpt
-from gptjax.parallel.mesh import make_mesh, mesh_of
+from gptjax.parallel.mesh import get_mesh, make_mesh
 from gptjax.parallel.sharding import partition_spec, replicated
 from gptjax.post.problems.problem_sources import Problem
 from gptjax.train.load_model import Trained
@@ -280,7 +280,7 @@ class Sampler:
         section = ConfigDict(dict(data=1, fsdp=1, tensor=tensor, context=1))
         self.mesh = make_mesh(section, jax.local_devices()[:tensor])
         self._shardings = _shardings(settings, self.mesh)
-        everywhere = replicated(mesh_of(params))
+        everywhere = replicated(get_mesh(params))
         self._gather = jax.jit(lambda params: params, out_shardings=everywhere)
         self._engine = Engine(
             settings, self._moved(params), tokenizer, slots=slots, queue=slots

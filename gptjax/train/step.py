@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gptjax.optim.optimizer import at_step
+from gptjax.optim.optimizer import set_schedule_step
 from gptjax.train.state import TrainState
 
 
@@ -78,12 +78,12 @@ def make_train_step(
 
         def update(state):
             updates, opt_state = optimizer.update(
-                gradients, at_step(state.opt_state, state.step), state.params
+                gradients, set_schedule_step(state.opt_state, state.step), state.params
             )
             return optax.apply_updates(state.params, updates), opt_state
 
         def keep(state):
-            return state.params, at_step(state.opt_state, state.step + 1)
+            return state.params, set_schedule_step(state.opt_state, state.step + 1)
 
         params, opt_state = jax.lax.cond(good, update, keep, state)
         metrics = {name: value / tokens for name, value in metrics.items()}
