@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
-# Runs the tests, the slow ones too, in the environment that local.sh uses:
+# Runs the tests in the environment that local.sh uses:
 #
-#   launch/test.sh [--fast] [arguments for pytest …]
+#   launch/test.sh [--fast | --long] [arguments for pytest …]
 #
-# --fast leaves out the tests marked slow. Paths count from the repository's root.
+# --fast leaves out the tests marked slow: five minutes on two idle cores.
+# --long adds those marked long: further variants of what the others test.
+# Paths count from the repository's root.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-chosen='slow or not slow'
-if [ "${1:-}" = --fast ]; then
-    chosen='not slow'
-    shift
-fi
+chosen='not long'
+case "${1:-}" in
+--fast) chosen='not slow and not long' && shift ;;
+--long) chosen='long or not long' && shift ;;
+esac
 
 . launch/environment.sh
 need requirements.txt

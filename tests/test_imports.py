@@ -1,4 +1,4 @@
-"""Imports point one way, read from the source; heavy modules wait to be needed."""
+"""The house: imports point one way, files are short, heavy modules wait."""
 
 import ast
 import subprocess
@@ -72,6 +72,16 @@ def test_every_folder_has_its_place():
 def test_no_file_name_occurs_twice():
     names = Counter(path.name for path in sources() if path.name != '__init__.py')
     assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_files_and_functions_can_be_read_in_one_sitting():
+    for path in sources():
+        text = path.read_text(encoding='utf-8')
+        assert len(text.splitlines()) <= 450, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = node.end_lineno - node.lineno + 1
+                assert lines <= 120, f'{path}: {node.name} has {lines} lines'
 
 
 @pytest.mark.parametrize('path', sources(), ids=lambda p: str(p.relative_to(PACKAGE)))
