@@ -15,6 +15,7 @@ from typing import NamedTuple
 from gptjax import command_line
 from gptjax.command_line import DRAWN, ENGINE, FLAGS, HOSTS, RUN
 from gptjax.core import console, process, storage
+from gptjax.core.config import check_fields
 from gptjax.core.console import UserError
 from gptjax.core.process import CTRL_C, INTERRUPTED
 from gptjax.open_run import HELD, given_workdir, make_artifacts, open_run
@@ -216,7 +217,7 @@ def _eval(words):
     from gptjax.eval import evaluate
 
     seed = FLAGS.seed if FLAGS['seed'].present else None
-    _update_given(config.eval, seed=seed, **_sampling_flags())
+    _update_given(config, 'eval', seed=seed, **_sampling_flags())
     evaluate.evaluate(config, workdir, FLAGS.tasks, copy, FLAGS.step)
 
 
@@ -241,15 +242,16 @@ def _sampling_flags() -> dict:
     return {name: FLAGS[name].value for name in names}
 
 
-def _update_given(section, **changes) -> None:
-    section.update({k: v for k, v in changes.items() if v is not None})
+def _update_given(config, section, **changes) -> None:
+    config[section].update({k: v for k, v in changes.items() if v is not None})
+    check_fields(config)
 
 
 def _sample(words):
     from gptjax.eval import samples
 
     config, workdir = open_run(words)
-    _update_given(config.sample, min_p=FLAGS.min_p, **_sampling_flags())
+    _update_given(config, 'sample', min_p=FLAGS.min_p, **_sampling_flags())
     samples.sample(config, workdir, FLAGS.prompt, FLAGS.seed, FLAGS.step)
 
 
@@ -321,6 +323,7 @@ def _bench(words):
 
         if FLAGS.config is None:
             raise UserError('--config is missing: give one, as configs/bench.py')
+        check_fields(FLAGS.config)
         bench_train.run(FLAGS.config, FLAGS.against, FLAGS.against_python)
     elif words[:1] == ['decode']:
         from gptjax.bench import bench_decode
@@ -330,6 +333,7 @@ def _bench(words):
             config, workdir = open_run([])
         if config is None:
             raise UserError('--config is missing: give one, as configs/bench.py:llama')
+        check_fields(config)
         bench_decode.run(
             config,
             workdir,

@@ -353,6 +353,14 @@ def test_bad_sampling_is_refused_before_the_model_is_read(flag, run, capsys):
     assert BAD_SAMPLES[flag] in error_of(capsys, 'sample', f'--workdir={run}', flag)
 
 
+def test_every_way_to_a_config_is_checked(run, capsys):
+    told = error_of(capsys, 'eval', f'--workdir={run}', '--top_p=0')
+    assert 'eval.top_p=0.0: use a share above 0' in told
+    for kind in ('train', 'decode'):
+        words = ('bench', kind, '--config=configs/bench.py', '--config.model.width=0')
+        assert 'model.width=0: use a number of at least 1' in error_of(capsys, *words)
+
+
 @pytest.mark.slow
 def test_a_prompt_longer_than_the_model(trained_run, capsys):
     words = ('sample', f'--workdir={trained_run}', '--prompt', 'many words ' * 60)

@@ -161,11 +161,9 @@ def check_config(config: ConfigDict) -> None:
     section = config.preference
     why = f'with preference.loss={section.loss}'
     if section.loss != 'dpo':
-        config_checks.check_unused(
-            section, 'preference', dict(label_smoothing=0.0), why
-        )
+        config_checks.check_unused(config, 'preference', ['label_smoothing'], why)
     if section.loss in WITHOUT_REFERENCE:
-        config_checks.check_unused(section, 'preference', dict(reference=''), why)
+        config_checks.check_unused(config, 'preference', ['reference'], why)
     config_checks.check_dropout(config)
 
 

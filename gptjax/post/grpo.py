@@ -69,9 +69,7 @@ def check_config(config: ConfigDict) -> None:
         )
     if section.objective == 'reinforce':
         why = "with grpo.objective='reinforce', which clips nothing"
-        config_checks.check_unused(
-            section, 'grpo', dict(clip_low=0.2, clip_high=0.2), why
-        )
+        config_checks.check_unused(config, 'grpo', ['clip_low', 'clip_high'], why)
     if section.objective == 'reinforce' and updates_per_rollout(config) > 1:
         raise UserError(
             f"grpo.objective='reinforce' makes one update a rollout: use "

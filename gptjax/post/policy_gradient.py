@@ -310,10 +310,10 @@ def check_policy(config: ConfigDict) -> None:
         UserError: it names the field and the fix.
     """
     policy, train = config.policy, config.train
-    config_checks.check_unused(train, 'train', dict(profile_step=-1), 'in ppo and grpo')
+    config_checks.check_unused(config, 'train', ['profile_step'], 'in ppo and grpo')
     if not policy.kl_reward and not policy.kl_loss:
         why = 'where policy.kl_reward and policy.kl_loss are 0'
-        config_checks.check_unused(policy, 'policy', dict(kl_horizon=0), why)
+        config_checks.check_unused(config, 'policy', ['kl_horizon'], why)
     if policy.kl_reward and policy.kl_loss:
         raise UserError(
             f'policy.kl_reward={policy.kl_reward} and policy.kl_loss={policy.kl_loss} '

@@ -63,7 +63,7 @@ def check_config(config: ConfigDict) -> None:
     section = config.ppo
     if section.critic != 'network':
         why = f'where ppo.critic={section.critic}'
-        config_checks.check_unused(section, 'ppo', dict(critic_run=''), why)
+        config_checks.check_unused(config, 'ppo', ['critic_run'], why)
 
 
 def check_rows(config: ConfigDict, shards: int) -> None:

@@ -1,5 +1,6 @@
 """What can be refused before minutes go into data: a config that cannot train."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -7,6 +8,7 @@ from ml_collections import ConfigDict
 
 from gptjax.core import run_dir
 from gptjax.core.console import UserError
+from gptjax.core.schema import SCHEMA
 from gptjax.models import gpt, settings
 from gptjax.optim.optimizer import make_optimizer
 from gptjax.parallel.mesh import batch_shards, make_mesh
@@ -66,19 +68,19 @@ def check_context(config: ConfigDict, mesh) -> None:
         )
 
 
-def check_unused(section: ConfigDict, name: str, unused: dict, why: str) -> None:
-    """Refuses fields that would do nothing, where they were changed.
+def check_unused(
+    config: ConfigDict, section: str, fields: Sequence[str], why: str
+) -> None:
+    """Refuses fields of a section that would do nothing, where they were changed.
 
-    Args:
-        section: of that name.
-        unused: the fields and their defaults.
-        why: they do nothing, for the message.
+    why: they do nothing, for the message.
     """
-    for field, default in unused.items():
-        if section[field] != default:
+    for field in fields:
+        value, default = config[section][field], SCHEMA[section][field].default
+        if value != default:
             raise UserError(
-                f'{name}.{field}={section[field]} does nothing {why}: use '
-                f'{name}.{field}={default!r}'
+                f'{section}.{field}={value} does nothing {why}: use '
+                f'{section}.{field}={default!r}'
             )
 
 

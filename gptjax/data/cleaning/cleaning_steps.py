@@ -25,10 +25,10 @@ DROP_DUPLICATES = 'drop_duplicates'
 class Options(NamedTuple):
     """What the steps may read: the fields of the same names in config.data."""
 
-    languages: tuple[str, ...] = ('en',)
-    min_characters: int = 16
-    max_characters: int = 1_000_000
-    max_repetition: float = 0.5
+    languages: tuple[str, ...]
+    min_characters: int
+    max_characters: int
+    max_repetition: float
 
 
 def read_options(data: ConfigDict) -> Options:

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs import common
 from gptjax.core.console import UserError
 from gptjax.data.chat_template import conversation_text
 from gptjax.data.cleaning import cleaning_steps
 
-OPTIONS = cleaning_steps.Options()
+OPTIONS = cleaning_steps.read_options(common.base().data)
 
 
 def take(step, text, **options):
