@@ -53,22 +53,22 @@ def encode_conversation(
     """
     tokens, trained = [tokenizer.bos_id], [False]
     for turn in encode_turns(messages, tokenizer, template, unfinished):
-        tokens += turn.opening + turn.said
-        trained += [False] * len(turn.opening) + [turn.trained] * len(turn.said)
+        tokens += turn.prefix + turn.content
+        trained += [False] * len(turn.prefix) + [turn.trained] * len(turn.content)
     return tokens, trained
 
 
 class Turn(NamedTuple):
     """One message as tokens.
 
-    opening: what says whose turn it is; empty in 'text'.
-    said: the content, and the end of the turn where it has one.
-    trained: whether `said` is to be predicted: it is the assistant's.
+    prefix: the token of the role; nothing in 'text'.
+    content: the text, and the end of the turn where it has one.
+    trained: whether `content` is to be predicted: it is the assistant's.
     system: whether it is a system message.
     """
 
-    opening: list[int]
-    said: list[int]
+    prefix: list[int]
+    content: list[int]
     trained: bool
     system: bool
 
@@ -77,24 +77,24 @@ def encode_turns(
     messages: Sequence[dict], tokenizer, template: str, unfinished: bool = False
 ) -> list[Turn]:
     """The turns of a conversation, what `encode_conversation` joins after BOS."""
-    write = _writer(template)
+    write = _turn_writer(template)
     check_roles(messages)
     ended = [True] * len(messages)
     ended[-1] = not unfinished
-    openings, texts, ends = zip(
-        *(write(m, tokenizer, its) for m, its in zip(messages, ended, strict=True)),
+    prefixes, texts, ends = zip(
+        *(write(m, tokenizer, end) for m, end in zip(messages, ended, strict=True)),
         strict=True,
     )
     roles = [message['role'] for message in messages]
     return [
-        Turn(opening, said + end, role == 'assistant', role == 'system')
-        for role, opening, said, end in zip(
-            roles, openings, tokenizer.encode_batch(texts), ends, strict=True
+        Turn(prefix, content + end, role == 'assistant', role == 'system')
+        for role, prefix, content, end in zip(
+            roles, prefixes, tokenizer.encode_batch(texts), ends, strict=True
         )
     ]
 
 
-def prompt_of(
+def encode_prompt(
     messages: Sequence[dict], tokenizer, template: str, continue_last: bool = False
 ) -> list[int]:
     """The token ids after which the assistant's next message begins.
@@ -109,8 +109,9 @@ def prompt_of(
     """
     tokens, _ = encode_conversation(messages, tokenizer, template, continue_last)
     if not continue_last:
-        opening, _, _ = _writer(template)(_EMPTY_REPLY, tokenizer, False)
-        return tokens + opening
+        empty_reply = dict(role='assistant', content='')
+        prefix, _, _ = _turn_writer(template)(empty_reply, tokenizer, False)
+        return tokens + prefix
     if messages[-1]['role'] != 'assistant':
         raise UserError(
             'continue_final_message: the last message has another role: send the '
@@ -119,7 +120,9 @@ def prompt_of(
     return tokens
 
 
-def stops_of(template: str, tokenizer) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def stop_conditions(
+    template: str, tokenizer
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """(stop strings, stop tokens) that end the assistant's message."""
     if template == 'text':
         return (TURN_END,), ()
@@ -147,12 +150,10 @@ def check_roles(messages: Sequence[dict]) -> None:
             )
 
 
-# ---- A turn: (tokens that open it, text, tokens that end it) ------------------
-
-_EMPTY_REPLY = dict(role='assistant', content='')
+# ---- A turn: (tokens of its prefix, text, tokens that end it) -----------------
 
 
-def _writer(template):
+def _turn_writer(template):
     check_template(template)
     return {'text': _text_turn, 'turns': _special_turn}[template]
 

@@ -314,7 +314,7 @@ def _head(turns, bos):
     """(BOS and the system messages at the beginning, the turns after them)."""
     head, number = [bos], 0
     while number < len(turns) and turns[number].system:
-        head += turns[number].opening + turns[number].said
+        head += turns[number].prefix + turns[number].content
         number += 1
     return head, turns[number:]
 
@@ -332,29 +332,31 @@ def _begin(before: Turn | None, turn: Turn, room: int, counts) -> list[Turn]:
     if _length(turn) > most:
         reply = _beginning(turn, most, counts)
     context = before._replace(trained=False)
-    left = room - _length(reply) - len(context.opening)
-    if len(context.said) > left:
+    left = room - _length(reply) - len(context.prefix)
+    if len(context.content) > left:
         counts['cut_prompts'] += 1
-        context = context._replace(said=context.said[len(context.said) - left :])
+        context = context._replace(
+            content=context.content[len(context.content) - left :]
+        )
     return [context, reply]
 
 
 def _beginning(turn: Turn, size: int, counts) -> Turn:
     """As much of a turn as `size` tokens hold; its end goes."""
-    kept = turn.said[: size - len(turn.opening)]
-    counts.update(cut_turns=1, cut_tokens=len(turn.said) - len(kept))
-    return turn._replace(said=kept)
+    kept = turn.content[: size - len(turn.prefix)]
+    counts.update(cut_turns=1, cut_tokens=len(turn.content) - len(kept))
+    return turn._replace(content=kept)
 
 
 def _length(turn: Turn) -> int:
-    return len(turn.opening) + len(turn.said)
+    return len(turn.prefix) + len(turn.content)
 
 
 def _joined(head, turns) -> Piece:
     tokens, trained = list(head), [False] * len(head)
     for turn in turns:
-        tokens += turn.opening + turn.said
-        trained += [False] * len(turn.opening) + [turn.trained] * len(turn.said)
+        tokens += turn.prefix + turn.content
+        trained += [False] * len(turn.prefix) + [turn.trained] * len(turn.content)
     return tokens, trained
 
 

@@ -133,7 +133,7 @@ def _write_pairs(config: ConfigDict, folder: Path, tokenizer: Tokenizer) -> dict
 
 def encode_pair(preference: Preference, tokenizer, template: str) -> Pair:
     """A preference as tokens; both rows have the same prompt."""
-    prompt = len(chat_template.prompt_of(preference.prompt, tokenizer, template))
+    prompt = len(chat_template.encode_prompt(preference.prompt, tokenizer, template))
     rows = []
     for messages in preference.conversations():
         tokens, _ = chat_template.encode_conversation(messages, tokenizer, template)

@@ -77,7 +77,9 @@ class PromptFormat(NamedTuple):
     temperature: float
 
     def prompt(self, messages: Sequence[dict]) -> list[int]:
-        return chat_template.prompt_of(list(messages), self.tokenizer, self.template)
+        return chat_template.encode_prompt(
+            list(messages), self.tokenizer, self.template
+        )
 
     def fits(self, messages: Sequence[dict]) -> bool:
         """Whether a row has room for the prompt and the longest reply."""
@@ -177,7 +179,7 @@ def _prompts(prompt_format, problems, replies):
 
 def sampling_parameters(prompt_format: PromptFormat, **changes) -> SamplingParameters:
     """Parameters of a reply that ends where the template ends a turn."""
-    stops, stop_tokens = chat_template.stops_of(
+    stops, stop_tokens = chat_template.stop_conditions(
         prompt_format.template, prompt_format.tokenizer
     )
     default = dict(

@@ -185,7 +185,9 @@ def parse_chat_request(body: dict, models: dict[str, ServedModel]) -> Generation
     if 'top_logprobs' in body and not body.get('logprobs'):
         raise bad_request('top_logprobs', 'it needs logprobs=true')
     prompt = encode_messages(body, model)
-    stop_texts, stop_tokens = chat_template.stops_of(model.template, model.tokenizer)
+    stop_texts, stop_tokens = chat_template.stop_conditions(
+        model.template, model.tokenizer
+    )
     max_tokens = body.get('max_completion_tokens', body.get('max_tokens'))
     if max_tokens != body.get('max_tokens', max_tokens):
         raise bad_request('max_tokens', 'it differs from max_completion_tokens')
@@ -315,7 +317,7 @@ def encode_messages(body: dict, model: ServedModel) -> list[int]:
             'continue_final_message', "the last message is not the assistant's"
         )
     try:
-        return chat_template.prompt_of(
+        return chat_template.encode_prompt(
             messages, model.tokenizer, model.template, continue_final
         )
     except UserError as error:

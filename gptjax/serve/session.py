@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field
 
 from gptjax.core.console import UserError
-from gptjax.data.chat_template import prompt_of, stops_of
+from gptjax.data.chat_template import encode_prompt, stop_conditions
 from gptjax.infer.request import LARGEST_SEED, SamplingParameters, Token
 
 FORMAT = 'gptjax-conversations'
@@ -177,7 +177,7 @@ def draw(session: Session, reply: Message, engine=None) -> None:
     """
     engine = engine or session.engine
     prompt = _encode_prompt(session, reply)
-    stop, stop_tokens = stops_of(session.template, session.engine.tokenizer)
+    stop, stop_tokens = stop_conditions(session.template, session.engine.tokenizer)
     parameters = dataclasses.replace(
         reply.parameters, seed=reply.seed, stop=stop, stop_tokens=stop_tokens
     )
@@ -218,7 +218,7 @@ def _encode_prompt(session, reply):
     room = engine.context - min(reply.parameters.max_tokens, engine.context // 4)
     num_left_out = 0
     while True:
-        prompt = prompt_of(
+        prompt = encode_prompt(
             system + messages, engine.tokenizer, session.template, bool(reply.content)
         )
         user_indices = [i for i, m in enumerate(messages) if m['role'] == 'user']

@@ -20,7 +20,7 @@ def tokenizer(run):
 
 
 def as_text(tokenizer, *messages, **options):
-    tokens = chat_template.prompt_of(messages, tokenizer, 'text', **options)
+    tokens = chat_template.encode_prompt(messages, tokenizer, 'text', **options)
     assert tokens[0] == tokenizer.bos_id and tokenizer.bos_id not in tokens[1:]
     return tokenizer.decode(tokens)
 
@@ -29,7 +29,7 @@ def test_text_is_what_pretraining_has_read(tokenizer):
     assert as_text(tokenizer, USER) == 'the cat\n\n'
     whole = as_text(tokenizer, SYSTEM, USER, ASSISTANT, USER)
     assert whole == 'Be kind.\n\nthe cat\n\nsat on\n\nthe cat\n\n'
-    assert chat_template.stops_of('text', tokenizer) == (('\n\n',), ())
+    assert chat_template.stop_conditions('text', tokenizer) == (('\n\n',), ())
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_a_begun_reply_is_gone_on_with_where_it_stands(tokenizer, begun):
     last = dict(role='assistant', content=begun)
     text = as_text(tokenizer, USER, last, continue_last=True)
     assert text == f'the cat\n\n{begun}'
-    tokens = chat_template.prompt_of(
+    tokens = chat_template.encode_prompt(
         [USER, last], tokenizer, 'turns', continue_last=True
     )
     assert tokens[-1] != tokenizer.specials['<|end|>']
@@ -62,7 +62,7 @@ def test_a_begun_reply_is_gone_on_with_where_it_stands(tokenizer, begun):
 def test_turns_are_between_special_tokens(tokenizer):
     names = tokenizer.specials
     encode = tokenizer.encode
-    assert chat_template.prompt_of(
+    assert chat_template.encode_prompt(
         [SYSTEM, USER, ASSISTANT, USER], tokenizer, 'turns'
     ) == [
         tokenizer.bos_id,
@@ -72,13 +72,16 @@ def test_turns_are_between_special_tokens(tokenizer):
         *[names['<|user|>'], *encode('the cat'), names['<|end|>']],
         names['<|assistant|>'],
     ]
-    assert chat_template.stops_of('turns', tokenizer) == ((), (names['<|end|>'],))
+    assert chat_template.stop_conditions('turns', tokenizer) == (
+        (),
+        (names['<|end|>'],),
+    )
 
 
 @pytest.mark.parametrize('template', chat_template.TEMPLATES)
 def test_special_tokens_in_a_message_are_text(tokenizer, template):
     spelled = dict(role='user', content='<|end|><|assistant|><eos><bos>')
-    tokens = chat_template.prompt_of([spelled], tokenizer, template)
+    tokens = chat_template.encode_prompt([spelled], tokenizer, template)
     assert '<|end|><|assistant|><eos><bos>' in tokenizer.decode(tokens)
     control = [t for t in tokens if t in tokenizer.specials.values()]
     assert len(control) == (1 if template == 'text' else 4)
@@ -97,7 +100,7 @@ def test_special_tokens_in_a_message_are_text(tokenizer, template):
 def test_what_is_no_conversation(tokenizer, messages, options, told):
     options = dict(dict(template='text'), **options)
     with pytest.raises(UserError, match=told):
-        chat_template.prompt_of(messages, tokenizer, **options)
+        chat_template.encode_prompt(messages, tokenizer, **options)
 
 
 # ---- what is trained on
@@ -159,7 +162,9 @@ def test_a_prompt_is_what_training_had_before_each_reply(tokenizer, template):
                 continue
             begin = 1
             if place:
-                prompt = chat_template.prompt_of(messages[:place], tokenizer, template)
+                prompt = chat_template.encode_prompt(
+                    messages[:place], tokenizer, template
+                )
                 assert tokens[: len(prompt)] == prompt
                 begin = len(prompt)
             elif template == 'turns':
@@ -191,6 +196,6 @@ def test_a_truncation_has_no_end(tokenizer, template):
     assert tokenizer.specials['<|end|>'] not in cut[-1:] and trained[-1]
     assert cut == whole[: len(cut)] and len(cut) < len(whole)
     # What is cut may be gone on with: that prompt is the same.
-    assert cut == chat_template.prompt_of(
+    assert cut == chat_template.encode_prompt(
         [USER, ASSISTANT], tokenizer, template, continue_last=True
     )

@@ -20,8 +20,8 @@ from tests.data.test_conversations import sums, write_chat
 BOS = 1
 
 
-def turn(role, *said, opening=(9,)):
-    return Turn(list(opening), list(said), role == 'assistant', role == 'system')
+def turn(role, *said, prefix=(9,)):
+    return Turn(list(prefix), list(said), role == 'assistant', role == 'system')
 
 
 def pieces(room, *its):
@@ -113,12 +113,12 @@ def test_every_reply_is_trained_once(room):
             if its[0].system:
                 assert tokens[1:4] == [9, 5, 6]
             trained += [t for t, its_ in zip(tokens, mask, strict=True) if its_]
-        said = [t for one in its if one.trained for t in one.said]
+        said = [t for one in its if one.trained for t in one.content]
         assert len(trained) == len(set(trained)) and set(trained) <= set(said)
         assert len(trained) == len(said) - counts['cut_tokens']
         assert counts['turns'] == sum(one.trained for one in its)
         # Only what was cut lacks its end.
-        ends = {one.said[-1] for one in its if one.trained}
+        ends = {one.content[-1] for one in its if one.trained}
         assert len(ends - set(trained)) == counts['cut_turns']
 
 

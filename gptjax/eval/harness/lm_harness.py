@@ -157,7 +157,7 @@ class HarnessModel(TemplateLM):
             for message in chat_history
         ]
         tokenizer = self.predictor.tokenizer
-        tokens = chat_template.prompt_of(
+        tokens = chat_template.encode_prompt(
             messages,
             tokenizer,
             self.predictor.template,

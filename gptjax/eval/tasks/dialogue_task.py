@@ -204,7 +204,7 @@ def _score_replies(predictor, examples, prompts) -> tuple[dict, np.ndarray]:
         predictor,
         examples,
         choice_pairs,
-        [tokenizer.bos_id, *empty_turn.opening],
+        [tokenizer.bos_id, *empty_turn.prefix],
         unended_pairs,
     )
     columns = dict(
@@ -226,7 +226,7 @@ def encode_messages(predictor: Predictor, messages: Sequence[dict]) -> list[int]
     system = [m for m in messages[:1] if m['role'] == 'system']
     turns = list(messages[len(system) :])
     while True:
-        tokens = chat_template.prompt_of(
+        tokens = chat_template.encode_prompt(
             [*system, *turns], predictor.tokenizer, predictor.template
         )
         if len(tokens) <= room or len(turns) == 1:
@@ -239,4 +239,4 @@ def _encode_reply(predictor, text, unfinished=False) -> list[int]:
     (turn,) = chat_template.encode_turns(
         [message], predictor.tokenizer, predictor.template, unfinished
     )
-    return turn.said
+    return turn.content

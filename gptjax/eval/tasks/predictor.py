@@ -89,7 +89,7 @@ def encode_prompt(predictor: Predictor, prompt: str | Sequence[dict]) -> list[in
     """The tokens of a text after BOS, or of messages in the chat template."""
     if isinstance(prompt, str):
         return [predictor.tokenizer.bos_id, *predictor.tokenizer.encode(prompt)]
-    return chat_template.prompt_of(
+    return chat_template.encode_prompt(
         list(prompt), predictor.tokenizer, predictor.template
     )
 
@@ -104,7 +104,7 @@ def draw_replies(
 
     It ends where the example says, or where the chat template ends a turn.
     """
-    template_stops, stop_tokens = chat_template.stops_of(
+    template_stops, stop_tokens = chat_template.stop_conditions(
         predictor.template, predictor.tokenizer
     )
     each_parameters = [

@@ -121,11 +121,11 @@ def test_the_chat_template_travels_through_strings(predictor):
     ]
     text = model.apply_chat_template(messages[:2])
     clean = [messages[0], dict(role='user', content='Hi \ufffd there')]
-    expected = chat_template.prompt_of(clean, predictor.tokenizer, 'turns')
+    expected = chat_template.encode_prompt(clean, predictor.tokenizer, 'turns')
     assert model.tok_encode(text) == expected
     assert expected.count(predictor.tokenizer.bos_id) == 1
     open_end = model.apply_chat_template(messages, add_generation_prompt=False)
-    assert model.tok_encode(open_end) == chat_template.prompt_of(
+    assert model.tok_encode(open_end) == chat_template.encode_prompt(
         [*clean, messages[2]], predictor.tokenizer, 'turns', continue_last=True
     )
     plain = lm_harness.HarnessModel(predictor).apply_chat_template(messages[1:2])

@@ -151,7 +151,7 @@ def test_likelihoods_by_hand(tokenizer, template, tmp_path):
     def nats(text, unfinished=False):
         message = dict(role='assistant', content=text)
         (turn,) = chat_template.encode_turns([message], tokenizer, template, unfinished)
-        return sum(token % 7 for token in turn.said)
+        return sum(token % 7 for token in turn.content)
 
     size = sum(len(item.references[0].encode()) for item in its)
     ended = sum(nats(item.references[0]) for item in its)
