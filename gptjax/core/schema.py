@@ -138,7 +138,7 @@ MESH = dict(
 )
 
 OPTIM = dict(
-    name=Field('muon', one_of('adamw', 'adafactor', 'lion', 'muon'), 'the optimizer'),
+    name=Field('muon', TEXT, 'a name in OPTIMIZERS of update_rules.py'),
     learning_rate=Field(3e-3, AT_LEAST_0, 'peak; with muon, of all but the matrices'),
     matrix_learning_rate=Field(0.02, AT_LEAST_0, 'peak of the matrices, muon only'),
     embedding_scale=Field(1.0, AT_LEAST_0, 'times learning_rate, for the embeddings'),

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gptjax.core.console import UserError
 from gptjax.models.linear import INPUT_AXES
 from gptjax.optim import update_rules
 from gptjax.optim.schedules import make_schedule
@@ -24,7 +25,7 @@ def make_optimizer(config, params) -> optax.GradientTransformation:
         params: the nested dict of parameters, or of their `ShapeDtypeStruct`s.
 
     Raises:
-        UserError: the warm-up is as long as the run.
+        UserError: there is no such optimizer, or the warm-up is as long as the run.
     """
     optim = config.optim
     schedule = make_schedule(optim, config.train.num_steps)
@@ -132,13 +133,10 @@ def _is_schedule(state) -> bool:
 
 
 def _make_update_rule(optim, params):
-    if optim.name == 'adamw':
-        return update_rules.adamw(optim)
-    if optim.name == 'adafactor':
-        return update_rules.adafactor(params)
-    if optim.name == 'lion':
-        return update_rules.lion(optim)
-    return update_rules.muon(optim, params)
+    if optim.name not in update_rules.OPTIMIZERS:
+        known = ', '.join(update_rules.OPTIMIZERS)
+        raise UserError(f'optim.name={optim.name!r}: use one of {known}')
+    return update_rules.OPTIMIZERS[optim.name](optim, params)
 
 
 def _scale_by_tree(factors):

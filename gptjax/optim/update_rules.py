@@ -20,17 +20,17 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 
 
-def adamw(optim) -> optax.GradientTransformation:
+def adamw(optim, params=None) -> optax.GradientTransformation:
     """Adam (Kingma & Ba 2015, algorithm 1); the decoupled decay comes later."""
     return optax.scale_by_adam(optim.beta1, optim.beta2, optim.epsilon)
 
 
-def lion(optim) -> optax.GradientTransformation:
+def lion(optim, params=None) -> optax.GradientTransformation:
     """Lion (Chen et al. 2023, algorithm 2): sign(b1 m + (1 - b1) g)."""
     return optax.scale_by_lion(optim.beta1, optim.beta2)
 
 
-def adafactor(params) -> optax.GradientTransformation:
+def adafactor(optim, params) -> optax.GradientTransformation:
     """Adafactor (Shazeer & Stern 2018, algorithm 4), without momentum.
 
     Updates are clipped to an RMS of 1 and multiplied by the parameter's own RMS,
@@ -60,6 +60,10 @@ def muon(optim, params) -> optax.GradientTransformation:
     )
     transforms = {'matrices': scale_by_muon(optim.momentum), 'rest': adamw(optim)}
     return optax.partition(transforms, parts)
+
+
+# By their names in `optim.name`: `(the section optim, shapes of the parameters)`.
+OPTIMIZERS = dict(adamw=adamw, adafactor=adafactor, lion=lion, muon=muon)
 
 
 def is_matrix(path) -> bool:

@@ -155,9 +155,7 @@ def check_config(config: ConfigDict) -> None:
     Raises:
         UserError: it names the field and the fix.
     """
-    mesh = make_mesh(config.mesh)
-    config_checks.check_batch(config, mesh)
-    config_checks.check_context(config, mesh)
+    config_checks.check_config(config)
     section = config.preference
     why = f'with preference.loss={section.loss}'
     if section.loss != 'dpo':

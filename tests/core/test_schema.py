@@ -203,7 +203,7 @@ def test_no_other_field_is_a_number():
         ('tokenizer.train_characters', 0, 1),
         ('mesh.data', -2, -1),
         ('mesh.data', 0, 1),
-        ('optim.name', 'sgd', 'lion'),
+        ('optim.name', 3, 'lion'),
         ('optim.schedule', 'step', 'cosine'),
         ('optim.beta1', 1.0, 0.0),
         ('optim.final_scale', 1.5, 1.0),
@@ -272,9 +272,9 @@ def test_messages_name_the_field_its_value_and_the_choices():
     for name, value, told in (
         ('model.width', 0, 'model.width=0: use a number of at least 1'),
         (
-            'optim.name',
-            'sgd',
-            "optim.name='sgd': use one of adamw, adafactor, lion, muon",
+            'tokenizer.kind',
+            'word',
+            "tokenizer.kind='word': use one of bpe, unigram",
         ),
         (
             'train.num_steps',

@@ -150,7 +150,7 @@ def test_adafactor_treats_each_layer_as_optax_treats_a_matrix():
             updates, state = jax.jit(transform.update)(gradients, state, params)
         return updates
 
-    got = two_updates(update_rules.adafactor(params), params, gradients)
+    got = two_updates(update_rules.adafactor(None, params), params, gradients)
     for layer in range(2):
         one, its = jax.tree.map(lambda x, i=layer: x[i], (params, gradients))
         want = two_updates(reference, one['layers'], its['layers'])
