@@ -100,9 +100,11 @@ class Server:
         """The sum of a metric over all labels but those given."""
         total = 0.0
         for line in self.get('/metrics').split('\n'):
-            found, _, value = line.rpartition(' ')
+            labelled_name, _, value = line.rpartition(' ')
             wanted = (f'{key}="{text}"' for key, text in labels.items())
-            if found.partition('{')[0] == name and all(w in found for w in wanted):
+            if labelled_name.partition('{')[0] == name and all(
+                w in labelled_name for w in wanted
+            ):
                 total += float(value)
         return total
 
@@ -114,8 +116,8 @@ def wait_for(condition, what: str, seconds: float = SECONDS):
     """The first true value of `condition()`; fails after `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if found := condition():
-            return found
+        if value := condition():
+            return value
         time.sleep(0.02)
     raise AssertionError(f'not within {seconds} s: {what}')
 

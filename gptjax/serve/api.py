@@ -70,8 +70,11 @@ def make_app(state: ServerState, hosts: Iterable[str], key: str | None) -> Guard
     return Guard(app, hosts, key)
 
 
-def _state(request: Request) -> ServerState:
-    return request.app.state.server
+def _ready_state(request: Request) -> ServerState:
+    """The server's state; ApiError 503 if no model can answer."""
+    state = request.app.state.server
+    state.check_ready()
+    return state
 
 
 # ---- errors -------------------------------------------------------------------
@@ -122,8 +125,7 @@ async def _health(request: Request) -> Response:
 
 async def _ready(request: Request) -> Response:
     """Whether any model can answer; ?model=ID: whether this one can."""
-    state = _state(request)
-    state.check_ready()
+    state = _ready_state(request)
     content = dict(status='ready')
     if name := request.query_params.get('model'):
         state.check_ready(find_model(state.models, name))
@@ -133,7 +135,7 @@ async def _ready(request: Request) -> Response:
 
 
 async def _metrics(request: Request) -> Response:
-    telemetry = _state(request).telemetry
+    telemetry = request.app.state.server.telemetry
     headers = {'Content-Type': telemetry.content_type}
     return Response(telemetry.render(), headers=headers)
 
@@ -161,15 +163,13 @@ def _describe(model: ServedModel) -> dict:
 
 
 async def _models(request: Request) -> Response:
-    state = _state(request)
-    state.check_ready()
+    state = _ready_state(request)
     entries = [_describe(model) for model in state.models.values()]
     return JSONResponse(dict(object='list', data=entries))
 
 
 async def _model(request: Request) -> Response:
-    state = _state(request)
-    state.check_ready()
+    state = _ready_state(request)
     model = find_model(state.models, request.path_params['id'])
     return JSONResponse(_describe(model))
 
@@ -178,8 +178,7 @@ async def _model(request: Request) -> Response:
 
 
 async def _tokenize(request: Request) -> Response:
-    state = _state(request)
-    state.check_ready()
+    state = _ready_state(request)
     body = validate_body(await read_body(request), schemas.TOKENIZE)
     model = find_model(state.models, body.get('model'))
 
@@ -197,8 +196,7 @@ async def _tokenize(request: Request) -> Response:
 
 
 async def _detokenize(request: Request) -> Response:
-    state = _state(request)
-    state.check_ready()
+    state = _ready_state(request)
     body = validate_body(await read_body(request), schemas.DETOKENIZE)
     model = find_model(state.models, body.get('model'))
     tokens = api_requests.check_token_ids(body['tokens'], model, 'tokens')
@@ -208,8 +206,7 @@ async def _detokenize(request: Request) -> Response:
 
 async def _tokenizer_info(request: Request) -> Response:
     """Of the first model; ?model=ID for another."""
-    state = _state(request)
-    state.check_ready()
+    state = _ready_state(request)
     model = find_model(state.models, request.query_params.get('model'))
     tokenizer = model.tokenizer
     names = {token: name for name, token in tokenizer.specials.items()}

@@ -81,7 +81,7 @@ def chat(config: ConfigDict, workdir: Path, **options) -> None:
 
         quantization = [options.get(name, 'whole') for name in ('weights', 'cache')]
         engine = load(None)
-        with console.progress_bar('measuring what bytes cost', 0):
+        with console.progress_bar('measuring the cost of quantization', 0):
             cost = quantization_cost.describe_cost(config, workdir, None, *quantization)
         # As the stage `sample` draws in this run, with alternatives for /why.
         sampling = {

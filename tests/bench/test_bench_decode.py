@@ -77,9 +77,9 @@ def test_ours_alone(capsys, monkeypatch):
         assert result['tokens_per_second'] > 0
         assert 0 < result['first']['p50'] <= result['first']['p95']
         assert 0 <= result['between']['p50'] <= result['between']['p95']
-    told = capsys.readouterr().out
-    assert 'gptjax, 1 request ' in told and 'gptjax, 3 requests' in told
-    assert 'prompts of 1 to 8 tokens, replies of 2 to 16' in told
+    output = capsys.readouterr().out
+    assert 'gptjax, 1 request ' in output and 'gptjax, 3 requests' in output
+    assert 'prompts of 1 to 8 tokens, replies of 2 to 16' in output
 
 
 def stand_in(error=0.0, slower=2.0):
@@ -125,9 +125,11 @@ def test_another_library_takes_turns(capsys, monkeypatch):
     assert all(
         order == dict(do='generate', **workload._asdict()) for order in generated
     )
-    told = capsys.readouterr().out
-    assert '2 requests: gptjax is ' in told and 'times as fast as torch eager' in told
-    assert 'by round, median of 3)' in told and 'torch eager, 2 requests' in told
+    output = capsys.readouterr().out
+    assert (
+        '2 requests: gptjax is ' in output and 'times as fast as torch eager' in output
+    )
+    assert 'by round, median of 3)' in output and 'torch eager, 2 requests' in output
 
 
 def test_other_logits_are_refused(monkeypatch):
@@ -140,8 +142,8 @@ def test_other_logits_are_refused(monkeypatch):
 
 
 def test_another_architecture_is_refused():
-    told = "^--against=llama.cpp: its model.mlp is 'swiglu', and it is 'relu2' here"
-    with pytest.raises(UserError, match=told):
+    message = "^--against=llama.cpp: its model.mlp is 'swiglu', and it is 'relu2' here"
+    with pytest.raises(UserError, match=message):
         bench_decode.run(helpers.config(), against='llama.cpp')
     with pytest.raises(UserError, match="model.norm is 'rmsnorm', and it is 'layern"):
         bench_decode.run(helpers.config(norm='layernorm'), against='torch')
@@ -164,8 +166,8 @@ def test_a_draft_takes_turns(trained_run, tmp_path, capsys, monkeypatch):
     )
     assert results.keys() == {('gptjax', 1), ('with the draft', 1)}
     assert 3 < results['with the draft', 1]['a_step'] <= 4
-    told = capsys.readouterr().out
-    assert 'gptjax is ' in told and 'times as fast as with the draft' in told
+    output = capsys.readouterr().out
+    assert 'gptjax is ' in output and 'times as fast as with the draft' in output
     with pytest.raises(UserError, match='^--draft=.* is no run directory'):
         bench_decode.run(config, trained_run, draft=tmp_path)
 
@@ -176,8 +178,8 @@ def test_a_draft_takes_turns(trained_run, tmp_path, capsys, monkeypatch):
 def test_what_is_not_installed_is_named(against, package, tmp_path, monkeypatch):
     (tmp_path / f'{package}.py').write_text(f"raise ImportError(name='{package}')")
     monkeypatch.setenv('PYTHONPATH', str(tmp_path))
-    told = f'^--against={against}: .* has no {package}: .* by --against_python'
-    with pytest.raises(UserError, match=told):
+    message = f'^--against={against}: .* has no {package}: .* by --against_python'
+    with pytest.raises(UserError, match=message):
         bench_decode.run(llama_config(), against=against)
 
 
@@ -190,8 +192,8 @@ def test_the_command_needs_a_config(capsys):
 
 
 def needs(*packages):
-    found = all(importlib.util.find_spec(package) for package in packages)
-    return pytest.mark.skipif(not found, reason=f'needs {" and ".join(packages)}')
+    installed = all(importlib.util.find_spec(package) for package in packages)
+    return pytest.mark.skipif(not installed, reason=f'needs {" and ".join(packages)}')
 
 
 @pytest.mark.slow

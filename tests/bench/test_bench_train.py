@@ -38,20 +38,20 @@ def test_torch_takes_turns(tmp_path, monkeypatch, capsys):
     assert results['torch eager']['tokens_per_second'] == 8 * 8 / 1e3
     assert results['gptjax']['tokens_per_second'] > 8 * 8 / 1e3
     assert results['torch compile']['speedup']['low'] > 1
-    told = capsys.readouterr().out
-    assert 'times as fast as torch eager' in told and 'gptjax         ' in told
+    output = capsys.readouterr().out
+    assert 'times as fast as torch eager' in output and 'gptjax         ' in output
 
 
 @pytest.mark.parametrize(
-    'field, value, told',
+    'field, value, message',
     (
         ('data.context', 16, 'data.context=16 is longer than the model.context=8'),
         ('train.accumulation', 3, 'train.accumulation=3 does not divide'),
         ('train.batch_size', 12, 'train.batch_size=12 .* use a multiple of 8'),
     ),
 )
-def test_what_cannot_train_is_refused(field, value, told):
-    with pytest.raises(UserError, match=told):
+def test_what_cannot_train_is_refused(field, value, message):
+    with pytest.raises(UserError, match=message):
         bench_train.run(gpt2_config(**{field: value}))
 
 

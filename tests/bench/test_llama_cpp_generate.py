@@ -7,8 +7,8 @@ from gptjax.bench.llama_cpp_generate import gguf_name, pair_neighbours
 
 def test_rotary_pairs_become_neighbours():
     rows = np.arange(8.0)[:, None]  # two heads of four
-    found = pair_neighbours(rows, head_dim=4)
-    assert found[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    reordered = pair_neighbours(rows, head_dim=4)
+    assert reordered[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
 
 
 def test_names_of_gguf():

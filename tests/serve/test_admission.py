@@ -233,11 +233,11 @@ def test_a_stream_that_nobody_takes(monkeypatch):
 def test_a_stream_of_which_nobody_takes_the_end(monkeypatch, fails):
     """The last pieces are [DONE], and an error before it."""
     monkeypatch.setattr(responses, 'SEND_SECONDS', 0.05)
-    told = [Update('hi', HI), Update(finish='error' if fails else 'stop')]
-    state = state_of(Engine(told))
+    updates = [Update('hi', HI), Update(finish='error' if fails else 'stop')]
+    state = state_of(Engine(updates))
     whole = Client(dict(stream=True)).ask(state)
     for taken in range(1, len(whole.received)):
-        state = state_of(Engine(told))
+        state = state_of(Engine(updates))
         client = Client(dict(stream=True), reads=taken).ask(state)
         assert len(client.received) == taken
         assert len(outcomes(state)) == 1 and not state.running

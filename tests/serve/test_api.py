@@ -1,4 +1,4 @@
-"""Every endpoint, asked by the official client against a server process."""
+"""Every endpoint, called by the official client against a server process."""
 
 import json
 
@@ -22,7 +22,7 @@ def client(server):
 
 @pytest.fixture(scope='module', autouse=True)
 def nothing_compiles(server):
-    """Whatever is asked here, grammars and all, was compiled at the start."""
+    """Whatever is called here, grammars and all, was compiled at the start."""
     before = server.metric('gptjax_compilations_total')
     yield
     assert server.metric('gptjax_compilations_total') == before
@@ -46,10 +46,14 @@ def complete(client):
     return ask
 
 
+def choices_of(chunks, index=0):
+    """The parts of one choice of a stream."""
+    return [c for chunk in chunks for c in chunk.choices if c.index == index]
+
+
 def joined(chunks, index=0):
     """The text of one choice of a chat stream."""
-    choices = [choice for chunk in chunks for choice in chunk.choices]
-    return ''.join(c.delta.content or '' for c in choices if c.index == index)
+    return ''.join(c.delta.content or '' for c in choices_of(chunks, index))
 
 
 # ---- chat ---------------------------------------------------------------------
@@ -99,12 +103,12 @@ def test_a_stream_says_what_the_whole_answer_says(chat):
         )
     )
     for index, choice in enumerate(whole.choices):
-        told = [c for chunk in chunks for c in chunk.choices if c.index == index]
-        assert told[0].delta.role == 'assistant'
+        deltas = choices_of(chunks, index)
+        assert deltas[0].delta.role == 'assistant'
         assert joined(chunks, index) == choice.message.content
-        assert [c.finish_reason for c in told[:-1]] == [None] * (len(told) - 1)
-        assert told[-1].finish_reason == choice.finish_reason
-        entries = [e for c in told if c.logprobs for e in c.logprobs.content]
+        assert [c.finish_reason for c in deltas[:-1]] == [None] * (len(deltas) - 1)
+        assert deltas[-1].finish_reason == choice.finish_reason
+        entries = [e for c in deltas if c.logprobs for e in c.logprobs.content]
         assert entries == choice.logprobs.content
     assert chunks[-1].choices == [] and chunks[-1].usage == whole.usage
     assert all(chunk.usage is None for chunk in chunks[:-1])
@@ -126,12 +130,12 @@ def test_chat_logprobs(chat):
 def test_content_may_be_parts_and_developer_is_system(chat):
     parts = [dict(type='text', text='Hello, '), dict(type='text', text='fox!')]
     same = [dict(role='user', content=parts)]
-    told = {}
+    texts = {}
     for role in ('system', 'developer'):
         first = dict(role=role, content='Be kind.')
         reply = chat(messages=[first, *same], temperature=0)
-        told[role] = reply.choices[0].message.content
-    assert told['system'] == told['developer']
+        texts[role] = reply.choices[0].message.content
+    assert texts['system'] == texts['developer']
     assert chat(messages=same).choices == chat().choices
 
 
@@ -141,16 +145,16 @@ def test_a_reply_is_gone_on_with(chat, server):
     body = dict(continue_final_message=True)
     reply = chat(messages=messages, extra_body=body)
     assert reply.usage.completion_tokens > 0
-    asked = dict(messages=messages, **body)
-    tokens = post(server, '/tokenize', asked)['tokens']
+    prompt_body = dict(messages=messages, **body)
+    tokens = post(server, '/tokenize', prompt_body)['tokens']
     ended = post(server, '/tokenize', dict(messages=messages))['tokens']
     assert reply.usage.prompt_tokens == len(tokens) and tokens != ended
 
 
 def test_special_tokens_in_text_are_text(server):
     text = '<eos><|user|><bos>'
-    asked = dict(messages=[dict(role='user', content=text)])
-    tokens = post(server, '/tokenize', asked)['tokens']
+    prompt_body = dict(messages=[dict(role='user', content=text)])
+    tokens = post(server, '/tokenize', prompt_body)['tokens']
     specials = server.get('/tokenizer_info')['special_tokens']
     assert tokens[0] == specials['<bos>']
     assert not set(tokens[1:]) & set(specials.values())
@@ -200,11 +204,11 @@ def test_completion_and_its_stream(complete):
     chunks = list(complete(logprobs=2, n=2, stream=True))
     assert whole.object == 'text_completion' and whole.id.startswith('cmpl-')
     for index, choice in enumerate(whole.choices):
-        told = [c for chunk in chunks for c in chunk.choices if c.index == index]
-        assert ''.join(c.text for c in told) == choice.text
-        assert told[-1].finish_reason == choice.finish_reason
+        deltas = choices_of(chunks, index)
+        assert ''.join(c.text for c in deltas) == choice.text
+        assert deltas[-1].finish_reason == choice.finish_reason
         for name in ('tokens', 'token_logprobs', 'top_logprobs', 'text_offset'):
-            pieces = [getattr(c.logprobs, name) for c in told if c.logprobs]
+            pieces = [getattr(c.logprobs, name) for c in deltas if c.logprobs]
             assert sum(pieces, []) == getattr(choice.logprobs, name)
 
 
@@ -226,11 +230,11 @@ def test_echo_with_logprobs_as_lm_evaluation_harness_asks(complete, server):
     fields = dict(prompt=ids, echo=True, logprobs=1, temperature=0)
     reply = complete(**fields, max_tokens=1)
     [choice] = reply.choices
-    found = choice.logprobs
-    assert len(found.tokens) == len(ids) + 1 == len(found.token_logprobs)
-    assert found.token_logprobs[0] is None and found.top_logprobs[0] is None
-    assert all(logprob < 0 for logprob in found.token_logprobs[1:])
-    assert max(found.top_logprobs[-1].values()) == found.token_logprobs[-1]
+    echoed = choice.logprobs
+    assert len(echoed.tokens) == len(ids) + 1 == len(echoed.token_logprobs)
+    assert echoed.token_logprobs[0] is None and echoed.top_logprobs[0] is None
+    assert all(logprob < 0 for logprob in echoed.token_logprobs[1:])
+    assert max(echoed.top_logprobs[-1].values()) == echoed.token_logprobs[-1]
     assert choice.text.startswith('The red fox says')
 
     # An end that is drawn at once is an entry as well.
@@ -242,7 +246,7 @@ def test_echo_with_logprobs_as_lm_evaluation_harness_asks(complete, server):
     # And nothing has to be drawn at all.
     scored = complete(**fields, max_tokens=0)
     assert scored.choices[0].text == 'The red fox says'
-    assert scored.choices[0].logprobs.token_logprobs == found.token_logprobs[:-1]
+    assert scored.choices[0].logprobs.token_logprobs == echoed.token_logprobs[:-1]
     assert scored.usage.completion_tokens == 0
 
 
@@ -250,10 +254,10 @@ def test_echo_in_a_stream(complete):
     for logprobs in (None, 1):
         fields = dict(echo=True, logprobs=logprobs)
         whole = complete(**fields).choices[0]
-        told = [c for chunk in complete(**fields, stream=True) for c in chunk.choices]
-        assert ''.join(choice.text for choice in told) == whole.text
+        deltas = choices_of(complete(**fields, stream=True))
+        assert ''.join(choice.text for choice in deltas) == whole.text
         if logprobs:
-            pieces = [choice.logprobs for choice in told if choice.logprobs]
+            pieces = [choice.logprobs for choice in deltas if choice.logprobs]
             offsets = sum((piece.text_offset for piece in pieces), [])
             assert offsets == whole.logprobs.text_offset
 
@@ -332,21 +336,21 @@ def test_models(client):
 
 def test_tokens_there_and_back(server):
     text = ' a\n\nb  c 🐈 \u2581 é'
-    found = post(server, '/tokenize', dict(prompt=text, return_token_strs=True))
-    assert found['count'] == len(found['tokens']) == len(found['token_strs'])
-    assert found['max_model_len'] == CONTEXT and found['token_strs'][0] == '<bos>'
-    back = post(server, '/detokenize', dict(tokens=found['tokens']))
+    answer = post(server, '/tokenize', dict(prompt=text, return_token_strs=True))
+    assert answer['count'] == len(answer['tokens']) == len(answer['token_strs'])
+    assert answer['max_model_len'] == CONTEXT and answer['token_strs'][0] == '<bos>'
+    back = post(server, '/detokenize', dict(tokens=answer['tokens']))
     assert back == dict(prompt=text)
     bare = post(server, '/tokenize', dict(prompt=text, add_special_tokens=False))
-    assert bare['tokens'] == found['tokens'][1:]
+    assert bare['tokens'] == answer['tokens'][1:]
 
 
 def test_ids_of_special_tokens_as_lm_evaluation_harness_finds_them(server):
     info = server.get('/tokenizer_info')
     for kind in ('bos', 'eos', 'pad'):
-        asked = dict(prompt=info[f'{kind}_token'], add_special_tokens=False)
-        found = post(server, '/tokenize', asked)['tokens']
-        assert found == [info[f'{kind}_token_id']]
+        prompt_body = dict(prompt=info[f'{kind}_token'], add_special_tokens=False)
+        tokens = post(server, '/tokenize', prompt_body)['tokens']
+        assert tokens == [info[f'{kind}_token_id']]
 
 
 def test_health_ready_metrics_page(server, complete):

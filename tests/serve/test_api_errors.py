@@ -15,7 +15,7 @@ LONG = 'The red fox says. ' * 400
 IMAGE = [dict(type='image_url', image_url={})]
 
 
-def said(role, content='Hello', **more):
+def chat(role, content='Hello', **more):
     return [dict(role=role, content=content, **more)]
 
 
@@ -31,13 +31,13 @@ BAD_CHATS = [
     (dict(messages=[]), 400, 'messages', 'give 1 or more'),
     (dict(messages=None), 400, 'messages', 'an array'),
     (dict(messages=HELLO * 1025), 400, 'messages', '1,024'),
-    (dict(messages=said('robot')), 400, 'messages[0].role', "'robot': use system, dev"),
-    (dict(messages=said('tool')), 400, 'messages[0].role', 'use system'),
+    (dict(messages=chat('robot')), 400, 'messages[0].role', "'robot': use system, dev"),
+    (dict(messages=chat('tool')), 400, 'messages[0].role', 'use system'),
     (dict(messages=[*HELLO, None]), 400, 'messages[1]', 'an object'),
-    (dict(messages=said('user', None)), 400, 'messages[0].content', 'a string or an a'),
-    (dict(messages=said('user', IMAGE)), 400, 'messages[0].content[0].text', 'missing'),
-    (dict(messages=said('user', name='ann')), 400, 'messages[0].name', 'null'),
-    (dict(messages=said('user', LONG)), 400, 'messages', 'shorten it to 511'),
+    (dict(messages=chat('user', None)), 400, 'messages[0].content', 'a string or an a'),
+    (dict(messages=chat('user', IMAGE)), 400, 'messages[0].content[0].text', 'missing'),
+    (dict(messages=chat('user', name='ann')), 400, 'messages[0].name', 'null'),
+    (dict(messages=chat('user', LONG)), 400, 'messages', 'shorten it to 511'),
     (dict(temperature='hot'), 400, 'temperature', 'a number'),
     (dict(max_tokens=True), 400, 'max_tokens', 'a whole number'),
     (dict(max_tokens=1.5), 400, 'max_tokens', 'a whole number'),
@@ -92,8 +92,8 @@ BAD_COMPLETIONS = [
 
 def error_of(answer, status):
     """The error of an answer that has the shape, the status and the headers."""
-    found, body, headers = answer
-    assert found == status, (found, body)
+    answer_status, body, headers = answer
+    assert answer_status == status, (answer_status, body)
     assert body.keys() == {'error'}
     assert body['error'].keys() == {'message', 'type', 'param', 'code'}
     assert isinstance(body['error']['message'], str) and body['error']['type']
@@ -104,10 +104,10 @@ def error_of(answer, status):
 @pytest.mark.parametrize('path', [CHAT, COMPLETION])
 def test_wrong_fields_are_refused_by_name(server, path):
     valid = dict(messages=HELLO) if path == CHAT else dict(prompt='Hello')
-    for fields, status, param, told in BAD_CHATS if path == CHAT else BAD_COMPLETIONS:
+    for fields, status, param, reason in BAD_CHATS if path == CHAT else BAD_COMPLETIONS:
         content = json.dumps({**valid, **fields}).encode()
         error = error_of(servers.send(server, path, content), status)
-        assert error['param'] == param and told in error['message'], error
+        assert error['param'] == param and reason in error['message'], error
         assert len(error['message']) < 500
 
 
@@ -128,10 +128,10 @@ BAD_BODIES = [
 
 
 def test_bad_bodies_are_refused(server):
-    for content, status, told in BAD_BODIES:
+    for content, status, reason in BAD_BODIES:
         for path in (COMPLETION, '/tokenize'):
             error = error_of(servers.send(server, path, content), status)
-            assert told in error['message'], error
+            assert reason in error['message'], error
     assert server.get('/ready') == dict(status='ready')
 
 
@@ -203,7 +203,7 @@ def test_bad_tokens(server):
         ('/tokenize', {}, 'prompt'),
         ('/tokenize', dict(prompt='a', messages=HELLO), 'prompt'),
         ('/tokenize', dict(prompt=3), 'prompt'),
-        ('/tokenize', dict(messages=said('robot')), 'messages[0].role'),
+        ('/tokenize', dict(messages=chat('robot')), 'messages[0].role'),
         ('/detokenize', {}, 'tokens'),
         ('/detokenize', dict(tokens=[400]), 'tokens'),
         ('/detokenize', dict(tokens=[-1]), 'tokens[0]'),
@@ -220,7 +220,7 @@ def test_the_official_client_knows_the_errors(server):
         ask(model='huge', messages=HELLO)
     assert missing.value.code == 'model_not_found'
     with pytest.raises(openai.BadRequestError) as long:
-        ask(model='tiny', messages=said('user', LONG), stream=True)
+        ask(model='tiny', messages=chat('user', LONG), stream=True)
     assert long.value.code == 'context_length_exceeded'
     assert long.value.param == 'messages' and long.value.request_id.startswith('req_')
     client.close()

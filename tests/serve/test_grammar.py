@@ -90,11 +90,11 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize('told', BAD)
-def test_bad_schemas_are_refused(grammars, told):
+@pytest.mark.parametrize('reason', BAD)
+def test_bad_schemas_are_refused(grammars, reason):
     with pytest.raises(ApiError) as error:
-        grammars.compile_schema(BAD[told], 1)
-    assert error.value.status == 400 and told in error.value.message
+        grammars.compile_schema(BAD[reason], 1)
+    assert error.value.status == 400 and reason in error.value.message
     assert error.value.param == 'response_format.json_schema.schema'
 
 

@@ -214,11 +214,11 @@ def test_errors_are_told_and_can_be_tried_again(scripted, open_page):
         (lambda body: iter(['no JSON']), 'The connection broke off.'),
     ]
     page = open_page()
-    for answer, told in broken:
+    for answer, message in broken:
         scripted.answer = answer
         page.click('#new')
         say(page, 'Hello')
-        page.locator('.notice.error', has_text=told).wait_for()
+        page.locator('.notice.error', has_text=message).wait_for()
         assert page.get_by_text('Trying again').count() == 0
         scripted.answer = lambda body: ' whole.'
         last_reply(page).locator('[data-action=goOn]').click()
@@ -234,8 +234,8 @@ def test_the_oldest_messages_go_where_the_context_is_full(scripted, open_page):
     say(page, 'three')
     contents = [message['content'] for message in scripted.requests[2]['messages']]
     assert contents[0] == 'two' and contents[-1] == 'three'
-    told = last_reply(page).locator('.left-out').inner_text()
-    assert told == 'The first 2 messages do not fit the context any more.'
+    notice = last_reply(page).locator('.left-out').inner_text()
+    assert notice == 'The first 2 messages do not fit the context any more.'
     # A server that counts differently refuses, and less is sent.
     long = refusal(400, 'too long', 'context_length_exceeded')
     scripted.answer = lambda body: long if len(body['messages']) > 1 else 'Good.'
@@ -253,11 +253,11 @@ def test_the_oldest_messages_go_where_the_context_is_full(scripted, open_page):
 def test_a_server_that_loads_or_goes(scripted, open_page):
     scripted.listing = refusal(503, 'Loading it.', 'loading', Retry_After=1)
     page = open_page(wait='#banner .notice')
-    told = page.locator('#banner')
-    assert told.inner_text() == 'Loading it. This goes on by itself.'
+    banner = page.locator('#banner')
+    assert banner.inner_text() == 'Loading it. This goes on by itself.'
     scripted.listing = refusal(503, 'the engine stopped: x', 'engine_failed')
     page.locator('#banner', has_text='The engine stopped: x.').wait_for()
-    assert 'loading' not in told.inner_text().lower()
+    assert 'loading' not in banner.inner_text().lower()
     scripted.listing = None
     page.locator('#openers button').first.wait_for()
     assert page.locator('#banner').inner_text() == ''

@@ -61,11 +61,11 @@ NAMELESS = """() => {
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 def test_everything_has_a_name_and_can_be_read(scripted, open_page, scheme):
     page = open_page(color_scheme=scheme)
-    found = []
+    problems = []
 
     def look():
-        found.extend(page.evaluate(CONTRAST))
-        found.extend(page.evaluate(NAMELESS))
+        problems.extend(page.evaluate(CONTRAST))
+        problems.extend(page.evaluate(NAMELESS))
 
     look()
     scripted.answer = lambda body: MARKDOWN
@@ -87,7 +87,7 @@ def test_everything_has_a_name_and_can_be_read(scripted, open_page, scheme):
     page.click('#compare')
     say(page, 'Hello')
     look()
-    assert not found
+    assert not problems
 
 
 def test_the_theme_can_be_switched(scripted, open_page):

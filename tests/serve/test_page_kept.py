@@ -274,15 +274,15 @@ def test_a_full_storage_gives_up_old_probabilities_first(scripted, open_page):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    'script, told',
+    'script, note',
     [(FULL.replace('LIMIT', '10'), 'storage is full'), (OFF, 'keeps nothing')],
     ids=['full', 'off'],
 )
-def test_without_storage_it_talks_and_says_so(scripted, open_page, script, told):
+def test_without_storage_it_talks_and_says_so(scripted, open_page, script, note):
     page = open_page(script=script)
     say(page, 'Hello')
     assert text_of(page) == 'Fine, thank you.'
-    assert told in page.locator('#storage-note').inner_text()
+    assert note in page.locator('#storage-note').inner_text()
 
 
 def test_export_and_import(scripted, open_page, tmp_path):
@@ -294,8 +294,11 @@ def test_export_and_import(scripted, open_page, tmp_path):
         page.get_by_role('button', name='Export', exact=True).click()
     path = tmp_path / 'kept.json'
     download.value.save_as(path)
-    told = json.loads(path.read_text())
-    assert told['format'] == 'gptjax-conversations' and len(told['conversations']) == 1
+    exported = json.loads(path.read_text())
+    assert (
+        exported['format'] == 'gptjax-conversations'
+        and len(exported['conversations']) == 1
+    )
 
     other = open_page()
     other.set_input_files('#import-file', path)

@@ -69,8 +69,8 @@ code
 def test_model_text_is_never_markup(scripted, open_page):
     scripted.answer = lambda body: ATTACKS
     page = open_page()
-    asked = []
-    page.on('request', lambda request: asked.append(request.url))
+    urls = []
+    page.on('request', lambda request: urls.append(request.url))
     say(page, ATTACKS)
     body = last_reply(page).locator('.body')
     tags = body.evaluate('(b) => [...b.querySelectorAll("*")].map((e) => e.localName)')
@@ -88,7 +88,7 @@ def test_model_text_is_never_markup(scripted, open_page):
     assert page.evaluate('window.pwned') is None
     last_reply(page).locator('[data-action=toggleTokens]').click()
     assert page.evaluate('window.pwned') is None
-    assert all(url.startswith(scripted.address) for url in asked)
+    assert all(url.startswith(scripted.address) for url in urls)
 
 
 def test_streaming_leaves_what_is_there_alone(scripted, open_page):
@@ -154,19 +154,19 @@ def test_a_token_tells_its_probability_and_its_alternatives(scripted, open_page)
     card.locator('.head', has_text='50.0%').wait_for()
 
     # The end as an alternative needs no server; half a character is no text.
-    asked = len(scripted.requests)
+    num_requests = len(scripted.requests)
     last_reply(page).locator('.token', has_text='like').click()
     assert card.get_by_role('button', name='xf0').count() == 0
     card.get_by_role('button', name='end of reply').click()
     assert last_reply(page).locator('.body').text_content() == 'I'
-    assert len(scripted.requests) == asked
+    assert len(scripted.requests) == num_requests
 
     # So does an empty line, to a model that knows no other end of a turn.
     last_reply(page).locator('[data-action=previous]').click()
     last_reply(page).locator('.token', has_text='like').click()
     card.get_by_role('button', name='↵↵').click()
     assert last_reply(page).locator('.body').text_content() == 'I'
-    assert len(scripted.requests) == asked
+    assert len(scripted.requests) == num_requests
 
     last_reply(page).locator('[data-action=previous]').click()
     last_reply(page).locator('[data-action=previous]').click()

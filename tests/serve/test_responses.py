@@ -50,11 +50,11 @@ def test_completion_entries(tokenizer):
         Token(ids[0]),
         *(Token(token, -1.0, ((ids[1], -0.5),)) for token in ids[1:]),
     ]
-    found = describe_text_tokens(tokenizer, tuple(tokens), 10)
-    assert found['text_offset'] == [10, 10, 10, 10, 10, 11]
-    assert found['token_logprobs'] == [None, *[-1.0] * 5]
-    assert found['top_logprobs'][0] is None
-    assert found['top_logprobs'][2] == {'bytes:\\xf0': -0.5, 'bytes:\\x9f': -1.0}
+    entries = describe_text_tokens(tokenizer, tuple(tokens), 10)
+    assert entries['text_offset'] == [10, 10, 10, 10, 10, 11]
+    assert entries['token_logprobs'] == [None, *[-1.0] * 5]
+    assert entries['top_logprobs'][0] is None
+    assert entries['top_logprobs'][2] == {'bytes:\\xf0': -0.5, 'bytes:\\x9f': -1.0}
 
 
 def test_of_two_tokens_with_one_text_the_likelier_is_told(tokenizer):

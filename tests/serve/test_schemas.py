@@ -88,13 +88,13 @@ def test_messages_name_the_place_and_the_fix():
         properties=dict(a=dict(type='array', items=dict(type='integer', minimum=2))),
         additionalProperties=False,
     )
-    told = {
+    messages = {
         "a[1]='x': use a whole number": dict(a=[2, 'x']),
         'b: this server does not have it: leave it out': dict(b=1),
         "a='aaaa": dict(a='a' * 999),
         'the body is 3: send an object': 3,
     }
-    for message, value in told.items():
+    for message, value in messages.items():
         with pytest.raises(ApiError) as error:
             validate(value, schema)
         assert error.value.message.startswith(message)

@@ -57,8 +57,8 @@ def test_bad_flags_are_one_line(served_run, tmp_path, capsys):
         (run, '--beside=/nowhere'): '--beside=/nowhere: ',
         (run, f'--beside={served_run}'): 'two models are called tiny',
     }
-    for words, told in refused.items():
-        assert told in error_of(capsys, *words), words
+    for words, message in refused.items():
+        assert message in error_of(capsys, *words), words
 
 
 def test_a_port_in_use(served_run, capsys):
@@ -98,9 +98,11 @@ def check_key(server):
         method = 'POST' if path in posts else 'GET'
         for given in ('', f'Bearer {KEY}x'):
             headers = {'Authorization': given}
-            status, body, told = servers.send(server, path, content, method, **headers)
+            status, body, answer_headers = servers.send(
+                server, path, content, method, **headers
+            )
             assert status == 401 and body['error']['code'] == 'invalid_api_key'
-            assert told['www-authenticate'].startswith('Basic ')
+            assert answer_headers['www-authenticate'].startswith('Basic ')
     basic = base64.b64encode(f'anybody:{KEY}'.encode()).decode()
     for path, given in (
         ('/ready', f'bearer {KEY}'),
@@ -112,7 +114,7 @@ def check_key(server):
 
 
 def check_models(server):
-    """Each model draws its own replies, and can be told by its fingerprint."""
+    """Each model draws its own replies, and is known by its fingerprint."""
     entries = server.get('/v1/models')['data']
     assert [entry['id'] for entry in entries] == ['tiny', 'tiny@1']
     assert [entry['gptjax']['step'] for entry in entries] == [2, 1]
@@ -146,8 +148,8 @@ def check_time_limit(server):
     assert server.metric('gptjax_requests_total', outcome='time_limit') == 2
 
 
-def stream(server, body, begun=None) -> bytes:
-    """What is sent until the connection ends; sets `begun` at its first bytes."""
+def stream(server, body, has_started=None) -> bytes:
+    """What is sent until the connection ends; sets `has_started` at its first bytes."""
     extra = [f'{name}: {value}' for name, value in server.headers.items()]
     connection = servers.connect(server)
     content = json.dumps(body).encode()
@@ -157,8 +159,8 @@ def stream(server, body, begun=None) -> bytes:
     received = bytearray()
     while piece := connection.recv(65536):
         received += piece
-        if begun:
-            begun.set()
+        if has_started:
+            has_started.set()
     connection.close()
     return bytes(received)
 
@@ -168,15 +170,15 @@ def test_sigterm_drains(served_run):
     """Running replies end, new ones are refused, and the exit code is 0."""
     with servers.serving(served_run, '--slots=2') as server:
         assert server.ready_line == f'ready: {server.address}/\n'
-        begun = threading.Event()
+        has_started = threading.Event()
         with ThreadPoolExecutor(2) as clients:
             whole = clients.submit(
                 servers.post, server, COMPLETION, dict(LONG, n=12, max_tokens=100)
             )
             streamed = clients.submit(
-                stream, server, dict(LONG, n=6, stream=True), begun
+                stream, server, dict(LONG, n=6, stream=True), has_started
             )
-            assert begun.wait(servers.SECONDS)
+            assert has_started.wait(servers.SECONDS)
             wait_for(lambda: server.metric('gptjax_waiting') > 10, 'both are admitted')
             server.process.send_signal(signal.SIGTERM)
 
@@ -198,14 +200,14 @@ def test_sigterm_drains(served_run):
 
 @pytest.mark.slow
 def test_a_second_signal_hurries(served_run):
-    """What runs is told that the server ends; the exit code is 0 all the same."""
+    """Running replies end with an error, and the exit code is 0 all the same."""
     with servers.serving(served_run, '--slots=2') as server:
-        begun = threading.Event()
+        has_started = threading.Event()
         with ThreadPoolExecutor(1) as clients:
             streamed = clients.submit(
-                stream, server, dict(LONG, n=16, stream=True), begun
+                stream, server, dict(LONG, n=16, stream=True), has_started
             )
-            assert begun.wait(servers.SECONDS)
+            assert has_started.wait(servers.SECONDS)
             server.process.send_signal(signal.SIGINT)
             wait_for(
                 lambda: servers.send(server, '/ready', None, 'GET')[0] == 503,

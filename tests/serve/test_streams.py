@@ -212,19 +212,19 @@ def test_a_random_schedule(server):
 
     def ask(body, pieces, start):
         time.sleep(start)
-        while (found := texts(server, body, pieces)) == 'full':
+        while (replies := texts(server, body, pieces)) == 'full':
             time.sleep(0.05)
-        return found
+        return replies
 
     with ThreadPoolExecutor(len(bodies)) as clients:
-        found = list(clients.map(ask, bodies, patience, starts))
+        answers = list(clients.map(ask, bodies, patience, starts))
     wait_for(server.is_idle, 'idle')
-    for body, pieces, told in zip(bodies, patience, found, strict=True):
+    for body, pieces, replies in zip(bodies, patience, answers, strict=True):
         alone = texts(server, body, None)
         if pieces is None:
-            assert told == alone
+            assert replies == alone
         elif body['stream']:  # it left early, with the beginning
-            for text, whole in zip(told, alone, strict=True):
+            for text, whole in zip(replies, alone, strict=True):
                 assert whole.startswith(text)
 
 
@@ -241,19 +241,19 @@ def texts(server, body, pieces):
         if answer.status == 503:
             return 'full'
         assert answer.status == 200, answer.read()
-        found = [''] * body['n']
+        replies = [''] * body['n']
         if not body['stream']:
             for choice in json.loads(answer.read())['choices']:
-                found[choice['index']] = choice['text']
-            return found
+                replies[choice['index']] = choice['text']
+            return replies
         for line in answer:
             if line.startswith(b'data: {'):
                 for choice in json.loads(line[6:])['choices']:
-                    found[choice['index']] += choice['text']
+                    replies[choice['index']] += choice['text']
                 if pieces is not None:
                     pieces -= 1
                     if pieces < 0:
                         break
-        return found
+        return replies
     finally:
         connection.close()

@@ -39,7 +39,7 @@ def tokenizer():
 
 
 class Engine:
-    """Says what it is told to, a token an update; remembers what it was asked."""
+    """Answers with the texts in `replies`, a token an update; keeps its requests."""
 
     context = 64
     trained_step = 7
@@ -48,13 +48,13 @@ class Engine:
         self.tokenizer = tokenizer
         self.vocab_size = tokenizer.vocab_size
         self.replies = []  # texts; None is what the user interrupts
-        self.asked = []  # (prompt's text, parameters)
+        self.requests = []  # (prompt's text, parameters)
         self.cancelled = []
 
     def submit(self, prompt, parameters, listen):
         if len(prompt) >= self.context:
             raise ContextOverflow(len(prompt), self.context)
-        self.asked.append((self.tokenizer.decode(prompt), parameters))
+        self.requests.append((self.tokenizer.decode(prompt), parameters))
         text = self.replies.pop(0)
         cats = self.tokenizer.encode(' cats')[0]
         stream = self.tokenizer.stream()
@@ -68,7 +68,7 @@ class Engine:
             threading.Timer(0.1, signal.pthread_kill, [here, signal.SIGINT]).start()
         else:
             listen(Update(finish='stop'))
-        return len(self.asked)
+        return len(self.requests)
 
     def cancel(self, ticket):
         self.cancelled.append(ticket)
@@ -92,10 +92,10 @@ def session(engine):
 
 
 @pytest.fixture
-def hear(session, engine, capsys):
+def chat(session, engine, capsys):
     """Says lines, the engine answering with `replies`; (output, errors)."""
 
-    def hear(*lines, replies=()):
+    def chat(*lines, replies=()):
         engine.replies = list(replies)
         coming = iter(lines)
 
@@ -109,147 +109,147 @@ def hear(session, engine, capsys):
         talk(session, read)
         return capsys.readouterr()
 
-    return hear
+    return chat
 
 
-def test_a_conversation(hear, engine):
-    told = hear('Hello there', 'And you?', replies=['I am fine', 'cats'])
-    assert told.out == 'I am fine\ncats\n'
-    assert engine.asked[0][0] == 'Hello there\n\n'
-    assert engine.asked[1][0] == 'Hello there\n\nI am fine\n\nAnd you?\n\n'
-    assert engine.asked[0][1].stop == ('\n\n',)
-    assert engine.asked[0][1].seed != engine.asked[1][1].seed
+def test_a_conversation(chat, engine):
+    printed = chat('Hello there', 'And you?', replies=['I am fine', 'cats'])
+    assert printed.out == 'I am fine\ncats\n'
+    assert engine.requests[0][0] == 'Hello there\n\n'
+    assert engine.requests[1][0] == 'Hello there\n\nI am fine\n\nAnd you?\n\n'
+    assert engine.requests[0][1].stop == ('\n\n',)
+    assert engine.requests[0][1].seed != engine.requests[1][1].seed
 
 
-def test_lines_that_go_on_and_lines_that_begin_with_a_slash(hear, engine):
-    hear('one\\', 'two', '//help', '', '  ', replies=['a', 'b'])
-    assert engine.asked[0][0] == 'one\ntwo\n\n'
-    assert engine.asked[1][0].endswith('/help\n\n') and len(engine.asked) == 2
+def test_lines_that_go_on_and_lines_that_begin_with_a_slash(chat, engine):
+    chat('one\\', 'two', '//help', '', '  ', replies=['a', 'b'])
+    assert engine.requests[0][0] == 'one\ntwo\n\n'
+    assert engine.requests[1][0].endswith('/help\n\n') and len(engine.requests) == 2
 
 
-def test_quit_and_unknown_commands(hear):
-    told = hear('/help', '/dance', '/quit', 'not read any more')
-    assert '/regenerate' in told.out
-    assert told.err == 'error: /dance: no such command: /help lists them\n'
+def test_quit_and_unknown_commands(chat):
+    printed = chat('/help', '/dance', '/quit', 'not read any more')
+    assert '/regenerate' in printed.out
+    assert printed.err == 'error: /dance: no such command: /help lists them\n'
 
 
-def test_regenerate_edit_and_versions(hear, engine):
-    told = hear(
+def test_regenerate_edit_and_versions(chat, engine):
+    printed = chat(
         *('/seed 7', 'Hello', '/regenerate', '/version 1', 'More'),
         *('/edit', 'BEGIN cats', '/edit dogs'),
         replies=['first', 'second', 'third', 'fourth', 'fifth'],
     )
-    assert told.out.splitlines()[1:] == [
+    assert printed.out.splitlines()[1:] == [
         *('first', 'second', 'first', 'third', 'fourth', 'fifth')
     ]
-    prompts = [prompt for prompt, _ in engine.asked]
+    prompts = [prompt for prompt, _ in engine.requests]
     assert prompts[0] == prompts[1] == 'Hello\n\n'
-    assert [parameters.seed for _, parameters in engine.asked[:2]] == [7, 8]
+    assert [parameters.seed for _, parameters in engine.requests[:2]] == [7, 8]
     assert prompts[2:] == [
         f'Hello\n\nfirst\n\n{text}\n\n' for text in ('More', 'More cats', 'dogs')
     ]
 
 
-def test_ctrl_c_stops_a_reply_and_nothing_else(hear, engine, session):
-    told = hear('Hello', '/continue', replies=[None, ' and on'])
-    assert told.out == 'So far\nSo far and on\n'
+def test_ctrl_c_stops_a_reply_and_nothing_else(chat, engine, session):
+    printed = chat('Hello', '/continue', replies=[None, ' and on'])
+    assert printed.out == 'So far\nSo far and on\n'
     assert engine.cancelled[0] == 1
-    assert engine.asked[1][0] == 'Hello\n\nSo far'
-    assert engine.asked[1][1].seed == engine.asked[0][1].seed
+    assert engine.requests[1][0] == 'Hello\n\nSo far'
+    assert engine.requests[1][1].seed == engine.requests[0][1].seed
     [reply] = shown_messages(session.root)[1:]
     assert reply.content == 'So far and on' and reply.finish == 'stop'
 
 
-def test_ctrl_c_at_the_prompt_does_not_leave(hear):
-    told = hear(KeyboardInterrupt, 'Hello', replies=['Hi'])
-    assert told.out == '\nCtrl-D or /quit leaves\nHi\n'
+def test_ctrl_c_at_the_prompt_does_not_leave(chat):
+    printed = chat(KeyboardInterrupt, 'Hello', replies=['Hi'])
+    assert printed.out == '\nCtrl-D or /quit leaves\nHi\n'
 
 
-def test_why_and_pick(hear, engine, tokenizer):
+def test_why_and_pick(chat, engine, tokenizer):
     text = 'I like dogs'
-    told = hear(
+    printed = chat(
         *('Hello', '/why', '/pick 2 2', '/version 1', '/pick 2 3'),
         *('/pick 99 1', '/pick 1 9', '/pick'),
         replies=[text, ' too'],
     )
-    lines = told.out.splitlines()
+    lines = printed.out.splitlines()
     tokens = tokenizer.encode(text)
     row = lines[2].split()
     assert len(tokens) + 1 == lines.index('I cats too')
     assert row[0] == '2' and row[2] == '50.0%'
     assert row[-6:] == ['2', '·cats', '25.0%', '3', '<eos>', '12.5%']
-    assert engine.asked[1][0] == 'Hello\n\nI cats'
+    assert engine.requests[1][0] == 'Hello\n\nI cats'
     assert lines[-2:] == [text, 'I']  # the last ends there
-    assert told.err.splitlines() == [
+    assert printed.err.splitlines() == [
         'error: /pick 99: use a number, 1 to 1',
         'error: /pick 1 9: use a number, 1 to 3',
         'error: /pick: use a number, 1 to 1',
     ]
 
 
-def test_a_reply_without_tokens_has_none_to_pick(hear):
-    told = hear('Hello', '/why', '/pick x', '/pick', replies=[''])
-    assert told.err.splitlines() == [
+def test_a_reply_without_tokens_has_none_to_pick(chat):
+    printed = chat('Hello', '/why', '/pick x', '/pick', replies=[''])
+    assert printed.err.splitlines() == [
         f'error: {command}: the reply has no tokens: /regenerate draws another'
         for command in ('/why', '/pick', '/pick')
     ]
 
 
-def test_another_checkpoint_on_the_same_seed(hear, engine, session):
-    told = hear('Hello', '/compare 5', '/version 1', '/compare', replies=['by one'])
-    assert told.out.splitlines() == ['by one', 'by another', 'by one']
-    assert 'name a step' in told.err
-    assert session.load(5).asked == engine.asked
+def test_another_checkpoint_on_the_same_seed(chat, engine, session):
+    printed = chat('Hello', '/compare 5', '/version 1', '/compare', replies=['by one'])
+    assert printed.out.splitlines() == ['by one', 'by another', 'by one']
+    assert 'name a step' in printed.err
+    assert session.load(5).requests == engine.requests
 
 
-def test_settings(hear, engine, session):
-    told = hear(
+def test_settings(chat, engine, session):
+    printed = chat(
         *('/set temperature=0.25 top_k=5', '/system Be kind.', '/seed 3', 'Hello'),
         *('/set temperature=-1', '/set top_k=many', '/set colour=1', '/seed -1'),
         *('/set max_tokens=0', '/seed', 'More'),
         replies=['Hi', 'Ho'],
     )
-    assert 'temperature=0.25' in told.out and 'top_k=5' in told.out
-    prompt, parameters = engine.asked[0]
+    assert 'temperature=0.25' in printed.out and 'top_k=5' in printed.out
+    prompt, parameters = engine.requests[0]
     assert prompt == 'Be kind.\n\nHello\n\n'
     assert (parameters.temperature, parameters.top_k, parameters.seed) == (0.25, 5, 3)
-    assert engine.asked[1][1].temperature == 0.25 and session.seed is None
-    assert [line.split(':')[1] for line in told.err.splitlines()] == [
+    assert engine.requests[1][1].temperature == 0.25 and session.seed is None
+    assert [line.split(':')[1] for line in printed.err.splitlines()] == [
         *(' /set temperature=-1.0', ' /set top_k=many', ' /set colour=1', ' /seed -1'),
         ' /set max_tokens=0',
     ]
     assert session.parameters.max_tokens == 8
 
 
-def test_the_oldest_messages_go_where_the_context_is_full(hear, engine):
-    told = hear(
+def test_the_oldest_messages_go_where_the_context_is_full(chat, engine):
+    printed = chat(
         *('cats ' * 40, 'dogs ' * 40, 'x' * 99, 'Hello'), replies=['a b', 'c', 'd']
     )
-    assert engine.asked[1][0].startswith('dogs')
-    assert 'the prompt has' in told.err and 'context 64' in told.err
-    assert engine.asked[2][0] == 'Hello\n\n'
+    assert engine.requests[1][0].startswith('dogs')
+    assert 'the prompt has' in printed.err and 'context 64' in printed.err
+    assert engine.requests[2][0] == 'Hello\n\n'
 
 
-def test_what_is_asked_for_before_anything_was_said(hear):
-    told = hear(
+def test_what_is_asked_for_before_anything_was_said(chat):
+    printed = chat(
         '/regenerate', '/edit x', '/why', '/continue', '/version 1', '/pick 1 1'
     )
-    assert told.err == 'error: nothing has been said yet: say something first\n' * 6
+    assert printed.err == 'error: nothing has been said yet: say something first\n' * 6
 
 
-def test_model_text_cannot_command_the_terminal(hear):
-    told = hear('Hello', replies=['\x1b[2Jred\x07 \x9b1m\r fine\n\ttab'])
-    assert told.out == '\\x1b[2Jred\\x07 \\x9b1m\\x0d fine\n\ttab\n'
+def test_model_text_cannot_command_the_terminal(chat):
+    printed = chat('Hello', replies=['\x1b[2Jred\x07 \x9b1m\r fine\n\ttab'])
+    assert printed.out == '\\x1b[2Jred\\x07 \\x9b1m\\x0d fine\n\ttab\n'
 
 
-def test_save(hear, session, tmp_path):
+def test_save(chat, session, tmp_path):
     path = tmp_path / 'talk.json'
-    told = hear(
+    printed = chat(
         *('/system Be kind.', 'Hello', '/regenerate', f'/save {path}'),
         *('/save', f'/save {path}/below'),
         replies=['I am fine 😀', 'cats'],
     )
-    assert 'name a file' in told.err and 'use another path' in told.err
+    assert 'name a file' in printed.err and 'use another path' in printed.err
     file = json.loads(path.read_text())
     assert (file['format'], file['version']) == ('gptjax-conversations', 1)
     [one] = file['conversations']
@@ -274,22 +274,22 @@ def test_lines_of_a_pipe(monkeypatch, tmp_path):
             read_line('› ', '')
 
 
-def test_an_engine_that_fails_is_an_error(hear, engine):
+def test_an_engine_that_fails_is_an_error(chat, engine):
     def fail(prompt, parameters, listen):
         listen(Update(finish='error', error='the engine stopped: no memory'))
 
     engine.submit = fail
-    assert hear('Hello').err == 'error: the engine stopped: no memory\n'
+    assert chat('Hello').err == 'error: the engine stopped: no memory\n'
 
 
 @pytest.mark.parametrize('error', [QueueFull, EngineStopped])
-def test_an_engine_that_takes_no_more_is_an_error(hear, engine, error):
+def test_an_engine_that_takes_no_more_is_an_error(chat, engine, error):
     def refuse(prompt, parameters, listen):
         raise error('2 requests wait')
 
     engine.submit = refuse
-    told = hear('Hello', '/quit').err
-    assert told == 'error: the engine takes no more: 2 requests wait\n'
+    printed = chat('Hello', '/quit').err
+    assert printed == 'error: the engine takes no more: 2 requests wait\n'
 
 
 # ---- the stage ---------------------------------------------------------------------
@@ -333,17 +333,17 @@ def test_the_stage_on_a_terminal(served_run, compiles_fast):
         start_new_session=True,
     )
     os.close(there)
-    told = ''
+    printed = ''
     decoder = codecs.getincrementaldecoder('utf-8')('replace')
 
     def wait_for(text, seconds=SECONDS):
-        nonlocal told
+        nonlocal printed
         end = time.monotonic() + seconds
-        while text not in told:
+        while text not in printed:
             ready, _, _ = select.select([here], [], [], max(end - time.monotonic(), 0))
-            assert ready, f'{text!r} did not come: {told!r}'
-            told += decoder.decode(os.read(here, 4096))
-        told = told.partition(text)[2]
+            assert ready, f'{text!r} did not come: {printed!r}'
+            printed += decoder.decode(os.read(here, 4096))
+        printed = printed.partition(text)[2]
 
     def press(keys):
         os.write(here, keys.encode())
