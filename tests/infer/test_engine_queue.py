@@ -78,11 +78,8 @@ def test_the_queue_is_bounded_and_served_in_order(model, params):
     engine.submit([5], GREEDY, print)
 
 
-@pytest.mark.parametrize('queue', [0, 1])
-def test_whole_replies_to_more_prompts_than_the_queue_holds(
-    model, params, engine, queue
-):
-    small = new_engine(model, params, queue=queue)
+def test_whole_replies_to_more_prompts_than_the_queue_holds(model, params, engine):
+    small = new_engine(model, params, queue=0)
     prompts = [[token] for token in range(2, 13)]
     assert small.complete(prompts, GREEDY) == engine.complete(prompts, GREEDY)
 
@@ -125,29 +122,25 @@ def test_whoever_stops_listening_frees_the_slot(engine):
     assert engine.stats().running == 0
 
 
-def test_the_thread_gives_the_same_replies(model, params, engine):
+def test_the_thread_gives_the_same_replies_and_its_end_cancels_what_runs(
+    model, params, engine
+):
     expected = engine.complete(PROMPTS, DRAWN)
     threaded = new_engine(model, params)
     threaded.start()
+    long = never_ending(SamplingParameters(max_tokens=60))
+    updates = []
     try:
         for prompt, reply in zip(PROMPTS, expected, strict=True):
-            updates = list(threaded.reply(prompt, DRAWN))
-            assert ''.join(update.text for update in updates) == reply.text
+            texts = [update.text for update in threaded.reply(prompt, DRAWN)]
+            assert ''.join(texts) == reply.text
+        for _ in range(6):
+            threaded.submit([5], long, updates.append)
     finally:
         threaded.close()
+    assert sum(update.finish is not None for update in updates) == 6
     with pytest.raises(EngineStopped, match='closing'):
         threaded.submit([5], GREEDY, print)
-
-
-def test_close_cancels_what_runs(model, params):
-    threaded = new_engine(model, params)
-    told = []
-    threaded.start()
-    how = never_ending(SamplingParameters(max_tokens=60))
-    for _ in range(6):
-        threaded.submit([5], how, told.append)
-    threaded.close()
-    assert sum(update.finish is not None for update in told) == 6
 
 
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')

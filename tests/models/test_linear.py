@@ -17,7 +17,7 @@ from tests.models.test_cache import MODELS
 
 @pytest.mark.parametrize('T', [1, 3])
 @pytest.mark.parametrize('name', MODELS)
-def test_turned_weights_compute_the_same(name, T):
+def test_transposed_weights_compute_the_same(name, T):
     model = helpers.model_settings(**MODELS[name])
     rng = np.random.default_rng(0)
     draw = lambda leaf: (0.3 * rng.standard_normal(leaf.shape)).astype(np.float32)

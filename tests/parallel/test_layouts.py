@@ -22,11 +22,11 @@ from tests import helpers
 # Every (data, fsdp, tensor, context) with product 8. Those with all of the
 # devices on one axis are quick tests, and so is one that uses three axes.
 QUICK = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 8), (1, 2, 2, 2)]
-MESHES = [
-    pytest.param(sizes, marks=() if sizes in QUICK else pytest.mark.slow)
+LAYOUTS = [  # with the number of micro-batches
+    pytest.param(sizes, 2, marks=() if sizes in QUICK else pytest.mark.slow)
     for sizes in itertools.product((1, 2, 4, 8), repeat=4)
     if np.prod(sizes) == 8
-]
+] + [pytest.param((1, 2, 2, 2), 1, marks=pytest.mark.slow)]
 STEPS = 4
 
 
@@ -91,8 +91,7 @@ def one_device():
     }
 
 
-@pytest.mark.parametrize('accumulation', [pytest.param(1, marks=pytest.mark.slow), 2])
-@pytest.mark.parametrize('sizes', MESHES, ids=str)
+@pytest.mark.parametrize('sizes, accumulation', LAYOUTS, ids=str)
 def test_losses_and_gradients_equal_one_device(one_device, sizes, accumulation):
     loss, gradient = gradients(make_config(8, accumulation), sizes)
     expected_loss, expected = one_device[1]
