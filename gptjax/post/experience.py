@@ -1,6 +1,8 @@
-"""A rollout, judged and weighed: what the updates of PPO and GRPO read.
+"""Experience: a rollout with its scores, log-probabilities and advantages.
 
-draw replies -> scores -> penalties and scale -> log-probabilities -> advantages
+    draw replies -> rewards -> scale and penalties -> log-probabilities -> advantages
+
+The updates of PPO and GRPO read it.
 """
 
 import time
@@ -33,10 +35,10 @@ from gptjax.post.rollout import (
 
 
 class Algorithm(NamedTuple):
-    """An algorithm, as the loop sees it; `params` are what is trained.
+    """An algorithm; `params` are what is trained.
 
-    score: `(params, reference, batch)` to (B, T) arrays: `old` and `reference`,
-        log-probabilities, and what else `compute_advantages` reads.
+    score_tokens: `(params, reference, batch)` to (B, T) arrays: `old` and
+        `reference`, log-probabilities, and what else `compute_advantages` reads.
     compute_advantages: `(batch, scores_B, coefficient)` to (the batch with `advantages`
         and what else `loss_fn` reads, metrics); on the host, of a whole rollout.
     loss_fn: `(params, batch, key, control, reference=None)`, for `make_train_step`.
@@ -47,11 +49,11 @@ class Algorithm(NamedTuple):
         that `loss_fn` reads; None: there are none.
     resampling: further draws for groups whose scores are all equal.
     warm_up: rollouts that train only a critic.
-    identity: what a checkpoint must have been made with, besides what all are.
-    init_arguments: what else `PolicyModel.init` takes, read where a run is new.
+    identity: of its checkpoints, besides what every stage's has.
+    init_arguments: further arguments of `PolicyModel.init`, read where a run is new.
     """
 
-    score: Callable
+    score_tokens: Callable
     compute_advantages: Callable
     loss_fn: Callable
     token_metrics: tuple[str, ...]
@@ -63,10 +65,10 @@ class Algorithm(NamedTuple):
 
 
 class AdaptiveState(NamedTuple):
-    """What rollouts leave behind for later ones, besides weights; kept in checkpoints.
+    """What later rollouts depend on besides weights; kept in checkpoints.
 
-    kl: the KL's coefficient.
-    scores: of all replies so far, before they are scaled.
+    kl: the controller of the KL's coefficient.
+    scores: moments of the scores of all replies so far, before they are scaled.
     """
 
     kl: AdaptiveKL
@@ -74,10 +76,8 @@ class AdaptiveState(NamedTuple):
 
 
 class Environment(NamedTuple):
-    """What a policy is trained in.
+    """What a policy is trained in: problems, how prompts are written, and rewards.
 
-    prompt_format: of prompts and replies.
-    task: gives the problems.
     reward: from (problems, replies) to scores (B,).
     """
 
@@ -91,8 +91,8 @@ class Experience(NamedTuple):
 
     batch: what `loss_fn` reads.
     metrics: of the rollout.
-    adaptive: for the next.
-    empty: nothing can be learnt from it: every advantage is 0.
+    adaptive: for the next rollout.
+    empty: every advantage is 0, so nothing can be learnt from it.
     """
 
     batch: dict[str, np.ndarray]
@@ -114,60 +114,63 @@ def new_adaptive_state(policy: ConfigDict) -> AdaptiveState:
     )
 
 
-def collect(
+def collect_experience(
     config: ConfigDict,
     environment: Environment,
     complete: Complete,
-    score: Callable[[dict], dict],
+    score_tokens: Callable[[dict], dict],
     algorithm: Algorithm,
     adaptive: AdaptiveState,
-    number: int,
+    rollout_number: int,
 ) -> Experience:
-    """The experience of rollout `number`, a function of it, the seed and the weights.
+    """The experience of a rollout, a function of its number, the seed and the weights.
 
     Args:
         config: `seed` and `policy` are read.
-        complete: draws.
-        score: from a batch to the arrays of `algorithm.score`, on the host.
+        complete: generates replies.
+        score_tokens: from a batch to the arrays of `algorithm.score_tokens`, on the
+            host.
         adaptive: of the rollouts before.
-        number: counts rollouts from 0.
+        rollout_number: counts rollouts from 0.
     """
-    began = time.perf_counter()
+    start = time.perf_counter()
     rollout, raw_B, metrics = draw_groups(
-        config, environment, complete, algorithm.resampling, number
+        config, environment, complete, algorithm.resampling, rollout_number
     )
-    drawn = time.perf_counter()
+    rollout_seconds = time.perf_counter() - start
 
     policy = config.policy
     mask_BT = rollout.batch['weights']
-    told_B = np.any(mask_BT, axis=1)  # not those that stand in for a group
-    seen = adaptive.scores.after(raw_B[told_B])
-    replies = int(np.sum(told_B))
-    told_B = told_B if replies else ~told_B  # all of them stand in
-    scores_B = shape_scores(policy, raw_B, rollout, seen)
-    scored = score(rollout.batch)
-    batch = {**rollout.batch, **scored}
-    in_reward = adaptive.kl.coefficient if policy.kl_reward else 0.0
-    batch, more = algorithm.compute_advantages(batch, scores_B, in_reward)
+    counted_B = np.any(mask_BT, axis=1)  # not the groups that only fill the rollout
+    moments = adaptive.scores.after(raw_B[counted_B])
+    num_replies = int(np.sum(counted_B))
+    counted_B = counted_B if num_replies else ~counted_B  # all groups are fillers
+    scores_B = shape_scores(policy, raw_B, rollout, moments)
+    token_scores = score_tokens(rollout.batch)
+    batch = {**rollout.batch, **token_scores}
+    reward_coefficient = adaptive.kl.coefficient if policy.kl_reward else 0.0
+    batch, algorithm_metrics = algorithm.compute_advantages(
+        batch, scores_B, reward_coefficient
+    )
 
-    kl_B = kl_per_reply(scored['old'], scored['reference'], mask_BT)
-    kl = float(np.sum(kl_B)) / max(1, replies)
+    kl_B = kl_per_reply(token_scores['old'], token_scores['reference'], mask_BT)
+    kl = float(np.sum(kl_B)) / max(1, num_replies)
     metrics.update(
-        score=float(np.mean(scores_B[told_B])),
+        score=float(np.mean(scores_B[counted_B])),
         kl=kl,
         kl_coefficient=adaptive.kl.coefficient,
-        response_length=float(np.mean(rollout.lengths_B[told_B])),
-        truncation_rate=float(np.mean(rollout.truncated_B[told_B])),
-        rollout_seconds=drawn - began,
-        **more,
+        response_length=float(np.mean(rollout.lengths_B[counted_B])),
+        truncation_rate=float(np.mean(rollout.truncated_B[counted_B])),
+        rollout_seconds=rollout_seconds,
+        **algorithm_metrics,
     )
     if policy.temperature == 1.0:  # the engine's log-probabilities are those at 1
-        apart_BT = np.abs(rollout.sampled_BT - scored['old'])
-        metrics['sampler_gap'] = float(np.max(np.where(mask_BT, apart_BT, 0)))
-    steered = adaptive.kl
-    if number >= algorithm.warm_up:  # before, the policy does not move
-        steered = steered.after(kl, replies)
-    adaptive = AdaptiveState(steered, seen)
+        gap_BT = np.abs(rollout.sampled_BT - token_scores['old'])
+        metrics['sampler_gap'] = float(np.max(np.where(mask_BT, gap_BT, 0)))
+    controller = adaptive.kl
+    if rollout_number >= algorithm.warm_up:  # before, the policy does not move
+        controller = controller.after(kl, num_replies)
+    adaptive = AdaptiveState(controller, moments)
     return Experience(batch, metrics, adaptive, not np.any(batch['advantages']))
 
 
@@ -176,60 +179,57 @@ def draw_groups(
     environment: Environment,
     complete: Complete,
     resampling: int,
-    number: int,
+    rollout_number: int,
 ) -> tuple[Rollout, np.ndarray, dict]:
-    """(rollout, its scores (B,), metrics); groups of equal scores drawn again.
+    """(rollout, its scores (B,), metrics); groups of equal scores are replaced.
 
     DAPO's dynamic sampling (Yu et al. 2025): prompts whose replies all score the same
     teach nothing, so further prompts are drawn, up to `resampling` times, until
-    there are as many groups as a rollout has. Where there still are too few, the
-    others stand in for them with weight 0.
+    there are as many mixed groups as a rollout has. If there still are too few, groups
+    of equal scores fill the rollout, with weight 0.
     """
     policy, (prompt_format, task, reward) = config.policy, environment
     N, G = policy.prompts, policy.replies
-    kept, spare, rewards, drawn_groups, mixed_groups = [], [], [], 0, 0
-    for again in range(resampling + 1):
-        first = (number * (resampling + 1) + again) * N
+    mixed, equal, rewards, num_drawn, num_mixed = [], [], [], 0, 0
+    for draw in range(resampling + 1):
+        first = (rollout_number * (resampling + 1) + draw) * N
         problems = [task.train(first + place) for place in range(N)]
-        words = f'{number}.{again}'
-        rollout = draw_rollout(complete, prompt_format, problems, G, config.seed, words)
+        name = f'{rollout_number}.{draw}'
+        rollout = draw_rollout(complete, prompt_format, problems, G, config.seed, name)
         scores_B = reward(rollout.problems, rollout.replies)
         rewards.append(float(np.mean(scores_B)))
-        mixed_N = (
-            np.asarray(informative(scores_B.reshape(N, G)))
-            if G > 1
-            else np.ones(N, bool)
-        )
-        drawn_groups, mixed_groups = drawn_groups + N, mixed_groups + int(mixed_N.sum())
+        mixed_N = np.ones(N, bool)
+        if G > 1:
+            mixed_N = np.asarray(informative(scores_B.reshape(N, G)))
+        num_drawn, num_mixed = num_drawn + N, num_mixed + int(mixed_N.sum())
         if not resampling:
-            kept.append((rollout, scores_B))
+            mixed.append((rollout, scores_B))
             break
-        for mixed, parts in ((True, kept), (False, spare)):
-            rows = np.flatnonzero(np.repeat(mixed_N == mixed, G))
-            parts.append((select_rows(rollout, rows), scores_B[rows]))
-        if mixed_groups >= N:
+        for is_mixed, groups in ((True, mixed), (False, equal)):
+            rows = np.flatnonzero(np.repeat(mixed_N == is_mixed, G))
+            groups.append((select_rows(rollout, rows), scores_B[rows]))
+        if num_mixed >= N:
             break
 
-    useful = min(mixed_groups, N) * G if resampling else N * G
-    parts = kept + spare
-    rollout = select_rows(
-        concatenate_rollouts([part for part, _ in parts]), range(N * G)
-    )
-    scores_B = np.concatenate([scores for _, scores in parts])[: N * G]
-    rollout.batch['weights'][useful:] = 0
+    groups = mixed + equal
+    rollout = concatenate_rollouts([rollout for rollout, _ in groups])
+    rollout = select_rows(rollout, range(N * G))
+    scores_B = np.concatenate([scores_B for _, scores_B in groups])[: N * G]
+    if resampling:
+        rollout.batch['weights'][min(num_mixed, N) * G :] = 0
     metrics = dict(
         reward=float(np.mean(rewards)),  # of all that was drawn, to be comparable
-        mixed_groups=mixed_groups / drawn_groups,
-        groups_drawn=float(drawn_groups),
+        mixed_groups=num_mixed / num_drawn,
+        groups_drawn=float(num_drawn),
     )
     return rollout, scores_B, metrics
 
 
 def shape_scores(
-    policy: ConfigDict, raw_B, rollout: Rollout, seen: RunningMoments
+    policy: ConfigDict, raw_B, rollout: Rollout, moments: RunningMoments
 ) -> np.ndarray:
     """Scaled scores less the penalties for replies that are too long."""
-    scale = policy.reward_scale * (seen.std if policy.reward_running_scale else 1.0)
+    scale = policy.reward_scale * (moments.std if policy.reward_running_scale else 1.0)
     scores_B = scale_scores(raw_B, scale, clip=policy.reward_clip)
     if policy.overlong_buffer:
         scores_B = scores_B + overlong_penalty(
@@ -240,16 +240,14 @@ def shape_scores(
     )
 
 
-def make_scorer(algorithm: Algorithm, mesh: Mesh, rows: int) -> Callable:
-    """A function `(params, reference, batch)` to arrays of the host, `rows` at a time.
+def make_token_scorer(algorithm: Algorithm, mesh: Mesh, rows: int) -> Callable:
+    """`(params, reference, batch)` to the arrays of `algorithm.score_tokens`.
 
-    Args:
-        mesh: where it is computed.
-        rows: divides the batch.
+    The arrays are on the host; `rows` are computed at a time, which divides the batch.
     """
-    compiled = jax.jit(algorithm.score, out_shardings=replicated(mesh))
+    compiled = jax.jit(algorithm.score_tokens, out_shardings=replicated(mesh))
 
-    def score(params, reference, batch):
+    def score_tokens(params, reference, batch):
         parts = []
         for first in range(0, len(batch['inputs']), rows):
             part = {name: array[first : first + rows] for name, array in batch.items()}
@@ -259,4 +257,4 @@ def make_scorer(algorithm: Algorithm, mesh: Mesh, rows: int) -> Callable:
             for name in parts[0]
         }
 
-    return score
+    return score_tokens

@@ -1,4 +1,4 @@
-"""GRPO and its kin: a reply is judged against the other replies to its prompt.
+"""GRPO and its kin: a reply is compared with the other replies to its prompt.
 
 Shao et al. 2024 (DeepSeekMath), section 4.1. With the scores s of G replies to one
 prompt, each token of reply g has the advantage A[g], and the policy ascends PPO's
@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 from gptjax.core.console import UserError
 from gptjax.post.experience import Algorithm
 from gptjax.post.objectives import advantages, policy_losses, reply_tokens
-from gptjax.post.objectives.kl import kl_in_score, kl_loss
+from gptjax.post.objectives.kl import kl_in_score
 from gptjax.post.objectives.logprobs import token_logprobs
 from gptjax.post.policy_gradient import train_policy, updates_per_rollout
 from gptjax.post.policy_model import PolicyModel
@@ -83,7 +83,7 @@ def make_algorithm(
 ) -> Algorithm:
     """The algorithm, for `train_policy`."""
     settings, section, shared = trained.settings, config.grpo, config.policy
-    of_batch = partial(
+    compute_logprobs = partial(
         token_logprobs,
         settings,
         temperature=shared.temperature,
@@ -105,42 +105,49 @@ def make_algorithm(
         'sum': partial(reply_tokens.constant_weights, length=1),
     }[section.normaliser]
 
-    def score(params, reference, batch):
-        logprobs_BT, _ = of_batch(policy.compute(params, reference), batch)
-        return dict(old=logprobs_BT, reference=of_batch(reference, batch)[0])
+    def score_tokens(params, reference, batch):
+        logprobs_BT, _ = compute_logprobs(policy.compute(params, reference), batch)
+        return dict(old=logprobs_BT, reference=compute_logprobs(reference, batch)[0])
 
     def compute_advantages(batch, scores_B, coefficient):
         mask_BT = batch['weights']
-        told_N = advantages.informative(jnp.reshape(scores_B, (-1, shared.replies)))
+        groups = (-1, shared.replies)
+        informative_N = advantages.informative(jnp.reshape(scores_B, groups))
         if coefficient:
             scores_B = kl_in_score(
                 scores_B, batch['old'], batch['reference'], mask_BT, coefficient
             )
-        scores_NG = jnp.reshape(scores_B, (-1, shared.replies))
-        advantages_NG = ADVANTAGES[section.advantage](scores_NG)
+        advantages_NG = ADVANTAGES[section.advantage](jnp.reshape(scores_B, groups))
         if section.advantage == 'grpo':
-            # Scores that are apart by their KL alone would be divided by its noise.
-            advantages_NG = jnp.where(told_N[:, None], advantages_NG, 0.0)
+            # Scores that differ by their KL alone would be divided by its noise.
+            advantages_NG = jnp.where(informative_N[:, None], advantages_NG, 0.0)
         advantages_BT = np.reshape(advantages_NG, (-1, 1)) * mask_BT
         return dict(batch, advantages=advantages_BT), {}
 
     def loss_fn(params, batch, key, control, reference=None):
         del key  # no dropout: the replies were drawn without
         mask_BT = batch['weights']
-        logprobs_BT, entropy_BT = of_batch(policy.compute(params, reference), batch)
+        logprobs_BT, entropy_BT = compute_logprobs(
+            policy.compute(params, reference), batch
+        )
         loss_BT, metrics = objective(
             logprobs_BT, batch['old'], batch['advantages'], mask_BT
         )
-        near_BT = kl_loss(logprobs_BT, batch['reference'], mask_BT)
-        if shared.kl_loss:
-            loss_BT += control['coefficient'] * near_BT
-        loss_BT += policy_losses.entropy_bonus(entropy_BT, mask_BT, shared.entropy)
-        metrics.update(entropy=entropy_BT, kl_loss=near_BT)
-        weights_BT, counts_B = normalise(mask_BT)
-        return reply_tokens.sum_losses(loss_BT, metrics, mask_BT, weights_BT, counts_B)
+        loss_BT, kl_metrics = policy_losses.add_kl_and_entropy(
+            loss_BT,
+            logprobs_BT,
+            batch['reference'],
+            entropy_BT,
+            mask_BT,
+            shared.entropy,
+            control['coefficient'] if shared.kl_loss else None,
+        )
+        return reply_tokens.sum_losses(
+            loss_BT, {**metrics, **kl_metrics}, mask_BT, *normalise(mask_BT)
+        )
 
     return Algorithm(
-        score=score,
+        score_tokens=score_tokens,
         compute_advantages=compute_advantages,
         loss_fn=loss_fn,
         token_metrics=TOKEN_METRICS,

@@ -27,8 +27,8 @@ from gptjax.post.experience import (
     Algorithm,
     Environment,
     adaptive_state,
-    collect,
-    make_scorer,
+    collect_experience,
+    make_token_scorer,
     new_adaptive_state,
 )
 from gptjax.post.objectives.reply_tokens import metrics_per_token
@@ -139,7 +139,7 @@ def start_rollouts(
         )
     begun.stack.enter_context(contextlib.closing(sampler))
     microbatch_rows = config.train.batch_size // config.train.accumulation
-    score_tokens = make_scorer(algorithm, mesh, microbatch_rows)
+    score_tokens = make_token_scorer(algorithm, mesh, microbatch_rows)
     critic_step = begun.step
     if algorithm.warm_up and config.optim.weight_decay:  # which moves frozen weights
         critic_step = make_train_step(
@@ -155,7 +155,7 @@ def start_rollouts(
         number = step // updates
         adaptive = adaptive_state(record['memory'])
         sampler.update_weights(policy.merge(state.params, reference), f'step {step}')
-        experience = collect(
+        experience = collect_experience(
             config,
             environment,
             sampler.complete,

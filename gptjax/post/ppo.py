@@ -16,6 +16,7 @@ move.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -31,7 +32,7 @@ from gptjax.models import gpt, heads
 from gptjax.parallel.mesh import batch_shards
 from gptjax.post.experience import Algorithm
 from gptjax.post.objectives import advantages, policy_losses, reply_tokens
-from gptjax.post.objectives.kl import kl_in_reward, kl_loss
+from gptjax.post.objectives.kl import kl_in_reward
 from gptjax.post.objectives.logprobs import hidden_logprobs, token_logprobs
 from gptjax.post.policy_gradient import train_policy
 from gptjax.post.policy_model import PolicyModel
@@ -66,38 +67,22 @@ def check_config(config: ConfigDict) -> None:
         config_checks.check_unused(config, 'ppo', ['critic_run'], why)
 
 
-def check_rows(config: ConfigDict, shards: int) -> None:
-    """Refuses text that does not divide into micro-batches and devices."""
-    parts, rows = config.train.accumulation * shards, config.ppo.ptx_rows
-    if rows % parts:
-        raise UserError(
-            f'ppo.ptx_rows={rows} is not divisible by train.accumulation * mesh.data * '
-            f'mesh.fsdp = {parts}: use a multiple'
-        )
-
-
 def make_algorithm(
     config: ConfigDict, trained: Trained, policy: PolicyModel, mesh: Mesh
 ) -> Algorithm:
     """The algorithm, for `train_policy`."""
-    settings, section, shared = trained.settings, config.ppo, config.policy
+    settings, section = trained.settings, config.ppo
+    options = dict(temperature=config.policy.temperature, chunk=config.train.loss_chunk)
     extra_arrays, identity = None, {}
     if section.ptx:
-        check_rows(config, batch_shards(mesh))
+        check_text_rows(config, batch_shards(mesh))
         text = open_text(config)
         extra_arrays = make_text_arrays(config, text)
         identity['text'] = text.fingerprint
-    options = dict(temperature=shared.temperature, chunk=config.train.loss_chunk)
-    language = make_language_loss(settings, config.train)
 
-    def init_arguments():
-        run = section.critic_run
-        template = config.chat.template
-        return read_critic(run, template, trained, mesh) if run else ()
-
-    def forward(own, params, batch, policy_on):
+    def forward(policy_params, params, batch, policy_on):
         """(log-probabilities, entropy, values) of the targets, (B, T) each."""
-        model = gpt.bind(settings, own)
+        model = gpt.bind(settings, policy_params)
         hidden = model.hidden(batch['inputs'], batch['segments'], batch['positions'])
         logprobs_BT, entropy_BT = hidden_logprobs(
             model, hidden, batch['targets'], **options
@@ -105,73 +90,21 @@ def make_algorithm(
         values_BT = heads.compute_values(settings, params, hidden, batch, policy_on)
         return logprobs_BT, entropy_BT, values_BT
 
-    def score(params, reference, batch):
-        own = policy.compute(params, reference)
-        logprobs_BT, _, values_BT = forward(own, params, batch, 1.0)
+    def score_tokens(params, reference, batch):
+        policy_params = policy.compute(params, reference)
+        logprobs_BT, _, values_BT = forward(policy_params, params, batch, 1.0)
         reference_BT, _ = token_logprobs(settings, reference, batch, **options)
         return dict(old=logprobs_BT, reference=reference_BT, values=values_BT)
 
-    def compute_advantages(batch, scores_B, coefficient):
-        mask_BT = batch['weights']
-        rewards_BT = advantages.terminal_rewards(scores_B, mask_BT)
-        rewards_BT = kl_in_reward(
-            rewards_BT, batch['old'], batch['reference'], mask_BT, coefficient
-        )
-        advantages_BT, returns_BT = advantages.gae(
-            rewards_BT, batch['values'], mask_BT, section.gamma, section.lam
-        )
-        explained = policy_losses.explained_variance(
-            batch['values'], returns_BT, mask_BT
-        )
-        if section.whiten:
-            advantages_BT = advantages.whiten(advantages_BT, mask_BT)
-        more = dict(
-            advantages=np.asarray(advantages_BT), returns=np.asarray(returns_BT)
-        )
-        return {**batch, **more}, dict(explained_variance=float(explained))
-
-    def loss_fn(params, batch, key, control, reference=None):
-        del key  # no dropout: the replies were drawn without
-        mask_BT, policy_on = batch['weights'], control['policy']
-        own = policy.compute(params, reference)
-        logprobs_BT, entropy_BT, values_BT = forward(own, params, batch, policy_on)
-        loss_BT, metrics = policy_losses.clipped(
-            logprobs_BT,
-            batch['old'],
-            batch['advantages'],
-            mask_BT,
-            section.clip_low,
-            section.clip_high,
-        )
-        near_BT = kl_loss(logprobs_BT, batch['reference'], mask_BT)
-        if shared.kl_loss:
-            loss_BT += control['coefficient'] * near_BT
-        loss_BT += policy_losses.entropy_bonus(entropy_BT, mask_BT, shared.entropy)
-        value_BT, more = policy_losses.value_loss(
-            values_BT, batch['values'], batch['returns'], mask_BT, section.value_clip
-        )
-        metrics.update(
-            more,
-            entropy=entropy_BT,
-            kl_loss=near_BT,
-            value_loss=value_BT,
-            value=values_BT,
-        )
-        total_BT = policy_on * loss_BT + section.value_coefficient * value_BT
-        weights_BT, counts_B = reply_tokens.token_weights(mask_BT)
-        total, metrics = reply_tokens.sum_losses(
-            total_BT, metrics, mask_BT, weights_BT, counts_B
-        )
-        if section.ptx:
-            text, plain = language(own, batch['ptx'], None)
-            total += policy_on * section.ptx * text
-            metrics['ptx_loss'] = plain['loss']
-        return total, metrics
+    def init_arguments():
+        if not section.critic_run:
+            return ()
+        return (load_critic(section.critic_run, config.chat.template, trained, mesh),)
 
     return Algorithm(
-        score=score,
-        compute_advantages=compute_advantages,
-        loss_fn=loss_fn,
+        score_tokens=score_tokens,
+        compute_advantages=partial(compute_advantages, section),
+        loss_fn=make_loss(config, policy, forward, settings),
         token_metrics=TOKEN_METRICS,
         extra_arrays=extra_arrays,
         identity=identity,
@@ -180,44 +113,127 @@ def make_algorithm(
     )
 
 
-def read_critic(run: str, template: str, trained: Trained, mesh: Mesh) -> tuple[dict]:
-    """(a reward model's parameters,) for a critic beside the model that is trained.
+def compute_advantages(section: ConfigDict, batch: dict, scores_B, coefficient):
+    """(the batch with `advantages` and `returns`, metrics), of a whole rollout."""
+    mask_BT = batch['weights']
+    rewards_BT = advantages.terminal_rewards(scores_B, mask_BT)
+    rewards_BT = kl_in_reward(
+        rewards_BT, batch['old'], batch['reference'], mask_BT, coefficient
+    )
+    advantages_BT, returns_BT = advantages.gae(
+        rewards_BT, batch['values'], mask_BT, section.gamma, section.lam
+    )
+    explained = policy_losses.explained_variance(batch['values'], returns_BT, mask_BT)
+    if section.whiten:
+        advantages_BT = advantages.whiten(advantages_BT, mask_BT)
+    batch = dict(
+        batch, advantages=np.asarray(advantages_BT), returns=np.asarray(returns_BT)
+    )
+    return batch, dict(explained_variance=float(explained))
 
-    Its head gives the reward less its mean, what the model's part of `task.rewards`
-    would be with weight 1.
+
+def make_loss(
+    config: ConfigDict, policy: PolicyModel, forward: Callable, settings
+) -> Callable:
+    """`Algorithm.loss_fn`; the formula is in the file's docstring."""
+    section, shared = config.ppo, config.policy
+    language_loss = make_language_loss(settings, config.train)
+
+    def loss_fn(params, batch, key, control, reference=None):
+        del key  # no dropout: the replies were drawn without
+        mask_BT, policy_on = batch['weights'], control['policy']
+        policy_params = policy.compute(params, reference)
+        logprobs_BT, entropy_BT, values_BT = forward(
+            policy_params, params, batch, policy_on
+        )
+        loss_BT, metrics = policy_losses.clipped(
+            logprobs_BT,
+            batch['old'],
+            batch['advantages'],
+            mask_BT,
+            section.clip_low,
+            section.clip_high,
+        )
+        loss_BT, kl_metrics = policy_losses.add_kl_and_entropy(
+            loss_BT,
+            logprobs_BT,
+            batch['reference'],
+            entropy_BT,
+            mask_BT,
+            shared.entropy,
+            control['coefficient'] if shared.kl_loss else None,
+        )
+        value_BT, value_metrics = policy_losses.value_loss(
+            values_BT, batch['values'], batch['returns'], mask_BT, section.value_clip
+        )
+        metrics.update(
+            kl_metrics, **value_metrics, value_loss=value_BT, value=values_BT
+        )
+        total_BT = policy_on * loss_BT + section.value_coefficient * value_BT
+        weights_BT, counts_B = reply_tokens.token_weights(mask_BT)
+        total, metrics = reply_tokens.sum_losses(
+            total_BT, metrics, mask_BT, weights_BT, counts_B
+        )
+        if section.ptx:
+            text_loss, text_metrics = language_loss(policy_params, batch['ptx'], None)
+            total += policy_on * section.ptx * text_loss
+            metrics['ptx_loss'] = text_metrics['loss']
+        return total, metrics
+
+    return loss_fn
+
+
+def load_critic(run: str, template: str, trained: Trained, mesh: Mesh) -> dict:
+    """A reward model's parameters, for a critic that begins as one.
+
+    The bias of its head is less the mean reward, so that its values are those of the
+    reward model as `task.rewards` counts it, with weight 1.
 
     Args:
         run: of the stage `reward`.
         template: of the chats that the policy reads.
-        trained: the model.
-        mesh: where both lie.
+        trained: the model that the run starts from.
+        mesh: where it is laid out.
 
     Raises:
         UserError: it is no finished run, or reads another template, tokenizer or shape.
     """
     folder = find_reward_run(run, 'ppo.critic_run')
-    config, told = run_dir.read_config(folder), f'ppo.critic_run={folder}'
+    config, field = run_dir.read_config(folder), f'ppo.critic_run={folder}'
     if config.chat.template != template:
         raise UserError(
-            f'{told} reads chats as {config.chat.template}, and the policy as '
+            f'{field} reads chats as {config.chat.template}, and the policy as '
             f'{template}: name a reward model that started from a fine-tuned run'
         )
-    its = load_reward_model(config, folder, mesh)
-    if its.tokenizer.fingerprint != trained.tokenizer.fingerprint:
+    reward_model = load_reward_model(config, folder, mesh)
+    if reward_model.tokenizer.fingerprint != trained.tokenizer.fingerprint:
         raise UserError(
-            f'{told} was trained with another tokenizer than start.run: name a reward '
+            f'{field} was trained with another tokenizer than start.run: name a reward '
             'model that started from the same run'
         )
     shapes = lambda params: jax.tree.map(jnp.shape, params)
-    model, head = heads.split_heads(its.params)
-    if shapes(model) != shapes(trained.params):
+    params, head = heads.split_heads(reward_model.params)
+    if shapes(params) != shapes(trained.params):
         raise UserError(
-            f'{told} is a model of another shape than start.run: name a reward model '
+            f'{field} is a model of another shape than start.run: name a reward model '
             "that started from the same run, or use ppo.critic_run=''"
         )
     head = dict(head[heads.REWARD_HEAD])
     head['bias'] = head['bias'] - read_center(folder)
-    return ({**model, heads.REWARD_HEAD: head},)
+    return {**params, heads.REWARD_HEAD: head}
+
+
+# ---- PPO-ptx: rows of pretraining text in every update
+
+
+def check_text_rows(config: ConfigDict, shards: int) -> None:
+    """Refuses text that does not divide into micro-batches and devices."""
+    parts, rows = config.train.accumulation * shards, config.ppo.ptx_rows
+    if rows % parts:
+        raise UserError(
+            f'ppo.ptx_rows={rows} is not divisible by train.accumulation * mesh.data * '
+            f'mesh.fsdp = {parts}: use a multiple'
+        )
 
 
 def open_text(config: ConfigDict) -> PackedDataset:
@@ -244,21 +260,19 @@ def open_text(config: ConfigDict) -> PackedDataset:
 
 
 def make_text_arrays(config: ConfigDict, packed: PackedDataset) -> Callable:
-    """Rows of pretraining text beside an update's replies, for PPO-ptx.
+    """`Algorithm.extra_arrays`: `{'ptx': arrays}` of an update's number and replies.
 
-    Returns:
-        A function from the update's number and its replies to `{'ptx': arrays}`; a
-        function of (seed, number). Their weights are such that the step, which
-        divides by the replies' tokens, gives the mean over the text's.
+    Which rows of text they are is a function of (seed, number). The step divides by
+    the replies' tokens; the weights make of that a mean over the text's tokens.
     """
     section = config.ppo
 
-    def text_arrays(number, part):
+    def text_arrays(number, batch):
         slots = number * section.ptx_rows + np.arange(section.ptx_rows)
         rows = packed.load(packed.choose_training_rows(config.seed, slots))
-        _, counts_B = reply_tokens.token_weights(part['weights'])
-        beside_BT = reply_tokens.second_loss_weights(rows['weights'], counts_B)
-        return dict(ptx=dict(rows, weights=np.asarray(beside_BT)))
+        _, counts_B = reply_tokens.token_weights(batch['weights'])
+        text_weights_BT = reply_tokens.second_loss_weights(rows['weights'], counts_B)
+        return dict(ptx=dict(rows, weights=np.asarray(text_weights_BT)))
 
     return text_arrays
 

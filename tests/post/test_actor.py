@@ -53,11 +53,15 @@ def test_groups_that_are_apart_by_their_kl_alone(advantage):
     config.policy, config.grpo = common.policy_section(), common.grpo_section()
     config.policy.replies, config.grpo.advantage = 2, advantage
     trained = Trained(None, None, None, 0)
-    weigh = grpo.make_algorithm(config, trained, None, None).compute_advantages
+    compute_advantages = grpo.make_algorithm(
+        config, trained, None, None
+    ).compute_advantages
     mask_BT = np.ones((4, 1), np.float32)
     apart_BT = np.float32([[0.02], [0.0], [0.02], [0.0]])
     batch = dict(weights=mask_BT, old=apart_BT, reference=np.zeros_like(apart_BT))
-    found = weigh(batch, np.float32([1, 1, 1, 0]), 0.1)[0]['advantages'][:, 0]
+    found = compute_advantages(batch, np.float32([1, 1, 1, 0]), 0.1)[0]['advantages'][
+        :, 0
+    ]
     if advantage == 'grpo':  # divided by the noise it would be -1 and 1
         np.testing.assert_allclose(found, [0, 0, 1, -1], atol=1e-6)
     else:

@@ -65,7 +65,7 @@ def groups(scores, resampling, **policy):
         Environment(PROMPT_FORMAT, TASK, scoring(scores)),
         complete,
         resampling,
-        number=3,
+        rollout_number=3,
     )
 
 
@@ -140,18 +140,20 @@ def collected(*scores, warm_up=0, **policy):
     made = config(**policy)
     adaptive = experience.new_adaptive_state(made.policy)
 
-    def weigh(batch, scores_B, coefficient):
-        weighed.append(coefficient)
+    def compute_advantages(batch, scores_B, coefficient):
+        coefficients.append(coefficient)
         return dict(batch, advantages=scores_B[:, None] * batch['weights']), {}
 
-    weighed = []
-    algorithm = Algorithm(None, weigh, None, (), None, len(scores) - 1, warm_up)
+    coefficients = []
+    algorithm = Algorithm(
+        None, compute_advantages, None, (), None, len(scores) - 1, warm_up
+    )
 
     def score(batch):
         old = np.where(batch['weights'] > 0, np.float32(-0.5), np.float32(-9))
         return dict(old=old, reference=old - 2 * batch['weights'])
 
-    found = experience.collect(
+    found = experience.collect_experience(
         made,
         Environment(PROMPT_FORMAT, TASK, scoring(scores)),
         complete,
@@ -160,12 +162,12 @@ def collected(*scores, warm_up=0, **policy):
         adaptive,
         0,
     )
-    return found, weighed
+    return found, coefficients
 
 
 def test_what_an_experience_tells():
-    found, weighed = collected([1, 0, 0, 1], kl_reward=0.25)
-    assert weighed == [0.25]
+    found, coefficients = collected([1, 0, 0, 1], kl_reward=0.25)
+    assert coefficients == [0.25]
     assert found.metrics['reward'] == 0.5
     assert found.metrics['response_length'] == (1 + 2 + 3 + 1) / 4
     assert found.metrics['truncation_rate'] == 0.25
@@ -176,8 +178,8 @@ def test_what_an_experience_tells():
 
 
 def test_kl_as_a_loss_stays_out_of_the_reward():
-    _, weighed = collected([1, 0, 0, 1], kl_loss=0.25)
-    assert weighed == [0.0]
+    _, coefficients = collected([1, 0, 0, 1], kl_loss=0.25)
+    assert coefficients == [0.0]
 
 
 def test_an_adaptive_coefficient_follows_the_kl_of_replies():

@@ -62,7 +62,7 @@ def shared_sampler(settings, params, tokenizer, slots, tensor):
     if tensor not in SAMPLERS:
         SAMPLERS[tensor] = Sampler(settings, params, tokenizer, slots, tensor)
         SAMPLERS[tensor].close = lambda: None
-    SAMPLERS[tensor].follow(params, 'first')
+    SAMPLERS[tensor].update_weights(params, 'first')
     return SAMPLERS[tensor]
 
 
@@ -97,14 +97,14 @@ SEEN = []  # (what is trained, the reference) at every rollout of `grpo_run`
 
 @pytest.fixture(scope='module')
 def grpo_run(folder):
-    collect = policy_gradient.collect
+    collect = policy_gradient.collect_experience
 
     def watched(*args):
         both = args[3].args  # of the partial `score_tokens`
         SEEN.append(jax.tree.map(lambda x: np.array(x, copy=True), both))
         return collect(*args)
 
-    with mock.patch.object(policy_gradient, 'collect', watched):
+    with mock.patch.object(policy_gradient, 'collect_experience', watched):
         return train(folder, 'grpo', 'grpo', kl_loss=0.1)
 
 

@@ -98,9 +98,9 @@ def test_text_beside_replies_divides_into_parts():
     config = rl('ppo')
     config.train.accumulation = 3
     with pytest.raises(UserError, match='ppo.ptx_rows=32 is not divisible by .* = 6'):
-        ppo.check_rows(config, shards=2)
+        ppo.check_text_rows(config, shards=2)
     config.ppo.ptx_rows = 36
-    ppo.check_rows(config, shards=2)
+    ppo.check_text_rows(config, shards=2)
 
 
 def test_dropout_of_a_flag_is_refused_and_that_of_the_start_is_not(tmp_path):

@@ -360,7 +360,7 @@ def test_a_critic_that_begins_as_it_values_the_last_token_at_the_reward(
     start, workdir = finished[1], of_turns
     mesh, config = helpers.mesh_of(), run_dir.read_config(workdir)
     trained = load_model(run_dir.read_config(start), start, mesh)
-    (found,) = ppo.read_critic(str(workdir), 'turns', trained, mesh)
+    found = ppo.load_critic(str(workdir), 'turns', trained, mesh)
     params = heads.init_critic(trained.settings, 'network', trained.params, found)
     helpers.assert_trees_close(
         heads.without_critic(params), trained.params, rtol=0, atol=0
@@ -409,13 +409,13 @@ def test_a_critic_that_cannot_begin_so(finished, of_turns, trained_run, tmp_path
     with pytest.raises(UserError, match='critic_run=.* does nothing where ppo.critic='):
         ppo.check_config(ppo_config(workdir, trained_run, critic='head'))
     with pytest.raises(UserError, match='^ppo.critic_run=.*: is no finished run'):
-        ppo.read_critic(str(tmp_path), 'turns', None, mesh)
+        ppo.load_critic(str(tmp_path), 'turns', None, mesh)
     with pytest.raises(UserError, match='reads chats as text, and the policy as turns'):
-        ppo.read_critic(str(finished[2]), 'turns', None, mesh)
+        ppo.load_critic(str(finished[2]), 'turns', None, mesh)
     trained = load_model(run_dir.read_config(trained_run), trained_run, mesh)
     other = trained._replace(params=dict(trained.params, more=np.zeros(3)))
     with pytest.raises(UserError, match='critic_run=.* is a model of another shape'):
-        ppo.read_critic(workdir, 'turns', other, mesh)
+        ppo.load_critic(workdir, 'turns', other, mesh)
     other = trained._replace(tokenizer=mock.Mock(fingerprint='another'))
     with pytest.raises(UserError, match='critic_run=.* with another tokenizer'):
-        ppo.read_critic(workdir, 'turns', other, mesh)
+        ppo.load_critic(workdir, 'turns', other, mesh)

@@ -7,8 +7,8 @@ Each takes and returns arrays of one shape, (B, T) float32:
     advantages_BT  of `advantages`, (B, T) or (B, 1)
     mask_BT        of the reply; outside it losses and metrics are 0
 
-and returns (loss_BT, metrics), the metrics (B, T) as well. `weights` says how they
-are added up. With r = exp(logprobs - old), the metrics are
+and returns (loss_BT, metrics), the metrics (B, T) as well. `reply_tokens` adds them
+up. With r = exp(logprobs - old), the metrics are
 
     ratio          r, 1 for the first minibatch after a rollout
     clip_fraction  1 where clipping took the gradient away
@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from gptjax.post.objectives.advantages import masked_moments
+from gptjax.post.objectives.kl import kl_loss
 from gptjax.post.objectives.reply_tokens import reply_means
 
 
@@ -103,6 +104,27 @@ def entropy_bonus(entropy_BT, mask_BT, coefficient):
         entropy_BT: of `logprobs.token_logprobs`, with gradient.
     """
     return jnp.where(mask_BT, -coefficient * entropy_BT, 0.0)
+
+
+def add_kl_and_entropy(
+    loss_BT,
+    logprobs_BT,
+    reference_BT,
+    entropy_BT,
+    mask_BT,
+    entropy_coefficient,
+    kl_coefficient=None,
+):
+    """(the loss with KL and entropy terms, metrics), each (B, T).
+
+    Args:
+        kl_coefficient: of `kl.kl_loss`; None: the KL is a metric alone.
+    """
+    kl_BT = kl_loss(logprobs_BT, reference_BT, mask_BT)
+    if kl_coefficient is not None:
+        loss_BT += kl_coefficient * kl_BT
+    loss_BT += entropy_bonus(entropy_BT, mask_BT, entropy_coefficient)
+    return loss_BT, dict(entropy=entropy_BT, kl_loss=kl_BT)
 
 
 def explained_variance(values_BT, returns_BT, mask_BT):
