@@ -9,7 +9,7 @@ import pytest
 
 from configs import common, papers
 from gptjax import command_line
-from gptjax.cli import STAGES
+from gptjax.cli import STAGES, VARIANT_FLAGS
 from gptjax.core import artifact
 from gptjax.core.config import check_fields
 from gptjax.core.console import UserError
@@ -279,7 +279,7 @@ def test_the_command_line_takes_it(paper, variant, its, tmp_path):
     argv = ['gptjax', its, f'--config={path}', f'--workdir={tmp_path}/run']
     argv.append('--config.optim.learning_rate=0.5')
     with runs.typed(argv):
-        assert command_line.parse(argv, STAGES) == (its, [])
+        assert command_line.parse(argv, STAGES, VARIANT_FLAGS) == (its, [])
         config = config_of(paper, variant)
         config.optim.learning_rate = 0.5
         assert command_line.FLAGS.config.to_dict() == config.to_dict()
