@@ -1,6 +1,6 @@
-"""Configs by the schema: their sections made, checked, and those of old runs filled in.
+"""Configs by the schema: made from it, checked by it, completed from it.
 
-config.json of a run  ->  complete  ->  config  ->  check_fields
+RUN/config.json  ->  complete  ->  config  ->  check_fields
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from gptjax.core.console import UserError
 from gptjax.core.fields import NEEDED, SAME, Field
 from gptjax.core.schema import BASE, DECIDES_WEIGHTS, GONE, SCHEMA
 
-Fields = dict[str, Field]
+Fields = dict[str, Field]  # of a section, by name
 
 
 # ---- sections from their defaults
@@ -21,21 +21,23 @@ def base_config() -> ConfigDict:
     """The sections that every experiment has, with their defaults."""
     config = ConfigDict()
     for name, fields in BASE.items():
-        config[name] = make_section(fields) if isinstance(fields, dict) else fields[0]
+        is_section = isinstance(fields, dict)
+        config[name] = make_section(fields) if is_section else fields.default
     return config
 
 
 def make_section(fields: Fields, **values: Any) -> ConfigDict:
     """A section with these values and otherwise its defaults, locked."""
-    config = lock({name: default_of(field) for name, field in fields.items()})
-    config.update(values)
-    return config
+    section = lock({name: make_default(field) for name, field in fields.items()})
+    section.update(values)
+    return section
 
 
-def default_of(field: Field) -> Any:
-    """A field's default; of a dict of sections, those with their own defaults."""
+def make_default(field: Field) -> Any:
+    """A field's default; where it holds sections, with their own defaults."""
     if isinstance(field.range, dict):
-        return {n: make_section(field.range, **v) for n, v in field.default.items()}
+        entries = field.default.items()
+        return {name: make_section(field.range, **entry) for name, entry in entries}
     return dict(field.default) if isinstance(field.default, dict) else field.default
 
 
@@ -44,11 +46,11 @@ def lock(fields: dict) -> ConfigDict:
 
     What is nested in it has names of the user's own, and takes new ones.
     """
-    config = ConfigDict(fields).lock()
-    for value in config.values():
+    section = ConfigDict(fields).lock()
+    for value in section.values():
         if isinstance(value, ConfigDict):
             value.unlock()
-    return config
+    return section
 
 
 # ---- what is refused
@@ -57,28 +59,27 @@ def lock(fields: dict) -> ConfigDict:
 def check_fields(config: ConfigDict) -> None:
     """Refuses a value that a field may not have, in whichever sections are there.
 
-    Sections that the schema does not know are the user's own, but for `parts`, which
-    holds the whole configs of the stages that `overoptimize` goes through.
+    Sections that the schema does not know are the user's own, except `parts`: it
+    holds whole configs, of the stages that `overoptimize` goes through.
 
     Raises:
         UserError: it names the field and what to use instead.
     """
-    for prefix, its in {'': config, **_parts(config)}.items():
-        _refuse_other_model(its)
+    configs = {'': config}
+    for name, part in config.get('parts', {}).items():
+        configs[f'parts.{name}.'] = part
+    for prefix, checked in configs.items():
+        _refuse_unknown_model(checked)
         for name, fields in SCHEMA.items():
-            if name in its:
-                _check(prefix + name, its[name], fields)
-
-
-def _parts(config: ConfigDict) -> dict[str, ConfigDict]:
-    return {f'parts.{name}.': its for name, its in config.get('parts', {}).items()}
+            if name in checked:
+                _check(prefix + name, checked[name], fields)
 
 
 def _check(name: str, value: Any, field: Field | Fields) -> None:
     if isinstance(field, dict):  # a section
-        for own, its in field.items():
-            if own in value:
-                _check(f'{name}.{own}', value[own], its)
+        for inner, inner_field in field.items():
+            if inner in value:
+                _check(f'{name}.{inner}', value[inner], inner_field)
         return
     if not field.allows(value):
         raise UserError(f'{name}={value!r}: {field.advice(value)}')
@@ -87,9 +88,10 @@ def _check(name: str, value: Any, field: Field | Fields) -> None:
             _check(f'{name}.{entry}', section, field.range)
 
 
-def _refuse_other_model(config: ConfigDict | dict) -> None:
-    """Refuses a model with a field that this code does not know: it would compute
-    something else. In other sections such a field is passed over.
+def _refuse_unknown_model(config: ConfigDict | dict) -> None:
+    """Refuses a model with a field that this code does not know.
+
+    It would compute something else. In other sections such a field is ignored.
     """
     for field, value in config.get('model', {}).items():
         if field not in SCHEMA['model']:
@@ -103,58 +105,63 @@ def _refuse_other_model(config: ConfigDict | dict) -> None:
 
 
 def complete(config: dict) -> dict:
-    """The nested dict of a run's config, with every field that it lacks.
+    """The config of a run, as nested dicts, with every field that it lacks.
 
-    A run that is older than a field has its `before`. A section that only some
-    experiments have stays absent.
+    A run that is older than a field has the field's `before`. A section that only
+    some experiments have stays absent.
 
     Raises:
-        UserError: it has a field that is gone, or a model that this code cannot make.
+        UserError: a field that is gone had an effect, or this code cannot make the
+            model.
     """
-    config = {name: dict(x) if isinstance(x, dict) else x for name, x in config.items()}
+    config = {
+        name: dict(section) if isinstance(section, dict) else section
+        for name, section in config.items()
+    }
     for name, value in GONE.items():
         section, field = name.split('.')
         given = config.get(section, {}).pop(field, value)
         if given != value:
             raise UserError(
-                f'{name}={given!r}: there is no such field any more, and all acts as '
-                f'by {value!r}: use the version of gptjax that has it'
+                f'{name}={given!r}: this field is gone, as if it were {value!r}: use '
+                'the version of gptjax that has it'
             )
-    _refuse_other_model(config)
+    _refuse_unknown_model(config)
     for name, fields in SCHEMA.items():
         if name in config and isinstance(fields, dict):
-            config[name] = _completed(name, config[name], fields)
+            config[name] = _complete_section(name, config[name], fields)
         elif name in BASE and name not in config:
             config[name] = base_config()[name]
     if 'parts' in config:
-        config['parts'] = {name: complete(x) for name, x in config['parts'].items()}
-    return _as_dicts(config)
+        parts = config['parts'].items()
+        config['parts'] = {name: complete(part) for name, part in parts}
+    return _to_dicts(config)
 
 
-def _completed(name: str, section: dict, fields: Fields) -> dict:
-    section = dict(section)
-    for own, field in fields.items():
-        if own not in section:
+def _complete_section(name: str, section: dict, fields: Fields) -> dict:
+    completed = dict(section)
+    for inner, field in fields.items():
+        if inner not in section:
             if field.before is NEEDED:
-                raise UserError(f'{name}.{own} is missing: give it a value')
-            old = default_of(field) if field.before is SAME else field.before
-            section[own] = old
+                raise UserError(f'{name}.{inner} is missing: give it a value')
+            is_same = field.before is SAME
+            completed[inner] = make_default(field) if is_same else field.before
         elif isinstance(field.range, dict):
-            section[own] = {
-                entry: _completed(f'{name}.{own}.{entry}', its, field.range)
-                for entry, its in section[own].items()
+            completed[inner] = {
+                entry: _complete_section(f'{name}.{inner}.{entry}', value, field.range)
+                for entry, value in section[inner].items()
             }
-    return section
+    return completed
 
 
-def _as_dicts(value: Any) -> Any:
+def _to_dicts(value: Any) -> Any:
     if isinstance(value, ConfigDict | dict):
-        return {name: _as_dicts(its) for name, its in value.items()}
+        return {name: _to_dicts(inner) for name, inner in value.items()}
     return value
 
 
 def decides_weights(name: str) -> bool:
-    """Whether a field, as 'train.num_steps', or a section decides a run's weights.
+    """Whether a section, or a field as 'train.num_steps', decides a run's weights.
 
     A field that the schema does not know is of another version, and does not.
     """

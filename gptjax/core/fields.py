@@ -1,5 +1,6 @@
 """What a config field is, and the values that it may have."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ class Range(NamedTuple):
     """The values that a field may have, and the words for them.
 
     holds: from a value of the default's type (a number is finite) to a bool.
-    choices: of a text that has few values: these.
+    choices: the values, of a text that has few.
     """
 
     holds: Callable[[Any], bool]
@@ -23,9 +24,9 @@ NEEDED = object()  # no run is without it
 class Field(NamedTuple):
     """One config field.
 
-    default: also tells the type: a number, a bool, a text, a tuple or a dict.
-    range: of the value. Of a dict whose entries have names of the user's own, and are
-        sections: the fields of each.
+    default: its type is the field's: a number, a bool, a text, a tuple or a dict.
+    range: the values that are allowed. Of a dict that holds sections under names of
+        the user's own: the fields of each section.
     doc: what it does, in a line.
     before: the value that it has in runs that are older than it.
     free: it may change while a run trains, as it does not decide the weights.
@@ -38,29 +39,27 @@ class Field(NamedTuple):
     free: bool = False
 
     def allows(self, value: Any) -> bool:
-        """Whether the field may have this value; of a dict, its entries aside."""
-        if isinstance(self.default, dict):
+        """Whether the field may have this value; entries of a dict are not read."""
+        kind = type(self.default)
+        if kind is dict:
             return hasattr(value, 'items')
-        if isinstance(self.default, tuple):
+        if kind is tuple:
             return isinstance(value, list | tuple) and bool(self.range.holds(value))
-        if isinstance(self.default, bool | str):
-            return isinstance(value, type(self.default)) and self.range.holds(value)
+        if kind in (bool, str):
+            return isinstance(value, kind) and self.range.holds(value)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
-        if not -float('inf') < value < float('inf'):  # NaN neither
+        if kind is int and value % 1 != 0:  # infinite and NaN neither
             return False
-        return self.range.holds(value) and not self._is_broken(value)
+        return -math.inf < value < math.inf and self.range.holds(value)
 
     def advice(self, value: Any) -> str:
         """What to use instead of a value that is not allowed."""
         if isinstance(self.range, dict):
             return 'use names with a section each'
-        whole = isinstance(value, float) and self._is_broken(value)
-        return f'use {"a whole number: " if whole else ""}{self.range.words}'
-
-    def _is_broken(self, value: float) -> bool:
-        """Whether a value is no whole number, where only these are allowed."""
-        return isinstance(self.default, int) and value % 1 != 0
+        if isinstance(value, float) and type(self.default) is int and value % 1:
+            return f'use a whole number: {self.range.words}'
+        return f'use {self.range.words}'
 
 
 def one_of(*choices: str) -> Range:

@@ -53,8 +53,6 @@ REWARD_PART = dict(
 
 # ---- sections, in the order of the pipeline
 
-SEED_FIELD = Field(0, SEED, 'of shuffling, initialisation, dropout')
-
 DATA = dict(
     sources=Field(
         dict(chitchat=dict(kind='tfds', path='chitchat')),
@@ -81,7 +79,7 @@ DATA = dict(
     languages=Field(('en',), TEXTS, "kept by the step 'keep_languages'"),
     min_characters=Field(16, AT_LEAST_0, "shorter documents go, by 'drop_short'"),
     max_characters=Field(1_000_000, AT_LEAST_1, "longer ones go, by 'drop_long'"),
-    max_repetition=Field(0.5, SHARE, 'of lines or 5-grams that may be repeated'),
+    max_repetition=Field(0.5, SHARE, 'share of repeated lines or 5-grams, at most'),
     validation_fraction=Field(0.05, INNER_SHARE, 'of conversations, by hash of the id'),
     context=Field(128, AT_LEAST_0, 'tokens of an example; 0: as many as start.run'),
     workers=Field(0, AT_LEAST_0, 'processes that clean and tokenise; 0: one a CPU'),
@@ -101,7 +99,7 @@ MODEL = dict(
     head_dim=Field(0, AT_LEAST_0, 'H; 0: width / num_heads'),
     mlp_width=Field(0, AT_LEAST_0, "F; 0: 4 width, and 8/3 width for 'swiglu'"),
     context=Field(128, AT_LEAST_1, 'positions that it has', before=NEEDED),
-    position=Field('rotary', one_of('rotary', 'learned', 'none'), 'how order is told'),
+    position=Field('rotary', one_of('rotary', 'learned', 'none'), 'its encoding'),
     rotary_base=Field(10_000.0, POSITIVE, 'of the wavelengths of rotary positions'),
     norm=Field('rmsnorm', one_of('rmsnorm', 'layernorm'), 'before every sublayer'),
     norm_epsilon=Field(1e-5, AT_LEAST_0, 'added to the variance'),
@@ -131,10 +129,10 @@ MODEL = dict(
 )
 
 MESH = dict(
-    data=Field(-1, MESH_SIZE, 'the batch is split; -1: by all that is left'),
-    fsdp=Field(1, MESH_SIZE, 'so are parameters and optimizer state, by width'),
-    tensor=Field(1, MESH_SIZE, 'heads, feed-forward and vocabulary are split'),
-    context=Field(1, MESH_SIZE, 'the sequence is split'),
+    data=Field(-1, MESH_SIZE, 'splits the batch; -1: over all devices left'),
+    fsdp=Field(1, MESH_SIZE, 'splits parameters and optimizer state, by width'),
+    tensor=Field(1, MESH_SIZE, 'splits heads, feed-forward and vocabulary'),
+    context=Field(1, MESH_SIZE, 'splits the sequence'),
 )
 
 OPTIM = dict(
@@ -153,7 +151,7 @@ OPTIM = dict(
     final_scale=Field(0.0, SHARE, 'the last learning rate as a share of the peak'),
     beta1=Field(0.9, BELOW_ONE, 'decay of the mean of gradients'),
     beta2=Field(0.95, BELOW_ONE, 'decay of the mean of squared gradients'),
-    epsilon=Field(1e-8, AT_LEAST_0, 'added to the root of the second mean'),
+    epsilon=Field(1e-8, AT_LEAST_0, 'added to the root of the mean square'),
     momentum=Field(0.95, BELOW_ONE, 'of muon'),
     weight_decay=Field(0.0, AT_LEAST_0, 'on matrices and embeddings, never on vectors'),
     clip_norm=Field(1.0, AT_LEAST_0, 'of the global gradient norm; 0: none'),
@@ -165,14 +163,20 @@ TRAIN = dict(
     batch_size=Field(16, AT_LEAST_1, 'examples in one update, over all devices'),
     accumulation=Field(1, AT_LEAST_1, 'micro-batches in one update'),
     z_loss=Field(0.0, AT_LEAST_0, 'times the squared log-partition'),
-    label_smoothing=Field(0.0, BELOW_ONE, 'share of the target that all tokens share'),
+    label_smoothing=Field(0.0, BELOW_ONE, 'share of the target for all tokens alike'),
     loss_chunk=Field(0, AT_LEAST_0, 'tokens of logits alive at once; 0: all'),
     eval_every=Field(200, AT_LEAST_1, 'steps between validations; the last has one'),
     eval_batches=Field(8, AT_LEAST_0, 'of the validation split; 0: all', free=True),
-    patience=Field(0, AT_LEAST_0, 'validations in a row, none better, that end it'),
-    max_bad_steps=Field(10, AT_LEAST_1, 'non-finite updates that end it', free=True),
-    profile_step=Field(-1, STEP_OR_NONE, 'three from it are traced', free=True),
-    peak_tflops=Field(0.0, AT_LEAST_0, 'of a device; 0: as known', free=True),
+    patience=Field(0, AT_LEAST_0, 'validations without a better loss; 0: no limit'),
+    max_bad_steps=Field(
+        10, AT_LEAST_1, 'non-finite updates in a row that stop the run', free=True
+    ),
+    profile_step=Field(
+        -1, STEP_OR_NONE, 'first of 3 traced steps; -1: none', free=True
+    ),
+    peak_tflops=Field(
+        0.0, AT_LEAST_0, 'of a device, for MFU; 0: by a table', free=True
+    ),
 )
 
 CHECKPOINT = dict(
@@ -192,7 +196,7 @@ EVAL = dict(
     top_k=Field(0, AT_LEAST_0, 'likeliest tokens that are drawn from; 0: all'),
     top_p=Field(1.0, SOME_SHARE, 'probability that is drawn from; 1: all'),
     resamples=Field(1000, AT_LEAST_1, 'of the bootstrap and of permutation tests'),
-    level=Field(0.95, INNER_SHARE, 'of the resamples, within an interval'),
+    level=Field(0.95, INNER_SHARE, 'share of the resamples that an interval holds'),
     seed=Field(0, SEED, 'of prompts, draws and resamples'),
 )
 
@@ -214,7 +218,7 @@ SAMPLE = dict(
     temperature=Field(0.8, AT_LEAST_0, '0: the likeliest token'),
     top_k=Field(0, AT_LEAST_0, 'likeliest tokens that are drawn from; 0: all'),
     top_p=Field(0.95, SOME_SHARE, 'probability that is drawn from; 1: all'),
-    min_p=Field(0.0, SHARE, "of the likeliest token's probability, at least"),
+    min_p=Field(0.0, SHARE, "least probability, as a share of the likeliest's"),
 )
 
 # The earlier run that a later stage begins with.
@@ -253,7 +257,7 @@ REWARD = dict(
         'the sum of ratings, one of them, or what people did',
     ),
     preferences=Field('', TEXT, 'pairs instead: a JSON Lines file, folder, glob'),
-    test_fraction=Field(0.15, INNER_SHARE, 'of conversations; all held out before'),
+    test_fraction=Field(0.15, INNER_SHARE, 'of conversations, and all held out before'),
     validation_fraction=Field(0.1, INNER_SHARE, 'the next ones, for early stopping'),
     loss=Field(
         'pairwise',
@@ -261,7 +265,7 @@ REWARD = dict(
         "'regression' of ratings, 'binary' of what people did",
     ),
     group=Field(8, AT_LEAST_2, 'conversations compared with each other, in all pairs'),
-    margin=Field(0.0, AT_LEAST_0, 'of a pair: times the standardised difference'),
+    margin=Field(0.0, AT_LEAST_0, 'of a pair: times the difference of its ratings'),
     centring=Field(0.01, AT_LEAST_0, "times the squared sum of a pair's rewards"),
     epochs=Field(0.0, AT_LEAST_0, 'over the conversations; 0: train.num_steps instead'),
 )
@@ -315,7 +319,7 @@ POLICY = dict(
     max_tokens=Field(16, AT_LEAST_1, 'of a reply, its stop token included'),
     temperature=Field(1.0, POSITIVE, 'of the policy: drawn and trained at'),
     slots=Field(64, AT_LEAST_1, 'replies drawn at once', free=True),
-    generation_tensor=Field(1, AT_LEAST_1, 'devices that share the weights', free=True),
+    generation_tensor=Field(1, AT_LEAST_1, 'devices a copy of the weights', free=True),
     kl_reward=Field(0.0, AT_LEAST_0, 'times k1, off the reward; not with kl_loss'),
     kl_loss=Field(0.0, AT_LEAST_0, 'times k2, added to the loss'),
     kl_target=Field(6.0, POSITIVE, 'nats a reply, where the coefficient adapts'),
@@ -347,8 +351,12 @@ PPO = dict(
 
 # Group-relative policy optimisation (Shao et al. 2024) and its kin; see grpo.py.
 GRPO = dict(
-    advantage=Field('grpo', one_of('grpo', 'dr_grpo', 'rloo', 'reinforce'), 'its kind'),
-    objective=Field('clipped', one_of('clipped', 'gspo', 'reinforce'), 'of a token'),
+    advantage=Field(
+        'grpo',
+        one_of('grpo', 'dr_grpo', 'rloo', 'reinforce'),
+        'of a score; see grpo.py',
+    ),
+    objective=Field('clipped', one_of('clipped', 'gspo', 'reinforce'), 'of the policy'),
     normaliser=Field(
         'sequence',
         one_of('sequence', 'token', 'constant', 'sum'),
@@ -370,7 +378,7 @@ SELECT = dict(
     max_tokens=Field(16, AT_LEAST_1, 'of a reply, its stop token included'),
     temperature=Field(1.0, POSITIVE, 'of the draws'),
     slots=Field(64, AT_LEAST_1, 'replies drawn at once'),
-    generation_tensor=Field(1, AT_LEAST_1, 'devices that share the weights'),
+    generation_tensor=Field(1, AT_LEAST_1, 'devices a copy of the weights'),
 )
 
 # Best-of-n: the reply of n that a reward likes best, judged by another.
@@ -381,7 +389,7 @@ BEST_OF = dict(
     max_tokens=Field(16, AT_LEAST_1, 'of a reply, its stop token included'),
     temperature=Field(1.0, POSITIVE, 'of the draws'),
     slots=Field(64, AT_LEAST_1, 'replies drawn at once'),
-    generation_tensor=Field(1, AT_LEAST_1, 'devices that share the weights'),
+    generation_tensor=Field(1, AT_LEAST_1, 'devices a copy of the weights'),
 )
 
 # A proxy reward, optimised by best-of-n and by PPO, judged by `best_of.judge`.
@@ -394,7 +402,7 @@ OVEROPTIMIZATION = dict(
 # ---- all of them
 
 BASE = dict(  # that every experiment has
-    seed=SEED_FIELD,
+    seed=Field(0, SEED, 'of shuffling, initialisation, dropout'),
     data=DATA,
     tokenizer=TOKENIZER,
     model=MODEL,

@@ -344,7 +344,7 @@ def test_fields_that_are_gone_are_read(name):
     old[section][field] = schema.GONE[name]
     assert complete(old) == whole
     old[section][field] = 0.3
-    with pytest.raises(UserError, match=f'^{name}=0.3: there is no such field any'):
+    with pytest.raises(UserError, match=f'^{name}=0.3: this field is gone, as if'):
         complete(old)
 
 
