@@ -109,6 +109,20 @@ def visible_token(tokenizer, token: int) -> str:
     return escape_controls(text)
 
 
+def read_line(prompt: str, initial_text: str) -> str:
+    """A line of standard input, edited and recalled by readline on a terminal."""
+    if not sys.stdin.isatty():
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line.removesuffix('\n')
+    with contextlib.suppress(ImportError):  # not on every platform
+        import readline
+
+        readline.set_pre_input_hook(lambda: readline.insert_text(initial_text))
+    return input(prompt)
+
+
 # ---- replies ------------------------------------------------------------------
 
 
@@ -125,6 +139,8 @@ class Session:
         system: the system prompt; '': none.
         root: of the tree of messages.
         colour: whether the output is a terminal that shows colours.
+        read: (prompt, text that the line begins with) -> a line. It raises EOFError at
+            the end of the input, KeyboardInterrupt at Ctrl-C.
     """
 
     def __init__(
@@ -138,6 +154,7 @@ class Session:
         self.seed = None
         self.system = ''
         self.root = Message('root')
+        self.read = read_line
         self.colour = sys.stdout.isatty() and not os.environ.get('NO_COLOR')
 
     def print(self, text: str, file=None, end: str = '\n') -> None:

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -95,27 +94,23 @@ def chat(config: ConfigDict, workdir: Path, **options) -> None:
         )
         if cost:
             session.print(cost)
-        talk(session, read_line)
+        talk(session)
 
 
-def talk(session: Session, read: Callable[[str, str], str]) -> None:
-    """Reads lines and answers them until there are no more.
-
-    `read` takes the prompt and the text that the line begins with. It raises EOFError
-    at the end of the input, KeyboardInterrupt at Ctrl-C.
-    """
+def talk(session: Session) -> None:
+    """Reads lines and answers them until there are no more."""
     while True:
         try:
-            line = read('› ', '')
+            line = session.read('› ', '')
             while line.endswith('\\'):
-                line = f'{line[:-1]}\n{read("… ", "")}'
+                line = f'{line[:-1]}\n{session.read("… ", "")}'
             if line.startswith('/') and not line.startswith('//'):
                 name, _, words = line[1:].partition(' ')
                 if name in ('quit', 'exit'):
                     return
                 if name not in COMMANDS:
                     raise UserError(f'/{name}: no such command: /help lists them')
-                COMMANDS[name](session, words.strip(), read)
+                COMMANDS[name](session, words.strip())
             elif line.strip():
                 send(session, line[1:] if line.startswith('//') else line)
         except EOFError:
@@ -128,41 +123,27 @@ def talk(session: Session, read: Callable[[str, str], str]) -> None:
             session.print(f'error: the engine takes no more: {error}', sys.stderr)
 
 
-def read_line(prompt: str, initial_text: str) -> str:
-    """A line of standard input, edited and recalled by readline on a terminal."""
-    if not sys.stdin.isatty():
-        line = sys.stdin.readline()
-        if not line:
-            raise EOFError
-        return line.removesuffix('\n')
-    with contextlib.suppress(ImportError):  # not on every platform
-        import readline
-
-        readline.set_pre_input_hook(lambda: readline.insert_text(initial_text))
-    return input(prompt)
+# ---- commands: (session, the words after the name) ----------------------------
 
 
-# ---- commands: (session, the words after the name, read) ----------------------
-
-
-def _regenerate(session, words, read):
+def _regenerate(session, words):
     reply_to(session, last_message(session.root, 'assistant')[1])
 
 
-def _version(session, words, read):
+def _version(session, words):
     _, parent = last_message(session.root, 'assistant')
     parent.chosen = _parse_number(words, len(parent.children), '/version') - 1
     session.print(escape_controls(parent.children[parent.chosen].content))
 
 
-def _edit(session, words, read):
+def _edit(session, words):
     message, parent = last_message(session.root, 'user')
-    text = words or read('› ', message.content)
+    text = words or session.read('› ', message.content)
     if text.strip():
         reply_to(session, parent.add(Message('user', text)))
 
 
-def _continue(session, words, read):
+def _continue(session, words):
     draw(session, last_message(session.root, 'assistant')[0])
 
 
@@ -170,7 +151,7 @@ PROBABILITY_EDGES = (0.5, 0.1, 0.01)  # between the colours
 COLOURS = (PLAIN, '\x1b[36m', '\x1b[33m', '\x1b[31m')
 
 
-def _why(session, words, read):
+def _why(session, words):
     tokens = _tokens_of(last_message(session.root, 'assistant')[0], '/why')
     tokenizer = session.engine.tokenizer
     width = max(len(visible_token(tokenizer, token.id)) for token in tokens)
@@ -188,7 +169,7 @@ def _why(session, words, read):
         session.print(row)
 
 
-def _pick(session, words, read):
+def _pick(session, words):
     reply, parent = last_message(session.root, 'assistant')
     tokens = _tokens_of(reply, '/pick')
     place, choice = (*words.split(), '', '')[:2]
@@ -221,7 +202,7 @@ def _pick(session, words, read):
         draw(session, branch)
 
 
-def _compare(session, words, read):
+def _compare(session, words):
     reply, parent = last_message(session.root, 'assistant')
     if not words.isdecimal():
         raise UserError(
@@ -237,12 +218,12 @@ def _compare(session, words, read):
     draw(session, parent.add(other_reply), engine)
 
 
-def _system(session, words, read):
+def _system(session, words):
     session.system = words
     session.print(f'system prompt: {words or "none"}')
 
 
-def _set(session, words, read):
+def _set(session, words):
     changes = {}
     for word in words.split():
         name, _, value = word.partition('=')
@@ -262,18 +243,18 @@ def _set(session, words, read):
     session.print('  '.join(f'{name}={getattr(changed, name)}' for name in SETTABLE))
 
 
-def _seed(session, words, read):
+def _seed(session, words):
     if words and not (words.isdecimal() and int(words) <= LARGEST_SEED):
         raise UserError(f'/seed {words}: use a number from 0 to {LARGEST_SEED}')
     session.seed = int(words) if words else None
     session.print(f'seed: {words or "a new one each time"}')
 
 
-def _new(session, words, read):
+def _new(session, words):
     session.root = Message('root')
 
 
-def _save(session, words, read):
+def _save(session, words):
     if not words:
         raise UserError('/save: name a file, as /save talk.json')
     path = Path(words).expanduser()
@@ -287,7 +268,7 @@ def _save(session, words, read):
     session.print(f'saved: {path}')
 
 
-def _help(session, words, read):
+def _help(session, words):
     session.print(HELP)
 
 

@@ -23,8 +23,8 @@ from gptjax.infer.request import (
     Token,
     Update,
 )
-from gptjax.serve.session import Session, shown_messages
-from gptjax.serve.terminal import read_line, talk
+from gptjax.serve.session import Session, read_line, shown_messages
+from gptjax.serve.terminal import talk
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.tokenizer.train_tokenizer import train_model
 from tests import runs
@@ -106,7 +106,8 @@ def chat(session, engine, capsys):
                 return line.replace('BEGIN', begin)
             raise EOFError
 
-        talk(session, read)
+        session.read = read
+        talk(session)
         return capsys.readouterr()
 
     return chat
