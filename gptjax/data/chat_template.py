@@ -51,11 +51,8 @@ def encode_conversation(
     Raises:
         UserError: no messages, or a role that does not exist.
     """
-    tokens, trained = [tokenizer.bos_id], [False]
-    for turn in encode_turns(messages, tokenizer, template, unfinished):
-        tokens += turn.prefix + turn.content
-        trained += [False] * len(turn.prefix) + [turn.trained] * len(turn.content)
-    return tokens, trained
+    turns = encode_turns(messages, tokenizer, template, unfinished)
+    return join_turns([tokenizer.bos_id], turns)
 
 
 class Turn(NamedTuple):
@@ -71,6 +68,10 @@ class Turn(NamedTuple):
     content: list[int]
     trained: bool
     system: bool
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prefix) + len(self.content)
 
 
 def encode_turns(
@@ -92,6 +93,17 @@ def encode_turns(
             roles, prefixes, tokenizer.encode_batch(texts), ends, strict=True
         )
     ]
+
+
+def join_turns(
+    head: Sequence[int], turns: Iterable[Turn]
+) -> tuple[list[int], list[bool]]:
+    """(tokens, which of them are trained) of turns after the tokens of `head`."""
+    tokens, trained = list(head), [False] * len(head)
+    for turn in turns:
+        tokens += turn.prefix + turn.content
+        trained += [False] * len(turn.prefix) + [turn.trained] * len(turn.content)
+    return tokens, trained
 
 
 def encode_prompt(

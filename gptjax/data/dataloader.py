@@ -13,7 +13,7 @@ import numpy as np
 
 from gptjax.core.console import UserError
 from gptjax.core.files import import_tensorflow
-from gptjax.data.packed_dataset import Choice, PackedDataset
+from gptjax.data.packed_dataset import PackedDataset, RowChoice
 
 FIELDS = {
     'inputs': np.int32,
@@ -70,7 +70,7 @@ def validation_batches(
 
 def _feed(
     dataset: PackedDataset,
-    choose: Callable[[np.ndarray], Choice],
+    choose: Callable[[np.ndarray], RowChoice],
     steps: range,
     batch_size: int,
     sharding,

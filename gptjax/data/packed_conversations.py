@@ -1,6 +1,6 @@
 """Conversations as packed rows of tokens, with a mask of what is trained on.
 
-    RUN/dialogue/train.jsonl, validation.jsonl     see dialogue.py
+    RUN/dialogue/train.jsonl, validation.jsonl     see conversations.py
     RUN/dialogue/train/chitchat/tokens-00000.npy   rows (n, T + 1)
     RUN/dialogue/train/chitchat/trained-00000.npy  bool, the same shape
     RUN/dialogue/train/chitchat/starts.npy, documents.jsonl   what is in which row
@@ -14,7 +14,7 @@ is padded at its end. With T = 11 and a conversation of two turns:
     targets    <|user|> a b <|end|> <|assistant|> c d <|end|> PAD PAD PAD
     weights    0        0 0 0       0             1 1 1       0   0   0
 
-They are read by `packed.PackedDataset`, as the rows of RUN/prepared are.
+They are read by `PackedDataset`, as the rows of RUN/prepared are.
 """
 
 import json
@@ -29,7 +29,13 @@ from ml_collections import ConfigDict
 
 from gptjax.core import artifact, console, storage
 from gptjax.core.console import UserError
-from gptjax.data.chat_template import TURN_END, Turn, check_template, encode_turns
+from gptjax.data.chat_template import (
+    TURN_END,
+    Turn,
+    check_template,
+    encode_turns,
+    join_turns,
+)
 from gptjax.data.cleaning.cleaning_steps import check_steps
 from gptjax.data.conversations import write_conversations
 from gptjax.data.documents import cleaning_settings
@@ -39,7 +45,7 @@ from gptjax.data.sources.open_source import describe_passed_over, refuse_changed
 from gptjax.data.sources.records import SPLITS
 from gptjax.tokenizer.tokenizer import Tokenizer
 
-OPEN_ROWS = 64  # that a piece may still fit into
+MAX_OPEN_ROWS = 64  # that a piece may still fit into
 Piece = tuple[list[int], list[bool]]  # tokens, trained
 LONG_SYSTEM = 'long system message'  # why a conversation is skipped
 
@@ -135,7 +141,7 @@ def _write_dialogue(
 
 def open_dialogue(folder: Path, split: str) -> PackedDataset:
     """The rows of RUN/dialogue."""
-    return PackedDataset(folder, split, made_by='sft', section='dialogue')
+    return PackedDataset(folder, split, stage='sft', section='dialogue')
 
 
 def open_training_dataset(config: ConfigDict, workdir: Path) -> PackedDataset:
@@ -201,7 +207,7 @@ class _SourceWriter:
         self.template = config.chat.template
         self.size = config.data.context + 1
         self.shards = ShardWriter(folder, tokenizer, config.data.context)
-        self.open = []  # rows: (tokens so far, [(id, tokens, trained), …])
+        self.open_rows = []  # rows: (tokens so far, [(id, tokens, trained), …])
         self.counts = Counter(
             views=0, pieces=0, turns=0, predicted_tokens=0, bytes=0, padding=0
         )
@@ -212,40 +218,42 @@ class _SourceWriter:
         for tokens, trained in cut_conversation(
             turns, self.tokenizer.bos_id, self.size, self.counts
         ):
-            self._put(identity, tokens, trained)
+            self._add_piece(identity, tokens, trained)
 
     def finish(self) -> dict:
         """Writes what is left; returns this source's part of the manifest."""
-        for _, row in self.open:
-            self._close(row)
+        for _, row in self.open_rows:
+            self._write_row(row)
         return dict(self.counts, **self.shards.finish())
 
-    def _put(self, identity, tokens, trained):
+    def _add_piece(self, identity, tokens, trained):
         fitting = [
             (used, place)
-            for place, (used, _) in enumerate(self.open)
+            for place, (used, _) in enumerate(self.open_rows)
             if used + len(tokens) <= self.size
         ]
-        used, row = self.open.pop(max(fitting)[1]) if fitting else (0, [])
-        if len(self.open) == OPEN_ROWS:
-            fullest = max(range(OPEN_ROWS), key=lambda place: self.open[place][0])
-            self._close(self.open.pop(fullest)[1])
-        self.open.append((used + len(tokens), [*row, (identity, tokens, trained)]))
+        used, row = self.open_rows.pop(max(fitting)[1]) if fitting else (0, [])
+        if len(self.open_rows) == MAX_OPEN_ROWS:
+            fullest = max(
+                range(MAX_OPEN_ROWS), key=lambda place: self.open_rows[place][0]
+            )
+            self._write_row(self.open_rows.pop(fullest)[1])
+        self.open_rows.append((used + len(tokens), [*row, (identity, tokens, trained)]))
         self.counts['predicted_tokens'] += sum(trained)
-        self.counts['bytes'] += self._bytes_of(tokens, trained)
+        self.counts['bytes'] += self._count_bytes(tokens, trained)
 
-    def _bytes_of(self, tokens, trained) -> int:
+    def _count_bytes(self, tokens, trained) -> int:
         """UTF-8 bytes of what the assistant says, without the ends of its turns."""
-        said = b''.join(
+        text = b''.join(
             self.tokenizer.bytes_of(token)
             for token, its in zip(tokens, trained, strict=True)
             if its
         )
         # In 'text' the end of a turn is text; within a turn it cannot be.
-        ends = said.count(TURN_END.encode()) if self.template == 'text' else 0
-        return len(said) - ends * len(TURN_END)
+        ends = text.count(TURN_END.encode()) if self.template == 'text' else 0
+        return len(text) - ends * len(TURN_END)
 
-    def _close(self, row):
+    def _write_row(self, row):
         """Fixes a row's place in the stream of rows."""
         tokens = np.full((1, self.size), self.tokenizer.pad_id, self.shards.dtype)
         trained = np.zeros((1, self.size), bool)
@@ -284,7 +292,11 @@ def cut_conversation(
             replies), `cut_prompts` (turns to be answered) and `long_system`
             (conversations left out, as their system message takes half the room).
     """
-    head, turns = _head(turns, bos)
+    num_system = next(
+        (number for number, turn in enumerate(turns) if not turn.system), len(turns)
+    )
+    head, _ = join_turns([bos], turns[:num_system])
+    turns = turns[num_system:]
     if len(head) > room // 2:
         counts['long_system'] += 1
         return
@@ -296,43 +308,34 @@ def cut_conversation(
             piece.pop()
         if piece:
             counts.update(pieces=1, turns=sum(turn.trained for turn in piece))
-            yield _joined(head, piece)
+            yield join_turns(head, piece)
 
     for place, turn in enumerate(turns):
-        if used + _length(turn) <= room and (piece or not turn.trained or place == 0):
+        if used + turn.num_tokens <= room and (piece or not turn.trained or place == 0):
             piece.append(turn)
-            used += _length(turn)
+            used += turn.num_tokens
             continue
         yield from close()
         before = turns[place - 1] if turn.trained and place else None
-        piece = _begin(before, turn, room, counts)
-        used = sum(map(_length, piece))
+        piece = _begin_piece(before, turn, room, counts)
+        used = sum(turn.num_tokens for turn in piece)
     yield from close()
 
 
-def _head(turns, bos):
-    """(BOS and the system messages at the beginning, the turns after them)."""
-    head, number = [bos], 0
-    while number < len(turns) and turns[number].system:
-        head += turns[number].prefix + turns[number].content
-        number += 1
-    return head, turns[number:]
-
-
-def _begin(before: Turn | None, turn: Turn, room: int, counts) -> list[Turn]:
+def _begin_piece(before: Turn | None, turn: Turn, room: int, counts) -> list[Turn]:
     """The first turns of a piece: `turn`, with the one it answers if it answers one."""
     if before is None:
-        if _length(turn) <= room:
+        if turn.num_tokens <= room:
             return [turn]
         if not turn.trained:
             return []  # its reply brings back what there is room for
-        return [_beginning(turn, room, counts)]
+        return [_cut_end(turn, room, counts)]
     reply = turn
-    most = max(room * 3 // 4, room - _length(before))
-    if _length(turn) > most:
-        reply = _beginning(turn, most, counts)
+    most = max(room * 3 // 4, room - before.num_tokens)
+    if turn.num_tokens > most:
+        reply = _cut_end(turn, most, counts)
     context = before._replace(trained=False)
-    left = room - _length(reply) - len(context.prefix)
+    left = room - reply.num_tokens - len(context.prefix)
     if len(context.content) > left:
         counts['cut_prompts'] += 1
         context = context._replace(
@@ -341,30 +344,18 @@ def _begin(before: Turn | None, turn: Turn, room: int, counts) -> list[Turn]:
     return [context, reply]
 
 
-def _beginning(turn: Turn, size: int, counts) -> Turn:
-    """As much of a turn as `size` tokens hold; its end goes."""
+def _cut_end(turn: Turn, size: int, counts) -> Turn:
+    """As much of a turn as `size` tokens hold, without its end."""
     kept = turn.content[: size - len(turn.prefix)]
     counts.update(cut_turns=1, cut_tokens=len(turn.content) - len(kept))
     return turn._replace(content=kept)
-
-
-def _length(turn: Turn) -> int:
-    return len(turn.prefix) + len(turn.content)
-
-
-def _joined(head, turns) -> Piece:
-    tokens, trained = list(head), [False] * len(head)
-    for turn in turns:
-        tokens += turn.prefix + turn.content
-        trained += [False] * len(turn.prefix) + [turn.trained] * len(turn.content)
-    return tokens, trained
 
 
 # ---- the manifest
 
 
 def _count_skipped(packed, sources) -> None:
-    """Has conversations without room among those that a source skipped."""
+    """Counts conversations without room among those that a source skipped."""
     for counts in packed.values():
         for name, its in counts.items():
             if long := its.pop('long_system', 0):

@@ -25,7 +25,7 @@ ROUNDS = 8  # pairs of rounds would do from 4 on; small sizes gain from more
 
 
 @dataclass(frozen=True)
-class Choice:
+class RowChoice:
     """Which rows fill n slots.
 
     Attributes:
@@ -56,7 +56,7 @@ class PackedDataset:
         self,
         folder: Path | str,
         split: str,
-        made_by: str = 'prepare',
+        stage: str = 'prepare',
         section: str = 'data',
     ):
         """Opens a split and checks the sizes of its files.
@@ -64,7 +64,7 @@ class PackedDataset:
         Args:
             folder: RUN/prepared or RUN/dialogue.
             split: 'train' or 'validation'.
-            made_by: the stage that makes the folder, for errors.
+            stage: the stage that makes the folder, for errors.
             section: of the config, whose `sources` it is from, likewise.
 
         Raises:
@@ -73,13 +73,13 @@ class PackedDataset:
         folder = Path(folder)
         if split not in SPLITS:
             raise ValueError(f'split {split!r} is none of {SPLITS}')
-        self.manifest = artifact.require(folder, made_by)
+        self.manifest = artifact.require(folder, stage)
         self.split = split
         self.context = self.manifest['context']
         self.specials = self.manifest['specials']
         self.tokenizer = self.manifest['tokenizer']
         self.sources = [
-            PackedSource(folder / split / name, entry, made_by)
+            PackedSource(folder / split / name, entry, stage)
             for name, entry in self.manifest['splits'][split].items()
         ]
         self.num_rows = sum(source.num_rows for source in self.sources)
@@ -103,7 +103,7 @@ class PackedDataset:
             [[source.name, weight, source.files] for source, weight in parts]
         )
 
-    def choose_training_rows(self, seed: int, slots: np.ndarray) -> Choice:
+    def choose_training_rows(self, seed: int, slots: np.ndarray) -> RowChoice:
         """The rows for slots of training: a function of these arguments alone.
 
         Slot step * batch_size + b is place b of the batch of that step. The n-th
@@ -116,9 +116,9 @@ class PackedDataset:
             here = source == index
             key = f'{seed} {self.split} {packed.name}'
             epoch[here], row[here] = shuffle_epochs(count[here], packed.num_rows, key)
-        return Choice(source, epoch, row)
+        return RowChoice(source, epoch, row)
 
-    def choose_pass_rows(self, slots: np.ndarray) -> Choice:
+    def choose_pass_rows(self, slots: np.ndarray) -> RowChoice:
         """The rows for slots of one pass over all rows, in a fixed order.
 
         The order is mixed, so that the first batches stand for the whole. Slots
@@ -130,9 +130,9 @@ class PackedDataset:
         place = permute(np.where(kept, slots, 0), self.num_rows, f'{self.split} pass')
         source = np.searchsorted(ends, place, side='right')
         row = np.where(kept, place - (ends - sizes)[source], 0)
-        return Choice(np.where(kept, source, -1), np.zeros_like(row), row)
+        return RowChoice(np.where(kept, source, -1), np.zeros_like(row), row)
 
-    def load(self, choice: Choice) -> dict[str, np.ndarray]:
+    def load(self, choice: RowChoice) -> dict[str, np.ndarray]:
         """The examples of n chosen rows, in that order.
 
         Returns:
@@ -186,7 +186,7 @@ class PackedSource:
         masked: whether a mask says what is trained on; else everything is.
     """
 
-    def __init__(self, folder: Path, entry: dict, made_by: str):
+    def __init__(self, folder: Path, entry: dict, stage: str):
         self.name = folder.name
         self.num_rows = entry['rows']
         self.files = entry['files']
@@ -201,7 +201,7 @@ class PackedSource:
                 found = 'is missing' if size is None else f'has {size:,} bytes'
                 raise UserError(
                     f'{path} {found} and should have {written["bytes"]:,}: delete '
-                    f'{folder.parent.parent} and run the stage `{made_by}`'
+                    f'{folder.parent.parent} and run the stage `{stage}`'
                 )
 
     def read(self, rows: np.ndarray, what: str = 'tokens') -> np.ndarray:

@@ -3,7 +3,7 @@
     RUN/prepared/manifest.json
     RUN/prepared/train/chitchat/tokens-00000.npy   rows (n, T + 1), see packing.py
     RUN/prepared/train/chitchat/starts.npy         where each document's BOS is
-    RUN/prepared/train/chitchat/documents.jsonl    their ids; for all see shards.py
+    RUN/prepared/train/chitchat/documents.jsonl    their ids; for all see `ShardWriter`
 
 The text is read a few megabytes at a time and tokenised by as many threads as there
 are workers; memory stays bounded by one shard for each source.
@@ -12,7 +12,8 @@ are workers; memory stays bounded by one shard for each source.
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -95,17 +96,14 @@ def _pack_split(text_path, folder, tokenizer, context, num_threads) -> dict:
             encoded = tokenizer.encode_arrays(
                 [document['text'] for document in batch], num_threads
             )
-            by_source = {}
+            by_source = defaultdict(list)
             for document, tokens in zip(batch, encoded, strict=True):
                 if len(tokens):
-                    part = by_source.setdefault(document['source'], ([], [], []))
-                    part[0].append(document['id'])
-                    part[1].append(tokens)
-                    part[2].append(len(document['text'].encode('utf-8', 'replace')))
-            for source, (ids, tokens, sizes) in by_source.items():
+                    by_source[document['source']].append((document, tokens))
+            for source, documents in by_source.items():
                 if source not in writers:
                     writers[source] = _SourceWriter(folder / source, tokenizer, context)
-                writers[source].add(ids, tokens, sum(sizes))
+                writers[source].add(*zip(*documents, strict=True))
             advance(sum(document['size'] for document in batch) / 1e6)
     return {source: writers[source].finish() for source in sorted(writers)}
 
@@ -136,17 +134,19 @@ class _SourceWriter:
         self.num_documents = 0
         self.num_bytes = 0
 
-    def add(self, ids: list[str], documents: list[np.ndarray], num_bytes: int):
-        lengths = np.array([1 + len(tokens) for tokens in documents])
+    def add(self, documents: Sequence[dict], tokens: Sequence[np.ndarray]) -> None:
+        lengths = np.array([1 + len(its) for its in tokens])
         starts = self.packer.length + np.cumsum(lengths) - lengths
-        self.shards.add_documents(ids, starts)
-        self.num_documents += len(ids)
-        self.num_bytes += num_bytes
-        self._put(self.packer.add(documents))
+        self.shards.add_documents([document['id'] for document in documents], starts)
+        self.num_documents += len(documents)
+        self.num_bytes += sum(
+            len(document['text'].encode('utf-8', 'replace')) for document in documents
+        )
+        self._add_rows(self.packer.add(tokens))
 
     def finish(self) -> dict:
         """Writes what is left; returns this source's part of the manifest."""
-        self._put(self.packer.finish())
+        self._add_rows(self.packer.finish())
         # every token of the stream but its first BOS
         predicted = self.packer.length - 1
         return dict(
@@ -157,6 +157,6 @@ class _SourceWriter:
             **self.shards.finish(),
         )
 
-    def _put(self, rows: np.ndarray):
+    def _add_rows(self, rows: np.ndarray):
         if len(rows):
             self.shards.add_rows(tokens=rows)

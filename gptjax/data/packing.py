@@ -49,7 +49,7 @@ class Packer:
         self._bos = np.array([bos], dtype)
         self._rest = np.empty(0, dtype)  # begins with the last token of the last row
 
-    def add(self, documents: list[np.ndarray]) -> np.ndarray:
+    def add(self, documents: Sequence[np.ndarray]) -> np.ndarray:
         """The rows (n, T + 1) that these documents complete."""
         parts = [self._rest]
         for tokens in documents:
