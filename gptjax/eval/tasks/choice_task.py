@@ -19,7 +19,7 @@ import numpy as np
 from gptjax.eval import bootstrap, results
 from gptjax.eval.tasks.examples import Example
 from gptjax.eval.tasks.likelihood import count_truncated, score_pairs
-from gptjax.eval.tasks.predictor import Predictor, encode_prompt
+from gptjax.eval.tasks.predictor import Predictor
 
 RULES = ('accuracy', 'accuracy_tokens', 'accuracy_bytes')
 FIGURES = {rule: bootstrap.mean_figure(rule) for rule in RULES}
@@ -89,7 +89,7 @@ def _encode(predictor: Predictor, example: Example) -> list[TokenPair]:
         # A space at the prompt's end belongs to the word that follows.
         prompt = example.prompt.rstrip(' ')
         space = example.prompt[len(prompt) :]
-    before = encode_prompt(predictor, prompt)
+    before = predictor.encode_prompt(prompt)
     encode = predictor.tokenizer.encode
     return [(before, encode(space + choice)) for choice in example.choices]
 

@@ -116,7 +116,9 @@ def evaluate_dialogue(predictor: Predictor, examples: Sequence[Example]) -> dict
     compute_figures = partial(
         bootstrap.compute_figures, settings=predictor.bootstrap_settings
     )
-    prompts = [encode_messages(predictor, example.prompt) for example in examples]
+    prompts = [
+        encode_recent_messages(predictor, example.prompt) for example in examples
+    ]
     columns, nats_without_prompt = _score_replies(predictor, examples, prompts)
     replies = {
         name: draw_replies(
@@ -216,7 +218,7 @@ def _score_replies(predictor, examples, prompts) -> tuple[dict, np.ndarray]:
     return columns, -np.array([c.without_prompt[c.right] for c in scored], np.float64)
 
 
-def encode_messages(predictor: Predictor, messages: Sequence[dict]) -> list[int]:
+def encode_recent_messages(predictor: Predictor, messages: Sequence[dict]) -> list[int]:
     """The prompt in the model's template, without its oldest turns if need be.
 
     What a system message says stays. Where the last turn alone is too long, its
@@ -226,9 +228,7 @@ def encode_messages(predictor: Predictor, messages: Sequence[dict]) -> list[int]
     system = [m for m in messages[:1] if m['role'] == 'system']
     turns = list(messages[len(system) :])
     while True:
-        tokens = chat_template.encode_prompt(
-            [*system, *turns], predictor.tokenizer, predictor.template
-        )
+        tokens = predictor.encode_prompt([*system, *turns])
         if len(tokens) <= room or len(turns) == 1:
             return tokens[-room:]
         turns = turns[1:]

@@ -6,7 +6,7 @@ from gptjax.core import console
 from gptjax.eval import bootstrap, results
 from gptjax.eval.tasks import reply_metrics
 from gptjax.eval.tasks.examples import Example, shuffle_references
-from gptjax.eval.tasks.predictor import Predictor, draw_replies, encode_prompt
+from gptjax.eval.tasks.predictor import Predictor, draw_replies
 from gptjax.infer.request import SamplingParameters
 
 # Figures that need no reference, so that the references have them as well.
@@ -29,7 +29,7 @@ def evaluate_generation(
         top_p=settings.top_p,
     )
     room = predictor.max_prompt_tokens
-    prompts = [encode_prompt(predictor, example.prompt) for example in examples]
+    prompts = [predictor.encode_prompt(example.prompt) for example in examples]
     replies = draw_replies(
         predictor,
         examples,

@@ -56,6 +56,12 @@ class Predictor(NamedTuple):
     def bootstrap_settings(self) -> BootstrapSettings:
         return BootstrapSettings.of(self.settings)
 
+    def encode_prompt(self, prompt: str | Sequence[dict]) -> list[int]:
+        """The tokens of a text after BOS, or of messages in the chat template."""
+        if isinstance(prompt, str):
+            return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
+        return chat_template.encode_prompt(list(prompt), self.tokenizer, self.template)
+
 
 @contextlib.contextmanager
 def open_predictor(
@@ -83,15 +89,6 @@ def open_predictor(
             complete=complete,
             settings=settings,
         )
-
-
-def encode_prompt(predictor: Predictor, prompt: str | Sequence[dict]) -> list[int]:
-    """The tokens of a text after BOS, or of messages in the chat template."""
-    if isinstance(prompt, str):
-        return [predictor.tokenizer.bos_id, *predictor.tokenizer.encode(prompt)]
-    return chat_template.encode_prompt(
-        list(prompt), predictor.tokenizer, predictor.template
-    )
 
 
 def draw_replies(

@@ -125,7 +125,7 @@ def test_a_prompt_without_room_loses_its_oldest_turns(tokenizer):
     predictor = make_predictor(tokenizer, 'turns')
     system = dict(role='system', content='the cat')
     said = view('a', *['the cat sat on the mat'] * 9)['messages']
-    tokens = dialogue_task.encode_messages(predictor, [system, *said])
+    tokens = dialogue_task.encode_recent_messages(predictor, [system, *said])
     assert tokens[: len(tokenizer.encode('the cat')) + 2] == [
         tokenizer.bos_id,
         tokenizer.specials['<|system|>'],
@@ -135,7 +135,7 @@ def test_a_prompt_without_room_loses_its_oldest_turns(tokenizer):
     kept = tokens.count(tokenizer.specials['<|user|>'])
     assert 1 <= kept < 5
     long = dict(role='user', content='the cat sat ' * 40)
-    tokens = dialogue_task.encode_messages(predictor, [long])
+    tokens = dialogue_task.encode_recent_messages(predictor, [long])
     assert len(tokens) == CONTEXT - 16
     assert tokens[-1] == tokenizer.specials['<|assistant|>']
 
