@@ -50,12 +50,12 @@ def quantize_params(params):
         params: of `gpt.unstack_layers`.
     """
 
-    def quantized(path, leaf):
+    def quantize_leaf(path, leaf):
         inputs = INPUT_AXES.get(path[-1].key)
         # The same names stand for norms' subtrees, never for their leaves.
         return leaf if inputs is None else _quantize(leaf, tuple(range(inputs)))
 
-    return jax.tree_util.tree_map_with_path(quantized, params)
+    return jax.tree_util.tree_map_with_path(quantize_leaf, params)
 
 
 def _quantize(matrix, axes) -> Int8Matrix:
@@ -65,10 +65,10 @@ def _quantize(matrix, axes) -> Int8Matrix:
 
 
 def cast_params(params, dtype):
-    """Unstacked parameters, where they are only ever read in `dtype` kept in it.
+    """Unstacked parameters with those in `dtype` that are only ever read in it.
 
-    Those are the matrices of layers and head. An embedding is, unless learned
-    positions are added to it in float32; norms are float32, and biases small.
+    Those are the matrices of layers and head, and the embedding unless learned
+    positions are added to it in float32. Norms are float32, and biases small.
 
     Args:
         params: of `gpt.unstack_layers` or `quantize_params`.

@@ -1,4 +1,4 @@
-"""What is asked of the engine, and what it answers: plain types of the host."""
+"""The engine's requests and replies: plain types of the host."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ class Limits(NamedTuple):
         return f'from {self.least} to {self.most}'
 
 
-# Of `SamplingParameters`, for whoever takes them from a user.
+# Ranges of `SamplingParameters`; a server's schemas read them too.
 LIMITS = dict(
     max_tokens=Limits(0, 2**17),  # the context is what bounds it
     temperature=Limits(0, 100),
@@ -48,13 +48,13 @@ BIAS_LIMITS = Limits(-1000, 1000)
 
 
 class Grammar(Protocol):
-    """Says what may come next in one reply, and is told what came."""
+    """The constraint on one reply: which tokens may come next."""
 
     def allowed(self) -> np.ndarray:
         """uint32 (ceil(V / 32),), a bit a token, the lowest bit first."""
 
     def accept(self, token: int) -> None:
-        """The token that was drawn."""
+        """Advances by the token that was drawn."""
 
     def ended(self) -> bool:
         """Whether nothing more can follow."""
@@ -62,7 +62,7 @@ class Grammar(Protocol):
 
 @dataclass(frozen=True)
 class SamplingParameters:
-    """How a reply is drawn.
+    """The parameters of a reply's draws, and where it ends.
 
     max_tokens: at most so many are drawn; 0 only scores the prompt.
     temperature: divides the logits; 0: the likeliest token.
@@ -115,11 +115,11 @@ class Token(NamedTuple):
 
 
 class Update(NamedTuple):
-    """What the engine tells of a request. All texts joined are the reply.
+    """News of a request from the engine. All texts joined are the reply.
 
     text: never holds a stop string, a part of one, or half a character.
-    tokens: those the text is from. What is held back comes later; what a stop
-        string cut off never does.
+    tokens: those the text is from. Those of text that is held back come later; those
+        of text that a stop string cut off never do.
     prompt: once, in the first update, where `prompt_logprobs` was asked for.
     finish: in the last one: 'stop' (EOS, stop token, stop string, the grammar's
         end), 'length', 'cancelled' or 'error'.
@@ -149,7 +149,7 @@ class Reply(NamedTuple):
 
 
 def join_updates(updates: Sequence[Update]) -> Reply:
-    """The whole reply that updates tell of.
+    """The whole reply that updates add up to.
 
     Raises:
         RuntimeError: the engine met an error.
@@ -190,15 +190,12 @@ class ContextOverflow(UserError):
 def check_parameters(
     parameters: SamplingParameters, vocab_size: int, prefix: str = ''
 ) -> None:
-    """Refuses what cannot be drawn by.
+    """Refuses fields that are out of their ranges.
 
     Args:
         parameters: of a request.
         vocab_size: V.
-        prefix: stands before the field in the message, as 'sample.'.
-
-    Raises:
-        UserError: a field out of its range, by name.
+        prefix: stands before the field's name in the message, as 'sample.'.
     """
     p = parameters
     for name, limits in LIMITS.items():

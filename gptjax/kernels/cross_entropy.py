@@ -11,7 +11,7 @@ import jax.numpy as jnp
 def head_logits(hidden, head_DV):
     """float32 logits (..., V) of hidden vectors (..., D) in the compute dtype.
 
-    The sums are kept as they are added up, in float32: rounded to bfloat16 they
+    The sums stay as they are added up, in float32: rounded to bfloat16 they
     would be off by 2^-9 of a logit before the softmax. Gradients are multiplied in
     the compute dtype, as those of every other layer.
     """
@@ -24,8 +24,8 @@ def _head_logits_forward(hidden, head_DV):
     return head_logits(hidden, head_DV), (hidden, head_DV)
 
 
-def _head_logits_backward(kept, gradient):
-    hidden, head_DV = kept
+def _head_logits_backward(residuals, gradient):
+    hidden, head_DV = residuals
     _, pull = jax.vjp(lambda h, w: jnp.einsum('...D,DV->...V', h, w), hidden, head_DV)
     return pull(gradient.astype(hidden.dtype))
 
@@ -106,9 +106,9 @@ def number_of_chunks(shape, chunk) -> int:
 
 
 def strided_chunks(x, axis, num_chunks):
-    """(..., n C, ...) to (C, ..., n, ...): chunk c has places c, c + C, ...
+    """(..., n C, ...) to (C, ..., n, ...): chunk c has the indices c, c + C, ...
 
-    Every chunk then has places of every part of an axis that is split over devices.
+    Every chunk then has indices of every shard of an axis that is split over devices.
     """
     split = x.reshape(*x.shape[:axis], -1, num_chunks, *x.shape[axis + 1 :])
     return jnp.moveaxis(split, axis + 1, 0)
@@ -144,8 +144,8 @@ def _chunked_forward(hidden, head_DV, targets, weights, options):
     return sums, (hidden_gradient, head_gradient, jnp.zeros((0,), head_DV.dtype))
 
 
-def _chunked_backward(options, kept, gradients):
-    hidden_gradient, head_gradient, head_dtype = kept
+def _chunked_backward(options, residuals, gradients):
+    hidden_gradient, head_gradient, head_dtype = residuals
     scale = gradients[0]
     return (
         (hidden_gradient * scale).astype(hidden_gradient.dtype),

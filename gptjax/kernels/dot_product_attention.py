@@ -230,7 +230,7 @@ def _softmax(scores, mask, softcap):
 def _make_page_selector(masks, window):
     """A function `with_pages(compute, *args)` that returns `compute(read, *args)`.
 
-    `read` says of each page whether it has to be read.
+    `read` has for each page whether it has to be read.
 
     Args:
         masks: of each page, which keys a query sees.

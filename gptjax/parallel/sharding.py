@@ -36,10 +36,10 @@ AXIS_FIELDS = {
 
 
 def partition_spec(axes: tuple, shape: tuple, mesh: Mesh) -> PartitionSpec:
-    """Where an array of `shape` lives, given the logical names of its axes.
+    """The spec of an array of `shape`, given the logical names of its axes.
 
     Raises:
-        UserError: a dimension does not divide by its part of the mesh.
+        UserError: a dimension does not divide by its axes of the mesh.
     """
     parts = []
     for name, size in zip(axes, shape, strict=True):
@@ -84,9 +84,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def put_on_mesh(batch, mesh: Mesh, without_tokens: Collection[str] = ()):
     """A batch that every process holds whole, as global arrays.
 
-    An array's first axis lies over the mesh's batch axes. The last axis of an array
-    with several is that of tokens, and lies over `context`. (`data.dataloader` places
-    the rows of a batch of which each process has read only its own.)
+    An array's first axis is split over the mesh's batch axes. The last axis of an
+    array with several is that of tokens, and is split over `context`. (`data.dataloader`
+    differs: there a process has read only the rows that its devices hold.)
 
     Args:
         batch: a dict of NumPy arrays, or of such dicts.
