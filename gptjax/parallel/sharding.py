@@ -85,7 +85,7 @@ def put_on_mesh(batch, mesh: Mesh, without_tokens: Collection[str] = ()):
     """A batch that every process holds whole, as global arrays.
 
     An array's first axis is split over the mesh's batch axes. The last axis of an
-    array with several is that of tokens, and is split over `context`. (`data.dataloader`
+    array with several is that of tokens, and is split over `context`. (`dataloader`
     differs: there a process has read only the rows that its devices hold.)
 
     Args:
