@@ -87,8 +87,8 @@ def test_errors_pass_and_end_the_bar(impatient, capsys):
 @pytest.mark.parametrize('total', (5, 0))
 def test_bar_on_a_terminal(total):
     code = (
-        'import sys, time; from gptjax import progress; progress.QUIET_SECONDS = 0.1\n'
-        f'with progress.bar("[training]", {total}, "steps") as advance:\n'
+        'import time; from gptjax.core import console; console.QUIET_SECONDS = 0.1\n'
+        f'with console.progress_bar("[training]", {total}, "steps") as advance:\n'
         '    advance(0, "compiling"); time.sleep(0.8)\n'
         '    advance(3, "loss 3.2"); print("a line"); time.sleep(0.5)\n'
     )
