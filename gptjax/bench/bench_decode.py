@@ -208,7 +208,7 @@ def run(
 def _measure(settings, params, workload, engine_options, libraries, rounds):
     """(implementation, requests) -> its summary, of one workload."""
     n = len(workload.prompts)
-    print(f'{OURS}, {_count(n)}: compiling', flush=True)
+    print(f'{OURS}, {_format_requests(n)}: compiling', flush=True)
     implementations, times = {}, {}
     for name, options in engine_options.items():
         implementations[name], times[name] = make_engine_runner(
@@ -381,7 +381,7 @@ def _print_agreement(name, workload, our_tokens, their_tokens):
                 break
             num_equal += 1
     print(
-        f'{name}, {_count(len(their_tokens))}: {num_equal:,} of '
+        f'{name}, {_format_requests(len(their_tokens))}: {num_equal:,} of '
         f'{sum(workload.lengths):,} tokens agree with ours before the first that '
         'differs',
         flush=True,
@@ -401,7 +401,7 @@ def _print_report(settings, results):
     )
     print(f'{"":44}{"p50":>11}{"p95":>11}{"p50":>11}{"p95":>11}')
     for (name, n), result in results.items():
-        row = f'{name + ", " + _count(n):28}{result["steps"]:7}'
+        row = f'{name + ", " + _format_requests(n):28}{result["steps"]:7}'
         row += f'{result["tokens_per_second"]:9,.0f}'
         for interval in ('first', 'between'):
             for percentile in ('p50', 'p95'):
@@ -412,13 +412,15 @@ def _print_report(settings, results):
         if 'speedup' in result:
             ratio = result['speedup']
             print(
-                f'{_count(n)}: {OURS} is {ratio["ratio"]:.2f} times as fast as {name} '
+                f'{_format_requests(n)}: {OURS} is {ratio["ratio"]:.2f} times as fast as {name} '
                 f'({ratio["low"]:.2f} to {ratio["high"]:.2f} by round, median of '
                 f'{result["steps"]})'
             )
         if 'a_step' in result:
-            print(f'{_count(n)}, {name}: {result["a_step"]:.2f} tokens a step')
+            print(
+                f'{_format_requests(n)}, {name}: {result["a_step"]:.2f} tokens a step'
+            )
 
 
-def _count(requests):
+def _format_requests(requests):
     return f'{requests} request' if requests == 1 else f'{requests} requests'
