@@ -409,17 +409,16 @@ def _print_report(settings, results):
                     row += f'{result[interval][percentile] * 1e3:11,.2f}'
         print(row)
     for (name, n), result in results.items():
+        requests = _format_requests(n)
         if 'speedup' in result:
-            ratio = result['speedup']
+            speedup = result['speedup']
             print(
-                f'{_format_requests(n)}: {OURS} is {ratio["ratio"]:.2f} times as fast as {name} '
-                f'({ratio["low"]:.2f} to {ratio["high"]:.2f} by round, median of '
+                f'{requests}: {OURS} is {speedup["ratio"]:.2f} times as fast as {name} '
+                f'({speedup["low"]:.2f} to {speedup["high"]:.2f} by round, median of '
                 f'{result["steps"]})'
             )
         if 'a_step' in result:
-            print(
-                f'{_format_requests(n)}, {name}: {result["a_step"]:.2f} tokens a step'
-            )
+            print(f'{requests}, {name}: {result["a_step"]:.2f} tokens a step')
 
 
 def _format_requests(requests):
