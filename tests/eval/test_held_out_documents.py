@@ -54,11 +54,11 @@ def test_every_source_has_figures_intervals_and_a_baseline(workdir, documents):
 
 def test_baselines_are_the_same_in_every_unit(workdir, documents):
     summary, baselines, task = measure(workdir, documents)
-    beside = task['figures']['loss']['baselines']
-    unigram = beside['token frequencies']['value'] * summary['tokens']
+    of_loss = task['figures']['loss']['baselines']
+    unigram = of_loss['token frequencies']['value'] * summary['tokens']
     bits = unigram / math.log(2) / summary['bytes']
     assert bits == pytest.approx(baselines['bits_per_byte']['token_unigram'])
-    xz = beside['xz -9e, given training text']['value'] * summary['tokens']
+    xz = of_loss['xz -9e, given training text']['value'] * summary['tokens']
     bits = xz / math.log(2) / summary['bytes']
     assert bits == pytest.approx(baselines['bits_per_byte']['xz_given_train'])
 

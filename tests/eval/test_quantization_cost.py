@@ -33,7 +33,7 @@ def test_an_engine_scores_as_the_evaluation_does(trained_run, config):
     ours, size = quantization_cost.bits_per_byte(engine, [text])
     assert size == len(text)
     tokens = [engine.tokenizer.bos_id, *engine.tokenizer.encode(text)]
-    # Two engines of the same weights are told apart by nothing.
+    # Two engines of the same weights have one fingerprint.
     assert load_engine(config, trained_run, slots=2).fingerprint == engine.fingerprint
     assert np.isfinite(ours) and len(tokens) > 2
 
@@ -51,16 +51,18 @@ def test_engines_that_cannot_be(trained_run, config, tmp_path):
 def test_a_fine_tuned_run_is_measured_on_what_it_began_with(
     trained_run, config, tmp_path
 ):
-    asked = dict(weights='int8', cache='whole')
+    quantization = dict(weights='int8', cache='whole')
     tuned = runs.copy(trained_run, tmp_path / 'tuned')
     shutil.rmtree(tuned / 'documents')
     with config.unlocked():
         config.start = dict(run=str(trained_run))
-    change = quantization_cost.measure_change(config, tuned, **asked)
-    assert change == quantization_cost.measure_change(config, trained_run, **asked)
+    change = quantization_cost.measure_change(config, tuned, **quantization)
+    assert change == quantization_cost.measure_change(
+        config, trained_run, **quantization
+    )
     # Served all the same when that is gone.
     config.start.run = str(tmp_path / 'gone')
-    line = quantization_cost.describe_cost(config, tuned, None, **asked)
+    line = quantization_cost.describe_cost(config, tuned, None, **quantization)
     assert 'not measured' in line and str(tuned) in line
     assert (
         quantization_cost.describe_cost(config, tuned, None, 'whole', 'whole') is None

@@ -158,10 +158,10 @@ def make_found(model, length):
 def test_the_table_and_its_verdict():
     rng = np.random.default_rng(0)
     found, pairs = make_found(np.arange(30), rng.permutation(30))
-    told = post_training_tables.reward_text(found)
-    assert f'all ({len(pairs.better):,})' in told
-    assert 'reward model  1.000 (1.000 … 1.000)' in told
-    assert 'better than length' in told and 'grow by 1.250' in told
+    text = post_training_tables.reward_text(found)
+    assert f'all ({len(pairs.better):,})' in text
+    assert 'reward model  1.000 (1.000 … 1.000)' in text
+    assert 'better than length' in text and 'grow by 1.250' in text
     found, _ = make_found(rng.permutation(30), np.arange(30))
     assert 'worse than length' in post_training_tables.verdict(found)
     found, _ = make_found(np.arange(30), np.arange(30))

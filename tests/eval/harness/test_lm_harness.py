@@ -167,8 +167,8 @@ def test_likelihoods_of_choices(predictor, tasks):
             64, 4, 0,
         )  # fmt: skip
         logprobs = [score.logprob for score in scores]
-        told = [float(answer[0]) for answer in sample['filtered_resps']]
-        assert told == pytest.approx(logprobs, rel=1e-4)
+        scores_given = [float(answer[0]) for answer in sample['filtered_resps']]
+        assert scores_given == pytest.approx(logprobs, rel=1e-4)
         rights.append(np.argmax(logprobs) == gold)
     assert found['results']['tiny_choice']['acc,none'] == np.mean(rights)
 
@@ -200,15 +200,15 @@ def test_replies_end_where_the_task_says(predictor, tasks):
         'tiny_reply', tasks, lm_harness.HarnessModel(predictor), num_fewshot=1
     )
     prompts = [sample['arguments'][0][0] for sample in found['samples']['tiny_reply']]
-    told = [sample['filtered_resps'][0] for sample in found['samples']['tiny_reply']]
+    texts = [sample['filtered_resps'][0] for sample in found['samples']['tiny_reply']]
     bos = predictor.tokenizer.bos_id
     wanted = SamplingParameters(max_tokens=12, temperature=0.0, stop=('\n',))
     replies = predictor.complete(
         [[bos, *predictor.tokenizer.encode(prompt)][-52:] for prompt in prompts],
         [wanted] * 3,
     )
-    assert told == [reply.text for reply in replies]
-    assert all('\n' not in text for text in told)
+    assert texts == [reply.text for reply in replies]
+    assert all('\n' not in text for text in texts)
 
 
 def test_a_chat_template_is_applied(predictor, tasks):
@@ -294,23 +294,23 @@ def error_of(capsys, *words):
 
 def test_what_is_wrong_is_one_line(trained_run, tasks, tmp_path, capsys, monkeypatch):
     place = f'--workdir={trained_run}'
-    told = error_of(capsys, place, '--tasks=chatcore')
-    assert 'HF_ALLOW_CODE_EVAL=1' in told
-    told = error_of(capsys, place, f'--tasks=lm_eval:{tasks["tiny_text"]}@many')
-    assert "'many' shots: use a number" in told
-    told = error_of(capsys, place, f'--tasks=lm_eval:{tmp_path}/none.yaml')
-    assert 'none.yaml: no such file' in told
+    message = error_of(capsys, place, '--tasks=chatcore')
+    assert 'HF_ALLOW_CODE_EVAL=1' in message
+    message = error_of(capsys, place, f'--tasks=lm_eval:{tasks["tiny_text"]}@many')
+    assert "'many' shots: use a number" in message
+    message = error_of(capsys, place, f'--tasks=lm_eval:{tmp_path}/none.yaml')
+    assert 'none.yaml: no such file' in message
     (tmp_path / 'nameless.yaml').write_text('dataset_path: json\n')
-    told = error_of(capsys, place, f'--tasks=lm_eval:{tmp_path}/nameless.yaml')
-    assert 'has no line `task: NAME`' in told
+    message = error_of(capsys, place, f'--tasks=lm_eval:{tmp_path}/nameless.yaml')
+    assert 'has no line `task: NAME`' in message
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,
         'find_spec',
         lambda name: name != 'lm_eval' and find(name) or None,
     )
-    told = error_of(capsys, place, '--tasks=core')
-    assert 'needs lm-evaluation-harness: pip install lm-eval' in told
+    message = error_of(capsys, place, '--tasks=core')
+    assert 'needs lm-evaluation-harness: pip install lm-eval' in message
 
 
 def test_requests_that_are_cut_are_counted(predictor, tasks):

@@ -213,10 +213,10 @@ def test_tasks_are_a_table_beside_their_baselines(run):
     evaluation = json.loads((run / 'eval.json').read_text())
     evaluation['results']['intervals'] = dict(bits_per_byte=[1.2, 1.3])
     figure = dict(value=31.5, interval=[30.25, 33.0])
-    beside = {'another <reference>': dict(value=12.0, interval=[11.0, 13.0])}
+    baselines = {'another <reference>': dict(value=12.0, interval=[11.0, 13.0])}
     evaluation['tasks'] = dict(
         perplexity=dict(figures=dict(loss=figure)),
-        reply=dict(figures=dict(bleu=dict(figure, baselines=beside))),
+        reply=dict(figures=dict(bleu=dict(figure, baselines=baselines))),
     )
     put(run, 'eval.json', evaluation)
     text = re.sub(r'\s+', ' ', text_of(page_of(run)))

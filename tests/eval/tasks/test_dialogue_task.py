@@ -1,4 +1,4 @@
-"""The task `dialogue`: what is asked, and figures of models that are known."""
+"""The task `dialogue`: its examples, and figures of models that are known."""
 
 import json
 import math
@@ -47,19 +47,19 @@ def views(count=12):
 
 
 def settings(**fields):
-    its = common.base().eval
-    its.update(conversations=0, batch_size=4, max_tokens=16, resamples=50)
-    its.update(fields)
-    return its
+    section = common.base().eval
+    section.update(conversations=0, batch_size=4, max_tokens=16, resamples=50)
+    section.update(fields)
+    return section
 
 
-def run_with(tmp_path, *its):
-    lines = ''.join(json.dumps(one) + '\n' for one in its)
+def run_with(tmp_path, *views):
+    lines = ''.join(json.dumps(one) + '\n' for one in views)
     storage.write_text(tmp_path / 'dialogue' / 'validation.jsonl', lines)
     return tmp_path
 
 
-def asked(tmp_path, **fields):
+def read_examples(tmp_path, **fields):
     return dialogue_task.read_dialogue_examples(
         run_with(tmp_path, *views()), settings(**fields)
     )
@@ -79,7 +79,7 @@ def reply(text, finish='stop', tokens=3):
     return SimpleNamespace(text=text, finish=finish, tokens=[0] * tokens)
 
 
-# ---- what is asked
+# ---- examples
 
 
 def test_conversations_of_people_with_one_name_are_apart(tmp_path):
@@ -90,7 +90,7 @@ def test_conversations_of_people_with_one_name_are_apart(tmp_path):
 
 
 def test_one_reply_of_each_conversation(tmp_path):
-    found = asked(tmp_path)
+    found = read_examples(tmp_path)
     names = [conversation_id(item.id) for item in found]
     assert len(names) == len(set(names)) == 24
     by_id = {one['id']: one['messages'] for one in views()}
@@ -106,8 +106,10 @@ def test_one_reply_of_each_conversation(tmp_path):
         '@1',
     }
     # Fewer are the first of them, and another seed gives others.
-    assert [i.id for i in asked(tmp_path, conversations=5)] == [i.id for i in found[:5]]
-    assert [i.id for i in asked(tmp_path, seed=1)] != [i.id for i in found]
+    assert [i.id for i in read_examples(tmp_path, conversations=5)] == [
+        i.id for i in found[:5]
+    ]
+    assert [i.id for i in read_examples(tmp_path, seed=1)] != [i.id for i in found]
 
 
 def test_what_cannot_be_asked(tmp_path):
@@ -145,20 +147,22 @@ def test_a_prompt_without_room_loses_its_oldest_turns(tokenizer):
 
 @pytest.mark.parametrize('template', chat_template.TEMPLATES)
 def test_likelihoods_by_hand(tokenizer, template, tmp_path):
-    its = asked(tmp_path)
-    found = dialogue_task.evaluate_dialogue(make_predictor(tokenizer, template), its)
+    examples = read_examples(tmp_path)
+    found = dialogue_task.evaluate_dialogue(
+        make_predictor(tokenizer, template), examples
+    )
 
     def nats(text, unfinished=False):
         message = dict(role='assistant', content=text)
         (turn,) = chat_template.encode_turns([message], tokenizer, template, unfinished)
         return sum(token % 7 for token in turn.content)
 
-    size = sum(len(item.references[0].encode()) for item in its)
-    ended = sum(nats(item.references[0]) for item in its)
-    unended = sum(nats(item.references[0], True) for item in its)
+    size = sum(len(item.references[0].encode()) for item in examples)
+    ended = sum(nats(item.references[0]) for item in examples)
+    unended = sum(nats(item.references[0], True) for item in examples)
     right = [
         min(range(4), key=lambda n, item=item: nats(item.choices[n])) == item.answer
-        for item in its
+        for item in examples
     ]
     figures = found['figures']
     value = lambda name: figures[name]['value']
@@ -187,9 +191,9 @@ def test_stops_greedy_and_drawn(tokenizer, tmp_path):
         ]
 
     end = tokenizer.specials['<|end|>']
-    its = asked(tmp_path)
+    examples = read_examples(tmp_path)
     found = dialogue_task.evaluate_dialogue(
-        make_predictor(tokenizer, 'turns', complete), its
+        make_predictor(tokenizer, 'turns', complete), examples
     )
     figures = found['figures']
     assert figures['stops']['value'] == 1.0 and figures['stops_drawn']['value'] == 0.5
@@ -197,17 +201,19 @@ def test_stops_greedy_and_drawn(tokenizer, tmp_path):
     assert figures['stops']['baselines']['the people']['value'] > 0.9
     assert all(p[-1] == tokenizer.specials['<|assistant|>'] for p in prompts_seen)
 
-    control = dialogue_task.evaluate_dialogue(make_predictor(tokenizer, 'text'), its)
-    results.add_baseline(found['figures'], 'earlier, before', control['figures'])
-    told, facts = post_training_tables.dialogue_lead(dict(tasks=dict(dialogue=found)))
-    assert 'of earlier, before' in told and facts
+    earlier = dialogue_task.evaluate_dialogue(
+        make_predictor(tokenizer, 'text'), examples
+    )
+    results.add_baseline(found['figures'], 'earlier, before', earlier['figures'])
+    lead, facts = post_training_tables.dialogue_lead(dict(tasks=dict(dialogue=found)))
+    assert 'of earlier, before' in lead and facts
     assert 'earlier, before' in tables.tasks_text('run', dict(dialogue=found))
-    by_model = {'this <model>': found, 'earlier': control}
-    dialogue_task.write_transcripts(tmp_path, its, by_model)
+    by_model = {'this <model>': found, 'earlier': earlier}
+    dialogue_task.write_transcripts(tmp_path, examples, by_model)
     transcripts = storage.read_json(tmp_path / 'samples' / 'dialogue.json')
-    assert [t['id'] for t in transcripts] == [item.id for item in its[:8]]
+    assert [t['id'] for t in transcripts] == [item.id for item in examples[:8]]
     page = post_training_tables.transcripts_section(transcripts)
-    assert 'this &lt;model&gt;, likeliest' in page and its[0].references[0] in page
+    assert 'this &lt;model&gt;, likeliest' in page and examples[0].references[0] in page
     assert post_training_tables.transcripts_section(None) == ''
 
 
@@ -234,7 +240,7 @@ def test_a_run_beside_what_it_started_from(trained_run, tmp_path):
     assert 'bits per byte of replies' in output and 'run, before' in output
     found = storage.read_json(workdir / 'eval.json')
     assert 'results' not in found
-    # The earlier run's own result is what stands beside.
+    # The earlier run's own result is the baseline.
     earlier = runs.copy(trained_run, tmp_path / 'earlier')
     copy = tmp_path / 'earlier.json'
     runs.finish(
@@ -243,10 +249,10 @@ def test_a_run_beside_what_it_started_from(trained_run, tmp_path):
             '--max_tokens=8', f'--json={copy}',
         )
     )  # fmt: skip
-    control = storage.read_json(copy)['tasks']['dialogue']
-    beside = found['tasks']['dialogue']['figures']['reply_bits']['baselines']
-    assert beside['run, before']['value'] == pytest.approx(
-        control['figures']['reply_bits']['value'], rel=1e-6
+    earlier_result = storage.read_json(copy)['tasks']['dialogue']
+    baselines = found['tasks']['dialogue']['figures']['reply_bits']['baselines']
+    assert baselines['run, before']['value'] == pytest.approx(
+        earlier_result['figures']['reply_bits']['value'], rel=1e-6
     )
     output, _ = runs.finish(runs.start('eval', '--compare', copy, workdir))
     assert (

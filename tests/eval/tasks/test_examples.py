@@ -19,31 +19,35 @@ def conversations(count):
 
 def test_the_reference_is_the_turn_after_the_prompt():
     documents = conversations(60)
-    asked = examples.reply_examples(documents, 0, seed=0)
-    assert len(asked) == 50  # ten have one turn only
+    found = examples.reply_examples(documents, 0, seed=0)
+    assert len(found) == 50  # ten have one turn only
     texts = {document['id']: document['text'].split('\n\n') for document in documents}
-    for item in asked:
-        turns = texts[item.id]
-        said = [message['content'] for message in item.prompt]
-        roles = [message['role'] for message in item.prompt]
+    for example in found:
+        turns = texts[example.id]
+        said = [message['content'] for message in example.prompt]
+        roles = [message['role'] for message in example.prompt]
         assert turns[: len(said)] == said
-        assert item.references == (turns[len(said)],)
+        assert example.references == (turns[len(said)],)
         assert roles[0] == roles[-1] == 'user' and set(roles[1::2]) <= {'assistant'}
-    assert len({len(item.prompt) for item in asked}) == 3  # cuts differ
+    assert len({len(example.prompt) for example in found}) == 3  # cuts differ
 
 
 def test_an_item_depends_on_its_conversation_and_the_seed_alone():
     documents = conversations(60)
-    every = {item.id: item for item in examples.reply_examples(documents, 0, seed=0)}
+    every = {
+        example.id: example for example in examples.reply_examples(documents, 0, seed=0)
+    }
     few = examples.reply_examples(documents[::-1][:30], 10, seed=0)
-    assert len(few) == 10 and all(every[item.id] == item for item in few)
-    other = {item.id: item for item in examples.reply_examples(documents, 0, seed=1)}
+    assert len(few) == 10 and all(every[example.id] == example for example in few)
+    other = {
+        example.id: example for example in examples.reply_examples(documents, 0, seed=1)
+    }
     assert other.keys() == every.keys() and other != every
-    hashes = {item.identity()['item_sha256'] for item in every.values()}
+    hashes = {example.identity()['item_sha256'] for example in every.values()}
     assert len(hashes) == 50
-    assert {item.identity()['prompt_sha256'] for item in every.values()}.isdisjoint(
-        hashes
-    )
+    assert {
+        example.identity()['prompt_sha256'] for example in every.values()
+    }.isdisjoint(hashes)
 
 
 def test_texts_of_one_turn_are_refused():
@@ -53,22 +57,24 @@ def test_texts_of_one_turn_are_refused():
 
 def test_the_truth_is_one_of_the_choices():
     replies = examples.reply_examples(conversations(60), 0, seed=0)
-    asked = examples.choice_examples(replies, 4, seed=0)
-    truths = {item.id: item.references[0] for item in replies}
-    for item in asked:
-        assert item.choices[item.answer] == truths[item.id]
-        assert len(set(item.choices)) == 4 and set(item.choices) <= {*truths.values()}
-    assert {item.answer for item in asked} == {0, 1, 2, 3}
+    found = examples.choice_examples(replies, 4, seed=0)
+    truths = {example.id: example.references[0] for example in replies}
+    for example in found:
+        assert example.choices[example.answer] == truths[example.id]
+        assert len(set(example.choices)) == 4 and set(example.choices) <= {
+            *truths.values()
+        }
+    assert {example.answer for example in found} == {0, 1, 2, 3}
     with pytest.raises(UserError, match='eval.choices=99'):
         examples.choice_examples(replies, 99, seed=0)
 
 
 def test_other_references_are_those_of_others():
-    asked = [examples.Example(str(n), 'p', (f'r{n}',)) for n in range(20)]
-    others = examples.shuffle_references(asked, seed=0)
+    found = [examples.Example(str(n), 'p', (f'r{n}',)) for n in range(20)]
+    others = examples.shuffle_references(found, seed=0)
     assert sorted(others) == sorted(f'r{n}' for n in range(20))
     assert all(other != f'r{n}' for n, other in enumerate(others))
-    assert examples.shuffle_references(asked[:1], 0) == ['']
+    assert examples.shuffle_references(found[:1], 0) == ['']
 
 
 def write(path, *lines):
@@ -89,8 +95,8 @@ def test_files_of_references_and_of_choices(tmp_path):
     assert second.id == '7' and second.stop == ('\n',)
     assert second.prompt == [dict(role='user', content='ü')]
     line = '{"prompt": "", "choices": ["a", "b"], "answer": 1}'
-    (item,) = examples.read_example_file(write(path, line))
-    assert item.choices == ('a', 'b') and item.answer == 1
+    (example,) = examples.read_example_file(write(path, line))
+    assert example.choices == ('a', 'b') and example.answer == 1
 
 
 GOOD = '{"prompt": "p", "references": ["r"]}'

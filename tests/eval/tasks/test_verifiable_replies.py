@@ -52,18 +52,18 @@ def test_figures_of_a_model_that_is_right_now_and_then():
     items = [
         Problem(f'p{n}', (dict(role='user', content=str(n)),), str(n)) for n in range(4)
     ]
-    asked = []
+    requests = []
 
     def complete(prompts, parameters):
         """Greedy replies are right to '0', drawn ones two of eight times to '1'."""
         replies = []
-        for prompt, how in zip(prompts, parameters, strict=True):
+        for prompt, parameter in zip(prompts, parameters, strict=True):
             problem = chr(prompt[2])
-            asked.append((problem, how.temperature, how.seed))
-            times = sum(a[0] == problem and a[1] > 0 for a in asked)
+            requests.append((problem, parameter.temperature, parameter.seed))
+            times = sum(a[0] == problem and a[1] > 0 for a in requests)
             right = (
                 problem == '0'
-                if how.temperature == 0
+                if parameter.temperature == 0
                 else problem == '1' and times <= 2
             )
             ending = None if problem == '3' else Token(5)
@@ -89,7 +89,7 @@ def test_figures_of_a_model_that_is_right_now_and_then():
     assert baselines["always '2'"]['value'] == 0.25
     low, high = found['figures']['accuracy']['interval']
     assert 0 <= low < 0.25 < high <= 1
-    seeds = [seed for _, temperature, seed in asked if temperature]
+    seeds = [seed for _, temperature, seed in requests if temperature]
     assert len(set(seeds)) == len(seeds) == 32
     broken = lambda item, text: 1 / 0
     with pytest.raises(UserError, match='the verifier raised ZeroDivisionError.* p0'):
@@ -106,10 +106,10 @@ def test_a_limit_that_is_longer_than_the_context_asks_what_can_be_read(tmp_path)
     config = common.base()
     config.task = common.task_section()
     config.task.path = str(path)
-    asked = set()
+    prompts_read = set()
 
     def complete(prompts, parameters):
-        asked.update(map(tuple, prompts))
+        prompts_read.update(map(tuple, prompts))
         return [Reply('1', (), None, 'stop', None, Token(5)) for _ in prompts]
 
     settings, context = config.eval, 16
@@ -119,8 +119,8 @@ def test_a_limit_that_is_longer_than_the_context_asks_what_can_be_read(tmp_path)
         verifiable_replies.NAME
     ]
     assert found['figures']['accuracy']['value'] == 1
-    assert len(asked) == len(found['items']) > 0
-    assert max(map(len, asked)) < context
+    assert len(prompts_read) == len(found['items']) > 0
+    assert max(map(len, prompts_read)) < context
 
 
 def test_runs_without_problems_are_told():
