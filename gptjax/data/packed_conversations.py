@@ -132,8 +132,8 @@ def _write_dialogue(
         licences={name: source['licence'] for name, source in sources.items()},
         sources=sources,
         splits={
-            split: {name: its for name, its in counts.items() if its['rows']}
-            for split, counts in packed.items()
+            split: {n: counts for n, counts in by_source.items() if counts['rows']}
+            for split, by_source in packed.items()
         },
         seconds=round(time.monotonic() - began, 2),
     )
@@ -246,8 +246,8 @@ class _SourceWriter:
         """UTF-8 bytes of what the assistant says, without the ends of its turns."""
         text = b''.join(
             self.tokenizer.bytes_of(token)
-            for token, its in zip(tokens, trained, strict=True)
-            if its
+            for token, is_trained in zip(tokens, trained, strict=True)
+            if is_trained
         )
         # In 'text' the end of a turn is text; within a turn it cannot be.
         ends = text.count(TURN_END.encode()) if self.template == 'text' else 0
@@ -260,9 +260,10 @@ class _SourceWriter:
         # As many places as inputs stand for a row.
         first, starts = self.shards.num_rows * (self.size - 1), []
         begin = 0
-        for _, piece, its in row:
-            end = begin + len(piece)
-            tokens[0, begin:end], trained[0, begin:end] = piece, its
+        for _, piece_tokens, piece_trained in row:
+            end = begin + len(piece_tokens)
+            tokens[0, begin:end] = piece_tokens
+            trained[0, begin:end] = piece_trained
             starts.append(first + begin)
             begin = end
         self.counts['padding'] += self.size - begin
@@ -356,11 +357,11 @@ def _cut_end(turn: Turn, size: int, counts) -> Turn:
 
 def _count_skipped(packed, sources) -> None:
     """Counts conversations without room among those that a source skipped."""
-    for counts in packed.values():
-        for name, its in counts.items():
-            if long := its.pop('long_system', 0):
+    for by_source in packed.values():
+        for name, counts in by_source.items():
+            if num_long := counts.pop('long_system', 0):
                 skipped = sources[name]['skipped']
-                skipped[LONG_SYSTEM] = skipped.get(LONG_SYSTEM, 0) + long
+                skipped[LONG_SYSTEM] = skipped.get(LONG_SYSTEM, 0) + num_long
 
 
 def _inputs(config, tokenizer) -> dict:
@@ -376,14 +377,15 @@ def _inputs(config, tokenizer) -> dict:
 
 
 def _refuse_empty_split(packed, data) -> None:
-    for split, sources in packed.items():
-        if any(its['rows'] for its in sources.values()):
+    for split, by_source in packed.items():
+        if any(counts['rows'] for counts in by_source.values()):
             continue
-        if long := sum(its.get('long_system', 0) for its in sources.values()):
+        num_long = sum(counts.get('long_system', 0) for counts in by_source.values())
+        if num_long:
             raise UserError(
                 f'data.context={data.context}: the system message takes more than half '
-                f'of it in all {long} conversations of the split {split}: shorten it, '
-                'or start from a model with a longer context'
+                f'of it in all {num_long} conversations of the split {split}: shorten '
+                'it, or start from a model with a longer context'
             )
         change = 'smaller' if split == 'train' else 'larger'
         raise UserError(

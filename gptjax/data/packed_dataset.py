@@ -165,12 +165,12 @@ def mix_datasets(
     parts = [(first, 1 - share, ''), (second, share, 'pretraining/')]
     both = copy.copy(first)
     both.sources, shares = [], []
-    for split, part, prefix in parts:
+    for split, factor, prefix in parts:
         for source, weight in zip(split.sources, split.weights, strict=True):
             renamed = copy.copy(source)
             renamed.name = prefix + source.name
             both.sources.append(renamed)
-            shares.append(part * Fraction(weight, sum(split.weights)))
+            shares.append(factor * Fraction(weight, sum(split.weights)))
     both.num_rows = first.num_rows + second.num_rows
     both.weights = to_whole_numbers(shares)
     return both
@@ -198,9 +198,9 @@ class PackedSource:
             path = folder / name
             size = path.stat().st_size if path.exists() else None
             if size != written['bytes']:
-                found = 'is missing' if size is None else f'has {size:,} bytes'
+                state = 'is missing' if size is None else f'has {size:,} bytes'
                 raise UserError(
-                    f'{path} {found} and should have {written["bytes"]:,}: delete '
+                    f'{path} {state} and should have {written["bytes"]:,}: delete '
                     f'{folder.parent.parent} and run the stage `{stage}`'
                 )
 

@@ -135,7 +135,7 @@ class _SourceWriter:
         self.num_bytes = 0
 
     def add(self, documents: Sequence[dict], tokens: Sequence[np.ndarray]) -> None:
-        lengths = np.array([1 + len(its) for its in tokens])
+        lengths = np.array([1 + len(document) for document in tokens])
         starts = self.packer.length + np.cumsum(lengths) - lengths
         self.shards.add_documents([document['id'] for document in documents], starts)
         self.num_documents += len(documents)

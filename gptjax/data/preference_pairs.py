@@ -40,7 +40,12 @@ class Row(NamedTuple):
     """A conversation: token ids from BOS on, and how many of them are the prompt."""
 
     tokens: np.ndarray
-    prompt: int
+    prompt_length: int
+
+    @property
+    def prompt(self) -> bytes:
+        """The prompt's tokens, to compare."""
+        return self.tokens[: self.prompt_length].tobytes()
 
 
 class Pair(NamedTuple):
@@ -119,7 +124,7 @@ def _write_pairs(config: ConfigDict, folder: Path, tokenizer: Tokenizer) -> dict
             'start from a model with a longer context'
         )
     splits = {
-        name: _write(folder / f'{name}.npz', split)
+        name: _write_split(folder / f'{name}.npz', split)
         for name, split in split_pairs(pairs, section).items()
     }
     return dict(
@@ -133,11 +138,11 @@ def _write_pairs(config: ConfigDict, folder: Path, tokenizer: Tokenizer) -> dict
 
 def encode_pair(preference: Preference, tokenizer, template: str) -> Pair:
     """A preference as tokens; both rows have the same prompt."""
-    prompt = len(chat_template.encode_prompt(preference.prompt, tokenizer, template))
+    prompt = chat_template.encode_prompt(preference.prompt, tokenizer, template)
     rows = []
     for messages in preference.conversations():
         tokens, _ = chat_template.encode_conversation(messages, tokenizer, template)
-        rows.append(Row(np.array(tokens, np.int32), prompt))
+        rows.append(Row(np.array(tokens, np.int32), len(prompt)))
     return Pair(preference.id, *rows)
 
 
@@ -177,15 +182,15 @@ def read_pairs(workdir: Path, split: str) -> list[Pair]:
     """The pairs of a split of RUN/pairs, in order."""
     artifact.require(workdir / 'pairs', 'dpo')
     with np.load(workdir / 'pairs' / f'{split}.npz') as arrays:
-        tokens, ends, prompts, ids = (arrays[name] for name in ARRAYS)
+        tokens, ends, lengths, ids = (arrays[name] for name in ARRAYS)
     rows = np.split(tokens, ends[:-1])
     return [
-        Pair(str(name), Row(rows[2 * n], prompt), Row(rows[2 * n + 1], prompt))
-        for n, (name, prompt) in enumerate(zip(ids, prompts.tolist(), strict=True))
+        Pair(str(name), Row(rows[2 * n], length), Row(rows[2 * n + 1], length))
+        for n, (name, length) in enumerate(zip(ids, lengths.tolist(), strict=True))
     ]
 
 
-def _write(path: Path, pairs: Sequence[Pair]) -> dict:
+def _write_split(path: Path, pairs: Sequence[Pair]) -> dict:
     """Writes a split; returns what it holds."""
     rows = [row.tokens for pair in pairs for row in (pair.chosen, pair.rejected)]
     content = io.BytesIO()
@@ -193,13 +198,13 @@ def _write(path: Path, pairs: Sequence[Pair]) -> dict:
         content,
         tokens=np.concatenate(rows),
         ends=np.cumsum([len(row) for row in rows]),
-        prompts=np.array([pair.chosen.prompt for pair in pairs]),
+        prompts=np.array([pair.chosen.prompt_length for pair in pairs]),
         ids=np.array([pair.id for pair in pairs]),
     )
     storage.write_bytes(path, content.getvalue())
     return dict(
         pairs=len(pairs),
-        prompts=len({_prompt(pair.chosen) for pair in pairs}),
+        prompts=len({pair.chosen.prompt for pair in pairs}),
         longest=max(map(len, rows)),
         sha256=storage.sha256_of_file(path),
     )
@@ -234,13 +239,13 @@ def pad_rows(rows: Sequence[Row], context: int, pad: int) -> dict[str, np.ndarra
     inputs, targets = np.full((2, *shape), pad, np.int32)
     segments, positions = np.zeros((2, *shape), np.int32)
     weights = np.zeros(shape, np.float32)
-    for number, (tokens, prompt) in enumerate(rows):
+    for number, (tokens, prompt_length) in enumerate(rows):
         end = len(tokens) - 1
         inputs[number, :end] = tokens[:-1]
         targets[number, :end] = tokens[1:]
         segments[number, :end] = 1
         positions[number, :end] = np.arange(end)
-        weights[number, prompt - 1 : end] = 1
+        weights[number, prompt_length - 1 : end] = 1
     return dict(
         inputs=inputs,
         targets=targets,
@@ -259,7 +264,7 @@ def mismatch_replies(pairs: Sequence[Pair], context: int) -> list[Row]:
     Raises:
         UserError: all pairs have one prompt.
     """
-    prompts = [_prompt(pair.chosen) for pair in pairs]
+    prompts = [pair.chosen.prompt for pair in pairs]
     if len(set(prompts)) == 1:
         raise UserError(
             'preference.loss=kto compares with replies to other prompts, and all pairs '
@@ -274,12 +279,8 @@ def mismatch_replies(pairs: Sequence[Pair], context: int) -> list[Row]:
     rows = []
     for number, pair in enumerate(pairs):
         other = pairs[following[number]][1 + number % 2]
-        reply = other.tokens[other.prompt :]
-        tokens = np.concatenate([pair.chosen.tokens[: pair.chosen.prompt], reply])
-        rows.append(Row(tokens[: context + 1], pair.chosen.prompt))
+        length = pair.chosen.prompt_length
+        reply = other.tokens[other.prompt_length :]
+        tokens = np.concatenate([pair.chosen.tokens[:length], reply])
+        rows.append(Row(tokens[: context + 1], length))
     return rows
-
-
-def _prompt(row: Row) -> bytes:
-    """The prompt's tokens, to compare."""
-    return row.tokens[: row.prompt].tobytes()

@@ -56,22 +56,22 @@ def read_preferences(path: str, field: str) -> tuple[list[Preference], dict]:
             nothing but equal replies.
     """
     counts = dict(lines=0, equal=0)
-    found = []
+    preferences = []
     for preference in _read(path, field):
         counts['lines'] += 1
         if preference.chosen == preference.rejected:
             counts['equal'] += 1
         else:
-            found.append(preference)
+            preferences.append(preference)
     if not counts['lines']:
         raise UserError(f'{field}={path}: no preference in it: write lines of {FORM}')
-    if not found:
+    if not preferences:
         raise UserError(
             f'{field}={path}: "chosen" and "rejected" are equal in all '
             f'{counts["lines"]} lines: there is nothing to prefer; give replies that '
             'differ'
         )
-    return found, counts
+    return preferences, counts
 
 
 def _read(path: str, field: str) -> Iterator[Preference]:

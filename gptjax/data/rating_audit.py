@@ -16,7 +16,7 @@ DEFAULT = dict.fromkeys(RATING_NAMES, 5)
 MIN_TURNS = 4
 
 
-def usable(conversation: ChitchatConversation) -> bool:
+def is_usable(conversation: ChitchatConversation) -> bool:
     """Whether its rating says something.
 
     At least 4 turns, two speakers, and a rating that is not the default.
@@ -29,27 +29,27 @@ def usable(conversation: ChitchatConversation) -> bool:
     )
 
 
-def audit(
-    conversations: Sequence[ChitchatConversation], split_of: Callable[[str], str]
+def audit_ratings(
+    conversations: Sequence[ChitchatConversation], assign_split: Callable[[str], str]
 ) -> dict:
     """Counts of conversations, and what else there is to know; JSON values.
 
     Args:
         conversations: all of them; at least one is usable.
-        split_of: from an id to 'train', 'validation' or 'test'.
+        assign_split: from an id to 'train', 'validation' or 'test'.
     """
     rated = [c for c in conversations if c.ratings is not None]
-    kept = [c for c in conversations if usable(c)]
+    kept = [c for c in conversations if is_usable(c)]
     alone = [c for c in conversations if len(c.speakers) < 2]
     scores = np.array([[c.ratings[name] for name in RATING_NAMES] for c in kept], float)
     sums = scores.sum(axis=1)
-    groups = linked(kept)
+    groups = link_by_people(kept)
     lengths = dict(
         turns=[len(c.turns) for c in kept],
         characters=[c.characters for c in kept],
         words=[sum(len(text.split()) for _, text in c.turns) for c in kept],
     )
-    splits = Counter(split_of(c.id) for c in kept)
+    splits = Counter(assign_split(c.id) for c in kept)
     return dict(
         conversations=len(conversations),
         unrated=len(conversations) - len(rated),
@@ -80,7 +80,7 @@ def audit(
         people=len({person for c in kept for person in c.speakers}),
         components=len(groups),
         largest_component=max(map(len, groups), default=0),
-        **_shared_people(kept, split_of),
+        **_shared_people(kept, assign_split),
         pairs=len(kept) * (len(kept) - 1) // 2,
         equal_pairs=_equal_pairs(sums),
         pair_accuracy_of_length={
@@ -90,7 +90,7 @@ def audit(
     )
 
 
-def linked(
+def link_by_people(
     conversations: Sequence[ChitchatConversation],
 ) -> list[list[ChitchatConversation]]:
     """The conversations in components: linked by a person, directly or not."""
@@ -124,20 +124,19 @@ def pair_accuracy(scores_N: np.ndarray, values_N: np.ndarray) -> float:
     return float((right_NN * better_NN).sum() / pairs) if pairs else float('nan')
 
 
-def audit_text(found: dict) -> str:
+def describe_audit(audit: dict) -> str:
     """The audit as lines for the screen."""
-    rows = [(found[name], told) for name, told in rows_of(found)]
-    lines = [f'{value:>8,}  {told}' for value, told in rows]
+    lines = [f'{audit[name]:>8,}  {label}' for name, label in audit_labels(audit)]
     length = ', '.join(
         f'{value:.3f} by {name}'
-        for name, value in found['pair_accuracy_of_length'].items()
+        for name, value in audit['pair_accuracy_of_length'].items()
     )
     return '\n'.join(['ratings of chitchat', *lines, f'  length alone tells {length}'])
 
 
-def rows_of(found: dict) -> list[tuple[str, str]]:
+def audit_labels(audit: dict) -> list[tuple[str, str]]:
     """(field, what it counts) of the counts that a reader should see, in order."""
-    held_out = found['test_conversations']
+    held_out = audit['test_conversations']
     return [
         ('conversations', 'conversations'),
         ('unrated', 'without a rating'),
@@ -150,14 +149,14 @@ def rows_of(found: dict) -> list[tuple[str, str]]:
         ('largest_component', 'usable ones linked by shared people into one component'),
         ('test_sharing_a_person', f'of {held_out} for the test share a person with '
          'training: a split by conversation leaks speakers'),
-        ('equal_pairs', f'of {found["pairs"]:,} pairs have equal sums of ratings'),
+        ('equal_pairs', f'of {audit["pairs"]:,} pairs have equal sums of ratings'),
     ]  # fmt: skip
 
 
-def _shared_people(kept, split_of) -> dict:
+def _shared_people(kept, assign_split) -> dict:
     """How many of the test's conversations have people that training has too."""
-    known = {p for c in kept if split_of(c.id) == 'train' for p in c.speakers}
-    test = [c for c in kept if split_of(c.id) == 'test']
+    known = {p for c in kept if assign_split(c.id) == 'train' for p in c.speakers}
+    test = [c for c in kept if assign_split(c.id) == 'test']
     return dict(
         test_conversations=len(test),
         test_sharing_a_person=sum(bool(c.speakers & known) for c in test),

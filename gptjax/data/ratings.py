@@ -86,7 +86,7 @@ def describe_ratings(manifest: dict) -> str:
 
 
 def describe_audit(manifest: dict) -> str:
-    return rating_audit.audit_text(manifest['audit']) if 'audit' in manifest else ''
+    return rating_audit.describe_audit(manifest['audit']) if 'audit' in manifest else ''
 
 
 RATINGS = artifact.Artifact('ratings', build_ratings, describe_ratings, describe_audit)
@@ -124,7 +124,7 @@ def _write_ratings(config: ConfigDict, folder: Path, data_dir: Path) -> dict:
         splits[split] = _write_split(folder / f'{split}.jsonl', rated)
         _refuse_no_pairs(split, splits[split], reward)
     if not reward.preferences:  # now at least one conversation is usable
-        described = dict(audit=rating_audit.audit(conversations, split_by))
+        described = dict(audit=rating_audit.audit_ratings(conversations, split_by))
     return dict(
         fingerprint=storage.fingerprint([splits[s]['sha256'] for s in SPLITS]),
         splits=splits,
@@ -164,7 +164,7 @@ def rate_conversation(
         num_turns = 1 if target == 'replied' else _draw_num_turns(conversation, seed)
         value = int(num_turns < len(turns))
         turns = turns[:num_turns]
-    elif not rating_audit.usable(conversation):
+    elif not rating_audit.is_usable(conversation):
         return None
     else:
         names = RATING_NAMES if target == 'sum' else (target,)

@@ -183,9 +183,9 @@ def _line_start(file: io.BufferedReader, place: int, block: int = 2**16) -> int:
     while place:
         begin = max(0, place - block)
         file.seek(begin)
-        found = file.read(place - begin).rfind(b'\n')
-        if found >= 0:
-            return begin + found + 1
+        newline = file.read(place - begin).rfind(b'\n')
+        if newline >= 0:
+            return begin + newline + 1
         place = begin
     return 0
 
@@ -205,15 +205,15 @@ def _sentences(texts: list[str]) -> Iterator[str]:
 
 def _explain(error: str, vocab_size: int) -> str:
     """What to do about an error of SentencePiece."""
-    if found := re.search(r'too high.*<= (\d+)', error):
+    if match := re.search(r'too high.*<= (\d+)', error):
         return (
             f'tokenizer.vocab_size={vocab_size} is more than the training text allows: '
-            f'use at most {found[1]}, or more text'
+            f'use at most {match[1]}, or more text'
         )
-    if found := re.search(r'smaller than required_chars\. \d+ vs (\d+)', error):
+    if match := re.search(r'smaller than required_chars\. \d+ vs (\d+)', error):
         return (
             f'tokenizer.vocab_size={vocab_size} has no room for the special tokens, '
-            f'the bytes and the characters of the text: use at least {found[1]}'
+            f'the bytes and the characters of the text: use at least {match[1]}'
         )
     if 'sentences_.empty()' in error:
         return 'the training text is empty: give more in data.sources'

@@ -5,7 +5,12 @@ import pytest
 
 from gptjax.data import rating_audit
 from gptjax.data.chitchat import ChitchatConversation, merge_turns, read_chitchat
-from gptjax.data.rating_audit import audit, linked, pair_accuracy, usable
+from gptjax.data.rating_audit import (
+    audit_ratings,
+    is_usable,
+    link_by_people,
+    pair_accuracy,
+)
 from gptjax.data.ratings import assign_three_way_split
 
 
@@ -35,11 +40,11 @@ def split_of(name):
 
 
 def test_what_is_usable():
-    assert [c.id for c in SOME if usable(c)] == ['a', 'b', 'c']
+    assert [c.id for c in SOME if is_usable(c)] == ['a', 'b', 'c']
 
 
 def test_counts():
-    found = audit(SOME, split_of)
+    found = audit_ratings(SOME, split_of)
     expected = dict(
         conversations=8, unrated=1, rated=7, default=2,
         no_reply=2, no_reply_rated=2, no_reply_rated_not_default=1, short=1,
@@ -55,8 +60,8 @@ def test_counts():
 
 
 def test_the_text_names_every_number():
-    found = audit(SOME, split_of)
-    told = rating_audit.audit_text(found)
+    found = audit_ratings(SOME, split_of)
+    told = rating_audit.describe_audit(found)
     assert '2  rated 5/5/5, the default' in told
     assert '1  of 2 for the test share a person with training' in told
     assert '1  of 3 pairs have equal sums' in told
@@ -65,9 +70,9 @@ def test_the_text_names_every_number():
 
 def test_linked_by_people_directly_or_not():
     chain = [conversation(n, p, (1, 1, 1)) for n, p in (('1', 'ab'), ('2', 'cd'))]
-    assert sorted(map(len, linked(chain))) == [1, 1]
+    assert sorted(map(len, link_by_people(chain))) == [1, 1]
     chain.append(conversation('3', 'bc', (1, 1, 1)))
-    assert list(map(len, linked(chain))) == [3]
+    assert list(map(len, link_by_people(chain))) == [3]
 
 
 def test_pair_accuracy():
@@ -90,7 +95,9 @@ def test_messages_in_a_row_are_one_turn():
 def test_chitchat_itself(prepared_run):
     # Of chitchat-dataset 0.9.0; a new release of it may change these.
     conversations = read_chitchat(prepared_run / 'datasets')
-    found = audit(conversations, lambda name: assign_three_way_split(name, 0.15, 0.1))
+    found = audit_ratings(
+        conversations, lambda name: assign_three_way_split(name, 0.15, 0.1)
+    )
     expected = dict(
         conversations=7168, unrated=1180, default=2920, no_reply=3151,
         no_reply_rated=2284, usable=2097, people=800, largest_component=2050,

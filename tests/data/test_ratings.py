@@ -9,7 +9,7 @@ from gptjax.core.console import UserError
 from gptjax.data import ratings
 from gptjax.data.chitchat import ChitchatConversation
 from gptjax.data.documents import assign_split
-from gptjax.data.rating_audit import usable
+from gptjax.data.rating_audit import is_usable
 
 MAIL = 'mail me: ann@example.com'
 
@@ -101,7 +101,7 @@ def test_replied_reads_the_first_turn_alone():
         item = ratings.rate_conversation(conversation, 'replied', 0)
         assert item.value == value
         assert item.messages == [dict(role='assistant', content='turn 0')]
-    assert not usable(alone)
+    assert not is_usable(alone)
 
 
 def test_continued_stops_at_the_end_for_half_of_them():

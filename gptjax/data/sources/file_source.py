@@ -33,7 +33,7 @@ def read_text(
     """
     if len(paths) == 1:
         lines = (line for _, line in read_lines(paths[0], f'{field}.path', advance))
-        for place, piece in enumerate(_pieces(lines)):
+        for place, piece in enumerate(_cut_text(lines)):
             yield f'{paths[0].name}#{place}', piece
         return
     for file in paths:
@@ -42,11 +42,11 @@ def read_text(
             yield file.name, text
 
 
-def _pieces(lines: Iterator[str], size: int = PIECE_CHARACTERS) -> Iterator[str]:
+def _cut_text(lines: Iterator[str], size: int = PIECE_CHARACTERS) -> Iterator[str]:
     """Groups lines into pieces of about `size` characters, at empty lines."""
     piece, length, seen = [], 0, False
     for line in lines:
-        for part in _parts(line, size):
+        for part in _cut_line(line, size):
             piece.append(part)
             length += len(part)
             seen = seen or not part.isspace()
@@ -59,7 +59,7 @@ def _pieces(lines: Iterator[str], size: int = PIECE_CHARACTERS) -> Iterator[str]
         yield ''.join(piece)
 
 
-def _parts(line: str, size: int) -> Iterator[str]:
+def _cut_line(line: str, size: int) -> Iterator[str]:
     """A line of more than 2 `size` in parts of at most `size`, cut after a blank."""
     start = 0
     while len(line) - start > 2 * size:
@@ -91,8 +91,8 @@ def read_chat(
     named. (Fine-tuning on dialogue reads the messages themselves.)
     """
     otherwise = f", or set {field}.kind='jsonl'"
-    found = read_messages(field, source, paths, advance, otherwise)
-    for identity, _, messages in found:
+    conversations = read_messages(field, source, paths, advance, otherwise)
+    for identity, _, messages in conversations:
         text = conversation_text((m['role'], m['content']) for m in messages)
         yield identity, text
 
@@ -140,7 +140,9 @@ def _message(message, where: str) -> dict:
         )
     content = message.get('content')
     if isinstance(content, list):
-        return dict(message, content=''.join(_part(part, where) for part in content))
+        return dict(
+            message, content=''.join(_read_part(part, where) for part in content)
+        )
     if content is None and ('tool_calls' in message or 'function_call' in message):
         raise UserError(
             f'{where} calls a tool and has no "content": write the call there as a '
@@ -153,7 +155,7 @@ def _message(message, where: str) -> dict:
     return message
 
 
-def _part(part, where: str) -> str:
+def _read_part(part, where: str) -> str:
     """The text of a part of a content, {"type": "text", "text": "…"}."""
     kind = part.get('type') if isinstance(part, dict) else None
     if kind != 'text' or not isinstance(part.get('text'), str):

@@ -6,7 +6,7 @@ The reward model's table is printed by its stage too; the rest is for the report
 from collections.abc import Mapping
 from html import escape
 
-from gptjax.data.rating_audit import rows_of
+from gptjax.data.rating_audit import audit_labels
 from gptjax.eval.report.tables import (
     format_figure,
     format_interval,
@@ -180,7 +180,7 @@ def ratings_section(manifest: Mapping) -> str:
     audit = manifest.get('audit')
     if not audit:
         return html
-    counts = [(label, f'{audit[name]:,}') for name, label in rows_of(audit)]
+    counts = [(label, f'{audit[name]:,}') for name, label in audit_labels(audit)]
     length = ', '.join(
         f'{value:.3f} by {name}'
         for name, value in audit['pair_accuracy_of_length'].items()
