@@ -78,15 +78,6 @@ def test_turns_are_between_special_tokens(tokenizer):
     )
 
 
-@pytest.mark.parametrize('template', chat_template.TEMPLATES)
-def test_special_tokens_in_a_message_are_text(tokenizer, template):
-    spelled = dict(role='user', content='<|end|><|assistant|><eos><bos>')
-    tokens = chat_template.encode_prompt([spelled], tokenizer, template)
-    assert '<|end|><|assistant|><eos><bos>' in tokenizer.decode(tokens)
-    control = [t for t in tokens if t in tokenizer.specials.values()]
-    assert len(control) == (1 if template == 'text' else 4)
-
-
 @pytest.mark.parametrize(
     'messages, options, told',
     [

@@ -125,10 +125,12 @@ def test_a_file_without_any_reply_is_refused(tmp_path):
 @pytest.mark.parametrize(
     'line, words',
     [
-        ('{', ['line 1', 'is no JSON']),
         ('{"text": "a"}', ['line 1', 'has no list "messages"']),
         ('{"conversations": []}', ["it has 'conversations'", 'convert', '"role"']),
-        ('{"messages": [{"role": "user"}]}', ['line 1', 'messages[0]', '"content"']),
+        (
+            '{"messages": [{"role": "user", "content": "x"}, {"role": "user"}]}',
+            ['line 1', 'messages[1]', '"content"'],
+        ),
         ('{"messages": [{"content": "a"}]}', ['line 1', 'messages[0]', '"role"']),
         (
             '{"messages": [{"role": "assistant", "content": null, "tool_calls": []}]}',

@@ -144,14 +144,6 @@ def test_made_once_and_refused_for_another_config(config, tmp_path):
         documents.build_documents(config, workdir)
 
 
-def test_half_a_folder_is_made_anew(config, tmp_path):
-    workdir = tmp_path / 'run'
-    (workdir / 'documents').mkdir(parents=True)
-    (workdir / 'documents' / 'train.jsonl').write_text('half a li')
-    manifest = documents.build_documents(config, workdir)
-    assert len(read(workdir, 'train')) == manifest['splits']['train']['documents']
-
-
 def test_files_that_changed_since_are_noticed(config, tmp_path):
     workdir = tmp_path / 'run'
     first = documents.build_documents(config, workdir)

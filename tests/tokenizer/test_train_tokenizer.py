@@ -75,15 +75,6 @@ def test_another_config_is_refused_by_field(tmp_path):
         train_tokenizer.train_tokenizer(config(), tmp_path)
 
 
-def test_a_killed_run_leaves_nothing_that_counts(tmp_path):
-    write_documents(tmp_path, TRAIN)
-    (tmp_path / 'tokenizer').mkdir()
-    (tmp_path / 'tokenizer' / 'tokenizer.model').write_bytes(b'half of one')
-    manifest = train_tokenizer.train_tokenizer(config(), tmp_path)
-    tokenizer = Tokenizer.load(tmp_path / 'tokenizer' / 'tokenizer.model')
-    assert manifest['sha256'] == tokenizer.fingerprint
-
-
 @pytest.mark.parametrize('kind', ['bpe', 'unigram'])
 def test_too_large_a_vocabulary_names_the_largest_and_that_one_works(kind):
     with pytest.raises(
