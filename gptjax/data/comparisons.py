@@ -29,12 +29,12 @@ class EncodedConversation(NamedTuple):
 
 
 class Comparisons(NamedTuple):
-    """The items of a split.
+    """The N rated conversations of a split.
 
-    encoded: of each item.
+    encoded: of each conversation.
     values: float32 (N,).
-    sets: int (sets, K): the items that are compared with each other. chitchat is
-        one set of all; users' preferences are many of two.
+    sets: int (sets, K): those that are compared with each other. chitchat is one set
+        of all; users' preferences are many of two.
     """
 
     encoded: list[EncodedConversation]
@@ -67,50 +67,47 @@ def encode_end(
 
 
 def encode_ratings(
-    items: Sequence[RatedConversation], tokenizer, template: str, context: int
+    rated: Sequence[RatedConversation], tokenizer, template: str, context: int
 ) -> Comparisons:
-    """The comparisons of a split's items."""
+    """The comparisons among the rated conversations of a split."""
     sets = {}
-    for place, item in enumerate(items):
-        sets.setdefault(item.set, []).append(place)
+    for number, conversation in enumerate(rated):
+        sets.setdefault(conversation.set, []).append(number)
     return Comparisons(
-        [encode_end(i.messages, tokenizer, template, context) for i in items],
-        np.array([item.value for item in items], np.float32),
+        [encode_end(its.messages, tokenizer, template, context) for its in rated],
+        np.array([conversation.value for conversation in rated], np.float32),
         np.array(list(sets.values())),
     )
 
 
 def choose_groups(
-    sets: np.ndarray, groups: int, group: int, seed: int, step: int
+    sets: np.ndarray, num_groups: int, group_size: int, seed: int, step: int
 ) -> np.ndarray:
-    """The items (groups, G) of a step: a function of these arguments alone.
+    """The conversations (B, G) of a step: a function of these arguments alone.
 
-    Each epoch has every item (of one set of all) or every set (of many) once, in an
-    order of its own.
+    Each epoch has every conversation (of one set of all) or every set (of many) once,
+    in an order of its own.
 
     Args:
         sets: of `Comparisons`.
-        groups: in a step.
-        group: G; of many sets it is their size.
-        seed: of the order.
-        step: from 0.
+        num_groups: B.
+        group_size: G; of many sets it is their size.
     """
-    chosen = sets[0] if len(sets) == 1 else np.arange(len(sets))
-    of_a_step = groups * group if len(sets) == 1 else groups
-    slots = step * of_a_step + np.arange(of_a_step)
+    one_set = len(sets) == 1
+    chosen = sets[0] if one_set else np.arange(len(sets))
+    per_step = num_groups * group_size if one_set else num_groups
+    slots = step * per_step + np.arange(per_step)
     _, drawn = shuffle_epochs(slots, len(chosen), f'{seed} ratings')
-    if len(sets) == 1:
-        return chosen[drawn].reshape(groups, group)
-    return sets[drawn]
+    return chosen[drawn].reshape(num_groups, group_size) if one_set else sets[drawn]
 
 
 def make_comparison_arrays(
     encoded: Sequence[EncodedConversation], rows: np.ndarray, context: int, pad: int
 ) -> dict[str, np.ndarray]:
-    """What the model reads of chosen items.
+    """What the model reads of chosen conversations.
 
     Args:
-        encoded: of all items.
+        encoded: of all conversations.
         rows: int (…), which; -1 is a row of padding.
         context: T.
         pad: id of padding.
@@ -123,10 +120,10 @@ def make_comparison_arrays(
     inputs = np.full((len(flat), context), pad, np.int32)
     segments = np.zeros_like(inputs)
     last = np.zeros(len(flat), np.int32)
-    for row, item in enumerate(flat):
-        if item < 0:
+    for row, number in enumerate(flat):
+        if number < 0:
             continue
-        tokens = encoded[item].tokens
+        tokens = encoded[number].tokens
         inputs[row, : len(tokens)] = tokens
         segments[row, : len(tokens)] = 1
         last[row] = len(tokens) - 1

@@ -44,6 +44,7 @@ from gptjax.data.sources.tfds_source import (
     read_examples,
 )
 
+VIEW = re.compile(r'@[0-9]+\Z')  # the end of a view's id
 MAX_REPLY_BYTES = 512  # one monologue would outweigh a hundred replies
 
 
@@ -127,21 +128,19 @@ def make_views(conversation: Conversation) -> Iterator[tuple[str, list[dict]]]:
     numbered = several or VIEW.search(conversation.id)
     for number, assistant in enumerate(conversation.assistants):
         identity = f'{conversation.id}@{number}' if numbered else conversation.id
-        messages = []
-        for speaker, text in conversation.messages:
-            role = 'assistant' if speaker == assistant else 'user'
-            if speaker == 'system':
-                role = speaker
-            messages.append(dict(role=role, content=text))
-        yield identity, messages
+        roles = {assistant: 'assistant', 'system': 'system'}
+        yield (
+            identity,
+            [
+                dict(role=roles.get(speaker, 'user'), content=text)
+                for speaker, text in conversation.messages
+            ],
+        )
 
 
 def conversation_id(view_id: str) -> str:
     """The id of the conversation that a view is of."""
     return VIEW.sub('', view_id)
-
-
-VIEW = re.compile(r'@[0-9]+\Z')
 
 
 def choose_replies(

@@ -16,9 +16,9 @@ from gptjax.tokenizer.tokenizer import CHAT_TURNS, Tokenizer
 
 def batch_documents(config: ConfigDict, workdir: Path, step: int) -> list[list[str]]:
     """The ids of the documents in each row of the training batch of a step."""
-    packed, choice = _open(config, workdir, step)
+    dataset, choice = _open_batch(config, workdir, step)
     return [
-        packed.sources[source].documents(row, packed.context)
+        dataset.sources[source].documents(row, dataset.context)
         for source, row in zip(choice.source, choice.row, strict=True)
     ]
 
@@ -29,46 +29,49 @@ def describe_batch(config: ConfigDict, workdir: Path, step: int) -> Iterator[str
     Raises:
         UserError: nothing is prepared, or step is negative.
     """
-    packed, choice = _open(config, workdir, step)
+    dataset, choice = _open_batch(config, workdir, step)
     tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
-    if tokenizer.fingerprint != packed.tokenizer:
+    if tokenizer.fingerprint != dataset.tokenizer:
         raise UserError(
             f'{workdir / _folder(workdir)} was made with another tokenizer: delete it '
             'and run its stage again'
         )
-    batch = packed.load(choice)
+    batch = dataset.load(choice)
     yield (
-        f'step {step}: {len(choice.row)} examples of {packed.context} tokens, '
+        f'step {step}: {len(choice.row)} examples of {dataset.context} tokens, '
         f'{int(batch["weights"].sum()):,} to predict'
     )
     for slot, (index, epoch, row) in enumerate(
         zip(choice.source, choice.epoch, choice.row, strict=True)
     ):
-        source = packed.sources[index]
+        source = dataset.sources[index]
         yield ''
         yield (
             f'row {slot}: {source.name}, example {row} of {source.num_rows:,}, '
             f'epoch {epoch}'
         )
         inputs, segments = batch['inputs'][slot], batch['segments'][slot]
-        for segment, name in enumerate(source.documents(row, packed.context), 1):
+        for segment, name in enumerate(source.documents(row, dataset.context), 1):
             tokens = inputs[segments == segment]
-            begun = 'from its start' if tokens[0] == tokenizer.bos_id else 'goes on'
-            yield f'  {name} ({begun}, {len(tokens)} tokens)'
-            yield from (f'    {line}' for line in _shown(tokens, tokenizer).split('\n'))
+            beginning = 'from its start' if tokens[0] == tokenizer.bos_id else 'goes on'
+            yield f'  {name} ({beginning}, {len(tokens)} tokens)'
+            yield from (
+                f'    {line}'
+                for line in _decode_with_roles(tokens, tokenizer).split('\n')
+            )
 
 
-def _open(config, workdir, step):
+def _open_batch(config, workdir, step):
     if step < 0:
         raise UserError(f'--step={step}: steps count from 0')
     if _folder(workdir) == 'dialogue':
-        packed = open_training_dataset(config, workdir)
+        dataset = open_training_dataset(config, workdir)
     else:
-        packed = PackedDataset(workdir / 'prepared', 'train')
+        dataset = PackedDataset(workdir / 'prepared', 'train')
     size = config.train.batch_size
-    check_batch((size, packed.context), None)
+    check_batch((size, dataset.context), None)
     slots = step * size + np.arange(size)
-    return packed, packed.choose_training_rows(config.seed, slots)
+    return dataset, dataset.choose_training_rows(config.seed, slots)
 
 
 def _folder(workdir):
@@ -76,8 +79,8 @@ def _folder(workdir):
     return 'dialogue' if (workdir / 'dialogue').exists() else 'prepared'
 
 
-def _shown(tokens, tokenizer) -> str:
-    """The text of tokens, with the special ones that stand for turns by name."""
+def _decode_with_roles(tokens, tokenizer) -> str:
+    """The text of tokens, in which the special tokens of turns stand by name."""
     names = {tokenizer.specials[name]: name for name in CHAT_TURNS}
     parts = []
     for special, run in itertools.groupby(tokens.tolist(), names.__contains__):

@@ -59,10 +59,7 @@ class Pair(NamedTuple):
 def build_pairs(config: ConfigDict, workdir: Path) -> dict:
     """Makes RUN/pairs with the tokenizer of RUN; returns its manifest.
 
-    Args:
-        config: `preference.path` and `preference.validation_fraction`, the chat's
-            template, and as `data.context` the tokens that a row has room for.
-        workdir: RUN.
+    A row has room for `data.context` tokens.
 
     Raises:
         UserError: the preferences cannot be read, or leave no pair to train on or
@@ -154,7 +151,6 @@ def split_pairs(pairs: Sequence[tuple[str, Pair]], section) -> dict[str, list[Pa
 
     Args:
         pairs: (key of the prompt, pair), in order.
-        section: the preference section.
 
     Raises:
         UserError: there is one prompt alone, or validation takes them all.

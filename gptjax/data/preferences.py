@@ -44,8 +44,7 @@ def read_preferences(path: str, field: str) -> tuple[list[Preference], dict]:
     """All preferences of a file, a folder or a glob, local or on `gs://`, or `.gz`.
 
     Args:
-        path: where they are.
-        field: the config field that holds it, for errors.
+        field: the config field that holds `path`, for errors.
 
     Returns:
         (the preferences in order; counts: `lines`, and `equal`, those left out
