@@ -99,7 +99,7 @@ def make_gold_reward(section: ConfigDict, task: Task) -> Reward:
     """
     if section.judge:
         reward = reward_functions.model_reward(section.judge, 'best_of.judge')
-        return partial(reward_functions.compute_checked, 'best_of.judge', reward)
+        return partial(reward_functions.compute_rewards, 'best_of.judge', reward)
     if task.score is None:
         raise UserError(
             'task.path has problems without answers, and what the proxy chooses cannot '
@@ -107,7 +107,7 @@ def make_gold_reward(section: ConfigDict, task: Task) -> Reward:
             'best_of.judge'
         )
     return partial(
-        reward_functions.compute_checked, 'correct', reward_functions.correct(task)
+        reward_functions.compute_rewards, 'correct', reward_functions.correct(task)
     )
 
 

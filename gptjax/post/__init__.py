@@ -1,11 +1,11 @@
 """What should it prefer?
 
-The algorithms are pure functions on arrays, in the order a batch meets them:
-`replies` (masks), `logprobs`, `scores`, `kl`, `advantages`, `weights`, `objectives`;
-`preferences` are the losses of pairs. Stages put them together.
+`objectives/` holds the algorithms, pure functions of arrays; `problems/` where prompts
+come from and how replies to them are verified. The other files are stages, and what
+stages share.
 
 Letters: B rows, T tokens, V vocabulary; N prompts or pairs, G replies to one prompt.
-A row holds one prompt and one reply, and place t is about `targets[t]`: its
-log-probability, whether it belongs to the reply (`mask_BT`, the token that ends the
-reply included), its reward, and the value of what stands before it.
+A row holds one prompt and one reply, and place t belongs to `targets[t]`: its
+log-probability, whether it is the reply's (`mask_BT`, the token that ends the reply
+included), its reward, and the value of the text before it.
 """

@@ -2,10 +2,10 @@
 
     pairs -> ln q of both replies under the reference, once -> updates on ln p
 
-Each loss is a pure function of `preferences.py`; what they have in common is here. A
-batch is a function of (seed, step), a pair counts as one whatever its length, and
-there is no dropout, as the reference has none: at step 0 policy and reference say the
-same, and the loss of DPO is ln 2.
+Each loss is a pure function of `preference_losses.py`; what they share is here. A batch
+is a function of (seed, step), and a pair counts as one whatever its length. There is no
+dropout, as the reference has none: at step 0 policy and reference are equal, and the
+loss of DPO is ln 2.
 """
 
 from pathlib import Path
@@ -77,29 +77,29 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
         return first_params(config, model, initial[0], mesh)
 
     # ---- batches ------------------------------------------------------------
-    def start(begun: Start) -> Training:
+    def start_training(start: Start) -> Training:
         if config.preference.loss in WITHOUT_REFERENCE:
             splits = without_references(pairs)
         else:
             reference = initial[0] if initial else base
             splits = with_references(config, workdir, pairs, mesh, reference)
-        kto_baseline = make_baseline(config, model, bind_policy)
+        compute_baseline = make_kto_baseline(config, model, bind_policy)
         evaluate = jax.jit(lambda params, *rest: loss_fn(params, *rest)[1])
 
         def load_batch(split, chosen, params):
-            """The arrays of chosen pairs, and KTO's baseline over all of them."""
-            source = splits[split], chosen, context, tokenizer.pad_id
+            """The arrays of the chosen pairs, and KTO's baseline over all of them."""
+            arguments = splits[split], chosen, context, tokenizer.pad_id
             baseline = np.float32(0)
             if config.preference.loss == 'kto':
-                others = put_on_mesh(other_arrays(*source), mesh)
-                baseline = kto_baseline(params, others, *frozen)
-            arrays = pair_arrays(*source)
+                others = put_on_mesh(other_arrays(*arguments), mesh)
+                baseline = compute_baseline(params, others, *frozen)
+            arrays = pair_arrays(*arguments)
             return put_on_mesh(arrays, mesh, WITHOUT_TOKENS), baseline
 
         def update(state, step, record):
             del record
             batch, baseline = load_batch('train', pairs_of_step(step), state.params)
-            state, metrics = begun.step(state, batch, baseline, *frozen)
+            state, metrics = start.step(state, batch, baseline, *frozen)
             # Metrics were divided by the pairs; throughput is of tokens.
             tokens = np.float32(2 * batch_size * context)
             return state, dict(metrics, pairs=metrics['tokens'], tokens=tokens)
@@ -144,7 +144,7 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
         loss_fn=loss_fn,
         init=init,
         identity=dict(model_identity(tokenizer, base), data=data),
-        start=start,
+        start=start_training,
     )
     return fit(config, workdir, stage).summary()
 
@@ -165,10 +165,10 @@ def check_config(config: ConfigDict) -> None:
     config_checks.check_dropout(config)
 
 
-# ---- the losses, by the name in `preference.loss`; see `preferences.py`
+# ---- the losses by the name in `preference.loss`; see `preference_losses.py`
 #
 # Each takes ln p of the replies, (N, 2) for chosen and rejected, as sums and as means
-# over tokens, those of the reference as sums, and KTO's baseline.
+# over tokens, ln q of the reference as sums, and KTO's baseline.
 
 
 def _dpo(section, sums_N2, means_N2, reference_N2, baseline):
@@ -215,13 +215,13 @@ LOSSES = dict(dpo=_dpo, ipo=_ipo, kto=_kto, orpo=_orpo, simpo=_simpo)
 WITHOUT_REFERENCE = ('orpo', 'simpo')
 
 
-def make_pair_loss(config: ConfigDict, model: FrozenConfigDict, policy_of):
+def make_pair_loss(config: ConfigDict, model: FrozenConfigDict, bind_policy):
     """`(params, batch, key, baseline, *frozen) -> (loss, metrics)`, summed over pairs.
 
     Args:
         config: `preference` and `train.loss_chunk`.
         model: settings.
-        policy_of: from (params, *frozen) to the model's parameters.
+        bind_policy: from (params, *frozen) to the model's parameters.
     """
     section = config.preference
 
@@ -233,7 +233,7 @@ def make_pair_loss(config: ConfigDict, model: FrozenConfigDict, policy_of):
         }
         mask_BT = batch['weights'].reshape(rows['inputs'].shape)
         logprobs_BT, _ = token_logprobs(
-            model, policy_of(params, *frozen), rows, chunk=config.train.loss_chunk
+            model, bind_policy(params, *frozen), rows, chunk=config.train.loss_chunk
         )
         sums_N2 = reply_sums(logprobs_BT, mask_BT).reshape(-1, 2)
         means_N2 = reply_means(logprobs_BT, mask_BT).reshape(-1, 2)
@@ -256,17 +256,17 @@ def make_pair_loss(config: ConfigDict, model: FrozenConfigDict, policy_of):
     return loss_fn
 
 
-def make_baseline(config: ConfigDict, model: FrozenConfigDict, policy_of):
+def make_kto_baseline(config: ConfigDict, model: FrozenConfigDict, bind_policy):
     """`(params, others, *frozen)` to KTO's baseline, of the whole batch: a scalar."""
 
-    def baseline_of(params, others, *frozen):
+    def compute_baseline(params, others, *frozen):
         logprobs_BT, _ = token_logprobs(
-            model, policy_of(params, *frozen), others, chunk=config.train.loss_chunk
+            model, bind_policy(params, *frozen), others, chunk=config.train.loss_chunk
         )
         sums_N = reply_sums(logprobs_BT, others['weights'])
         return preference_losses.kto_baseline(sums_N, others['reference'])
 
-    return jax.jit(baseline_of)
+    return jax.jit(compute_baseline)
 
 
 def make_policy(config: ConfigDict):

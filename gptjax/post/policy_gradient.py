@@ -1,4 +1,4 @@
-"""Reinforcement learning, as PPO and GRPO share it: a stage of the training loop.
+"""What PPO and GRPO share: reinforcement learning as a stage of the training loop.
 
 A rollout is `policy.prompts` x `policy.replies` replies, and `policy.epochs` passes
 over them are made in updates of `train.batch_size` replies. Steps count updates, as in
@@ -22,7 +22,6 @@ from gptjax.optim.optimizer import ema_params
 from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.multihost import print_once
 from gptjax.parallel.sharding import put_on_mesh
-from gptjax.post import rollout
 from gptjax.post.experience import (
     Algorithm,
     Environment,
@@ -44,7 +43,7 @@ from gptjax.post.reward_functions import (
     rewards_fingerprint,
     verifier_reward,
 )
-from gptjax.post.rollout import Sampler
+from gptjax.post.rollout import Sampler, generate_replies, make_prompt_format
 from gptjax.train import config_checks, init_from
 from gptjax.train.load_model import Trained, model_identity, uses_lora
 from gptjax.train.loop import Stage, Start, Training, fit
@@ -80,7 +79,7 @@ def train_policy(
     trained = init_from.load_start(config, mesh)
     reference = trained.params  # never donated, so it stays where it is
     model = apply_compute_settings(config, trained).settings
-    prompt_format = rollout.make_prompt_format(config, 'policy', trained.tokenizer)
+    prompt_format = make_prompt_format(config, 'policy', trained.tokenizer)
     task = make_task(config.task, config.seed, prompt_format.fits)
     environment = Environment(prompt_format, task, make_reward(config.task, task))
     policy = make_policy_model(config, model)
@@ -124,28 +123,28 @@ def start_rollouts(
     model: FrozenConfigDict,
     policy: PolicyModel,
     algorithm: Algorithm,
-    begun: Start,
+    start: Start,
 ) -> Training:
-    """The engine that draws, and how a rollout becomes updates."""
+    """The engine that generates replies, and how a rollout becomes updates."""
     reference = trained.params
     updates = updates_per_rollout(config)
     with progress_bar('making the engine', 0):
         sampler = Sampler(
             model,
-            policy.merge(begun.state.params, reference),
+            policy.merge(start.state.params, reference),
             trained.tokenizer,
             slots=config.policy.slots,
             tensor=config.policy.generation_tensor,
         )
-    begun.stack.enter_context(contextlib.closing(sampler))
+    start.stack.enter_context(contextlib.closing(sampler))
     microbatch_rows = config.train.batch_size // config.train.accumulation
     score_tokens = make_token_scorer(algorithm, mesh, microbatch_rows)
-    critic_step = begun.step
+    critic_step = start.step
     if algorithm.warm_up and config.optim.weight_decay:  # which moves frozen weights
         critic_step = make_train_step(
             algorithm.loss_fn,
-            freeze_policy(begun.optimizer),
-            begun.abstract,
+            freeze_policy(start.optimizer),
+            start.abstract,
             config.train.accumulation,
             config.seed,
         )
@@ -176,7 +175,7 @@ def start_rollouts(
             )
             state, steps = update_on_rollout(
                 config,
-                critic_step if warming_up else begun.step,
+                critic_step if warming_up else start.step,
                 state,
                 experience.batch,
                 (control, *frozen),
@@ -275,7 +274,7 @@ def evaluate_policy(
     """
     prompt_format, task, reward = environment
     problems = task.validation(config.task.validation)
-    replies = rollout.generate_replies(
+    replies = generate_replies(
         sampler.complete, prompt_format, problems, 0.0, config.seed
     )
     texts = [reply.text for reply in replies]

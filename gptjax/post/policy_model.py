@@ -20,10 +20,10 @@ from gptjax.train.load_model import Trained, trained_shapes, uses_lora
 
 
 def apply_compute_settings(config: ConfigDict, trained: Trained) -> Trained:
-    """A model that computes as `config.model` says, be it another's than the run's.
+    """The model with the dtype, remat and unroll of `config.model`.
 
-    Its numbers are compared with those of what is trained, which computes so: in
-    another dtype a policy that has not moved would be off its reference.
+    Its numbers are compared with those of the model that is trained, which computes
+    so: in another dtype a policy that has not moved would differ from its reference.
     """
     computed = {name: config.model[name] for name in ('dtype', 'remat', 'unroll')}
     settings = FrozenConfigDict({**trained.settings.to_dict(), **computed})
@@ -49,24 +49,24 @@ class PolicyModel(NamedTuple):
 
 
 def freeze_policy(optimizer: optax.GradientTransformation):
-    """The same, but neither the policy nor its average moves.
+    """The same optimizer, but neither the policy nor its average moves.
 
-    Without a gradient a policy stays where it is, save for what weight decay does.
+    A policy without a gradient would still be moved by weight decay.
     """
 
-    def still(tree, before):
+    def with_policy_of(tree, before):
         return {**tree, **heads.without_critic(before)}
 
     def update(gradients, state, params):
         updates, new = optimizer.update(gradients, state, params)
         zeros = jax.tree.map(jnp.zeros_like, heads.without_critic(updates))
         new = [
-            its._replace(average=still(its.average, old.average))
-            if isinstance(its, EmaState)
-            else its
-            for its, old in zip(new, state, strict=True)
+            inner._replace(average=with_policy_of(inner.average, old.average))
+            if isinstance(inner, EmaState)
+            else inner
+            for inner, old in zip(new, state, strict=True)
         ]
-        return still(updates, zeros), tuple(new)
+        return with_policy_of(updates, zeros), tuple(new)
 
     return optax.GradientTransformation(optimizer.init, update)
 

@@ -1,7 +1,7 @@
-"""What the reference says of every pair, computed once: RUN/reference.npz.
+"""Log-probabilities of every pair under the reference policy: RUN/reference.npz.
 
-The reference never moves, so its log-probabilities are numbers, and training needs no
-second model in memory.
+The reference never moves, so they are computed once, and training needs no second
+model in memory.
 """
 
 import io
@@ -36,9 +36,8 @@ ROWS_AT_ONCE = 64  # at most; fewer where a batch has fewer
 
 
 class Split(NamedTuple):
-    """The M pairs of a split, and what the reference says of them.
+    """The M pairs of a split, and their log-probabilities under the reference.
 
-    pairs: in order.
     others: for KTO, each pair's prompt with a reply to another; else empty.
     reference: float32 (M, 2), ln q of the chosen and of the rejected reply.
     other_reference: float32 (M,), of `others`.
@@ -64,7 +63,7 @@ def with_references(
         workdir: RUN.
         pairs: of each split.
         mesh: where they are computed.
-        start: the model that the run starts from; None where the run goes on, and
+        start: the model that the run starts from; None where the run resumes, and
             RUN's numbers are those it began with.
 
     Raises:
@@ -73,40 +72,46 @@ def with_references(
     """
     context = config.data.context
     others = {
-        split: mismatch_replies(its, context) if config.preference.loss == 'kto' else []
-        for split, its in pairs.items()
+        split: mismatch_replies(split_pairs, context)
+        if config.preference.loss == 'kto'
+        else []
+        for split, split_pairs in pairs.items()
     }
-    about = storage.fingerprint(
+    inputs = storage.fingerprint(
         [storage.read_json(workdir / 'pairs' / 'manifest.json'), config.preference.loss]
     )
-    reference = None if start is None else _reference_of(config, start, mesh)
-    weights = None if reference is None else model_fingerprint(reference)
-    found = _read(workdir, about, weights)
-    if found is None:
+    reference = None if start is None else _load_reference(config, start, mesh)
+    model = None if reference is None else model_fingerprint(reference)
+    numbers = _read(workdir, inputs, model)
+    if numbers is None:
         if reference is None:
-            reference = _reference_of(config, load_start(config, mesh), mesh)
-            weights = model_fingerprint(reference)
-        logprobs = make_logprobs(config, reference, mesh)
-        found = {}
-        for split, its in pairs.items():
-            rows = [row for pair in its for row in (pair.chosen, pair.rejected)]
-            found[split] = logprobs(rows).reshape(-1, 2)
-            found[f'{split}/others'] = logprobs(others[split])
+            reference = _load_reference(config, load_start(config, mesh), mesh)
+            model = model_fingerprint(reference)
+        compute_logprobs = make_logprobs(config, reference, mesh)
+        numbers = {}
+        for split, split_pairs in pairs.items():
+            rows = [row for p in split_pairs for row in (p.chosen, p.rejected)]
+            numbers[split] = compute_logprobs(rows).reshape(-1, 2)
+            numbers[f'{split}/others'] = compute_logprobs(others[split])
         multihost.run_on_first_process(
-            workdir, lambda: _write(workdir, about, weights, found)
+            workdir, lambda: _write(workdir, inputs, model, numbers)
         )
     return {
-        split: Split(its, others[split], found[split], found[f'{split}/others'])
-        for split, its in pairs.items()
+        split: Split(
+            split_pairs, others[split], numbers[split], numbers[f'{split}/others']
+        )
+        for split, split_pairs in pairs.items()
     }
 
 
 def without_references(pairs: dict[str, list[Pair]]) -> dict[str, Split]:
-    """The splits for a loss that knows no reference."""
+    """The splits for a loss without a reference."""
     nothing = np.zeros(0, np.float32)
     return {
-        split: Split(its, [], np.zeros((len(its), 2), np.float32), nothing)
-        for split, its in pairs.items()
+        split: Split(
+            split_pairs, [], np.zeros((len(split_pairs), 2), np.float32), nothing
+        )
+        for split, split_pairs in pairs.items()
     }
 
 
@@ -122,13 +127,13 @@ def make_logprobs(config: ConfigDict, trained: Trained, mesh: Mesh):
     rows_at_once = train.batch_size // train.accumulation
     rows_at_once *= max(1, ROWS_AT_ONCE // rows_at_once)
 
-    def of_batch(params, batch):
+    def compute_batch(params, batch):
         logprobs_BT, _ = token_logprobs(
             trained.settings, params, batch, chunk=train.loss_chunk
         )
         return reply_sums(logprobs_BT, batch['weights'])
 
-    compiled = jax.jit(of_batch, out_shardings=replicated(mesh))
+    compiled = jax.jit(compute_batch, out_shardings=replicated(mesh))
 
     def logprobs(rows: Sequence[Row]) -> np.ndarray:
         parts = [np.zeros(0, np.float32)]
@@ -146,52 +151,48 @@ def make_logprobs(config: ConfigDict, trained: Trained, mesh: Mesh):
     return logprobs
 
 
-def _reference_of(config, start, mesh):
+def _load_reference(config: ConfigDict, start: Trained, mesh: Mesh) -> Trained:
     """The model of `preference.reference`, or the one that the run starts from."""
-    named = config.preference.reference
-    return apply_compute_settings(
-        config, _named(config, start, mesh) if named else start
-    )
-
-
-def _named(config, start, mesh):
     run = config.preference.reference
+    if not run:
+        return apply_compute_settings(config, start)
     field = f'preference.reference={run}'
     workdir = Path(run).expanduser().absolute()
     try:
         reference = load_model(run_dir.read_config(workdir), workdir, mesh)
     except UserError as error:
         raise UserError(f'{field}: {error}') from error
-    theirs, ours = reference.tokenizer, start.tokenizer
-    if theirs.fingerprint != ours.fingerprint:
+    its_tokenizer, tokenizer = reference.tokenizer, start.tokenizer
+    if its_tokenizer.fingerprint != tokenizer.fingerprint:
         raise UserError(
-            f'{field} was trained with another tokenizer (of {theirs.vocab_size:,} '
-            f'pieces, here {ours.vocab_size:,}): its probabilities are of other '
-            'tokens; name a run with the same tokenizer, or leave the field empty'
+            f'{field} was trained with another tokenizer (of '
+            f'{its_tokenizer.vocab_size:,} pieces, here {tokenizer.vocab_size:,}): its '
+            'probabilities are of other tokens; name a run with the same tokenizer, or '
+            'leave the field empty'
         )
     if reference.settings.context < config.data.context:
         raise UserError(
             f'{field} has a context of {reference.settings.context} tokens, less than '
             f'data.context={config.data.context}: use a shorter data.context'
         )
-    return reference
+    return apply_compute_settings(config, reference)
 
 
-def _read(workdir, about, weights):
-    """The arrays of RUN/reference.npz; None where they are of something else."""
+def _read(workdir: Path, inputs: str, model: str | None) -> dict | None:
+    """The arrays of RUN/reference.npz; None where something else made them."""
     path = workdir / NAME
     if not path.exists():
         return None
     with np.load(path) as stored:
-        found = {name: stored[name] for name in stored.files}
-    same = str(found.pop('about')) == about
-    same &= str(found.pop('weights')) == weights or weights is None
-    return found if same else None
+        numbers = {name: stored[name] for name in stored.files}
+    same = str(numbers.pop('about')) == inputs
+    same &= str(numbers.pop('weights')) == model or model is None
+    return numbers if same else None
 
 
-def _write(workdir, about, weights, found):
+def _write(workdir: Path, inputs: str, model: str, numbers: dict) -> None:
     content = io.BytesIO()
-    np.savez(content, about=about, weights=weights, **found)
+    np.savez(content, about=inputs, weights=model, **numbers)
     storage.write_bytes(workdir / NAME, content.getvalue())
 
 

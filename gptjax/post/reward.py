@@ -22,12 +22,12 @@ from gptjax.parallel.sharding import put_on_mesh
 from gptjax.post.objectives import reward_losses
 from gptjax.post.reward_model import (
     WITHOUT_TOKENS,
-    abstract_reward,
+    abstract_reward_state,
+    compute_rewards,
+    evaluated_params,
     make_reward_scorer,
     reward_identity,
-    score,
-    trained_shapes,
-    weights_of,
+    reward_shapes,
 )
 from gptjax.train import config_checks, init_from
 from gptjax.train.load_model import load_tokenizer
@@ -95,7 +95,7 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
         groups = batch_size // group
         return choose_groups(train.sets, groups, group, config.seed, step)
 
-    def start(begun: Start) -> Training:
+    def start_training(start: Start) -> Training:
         compute_scores = make_reward_scorer(model, tokenizer, context, mesh)
 
         def update(state, step, record):
@@ -105,7 +105,7 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
                 train.encoded, rows_BG, context, tokenizer.pad_id
             )
             arrays['values'] = (train.values[rows_BG] - mean) / std
-            state, metrics = begun.step(
+            state, metrics = start.step(
                 state, put_on_mesh(arrays, mesh, WITHOUT_TOKENS)
             )
             # Metrics were divided by the pairs; throughput is of tokens.
@@ -114,7 +114,7 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
 
         def validate(state, done):
             del done
-            scores = compute_scores(weights_of(state), validation.encoded)
+            scores = compute_scores(evaluated_params(state), validation.encoded)
             values = (validation.values - mean) / std
             return validation_metrics(config.reward, scores, values, validation.sets)
 
@@ -131,7 +131,7 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
         )
 
     data = artifact.require(workdir / 'ratings', 'reward')['fingerprint']
-    shapes, axes = trained_shapes(model)
+    shapes, axes = reward_shapes(model)
     stage = Stage(
         name='reward',
         mesh=mesh,
@@ -140,7 +140,7 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
         loss_fn=make_reward_loss(model, config.reward),
         init=init,
         identity=dict(reward_identity(config, tokenizer), data=data),
-        start=start,
+        start=start_training,
     )
     return fit(config, workdir, stage).summary()
 
@@ -153,7 +153,7 @@ def make_reward_loss(model, reward: ConfigDict):
     )
 
     def loss_fn(params, batch, key):
-        scores_BG = score(model, params, batch, key if dropout else None)
+        scores_BG = compute_rewards(model, params, batch, key if dropout else None)
         return loss_of(reward, scores_BG, batch['values'])
 
     return loss_fn
@@ -230,7 +230,7 @@ def check_config(config: ConfigDict) -> None:
     config_checks.check_context(config, mesh)
     model = settings.resolve(config.model, config.tokenizer.vocab_size)
     with jax.set_mesh(mesh):
-        abstract_reward(config, model, mesh)
+        abstract_reward_state(config, model, mesh)
 
 
 COMMAND = Command(

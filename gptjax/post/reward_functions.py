@@ -1,8 +1,8 @@
-"""What a reply is worth: reward functions, and mixtures of them.
+"""Reward functions, and weighted sums of them.
 
 To add one, write it here and name it in REWARDS, or install a package with it and give
-its full name, as 'package.module.function': the config only ever names functions, it
-never holds code. A function takes N problems and their N replies and gives N numbers.
+its full name, as 'package.module.function': a config names functions and never holds
+code. A reward function takes N problems and N replies to them and returns N numbers.
 """
 
 import importlib
@@ -25,8 +25,8 @@ Reward = Callable[[Sequence[Problem], Sequence[str]], np.ndarray]
 
 def correct(task: Task) -> Reward:
     """1.0 where the task's verifier is fully satisfied, else 0.0."""
-    judged = verifier_reward(_require_verifier(task, 'correct'))
-    return lambda problems, replies: judged(problems, replies) >= 1.0
+    score = verifier_reward(_require_verifier(task, 'correct'))
+    return lambda problems, replies: score(problems, replies) >= 1.0
 
 
 def score(task: Task) -> Reward:
@@ -44,11 +44,11 @@ REWARDS = dict(correct=correct, score=score, shortness=shortness)
 
 
 def model_reward(run: str, field: str) -> Reward:
-    """What the reward model of a run of the stage `reward` says of the conversation.
+    """The reward model of a run of the stage `reward`, on prompt and reply.
 
     Args:
         run: its directory.
-        field: that named it, for the message.
+        field: the config field that named it, for the message.
 
     Raises:
         UserError: there is none.
@@ -58,9 +58,11 @@ def model_reward(run: str, field: str) -> Reward:
     rewards = load_reward_function(config, workdir, inference_mesh(config))
 
     def reward(problems, replies):
-        answer = lambda text: dict(role='assistant', content=text)
+        message = lambda reply: dict(role='assistant', content=reply)
         pairs = zip(problems, replies, strict=True)
-        return rewards([[*problem.messages, answer(text)] for problem, text in pairs])
+        return rewards(
+            [[*problem.messages, message(reply)] for problem, reply in pairs]
+        )
 
     return reward
 
@@ -81,19 +83,19 @@ def find_reward_run(run: str, field: str) -> Path:
 
 
 def rewards_fingerprint(section: ConfigDict) -> str:
-    """A hash of `task.rewards`, of reward models' runs of what they learnt as well.
+    """A hash of `task.rewards`, and of the results of the reward models in it.
 
     Raises:
         UserError: a run is not there.
     """
-    learnt = {
+    reward_models = {
         name: storage.sha256_of_file(
             find_reward_run(part.run, f'task.rewards.{name}.run') / RESULTS
         )
         for name, part in section.rewards.items()
         if part.function == 'model'
     }
-    return storage.fingerprint([run_dir.to_json(section.rewards), learnt])
+    return storage.fingerprint([run_dir.to_json(section.rewards), reward_models])
 
 
 def make_reward(section: ConfigDict, task: Task) -> Reward:
@@ -123,7 +125,7 @@ def make_reward(section: ConfigDict, task: Task) -> Reward:
     def reward(problems, replies):
         total = np.zeros(len(problems), np.float32)
         for name, weight, function in parts:
-            total += np.float32(weight) * compute_checked(
+            total += np.float32(weight) * compute_rewards(
                 name, function, problems, replies
             )
         return total
@@ -131,13 +133,13 @@ def make_reward(section: ConfigDict, task: Task) -> Reward:
     return reward
 
 
-def compute_checked(
+def compute_rewards(
     name: str, function: Reward, problems: Sequence[Problem], replies: Sequence[str]
 ) -> np.ndarray:
-    """What a reward function gives, float32 (N,), whatever type of number it gives.
+    """The rewards of a function, float32 (N,), or one clear error.
 
     Raises:
-        UserError: it raised, or gave too many, too few, NaN or infinite ones.
+        UserError: it raised, or returned too many, too few, NaN or infinite numbers.
     """
     try:
         values = np.asarray(function(problems, replies), np.float32)
@@ -175,15 +177,15 @@ def _find_failing_problem(function, problems, replies) -> str:
 
 
 def verifier_reward(score: Callable[[Problem, str], float]) -> Reward:
-    """What a task's `score` gives, float32 (N,), or one clear error."""
+    """The reward function of a task's `score`."""
 
-    def judge(problems, replies):
+    def score_all(problems, replies):
         return [
             score(problem, reply)
             for problem, reply in zip(problems, replies, strict=True)
         ]
 
-    return partial(compute_checked, 'the verifier', judge)
+    return partial(compute_rewards, 'the verifier', score_all)
 
 
 def _require_verifier(task, name):

@@ -1,10 +1,10 @@
 """A reward model: a language model with a head that scores a conversation at its end.
 
-Here it computes and is loaded; `reward.py` trains it.
+This file computes and loads it; `reward.py` trains it.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -19,6 +19,7 @@ from gptjax.data.comparisons import (
     encode_end,
     make_comparison_arrays,
 )
+from gptjax.data.preference_pairs import batch_in_order
 from gptjax.models import gpt, heads, settings
 from gptjax.optim.optimizer import ema_params, make_optimizer
 from gptjax.parallel.mesh import batch_shards
@@ -32,7 +33,7 @@ RESULTS = 'results.json'
 ROWS_AT_ONCE = 32
 
 
-def score(settings, params, arrays, key=None):
+def compute_rewards(settings, params, arrays, key=None):
     """A reward for each conversation, float32 of the shape of `arrays['last']`.
 
     Args:
@@ -43,16 +44,16 @@ def score(settings, params, arrays, key=None):
         key: of dropout; None: no dropout.
     """
     T = arrays['inputs'].shape[-1]
-    tokens = (arrays[name].reshape(-1, T) for name in TOKENS)
-    model, its = heads.split_heads(params)
+    tokens = (arrays[name].reshape(-1, T) for name in TOKEN_ARRAYS)
+    model, head = heads.split_heads(params)
     hidden = gpt.bind(settings, model).hidden(*tokens, key)
     rewards = heads.compute_rewards(
-        its[heads.REWARD_HEAD], hidden, arrays['last'].reshape(-1)
+        head[heads.REWARD_HEAD], hidden, arrays['last'].reshape(-1)
     )
     return rewards.reshape(arrays['last'].shape)
 
 
-TOKENS = ('inputs', 'segments', 'positions')
+TOKEN_ARRAYS = ('inputs', 'segments', 'positions')
 WITHOUT_TOKENS = ('last', 'values')  # those of a group, (B, G)
 
 
@@ -60,31 +61,27 @@ def make_reward_scorer(settings, tokenizer, context: int, mesh: Mesh) -> Callabl
     """`scorer(params, encoded) -> rewards (N,)`, float32 NumPy, some rows at a time."""
     rows = math.lcm(ROWS_AT_ONCE, batch_shards(mesh))
     compiled = jax.jit(
-        lambda params, arrays: score(settings, params, arrays),
+        lambda params, arrays: compute_rewards(settings, params, arrays),
         out_shardings=replicated(mesh),
     )
 
     def scorer(params, encoded: Sequence[EncodedConversation]) -> np.ndarray:
         with jax.set_mesh(mesh):
-            parts = [
-                compiled(params, put_on_mesh(arrays, mesh, WITHOUT_TOKENS))
-                for arrays in _chunks(encoded, rows, context, tokenizer.pad_id)
-            ]
+            parts = []
+            for chosen in batch_in_order(len(encoded), rows):
+                arrays = make_comparison_arrays(
+                    encoded, chosen, context, tokenizer.pad_id
+                )
+                parts.append(
+                    compiled(params, put_on_mesh(arrays, mesh, WITHOUT_TOKENS))
+                )
         whole = np.concatenate([np.zeros(0, np.float32), *map(np.asarray, parts)])
         return whole[: len(encoded)]
 
     return scorer
 
 
-def _chunks(encoded, rows, context, pad) -> Iterator[dict]:
-    for first in range(0, len(encoded), rows):
-        chosen = np.full(rows, -1)
-        here = np.arange(first, min(first + rows, len(encoded)))
-        chosen[: len(here)] = here
-        yield make_comparison_arrays(encoded, chosen, context, pad)
-
-
-def trained_shapes(model) -> tuple[dict, dict]:
+def reward_shapes(model) -> tuple[dict, dict]:
     """(shapes, axes) of a reward model's parameters, its head included."""
     shapes = dict(
         gpt.abstract_params(model),
@@ -95,14 +92,14 @@ def trained_shapes(model) -> tuple[dict, dict]:
     return shapes, dict(gpt.param_axes(model), **heads.head_axes(heads.REWARD_HEAD))
 
 
-def abstract_reward(config: ConfigDict, model, mesh: Mesh) -> TrainState:
+def abstract_reward_state(config: ConfigDict, model, mesh: Mesh) -> TrainState:
     """The training state's shapes with shardings."""
-    shapes, axes = trained_shapes(model)
+    shapes, axes = reward_shapes(model)
     return abstract_state(shapes, make_optimizer(config, shapes), axes, mesh)
 
 
 def reward_identity(config: ConfigDict, tokenizer: Tokenizer) -> dict:
-    """Of its checkpoints: they fit what is read as it was in training."""
+    """Of its checkpoints: they fit conversations that are read as in training."""
     return dict(
         tokenizer=tokenizer.fingerprint,
         context=config.data.context,
@@ -110,8 +107,8 @@ def reward_identity(config: ConfigDict, tokenizer: Tokenizer) -> dict:
     )
 
 
-def weights_of(state: TrainState):
-    """The weights that are evaluated: the average where one is kept."""
+def evaluated_params(state: TrainState):
+    """The parameters that are evaluated: the average where one is kept."""
     return ema_params(state.opt_state, state.params)
 
 
@@ -128,10 +125,10 @@ def load_reward_model(config: ConfigDict, workdir: Path, mesh: Mesh) -> Trained:
     tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
     model = settings.resolve(config.model, tokenizer.vocab_size)
     with jax.set_mesh(mesh):
-        abstract = abstract_reward(config, model, mesh)
+        abstract = abstract_reward_state(config, model, mesh)
         identity = reward_identity(config, tokenizer)
         checkpoints = Checkpoints(workdir / 'checkpoints', identity, read_only=True)
-        part = lambda state: (state.step, weights_of(state))
+        part = lambda state: (state.step, evaluated_params(state))
         restored = checkpoints.restore(abstract, checkpoints.best_step(), part=part)
         checkpoints.close()
     if restored is None:

@@ -61,7 +61,7 @@ class Rollout(NamedTuple):
 
 
 class PromptFormat(NamedTuple):
-    """What prompts and replies have in common in a run.
+    """How prompts are written and replies are drawn.
 
     tokenizer: of the run.
     template: of the chat.
@@ -108,7 +108,7 @@ def make_prompt_format(config: ConfigDict, name: str, tokenizer) -> PromptFormat
     )
 
 
-# ---- drawing
+# ---- generating replies
 
 
 def draw_rollout(
@@ -117,7 +117,7 @@ def draw_rollout(
     problems: Sequence[Problem],
     replies: int,
     seed: int,
-    step: int,
+    name: int | str,
 ) -> Rollout:
     """`replies` replies to each problem, each drawn by its own seed.
 
@@ -127,16 +127,15 @@ def draw_rollout(
         problems: N problems; B = N times `replies`.
         replies: G.
         seed: of the run.
-        step: of the rollout; no two may share it.
+        name: of the rollout; no two rollouts of a run may share it.
     """
     rows = [problem for problem in problems for _ in range(replies)]
-    prompts = _prompts(prompt_format, problems, replies)
+    prompts = _format_prompts(prompt_format, problems, replies)
     parameters = [
-        sampling_parameters(prompt_format, seed=make_seed(seed, step, place))
+        sampling_parameters(prompt_format, seed=make_seed(seed, name, place))
         for place in range(len(rows))
     ]
-    drawn = complete(prompts, parameters)
-    return build_rollout(prompt_format, rows, prompts, drawn)
+    return build_rollout(prompt_format, rows, prompts, complete(prompts, parameters))
 
 
 def generate_replies(
@@ -160,7 +159,7 @@ def generate_replies(
         first: the place of the first problem among all, where they come in parts.
     """
     start = first * replies
-    prompts = _prompts(prompt_format, problems, replies)
+    prompts = _format_prompts(prompt_format, problems, replies)
     parameters = [
         sampling_parameters(
             prompt_format,
@@ -172,7 +171,7 @@ def generate_replies(
     return complete(prompts, parameters)
 
 
-def _prompts(prompt_format, problems, replies):
+def _format_prompts(prompt_format, problems, replies):
     once = (prompt_format.prompt(problem.messages) for problem in problems)
     return [prompt for prompt in once for _ in range(replies)]
 
@@ -198,29 +197,29 @@ def make_seed(*words) -> int:
 
 
 def build_rollout(
-    prompt_format: PromptFormat, problems, prompts, drawn: Sequence[Reply]
+    prompt_format: PromptFormat, problems, prompts, replies: Sequence[Reply]
 ) -> Rollout:
     """The rows of prompts and the replies to them; see the table above."""
-    B, T = len(drawn), prompt_format.context
+    B, T = len(replies), prompt_format.context
     inputs = np.full((B, T), prompt_format.tokenizer.pad_id, np.int32)
     targets = inputs.copy()
     segments, positions = np.zeros((2, B, T), np.int32)
     weights, sampled = np.zeros((2, B, T), np.float32)
     lengths = np.zeros(B, np.int32)
-    for row, (prompt, reply) in enumerate(zip(prompts, drawn, strict=True)):
-        tokens = [*reply.tokens, *([reply.ending] if reply.ending else [])]
-        text = [*prompt, *(token.id for token in tokens)]
-        end, start = len(text) - 1, len(prompt) - 1
-        inputs[row, :end] = text[:-1]
-        targets[row, :end] = text[1:]
+    for row, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
+        reply_tokens = [*reply.tokens, *([reply.ending] if reply.ending else [])]
+        ids = [*prompt, *(token.id for token in reply_tokens)]
+        end, start = len(ids) - 1, len(prompt) - 1
+        inputs[row, :end] = ids[:-1]
+        targets[row, :end] = ids[1:]
         segments[row, :end] = 1
         positions[row, :end] = np.arange(end)
         weights[row, start:end] = 1
-        sampled[row, start:end] = [token.logprob for token in tokens]
-        lengths[row] = len(tokens)
+        sampled[row, start:end] = [token.logprob for token in reply_tokens]
+        lengths[row] = len(reply_tokens)
     return Rollout(
         problems=list(problems),
-        replies=[reply.text for reply in drawn],
+        replies=[reply.text for reply in replies],
         batch=dict(
             inputs=inputs,
             targets=targets,
@@ -230,7 +229,7 @@ def build_rollout(
         ),
         sampled_BT=sampled,
         lengths_B=lengths,
-        truncated_B=np.array([reply.ending is None for reply in drawn]),
+        truncated_B=np.array([reply.ending is None for reply in replies]),
     )
 
 
@@ -285,13 +284,13 @@ class Sampler:
         everywhere = replicated(get_mesh(params))
         self._gather = jax.jit(lambda params: params, out_shardings=everywhere)
         self._engine = Engine(
-            settings, self._moved(params), tokenizer, slots=slots, queue=slots
+            settings, self._transfer(params), tokenizer, slots=slots, queue=slots
         )
         self._engine.warm_up()
 
     def update_weights(self, params, name: str) -> None:
         """Draws with these weights from now on; `name` says which they are."""
-        self._engine.update_weights(self._moved(params), name)
+        self._engine.update_weights(self._transfer(params), name)
 
     def complete(self, prompts, parameters) -> list[Reply]:
         return self._engine.complete(prompts, parameters)
@@ -299,7 +298,7 @@ class Sampler:
     def close(self) -> None:
         self._engine.close()
 
-    def _moved(self, params):
+    def _transfer(self, params):
         if jax.process_count() > 1:  # parts of them are on devices of others
             params = jax.tree.map(lambda x: x.addressable_data(0), self._gather(params))
         return jax.device_put(params, self._shardings)

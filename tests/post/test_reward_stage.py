@@ -16,6 +16,7 @@ from gptjax.core.console import UserError
 from gptjax.data import ratings
 from gptjax.data.comparisons import encode_end, make_comparison_arrays
 from gptjax.models import gpt, heads, settings
+from gptjax.optim.optimizer import make_optimizer
 from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.sharding import put_on_mesh
 from gptjax.post import ppo, reward, reward_model
@@ -63,7 +64,8 @@ def losses(sizes, accumulation=1, steps=2):
     config, mesh = make_config(), helpers.mesh_of(*sizes)
     model = settings.resolve(config.model, helpers.VOCAB)
     with jax.set_mesh(mesh):
-        optimizer, abstract = reward_model.abstract_reward(config, model, mesh)
+        abstract = reward_model.abstract_reward_state(config, model, mesh)
+        optimizer = make_optimizer(config, reward_model.reward_shapes(model)[0])
         params = jax.device_get(gpt.init_params(model, jax.random.key(0)))
         params.update(jax.device_get(heads.init_reward_head(model, jax.random.key(1))))
         state = jax.tree.map(
@@ -111,18 +113,18 @@ def test_a_score_depends_on_neither_padding_nor_neighbours():
     params = gpt.init_params(model, jax.random.key(0))
     params.update(heads.init_reward_head(model, jax.random.key(1)))
     batch = make_batch()
-    whole = reward_model.score(model, params, batch)
+    whole = reward_model.compute_rewards(model, params, batch)
     last = int(batch['last'][1, 2])
     alone = {
         name: batch[name][1:2, 2:3, : last + 1]
         for name in ('inputs', 'segments', 'positions')
     }
     alone['last'] = batch['last'][1:2, 2:3]
-    found = reward_model.score(model, params, alone)
+    found = reward_model.compute_rewards(model, params, alone)
     np.testing.assert_allclose(found[0, 0], whole[1, 2], rtol=1e-5)
     # What stands after the last token is not seen.
     batch['inputs'][1, 2, last + 1 :] = 5
-    again = reward_model.score(model, params, batch)
+    again = reward_model.compute_rewards(model, params, batch)
     assert again[1, 2] == whole[1, 2]
 
 
@@ -370,7 +372,7 @@ def test_a_critic_that_begins_as_it_values_the_last_token_at_the_reward(
     encoded = [encode_end(i, trained.tokenizer, 'turns', 64) for i in items]
     arrays = make_comparison_arrays(encoded, np.arange(6), 64, trained.tokenizer.pad_id)
     hidden = gpt.bind(trained.settings, trained.params).hidden(
-        *(arrays[name] for name in reward_model.TOKENS)
+        *(arrays[name] for name in reward_model.TOKEN_ARRAYS)
     )
     values_BT = heads.compute_values(trained.settings, params, hidden, arrays)
     last_B = np.array([len(its.tokens) - 1 for its in encoded])
