@@ -49,12 +49,14 @@ def compute_baselines(
         those of xz in bytes; `documents`, `validation_bytes` (text, no separators),
         `train_bytes` (with them), `separator`, `seconds`.
     """
-    texts = _first_bytes([_utf8(d['text']) for d in documents], MAX_VALIDATION_BYTES)
-    validation = _joined(texts)
+    texts = _take_first_bytes(
+        [_utf8(d['text']) for d in documents], MAX_VALIDATION_BYTES
+    )
+    validation = _join_documents(texts)
     path = workdir / 'documents' / 'train.jsonl'
     if not path.exists():
         raise UserError(f'{path} is not there: run the stage `data` first')
-    train = _joined(read_last_texts(path, MAX_TRAIN_BYTES))
+    train = _join_documents(read_last_texts(path, MAX_TRAIN_BYTES))
     fingerprint = storage.fingerprint(
         [
             hashlib.sha256(validation).hexdigest(),
@@ -84,8 +86,8 @@ def compute_baselines(
     result = dict(
         inputs=fingerprint,
         bits_per_byte=dict(
-            byte_unigram=unigram_bits(*byte_counts) / num_bytes,
-            token_unigram=unigram_bits(counts, tokens) / num_bytes,
+            byte_unigram=compute_unigram_bits(*byte_counts) / num_bytes,
+            token_unigram=compute_unigram_bits(counts, tokens) / num_bytes,
             xz=8 * alone / num_bytes,
             xz_given_train=8 * (after - before) / num_bytes,
         ),
@@ -101,7 +103,7 @@ def compute_baselines(
     return result
 
 
-def unigram_bits(train_counts: np.ndarray, counts: np.ndarray) -> float:
+def compute_unigram_bits(train_counts: np.ndarray, counts: np.ndarray) -> float:
     """Bits of symbols with `counts` under frequencies of `train_counts` plus one."""
     smoothed = train_counts.astype(np.float64) + 1
     return float(-(counts * np.log2(smoothed / smoothed.sum())).sum())
@@ -174,13 +176,13 @@ def read_last_texts(path: Path, max_bytes: int) -> list[bytes]:
     return texts[::-1]
 
 
-def _first_bytes(texts: list[bytes], max_bytes: int) -> list[bytes]:
+def _take_first_bytes(texts: list[bytes], max_bytes: int) -> list[bytes]:
     """The first whole documents of at most `max_bytes`, and one at least."""
     ends = np.cumsum([len(text) + len(SEPARATOR) for text in texts])
     return texts[: max(1, int(np.searchsorted(ends, max_bytes, side='right')))]
 
 
-def _joined(texts: list[bytes]) -> bytes:
+def _join_documents(texts: list[bytes]) -> bytes:
     return b''.join(text + SEPARATOR for text in texts)
 
 

@@ -84,12 +84,8 @@ def evaluate(
     documents = documents_run = None
     own_documents = held_out_documents.validation_path(workdir)
     if own_documents.exists() or {*names} & {*DOCUMENT_TASKS}:
-        documents_run = held_out_documents.find_run_of_documents(config, workdir)
-        documents = held_out_documents.choose_documents(
-            held_out_documents.read_documents(
-                held_out_documents.validation_path(documents_run)
-            ),
-            settings.documents,
+        documents, documents_run = held_out_documents.read_held_out_documents(
+            config, workdir, settings.documents
         )
 
     eval_path = workdir / 'eval.json'
@@ -118,12 +114,9 @@ def evaluate(
 
     # Read again: another call may have written meanwhile.
     earlier = {**earlier, **_read_earlier_results(eval_path, fingerprint), **perplexity}
+    summaries = {n: earlier[n] for n in ('results', 'baselines') if n in earlier}
     evaluation = dict(
-        {
-            n: _replace_infinite(earlier[n])
-            for n in ('results', 'baselines')
-            if n in earlier
-        },
+        _replace_infinite(summaries),
         checkpoint_step=trained.step,
         run=workdir.name,
         fingerprint=fingerprint,

@@ -48,12 +48,20 @@ def choose_documents(documents: list[dict], number: int) -> list[dict]:
     return [documents[index] for index in sorted(chosen)]
 
 
+def read_held_out_documents(
+    config: ConfigDict, workdir: Path, number: int
+) -> tuple[list[dict], Path]:
+    """So many validation documents, and the run of `find_run_of_documents`; 0: all."""
+    run = find_run_of_documents(config, workdir)
+    return choose_documents(read_documents(validation_path(run)), number), run
+
+
 def read_held_out_texts(config: ConfigDict, workdir: Path, number: int) -> list[str]:
     """The texts of so many validation documents; see `find_run_of_documents`."""
-    documents = read_documents(validation_path(find_run_of_documents(config, workdir)))
+    documents, _ = read_held_out_documents(config, workdir, number)
     if not documents:
         raise UserError(f'{workdir}: no validation documents to measure on')
-    return [document['text'] for document in choose_documents(documents, number)]
+    return [document['text'] for document in documents]
 
 
 def validation_path(workdir: Path) -> Path:

@@ -52,7 +52,7 @@ def test_padding_is_not_counted(tmp_path):
 def test_unigram_bits_by_hand():
     # frequencies plus one: 4/8, 2/8, 1/8, 1/8
     train, counts = np.array([3, 1, 0, 0]), np.array([2, 1, 1, 0])
-    assert baselines.unigram_bits(train, counts) == pytest.approx(2 * 1 + 2 + 3)
+    assert baselines.compute_unigram_bits(train, counts) == pytest.approx(2 * 1 + 2 + 3)
 
 
 def test_the_figures_of_a_run(tmp_path):

@@ -102,20 +102,20 @@ def find_harness_task(name: str) -> Callable[[Predictor, Sequence[dict]], dict]:
             'HF_ALLOW_CODE_EVAL=1 in the environment to agree to that'
         )
     if name in SUITES:
-        manager = _manager(name)
-        _load_data(manager, [task.name for task in SUITES[name]])
+        manager = _make_task_manager(name)
+        _fetch_data(manager, [task.name for task in SUITES[name]])
         return partial(_run_suite, name, manager)
     task, _, shots = name.removeprefix(PREFIX).partition('@')
     if shots and not shots.isdigit():
         raise UserError(f'--tasks={name}: {shots!r} shots: use a number behind the @')
-    manager = _manager(name, task)
+    manager = _make_task_manager(name, task)
     if task.endswith('.yaml'):
-        task = _name_in(Path(task), name)
+        task = _read_task_name(Path(task), name)
     if task not in manager.all_tasks:
         raise UserError(
             f'--tasks={name}: lm-eval has no such task: `lm-eval ls tasks` lists them'
         )
-    _load_data(manager, [task])
+    _fetch_data(manager, [task])
     return partial(_run_task, Task(task, int(shots) if shots else None), manager)
 
 
@@ -123,7 +123,7 @@ def _may_run_code() -> bool:
     return os.environ.get('HF_ALLOW_CODE_EVAL') == '1'
 
 
-def _manager(name, task=''):
+def _make_task_manager(name, task=''):
     """The harness's index of tasks: its own, or those beside a YAML file."""
     from lm_eval.tasks import TaskManager
 
@@ -135,14 +135,14 @@ def _manager(name, task=''):
     return TaskManager(include_path=str(Path(task).parent), include_defaults=False)
 
 
-def _name_in(path, name):
-    found = re.search(r'^task: *(\S+) *$', path.read_text(encoding='utf-8'), re.M)
-    if not found:
+def _read_task_name(path, name):
+    task = re.search(r'^task: *(\S+) *$', path.read_text(encoding='utf-8'), re.M)
+    if not task:
         raise UserError(f'--tasks={name}: {path} has no line `task: NAME`: add one')
-    return found[1]
+    return task[1]
 
 
-def _load_data(manager, names):
+def _fetch_data(manager, names):
     """Fetches what is missing, before anything is computed."""
     for name in names:
         try:
@@ -261,7 +261,7 @@ def make_harness_result(
                     item_sha256=storage.fingerprint(content),
                 )
             )
-            numbers = _numbers(document_samples, evaluation['configs'][name])
+            numbers = _read_statistics(document_samples, evaluation['configs'][name])
             for column, number in numbers.items():
                 columns.setdefault(column, []).append(number)
     columns = {
@@ -322,7 +322,7 @@ def _per_unit(metric, sums):
     return PER_UNIT[metric.split(',')[0]](nats)
 
 
-def _numbers(samples, config) -> dict[str, float]:
+def _read_statistics(samples, config) -> dict[str, float]:
     """The statistics of one example: each metric of each filter, and chance."""
     numbers = dict(items=1.0)
     for sample in samples:

@@ -89,7 +89,7 @@ def tasks(tmp_path_factory):
 
 
 def evaluate(name, tasks, model, **options):
-    manager = core_suites._manager(name, str(tasks[name]))
+    manager = core_suites._make_task_manager(name, str(tasks[name]))
     return lm_eval.simple_evaluate(
         model=model, tasks=[name], task_manager=manager, bootstrap_iters=0, **options
     )
@@ -251,7 +251,7 @@ def test_the_mean_above_chance(predictor, tasks, monkeypatch):
     value, samples = core_suites.subtract_chance(columns, 'acc', 0.5, how, number=0)
     assert value == pytest.approx(0.5)  # 0.75 is half way from 0.5 to 1
     assert samples.mean() == pytest.approx(0.5, abs=0.03)
-    manager = core_suites._manager('x', str(tasks['tiny_choice']))
+    manager = core_suites._make_task_manager('x', str(tasks['tiny_choice']))
     monkeypatch.setattr('lm_eval.tasks.TaskManager', lambda: manager)
     monkeypatch.setitem(
         core_suites.SUITES,
