@@ -16,13 +16,19 @@ from typing import NamedTuple
 
 from gptjax.core.console import UserError
 
-Advance = Callable[[float], None]  # told how much was read, for a progress bar
+Advance = Callable[[float], None]  # gets how much was read, for a progress bar
 
 
 class File(NamedTuple):
+    """A file of a user.
+
+    name: its path below the folder that the config names: the same wherever that is.
+    size: bytes.
+    """
+
     path: str
-    name: str  # below the folder that was asked for: the same wherever that lies
-    size: int = 0  # bytes
+    name: str
+    size: int = 0
 
 
 def list_files(path: str, suffixes: tuple[str, ...], field: str) -> list[File]:
@@ -45,14 +51,14 @@ def list_files(path: str, suffixes: tuple[str, ...], field: str) -> list[File]:
         )
     system = _file_system(path)
     path = os.path.expanduser(path)
-    with _reading(field, path, system):
+    with _user_errors(field, path, system):
         return _list_files(path, suffixes, field, system)
 
 
 def _list_files(path, suffixes, field, system) -> list[File]:
     wildcard = re.search(r'[*?\[]', path)
     if path and system.isdir(path):
-        root, paths = path, list(_below(path, suffixes, system))
+        root, paths = path, list(_walk_files(path, suffixes, system))
         if not paths:
             raise UserError(
                 f'{field}={path}: no file in this folder ends in '
@@ -76,17 +82,17 @@ def _list_files(path, suffixes, field, system) -> list[File]:
     return sorted(files, key=lambda file: file.name)
 
 
-def endings_in(path: str, field: str) -> Counter:
+def count_endings(path: str, field: str) -> Counter:
     """How many files of which ending lie below a folder, save hidden ones.
 
     Of what is no folder there are none.
     """
     system = _file_system(path)
     path = os.path.expanduser(path)
-    with _reading(field, path, system):
+    with _user_errors(field, path, system):
         if not path or not system.isdir(path):
             return Counter()
-        return Counter(_ending(file) for file in _below(path, '', system))
+        return Counter(_ending(file) for file in _walk_files(path, '', system))
 
 
 def _ending(file: str) -> str:
@@ -102,7 +108,7 @@ def is_remote(path: str) -> bool:
 
 def exists(path: str, field: str) -> bool:
     system = _file_system(path)
-    with _reading(field, path, system):
+    with _user_errors(field, path, system):
         return system.exists(os.path.expanduser(path))
 
 
@@ -112,16 +118,18 @@ def open_raw(
     """The file's bytes as they lie on disk, in a stream that can seek.
 
     Args:
-        advance: told the bytes that are read from disk.
+        advance: gets the bytes that are read from disk.
 
     Raises:
         UserError: it cannot be opened or, later, read.
     """
     system = _file_system(file.path)
-    reading = partial(_reading, field, file.path, system)
+    reading = partial(_user_errors, field, file.path, system)
     with reading():
         stream = system.open(file.path)
-    return io.BufferedReader(_Counted(stream, advance, reading), buffer_size=2**18)
+    return io.BufferedReader(
+        _CountingStream(stream, advance, reading), buffer_size=2**18
+    )
 
 
 def read_lines(
@@ -199,14 +207,14 @@ def read_json_lines(
         yield number, where, value
 
 
-class _Counted(io.RawIOBase):
+class _CountingStream(io.RawIOBase):
     """A stream for `io.BufferedReader` that tells how much it has read.
 
     What is far away opens whether it is there or not: the first read says so.
     """
 
     def __init__(self, stream, advance: Advance, reading: Callable):
-        self._stream, self._advance, self._reading = stream, advance, reading
+        self._stream, self._advance, self._user_errors = stream, advance, reading
 
     def readable(self) -> bool:
         return True
@@ -215,14 +223,14 @@ class _Counted(io.RawIOBase):
         return True
 
     def readinto(self, buffer) -> int:
-        with self._reading():
+        with self._user_errors():
             content = self._stream.read(len(buffer))
         buffer[: len(content)] = content
         self._advance(len(content))
         return len(content)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        with self._reading():
+        with self._user_errors():
             self._stream.seek(offset, whence)
             return self._stream.tell()
 
@@ -266,7 +274,7 @@ def _file_system(path: str) -> _FileSystem:
 
 
 @contextmanager
-def _reading(field: str, path: str, system: _FileSystem) -> Iterator[None]:
+def _user_errors(field: str, path: str, system: _FileSystem) -> Iterator[None]:
     """Raises UserError for what goes wrong with `path`."""
     try:
         yield
@@ -276,7 +284,7 @@ def _reading(field: str, path: str, system: _FileSystem) -> Iterator[None]:
         raise UserError(f'{field}={path}: {why}: give what can be read') from error
 
 
-def _below(
+def _walk_files(
     folder: str, suffixes: str | tuple[str, ...], system: _FileSystem
 ) -> Iterator[str]:
     for place, folders, names in system.walk(folder):

@@ -90,7 +90,7 @@ def _feed(
 
     block_size = max(1, BLOCK_TOKENS // (len(rows) * dataset.context))
     batches = _read(load, steps, block_size)
-    return _one_ahead(place(batch, rows, shape, sharding) for batch in batches)
+    return _one_ahead(place_batch(batch, rows, shape, sharding) for batch in batches)
 
 
 def _read(
@@ -137,7 +137,7 @@ def local_rows(shape: tuple[int, int], sharding) -> np.ndarray:
     return np.unique(np.concatenate([rows[index[0]] for index in indices]))
 
 
-def place(
+def place_batch(
     batch: dict[str, np.ndarray], rows: np.ndarray, shape: tuple[int, int], sharding
 ) -> dict:
     """Global arrays of `shape` from this process' rows, numbered `rows`."""
@@ -145,13 +145,13 @@ def place(
         return batch
     import jax
 
-    def part(array, index):
+    def select(array, index):
         begin, end = np.searchsorted(rows, index[0].indices(shape[0])[:2])
         return array[begin:end, index[1]]
 
     return {
         name: jax.make_array_from_callback(
-            shape, sharding, lambda index, array=array: part(array, index)
+            shape, sharding, lambda index, array=array: select(array, index)
         )
         for name, array in batch.items()
     }

@@ -8,7 +8,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gptjax.core.console import UserError
-from gptjax.data.dataloader import check_batch
 from gptjax.data.packed_conversations import open_training_dataset
 from gptjax.data.packed_dataset import PackedDataset
 from gptjax.tokenizer.tokenizer import CHAT_TURNS, Tokenizer
@@ -69,7 +68,6 @@ def _open_batch(config, workdir, step):
     else:
         dataset = PackedDataset(workdir / 'prepared', 'train')
     size = config.train.batch_size
-    check_batch((size, dataset.context), None)
     slots = step * size + np.arange(size)
     return dataset, dataset.choose_training_rows(config.seed, slots)
 

@@ -96,7 +96,7 @@ def test_part_of_the_rows_is_placed_by_number(run):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, 'make_array_from_callback', make)
-        placed = dataloader.place(local, rows, (8, 16), sharding(2, 2, 1, 2))
+        placed = dataloader.place_batch(local, rows, (8, 16), sharding(2, 2, 1, 2))
     for name, array in placed.items():
         np.testing.assert_array_equal(array, batch[name][6:8, 8:])
 

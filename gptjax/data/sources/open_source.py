@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from gptjax.core import storage
 from gptjax.core.console import UserError
-from gptjax.core.files import Advance, File, endings_in, is_remote, list_files
+from gptjax.core.files import Advance, File, count_endings, is_remote, list_files
 from gptjax.data.sources.file_source import (
     count_rows,
     read_chat,
@@ -90,7 +90,7 @@ def describe_files(paths: list[File]) -> dict:
 
 def describe_source_files(field: str, source: ConfigDict, paths: list[File]) -> dict:
     """What the manifest says of a source of files, and of what lies beside them."""
-    endings = endings_in(source.path, f'{field}.path')
+    endings = count_endings(source.path, f'{field}.path')
     for suffix in SUFFIXES[source.kind]:
         del endings[suffix]
     return dict(
