@@ -11,7 +11,7 @@ texts; `KIND=` before the path says it, as for chat files of `messages`, which e
 import os
 
 from configs import chitchat, common
-from gptjax.core.files import endings_in
+from gptjax.core.files import count_endings
 from gptjax.data.sources.open_source import SUFFIXES
 
 OF_RECORDS = ('.csv', '.tsv', '.json')  # as text a model would learn their commas
@@ -51,7 +51,7 @@ def kind_of(path: str) -> str:
 
 def kind_of_folder(path: str) -> str:
     """'text', if there is any text in it or nothing yet."""
-    found = endings_in(path, 'data.sources.own.path')
+    found = count_endings(path, 'data.sources.own.path')
     if not found or found.keys() & {*SUFFIXES['text']}:
         return 'text'
     kinds = [kind for kind, ends in SUFFIXES.items() if found.keys() & {*ends}]
