@@ -46,6 +46,15 @@ def config(tmp_path, section: str, **policy):
     return config
 
 
+def bare_config(section='grpo'):
+    """A config whose sections are enough for the checks of 'ppo' or 'grpo'."""
+    config = common.base()
+    config.policy = common.policy_section()
+    config[section] = getattr(common, f'{section}_section')()
+    config.train.update(num_steps=10, batch_size=256)
+    return config
+
+
 def write_start(tmp_path):
     """RUN/start with a tokenizer and random weights, and the file of sums."""
     import json

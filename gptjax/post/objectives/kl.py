@@ -38,13 +38,6 @@ def k3(logprobs_BT, reference_BT):
     return jnp.expm1(log_ratio_BT) - log_ratio_BT
 
 
-def exact_kl(logits_BTV, reference_BTV):
-    """KL(p, q) = sum_v p[v] (ln p[v] - ln q[v]) at each place, float32 (B, T)."""
-    logprobs_BTV = jax.nn.log_softmax(logits_BTV.astype(jnp.float32))
-    reference_BTV = jax.nn.log_softmax(reference_BTV.astype(jnp.float32))
-    return jnp.sum(jnp.exp(logprobs_BTV) * (logprobs_BTV - reference_BTV), axis=-1)
-
-
 def kl_per_reply(logprobs_BT, reference_BT, mask_BT):
     """k1 summed over each reply, float32 (B,): its mean estimates the replies' KL.
 

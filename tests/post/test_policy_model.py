@@ -7,7 +7,6 @@ import pytest
 
 from configs import common
 from gptjax.optim.optimizer import ema_params, make_optimizer
-from gptjax.post import grpo
 from gptjax.post.policy_model import apply_compute_settings, freeze_policy
 from gptjax.train.load_model import Trained
 from tests import helpers
@@ -45,24 +44,3 @@ def test_a_reference_computes_as_the_run_does():
     found = apply_compute_settings(config, Trained(settings, None, None, 0)).settings
     assert (found.dtype, found.remat) == ('bfloat16', 'full')
     assert found.width == settings.width
-
-
-@pytest.mark.parametrize('advantage', ['grpo', 'dr_grpo'])
-def test_groups_that_are_apart_by_their_kl_alone(advantage):
-    config = common.base()
-    config.policy, config.grpo = common.policy_section(), common.grpo_section()
-    config.policy.replies, config.grpo.advantage = 2, advantage
-    trained = Trained(None, None, None, 0)
-    compute_advantages = grpo.make_algorithm(
-        config, trained, None, None
-    ).compute_advantages
-    mask_BT = np.ones((4, 1), np.float32)
-    apart_BT = np.float32([[0.02], [0.0], [0.02], [0.0]])
-    batch = dict(weights=mask_BT, old=apart_BT, reference=np.zeros_like(apart_BT))
-    found = compute_advantages(batch, np.float32([1, 1, 1, 0]), 0.1)[0]['advantages'][
-        :, 0
-    ]
-    if advantage == 'grpo':  # divided by the noise it would be -1 and 1
-        np.testing.assert_allclose(found, [0, 0, 1, -1], atol=1e-6)
-    else:
-        np.testing.assert_allclose(found, [-0.001, 0.001, 0.499, -0.499], atol=1e-6)

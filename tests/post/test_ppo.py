@@ -1,12 +1,37 @@
-"""PPO-ptx: pretraining text beside the replies of an update."""
+"""PPO: its config, and PPO-ptx, pretraining text in the updates."""
 
 import numpy as np
 import pytest
 
 from configs import common
+from configs import ppo as ppo_configs
 from gptjax.core.console import UserError
-from gptjax.post import ppo
+from gptjax.post import policy_gradient, ppo
 from tests import runs
+from tests.post import starts
+
+
+@pytest.mark.parametrize('variant', ['', 'reward=runs/reward'])
+def test_configs_of_ppo_are_fine(variant):
+    config = ppo_configs.get_config(variant)
+    ppo.check_config(config)
+    policy_gradient.check_policy(config)
+
+
+def test_a_head_does_not_begin_as_a_reward_model():
+    config = starts.bare_config('ppo')
+    config.ppo.critic_run = 'runs/reward'
+    with pytest.raises(UserError, match='critic_run=runs/reward does nothing where'):
+        ppo.check_config(config)
+
+
+def test_text_beside_replies_divides_into_parts():
+    config = starts.bare_config('ppo')
+    config.train.accumulation = 3
+    with pytest.raises(UserError, match='ppo.ptx_rows=32 is not divisible by .* = 6'):
+        ppo.check_text_rows(config, shards=2)
+    config.ppo.ptx_rows = 36
+    ppo.check_text_rows(config, shards=2)
 
 
 def config_for(run, **fields):
@@ -20,9 +45,9 @@ def config_for(run, **fields):
 
 def test_text_is_a_function_of_the_update_and_weighs_its_own_mean(prepared_run):
     config = config_for(prepared_run)
-    beside = ppo.make_text_arrays(config, ppo.open_text(config))
-    part = dict(weights=np.array([[0, 1, 1, 1], [0, 1, 0, 0]], np.float32))
-    first, again, other = (beside(number, part)['ptx'] for number in (3, 3, 4))
+    text_arrays = ppo.make_text_arrays(config, ppo.open_text(config))
+    batch = dict(weights=np.array([[0, 1, 1, 1], [0, 1, 0, 0]], np.float32))
+    first, again, other = (text_arrays(number, batch)['ptx'] for number in (3, 3, 4))
     for name in first:
         np.testing.assert_array_equal(first[name], again[name])
     assert first['inputs'].shape[0] == 4
@@ -31,7 +56,7 @@ def test_text_is_a_function_of_the_update_and_weighs_its_own_mean(prepared_run):
     assert first['weights'].sum() / 4 == pytest.approx(1, rel=1e-6)
 
 
-def test_what_cannot_be_beside_is_refused(prepared_run, tmp_path):
+def test_text_that_does_not_fit_is_refused(prepared_run, tmp_path):
     with pytest.raises(UserError, match='name the run with the text in ppo.ptx_run'):
         ppo.open_text(config_for(prepared_run, ptx_run=''))
     with pytest.raises(UserError, match='is not there: run the stage `prepare`'):

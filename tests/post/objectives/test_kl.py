@@ -11,15 +11,11 @@ from tests.post import tiny
 TREE = tiny.make_world()
 
 
-def test_exact_kl_and_the_means_of_its_estimators():
+def test_the_means_of_the_estimators():
     rng = np.random.default_rng(0)
     p_BTV, q_BTV = (rng.dirichlet(np.ones(5), (2, 3)) for _ in range(2))
     exact_BT = np.sum(p_BTV * np.log(p_BTV / q_BTV), axis=-1)
     logs = np.float32(np.log(p_BTV)), np.float32(np.log(q_BTV))
-    # Logits are as good as log-probabilities.
-    ours_BT = kl.exact_kl(logs[0] + 3.0, logs[1] - 1.0)
-    np.testing.assert_allclose(ours_BT, exact_BT, rtol=1e-5)
-
     mean = lambda estimator: np.sum(p_BTV * estimator(*logs), axis=-1)
     np.testing.assert_allclose(mean(kl.k1), exact_BT, rtol=1e-5)
     np.testing.assert_allclose(mean(kl.k3), exact_BT, rtol=1e-5)
