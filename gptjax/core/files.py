@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from gptjax.core.console import UserError
 
+JSON_LINES = ('.jsonl', '.ndjson', '.jsonl.gz', '.ndjson.gz')  # endings of files
 Advance = Callable[[float], None]  # gets how much was read, for a progress bar
 
 

@@ -63,7 +63,9 @@ def build_documents(config: ConfigDict, workdir: Path) -> dict:
         raise UserError('data.sources is empty: name at least one source')
     return artifact.build(
         workdir / 'documents',
-        _inputs(data),
+        # A weight decides about examples, not documents.
+        cleaning_settings(data)
+        | source_settings('data.sources', data.sources, 'weight'),
         lambda folder: _write_documents(data, folder, workdir / 'datasets'),
         needs=[f'{split}.jsonl' for split in SPLITS],
         check=partial(refuse_changed_sources, 'data.sources', data.sources),
@@ -292,14 +294,14 @@ def cleaning_settings(data: ConfigDict) -> dict:
     return {f'data.{name}': data[name] for name in names}
 
 
-def _inputs(data: ConfigDict) -> dict:
-    """The config fields that decide the documents, by their names."""
-    inputs = cleaning_settings(data)
-    for source, fields in data.sources.items():
-        for name, value in fields.items():
-            if name != 'weight':  # decides about examples, not documents
-                inputs[f'data.sources.{source}.{name}'] = value
-    return inputs
+def source_settings(section: str, sources: ConfigDict, without: str = '') -> dict:
+    """The config fields of all sources but the field `without`, by their names."""
+    return {
+        f'{section}.{source}.{name}': value
+        for source, fields in sources.items()
+        for name, value in fields.items()
+        if name != without
+    }
 
 
 def _refuse_nothing(name: str, read: Counter, counts: dict[str, StepCount]) -> None:

@@ -38,7 +38,7 @@ from gptjax.data.chat_template import (
 )
 from gptjax.data.cleaning.cleaning_steps import check_steps
 from gptjax.data.conversations import write_conversations
-from gptjax.data.documents import cleaning_settings
+from gptjax.data.documents import cleaning_settings, source_settings
 from gptjax.data.packed_dataset import PackedDataset, mix_datasets
 from gptjax.data.packing import ShardWriter
 from gptjax.data.sources.open_source import describe_passed_over, refuse_changed_sources
@@ -68,15 +68,22 @@ def build_dialogue(config: ConfigDict, workdir: Path) -> dict:
         raise UserError(
             f'data.context={config.data.context}: a turn needs room: give at least 8'
         )
-    given = config.dialogue.sources
-    if not given:
+    sources = config.dialogue.sources
+    if not sources:
         raise UserError('dialogue.sources is empty: name at least one source')
+    inputs = {
+        **cleaning_settings(config.data),
+        **source_settings('dialogue.sources', sources),
+        'data.context': config.data.context,
+        'chat.template': config.chat.template,
+        'tokenizer': tokenizer.fingerprint,
+    }
     return artifact.build(
         workdir / 'dialogue',
-        _inputs(config, tokenizer),
+        inputs,
         lambda folder: _write_dialogue(config, workdir, folder, tokenizer),
         needs=[f'{split}.jsonl' for split in SPLITS],
-        check=partial(refuse_changed_sources, 'dialogue.sources', given),
+        check=partial(refuse_changed_sources, 'dialogue.sources', sources),
     )
 
 
@@ -362,18 +369,6 @@ def _count_skipped(packed, sources) -> None:
             if num_long := counts.pop('long_system', 0):
                 skipped = sources[name]['skipped']
                 skipped[LONG_SYSTEM] = skipped.get(LONG_SYSTEM, 0) + num_long
-
-
-def _inputs(config, tokenizer) -> dict:
-    """The config fields that decide the rows, by their names."""
-    inputs = cleaning_settings(config.data)
-    inputs['data.context'] = config.data.context
-    for source, fields in config.dialogue.sources.items():
-        for name, value in fields.items():
-            inputs[f'dialogue.sources.{source}.{name}'] = value
-    inputs['chat.template'] = config.chat.template
-    inputs['tokenizer'] = tokenizer.fingerprint
-    return inputs
 
 
 def _refuse_empty_split(packed, data) -> None:

@@ -23,11 +23,11 @@ from ml_collections import ConfigDict
 
 from gptjax.core import artifact, storage
 from gptjax.core.console import UserError
-from gptjax.core.files import list_files
+from gptjax.core.files import JSON_LINES, list_files
 from gptjax.data import chat_template
 from gptjax.data.documents import assign_split
 from gptjax.data.packed_dataset import shuffle_epochs
-from gptjax.data.preferences import SUFFIXES, Preference, read_preferences
+from gptjax.data.preferences import Preference, read_preferences
 from gptjax.data.sources.open_source import describe_files, refuse_changed_files
 from gptjax.data.sources.records import SPLITS
 from gptjax.tokenizer.tokenizer import Tokenizer
@@ -80,7 +80,7 @@ def build_pairs(config: ConfigDict, workdir: Path) -> dict:
         inputs,
         lambda folder: _write_pairs(config, folder, tokenizer),
         needs=[f'{split}.npz' for split in SPLITS],
-        check=partial(refuse_changed_files, FIELD, section.path, SUFFIXES),
+        check=partial(refuse_changed_files, FIELD, section.path, JSON_LINES),
     )
 
 
@@ -102,7 +102,7 @@ def _write_pairs(config: ConfigDict, folder: Path, tokenizer: Tokenizer) -> dict
             'preference.path is empty: name a JSON Lines file of preferences, as '
             '--config.preference.path=pairs.jsonl'
         )
-    source = describe_files(list_files(section.path, SUFFIXES, FIELD))
+    source = describe_files(list_files(section.path, JSON_LINES, FIELD))
     preferences, counts = read_preferences(section.path, FIELD)
     pairs, skipped = [], dict(equal=counts['equal'], too_long=0)
     for preference in preferences:

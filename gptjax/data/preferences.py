@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 from gptjax.core import storage
 from gptjax.core.console import UserError
-from gptjax.core.files import list_files, read_json_lines
+from gptjax.core.files import JSON_LINES, list_files, read_json_lines
 from gptjax.data.chat_template import ROLES
 
-SUFFIXES = ('.jsonl', '.ndjson', '.jsonl.gz', '.ndjson.gz')
 FORM = '{"prompt": [{"role": "user", "content": "…"}], "chosen": "…", "rejected": "…"}'
 
 
@@ -74,7 +73,7 @@ def read_preferences(path: str, field: str) -> tuple[list[Preference], dict]:
 
 
 def _read(path: str, field: str) -> Iterator[Preference]:
-    for file in list_files(path, SUFFIXES, field):
+    for file in list_files(path, JSON_LINES, field):
         for number, where, value in read_json_lines(file, field, FORM):
             try:
                 yield _preference(f'{file.name}#{number}', value)

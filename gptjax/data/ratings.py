@@ -31,13 +31,13 @@ from ml_collections import ConfigDict
 
 from gptjax.core import artifact, storage
 from gptjax.core.console import UserError
-from gptjax.core.files import list_files
+from gptjax.core.files import JSON_LINES, list_files
 from gptjax.core.hashing import hash_words
 from gptjax.data import rating_audit
 from gptjax.data.chitchat import RATING_NAMES, ChitchatConversation, read_chitchat
 from gptjax.data.cleaning.cleaning_steps import STEPS, read_options, select_transforms
 from gptjax.data.documents import assign_split
-from gptjax.data.preferences import SUFFIXES, Preference, read_preferences
+from gptjax.data.preferences import Preference, read_preferences
 from gptjax.data.sources.open_source import describe_files, refuse_changed_files
 
 FIELD = 'reward.preferences'
@@ -70,7 +70,9 @@ def build_ratings(config: ConfigDict, workdir: Path) -> dict:
         _inputs(config),
         lambda folder: _write_ratings(config, folder, workdir / 'datasets'),
         needs=[f'{split}.jsonl' for split in SPLITS],
-        check=partial(refuse_changed_files, FIELD, config.reward.preferences, SUFFIXES),
+        check=partial(
+            refuse_changed_files, FIELD, config.reward.preferences, JSON_LINES
+        ),
     )
 
 
@@ -102,7 +104,7 @@ def _write_ratings(config: ConfigDict, folder: Path, data_dir: Path) -> dict:
 
     by_split = {split: [] for split in SPLITS}
     if reward.preferences:
-        source = describe_files(list_files(reward.preferences, SUFFIXES, FIELD))
+        source = describe_files(list_files(reward.preferences, JSON_LINES, FIELD))
         preferences, counts = read_preferences(reward.preferences, FIELD)
         for preference in preferences:
             better, worse = (

@@ -26,7 +26,14 @@ from ml_collections import ConfigDict
 
 from gptjax.core import storage
 from gptjax.core.console import UserError
-from gptjax.core.files import Advance, File, count_endings, is_remote, list_files
+from gptjax.core.files import (
+    JSON_LINES,
+    Advance,
+    File,
+    count_endings,
+    is_remote,
+    list_files,
+)
 from gptjax.data.sources.file_source import (
     count_rows,
     read_chat,
@@ -40,10 +47,11 @@ from gptjax.data.sources.tfds_source import open_tfds
 # What a file of each kind is called when a folder is given.
 SUFFIXES = {
     'text': ('.txt', '.md', '.txt.gz', '.md.gz'),
-    'jsonl': ('.jsonl', '.ndjson', '.jsonl.gz', '.ndjson.gz'),
+    'jsonl': JSON_LINES,
     'parquet': ('.parquet',),
-    'chat': ('.jsonl', '.ndjson', '.jsonl.gz', '.ndjson.gz'),
+    'chat': JSON_LINES,
 }
+READERS = dict(text=read_text, jsonl=read_jsonl, parquet=read_parquet, chat=read_chat)
 
 
 def open_source(name: str, source: ConfigDict, data_dir: str | os.PathLike) -> Source:
@@ -64,7 +72,17 @@ def open_source(name: str, source: ConfigDict, data_dir: str | os.PathLike) -> S
         opened = open_tfds(field, source, data_dir)
     else:
         paths = list_files(source.path, SUFFIXES[source.kind], f'{field}.path')
-        opened = _open_files(field, source, paths)
+        read_kind = READERS[source.kind]
+        description = describe_source_files(field, source, paths)
+        opened = Source(
+            partial(read_kind, field, source, paths),
+            total=description['bytes'],
+            unit='bytes',
+            description=description,
+        )
+        if source.kind == 'parquet':
+            rows = count_rows(field, source, paths)
+            opened = opened._replace(total=rows, unit='documents')
 
     def read(advance: Advance) -> Iterator[Document]:
         text = None
@@ -163,14 +181,3 @@ def refuse_changed_files(
             f'{then["bytes"]:,} bytes, and now there are {now["files"]} of '
             f'{now["bytes"]:,}: use another --workdir, or delete {folder}'
         )
-
-
-def _open_files(field: str, source: ConfigDict, paths: list[File]) -> Source:
-    description = describe_source_files(field, source, paths)
-    total, unit = description['bytes'], 'bytes'
-    if source.kind == 'parquet':
-        total, unit = count_rows(field, source, paths), 'documents'
-    read = dict(text=read_text, jsonl=read_jsonl, parquet=read_parquet, chat=read_chat)[
-        source.kind
-    ]
-    return Source(partial(read, field, source, paths), total, unit, description)
