@@ -51,7 +51,6 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
 
     Args:
         config: of `init_from.inherit_config`.
-        workdir: RUN.
 
     Returns:
         A summary: why it ended and by which signal, the step, the newest validation.

@@ -59,7 +59,6 @@ def train_policy(
 
     Args:
         config: of `init_from.inherit_config`.
-        workdir: RUN.
         make_algorithm: from config, the model that the run starts from, policy model
             and mesh to the algorithm.
 

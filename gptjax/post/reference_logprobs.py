@@ -59,10 +59,6 @@ def with_references(
     """The splits with the reference's numbers: those of RUN, or computed and kept.
 
     Args:
-        config: of the run.
-        workdir: RUN.
-        pairs: of each split.
-        mesh: where they are computed.
         start: the model that the run starts from; None where the run resumes, and
             RUN's numbers are those it began with.
 
@@ -121,7 +117,6 @@ def make_logprobs(config: ConfigDict, trained: Trained, mesh: Mesh):
     Args:
         config: `data.context`, `train.loss_chunk`, and the batch that fits.
         trained: the model, on the mesh.
-        mesh: where it computes.
     """
     context, train = config.data.context, config.train
     rows_at_once = train.batch_size // train.accumulation

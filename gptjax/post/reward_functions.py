@@ -46,12 +46,8 @@ REWARDS = dict(correct=correct, score=score, shortness=shortness)
 def model_reward(run: str, field: str) -> Reward:
     """The reward model of a run of the stage `reward`, on prompt and reply.
 
-    Args:
-        run: its directory.
-        field: the config field that named it, for the message.
-
     Raises:
-        UserError: there is none.
+        UserError: there is none; the message names the config field.
     """
     workdir = find_reward_run(run, field)
     config = run_dir.read_config(workdir)
@@ -101,13 +97,9 @@ def rewards_fingerprint(section: ConfigDict) -> str:
 def make_reward(section: ConfigDict, task: Task) -> Reward:
     """The sum of weight x reward of the rewards in `task.rewards`, float32 (N,).
 
-    Args:
-        section: the task section.
-        task: for the rewards that ask its verifier.
-
     Raises:
-        UserError: a function does not exist, or needs answers that there are not. The
-            reward itself raises one where a function raises, or gives what is no finite
+        UserError: a function does not exist, or needs a verifier and there is none. The
+            reward itself raises one where a function raises or does not return a finite
             number for each reply; it names the reward and the problem.
     """
     if not section.rewards:

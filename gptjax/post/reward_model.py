@@ -37,8 +37,7 @@ def compute_rewards(settings, params, arrays, key=None):
     """A reward for each conversation, float32 of the shape of `arrays['last']`.
 
     Args:
-        settings: of the model.
-        params: its parameters and 'reward_head'.
+        params: the model's parameters and 'reward_head'.
         arrays: `inputs`, `segments`, `positions` (…, T) and `last` (…), int32, from
             `comparisons.make_comparison_arrays`.
         key: of dropout; None: no dropout.
@@ -158,11 +157,6 @@ def load_reward_function(
     the others. The mean reward of the training conversations is taken off, so 0 is
     what people wrote on average. Of a conversation longer than the context the last
     turns that fit are read.
-
-    Args:
-        config: of the reward run.
-        workdir: its directory.
-        mesh: where it computes.
 
     Returns:
         `rewards(conversations) -> (N,)` float32.

@@ -123,10 +123,8 @@ def draw_rollout(
 
     Args:
         complete: as the engine's.
-        prompt_format: of the run.
         problems: N problems; B = N times `replies`.
         replies: G.
-        seed: of the run.
         name: of the rollout; no two rollouts of a run may share it.
     """
     rows = [problem for problem in problems for _ in range(replies)]
@@ -151,10 +149,7 @@ def generate_replies(
 
     Args:
         complete: as the engine's.
-        prompt_format: of the run.
-        problems: the problems.
-        temperature: of draws; 0: the likeliest.
-        seed: of the draws.
+        temperature: 0: the likeliest replies.
         replies: to each problem.
         first: the place of the first problem among all, where they come in parts.
     """
@@ -270,9 +265,7 @@ class Sampler:
     rollout: the same seeds give all of them the same replies.
 
     Args:
-        settings: of the model.
         params: of the policy, on the training mesh.
-        tokenizer: of the run.
         slots: replies drawn at once.
         tensor: devices that one copy of the weights is split over to generate.
     """

@@ -61,7 +61,6 @@ def select(config: ConfigDict, workdir: Path) -> dict:
 
     Args:
         config: inherited from the run that draws; see `init_from.inherit_config`.
-        workdir: RUN.
 
     Raises:
         UserError: the config makes no sense, a reward fails, or nothing was kept.

@@ -1,8 +1,8 @@
 """Losses of preferences, pair by pair, to be minimised.
 
 They take log-probabilities of whole replies, (N,) float32: sums over the reply's
-tokens (`replies.reply_sums`), or means (`replies.reply_means`) where the name says
-so. Each returns (loss (N,), metrics), the metrics (N,) as well:
+tokens (`reply_tokens.reply_sums`), or means (`reply_tokens.reply_means`) where the name
+says so. Each returns (loss (N,), metrics), the metrics (N,) as well:
 
     chosen_reward    beta x ln(policy / reference) of the chosen reply (of SimPO and
     rejected_reward  ORPO, which know no reference, the mean ln p), and of the rejected

@@ -18,7 +18,7 @@ def missing_eos_penalty(scores_B, ended_B, penalty: float):
 
     Args:
         scores_B: any numeric dtype.
-        ended_B: bool, of `replies.ended`.
+        ended_B: bool, whether the reply ended before it was cut off.
         penalty: positive.
     """
     return as_scores(scores_B) - jnp.where(ended_B, 0.0, penalty)
@@ -77,19 +77,17 @@ class RunningMoments(NamedTuple):
         return float(np.sqrt(variance)) if variance > 1e-12 else 1.0
 
 
-def scale_scores(scores_B, scale: float, shift: float = 0.0, clip: float = 0.0):
-    """clip((score - shift) / scale), float32 (B,).
+def scale_scores(scores_B, scale: float, clip: float = 0.0):
+    """clip(score / scale), float32 (B,).
 
-    With a fixed scale and shift a reward model is brought to a known range
-    (Ouyang et al. 2022 shift to 0 on demonstrations). With scale =
+    With a fixed scale a reward model is brought to a known range. With scale =
     `RunningMoments.std` rewards keep their sign and have about unit variance
     (Engstrom et al. 2020).
 
     Args:
         scores_B: any numeric dtype.
         scale: divides; positive.
-        shift: taken away first.
         clip: the largest absolute value; 0: none.
     """
-    scaled_B = (as_scores(scores_B) - shift) / scale
+    scaled_B = as_scores(scores_B) / scale
     return jnp.clip(scaled_B, -clip, clip) if clip else scaled_B

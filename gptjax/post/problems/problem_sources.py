@@ -225,7 +225,6 @@ def describe_splits(
     """A line about the problems, and how many were left out.
 
     Args:
-        section: the section `task`.
         splits: the problems that fit.
         num_read: different problems, whether they fit or not.
         num_equal: problems that repeat another.

@@ -50,7 +50,6 @@ def make_task(section: ConfigDict, seed: int, fits=lambda messages: True) -> Tas
     """The task of a config's section `task`.
 
     Args:
-        section: the section `task`.
         seed: of the order of training problems.
         fits: whether a prompt leaves room for a reply; problems that do not fit are
             left out, conversations shortened.

@@ -45,7 +45,7 @@ def test_running_std_before_scores_differ():
 
 
 def test_scale_scores():
-    ours_B = score_shaping.scale_scores(np.array([1, 3, -7]), scale=2.0, shift=1.0)
+    ours_B = score_shaping.scale_scores(np.array([0, 2, -8]), scale=2.0)
     np.testing.assert_array_equal(ours_B, [0.0, 1.0, -4.0])
-    ours_B = score_shaping.scale_scores([1, 3, -7], scale=2.0, shift=1.0, clip=0.5)
+    ours_B = score_shaping.scale_scores([0, 2, -8], scale=2.0, clip=0.5)
     np.testing.assert_array_equal(ours_B, [0.0, 0.5, -0.5])
