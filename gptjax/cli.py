@@ -206,7 +206,7 @@ def _eval(words):
         from gptjax.eval import quantization_cost
 
         kinds = dict(weights=FLAGS.weights, cache=FLAGS.cache)
-        with console.progress_bar('measuring what bytes cost', 0):
+        with console.progress_bar('measuring the cost of quantization', 0):
             change = quantization_cost.measure_change(
                 config, workdir, FLAGS.step, **kinds
             )
