@@ -294,4 +294,6 @@ def _inputs(config: ConfigDict) -> dict:
     if config.reward.target in BEHAVIOUR:
         inputs['seed'] = config.seed
     inputs['data.clean'] = config.data.clean
+    if 'split_sentences' in config.data.clean:  # the one step here that reads it
+        inputs['data.languages'] = config.data.languages
     return inputs

@@ -205,3 +205,17 @@ def test_another_config_is_refused(chitchat, tmp_path):
     ratings.build_ratings(make_config(), tmp_path)
     with pytest.raises(UserError, match='reward.target: sum there, witty here'):
         ratings.build_ratings(make_config(target='witty'), tmp_path)
+
+
+def test_another_language_is_refused_where_a_step_reads_it(chitchat, tmp_path):
+    config = make_config()
+    config.data.clean = (*config.data.clean, 'keep_languages')  # not for messages
+    made = ratings.build_ratings(config, tmp_path / 'a')
+    assert 'data.languages' not in made['settings']
+    config.data.languages = ('de',)
+    assert ratings.build_ratings(config, tmp_path / 'a') == made
+    config.data.clean = (*config.data.clean, 'split_sentences')
+    ratings.build_ratings(config, tmp_path / 'b')
+    config.data.languages = ('en',)
+    with pytest.raises(UserError, match='data.languages: .*de.* there, .*en.* here'):
+        ratings.build_ratings(config, tmp_path / 'b')
