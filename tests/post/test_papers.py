@@ -33,15 +33,15 @@ PAPERS = {
     'gao': dict(overoptimize='overoptimize'),
 }
 VARIANTS = [
-    (paper, variant + size, its)
+    (paper, variant + size, stage)
     for paper, variants in PAPERS.items()
-    for variant, its in variants.items()
+    for variant, stage in variants.items()
     for size in ('', ',tiny')
 ]
 POLICIES = [
     (paper, variant)
-    for paper, variant, its in VARIANTS
-    if its in ('ppo', 'grpo') and not variant.endswith('tiny')
+    for paper, variant, stage in VARIANTS
+    if stage in ('ppo', 'grpo') and not variant.endswith('tiny')
 ]
 
 # What the papers say; the docstrings in configs/papers say in which section.
@@ -222,22 +222,22 @@ def test_updates_of_a_rollout_by_grpo(paper, updates):
     assert updates_per_rollout(config_of(paper, 'grpo')) == updates
 
 
-@pytest.mark.parametrize(('paper', 'variant', 'its'), VARIANTS)
-def test_a_stage_takes_it(paper, variant, its):
+@pytest.mark.parametrize(('paper', 'variant', 'stage'), VARIANTS)
+def test_a_stage_takes_it(paper, variant, stage):
     config = config_of(paper, variant)
-    check(config, its)
-    if its == 'overoptimize':
+    check(config, stage)
+    if stage == 'overoptimize':
         for part in ('select', 'reward', 'ppo'):
             check(config.parts[part], part)
 
 
-def check(config, its):
+def check(config, stage):
     """What the stage checks before there is data."""
     config = adopted(config)
     assert 'model' not in changed(config), 'start.run decides the model'
     check_fields(config)
     make_schedule(config.optim, config.train.num_steps)
-    if its in ('ppo', 'grpo'):
+    if stage in ('ppo', 'grpo'):
         check_policy(config)
     checks = dict(
         sft=sft.check_config,
@@ -246,8 +246,8 @@ def check(config, its):
         ppo=ppo.check_config,
         grpo=grpo.check_config,
     )
-    if its in checks:
-        checks[its](config)
+    if stage in checks:
+        checks[stage](config)
 
 
 def adopted(config):
@@ -262,8 +262,8 @@ def changed(config):
     return [name for name in base if config[name] != base[name]]
 
 
-@pytest.mark.parametrize(('paper', 'variant', 'its'), VARIANTS)
-def test_no_field_is_made_up(paper, variant, its):
+@pytest.mark.parametrize(('paper', 'variant', 'stage'), VARIANTS)
+def test_no_field_is_made_up(paper, variant, stage):
     config = config_of(paper, variant)
     for part in [config, *config.get('parts', {}).values()]:
         for name, section in part.items():
@@ -273,13 +273,13 @@ def test_no_field_is_made_up(paper, variant, its):
             assert set(section) == set(known), name
 
 
-@pytest.mark.parametrize(('paper', 'variant', 'its'), VARIANTS)
-def test_the_command_line_takes_it(paper, variant, its, tmp_path):
+@pytest.mark.parametrize(('paper', 'variant', 'stage'), VARIANTS)
+def test_the_command_line_takes_it(paper, variant, stage, tmp_path):
     path = f'configs/papers/{paper}.py:{variant}'
-    argv = ['gptjax', its, f'--config={path}', f'--workdir={tmp_path}/run']
+    argv = ['gptjax', stage, f'--config={path}', f'--workdir={tmp_path}/run']
     argv.append('--config.optim.learning_rate=0.5')
     with runs.typed(argv):
-        assert command_line.parse(argv, STAGES, VARIANT_FLAGS) == (its, [])
+        assert command_line.parse(argv, STAGES, VARIANT_FLAGS) == (stage, [])
         config = config_of(paper, variant)
         config.optim.learning_rate = 0.5
         assert command_line.FLAGS.config.to_dict() == config.to_dict()
@@ -297,8 +297,8 @@ def test_tiny_is_the_same_algorithm(paper, variant):
     config, tiny = (config_of(paper, variant + size) for size in ('', ',tiny'))
     for name in ('ppo', 'grpo'):
         if name in config:
-            its, other = config[name].to_dict(), tiny[name].to_dict()
-            assert {**its, 'ptx_run': ''} == {**other, 'ptx_run': ''}
+            section, other = config[name].to_dict(), tiny[name].to_dict()
+            assert {**section, 'ptx_run': ''} == {**other, 'ptx_run': ''}
     fitted = ('prompts', 'max_tokens', 'overlong_buffer', 'slots')
     for name, value in config.policy.items():
         assert name in fitted or tiny.policy[name] == value, name
@@ -356,9 +356,9 @@ def write_pairs(path):
 
 @pytest.fixture
 def one_device(monkeypatch):
-    for its in (policy_gradient, dpo):
+    for module in (policy_gradient, dpo):
         one = lambda section: make_mesh(section, jax.devices()[:1])
-        monkeypatch.setattr(its, 'make_mesh', one)
+        monkeypatch.setattr(module, 'make_mesh', one)
 
 
 @pytest.mark.slow

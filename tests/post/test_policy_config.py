@@ -19,7 +19,7 @@ def test_variants_that_are_not_there():
 
 
 @pytest.mark.parametrize(
-    ('field', 'value', 'told'),
+    ('field', 'value', 'message'),
     [
         (
             'policy.kl_horizon',
@@ -32,10 +32,10 @@ def test_variants_that_are_not_there():
         ('policy.epochs', 3, 'train.num_steps=10 is no multiple of the 3 updates'),
     ],
 )
-def test_what_all_have_in_common(field, value, told):
+def test_what_all_have_in_common(field, value, message):
     config = starts.bare_config()
     config.update_from_flattened_dict({field: value})
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         policy_gradient.check_policy(config)
 
 

@@ -193,10 +193,10 @@ def test_a_run_that_was_stopped_goes_on_bitwise(
         assert (summary['reason'], summary['step']) == ('interrupted', steps)
     summary, _ = train(folder, f'{section}_stopped', section, change)
     assert summary['reason'] == 'finished'
-    told = [
+    metrics = [
         without_clock(read_metrics(run / 'metrics.jsonl')) for run in (workdir, whole)
     ]
-    assert told[0] == told[1]
+    assert metrics[0] == metrics[1]
     last = summary['step']
     helpers.assert_trees_close(params_of(workdir, last), params_of(whole, last))
 
@@ -405,11 +405,11 @@ def test_a_reward_that_fails_in_a_validation_loses_nothing(
     checkpoints.close()
     summary, workdir = train(folder, 'fails_later', 'grpo', kl_loss=0.1)
     assert summary['reason'] == 'finished'
-    told = [
+    metrics = [
         without_clock(read_metrics(run / 'metrics.jsonl'))
         for run in (workdir, grpo_run[1])
     ]
-    assert told[0] == told[1]
+    assert metrics[0] == metrics[1]
 
 
 @pytest.mark.slow

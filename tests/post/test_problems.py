@@ -141,10 +141,10 @@ def test_lines_that_are_left_out_are_told(tmp_path, capsys):
     parts = [len(task.demonstrations(99)), len(task.validation(99))]
     held_out = len(task.held_out(99))
     assert parts[0] == 20
-    told = capsys.readouterr().out
-    assert told.startswith(f'problems: 20 to train on, {parts[1]} to choose by, ')
+    printed = capsys.readouterr().out
+    assert printed.startswith(f'problems: 20 to train on, {parts[1]} to choose by, ')
     beyond = 60 - 2 - parts[1] - held_out - 20
-    assert told.endswith(
+    assert printed.endswith(
         f'{held_out} held out, 3 equal, 2 too long, {beyond} beyond task.problems=20\n'
     )
 
@@ -168,7 +168,7 @@ def test_messages_end_with_the_answer_or_have_none(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('line', 'told'),
+    ('line', 'message'),
     [
         (dict(question='1'), 'line 2: has neither "prompt" nor "messages"'),
         (dict(messages=[dict(role='robot', content='')]), "line 2: role 'robot'"),
@@ -176,9 +176,9 @@ def test_messages_end_with_the_answer_or_have_none(tmp_path):
         ([1], 'line 2 is no JSON object'),
     ],
 )
-def test_bad_lines_are_named(tmp_path, line, told):
+def test_bad_lines_are_named(tmp_path, line, message):
     write(tmp_path / 'a.jsonl', dict(prompt='1 + 1 =', answer='2'), line)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         problem_sources.read_problems(tmp_path / 'a.jsonl')
 
 
@@ -248,9 +248,9 @@ def test_prompts_of_conversations_are_not_trained_on_where_they_are_held_out(
     assert validation | held_out == {f'question {i}' for i in range(30)}
     assert not validation & held_out and validation and held_out
     assert task.score is None
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     # of the 41 to train on ten and 'question 3' are held out
-    assert told.startswith('problems: 30 to train on') and ', 11 equal' in told
+    assert printed.startswith('problems: 30 to train on') and ', 11 equal' in printed
 
 
 def test_a_prompt_that_does_not_fit_loses_its_oldest_messages(tmp_path):

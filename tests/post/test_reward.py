@@ -129,7 +129,7 @@ def test_a_score_depends_on_neither_padding_nor_neighbours():
 
 
 @pytest.mark.parametrize(
-    'change, told',
+    'change, message',
     (
         (('reward.loss', 'binary'), 'binary is for replied and continued'),
         (('train.batch_size', 12), 'train.batch_size=12 does not divide into groups'),
@@ -138,7 +138,7 @@ def test_a_score_depends_on_neither_padding_nor_neighbours():
         (('data.context', 256), 'data.context=256 is longer'),
     ),
 )
-def test_wrong_fields(change, told):
+def test_wrong_fields(change, message):
     config = reward_config.get_config()
     config.data.context = 32
     config.mesh.data = 1
@@ -147,7 +147,7 @@ def test_wrong_fields(change, told):
     reward.check_config(config)
     section, field = change[0].split('.')
     config[section][field] = change[1]
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         reward.check_config(config)
 
 

@@ -72,16 +72,16 @@ def test_a_mixture_is_the_weighted_sum_in_float32():
 
 
 @pytest.mark.parametrize(
-    ('function', 'told'),
+    ('function', 'message'),
     [
         (one_too_few, r'task.rewards.mine gave the shape \(3,\) for 4 replies'),
         (nan_at_two, "task.rewards.mine gave nan for the reply 'two words' to 2"),
         (raises_at_two, r'task.rewards.mine raised KeyError.* to 2 \(the reply .two'),
     ],
 )
-def test_what_is_no_reward_is_an_error_that_names_it(function, told):
+def test_what_is_no_reward_is_an_error_that_names_it(function, message):
     reward = reward_functions.make_reward(section(mine=named(function)), task())
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         reward(ITEMS, REPLIES)
 
 
