@@ -34,24 +34,20 @@ def compute_baselines(
 ) -> dict:
     """The baselines of `documents` given RUN's training split.
 
-    Kept in a file baselines.json: the same documents, training text and tokenizer give
-    it back at once. At most 64 MiB of training text are used by what works on bytes
-    (the last, which is what xz can still see) and 16 MiB of the documents (the
-    first); what was used is in the result.
-
-    Args:
-        documents: dicts with `text`.
-        tokenizer: of RUN/prepared.
-        keep_in: the run directory that the file is in; None: RUN.
+    Kept in baselines.json, of RUN or of the run directory `keep_in`: the same
+    documents, training text and tokenizer give it back at once. What works on bytes
+    uses at most the last 64 MiB of training text, which is what xz can still see, and
+    the first 16 MiB of the documents.
 
     Returns:
         `bits_per_byte` by the names of `about`, which says what each is; `sizes`,
         those of xz in bytes; `documents`, `validation_bytes` (text, no separators),
         `train_bytes` (with them), `separator`, `seconds`.
     """
-    texts = _take_first_bytes(
-        [_utf8(d['text']) for d in documents], MAX_VALIDATION_BYTES
-    )
+    texts = [_utf8(document['text']) for document in documents]
+    ends = np.cumsum([len(text) + len(SEPARATOR) for text in texts])
+    num_whole = int(np.searchsorted(ends, MAX_VALIDATION_BYTES, side='right'))
+    texts = texts[: max(1, num_whole)]
     validation = _join_documents(texts)
     path = workdir / 'documents' / 'train.jsonl'
     if not path.exists():
@@ -81,7 +77,8 @@ def compute_baselines(
         np.add.at(tokens, [*text, tokenizer.eos_id], 1)
     alone, before, after = measure_xz_sizes([validation, train, train + validation])
     byte_counts = [
-        np.bincount(_bytes(data), minlength=256) for data in (train, validation)
+        np.bincount(np.frombuffer(data, np.uint8), minlength=256)
+        for data in (train, validation)
     ]
     result = dict(
         inputs=fingerprint,
@@ -131,10 +128,8 @@ def measure_xz_sizes(inputs: Sequence[bytes]) -> list[int]:
         # The longest first; each may take 700 MB of memory, so no more than two.
         order = sorted(range(len(inputs)), key=lambda i: -len(inputs[i]))
         with ThreadPoolExecutor(2) as pool:
-            sizes = dict(
-                zip(order, pool.map(lambda i: size(inputs[i]), order), strict=True)
-            )
-    return [sizes[i] for i in range(len(inputs))]
+            sizes = {i: pool.submit(size, inputs[i]) for i in order}
+    return [sizes[i].result() for i in range(len(inputs))]
 
 
 def count_tokens(folder: Path, tokenizer) -> np.ndarray:
@@ -176,19 +171,9 @@ def read_last_texts(path: Path, max_bytes: int) -> list[bytes]:
     return texts[::-1]
 
 
-def _take_first_bytes(texts: list[bytes], max_bytes: int) -> list[bytes]:
-    """The first whole documents of at most `max_bytes`, and one at least."""
-    ends = np.cumsum([len(text) + len(SEPARATOR) for text in texts])
-    return texts[: max(1, int(np.searchsorted(ends, max_bytes, side='right')))]
-
-
 def _join_documents(texts: list[bytes]) -> bytes:
     return b''.join(text + SEPARATOR for text in texts)
 
 
 def _utf8(text: str) -> bytes:
     return text.encode('utf-8', 'replace')
-
-
-def _bytes(data: bytes) -> np.ndarray:
-    return np.frombuffer(data, np.uint8)

@@ -58,14 +58,7 @@ class Experiment(NamedTuple):
 
 
 def best_of(config: ConfigDict, workdir: Path) -> dict:
-    """Draws N replies to each held-out problem; writes and returns RUN/best_of.json.
-
-    Args:
-        config: of `init_from.inherit_config`, from the run that draws.
-
-    Raises:
-        UserError: the config makes no sense, or there is neither verifier nor judge.
-    """
+    """Draws N replies to each held-out problem; writes and returns RUN/best_of.json."""
     experiment = make_experiment(config)
     sampler = make_sampler(experiment.trained, config.best_of)
     with contextlib.closing(sampler):
@@ -92,34 +85,25 @@ def make_experiment(config: ConfigDict) -> Experiment:
 
 
 def make_gold_reward(section: ConfigDict, task: Task) -> Reward:
-    """The reward model of `best_of.judge`, or else 1 where the task's verifier agrees.
-
-    Raises:
-        UserError: there is neither.
-    """
+    """The reward model of `best_of.judge`, or else whether the verifier agrees."""
     if section.judge:
-        reward = reward_functions.model_reward(section.judge, 'best_of.judge')
-        return partial(reward_functions.compute_rewards, 'best_of.judge', reward)
-    if task.score is None:
+        name = 'best_of.judge'
+        reward = reward_functions.model_reward(section.judge, name)
+    elif task.score is not None:
+        name, reward = 'correct', reward_functions.correct(task)
+    else:
         raise UserError(
             'task.path has problems without answers, and what the proxy chooses cannot '
             'be judged: add "answer" to each, or name a reward model that judges in '
             'best_of.judge'
         )
-    return partial(
-        reward_functions.compute_rewards, 'correct', reward_functions.correct(task)
-    )
+    return partial(reward_functions.compute_rewards, name, reward)
 
 
 def measure_best_of(
     config: ConfigDict, experiment: Experiment, sampler: Sampler
 ) -> dict:
-    """The curve of best-of-n, with all that it rests on.
-
-    Returns:
-        `points`, a list with `n`, `kl`, `sqrt_kl`, and means over problems of `proxy`
-        and `gold` with intervals; and what was drawn.
-    """
+    """The curve of best-of-n, `points`, with all that it rests on."""
     section, N = config.best_of, config.best_of.samples
     drawn = draw_held_out_replies(experiment, sampler, N, config.seed, 'best_of')
     proxy_PN = experiment.proxy(drawn.problems, drawn.replies).reshape(-1, N)
@@ -155,11 +139,9 @@ def draw_held_out_replies(
 def compute_curve(
     proxy_PN: np.ndarray, gold_PN: np.ndarray, bootstrap_settings: BootstrapSettings
 ) -> list[dict]:
-    """The points of n = 1, 2, 4, … N, with bootstrap intervals over problems.
+    """The points of n = 1, 2, 4, … N, with bootstrap intervals over P problems.
 
-    Args:
-        proxy_PN: the proxy's scores of N replies to each of P problems.
-        gold_PN: the gold ones of the same.
+    Each has `n`, `kl`, `sqrt_kl`, and means over problems of `proxy` and `gold`.
     """
     N = np.shape(proxy_PN)[1]
     sizes = [2**power for power in range(N.bit_length()) if 2**power <= N]
@@ -191,10 +173,6 @@ def best_of_n(proxy_N, gold_N, n: int) -> tuple[float, float]:
         P(the best is at most v) = C(samples at most v, n) / C(N, n)
 
     Samples of equal proxy are as likely to be taken, so their gold is averaged.
-
-    Args:
-        proxy_N, gold_N: scores of N samples to one problem.
-        n: at most N.
     """
     values_K, kind_N, counts_K = np.unique(
         proxy_N, return_inverse=True, return_counts=True

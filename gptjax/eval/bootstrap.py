@@ -77,8 +77,7 @@ def finite_or_none(value: float) -> float | None:
 def resample_counts(items: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """How often each item is drawn, with replacement, `items` draws a resample.
 
-    Yields:
-        (r, items) float64 whose rows sum to `items`; the r add up to `resamples`.
+    Yields (r, items) float64 whose rows sum to `items`; the r add up to `resamples`.
     """
     random = np.random.default_rng(seed)
     for rows in _chunks(items, resamples):
@@ -90,7 +89,7 @@ def resample_counts(items: int, resamples: int, seed: int) -> Iterator[np.ndarra
 
 def resample_sums(columns: Columns, resamples: int, seed: int) -> Columns:
     """Sums of every column over each resample, (resamples,) each."""
-    table = _table(columns)
+    table = make_table(columns)
     sums = [counts @ table for counts in resample_counts(len(table), resamples, seed)]
     return _named(columns, np.concatenate(sums))
 
@@ -111,11 +110,7 @@ def mean_figure(column: str, number: str = 'items') -> Figure:
 
 
 def compute_interval(samples: np.ndarray, level: float) -> list[float]:
-    """[low, high] that hold the middle `level` of the samples.
-
-    A sample without a value (0 / 0 in a resample without one fitting item) is left
-    out.
-    """
+    """[low, high] that hold the middle `level` of the samples that are not nan."""
     samples = samples[~np.isnan(samples)]
     if not len(samples):
         return [float('nan'), float('nan')]
@@ -140,14 +135,12 @@ def compute_p_value(
 ) -> float:
     """How often chance alone gives as large a difference: the two-sided p-value.
 
-    nan where the figure has no value.
-
     Under the null hypothesis the two systems are one, and which result of an item
     belongs to which is a coin's throw: approximate randomisation (Noreen 1989;
-    Riezler and Maxwell 2005). p = (1 + #{|d| >= |observed|}) / (1 + resamples).
+    Riezler and Maxwell 2005). See `share_as_large`.
     """
     random = np.random.default_rng(seed)
-    first_table, second_table = _table(first), _table(second)
+    first_table, second_table = make_table(first), make_table(second)
     sums, difference = first_table.sum(axis=0), second_table - first_table
     first_sums, second_sums = [], []
     for rows in _chunks(len(first_table), resamples):
@@ -174,7 +167,7 @@ def share_as_large(permuted: np.ndarray, observed: float) -> float:
     return float((1 + np.sum(~smaller)) / (1 + len(permuted)))
 
 
-def _table(columns: Columns) -> np.ndarray:
+def make_table(columns: Columns) -> np.ndarray:
     """(N, columns) float64."""
     return np.stack([np.asarray(c, np.float64) for c in columns.values()], axis=1)
 

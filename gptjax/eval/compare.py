@@ -15,6 +15,7 @@ from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.eval import bootstrap, perplexity, results
 from gptjax.eval.bootstrap import BootstrapSettings
+from gptjax.eval.harness import core_suites
 from gptjax.eval.report.tables import format_number, label_of, text_table
 from gptjax.eval.tasks import (
     choice_task,
@@ -43,10 +44,6 @@ def compare(first: str, second: str, json_path: Path | None = None) -> dict:
     Returns:
         {task: {figure: {first, second, difference, interval, p}}} in `tasks`, with
         `first` and `second` as given, and `notes`.
-
-    Raises:
-        UserError: one is not a result, they share no task, or a task has other
-            examples in one of them.
     """
     evaluations = read_evaluation(first), read_evaluation(second)
     first_tasks, second_tasks = (evaluation['tasks'] for evaluation in evaluations)
@@ -127,16 +124,12 @@ def _in_same_order(task, first_result, second_result, first, second) -> dict:
         )
     first_items = {item['id']: item for item in first_result['items']}
     second_items = {item['id']: item for item in second_result['items']}
-    for items, other_items, other_name in (
-        (first_items, second_items, second),
-        (second_items, first_items, first),
-    ):
-        for id in items:
-            if id not in other_items:
-                raise UserError(
-                    f'--compare: {task}: {other_name} lacks the item {id}: evaluate '
-                    'both with the same data and eval settings'
-                )
+    for id in first_items | second_items:
+        if not (id in first_items and id in second_items):
+            raise UserError(
+                f'--compare: {task}: {second if id in first_items else first} lacks '
+                f'the item {id}: evaluate both with the same data and eval settings'
+            )
     for id, item in first_items.items():
         if item['item_sha256'] != second_items[id]['item_sha256']:
             raise UserError(
@@ -154,8 +147,6 @@ def _compute_differences(first_result: dict, second_result: dict) -> dict:
     if first_result['kind'] in FIGURES_OF_KIND:
         figures = FIGURES_OF_KIND[first_result['kind']]
     else:
-        from gptjax.eval.harness import core_suites
-
         figures = core_suites.figures_for(columns[0])
     sources = np.array([item.get('source', '') for item in first_result['items']])
     subsets = {'': np.ones(len(sources), bool)}
@@ -194,12 +185,10 @@ def _difference(first, second, samples, p, level) -> dict:
 def _comparison_text(comparison: Mapping, settings: BootstrapSettings) -> str:
     rows: list[Sequence[str]] = [('task', 'figure', 'A', 'B', 'B - A', 'interval', 'p')]
     for task, differences in comparison['tasks'].items():
-        for figure, found in differences.items():
-            low, high = map(format_number, found['interval'])
-            values = [
-                format_number(found[n]) for n in ('first', 'second', 'difference')
-            ]
-            p = '' if found['p'] is None else f'{found["p"]:.3f}'
+        for figure, row in differences.items():
+            low, high = map(format_number, row['interval'])
+            values = [format_number(row[n]) for n in ('first', 'second', 'difference')]
+            p = '' if row['p'] is None else f'{row["p"]:.3f}'
             rows.append((task, label_of(figure), *values, f'{low} … {high}', p))
             task = ''
     lines = [

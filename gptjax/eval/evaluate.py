@@ -10,6 +10,7 @@ from gptjax.core import console, run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.eval import held_out_documents, results
 from gptjax.eval.bootstrap import finite_or_none
+from gptjax.eval.harness import core_suites
 from gptjax.eval.report.tables import tasks_text
 from gptjax.eval.tasks import dialogue_task, examples, verifiable_replies
 from gptjax.eval.tasks.choice_task import evaluate_choices
@@ -18,8 +19,6 @@ from gptjax.eval.tasks.predictor import Predictor, open_predictor
 from gptjax.parallel.mesh import batch_shards, make_mesh
 from gptjax.train.load_model import load_model, load_start_run, model_fingerprint
 
-HARNESS = 'lm_eval:'  # before the name of a task of lm-evaluation-harness
-SUITES = ('core', 'chatcore')  # lists of such tasks
 DOCUMENT_TASKS = ('perplexity', 'reply', 'choice')  # need validation documents
 
 
@@ -49,10 +48,6 @@ def evaluate(
         `results` (perplexity and bits per byte, by source) and `baselines`
         (compression and frequencies) where RUN has documents, `checkpoint_step`, and
         `tasks`, each as results.py has it.
-
-    Raises:
-        UserError: RUN has no checkpoint, no documents are held out, a task does not
-            exist, or the config's eval section makes no sense.
     """
     settings = config.eval
     mesh = make_mesh(config.mesh)
@@ -174,11 +169,7 @@ def _add_start_as_baseline(config, settings, workdir, mesh, conversations, resul
 
 
 def split_task_names(tasks: str) -> list[str]:
-    """The names between the commas, each once.
-
-    Raises:
-        UserError: there is none, or the results of two would have one name.
-    """
+    """The names between the commas, each once; two results may not share a name."""
     names = list(dict.fromkeys(n.strip() for n in tasks.split(',') if n.strip()))
     if not names:
         raise UserError('--tasks is empty: name some, as perplexity,reply,choice')
@@ -200,18 +191,12 @@ def result_name(task: str) -> str:
 def find_task(
     name: str, config: ConfigDict | None = None
 ) -> Callable[[Predictor, Sequence[dict]], dict]:
-    """A function from (predictor, documents) to {name: result}.
-
-    Raises:
-        UserError: there is none, its file is wrong, or it needs a package.
-    """
+    """A function from (predictor, documents) to {name: result}."""
     if name == 'perplexity':
         return lambda predictor, documents: {}  # evaluated before all others
     if name in ('reply', 'choice'):
         return partial(_evaluate_conversations, name)
-    if name in SUITES or name.startswith(HARNESS):
-        from gptjax.eval.harness import core_suites
-
+    if name in core_suites.SUITES or name.startswith(core_suites.PREFIX):
         return core_suites.find_harness_task(name)
     if result_name(name) == verifiable_replies.NAME and config is not None:
         return verifiable_replies.find_problem_task(name, config)
@@ -220,7 +205,8 @@ def find_task(
         return partial(_evaluate_file, Path(name).stem, file_examples)
     raise UserError(
         f'--tasks={name}: no such task: use perplexity, reply, choice, dialogue, task, '
-        f'{", ".join(SUITES)}, {HARNESS}NAME or a file that ends in .jsonl'
+        f'{", ".join(core_suites.SUITES)}, {core_suites.PREFIX}NAME or a file that '
+        'ends in .jsonl'
     )
 
 

@@ -73,9 +73,6 @@ def find_run_of_documents(config: ConfigDict, workdir: Path) -> Path:
     """RUN, or the run it started from, and so on: the first that has documents.
 
     A conversation's id decides whether it is held out, in all of them alike.
-
-    Raises:
-        UserError: none of them has any.
     """
     folder = workdir
     while not validation_path(folder).exists():
@@ -101,10 +98,8 @@ def evaluate_perplexity(
 ) -> tuple[dict, dict, dict]:
     """Figures over whole documents, their intervals over documents, and baselines.
 
-    Args:
-        documents: dicts with `id`, `source` and `text`.
-        documents_run: the run that they are of, with `documents` and `prepared`.
-        keep_in: the run directory that keeps the baselines; None: `documents_run`.
+    The documents are dicts with `id`, `source` and `text`, of the run `documents_run`;
+    the baselines are kept in the run directory `keep_in`, or else in that one.
 
     Returns:
         (the summary of `perplexity.summarize`, with `intervals` of each figure; the
@@ -133,7 +128,6 @@ def evaluate_perplexity(
     unigram_nats = token_unigram_nats(documents_run, documents, predictor.tokenizer)
     unigram_columns = dict(columns, nats=unigram_nats)
 
-    # The parts of the summary, each with the documents that it is over.
     everything = ('', summary, np.ones(len(documents), bool))
     by_source = [
         (f'/{source}', part, sources == source)
@@ -146,7 +140,14 @@ def evaluate_perplexity(
         results.add_baseline(part_figures, 'token frequencies', unigram_figures)
         part['intervals'] = {n: f['interval'] for n, f in part_figures.items()}
         if not suffix:
-            xz = _xz_figures(columns, baselines['bits_per_byte']['xz_given_train'])
+            # bits per byte of xz, in the unit of every figure
+            sums = bootstrap.sum_columns(columns)
+            bits_per_byte = baselines['bits_per_byte']['xz_given_train']
+            sums['nats'] = bits_per_byte * math.log(2) * sums['bytes']
+            xz = {
+                name: dict(value=bootstrap.finite_or_none(figure(sums)))
+                for name, figure in FIGURES.items()
+            }
             results.add_baseline(part_figures, 'xz -9e, given training text', xz)
         if not suffix or len(by_source) > 1:
             figures.update({f'{n}{suffix}': f for n, f in part_figures.items()})
@@ -168,16 +169,6 @@ def token_unigram_nats(workdir: Path, documents: Sequence[dict], tokenizer):
     nats = -np.log(smoothed / smoothed.sum())
     texts = tokenizer.encode_batch([document['text'] for document in documents])
     return np.array([nats[tokens].sum() + nats[tokenizer.eos_id] for tokens in texts])
-
-
-def _xz_figures(columns, bits_per_byte: float) -> dict[str, dict]:
-    """xz's bits per byte in the unit of every figure."""
-    sums = bootstrap.sum_columns(columns)
-    sums['nats'] = bits_per_byte * math.log(2) * sums['bytes']
-    return {
-        name: dict(value=bootstrap.finite_or_none(figure(sums)))
-        for name, figure in FIGURES.items()
-    }
 
 
 def _identity(document: dict) -> dict[str, str]:

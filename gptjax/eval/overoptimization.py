@@ -50,16 +50,9 @@ ROWS_AT_ONCE = 64  # replies whose log-probabilities are computed at once
 def overoptimize(config: ConfigDict, workdir: Path) -> dict:
     """Makes what is missing of a proxy and a policy, then the plot.
 
-    Args:
-        config: of `init_from.inherit_config`, from the start of all. `parts`
-            holds the configs of the stages `select`, `reward` and `ppo`.
-
-    Returns:
-        What is written to RUN/overoptimization.json; or where a signal stopped a
-        stage, its summary, with the reason 'interrupted'.
-
-    Raises:
-        UserError: a stage refuses, or there is nothing that judges.
+    `config.parts` holds the configs of the stages `select`, `reward` and `ppo`.
+    Returns what is written to RUN/overoptimization.json; or where a signal stopped a
+    stage, its summary, with the reason 'interrupted'.
     """
     _check_judges(config)
     section = config.overoptimization

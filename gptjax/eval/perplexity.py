@@ -49,20 +49,14 @@ def measure_documents(
     stride: int = 0,
     batch_size: int = 32,
 ) -> Measured:
-    """What each document costs the model.
+    """What each document (a dict with `source` and `text`) costs the model.
 
     Args:
-        score_batch: from a batch, the dict of (batch_size, context) arrays that
-            training uses (`inputs`, `targets`, `segments`, `positions`, int32, and
-            `weights`, float32), to ln P of the targets, (batch_size, context)
-            float32. The shape is always the same. Given in turn and read one batch
-            late, so an asynchronous function keeps the device busy.
-        documents: dicts with `source` and `text`.
+        score_batch: from a batch of `batches_of` to ln P of the targets, (batch_size,
+            context) float32. Read one batch late, so an asynchronous function keeps
+            the device busy.
         context: the inputs of a window.
         stride: how far it moves; 0: half the context.
-
-    Raises:
-        UserError: the stride is outside 1 to context, or there is no text.
     """
     stride = stride or max(context // 2, 1)
     if not 1 <= stride <= context:
@@ -154,8 +148,7 @@ def select_documents(columns: dict, chosen: np.ndarray) -> dict:
 def windows_of(streams, context: int, stride: int) -> list[tuple[int, int, int, int]]:
     """(stream, first input, first scored, end) of every window, ends exclusive.
 
-    Args:
-        streams: token arrays `BOS … EOS`; n + 1 tokens have n inputs.
+    `streams` are token arrays `BOS … EOS`; n + 1 tokens have n inputs.
     """
     windows = []
     for number, stream in enumerate(streams):
@@ -213,16 +206,14 @@ def score_rows(
     `owners` (B, T) is the stream that a target scores for, or -1. A batch is yielded
     after the next one was given to the device.
     """
-    pending = None
+    pending = []
     left = len(rows)
     for batch, owners in batches_of(streams, rows, context, batch_size, pad_id):
-        dispatched = score_batch(batch), owners, min(batch_size, left)
+        pending.append((score_batch(batch), owners, min(batch_size, left)))
         left -= batch_size
-        if pending is not None:
-            yield pending
-        pending = dispatched
-    if pending is not None:
-        yield pending
+        if len(pending) > 1:
+            yield pending.pop(0)
+    yield from pending
 
 
 def add_scores(sums: np.ndarray, scores: np.ndarray, owners: np.ndarray) -> None:
@@ -233,7 +224,10 @@ def add_scores(sums: np.ndarray, scores: np.ndarray, owners: np.ndarray) -> None
 
 
 def batches_of(streams, rows, context, batch_size, pad_id) -> Iterator[tuple]:
-    """(batch, owners): owners (B, T) is the stream a target scores for, or -1."""
+    """(batch, owners): owners (B, T) is the stream a target scores for, or -1.
+
+    A batch is the dict of (batch_size, context) arrays that training uses.
+    """
     for first in range(0, len(rows), batch_size):
         shape = (batch_size, context)
         batch = dict(

@@ -29,10 +29,6 @@ def measure_change(
 
     Returns:
         `whole` and `changed` bits per byte, `documents` and `bytes`.
-
-    Raises:
-        UserError: RUN has no checkpoint, or no run it came from has validation
-            documents.
     """
     texts = read_held_out_texts(config, workdir, NUM_DOCUMENTS)
     whole, changed = (

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.core import storage
-from gptjax.eval.bootstrap import BootstrapSettings, Columns
+from gptjax.eval.bootstrap import BootstrapSettings, Columns, make_table
 
 
 def make_result(
@@ -37,7 +37,7 @@ def make_result(
     **more,
 ) -> dict:
     """A task's result, as above; `examples` become its `items`."""
-    table = np.stack([np.asarray(c, np.float64) for c in columns.values()], axis=1)
+    table = make_table(columns)
     return dict(
         kind=kind,
         about=about,
@@ -76,16 +76,16 @@ def to_json(value, indent: int = 0) -> str:
     """JSON, indented, but lists of plain values stay in a line."""
     inner, outer = '\n' + ' ' * (indent + 2), '\n' + ' ' * indent
     if isinstance(value, Mapping) and value:
-        parts = (
-            f'{json.dumps(str(name), ensure_ascii=False)}: {to_json(part, indent + 2)}'
-            for name, part in value.items()
+        lines = (
+            f'{json.dumps(str(name), ensure_ascii=False)}: {to_json(cell, indent + 2)}'
+            for name, cell in value.items()
         )
-        return '{' + inner + f',{inner}'.join(parts) + outer + '}'
+        return '{' + inner + f',{inner}'.join(lines) + outer + '}'
     if isinstance(value, list | tuple) and any(
-        isinstance(part, Mapping | list | tuple) for part in value
+        isinstance(cell, Mapping | list | tuple) for cell in value
     ):
-        parts = (to_json(part, indent + 2) for part in value)
-        return '[' + inner + f',{inner}'.join(parts) + outer + ']'
+        lines = (to_json(cell, indent + 2) for cell in value)
+        return '[' + inner + f',{inner}'.join(lines) + outer + ']'
     return json.dumps(value, ensure_ascii=False)
 
 

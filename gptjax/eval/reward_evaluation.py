@@ -32,11 +32,7 @@ PAIRS_AT_ONCE = 2**22  # pairs times resamples whose weights are alive
 
 
 def evaluate_reward(config: ConfigDict, workdir: Path) -> dict:
-    """Scores the test split; writes and returns RUN/results.json, prints a table.
-
-    It has `center` (the mean training reward), figures with intervals, baselines and
-    calibration.
-    """
+    """Scores the test split; writes and returns RUN/results.json, prints a table."""
     mesh = make_mesh(config.mesh)
     trained = load_reward_model(config, workdir, mesh)
     context, template = config.data.context, config.chat.template
@@ -64,7 +60,7 @@ def evaluate_reward(config: ConfigDict, workdir: Path) -> dict:
         target='preferences' if config.reward.preferences else config.reward.target,
         loss=config.reward.loss,
         checkpoint_step=trained.step,
-        center=float(centre_rewards.mean()),
+        center=float(centre_rewards.mean()),  # the mean training reward
         conversations={split: len(items) for split, items in rated.items()},
         longer_than_context={
             split: sum(e.dropped > 0 or e.cut for e in comparisons.encoded)
@@ -194,7 +190,7 @@ def resample_pairs(
     `units` (N,) has the unit of each item; a pair of one unit counts as often as it.
     """
     better, worse = units[pairs.better], units[pairs.worse]
-    table = np.stack([np.asarray(c, np.float64) for c in columns.values()], axis=1)
+    table = bootstrap.make_table(columns)
     resamples, _, seed = bootstrap_settings
     sums, rows = [], max(1, PAIRS_AT_ONCE // max(1, len(better)))
     for counts in bootstrap.resample_counts(units.max() + 1, resamples, seed):
@@ -242,20 +238,15 @@ def measure_calibration(config: ConfigDict, scores_N, values_N, sets) -> dict:
     the slope of the standardised rating on the score, 1 where it is calibrated.
     """
     if config.reward.loss == 'regression':
-        return dict(slope=_slope(scores_N, values_N))
+        # By how much the standardised rating grows where the score grows by one.
+        with np.errstate(divide='ignore', invalid='ignore'):
+            slope = np.cov(scores_N, values_N)[0, 1] / np.var(scores_N, ddof=1)
+        return dict(slope=bootstrap.finite_or_none(slope))
     if config.reward.loss == 'binary':
         return bin_probabilities(1 / (1 + np.exp(-scores_N)), values_N)
     pairs = draw_pairs(values_N, sets, MOST_PAIRS, config.seed)
     margins = np.abs(scores_N[pairs.better] - scores_N[pairs.worse])
     return bin_probabilities(1 / (1 + np.exp(-margins)), pairs.score_right(scores_N))
-
-
-def _slope(scores_N, values_N) -> float | None:
-    """By how much the standardised rating grows where the score grows by one."""
-    with np.errstate(divide='ignore', invalid='ignore'):
-        return bootstrap.finite_or_none(
-            np.cov(scores_N, values_N)[0, 1] / np.var(scores_N, ddof=1)
-        )
 
 
 def bin_probabilities(

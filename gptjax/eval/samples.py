@@ -6,11 +6,7 @@ from ml_collections import ConfigDict
 
 from gptjax.core import console, storage
 from gptjax.core.console import UserError
-from gptjax.infer.request import (
-    LARGEST_SEED,
-    ContextOverflow,
-    SamplingParameters,
-)
+from gptjax.infer.request import LARGEST_SEED, ContextOverflow, SamplingParameters
 from gptjax.models.settings import resolve
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.train.load_model import load_engine
@@ -29,9 +25,6 @@ def sample(
 
     Without prompts the config's are taken, and the texts become RUN/samples.json,
     which the report shows, if they are the best checkpoint's (`step` None).
-
-    Raises:
-        UserError: RUN has no checkpoint, or a prompt is too long.
     """
     settings = config.sample
     sampling = {name: settings[name] for name in SAMPLING}
@@ -48,16 +41,15 @@ def sample(
         parameters = SamplingParameters(
             **sampling, max_tokens=settings.max_tokens, seed=seed + number
         )
-        text = _print_completion(engine, prompt, parameters)
-        texts.append(
-            dict(
-                prompt=prompt,
-                text=text,
-                seed=seed + number,
-                step=engine.trained_step,
-                **sampling,
-            )
-        )
+        text = prompt
+        print(prompt, end='', flush=True)
+        tokens = [engine.tokenizer.bos_id, *engine.tokenizer.encode(prompt)]
+        for update in engine.reply(tokens, parameters):
+            text += update.text
+            print(update.text, end='', flush=True)
+        print()
+        provenance = dict(seed=seed + number, step=engine.trained_step, **sampling)
+        texts.append(dict(prompt=prompt, text=text, **provenance))
     if not prompts and step is None:
         storage.write_json(workdir / 'samples.json', texts)
     return texts
@@ -74,16 +66,3 @@ def _check_lengths(config, workdir, prompts):
         tokens = 1 + len(tokenizer.encode(prompt))
         if tokens >= context:
             raise ContextOverflow(tokens, context)
-
-
-def _print_completion(engine, prompt, parameters):
-    """The prompt and its continuation, printed piece by piece."""
-    tokenizer = engine.tokenizer
-    text = prompt
-    print(prompt, end='', flush=True)
-    tokens = [tokenizer.bos_id, *tokenizer.encode(prompt)]
-    for update in engine.reply(tokens, parameters):
-        text += update.text
-        print(update.text, end='', flush=True)
-    print()
-    return text

@@ -47,9 +47,7 @@ class Stage(NamedTuple):
 def write_stage_table(workdir: Path, words: Sequence[str]) -> dict:
     """Writes stages.json and stages.html into a folder of runs; prints the table.
 
-    Args:
-        workdir: the folder that holds the runs, or folders of seeds that do.
-        words: 'NAME' or 'NAME=CONTROL', in the order of the table.
+    `words` are 'NAME' or 'NAME=CONTROL', in the order of the table.
 
     Returns:
         {rows: [...], seeds, level}; a row has task, figure, stage, the seconds it was
@@ -84,7 +82,13 @@ def write_stage_table(workdir: Path, words: Sequence[str]) -> dict:
     table = dict(rows=rows, seeds=len(stages[0].folders), level=level)
     storage.write_json(workdir / 'stages.json', table)
     heading, *cells = _table_cells(table)
-    caption = _caption(table)
+    caption = (
+        f'One seed; {level:.0%} bootstrap intervals over items, of differences paired'
+    )
+    if table['seeds'] > 1:
+        caption = (
+            f'Means over {table["seeds"]} seeds (the lowest … the highest of them)'
+        )
     body = f'<h1>Stages</h1><p>{escape(caption)}.</p>{html_table(cells, heading)}'
     storage.write_text(workdir / 'stages.html', html_page('Stages · gptjax', body))
     print(f'{caption}\n{text_table([heading, *cells])}')
@@ -173,25 +177,14 @@ def _compare(
                 f'stages: {control_folder} was not asked for {task}: run eval'
             )
         compared = compare_task(task, *map(str, pair), *(evaluations[f] for f in pair))
-        difference = compared[figure]
-        differences.append(
-            dict(value=difference['difference'], interval=difference['interval'])
-        )
+        difference = dict(compared[figure], value=compared[figure]['difference'])
+        differences.append(difference)
     overall = _over_seeds(differences)
     return dict(
         control=control.name,
         difference=overall['value'],
         difference_interval=overall['interval'],
     )
-
-
-def _caption(table: dict) -> str:
-    if table['seeds'] == 1:
-        return (
-            f'One seed; {table["level"]:.0%} bootstrap intervals over items, of '
-            'differences paired'
-        )
-    return f'Means over {table["seeds"]} seeds (the lowest … the highest of them)'
 
 
 def _table_cells(table: dict) -> list[tuple[str, ...]]:

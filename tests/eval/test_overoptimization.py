@@ -26,11 +26,7 @@ def figure(value):
 
 def point(sqrt_kl, proxy, gold, **more):
     return dict(
-        kl=sqrt_kl**2,
-        sqrt_kl=sqrt_kl,
-        proxy=figure(proxy),
-        gold=figure(gold),
-        **more,
+        kl=sqrt_kl**2, sqrt_kl=sqrt_kl, proxy=figure(proxy), gold=figure(gold), **more
     )
 
 

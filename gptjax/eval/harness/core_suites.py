@@ -85,12 +85,8 @@ PREFIX = 'lm_eval:'
 def find_harness_task(name: str) -> Callable[[Predictor, Sequence[dict]], dict]:
     """A function from (predictor, documents) to {name: result} of a list or a task.
 
-    Args:
-        name: 'core', 'chatcore', or 'lm_eval:' and a task's name or YAML file, with
-            '@5' behind it for five shots.
-
-    Raises:
-        UserError: lm-eval is not installed, or has no such task.
+    `name` is 'core', 'chatcore', or 'lm_eval:' and a task's name or YAML file, with
+    '@5' behind it for five shots.
     """
     if importlib.util.find_spec('lm_eval') is None:
         raise UserError(
@@ -110,7 +106,11 @@ def find_harness_task(name: str) -> Callable[[Predictor, Sequence[dict]], dict]:
         raise UserError(f'--tasks={name}: {shots!r} shots: use a number behind the @')
     manager = _make_task_manager(name, task)
     if task.endswith('.yaml'):
-        task = _read_task_name(Path(task), name)
+        path = Path(task)
+        line = re.search(r'^task: *(\S+) *$', path.read_text(encoding='utf-8'), re.M)
+        if not line:
+            raise UserError(f'--tasks={name}: {path} has no line `task: NAME`: add one')
+        task = line[1]
     if task not in manager.all_tasks:
         raise UserError(
             f'--tasks={name}: lm-eval has no such task: `lm-eval ls tasks` lists them'
@@ -133,13 +133,6 @@ def _make_task_manager(name, task=''):
     if not Path(task).is_file():
         raise UserError(f'--tasks={name}: {task}: no such file: give a YAML file')
     return TaskManager(include_path=str(Path(task).parent), include_defaults=False)
-
-
-def _read_task_name(path, name):
-    task = re.search(r'^task: *(\S+) *$', path.read_text(encoding='utf-8'), re.M)
-    if not task:
-        raise UserError(f'--tasks={name}: {path} has no line `task: NAME`: add one')
-    return task[1]
 
 
 def _fetch_data(manager, names):

@@ -31,11 +31,9 @@ DEFAULT_MAX_TOKENS = 256  # of a task that says nothing, as elsewhere in the har
 class HarnessModel(TemplateLM):
     """The three requests of the harness.
 
-    Args:
-        predictor: the model, as tasks see it.
-        add_bos: before prompts. False gives what the harness's own HTTP client
-            gives, which sends tokens of the text alone.
-        max_length: tokens that are read at once, if not the run's context.
+    Without `add_bos` before prompts it gives what the harness's own HTTP client gives,
+    which sends tokens of the text alone. `max_length` tokens are read at once; None:
+    the run's context.
     """
 
     def __init__(
@@ -175,11 +173,7 @@ class HarnessModel(TemplateLM):
 
 
 def parameters_of(arguments: dict, max_length: int) -> SamplingParameters:
-    """How a task wants its replies drawn; at most half of what the model reads.
-
-    Raises:
-        UserError: it asks for something that would change them and is not there.
-    """
+    """How a task wants its replies drawn; at most half of what the model reads."""
     arguments = dict(arguments)
     until = arguments.pop('until', None) or ()
     until = [until] if isinstance(until, str) else until

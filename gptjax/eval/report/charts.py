@@ -82,18 +82,10 @@ def line_chart(
     note: str = '',
     across: str = 'step',
 ) -> str:
-    """A figure of lines over the training step, or something else.
+    """HTML of lines over the training step or something else; '' without any point.
 
-    Args:
-        title: what is shown, with its `unit` behind it.
-        series: drawn in this order; those without points are left out.
-        levels: horizontal lines, named on the line.
-        make_axis: makes the vertical axis of the values.
-        note: a line below the title.
-        across: what the horizontal axis counts.
-
-    Returns:
-        HTML; '' where there is no point at all.
+    `levels` are horizontal lines, named on the line; `note` is a line below the title;
+    the horizontal axis counts `across`.
     """
     series = [line for line in series if line.points]
     if not series:

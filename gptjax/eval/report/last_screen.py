@@ -19,9 +19,7 @@ def last_screen(workdir: Path, report: Path) -> str:
         lines += _replies(evaluation)
     shown = _relative(workdir)
     python = _relative(Path(sys.executable))
-    is_reward_model = (
-        workdir / 'ratings'
-    ).is_dir()  # a reward model: nobody to talk to
+    is_reward_model = (workdir / 'ratings').is_dir()  # nobody to talk to
     results = workdir / 'results.json'
     if not (results.exists() if is_reward_model else run_dir.has_checkpoint(workdir)):
         environment = workdir / 'environment.json'

@@ -163,12 +163,6 @@ def calibration_text(calibration: Mapping) -> str:
     return f'calibration: said {bins}; off by {error:.3f} on average'
 
 
-def reward_lead(evaluation: Mapping) -> str:
-    """The page's first sentence."""
-    sentence = verdict(evaluation)
-    return f'{escape(sentence[0].upper() + sentence[1:])}.'
-
-
 def ratings_section(manifest: Mapping) -> str:
     """What RUN/ratings holds, and what the ratings are worth, as HTML."""
     splits = [

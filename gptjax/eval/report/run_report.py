@@ -77,7 +77,8 @@ def _header(run):
     evaluation = run['evaluation']
     lead, facts = post_training_tables.dialogue_lead(evaluation)
     if not lead and run['ratings'] and run['rewards']:
-        lead = post_training_tables.reward_lead(run['rewards'])
+        sentence = post_training_tables.verdict(run['rewards'])
+        lead = f'{escape(sentence[0].upper() + sentence[1:])}.'
     if evaluation and 'results' in evaluation:
         results = evaluation['results']
         bits = format_number(results['bits_per_byte'])

@@ -91,9 +91,7 @@ def figure_rows(tasks: Mapping[str, dict]) -> Iterator[FigureRow]:
 def text_table(rows: Sequence[Sequence[str]], right_aligned: Sequence[int] = ()) -> str:
     """Aligned columns of text; the first row is the heading.
 
-    Args:
-        rows: cells, equally many in each row.
-        right_aligned: numbers of the columns that are aligned to the right.
+    `right_aligned` has the numbers of the columns that are aligned to the right.
     """
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     lines = []
@@ -127,10 +125,8 @@ def html_table(
 ) -> str:
     """A table that scrolls sideways where the page is narrow; all text is escaped.
 
-    Args:
-        rows: cells.
-        heading: the columns' titles; a line break is kept.
-        highlighted: the first cell of the row that stands out.
+    Line breaks in `heading` are kept; the row whose first cell is `highlighted` stands
+    out.
     """
     html = ''
     if heading:

@@ -31,18 +31,13 @@ TokenPair = tuple[list[int], list[int]]  # tokens of a prompt, tokens of an answ
 
 
 class ScoredChoices(NamedTuple):
-    """The scored answers of one example.
+    """The scored answers of one example."""
 
-    logprobs, without_prompt: ln P of each answer, given the prompt and given BOS.
-    tokens, num_bytes: the length of each answer.
-    right: the number of the right one.
-    """
-
-    logprobs: Sequence[float]
-    without_prompt: Sequence[float]
-    tokens: Sequence[int]
+    logprobs: Sequence[float]  # ln P of each answer given the prompt
+    without_prompt: Sequence[float]  # and given BOS
+    tokens: Sequence[int]  # in each answer
     num_bytes: Sequence[int]
-    right: int
+    right: int  # the number of the right answer
 
 
 def evaluate_choices(
@@ -101,12 +96,10 @@ def score_choices(
     blind_prompt: list[int],
     other_pairs: Sequence[TokenPair] = (),
 ) -> tuple[list[ScoredChoices], list[float]]:
-    """The scored choices of each example; and ln P of other pairs.
+    """The scored choices of each example; and ln P of other pairs, in the same batches.
 
-    Args:
-        pairs: (prompt, choice) of all choices of all examples, in order.
-        blind_prompt: what stands before a choice without its prompt.
-        other_pairs: scored in the same batches.
+    `pairs` are (prompt, choice) of all choices of all examples, in order;
+    `blind_prompt` stands before a choice without its prompt.
     """
     scores = score_pairs(
         predictor.score_batch,

@@ -60,11 +60,7 @@ FIGURES_BY_SOURCE = ('reply_bits', 'accuracy', 'stops')
 
 
 def read_dialogue_examples(workdir: Path, settings) -> list[Example]:
-    """Examples with a reference and choices, of RUN/dialogue's held-out conversations.
-
-    Raises:
-        UserError: there are no conversations, or too few different replies.
-    """
+    """Examples with a reference and choices, of held-out conversations."""
     path = workdir / 'dialogue' / 'validation.jsonl'
     if not path.exists():
         raise UserError(
@@ -73,12 +69,8 @@ def read_dialogue_examples(workdir: Path, settings) -> list[Example]:
         )
     with open(path, encoding='utf-8') as lines:
         views = [json.loads(line) for line in lines]
-    replies = [
-        Example(id, prompt, references=(reply,))
-        for id, prompt, reply in choose_replies(
-            views, settings.conversations, settings.seed
-        )
-    ]
+    chosen = choose_replies(views, settings.conversations, settings.seed)
+    replies = [Example(id, prompt, (reply,)) for id, prompt, reply in chosen]
     choices = choice_examples(replies, settings.choices, settings.seed)
     return [
         with_choices._replace(references=with_reply.references)
@@ -120,31 +112,22 @@ def evaluate_dialogue(predictor: Predictor, examples: Sequence[Example]) -> dict
         encode_recent_messages(predictor, example.prompt) for example in examples
     ]
     columns, nats_without_prompt = _score_replies(predictor, examples, prompts)
-    replies = {
-        name: draw_replies(
-            predictor,
-            examples,
-            prompts,
-            SamplingParameters(
-                max_tokens=predictor.max_reply_tokens, temperature=temperature
-            ),
-        )
-        for name, temperature in TEMPERATURES.items()
-    }
-    for name, drawn in replies.items():
+    replies = {}
+    for name, temperature in TEMPERATURES.items():
+        parameters = SamplingParameters(predictor.max_reply_tokens, temperature)
+        drawn = draw_replies(predictor, examples, prompts, parameters)
         columns[name] = np.array([r.finish == 'stop' for r in drawn], np.float64)
+        replies[name] = drawn
     columns['reply_tokens'] = np.array(
         [len(reply.tokens) for reply in replies['stops']], np.float64
     )
 
     figures = compute_figures(columns, FIGURES)
-    without_prompt = {
-        **compute_figures(
-            dict(columns, nats=nats_without_prompt),
-            dict(reply_bits=FIGURES['reply_bits']),
-        ),
-        **compute_figures(columns, choice_task.FIGURES_WITHOUT_PROMPT),
-    }
+    columns_without_prompt = dict(columns, nats=nats_without_prompt)
+    figures_without_prompt = dict(
+        reply_bits=FIGURES['reply_bits'], **choice_task.FIGURES_WITHOUT_PROMPT
+    )
+    without_prompt = compute_figures(columns_without_prompt, figures_without_prompt)
     results.add_baseline(figures, 'without the prompt', without_prompt)
     results.add_baseline(figures, 'chance', choice_task.chance_figures(columns))
     lengths = np.array(

@@ -28,20 +28,14 @@ from gptjax.data.chat_template import ROLES, TURN_END
 
 
 class Example(NamedTuple):
-    """One question.
-
-    prompt: a text, or messages (dicts of `role` and `content`).
-    references: right answers; of a generation.
-    choices, answer: the answers to choose from and the number of the right one.
-    stop: a reply ends before the first of these; None: where the template ends it.
-    """
+    """One question."""
 
     id: str
-    prompt: str | list[dict]
-    references: tuple[str, ...] = ()
+    prompt: str | list[dict]  # or messages, dicts of `role` and `content`
+    references: tuple[str, ...] = ()  # right answers, of a generation
     choices: tuple[str, ...] = ()
-    answer: int = 0
-    stop: tuple[str, ...] | None = None
+    answer: int = 0  # the number of the right choice
+    stop: tuple[str, ...] | None = None  # a reply's end; None: the template's
 
     def identity(self) -> dict[str, str]:
         """Its id, and SHA-256 of its prompt and of all that decides its score."""
@@ -60,13 +54,8 @@ def reply_examples(documents: Sequence[dict], count: int, seed: int) -> list[Exa
 
     The conversation is cut after a turn of whoever spoke first, drawn by (seed, its
     id), so an example does not depend on the other documents. Which ones are taken is
-    drawn the same way; 0: all.
-
-    Args:
-        documents: dicts with `id` and `text`, turns apart by an empty line.
-
-    Raises:
-        UserError: there is no document of two turns.
+    drawn the same way; 0: all. In a document's `text` an empty line stands between
+    turns.
     """
     examples = []
     for document in sorted(documents, key=lambda d: hash_integer(seed, d['id'])):
@@ -93,11 +82,7 @@ def reply_examples(documents: Sequence[dict], count: int, seed: int) -> list[Exa
 def choice_examples(
     reply_examples: Sequence[Example], num_choices: int, seed: int
 ) -> list[Example]:
-    """The same prompts, the true reply among true replies of other conversations.
-
-    Raises:
-        UserError: there are too few different replies.
-    """
+    """The same prompts, the true reply among true replies of other conversations."""
     replies = {example.references[0] for example in reply_examples}
     examples = []
     for example in reply_examples:
@@ -137,11 +122,7 @@ def shuffle_references(examples: Sequence[Example], seed: int) -> list[str]:
 
 
 def read_example_file(path: Path) -> list[Example]:
-    """The examples of a JSON Lines file, all of one form.
-
-    Raises:
-        UserError: the file or a line of it makes no sense, by its number.
-    """
+    """The examples of a JSON Lines file, all of one form."""
     examples, forms, seen = [], {}, {}
     file = File(str(path), path.name)
     for number, where, value in read_json_lines(file, '--tasks', '{"prompt": …}'):

@@ -30,12 +30,9 @@ def evaluate_generation(
     )
     room = predictor.max_prompt_tokens
     prompts = [predictor.encode_prompt(example.prompt) for example in examples]
-    replies = draw_replies(
-        predictor,
-        examples,
-        [p[-room:] for p in prompts],
-        SamplingParameters(**sampling),
-    )
+    cut_prompts = [prompt[-room:] for prompt in prompts]
+    parameters = SamplingParameters(**sampling)
+    replies = draw_replies(predictor, examples, cut_prompts, parameters)
     answers = [reply.text.strip() for reply in replies]
     references = [example.references for example in examples]
     first_references = [texts[0] for texts in references]

@@ -77,11 +77,7 @@ def score_pairs(
 ) -> list[Scored]:
     """Every `after`'s likelihood given its `before`, in order.
 
-    Args:
-        score_batch: as `make_score_batch` makes it.
-        pairs: (before, after) token ids; before has at least one (as a rule BOS). An
-            empty after has probability 1.
-        context: tokens that the model reads at once.
+    `before` has at least one token, as a rule BOS. An empty `after` has probability 1.
     """
     streams = [np.array([*before, *after], np.int32) for before, after in pairs]
     windows = [

@@ -26,22 +26,14 @@ PROMPTS_AT_ONCE = 64  # given to the engine together: how often progress shows
 
 
 class Predictor(NamedTuple):
-    """A model and how it is evaluated.
-
-    tokenizer: of the run.
-    template: the chat template's name.
-    context: tokens that it reads at once.
-    score_batch: from a batch to (ln P of its targets, are they the likeliest).
-    complete: from prompts and their parameters to replies, as the engine does it.
-    settings: the config's section `eval`.
-    """
+    """A model and how it is evaluated."""
 
     tokenizer: Any
-    template: str
-    context: int
-    score_batch: Callable[[dict], tuple]
+    template: str  # the chat template's name
+    context: int  # tokens that it reads at once
+    score_batch: Callable[[dict], tuple]  # see `make_score_batch`
     complete: Callable[[list[list[int]], list[SamplingParameters]], list[Reply]]
-    settings: ConfigDict
+    settings: ConfigDict  # the config's section `eval`
 
     @property
     def max_reply_tokens(self) -> int:

@@ -39,9 +39,7 @@ def find_problem_task(
 ) -> Callable[[Predictor, object], dict]:
     """A function from (predictor, documents) to {'task': result}.
 
-    Args:
-        name: 'task' or 'task:RUN'.
-        config: of the run under evaluation.
+    `name` is 'task' or 'task:RUN'; `config` is that of the run under evaluation.
     """
     _, _, run = name.partition(':')
     if run:
@@ -91,13 +89,9 @@ def evaluate_problems(
     section: ConfigDict,
     commonest: str,
 ) -> dict:
-    """The task's result, of kind 'verifiable'; its baseline always gives one answer.
+    """The task's result, of kind 'verifiable'; its baseline always says `commonest`.
 
-    Args:
-        problems: held out.
-        score: the verifier.
-        section: the config's section `task`.
-        commonest: the answer that most demonstrations have.
+    `score` is the verifier, `section` the config's section `task`.
     """
     judge = verifier_reward(score)
     are_right = lambda items, texts: (judge(items, texts) >= 1.0).astype(float)
