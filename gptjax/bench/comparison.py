@@ -35,9 +35,7 @@ def available_cores() -> int:
 
 
 def time_in_turns(
-    implementations: dict[str, Callable[[int], list[float]]],
-    rounds: int,
-    steps: int,
+    implementations: dict[str, Callable[[int], list[float]]], rounds: int, steps: int
 ) -> dict[str, list[list[float]]]:
     """Lets each implementation do a few steps in turn, round after round.
 
@@ -98,11 +96,7 @@ def compute_speedup(ours: list[list[float]], theirs: list[list[float]]) -> dict:
         statistics.median(their_round) / statistics.median(our_round)
         for our_round, their_round in zip(ours, theirs, strict=True)
     ]
-    return {
-        'ratio': statistics.median(ratios),
-        'low': min(ratios),
-        'high': max(ratios),
-    }
+    return {'ratio': statistics.median(ratios), 'low': min(ratios), 'high': max(ratios)}
 
 
 def summarize_all(seconds: dict[str, list[list[float]]], tokens: int) -> dict:

@@ -57,7 +57,7 @@ class RunningRequest:
         self._telemetry = telemetry
         self._loop = asyncio.get_running_loop()
         self._updates = asyncio.Queue()
-        self._tickets = []
+        self._request_ids = []
         self._stop_reason = None  # makes the ApiError for which it was stopped
 
     def submit(self) -> None:
@@ -69,8 +69,8 @@ class RunningRequest:
         prompts, parameters = self.request.prompts, self.request.parameters
         try:
             for index, reply in enumerate(zip(prompts, parameters, strict=True)):
-                ticket = self._engine.submit(*reply, self._make_listener(index))
-                self._tickets.append(ticket)
+                request_id = self._engine.submit(*reply, self._make_listener(index))
+                self._request_ids.append(request_id)
         except BaseException:
             self.cancel()
             raise
@@ -78,8 +78,8 @@ class RunningRequest:
     def cancel(self) -> None:
         """Frees the engine's slots, where replies have not ended."""
         if self.num_unfinished:
-            for ticket in self._tickets:
-                self._engine.cancel(ticket)
+            for request_id in self._request_ids:
+                self._engine.cancel(request_id)
 
     def stop(self, reason: Callable[[], ApiError]) -> None:
         """Cancels the replies; `next_update` then raises the error of `reason`."""

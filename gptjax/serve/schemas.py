@@ -72,8 +72,7 @@ def _unsupported(*types):
 
 TEXT = dict(type='string')
 MODEL = dict(
-    type=['string', 'null'],
-    description='An id of /v1/models; by default the first.',
+    type=['string', 'null'], description='An id of /v1/models; by default the first.'
 )
 CONTENT = dict(
     description='a string or an array of text parts',

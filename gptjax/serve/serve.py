@@ -231,11 +231,14 @@ async def _run_server(
     finally:
         server.should_exit = True
         await serving
-        for model in state.models.values():
-            await asyncio.to_thread(model.engine.close)
+        # Loading may also have ended after the signal.
+        loaded = loading.done()
+        if loaded and not loading.exception():
+            for model in loading.result().values():
+                await asyncio.to_thread(model.engine.close)
         for number in SIGNALS:
             loop.remove_signal_handler(number)
-    return loading.done()
+    return loaded
 
 
 def _load_models(options: Options, runs: dict) -> dict[str, ServedModel]:

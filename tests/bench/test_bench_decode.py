@@ -111,11 +111,7 @@ def test_another_library_takes_turns(capsys, monkeypatch):
     library, orders = stand_in(slower=1e6)
     monkeypatch.setattr(bench_decode, 'library_process', library)
     results = bench_decode.run(llama_config(), against='torch', requests={2: 1})
-    assert results.keys() == {
-        ('gptjax', 2),
-        ('torch eager', 2),
-        ('torch compile', 2),
-    }
+    assert results.keys() == {('gptjax', 2), ('torch eager', 2), ('torch compile', 2)}
     assert results['torch eager', 2]['speedup']['low'] > 1000
     generated = [order for order in orders if order['do'] == 'generate']
     # Each warms up, then has three rounds: with three implementations not fewer.

@@ -29,7 +29,7 @@ class Engine:
     """Tells the listeners what `script` says, a list of updates for each request.
 
     Attributes:
-        cancelled: tickets, in order.
+        cancelled: request ids, in order.
         room: requests it takes.
         failure: as of the real one.
     """
@@ -46,14 +46,14 @@ class Engine:
             raise EngineStopped(self.failure)
         if len(self.listeners) >= self.room:
             raise QueueFull('full')
-        ticket = len(self.listeners)
+        request_id = len(self.listeners)
         self.listeners.append(listen)
-        for update in self.script[ticket] if ticket < len(self.script) else ():
+        for update in self.script[request_id] if request_id < len(self.script) else ():
             listen(update)
-        return ticket
+        return request_id
 
-    def cancel(self, ticket):
-        self.cancelled.append(ticket)
+    def cancel(self, request_id):
+        self.cancelled.append(request_id)
 
 
 def state_of(engine, *others, **options):

@@ -3,11 +3,7 @@
 import pytest
 
 from gptjax.infer.request import Token
-from gptjax.serve.responses import (
-    describe_chat_token,
-    describe_text_tokens,
-    token_text,
-)
+from gptjax.serve.responses import describe_chat_token, describe_text_tokens, token_text
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.tokenizer.train_tokenizer import train_model
 

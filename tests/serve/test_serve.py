@@ -1,16 +1,21 @@
 """The stage `serve`: its flags, its start, its end."""
 
+import asyncio
 import base64
 import json
+import os
 import signal
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from gptjax.core import storage
+from gptjax.serve import serve
+from gptjax.serve.admission import ServerState
 from tests import runs, servers
 from tests.servers import wait_for
 
@@ -236,6 +241,27 @@ def test_sigterm_while_the_model_loads(served_run):
         assert output == '' and 'Traceback' not in errors
     finally:
         process.kill()
+
+
+def test_models_that_load_after_the_signal_are_closed(monkeypatch):
+    draining, closed = threading.Event(), []
+    engine = SimpleNamespace(close=lambda: closed.append('tiny'))
+
+    def load_models(options, runs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert draining.wait(servers.SECONDS)
+        return dict(tiny=SimpleNamespace(engine=engine))
+
+    async def drain(state, seconds, hurry):
+        draining.set()
+        await asyncio.sleep(0.3)
+
+    monkeypatch.setattr(serve, '_load_models', load_models)
+    monkeypatch.setattr(ServerState, 'drain', drain)
+    with serve.listen('127.0.0.1', 0) as listener:
+        options = serve.Options()
+        assert asyncio.run(serve._run_server(options, listener, None, {}))
+    assert closed == ['tiny']
 
 
 def listening_port(pid) -> int | None:

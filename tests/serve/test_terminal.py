@@ -70,8 +70,8 @@ class Engine:
             listen(Update(finish='stop'))
         return len(self.requests)
 
-    def cancel(self, ticket):
-        self.cancelled.append(ticket)
+    def cancel(self, request_id):
+        self.cancelled.append(request_id)
 
     _thread = threading.current_thread()  # updates come by themselves
     reply = gptjax.infer.engine.Engine.reply
