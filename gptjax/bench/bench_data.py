@@ -26,12 +26,10 @@ SECONDS = 3.0  # of one measurement
 
 
 def run(config: ConfigDict, workdir: Path) -> dict:
-    """Measures the data loader of RUN/prepared and prints its rates.
+    """Measures the data loader of RUN/prepared; prints and returns its rates.
 
-    Returns:
-        cold, warm: tokens per second, over all processes.
-        training: tokens per second in RUN/metrics.jsonl; None without it.
-        ratio: warm / training, or None.
+    `cold`, `warm` and `training` are tokens per second over all processes, `ratio` is
+    warm / training. Without RUN/metrics.jsonl the last two are None.
     """
     prepared = workdir / 'prepared'
     packed = PackedDataset(prepared, 'train')
@@ -40,12 +38,9 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     import_tensorflow()  # seconds, once a process: no part of the rate
 
     def batches(num_steps: int | None):
+        dataset = PackedDataset(prepared, 'train')
         return dataloader.training_batches(
-            PackedDataset(prepared, 'train'),
-            config.seed,
-            batch_size,
-            sharding,
-            num_steps=num_steps,
+            dataset, config.seed, batch_size, sharding, num_steps=num_steps
         )
 
     drop_from_cache(prepared / 'train')
@@ -75,10 +70,10 @@ def batches_per_second(name: str, batches: Iterator[dict], start: float) -> floa
     count, now, batch = 0, start, None
     with console.progress_bar(f'{name} batches', SECONDS, 'seconds') as advance:
         while now - start < SECONDS:
-            following = next(batches, None)
-            if following is None:
+            next_batch = next(batches, None)
+            if next_batch is None:
                 break
-            batch, count = following, count + 1
+            batch, count = next_batch, count + 1
             before, now = now, time.perf_counter()
             advance(now - before)
     jax.block_until_ready(batch)

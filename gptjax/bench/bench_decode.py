@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,16 +55,11 @@ LIBRARIES = {
 
 
 class Workload(NamedTuple):
-    """Requests that come all at once.
+    """Requests that come all at once."""
 
-    prompts: token ids of each.
-    lengths: tokens of each reply.
-    batch: requests that may run at once.
-    """
-
-    prompts: list[list[int]]
-    lengths: list[int]
-    batch: int
+    prompts: list[list[int]]  # token ids
+    lengths: list[int]  # tokens of each reply
+    batch: int  # requests that may run at once
 
 
 def make_workload(
@@ -77,13 +73,8 @@ def make_workload(
 
     Prompts are from 1/32 to 1/4 of the context, replies from 1/16 to 1/2: of 512,
     from 16 to 128 and from 32 to 256 tokens. One request has the middle of both.
-
-    Args:
-        context: tokens that prompt and reply may have together.
-        vocab_size: of the model.
-        slots: requests that may run at once; None: all.
-        text: token ids, many more than a prompt has, from which prompts are cut;
-            without any, prompts are random tokens.
+    Prompts are cut from the token ids `text`; without it they are random tokens.
+    `slots` limits how many requests run at once.
     """
     rng = np.random.default_rng(num_requests)
     shares = (np.arange(num_requests) + 0.5) / num_requests
@@ -104,18 +95,12 @@ def make_workload(
 
 @dataclass
 class EngineTimes:
-    """What the engine's listeners have measured.
+    """What the engine's listeners have measured; times are in seconds."""
 
-    first_token: seconds from the submission to the first token, of each request.
-    between_tokens: seconds from a token to the next, of all requests.
-    tokens: of each reply, the last time.
-    num_reply_steps: (reply, step of the engine) pairs with tokens, the last time.
-    """
-
-    first_token: list[float]
+    first_token: list[float]  # from the submission to the first token
     between_tokens: list[float]
-    tokens: list[list[int]]
-    num_reply_steps: int = 0
+    tokens: list[list[int]]  # of each reply in the last round
+    num_reply_steps: int = 0  # (reply, engine step) pairs with tokens in that round
 
 
 class EndlessTokenizer:
@@ -144,29 +129,22 @@ def run(
     """Measures decoding, in turns with other implementations if asked for.
 
     Args:
-        config: an experiment; without a run its weights are random, and so are the
-            prompts.
-        workdir: a run, whose weights are measured; prompts are from its held-out text.
-        step: of its checkpoint; None: the best.
+        workdir: a run, whose weights are measured on prompts of its held-out text;
+            without one, weights and prompts are random.
+        step: of the run's checkpoint; None: the best.
         against: 'torch', 'llama.cpp', or None for ours alone.
         python: the interpreter that has the other library; by default this one.
-        requests: so many requests at once -> rounds of measuring. There are at least
+        requests: number of requests at once -> rounds of measuring. There are at least
             as many rounds as implementations, so that each comes first once.
         slots: requests that run at once; None: all.
-        draft: the run of a smaller model, for speculative decoding in one more
-            implementation.
-        guesses: tokens that the draft guesses in a step.
+        draft: the run of a smaller model, which guesses `guesses` tokens a step in one
+            more implementation.
 
     Returns:
         (implementation, requests) -> its summary, `steps` its rounds: of ours also
         `first` and `between` (seconds at the median and the 95th percentile), of all
-        but the first `speedup` (that one's over it), and with a draft `a_step`, tokens
+        but the first `speedup` (the first's over it), and with a draft `a_step`, tokens
         of a reply drawn in a step.
-
-    Raises:
-        UserError: the other library is unknown, not installed, has no such model, or
-            gives other logits; the draft is no run, or cannot guess for the model; no
-            documents of the run are held out.
     """
     if against not in (None, *LIBRARIES):
         raise UserError(f'--against={against}: use {" or ".join(LIBRARIES)}')
@@ -182,7 +160,11 @@ def run(
         hf_weights.check(settings, against)
     engine_options = {OURS: {}}
     if draft:
-        draft_model = _load_draft(config, workdir, draft)
+        from gptjax.tokenizer.tokenizer import Tokenizer
+        from gptjax.train.load_model import inference_mesh, load_draft
+
+        tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
+        draft_model = load_draft(draft, inference_mesh(config), tokenizer)
         engine_options['with the draft'] = dict(
             draft=(draft_model.settings, draft_model.params), guesses=guesses
         )
@@ -254,22 +236,13 @@ def _load_model(config, workdir, step):
     return trained.settings, trained.params, trained.tokenizer.encode(texts)
 
 
-def _load_draft(config, workdir, draft):
-    """The model of the run `draft`, checked to have the same tokenizer."""
-    from gptjax.tokenizer.tokenizer import Tokenizer
-    from gptjax.train.load_model import inference_mesh, load_draft
-
-    tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
-    return load_draft(draft, inference_mesh(config), tokenizer)
-
-
 # ---- implementations ----------------------------------------------------------
 
 
 def make_engine_runner(
     settings, params, workload: Workload, **options
 ) -> tuple[Callable[[int], list[float]], EngineTimes]:
-    """`run_steps(steps)`, which answers the workload so often; and what it measures.
+    """(`run_steps(steps)`, which answers the workload so often; what it measures).
 
     The engine is compiled and has answered once. `options` are further ones of it.
     """
@@ -290,22 +263,19 @@ def make_engine_runner(
         token_times = [[] for _ in workload.prompts]
         engine_step, reply_steps = 0, set()
 
-        def make_listener(request):
-            def listen(update):
-                if update.tokens:
-                    reply_steps.add((request, engine_step))
-                now = time.perf_counter()
-                token_times[request] += [now] * len(update.tokens)
-                tokens[request] += [token.id for token in update.tokens]
-
-            return listen
+        def listen(request, update):
+            if update.tokens:
+                reply_steps.add((request, engine_step))
+            now = time.perf_counter()
+            token_times[request] += [now] * len(update.tokens)
+            tokens[request] += [token.id for token in update.tokens]
 
         start = time.perf_counter()
         for request, prompt in enumerate(workload.prompts):
             parameters = SamplingParameters(
                 max_tokens=workload.lengths[request], temperature=0.0
             )
-            engine.submit(prompt, parameters, make_listener(request))
+            engine.submit(prompt, parameters, partial(listen, request))
         while engine.step():
             engine_step += 1
         seconds = time.perf_counter() - start
@@ -344,11 +314,7 @@ def _start_libraries(stack, folder, settings, params, against, python):
 
 
 def compare_logits(ask: Callable, folder: Path, settings, params) -> float:
-    """The largest difference of the logits of a random text.
-
-    Raises:
-        UserError: it is more than rounding explains.
-    """
+    """The largest difference of a random text's logits, refused beyond rounding."""
     T = min(NUM_LOGITS_TOKENS, settings.context)
     tokens_T = np.random.default_rng(0).integers(0, settings.vocab_size, T)
     logits = jax.jit(lambda params, *batch: gpt.bind(settings, params)(*batch))

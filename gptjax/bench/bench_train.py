@@ -36,20 +36,10 @@ GPT2 |= dict(qk_norm=False, tie_embeddings=True, dtype='float32')
 
 
 def run(config: ConfigDict, against: str | None = None, python: str | None = None):
-    """Measures a training step, in turns with PyTorch if `against` names it.
+    """Measures a training step; name -> its summary, of torch with `speedup` over it.
 
-    Args:
-        config: an experiment; the vocabulary is `tokenizer.vocab_size`.
-        against: 'torch', or None for ours alone.
-        python: the interpreter that has torch; by default this one.
-
-    Returns:
-        name -> its summary, with `speedup` (ours over it) if it is of torch.
-
-    Raises:
-        UserError: the config cannot train; the other library is unknown or not
-            installed, or has another model than the config's; or JAX does not compute
-            on the CPU, where torch does.
+    The vocabulary has `tokenizer.vocab_size` tokens. With against='torch' PyTorch takes
+    turns, in the interpreter `python`, by default this one.
     """
     if against not in (None, 'torch'):
         raise UserError(f'--against={against}: use torch')
@@ -58,7 +48,12 @@ def run(config: ConfigDict, against: str | None = None, python: str | None = Non
     check_config(config)
     settings = resolve(config.model, config.tokenizer.vocab_size)
     if against:
-        _check_gpt2(settings)
+        for field, value in GPT2.items():
+            if settings[field] != value:
+                raise UserError(
+                    f'--against=torch measures GPT-2, and model.{field} is '
+                    f'{settings[field]!r}, not {value!r}: use configs/bench.py'
+                )
     context = config.data.context
     sizes = dict(
         layers=settings.num_layers,
@@ -99,27 +94,17 @@ def run(config: ConfigDict, against: str | None = None, python: str | None = Non
     return results
 
 
-def _check_gpt2(settings):
-    for field, value in GPT2.items():
-        if settings[field] != value:
-            raise UserError(
-                f'--against=torch measures GPT-2, and model.{field} is '
-                f'{settings[field]!r}, not {value!r}: use configs/bench.py'
-            )
-
-
 def make_trainer(config: ConfigDict, settings):
     """`run_steps(steps)`, warmed up: trains so many steps, returns their seconds."""
     mesh = make_mesh(config.mesh)
     batch_size, context = config.train.batch_size, config.data.context
     rng = np.random.default_rng(0)
     shape = (batch_size, context)
-    stream = rng.integers(0, settings.vocab_size, (batch_size, context + 1)).astype(
-        np.int32
-    )
+    tokens = rng.integers(0, settings.vocab_size, (batch_size, context + 1))
+    tokens = tokens.astype(np.int32)
     batch = dict(
-        inputs=stream[:, :-1],
-        targets=stream[:, 1:],
+        inputs=tokens[:, :-1],
+        targets=tokens[:, 1:],
         segments=np.ones(shape, np.int32),
         positions=np.broadcast_to(np.arange(context, dtype=np.int32), shape),
         weights=np.ones(shape, np.float32),

@@ -45,8 +45,6 @@ def time_in_turns(
 
     Args:
         implementations: name -> `run_steps(steps)`, which returns the seconds of each.
-        rounds: turns of each implementation.
-        steps: steps in one turn.
 
     Returns:
         name -> for each round, the seconds of each of its steps.
@@ -66,10 +64,7 @@ def time_in_turns(
 def summarize(step_seconds: list[float], tokens: int) -> dict:
     """The speed of one implementation, from its timed steps of `tokens` tokens each.
 
-    Returns:
-        The number of steps, the median and the least seconds of a step, and
-        tokens per second at each: by the median, and by the least (`best_…`),
-        which other load on the machine disturbs less.
+    Other load on the machine disturbs the least seconds (`best_…`) less.
     """
     median, least = statistics.median(step_seconds), min(step_seconds)
     return {
@@ -82,15 +77,9 @@ def summarize(step_seconds: list[float], tokens: int) -> dict:
 
 
 def compute_speedup(ours: list[list[float]], theirs: list[list[float]]) -> dict:
-    """How many times as fast `ours` is, compared within each round.
+    """How many times as fast `ours` is: median, least and greatest over the rounds.
 
-    Args:
-        ours, theirs: the rounds of two implementations, as `time_in_turns` returns
-            them, with as many tokens in a step.
-
-    Returns:
-        `ratio`, the median over the rounds of the ratio of their median steps, and
-        `low` and `high`, the least and the greatest.
+    Each round gives one ratio, of the median seconds of a step.
     """
     ratios = [
         statistics.median(their_round) / statistics.median(our_round)
@@ -100,9 +89,9 @@ def compute_speedup(ours: list[list[float]], theirs: list[list[float]]) -> dict:
 
 
 def summarize_all(seconds: dict[str, list[list[float]]], tokens: int) -> dict:
-    """name -> `summarize` of all its rounds; of all but the first name also `speedup`.
+    """name -> `summarize` of all its rounds, which `time_in_turns` returned.
 
-    `seconds` are of `time_in_turns`; `speedup` is that of the first name over it.
+    All but the first have also `speedup`, that of the first over it.
     """
     first, *others = seconds
     results = {
@@ -118,11 +107,7 @@ def summarize_all(seconds: dict[str, list[list[float]]], tokens: int) -> dict:
 
 
 def check_backend(against: str) -> None:
-    """Refuses to compare an accelerator with a library that runs on the processor.
-
-    Raises:
-        UserError: JAX computes elsewhere.
-    """
+    """Refuses to compare an accelerator with a library that runs on the processor."""
     import jax  # the other processes may have none
 
     if jax.default_backend() != 'cpu':
@@ -138,16 +123,8 @@ def library_process(
 ) -> Iterator[tuple[dict, Callable[[dict], dict]]]:
     """Starts a library; yields how it describes itself, and `ask(order) -> answer`.
 
-    Args:
-        name: of the library, for messages: 'torch'.
-        module: that is run, as 'gptjax.bench.torch_generate'; it calls
-            `answer_orders`.
-        arguments: of the command line.
-        python: the interpreter.
-
-    Raises:
-        UserError: no such interpreter; or the process ended, with the last line that
-            it wrote to standard error.
+    The interpreter `python` runs `module`, which calls `answer_orders`. Where the
+    process ends, `ask` raises a UserError with its last line on standard error.
     """
     package_folder = str(Path(__file__).resolve().parents[2])
     python_path = [package_folder, *filter(None, [os.environ.get('PYTHONPATH')])]
@@ -204,9 +181,8 @@ def library_process(
 def answer_orders(start: Callable[[], tuple[dict, dict[str, Callable]]]) -> None:
     """Describes the library, then answers orders until there are no more.
 
-    Args:
-        start: () -> (description, order's name -> function of its other fields); the
-            message of its `UserError` is written to standard error.
+    `start` returns (description, order's name -> function of its other fields); the
+    message of its `UserError` is written to standard error.
     """
     # What libraries print goes to standard error: only answers go to the caller.
     answers = os.fdopen(os.dup(1), 'w')

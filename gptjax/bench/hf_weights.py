@@ -19,11 +19,7 @@ SUPPORTED = {'torch': TORCH, 'llama.cpp': LLAMA_CPP}
 
 
 def check(settings, against: str) -> None:
-    """Refuses a model that the other library, a name in SUPPORTED, does not have.
-
-    Raises:
-        UserError: naming the field.
-    """
+    """Refuses a model that the other library, a name in SUPPORTED, does not have."""
     for field, values in SUPPORTED[against].items():
         if settings[field] not in values:
             supported = ' or '.join(map(repr, values))
@@ -38,9 +34,6 @@ def state_dict(params: dict) -> dict[str, np.ndarray]:
 
     PyTorch keeps a linear map as (outputs, inputs), and heads as one axis. The
     halves that rotary positions turn are in the same order on both sides.
-
-    Args:
-        params: of `gptjax.models.gpt.init_params`.
     """
     import jax  # the other processes, which only read, may have none
 

@@ -59,13 +59,12 @@ def start(weights: Path) -> tuple[dict, dict]:
     path = weights.with_suffix('.gguf')
     write_gguf(path, sizes, arrays)
     # A decoder for each number of requests at once, as the engine has.
-    decoder = cache(
-        lambda slots: Decoder(path, slots, sizes['max_position_embeddings'])
-    )
+    context = sizes['max_position_embeddings']
+    decoder = cache(lambda slots: Decoder(path, slots, context))
 
     def logits(tokens: list[int], path: str) -> dict:
         """Writes the float32 logits (T, V) of a text to `path`."""
-        rows = [(0, place, token, True) for place, token in enumerate(tokens)]
+        rows = [(0, position, token, True) for position, token in enumerate(tokens)]
         np.save(path, decoder(1).decode(rows))
         decoder(1).forget(0)
         return {}
@@ -80,9 +79,7 @@ def start(weights: Path) -> tuple[dict, dict]:
     description = {
         'name': f'llama-cpp-python {llama_cpp.__version__}',
         'threads': available_cores(),
-        'parameters': sum(
-            weight.size for name, weight in arrays.items() if name.endswith('.weight')
-        ),
+        'parameters': sum(weight.size for weight in arrays.values()),
     }
     return description, {'logits': logits, 'generate': generate}
 
@@ -119,14 +116,13 @@ class Decoder:
     def decode(self, rows: list[tuple[int, int, int, bool]]) -> np.ndarray:
         """The logits of those rows that want them, float32 (rows, V).
 
-        Args:
-            rows: (sequence, place, token, whether its logits are wanted) of each.
+        A row is (sequence, position, token, whether its logits are wanted).
         """
         batch = self._batch
         batch.n_tokens = len(rows)
-        for i, (sequence, place, token, wanted) in enumerate(rows):
+        for i, (sequence, position, token, wanted) in enumerate(rows):
             batch.token[i] = token
-            batch.pos[i] = place
+            batch.pos[i] = position
             batch.n_seq_id[i] = 1
             batch.seq_id[i][0] = sequence
             batch.logits[i] = wanted
@@ -172,9 +168,7 @@ class Decoder:
 def write_gguf(path: Path, sizes: dict, arrays: dict[str, np.ndarray]) -> None:
     """A float32 GGUF file of the architecture 'llama', without a vocabulary.
 
-    Args:
-        path: of the file.
-        sizes, arrays: of `gptjax.bench.hf_weights.read`.
+    `sizes` and `arrays` are of `gptjax.bench.hf_weights.read`.
     """
     import gguf
 
@@ -207,8 +201,8 @@ def gguf_name(name: str) -> str:
     """'model.layers.3.mlp.up_proj.weight' -> 'blk.3.ffn_up.weight'."""
     if name in OTHER_NAMES:
         return OTHER_NAMES[name]
-    layer, part = name.removeprefix('model.layers.').split('.', 1)
-    return f'blk.{layer}.{LAYER_NAMES[part.removesuffix(".weight")]}.weight'
+    layer, weight = name.removeprefix('model.layers.').split('.', 1)
+    return f'blk.{layer}.{LAYER_NAMES[weight.removesuffix(".weight")]}.weight'
 
 
 def pair_neighbours(weight: np.ndarray, head_dim: int) -> np.ndarray:

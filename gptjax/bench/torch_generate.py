@@ -38,11 +38,7 @@ def start(weights: Path, mode: str) -> tuple[dict, dict]:
         return {}
 
     def generate_all(prompts: list[list[int]], lengths: list[int], batch: int) -> dict:
-        """Generates all replies, `batch` prompts at once, in order.
-
-        A batch runs until its longest reply is done; what is past the length
-        that was asked for is dropped.
-        """
+        """Generates all replies, `batch` prompts at once, until the longest ends."""
         start_time = time.perf_counter()
         tokens = []
         for first in range(0, len(prompts), batch):
@@ -85,7 +81,7 @@ def load(weights: Path):
 
 
 def generate(model, mode: str, prompts: list[list[int]], lengths: list[int]):
-    """The replies' tokens, of each row as many as were asked for."""
+    """The replies' tokens, cut to `lengths`."""
     import torch
     from transformers import CompileConfig
 

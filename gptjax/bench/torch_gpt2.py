@@ -6,9 +6,8 @@ step is forward, loss, backward, AdamW.
 
     python -m gptjax.bench.torch_gpt2 --mode compile --steps 10
 
-prints one JSON line. With `--serve` it answers orders instead
-(`gptjax.bench.comparison`), so that a caller can alternate with its own steps;
-`torch_trainer` is that caller.
+prints one JSON line. With `--serve` it answers the orders of `torch_trainer` instead
+(see `gptjax.bench.comparison`).
 """
 
 import argparse
@@ -37,15 +36,7 @@ WARMUP_STEPS = 3  # the first compiles; the others fill caches and allocators
 
 @contextmanager
 def torch_trainer(
-    mode: str,
-    *,
-    layers: int,
-    heads: int,
-    width: int,
-    context: int,
-    vocab_size: int,
-    batch_size: int,
-    python: str = sys.executable,
+    mode: str, python: str = sys.executable, **sizes: int
 ) -> Iterator[tuple[dict, Callable[[int], list[float]]]]:
     """Yields the description of the other process, and `run_steps(steps)`.
 
@@ -53,17 +44,12 @@ def torch_trainer(
 
     Args:
         mode: 'eager' or 'compile'.
-        layers, heads, width, context, vocab_size, batch_size: the model and batch.
         python: the interpreter that has torch and transformers.
-
-    Raises:
-        UserError: no such interpreter, or it lacks what is needed.
+        sizes: layers, heads, width, context, vocab_size and batch_size.
     """
-    sizes = dict(layers=layers, heads=heads, width=width, context=context)
-    sizes |= dict(vocab_size=vocab_size, batch_size=batch_size)
-    arguments = [f'--mode={mode}', *(f'--{name}={n}' for name, n in sizes.items())]
+    arguments = [f'--{name}={number}' for name, number in sizes.items()]
+    arguments = ['--serve', f'--mode={mode}', *arguments]
     module = 'gptjax.bench.torch_gpt2'
-    arguments = ['--serve', *arguments]
     with library_process('torch', module, arguments, python) as (description, ask):
         run_steps = lambda steps: ask(dict(do='train', steps=steps))['step_seconds']
         yield description, run_steps
@@ -78,24 +64,13 @@ def main() -> None:
         answer_orders(lambda: start(flags))
         return
     try:
-        description, train = build(flags)
+        description, orders = start(flags)
     except UserError as error:
         sys.exit(str(error))
-    step_seconds, loss = train(flags.steps)
+    answer = orders['train'](flags.steps)
     tokens = flags.batch_size * flags.context
-    result = description | summarize(step_seconds, tokens) | {'loss': loss}
-    print(json.dumps(result))
-
-
-def start(flags: argparse.Namespace) -> tuple[dict, dict[str, Callable]]:
-    """The description and the order `train`, for `answer_orders`."""
-    description, train = build(flags)
-
-    def answer_train(steps: int) -> dict:
-        step_seconds, loss = train(steps)
-        return dict(step_seconds=step_seconds, loss=loss)
-
-    return description, dict(train=answer_train)
+    speed = summarize(answer['step_seconds'], tokens)
+    print(json.dumps(description | speed | {'loss': answer['loss']}))
 
 
 def parse_flags() -> argparse.Namespace:
@@ -114,13 +89,8 @@ def parse_flags() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def build(flags: argparse.Namespace) -> tuple[dict, Callable]:
-    """Builds the model and warms it up.
-
-    Returns:
-        A description, and `train(steps)`, which returns the seconds of each step
-        and the last loss.
-    """
+def start(flags: argparse.Namespace) -> tuple[dict, dict[str, Callable]]:
+    """Builds the model and warms it up; its description and the order `train`."""
     torch, transformers = import_torch(flags.mode)
     torch.manual_seed(0)
     model = transformers.GPT2LMHeadModel(
@@ -153,13 +123,13 @@ def build(flags: argparse.Namespace) -> tuple[dict, Callable]:
         optimizer.zero_grad()
         return loss.item()
 
-    def train(steps: int) -> tuple[list[float], float]:
+    def train(steps: int) -> dict:
         step_seconds = []
         for _ in range(steps):
-            start = time.perf_counter()
+            start_time = time.perf_counter()
             loss = step()
-            step_seconds.append(time.perf_counter() - start)
-        return step_seconds, loss
+            step_seconds.append(time.perf_counter() - start_time)
+        return dict(step_seconds=step_seconds, loss=loss)
 
     first_loss = step()  # compiles
     train(WARMUP_STEPS - 1)
@@ -171,15 +141,11 @@ def build(flags: argparse.Namespace) -> tuple[dict, Callable]:
         'parameters': sum(p.numel() for p in model.parameters()),
         'first_loss': first_loss,
     }
-    return description, train
+    return description, dict(train=train)
 
 
 def import_torch(mode: str) -> tuple:
-    """(torch, transformers), with every core to compute on.
-
-    Raises:
-        UserError: torch, transformers or, to compile, a C++ compiler is missing.
-    """
+    """(torch, transformers), with every core to compute on."""
     os.environ.setdefault('HF_HUB_OFFLINE', '1')  # no weights are downloaded
     try:
         import torch
