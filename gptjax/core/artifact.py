@@ -46,12 +46,11 @@ def build(
     """Makes `folder`, or finds it if these inputs made it before; the manifest.
 
     Args:
-        folder: RUN/documents, RUN/tokenizer and so on.
         inputs: what decides the content: JSON values by the name of the config field,
             or of the earlier artifact whose fingerprint the value is. The manifest
             holds them as 'settings', and their fingerprint as 'inputs'.
         make: writes files into the empty folder; returns what else the manifest says.
-        needs: names of files that are in the folder whatever the inputs are.
+        needs: names of files without which a folder that was found is refused.
         check: gets the manifest of a folder that was found, and the folder; raises
             UserError where files that it was made from have changed since.
 
@@ -70,13 +69,21 @@ def build(
                 )
         check(manifest, folder)
         return manifest
-    _empty(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in [*folder.iterdir()]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
     try:
         described = make(folder)
     except Exception:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    _flush_to_disk(folder)
+    for path in folder.rglob('*'):  # no manifest may outlive a power failure alone
+        if path.is_file():
+            with open(path, 'rb') as file:
+                os.fsync(file.fileno())
     manifest = dict(inputs=storage.fingerprint(inputs), settings=inputs, **described)
     storage.write_json(folder / MANIFEST, manifest)
     return manifest
@@ -92,11 +99,7 @@ def find_manifest(folder: Path) -> dict | None:
 
 
 def require(folder: Path, stage: str) -> dict:
-    """The manifest of what an earlier stage made.
-
-    Raises:
-        UserError: the stage has not been run to its end.
-    """
+    """The manifest of what an earlier stage made; UserError if it did not end."""
     manifest = find_manifest(folder)
     if manifest is None:
         raise UserError(f'{folder} is not there: run the stage `{stage}` first')
@@ -122,20 +125,3 @@ def _short(value) -> str:
     """A value in a message; of a hash, its beginning says enough."""
     text = str(value)
     return text if len(text) < 64 else f'{text[:12]}…'
-
-
-def _empty(folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in [*folder.iterdir()]:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def _flush_to_disk(folder):
-    """A manifest must not outlive a power failure that its files do not."""
-    for path in folder.rglob('*'):
-        if path.is_file():
-            with open(path, 'rb') as file:
-                os.fsync(file.fileno())

@@ -62,7 +62,6 @@ def progress_bar(
     own, and so lives on while the caller compiles or waits.
 
     Args:
-        label: what is being done, as 'cleaning'.
         total: how many units there are; 0 where nobody knows.
         unit: what one is, as 'documents'.
         start: the units that were done before.
@@ -83,8 +82,8 @@ def _draw_lines(label: str, unit: str, count: Count, ended: Event) -> None:
     wait = QUIET_SECONDS
     while not ended.wait(wait):
         wait = LINE_SECONDS
-        parts = [f'{label}: {_amount(unit, count)}'.rstrip(': '), _left(count)]
-        line = ', '.join(part for part in parts if part)
+        amount = f'{label}: {_amount(unit, count)}'.rstrip(': ')
+        line = ', '.join(filter(None, [amount, _left(count)]))
         print(f'{line}  {count.note}'.rstrip(), file=sys.stderr, flush=True)
 
 
@@ -102,8 +101,8 @@ def _draw_bar(label: str, unit: str, count: Count, ended: Event) -> None:
     )
 
     def fields():
-        told = (count.elapsed(), _left(count), count.note)
-        note = '  '.join(part for part in told if part)
+        notes = (count.elapsed(), _left(count), count.note)
+        note = '  '.join(filter(None, notes))
         return dict(amount=_amount(unit, count), note=note)
 
     # Printing goes above the bar, unless standard output goes elsewhere.

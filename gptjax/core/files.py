@@ -21,15 +21,11 @@ Advance = Callable[[float], None]  # gets how much was read, for a progress bar
 
 
 class File(NamedTuple):
-    """A file of a user.
-
-    name: its path below the folder that the config names: the same wherever that is.
-    size: bytes.
-    """
+    """A user's file."""
 
     path: str
-    name: str
-    size: int = 0
+    name: str  # its path below the folder that the config names
+    size: int = 0  # bytes
 
 
 def list_files(path: str, suffixes: tuple[str, ...], field: str) -> list[File]:
@@ -41,9 +37,6 @@ def list_files(path: str, suffixes: tuple[str, ...], field: str) -> list[File]:
             ones. Local, or of any scheme that TensorFlow reads, as `gs://…`.
         suffixes: as ('.txt', '.txt.gz').
         field: the config field that holds the path, for errors.
-
-    Raises:
-        UserError: there is no such file, none in the folder, or no right to look.
     """
     if path != path.encode('utf-8', 'replace').decode():
         raise UserError(
@@ -53,41 +46,33 @@ def list_files(path: str, suffixes: tuple[str, ...], field: str) -> list[File]:
     system = _file_system(path)
     path = os.path.expanduser(path)
     with _user_errors(field, path, system):
-        return _list_files(path, suffixes, field, system)
-
-
-def _list_files(path, suffixes, field, system) -> list[File]:
-    wildcard = re.search(r'[*?\[]', path)
-    if path and system.isdir(path):
-        root, paths = path, list(_walk_files(path, suffixes, system))
-        if not paths:
+        if path and system.isdir(path):
+            root, paths = path, list(_walk_files(path, suffixes, system))
+            if not paths:
+                raise UserError(
+                    f'{field}={path}: no file in this folder ends in '
+                    f'{", ".join(suffixes)}: give another folder, or a glob'
+                )
+        elif path and system.exists(path):
+            root, paths = os.path.dirname(path), [path]
+        elif wildcard := re.search(r'[*?\[]', path):
+            root = os.path.dirname(path[: wildcard.start()])
+            paths = [match for match in system.glob(path) if not system.isdir(match)]
+            if not paths:
+                raise UserError(f'{field}={path}: no file matches: give another glob')
+        else:
             raise UserError(
-                f'{field}={path}: no file in this folder ends in '
-                f'{", ".join(suffixes)}: give another folder, or a glob'
+                f'{field}={path}: no such file: give an existing file, folder or glob'
             )
-    elif path and system.exists(path):
-        root, paths = os.path.dirname(path), [path]
-    elif wildcard:
-        root = os.path.dirname(path[: wildcard.start()])
-        paths = [match for match in system.glob(path) if not system.isdir(match)]
-        if not paths:
-            raise UserError(f'{field}={path}: no file matches: give another glob')
-    else:
-        raise UserError(
-            f'{field}={path}: no such file: give an existing file, folder or glob'
-        )
-    files = [
-        File(file, file[len(root) :].lstrip('/' + os.sep), system.size(file))
-        for file in paths
-    ]
+        files = [
+            File(file, file[len(root) :].lstrip('/' + os.sep), system.size(file))
+            for file in paths
+        ]
     return sorted(files, key=lambda file: file.name)
 
 
 def count_endings(path: str, field: str) -> Counter:
-    """How many files of which ending lie below a folder, save hidden ones.
-
-    Of what is no folder there are none.
-    """
+    """How many files of each ending lie below a folder (if it is one), save hidden."""
     system = _file_system(path)
     path = os.path.expanduser(path)
     with _user_errors(field, path, system):
@@ -118,11 +103,7 @@ def open_raw(
 ) -> io.BufferedReader:
     """The file's bytes as they lie on disk, in a stream that can seek.
 
-    Args:
-        advance: gets the bytes that are read from disk.
-
-    Raises:
-        UserError: it cannot be opened or, later, read.
+    `advance` gets how many were read. Errors, also later ones, are UserErrors.
     """
     system = _file_system(file.path)
     reading = partial(_user_errors, field, file.path, system)
@@ -173,39 +154,34 @@ def read_json_lines(
     example: str = '{"text": "Once upon a time"}',
     advance: Advance = lambda size: None,
 ) -> Iterator[tuple[int, str, dict]]:
-    """Yields the objects of a JSON Lines file; blank lines are passed over.
+    """Yields (number from 1, name for an error, JSON object) of lines not blank.
 
-    Yields:
-        (the line's number from 1, its name in an error message, its JSON object).
-
-    Raises:
-        UserError: as `read_lines`, or a line is no JSON object; the message advises
-            to write lines as `example`.
+    A line that is no JSON object is a UserError, which shows `example`.
     """
     for number, line in read_lines(file, field, advance):
         if not line.strip():
             continue
-        where = f'{field}={file.path}: line {number}'
+        location = f'{field}={file.path}: line {number}'
         try:
             value = json.loads(line)
         except RecursionError as error:
             raise UserError(
-                f'{where} has lists in lists without end: mend or delete this line'
+                f'{location} has lists in lists without end: mend or delete this line'
             ) from error
         except ValueError as error:
             why = 'it holds a number of thousands of digits'
             if isinstance(error, json.JSONDecodeError):
                 why = f'{error.msg} at character {error.pos}'
             raise UserError(
-                f'{where} is no JSON ({why}): give one JSON object a line, as '
+                f'{location} is no JSON ({why}): give one JSON object a line, as '
                 f'{example}, and mend or delete this one'
             ) from error
         if not isinstance(value, dict):
             raise UserError(
-                f'{where} is no JSON object but a {type(value).__name__}: give one '
+                f'{location} is no JSON object but a {type(value).__name__}: give one '
                 f'JSON object a line, as {example}'
             )
-        yield number, where, value
+        yield number, location, value
 
 
 class _CountingStream(io.RawIOBase):
@@ -295,12 +271,13 @@ def _walk_files(
                 yield os.path.join(place, name)
 
 
-# ---- TensorFlow, for reading data on the host ---------------------------------
-
-
 def import_tensorflow():
-    """The module `tensorflow`, kept off the accelerators; seconds the first time."""
+    """The module `tensorflow`, which reads data on the host; seconds the first time.
+
+    It is kept off the accelerators.
+    """
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    # Its libraries print which accelerators they miss, whatever the log level is.
     with _no_standard_error():
         import tensorflow as tf
 
@@ -312,11 +289,7 @@ def import_tensorflow():
 
 @contextmanager
 def _no_standard_error() -> Iterator[None]:
-    """Drops what C++ prints to standard error; exceptions pass as ever.
-
-    TensorFlow's libraries say which accelerators they did not find before any log
-    level is heard.
-    """
+    """Drops what is printed to standard error, also by C++; exceptions pass."""
     kept = os.dup(2)
     try:
         with tempfile.TemporaryFile() as dropped:

@@ -61,10 +61,7 @@ def try_writing(path: Path | str) -> None:
 
 # A disk that is full, which an OSError may say without naming a file.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-UNWRITABLE = (
-    *FULL,
-    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST),
-)
+REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 SHORT_WRITE = re.compile(r'\d+ requested and \d+ written')  # NumPy's
 
 
@@ -98,6 +95,6 @@ def _unwritable(error, folder):
     path, folder = Path(os.fsdecode(error.filename)).absolute(), folder.absolute()
     around = folder == path or path in folder.parents  # what is made on the way to it
     if folder in path.parents or around:
-        if error.errno in UNWRITABLE or (around and error.errno == errno.ENOENT):
+        if error.errno in FULL + REFUSED or (around and error.errno == errno.ENOENT):
             return f'{error.filename}: {error.strerror}'
     return None

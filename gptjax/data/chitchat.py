@@ -12,16 +12,11 @@ RATING_NAMES = ('witty', 'interesting', 'upbeat')
 
 
 class ChitchatConversation(NamedTuple):
-    """One conversation.
+    """One conversation; lines of one text are messages sent in a row."""
 
-    id: of chitchat; the split goes by it.
-    turns: (speaker, text) in order; lines of one text are messages sent in a row.
-    ratings: of RATING_NAMES, 1 to 10; None where nobody rated it.
-    """
-
-    id: str
-    turns: tuple[tuple[str, str], ...]
-    ratings: dict[str, int] | None
+    id: str  # the split goes by it
+    turns: tuple[tuple[str, str], ...]  # (speaker, text) in order
+    ratings: dict[str, int] | None  # of RATING_NAMES, 1 to 10; None: not rated
 
     @property
     def speakers(self) -> frozenset[str]:
@@ -33,14 +28,7 @@ class ChitchatConversation(NamedTuple):
 
 
 def read_chitchat(data_dir: Path) -> list[ChitchatConversation]:
-    """Every conversation, in the order of the dataset.
-
-    Args:
-        data_dir: where the dataset is, or is made now, as RUN/datasets.
-
-    Raises:
-        UserError: the package chitchat-dataset is not installed.
-    """
+    """Every conversation, in order; the dataset is in `data_dir`, or is made there."""
     from gptjax.data.sources.chitchat_builder import UNRATED
 
     source = ConfigDict(dict(path='chitchat'))

@@ -38,18 +38,13 @@ def training_batches(
     """Training batches from `start_step` on: shuffled anew each epoch, mixed by weight.
 
     Args:
-        dataset: the rows; RUN/prepared, as `PackedDataset(RUN/prepared, 'train')`.
-        seed: of the order.
         batch_size: B, examples over all devices of all processes.
         sharding: of a (B, T) array; None leaves the batches NumPy arrays.
-        start_step: the first step; seeking there costs nothing.
+        start_step: seeking there costs nothing.
         num_steps: how many batches; None: without end.
 
     Returns:
         Dicts of (B, T) arrays, `packing.unpack`.
-
-    Raises:
-        UserError: the batch does not divide into the sharding's parts.
     """
     stop = MAX_STEPS if num_steps is None else start_step + num_steps
     choose = functools.partial(dataset.choose_training_rows, seed)
@@ -61,8 +56,7 @@ def validation_batches(
 ) -> Iterator[dict]:
     """One pass over every row, in an order that is always the same.
 
-    The last batch is filled up with rows of weight 0. Arguments and errors as in
-    `training_batches`.
+    The last batch is filled up with rows of weight 0.
     """
     steps = range(-(-dataset.num_rows // max(1, batch_size)))
     return _feed(dataset, dataset.choose_pass_rows, steps, batch_size, sharding)
@@ -90,7 +84,8 @@ def _feed(
 
     block_size = max(1, BLOCK_TOKENS // (len(rows) * dataset.context))
     batches = _read(load, steps, block_size)
-    return _one_ahead(place_batch(batch, rows, shape, sharding) for batch in batches)
+    placed = (place_batch(batch, rows, shape, sharding) for batch in batches)
+    return (batch for batch, _ in itertools.pairwise(itertools.chain(placed, [None])))
 
 
 def _read(
@@ -120,12 +115,6 @@ def _read(
     for block in dataset.as_numpy_iterator():
         for arrays in zip(*block, strict=True):
             yield dict(zip(FIELDS, arrays, strict=True))
-
-
-def _one_ahead(batches: Iterator[dict]) -> Iterator[dict]:
-    """The same, with the next one asked for before this one is used."""
-    for batch, _ in itertools.pairwise(itertools.chain(batches, [None])):
-        yield batch
 
 
 def local_rows(shape: tuple[int, int], sharding) -> np.ndarray:
@@ -158,11 +147,7 @@ def place_batch(
 
 
 def check_batch(shape: tuple[int, int], sharding) -> None:
-    """Refuses a batch that the sharding cannot split evenly.
-
-    Raises:
-        UserError: naming train.batch_size or data.context.
-    """
+    """Refuses a batch that the sharding cannot split evenly."""
     batch_size, context = shape
     if sharding is None or not hasattr(sharding, 'spec'):
         return

@@ -23,16 +23,12 @@ def batch_documents(config: ConfigDict, workdir: Path, step: int) -> list[list[s
 
 
 def describe_batch(config: ConfigDict, workdir: Path, step: int) -> Iterator[str]:
-    """Lines that show the training batch of a step: for each row, what it holds.
-
-    Raises:
-        UserError: nothing is prepared, or step is negative.
-    """
+    """Lines that show the training batch of a step: for each row, what it holds."""
     dataset, choice = _open_batch(config, workdir, step)
     tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
     if tokenizer.fingerprint != dataset.tokenizer:
         raise UserError(
-            f'{workdir / _folder(workdir)} was made with another tokenizer: delete it '
+            f'{dataset.folder} was made with another tokenizer: delete it '
             'and run its stage again'
         )
     batch = dataset.load(choice)
@@ -54,27 +50,20 @@ def describe_batch(config: ConfigDict, workdir: Path, step: int) -> Iterator[str
             tokens = inputs[segments == segment]
             beginning = 'from its start' if tokens[0] == tokenizer.bos_id else 'goes on'
             yield f'  {name} ({beginning}, {len(tokens)} tokens)'
-            yield from (
-                f'    {line}'
-                for line in _decode_with_roles(tokens, tokenizer).split('\n')
-            )
+            text = _decode_with_roles(tokens, tokenizer)
+            yield from (f'    {line}' for line in text.split('\n'))
 
 
 def _open_batch(config, workdir, step):
     if step < 0:
         raise UserError(f'--step={step}: steps count from 0')
-    if _folder(workdir) == 'dialogue':
+    if (workdir / 'dialogue').exists():
         dataset = open_training_dataset(config, workdir)
     else:
         dataset = PackedDataset(workdir / 'prepared', 'train')
     size = config.train.batch_size
     slots = step * size + np.arange(size)
     return dataset, dataset.choose_training_rows(config.seed, slots)
-
-
-def _folder(workdir):
-    """What the run trains on: conversations, or text."""
-    return 'dialogue' if (workdir / 'dialogue').exists() else 'prepared'
 
 
 def _decode_with_roles(tokens, tokenizer) -> str:

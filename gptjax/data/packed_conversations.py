@@ -53,13 +53,9 @@ LONG_SYSTEM = 'long system message'  # why a conversation is skipped
 def build_dialogue(config: ConfigDict, workdir: Path) -> dict:
     """Makes RUN/dialogue from `dialogue.sources`; returns its manifest.
 
-    RUN/tokenizer is there already. The manifest counts conversations, views,
-    pieces, trained turns and tokens, padding and what was left out or cut, by split
-    and source, and holds the size and SHA-256 of every file.
-
-    Raises:
-        UserError: a source cannot be used, a split comes out empty, or RUN/dialogue
-            is of another config or of files that have changed since.
+    The manifest counts conversations, views, pieces, trained turns and tokens,
+    padding and what was left out or cut, by split and source, and holds the size and
+    SHA-256 of every file.
     """
     tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
     check_steps(config.data.clean)
@@ -123,7 +119,11 @@ def _write_dialogue(
     sources = write_conversations(config, workdir, folder)
     packed = {split: _pack_split(folder, split, tokenizer, config) for split in SPLITS}
     _refuse_empty_split(packed, config.data)
-    _count_skipped(packed, sources)
+    for by_source in packed.values():
+        for name, counts in by_source.items():
+            if num_long := counts.pop('long_system', 0):
+                skipped = sources[name]['skipped']
+                skipped[LONG_SYSTEM] = skipped.get(LONG_SYSTEM, 0) + num_long
     return dict(
         fingerprint=storage.fingerprint(
             [storage.sha256_of_file(folder / f'{split}.jsonl') for split in SPLITS]
@@ -152,11 +152,7 @@ def open_dialogue(folder: Path, split: str) -> PackedDataset:
 
 
 def open_training_dataset(config: ConfigDict, workdir: Path) -> PackedDataset:
-    """What a run trains on: its conversations, and the share of plain text.
-
-    Raises:
-        UserError: the earlier run's rows do not fit.
-    """
+    """What a run trains on: its conversations, and the share of plain text."""
     rows = open_dialogue(workdir / 'dialogue', 'train')
     share = config.sft.pretraining_share
     if not share:
@@ -183,14 +179,13 @@ def open_training_dataset(config: ConfigDict, workdir: Path) -> PackedDataset:
 
 
 def _pack_split(folder, split, tokenizer, config) -> dict:
-    """Writes the rows of one split; returns its part of the manifest, by source."""
+    """Writes the rows of one split; returns what the manifest says, by source."""
     writers = {}
     path = folder / f'{split}.jsonl'
+    size = path.stat().st_size / 1e6
     with (
         open(path, encoding='utf-8') as lines,
-        console.progress_bar(
-            f'tokenising {split}', path.stat().st_size / 1e6, 'MB'
-        ) as advance,
+        console.progress_bar(f'tokenising {split}', size, 'MB') as advance,
     ):
         for line in lines:
             view = json.loads(line)
@@ -228,7 +223,7 @@ class _SourceWriter:
             self._add_piece(identity, tokens, trained)
 
     def finish(self) -> dict:
-        """Writes what is left; returns this source's part of the manifest."""
+        """Writes what is left; returns what the manifest says of this source."""
         for _, row in self.open_rows:
             self._write_row(row)
         return dict(self.counts, **self.shards.finish())
@@ -293,8 +288,6 @@ def cut_conversation(
     a turn to be answered keeps its end.
 
     Args:
-        turns: of `encode_turns`.
-        bos: id of BOS.
         room: T + 1.
         counts: counts `pieces`, `turns` (trained), `cut_turns`, `cut_tokens` (of
             replies), `cut_prompts` (turns to be answered) and `long_system`
@@ -357,18 +350,6 @@ def _cut_end(turn: Turn, size: int, counts) -> Turn:
     kept = turn.content[: size - len(turn.prefix)]
     counts.update(cut_turns=1, cut_tokens=len(turn.content) - len(kept))
     return turn._replace(content=kept)
-
-
-# ---- the manifest
-
-
-def _count_skipped(packed, sources) -> None:
-    """Counts conversations without room among those that a source skipped."""
-    for by_source in packed.values():
-        for name, counts in by_source.items():
-            if num_long := counts.pop('long_system', 0):
-                skipped = sources[name]['skipped']
-                skipped[LONG_SYSTEM] = skipped.get(LONG_SYSTEM, 0) + num_long
 
 
 def _refuse_empty_split(packed, data) -> None:

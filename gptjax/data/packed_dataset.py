@@ -26,17 +26,11 @@ ROUNDS = 8  # pairs of rounds would do from 4 on; small sizes gain from more
 
 @dataclass(frozen=True)
 class RowChoice:
-    """Which rows fill n slots.
+    """Which rows fill n slots; all arrays are (n,)."""
 
-    Attributes:
-        source: (n,) index into `PackedDataset.sources`; -1 for a slot left empty.
-        epoch: (n,) how often the source had been gone through before.
-        row: (n,) the source's row, in stream order; 0 for an empty slot.
-    """
-
-    source: np.ndarray
-    epoch: np.ndarray
-    row: np.ndarray
+    source: np.ndarray  # index into `PackedDataset.sources`; -1: the slot is empty
+    epoch: np.ndarray  # how often the source had been gone through before
+    row: np.ndarray  # the source's row, in stream order; 0 for an empty slot
 
 
 class PackedDataset:
@@ -59,18 +53,12 @@ class PackedDataset:
         stage: str = 'prepare',
         section: str = 'data',
     ):
-        """Opens a split and checks the sizes of its files.
+        """Opens a split of RUN/prepared or RUN/dialogue; checks its files' sizes.
 
-        Args:
-            folder: RUN/prepared or RUN/dialogue.
-            split: 'train' or 'validation'.
-            stage: the stage that makes the folder, for errors.
-            section: of the config, whose `sources` it is from, likewise.
-
-        Raises:
-            UserError: it is not there, damaged, or has no rows.
+        Errors name the stage that makes the folder, and the section of the config
+        that holds its `sources`.
         """
-        folder = Path(folder)
+        self.folder = folder = Path(folder)
         if split not in SPLITS:
             raise ValueError(f'split {split!r} is none of {SPLITS}')
         self.manifest = artifact.require(folder, stage)
@@ -133,11 +121,9 @@ class PackedDataset:
         return RowChoice(np.where(kept, source, -1), np.zeros_like(row), row)
 
     def load(self, choice: RowChoice) -> dict[str, np.ndarray]:
-        """The examples of n chosen rows, in that order.
+        """The examples of n chosen rows in that order: the arrays of `packing.unpack`.
 
-        Returns:
-            The arrays of `packing.unpack`, (n, T); an empty slot is padding. The
-            weights of what a mask leaves out are 0.
+        An empty slot is padding; the weights of what a mask leaves out are 0.
         """
         pad = self.specials['<pad>']
         rows = np.full((len(choice.row), self.context + 1), pad, np.uint32)
@@ -180,8 +166,6 @@ class PackedSource:
     """The rows of one source in one split.
 
     Attributes:
-        name: as in the config's `sources`.
-        num_rows: stored rows.
         files: size and SHA-256 of each file.
         masked: whether a mask says what is trained on; else everything is.
     """
@@ -204,19 +188,14 @@ class PackedSource:
                     f'{folder.parent.parent} and run the stage `{stage}`'
                 )
 
-    def read(self, rows: np.ndarray, what: str = 'tokens') -> np.ndarray:
-        """Stored rows (n, T + 1) by number, any order; only these are read.
-
-        Args:
-            rows: (n,) their numbers.
-            what: 'tokens', or 'trained' for the mask.
-        """
+    def read(self, rows: np.ndarray, array: str = 'tokens') -> np.ndarray:
+        """Stored rows (n, T + 1) of 'tokens' or 'trained', the mask, by number (n,)."""
         shard_of, place = np.divmod(rows, self._rows_per_shard)
-        first = self._shard(what, 0)
+        first = self._shard(array, 0)
         read = np.empty((len(rows), first.shape[1]), first.dtype)
         for number in np.unique(shard_of):
             here = shard_of == number
-            read[here] = self._shard(what, int(number))[place[here]]
+            read[here] = self._shard(array, int(number))[place[here]]
         return read
 
     def documents(self, row: int, context: int) -> list[str]:
@@ -235,8 +214,8 @@ class PackedSource:
         with open(self._folder / 'documents.jsonl', encoding='utf-8') as file:
             return [json.loads(line) for line in file]
 
-    def _shard(self, what: str, number: int) -> np.ndarray:
-        name = f'{what}-{number:05d}.npy'
+    def _shard(self, array: str, number: int) -> np.ndarray:
+        name = f'{array}-{number:05d}.npy'
         if name not in self._shards:
             self._shards[name] = np.load(self._folder / name, mmap_mode='r')
         return self._shards[name]
@@ -262,10 +241,6 @@ def integer_weights(
     Args:
         weights: `data.sources.NAME.weight` by source.
         sizes: examples of each source, positive.
-        field: the config's name for the sources, for errors.
-
-    Raises:
-        UserError: the weights leave nothing to the sources without one.
     """
     given = {name: Fraction(str(weights[name])) for name in sizes}
     by_size = sum(sizes[name] for name in sizes if not given[name])
@@ -295,15 +270,8 @@ def assign_sources(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The source of each slot, and how many earlier slots had that source.
 
-    With weights 1 and 2 the sources of slots 0 … 5 are 1, 1, 0, 1, 1, 0.
-
-    Args:
-        slots: (n,) int64.
-        weights: of the sources, from `integer_weights`.
-
-    Returns:
-        source: (n,) int64 index into `weights`.
-        count: (n,) int64.
+    With weights 1 and 2 the sources of slots 0 … 5 are 1, 1, 0, 1, 1, 0. All arrays
+    are int64 (n,).
     """
     source = np.full(slots.shape, len(weights) - 1)
     count = np.zeros(slots.shape, np.int64)
@@ -347,15 +315,9 @@ def shuffle_epochs(
 
 
 def permute(index: np.ndarray, size: int, key: str) -> np.ndarray:
-    """The places to which a permutation of 0 … size - 1 takes `index`.
+    """The places (int64) to which a permutation of 0 … size - 1 takes `index`.
 
-    Args:
-        index: integers in [0, size), any shape.
-        size: how many numbers are permuted, below 2^62.
-        key: names the permutation; another key gives an unrelated one.
-
-    Returns:
-        int64 array of the shape of `index`.
+    `size` is below 2^62. Another key names an unrelated permutation.
     """
     index = np.asarray(index)
     if index.size and not (0 <= index.min() and index.max() < size):

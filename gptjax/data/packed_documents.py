@@ -34,10 +34,6 @@ def build_packed_documents(config: ConfigDict, workdir: Path) -> dict:
     The manifest counts documents, bytes of text, tokens to predict (an end for each
     document included), padding and rows, by split and source, and holds the size
     and SHA-256 of every file.
-
-    Raises:
-        UserError: an earlier stage is missing, RUN/prepared is of another config,
-            or data.context is below 1.
     """
     documents = artifact.require(workdir / 'documents', 'data')
     tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
@@ -88,7 +84,7 @@ PACKED_DOCUMENTS = artifact.Artifact(
 
 
 def _pack_split(text_path, folder, tokenizer, context, num_threads) -> dict:
-    """Writes one split; returns its part of the manifest, by source."""
+    """Writes one split; returns what the manifest says, by source."""
     writers = {}
     label = f'tokenising {folder.name}'
     with console.progress_bar(label, text_path.stat().st_size / 1e6, 'MB') as advance:
@@ -142,11 +138,11 @@ class _SourceWriter:
         self.num_bytes += sum(
             len(document['text'].encode('utf-8', 'replace')) for document in documents
         )
-        self._add_rows(self.packer.add(tokens))
+        self.shards.add_rows(tokens=self.packer.add(tokens))
 
     def finish(self) -> dict:
-        """Writes what is left; returns this source's part of the manifest."""
-        self._add_rows(self.packer.finish())
+        """Writes what is left; returns what the manifest says of this source."""
+        self.shards.add_rows(tokens=self.packer.finish())
         # every token of the stream but its first BOS
         predicted = self.packer.length - 1
         return dict(
@@ -156,7 +152,3 @@ class _SourceWriter:
             padding=self.shards.num_rows * self.context - predicted,
             **self.shards.finish(),
         )
-
-    def _add_rows(self, rows: np.ndarray):
-        if len(rows):
-            self.shards.add_rows(tokens=rows)

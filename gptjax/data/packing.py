@@ -32,14 +32,8 @@ SHARD_TOKENS = 2**25  # 64 MiB of uint16
 class Packer:
     """Cuts documents, one after another, into rows: `add` each, then `finish`.
 
-    Args:
-        context: T, the tokens of an example.
-        pad: id of padding.
-        bos: id of a document's start.
-        dtype: of the rows, np.uint16 or np.uint32.
-
-    Attributes:
-        length: tokens of the stream so far, where the next document's BOS will be.
+    Rows of `dtype` (np.uint16 or np.uint32) have context + 1 tokens. `length` is that
+    of the stream so far: the place of the next document's BOS.
     """
 
     def __init__(self, context: int, pad: int, bos: int, dtype):
@@ -71,26 +65,18 @@ class Packer:
     def _cut(self, stream: np.ndarray) -> np.ndarray:
         count = max(0, len(stream) - 1) // self._context
         self._rest = stream[count * self._context :].copy()
-        return _windows(stream, count, self._context)
-
-
-def _windows(stream: np.ndarray, count: int, context: int) -> np.ndarray:
-    """`count` rows of context + 1 tokens that overlap by one."""
-    begin = np.arange(count)[:, None] * context
-    return stream[begin + np.arange(context + 1)]
+        begin = np.arange(count)[:, None] * self._context
+        return stream[begin + np.arange(self._context + 1)]
 
 
 class ShardWriter:
     """Writes the rows of one split and source; memory is bounded by one shard.
 
-        tokens-00000.npy …   rows (n, T + 1); beside them arrays of other names
+        tokens-00000.npy …   rows (n, T + 1); other arrays have other names
         starts.npy           int64: where in the stream of rows each document begins
         documents.jsonl      their ids, one JSON string a line
 
-    Args:
-        folder: is made.
-        tokenizer: its vocabulary decides `dtype`, that of the tokens.
-        context: T.
+    The vocabulary decides `dtype`, that of the tokens.
     """
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, context: int):
@@ -109,7 +95,9 @@ class ShardWriter:
         self._starts.append(np.asarray(starts, np.int64))
 
     def add_rows(self, **arrays: np.ndarray) -> None:
-        """Rows (n, T + 1) of `tokens`, and of what stands beside them."""
+        """Rows (n, T + 1) of `tokens`, and of the arrays that go with them."""
+        if not len(arrays['tokens']):
+            return
         self.num_rows += len(arrays['tokens'])
         for name, rows in arrays.items():
             self._pending.setdefault(name, []).append(rows)
@@ -117,7 +105,7 @@ class ShardWriter:
             self._write_shard()
 
     def finish(self) -> dict:
-        """Writes what is left; returns its part of the manifest."""
+        """Writes what is left; returns what the manifest says of it."""
         if self.num_rows > self._written:
             self._write_shard()
         self._ids.close()
@@ -127,10 +115,9 @@ class ShardWriter:
             rows_per_shard=self.rows_per_shard,
             dtype=np.dtype(self.dtype).name,
             files={
-                path.name: {
-                    'bytes': path.stat().st_size,
-                    'sha256': storage.sha256_of_file(path),
-                }
+                path.name: dict(
+                    bytes=path.stat().st_size, sha256=storage.sha256_of_file(path)
+                )
                 for path in sorted(self.folder.iterdir())
             },
         )
@@ -147,10 +134,7 @@ class ShardWriter:
 
 
 def unpack(rows: np.ndarray, pad: int, bos: int, eos: int) -> dict[str, np.ndarray]:
-    """What the model trains on, from stored rows; see the table above.
-
-    Args:
-        rows: (B, T + 1) unsigned integers.
+    """What the model trains on, from stored rows (B, T + 1); see the table above.
 
     Returns:
         inputs, targets, segments, positions: (B, T) int32. Segments count from 1 and

@@ -5,8 +5,10 @@ without a reply has nothing to rate. What is left is small, and nearly all of it
 together by the people who take part.
 """
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from itertools import combinations
 
 import numpy as np
 
@@ -17,10 +19,7 @@ MIN_TURNS = 4
 
 
 def is_usable(conversation: ChitchatConversation) -> bool:
-    """Whether its rating says something.
-
-    At least 4 turns, two speakers, and a rating that is not the default.
-    """
+    """Whether it has at least 4 turns, two speakers and a rating not the default."""
     return (
         conversation.ratings is not None
         and conversation.ratings != DEFAULT
@@ -32,24 +31,22 @@ def is_usable(conversation: ChitchatConversation) -> bool:
 def audit_ratings(
     conversations: Sequence[ChitchatConversation], assign_split: Callable[[str], str]
 ) -> dict:
-    """Counts of conversations, and what else there is to know; JSON values.
+    """Counts and statistics of all conversations, of which one is usable; JSON values.
 
-    Args:
-        conversations: all of them; at least one is usable.
-        assign_split: from an id to 'train', 'validation' or 'test'.
+    `assign_split` gives 'train', 'validation' or 'test' for an id.
     """
     rated = [c for c in conversations if c.ratings is not None]
     kept = [c for c in conversations if is_usable(c)]
     alone = [c for c in conversations if len(c.speakers) < 2]
     scores = np.array([[c.ratings[name] for name in RATING_NAMES] for c in kept], float)
     sums = scores.sum(axis=1)
+    by_name = lambda row: dict(zip(RATING_NAMES, row.round(3).tolist(), strict=True))
     groups = link_by_people(kept)
     lengths = dict(
         turns=[len(c.turns) for c in kept],
         characters=[c.characters for c in kept],
         words=[sum(len(text.split()) for _, text in c.turns) for c in kept],
     )
-    splits = Counter(assign_split(c.id) for c in kept)
     return dict(
         conversations=len(conversations),
         unrated=len(conversations) - len(rated),
@@ -64,25 +61,21 @@ def audit_ratings(
             len(c.speakers) == 2 and len(c.turns) < MIN_TURNS for c in conversations
         ),
         usable=len(kept),
-        usable_splits=dict(splits),
+        usable_splits=dict(Counter(assign_split(c.id) for c in kept)),
         all_tens=int((scores == 10).all(axis=1).sum()),
         all_three_equal=int((np.ptp(scores, axis=1) == 0).sum()),
-        mean=dict(
-            zip(RATING_NAMES, scores.mean(axis=0).round(3).tolist(), strict=True)
-        ),
-        std=dict(zip(RATING_NAMES, scores.std(axis=0).round(3).tolist(), strict=True)),
+        mean=by_name(scores.mean(axis=0)),
+        std=by_name(scores.std(axis=0)),
         correlation={
-            f'{RATING_NAMES[i]}, {RATING_NAMES[j]}': _correlation(
-                scores[:, i], scores[:, j]
-            )
-            for i, j in ((0, 1), (0, 2), (1, 2))
+            f'{one}, {other}': _correlation(scores[:, i], scores[:, j])
+            for (i, one), (j, other) in combinations(enumerate(RATING_NAMES), 2)
         },
         people=len({person for c in kept for person in c.speakers}),
         components=len(groups),
         largest_component=max(map(len, groups), default=0),
         **_shared_people(kept, assign_split),
-        pairs=len(kept) * (len(kept) - 1) // 2,
-        equal_pairs=_equal_pairs(sums),
+        pairs=math.comb(len(kept), 2),
+        equal_pairs=sum(math.comb(n, 2) for n in Counter(sums.tolist()).values()),
         pair_accuracy_of_length={
             name: round(pair_accuracy(np.array(values, float), sums), 3)
             for name, values in lengths.items()
@@ -169,8 +162,3 @@ def _correlation(left, right) -> float | None:
     if not len(left) or not left.std() or not right.std():
         return None
     return round(float(np.corrcoef(left, right)[0, 1]), 3)
-
-
-def _equal_pairs(values_N: np.ndarray) -> int:
-    _, counts = np.unique(values_N, return_counts=True)
-    return int((counts * (counts - 1) // 2).sum())

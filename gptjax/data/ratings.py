@@ -6,8 +6,8 @@
     RUN/ratings/manifest.json
         counts, hashes, and of chitchat the audit of its ratings
 
-Items of one set are compared with each other. chitchat's are all of one set, '':
-any two conversations are a pair. A user's preference is a set of two, its replies.
+Conversations of one set are compared with each other. chitchat's are all of one set,
+'': any two of them are a pair. A user's preference is a set of two, its replies.
 
 The values of chitchat are one of the ratings or their sum, or what people did:
 
@@ -21,7 +21,7 @@ speaker is the assistant, as in use, where the reply that is judged comes last.
 
 import json
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -57,22 +57,26 @@ class RatedConversation(NamedTuple):
 
 
 def build_ratings(config: ConfigDict, workdir: Path) -> dict:
-    """Makes RUN/ratings; returns its manifest.
-
-    Raises:
-        UserError: a field or a line of a preference file cannot be used, a split has
-            no pair of unequal values, or RUN/ratings is of another config or of
-            files that have changed since.
-    """
+    """Makes RUN/ratings; returns its manifest."""
     _check_fractions(config)
+    reward, data = config.reward, config.data
+    inputs = {
+        f'reward.{name}': reward[name]
+        for name in ('preferences', 'test_fraction', 'validation_fraction')
+    }
+    if not reward.preferences:
+        inputs['reward.target'] = reward.target
+    if reward.target in BEHAVIOUR:
+        inputs['seed'] = config.seed
+    inputs['data.clean'] = data.clean
+    if 'split_sentences' in data.clean:  # the one step here that reads it
+        inputs['data.languages'] = data.languages
     return artifact.build(
         workdir / 'ratings',
-        _inputs(config),
+        inputs,
         lambda folder: _write_ratings(config, folder, workdir / 'datasets'),
         needs=[f'{split}.jsonl' for split in SPLITS],
-        check=partial(
-            refuse_changed_files, FIELD, config.reward.preferences, JSON_LINES
-        ),
+        check=partial(refuse_changed_files, FIELD, reward.preferences, JSON_LINES),
     )
 
 
@@ -135,7 +139,7 @@ def _write_ratings(config: ConfigDict, folder: Path, data_dir: Path) -> dict:
 
 
 def read_ratings(workdir: Path, split: str) -> list[RatedConversation]:
-    """The rated conversations of a split of RUN/ratings, in order."""
+    """The rated conversations of a split, in order."""
     artifact.require(workdir / 'ratings', 'reward')
     with open(workdir / 'ratings' / f'{split}.jsonl', encoding='utf-8') as file:
         return [RatedConversation(**json.loads(line)) for line in file]
@@ -150,9 +154,6 @@ def assign_three_way_split(key: str, test: float, validation: float) -> str:
     if assign_split(key, test) == 'validation':
         return 'test'
     return assign_split(key, test + validation)
-
-
-# ---- chitchat
 
 
 def rate_conversation(
@@ -198,22 +199,21 @@ def _draw_num_turns(conversation: ChitchatConversation, seed: int) -> int:
     return turns if coin else 1 + place % (turns - 1)
 
 
-# ---- preferences
-
-
 def _rate_preference(preference: Preference) -> list[RatedConversation]:
     """A set of two: the chosen reply has the value 1, the rejected one 0."""
-    items = []
-    for value, messages in zip((1, 0), preference.conversations(), strict=True):
-        characters = sum(len(message['content']) for message in messages)
-        identity = f'{preference.id} {"chosen" if value else "rejected"}'
-        items.append(
-            RatedConversation(identity, preference.id, messages, value, characters, [])
+    return [
+        RatedConversation(
+            id=f'{preference.id} {name}',
+            set=preference.id,
+            messages=messages,
+            value=value,
+            characters=sum(len(message['content']) for message in messages),
+            speakers=[],
         )
-    return items
-
-
-# ---- writing
+        for name, value, messages in zip(
+            ('chosen', 'rejected'), (1, 0), preference.conversations(), strict=True
+        )
+    ]
 
 
 def _clean(rated: RatedConversation, data: ConfigDict) -> RatedConversation:
@@ -230,19 +230,15 @@ def _clean(rated: RatedConversation, data: ConfigDict) -> RatedConversation:
 
 def _write_split(path: Path, rated: Sequence[RatedConversation]) -> dict:
     """Writes a split; returns how many conversations and pairs it has."""
-    lines = (json.dumps(its._asdict(), ensure_ascii=False) + '\n' for its in rated)
+    lines = (json.dumps(one._asdict(), ensure_ascii=False) + '\n' for one in rated)
     storage.write_text(path, ''.join(lines))
-    values_by_set = defaultdict(list)
-    for conversation in rated:
-        values_by_set[conversation.set].append(conversation.value)
-    num_pairs, num_equal = 0, 0
-    for values in values_by_set.values():
-        num_pairs += math.comb(len(values), 2)
-        num_equal += sum(math.comb(n, 2) for n in Counter(values).values())
+    set_sizes = Counter(one.set for one in rated)
+    equal_sizes = Counter((one.set, one.value) for one in rated)
     return dict(
         items=len(rated),
-        pairs=num_pairs,
-        equal_pairs=num_equal,  # skipped: neither is the better one
+        pairs=sum(math.comb(n, 2) for n in set_sizes.values()),
+        # skipped: neither is the better one
+        equal_pairs=sum(math.comb(n, 2) for n in equal_sizes.values()),
         sha256=storage.sha256_of_file(path),
     )
 
@@ -264,9 +260,6 @@ def _refuse_no_pairs(split: str, counts: dict, reward: ConfigDict) -> None:
     )
 
 
-# ---- the config
-
-
 def _check_fractions(config: ConfigDict) -> None:
     reward = config.reward
     if reward.test_fraction + reward.validation_fraction >= 1:
@@ -281,19 +274,3 @@ def _check_fractions(config: ConfigDict) -> None:
             f'data.validation_fraction={config.data.validation_fraction}, and would '
             'train on what pretraining held out: use at least as much'
         )
-
-
-def _inputs(config: ConfigDict) -> dict:
-    """The config fields that decide RUN/ratings, by their names."""
-    inputs = {
-        f'reward.{name}': config.reward[name]
-        for name in ('preferences', 'test_fraction', 'validation_fraction')
-    }
-    if not config.reward.preferences:
-        inputs['reward.target'] = config.reward.target
-    if config.reward.target in BEHAVIOUR:
-        inputs['seed'] = config.seed
-    inputs['data.clean'] = config.data.clean
-    if 'split_sentences' in config.data.clean:  # the one step here that reads it
-        inputs['data.languages'] = config.data.languages
-    return inputs

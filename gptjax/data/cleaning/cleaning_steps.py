@@ -2,11 +2,8 @@
 
 A config lists the names of the steps in the order in which they are taken
 (data.clean), and the manifest counts what each did. To add a step, write its function
-and name it in TRANSFORMS or FILTERS.
-
-`drop_duplicates`, which looks at more than one document, is in deduplication.py; long
-steps are in markup.py (HTML), masking.py (e-mail addresses, telephone numbers,
-handles, ids) and classical.py (lower-casing, stop words and so on).
+and name it in TRANSFORMS or FILTERS. `drop_duplicates`, which looks at more than one
+document, is in deduplication.py.
 """
 
 import re
@@ -32,7 +29,6 @@ class Options(NamedTuple):
 
 
 def read_options(data: ConfigDict) -> Options:
-    """The options in the section `data` of a config."""
     return Options(**{name: data[name] for name in Options._fields})
 
 
@@ -62,7 +58,7 @@ def repair_unicode(text: str, options: Options) -> str:
 
 
 def remove_control_characters(text: str, options: Options) -> str:
-    """Takes out what is not seen and says nothing; line breaks become '\\n'.
+    """Takes out characters that are not seen; line breaks become '\\n'.
 
     These are control characters except tab and line feed, byte-order marks, soft
     hyphens, zero-width spaces, the marks that turn the direction of a line,
@@ -189,9 +185,8 @@ class StepCount:
     characters_removed: int = 0  # with those of dropped documents; less what it added
 
     def add(self, other: 'StepCount') -> None:
-        self.documents_changed += other.documents_changed
-        self.documents_dropped += other.documents_dropped
-        self.characters_removed += other.characters_removed
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
 
 
 def check_steps(names: Sequence[str]) -> None:

@@ -13,8 +13,7 @@ def is_duplicate(text: str, seen: set[bytes], count) -> bool:
     the same on every machine.
 
     Args:
-        seen: hashes of the texts before; grows by 16 bytes (some 100 in memory) a
-            text. Pass the same set for every source.
+        seen: hashes of the texts before, 16 bytes each; one set for all sources.
         count: the `StepCount` of `drop_duplicates`.
     """
     plain = ' '.join(unicodedata.normalize('NFKC', text).casefold().split())
