@@ -284,10 +284,7 @@ def _chat(words):
 def _engine_options():
     """How `serve` and `chat` keep and speed up a model; see `load_engine`."""
     return dict(
-        weights=FLAGS.weights,
-        cache=FLAGS.cache,
-        draft=_draft(),
-        guesses=FLAGS.guesses,
+        weights=FLAGS.weights, cache=FLAGS.cache, draft=_draft(), guesses=FLAGS.guesses
     )
 
 
@@ -383,8 +380,7 @@ STAGES = {
     ),
     'ppo': training('gptjax.post.ppo', 'reinforcement learning with a critic (PPO)'),
     'grpo': training(
-        'gptjax.post.grpo',
-        'and without: GRPO, Dr. GRPO, DAPO, GSPO, RLOO, REINFORCE',
+        'gptjax.post.grpo', 'and without: GRPO, Dr. GRPO, DAPO, GSPO, RLOO, REINFORCE'
     ),
     'overoptimize': CommandStage(
         'proxy and gold reward over KL: how far can a proxy be trusted?',

@@ -16,10 +16,7 @@ from gptjax.infer import slots as device_slots
 from gptjax.infer import speculative
 from gptjax.infer.request import Grammar, SamplingParameters
 from gptjax.infer.sampling import Sampling
-from gptjax.infer.slots import (
-    Detail,
-    StepOutput,
-)
+from gptjax.infer.slots import Detail, StepOutput
 from gptjax.models.gpt import unstack_layers
 from gptjax.models.linear import transpose_params
 from gptjax.parallel.mesh import get_mesh
@@ -128,13 +125,7 @@ class ModelRunner:
         positions[:length] = range(start, end)
         targets[:length] = prompt[start + 1 : end + 1]
         self._state, output = self._programs.prefill(
-            self._params,
-            self._state,
-            np.int32(slot),
-            tokens,
-            positions,
-            targets,
-            score,
+            self._params, self._state, np.int32(slot), tokens, positions, targets, score
         )
         return output
 

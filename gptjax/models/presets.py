@@ -35,12 +35,7 @@ GPT2 = {  # (layers, width, heads)
 def gpt2(name: str) -> Preset:
     """GPT-2: learned positions, layer norm before each part, biases, tied head."""
     num_layers, width, num_heads = _row(GPT2, name, 'GPT-2')
-    fields = dict(
-        num_layers=num_layers,
-        width=width,
-        num_heads=num_heads,
-        context=1024,
-    )
+    fields = dict(num_layers=num_layers, width=width, num_heads=num_heads, context=1024)
     return Preset(dict(_gpt(), **fields), vocab_size=50_257)
 
 

@@ -123,11 +123,7 @@ def test_greedy_replies_are_the_same(plain, fast):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'how',
-    [
-        dict(),
-        dict(temperature=0.5, top_k=4),
-        dict(top_p=0.6, frequency_penalty=3.0),
-    ],
+    [dict(), dict(temperature=0.5, top_k=4), dict(top_p=0.6, frequency_penalty=3.0)],
     ids=str,
 )
 def test_replies_have_the_targets_distribution(plain, fast, how):

@@ -115,8 +115,7 @@ def test_pages_that_no_query_sees_are_not_read_and_change_nothing(
 
 # 64 tokens are taken in blocks, 12 are not.
 @pytest.mark.parametrize(
-    'T, kv_heads, window, softcap',
-    [(64, 4, 0, 0.0), (64, 2, 20, 1.5), (12, 1, 3, 1.5)],
+    'T, kv_heads, window, softcap', [(64, 4, 0, 0.0), (64, 2, 20, 1.5), (12, 1, 3, 1.5)]
 )
 def test_causal_attention_and_its_gradient_equal_the_reference(
     T, kv_heads, window, softcap
