@@ -29,7 +29,7 @@ USER_ERROR = 2
 
 def main(argv: list[str]) -> int:
     """Runs one stage; the exit code: 0, 2 (a user's error) or a signal's."""
-    before = process.take()
+    before = process.install_handlers()
     try:
         stage, words = command_line.parse(argv, STAGES, VARIANT_FLAGS)
         if stage is None:
@@ -43,18 +43,18 @@ def main(argv: list[str]) -> int:
         print('\ninterrupted; the same command goes on from there', file=sys.stderr)
         return CTRL_C
     except Exception as error:
-        why = storage.unwritable(error, given_workdir())
-        if why is None:
+        reason = storage.unwritable(error, given_workdir())
+        if reason is None:
             raise
         print(
-            f'error: --workdir={FLAGS.workdir}: cannot write there ({why}): free '
+            f'error: --workdir={FLAGS.workdir}: cannot write there ({reason}): free '
             'some space, or use another --workdir',
             file=sys.stderr,
         )
         return USER_ERROR
     finally:
         HELD.close()
-        process.give_back(before)
+        process.restore_handlers(before)
 
 
 # ---- stages of data and training -------------------------------------------------
@@ -63,7 +63,6 @@ def main(argv: list[str]) -> int:
 class CommandStage(NamedTuple):
     """A word of the command line.
 
-    help: one line.
     flags: that it reads; others are refused. None: a variant has them.
     run: from further words to an exit code, or None.
     """
@@ -222,7 +221,7 @@ def _eval(words):
 
 
 def _json_file() -> Path | None:
-    """What --json names, if it can be written."""
+    """The path of --json, checked to be writable."""
     if not FLAGS.json:
         return None
     path = Path(FLAGS.json).expanduser().absolute()
@@ -282,7 +281,7 @@ def _chat(words):
 
 
 def _engine_options():
-    """How `serve` and `chat` keep and speed up a model; see `load_engine`."""
+    """Options of `load_engine` for `serve` and `chat`."""
     return dict(
         weights=FLAGS.weights, cache=FLAGS.cache, draft=_draft(), guesses=FLAGS.guesses
     )
@@ -309,7 +308,7 @@ def _stages(words):
 
 
 def _bench(words):
-    command_line.no_more(words[1:])
+    command_line.refuse_words(words[1:])
     if words[:1] == ['data']:
         from gptjax.bench import bench_data
 

@@ -1,4 +1,4 @@
-"""What is typed: the flags, the config they give, and what is wrong with them."""
+"""The flags of the command line, the config they give, and errors in them."""
 
 import os
 import traceback
@@ -69,12 +69,10 @@ DRAWN = ('max_tokens', 'temperature', 'top_k', 'top_p', 'seed')
 
 
 def parse(argv: list[str], stages, variant_flags) -> tuple[str | None, list[str]]:
-    """(stage, further words); (None, []) where help was asked for.
+    """(stage, further words); (None, []) for --help.
 
-    Args:
-        argv: of the process.
-        stages: by name, each with the `flags` that it reads; others are refused.
-        variant_flags: the flags of 'bench data', 'eval --compare' and so on.
+    A flag is refused that the stage does not read: `variant_flags` has the names of
+    those that 'bench data', 'eval --compare' and so on read.
     """
     if len(argv) < 2 or {'--help', '-h', '--helpfull', '-help'} & set(argv):
         return None, []
@@ -86,92 +84,92 @@ def parse(argv: list[str], stages, variant_flags) -> tuple[str | None, list[str]
     except _FLAG_ERRORS as error:
         raise UserError(_explain(error, argv)) from error
     if not isinstance(FLAGS.config, ConfigDict | None):
-        given = FLAGS['config'].config_filename
-        raise UserError(f'--config={given}: no such file: give one, as configs/tiny.py')
-    flags_read = {name: its.flags for name, its in stages.items()} | variant_flags
-    _refuse_unread(stage, words[1:], flags_read)
+        path = FLAGS['config'].config_filename
+        raise UserError(f'--config={path}: no such file: give one, as configs/tiny.py')
+    flags_read = {name: stages[name].flags for name in stages} | variant_flags
+    _refuse_unread_flags(stage, words[1:], flags_read)
     return stage, words[1:]
 
 
-def _refuse_unread(stage, words, flags_read):
-    """Refuses a flag that is given and that the stage would pass over."""
-    asked = stage
+def _refuse_unread_flags(stage, words, flags_read):
+    """Refuses a flag that is given and that the stage would ignore."""
+    variant = stage
     if stage == 'bench' and words:
-        asked = f'bench {words[0]}'
+        variant = f'bench {words[0]}'
     elif stage == 'eval' and FLAGS.compare is not None:
-        asked = 'eval --compare'
+        variant = 'eval --compare'
     elif stage == 'eval' and (FLAGS.weights, FLAGS.cache) != ('whole', 'whole'):
-        asked = 'eval --weights and --cache'
-    if flags_read.get(asked) is None:  # there is no such benchmark
+        variant = 'eval --weights and --cache'
+    names = flags_read.get(variant)
+    if names is None:  # there is no such benchmark
         return
     for flag in own_flags():
-        if flag.present and flag.name not in flags_read[asked]:
-            if flag.name == 'multihost':
-                raise UserError(
-                    f'--multihost: `{asked}` runs on one host alone: leave it out, and '
-                    'start it on one of them'
-                )
-            others = [f'--{name}' for name in flags_read[asked] if name not in HOSTS]
-            read = f', it reads {", ".join(others)}' if others else ''
+        if not flag.present or flag.name in names:
+            continue
+        if flag.name == 'multihost':
             raise UserError(
-                f'--{flag.name} means nothing to `{asked}`{read}: leave it out'
+                f'--multihost: `{variant}` runs on one host alone: leave it out, and '
+                'start it on one of them'
             )
+        others = [f'--{name}' for name in names if name not in HOSTS]
+        others = f', it reads {", ".join(others)}' if others else ''
+        raise UserError(
+            f'--{flag.name} means nothing to `{variant}`{others}: leave it out'
+        )
 
 
 _FLAG_ERRORS = (
-    flags.Error,
-    AttributeError,
-    ImportError,
-    KeyError,
-    OSError,
-    SyntaxError,
-    TypeError,
-    ValueError,
+    *(flags.Error, AttributeError, ImportError, KeyError, OSError, SyntaxError),
+    *(TypeError, ValueError),
 )
 
 
 def _explain(error, argv):
     """What is wrong with the flags, in a line."""
-    errors = [error]  # the innermost knows best what is wrong
+    errors = [error]  # the innermost is the most exact
     while errors[-1].__cause__ or errors[-1].__context__:
         errors.append(errors[-1].__cause__ or errors[-1].__context__)
-    first = errors[-1]
+    cause = errors[-1]
     if isinstance(error, flags.UnrecognizedFlagError) and '.' in error.flagname:
         return f'--{error.flagname} needs a --config whose field it changes'
-    if isinstance(first, SyntaxError):
-        return f'--config: {first.filename}: line {first.lineno} is no Python: mend it'
-    told = next(filter(None, (_in_config_file(e, argv) for e in errors)), None)
-    if told:
-        return told
-    if isinstance(first, OSError):
-        return f'--config: {first.filename}: {first.strerror}: is the path right?'
-    if isinstance(first, AttributeError | KeyError) and first.args:
-        name = str(first.args[0]).split("'")[0].strip('"')
+    if isinstance(cause, SyntaxError):
+        return f'--config: {cause.filename}: line {cause.lineno} is no Python: mend it'
+    for nested in errors:
+        if message := _explain_config_file_error(nested, argv):
+            return message
+    if isinstance(cause, OSError):
+        return f'--config: {cause.filename}: {cause.strerror}: is the path right?'
+    if isinstance(cause, AttributeError | KeyError) and cause.args:
+        name = str(cause.args[0]).split("'")[0].strip('"')
         fields = [word.split('=')[0] for word in argv if word.startswith('--config.')]
         field = next((f for f in fields if name in f.split('.')), None)
         if field:
             return f'{field}: no such config field: gptjax/core/schema.py lists them'
-    told = str(error).strip().split('\n')[0]
-    told = told if str(first) in told else str(first)
-    return told if isinstance(error, flags.Error) else f'--config: {told}'
+    message = _first_line(error)
+    message = message if str(cause) in message else str(cause)
+    return message if isinstance(error, flags.Error) else f'--config: {message}'
 
 
-def _in_config_file(error, argv):
+def _explain_config_file_error(error, argv):
     """'FILE: line N: Type: message' of an error in the config file; None elsewhere."""
-    given = [word.removeprefix('--config=') for word in run_dir.config_words(argv)]
-    files = {os.path.abspath(word.split(':')[0]) for word in given}
+    words = [word.removeprefix('--config=') for word in run_dir.config_words(argv)]
+    files = {os.path.abspath(word.split(':')[0]) for word in words}
     frames = traceback.extract_tb(error.__traceback__)
-    inside = [frame for frame in frames if os.path.abspath(frame.filename) in files]
-    if not inside:
+    frames = [frame for frame in frames if os.path.abspath(frame.filename) in files]
+    if not frames:
         return None
-    message = str(error).strip().split('\n')[0]
-    if isinstance(error, ValueError) and (inside[-1].line or '').startswith('raise '):
-        return f'--config: {message}'  # the config's own word to its user
-    place = f'{inside[-1].filename}: line {inside[-1].lineno}'
+    message, frame = _first_line(error), frames[-1]
+    if isinstance(error, ValueError) and (frame.line or '').startswith('raise '):
+        return f'--config: {message}'  # the config's own message to its user
+    line = f'{frame.filename}: line {frame.lineno}'
     if 'since the config is locked' in message:
         field = message.split('"')[1]
-        return f'--config: {place}: {field}: no such field (see gptjax/core/schema.py)'
-    return f'--config: {place}: {type(error).__name__}: {message}'
+        return f'--config: {line}: {field}: no such field (see gptjax/core/schema.py)'
+    return f'--config: {line}: {type(error).__name__}: {message}'
+
+
+def _first_line(error):
+    return str(error).strip().split('\n')[0]
 
 
 def own_flags() -> list[flags.Flag]:
@@ -179,25 +177,25 @@ def own_flags() -> list[flags.Flag]:
     return FLAGS.flags_by_module_dict()[__name__]
 
 
-def fields_given() -> dict:
+def changed_fields() -> dict:
     """The config fields that flags change, as 'optim.ema', and their values."""
     return config_flags.get_override_values(FLAGS['config'])
 
 
-def no_more(words: list[str]) -> None:
-    """Refuses words that no stage knows."""
+def refuse_words(words: list[str]) -> None:
+    """Refuses further words, for which a stage has no use."""
     if words:
         raise UserError(f'what is {words[0]!r}? Flags begin with --; see --help')
 
 
 def usage(stages) -> str:
     """What --help prints, given a line about each stage."""
-    lines = '\n'.join(f'  {name:12} {its.help}' for name, its in stages.items())
-    listed = '\n'.join(f'  --{flag.name:12} {flag.help}' for flag in own_flags())
+    stage_lines = '\n'.join(f'  {name:12} {stages[name].help}' for name in stages)
+    flag_lines = '\n'.join(f'  --{flag.name:12} {flag.help}' for flag in own_flags())
     return (
         'python -m gptjax STAGE --config configs/NAME.py --workdir RUN '
         '[--config.field=value …]\n\n'
-        f'Stages, in order:\n{lines}\n\nFlags:\n{listed}\n\n'
+        f'Stages, in order:\n{stage_lines}\n\nFlags:\n{flag_lines}\n\n'
         'Every field of gptjax/core/schema.py is a flag, as '
         '--config.optim.learning_rate=3e-4'
     )

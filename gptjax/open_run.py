@@ -1,4 +1,4 @@
-"""The run directory of a command: opened with its config, held, and made ready."""
+"""The run directory of a command: opens it with its config, locks it, fills it."""
 
 import contextlib
 import time
@@ -22,12 +22,9 @@ def open_run(
 ) -> tuple[ConfigDict, Path]:
     """(config, run directory) of a stage, checked to belong together.
 
-    Args:
-        words: that stand behind the flags; there is no use for any.
-        sections: that the stage needs besides those of every config.
-        example: a config that has them.
+    `sections` are needed besides those of every config; `example` has them.
     """
-    command_line.no_more(words)
+    command_line.refuse_words(words)
     if not FLAGS.workdir:
         raise UserError('--workdir is missing: name the run directory, as runs/tiny')
     workdir = given_workdir()
@@ -41,16 +38,18 @@ def open_run(
         check_fields(config)
         return config, workdir
     config = FLAGS.config.copy_and_resolve_references()
-    given = command_line.fields_given()
+    changes = command_line.changed_fields()
     _check_sections(config, FLAGS['config'].config_filename, sections, example)
-    _check_steps(config, given)
+    _check_steps(config, changes)
     if 'start' in config:
         from gptjax.train import init_from
 
-        changes = {
-            n: v for n, v in given.items() if n.split('.')[0] in init_from.SECTIONS
+        inherited = {
+            name: value
+            for name, value in changes.items()
+            if name.split('.')[0] in init_from.SECTIONS
         }
-        config = init_from.inherit_config(config, workdir, changes)
+        config = init_from.inherit_config(config, workdir, inherited)
     check_fields(config)
     run_dir.check_run(config, workdir)
     return config, workdir
@@ -65,10 +64,14 @@ def _check_sections(config, config_name, sections, example):
             )
 
 
-def _check_steps(config, given):
-    """Refuses steps that are asked for where passes over the data give them."""
+def _check_steps(config, changes):
+    """Refuses a number of steps where passes over the data decide it."""
     for section in ('sft', 'preference', 'reward'):
-        if 'train.num_steps' in given and section in config and config[section].epochs:
+        if (
+            'train.num_steps' in changes
+            and section in config
+            and config[section].epochs
+        ):
             raise UserError(
                 f'--config.train.num_steps: {section}.epochs={config[section].epochs} '
                 f'gives the steps: leave it out, or add --config.{section}.epochs=0'
@@ -76,32 +79,29 @@ def _check_steps(config, given):
 
 
 def given_workdir() -> Path | None:
-    """What --workdir says."""
+    """The absolute path of --workdir."""
     return Path(FLAGS.workdir).expanduser().absolute() if FLAGS.workdir else None
 
 
 def make_artifacts(
     config: ConfigDict, workdir: Path, artifacts: Sequence[Artifact]
 ) -> None:
-    """Makes what a stage needs before it trains, or finds it.
-
-    From here on RUN is this command's alone, until it ends.
-    """
+    """Builds artifacts that do not exist yet; locks RUN until the command ends."""
 
     def make_here():
         HELD.enter_context(run_dir.locked(workdir))
-        new = not (workdir / 'environment.json').exists()
+        is_new = not (workdir / 'environment.json').exists()
         for artifact in artifacts:
-            found = find_manifest(workdir / artifact.name) is not None
-            began = time.monotonic()
+            exists = find_manifest(workdir / artifact.name) is not None
+            start = time.monotonic()
             manifest = artifact.build(config, workdir)
-            how = 'found' if found else f'made in {time.monotonic() - began:,.0f} s'
-            if not found and (details := artifact.details(manifest)):
+            origin = 'found' if exists else f'made in {time.monotonic() - start:,.0f} s'
+            if not exists and (details := artifact.details(manifest)):
                 print(details)
-            print(f'{artifact.describe(manifest)} ({how})')
-            new = new or not found
+            print(f'{artifact.describe(manifest)} ({origin})')
+            is_new = is_new or not exists
         run_dir.write_config(config, workdir)
-        if new:
+        if is_new:
             run_dir.write_environment(workdir)
 
     if not FLAGS.multihost:

@@ -61,13 +61,9 @@ def check_fields(config: ConfigDict) -> None:
 
     Sections that the schema does not know are the user's own, except `parts`: it
     holds whole configs, of the stages that `overoptimize` goes through.
-
-    Raises:
-        UserError: it names the field and what to use instead.
     """
-    configs = {'': config}
-    for name, part in config.get('parts', {}).items():
-        configs[f'parts.{name}.'] = part
+    stages = config.get('parts', {}).items()
+    configs = {'': config} | {f'parts.{name}.': stage for name, stage in stages}
     for prefix, checked in configs.items():
         _refuse_unknown_model(checked)
         for name, fields in SCHEMA.items():
@@ -108,11 +104,8 @@ def complete(config: dict) -> dict:
     """The config of a run, as nested dicts, with every field that it lacks.
 
     A run that is older than a field has the field's `before`. A section that only
-    some experiments have stays absent.
-
-    Raises:
-        UserError: a field that is gone had an effect, or this code cannot make the
-            model.
+    some experiments have stays absent. Refused are a field that is gone and had an
+    effect, and a model that this code cannot make.
     """
     config = {
         name: dict(section) if isinstance(section, dict) else section
@@ -133,8 +126,8 @@ def complete(config: dict) -> dict:
         elif name in BASE and name not in config:
             config[name] = base_config()[name]
     if 'parts' in config:
-        parts = config['parts'].items()
-        config['parts'] = {name: complete(part) for name, part in parts}
+        stages = config['parts'].items()
+        config['parts'] = {name: complete(stage) for name, stage in stages}
     return _to_dicts(config)
 
 

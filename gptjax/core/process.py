@@ -1,7 +1,4 @@
-"""The process itself: its exit codes, its signals, and its memory pages.
-
-A run that SIGTERM or Ctrl-C stops ends with a code, and is never deaf to either.
-"""
+"""The process itself: its exit codes, its signals, and its memory pages."""
 
 import gc
 import os
@@ -14,11 +11,11 @@ CTRL_C = 130  # the same, by the shell's convention
 TUNABLES = 'GLIBC_TUNABLES'
 
 
-def take() -> dict:
-    """Makes SIGTERM an exit code, and Ctrl-C sure; returns what was before.
+def install_handlers() -> dict:
+    """Makes SIGTERM an exit code, and Ctrl-C reliable; returns the earlier handlers.
 
-    Data in the making is lost, and made anew by the same command; training has
-    a better way, which saves.
+    Data that is being made is lost, and made anew by the same command. Training
+    replaces these handlers by its own, which save.
     """
     if threading.current_thread() is not threading.main_thread():
         return {}  # signals are the main thread's
@@ -28,14 +25,14 @@ def take() -> dict:
     return before
 
 
-def give_back(before: dict) -> None:
-    """Puts back what was there before `take`."""
+def restore_handlers(before: dict) -> None:
+    """Restores the handlers that `install_handlers` returned."""
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
 def _leave(number, frame):
-    """Raises what ends the program, once somebody can take it."""
+    """Raises the exception that ends the program, once it can be caught."""
     collecting = {getattr(callback, '__code__', None) for callback in gc.callbacks}
     while frame:
         # Python only prints what is raised where garbage is collected; JAX, for
@@ -51,7 +48,7 @@ def _leave(number, frame):
 
 
 def use_large_pages() -> None:
-    """Begins this process anew, once, with pages of 2 MB for large blocks.
+    """Starts this process again, once, with pages of 2 MB for large blocks.
 
     XLA for CPU asks for a step's intermediate arrays anew at every step. glibc takes
     blocks of that size from the system and gives them back each time, and the system

@@ -19,19 +19,9 @@ from gptjax.core.console import UserError
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 PACKAGES = (
-    'jax',
-    'jaxlib',
-    'flax',
-    'optax',
-    'orbax-checkpoint',
-    'tensorflow',
-    'tensorflow-datasets',
-    'sentencepiece',
-    'ml-collections',
-    'clu',
-    'numpy',
-    'chitchat-dataset',
-    'chatterbot-corpus',
+    *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow'),
+    *('tensorflow-datasets', 'sentencepiece', 'ml-collections', 'clu', 'numpy'),
+    *('chitchat-dataset', 'chatterbot-corpus'),
 )
 
 
@@ -40,21 +30,17 @@ def check_run(config: ConfigDict, workdir: Path) -> None:
 
     What decides the weights may not change once there is a checkpoint; before, and
     for every other field, the newest config is the run's.
-
-    Raises:
-        UserError: RUN has checkpoints of a config that differs in a field
-            that decides the weights, or its config cannot be read.
     """
     path = workdir / 'config.json'
     if not path.exists() or not has_checkpoint(workdir):
         return
-    before = to_json(read_config(workdir))
+    earlier = to_json(read_config(workdir))
     config = from_json(complete(to_json(config)))
-    for name, was, now in differences(before, to_json(config)):
+    for name, old, new in differences(earlier, to_json(config)):
         if decides_weights(name):
             raise UserError(
                 f'--workdir={workdir} was trained with another config ({name}: '
-                f'{was!r} there, {now!r} here): use another --workdir'
+                f'{old!r} there, {new!r} here): use another --workdir'
             )
 
 
@@ -70,15 +56,12 @@ def has_checkpoint(workdir: Path) -> bool:
 def locked(workdir: Path) -> Iterator[None]:
     """Holds RUN for this process alone; makes it where it is missing.
 
-    The kernel lets go of the lock with the process, however that ends. A file system
-    that knows no locks holds nobody back.
-
-    Raises:
-        UserError: another process holds RUN, or it cannot be written to.
+    The kernel releases the lock with the process, however that ends. On a file system
+    that has no locks nothing is held. RUN held by another process is refused.
     """
     import fcntl
 
-    made, path = not workdir.exists(), workdir / '.lock'
+    is_new, path = not workdir.exists(), workdir / '.lock'
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = open(path, 'w')
@@ -106,12 +89,12 @@ def locked(workdir: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
-            if made and workdir.exists() and not any(workdir.iterdir()):
+            if is_new and workdir.exists() and not any(workdir.iterdir()):
                 workdir.rmdir()
 
 
 def _is_at(path: Path, file) -> bool:
-    """Whether an open file is the one at this path still."""
+    """Whether an open file is still the one at this path."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
     except FileNotFoundError:
@@ -124,16 +107,15 @@ def write_config(config: ConfigDict, workdir: Path) -> None:
 
 
 def write_environment(workdir: Path) -> None:
-    """Writes RUN/environment.json: how what is new in RUN is made, and with what.
+    """Writes RUN/environment.json: the command that made what is new, and versions.
 
     `config` are the words of the newest command that named a config: a later one
     without --config goes on with that.
     """
     path = workdir / 'environment.json'
-    before = _read(path) if path.exists() else {}
-    described = environment()
-    described['config'] = config_words(sys.argv[1:]) or before.get('config', [])
-    storage.write_json(path, described)
+    earlier = _read(path) if path.exists() else {}
+    words = config_words(sys.argv[1:]) or earlier.get('config', [])
+    storage.write_json(path, dict(environment(), config=words))
 
 
 def config_words(words: list[str]) -> list[str]:
@@ -148,11 +130,7 @@ def config_words(words: list[str]) -> list[str]:
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The config of an existing run directory, with what it lacks filled in.
-
-    Raises:
-        UserError: it has none, or one that cannot be read.
-    """
+    """The config of an existing run directory, with what it lacks filled in."""
     path = workdir / 'config.json'
     if not path.exists():
         raise UserError(
@@ -182,15 +160,15 @@ def from_json(value: dict) -> ConfigDict:
 
 
 def differences(old: dict, new: dict, prefix: str = '') -> list[tuple]:
-    """(field, value there, value here) of every field that differs."""
-    found = []
+    """(field, old value, new value) of every field that differs."""
+    changes = []
     for name in sorted(old.keys() | new.keys()):
-        was, now = old.get(name), new.get(name)
-        if isinstance(was, dict) and isinstance(now, dict):
-            found += differences(was, now, f'{prefix}{name}.')
-        elif was != now:
-            found.append((prefix + name, was, now))
-    return found
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            changes += differences(before, after, f'{prefix}{name}.')
+        elif before != after:
+            changes.append((prefix + name, before, after))
+    return changes
 
 
 def environment() -> dict:

@@ -54,19 +54,12 @@ class Stats(NamedTuple):
 class Engine:
     """Draws replies to many prompts at once: for serving, evaluation and rollouts.
 
-    Attributes:
-        tokenizer: as given.
-        context: tokens of a prompt and its reply together, at most.
-        vocab_size: V.
-        fingerprint: as given.
-        trained_step: as given.
-        failure: the error that stopped its thread for ever; None: there was none.
+    `context` bounds the tokens of a prompt and its reply together; `failure` is the
+    error that stopped the engine for ever, or None.
 
     Args:
-        settings: of the model.
-        params: of the model, as trained (layers stacked), laid out on a mesh whose
-            only axis above one may be 'tensor', or on one device.
-        tokenizer: of the model.
+        params: as trained (layers stacked), laid out on a mesh whose only axis above
+            one may be 'tensor', or on one device.
         slots: requests that run at once.
         chunk: tokens of a prompt read at once.
         queue: requests that may wait for a slot.
@@ -77,7 +70,7 @@ class Engine:
         draft: (settings, params) of a smaller model of the same vocabulary, for
             speculative decoding; see `gptjax.infer.speculative`.
         guesses: tokens that the draft proposes in a step.
-        fingerprint: of the weights.
+        fingerprint: a hash of the weights.
         trained_step: the training step of the weights' checkpoint.
     """
 
@@ -107,14 +100,7 @@ class Engine:
         self.trained_step = trained_step
         self.failure = None
         self._runner = ModelRunner(
-            settings,
-            params,
-            slots=slots,
-            chunk=chunk,
-            new_cache=new_cache,
-            convert=convert,
-            draft=draft,
-            guesses=guesses,
+            settings, params, slots, chunk, new_cache, convert, draft, guesses
         )
         self._scheduler = Scheduler(self._runner, prefix_bytes, self._end)
         self._max_waiting = queue
@@ -136,18 +122,14 @@ class Engine:
     ) -> int:
         """Queues a request; its id, for `cancel`.
 
-        Args:
-            prompt: token ids, at least one (as a rule BOS).
-            parameters: of its draws.
-            on_update: is called with each `Update`, on the engine's thread; an error
-                in it stops the engine.
+        `on_update` is called with each `Update`, on the engine's thread; an error in it
+        stops the engine.
 
         Raises:
             EngineStopped: it has failed, or it was closed.
             QueueFull: no more requests may wait.
             ContextOverflow: the prompt leaves no room for a reply.
-            UserError: the prompt is empty or has a token that does not exist, or
-                parameters are out of range.
+            UserError: the prompt or a parameter is not valid.
         """
         check_parameters(parameters, self.vocab_size)
         prompt = tuple(int(token) for token in prompt)
@@ -255,11 +237,11 @@ class Engine:
         while todo or self._step(whole_prompts=True):
             # No more wait than can run next: the others need no memory yet.
             while todo and self._has_room() and len(self._waiting) < slots:
-                prompt, sampling, its_updates = todo.popleft()
-                self.submit(prompt, sampling, its_updates.append)
+                prompt, sampling, reply_updates = todo.popleft()
+                self.submit(prompt, sampling, reply_updates.append)
             if todo:
                 self._step(whole_prompts=True)
-        return [join_updates(its_updates) for its_updates in updates]
+        return [join_updates(reply_updates) for reply_updates in updates]
 
     # ---- for the engine's thread ----------------------------------------------
 
@@ -274,12 +256,8 @@ class Engine:
     def update_weights(self, params, fingerprint: str) -> None:
         """Takes new weights, sharded as the first; nothing compiles again.
 
-        The prefix cache is cleared: old weights wrote it.
-
-        Args:
-            params: of the model, as `Engine` takes them. They may be donated
-                elsewhere only once the next ones have been given.
-            fingerprint: of the weights.
+        The prefix cache is cleared, as old weights wrote it. The weights may be donated
+        elsewhere only once the next ones have been given.
 
         Raises:
             RuntimeError: requests are running or waiting.

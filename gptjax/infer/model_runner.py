@@ -31,21 +31,13 @@ MIN_CHUNK = 16  # tokens; the last chunk of a prompt is padded to a power of two
 class ModelRunner:
     """The weights, the slots' state, and the programs on them.
 
-    Attributes:
-        mesh: where all of it lies.
-        context: tokens that a slot holds.
-        vocab_size: V.
-        slots: number of slots.
-        chunk: tokens of a prompt that are read at once, at most.
-
-    The arguments are those of `Engine`.
+    The arguments are those of `Engine`; `chunk` is lowered for a short context.
     """
 
     def __init__(
         self,
         settings: FrozenConfigDict,
         params,
-        *,
         slots: int,
         chunk: int,
         new_cache: Callable,
@@ -85,11 +77,7 @@ class ModelRunner:
         self._all_allowed = jax.device_put(self._allow_all(), replicated(self.mesh))
 
     def update_weights(self, params) -> None:
-        """Takes new weights of the model (a draft's stay the same); compiles nothing.
-
-        Raises:
-            ValueError: they have other shapes, dtypes or shardings.
-        """
+        """Takes new weights of the model (a draft's stay); compiles nothing."""
         draft = self._params[1:] if isinstance(self._params, tuple) else ()
         old = self._params[0] if draft else self._params
         new = self._prepare(params)
@@ -158,9 +146,7 @@ class ModelRunner:
     def decode(self, grammars: Sequence[Grammar | None], detail: Detail) -> StepOutput:
         """Begins a step of all slots, and the copy of its output to the host.
 
-        Args:
-            grammars: of each slot.
-            detail: what is copied for each token. What it leaves out is None.
+        What `detail` leaves out of the output is None.
         """
         allowed = self._all_allowed
         if any(grammars):
@@ -180,18 +166,21 @@ class ModelRunner:
 
     def stop_slot(self, slot: int) -> None:
         """The slot is idle from the next step."""
-        at = (np.int32(slot), np.int32(self.context))
-        self._state = device_slots.stop_slot(self._state, *at)
+        self._state = device_slots.stop_slot(
+            self._state, np.int32(slot), np.int32(self.context)
+        )
 
     def read_block(self, slot: int, start: int):
         """A copy of a chunk in a slot's cache."""
-        at = (np.int32(slot), np.int32(start))
-        return device_slots.read_block(self._state, *at, self.chunk)
+        return device_slots.read_block(
+            self._state, np.int32(slot), np.int32(start), self.chunk
+        )
 
     def write_block(self, slot: int, start: int, block) -> None:
         """Writes such a copy into a slot."""
-        at = (np.int32(slot), np.int32(start))
-        self._state = device_slots.write_block(self._state, *at, block)
+        self._state = device_slots.write_block(
+            self._state, np.int32(slot), np.int32(start), block
+        )
 
     def _allow_all(self):
         """uint32 (B, ceil(V / 32)), a bit a token."""

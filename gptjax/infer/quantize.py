@@ -14,16 +14,11 @@ from gptjax.models.linear import INPUT_AXES
 
 @jax.tree_util.register_pytree_node_class
 class Int8Matrix:
-    """Stands where a module expects its parameter: `m[...].astype(dtype)`.
-
-    Attributes:
-        numbers: int8, of the matrix' shape.
-        scales: float32, the same with 1 for the axes that are summed over.
-    """
+    """Stands where a module expects its parameter: `m[...].astype(dtype)`."""
 
     def __init__(self, numbers, scales):
-        self.numbers = numbers
-        self.scales = scales
+        self.numbers = numbers  # int8, of the matrix' shape
+        self.scales = scales  # float32, the same with 1 for the axes summed over
 
     def __getitem__(self, key):
         assert key is Ellipsis
@@ -45,9 +40,6 @@ def quantize_params(params):
     """Unstacked parameters with every matrix of layers and head in bytes.
 
     Embeddings, norms and biases stay: they are read by the row, or small.
-
-    Args:
-        params: of `gpt.unstack_layers`.
     """
 
     def quantize_leaf(path, leaf):
@@ -68,11 +60,8 @@ def cast_params(params, dtype):
     """Unstacked parameters with those in `dtype` that are only ever read in it.
 
     Those are the matrices of layers and head, and the embedding unless learned
-    positions are added to it in float32. Norms are float32, and biases small.
-
-    Args:
-        params: of `gpt.unstack_layers` or `quantize_params`.
-        dtype: of the model's products. What it computes stays the same.
+    positions are added to it in float32. Norms are float32, and biases small. With
+    the dtype of the model's products, what it computes stays the same.
     """
     embeddings = set() if 'position' in params['embed'] else {'token'}
     cast = INPUT_AXES.keys() | embeddings

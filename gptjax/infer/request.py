@@ -149,11 +149,7 @@ class Reply(NamedTuple):
 
 
 def join_updates(updates: Sequence[Update]) -> Reply:
-    """The whole reply that updates add up to.
-
-    Raises:
-        RuntimeError: the engine met an error.
-    """
+    """The whole reply that updates add up to; RuntimeError if the engine failed."""
     last = updates[-1]
     if last.finish == 'error':
         raise RuntimeError(last.error)
@@ -190,19 +186,12 @@ class ContextOverflow(UserError):
 def check_parameters(
     parameters: SamplingParameters, vocab_size: int, prefix: str = ''
 ) -> None:
-    """Refuses fields that are out of their ranges.
-
-    Args:
-        parameters: of a request.
-        vocab_size: V.
-        prefix: stands before the field's name in the message, as 'sample.'.
-    """
-    p = parameters
+    """Refuses fields out of range; `prefix`, as 'sample.', goes before their names."""
     for name, limits in LIMITS.items():
-        value = getattr(p, name)
+        value = getattr(parameters, name)
         if value is not None and not limits.allow(value):
             raise UserError(f'{prefix}{name}={value}: use a number {limits}')
-    for token, bias in p.logit_bias.items():
+    for token, bias in parameters.logit_bias.items():
         if not 0 <= token < vocab_size:
             raise UserError(
                 f'{prefix}logit_bias has the token {token}: use ids from 0 to '
@@ -212,5 +201,5 @@ def check_parameters(
             raise UserError(
                 f'{prefix}logit_bias of {token} is {bias}: use a number {BIAS_LIMITS}'
             )
-    if any(not text for text in p.stop):
+    if any(not text for text in parameters.stop):
         raise UserError(f'{prefix}stop has an empty string: leave it out')

@@ -80,33 +80,21 @@ class StreamedText:
 class RequestState:
     """A request's state on the host.
 
-    Attributes:
-        request_id: ascending in the order of submission.
-        prompt: token ids.
-        parameters: of its draws.
-        on_update: is called with each `Update`.
-        text: of the reply.
-        max_tokens: what the parameters and the context allow.
-        eos_id: the token that always ends a reply.
-        slot: None while it waits.
-        num_prefilled: tokens of the prompt in the slot's cache.
-        num_drawn: tokens of the reply.
-        decoding: the whole prompt was read.
-        prompt_outputs: (number of tokens, `StepOutput`) of each chunk of the prompt,
-            where its log-probabilities are wanted.
+    prompt_outputs: (number of tokens, `StepOutput`) of each chunk of the prompt,
+        where its log-probabilities are wanted.
     """
 
-    request_id: int
+    request_id: int  # ascending in the order of submission
     prompt: tuple[int, ...]
     parameters: SamplingParameters
     on_update: Callable[[Update], None]
     text: StreamedText
-    max_tokens: int
+    max_tokens: int  # what the parameters and the context allow
     eos_id: int
-    slot: int | None = None
-    num_prefilled: int = 0
-    num_drawn: int = 0
-    decoding: bool = False
+    slot: int | None = None  # None while it waits
+    num_prefilled: int = 0  # tokens of the prompt in the slot's cache
+    num_drawn: int = 0  # tokens of the reply
+    decoding: bool = False  # the whole prompt was read
     prompt_outputs: list = field(default_factory=list)
 
     @property

@@ -22,16 +22,11 @@ class Sampling(NamedTuple):
 
 
 class History(NamedTuple):
-    """What the penalties and biases of each row depend on.
+    """What the penalties and biases of each row depend on."""
 
-    seen_BV: bool, whether the prompt has the token.
-    counts_BV: int32, how often the reply has it.
-    bias_BV: float32, added to the logits.
-    """
-
-    seen_BV: jax.Array
-    counts_BV: jax.Array
-    bias_BV: jax.Array
+    seen_BV: jax.Array  # bool, whether the prompt has the token
+    counts_BV: jax.Array  # int32, how often the reply has it
+    bias_BV: jax.Array  # float32, added to the logits
 
 
 def apply_penalties(logits_BV, sampling: Sampling, history: History):
@@ -103,14 +98,8 @@ def filter_logits(logits_BV, sampling: Sampling):
 def draw_tokens(logits_BV, seeds_B, positions_B, sampling: Sampling):
     """A token for each row, int32 (B,).
 
-    A row's draw is a function of its own logits, seed and position alone: a
-    reply does not depend on what else is in the batch.
-
-    Args:
-        logits_BV: float32, after penalties.
-        seeds_B: uint32, of each request.
-        positions_B: int32, the position that the token will have.
-        sampling: of each row.
+    A row's draw is a function of its own logits (after penalties), seed and position
+    (the token's) alone: a reply does not depend on what else is in the batch.
     """
     best_B = argmax(logits_BV)
     greedy = jnp.broadcast_to(jnp.asarray(sampling.temperature) == 0, best_B.shape)

@@ -26,9 +26,7 @@ class PrefixCache:
     its end. It holds what `prefill` wrote there, bit for bit, so a prompt whose blocks
     are in the cache goes on exactly as one that computes them.
 
-    Args:
-        chunk: tokens in a block.
-        capacity: bytes; 0 stores nothing.
+    A block has `chunk` tokens; `capacity` is in bytes, and 0 stores nothing.
     """
 
     def __init__(self, chunk: int, capacity: int):
@@ -77,16 +75,9 @@ def _num_bytes(block) -> int:
 class Scheduler:
     """The requests that have a slot, and what a step computes for them.
 
-    Attributes:
-        requests: the request of each slot; None: it is free.
-        prompt_tokens: number of tokens of the prompts that got a slot.
-        cached_tokens: how many of these the prefix cache had.
-        reply_tokens: number of tokens drawn.
-
-    Args:
-        runner: the model and its slots.
-        prefix_bytes: capacity of the prefix cache.
-        end_request: is called with a request and its last update; calls `free_slot`.
+    `requests` has the request of each slot, or None. `cached_tokens` of the
+    `prompt_tokens` were in the prefix cache, which holds `prefix_bytes`.
+    `end_request(request, last update)` calls `free_slot`.
     """
 
     def __init__(
@@ -116,7 +107,7 @@ class Scheduler:
         self.prefix_cache = PrefixCache(cache.chunk, cache.capacity)
 
     def clear(self) -> None:
-        """Frees all slots; no request is told."""
+        """Frees all slots, without an update to their requests."""
         self.requests = [None] * len(self.requests)
         self._pending = None
 
@@ -148,9 +139,8 @@ class Scheduler:
     def step(self, whole_prompts: bool) -> bool:
         """Reads chunks of prompts and begins a decode step; False: nothing to do.
 
-        Args:
-            whole_prompts: read all prompts to their ends before the decode step; else
-                only as many chunks as do not hold up the running replies.
+        `whole_prompts` reads all prompts to their ends before the decode step; else
+        only as many chunks are read as do not hold up the running replies.
         """
         prefilling = self._prefill(whole_prompts)
         decoding = self._decoding_requests()

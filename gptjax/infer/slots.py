@@ -26,18 +26,13 @@ from gptjax.models.cache import LayerCache
 class Slots(NamedTuple):
     """The state of B requests on the device.
 
-    cache: one for each layer, of `gptjax.models.cache`.
-    tokens_B: int32, the tokens to be read next.
-    positions_B: int32, their positions; S, the length of the cache: the slot is idle.
-    seeds_B: uint32.
-    sampling: of each request.
-    history: of each request.
+    positions_B: of `tokens_B`; S, the length of the cache: the slot is idle.
     """
 
-    cache: tuple
-    tokens_B: jax.Array
-    positions_B: jax.Array
-    seeds_B: jax.Array
+    cache: tuple  # of the `LayerCache` of each layer
+    tokens_B: jax.Array  # int32, the tokens to be read next
+    positions_B: jax.Array  # int32
+    seeds_B: jax.Array  # uint32
     sampling: Sampling
     history: History
 
@@ -45,19 +40,15 @@ class Slots(NamedTuple):
 class StepOutput(NamedTuple):
     """The tokens of a step: T in a row, of which the first `counts_B` are valid.
 
-    counts_B: int32.
-    tokens_BT: int32.
-    logprobs_BT: float32, ln P of the model itself.
-    top_BTA: int32, the likeliest tokens, best first.
-    top_logprobs_BTA: float32. The last three are zeros where `Detail` leaves them
-        out, and None where they are not copied to the host either.
+    The last three are zeros where `Detail` leaves them out, and None where they are
+    not copied to the host either.
     """
 
-    counts_B: jax.Array
-    tokens_BT: jax.Array
-    logprobs_BT: jax.Array
-    top_BTA: jax.Array
-    top_logprobs_BTA: jax.Array
+    counts_B: jax.Array  # int32
+    tokens_BT: jax.Array  # int32
+    logprobs_BT: jax.Array  # float32, ln P of the model itself
+    top_BTA: jax.Array  # int32, the likeliest tokens, best first
+    top_logprobs_BTA: jax.Array  # float32
 
 
 class Detail(IntEnum):

@@ -35,15 +35,9 @@ DRAFT, ACCEPT, RESIDUAL = 0, 1, 2
 def make_programs(
     settings: FrozenConfigDict, draft: FrozenConfigDict, guesses: int, length: int
 ) -> Programs:
-    """`slots.make_programs`, of two models.
+    """`slots.make_programs`, of two models; the draft draws k = `guesses` tokens.
 
     `params` and the slots' cache are pairs: (the target's, the draft's).
-
-    Args:
-        settings: of the target.
-        draft: of the draft, with the same vocabulary.
-        guesses: k, tokens that the draft draws in a step.
-        length: tokens that a slot holds.
     """
 
     @partial(jax.jit, donate_argnums=1)
@@ -107,7 +101,6 @@ def accept_draft(p_BTV, q_BtV, draft_Bt, seeds_B, positions_BT):
         p_BTV: the target's distributions, T = k + 1.
         q_BtV: the draft's, t = k; zeros: its token is not accepted.
         draft_Bt: int32, drawn from them.
-        seeds_B: uint32.
         positions_BT: int32, the position of each token.
 
     Returns:

@@ -128,7 +128,7 @@ def load_reward_model(config: ConfigDict, workdir: Path, mesh: Mesh) -> Trained:
         identity = reward_identity(config, tokenizer)
         checkpoints = Checkpoints(workdir / 'checkpoints', identity, read_only=True)
         part = lambda state: (state.step, evaluated_params(state))
-        restored = checkpoints.restore(abstract, checkpoints.best_step(), part=part)
+        restored = checkpoints.restore(abstract, checkpoints.best_step(), select=part)
         checkpoints.close()
     if restored is None:
         raise UserError(f'{workdir}/checkpoints is empty: run the stage reward first')

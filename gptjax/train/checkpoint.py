@@ -17,10 +17,6 @@ from gptjax.core.console import UserError
 from gptjax.parallel import multihost
 
 
-def _whole(state):
-    return state
-
-
 class Checkpoints:
     """The checkpoints of one run, written while training goes on.
 
@@ -36,10 +32,9 @@ class Checkpoints:
         sha256      of all this
 
     Args:
-        folder: RUN/checkpoints.
         identity: what must be equal for a checkpoint to fit, for example
-            `{'tokenizer': its hash, 'data': of what is trained on}`. What a
-            checkpoint does not tell, as older ones do not tell their data, fits.
+            `{'tokenizer': hash, 'data': hash}`. A name that a checkpoint lacks, as
+            older ones lack 'data', fits.
         keep: the newest that stay.
         keep_best: those of the lowest loss that stay besides; 0: none.
         read_only: leaves alone what another process may be writing there.
@@ -55,7 +50,7 @@ class Checkpoints:
     ):
         import orbax.checkpoint as ocp
 
-        # Orbax speaks of every save, and tells pages of what it then raises.
+        # Orbax logs every save, and pages about each error that it then raises.
         logging.getLogger('absl').setLevel(logging.CRITICAL)
         self._ocp = ocp
         self._identity = identity
@@ -85,17 +80,15 @@ class Checkpoints:
     def save(self, step: int, state, record: dict, loss: float | None = None) -> None:
         """Begins to write copies: state and record may change once this returns.
 
-        Raises:
-            OSError: the disk has no room for it. (That it filled up while an
-                earlier one was written can raise other errors.)
+        A disk without room for it is an OSError; one that filled up while an earlier
+        one was written can raise other errors.
         """
         if step in self._manager.all_steps():
             return
         self.wait()
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         if shutil.disk_usage(self.folder).free < size:
-            full = errno.ENOSPC
-            raise OSError(full, os.strerror(full), str(self.folder))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
         content = dict(
             run=copy.deepcopy(record),  # it is written while the run goes on
             loss=loss,
@@ -114,7 +107,7 @@ class Checkpoints:
             force=True,
         )
 
-    def restore(self, abstract, step: int | None = None, report=print, part=_whole):
+    def restore(self, abstract, step: int | None = None, report=print, select=None):
         """(state, record) of the newest checkpoint that is whole, or None.
 
         Damaged ones are reported, the newest that is whole is used, and (unless
@@ -124,14 +117,15 @@ class Checkpoints:
         Args:
             abstract: the state's shapes, dtypes and shardings.
             step: this one alone, and untouched if it is damaged.
-            report: prints a line of it.
-            part: from a tree like the state to what of it is wanted: no other array
-                is read, and `part(state)` is returned.
+            report: prints a line about a damaged one.
+            select: from a tree like the state to the arrays that are wanted: no other
+                is read, and `select(state)` is returned.
 
         Raises:
             UserError: a checkpoint of another model or tokenizer, or all are
                 damaged; nothing is moved then.
         """
+        select = select or (lambda state: state)
         damaged = []
         candidates = self.steps()[::-1] if step is None else [step]
         for candidate in candidates:
@@ -139,7 +133,7 @@ class Checkpoints:
             try:
                 content = self._read_record(candidate)
                 self._check(candidate, content, abstract)
-                state = self._read_state(candidate, content, abstract, part)
+                state = self._read_state(candidate, content, abstract, select)
             except Exception as error:
                 if not _is_damage(error):
                     raise
@@ -148,13 +142,13 @@ class Checkpoints:
             if not multihost.any_process(reason is not None):
                 self._set_aside(damaged)
                 return state, content['run']
-            place = self.folder / f'{candidate:08d}'
-            report(f'checkpoint {place} is damaged: {reason or "for another process"}')
+            path = self._path(candidate)
+            report(f'checkpoint {path} is damaged: {reason or "for another process"}')
             damaged.append(candidate)
         if damaged and step is not None:
             raise UserError(
-                f'{self.folder / f"{step:08d}"} is damaged: move it away, and the '
-                'next best is used'
+                f'{self._path(step)} is damaged: move it away, and the next best '
+                'is used'
             )
         if damaged:
             raise UserError(
@@ -163,12 +157,15 @@ class Checkpoints:
             )
         return None
 
+    def _path(self, step: int) -> Path:
+        return self.folder / f'{step:08d}'
+
     def wait(self) -> None:
-        """Returns when what was begun is on disk."""
+        """Returns when the checkpoints that were begun are on disk."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
 
     def _read(self, step, item, args):
@@ -184,22 +181,27 @@ class Checkpoints:
             raise Damaged('its record has changed since it was written')
         return content
 
-    def _read_state(self, step, content, abstract, part):
+    def _read_state(self, step, content, abstract, select):
         names = jax.tree_util.tree_map_with_path(
             lambda path, _: name_of(path), abstract
         )
-        wanted = set(jax.tree.leaves(part(names)))
+        wanted = set(jax.tree.leaves(select(names)))
         unread = self._ocp.PLACEHOLDER
-        asked = jax.tree.map(lambda n, x: x if n in wanted else unread, names, abstract)
-        how = self._ocp.checkpoint_utils.construct_restore_args(asked)
-        args = self._ocp.args.PyTreeRestore(asked, restore_args=how)
-        state = self._read(step, 'state', args)
+        target = jax.tree.map(
+            lambda name, leaf: leaf if name in wanted else unread, names, abstract
+        )
+        restore_args = self._ocp.checkpoint_utils.construct_restore_args(target)
+        state = self._read(
+            step,
+            'state',
+            self._ocp.args.PyTreeRestore(target, restore_args=restore_args),
+        )
         # None is no leaf.
-        read = jax.tree.map(lambda x: None if x is unread else x, state)
-        for name, found in checksums(read).items():
-            if found != content['checksums'][name]:
+        read = jax.tree.map(lambda leaf: None if leaf is unread else leaf, state)
+        for name, checksum in checksums(read).items():
+            if checksum != content['checksums'][name]:
                 raise Damaged(f'{name} has changed since it was written')
-        return part(state)
+        return select(state)
 
     def _loss_of(self, step) -> float | None:
         if step not in self._losses:
@@ -218,40 +220,40 @@ class Checkpoints:
             for step in steps:
                 target = self.folder / f'damaged-{step}'
                 shutil.rmtree(target, ignore_errors=True)
-                (self.folder / f'{step:08d}').rename(target)
+                self._path(step).rename(target)
         multihost.barrier('damaged checkpoints are aside')
         self._manager.reload()
         for step in steps:
             self._losses.pop(step, None)
 
     def _check(self, step, content, abstract):
-        place = f'checkpoint {step} in {self.folder}'
+        label = f'checkpoint {step} in {self.folder}'
         for name, value in self._identity.items():
             saved = content['identity'].get(name, value)
             if saved != value:
                 raise UserError(
-                    f'{place} was made with other {name} ({str(saved)[:12]} there, '
+                    f'{label} was made with other {name} ({str(saved)[:12]} there, '
                     f'{str(value)[:12]} here): bring back the {name} it was trained '
                     'with, or use another --workdir'
                 )
         saved, wanted = content['arrays'], describe(abstract)
         for name in sorted(saved.keys() | wanted.keys()):
             if name not in saved:
-                raise UserError(f'{place} lacks the array {name}: {_FIX}')
+                raise UserError(f'{label} lacks the array {name}: {FIX}')
             if name not in wanted:
-                raise UserError(f'{place} has an extra array {name}: {_FIX}')
+                raise UserError(f'{label} has an extra array {name}: {FIX}')
             if saved[name] != wanted[name]:
                 raise UserError(
-                    f'{place}: {name} is {saved[name]}, this config makes it '
-                    f'{wanted[name]}: {_FIX}'
+                    f'{label}: {name} is {saved[name]}, this config makes it '
+                    f'{wanted[name]}: {FIX}'
                 )
 
 
-_FIX = 'use the config it was trained with, or another --workdir'
+FIX = 'use the config it was trained with, or another --workdir'
 
 
 class _NewestAndBest:
-    """Orbax's question which checkpoints stay."""
+    """Orbax's policy: which checkpoints stay."""
 
     def __init__(self, keep: int, keep_best: int, loss_of):
         self.keep = keep
@@ -279,24 +281,26 @@ class Damaged(Exception):
     """What a checkpoint holds is not what was written."""
 
 
-# TensorStore's words for bytes that are missing, cut off or changed; it has others
-# for too little memory, no right to read, and a file system that does not answer.
+# How TensorStore's messages about missing, cut off or changed bytes begin. They begin
+# otherwise for too little memory, no right to read, and a file system without answer.
 DAMAGE_CODES = (
     *('NOT_FOUND', 'DATA_LOSS', 'OUT_OF_RANGE'),
     *('FAILED_PRECONDITION', 'INVALID_ARGUMENT'),
 )
-# Orbax' words for an item, or a file of it, that is missing.
+# In Orbax' messages about an item, or a file of it, that is missing.
 DAMAGE_WORDS = ('was not found in the checkpoint', 'pytree structure error')
 
 
 def _is_damage(error: BaseException) -> bool:
-    """Whether files of a checkpoint are missing or changed; all else is no damage."""
+    """Whether files of a checkpoint are missing or changed."""
     if isinstance(error, Damaged | FileNotFoundError | json.JSONDecodeError):
         return True
     if isinstance(error, ValueError | KeyError):
-        told = str(error)
-        return told.startswith(DAMAGE_CODES) or any(w in told for w in DAMAGE_WORDS)
-    # Orbax wraps what TensorStore says of an array in a plain Exception.
+        message = str(error)
+        return message.startswith(DAMAGE_CODES) or any(
+            words in message for words in DAMAGE_WORDS
+        )
+    # Orbax wraps TensorStore's error about an array in a plain Exception.
     cause = error.__cause__
     return type(error) is Exception and cause is not None and _is_damage(cause)
 
@@ -315,7 +319,7 @@ def checksums(tree) -> dict[str, int]:
     all but one in 2^32.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    sums = np.asarray(_checksums([leaf for _, leaf in leaves])).tolist()
+    sums = np.asarray(_compute_checksums([leaf for _, leaf in leaves])).tolist()
     return {name_of(path): int(s) for (path, _), s in zip(leaves, sums, strict=True)}
 
 
@@ -325,16 +329,16 @@ def name_of(path) -> str:
 
 
 @jax.jit
-def _checksums(arrays):
-    return jnp.stack([_checksum(array) for array in arrays])
+def _compute_checksums(arrays):
+    return jnp.stack([_compute_checksum(array) for array in arrays])
 
 
-def _checksum(array):
+def _compute_checksum(array):
     if array.dtype == bool:
         array = array.astype(jnp.uint8)
     bits = jax.lax.bitcast_convert_type(array, UNSIGNED[array.dtype.itemsize])
     index = jnp.zeros((), jnp.uint32)
     for axis, size in enumerate(bits.shape):
-        place = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-        index = index * np.uint32(size % 2**32) + place
+        along_axis = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        index = index * np.uint32(size % 2**32) + along_axis
     return jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)

@@ -18,10 +18,9 @@ DROPOUT = ('embedding_dropout', 'attention_dropout', 'residual_dropout')
 
 
 def check_config(config: ConfigDict) -> None:
-    """Makes the shapes of everything that training holds, and none of the values.
+    """Refuses fields that do not fit each other or the devices.
 
-    Raises:
-        UserError: fields do not fit each other or the devices.
+    Makes the shapes of everything that training holds, and none of the values.
     """
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
@@ -71,10 +70,7 @@ def check_context(config: ConfigDict, mesh) -> None:
 def check_unused(
     config: ConfigDict, section: str, fields: Sequence[str], why: str
 ) -> None:
-    """Refuses fields of a section that would do nothing, where they were changed.
-
-    why: they do nothing, for the message.
-    """
+    """Refuses fields of a section that were changed but do nothing, for the reason."""
     for field in fields:
         value, default = config[section][field], SCHEMA[section][field].default
         if value != default:

@@ -42,15 +42,8 @@ def inherit_config(
     it again changes nothing; where RUN has checkpoints, what it took then stands,
     though the earlier run may be gone or have a better checkpoint now.
 
-    Args:
-        config: of the new run.
-        workdir: RUN.
-        changes: fields of what is taken that were given another value, as
-            'model.residual_dropout'.
-
-    Raises:
-        UserError: `start.run` is no run with a checkpoint, RUN has another tokenizer,
-            or a changed field decides the shape of the weights.
+    `changes` are fields of these sections that were given another value, as
+    'model.residual_dropout'; those that decide the weights' shapes are refused.
     """
     for name in changes:
         if name not in CHANGEABLE:
@@ -62,14 +55,14 @@ def inherit_config(
     if not config.start.run:
         raise UserError('start.run is empty: name the run directory to begin with')
     run = Path(config.start.run).expanduser().absolute()
-    asked = config.start.step
-    taken = _inherited_before(workdir, run, asked)
-    if taken is None:
-        taken = read_start_config(run)
-        taken.start = ConfigDict(dict(run=str(run), step=_choose_step(run, asked)))
+    step = config.start.step
+    earlier = _inherited_before(workdir, run, step)
+    if earlier is None:
+        earlier = read_start_config(run)
+        earlier.start = ConfigDict(dict(run=str(run), step=_choose_step(run, step)))
         multihost.run_on_first_process(workdir, lambda: _copy_tokenizer(run, workdir))
     for name in (*SECTIONS, 'start'):
-        config[name] = taken[name]
+        config[name] = earlier[name]
     config.update_from_flattened_dict(changes)
     if config.data.context == 0:
         config.data.context = config.model.context
@@ -77,11 +70,7 @@ def inherit_config(
 
 
 def load_start(config: ConfigDict, mesh: Mesh) -> Trained:
-    """The model that the run begins with, laid out on the mesh.
-
-    Raises:
-        UserError: the earlier run has no such checkpoint.
-    """
+    """The model that the run begins with, laid out on the mesh."""
     with console.progress_bar('reading the model that this starts from', 0):
         return load_start_run(config.start, mesh)
 
@@ -89,14 +78,7 @@ def load_start(config: ConfigDict, mesh: Mesh) -> Trained:
 def first_params(
     config: ConfigDict, model: FrozenConfigDict, start: Trained | None, mesh: Mesh
 ) -> tuple:
-    """`Stage.init()`: the earlier run's weights, or new A and B of LoRA.
-
-    Args:
-        config: of the run.
-        model: its settings.
-        start: what the run starts from; None: it is read.
-        mesh: where it lives.
-    """
+    """`Stage.init()`: the weights of `start` (None: read here), or new LoRA A and B."""
     if uses_lora(config):
         init = partial(lora.init_params, model, config.lora)
         return init, jax.random.key(config.seed)
@@ -125,37 +107,37 @@ def read_start_config(run: Path) -> ConfigDict:
         ) from error
 
 
-def _choose_step(run: Path, asked: int) -> int:
-    """The checkpoint's number: the one asked for, the best, or the newest."""
+def _choose_step(run: Path, step: int) -> int:
+    """The checkpoint's number: `step`, or for -1 the best or the newest."""
     checkpoints = Checkpoints(run / 'checkpoints', {}, read_only=True)
     steps, best = checkpoints.steps(), checkpoints.best_step()
     checkpoints.close()
     if not steps:
         raise UserError(f'start.run={run} has no checkpoint: train it first')
-    if asked == -1:
+    if step == -1:
         return steps[-1] if best is None else best
-    if asked not in steps:
+    if step not in steps:
         raise UserError(
-            f'start.step={asked}: {run} has no such checkpoint, it has '
+            f'start.step={step}: {run} has no such checkpoint, it has '
             f'{", ".join(map(str, steps))}'
         )
-    return asked
+    return step
 
 
 def _copy_tokenizer(run: Path, workdir: Path) -> None:
-    source, target = run / 'tokenizer', workdir / 'tokenizer'
-    if not (source / 'tokenizer.model').exists():
+    source = run / 'tokenizer' / 'tokenizer.model'
+    target = workdir / 'tokenizer' / 'tokenizer.model'
+    if not source.exists():
         raise UserError(
             f'start.run={run} has no tokenizer: name a run that has trained'
         )
-    if (target / 'tokenizer.model').exists():
-        if storage.sha256_of_file(target / 'tokenizer.model') != storage.sha256_of_file(
-            source / 'tokenizer.model'
-        ):
+    if target.exists():
+        if storage.sha256_of_file(target) != storage.sha256_of_file(source):
             raise UserError(
                 f'--workdir={workdir} has another tokenizer than start.run={run}: use '
                 'another --workdir'
             )
         return
-    for path in sorted(source.iterdir(), key=lambda path: path.suffix == '.model'):
-        storage.write_bytes(target / path.name, path.read_bytes())  # the model last
+    for path in sorted(source.parent.iterdir(), key=lambda path: path == source):
+        # The model last: its file says that all are there.
+        storage.write_bytes(target.with_name(path.name), path.read_bytes())

@@ -45,9 +45,6 @@ def load_model(
 
     The averaged weights where the run kept an average; those of a LoRA run are
     merged into the weights of the run that it started from.
-
-    Raises:
-        UserError: there is no checkpoint, none of that step, or none that fits.
     """
     folder = workdir / 'checkpoints'
     path = workdir / 'tokenizer' / 'tokenizer.model'
@@ -64,10 +61,10 @@ def load_model(
         abstract = abstract_state(shapes, optimizer, axes, mesh)
         checkpoints = Checkpoints(folder, identity, read_only=True)
         if step is not None and step not in checkpoints.steps():
-            there = ', '.join(map(str, checkpoints.steps()))
-            raise UserError(f'{folder} has no checkpoint {step}: there are {there}')
+            steps = ', '.join(map(str, checkpoints.steps()))
+            raise UserError(f'{folder} has no checkpoint {step}: there are {steps}')
         chosen = checkpoints.best_step() if step is None else step
-        restored = checkpoints.restore(abstract, chosen, part=_step_and_weights)
+        restored = checkpoints.restore(abstract, chosen, select=_step_and_weights)
         checkpoints.close()
     if restored is None:
         raise UserError(f'{folder} is empty: run the stage pretrain first')
@@ -83,15 +80,7 @@ def _step_and_weights(state):
 
 
 def load_start_run(start: ConfigDict, mesh: Mesh) -> Trained:
-    """The model that a later run begins with.
-
-    Args:
-        start: the config's section, inherited: `run` and the number of a `step`.
-        mesh: where it is laid out.
-
-    Raises:
-        UserError: as `load_model`.
-    """
+    """The model that a later run begins with; `start.step` is a checkpoint's number."""
     run = Path(start.run)
     try:
         return load_model(run_dir.read_config(run), run, mesh, start.step)
@@ -155,15 +144,8 @@ def load_engine(
 ) -> Engine:
     """An engine for a checkpoint of RUN, chosen as `load_model` does.
 
-    Args:
-        weights: 'whole', or 'int8' for a byte each.
-        cache: the same of keys and values.
-        draft: the run directory of a smaller model with the same tokenizer, which
-            guesses ahead.
-        **options: of `Engine`.
-
-    Raises:
-        UserError: as `load_model`, or weights, cache or draft that cannot be.
+    Weights, and keys and values of the cache, are 'whole' or 'int8', a byte each.
+    `draft` is the run of a smaller model with the same tokenizer, which guesses ahead.
     """
     for name, value, known in (('weights', weights, WEIGHTS), ('cache', cache, CACHES)):
         if value not in known:
@@ -192,11 +174,7 @@ def load_engine(
 
 
 def load_draft(workdir: Path, mesh: Mesh, tokenizer: Tokenizer) -> Trained:
-    """A model that may guess for one with this tokenizer.
-
-    Raises:
-        UserError: it has another tokenizer, or there is none.
-    """
+    """A model that may guess for one with this tokenizer; another is refused."""
     path = workdir / 'tokenizer' / 'tokenizer.model'
     if path.exists() and Tokenizer.load(path).fingerprint != tokenizer.fingerprint:
         raise UserError(
@@ -204,28 +182,21 @@ def load_draft(workdir: Path, mesh: Mesh, tokenizer: Tokenizer) -> Trained:
             'tokenizer and prepared of the run it is to guess for, and train on them'
         )
     try:
-        trained = load_model(run_dir.read_config(workdir), workdir, mesh)
+        return load_model(run_dir.read_config(workdir), workdir, mesh)
     except UserError as error:
         raise UserError(f'--draft={workdir}: {error}') from error
-    return trained
 
 
 def model_fingerprint(trained: Trained) -> str:
     """A hash of all that decides what a model says: settings, weights, tokenizer."""
-    return storage.fingerprint(
-        [
-            trained.settings.to_dict(),
-            checksums(trained.params),
-            trained.tokenizer.fingerprint,
-        ]
-    )
+    model = trained.settings.to_dict(), checksums(trained.params)
+    return storage.fingerprint([*model, trained.tokenizer.fingerprint])
 
 
 def inference_mesh(config: ConfigDict) -> Mesh:
     """The tensor axis alone, where there are devices for it; else one device."""
     devices = jax.devices()
     tensor = len(devices) if config.mesh.tensor == -1 else config.mesh.tensor
-    section = ConfigDict(dict(data=1, fsdp=1, tensor=1, context=1))
-    if tensor <= len(devices):
-        section.tensor = tensor
-    return make_mesh(section, devices[: section.tensor])
+    tensor = tensor if tensor <= len(devices) else 1
+    sizes = ConfigDict(dict(data=1, fsdp=1, tensor=tensor, context=1))
+    return make_mesh(sizes, devices[:tensor])

@@ -163,8 +163,7 @@ def fit(config: ConfigDict, workdir: Path, stage: Stage) -> Outcome:
 
     Raises:
         UserError: checkpoints do not fit the config, `train.max_bad_steps` steps in a
-            row were not finite, or the stage cannot go on; what was learnt so far is
-            saved.
+            row were not finite, or the stage cannot go on; the state is saved.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(stage.mesh))
@@ -187,8 +186,8 @@ def fit(config: ConfigDict, workdir: Path, stage: Stage) -> Outcome:
                 state = create_state(init, optimizer, abstract, *arguments)
         else:
             state, saved_record = restored
-            record.update(_completed(saved_record))
-            if record['reason'] is not None:  # it had come to its end
+            record.update(_complete_record(saved_record))
+            if record['reason'] is not None:  # it had ended
                 return Outcome(state, record)
             multihost.print_once(
                 f'{stage.name}: going on from the checkpoint of step '
@@ -214,7 +213,7 @@ def fit(config: ConfigDict, workdir: Path, stage: Stage) -> Outcome:
         return loop.run(new=restored is None)
 
 
-def _completed(record: dict) -> dict:
+def _complete_record(record: dict) -> dict:
     """A checkpoint's record as it is written today.
 
     Reinforcement learning once kept its early stopping in two fields of its own.
@@ -294,12 +293,9 @@ class _Loop:
 
     def is_due(self, done: int) -> bool:
         """Whether a validation stands after so many steps."""
-        every, before = (
-            self.config.train.eval_every,
-            done - self.training.steps_per_update,
-        )
-        last = done == self.config.train.num_steps
-        return done > 0 and (last or done // every > before // every)
+        train, before = self.config.train, done - self.training.steps_per_update
+        due = done // train.eval_every > before // train.eval_every
+        return done > 0 and (due or done == train.num_steps)
 
     def last_validated(self) -> int:
         validation = self.record['validation']
@@ -370,21 +366,20 @@ class _Loop:
             raise
 
     def divergence(self, step: int) -> str:
-        documents, where = self.training.documents_of, ''
-        look = ''
-        if documents:
-            names = documents(step)
-            where = ', '.join(names[:8]) + (', …' if len(names) > 8 else '')
-            where = f' (documents {where})'
-            look = (
+        documents = advice = ''
+        if self.training.documents_of:
+            names = self.training.documents_of(step)
+            listed = ', '.join(names[:8]) + (', …' if len(names) > 8 else '')
+            documents = f' (documents {listed})'
+            advice = (
                 ', or look at the batch with '
                 f'`python -m gptjax data --workdir {self.workdir} --step {step}`'
             )
         return (
             'the loss or its gradient was not finite in '
             f'{self.record["skipped_in_a_row"]} updates in a row, up to step '
-            f'{step}{where}: the newest checkpoint stays: lower optim.learning_rate, '
-            f'set optim.clip_norm=1.0{look}'
+            f'{step}{documents}: the newest checkpoint stays: lower '
+            f'optim.learning_rate, set optim.clip_norm=1.0{advice}'
         )
 
 
@@ -416,18 +411,14 @@ def with_steps(
 ) -> ConfigDict:
     """The config with `train.num_steps` for so many passes over the training rows.
 
-    Args:
-        config: of the run; with epochs 0 its `train.num_steps` stay.
-        epochs: passes.
-        rows: to train on, `train.batch_size` an update.
-        warmup_fraction: where the steps are few, the warm-up is at most
-            1 / warmup_fraction of them.
+    With epochs 0 its `train.num_steps` stay. The warm-up is at most
+    1 / warmup_fraction of the steps.
     """
     config = config.copy_and_resolve_references()
     if epochs:
-        config.train.num_steps = max(
-            1, math.ceil(epochs * rows / config.train.batch_size)
+        num_steps = max(1, math.ceil(epochs * rows / config.train.batch_size))
+        config.train.num_steps = num_steps
+        config.optim.warmup_steps = min(
+            config.optim.warmup_steps, num_steps // warmup_fraction
         )
-        most = config.train.num_steps // warmup_fraction
-        config.optim.warmup_steps = min(config.optim.warmup_steps, most)
     return config

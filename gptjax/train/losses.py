@@ -10,14 +10,9 @@ from gptjax.models import gpt
 def make_language_loss(settings: FrozenConfigDict, train: ConfigDict):
     """The `loss_fn` of next-token prediction for `make_train_step`.
 
-    Args:
-        settings: of the model.
-        train: the train section: `z_loss`, `label_smoothing`, `loss_chunk`.
-
-    Returns:
-        `(params, batch, key) -> (loss, metrics)`: the sum that is minimised,
-        and with it the plain cross-entropy `loss` and `tokens`, all summed.
-        Dropout is off where key is None.
+    `(params, batch, key) -> (loss, metrics)`: the sum that is minimised, and with it
+    the plain cross-entropy `loss` and `tokens`, all summed. Dropout is off where key
+    is None.
     """
     options = dict(
         chunk=train.loss_chunk,

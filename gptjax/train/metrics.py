@@ -20,14 +20,9 @@ def read_metrics(path: Path) -> list[dict]:
 class MetricsWriter:
     """Appends to RUN/metrics.jsonl and RUN/tensorboard.
 
-    Opened at a step, it first drops the records of later ones: a run that
-    goes on from a checkpoint writes them anew, so that the file reads as if
-    it had never been stopped.
-
-    Args:
-        workdir: the run directory.
-        step: updates done so far.
-        tensorboard: False leaves TensorBoard out, whose import takes seconds.
+    Opened after `step` updates, it first drops the records of later ones: a run that
+    goes on from a checkpoint writes them anew, so that the file reads as if it had
+    never been stopped. Without `tensorboard` it imports nothing slow.
     """
 
     def __init__(self, workdir: Path, step: int, tensorboard: bool = True):

@@ -2,7 +2,7 @@
 
 import math
 import re
-import time
+import timeit
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +33,9 @@ PEAK_TFLOPS = {
 def peak_tflops(configured: float = 0.0) -> float:
     """Of one device, in TFLOP/s: as configured, from the table, or measured.
 
-    The table's are of bfloat16, whatever the model computes with. A CPU is in no
-    table: its peak is the best rate of a float32 product of 1024 x 1024 matrices,
-    shared by the devices that it is split into. An accelerator that is in none has
-    NaN, which is said.
+    The table's are of bfloat16, whatever the model computes with. The peak of a CPU is
+    the best rate of a float32 product of 1024 x 1024 matrices, shared by the devices
+    that it is split into. An unknown accelerator has NaN, and a line is printed.
     """
     if configured:
         return configured
@@ -46,7 +45,7 @@ def peak_tflops(configured: float = 0.0) -> float:
         if re.match(rf'{name}\b', device.device_kind):
             return PEAK_TFLOPS[name]
     if device.platform == 'cpu':
-        return _measured_tflops() / jax.device_count()
+        return _measure_tflops() / jax.device_count()
     print_once(
         f'no peak rate is known of {device.device_kind}: for its MFU set '
         'train.peak_tflops'
@@ -54,13 +53,9 @@ def peak_tflops(configured: float = 0.0) -> float:
     return math.nan
 
 
-def _measured_tflops(size: int = 1024, rounds: int = 5) -> float:
+def _measure_tflops(size: int = 1024, repeats: int = 5) -> float:
     x = jnp.ones((size, size), jnp.float32)
     product = jax.jit(lambda a: a @ a)
     product(x).block_until_ready()
-    best = float('inf')
-    for _ in range(rounds):
-        began = time.perf_counter()
-        product(x).block_until_ready()
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best / 1e12
+    multiply = lambda: product(x).block_until_ready()
+    return 2 * size**3 / min(timeit.repeat(multiply, number=1, repeat=repeats)) / 1e12

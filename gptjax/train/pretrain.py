@@ -35,14 +35,6 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
 
     It begins with new weights or, where the config has a section `start`, with those
     of an earlier run (continued pretraining).
-
-    Returns:
-        A summary: why it ended and by which signal, steps, parameters, the newest
-        validation.
-
-    Raises:
-        UserError: the config does not fit the run's checkpoints, or itself
-            (`check_config` says so before there is data).
     """
     # ---- model --------------------------------------------------------------
     mesh = make_mesh(config.mesh)
@@ -122,17 +114,10 @@ def throughput(config: ConfigDict, model: FrozenConfigDict, mesh: Mesh) -> dict:
 def make_validation(config: ConfigDict, prepared: Path, loss_fn, mesh, *frozen):
     """A function from the state to `loss` and `bits_per_byte` on validation.
 
-    They are over packed examples, where a document that an example's edge
-    cuts loses its context: a quick figure for the curve. `eval` has the exact
-    one, over whole documents.
-
-    Args:
-        config: of the run.
-        prepared: RUN/prepared, or RUN/dialogue: then they are over what the
-            assistant says and the ends of its turns, per byte that it says.
-        loss_fn: as training has it.
-        mesh: where batches are laid out.
-        *frozen: weights that `loss_fn` takes besides.
+    They are over packed examples, where a document that an example's edge cuts loses
+    its context: a quick figure for the curve. `eval` has the exact one, over whole
+    documents. Of RUN/dialogue they are over what the assistant says and the ends of
+    its turns, per byte that it says. `frozen` are weights that `loss_fn` takes besides.
     """
     manifest = storage.read_json(prepared / 'manifest.json')
     sources = manifest['splits']['validation'].values()
@@ -164,7 +149,7 @@ def make_validation(config: ConfigDict, prepared: Path, loss_fn, mesh, *frozen):
 
 
 def pretraining_artifacts(config: ConfigDict) -> tuple:
-    """What is made before pretraining; the tokenizer is that of `start.run`, if any."""
+    """What is made before pretraining; `start.run`, if any, has the tokenizer."""
     tokenizer = () if 'start' in config else (TOKENIZER,)
     return DOCUMENTS, *tokenizer, PACKED_DOCUMENTS
 

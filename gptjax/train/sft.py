@@ -30,17 +30,6 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
     The loss is that of pretraining over what the assistant says and the ends of its
     turns. Under LoRA the weights of `start.run` stay as they are, and A and B are
     what trains and what checkpoints hold.
-
-    Args:
-        config: of `init_from.inherit_config`.
-        workdir: RUN.
-
-    Returns:
-        A summary: why it ended and by which signal, steps, parameters that were
-        trained, the newest validation.
-
-    Raises:
-        UserError: the config does not fit the run's checkpoints, or itself.
     """
     # ---- model --------------------------------------------------------------
     mesh = make_mesh(config.mesh)
@@ -109,16 +98,15 @@ def with_steps(config: ConfigDict, rows) -> ConfigDict:
 
         steps = epochs rows / (batch_size (1 - pretraining_share))
 
-    Where that is little, the warm-up is a tenth of it at most.
-
-    Args:
-        config: of the run; epochs 0: its `train.num_steps` stay.
-        rows: of `packed_conversations.open_training_dataset`.
+    With epochs 0 its `train.num_steps` stay. The warm-up is a tenth of them at most.
     """
-    epochs, share = config.sft.epochs, config.sft.pretraining_share
-    own = [s for s in rows.sources if not s.name.startswith('pretraining/')]
-    num_rows = sum(source.num_rows for source in own)
-    return loop.with_steps(config, epochs, num_rows / (1 - share), warmup_fraction=10)
+    num_rows = sum(
+        source.num_rows
+        for source in rows.sources
+        if not source.name.startswith('pretraining/')
+    )
+    num_rows /= 1 - config.sft.pretraining_share
+    return loop.with_steps(config, config.sft.epochs, num_rows, warmup_fraction=10)
 
 
 def make_adapted_loss(loss_fn, scale: float):

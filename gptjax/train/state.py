@@ -15,7 +15,6 @@ class TrainState(NamedTuple):
 
     step: int32 scalar, updates tried so far; also the next batch's number.
     params: nested dict of float32 arrays.
-    opt_state: the optimizer's state.
     """
 
     step: jax.Array
@@ -26,11 +25,7 @@ class TrainState(NamedTuple):
 def abstract_state(params, optimizer: optax.GradientTransformation, axes, mesh: Mesh):
     """The state's shapes, dtypes and shardings, without making it.
 
-    Args:
-        params: the parameters' shapes.
-        optimizer: what makes the state that goes with them.
-        axes: the parameters' tree with a tuple of axis names at each leaf.
-        mesh: where it lives.
+    `params` may be shapes; `axes` is their tree, a tuple of axis names at each leaf.
     """
     state = jax.eval_shape(lambda p: new_state(p, optimizer), params)
     shardings = state_shardings(state, axes, mesh)
@@ -48,18 +43,11 @@ def new_state(params, optimizer: optax.GradientTransformation) -> TrainState:
 
 
 def create_state(init, optimizer, abstract: TrainState, *args) -> TrainState:
-    """A new state, each device making its own part of it.
+    """A new state with parameters `init(*args)`, each device making its own part of it.
 
-    What is drawn does not depend on the mesh.
-
-    Args:
-        init: a function from `args` to parameters.
-        optimizer: of the state.
-        abstract: from `abstract_state`.
-        *args: a key, or weights to begin with; arrays, so that none is compiled in.
+    What is drawn does not depend on the mesh. `args` are a key, or weights to begin
+    with: as arguments they are not compiled in.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    make = jax.jit(
-        lambda *args: new_state(init(*args), optimizer), out_shardings=shardings
-    )
-    return make(*args)
+    make = lambda *args: new_state(init(*args), optimizer)
+    return jax.jit(make, out_shardings=shardings)(*args)

@@ -26,18 +26,16 @@ def make_train_step(
     Args:
         loss_fn: `(params, batch, key, *frozen) -> (loss, metrics)`. Both are sums
             over the batch's tokens, and `metrics['tokens']` is the sum of their
-            weights: parts of a batch can then be added up. `frozen` is what is
-            not trained, as the weights under LoRA.
-        optimizer: its update takes the mean gradient.
+            weights: micro-batches can then be added up. `frozen` is what is not
+            trained, as the weights under LoRA.
         state: shapes with shardings, from `abstract_state`.
-        accumulation: micro-batches whose gradients are added before the
-            update; it divides the batch.
+        accumulation: micro-batches whose gradients are added before the update.
         seed: of dropout; its keys come from (seed, step, micro-batch).
 
     Returns:
-        The step. Its metrics are float32 scalars: those of `loss_fn` divided
-        by the tokens, `tokens`, `grad_norm` (before clipping) and `good`, 1.0
-        where the update was applied.
+        The step. Its metrics are float32 scalars: those of `loss_fn` divided by the
+        tokens, `tokens`, `grad_norm` (before clipping) and `good`, 1.0 where the
+        update was applied.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     differentiate = jax.value_and_grad(loss_fn, has_aux=True)

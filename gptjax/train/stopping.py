@@ -40,9 +40,9 @@ class EarlyStopping(NamedTuple):
 def interruption() -> Iterator[Callable[[int], int | None]]:
     """Yields a function from updates done to the signal that asks to stop, or None.
 
-    While it lasts SIGTERM and a first Ctrl-C only ask; a second Ctrl-C kills. Of
-    several processes one may be told alone: JAX then agrees on an update after which
-    all stop. It counts by one, so it is given updates and not steps.
+    While it lasts SIGTERM and a first Ctrl-C only ask; a second Ctrl-C kills. One of
+    several processes may receive a signal alone: JAX then agrees on an update after
+    which all stop. It counts by one, so it is given updates and not steps.
     """
     if jax.process_count() > 1:
         reached = multihost_utils.reached_preemption_sync_point

@@ -133,7 +133,7 @@ def test_state_and_record_may_change_once_save_returns(tmp_path):
 
 def test_a_part_comes_back_alone(folder):
     part = lambda state: (state.params['scale'], state.step)
-    found, record, said = read(folder, part=part)
+    found, record, said = read(folder, select=part)
     assert bits(found) == bits(part(state_of(2)))
     assert record == dict(at=2) and said == []
 
@@ -220,7 +220,7 @@ def test_damage_is_reported_and_the_one_before_used(damage, folder):
     assert bits(state) == bits(state_of(2)) and said == []
 
 
-@pytest.mark.parametrize('options', ({}, dict(part=lambda state: state.params)))
+@pytest.mark.parametrize('options', ({}, dict(select=lambda state: state.params)))
 def test_a_changed_array_is_named(options, folder):
     flip(folder / '00000002')
     told = 'params/kernel has changed since it was written'
@@ -229,7 +229,7 @@ def test_a_changed_array_is_named(options, folder):
 
 def test_what_is_not_read_may_have_changed(folder):
     flip(folder / '00000002')
-    assert read(folder, part=lambda state: state.params['scale'])[2] == []
+    assert read(folder, select=lambda state: state.params['scale'])[2] == []
 
 
 def test_when_all_are_damaged_nothing_is_moved(folder):

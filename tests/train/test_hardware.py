@@ -37,7 +37,7 @@ def test_what_is_in_no_table_is_said_and_not_measured(kind, monkeypatch, capsys)
 
 
 def test_a_cpu_is_measured_and_shared_by_its_devices(monkeypatch):
-    monkeypatch.setattr(peak_flops, '_measured_tflops', lambda: 0.8)
+    monkeypatch.setattr(peak_flops, '_measure_tflops', lambda: 0.8)
     assert peak_flops.peak_tflops() == pytest.approx(0.8 / jax.device_count())
     monkeypatch.undo()
-    assert peak_flops._measured_tflops(size=64, rounds=1) > 0
+    assert peak_flops._measure_tflops(size=64, repeats=1) > 0

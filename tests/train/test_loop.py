@@ -242,7 +242,7 @@ def test_a_stage_that_cannot_go_on_loses_nothing(tmp_path):
 
 def test_records_of_older_reinforcement_learning_are_read():
     old = dict(lowest_loss=0.5, worse=2, skipped=1, reason=None, memory=[1])
-    assert loop._completed(old) == dict(
+    assert loop._complete_record(old) == dict(
         skipped=1,
         reason=None,
         memory=[1],
