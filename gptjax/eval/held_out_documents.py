@@ -151,12 +151,18 @@ def evaluate_perplexity(
             results.add_baseline(part_figures, 'xz -9e, given training text', xz)
         if not suffix or len(by_source) > 1:
             figures.update({f'{n}{suffix}': f for n, f in part_figures.items()})
+    examples = []
+    for document in documents:
+        digest = hashlib.sha256(document['text'].encode('utf-8', 'replace')).hexdigest()
+        # The document is all there is: no prompt stands before it.
+        identity = dict(prompt_sha256=digest, item_sha256=digest)
+        examples.append(dict(id=document['id'], source=document['source'], **identity))
     result = results.make_result(
         'perplexity',
         'whole documents of the validation split; intervals over documents',
         figures,
         columns,
-        [_identity(document) for document in documents],
+        examples,
         predictor.bootstrap_settings,
         dict(context=context, stride=measured.stride, bos=True, eos_counted=True),
     )
@@ -169,14 +175,3 @@ def token_unigram_nats(workdir: Path, documents: Sequence[dict], tokenizer):
     nats = -np.log(smoothed / smoothed.sum())
     texts = tokenizer.encode_batch([document['text'] for document in documents])
     return np.array([nats[tokens].sum() + nats[tokenizer.eos_id] for tokens in texts])
-
-
-def _identity(document: dict) -> dict[str, str]:
-    """As an example's; the document is all there is: no prompt stands before it."""
-    digest = hashlib.sha256(document['text'].encode('utf-8', 'replace')).hexdigest()
-    return dict(
-        id=document['id'],
-        source=document['source'],
-        prompt_sha256=digest,
-        item_sha256=digest,
-    )

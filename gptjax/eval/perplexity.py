@@ -28,14 +28,9 @@ GROUP_CHARACTERS = 2**23  # tokenised and packed at once: bounds the memory
 
 
 class Measured(NamedTuple):
-    """The sums of every document, whose sums in turn give the figures.
+    """The sums of every document, whose sums in turn give the figures."""
 
-    columns: float64 (documents,) each: `nats` (-sum ln P), `tokens`, `bytes` and
-        `words`.
-    stride, rows, seconds: what was used, and what it cost.
-    """
-
-    columns: dict[str, np.ndarray]
+    columns: dict[str, np.ndarray]  # (documents,) `nats`, `tokens`, `bytes`, `words`
     stride: int
     rows: int
     seconds: float
@@ -70,7 +65,7 @@ def measure_documents(
             'documents'
         )
     began = time.monotonic()
-    nats, num_tokens = np.zeros((2, len(documents)))
+    nats, num_tokens = np.zeros((2, len(documents)))  # nats: -sum ln P
     num_rows = 0
     with console.progress_bar('evaluating', len(documents), 'documents') as advance:
         for first, group in _groups(documents):
@@ -100,15 +95,12 @@ def measure_documents(
 
 
 def summarize(measured: Measured, sources: Sequence[str], context: int) -> dict:
-    """Figures over whole documents, together and by source.
+    """Figures over whole documents, together and by source (`by_source`).
 
-    Returns:
-        `loss` (nats a token), `token_perplexity`, `bits_per_byte` (-sum ln P /
-        (ln 2 UTF-8 bytes)), `word_perplexity` (exp(-sum ln P / words), words by
-        white space), `tokens`, `bytes`, `words`, `documents`; the same for each
-        source in `by_source`; and `context`, `stride`, `rows`, `seconds`. BOS is
-        given and not predicted; EOS is predicted, so it is in the sums and in
-        `tokens`, though it has no bytes.
+    `loss` is nats a token, `bits_per_byte` -sum ln P / (ln 2 UTF-8 bytes),
+    `word_perplexity` exp(-sum ln P / words), words by white space. BOS is given and not
+    predicted; EOS is predicted, so it is in the sums and in `tokens`, though it has no
+    bytes.
     """
     sources = np.array(sources)
     return dict(

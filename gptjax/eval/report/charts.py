@@ -29,13 +29,6 @@ class Series(NamedTuple):
     points: Sequence[tuple[float, float]]  # x ascending
 
 
-class Level(NamedTuple):
-    """A horizontal line to compare with."""
-
-    label: str
-    value: float
-
-
 class Axis(NamedTuple):
     """The vertical axis: `place` takes a value to 0 at the bottom, 1 on top."""
 
@@ -77,28 +70,27 @@ def line_chart(
     title: str,
     unit: str,
     series: Sequence[Series],
-    levels: Sequence[Level] = (),
+    levels: Sequence[tuple[str, float]] = (),
     make_axis: Callable[[Sequence[float]], Axis] = linear_axis,
     note: str = '',
     across: str = 'step',
 ) -> str:
     """HTML of lines over the training step or something else; '' without any point.
 
-    `levels` are horizontal lines, named on the line; `note` is a line below the title;
+    `levels` are (label, value) of horizontal lines; `note` is a line below the title;
     the horizontal axis counts `across`.
     """
     series = [line for line in series if line.points]
     if not series:
         return ''
     values = [y for line in series for _, y in line.points]
-    frame = _frame(series, make_axis([*values, *(level.value for level in levels)]))
+    frame = _frame(series, make_axis([*values, *(value for _, value in levels)]))
     drawn = _grid(frame, across) + _levels(frame, levels)
     drawn += _clipped(frame, ''.join(_line(frame, line) for line in series))
     drawn += _end_labels(frame, [line for line in series if line.label])
     drawn += _columns(frame, series, title, across)
     caption = f'<b>{escape(title)}</b> <span>{escape(unit)}</span>'
-    if note:
-        caption += f'<small>{escape(note)}</small>'
+    caption += f'<small>{escape(note)}</small>' if note else ''
     return (
         f'<figure><figcaption>{caption}</figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
@@ -208,11 +200,10 @@ def _grid(frame, across):
 
 def _levels(frame, levels):
     drawn = ''
-    heights = _apart([frame.to_y(level.value) - 5 for level in levels])
-    for level, height in zip(levels, heights, strict=True):
-        text = f'{level.label} {number(level.value)}'
-        drawn += _horizontal(frame, frame.to_y(level.value), 'level')
-        drawn += _text(frame.right, height, 'level', 'end', text)
+    heights = _apart([frame.to_y(value) - 5 for _, value in levels])
+    for (label, value), height in zip(levels, heights, strict=True):
+        drawn += _horizontal(frame, frame.to_y(value), 'level')
+        drawn += _text(frame.right, height, 'level', 'end', f'{label} {number(value)}')
     return drawn
 
 
@@ -243,10 +234,9 @@ def _end_labels(frame, lines):
     heights = [frame.to_y(line.points[-1][1]) for line in lines]
     for line, y in zip(lines, _apart(heights, 2 * LABEL_HEIGHT), strict=True):
         last = number(line.points[-1][1])
-        drawn += _text(x, y - 2, line.css_class, 'start', line.label)
-        drawn += _text(
-            x, y - 2 + LABEL_HEIGHT, f'{line.css_class} value', 'start', last
-        )
+        css_class = line.css_class
+        drawn += _text(x, y - 2, css_class, 'start', line.label)
+        drawn += _text(x, y - 2 + LABEL_HEIGHT, f'{css_class} value', 'start', last)
     return drawn
 
 
@@ -289,10 +279,8 @@ def _text(x, y, css_class, anchor, text):
 
 def _apart(heights: Sequence[float], least: float = LABEL_HEIGHT) -> list[float]:
     """Heights moved up where needed so that labels are `least` apart."""
-    order = sorted(range(len(heights)), key=lambda i: -heights[i])
-    placed = {}
-    ceiling = float('inf')
-    for i in order:
+    placed, ceiling = [0.0] * len(heights), math.inf
+    for i in sorted(range(len(heights)), key=lambda i: -heights[i]):
         placed[i] = min(heights[i], ceiling)
         ceiling = placed[i] - least
-    return [placed[i] for i in range(len(heights))]
+    return placed

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gptjax.core import storage
 from gptjax.eval.report import charts, post_training_tables, provenance
-from gptjax.eval.report.charts import Level, Series, number
+from gptjax.eval.report.charts import Series, number
 from gptjax.eval.report.provenance import missing
 from gptjax.eval.report.tables import (
     figure_rows,
@@ -188,12 +188,11 @@ def _tasks_section(run):
     """The other tasks of the evaluation; '' where perplexity is all."""
     tasks = (run['evaluation'] or {}).get('tasks', {})
     rows = []
-    for row in figure_rows({n: t for n, t in tasks.items() if n != 'perplexity'}):
-        baselines = ' · '.join(
-            f'{format_number(baseline["value"])} {label}'
-            for label, baseline in row.baselines.items()
-        )
-        rows.append((*row[:4], ('', baselines)))
+    for *cells, baselines in figure_rows(
+        {name: task for name, task in tasks.items() if name != 'perplexity'}
+    ):
+        texts = [f'{format_number(b["value"])} {n}' for n, b in baselines.items()]
+        rows.append((*cells, ('', ' · '.join(texts))))
     if not rows:
         return ''
     heading = ('task', 'figure', 'value', 'interval', 'beside it')
@@ -209,6 +208,7 @@ def _training_section(run):
     if not loss:
         return '<h2>Training</h2>' + missing('There is no metrics.jsonl', 'pretrain')
     validation = _points(run, 'validation', 'loss')
+    validation_bits = _points(run, 'validation', 'bits_per_byte')
     window = max(1, len(loss) // 50) | 1
 
     def raw(name):
@@ -243,16 +243,10 @@ def _training_section(run):
         charts.line_chart(
             'Validation',
             'bits per byte',
-            [
-                Series(
-                    'model', 'validation', _points(run, 'validation', 'bits_per_byte')
-                )
-            ],
+            [Series('model', 'validation', validation_bits)],
             levels=[
-                Level(
-                    BASELINES[name].replace(', given training text', ' given train'), v
-                )
-                for name, v in _baselines(run['evaluation'] or {}).items()
+                (BASELINES[name].replace(', given training text', ' given train'), bits)
+                for name, bits in _baselines(run['evaluation'] or {}).items()
                 if name.startswith('xz')
             ],
             note='On packed examples, which cut documents; the result above is over '
@@ -290,14 +284,12 @@ def _training_section(run):
             note='Attention counted in full, and causal: its lower half alone.',
         ),
     ]
-    html = '<h2>Training</h2>'
+    note = ''
     skipped = _points(run, 'train', 'skipped')
     if skipped and skipped[-1][1]:
-        html += (
-            '<p>Updates skipped because they were not finite: '
-            f'{skipped[-1][1]:.0f}.</p>'
-        )
-    return f'{html}<div class="charts">{"".join(figures)}</div>'
+        count = f'{skipped[-1][1]:.0f}'
+        note = f'<p>Updates skipped because they were not finite: {count}.</p>'
+    return f'<h2>Training</h2>{note}<div class="charts">{"".join(figures)}</div>'
 
 
 def _samples_section(run):
@@ -305,7 +297,7 @@ def _samples_section(run):
         return ''
     if not run['samples']:
         return '<h2>Samples</h2>' + missing('There is no samples.json', 'sample')
-    parts = []
+    html = ''
     for sample in run['samples']:
         prompt = sample['prompt']
         text = sample['text'].removeprefix(prompt)
@@ -314,13 +306,13 @@ def _samples_section(run):
             for name, value in sample.items()
             if name not in ('prompt', 'text') and isinstance(value, int | float | str)
         )
-        parts.append(
+        html += (
             f'<div class="sample"><p><mark>{escape(prompt)}</mark>{escape(text)}</p>'
             f'<small>{escape(settings)}</small></div>'
         )
     return (
         '<h2>Samples</h2><p class="soft">Prompts in colour; what follows is the '
-        f'model’s. Not chosen by hand.</p>{"".join(parts)}'
+        f'model’s. Not chosen by hand.</p>{html}'
     )
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
 
 LABELS = {
     'bits_per_byte': 'bits per byte',
@@ -64,21 +63,14 @@ def format_figure(figure: Mapping) -> str:
     return format_number(figure['value']) + format_interval(figure.get('interval'))
 
 
-class FigureRow(NamedTuple):
-    """One figure of a task; `task` is '' below the task's first row."""
+def figure_rows(tasks: Mapping[str, dict]) -> Iterator[tuple]:
+    """(task, label, value, interval, baselines) of each figure of each task.
 
-    task: str
-    label: str
-    value: str
-    interval: str
-    baselines: Mapping[str, dict]
-
-
-def figure_rows(tasks: Mapping[str, dict]) -> Iterator[FigureRow]:
-    """A row for each figure of each task's result."""
+    The task's name is '' below its first row.
+    """
     for task_name, result in tasks.items():
         for figure_name, figure in result['figures'].items():
-            yield FigureRow(
+            yield (
                 task_name,
                 label_of(figure_name),
                 format_number(figure['value']),
@@ -107,11 +99,9 @@ def text_table(rows: Sequence[Sequence[str]], right_aligned: Sequence[int] = ())
 def tasks_text(heading: str, tasks: Mapping[str, dict]) -> str:
     """The figures of all tasks for the screen, a line each, with their baselines."""
     rows = [('task', 'figure', 'value', 'interval', 'beside it')]
-    for row in figure_rows(tasks):
-        baselines = [
-            f'{format_figure(f)} {label}' for label, f in row.baselines.items()
-        ]
-        rows.append((*row[:4], ' · '.join(baselines)))
+    for *cells, baselines in figure_rows(tasks):
+        texts = [f'{format_figure(f)} {label}' for label, f in baselines.items()]
+        rows.append((*cells, ' · '.join(texts)))
     return f'{heading}\n{text_table(rows, right_aligned=(2,))}'
 
 

@@ -37,6 +37,7 @@ def measure_replies(
 
     Each answer has one reference or more.
     """
+    repetitions = [repetition(answer) for answer in answers]
     return dict(
         items=np.ones(len(answers)),
         **_bleu_statistics(answers, references),
@@ -44,7 +45,8 @@ def measure_replies(
         **_rouge_statistics(answers, references),
         token_f1=_best(token_f1, answers, references),
         exact_match=_best(exact_match, answers, references),
-        **_repetition_statistics(answers),
+        repetition=np.array([share or 0.0 for share in repetitions], np.float64),
+        repetition_items=np.array([r is not None for r in repetitions], np.float64),
         words=np.array([len(answer.split()) for answer in answers], np.float64),
     )
 
@@ -53,10 +55,10 @@ def signatures(references: Sequence[Sequence[str]]) -> dict[str, str]:
     """What is computed, in the words that make a figure comparable elsewhere."""
     from sacrebleu import metrics
 
-    most = max(map(len, references))
     # The signature has the number of references; None: this example has fewer.
     streams = [
-        ['a' if n < len(own) else None for own in references] for n in range(most)
+        ['a' if n < len(own) else None for own in references]
+        for n in range(max(map(len, references)))
     ]
     by_sacrebleu = {}
     for name, metric in (('bleu', metrics.BLEU()), ('chrf', metrics.CHRF())):
@@ -224,14 +226,6 @@ def _best(score, answers, references):
 # ---- variety
 
 
-def _repetition_statistics(answers):
-    shares = [repetition(answer) for answer in answers]
-    return dict(
-        repetition=np.array([share or 0.0 for share in shares], np.float64),
-        repetition_items=np.array([share is not None for share in shares], np.float64),
-    )
-
-
 def repetition(text: str) -> float | None:
     """1 - different 4-grams / 4-grams of one text; None where it has no 4-gram."""
     grams = list(_word_grams(text, REPETITION_ORDER))
@@ -300,10 +294,7 @@ def distinct_of_counts(counts: np.ndarray, present, lengths: np.ndarray) -> np.n
 def compare_distinct(
     first: Sequence[str], second: Sequence[str], n: int, resamples: int, seed: int
 ) -> tuple[np.ndarray, float]:
-    """(bootstrap samples of the second's `distinct` less the first's, p-value).
-
-    The samples are moved as those of `resample_distinct` are.
-    """
+    """(bootstrap samples of the second's `distinct` less the first's, p-value)."""
     from scipy import sparse
 
     counted = count_ngrams([first, second], n)
@@ -328,13 +319,11 @@ def _word_grams(text: str, n: int):
     return (tuple(words[start : start + n]) for start in range(len(words) - n + 1))
 
 
+MEANS = (*ROUGE, 'token_f1', 'exact_match')
 FIGURES = dict(
     bleu=bleu,
     chrf=chrf,
-    **{
-        name: bootstrap.mean_figure(name)
-        for name in (*ROUGE, 'token_f1', 'exact_match')
-    },
+    **{name: bootstrap.mean_figure(name) for name in MEANS},
     repetition=bootstrap.mean_figure('repetition', 'repetition_items'),
     words=bootstrap.mean_figure('words'),
 )

@@ -102,43 +102,39 @@ def evaluate_problems(
         seed=predictor.settings.seed,
     )
     samples = section.samples
-    columns = {n: [] for n in ('greedy', 'drawn', 'passed', 'stopped', 'items')}
-    examples = []
+    greedy, num_right = [], []
     with console.progress_bar('solving', len(problems), 'problems') as advance:
         for first in range(0, len(problems), PROBLEMS_AT_ONCE):
             chunk = problems[first : first + PROBLEMS_AT_ONCE]
-            greedy = draw(chunk, temperature=0.0)
+            greedy += draw(chunk, temperature=0.0)
             drawn = draw(chunk, temperature=1.0, replies=samples, first=first)
             repeated = [problem for problem in chunk for _ in range(samples)]
-            greedy_right = are_right(chunk, [reply.text for reply in greedy])
-            drawn_right = are_right(repeated, [reply.text for reply in drawn])
-            num_right = drawn_right.reshape(-1, samples).sum(axis=1).astype(int)
-            columns['greedy'].extend(greedy_right.tolist())
-            for problem, reply, count in zip(
-                chunk, greedy, num_right.tolist(), strict=True
-            ):
-                columns['drawn'].append(count / samples)
-                columns['passed'].append(pass_at(PASS_AT, samples, count))
-                columns['stopped'].append(float(reply.finish == 'stop'))
-                columns['items'].append(1.0)
-                content = [problem.messages, problem.answer]
-                examples.append(
-                    dict(
-                        id=problem.id,
-                        prompt_sha256=storage.fingerprint(list(problem.messages)),
-                        item_sha256=storage.fingerprint(content),
-                        reply=reply.text,
-                        answer=problem.answer,
-                    )
-                )
+            right = are_right(repeated, [reply.text for reply in drawn])
+            num_right += right.reshape(-1, samples).sum(axis=1).astype(int).tolist()
             advance(len(chunk))
 
-    columns = {name: np.array(column) for name, column in columns.items()}
+    columns = dict(
+        greedy=are_right(problems, [reply.text for reply in greedy]),
+        drawn=np.array(num_right) / samples,
+        passed=np.array([pass_at(PASS_AT, samples, n) for n in num_right]),
+        stopped=np.array([float(reply.finish == 'stop') for reply in greedy]),
+        items=np.ones(len(problems)),
+    )
+    examples = [
+        dict(
+            id=problem.id,
+            prompt_sha256=storage.fingerprint(list(problem.messages)),
+            item_sha256=storage.fingerprint([problem.messages, problem.answer]),
+            reply=reply.text,
+            answer=problem.answer,
+        )
+        for problem, reply in zip(problems, greedy, strict=True)
+    ]
     bootstrap_settings = predictor.bootstrap_settings
     figures = compute_figures(columns, FIGURES, bootstrap_settings)
     always_right = are_right(problems, [commonest] * len(problems))
     baseline = compute_figures(
-        dict(greedy=always_right, items=np.ones(len(always_right))),
+        dict(greedy=always_right, items=columns['items']),
         dict(accuracy=FIGURES['accuracy']),
         bootstrap_settings,
     )

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptjax.eval.report import charts
-from gptjax.eval.report.charts import Level, Series
+from gptjax.eval.report.charts import Series
 
 
 def drawing(html):
@@ -47,7 +47,7 @@ def test_every_word_is_escaped_and_every_value_can_be_pointed_at():
         'a < b',
         '<i>',
         [Series('x & y', 'train', [(1, 2.0), (2, 1.0)])],
-        [Level('<', 3)],
+        [('<', 3)],
     )
     assert '<i>' not in html.replace('&lt;i&gt;', '')
     svg = drawing(html)
