@@ -39,35 +39,21 @@ def encode_conversation(
     Args:
         messages: dicts of `role` and `content`, in order. What the content spells
             is text: it never becomes a special token.
-        tokenizer: of the model.
         template: 'text' or 'turns'.
         unfinished: the last message was cut off: no end of its turn is written,
             as nobody knows where it would have been.
-
-    Returns:
-        tokens: ids, from BOS on.
-        trained: of the same length; True where tokens[i] is to be predicted.
-
-    Raises:
-        UserError: no messages, or a role that does not exist.
     """
     turns = encode_turns(messages, tokenizer, template, unfinished)
     return join_turns([tokenizer.bos_id], turns)
 
 
 class Turn(NamedTuple):
-    """One message as tokens.
+    """One message as tokens."""
 
-    prefix: the token of the role; nothing in 'text'.
-    content: the text, and the end of the turn where it has one.
-    trained: whether `content` is to be predicted: it is the assistant's.
-    system: whether it is a system message.
-    """
-
-    prefix: list[int]
-    content: list[int]
-    trained: bool
-    system: bool
+    prefix: list[int]  # the token of the role; nothing in 'text'
+    content: list[int]  # the text, and the end of the turn where it has one
+    trained: bool  # `content` is to be predicted: it is the assistant's
+    system: bool  # it is a system message
 
     @property
     def num_tokens(self) -> int:
@@ -111,13 +97,7 @@ def encode_prompt(
 ) -> list[int]:
     """The token ids after which the assistant's next message begins.
 
-    Args:
-        messages, tokenizer, template: as in `encode_conversation`.
-        continue_last: the last message is the assistant's, and is gone on with.
-
-    Raises:
-        UserError: no messages, a role that does not exist, or a last message that
-            cannot be gone on with.
+    With `continue_last` the last message is the assistant's, and goes on.
     """
     tokens, _ = encode_conversation(messages, tokenizer, template, continue_last)
     if not continue_last:
@@ -148,11 +128,7 @@ def check_template(template: str) -> None:
 
 
 def check_roles(messages: Sequence[dict]) -> None:
-    """Refuses what is no conversation.
-
-    Raises:
-        UserError: no messages, or a role that does not exist.
-    """
+    """Refuses what has no messages, or a role that does not exist."""
     if not messages:
         raise UserError('messages is empty: send at least one')
     for number, message in enumerate(messages):
@@ -192,20 +168,22 @@ def conversation_text(messages: Iterable[tuple[str, str]]) -> str:
 
         [('ann', 'hi'), ('ann', 'how are you?'), ('ben', 'fine')]
         'hi\\nhow are you?\\n\\nfine'
+    """
+    return '\n\n'.join(text for _, text in merge_turns(messages))
 
-    Args:
-        messages: (speaker, text) in order. Blank around a text is dropped, and
-            so is a text that is nothing else.
+
+def merge_turns(messages: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """(speaker, text): messages that one sends in a row as lines of one turn.
+
+    Blanks around a text are dropped, and so is a text that is nothing else.
     """
     turns = []
-    previous = None
     for speaker, text in messages:
         text = text.strip()
         if not text:
             continue
-        if turns and speaker == previous:
-            turns[-1] += '\n' + text
+        if turns and turns[-1][0] == speaker:
+            turns[-1] = speaker, f'{turns[-1][1]}\n{text}'
         else:
-            turns.append(text)
-        previous = speaker
-    return '\n\n'.join(turns)
+            turns.append((speaker, text))
+    return tuple(turns)

@@ -1,11 +1,11 @@
 """chitchat as people had it: who said what in turn, and how they rated it."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from gptjax.data.chat_template import merge_turns
 from gptjax.data.sources.tfds_source import prepare_builder, read_examples
 
 RATING_NAMES = ('witty', 'interesting', 'upbeat')
@@ -48,17 +48,3 @@ def _conversation(example: dict, unrated: int) -> ChitchatConversation:
     return ChitchatConversation(
         example['id'].decode(), merge_turns(sent), ratings if rated else None
     )
-
-
-def merge_turns(sent: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """Messages that one speaker sends in a row as lines of one turn; blanks go."""
-    turns = []
-    for speaker, text in sent:
-        text = text.strip()
-        if not text:
-            continue
-        if turns and turns[-1][0] == speaker:
-            turns[-1] = speaker, f'{turns[-1][1]}\n{text}'
-        else:
-            turns.append((speaker, text))
-    return tuple(turns)

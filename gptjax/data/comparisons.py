@@ -16,29 +16,22 @@ from gptjax.data.ratings import RatedConversation
 
 
 class EncodedConversation(NamedTuple):
-    """A conversation's tokens, and what of it was left out.
+    """A conversation's tokens, and what of it was left out."""
 
-    tokens: int32, from BOS on, at most the context.
-    dropped: turns at its beginning that did not fit.
-    cut: whether the last turn alone was too long, so that its beginning went.
-    """
-
-    tokens: np.ndarray
-    dropped: int
-    cut: bool
+    tokens: np.ndarray  # int32, from BOS on, at most the context
+    dropped: int  # turns at its beginning that did not fit
+    cut: bool  # the last turn alone was too long: its beginning went
 
 
 class Comparisons(NamedTuple):
     """The N rated conversations of a split.
 
-    encoded: of each conversation.
-    values: float32 (N,).
     sets: int (sets, K): those that are compared with each other. chitchat is one set
         of all; users' preferences are many of two.
     """
 
     encoded: list[EncodedConversation]
-    values: np.ndarray
+    values: np.ndarray  # float32 (N,)
     sets: np.ndarray
 
 
@@ -74,7 +67,7 @@ def encode_ratings(
     for number, conversation in enumerate(rated):
         sets.setdefault(conversation.set, []).append(number)
     return Comparisons(
-        [encode_end(its.messages, tokenizer, template, context) for its in rated],
+        [encode_end(one.messages, tokenizer, template, context) for one in rated],
         np.array([conversation.value for conversation in rated], np.float32),
         np.array(list(sets.values())),
     )
@@ -86,12 +79,7 @@ def choose_groups(
     """The conversations (B, G) of a step: a function of these arguments alone.
 
     Each epoch has every conversation (of one set of all) or every set (of many) once,
-    in an order of its own.
-
-    Args:
-        sets: of `Comparisons`.
-        num_groups: B.
-        group_size: G; of many sets it is their size.
+    in an order of its own. Of many sets, `group_size` is their size.
     """
     one_set = len(sets) == 1
     chosen = sets[0] if one_set else np.arange(len(sets))
@@ -104,13 +92,7 @@ def choose_groups(
 def make_comparison_arrays(
     encoded: Sequence[EncodedConversation], rows: np.ndarray, context: int, pad: int
 ) -> dict[str, np.ndarray]:
-    """What the model reads of chosen conversations.
-
-    Args:
-        encoded: of all conversations.
-        rows: int (…), which; -1 is a row of padding.
-        context: T.
-        pad: id of padding.
+    """What the model reads of the conversations `rows`, int (…); -1 is padding.
 
     Returns:
         inputs, segments, positions: int32 (…, T); segments are 1, and 0 on padding.

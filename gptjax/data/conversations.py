@@ -23,8 +23,7 @@ from gptjax.core import console
 from gptjax.core.console import UserError
 from gptjax.core.files import Advance, list_files
 from gptjax.core.hashing import hash_integer
-from gptjax.data.chat_template import ROLES, conversation_text
-from gptjax.data.chitchat import merge_turns
+from gptjax.data.chat_template import ROLES, conversation_text, merge_turns
 from gptjax.data.cleaning.cleaning_steps import (
     DROP_DUPLICATES,
     StepCount,
@@ -49,17 +48,11 @@ MAX_REPLY_BYTES = 512  # one monologue would outweigh a hundred replies
 
 
 class Conversation(NamedTuple):
-    """What was said.
-
-    id: as the source gives it; a conversation that the pretraining's source has
-        under the same id falls into the same split.
-    messages: (speaker, text) in order.
-    assistants: the speakers of whom each is the assistant in a view of its own.
-    """
+    """What was said. The id is the source's: the split goes by it."""
 
     id: str
-    messages: Sequence[tuple[str, str]]
-    assistants: tuple[str, ...]
+    messages: Sequence[tuple[str, str]]  # (speaker, text) in order
+    assistants: tuple[str, ...]  # each is the assistant in a view of its own
 
 
 def write_conversations(config: ConfigDict, workdir: Path, folder: Path) -> dict:
@@ -68,15 +61,6 @@ def write_conversations(config: ConfigDict, workdir: Path, folder: Path) -> dict
     The steps of `data.clean` that change text are taken on each message, so what
     pretraining masks is masked here too. Those that drop documents judge the
     conversation as a whole, as pretraining did.
-
-    Args:
-        config: `dialogue.sources` are read; `data` says how they are cleaned and
-            split.
-        workdir: RUN, where our own TFDS builders keep what they make.
-        folder: gets train.jsonl and validation.jsonl.
-
-    Raises:
-        UserError: a source or a line of one cannot be used, or holds nothing.
     """
     return write_sources(
         config.dialogue.sources,
@@ -102,10 +86,8 @@ def _write_source(config, seen: set[bytes], name, source: Source, write: Write) 
             split = assign_split(conversation.id, data.validation_fraction)
             splits[split]['conversations'] += 1
             for identity, messages in make_views(conversation):
-                write(
-                    split,
-                    dict(id=f'{name}/{identity}', source=name, messages=messages),
-                )
+                view = dict(id=f'{name}/{identity}', source=name, messages=messages)
+                write(split, view)
                 splits[split]['views'] += 1
     if not sum(count['views'] for count in splits.values()):
         raise UserError(
@@ -123,19 +105,16 @@ def _write_source(config, seen: set[bytes], name, source: Source, write: Write) 
 
 def make_views(conversation: Conversation) -> Iterator[tuple[str, list[dict]]]:
     """(id, messages of `role` and `content`) for each assistant."""
-    several = len(conversation.assistants) > 1
-    # One that ends like a view's is numbered as well, for `conversation_id`.
-    numbered = several or VIEW.search(conversation.id)
+    # An id that ends like a view's is numbered as well, for `conversation_id`.
+    numbered = len(conversation.assistants) > 1 or VIEW.search(conversation.id)
     for number, assistant in enumerate(conversation.assistants):
         identity = f'{conversation.id}@{number}' if numbered else conversation.id
         roles = {assistant: 'assistant', 'system': 'system'}
-        yield (
-            identity,
-            [
-                dict(role=roles.get(speaker, 'user'), content=text)
-                for speaker, text in conversation.messages
-            ],
-        )
+        messages = [
+            dict(role=roles.get(speaker, 'user'), content=text)
+            for speaker, text in conversation.messages
+        ]
+        yield identity, messages
 
 
 def conversation_id(view_id: str) -> str:
@@ -151,12 +130,7 @@ def choose_replies(
     The reply is drawn by (seed, the conversation's id) from all that answer a user's
     message, in any of its views, and are no longer than MAX_REPLY_BYTES. Which `count`
     conversations are taken is drawn the same way, and their order with it; 0: all.
-
-    Args:
-        views: dicts with `id` and `messages`, lines of RUN/dialogue.
-
-    Raises:
-        UserError: no reply answers anything.
+    `views` are lines of RUN/dialogue.
     """
     replies = {}
     for view in views:
@@ -189,7 +163,7 @@ def choose_replies(
 
 
 def _clean(conversation, data, counts) -> Conversation:
-    """The conversation with each message cleaned; those that end empty go."""
+    """The conversation with each message cleaned, without those that end empty."""
     steps, options = select_transforms(data.clean), read_options(data)
     cleaned = (
         (speaker, clean_text(text, steps, options, counts))
@@ -233,16 +207,7 @@ def open_conversations(name: str, source: ConfigDict, data_dir: Path) -> Source:
     |--------|----------------------------------------------------------------|
     | 'chat' | users' files, JSON Lines with `messages` of `role`, `content`  |
     | 'tfds' | a dataset with the feature `messages` or, as our builders have |
-    |        | them, `utterances`; see `_make_tfds_reader`                         |
-
-    Args:
-        name: of the source in dialogue.sources.
-        source: its config.
-        data_dir: where our own TFDS builders keep what they make.
-
-    Raises:
-        UserError: there is no such kind, path or dataset. While reading: a line
-            cannot be used, or a file has no turn of the assistant.
+    |        | them, `utterances`; see `_make_tfds_reader`                    |
     """
     field = f'dialogue.sources.{name}'
     if source.kind == 'chat':
@@ -271,9 +236,11 @@ def _read_files(field, source, paths, advance) -> Iterator[Conversation]:
     """Users' files. Messages stay apart as they were written."""
     for file in paths:
         answered = number = 0
-        for identity, where, messages in read_messages(field, source, [file], advance):
+        for identity, location, messages in read_messages(
+            field, source, [file], advance
+        ):
             for place, message in enumerate(messages):
-                _check_role(message['role'], f'{where}: messages[{place}]')
+                _check_role(message['role'], f'{location}: messages[{place}]')
             turns = [
                 (message['role'], replace_surrogates(message['content']))
                 for message in messages
@@ -310,46 +277,47 @@ def _make_tfds_reader(field, source, builder):
             f'{field}.path={source.path}: has no feature `messages` with role and '
             f'content, it has {", ".join(features)}: give a dataset of conversations'
         )
-    chosen = [name] + [n for n in (source.id_field or 'id',) if n in features]
+    id_field = source.id_field or 'id'
+    chosen = [name, id_field] if id_field in features else [name]
 
     def read(advance):
         examples = read_examples(builder, source.split, chosen)
         for place, example in enumerate(examples):
-            where = f'{field}.path={source.path}: example {place}'
+            location = f'{field}.path={source.path}: example {place}'
             identity = record_id(
-                example, field, source, where, f'{source.split}#{place}'
+                example, field, source, location, f'{source.split}#{place}'
             )
-            yield convert(identity, example[name], where)
+            yield convert(identity, example[name], location)
             advance(1)
 
     return read
 
 
-def _from_roles(identity, messages, where):
+def _from_roles(identity, messages, location):
     turns = list(
         zip(_texts(messages['role']), _texts(messages['content']), strict=True)
     )
     for place, (role, _) in enumerate(turns):
-        _check_role(role, f'{where}: messages[{place}]')
+        _check_role(role, f'{location}: messages[{place}]')
     return Conversation(identity, turns, ('assistant',))
 
 
-def _check_role(role, where):
+def _check_role(role, location):
     if role in ROLES:
         return
     fix = ''
     if role in ('tool', 'function'):
         fix = '; what a tool said belongs into a message of the user, or leave this out'
-    raise UserError(f'{where}.role={role!r}: use {", ".join(ROLES)}{fix}')
+    raise UserError(f'{location}.role={role!r}: use {", ".join(ROLES)}{fix}')
 
 
-def _from_senders(identity, messages, where):
+def _from_senders(identity, messages, location):
     sent = zip(_texts(messages['sender']), _texts(messages['text']), strict=True)
-    turns = merge_turns(list(sent))
+    turns = merge_turns(sent)
     return Conversation(identity, turns, tuple(dict.fromkeys(s for s, _ in turns)))
 
 
-def _from_utterances(identity, utterances, where):
+def _from_utterances(identity, utterances, location):
     speakers = ('user', 'assistant')
     turns = [(speakers[n % 2], text) for n, text in enumerate(_texts(utterances))]
     return Conversation(identity, turns, ('assistant',))

@@ -50,13 +50,7 @@ PACKAGES = ('ftfy', 'selectolax', 'py3langid', 'sentencex', 'tensorflow-datasets
 
 
 def build_documents(config: ConfigDict, workdir: Path) -> dict:
-    """Makes RUN/documents from the sources of the config; returns its manifest.
-
-    Raises:
-        UserError: a source or a line of one cannot be used, a step does not exist,
-            a source or a split comes out empty, or RUN/documents is of another
-            config or of files that have changed since.
-    """
+    """Makes RUN/documents from the sources of the config; returns its manifest."""
     data = config.data
     check_steps(data.clean)
     if not data.sources:
@@ -114,14 +108,8 @@ def write_sources(
 ) -> dict:
     """Writes `folder`/train.jsonl and validation.jsonl from all sources.
 
-    Args:
-        sources: their configs by name.
-        open_source: (name, config) -> source.
-        write_source: (name, source, write) -> counts for the manifest, where
-            `write(split, record)` writes a line.
-
-    Returns:
-        What the manifest says of each source, by name.
+    `write_source(name, source, write)` returns counts for the manifest, and writes
+    lines with `write(split, record)`. Returns what the manifest says by source.
     """
     described = {}
     with (
@@ -149,14 +137,10 @@ def assign_split(identity: str, validation_fraction: float) -> str:
 
     The SHA-256 of the id, read as a number from 0 to 1, is below the fraction or
     not. So no other document, source, limit or order moves it, and a larger fraction
-    only moves documents from training to validation.
-
-    Args:
-        identity: as the source gives it, without the source's name: a conversation
-            that two sources hold falls on the same side in both.
+    only moves documents from training to validation. The id has no source's name: a
+    conversation that two sources hold falls on the same side in both.
     """
-    held_out = hash_fraction(identity) < validation_fraction
-    return 'validation' if held_out else 'train'
+    return 'validation' if hash_fraction(identity) < validation_fraction else 'train'
 
 
 # ---- One source
@@ -165,24 +149,21 @@ def assign_split(identity: str, validation_fraction: float) -> str:
 def _write_source(
     data: ConfigDict, seen: set[bytes], name: str, source: Source, write: Write
 ) -> dict:
-    """Reads, cleans and writes a source; returns what became of its documents.
-
-    Args:
-        seen: of `is_duplicate`, over all sources.
-    """
+    """Reads, cleans and writes a source; returns what became of its documents."""
     counts = {step: StepCount() for step in data.clean}
     read, splits = Counter(empty=0), {split: Counter() for split in SPLITS}
     with console.progress_bar(f'cleaning {name}', source.total, source.unit) as advance:
         documents = _counted(source.read(advance), read)
-        for steps in _runs(data.clean):
-            if steps == [DROP_DUPLICATES]:
+        # The one step that sees all documents is taken by itself.
+        for compares, steps in groupby(data.clean, key=DROP_DUPLICATES.__eq__):
+            if compares:
                 documents = (
                     (identity, text)
                     for identity, text in documents
                     if not is_duplicate(text, seen, counts[DROP_DUPLICATES])
                 )
             else:
-                documents = _cleaned(documents, steps, data, counts)
+                documents = _cleaned(documents, list(steps), data, counts)
         for identity, text in documents:
             split = assign_split(identity, data.validation_fraction)
             write(split, dict(id=f'{name}/{identity}', source=name, text=text))
@@ -196,13 +177,6 @@ def _write_source(
         kept=kept,
         splits={split: _sum([count]) for split, count in splits.items()},
     )
-
-
-def _runs(steps: Iterable[str]) -> list[list[str]]:
-    """The steps in order, with the one that sees all documents in a run of its own."""
-    return [
-        list(run) for _, run in groupby(steps, key=lambda step: step == DROP_DUPLICATES)
-    ]
 
 
 def _cleaned(
@@ -295,7 +269,7 @@ def cleaning_settings(data: ConfigDict) -> dict:
 
 
 def source_settings(section: str, sources: ConfigDict, without: str = '') -> dict:
-    """The config fields of all sources but the field `without`, by their names."""
+    """The fields of all sources but the field `without`, by their names."""
     return {
         f'{section}.{source}.{name}': value
         for source, fields in sources.items()

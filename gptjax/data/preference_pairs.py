@@ -60,11 +60,6 @@ def build_pairs(config: ConfigDict, workdir: Path) -> dict:
     """Makes RUN/pairs with the tokenizer of RUN; returns its manifest.
 
     A row has room for `data.context` tokens.
-
-    Raises:
-        UserError: the preferences cannot be read, or leave no pair to train on or
-            to validate with; or RUN/pairs is of another config or of files that have
-            changed since.
     """
     section = config.preference
     tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
@@ -148,12 +143,7 @@ def split_pairs(pairs: Sequence[tuple[str, Pair]], section) -> dict[str, list[Pa
 
     The side is decided by a hash of the prompt, as that of documents. Where so few
     prompts have none in validation, the one whose hash is the least goes there.
-
-    Args:
-        pairs: (key of the prompt, pair), in order.
-
-    Raises:
-        UserError: there is one prompt alone, or validation takes them all.
+    `pairs` are (key of the prompt, pair), in order.
     """
     fraction = section.validation_fraction
     sides = {key: assign_split(key, fraction) for key, _ in pairs}
@@ -226,10 +216,9 @@ def batch_in_order(count: int, batch_size: int) -> Iterator[np.ndarray]:
 
 
 def pad_rows(rows: Sequence[Row], context: int, pad: int) -> dict[str, np.ndarray]:
-    """Rows as the model reads them; see the table above.
+    """Rows as the model reads them: int32 (B, T), and float32 `weights`.
 
-    Returns:
-        inputs, targets, segments, positions: int32 (B, T). weights: float32 (B, T).
+    See the table above.
     """
     shape = len(rows), context
     inputs, targets = np.full((2, *shape), pad, np.int32)
@@ -256,9 +245,6 @@ def mismatch_replies(pairs: Sequence[Pair], context: int) -> list[Row]:
 
     It is the next pair's of another prompt: the chosen reply for every second pair,
     the rejected one for the others; cut where the context ends.
-
-    Raises:
-        UserError: all pairs have one prompt.
     """
     prompts = [pair.chosen.prompt for pair in pairs]
     if len(set(prompts)) == 1:

@@ -18,14 +18,10 @@ FORM = '{"prompt": [{"role": "user", "content": "…"}], "chosen": "…", "rejec
 
 
 class Preference(NamedTuple):
-    """Two replies to one prompt, of which `chosen` is the better.
+    """Two replies to one prompt, of which `chosen` is the better."""
 
-    id: 'FILE#LINE'.
-    prompt: messages, dicts of `role` and `content`, the last not the assistant's.
-    """
-
-    id: str
-    prompt: list[dict]
+    id: str  # 'FILE#LINE'
+    prompt: list[dict]  # messages, of which the last is not the assistant's
     chosen: str
     rejected: str
 
@@ -42,26 +38,14 @@ class Preference(NamedTuple):
 def read_preferences(path: str, field: str) -> tuple[list[Preference], dict]:
     """All preferences of a file, a folder or a glob, local or on `gs://`, or `.gz`.
 
-    Args:
-        field: the config field that holds `path`, for errors.
-
     Returns:
         (the preferences in order; counts: `lines`, and `equal`, those left out
         because both replies are the same).
-
-    Raises:
-        UserError: no such file, a line that is no preference, by file and line, or
-            nothing but equal replies.
     """
-    counts = dict(lines=0, equal=0)
-    preferences = []
-    for preference in _read(path, field):
-        counts['lines'] += 1
-        if preference.chosen == preference.rejected:
-            counts['equal'] += 1
-        else:
-            preferences.append(preference)
-    if not counts['lines']:
+    every = list(_read(path, field))
+    preferences = [one for one in every if one.chosen != one.rejected]
+    counts = dict(lines=len(every), equal=len(every) - len(preferences))
+    if not every:
         raise UserError(f'{field}={path}: no preference in it: write lines of {FORM}')
     if not preferences:
         raise UserError(
@@ -74,11 +58,11 @@ def read_preferences(path: str, field: str) -> tuple[list[Preference], dict]:
 
 def _read(path: str, field: str) -> Iterator[Preference]:
     for file in list_files(path, JSON_LINES, field):
-        for number, where, value in read_json_lines(file, field, FORM):
+        for number, location, value in read_json_lines(file, field, FORM):
             try:
                 yield _preference(f'{file.name}#{number}', value)
             except ValueError as error:
-                raise UserError(f'{where}: {error}') from error
+                raise UserError(f'{location}: {error}') from error
 
 
 def _preference(identity: str, value: dict) -> Preference:

@@ -32,7 +32,7 @@ class Tokenizer:
 
     Attributes:
         vocab_size: V, special and byte tokens included.
-        pad_id, bos_id, eos_id: ids of padding, document start and document end.
+        pad_id, bos_id, eos_id: padding, document start and document end.
         specials: id of every special token by its name.
         fingerprint: SHA-256 of the model file, hexadecimal.
     """
@@ -64,11 +64,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path | str) -> 'Tokenizer':
-        """Reads `tokenizer.model`.
-
-        Raises:
-            UserError: no such file, or not a model of `train_tokenizer`.
-        """
+        """Reads `tokenizer.model`."""
         try:
             return cls(Path(path).read_bytes())
         except FileNotFoundError:
@@ -96,16 +92,14 @@ class Tokenizer:
         self, texts: Sequence[str], num_threads: int = 1
     ) -> list[np.ndarray]:
         """`encode` of each text as int32 arrays, in order, on `num_threads` threads."""
-        parts, counts = [], []
-        for text in texts:
-            text = text.encode('utf-8', 'replace').decode()
-            between = text.split(SPACE)
-            parts.extend(between)
-            counts.append(len(between))
+        split = [
+            text.encode('utf-8', 'replace').decode().split(SPACE) for text in texts
+        ]
+        parts = [part for parts in split for part in parts]
         encoded = iter(
             self._pieces.encode(parts, out_type='numpy', num_threads=num_threads)
         )
-        return [self._join([next(encoded) for _ in range(count)]) for count in counts]
+        return [self._join([next(encoded) for _ in parts]) for parts in split]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of `tokens`; special tokens are '', broken UTF-8 is '\\ufffd'."""

@@ -61,10 +61,6 @@ def train_tokenizer(config: ConfigDict, workdir: Path) -> dict:
 
     The manifest holds the model's SHA-256 and, over the beginning of the validation
     split, UTF-8 bytes per token.
-
-    Raises:
-        UserError: the documents are missing, RUN/tokenizer is of another config, or
-            tokenizer.vocab_size cannot be had from this text.
     """
     documents = artifact.require(workdir / 'documents', 'data')
     inputs = {f'tokenizer.{name}': value for name, value in config.tokenizer.items()}
@@ -89,13 +85,12 @@ TOKENIZER = artifact.Artifact('tokenizer', train_tokenizer, describe_tokenizer)
 
 def _write_tokenizer(config: ConfigDict, documents: Path, folder: Path) -> dict:
     began = time.monotonic()
-    texts = list(
-        read_texts(documents / 'train.jsonl', config.tokenizer.train_characters)
-    )
+    settings = config.tokenizer
+    texts = list(read_texts(documents / 'train.jsonl', settings.train_characters))
     with console.progress_bar('training the tokenizer', 0, 'seconds') as advance:
         with ThreadPoolExecutor(1) as executor:
             training = executor.submit(
-                train_model, texts, config.tokenizer.kind, config.tokenizer.vocab_size
+                train_model, texts, settings.kind, settings.vocab_size
             )
             while wait([training], timeout=1).not_done:
                 advance(1)
@@ -119,10 +114,8 @@ def train_model(texts: list[str], kind: str, vocab_size: int) -> bytes:
     Args:
         texts: what to learn from; newlines and all other characters count.
         kind: 'bpe' (Sennrich et al. 2016) or 'unigram' (Kudo 2018).
-        vocab_size: special tokens and the 256 bytes included.
-
-    Raises:
-        UserError: the text allows no vocabulary of that size; it says which.
+        vocab_size: special tokens and the 256 bytes included. Where the text allows
+            none of that size, the error says which one it does.
     """
     written = io.BytesIO()
     try:

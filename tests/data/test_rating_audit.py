@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from gptjax.data import rating_audit
-from gptjax.data.chitchat import ChitchatConversation, merge_turns, read_chitchat
+from gptjax.data.chat_template import merge_turns
+from gptjax.data.chitchat import ChitchatConversation, read_chitchat
 from gptjax.data.rating_audit import (
     audit_ratings,
     is_usable,

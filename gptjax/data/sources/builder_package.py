@@ -11,12 +11,8 @@ from gptjax.core.console import UserError
 def package_folder(module: str, distribution: str) -> Path:
     """The folder of an installed package, found without importing it.
 
-    Args:
-        module: the name to import, as 'chitchat_dataset'.
-        distribution: the name to install, as 'chitchat-dataset'.
-
-    Raises:
-        UserError: it is not installed.
+    `module` is imported as 'chitchat_dataset', `distribution` installed as
+    'chitchat-dataset'.
     """
     spec = importlib.util.find_spec(module)
     if spec is None:

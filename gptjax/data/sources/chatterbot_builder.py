@@ -13,12 +13,8 @@ from gptjax.data.chat_template import conversation_text
 from gptjax.data.sources.builder_package import package_folder, package_version
 
 ALL = 'all'
-
-
-def _languages() -> list[str]:
-    """The languages of the installed corpus: the names of its folders."""
-    data = package_folder('chatterbot_corpus', 'chatterbot-corpus') / 'data'
-    return sorted(folder.name for folder in data.iterdir() if folder.is_dir())
+DATA = package_folder('chatterbot_corpus', 'chatterbot-corpus') / 'data'
+LANGUAGES = sorted(folder.name for folder in DATA.iterdir() if folder.is_dir())
 
 
 class Chatterbot(tfds.core.GeneratorBasedBuilder):
@@ -27,7 +23,7 @@ class Chatterbot(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version(package_version('chatterbot-corpus'))
     BUILDER_CONFIGS = [
         tfds.core.BuilderConfig(name=name, description=f'{name} dialogues')
-        for name in (ALL, *_languages())
+        for name in (ALL, *LANGUAGES)
     ]
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -61,10 +57,9 @@ class Chatterbot(tfds.core.GeneratorBasedBuilder):
         return {'train': self._generate_examples()}
 
     def _generate_examples(self):
-        data = package_folder('chatterbot_corpus', 'chatterbot-corpus') / 'data'
         chosen = self.builder_config.name
-        for language in _languages() if chosen == ALL else [chosen]:
-            for path in sorted((data / language).glob('*.yml')):
+        for language in LANGUAGES if chosen == ALL else [chosen]:
+            for path in sorted((DATA / language).glob('*.yml')):
                 content = yaml.safe_load(path.read_text(encoding='utf-8'))
                 for place, dialogue in enumerate(content['conversations']):
                     utterances = _utterances(dialogue)

@@ -43,20 +43,19 @@ def read_text(
 
 
 def _cut_text(lines: Iterator[str], size: int = PIECE_CHARACTERS) -> Iterator[str]:
-    """Groups lines into pieces of about `size` characters, at empty lines."""
-    piece, length, seen = [], 0, False
+    """Groups lines into documents of about `size` characters, at empty lines."""
+    parts, length, has_text = [], 0, False
     for line in lines:
         for part in _cut_line(line, size):
-            piece.append(part)
+            parts.append(part)
             length += len(part)
-            seen = seen or not part.isspace()
-            if seen and (
-                length >= 2 * size or (length >= size and part in ('\n', '\r\n'))
-            ):
-                yield ''.join(piece)
-                piece, length, seen = [], 0, False
-    if seen:
-        yield ''.join(piece)
+            has_text = has_text or not part.isspace()
+            full = length >= size if part in ('\n', '\r\n') else length >= 2 * size
+            if has_text and full:
+                yield ''.join(parts)
+                parts, length, has_text = [], 0, False
+    if has_text:
+        yield ''.join(parts)
 
 
 def _cut_line(line: str, size: int) -> Iterator[str]:
@@ -77,9 +76,9 @@ def read_jsonl(
     field: str, source: ConfigDict, paths: list[File], advance: Advance
 ) -> Iterator[Document]:
     """One JSON object a line; empty lines are passed over."""
-    for place, where, record in _read_records(field, paths, advance):
-        text = record_text(record, field, source, where)
-        yield record_id(record, field, source, where, place), text
+    for place, location, record in _read_records(field, paths, advance):
+        text = record_text(record, field, source, location)
+        yield record_id(record, field, source, location, place), text
 
 
 def read_chat(
@@ -107,23 +106,21 @@ def read_messages(
     """Yields (id, place for an error, messages) of chat files.
 
     Every message has `role` and `content`, which are strings; what else it has
-    is passed on. A `content` in parts of text is joined.
-
-    Args:
-        otherwise: what else than chat files can be given, for an error.
+    is passed on. A `content` in parts of text is joined. Errors say what can be given
+    `otherwise` than chat files.
     """
-    for place, where, record in _read_records(field, paths, advance):
+    for place, location, record in _read_records(field, paths, advance):
         messages = record.get('messages')
         if not isinstance(messages, list) or not messages:
             raise UserError(
-                f'{where} has no list "messages", it has {field_names(record)}: '
+                f'{location} has no list "messages", it has {field_names(record)}: '
                 f'convert each line to {CHAT}{otherwise}'
             )
         messages = [
-            _message(message, f'{where}: messages[{number}]')
+            _message(message, f'{location}: messages[{number}]')
             for number, message in enumerate(messages)
         ]
-        yield record_id(record, field, source, where, place), where, messages
+        yield record_id(record, field, source, location, place), location, messages
 
 
 CHAT = (
@@ -132,36 +129,35 @@ CHAT = (
 )
 
 
-def _message(message, where: str) -> dict:
+def _message(message, location: str) -> dict:
     """The message with a text as its content."""
     if not isinstance(message, dict) or not isinstance(message.get('role'), str):
         raise UserError(
-            f'{where} has no "role" that is a string: write lines of {CHAT}'
+            f'{location} has no "role" that is a string: write lines of {CHAT}'
         )
     content = message.get('content')
     if isinstance(content, list):
-        return dict(
-            message, content=''.join(_read_part(part, where) for part in content)
-        )
+        content = ''.join(_read_part(part, location) for part in content)
+        return dict(message, content=content)
     if content is None and ('tool_calls' in message or 'function_call' in message):
         raise UserError(
-            f'{where} calls a tool and has no "content": write the call there as a '
+            f'{location} calls a tool and has no "content": write the call there as a '
             'text, or leave this line out'
         )
     if not isinstance(content, str):
         raise UserError(
-            f'{where} has no "content" that is a string: write lines of {CHAT}'
+            f'{location} has no "content" that is a string: write lines of {CHAT}'
         )
     return message
 
 
-def _read_part(part, where: str) -> str:
+def _read_part(part, location: str) -> str:
     """The text of a part of a content, {"type": "text", "text": "…"}."""
     kind = part.get('type') if isinstance(part, dict) else None
     if kind != 'text' or not isinstance(part.get('text'), str):
         raise UserError(
-            f'{where} has a part of "content" of the type {kind!r}: only text is read, '
-            'as {"type": "text", "text": "…"}: leave out the part, or this line'
+            f'{location} has a part of "content" of the type {kind!r}: only text is '
+            'read, as {"type": "text", "text": "…"}: leave out the part, or this line'
         )
     return part['text']
 
@@ -172,8 +168,8 @@ def _read_records(
     """Yields (place for an id, place for an error, the line's JSON object)."""
     for file in paths:
         records = read_json_lines(file, f'{field}.path', advance=advance)
-        for number, where, record in records:
-            yield f'{file.name}#{number}', where, record
+        for number, location, record in records:
+            yield f'{file.name}#{number}', location, record
 
 
 # ---- Parquet
@@ -188,10 +184,10 @@ def read_parquet(
             chosen = (source.text_field, source.id_field or 'id')
             columns = [name for name in table.schema_arrow.names if name in chosen]
             for row, record in enumerate(_rows(field, file, table, columns)):
-                where = f'{field}.path={file.path}: row {row}'
-                text = record_text(record, field, source, where)
+                location = f'{field}.path={file.path}: row {row}'
+                text = record_text(record, field, source, location)
                 place = f'{file.name}#{row}'
-                yield record_id(record, field, source, where, place), text
+                yield record_id(record, field, source, location, place), text
                 advance(1)
 
 

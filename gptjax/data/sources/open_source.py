@@ -55,34 +55,22 @@ READERS = dict(text=read_text, jsonl=read_jsonl, parquet=read_parquet, chat=read
 
 
 def open_source(name: str, source: ConfigDict, data_dir: str | os.PathLike) -> Source:
-    """Finds a source and says what it is; its documents are read when asked for.
+    """Finds the source `name` of data.sources; its documents are read later.
 
-    Args:
-        name: of the source in data.sources.
-        source: its config, of the fields SOURCE of gptjax/core/schema.py.
-        data_dir: where our own TFDS builders keep what they make; other TFDS
-            datasets live in TFDS' own folder.
-
-    Raises:
-        UserError: there is no such path, dataset, split or column. While reading: a
-            file, line or record cannot be used, or there is none.
+    Our own TFDS builders keep what they make in `data_dir`; other TFDS datasets live
+    in TFDS' own folder.
     """
     field = f'data.sources.{name}'
     if source.kind == 'tfds':
         opened = open_tfds(field, source, data_dir)
     else:
         paths = list_files(source.path, SUFFIXES[source.kind], f'{field}.path')
-        read_kind = READERS[source.kind]
         description = describe_source_files(field, source, paths)
-        opened = Source(
-            partial(read_kind, field, source, paths),
-            total=description['bytes'],
-            unit='bytes',
-            description=description,
-        )
+        total, unit = description['bytes'], 'bytes'
         if source.kind == 'parquet':
-            rows = count_rows(field, source, paths)
-            opened = opened._replace(total=rows, unit='documents')
+            total, unit = count_rows(field, source, paths), 'documents'
+        read_kind = partial(READERS[source.kind], field, source, paths)
+        opened = Source(read_kind, total, unit, description)
 
     def read(advance: Advance) -> Iterator[Document]:
         text = None
@@ -107,7 +95,7 @@ def describe_files(paths: list[File]) -> dict:
 
 
 def describe_source_files(field: str, source: ConfigDict, paths: list[File]) -> dict:
-    """What the manifest says of a source of files, and of what lies beside them."""
+    """What the manifest says of a source of files, and of the files not read."""
     endings = count_endings(source.path, f'{field}.path')
     for suffix in SUFFIXES[source.kind]:
         del endings[suffix]
@@ -134,14 +122,7 @@ def describe_passed_over(manifest: dict) -> str:
 def refuse_changed_sources(
     section: str, sources: ConfigDict, manifest: dict, folder: os.PathLike
 ) -> None:
-    """`refuse_changed_files` for each source of files.
-
-    Args:
-        section: 'data.sources'.
-        sources: of that section.
-        manifest: of `folder`, with what `describe_source_files` said of each.
-        folder: that was made from them.
-    """
+    """`refuse_changed_files` for each source of files in a section of the config."""
     for name, source in sources.items():
         if source.kind != 'tfds':
             field, suffixes = f'{section}.{name}.path', SUFFIXES[source.kind]
@@ -159,14 +140,8 @@ def refuse_changed_files(
     """Raises UserError where files have come, gone or grown since they were read.
 
     Files that are not on this machine, or far away, are not looked for: a run goes
-    on without them.
-
-    Args:
-        field: the config field that holds the path.
-        path, suffixes: of `list_files`.
-        manifest: of `folder`, with what `describe_files` said as 'source'; runs of
-            before may not have kept that.
-        folder: that was made from them.
+    on without them. The manifest of `folder` holds what `describe_files` said then as
+    'source'; old runs may not have kept that.
     """
     if is_remote(path):
         return

@@ -17,16 +17,12 @@ SPLITS = ('train', 'validation')
 
 
 class Source(NamedTuple):
-    """A source that was found; `read(advance)` yields its documents.
-
-    total, unit: the sum of what `advance` gets, in 'documents' or 'bytes'.
-    description: for the manifest: licence, citation, version or files.
-    """
+    """A source that was found; `read(advance)` yields its documents."""
 
     read: Callable[[Advance], Iterator[Document]]
-    total: float
-    unit: str
-    description: dict
+    total: float  # the sum of what `advance` gets
+    unit: str  # of the total, 'documents' or 'bytes'
+    description: dict  # for the manifest: licence, citation, version or files
 
 
 def replace_surrogates(text: str) -> str:
@@ -38,22 +34,21 @@ def replace_surrogates(text: str) -> str:
     return text
 
 
-def record_text(record: dict, field: str, source: ConfigDict, where: str) -> str:
+def record_text(record: dict, field: str, source: ConfigDict, location: str) -> str:
     """The record's `text_field`, or UserError if that is no string.
 
-    Args:
-        field: the source's place in the config, 'data.sources.mine'.
-        where: names the record in an error.
+    `field` is the source's place in the config, 'data.sources.mine'; `location` names
+    the record in an error.
     """
     name = source.text_field
     if name not in record:
         raise UserError(
-            f'{where} has no field {name!r}, it has {field_names(record)}: set '
+            f'{location} has no field {name!r}, it has {field_names(record)}: set '
             f'{field}.text_field to one of them'
         )
     if not isinstance(record[name], str):
         raise UserError(
-            f'{where}: {field}.text_field={name} holds a '
+            f'{location}: {field}.text_field={name} holds a '
             f'{type(record[name]).__name__}, no string: name another field, or mend '
             'this line'
         )
@@ -61,13 +56,9 @@ def record_text(record: dict, field: str, source: ConfigDict, where: str) -> str
 
 
 def record_id(
-    record: dict, field: str, source: ConfigDict, where: str, place: str
+    record: dict, field: str, source: ConfigDict, location: str, place: str
 ) -> str:
-    """The record's id: its `id_field`; for '' its 'id' if it has one, or `place`.
-
-    Args:
-        where: names the record in an error.
-    """
+    """The record's id: its `id_field`; for '' its 'id' if it has one, or `place`."""
     value = record.get(source.id_field or 'id')
     if isinstance(value, bytes):
         value = value.decode('utf-8', errors='replace')
@@ -77,7 +68,7 @@ def record_id(
         return value
     if source.id_field:
         raise UserError(
-            f'{where}: {field}.id_field={source.id_field} holds no string or whole '
+            f'{location}: {field}.id_field={source.id_field} holds no string or whole '
             f"number, the fields are {field_names(record)}: name another, or ''"
         )
     return place

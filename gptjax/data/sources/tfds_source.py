@@ -11,6 +11,7 @@ import importlib
 import io
 import os
 from collections.abc import Iterator
+from functools import partial
 
 from ml_collections import ConfigDict
 
@@ -18,16 +19,12 @@ from gptjax.core.console import UserError
 from gptjax.core.files import Advance, exists, import_tensorflow, is_remote
 from gptjax.data.sources.records import Document, Source, record_id
 
-OWN_BUILDERS = ('chitchat', 'chatterbot')  # NAME_builder.py beside this file
+OWN_BUILDERS = ('chitchat', 'chatterbot')  # NAME_builder.py in this folder
 CATALOG = 'https://www.tensorflow.org/datasets/catalog'
 
 
 def open_tfds(field: str, source: ConfigDict, data_dir: str | os.PathLike) -> Source:
-    """Finds a dataset, making it where it is not on disk.
-
-    Raises:
-        UserError: TFDS has no such dataset, or that no such config, split, feature.
-    """
+    """Finds a dataset, making it where it is not on disk."""
     builder = prepare_builder(field, source, data_dir)
     total = count_examples(field, source, builder)
     info = builder.info
@@ -38,12 +35,8 @@ def open_tfds(field: str, source: ConfigDict, data_dir: str | os.PathLike) -> So
                 f'{field}.{option}={name}: {source.path} has no such feature, it has '
                 f'{", ".join(info.features)}'
             )
-    return Source(
-        lambda advance: _read(field, source, builder, advance),
-        total,
-        'documents',
-        describe_dataset(source, builder),
-    )
+    read = partial(_read, field, source, builder)
+    return Source(read, total, 'documents', describe_dataset(source, builder))
 
 
 def count_examples(field: str, source: ConfigDict, builder) -> int:
@@ -70,11 +63,7 @@ def describe_dataset(source: ConfigDict, builder) -> dict:
 
 
 def prepare_builder(field: str, source: ConfigDict, data_dir):
-    """The TFDS builder with its data on disk, made now if it was not.
-
-    Raises:
-        UserError: TFDS has no such dataset, that no such config, or it cannot be made.
-    """
+    """The TFDS builder with its data on disk, made now if it was not."""
     import tensorflow_datasets as tfds
 
     path = source.path
@@ -84,7 +73,12 @@ def prepare_builder(field: str, source: ConfigDict, data_dir):
     try:
         if name in OWN_BUILDERS:
             return _own_builder(name, path, data_dir)
-        return _catalog_builder(path)
+        import_tensorflow()  # TFDS will: see that it is quiet, and off the devices
+        builder = tfds.builder(path)
+        if not builder.is_prepared():
+            builder = tfds.builder(path, file_format='array_record')
+            builder.download_and_prepare()
+        return builder
     except tfds.core.DatasetNotFoundError as error:
         near = difflib.get_close_matches(name, {*OWN_BUILDERS, *tfds.list_builders()})
         meant = f'did you mean {" or ".join(near)}? ' if near else ''
@@ -104,17 +98,6 @@ def prepare_builder(field: str, source: ConfigDict, data_dir):
         ) from error
 
 
-def _catalog_builder(path: str):
-    import tensorflow_datasets as tfds
-
-    import_tensorflow()  # TFDS will: see that it is quiet, and off the devices
-    builder = tfds.builder(path)
-    if not builder.is_prepared():
-        builder = tfds.builder(path, file_format='array_record')
-        builder.download_and_prepare()
-    return builder
-
-
 def _cause(error: Exception) -> str:
     """What went wrong in code that is not ours, in one line, and the way on."""
     why = ' '.join(f'{type(error).__name__}: {error}'.split())
@@ -128,9 +111,7 @@ def _cause(error: Exception) -> str:
 def _own_builder(name: str, path: str, data_dir):
     import tensorflow_datasets as tfds
 
-    importlib.import_module(
-        f'gptjax.data.sources.{name}_builder'
-    )  # makes the name known
+    importlib.import_module(f'gptjax.data.sources.{name}_builder')  # registers it
     builder = tfds.builder(path, data_dir=data_dir, file_format='array_record')
     tfds.disable_progress_bar()  # our builders have their own
     try:
@@ -169,20 +150,19 @@ def _read(
     field: str, source: ConfigDict, builder, advance: Advance
 ) -> Iterator[Document]:
     info = builder.info
-    chosen = [
-        name
-        for name in (source.text_field, source.id_field or 'id')
-        if name in info.features
-    ]
+    fields = source.text_field, source.id_field or 'id'
+    chosen = [name for name in fields if name in info.features]
     for place, example in enumerate(read_examples(builder, source.split, chosen)):
-        where = f'{field}.path={source.path}: example {place}'
+        location = f'{field}.path={source.path}: example {place}'
         text = example[source.text_field]
         if not isinstance(text, bytes):
             raise UserError(
                 f'{field}.text_field={source.text_field}: holds no string in '
                 f'{source.path}: name another of {", ".join(info.features)}'
             )
-        identity = record_id(example, field, source, where, f'{source.split}#{place}')
+        identity = record_id(
+            example, field, source, location, f'{source.split}#{place}'
+        )
         yield identity, text.decode('utf-8', errors='replace')
         advance(1)
 
