@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -61,11 +62,7 @@ class RunningRequest:
         self._stop_reason = None  # makes the ApiError for which it was stopped
 
     def submit(self) -> None:
-        """Hands all replies to the engine, or none.
-
-        Raises:
-            EngineStopped, QueueFull, UserError: as `Engine.submit`.
-        """
+        """Hands all replies to the engine, or none; raises as `Engine.submit`."""
         prompts, parameters = self.request.prompts, self.request.parameters
         try:
             for index, reply in enumerate(zip(prompts, parameters, strict=True)):
@@ -86,24 +83,19 @@ class RunningRequest:
         if self.num_unfinished and self._stop_reason is None:
             self._stop_reason = reason
             self.cancel()
-            self._updates.put_nowait(None)
+            self._updates.put_nowait((None, None))  # wakes `next_update`
 
     def raise_if_stopped(self) -> None:
         if self._stop_reason:
             raise self._stop_reason()
 
     async def next_update(self) -> tuple[int, Update]:
-        """(index of the reply, update), as they come.
-
-        Raises:
-            ApiError: the request was stopped, or the engine met an error.
-        """
+        """(index of the reply, update); ApiError where the request was stopped."""
         # A backlog of updates must not delay what stops the request.
         await asyncio.sleep(0)
         self.raise_if_stopped()
-        item = await self._updates.get()
+        index, update = await self._updates.get()
         self.raise_if_stopped()
-        index, update = item
         if update.finish == 'error':
             raise ApiError(500, str(update.error), 'engine_failed')
         if update.finish == 'cancelled':
@@ -116,20 +108,16 @@ class RunningRequest:
         return index, update
 
     def _make_listener(self, index: int) -> Callable[[Update], None]:
-        last_time = time.monotonic()
-        is_first = True
+        last_time, is_first = time.monotonic(), True
 
         def listen(update: Update) -> None:
             nonlocal last_time, is_first
-            now = time.monotonic()
             if update.tokens:
-                model = self.request.model.id
+                now, model = time.monotonic(), self.request.model.id
                 self._telemetry.count_text(model, now - last_time, is_first)
                 last_time, is_first = now, False
-            try:
+            with suppress(RuntimeError):  # the event loop has ended, and its clients
                 self._loop.call_soon_threadsafe(self._add_update, index, update)
-            except RuntimeError:  # the event loop has ended, and its clients with it
-                pass
 
         return listen
 
@@ -145,16 +133,13 @@ class RunningRequest:
 class ServerState:
     """What all requests share; it admits requests to the engines and ends them.
 
-    models: by id, the first is the default; empty while they load.
-    time_limit: seconds that a request may take.
-    max_replies: that one request may ask for: what slots and queue hold.
-    draining: no new requests are admitted.
+    The first of `models` is the default; there are none while they load.
     """
 
     models: dict[str, ServedModel] = field(default_factory=dict)
-    time_limit: float = 300.0
-    max_replies: int = 72
-    draining: bool = False
+    time_limit: float = 300.0  # seconds that a request may take
+    max_replies: int = 72  # of one request: what slots and queue hold
+    draining: bool = False  # no new requests are admitted
     running: set[RunningRequest] = field(default_factory=set)
 
     def __post_init__(self):
@@ -163,11 +148,7 @@ class ServerState:
         self._num_waiting_schemas = 0
 
     def check_ready(self, model: ServedModel | None = None) -> None:
-        """Returns if this model can answer now; without one, if any can.
-
-        Raises:
-            ApiError: 503.
-        """
+        """ApiError 503 if this model cannot answer now; without one, if none can."""
         if self.draining:
             message = 'the server is shutting down'
             raise _retry_later(message, 'draining', RETRY_DRAINING_SECONDS)
@@ -188,10 +169,8 @@ class ServerState:
         """`parse_request(body, models)`, off the event loop: long texts take a while.
 
         Compiling a JSON schema may take seconds. Schemas are compiled one after
-        another on a thread of their own, so that no other request waits for them.
-
-        Raises:
-            ApiError: of `parse_request`; 503 if too many schemas wait.
+        another on a thread of their own, so that no other request waits for them;
+        ApiError 503 if too many wait.
         """
         if not body.get('response_format'):
             return await asyncio.to_thread(parse_request, body, self.models)
@@ -207,17 +186,12 @@ class ServerState:
             self._num_waiting_schemas -= 1
 
     def start(self, request: GenerationRequest) -> RunningRequest:
-        """Submits a request to its engine; the caller must hand it to `end` later.
-
-        Raises:
-            ApiError: 503 the queue is full, or the engine has failed; 400 the
-                context is too short, or the request can never fit.
-        """
+        """Submits a request to its engine; the caller must hand it to `end` later."""
         self.check_ready(request.model)
         num_replies, limit = len(request.prompts), self.max_replies
         if num_replies > limit:
-            fix = f'it asks for {num_replies} replies: ask for {limit} replies'
-            raise bad_request(request.prompt_field, f'{fix} at most at once')
+            message = f'it asks for {num_replies} replies: ask for {limit} replies'
+            raise bad_request(request.prompt_field, f'{message} at most at once')
         running = RunningRequest(request, self.telemetry)
         try:
             running.submit()

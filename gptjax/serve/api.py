@@ -31,13 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def make_app(state: ServerState, hosts: Iterable[str], key: str | None) -> Guard:
-    """The ASGI application.
-
-    Args:
-        state: what the routes work on.
-        hosts: names of this server, besides addresses and `localhost`.
-        key: that every route but /health wants; None: none does.
-    """
+    """The ASGI application; for `hosts` and `key` see `Guard`."""
     chat = generation_endpoint(
         state, 'chat', api_requests.parse_chat_request, ChatAnswer
     )
@@ -87,12 +81,11 @@ async def _api_error(request: Request, error: ApiError) -> Response:
 async def _http_error(request: Request, error: HTTPException) -> Response:
     """404 and 405, which the router raises."""
     path, method = request.url.path[:100], request.method
-    answers = {
-        404: ApiError(404, f'{path}: no such address', 'not_found'),
-        405: ApiError(405, f'{method} {path}: not this way', 'method_not_allowed'),
-    }
-    other = ApiError(error.status_code, str(error.detail))
-    answer = answers.get(error.status_code, other)
+    message, code = {
+        404: (f'{path}: no such address', 'not_found'),
+        405: (f'{method} {path}: not this way', 'method_not_allowed'),
+    }.get(error.status_code, (str(error.detail), None))
+    answer = ApiError(error.status_code, message, code)
     answer.headers.update(error.headers or {})
     return answer.response()
 
@@ -108,10 +101,8 @@ async def _any_error(request: Request, error: Exception) -> Response:
 
 def _page():
     text = PAGE.read_text(encoding='utf-8')
-    headers = {
-        'Content-Security-Policy': content_policy(text),
-        'Cache-Control': 'no-cache',
-    }
+    policy = content_policy(text)
+    headers = {'Content-Security-Policy': policy, 'Cache-Control': 'no-cache'}
 
     async def page(request: Request) -> Response:
         return HTMLResponse(text, headers=headers)
@@ -163,15 +154,13 @@ def _describe(model: ServedModel) -> dict:
 
 
 async def _models(request: Request) -> Response:
-    state = _ready_state(request)
-    entries = [_describe(model) for model in state.models.values()]
-    return JSONResponse(dict(object='list', data=entries))
+    models = _ready_state(request).models.values()
+    return JSONResponse(dict(object='list', data=[_describe(m) for m in models]))
 
 
 async def _model(request: Request) -> Response:
-    state = _ready_state(request)
-    model = find_model(state.models, request.path_params['id'])
-    return JSONResponse(_describe(model))
+    models = _ready_state(request).models
+    return JSONResponse(_describe(find_model(models, request.path_params['id'])))
 
 
 # ---- tokens -------------------------------------------------------------------

@@ -6,12 +6,9 @@ from starlette.responses import JSONResponse
 class ApiError(Exception):
     """An error that becomes the answer to a request.
 
-    status: of HTTP.
-    message: one sentence for people, with the fix.
-    code: one word for programs, as 'context_length_exceeded'.
-    param: the field of the body that is wrong, as 'messages[0].role'.
-    retry_after: seconds after which a client may try again.
-    retry: whether trying again can help; the official client obeys.
+    `code` is one word for programs, as 'context_length_exceeded'; `param` the field of
+    the body that is wrong, as 'messages[0].role'. A client may try again after
+    `retry_after` seconds; the official client does not where `retry` is false.
     """
 
     def __init__(

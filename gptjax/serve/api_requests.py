@@ -29,24 +29,15 @@ DROP_SECONDS = 5.0
 
 
 class ServedModel(NamedTuple):
-    """A model that the server answers with.
+    """A model that the server answers with."""
 
-    id: the run directory's name, 'NAME@STEP' for a checkpoint that was named.
-    engine: an `infer.engine.Engine`, started.
-    grammars: compiles JSON schemas for its tokenizer.
-    template: of its chat prompts, 'text' or 'turns'.
-    step: of the checkpoint.
-    created: when the checkpoint was written, in seconds since 1970.
-    description: a line for people.
-    """
-
-    id: str
-    engine: Any
+    id: str  # the run directory's name, 'NAME@STEP' for a checkpoint that was named
+    engine: Any  # an `infer.engine.Engine`, started
     grammars: GrammarCompiler
-    template: str
+    template: str  # of its chat prompts, 'text' or 'turns'
     step: int
-    created: int
-    description: str
+    created: int  # when the checkpoint was written, in seconds since 1970
+    description: str  # a line for people
 
     @property
     def tokenizer(self):
@@ -54,27 +45,17 @@ class ServedModel(NamedTuple):
 
 
 class GenerationRequest(NamedTuple):
-    """A valid request for replies.
-
-    prompts: token ids, one list for each reply.
-    parameters: of each reply.
-    echoed_texts: the prompt of each reply as text; empty without `echo`.
-    prompt_field: the body's field that holds the prompts.
-    logprobs: whether the answer shows log-probabilities.
-    stream: whether the answer is a stream; with `include_usage` its last event counts
-        tokens.
-    num_prompt_tokens: of all prompts; one that several replies share counts once.
-    """
+    """A valid request for replies."""
 
     model: ServedModel
-    prompts: list[list[int]]
-    parameters: list[SamplingParameters]
-    echoed_texts: list[str]
-    prompt_field: str
-    logprobs: bool
+    prompts: list[list[int]]  # token ids of each reply's prompt
+    parameters: list[SamplingParameters]  # of each reply
+    echoed_texts: list[str]  # the prompt of each reply as text; empty without `echo`
+    prompt_field: str  # the body's field that holds the prompts
+    logprobs: bool  # whether the answer shows log-probabilities
     stream: bool
-    include_usage: bool
-    num_prompt_tokens: int
+    include_usage: bool  # whether a stream's last event counts tokens
+    num_prompt_tokens: int  # a prompt that several replies share counts once
 
 
 # ---- the body -----------------------------------------------------------------
@@ -126,11 +107,7 @@ async def read_body(request: Request) -> dict:
 
 
 def parse_json(content: bytes) -> dict:
-    """The JSON object of a body.
-
-    Raises:
-        ApiError: 400; not UTF-8, not JSON, no object, or half a character in a text.
-    """
+    """The JSON object of a body; ApiError 400 where it holds none."""
     try:
         text = content.decode('utf-8')
     except UnicodeDecodeError as error:
@@ -158,11 +135,7 @@ def _refuse_constant(word):
 
 
 def find_model(models: dict[str, ServedModel], name: str | None) -> ServedModel:
-    """The model of that id; the first where none is named.
-
-    Raises:
-        ApiError: 404.
-    """
+    """The model of that id (ApiError 404); the first where none is named."""
     if name is None:
         return next(iter(models.values()))
     if name not in models:
@@ -184,15 +157,12 @@ def parse_chat_request(body: dict, models: dict[str, ServedModel]) -> Generation
     model = find_model(models, body.get('model'))
     if 'top_logprobs' in body and not body.get('logprobs'):
         raise bad_request('top_logprobs', 'it needs logprobs=true')
-    prompt = encode_messages(body, model)
-    stop_texts, stop_tokens = chat_template.stop_conditions(
-        model.template, model.tokenizer
-    )
-    max_tokens = body.get('max_completion_tokens', body.get('max_tokens'))
+    prompt, tokenizer = encode_messages(body, model), model.tokenizer
+    stop_texts, stop_tokens = chat_template.stop_conditions(model.template, tokenizer)
+    max_tokens = body.get('max_tokens', LIMITS['max_tokens'].most)
+    max_tokens = body.get('max_completion_tokens', max_tokens)
     if max_tokens != body.get('max_tokens', max_tokens):
         raise bad_request('max_tokens', 'it differs from max_completion_tokens')
-    if max_tokens is None:
-        max_tokens = LIMITS['max_tokens'].most
     sampling = _parse_sampling(body, model)
     sampling.update(
         max_tokens=int(max_tokens),
@@ -237,12 +207,8 @@ def parse_completion_request(
 
 
 SAMPLING_NUMBERS = (
-    'temperature',
-    'top_p',
-    'min_p',
-    'repetition_penalty',
-    'presence_penalty',
-    'frequency_penalty',
+    *('temperature', 'top_p', 'min_p'),
+    *('repetition_penalty', 'presence_penalty', 'frequency_penalty'),
 )
 
 
@@ -273,10 +239,11 @@ def _build_request(body, model, prompts, texts, sampling) -> GenerationRequest:
     n = int(body.get('n', 1))
     first_seed = int(body.get('seed', secrets.randbelow(LARGEST_SEED + 1)))
     num_replies = n * len(prompts)
-    schema = schema_of_format(body.get('response_format'))
-    if schema is None:
-        grammars = [None] * num_replies
-    else:
+    schema, grammars = (
+        schema_of_format(body.get('response_format')),
+        [None] * num_replies,
+    )
+    if schema is not None:
         grammars = model.grammars.compile_schema(schema, num_replies)
     parameters = [
         SamplingParameters(
@@ -325,11 +292,7 @@ def encode_messages(body: dict, model: ServedModel) -> list[int]:
 
 
 def check_token_ids(tokens: list, model: ServedModel, field: str) -> list[int]:
-    """The ids as integers.
-
-    Raises:
-        ApiError: 400; the vocabulary has no such id.
-    """
+    """The ids as integers; ApiError 400 where the vocabulary has no such id."""
     size = model.tokenizer.vocab_size
     if tokens and max(tokens) >= size:
         largest = int(max(tokens))
@@ -342,9 +305,6 @@ def encode_prompt(body: dict, model: ServedModel) -> list[int]:
 
     A prompt that is a special token's name and nothing else is that token, so that
     clients find its id; within a text it is text.
-
-    Raises:
-        ApiError: 400; neither `prompt` nor `messages`, or both.
     """
     if ('prompt' in body) == ('messages' in body):
         raise bad_request('prompt', 'send one of prompt and messages')

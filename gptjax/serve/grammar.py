@@ -53,11 +53,7 @@ class JsonGrammar:
 
 
 class GrammarCompiler:
-    """Compiles JSON schemas to grammars for the tokens of one tokenizer.
-
-    Raises:
-        ImportError: llguidance is not installed.
-    """
+    """Compiles JSON schemas to grammars for the tokens of one tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer):
         import llguidance
@@ -73,10 +69,9 @@ class GrammarCompiler:
         self._lock = threading.Lock()
 
     def compile_schema(self, schema: dict, count: int) -> list[JsonGrammar]:
-        """`count` grammars of JSON values that `schema` allows, one a reply.
+        """`count` grammars of JSON values that `schema` allows, one for each reply.
 
-        Raises:
-            ApiError: 400; the schema is wrong, impossible or too complex.
+        ApiError 400: the schema is wrong, impossible or too complex.
         """
         Matcher = self._llguidance.LLMatcher
         try:
@@ -87,9 +82,8 @@ class GrammarCompiler:
         # Deriving the lexer takes seconds for some schemas: one at a time.
         with self._lock:
             matcher = Matcher(self._tokenizer, source, log_level=0, limits=self._limits)
-            if matcher.is_error():
-                raise _refused(matcher.get_error())
-            matcher.compute_bitmask()
+            if not matcher.is_error():
+                matcher.compute_bitmask()
             if matcher.is_error():
                 raise _refused(matcher.get_error())
         copies = [matcher, *(matcher.deep_copy() for _ in range(count - 1))]
@@ -100,11 +94,10 @@ class _Vocabulary:
     """A tokenizer as llguidance wants it: with the bytes of each token."""
 
     def __init__(self, tokenizer: Tokenizer):
-        special = set(tokenizer.specials.values())
         names = {token: name.encode() for name, token in tokenizer.specials.items()}
         self.bos_token_id = tokenizer.bos_id
         self.eos_token_id = tokenizer.eos_id
-        self.special_token_ids = sorted(special)
+        self.special_token_ids = sorted(names)
         self.tokens = [
             names.get(token) or tokenizer.bytes_of(token)
             for token in range(tokenizer.vocab_size)
@@ -118,11 +111,7 @@ class _Vocabulary:
 
 
 def schema_of_format(response_format: dict | None) -> dict | None:
-    """The JSON schema that a checked `response_format` asks for; None for text.
-
-    Raises:
-        ApiError: 400; the type wants a schema and has none, or the reverse.
-    """
+    """The JSON schema that a checked `response_format` asks for; None for text."""
     if response_format is None:
         return None
     kind, json_schema = response_format['type'], response_format.get('json_schema')

@@ -13,11 +13,15 @@ IDS = dict(type='array', items=INTEGER)
 
 def document() -> dict:
     """The whole document, as a JSON object."""
+    try:
+        version = metadata.version('gptjax')
+    except metadata.PackageNotFoundError:
+        version = '0'
     return dict(
         openapi='3.1.0',
         info=dict(
             title='gptjax',
-            version=_version(),
+            version=version,
             description=(
                 "Replies of a trained model, in the shape of OpenAI's API. "
                 '`system_fingerprint` names the weights: with it, the parameters and a '
@@ -37,80 +41,46 @@ def document() -> dict:
     )
 
 
-def _version():
-    try:
-        return metadata.version('gptjax')
-    except metadata.PackageNotFoundError:
-        return '0'
-
-
 # ---- paths --------------------------------------------------------------------
 
 
 def _paths():
     model_query = dict(name='model', schema=STRING, **{'in': 'query'})
     model_path = dict(name='id', required=True, schema=STRING, **{'in': 'path'})
+    text = dict(type='object', properties=dict(prompt=STRING))
     return {
-        '/v1/chat/completions': dict(
-            post=_post(
-                'The next message of a conversation.',
-                'ChatRequest',
-                _ref('ChatCompletion'),
-                stream='data: a ChatChunk, … data: [DONE]',
-            )
+        '/v1/chat/completions': _post(
+            'The next message of a conversation.',
+            'ChatRequest',
+            _ref('ChatCompletion'),
+            stream='data: a ChatChunk, … data: [DONE]',
         ),
-        '/v1/completions': dict(
-            post=_post(
-                'How a text goes on.',
-                'CompletionRequest',
-                _ref('Completion'),
-                stream='data: a Completion without usage, … data: [DONE]',
-            )
+        '/v1/completions': _post(
+            'How a text goes on.',
+            'CompletionRequest',
+            _ref('Completion'),
+            stream='data: a Completion without usage, … data: [DONE]',
         ),
-        '/v1/models': dict(get=_get('The models here.', _ref('ModelList'), 503)),
-        '/v1/models/{id}': dict(
-            get=dict(
-                _get('One of them.', _ref('Model'), 404, 503), parameters=[model_path]
-            )
+        '/v1/models': _get('The models here.', _ref('ModelList'), statuses=[503]),
+        '/v1/models/{id}': _get('One of them.', _ref('Model'), model_path),
+        '/tokenize': _post('The tokens of a text.', 'TokenizeRequest', _ref('Tokens')),
+        '/detokenize': _post('The text of tokens.', 'DetokenizeRequest', text),
+        '/tokenizer_info': _get(
+            'Vocabulary and special tokens of a model.',
+            _ref('TokenizerInfo'),
+            model_query,
         ),
-        '/tokenize': dict(
-            post=_post('The tokens of a text.', 'TokenizeRequest', _ref('Tokens'))
+        '/health': _get(
+            'Whether the process lives; never needs a key.', _ref('Status')
         ),
-        '/detokenize': dict(
-            post=_post(
-                'The text of tokens.',
-                'DetokenizeRequest',
-                dict(type='object', properties=dict(prompt=STRING)),
-            )
+        '/ready': _get(
+            'Whether a model can answer; `failed` names those that cannot.',
+            _ref('Status'),
+            model_query,
         ),
-        '/tokenizer_info': dict(
-            get=dict(
-                _get(
-                    'Vocabulary and special tokens of a model.',
-                    _ref('TokenizerInfo'),
-                    404,
-                    503,
-                ),
-                parameters=[model_query],
-            )
-        ),
-        '/health': dict(
-            get=_get('Whether the process lives; never needs a key.', _ref('Status'))
-        ),
-        '/ready': dict(
-            get=dict(
-                _get(
-                    'Whether a model can answer; `failed` names those that cannot.',
-                    _ref('Status'),
-                    404,
-                    503,
-                ),
-                parameters=[model_query],
-            )
-        ),
-        '/metrics': dict(get=_get('For Prometheus.', STRING, kind='text/plain')),
-        '/openapi.json': dict(get=_get('This document.', dict(type='object'))),
-        '/': dict(get=_get('The chat page.', STRING, kind='text/html')),
+        '/metrics': _get('For Prometheus.', STRING, media_type='text/plain'),
+        '/openapi.json': _get('This document.', dict(type='object')),
+        '/': _get('The chat page.', STRING, media_type='text/html'),
     }
 
 
@@ -128,30 +98,33 @@ ERRORS = {
 }
 
 
-def _responses(description, content, *statuses):
+def _responses(description, content, statuses):
     responses = {'200': dict(description=description, content=content)}
+    content = _json(_ref('Error'))
     for status in sorted({401, 403, *statuses}):
-        responses[str(status)] = dict(
-            description=ERRORS[status], content=_json(_ref('Error'))
-        )
+        responses[str(status)] = dict(description=ERRORS[status], content=content)
     return responses
 
 
-def _get(summary, schema, *statuses, kind='application/json'):
-    content = {kind: dict(schema=schema)}
-    return dict(summary=summary, responses=_responses(summary, content, *statuses))
+def _get(summary, schema, model=None, statuses=(), media_type='application/json'):
+    """A route; with the parameter `model` it also answers 404 and 503."""
+    content = {media_type: dict(schema=schema)}
+    responses = _responses(summary, content, (404, 503) if model else statuses)
+    get = dict(summary=summary, responses=responses)
+    return dict(get=dict(get, parameters=[model]) if model else get)
 
 
 def _post(summary, request, schema, stream=None):
-    content = _json(schema)
+    content, statuses = _json(schema), [400, 404, 408, 413, 415, 500, 503]
     if stream:
         content['text/event-stream'] = dict(schema=dict(STRING, description=stream))
-    statuses = (400, 404, 408, 413, 415, 500, 503, *((504,) if stream else ()))
-    return dict(
+        statuses.append(504)
+    post = dict(
         summary=summary,
         requestBody=dict(required=True, content=_json(_ref(request))),
-        responses=_responses(summary, content, *statuses),
+        responses=_responses(summary, content, statuses),
     )
+    return dict(post=post)
 
 
 def _json(schema):
@@ -193,18 +166,14 @@ def _schemas():
     usage = _object(
         prompt_tokens=INTEGER, completion_tokens=INTEGER, total_tokens=INTEGER
     )
-    envelope = dict(
-        id=STRING,
-        object=STRING,
-        created=INTEGER,
-        model=STRING,
-        system_fingerprint=STRING,
-    )
+    envelope = dict(id=STRING, object=STRING, created=INTEGER, model=STRING)
+    envelope['system_fingerprint'] = STRING
 
     def choices(**properties):
         return _array(_object(index=INTEGER, finish_reason=finish, **properties))
 
     message = _object(role=dict(enum=['assistant']), content=STRING)
+    error = _object(message=STRING, type=STRING, param=MAYBE_STRING, code=MAYBE_STRING)
     model = _object(
         id=STRING,
         object=dict(enum=['model']),
@@ -244,9 +213,5 @@ def _schemas():
         Model=model,
         ModelList=_object(object=dict(enum=['list']), data=_array(model)),
         Status=_object(status=STRING),
-        Error=_object(
-            error=_object(
-                message=STRING, type=STRING, param=MAYBE_STRING, code=MAYBE_STRING
-            )
-        ),
+        Error=_object(error=error),
     )

@@ -31,20 +31,15 @@ def _integer(low, high, description):
     return dict(type=['integer', 'null'], description=description, **limits)
 
 
-def _limited(kind, name, description, **narrower):
+def _limited(name, description, type_name='number', **narrower):
     """A field of the engine's parameters, within their limits or `narrower` ones."""
     low, high, above = LIMITS[name]
     limits = {'exclusiveMinimum' if above else 'minimum': low, 'maximum': high}
-    limits |= narrower
-    return dict(type=[kind, 'null'], description=description, **limits)
+    return dict(type=[type_name, 'null'], description=description, **limits | narrower)
 
 
 def _boolean(description):
     return dict(type=['boolean', 'null'], description=description)
-
-
-def _strings(**limits):
-    return dict(type='array', items=dict(type='string'), **limits)
 
 
 def _ids(**limits):
@@ -52,39 +47,25 @@ def _ids(**limits):
     return dict(type='array', items=token, **limits)
 
 
-def _object(required, properties, **more):
-    return dict(
-        type='object',
-        required=required,
-        properties=properties,
-        additionalProperties=False,
-        **more,
-    )
+def _object(required, properties):
+    fields = dict(required=required, properties=properties)
+    return dict(type='object', **fields, additionalProperties=False)
 
 
 def _unsupported(*types):
     """A field that clients may send as long as it is empty or null."""
     description = 'Not supported: leave it out, null or empty.'
-    return dict(
-        type=[*types, 'null'], maxItems=0, maxProperties=0, description=description
-    )
+    limits = dict(maxItems=0, maxProperties=0)
+    return dict(type=[*types, 'null'], **limits, description=description)
 
 
 TEXT = dict(type='string')
-MODEL = dict(
-    type=['string', 'null'], description='An id of /v1/models; by default the first.'
-)
+MAYBE_TEXT = dict(type=['string', 'null'])
+MODEL = dict(MAYBE_TEXT, description='An id of /v1/models; by default the first.')
+TEXT_PART = _object(['type', 'text'], dict(type=dict(enum=['text']), text=TEXT))
 CONTENT = dict(
     description='a string or an array of text parts',
-    anyOf=[
-        TEXT,
-        dict(
-            type='array',
-            minItems=1,
-            maxItems=MAX_PARTS,
-            items=_object(['type', 'text'], dict(type=dict(enum=['text']), text=TEXT)),
-        ),
-    ],
+    anyOf=[TEXT, dict(type='array', minItems=1, maxItems=MAX_PARTS, items=TEXT_PART)],
 )
 ROLES = ['system', 'developer', 'user', 'assistant']
 MESSAGE = _object(
@@ -93,47 +74,38 @@ MESSAGE = _object(
         role=dict(enum=ROLES, description='`developer` is read as `system`.'),
         content=CONTENT,
         # Clients send back the messages of earlier answers, with these fields.
-        name=_unsupported(),
-        refusal=_unsupported(),
-        audio=_unsupported(),
-        function_call=_unsupported(),
-        tool_calls=_unsupported('array'),
-        annotations=_unsupported('array'),
+        **dict.fromkeys(('name', 'refusal', 'audio', 'function_call'), _unsupported()),
+        **dict.fromkeys(('tool_calls', 'annotations'), _unsupported('array')),
     ),
 )
 MESSAGE_LIST = dict(type='array', items=MESSAGE, minItems=1, maxItems=MAX_MESSAGES)
+STOP_TEXT = dict(type='string', minLength=1, maxLength=MAX_STOP_CHARACTERS)
 STOP = dict(
     description=(
         'a string, or an array of them: the reply ends before the first that is '
         'complete'
     ),
     anyOf=[
-        dict(type='string', minLength=1, maxLength=MAX_STOP_CHARACTERS),
-        dict(
-            type='array',
-            maxItems=MAX_STOPS,
-            items=dict(type='string', minLength=1, maxLength=MAX_STOP_CHARACTERS),
-        ),
+        STOP_TEXT,
+        dict(type='array', maxItems=MAX_STOPS, items=STOP_TEXT),
         dict(type='null'),
     ],
+)
+JSON_SCHEMA = _object(
+    ['schema'],
+    dict(
+        name=MAYBE_TEXT,
+        description=MAYBE_TEXT,
+        strict=dict(type=['boolean', 'null']),
+        schema=dict(type='object'),
+    ),
 )
 RESPONSE_FORMAT = dict(
     _object(
         ['type'],
         dict(
             type=dict(enum=['text', 'json_object', 'json_schema']),
-            json_schema=dict(
-                _object(
-                    ['schema'],
-                    {
-                        'name': dict(type=['string', 'null']),
-                        'description': dict(type=['string', 'null']),
-                        'strict': dict(type=['boolean', 'null']),
-                        'schema': dict(type='object'),
-                    },
-                ),
-                type=['object', 'null'],
-            ),
+            json_schema=dict(JSON_SCHEMA, type=['object', 'null']),
         ),
     ),
     type=['object', 'null'],
@@ -142,22 +114,16 @@ RESPONSE_FORMAT = dict(
 
 SAMPLING = dict(
     temperature=_limited(
-        'number', 'temperature', 'Divides the logits; 0: the likeliest token. 1.'
+        'temperature', 'Divides the logits; 0: the likeliest token. 1.'
     ),
-    top_k=_limited('integer', 'top_k', 'Tokens that stay, the likeliest; 0: all. 0.'),
-    top_p=_limited(
-        'number', 'top_p', 'The likeliest stay until they add up to this. 1.'
-    ),
-    min_p=_limited('number', 'min_p', "Least share of the likeliest's probability. 0."),
+    top_k=_limited('top_k', 'Tokens that stay, the likeliest; 0: all. 0.', 'integer'),
+    top_p=_limited('top_p', 'The likeliest stay until they add up to this. 1.'),
+    min_p=_limited('min_p', "Least share of the likeliest's probability. 0."),
     repetition_penalty=_limited(
-        'number', 'repetition_penalty', 'Of tokens in prompt or reply; 1: none.'
+        'repetition_penalty', 'Of tokens in prompt or reply; 1: none.'
     ),
-    presence_penalty=_limited(
-        'number', 'presence_penalty', 'Of tokens that the reply has. 0.'
-    ),
-    frequency_penalty=_limited(
-        'number', 'frequency_penalty', 'The same, times how often. 0.'
-    ),
+    presence_penalty=_limited('presence_penalty', 'Of tokens that the reply has. 0.'),
+    frequency_penalty=_limited('frequency_penalty', 'The same, times how often. 0.'),
     logit_bias=dict(
         type=['object', 'null'],
         description='Token ids, and what is added to their logits.',
@@ -168,10 +134,10 @@ SAMPLING = dict(
         maxProperties=MAX_BIASES,
     ),
     seed=_limited(
-        'integer',
         'seed',
         'The same weights, prompt, parameters and seed give the same reply. The '
         'choices of n take seed, seed + 1, …; by default it is random.',
+        'integer',
     ),
     stop=STOP,
     n=_integer(1, MAX_CHOICES, 'Replies to each prompt. 1.'),
@@ -189,14 +155,12 @@ SAMPLING = dict(
 )
 
 _IGNORED = dict(description='Ignored.')
-HARMLESS = dict(
-    user=_IGNORED,
-    metadata=_IGNORED,
-    store=_IGNORED,
-    service_tier=_IGNORED,
-    safety_identifier=_IGNORED,
-    prompt_cache_key=_IGNORED,
-    prompt_cache_retention=_IGNORED,
+HARMLESS = dict.fromkeys(
+    (
+        *('user', 'metadata', 'store', 'service_tier', 'safety_identifier'),
+        *('prompt_cache_key', 'prompt_cache_retention'),
+    ),
+    _IGNORED,
 )
 
 
@@ -208,18 +172,18 @@ CHAT = _object(
         model=MODEL,
         messages=MESSAGE_LIST,
         max_completion_tokens=_limited(
-            'integer',
             'max_tokens',
             'Tokens of a reply, at most; by default what is left.',
+            'integer',
             minimum=1,
         ),
         max_tokens=_limited(
-            'integer', 'max_tokens', 'The same, by its older name.', minimum=1
+            'max_tokens', 'The same, by its older name.', 'integer', minimum=1
         ),
         **SAMPLING,
         logprobs=_boolean("Give each token's log-probability, at temperature 1."),
         top_logprobs=_limited(
-            'integer', 'logprobs', 'Likeliest tokens beside each. With `logprobs`.'
+            'logprobs', 'Likeliest tokens beside each. With `logprobs`.', 'integer'
         ),
         continue_final_message=_boolean(
             "The last message is the assistant's, and the reply goes on with it."
@@ -235,6 +199,7 @@ CHAT = _object(
     ),
 )
 
+PROMPT_IDS = _ids(minItems=1, maxItems=MAX_PROMPT_TOKENS)
 COMPLETION = _object(
     ['prompt'],
     dict(
@@ -246,25 +211,20 @@ COMPLETION = _object(
             ),
             anyOf=[
                 TEXT,
-                _ids(minItems=1, maxItems=MAX_PROMPT_TOKENS),
-                _strings(minItems=1, maxItems=MAX_PROMPTS),
-                dict(
-                    type='array',
-                    items=_ids(minItems=1, maxItems=MAX_PROMPT_TOKENS),
-                    minItems=1,
-                    maxItems=MAX_PROMPTS,
-                ),
+                PROMPT_IDS,
+                dict(type='array', items=TEXT, minItems=1, maxItems=MAX_PROMPTS),
+                dict(type='array', items=PROMPT_IDS, minItems=1, maxItems=MAX_PROMPTS),
             ],
         ),
         max_tokens=_limited(
-            'integer',
             'max_tokens',
             'Tokens of a reply, at most; 0 with `echo` only. 16.',
+            'integer',
         ),
         **SAMPLING,
         echo=_boolean('Give the prompt back before the reply.'),
         logprobs=_limited(
-            'integer', 'logprobs', 'Log-probabilities, with so many alternatives.'
+            'logprobs', 'Log-probabilities, with so many alternatives.', 'integer'
         ),
         best_of=_integer(1, MAX_CHOICES, 'Not supported: leave it out, or equal to n.'),
         suffix=dict(type=['string', 'null'], maxLength=0, description='Unsupported.'),
@@ -322,24 +282,17 @@ def _is_type(value, name):
 
 
 def validate_body(body: dict, schema: dict) -> dict:
-    """The fields of a body that hold something: those that are null are left out.
-
-    Raises:
-        ApiError: 400; it is not as `schema` says.
-    """
+    """The fields of a valid body (ApiError 400) that are not null."""
     validate(body, schema)
     return {name: value for name, value in body.items() if value is not None}
 
 
 def validate(value: Any, schema: dict, path: str = '') -> None:
-    """Returns if `value` is as `schema` says.
+    """Returns if `value`, parsed JSON at `path` of the body, is as `schema` says.
 
-    Args:
-        value: parsed JSON.
-        schema: may use type, enum, minimum, maximum, exclusiveMinimum, minLength,
-            maxLength, pattern, minItems, maxItems, items, properties, required,
-            additionalProperties, propertyNames, maxProperties and anyOf.
-        path: of the value within the body, as 'messages[0]'.
+    `schema` may use type, enum, minimum, maximum, exclusiveMinimum, minLength,
+    maxLength, pattern, minItems, maxItems, items, properties, required,
+    additionalProperties, propertyNames, maxProperties and anyOf.
 
     Raises:
         ApiError: 400; it names the field and what to use.

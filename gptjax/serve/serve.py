@@ -36,44 +36,41 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @dataclass(frozen=True)
 class Options:
-    """The flags of `serve`.
-
-    beside: further models to serve, each RUN or RUN@STEP.
-    allowed_hosts: names of this server in the Host header.
-    time_limit: seconds a request may take.
-    weights, cache: 'whole', or quantized to 'int8'.
-    draft: the run directory of a smaller model, for speculative decoding of the first.
-    guesses: tokens that the draft guesses in a step.
-    """
+    """The flags of `serve`."""
 
     host: str = '127.0.0.1'
     port: int = 8000
     step: int | None = None
-    beside: Sequence[str] = ()
+    beside: Sequence[str] = ()  # further models to serve, each RUN or RUN@STEP
     api_key_file: str | None = None
-    allowed_hosts: Sequence[str] = ()
+    allowed_hosts: Sequence[str] = ()  # names of this server in the Host header
     slots: int = 8
     queue: int = 64
-    time_limit: float = 300.0
-    weights: str = 'whole'
+    time_limit: float = 300.0  # seconds a request may take
+    weights: str = 'whole'  # or quantized to 'int8', as `cache`
     cache: str = 'whole'
-    draft: Path | None = None
-    guesses: int = 4
+    draft: Path | None = None  # run of a smaller model that guesses for the first
+    guesses: int = 4  # tokens that the draft guesses in a step
 
 
 def serve(config: ConfigDict, workdir: Path, options: Options) -> None:
     """Serves until SIGTERM or Ctrl-C, then lets replies end; a second signal hurries.
 
     Prints one line, with the address, when the models are ready.
-
-    Raises:
-        UserError: a flag is wrong, the port is taken, or a run has no checkpoint.
     """
     key = None
     if options.api_key_file is not None:
         key = security.read_key(options.api_key_file)
     security.check_host(options.host, key)
-    _check_numbers(options)
+    rules = (
+        ('port', 0 <= options.port < 2**16, 'from 0 (any that is free) to 65535'),
+        ('slots', options.slots >= 1, '1 or more'),
+        ('queue', options.queue >= 1, '1 or more'),
+        ('time_limit', options.time_limit > 0, 'above 0, in seconds'),
+    )
+    for name, is_valid, fix in rules:
+        if not is_valid:
+            raise UserError(f'--{name}={getattr(options, name)}: use a number {fix}')
     runs = [(config, workdir, options.step)]
     runs += [_parse_run(name) for name in options.beside]
     run_of_name = {}
@@ -98,21 +95,6 @@ def serve(config: ConfigDict, workdir: Path, options: Options) -> None:
         os._exit(0)
 
 
-# ---- flags --------------------------------------------------------------------
-
-
-def _check_numbers(options: Options) -> None:
-    rules = (
-        ('port', 0 <= options.port < 2**16, 'from 0 (any that is free) to 65535'),
-        ('slots', options.slots >= 1, '1 or more'),
-        ('queue', options.queue >= 1, '1 or more'),
-        ('time_limit', options.time_limit > 0, 'above 0, in seconds'),
-    )
-    for name, is_valid, fix in rules:
-        if not is_valid:
-            raise UserError(f'--{name}={getattr(options, name)}: use a number {fix}')
-
-
 def _parse_run(text: str) -> tuple[ConfigDict, Path, int | None]:
     """(config, folder, step) of 'RUN' or 'RUN@STEP'."""
     path, _, number = text.rpartition('@')
@@ -127,11 +109,7 @@ def _parse_run(text: str) -> tuple[ConfigDict, Path, int | None]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; it accepts connections from now on, while models load.
-
-    Raises:
-        UserError: the port is taken or not allowed.
-    """
+    """A listening socket; it accepts connections from now on, while models load."""
     family, kind, protocol, _, address = socket.getaddrinfo(
         host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
@@ -148,14 +126,13 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(512)
     except OSError as error:
         listener.close()
-        if error.errno == errno.EADDRNOTAVAIL:
-            raise UserError(
-                f'--host={host}: this machine has no such address: use 127.0.0.1'
-            ) from error
-        raise UserError(
+        message = (
             f'--port={port}: {os.strerror(error.errno)}: use another, or --port=0 for '
             'one that is free'
-        ) from error
+        )
+        if error.errno == errno.EADDRNOTAVAIL:
+            message = f'--host={host}: this machine has no such address: use 127.0.0.1'
+        raise UserError(message) from error
     return listener
 
 
