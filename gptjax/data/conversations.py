@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -159,9 +159,6 @@ def choose_replies(
     return chosen
 
 
-# ---- cleaning
-
-
 def _clean(conversation, data, counts) -> Conversation:
     """The conversation with each message cleaned, without those that end empty."""
     steps, options = select_transforms(data.clean), read_options(data)
@@ -239,12 +236,8 @@ def _read_files(field, source, paths, advance) -> Iterator[Conversation]:
         for identity, location, messages in read_messages(
             field, source, [file], advance
         ):
-            for place, message in enumerate(messages):
-                _check_role(message['role'], f'{location}: messages[{place}]')
-            turns = [
-                (message['role'], replace_surrogates(message['content']))
-                for message in messages
-            ]
+            turns = [(m['role'], replace_surrogates(m['content'])) for m in messages]
+            _check_roles(turns, location)
             number += 1
             answered += any(role == 'assistant' for role, _ in turns)
             yield Conversation(replace_surrogates(identity), turns, ('assistant',))
@@ -267,11 +260,11 @@ def _make_tfds_reader(field, source, builder):
     inner = features['messages'] if 'messages' in features else {}
     inner = getattr(inner, 'feature', inner)
     if 'role' in inner and 'content' in inner:
-        name, convert = 'messages', _from_roles
+        name, keys = 'messages', ('role', 'content')
     elif 'sender' in inner and 'text' in inner:
-        name, convert = 'messages', _from_senders
+        name, keys = 'messages', ('sender', 'text')
     elif 'utterances' in features:
-        name, convert = 'utterances', _from_utterances
+        name, keys = 'utterances', ()
     else:
         raise UserError(
             f'{field}.path={source.path}: has no feature `messages` with role and '
@@ -287,40 +280,40 @@ def _make_tfds_reader(field, source, builder):
             identity = record_id(
                 example, field, source, location, f'{source.split}#{place}'
             )
-            yield convert(identity, example[name], location)
+            assistants = ('assistant',)
+            if keys:
+                columns = (_texts(example[name][key]) for key in keys)
+                turns = list(zip(*columns, strict=True))
+            else:
+                turns = list(
+                    zip(
+                        cycle(('user', 'assistant')),
+                        _texts(example[name]),
+                        strict=False,
+                    )
+                )
+            if 'sender' in keys:
+                turns = merge_turns(turns)
+                assistants = tuple(dict.fromkeys(sender for sender, _ in turns))
+            else:
+                _check_roles(turns, location)
+            yield Conversation(identity, turns, assistants)
             advance(1)
 
     return read
 
 
-def _from_roles(identity, messages, location):
-    turns = list(
-        zip(_texts(messages['role']), _texts(messages['content']), strict=True)
-    )
+def _check_roles(turns, location):
     for place, (role, _) in enumerate(turns):
-        _check_role(role, f'{location}: messages[{place}]')
-    return Conversation(identity, turns, ('assistant',))
-
-
-def _check_role(role, location):
-    if role in ROLES:
-        return
-    fix = ''
-    if role in ('tool', 'function'):
-        fix = '; what a tool said belongs into a message of the user, or leave this out'
-    raise UserError(f'{location}.role={role!r}: use {", ".join(ROLES)}{fix}')
-
-
-def _from_senders(identity, messages, location):
-    sent = zip(_texts(messages['sender']), _texts(messages['text']), strict=True)
-    turns = merge_turns(sent)
-    return Conversation(identity, turns, tuple(dict.fromkeys(s for s, _ in turns)))
-
-
-def _from_utterances(identity, utterances, location):
-    speakers = ('user', 'assistant')
-    turns = [(speakers[n % 2], text) for n, text in enumerate(_texts(utterances))]
-    return Conversation(identity, turns, ('assistant',))
+        if role not in ROLES:
+            fix = ''
+            if role in ('tool', 'function'):
+                fix = '; what a tool said belongs into a message of the user, or '
+                fix += 'leave this out'
+            raise UserError(
+                f'{location}: messages[{place}].role={role!r}: use {", ".join(ROLES)}'
+                f'{fix}'
+            )
 
 
 def _texts(values) -> list[str]:

@@ -41,7 +41,7 @@ from gptjax.data.sources.open_source import (
     open_source,
     refuse_changed_sources,
 )
-from gptjax.data.sources.records import SPLITS, Document, Source
+from gptjax.data.sources.records import SPLITS, Document, Source, group_by_size
 
 CHUNK_CHARACTERS = 2**18  # cleaned at once
 CHUNKS_BEFORE_PROCESSES = 64  # to start processes is not worth it for fewer
@@ -143,9 +143,6 @@ def assign_split(identity: str, validation_fraction: float) -> str:
     return 'validation' if hash_fraction(identity) < validation_fraction else 'train'
 
 
-# ---- One source
-
-
 def _write_source(
     data: ConfigDict, seen: set[bytes], name: str, source: Source, write: Write
 ) -> dict:
@@ -188,7 +185,8 @@ def _cleaned(
     """The cleaned documents, in order however many processes there are."""
     workers = data.workers or os.cpu_count()
     clean = partial(_clean_chunk, steps=steps, options=read_options(data))
-    for chunk, chunk_counts in _map_in_processes(clean, _chunks(documents), workers):
+    chunks = group_by_size(documents, lambda pair: len(pair[1]), CHUNK_CHARACTERS)
+    for chunk, chunk_counts in _map_in_processes(clean, chunks, workers):
         for step, count in chunk_counts.items():
             counts[step].add(count)
         yield from chunk
@@ -198,24 +196,8 @@ def _clean_chunk(
     documents: list[Document], steps: list[str], options: Options
 ) -> tuple[list[Document], dict[str, StepCount]]:
     counts = {step: StepCount() for step in steps}
-    cleaned = (
-        (identity, clean_text(text, steps, options, counts))
-        for identity, text in documents
-    )
+    cleaned = ((i, clean_text(text, steps, options, counts)) for i, text in documents)
     return [(i, text) for i, text in cleaned if text is not None], counts
-
-
-def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Documents together until they have CHUNK_CHARACTERS."""
-    chunk, length = [], 0
-    for document in documents:
-        chunk.append(document)
-        length += len(document[1])
-        if length >= CHUNK_CHARACTERS:
-            yield chunk
-            chunk, length = [], 0
-    if chunk:
-        yield chunk
 
 
 def _map_in_processes(function, chunks: Iterator, workers: int) -> Iterator:
@@ -259,9 +241,6 @@ def _sum(sizes: Iterable[dict]) -> dict:
     return dict(total)
 
 
-# ---- What the manifest is made from
-
-
 def cleaning_settings(data: ConfigDict) -> dict:
     """The fields that decide what is left of any source, and its split, by names."""
     names = 'clean', *Options._fields, 'validation_fraction'
@@ -295,7 +274,7 @@ def _refuse_nothing(name: str, read: Counter, counts: dict[str, StepCount]) -> N
 def _refuse_empty_split(splits: dict, validation_fraction: float) -> None:
     for split in SPLITS:
         if not splits[split]['documents']:
-            total = sum(splits[other]['documents'] for other in SPLITS)
+            total = _sum(splits.values())['documents']
             change = 'smaller' if split == 'train' else 'larger'
             raise UserError(
                 f'data.validation_fraction={validation_fraction} puts none of the '

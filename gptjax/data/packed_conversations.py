@@ -133,9 +133,7 @@ def _write_dialogue(
         vocab_size=tokenizer.vocab_size,
         tokenizer=tokenizer.fingerprint,
         specials=tokenizer.specials,
-        weights={
-            name: source.weight for name, source in config.dialogue.sources.items()
-        },
+        weights={n: source.weight for n, source in config.dialogue.sources.items()},
         licences={name: source['licence'] for name, source in sources.items()},
         sources=sources,
         splits={

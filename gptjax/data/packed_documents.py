@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from gptjax.core import artifact, console
 from gptjax.core.console import UserError
 from gptjax.data.packing import Packer, ShardWriter
-from gptjax.data.sources.records import SPLITS
+from gptjax.data.sources.records import SPLITS, group_by_size
 from gptjax.tokenizer.tokenizer import Tokenizer
 
 BATCH_CHARACTERS = 2**22  # tokenised at once
@@ -86,36 +86,26 @@ PACKED_DOCUMENTS = artifact.Artifact(
 def _pack_split(text_path, folder, tokenizer, context, num_threads) -> dict:
     """Writes one split; returns what the manifest says, by source."""
     writers = {}
-    label = f'tokenising {folder.name}'
-    with console.progress_bar(label, text_path.stat().st_size / 1e6, 'MB') as advance:
-        for batch in _read_batches(text_path):
+    size = text_path.stat().st_size / 1e6
+    with (
+        open(text_path, 'rb') as file,
+        console.progress_bar(f'tokenising {folder.name}', size, 'MB') as advance,
+    ):
+        for lines in group_by_size(file, len, BATCH_CHARACTERS):
+            documents = [json.loads(line) for line in lines]
             encoded = tokenizer.encode_arrays(
-                [document['text'] for document in batch], num_threads
+                [document['text'] for document in documents], num_threads
             )
             by_source = defaultdict(list)
-            for document, tokens in zip(batch, encoded, strict=True):
+            for document, tokens in zip(documents, encoded, strict=True):
                 if len(tokens):
                     by_source[document['source']].append((document, tokens))
-            for source, documents in by_source.items():
+            for source, pairs in by_source.items():
                 if source not in writers:
                     writers[source] = _SourceWriter(folder / source, tokenizer, context)
-                writers[source].add(*zip(*documents, strict=True))
-            advance(sum(document['size'] for document in batch) / 1e6)
+                writers[source].add(*zip(*pairs, strict=True))
+            advance(sum(map(len, lines)) / 1e6)
     return {source: writers[source].finish() for source in sorted(writers)}
-
-
-def _read_batches(path: Path) -> Iterator[list[dict]]:
-    """The documents of a JSONL file in batches; 'size' is that of their line."""
-    batch, size = [], 0
-    with open(path, 'rb') as file:
-        for line in file:
-            batch.append({**json.loads(line), 'size': len(line)})
-            size += len(line)
-            if size >= BATCH_CHARACTERS:
-                yield batch
-                batch, size = [], 0
-    if batch:
-        yield batch
 
 
 class _SourceWriter:

@@ -33,7 +33,6 @@ from gptjax.data.sources.records import SPLITS
 from gptjax.tokenizer.tokenizer import Tokenizer
 
 FIELD = 'preference.path'
-ARRAYS = ('tokens', 'ends', 'prompts', 'ids')
 
 
 class Row(NamedTuple):
@@ -165,14 +164,14 @@ def split_pairs(pairs: Sequence[tuple[str, Pair]], section) -> dict[str, list[Pa
 
 
 def read_pairs(workdir: Path, split: str) -> list[Pair]:
-    """The pairs of a split of RUN/pairs, in order."""
+    """The pairs of a split, in order."""
     artifact.require(workdir / 'pairs', 'dpo')
     with np.load(workdir / 'pairs' / f'{split}.npz') as arrays:
-        tokens, ends, lengths, ids = (arrays[name] for name in ARRAYS)
-    rows = np.split(tokens, ends[:-1])
+        rows = np.split(arrays['tokens'], arrays['ends'][:-1])
+        lengths, ids = arrays['prompts'].tolist(), arrays['ids']
     return [
         Pair(str(name), Row(rows[2 * n], length), Row(rows[2 * n + 1], length))
-        for n, (name, length) in enumerate(zip(ids, lengths.tolist(), strict=True))
+        for n, (name, length) in enumerate(zip(ids, lengths, strict=True))
     ]
 
 
@@ -194,9 +193,6 @@ def _write_split(path: Path, pairs: Sequence[Pair]) -> dict:
         longest=max(map(len, rows)),
         sha256=storage.sha256_of_file(path),
     )
-
-
-# ---- batches
 
 
 def choose_pairs(count: int, batch_size: int, seed: int, step: int) -> np.ndarray:

@@ -4,8 +4,8 @@ A record is a JSON line, a row of a table or an example of TFDS, as a dict.
 """
 
 import numbers
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -14,6 +14,7 @@ from gptjax.core.files import Advance
 
 Document = tuple[str, str]  # id, text
 SPLITS = ('train', 'validation')
+T = TypeVar('T')
 
 
 class Source(NamedTuple):
@@ -23,6 +24,21 @@ class Source(NamedTuple):
     total: float  # the sum of what `advance` gets
     unit: str  # of the total, 'documents' or 'bytes'
     description: dict  # for the manifest: licence, citation, version or files
+
+
+def group_by_size(
+    records: Iterable[T], size_of: Callable[[T], int], limit: int
+) -> Iterator[list[T]]:
+    """Records in lists that end where their sizes sum to `limit`."""
+    group, size = [], 0
+    for record in records:
+        group.append(record)
+        size += size_of(record)
+        if size >= limit:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def replace_surrogates(text: str) -> str:

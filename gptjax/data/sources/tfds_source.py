@@ -68,7 +68,13 @@ def prepare_builder(field: str, source: ConfigDict, data_dir):
 
     path = source.path
     if path.startswith(('/', './', '../', '~')) or is_remote(path):
-        return _builder_of_folder(field, path)
+        folder = os.path.expanduser(path)
+        if not exists(os.path.join(folder, 'dataset_info.json'), f'{field}.path'):
+            raise UserError(
+                f'{field}.path={path}: no prepared TFDS dataset: give the folder that '
+                'holds its dataset_info.json'
+            )
+        return tfds.builder_from_directory(folder)
     name = path.split('/')[0].split(':')[0]
     try:
         if name in OWN_BUILDERS:
@@ -132,18 +138,6 @@ def _own_builder(name: str, path: str, data_dir):
     finally:
         tfds.enable_progress_bar()
     return builder
-
-
-def _builder_of_folder(field: str, path: str):
-    import tensorflow_datasets as tfds
-
-    folder = os.path.expanduser(path)
-    if not exists(os.path.join(folder, 'dataset_info.json'), f'{field}.path'):
-        raise UserError(
-            f'{field}.path={path}: no prepared TFDS dataset: give the folder that '
-            'holds its dataset_info.json'
-        )
-    return tfds.builder_from_directory(folder)
 
 
 def _read(
