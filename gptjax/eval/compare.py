@@ -37,13 +37,9 @@ FIGURES_OF_KIND = {
 def compare(first: str, second: str, json_path: Path | None = None) -> dict:
     """Compares every task that two results share; prints a table.
 
-    Args:
-        first, second: run directories, or files that `eval --json` wrote.
-        json_path: a file for the returned value.
-
-    Returns:
-        {task: {figure: {first, second, difference, interval, p}}} in `tasks`, with
-        `first` and `second` as given, and `notes`.
+    `first` and `second` are run directories, or files that `eval --json` wrote.
+    Returns, and writes to `json_path`, {task: {figure: {first, second, difference,
+    interval, p}}} in `tasks`, with `first` and `second` as given, and `notes`.
     """
     evaluations = read_evaluation(first), read_evaluation(second)
     first_tasks, second_tasks = (evaluation['tasks'] for evaluation in evaluations)

@@ -44,10 +44,9 @@ def evaluate(
         json_path: another file for the results of this call alone.
         step: of the checkpoint; None: the best.
 
-    Returns:
-        `results` (perplexity and bits per byte, by source) and `baselines`
-        (compression and frequencies) where RUN has documents, `checkpoint_step`, and
-        `tasks`, each as results.py has it.
+    Returns `results` (perplexity and bits per byte, by source) and `baselines`
+    (compression and frequencies) where RUN has documents, `checkpoint_step`, and
+    `tasks`, each as results.py has it.
     """
     settings = config.eval
     mesh = make_mesh(config.mesh)
@@ -224,7 +223,6 @@ def _evaluate_conversations(name, predictor, documents):
 
 def _evaluate_file(name, file_examples, predictor, documents):
     """A user's examples; all of them, whatever eval.conversations says."""
-    del documents
     run_task = evaluate_choices if file_examples[0].choices else evaluate_generation
     about = f"{len(file_examples)} items of the user's"
     return {name: run_task(predictor, file_examples, about)}

@@ -101,15 +101,13 @@ def evaluate_perplexity(
     The documents are dicts with `id`, `source` and `text`, of the run `documents_run`;
     the baselines are kept in the run directory `keep_in`, or else in that one.
 
-    Returns:
-        (the summary of `perplexity.summarize`, with `intervals` of each figure; the
-        baselines of `compute_baselines`; the task's result).
+    Returns (the summary of `perplexity.summarize`, with `intervals` of each figure; the
+    baselines of `compute_baselines`; the task's result).
     """
     settings, context = predictor.settings, predictor.context
+    bootstrap_settings = predictor.bootstrap_settings
     compute_figures = partial(
-        bootstrap.compute_figures,
-        figures=FIGURES,
-        settings=predictor.bootstrap_settings,
+        bootstrap.compute_figures, figures=FIGURES, settings=bootstrap_settings
     )
     measured = measure_documents(
         lambda batch: predictor.score_batch(batch)[0],
@@ -163,7 +161,7 @@ def evaluate_perplexity(
         figures,
         columns,
         examples,
-        predictor.bootstrap_settings,
+        bootstrap_settings,
         dict(context=context, stride=measured.stride, bos=True, eos_counted=True),
     )
     return summary, baselines, result

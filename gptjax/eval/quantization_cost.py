@@ -26,21 +26,16 @@ def measure_change(
     Each document's first window is scored through the engine's own programs, so
     that the cache is written and read as in a reply. Of a run that was fine-tuned the
     documents are those of the run it started from.
-
-    Returns:
-        `whole` and `changed` bits per byte, `documents` and `bytes`.
     """
     texts = read_held_out_texts(config, workdir, NUM_DOCUMENTS)
-    whole, changed = (
-        bits_per_byte(
-            load_engine(config, workdir, step, slots=1, prefix_bytes=0, **formats),
-            texts,
-        )
-        for formats in (dict(), dict(weights=weights, cache=cache))
-    )
-    return dict(
-        whole=whole[0], changed=changed[0], documents=len(texts), bytes=whole[1]
-    )
+
+    def measure(**formats):
+        engine = load_engine(config, workdir, step, slots=1, prefix_bytes=0, **formats)
+        return bits_per_byte(engine, texts)
+
+    whole, num_bytes = measure()
+    changed, _ = measure(weights=weights, cache=cache)
+    return dict(whole=whole, changed=changed, documents=len(texts), bytes=num_bytes)
 
 
 def bits_per_byte(engine: Engine, texts: list[str]) -> tuple[float, int]:

@@ -47,11 +47,9 @@ class Stage(NamedTuple):
 def write_stage_table(workdir: Path, words: Sequence[str]) -> dict:
     """Writes stages.json and stages.html into a folder of runs; prints the table.
 
-    `words` are 'NAME' or 'NAME=CONTROL', in the order of the table.
-
-    Returns:
-        {rows: [...], seeds, level}; a row has task, figure, stage, the seconds it was
-        trained, value, interval, control, difference and the difference's interval.
+    `words` are 'NAME' or 'NAME=CONTROL', in the order of the table. Returns {rows,
+    seeds, level}; a row has task, figure, stage, the seconds it was trained, value,
+    interval, control, difference and the difference's interval.
     """
     if not words:
         raise UserError('stages: name the runs, as sums_sft grpo=sums_more')
@@ -177,8 +175,7 @@ def _compare(
                 f'stages: {control_folder} was not asked for {task}: run eval'
             )
         compared = compare_task(task, *map(str, pair), *(evaluations[f] for f in pair))
-        difference = dict(compared[figure], value=compared[figure]['difference'])
-        differences.append(difference)
+        differences.append(dict(compared[figure], value=compared[figure]['difference']))
     overall = _over_seeds(differences)
     return dict(
         control=control.name,

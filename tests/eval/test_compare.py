@@ -166,22 +166,19 @@ def test_variety_is_compared_by_the_replies_themselves(tmp_path):
     assert (same['difference'], same['p']) == (0, 1)
 
 
-def error_of(capsys, *words):
-    assert runs.gptjax('eval', *words) == 2
-    return capsys.readouterr().err
-
-
 def test_what_cannot_be_compared_is_one_line(two, tmp_path, capsys):
     first, second, *_ = two
-    assert '--compare A B' in error_of(capsys, '--compare', first)
-    assert 'no such file: run the stage eval' in error_of(
-        capsys, '--compare', first, tmp_path / 'none.json'
-    )
-    assert 'eval.json: no such file' in error_of(capsys, '--compare', first, tmp_path)
-    broken = tmp_path / 'broken.json'
+    broken, other = tmp_path / 'broken.json', tmp_path / 'other_version.json'
     broken.write_text('{')
-    assert 'is no JSON' in error_of(capsys, '--compare', first, broken)
-    broken.write_text('{"results": {}}')
-    assert 'run the stage eval again' in error_of(capsys, '--compare', broken, first)
+    other.write_text('{"results": {}}')
+    for names, message in (
+        ((first,), '--compare A B'),
+        ((first, tmp_path / 'none.json'), 'no such file: run the stage eval'),
+        ((first, tmp_path), 'eval.json: no such file'),
+        ((first, broken), 'is no JSON'),
+        ((other, first), 'run the stage eval again'),
+    ):
+        assert runs.gptjax('eval', '--compare', *names) == 2
+        assert message in capsys.readouterr().err
     assert runs.gptjax('eval', '--compare', first, second) == 0
     assert 'B - A' in capsys.readouterr().out

@@ -50,13 +50,9 @@ def test_results_and_baselines_are_written(evaluated):
     # Four steps: better than drawing evenly among 512 pieces, and not by much.
     assert 0.5 * math.log(512) < results['loss'] < math.log(512)
     assert evaluation['baselines']['bits_per_byte']['xz'] > 1
-
-
-def test_the_best_checkpoint_is_evaluated(evaluated):
-    workdir, evaluation = evaluated
-    losses = {r['step']: r['loss'] for r in runs.records(workdir)
-              if r['split'] == 'validation'}  # fmt: skip
-    assert evaluation['checkpoint_step'] == min(losses, key=losses.get)
+    validations = [r for r in runs.records(workdir) if r['split'] == 'validation']
+    best = min(validations, key=lambda record: record['loss'])
+    assert evaluation['checkpoint_step'] == best['step']
 
 
 def test_a_later_run_is_asked_for_the_documents_of_the_one_it_began_with(
@@ -93,13 +89,6 @@ def test_the_run_is_left_as_it_was(trained_run, evaluated):
             assert copy.read_bytes() == path.read_bytes()
 
 
-def test_a_batch_that_the_mesh_does_not_divide(config, tmp_path):
-    other = ConfigDict(config.to_dict())
-    other.eval.batch_size = 12
-    with pytest.raises(UserError, match='eval.batch_size=12 is not divisible'):
-        evaluate(other, tmp_path)
-
-
 def test_some_documents_are_of_every_source_and_stay_when_others_come():
     documents = [
         dict(id=f'{source}/{n}', source=source) for source in 'ab' for n in range(50)
@@ -114,7 +103,11 @@ def test_some_documents_are_of_every_source_and_stay_when_others_come():
     assert sorted(choose_documents(documents[::-1], 10), key=documents.index) == chosen
 
 
-def test_a_missing_split_and_a_missing_checkpoint(tmp_path, config):
+def test_what_cannot_be_evaluated(tmp_path, config):
+    other = ConfigDict(config.to_dict())
+    other.eval.batch_size = 12  # the mesh does not divide it
+    with pytest.raises(UserError, match='eval.batch_size=12 is not divisible'):
+        evaluate(other, tmp_path)
     with pytest.raises(UserError, match='run the stage data first'):
         find_run_of_documents(config, tmp_path)
     with pytest.raises(UserError, match='run the stage pretrain first'):
@@ -242,8 +235,8 @@ def test_every_figure_has_an_interval_and_a_baseline(evaluated_tasks):
 
 
 def test_perplexity_has_its_intervals_by_source(evaluated_tasks):
-    results = evaluated_tasks[0]['results']
-    for figures in (results, results['by_source']['chitchat']):
+    summary = evaluated_tasks[0]['results']
+    for figures in (summary, summary['by_source']['chitchat']):
         for name in ('bits_per_byte', 'token_perplexity', 'word_perplexity', 'loss'):
             low, high = figures['intervals'][name]
             assert low < figures[name] < high
@@ -253,10 +246,9 @@ def test_perplexity_has_its_intervals_by_source(evaluated_tasks):
     assert baselines['token frequencies']['value'] == pytest.approx(
         evaluated_tasks[0]['baselines']['bits_per_byte']['token_unigram'], rel=1e-6
     )
-    columns = dict(zip(task['columns'], zip(*(i['statistics'] for i in task['items']),
-                                            strict=True), strict=True))  # fmt: skip
-    bits = sum(columns['nats']) / math.log(2) / sum(columns['bytes'])
-    assert bits == pytest.approx(results['bits_per_byte'])
+    columns = results.read_columns(task)
+    bits = columns['nats'].sum() / math.log(2) / columns['bytes'].sum()
+    assert bits == pytest.approx(summary['bits_per_byte'])
 
 
 def test_what_was_asked_is_in_the_result(evaluated_tasks, tasks_workdir):
@@ -267,15 +259,11 @@ def test_what_was_asked_is_in_the_result(evaluated_tasks, tasks_workdir):
     documents = read_documents(tasks_workdir / 'documents' / 'validation.jsonl')
     documents = choose_documents(documents, 12)
     expected = examples.reply_examples(documents, 200, seed=0)
-    assert [i['prompt_sha256'] for i in reply['items']] == [
-        item.identity()['prompt_sha256'] for item in expected
-    ]
-    assert [i['references'] for i in reply['items']] == [
-        [*i.references] for i in expected
-    ]
-    assert (
-        len(reply['prompts_sha256']) == 64 and 'tok:13a' in reply['signatures']['bleu']
-    )
+    for item, example in zip(reply['items'], expected, strict=True):
+        assert item['prompt_sha256'] == example.identity()['prompt_sha256']
+        assert item['references'] == [*example.references]
+    assert len(reply['prompts_sha256']) == 64
+    assert 'tok:13a' in reply['signatures']['bleu']
     assert found['tasks']['mine']['items'][0]['id'] == 'mine.jsonl:1'
 
 
@@ -314,23 +302,17 @@ def test_the_same_call_finds_the_same_and_keeps_what_was_found(
     assert replies[0] == replies[1]
 
 
-def error_of(capsys, *words):
-    assert runs.gptjax('eval', *words) == 2
-    return capsys.readouterr().err
-
-
 def test_tasks_that_do_not_exist_are_refused_before_the_model_is_read(
     tmp_path, trained_run, capsys
 ):
-    place = f'--workdir={trained_run}'
-    assert '--tasks=speling: no such task: use perplexity, reply' in error_of(
-        capsys, place, '--tasks=reply,speling'
-    )
-    assert 'none.jsonl: No such file' in error_of(
-        capsys, place, f'--tasks={tmp_path}/none.jsonl'
-    )
-    assert '--tasks is empty' in error_of(capsys, place, '--tasks=,')
-    assert "two are called 'a'" in error_of(capsys, place, '--tasks=x/a.jsonl,a.jsonl')
-    assert 'name another file' in error_of(capsys, place, '--step=2')
-    assert 'is a folder' in error_of(capsys, place, f'--json={tmp_path}')
+    for flag, message in (
+        ('--tasks=reply,speling', 'speling: no such task: use perplexity, reply'),
+        (f'--tasks={tmp_path}/none.jsonl', 'none.jsonl: No such file'),
+        ('--tasks=,', '--tasks is empty'),
+        ('--tasks=x/a.jsonl,a.jsonl', "two are called 'a'"),
+        ('--step=2', 'name another file'),
+        (f'--json={tmp_path}', 'is a folder'),
+    ):
+        assert runs.gptjax('eval', f'--workdir={trained_run}', flag) == 2
+        assert message in capsys.readouterr().err
     assert not (trained_run / 'eval.json').exists()

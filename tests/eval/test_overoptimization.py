@@ -11,6 +11,7 @@ from configs import overoptimization as experiment
 from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.eval import best_of, overoptimization
+from gptjax.eval.overoptimization import PAGE, RESULTS, overoptimize
 from gptjax.eval.report import overoptimization_page
 from gptjax.models import gpt
 from gptjax.post import rollout
@@ -127,12 +128,12 @@ def made_up(prompt_format, number):
 def test_bad_input_has_one_clear_error(folder, tmp_path):
     config = config_of(folder, **{'best_of.judge': str(tmp_path / 'none')})
     with pytest.raises(UserError, match='best_of.judge=.*none: is no finished run'):
-        overoptimization.overoptimize(config, tmp_path)
+        overoptimize(config, tmp_path)
     storage.write_json(tmp_path / 'judge' / 'results.json', {})
     same = str(tmp_path / 'judge')
     changes = {'best_of.judge': same, 'overoptimization.proxy': same}
     with pytest.raises(UserError, match='best_of.judge=.* is the proxy itself'):
-        overoptimization.overoptimize(config_of(folder, **changes), tmp_path)
+        overoptimize(config_of(folder, **changes), tmp_path)
     with pytest.raises(ValueError, match='name a reward model as'):
         experiment.get_config('more')
 
@@ -161,12 +162,10 @@ def test_one_command_makes_all_of_it(folder, tmp_path):
     parts.ppo.checkpoint.every = 1
     workdir = tmp_path / 'run'
     config = init_from.inherit_config(config, workdir)
-    found = overoptimization.overoptimize(config, workdir)
+    found = overoptimize(config, workdir)
     assert [point['step'] for point in found['policy']] == [0, 1, 2]
     assert found['policy'][0]['gold'] == found['points'][0]['gold']
-    assert storage.read_json(workdir / overoptimization.RESULTS) == json.loads(
-        json.dumps(found)
-    )
-    assert '√KL' in (workdir / overoptimization.PAGE).read_text()
+    assert storage.read_json(workdir / RESULTS) == json.loads(json.dumps(found))
+    assert '√KL' in (workdir / PAGE).read_text()
     # Again: every part is there, so the same numbers come out of the same draws.
-    assert overoptimization.overoptimize(config, workdir) == found
+    assert overoptimize(config, workdir) == found

@@ -27,15 +27,13 @@ def test_the_change_is_small_and_none_without_bytes(trained_run, config):
     assert f'{change["changed"]:.4f} bits per byte' in line
 
 
-def test_an_engine_scores_as_the_evaluation_does(trained_run, config):
+def test_an_engine_scores_all_bytes_of_a_text(trained_run, config):
     engine = load_engine(config, trained_run, slots=1)
     text = 'How was your day?'
     ours, size = quantization_cost.bits_per_byte(engine, [text])
-    assert size == len(text)
-    tokens = [engine.tokenizer.bos_id, *engine.tokenizer.encode(text)]
+    assert size == len(text) and np.isfinite(ours)
     # Two engines of the same weights have one fingerprint.
     assert load_engine(config, trained_run, slots=2).fingerprint == engine.fingerprint
-    assert np.isfinite(ours) and len(tokens) > 2
 
 
 def test_engines_that_cannot_be(trained_run, config, tmp_path):

@@ -6,11 +6,17 @@ import pytest
 from configs import common
 from gptjax.data.comparisons import Comparisons
 from gptjax.data.ratings import RatedConversation
-from gptjax.eval import reward_evaluation
-from gptjax.eval.bootstrap import BootstrapSettings
+from gptjax.eval.bootstrap import BootstrapSettings, resample_counts
 from gptjax.eval.rating_baselines import Pairs, draw_pairs
 from gptjax.eval.report import post_training_tables
 from gptjax.eval.report.post_training_tables import MODEL
+from gptjax.eval.reward_evaluation import (
+    bin_probabilities,
+    compute_pair_figures,
+    compute_spearman,
+    measure_calibration,
+    resample_pairs,
+)
 
 HOW = BootstrapSettings(200, 0.95, 0)
 
@@ -37,9 +43,7 @@ def make_items(values, characters, sets=None):
 def test_accuracy_of_all_and_of_matched_pairs():
     items, test = make_items([3, 2, 1], [100, 95, 50])
     scores = {MODEL: np.array([1.0, 2.0, 0.0]), 'length': np.array([100.0, 95.0, 50.0])}
-    found = reward_evaluation.compute_pair_figures(
-        make_config(), items, test, scores, HOW
-    )
+    found = compute_pair_figures(make_config(), items, test, scores, HOW)
     assert found['pairs'] == {'all': 3, 'length-matched': 1, 'unread': 0}
     accuracy = found['accuracy']
     assert accuracy['all'][MODEL]['value'] == pytest.approx(2 / 3)
@@ -52,11 +56,8 @@ def test_accuracy_of_all_and_of_matched_pairs():
 def test_a_resample_counts_pairs_by_both_conversations():
     pairs = Pairs(np.array([0, 0, 1]), np.array([1, 2, 2]))
     columns = dict(first=np.array([1, 0, 0]), pairs=np.ones(3))
-    sums = reward_evaluation.resample_pairs(columns, pairs, np.arange(3), HOW)
-    counts = np.concatenate(
-        list(reward_evaluation.bootstrap.resample_counts(3, 200, 0))
-    )
-    a, b, c = counts.T
+    sums = resample_pairs(columns, pairs, np.arange(3), HOW)
+    a, b, c = np.concatenate([*resample_counts(3, 200, 0)]).T
     np.testing.assert_array_equal(sums['first'], a * b)
     np.testing.assert_array_equal(sums['pairs'], a * b + a * c + b * c)
 
@@ -64,10 +65,8 @@ def test_a_resample_counts_pairs_by_both_conversations():
 def test_a_pair_of_one_line_counts_as_often_as_the_line():
     pairs = Pairs(np.array([0, 2]), np.array([1, 3]))
     columns = dict(first=np.array([1, 0]), pairs=np.ones(2))
-    sums = reward_evaluation.resample_pairs(columns, pairs, np.array([0, 0, 1, 1]), HOW)
-    counts = np.concatenate(
-        list(reward_evaluation.bootstrap.resample_counts(2, 200, 0))
-    )
+    sums = resample_pairs(columns, pairs, np.array([0, 0, 1, 1]), HOW)
+    counts = np.concatenate([*resample_counts(2, 200, 0)])
     np.testing.assert_array_equal(sums['first'], counts[:, 0])
     np.testing.assert_array_equal(sums['pairs'], 2)
 
@@ -78,9 +77,7 @@ def test_intervals_over_conversations_are_wider_than_over_pairs():
     rng = np.random.default_rng(0)
     values, scores = rng.permutation(40), rng.normal(size=40)
     items, test = make_items(values, np.arange(40))
-    found = reward_evaluation.compute_pair_figures(
-        make_config(), items, test, {MODEL: scores}, HOW
-    )
+    found = compute_pair_figures(make_config(), items, test, {MODEL: scores}, HOW)
     low, high = found['accuracy']['all'][MODEL]['interval']
     assert high - low > 0.14
 
@@ -89,7 +86,7 @@ def test_preferences_are_compared_within_lines():
     items, test = make_items([1, 0, 1, 0], [5, 9, 9, 9], ['a', 'a', 'b', 'b'])
     config = make_config(preferences='mine.jsonl')
     scores = {MODEL: np.array([1.0, 2.0, 0.5, 0.2])}
-    found = reward_evaluation.compute_pair_figures(config, items, test, scores, HOW)
+    found = compute_pair_figures(config, items, test, scores, HOW)
     assert found['pairs'] == {'all': 2, 'length-matched': 1}
     assert found['accuracy']['all'][MODEL]['value'] == 0.5
     assert found['accuracy']['length-matched'][MODEL]['value'] == 1
@@ -97,24 +94,17 @@ def test_preferences_are_compared_within_lines():
 
 def test_spearman():
     values = np.array([1.0, 2.0, 3.0, 4.0, 10.0])
-    assert reward_evaluation.compute_spearman(values**3, values, HOW)[
-        'value'
-    ] == pytest.approx(1)
-    assert reward_evaluation.compute_spearman(-values, values, HOW)[
-        'value'
-    ] == pytest.approx(-1)
     # Ranks 1 2 3 4 5 and 2 1 3 5 4: 1 - 6 * 4 / (5 * 24).
-    scores = np.array([2.0, 1.0, 3.0, 5.0, 4.0])
-    assert reward_evaluation.compute_spearman(scores, values, HOW)[
-        'value'
-    ] == pytest.approx(0.8)
-    assert reward_evaluation.compute_spearman(np.ones(5), values, HOW)['value'] is None
+    swapped = np.array([2.0, 1.0, 3.0, 5.0, 4.0])
+    for scores, expected in ((values**3, 1), (-values, -1), (swapped, 0.8)):
+        assert compute_spearman(scores, values, HOW)['value'] == pytest.approx(expected)
+    assert compute_spearman(np.ones(5), values, HOW)['value'] is None
 
 
 def test_calibration_in_bins():
     said = np.array([0.25, 0.25, 0.25, 0.25, 0.9, 1.0])
     came = np.array([0, 0, 0, 1, 1, 1])
-    found = reward_evaluation.bin_probabilities(said, came)
+    found = bin_probabilities(said, came)
     assert [row['count'] for row in found['bins']] == [4, 2]
     assert found['bins'][0] == dict(count=4, said=0.25, true=0.25)
     assert found['expected_calibration_error'] == pytest.approx(0.05 * 2 / 6)
@@ -123,17 +113,13 @@ def test_calibration_in_bins():
 def test_calibration_of_pairs_of_people_and_of_regression():
     scores, values = np.array([0.0, 2.0]), np.array([0.0, 1.0])
     one = np.arange(2)[None]
-    (row,) = reward_evaluation.measure_calibration(make_config(), scores, values, one)[
-        'bins'
-    ]
+    (row,) = measure_calibration(make_config(), scores, values, one)['bins']
     assert row == dict(count=1, said=pytest.approx(1 / (1 + np.exp(-2))), true=1)
     of_people = make_config(loss='binary', target='replied')
-    rows = reward_evaluation.measure_calibration(of_people, scores, values, one)['bins']
+    rows = measure_calibration(of_people, scores, values, one)['bins']
     assert [row['said'] for row in rows] == [0.5, pytest.approx(1 / (1 + np.exp(-2)))]
     regression = make_config(loss='regression')
-    assert reward_evaluation.measure_calibration(
-        regression, scores, values, one
-    ) == dict(slope=0.5)
+    assert measure_calibration(regression, scores, values, one) == dict(slope=0.5)
 
 
 def make_found(model, length):
@@ -141,18 +127,11 @@ def make_found(model, length):
     values = np.arange(len(model))
     items, test = make_items(values, np.full(len(model), 9))
     scores = {MODEL: np.asarray(model, float), 'length': np.asarray(length, float)}
-    figures = reward_evaluation.compute_pair_figures(
-        make_config(), items, test, scores, HOW
-    )
+    figures = compute_pair_figures(make_config(), items, test, scores, HOW)
     pairs = draw_pairs(values, test.sets, 10_000, 0)
-    return dict(
-        target='sum',
-        checkpoint_step=7,
-        conversations=dict(test=len(model)),
-        bootstrap=HOW._asdict(),
-        calibration=dict(slope=1.25),
-        **figures,
-    ), pairs
+    figures.update(target='sum', checkpoint_step=7, bootstrap=HOW._asdict())
+    figures.update(conversations=dict(test=len(model)), calibration=dict(slope=1.25))
+    return figures, pairs
 
 
 def test_the_table_and_its_verdict():

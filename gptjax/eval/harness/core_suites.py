@@ -154,7 +154,6 @@ def _fetch_data(manager, names):
 def _run_task(task, manager, predictor, documents):
     from gptjax.eval.harness.lm_harness import HarnessModel
 
-    del documents
     return {_label(task): _evaluate(HarnessModel(predictor), task, manager)}
 
 
@@ -162,7 +161,6 @@ def _run_suite(name, manager, predictor, documents):
     """Every task of a suite, and the mean of what is above chance."""
     from gptjax.eval.harness.lm_harness import HarnessModel
 
-    del documents
     model = HarnessModel(predictor)
     settings = predictor.bootstrap_settings
     task_results, values, samples = {}, [], []
@@ -171,11 +169,9 @@ def _run_suite(name, manager, predictor, documents):
         task_results[_label(task)] = result
         metric = next(m for m in MAIN_METRICS if m in result['figures'])
         columns = results.read_columns(result)
-        value, task_samples = subtract_chance(
-            columns, metric, task.chance, settings, number
-        )
-        values.append(value)
-        samples.append(task_samples)
+        above = subtract_chance(columns, metric, task.chance, settings, number)
+        values.append(above[0])
+        samples.append(above[1])
     figure = bootstrap.make_figure(
         float(np.mean(values)), np.mean(samples, axis=0), settings.level
     )
@@ -198,14 +194,11 @@ def subtract_chance(
 
     Tasks are resampled apart from each other, by their `number` in the suite.
     """
-    accuracies = columns[metric]
-    sums = bootstrap.resample_sums(
-        {metric: accuracies, 'items': columns['items']},
-        settings.resamples,
-        settings.seed + number,
-    )
+    used = {name: columns[name] for name in (metric, 'items')}
+    sums = bootstrap.resample_sums(used, settings.resamples, settings.seed + number)
     above_chance = lambda accuracy: (accuracy - chance) / (1 - chance)
-    return above_chance(accuracies.mean()), above_chance(sums[metric] / sums['items'])
+    samples = above_chance(sums[metric] / sums['items'])
+    return above_chance(columns[metric].mean()), samples
 
 
 def _evaluate(model, task, manager, chat=False):
@@ -247,13 +240,11 @@ def make_harness_result(
         for document_samples in by_document.values():
             first = document_samples[0]
             content = [first[k] for k in ('doc_hash', 'prompt_hash', 'target_hash')]
-            examples.append(
-                dict(
-                    id=f'{name}/{first["doc_id"]}',
-                    prompt_sha256=first['prompt_hash'],
-                    item_sha256=storage.fingerprint(content),
-                )
+            hashes = dict(
+                prompt_sha256=first['prompt_hash'],
+                item_sha256=storage.fingerprint(content),
             )
+            examples.append(dict(id=f'{name}/{first["doc_id"]}', **hashes))
             numbers = _read_statistics(document_samples, evaluation['configs'][name])
             for column, number in numbers.items():
                 columns.setdefault(column, []).append(number)

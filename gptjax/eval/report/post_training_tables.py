@@ -114,19 +114,16 @@ def reward_text(evaluation: Mapping) -> str:
             figure = evaluation['accuracy'][group][name]
             ahead = format_figure(figure['ahead']) if 'ahead' in figure else ''
             row += [format_figure(figure), ahead]
-        rows.append(row)
         if has_rank:
             row.append(format_figure(evaluation['spearman'][name]))
-    return '\n'.join(
-        [
-            f'Accuracy on pairs of {evaluation["conversations"]["test"]:,} held-out '
-            f'conversations, {evaluation["target"]}, step '
-            f'{evaluation["checkpoint_step"]:,}; '
-            f'{evaluation["bootstrap"]["level"]:.0%} intervals over conversations',
-            text_table(rows),
-            calibration_text(evaluation['calibration']),
-            verdict(evaluation),
-        ]
+        rows.append(row)
+    return (
+        f'Accuracy on pairs of {evaluation["conversations"]["test"]:,} held-out '
+        f'conversations, {evaluation["target"]}, step '
+        f'{evaluation["checkpoint_step"]:,}; '
+        f'{evaluation["bootstrap"]["level"]:.0%} intervals over conversations\n'
+        f'{text_table(rows)}\n{calibration_text(evaluation["calibration"])}\n'
+        f'{verdict(evaluation)}'
     )
 
 

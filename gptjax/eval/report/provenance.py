@@ -66,20 +66,13 @@ def _source(name, source):
     rows = [('as read', '', '', '', f'{left:,}')]
     for step, count in source['steps'].items():
         left -= count['documents_dropped']
-        numbers = (
-            count['documents_changed'],
-            count['documents_dropped'],
-            count['characters_removed'],
-            left,
-        )
+        names = ('documents_changed', 'documents_dropped', 'characters_removed')
+        numbers = [*(count[name] for name in names), left]
         cells = [f'{number:,}' if number else '–' for number in numbers]
         rows.append((step.replace('_', ' '), *cells))
     heading = (
-        'step',
-        'documents\nchanged',
-        'documents\ndropped',
-        'characters\nremoved',
-        'documents\nleft',
+        *('step', 'documents\nchanged', 'documents\ndropped'),
+        *('characters\nremoved', 'documents\nleft'),
     )
     origin = ', '.join(
         escape(str(source[field]))
@@ -100,9 +93,8 @@ def _config(run):
     top_level, sections = {}, ''
     for name, value in run['config'].items():
         if isinstance(value, dict):
-            table = _fields_table(dict(flatten(value)))
             summary = f'<summary>{escape(name)}</summary>'
-            sections += f'<details>{summary}{table}</details>'
+            sections += f'<details>{summary}{_fields_table(value)}</details>'
         else:
             top_level[name] = value
     table = _fields_table(top_level) if top_level else ''
@@ -115,11 +107,10 @@ def _environment(run):
         return '<h2>Environment</h2>' + missing(
             'There is no environment.json', 'pretrain'
         )
-    fields = dict(flatten(environment))
     return (
         '<h2>Make it again</h2>'
         f'<pre>{escape(chr(10).join(commands(environment)))}</pre>'
-        '<h2>Environment</h2>' + _fields_table(fields)
+        '<h2>Environment</h2>' + _fields_table(environment)
     )
 
 
@@ -177,7 +168,7 @@ def _flags(words, name):
 def _fields_table(fields):
     rows = ''.join(
         f'<tr><td>{escape(name)}</td><td><code>{escape(_value(value))}</code></td></tr>'
-        for name, value in fields.items()
+        for name, value in flatten(fields)
     )
     return f'<table class="fields">{rows}</table>'
 

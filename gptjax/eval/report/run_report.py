@@ -211,8 +211,8 @@ def _training_section(run):
     validation_bits = _points(run, 'validation', 'bits_per_byte')
     window = max(1, len(loss) // 50) | 1
 
-    def raw(name):
-        return charts.thin(_points(run, 'train', name))
+    def quiet(name):
+        return Series('', 'quiet', charts.thin(_points(run, 'train', name)))
 
     def smooth(name, scale=1):
         averages = charts.moving_average(_points(run, 'train', name), window)
@@ -233,7 +233,7 @@ def _training_section(run):
             'Loss',
             'nats a token',
             [
-                Series('', 'quiet', raw('loss')),
+                quiet('loss'),
                 Series('training', 'train', smooth('loss')),
                 Series('validation', 'validation', validation),
             ],
@@ -255,16 +255,13 @@ def _training_section(run):
         charts.line_chart(
             'Learning rate',
             'peak × schedule',
-            [Series('', 'main', raw('learning_rate'))],
+            [quiet('learning_rate')._replace(css_class='main')],
             make_axis=charts.linear_axis_from_zero,
         ),
         charts.line_chart(
             'Gradient norm',
             'global, before clipping',
-            [
-                Series('', 'quiet', raw('grad_norm')),
-                Series('', 'main', smooth('grad_norm')),
-            ],
+            [quiet('grad_norm'), Series('', 'main', smooth('grad_norm'))],
             make_axis=charts.log_axis,
         ),
         charts.line_chart(

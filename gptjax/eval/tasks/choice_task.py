@@ -131,10 +131,10 @@ def choice_columns(scored: Sequence[ScoredChoices]) -> dict[str, np.ndarray]:
     columns = dict(items=np.ones(len(scored)))
     for prefix, field in (('', 'logprobs'), ('blind_', 'without_prompt')):
         for rule in RULES:
-            columns[prefix + rule] = np.array(
-                [_choose(choices, field, rule) == choices.right for choices in scored],
-                np.float64,
-            )
+            right = [
+                _choose(choices, field, rule) == choices.right for choices in scored
+            ]
+            columns[prefix + rule] = np.array(right, np.float64)
     columns['chance'] = np.array([1 / len(c.tokens) for c in scored], np.float64)
     return columns
 

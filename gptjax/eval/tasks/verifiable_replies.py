@@ -58,7 +58,6 @@ def find_problem_task(
 
 
 def _evaluate_section(section, predictor, documents):
-    del documents
     settings, context = predictor.settings, predictor.context
     prompt_format = PromptFormat(
         predictor.tokenizer, predictor.template, context, settings.max_tokens, 1.0

@@ -133,14 +133,12 @@ def test_the_chat_template_travels_through_strings(predictor):
 
 
 def test_how_a_task_wants_its_replies():
-    found = lm_harness.parameters_of(
-        dict(until='\n', max_gen_toks=9, do_sample=False, temperature=0.7), 64
+    greedy = dict(until='\n', max_gen_toks=9, do_sample=False, temperature=0.7)
+    assert lm_harness.parameters_of(greedy, 64) == SamplingParameters(
+        max_tokens=9, temperature=0.0, stop=('\n',)
     )
-    assert found == SamplingParameters(max_tokens=9, temperature=0.0, stop=('\n',))
-    found = lm_harness.parameters_of(
-        dict(until=['a', ''], do_sample=True, temperature=0.7, top_p=0.9), 64
-    )
-    assert found == SamplingParameters(
+    drawn = dict(until=['a', ''], do_sample=True, temperature=0.7, top_p=0.9)
+    assert lm_harness.parameters_of(drawn, 64) == SamplingParameters(
         max_tokens=32, temperature=0.7, top_p=0.9, stop=('a',)
     )
     with pytest.raises(UserError, match='typical_p: take that out'):
@@ -161,11 +159,8 @@ def test_likelihoods_of_choices(predictor, tasks):
     ):
         whole = [encode(question + choice) for choice in choices]
         size = len(encode(question))
-        scores = score_pairs(
-            predictor.score_batch,
-            [([bos, *tokens[:size]], tokens[size:]) for tokens in whole],
-            64, 4, 0,
-        )  # fmt: skip
+        pairs = [([bos, *tokens[:size]], tokens[size:]) for tokens in whole]
+        scores = score_pairs(predictor.score_batch, pairs, 64, 4, 0)
         logprobs = [score.logprob for score in scores]
         scores_given = [float(answer[0]) for answer in sample['filtered_resps']]
         assert scores_given == pytest.approx(logprobs, rel=1e-4)
@@ -178,13 +173,8 @@ def test_likelihood_of_whole_texts(predictor, tasks):
     found = evaluate('tiny_text', tasks, lm_harness.HarnessModel(predictor))
     encode, bos = predictor.tokenizer.encode, predictor.tokenizer.bos_id
     assert len(encode(TEXTS[1])) > 64 > len(encode(TEXTS[0]))
-    (first, last) = score_pairs(
-        predictor.score_batch,
-        [([bos], encode(TEXTS[0])), ([bos], encode(TEXTS[2]))],
-        64,
-        4,
-        0,
-    )
+    pairs = [([bos], encode(TEXTS[n])) for n in (0, 2)]
+    first, last = score_pairs(predictor.score_batch, pairs, 64, 4, 0)
     samples = found['samples']['tiny_text']
     for sample, score in ((samples[0], first), (samples[2], last)):
         assert sample['filtered_resps'][0] == pytest.approx(score.logprob, rel=1e-4)
@@ -196,17 +186,15 @@ def test_likelihood_of_whole_texts(predictor, tasks):
 
 
 def test_replies_end_where_the_task_says(predictor, tasks):
-    found = evaluate(
-        'tiny_reply', tasks, lm_harness.HarnessModel(predictor), num_fewshot=1
-    )
-    prompts = [sample['arguments'][0][0] for sample in found['samples']['tiny_reply']]
-    texts = [sample['filtered_resps'][0] for sample in found['samples']['tiny_reply']]
+    model = lm_harness.HarnessModel(predictor)
+    found = evaluate('tiny_reply', tasks, model, num_fewshot=1)
+    samples = found['samples']['tiny_reply']
+    prompts = [sample['arguments'][0][0] for sample in samples]
+    texts = [sample['filtered_resps'][0] for sample in samples]
     bos = predictor.tokenizer.bos_id
     wanted = SamplingParameters(max_tokens=12, temperature=0.0, stop=('\n',))
-    replies = predictor.complete(
-        [[bos, *predictor.tokenizer.encode(prompt)][-52:] for prompt in prompts],
-        [wanted] * 3,
-    )
+    tokens = [[bos, *predictor.tokenizer.encode(prompt)][-52:] for prompt in prompts]
+    replies = predictor.complete(tokens, [wanted] * 3)
     assert texts == [reply.text for reply in replies]
     assert all('\n' not in text for text in texts)
 
@@ -226,18 +214,15 @@ def test_a_chat_template_is_applied(predictor, tasks):
 def test_tasks_have_intervals_and_chance(predictor, tasks):
     run = find_task(f'lm_eval:{tasks["tiny_choice"]}@0')
     (result,) = run(predictor, []).values()
-    assert result['kind'] == 'means' and result['settings']['shots'] == {
-        'tiny_choice': 0
-    }
+    assert result['kind'] == 'means'
+    assert result['settings']['shots'] == {'tiny_choice': 0}
     figure = result['figures']['acc_norm']
-    assert figure['baselines']['chance']['value'] == pytest.approx(
-        (1 / 3 + 1 / 3 + 1 / 2) / 3
-    )
+    chance = (1 / 3 + 1 / 3 + 1 / 2) / 3
+    assert figure['baselines']['chance']['value'] == pytest.approx(chance)
     assert figure['interval'][0] <= figure['value'] <= figure['interval'][1]
     assert result['settings']['requests_cut_from_the_left'] == 0
-    assert [item['id'] for item in result['items']] == [
-        f'tiny_choice/{n}' for n in range(3)
-    ]
+    ids = [item['id'] for item in result['items']]
+    assert ids == ['tiny_choice/0', 'tiny_choice/1', 'tiny_choice/2']
     run = find_task(f'lm_eval:{tasks["tiny_text"]}')
     (result,) = run(predictor, []).values()
     assert set(result['figures']) == {'word_perplexity', 'bits_per_byte'}
@@ -253,19 +238,12 @@ def test_the_mean_above_chance(predictor, tasks, monkeypatch):
     assert samples.mean() == pytest.approx(0.5, abs=0.03)
     manager = core_suites._make_task_manager('x', str(tasks['tiny_choice']))
     monkeypatch.setattr('lm_eval.tasks.TaskManager', lambda: manager)
-    monkeypatch.setitem(
-        core_suites.SUITES,
-        'core',
-        (
-            core_suites.Task('tiny_choice', 0, 0.3),
-            core_suites.Task('tiny_choice', 1, 0.5),
-        ),
-    )
+    task_of = lambda *fields: core_suites.Task('tiny_choice', *fields)
+    monkeypatch.setitem(core_suites.SUITES, 'core', (task_of(0, 0.3), task_of(1, 0.5)))
     found = find_task('core')(predictor, [])
-    assert list(found) == ['core', 'tiny_choice@0', 'tiny_choice@1']
-    one, other = (
-        found[name]['figures']['acc_norm']['value'] for name in list(found)[1:]
-    )
+    names = ['tiny_choice@0', 'tiny_choice@1']
+    assert list(found) == ['core', *names]
+    one, other = (found[name]['figures']['acc_norm']['value'] for name in names)
     value = ((one - 0.3) / 0.7 + (other - 0.5) / 0.5) / 2
     assert found['core']['figures']['core']['value'] == pytest.approx(value)
 
@@ -287,30 +265,20 @@ def test_the_lists_name_tasks_that_there_are():
     assert len(core_suites.CORE) == 21 and len(core_suites.CHATCORE) == 5
 
 
-def error_of(capsys, *words):
-    assert runs.gptjax('eval', *words) == 2
-    return capsys.readouterr().err
-
-
 def test_what_is_wrong_is_one_line(trained_run, tasks, tmp_path, capsys, monkeypatch):
-    place = f'--workdir={trained_run}'
-    message = error_of(capsys, place, '--tasks=chatcore')
-    assert 'HF_ALLOW_CODE_EVAL=1' in message
-    message = error_of(capsys, place, f'--tasks=lm_eval:{tasks["tiny_text"]}@many')
-    assert "'many' shots: use a number" in message
-    message = error_of(capsys, place, f'--tasks=lm_eval:{tmp_path}/none.yaml')
-    assert 'none.yaml: no such file' in message
+    def check_error(name, message):
+        assert runs.gptjax('eval', f'--workdir={trained_run}', f'--tasks={name}') == 2
+        assert message in capsys.readouterr().err
+
     (tmp_path / 'nameless.yaml').write_text('dataset_path: json\n')
-    message = error_of(capsys, place, f'--tasks=lm_eval:{tmp_path}/nameless.yaml')
-    assert 'has no line `task: NAME`' in message
+    check_error('chatcore', 'HF_ALLOW_CODE_EVAL=1')
+    check_error(f'lm_eval:{tasks["tiny_text"]}@many', "'many' shots: use a number")
+    check_error(f'lm_eval:{tmp_path}/none.yaml', 'none.yaml: no such file')
+    check_error(f'lm_eval:{tmp_path}/nameless.yaml', 'has no line `task: NAME`')
     find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util,
-        'find_spec',
-        lambda name: name != 'lm_eval' and find(name) or None,
-    )
-    message = error_of(capsys, place, '--tasks=core')
-    assert 'needs lm-evaluation-harness: pip install lm-eval' in message
+    without_lm_eval = lambda name: None if name == 'lm_eval' else find(name)
+    monkeypatch.setattr(importlib.util, 'find_spec', without_lm_eval)
+    check_error('core', 'needs lm-evaluation-harness: pip install lm-eval')
 
 
 def test_requests_that_are_cut_are_counted(predictor, tasks):

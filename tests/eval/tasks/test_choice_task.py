@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 
 from gptjax.eval import bootstrap
-from gptjax.eval.tasks import choice_task
-from gptjax.eval.tasks.choice_task import ScoredChoices
+from gptjax.eval.tasks.choice_task import FIGURES, RULES, ScoredChoices, choice_columns
 
 
 def figures(items):
-    sums = bootstrap.sum_columns(choice_task.choice_columns(items))
-    return {name: of(sums) for name, of in choice_task.FIGURES.items()}
+    sums = bootstrap.sum_columns(choice_columns(items))
+    return {name: of(sums) for name, of in FIGURES.items()}
 
 
 def test_the_three_rules_by_hand():
@@ -27,9 +26,9 @@ def test_the_three_rules_by_hand():
     assert found == dict(accuracy=0, accuracy_tokens=1, accuracy_bytes=0)
     found = figures([item._replace(right=1)])
     assert found == dict(accuracy=0, accuracy_tokens=0, accuracy_bytes=1)
-    columns = choice_task.choice_columns([item._replace(right=2)])
+    columns = choice_columns([item._replace(right=2)])
     # without the prompt: -7 plain, -7/3 by token, -7/9 by byte against -0.8
-    assert [columns[f'blind_{rule}'][0] for rule in choice_task.RULES] == [1, 1, 1]
+    assert [columns[f'blind_{rule}'][0] for rule in RULES] == [1, 1, 1]
     assert columns['chance'][0] == pytest.approx(1 / 3)
 
 

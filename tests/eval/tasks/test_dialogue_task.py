@@ -15,7 +15,12 @@ from gptjax.data.conversations import conversation_id
 from gptjax.eval import results
 from gptjax.eval.report import post_training_tables, tables
 from gptjax.eval.results import read_columns
-from gptjax.eval.tasks import dialogue_task
+from gptjax.eval.tasks.dialogue_task import (
+    encode_recent_messages,
+    evaluate_dialogue,
+    read_dialogue_examples,
+    write_transcripts,
+)
 from gptjax.eval.tasks.predictor import Predictor
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.tokenizer.train_tokenizer import train_model
@@ -60,9 +65,7 @@ def run_with(tmp_path, *views):
 
 
 def read_examples(tmp_path, **fields):
-    return dialogue_task.read_dialogue_examples(
-        run_with(tmp_path, *views()), settings(**fields)
-    )
+    return read_dialogue_examples(run_with(tmp_path, *views()), settings(**fields))
 
 
 def make_predictor(tokenizer, template, complete=None, **fields):
@@ -85,7 +88,7 @@ def reply(text, finish='stop', tokens=3):
 def test_conversations_of_people_with_one_name_are_apart(tmp_path):
     names = ['own/ann@gmail.com', 'own/ann@yahoo.com', 'own/ann']
     run = run_with(tmp_path, *(view(name, 'hi', f'hello {name}') for name in names))
-    found = dialogue_task.read_dialogue_examples(run, settings(choices=2))
+    found = read_dialogue_examples(run, settings(choices=2))
     assert sorted(example.id for example in found) == sorted(names)
 
 
@@ -114,20 +117,18 @@ def test_one_reply_of_each_conversation(tmp_path):
 
 def test_what_cannot_be_asked(tmp_path):
     with pytest.raises(UserError, match='--tasks=dialogue:runs/sft'):
-        dialogue_task.read_dialogue_examples(tmp_path, settings())
+        read_dialogue_examples(tmp_path, settings())
     alone = view('own/1', 'hello, anybody?', first='assistant')
     long = view('own/2', 'hm', 'x' * (conversations.MAX_REPLY_BYTES + 1))
     with pytest.raises(UserError, match='no conversation with a reply to a user'):
-        dialogue_task.read_dialogue_examples(
-            run_with(tmp_path, alone, long), settings()
-        )
+        read_dialogue_examples(run_with(tmp_path, alone, long), settings())
 
 
 def test_a_prompt_without_room_loses_its_oldest_turns(tokenizer):
     predictor = make_predictor(tokenizer, 'turns')
     system = dict(role='system', content='the cat')
     said = view('a', *['the cat sat on the mat'] * 9)['messages']
-    tokens = dialogue_task.encode_recent_messages(predictor, [system, *said])
+    tokens = encode_recent_messages(predictor, [system, *said])
     assert tokens[: len(tokenizer.encode('the cat')) + 2] == [
         tokenizer.bos_id,
         tokenizer.specials['<|system|>'],
@@ -137,7 +138,7 @@ def test_a_prompt_without_room_loses_its_oldest_turns(tokenizer):
     kept = tokens.count(tokenizer.specials['<|user|>'])
     assert 1 <= kept < 5
     long = dict(role='user', content='the cat sat ' * 40)
-    tokens = dialogue_task.encode_recent_messages(predictor, [long])
+    tokens = encode_recent_messages(predictor, [long])
     assert len(tokens) == CONTEXT - 16
     assert tokens[-1] == tokenizer.specials['<|assistant|>']
 
@@ -148,9 +149,7 @@ def test_a_prompt_without_room_loses_its_oldest_turns(tokenizer):
 @pytest.mark.parametrize('template', chat_template.TEMPLATES)
 def test_likelihoods_by_hand(tokenizer, template, tmp_path):
     examples = read_examples(tmp_path)
-    found = dialogue_task.evaluate_dialogue(
-        make_predictor(tokenizer, template), examples
-    )
+    found = evaluate_dialogue(make_predictor(tokenizer, template), examples)
 
     def nats(text, unfinished=False):
         message = dict(role='assistant', content=text)
@@ -192,24 +191,20 @@ def test_stops_greedy_and_drawn(tokenizer, tmp_path):
 
     end = tokenizer.specials['<|end|>']
     examples = read_examples(tmp_path)
-    found = dialogue_task.evaluate_dialogue(
-        make_predictor(tokenizer, 'turns', complete), examples
-    )
+    found = evaluate_dialogue(make_predictor(tokenizer, 'turns', complete), examples)
     figures = found['figures']
     assert figures['stops']['value'] == 1.0 and figures['stops_drawn']['value'] == 0.5
     assert figures['reply_tokens']['value'] == 4.0
     assert figures['stops']['baselines']['the people']['value'] > 0.9
     assert all(p[-1] == tokenizer.specials['<|assistant|>'] for p in prompts_seen)
 
-    earlier = dialogue_task.evaluate_dialogue(
-        make_predictor(tokenizer, 'text'), examples
-    )
+    earlier = evaluate_dialogue(make_predictor(tokenizer, 'text'), examples)
     results.add_baseline(found['figures'], 'earlier, before', earlier['figures'])
     lead, facts = post_training_tables.dialogue_lead(dict(tasks=dict(dialogue=found)))
     assert 'of earlier, before' in lead and facts
     assert 'earlier, before' in tables.tasks_text('run', dict(dialogue=found))
     by_model = {'this <model>': found, 'earlier': earlier}
-    dialogue_task.write_transcripts(tmp_path, examples, by_model)
+    write_transcripts(tmp_path, examples, by_model)
     transcripts = storage.read_json(tmp_path / 'samples' / 'dialogue.json')
     assert [t['id'] for t in transcripts] == [item.id for item in examples[:8]]
     page = post_training_tables.transcripts_section(transcripts)

@@ -8,8 +8,13 @@ import pytest
 
 from configs import common
 from gptjax.core.console import UserError
-from gptjax.eval.tasks import verifiable_replies
 from gptjax.eval.tasks.predictor import Predictor
+from gptjax.eval.tasks.verifiable_replies import (
+    NAME,
+    evaluate_problems,
+    find_problem_task,
+    pass_at,
+)
 from gptjax.infer.request import Reply, Token
 from gptjax.post.problems.problem_sources import Problem
 from gptjax.post.rollout import PromptFormat
@@ -20,19 +25,15 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_one():
         replies = [1] * right + [0] * (drawn - right)
         subsets = list(itertools.combinations(replies, 8))
         expected = sum(map(any, subsets)) / len(subsets)
-        assert verifiable_replies.pass_at(8, drawn, right) == pytest.approx(
-            expected, rel=1e-12
-        )
-    assert verifiable_replies.pass_at(1, 8, 2) == pytest.approx(0.25)
+        assert pass_at(8, drawn, right) == pytest.approx(expected, rel=1e-12)
+    assert pass_at(1, 8, 2) == pytest.approx(0.25)
 
 
 def test_pass_at_k_is_unbiased():
     rng = np.random.default_rng(0)
     chance, drawn = 0.1, 16
     counts = rng.binomial(drawn, chance, 200_000)
-    estimates = [
-        verifiable_replies.pass_at(8, drawn, right) for right in range(drawn + 1)
-    ]
+    estimates = [pass_at(8, drawn, right) for right in range(drawn + 1)]
     found = np.array(estimates)[counts]
     error = 4 * found.std() / len(found) ** 0.5  # four standard errors
     assert abs(found.mean() - (1 - (1 - chance) ** 8)) < error
@@ -78,7 +79,7 @@ def test_figures_of_a_model_that_is_right_now_and_then():
     predictor = Predictor(Letters(), 'turns', 16, None, complete, config.eval)
     prompt_format = PromptFormat(Letters(), 'turns', 16, 4, 1.0)
     score = lambda item, text: float(text == item.answer)
-    found = verifiable_replies.evaluate_problems(
+    found = evaluate_problems(
         predictor, prompt_format, items, score, config.task, commonest='2'
     )
     values = {name: its['value'] for name, its in found['figures'].items()}
@@ -93,7 +94,7 @@ def test_figures_of_a_model_that_is_right_now_and_then():
     assert len(set(seeds)) == len(seeds) == 32
     broken = lambda item, text: 1 / 0
     with pytest.raises(UserError, match='the verifier raised ZeroDivisionError.* p0'):
-        verifiable_replies.evaluate_problems(
+        evaluate_problems(
             predictor, prompt_format, items, broken, config.task, commonest='2'
         )
 
@@ -115,9 +116,7 @@ def test_a_limit_that_is_longer_than_the_context_asks_what_can_be_read(tmp_path)
     settings, context = config.eval, 16
     assert settings.max_tokens > context
     predictor = Predictor(Letters(), 'turns', context, None, complete, settings)
-    found = verifiable_replies.find_problem_task('task', config)(predictor, None)[
-        verifiable_replies.NAME
-    ]
+    found = find_problem_task('task', config)(predictor, None)[NAME]
     assert found['figures']['accuracy']['value'] == 1
     assert len(prompts_read) == len(found['items']) > 0
     assert max(map(len, prompts_read)) < context
@@ -126,8 +125,8 @@ def test_a_limit_that_is_longer_than_the_context_asks_what_can_be_read(tmp_path)
 def test_runs_without_problems_are_told():
     config = common.base()
     with pytest.raises(UserError, match='no section task: .*--tasks=task:runs/sums'):
-        verifiable_replies.find_problem_task('task', config)
+        find_problem_task('task', config)
     config.task = common.task_section()
     config.task.samples = 4
     with pytest.raises(UserError, match='task.samples=4: use at least 8'):
-        verifiable_replies.find_problem_task('task', config)
+        find_problem_task('task', config)
