@@ -16,16 +16,8 @@ from gptjax.serve.security import content_policy
 from tests import runs
 
 PAGE = runs.ROOT / 'gptjax' / 'serve' / 'page.html'
-CHROMIUM = next(
-    filter(
-        None,
-        map(
-            shutil.which,
-            ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'),
-        ),
-    ),
-    None,
-)
+BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable')
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 needs_browser = pytest.mark.skipif(
     CHROMIUM is None, reason='no Chromium on this machine: install chromium'
 )
@@ -60,22 +52,19 @@ See [it](https://example.org/a_(b)) or https://example.org/c."""
 # ---- the server ----------------------------------------------------------------
 
 
-def pieces(text: str) -> list[bytes]:
+def split_tokens(text: str) -> list[bytes]:
     """Tokens of a text: words with the space before them, the bytes of an emoji."""
     tokens = []
-    for piece in re.findall(r' ?\w+|\n+|.', text):
-        spelt = piece.encode()
-        tokens += [spelt] if len(spelt) < 4 or piece.isascii() else split(spelt)
+    for word in re.findall(r' ?\w+|\n+|.', text):
+        content = word.encode()
+        is_whole = len(content) < 4 or word.isascii()
+        tokens += [content] if is_whole else [bytes([byte]) for byte in content]
     return tokens
 
 
-def split(spelt):
-    return [bytes([byte]) for byte in spelt]
-
-
-def entry(spelt: bytes, probability: float) -> dict:
-    token = spelt.decode('utf-8', 'backslashreplace') or '<eos>'
-    return dict(token=token, logprob=math.log(probability), bytes=list(spelt) or None)
+def entry(token: bytes, probability: float) -> dict:
+    text = token.decode('utf-8', 'backslashreplace') or '<eos>'
+    return dict(token=text, logprob=math.log(probability), bytes=list(token) or None)
 
 
 def chunk(text='', finish=None, tokens=None):
@@ -90,17 +79,16 @@ def reply(text: str, finish='stop', prompt_tokens=9, probability=0.25):
     others = [(b' cats', 0.5), (b'', 0.125), (b'\xf0', 0.0625), (b'\n\n', 0.03)]
     others = [entry(*other) for other in others]
     open_bytes = b''
-    tokens = pieces(text)
-    for spelt in tokens:
-        own = entry(spelt, probability)
-        open_bytes += spelt
+    tokens = split_tokens(text)
+    for token in tokens:
+        own = entry(token, probability)
+        open_bytes += token
         try:
             shown, open_bytes = open_bytes.decode(), b''
         except UnicodeDecodeError:
             shown = ''
-        yield chunk(
-            shown, tokens=[dict(own, top_logprobs=[others[0], own, *others[1:]])]
-        )
+        top = [others[0], own, *others[1:]]
+        yield chunk(shown, tokens=[dict(own, top_logprobs=top)])
     yield chunk(finish=finish)
     usage = dict(prompt_tokens=prompt_tokens, completion_tokens=len(tokens))
     yield dict(id='c', choices=[], usage=usage)
@@ -130,9 +118,8 @@ class Scripted:
         self._http.daemon_threads = True
         self.port = self._http.server_address[1]
         self.address = f'http://127.0.0.1:{self.port}/'
-        threading.Thread(
-            target=self._http.serve_forever, args=[0.02], daemon=True
-        ).start()
+        serve = self._http.serve_forever
+        threading.Thread(target=serve, args=[0.02], daemon=True).start()
 
     def close(self):
         self._http.shutdown()
@@ -174,7 +161,8 @@ class Scripted:
                 length = int(self.headers['Content-Length'])
                 body = json.loads(self.rfile.read(length))
                 if self.path == '/tokenize':
-                    count = sum(len(pieces(m['content'])) for m in body['messages'])
+                    contents = [message['content'] for message in body['messages']]
+                    count = sum(len(split_tokens(content)) for content in contents)
                     self.send(200, json.dumps(dict(count=count)).encode())
                     return
                 scripted.requests.append(body)
@@ -221,11 +209,11 @@ def browser():
 @pytest.fixture
 def open_page(browser, scripted):
     """Opens the page; at the end nothing has violated the policy or raised."""
-    contexts, complaints = [], []
+    contexts, errors = [], []
 
-    def heard(message):
+    def record_console(message):
         if message.type == 'error' and 'Failed to load resource' not in message.text:
-            complaints.append(message.text)
+            errors.append(message.text)
 
     def open_page(
         address='', script='', width=1200, height=800, wait='#openers button', **options
@@ -238,8 +226,8 @@ def open_page(browser, scripted):
         contexts.append(context)
         context.set_default_timeout(1000 * SECONDS)
         page = context.new_page()
-        page.on('console', heard)
-        page.on('pageerror', lambda error: complaints.append(str(error)))
+        page.on('console', record_console)
+        page.on('pageerror', lambda error: errors.append(str(error)))
         if script:
             page.add_init_script(script)
         page.goto(address or scripted.address)
@@ -249,7 +237,17 @@ def open_page(browser, scripted):
     yield open_page
     for context in contexts:
         context.close()
-    assert not complaints
+    assert not errors
+
+
+def open_tab(page, script=''):
+    """Another tab of the same browser with the page's conversation."""
+    other = page.context.new_page()
+    if script:
+        other.add_init_script(script)
+    other.goto(page.url)
+    other.locator('.assistant').first.wait_for()
+    return other
 
 
 def say(page, text, wait=True):

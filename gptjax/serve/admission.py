@@ -14,10 +14,12 @@ from gptjax.serve.api_errors import ApiError, bad_request
 from gptjax.serve.api_requests import GenerationRequest, ServedModel
 from gptjax.serve.telemetry import Telemetry
 
-# Seconds after which a refused client may try again.
-RETRY_LOADING_SECONDS = 5
-RETRY_FULL_SECONDS = 1
-RETRY_DRAINING_SECONDS = 10
+# Why a request is refused, and the seconds after which a client may try again.
+BUSY = dict(
+    loading=('the model is loading', 5),
+    full=('the server is full', 1),
+    draining=('the server is shutting down', 10),
+)
 POLL_SECONDS = 0.05
 MAX_UNREAD_UPDATES = 2048  # of one request; with more its client is dropped
 
@@ -35,11 +37,7 @@ time_limit = partial(
     retry=False,
 )
 drained = partial(
-    ApiError,
-    503,
-    'the server is shutting down',
-    'draining',
-    retry_after=RETRY_DRAINING_SECONDS,
+    ApiError, 503, BUSY['draining'][0], 'draining', retry_after=BUSY['draining'][1]
 )
 
 
@@ -150,11 +148,9 @@ class ServerState:
     def check_ready(self, model: ServedModel | None = None) -> None:
         """ApiError 503 if this model cannot answer now; without one, if none can."""
         if self.draining:
-            message = 'the server is shutting down'
-            raise _retry_later(message, 'draining', RETRY_DRAINING_SECONDS)
+            raise _retry_later('draining')
         if not self.models:
-            message = 'the model is loading'
-            raise _retry_later(message, 'loading', RETRY_LOADING_SECONDS)
+            raise _retry_later('loading')
         models = [model] if model else self.models.values()
         failures = [model.engine.failure for model in models]
         if all(failures):
@@ -175,7 +171,7 @@ class ServerState:
         if not body.get('response_format'):
             return await asyncio.to_thread(parse_request, body, self.models)
         if self._num_waiting_schemas >= self.max_replies:
-            raise _retry_later('the server is full', 'full', RETRY_FULL_SECONDS)
+            raise _retry_later('full')
         self._num_waiting_schemas += 1
         try:
             loop = asyncio.get_running_loop()
@@ -196,9 +192,7 @@ class ServerState:
         try:
             running.submit()
         except QueueFull:
-            raise _retry_later(
-                'the server is full', 'full', RETRY_FULL_SECONDS
-            ) from None
+            raise _retry_later('full') from None
         except EngineStopped as error:
             raise ApiError(503, str(error), 'engine_failed', retry=False) from error
         except ContextOverflow as error:
@@ -228,7 +222,7 @@ class ServerState:
             running.stop(drained)
 
 
-def _retry_later(message: str, code: str, seconds: int) -> ApiError:
-    return ApiError(
-        503, f'{message}: try again in {seconds} s', code, retry_after=seconds
-    )
+def _retry_later(code: str) -> ApiError:
+    message, seconds = BUSY[code]
+    message = f'{message}: try again in {seconds} s'
+    return ApiError(503, message, code, retry_after=seconds)

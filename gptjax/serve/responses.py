@@ -62,10 +62,7 @@ class ChatAnswer:
         return [self._delta(index, dict(role='assistant', content='', refusal=None))]
 
     def update_choices(self, index: int, update: Update, offset: int) -> list[dict]:
-        """The choices of the events of an update.
-
-        `offset` is how many characters the reply had before; completions need it.
-        """
+        """The choices of an update's events; `offset` characters came before."""
         choices = []
         if update.text or (self.request.logprobs and update.tokens):
             logprobs = self._logprobs(update.tokens)
@@ -180,12 +177,9 @@ def describe_chat_token(tokenizer, token: Token) -> dict:
 
 
 def describe_text_tokens(tokenizer, tokens: tuple[Token, ...], offset: int = 0) -> dict:
-    """A completion choice's `logprobs`.
+    """A completion choice's `logprobs`; `offset` characters come before the tokens.
 
-    Args:
-        tokenizer: of the model.
-        tokens: in order. One without a log-probability (a prompt's first) has null.
-        offset: the number of characters before the first token.
+    A token without a log-probability (a prompt's first) has null.
     """
     stream = tokenizer.stream()
     offsets, logprobs, alternatives = [], [], []
@@ -216,13 +210,10 @@ def describe_text_tokens(tokenizer, tokens: tuple[Token, ...], offset: int = 0) 
 def generation_endpoint(
     state: ServerState, name: str, parse_request: Callable, answer_class: type
 ) -> Callable[[Request], Awaitable]:
-    """The handler of one of the two endpoints.
+    """The handler of one of the two endpoints; `name` stands in the metrics.
 
-    Args:
-        state: of the server.
-        name: of the endpoint in the metrics.
-        parse_request: (body, models) -> GenerationRequest.
-        answer_class: `ChatAnswer` or `CompletionAnswer`.
+    `parse_request(body, models)` returns a `GenerationRequest`; `answer_class` is
+    `ChatAnswer` or `CompletionAnswer`.
     """
 
     async def handle(http_request: Request):
@@ -261,9 +252,8 @@ async def _watch(state, running: RunningRequest, receive: Receive, count):
         running.stop(admission.client_gone)
 
     watcher = asyncio.create_task(watch_client())
-    timer = asyncio.get_running_loop().call_later(
-        state.time_limit, running.stop, admission.time_limit
-    )
+    loop = asyncio.get_running_loop()
+    timer = loop.call_later(state.time_limit, running.stop, admission.time_limit)
     outcome = 'failed'
     try:
         yield

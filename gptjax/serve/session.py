@@ -10,7 +10,9 @@ import os
 import secrets
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from gptjax.core.console import UserError
 from gptjax.data.chat_template import encode_prompt, stop_conditions
@@ -25,26 +27,21 @@ DIM, PLAIN = '\x1b[2m', '\x1b[0m'
 
 @dataclass
 class Message:
-    """One message, and what has followed it.
+    """One message, and what has followed it; the fields from `model` on are a reply's.
 
-    role: 'user' or 'assistant'; 'root' of the tree's root, which is no message.
-    children: what came next; `chosen` is the index of the one that is shown.
-    model: of a reply, if another one than the conversation's.
-    seed, parameters: with which a reply was drawn.
-    tokens: of a reply, those that its content ends with; text that was put before
-        them by hand has none.
-    finish: of a reply, as of `Update`; None while it is drawn.
+    A reply's content ends with its `tokens`; text that was put before them by hand has
+    none.
     """
 
-    role: str
+    role: str  # 'user' or 'assistant'; 'root' of the tree's root, which is no message
     content: str = ''
     children: list['Message'] = field(default_factory=list)
-    chosen: int = 0
-    model: str = ''
+    chosen: int = 0  # index of the child that is shown
+    model: str = ''  # if another one than the conversation's
     seed: int = 0
     parameters: SamplingParameters = SamplingParameters()
     tokens: list[Token] = field(default_factory=list)
-    finish: str | None = None
+    finish: str | None = None  # as of `Update`; None while it is drawn
 
     def add(self, child: 'Message') -> 'Message':
         """Appends a child, which is shown from now on; returns the child."""
@@ -55,20 +52,14 @@ class Message:
 
 def shown_messages(root: Message) -> list[Message]:
     """The messages on the path that is shown, from the first to the last."""
-    path = []
-    message = root
-    while message.children:
-        message = message.children[message.chosen]
-        path.append(message)
-    return path
+    path = [root]
+    while path[-1].children:
+        path.append(path[-1].children[path[-1].chosen])
+    return path[1:]
 
 
 def last_message(root: Message, role: str) -> tuple[Message, Message]:
-    """(the last shown message of a role, its parent).
-
-    Raises:
-        UserError: there is none.
-    """
+    """(the last shown message of a role, its parent); UserError if there is none."""
     path = [root, *shown_messages(root)]
     for parent, message in reversed(list(zip(path, path[1:], strict=False))):
         if message.role == role:
@@ -126,35 +117,25 @@ def read_line(prompt: str, initial_text: str) -> str:
 # ---- replies ------------------------------------------------------------------
 
 
+@dataclass
 class Session:
     """The state of a chat: its conversation, its engine, how replies are drawn.
 
-    Attributes:
-        engine: runs on its own thread.
-        load: (step) -> a running engine of another checkpoint of the run.
-        template: of the chat prompts.
-        name: of the model.
-        parameters: of the next reply, the seed aside.
-        seed: of the next reply; None: a new one each time.
-        system: the system prompt; '': none.
-        root: of the tree of messages.
-        colour: whether the output is a terminal that shows colours.
-        read: (prompt, text that the line begins with) -> a line. It raises EOFError at
-            the end of the input, KeyboardInterrupt at Ctrl-C.
+    `read(prompt, text that the line begins with)` returns a line. It raises EOFError at
+    the end of the input, KeyboardInterrupt at Ctrl-C.
     """
 
-    def __init__(
-        self, engine, load, template: str, name: str, parameters: SamplingParameters
-    ):
-        self.engine = engine
-        self.load = load
-        self.template = template
-        self.name = name
-        self.parameters = parameters
-        self.seed = None
-        self.system = ''
-        self.root = Message('root')
-        self.read = read_line
+    engine: Any  # runs on its own thread
+    load: Callable[[int], Any]  # step -> a running engine of another checkpoint
+    template: str  # of the chat prompts
+    name: str  # of the model
+    parameters: SamplingParameters  # of the next reply, the seed aside
+    seed: int | None = None  # of the next reply; None: a new one each time
+    system: str = ''  # the system prompt; '': none
+    root: Message = field(default_factory=lambda: Message('root'))
+    read: Callable[[str, str], str] = read_line
+
+    def __post_init__(self):
         self.colour = sys.stdout.isatty() and not os.environ.get('NO_COLOR')
 
     def print(self, text: str, file=None, end: str = '\n') -> None:
@@ -186,11 +167,8 @@ def draw(session: Session, reply: Message, engine=None) -> None:
     """Draws the rest of a reply that is shown, printing it as it comes.
 
     Ctrl-C ends the reply, and nothing else. Another `engine` than the session's is
-    one with the same tokenizer.
-
-    Raises:
-        UserError: the messages do not fit the context, or the engine has failed.
-        QueueFull, EngineStopped: the engine takes no more.
+    one with the same tokenizer. Raises UserError where the messages do not fit the
+    context or the engine fails, and what `Engine.submit` raises.
     """
     engine = engine or session.engine
     prompt = _encode_prompt(session, reply)
@@ -256,14 +234,9 @@ def _encode_prompt(session, reply):
 def conversation_json(root: Message, system: str, model: str, tokenizer) -> dict:
     """The conversation as JSON that the chat page imports."""
     now = int(1000 * time.time())
-    conversation = dict(
-        id=secrets.token_hex(9),
-        title='',
-        created=now,
-        updated=now,
-        system=system,
-        lanes=[dict(model=model, root=_children_json(root, model, tokenizer))],
-    )
+    lane = dict(model=model, root=_children_json(root, model, tokenizer))
+    facts = dict(id=secrets.token_hex(9), title='', created=now, updated=now)
+    conversation = dict(facts, system=system, lanes=[lane])
     return dict(format=FORMAT, version=1, conversations=[conversation])
 
 
@@ -308,10 +281,8 @@ def _alternative_json(tokenizer, token, logprob):
     """[text, ln P, kind]; kind: '', 'end' of the reply, or 'part' of a character."""
     if token in (tokenizer.eos_id, tokenizer.specials['<|end|>']):
         return [visible_token(tokenizer, token), logprob, 'end']
-    content = tokenizer.bytes_of(token)
-    try:
-        text = content.decode()
-    except UnicodeDecodeError:
-        text = ''
+    text = ''
+    with contextlib.suppress(UnicodeDecodeError):
+        text = tokenizer.bytes_of(token).decode()
     kind = '' if text else 'part'
     return [text or visible_token(tokenizer, token), logprob, kind]

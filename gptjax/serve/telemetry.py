@@ -20,10 +20,8 @@ class Telemetry:
     """Counts requests and tokens; asks the engines for their state when read.
 
     Outcomes of a request: completed, refused (a 4xx), busy (a 503), gone (the
-    client), slow (to read), time_limit, drained, failed.
-
-    Args:
-        models: the served models by their ids; may fill up later.
+    client), slow (to read), time_limit, drained, failed. The served models by their
+    ids, `models`, may be added later.
     """
 
     content_type = CONTENT_TYPE_LATEST

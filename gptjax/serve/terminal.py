@@ -59,14 +59,10 @@ def chat(config: ConfigDict, workdir: Path, **options) -> None:
     """Talks on standard input and output until /quit or the end of the input.
 
     `options` are of `load_engine`.
-
-    Raises:
-        UserError: the run has no checkpoint.
     """
     from gptjax.eval import quantization_cost
     from gptjax.train.load_model import load_engine
 
-    template = config.chat.template
     with contextlib.ExitStack() as stack:
 
         @functools.cache
@@ -87,6 +83,7 @@ def chat(config: ConfigDict, workdir: Path, **options) -> None:
             name: config.sample[name] for name in SETTABLE if name in config.sample
         }
         parameters = SamplingParameters(**sampling, logprobs=NUM_ALTERNATIVES)
+        template = config.chat.template
         session = Session(engine, load, template, workdir.name, parameters)
         session.print(
             f'{workdir.name}, step {engine.trained_step:,}: it reads '
@@ -155,7 +152,7 @@ def _why(session, words):
     tokens = _tokens_of(last_message(session.root, 'assistant')[0], '/why')
     tokenizer = session.engine.tokenizer
     width = max(len(visible_token(tokenizer, token.id)) for token in tokens)
-    for place, token in enumerate(tokens, 1):
+    for position, token in enumerate(tokens, 1):
         alternatives = [
             f'{number} {visible_token(tokenizer, other)} {math.exp(logprob):.1%}'
             for number, (other, logprob) in enumerate(token.top, 1)
@@ -165,20 +162,20 @@ def _why(session, words):
         if session.colour:
             num_edges_above = sum(probability < edge for edge in PROBABILITY_EDGES)
             text = f'{COLOURS[num_edges_above]}{text}{PLAIN}'
-        row = f'{place:4}  {text}  {probability:6.1%}   {"   ".join(alternatives)}'
+        row = f'{position:4}  {text}  {probability:6.1%}   {"   ".join(alternatives)}'
         session.print(row)
 
 
 def _pick(session, words):
     reply, parent = last_message(session.root, 'assistant')
     tokens = _tokens_of(reply, '/pick')
-    place, choice = (*words.split(), '', '')[:2]
-    place = _parse_number(place, len(tokens), '/pick')
-    token = tokens[place - 1]
-    choice = _parse_number(choice, len(token.top), f'/pick {place}')
+    position, choice = (*words.split(), '', '')[:2]
+    position = _parse_number(position, len(tokens), '/pick')
+    token = tokens[position - 1]
+    choice = _parse_number(choice, len(token.top), f'/pick {position}')
     picked, logprob = token.top[choice - 1]
     tokenizer = session.engine.tokenizer
-    tokens = [*tokens[: place - 1], Token(picked, logprob, token.top)]
+    tokens = [*tokens[: position - 1], Token(picked, logprob, token.top)]
     text = b''.join(tokenizer.bytes_of(token.id) for token in tokens)
     try:
         content = text_before_tokens(reply, tokenizer) + text.decode()
@@ -208,13 +205,9 @@ def _compare(session, words):
         raise UserError(
             f'/compare {words}'.rstrip() + ': name a step, as /compare 1000'
         )
-    other_reply = Message(
-        'assistant',
-        model=f'{session.name}@{words}',
-        seed=reply.seed,
-        parameters=reply.parameters,
-    )
     engine = session.load(int(words))
+    other_reply = Message('assistant', seed=reply.seed, parameters=reply.parameters)
+    other_reply.model = f'{session.name}@{words}'
     draw(session, parent.add(other_reply), engine)
 
 
@@ -258,9 +251,8 @@ def _save(session, words):
     if not words:
         raise UserError('/save: name a file, as /save talk.json')
     path = Path(words).expanduser()
-    content = conversation_json(
-        session.root, session.system, session.name, session.engine.tokenizer
-    )
+    tokenizer = session.engine.tokenizer
+    content = conversation_json(session.root, session.system, session.name, tokenizer)
     try:
         storage.write_json(path, content)
     except OSError as error:

@@ -15,6 +15,7 @@ from tests.chat_page import (
     chunk,
     last_reply,
     needs_browser,
+    open_tab,
     say,
     settle,
     text_of,
@@ -51,9 +52,7 @@ def test_conversations_are_kept_renamed_and_deleted(scripted, open_page):
 def test_two_tabs_see_one_another(scripted, open_page):
     page = open_page()
     say(page, 'Apples')
-    other = page.context.new_page()
-    other.goto(scripted.address)
-    other.locator('.assistant').wait_for()
+    other = open_tab(page)
     other.click('#new')
     say(other, 'Pears')
     titles = page.locator('#conversations .open')
@@ -145,9 +144,7 @@ def test_two_tabs_on_one_conversation_lose_no_message(scripted, open_page):
     rest = halting(scripted, 'slow')
     page = open_page()
     say(page, 'first')
-    other = page.context.new_page()
-    other.goto(scripted.address)
-    other.locator('.assistant').wait_for()
+    other = open_tab(page)
     say(page, 'slow', wait=False)
     page.get_by_text('So far').wait_for()
     # Another version of the first reply, in the other tab, while this one streams.
@@ -178,10 +175,7 @@ def test_both_tabs_say_something_at_once(scripted, open_page):
     """Neither hears of the other before both have written."""
     page = open_page(script=DEAF)
     say(page, 'first')
-    other = page.context.new_page()
-    other.add_init_script(DEAF)
-    other.goto(scripted.address)
-    other.locator('.assistant').wait_for()
+    other = open_tab(page, DEAF)
     say(page, 'one')
     # The browser hands what one tab has stored to the other a moment later.
     other.wait_for_function("Object.values(localStorage).join().includes('one')")
@@ -197,9 +191,7 @@ def test_both_tabs_say_something_at_once(scripted, open_page):
 def test_what_is_being_edited_is_left_alone(scripted, open_page):
     page = open_page()
     say(page, 'first')
-    other = page.context.new_page()
-    other.goto(scripted.address)
-    other.locator('.assistant').wait_for()
+    other = open_tab(page)
     page.locator('.user').first.hover()
     page.locator('.user [data-action=edit]').first.click()
     page.keyboard.type(' and more')
@@ -219,9 +211,7 @@ def test_what_is_being_edited_is_left_alone(scripted, open_page):
 def test_a_comparison_opened_or_closed_in_another_tab(scripted, open_page):
     page = open_page()
     say(page, 'first')
-    other = page.context.new_page()
-    other.goto(scripted.address)
-    other.locator('.assistant').wait_for()
+    other = open_tab(page)
     page.click('#compare')
     other.locator('.lane').nth(1).wait_for()
     say(other, 'second')

@@ -10,9 +10,9 @@ from tests.chat_page import (
     chunk,
     last_reply,
     needs_browser,
-    pieces,
     say,
     settle,
+    split_tokens,
     text_of,
 )
 
@@ -183,7 +183,7 @@ def test_tokens_by_keyboard_and_characters_of_several_tokens(scripted, open_page
     say(page, 'Hello')
     page.keyboard.press('Alt+i')
     tokens = last_reply(page).locator('.tokens[role=group] .token')
-    assert tokens.count() == len(pieces('Hi 😀\nbye')) == 8
+    assert tokens.count() == len(split_tokens('Hi 😀\nbye')) == 8
     assert tokens.first.get_attribute('aria-label') == 'Hi, 25.0%'
     assert tokens.all_inner_texts()[1:6] == [' ', '∅', '∅', '∅', '😀']
     page.keyboard.press('ArrowRight')
