@@ -34,17 +34,16 @@ def read_chitchat(data_dir: Path) -> list[ChitchatConversation]:
     source = ConfigDict(dict(path='chitchat'))
     builder = prepare_builder('reward', source, data_dir)
     examples = read_examples(builder, 'train', ['id', 'messages', 'ratings'])
-    return [_conversation(example, UNRATED) for example in examples]
-
-
-def _conversation(example: dict, unrated: int) -> ChitchatConversation:
-    messages = example['messages']
-    sent = [
-        (sender.decode(), text.decode())
-        for sender, text in zip(messages['sender'], messages['text'], strict=True)
-    ]
-    ratings = {name: int(example['ratings'][name]) for name in RATING_NAMES}
-    rated = all(value != unrated for value in ratings.values())
-    return ChitchatConversation(
-        example['id'].decode(), merge_turns(sent), ratings if rated else None
-    )
+    conversations = []
+    for example in examples:
+        sent = zip(
+            example['messages']['sender'], example['messages']['text'], strict=True
+        )
+        turns = merge_turns((sender.decode(), text.decode()) for sender, text in sent)
+        ratings = {name: int(example['ratings'][name]) for name in RATING_NAMES}
+        if UNRATED in ratings.values():
+            ratings = None
+        conversations.append(
+            ChitchatConversation(example['id'].decode(), turns, ratings)
+        )
+    return conversations

@@ -28,10 +28,10 @@ from gptjax.data.cleaning.cleaning_steps import (
     DROP_DUPLICATES,
     StepCount,
     clean_text,
+    is_duplicate,
     read_options,
     select_transforms,
 )
-from gptjax.data.cleaning.deduplication import is_duplicate
 from gptjax.data.documents import Write, assign_split, write_sources
 from gptjax.data.sources.file_source import read_messages
 from gptjax.data.sources.open_source import SUFFIXES, describe_source_files

@@ -33,9 +33,9 @@ from gptjax.data.cleaning.cleaning_steps import (
     StepCount,
     check_steps,
     clean_text,
+    is_duplicate,
     read_options,
 )
-from gptjax.data.cleaning.deduplication import is_duplicate
 from gptjax.data.sources.open_source import (
     describe_passed_over,
     open_source,
@@ -221,7 +221,7 @@ def _map_in_processes(function, chunks: Iterator, workers: int) -> Iterator:
 
 
 def _counted(documents: Iterable[Document], count: Counter) -> Iterator[Document]:
-    """Counts what is read, and passes over what is empty."""
+    """Counts what is read, and leaves out what is empty."""
     for identity, text in documents:
         count.update(_size(text))
         if text and not text.isspace():

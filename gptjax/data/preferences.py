@@ -6,7 +6,6 @@
 The reward model and the stages that learn from preferences directly read them here.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from gptjax.core import storage
@@ -42,7 +41,13 @@ def read_preferences(path: str, field: str) -> tuple[list[Preference], dict]:
         (the preferences in order; counts: `lines`, and `equal`, those left out
         because both replies are the same).
     """
-    every = list(_read(path, field))
+    every = []
+    for file in list_files(path, JSON_LINES, field):
+        for number, location, value in read_json_lines(file, field, FORM):
+            try:
+                every.append(_preference(f'{file.name}#{number}', value))
+            except ValueError as error:
+                raise UserError(f'{location}: {error}') from error
     preferences = [one for one in every if one.chosen != one.rejected]
     counts = dict(lines=len(every), equal=len(every) - len(preferences))
     if not every:
@@ -54,15 +59,6 @@ def read_preferences(path: str, field: str) -> tuple[list[Preference], dict]:
             'differ'
         )
     return preferences, counts
-
-
-def _read(path: str, field: str) -> Iterator[Preference]:
-    for file in list_files(path, JSON_LINES, field):
-        for number, location, value in read_json_lines(file, field, FORM):
-            try:
-                yield _preference(f'{file.name}#{number}', value)
-            except ValueError as error:
-                raise UserError(f'{location}: {error}') from error
 
 
 def _preference(identity: str, value: dict) -> Preference:

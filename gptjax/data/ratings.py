@@ -164,7 +164,12 @@ def rate_conversation(
     if target in BEHAVIOUR:
         if not turns or (target == 'continued' and len(turns) < 2):
             return None
-        num_turns = 1 if target == 'replied' else _draw_num_turns(conversation, seed)
+        if target == 'replied':
+            num_turns = 1
+        else:  # all of them, or fewer, by the throw of a coin
+            digest = hash_words(f'{seed} {conversation.id}')
+            coin, place = digest[0] % 2, int.from_bytes(digest[1:9], 'big')
+            num_turns = len(turns) if coin else 1 + place % (len(turns) - 1)
         value = int(num_turns < len(turns))
         turns = turns[:num_turns]
     elif not rating_audit.is_usable(conversation):
@@ -172,31 +177,18 @@ def rate_conversation(
     else:
         names = RATING_NAMES if target == 'sum' else (target,)
         value = sum(conversation.ratings[name] for name in names)
+    last, _ = turns[-1]  # whoever speaks last is the assistant
     return RatedConversation(
         id=conversation.id,
         set='',
-        messages=_to_messages(turns),
+        messages=[
+            dict(role='assistant' if speaker == last else 'user', content=text)
+            for speaker, text in turns
+        ],
         value=value,
         characters=sum(len(text) for _, text in turns),
         speakers=sorted(conversation.speakers),
     )
-
-
-def _to_messages(turns: Sequence[tuple[str, str]]) -> list[dict]:
-    """Turns as messages; whoever speaks last is the assistant."""
-    last = turns[-1][0]
-    return [
-        dict(role='assistant' if speaker == last else 'user', content=text)
-        for speaker, text in turns
-    ]
-
-
-def _draw_num_turns(conversation: ChitchatConversation, seed: int) -> int:
-    """How many turns are kept: all of them, or fewer, by the throw of a coin."""
-    digest = hash_words(f'{seed} {conversation.id}')
-    coin, place = digest[0] % 2, int.from_bytes(digest[1:9], 'big')
-    turns = len(conversation.turns)
-    return turns if coin else 1 + place % (turns - 1)
 
 
 def _rate_preference(preference: Preference) -> list[RatedConversation]:

@@ -190,3 +190,11 @@ def test_a_truncation_has_no_end(tokenizer, template):
     assert cut == chat_template.encode_prompt(
         [USER, ASSISTANT], tokenizer, template, continue_last=True
     )
+
+
+def test_messages_in_a_row_are_one_turn():
+    sent = [('a', ' hi '), ('a', 'there'), ('b', ' '), ('a', '!'), ('b', 'yo')]
+    turns = chat_template.merge_turns(sent)
+    assert turns == (('a', 'hi\nthere\n!'), ('b', 'yo'))
+    assert chat_template.conversation_text(sent) == 'hi\nthere\n!\n\nyo'
+    assert chat_template.conversation_text([('a', ' ')]) == ''

@@ -18,8 +18,8 @@ SYSTEM = dict(role='system', content='Be kind.')
 
 def write_chat(path, *conversations):
     lines = [
-        json.dumps(its if isinstance(its, dict) else dict(messages=its)) + '\n'
-        for its in conversations
+        json.dumps(one if isinstance(one, dict) else dict(messages=one)) + '\n'
+        for one in conversations
     ]
     path.write_text(''.join(lines))
     return path
@@ -36,12 +36,12 @@ def written(tmp_path, **sources):
     """(views by split, manifest of the sources)."""
     folder = tmp_path / 'made'
     folder.mkdir()
-    about = conversations.write_conversations(config_of(**sources), tmp_path, folder)
+    manifest = conversations.write_conversations(config_of(**sources), tmp_path, folder)
     views = {}
     for split in ('train', 'validation'):
         with open(folder / f'{split}.jsonl', encoding='utf-8') as lines:
             views[split] = [json.loads(line) for line in lines]
-    return views, about
+    return views, manifest
 
 
 def refuses(words, tmp_path, source):
@@ -63,25 +63,25 @@ def test_chat_files_are_read_as_they_are(tmp_path):
     write_chat(tmp_path / 'in' / 'a.jsonl', dict(id='x', messages=[SYSTEM, *again]))
     line = json.dumps(dict(messages=[USER, REPLY])).encode()
     (tmp_path / 'in' / 'b.jsonl.gz').write_bytes(gzip.compress(line))
-    views, about = written(tmp_path, own=common.source('chat', str(tmp_path / 'in')))
-    found = {view['id']: view['messages'] for its in views.values() for view in its}
+    views, manifest = written(tmp_path, own=common.source('chat', str(tmp_path / 'in')))
+    found = {view['id']: view['messages'] for group in views.values() for view in group}
     assert found == {'own/x': [SYSTEM, *again], 'own/b.jsonl.gz#1': [USER, REPLY]}
-    assert about['own']['read'] == dict(conversations=2, messages=7)
-    assert about['own']['files'] == 2 and about['own']['skipped'] == {}
+    assert manifest['own']['read'] == dict(conversations=2, messages=7)
+    assert manifest['own']['files'] == 2 and manifest['own']['skipped'] == {}
 
 
 def test_half_a_surrogate_pair_in_an_id_becomes_a_replacement_character(tmp_path):
     path = tmp_path / 'a.jsonl'
     write_chat(path, dict(id='x\ud83d', messages=[USER, REPLY]))
     views, _ = written(tmp_path, own=common.source('chat', str(path)))
-    assert [view['id'] for its in views.values() for view in its] == ['own/x\ufffd']
+    assert [view['id'] for group in views.values() for view in group] == ['own/x\ufffd']
 
 
 def test_parts_of_text_are_joined(tmp_path):
     parts = [dict(type='text', text='where is '), dict(type='text', text='the cat?')]
     path = write_chat(tmp_path / 'a.jsonl', [dict(USER, content=parts), REPLY])
     views, _ = written(tmp_path, own=common.source('chat', str(path)))
-    assert [v['messages'] for its in views.values() for v in its] == [[USER, REPLY]]
+    assert [v['messages'] for group in views.values() for v in group] == [[USER, REPLY]]
 
 
 def test_an_id_of_a_view_tells_its_conversation():
@@ -108,9 +108,9 @@ def test_an_unknown_role_names_file_and_line(tmp_path):
 
 def test_a_conversation_without_replies_is_a_counted_skip(tmp_path):
     path = write_chat(tmp_path / 'a.jsonl', [USER, REPLY], [USER], [REPLY])
-    views, about = written(tmp_path, own=common.source('chat', str(path)))
+    views, manifest = written(tmp_path, own=common.source('chat', str(path)))
     assert sum(map(len, views.values())) == 1
-    assert about['own']['skipped'] == {'no assistant turn': 1, 'one speaker': 1}
+    assert manifest['own']['skipped'] == {'no assistant turn': 1, 'one speaker': 1}
 
 
 def test_a_file_without_any_reply_is_refused(tmp_path):
@@ -162,10 +162,10 @@ def test_every_message_is_masked_and_empty_ones_go(tmp_path):
     path = write_chat(
         tmp_path / 'a.jsonl', [hidden, dict(USER, content=' \u200b\n'), REPLY]
     )
-    views, about = written(tmp_path, own=common.source('chat', str(path)))
+    views, manifest = written(tmp_path, own=common.source('chat', str(path)))
     (view,) = views['train'] + views['validation']
     assert view['messages'] == [dict(role='user', content='write to [email]'), REPLY]
-    assert about['own']['steps']['mask_emails']['documents_changed'] == 1
+    assert manifest['own']['steps']['mask_emails']['documents_changed'] == 1
 
 
 def sums(count):
@@ -184,13 +184,13 @@ def test_what_pretraining_held_out_is_held_out(tmp_path):
     config = config_of(own=common.source('chat', str(path)))
     config.data.sources = dict(own=common.source('chat', str(path)))
     documents.build_documents(config, tmp_path)
-    views, about = written(tmp_path, own=common.source('chat', str(path)))
+    views, manifest = written(tmp_path, own=common.source('chat', str(path)))
     for split in ('train', 'validation'):
         with open(tmp_path / 'documents' / f'{split}.jsonl') as lines:
             pretrained = [json.loads(line)['id'] for line in lines]
         assert [view['id'] for view in views[split]] == pretrained
         assert len(pretrained) > 10
-    assert about['own']['skipped'] == dict(drop_short=1, drop_duplicates=3)
+    assert manifest['own']['skipped'] == dict(drop_short=1, drop_duplicates=3)
 
 
 # ---- our own datasets
@@ -198,7 +198,7 @@ def test_what_pretraining_held_out_is_held_out(tmp_path):
 
 @pytest.mark.slow
 def test_two_people_are_the_assistant_in_turn(tmp_path):
-    views, about = written(
+    views, manifest = written(
         tmp_path,
         chitchat=common.source('tfds', 'chitchat', limit=40),
         chatterbot=common.source('tfds', 'chatterbot/english', limit=40),
@@ -228,5 +228,7 @@ def test_two_people_are_the_assistant_in_turn(tmp_path):
         for view in its:
             name = view['id'].partition('/')[2].split('@')[0]
             assert documents.assign_split(name, 0.3) == split
-    assert about['chitchat']['licence'] == 'MIT' and about['chatterbot']['licence']
-    assert about['chitchat']['skipped']['one speaker'] > 0
+    assert (
+        manifest['chitchat']['licence'] == 'MIT' and manifest['chatterbot']['licence']
+    )
+    assert manifest['chitchat']['skipped']['one speaker'] > 0

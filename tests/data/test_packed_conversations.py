@@ -248,16 +248,6 @@ def test_what_is_cut_or_left_out_is_told(run, tmp_path):
         packed_conversations.build_dialogue(config, workdir)
 
 
-def test_batches_are_functions_of_seed_and_step(made):
-    _, workdir = made
-    rows = packed_conversations.open_dialogue(workdir / 'dialogue', 'train')
-    first = list(dataloader.training_batches(rows, 7, 4, num_steps=9))
-    later = list(dataloader.training_batches(rows, 7, 4, start_step=5, num_steps=4))
-    for one, other in zip(first[5:], later, strict=True):
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name])
-
-
 def test_a_batch_names_its_conversations(made):
     config, workdir = made
     lines = list(ledger.describe_batch(config, workdir, 2))

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from gptjax.data import rating_audit
-from gptjax.data.chat_template import merge_turns
 from gptjax.data.chitchat import ChitchatConversation, read_chitchat
 from gptjax.data.rating_audit import (
     audit_ratings,
@@ -85,11 +84,6 @@ def test_pair_accuracy():
     scores = np.array([1.0, 2.0, 1.0, 0.0])
     assert pair_accuracy(scores, values) == pytest.approx((0 + 0.5 + 1 + 1 + 1) / 5)
     assert np.isnan(pair_accuracy(scores, np.ones(4)))
-
-
-def test_messages_in_a_row_are_one_turn():
-    sent = [('a', 'hi '), ('a', 'there'), ('b', ' '), ('a', '!'), ('b', 'yo')]
-    assert merge_turns(sent) == (('a', 'hi\nthere\n!'), ('b', 'yo'))
 
 
 @pytest.mark.slow

@@ -45,16 +45,16 @@ def chitchat(monkeypatch):
 def test_items_and_splits(chitchat, tmp_path):
     config = make_config()
     manifest = ratings.build_ratings(config, tmp_path)
-    found = {split: ratings.read_ratings(tmp_path, split) for split in ratings.SPLITS}
-    names = [item.id for items in found.values() for item in items]
+    by_split = {s: ratings.read_ratings(tmp_path, s) for s in ratings.SPLITS}
+    names = [item.id for items in by_split.values() for item in items]
     assert sorted(names) == sorted(f'c{number}' for number in range(40))
-    for split, items in found.items():
+    for split, items in by_split.items():
         assert manifest['splits'][split]['items'] == len(items)
         pairs = len(items) * (len(items) - 1) // 2
         assert manifest['splits'][split]['pairs'] == pairs
         equal = sum(a.value == b.value for i, a in enumerate(items) for b in items[:i])
         assert manifest['splits'][split]['equal_pairs'] == equal
-    for item in found['train']:
+    for item in by_split['train']:
         assert item.value == 1 + int(item.id[1:]) % 9 + 15 and item.set == ''
         assert item.characters == 4 * len('turn 0')
     assert manifest['audit']['usable'] == 40
@@ -176,14 +176,11 @@ def test_preferences_that_changed_since_are_noticed(tmp_path):
     assert ratings.build_ratings(config, tmp_path / 'run') == manifest
 
 
-def test_equal_ratings_only_are_one_clear_error(chitchat, tmp_path):
+def test_nothing_to_compare_is_one_clear_error(chitchat, tmp_path):
     chitchat([make_conversation(n, ratings=(8, 8, 8)) for n in range(40)])
     with pytest.raises(UserError, match='equal ratings: there is nothing to prefer'):
         ratings.build_ratings(make_config(), tmp_path)
     assert not (tmp_path / 'ratings').exists()
-
-
-def test_no_pairs_are_one_clear_error(chitchat, tmp_path):
     chitchat([make_conversation(0)])
     with pytest.raises(UserError, match='no pair of them'):
         ratings.build_ratings(make_config(), tmp_path)
@@ -201,16 +198,14 @@ def test_fields_that_do_not_fit(chitchat, tmp_path, fields, told):
         ratings.build_ratings(make_config(**fields), tmp_path)
 
 
-def test_another_config_is_refused(chitchat, tmp_path):
-    ratings.build_ratings(make_config(), tmp_path)
-    with pytest.raises(UserError, match='reward.target: sum there, witty here'):
-        ratings.build_ratings(make_config(target='witty'), tmp_path)
-
-
-def test_another_language_is_refused_where_a_step_reads_it(chitchat, tmp_path):
+def test_another_config_is_refused_of_languages_where_a_step_reads_them(
+    chitchat, tmp_path
+):
     config = make_config()
     config.data.clean = (*config.data.clean, 'keep_languages')  # not for messages
     made = ratings.build_ratings(config, tmp_path / 'a')
+    with pytest.raises(UserError, match='reward.target: sum there, witty here'):
+        ratings.build_ratings(make_config(target='witty'), tmp_path / 'a')
     assert 'data.languages' not in made['settings']
     config.data.languages = ('de',)
     assert ratings.build_ratings(config, tmp_path / 'a') == made

@@ -2,11 +2,13 @@
 
 A config lists the names of the steps in the order in which they are taken
 (data.clean), and the manifest counts what each did. To add a step, write its function
-and name it in TRANSFORMS or FILTERS. `drop_duplicates`, which looks at more than one
-document, is in deduplication.py.
+and name it in TRANSFORMS or FILTERS. `drop_duplicates` looks at more than one document:
+see `is_duplicate`.
 """
 
+import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -199,6 +201,25 @@ def check_steps(names: Sequence[str]) -> None:
             )
         if names.count(name) > 1:
             raise UserError(f'data.clean: {name!r} stands there twice: take one out')
+
+
+def is_duplicate(text: str, seen: set[bytes], count: StepCount) -> bool:
+    """Whether the text was seen before: of texts that say the same, the first stays.
+
+    Two texts are the same if they differ only in upper and lower case, in blanks
+    and line breaks, or in how Unicode writes a character. Which one of two stays
+    is settled by the order of the sources (by name) and within them, so that it is
+    the same on every machine. `seen` has 16-byte hashes of the texts before, of all
+    sources.
+    """
+    plain = ' '.join(unicodedata.normalize('NFKC', text).casefold().split())
+    key = hashlib.blake2b(plain.encode(), digest_size=16).digest()
+    if key in seen:
+        count.documents_dropped += 1
+        count.characters_removed += len(text)
+        return True
+    seen.add(key)
+    return False
 
 
 def clean_text(

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from configs import common
 from gptjax.core.console import UserError
-from gptjax.data.chat_template import conversation_text
 from gptjax.data.cleaning import cleaning_steps
 
 OPTIONS = cleaning_steps.read_options(common.base().data)
@@ -233,7 +232,29 @@ def test_an_unknown_step_is_named_with_those_there_are():
         cleaning_steps.check_steps(['lowercase', 'drop_short', 'lowercase'])
 
 
-def test_a_conversation_as_text():
-    messages = [('a', ' hi '), ('a', ''), ('a', 'there'), ('b', 'yo'), ('a', 'so')]
-    assert conversation_text(messages) == 'hi\nthere\n\nyo\n\nso'
-    assert conversation_text([('a', ' ')]) == ''
+def test_the_first_of_equal_texts_stays():
+    count, seen = cleaning_steps.StepCount(), set()
+    texts = ['Hello  you', 'other', 'hello\nyou', 'OTHER ']
+    assert [cleaning_steps.is_duplicate(text, seen, count) for text in texts] == [
+        0,
+        0,
+        1,
+        1,
+    ]
+    assert count == cleaning_steps.StepCount(documents_dropped=2, characters_removed=15)
+
+
+@pytest.mark.parametrize(
+    'text, other, equal',
+    [
+        ('Straße\t1', ' STRASSE 1\n', True),
+        ('cafe\u0301', 'café', True),
+        ('a b', 'ab', False),
+        ('a, b', 'a b', False),
+    ],
+)
+def test_what_counts_as_equal(text, other, equal):
+    seen = set()
+    cleaning_steps.is_duplicate(text, seen, cleaning_steps.StepCount())
+    assert cleaning_steps.is_duplicate(other, seen, cleaning_steps.StepCount()) == equal
+    assert {len(key) for key in seen} == {16}
