@@ -87,29 +87,22 @@ def test_kl_is_the_mean_log_ratio_of_what_was_drawn(folder):
     config = init_from.inherit_config(config_of(folder), folder / 'kl')
     mesh = inference_mesh(config)
     experiment = best_of.make_experiment(config)
-    prompts = [
-        experiment.prompt_format.prompt(item.messages) for item in experiment.problems
-    ]
-    replies = [
-        made_up(experiment.prompt_format, number) for number in range(len(prompts))
-    ]
-    drawn = rollout.build_rollout(
-        experiment.prompt_format, experiment.problems, prompts, replies
-    )
+    prompt_format, problems = experiment.prompt_format, experiment.problems
+    prompts = [prompt_format.prompt(problem.messages) for problem in problems]
+    replies = [made_up(prompt_format, number) for number in range(len(prompts))]
+    drawn = rollout.build_rollout(prompt_format, problems, prompts, replies)
     log_ratios = overoptimization._make_log_ratios(config, experiment, mesh)
 
-    same = jax.tree.map(
-        lambda x: jax.device_put(np.asarray(x)), experiment.trained.params
-    )
+    settings, same = experiment.trained.settings, experiment.trained.params
+    same = jax.tree.map(lambda x: jax.device_put(np.asarray(x)), same)
     np.testing.assert_array_equal(log_ratios(same, drawn), 0)
-    other = gpt.init_params(experiment.trained.settings, jax.random.key(1))
+    other = gpt.init_params(settings, jax.random.key(1))
     expected = [
         np.sum(
-            drawn.batch['weights']
-            * token_logprobs(experiment.trained.settings, weights, drawn.batch)[0],
+            drawn.batch['weights'] * token_logprobs(settings, params, drawn.batch)[0],
             axis=1,
         )
-        for weights in (other, same)
+        for params in (other, same)
     ]
     found = log_ratios(other, drawn)
     assert found.shape == (4,)

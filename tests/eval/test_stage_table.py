@@ -19,22 +19,13 @@ def write(folder, right, out_of=20):
     solved = np.arange(out_of) < right
     columns = {n: solved.astype(float) for n in ('greedy', 'drawn', 'passed')}
     columns.update(stopped=np.ones(out_of), items=np.ones(out_of))
-    items = [
-        dict(id=str(n), prompt_sha256='p', item_sha256=f'{n}') for n in range(out_of)
-    ]
-    task = results.make_result(
-        'verifiable',
-        'problems',
-        bootstrap.compute_figures(columns, verifiable_replies.FIGURES, HOW),
-        columns,
-        items,
-        HOW,
-        {},
-    )
+    ids = map(str, range(out_of))
+    items = [dict(id=id, prompt_sha256='p', item_sha256=id) for id in ids]
+    figures = bootstrap.compute_figures(columns, verifiable_replies.FIGURES, HOW)
+    task = results.make_result('verifiable', '', figures, columns, items, HOW, {})
     folder.mkdir(parents=True)
-    results.write_results(
-        folder / 'eval.json', dict(tasks=dict(task=task), tokenizer='t')
-    )
+    evaluation = dict(tasks=dict(task=task), tokenizer='t')
+    results.write_results(folder / 'eval.json', evaluation)
     lines = [dict(split='train', step_seconds=seconds) for seconds in (right, 0.5)]
     lines.insert(1, dict(split='validation', step=1))
     text = ''.join(json.dumps(line) + '\n' for line in lines)

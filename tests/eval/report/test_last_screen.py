@@ -14,17 +14,11 @@ def checkpoint(tmp_path):
 
 
 def test_figures_beside_their_baselines(tmp_path):
-    storage.write_json(
-        tmp_path / 'eval.json',
-        dict(
-            results=dict(
-                documents=1297, bytes=654321, bits_per_byte=1.5875, context=128,
-                stride=64,
-            ),
-            baselines=dict(bits_per_byte=dict(xz=2.59, xz_given_train=2.1312)),
-            checkpoint_step=1200,
-        ),
-    )  # fmt: skip
+    results = dict(documents=1297, bytes=654321, bits_per_byte=1.5875)
+    results.update(context=128, stride=64)
+    baselines = dict(bits_per_byte=dict(xz=2.59, xz_given_train=2.1312))
+    evaluation = dict(results=results, baselines=baselines, checkpoint_step=1200)
+    storage.write_json(tmp_path / 'eval.json', evaluation)
     lines = last_screen(tmp_path, tmp_path / 'report.html').splitlines()
     assert f'Made: {tmp_path}/report.html' in lines
     assert 'On 1,297 documents it never saw (0.65 MB), bits per byte:' in lines
@@ -39,12 +33,9 @@ def test_figures_that_are_not_finite_are_a_dash(tmp_path):
     results = dict(documents=1, bytes=9, bits_per_byte=None, context=8, stride=4)
     reply_bits = dict(value=None, baselines=dict(before=dict(value=2.5)))
     dialogue = dict(items=[{}], figures=dict(reply_bits=reply_bits))
-    evaluation = dict(
-        results=results,
-        baselines=dict(bits_per_byte=dict(xz=2.59)),
-        checkpoint_step=3,
-        tasks=dict(dialogue=dialogue),
-    )
+    baselines = dict(bits_per_byte=dict(xz=2.59))
+    evaluation = dict(results=results, baselines=baselines, checkpoint_step=3)
+    evaluation['tasks'] = dict(dialogue=dialogue)
     storage.write_json(tmp_path / 'eval.json', evaluation)
     lines = last_screen(tmp_path, tmp_path / 'report.html').splitlines()
     assert '       –  this model, step 3 (context 8, stride 4)' in lines
@@ -63,9 +54,8 @@ def test_without_a_checkpoint_the_next_command_trains(tmp_path, checkpoint):
     screen = last_screen(tmp_path, tmp_path / 'report.html')
     assert screen.endswith(f'-m gptjax pretrain --workdir {tmp_path}')
     assert 'serve' not in screen
-    storage.write_json(
-        tmp_path / 'environment.json', dict(command='python -m gptjax sft --workdir r')
-    )
+    command = dict(command='python -m gptjax sft --workdir r')
+    storage.write_json(tmp_path / 'environment.json', command)
     screen = last_screen(tmp_path, tmp_path / 'report.html')
     assert screen.endswith(f'-m gptjax sft --workdir {tmp_path}')
 

@@ -104,15 +104,12 @@ def test_one_reply_of_each_conversation(tmp_path):
         assert messages[place] == dict(role='assistant', content=item.references[0])
         assert item.choices[item.answer] == item.references[0]
         assert len(set(item.choices)) == 4
-    assert {item.id[-2:] for item in found if item.id.startswith('chit')} == {
-        '@0',
-        '@1',
-    }
+    sides = {item.id[-2:] for item in found if item.id.startswith('chit')}
+    assert sides == {'@0', '@1'}
     # Fewer are the first of them, and another seed gives others.
-    assert [i.id for i in read_examples(tmp_path, conversations=5)] == [
-        i.id for i in found[:5]
-    ]
-    assert [i.id for i in read_examples(tmp_path, seed=1)] != [i.id for i in found]
+    ids = lambda examples: [example.id for example in examples]
+    assert ids(read_examples(tmp_path, conversations=5)) == ids(found[:5])
+    assert ids(read_examples(tmp_path, seed=1)) != ids(found)
 
 
 def test_what_cannot_be_asked(tmp_path):
@@ -238,21 +235,16 @@ def test_a_run_beside_what_it_started_from(trained_run, tmp_path):
     # The earlier run's own result is the baseline.
     earlier = runs.copy(trained_run, tmp_path / 'earlier')
     copy = tmp_path / 'earlier.json'
-    runs.finish(
-        runs.start(
-            'eval', f'--workdir={earlier}', f'--tasks=dialogue:{workdir}',
-            '--max_tokens=8', f'--json={copy}',
-        )
-    )  # fmt: skip
+    words = (f'--workdir={earlier}', f'--tasks=dialogue:{workdir}', f'--json={copy}')
+    runs.finish(runs.start('eval', *words, '--max_tokens=8'))
     earlier_result = storage.read_json(copy)['tasks']['dialogue']
     baselines = found['tasks']['dialogue']['figures']['reply_bits']['baselines']
     assert baselines['run, before']['value'] == pytest.approx(
         earlier_result['figures']['reply_bits']['value'], rel=1e-6
     )
     output, _ = runs.finish(runs.start('eval', '--compare', copy, workdir))
-    assert (
-        'bits per byte of replies' in output and 'template is text and turns' in output
-    )
+    assert 'bits per byte of replies' in output
+    assert 'template is text and turns' in output
     runs.finish(runs.start('report', f'--workdir={workdir}'))
     page = (workdir / 'report.html').read_text(encoding='utf-8')
     assert 'Transcripts' in page and 'run, before' in page

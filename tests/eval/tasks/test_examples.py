@@ -9,12 +9,8 @@ from gptjax.eval.tasks import examples
 
 
 def conversations(count):
-    return [
-        dict(
-            id=f'c/{n}', text='\n\n'.join(f'turn {t} of {n}' for t in range(1 + n % 6))
-        )
-        for n in range(count)
-    ]
+    text_of = lambda n: '\n\n'.join(f'turn {turn} of {n}' for turn in range(1 + n % 6))
+    return [dict(id=f'c/{n}', text=text_of(n)) for n in range(count)]
 
 
 def test_the_reference_is_the_turn_after_the_prompt():
@@ -34,20 +30,17 @@ def test_the_reference_is_the_turn_after_the_prompt():
 
 def test_an_item_depends_on_its_conversation_and_the_seed_alone():
     documents = conversations(60)
-    every = {
-        example.id: example for example in examples.reply_examples(documents, 0, seed=0)
-    }
+    every, other = (
+        {item.id: item for item in examples.reply_examples(documents, 0, seed)}
+        for seed in (0, 1)
+    )
     few = examples.reply_examples(documents[::-1][:30], 10, seed=0)
     assert len(few) == 10 and all(every[example.id] == example for example in few)
-    other = {
-        example.id: example for example in examples.reply_examples(documents, 0, seed=1)
-    }
     assert other.keys() == every.keys() and other != every
-    hashes = {example.identity()['item_sha256'] for example in every.values()}
+    identities = [example.identity() for example in every.values()]
+    hashes = {identity['item_sha256'] for identity in identities}
     assert len(hashes) == 50
-    assert {
-        example.identity()['prompt_sha256'] for example in every.values()
-    }.isdisjoint(hashes)
+    assert hashes.isdisjoint(identity['prompt_sha256'] for identity in identities)
 
 
 def test_texts_of_one_turn_are_refused():
@@ -61,9 +54,8 @@ def test_the_truth_is_one_of_the_choices():
     truths = {example.id: example.references[0] for example in replies}
     for example in found:
         assert example.choices[example.answer] == truths[example.id]
-        assert len(set(example.choices)) == 4 and set(example.choices) <= {
-            *truths.values()
-        }
+        assert len(set(example.choices)) == 4
+        assert set(example.choices) <= set(truths.values())
     assert {example.answer for example in found} == {0, 1, 2, 3}
     with pytest.raises(UserError, match='eval.choices=99'):
         examples.choice_examples(replies, 99, seed=0)

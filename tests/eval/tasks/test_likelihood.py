@@ -36,10 +36,8 @@ def test_a_long_prompt_loses_its_beginning():
     # five inputs, of which the last four are read: targets 5 and 6 after 3 and 4
     (found,) = score([([1, 2, 3, 4], [5, 6])], context=4)
     assert found.logprob == pytest.approx(-1 / 3 - 1 / 4)
-    assert (
-        likelihood.count_truncated([([1, 2, 3, 4], [5, 6]), ([1, 2, 3], [5, 6])], 4)
-        == 1
-    )
+    pairs = [([1, 2, 3, 4], [5, 6]), ([1, 2, 3], [5, 6])]
+    assert likelihood.count_truncated(pairs, 4) == 1
 
 
 def test_one_unlikely_token_is_enough_not_to_be_greedy():
@@ -97,13 +95,9 @@ def model():
 def test_a_packed_batch_of_a_model_equals_a_forward_pass_of_each(model):
     scores, logits_after = model
     random = np.random.default_rng(0)
-    pairs = [
-        (
-            random.integers(3, 96, before).tolist(),
-            random.integers(3, 96, after).tolist(),
-        )
-        for before, after in ((1, 4), (9, 3), (2, 1), (12, 8), (30, 2), (5, 5))
-    ]
+    draw = lambda count: random.integers(3, 96, count).tolist()
+    sizes = ((1, 4), (9, 3), (2, 1), (12, 8), (30, 2), (5, 5))
+    pairs = [(draw(before), draw(after)) for before, after in sizes]
     found = score_pairs(scores, pairs, context=32, batch_size=2, pad_id=0)
     for (before, after), its in zip(pairs, found, strict=True):
         logits = logits_after([*before, *after[:-1]])[len(before) - 1 :]

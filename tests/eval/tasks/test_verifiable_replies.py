@@ -62,11 +62,8 @@ def test_figures_of_a_model_that_is_right_now_and_then():
             problem = chr(prompt[2])
             requests.append((problem, parameter.temperature, parameter.seed))
             times = sum(a[0] == problem and a[1] > 0 for a in requests)
-            right = (
-                problem == '0'
-                if parameter.temperature == 0
-                else problem == '1' and times <= 2
-            )
+            greedy = parameter.temperature == 0
+            right = problem == '0' if greedy else problem == '1' and times <= 2
             ending = None if problem == '3' else Token(5)
             finish = 'length' if problem == '3' else 'stop'
             replies.append(
