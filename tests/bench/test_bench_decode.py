@@ -30,6 +30,8 @@ def test_a_workload_is_ragged_and_always_the_same():
     assert workload.lengths != sorted(workload.lengths)
     assert all(0 <= token < 100 for prompt in workload.prompts for token in prompt)
     assert workload.batch == 8
+    assert make_workload(64, 512, 100, slots=8).batch == 8
+    assert make_workload(1, 512, 100, slots=8).batch == 1
 
 
 def test_one_request_has_the_middle_of_the_ranges():
@@ -37,7 +39,7 @@ def test_one_request_has_the_middle_of_the_ranges():
     assert (len(workload.prompts[0]), workload.lengths) == (72, [144])
 
 
-def test_prompts_may_be_pieces_of_a_text():
+def test_prompts_may_be_cut_from_a_text():
     text = list(range(1000, 1200))
     workload = make_workload(8, 512, 100, text=text)
     assert workload.lengths == make_workload(8, 512, 100).lengths
@@ -46,11 +48,6 @@ def test_prompts_may_be_pieces_of_a_text():
     ):
         assert len(prompt) == len(random) and prompt[0] >= 1000
         assert prompt == list(range(prompt[0], prompt[0] + len(prompt)))
-
-
-def test_slots_limit_what_runs_at_once():
-    assert make_workload(64, 512, 100, slots=8).batch == 8
-    assert make_workload(1, 512, 100, slots=8).batch == 1
 
 
 @pytest.mark.slow

@@ -26,12 +26,9 @@ HI = (Token(300),)
 
 
 class Engine:
-    """Tells the listeners what `script` says, a list of updates for each request.
+    """Gives listeners what `script` holds, a list of updates for each request.
 
-    Attributes:
-        cancelled: request ids, in order.
-        room: requests it takes.
-        failure: as of the real one.
+    It takes `room` requests; `cancelled` holds request ids in order.
     """
 
     failure = None
@@ -66,24 +63,19 @@ def state_of(engine, *others, **options):
 class Client:
     """One request to the application.
 
-    Args:
-        fields: of the body.
-        leaves: it goes away right after the request; or a number, after so many
-            messages of the answer.
-        reads: messages of the answer that it takes.
+    It leaves right after the request, or after `leaves` messages of the answer, of
+    which it takes `reads`.
     """
 
     def __init__(self, fields, leaves=False, reads=10**6):
-        self.received = []
-        self._left = asyncio.Event()
-        self._reads = reads
+        self.received, self._leaves, self._reads = [], leaves, reads
         self.fields = dict(dict(prompt='a'), **fields)
-        self._leaves = leaves
-        self._asked = False
+        self._left = asyncio.Event()
+        self._has_sent = False
 
     async def receive(self):
-        if not self._asked:
-            self._asked = True
+        if not self._has_sent:
+            self._has_sent = True
             content = json.dumps(self.fields).encode()
             return dict(type='http.request', body=content, more_body=False)
         if self._leaves is not True:
@@ -270,7 +262,7 @@ def test_a_full_engine_keeps_nothing_of_a_call():
     assert outcomes(state) == ['busy']
 
 
-def test_a_grammar_that_fails_is_told():
+def test_a_grammar_that_fails_is_an_error():
     class Grammars:
         def compile_schema(self, schema, count):
             return [Failed()] * count
@@ -289,7 +281,7 @@ def test_a_grammar_that_fails_is_told():
 def test_a_body_that_never_comes(monkeypatch):
     monkeypatch.setattr(api_requests, 'READ_SECONDS', 0.05)
     client = Client({})
-    client._asked = True  # its body does not come, and it does not leave
+    client._has_sent = True  # its body does not come, and it does not leave
     client.ask(state_of(Engine()))
     assert client.status == 408 and client.error['code'] == 'timeout'
 
@@ -335,7 +327,7 @@ def test_a_mistake_of_ours_is_counted(monkeypatch, place, stream):
     assert outcomes(state) == ['failed'] and not state.running
 
 
-def test_tokens_are_found_beside_the_loop(monkeypatch):
+def test_texts_are_tokenized_off_the_event_loop(monkeypatch):
     """A long text takes a while, in which replies are to go on."""
     state, threads = state_of(Engine()), []
 

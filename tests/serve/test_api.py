@@ -93,15 +93,8 @@ def test_without_a_seed_replies_differ(chat):
 
 def test_a_stream_says_what_the_whole_answer_says(chat):
     whole = chat(n=2, logprobs=True, top_logprobs=3)
-    chunks = list(
-        chat(
-            n=2,
-            logprobs=True,
-            top_logprobs=3,
-            stream=True,
-            stream_options=dict(include_usage=True),
-        )
-    )
+    stream = dict(stream=True, stream_options=dict(include_usage=True))
+    chunks = list(chat(n=2, logprobs=True, top_logprobs=3, **stream))
     for index, choice in enumerate(whole.choices):
         deltas = choices_of(chunks, index)
         assert deltas[0].delta.role == 'assistant'

@@ -12,15 +12,14 @@ from tests import servers
 CHAT, COMPLETION = '/v1/chat/completions', '/v1/completions'
 HELLO = [dict(role='user', content='Hello')]
 LONG = 'The red fox says. ' * 400
+JSON_SCHEMA = 'response_format.json_schema'
+STRANGE = dict(schema=dict(type='strange'), name='x')
+STRANGE = dict(type='json_schema', json_schema=STRANGE)
 IMAGE = [dict(type='image_url', image_url={})]
 
 
 def chat(role, content='Hello', **more):
     return [dict(role=role, content=content, **more)]
-
-
-def json_format(schema):
-    return dict(type='json_schema', json_schema=dict(name='x', schema=schema))
 
 
 # (fields, status, param, part of the message)
@@ -62,18 +61,8 @@ BAD_CHATS = [
     (dict(temprature=1), 400, 'temprature', 'does not have it'),
     (dict(reasoning_effort='low'), 400, 'reasoning_effort', 'not have'),
     (dict(response_format=dict(type='xml')), 400, 'response_format.type', 'json_sche'),
-    (
-        dict(response_format=dict(type='json_schema')),
-        400,
-        'response_format.json_schema',
-        'missing',
-    ),
-    (
-        dict(response_format=json_format(dict(type='strange'))),
-        400,
-        'response_format.json_schema.schema',
-        'Invalid type: strange',
-    ),
+    (dict(response_format=dict(type='json_schema')), 400, JSON_SCHEMA, 'missing'),
+    (dict(response_format=STRANGE), 400, f'{JSON_SCHEMA}.schema', 'Invalid type: stra'),
 ]
 BAD_COMPLETIONS = [
     (dict(prompt=None), 400, 'prompt', 'token ids'),

@@ -53,7 +53,7 @@ def test_completion_entries(tokenizer):
     assert entries['top_logprobs'][2] == {'bytes:\\xf0': -0.5, 'bytes:\\x9f': -1.0}
 
 
-def test_of_two_tokens_with_one_text_the_likelier_is_told(tokenizer):
+def test_of_two_tokens_with_one_text_the_likelier_is_shown(tokenizer):
     [letter] = tokenizer.encode('a')
     byte = next(
         token

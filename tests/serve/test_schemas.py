@@ -14,11 +14,11 @@ SCALARS = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-3, 2000),
-    st.sampled_from(
-        [0.5, 1.0, -0.5, 1e9, 2**31, 2**32 - 1, 2**32, 10**400, -(10**400)]
-    ),
+    st.sampled_from([0.5, 1.0, -0.5, 1e9, 2**31, 2**32 - 1, 2**32]),
+    st.sampled_from([10**400, -(10**400)]),
     st.sampled_from(['', 'a', 'user', 'text', 'auto', 'json_schema', '12', 'x' * 300]),
 )
+FIELD_VALUES = (None, True, 1, 1.5, -1, 10**400, 'a', [], ['a'], [1], {}, {'7': 1})
 VALUES = st.recursive(
     SCALARS,
     lambda inner: st.one_of(
@@ -55,20 +55,7 @@ def test_it_agrees_with_the_reference(schema):
     agree()
     # And field by field, so that no field goes untried.
     for name in schema['properties']:
-        for value in (
-            None,
-            True,
-            1,
-            1.5,
-            -1,
-            10**400,
-            'a',
-            [],
-            ['a'],
-            [1],
-            {},
-            {'7': 1},
-        ):
+        for value in FIELD_VALUES:
             body = {**need, name: value}
             assert fits(body, schema) == reference.is_valid(body), body
 

@@ -109,9 +109,9 @@ def test_the_policy_lets_the_own_script_and_style_run():
         assert f"'sha256-{digest}'" in policy
     assert 'unsafe' not in policy and "default-src 'none'" in policy
     for wrong in (
-        page + '<script>2</script>',
+        f'{page}<script>2</script>',
         '<style></style>',
-        page + '<script src>',
+        f'{page}<script src>',
     ):
         with pytest.raises(ValueError, match='exactly one'):
             content_policy(wrong)
@@ -196,7 +196,7 @@ def test_a_second_head_has_its_own_time(short):
     run(scenario)
 
 
-def test_one_connection_too_many_is_told_so():
+def test_one_connection_too_many_gets_503():
     async def scenario():
         async with serving(most=2) as connect:
             held = [await connect() for _ in range(2)]

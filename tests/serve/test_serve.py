@@ -99,23 +99,20 @@ def check_key(server):
     gets = ('/', '/ready', '/metrics', '/v1/models', '/openapi.json', '/nothing')
     posts = ('/v1/chat/completions', COMPLETION, '/tokenize')
     for path in (*gets, *posts):
-        content = json.dumps(LONG).encode() if path in posts else None
-        method = 'POST' if path in posts else 'GET'
+        request = (
+            (json.dumps(LONG).encode(), 'POST') if path in posts else (None, 'GET')
+        )
         for given in ('', f'Bearer {KEY}x'):
-            headers = {'Authorization': given}
-            status, body, answer_headers = servers.send(
-                server, path, content, method, **headers
-            )
+            answer = servers.send(server, path, *request, Authorization=given)
+            status, body, answer_headers = answer
             assert status == 401 and body['error']['code'] == 'invalid_api_key'
             assert answer_headers['www-authenticate'].startswith('Basic ')
     basic = base64.b64encode(f'anybody:{KEY}'.encode()).decode()
-    for path, given in (
-        ('/ready', f'bearer {KEY}'),
-        ('/ready', f'Basic {basic}'),
-        ('/health', ''),
-    ):
-        headers = {'Authorization': given}
-        assert servers.send(server, path, None, 'GET', **headers)[0] == 200
+    right = {'/ready': (f'bearer {KEY}', f'Basic {basic}'), '/health': ('',)}
+    for path, keys in right.items():
+        for given in keys:
+            answer = servers.send(server, path, None, 'GET', Authorization=given)
+            assert answer[0] == 200
 
 
 def check_models(server):
@@ -125,16 +122,13 @@ def check_models(server):
     assert [entry['gptjax']['step'] for entry in entries] == [2, 1]
     assert server.get('/v1/models/tiny@1') == entries[1]
     ask = dict(prompt='The red', seed=3)
-    answers = {
-        name: servers.post(server, COMPLETION, dict(ask, **fields))
-        for name, fields in dict(
-            default={}, tiny=dict(model='tiny'), other=dict(model='tiny@1')
-        ).items()
-    }
-    texts = {name: answer['choices'][0]['text'] for name, answer in answers.items()}
-    assert texts['default'] == texts['tiny'] != texts['other']
-    prints = {answer['system_fingerprint'] for answer in answers.values()}
-    assert len(prints) == 2
+    answers = [
+        servers.post(server, COMPLETION, dict(ask, **fields))
+        for fields in ({}, dict(model='tiny'), dict(model='tiny@1'))
+    ]
+    default, tiny, other = (answer['choices'][0]['text'] for answer in answers)
+    assert default == tiny != other
+    assert len({answer['system_fingerprint'] for answer in answers}) == 2
     assert server.get('/tokenizer_info?model=tiny@1')['bos_token'] == '<bos>'
 
 
@@ -170,6 +164,10 @@ def stream(server, body, has_started=None) -> bytes:
     return bytes(received)
 
 
+def is_draining(server):
+    return servers.send(server, '/ready', None, 'GET')[0] == 503
+
+
 @pytest.mark.slow
 def test_sigterm_drains(served_run):
     """Running replies end, new ones are refused, and the exit code is 0."""
@@ -186,11 +184,7 @@ def test_sigterm_drains(served_run):
             assert has_started.wait(servers.SECONDS)
             wait_for(lambda: server.metric('gptjax_waiting') > 10, 'both are admitted')
             server.process.send_signal(signal.SIGTERM)
-
-            def refused():
-                return servers.send(server, '/ready', None, 'GET')[0] == 503
-
-            wait_for(refused, 'it says that it ends')
+            wait_for(lambda: is_draining(server), 'it says that it ends')
             content = json.dumps(LONG).encode()
             status, body, headers = servers.send(server, COMPLETION, content)
             assert status == 503 and body['error']['code'] == 'draining'
@@ -214,10 +208,7 @@ def test_a_second_signal_hurries(served_run):
             )
             assert has_started.wait(servers.SECONDS)
             server.process.send_signal(signal.SIGINT)
-            wait_for(
-                lambda: servers.send(server, '/ready', None, 'GET')[0] == 503,
-                'draining',
-            )
+            wait_for(lambda: is_draining(server), 'draining')
             server.process.send_signal(signal.SIGINT)
             text = streamed.result()
         assert b'"code":"draining"' in text and b'data: [DONE]' in text

@@ -132,8 +132,8 @@ def test_a_burst_is_answered_or_told_to_come_again(server):
             assert answer['error']['code'] == 'full'
             assert int(headers['retry-after']) >= 1
     wait_for(server.is_idle, 'idle')
-    kept = [(b, a) for b, (status, a, _) in zip(bodies, answers, strict=True)
-            if status == 200]  # fmt: skip
+    answered = zip(bodies, answers, strict=True)
+    kept = [(body, answer) for body, (status, answer, _) in answered if status == 200]
     for body, answer in kept[:3]:
         alone = servers.post(server, COMPLETION, body)
         assert answer['choices'] == alone['choices']
@@ -210,30 +210,30 @@ def test_a_random_schedule(server):
     patience = [rng.choice((None, None, 0, 1, 3)) for _ in bodies]
     starts = [rng.random() * 0.5 for _ in bodies]
 
-    def ask(body, pieces, start):
+    def ask(body, num_events, start):
         time.sleep(start)
-        while (replies := texts(server, body, pieces)) == 'full':
+        while (replies := texts(server, body, num_events)) == 'full':
             time.sleep(0.05)
         return replies
 
     with ThreadPoolExecutor(len(bodies)) as clients:
         answers = list(clients.map(ask, bodies, patience, starts))
     wait_for(server.is_idle, 'idle')
-    for body, pieces, replies in zip(bodies, patience, answers, strict=True):
+    for body, num_events, replies in zip(bodies, patience, answers, strict=True):
         alone = texts(server, body, None)
-        if pieces is None:
+        if num_events is None:
             assert replies == alone
         elif body['stream']:  # it left early, with the beginning
             for text, whole in zip(replies, alone, strict=True):
                 assert whole.startswith(text)
 
 
-def texts(server, body, pieces):
-    """The texts of a reply; of a stream's first `pieces` only, then it leaves."""
+def texts(server, body, num_events):
+    """The texts of a reply; of a stream's first `num_events` only, then it leaves."""
     connection = http.client.HTTPConnection('127.0.0.1', server.port, timeout=60)
     headers = {'Content-Type': 'application/json'}
     connection.request('POST', COMPLETION, encode(body), headers)
-    if pieces is not None and not body['stream']:
+    if num_events is not None and not body['stream']:
         connection.close()
         return None
     answer = connection.getresponse()
@@ -250,9 +250,9 @@ def texts(server, body, pieces):
             if line.startswith(b'data: {'):
                 for choice in json.loads(line[6:])['choices']:
                     replies[choice['index']] += choice['text']
-                if pieces is not None:
-                    pieces -= 1
-                    if pieces < 0:
+                if num_events is not None:
+                    num_events -= 1
+                    if num_events < 0:
                         break
         return replies
     finally:
