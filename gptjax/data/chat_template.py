@@ -66,17 +66,13 @@ def encode_turns(
     """The turns of a conversation, what `encode_conversation` joins after BOS."""
     write = _turn_writer(template)
     check_roles(messages)
-    ended = [True] * len(messages)
-    ended[-1] = not unfinished
-    prefixes, texts, ends = zip(
-        *(write(m, tokenizer, end) for m, end in zip(messages, ended, strict=True)),
-        strict=True,
-    )
-    roles = [message['role'] for message in messages]
+    written = [write(message, tokenizer, True) for message in messages[:-1]]
+    written.append(write(messages[-1], tokenizer, not unfinished))
+    contents = tokenizer.encode_batch([text for _, text, _ in written])
     return [
-        Turn(prefix, content + end, role == 'assistant', role == 'system')
-        for role, prefix, content, end in zip(
-            roles, prefixes, tokenizer.encode_batch(texts), ends, strict=True
+        Turn(prefix, content + end, m['role'] == 'assistant', m['role'] == 'system')
+        for m, (prefix, _, end), content in zip(
+            messages, written, contents, strict=True
         )
     ]
 

@@ -98,22 +98,15 @@ def make_comparison_arrays(
         inputs, segments, positions: int32 (…, T); segments are 1, and 0 on padding.
         last: int32 (…), the place of the last token.
     """
-    flat = rows.ravel()
-    inputs = np.full((len(flat), context), pad, np.int32)
+    inputs = np.full((*rows.shape, context), pad, np.int32)
     segments = np.zeros_like(inputs)
-    last = np.zeros(len(flat), np.int32)
-    for row, number in enumerate(flat):
+    last = np.zeros(rows.shape, np.int32)
+    for place, number in np.ndenumerate(rows):
         if number < 0:
             continue
         tokens = encoded[number].tokens
-        inputs[row, : len(tokens)] = tokens
-        segments[row, : len(tokens)] = 1
-        last[row] = len(tokens) - 1
+        inputs[place][: len(tokens)] = tokens
+        segments[place][: len(tokens)] = 1
+        last[place] = len(tokens) - 1
     positions = np.broadcast_to(np.arange(context, dtype=np.int32), inputs.shape)
-    shape = (*rows.shape, context)
-    return dict(
-        inputs=inputs.reshape(shape),
-        segments=segments.reshape(shape),
-        positions=positions.reshape(shape),
-        last=last.reshape(rows.shape),
-    )
+    return dict(inputs=inputs, segments=segments, positions=positions, last=last)

@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -244,11 +245,7 @@ class _SourceWriter:
 
     def _count_bytes(self, tokens, trained) -> int:
         """UTF-8 bytes of what the assistant says, without the ends of its turns."""
-        text = b''.join(
-            self.tokenizer.bytes_of(token)
-            for token, is_trained in zip(tokens, trained, strict=True)
-            if is_trained
-        )
+        text = b''.join(map(self.tokenizer.bytes_of, compress(tokens, trained)))
         # In 'text' the end of a turn is text; within a turn it cannot be.
         ends = text.count(TURN_END.encode()) if self.template == 'text' else 0
         return len(text) - ends * len(TURN_END)

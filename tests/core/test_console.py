@@ -67,12 +67,12 @@ def test_time_left_is_that_of_what_is_done_now(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'seconds, told',
+    'seconds, text',
     ((12.4, '12 s left'), (600, '10 min left'), (9000, '2.5 h left')),
 )
-def test_time_left_in_words(seconds, told, monkeypatch):
+def test_time_left_in_words(seconds, text, monkeypatch):
     monkeypatch.setattr(console.Count, 'seconds_left', lambda self: seconds)
-    assert console._left(console.Count(1, 0)) == told
+    assert console._left(console.Count(1, 0)) == text
 
 
 def test_errors_pass_and_end_the_bar(impatient, capsys):

@@ -24,7 +24,7 @@ def test_json_lines(pack, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'line, told',
+    'line, text',
     (
         (b'{', 'is no JSON (Expecting property name'),
         (b'[1]', 'is no JSON object but a list'),
@@ -34,13 +34,13 @@ def test_json_lines(pack, tmp_path):
         (b'{"a": "\xff"}', 'is not UTF-8 (byte 0xff at 7)'),
     ),
 )
-def test_a_line_that_cannot_be_used_is_named(line, told, tmp_path):
+def test_a_line_that_cannot_be_used_is_named(line, text, tmp_path):
     path = tmp_path / 'a.jsonl'
     path.write_bytes(b'{"a": 1}\n' + line + b'\n')
     with pytest.raises(UserError) as error:
         read(path)
     message = str(error.value)
-    assert message.startswith(f'a.field={path}: line 2 ') and told in message
+    assert message.startswith(f'a.field={path}: line 2 ') and text in message
     assert '\n' not in message
 
 

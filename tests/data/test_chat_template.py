@@ -79,7 +79,7 @@ def test_turns_are_between_special_tokens(tokenizer):
 
 
 @pytest.mark.parametrize(
-    'messages, options, told',
+    'messages, options, pattern',
     [
         ([], dict(), 'messages is empty'),
         ([USER, dict(role='tool', content='')], dict(), r"messages\[1\].role='tool'"),
@@ -88,9 +88,9 @@ def test_turns_are_between_special_tokens(tokenizer):
     ],
     ids=str,
 )
-def test_what_is_no_conversation(tokenizer, messages, options, told):
+def test_what_is_no_conversation(tokenizer, messages, options, pattern):
     options = dict(dict(template='text'), **options)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=pattern):
         chat_template.encode_prompt(messages, tokenizer, **options)
 
 

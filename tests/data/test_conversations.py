@@ -148,10 +148,11 @@ def test_a_line_that_is_no_conversation(tmp_path, line, words):
 
 
 @pytest.mark.parametrize(
-    'kind, told', [('text', 'kind=text: conversations are'), ('chat', 'no such file')]
+    'kind, pattern',
+    [('text', 'kind=text: conversations are'), ('chat', 'no such file')],
 )
-def test_sources_that_are_none(tmp_path, kind, told):
-    refuses([told], tmp_path, common.source(kind, 'nowhere.txt'))
+def test_sources_that_are_none(tmp_path, kind, pattern):
+    refuses([pattern], tmp_path, common.source(kind, 'nowhere.txt'))
 
 
 # ---- cleaning and splits

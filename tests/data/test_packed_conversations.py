@@ -225,15 +225,18 @@ def test_what_is_cut_or_left_out_is_told(run, tmp_path):
     write_chat(workdir / 'own.jsonl', *some, long)
     shutil.rmtree(workdir / 'dialogue')
     config.data.context = 12
-    told = packed_conversations.describe_dialogue(
+    description = packed_conversations.describe_dialogue(
         packed_conversations.build_dialogue(config, workdir)
     )
     counts = storage.read_json(workdir / 'dialogue' / 'manifest.json')
     own = [counts['splits'][split]['own'] for split in ('train', 'validation')]
     cut, kept = (sum(its[n] for its in own) for n in ('cut_tokens', 'predicted_tokens'))
     assert cut > 0
-    assert f'59 of 59 replies cut, {cut / (cut + kept):.0%} of all their tokens' in told
-    assert 'to fit data.context=12; 1 conversations left out' in told
+    assert (
+        f'59 of 59 replies cut, {cut / (cut + kept):.0%} of all their tokens'
+        in description
+    )
+    assert 'to fit data.context=12; 1 conversations left out' in description
     assert counts['sources']['own']['skipped'] == {packed_conversations.LONG_SYSTEM: 1}
     page = post_training_tables.dialogue_data_section(counts)
     assert (

@@ -57,7 +57,7 @@ def test_packed_files_and_folders(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'wrong, told',
+    'wrong, pattern',
     (
         ('[1]', 'no JSON object'),
         ('{"prompt": []}', 'has no "chosen"'),
@@ -69,8 +69,8 @@ def test_packed_files_and_folders(tmp_path):
         (line([dict(role='assistant', content='x')]), 'ends with an assistant’s'),
     ),
 )
-def test_a_wrong_line_is_named(tmp_path, wrong, told):
-    with pytest.raises(UserError, match=told) as error:
+def test_a_wrong_line_is_named(tmp_path, wrong, pattern):
+    with pytest.raises(UserError, match=pattern) as error:
         read(tmp_path, line(), wrong)
     assert str(error.value).startswith(
         f'reward.preferences={tmp_path}/mine.jsonl: line 2'

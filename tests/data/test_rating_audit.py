@@ -61,11 +61,11 @@ def test_counts():
 
 def test_the_text_names_every_number():
     found = audit_ratings(SOME, split_of)
-    told = rating_audit.describe_audit(found)
-    assert '2  rated 5/5/5, the default' in told
-    assert '1  of 2 for the test share a person with training' in told
-    assert '1  of 3 pairs have equal sums' in told
-    assert 'length alone tells 0.500 by turns, 1.000 by characters' in told
+    description = rating_audit.describe_audit(found)
+    assert '2  rated 5/5/5, the default' in description
+    assert '1  of 2 for the test share a person with training' in description
+    assert '1  of 3 pairs have equal sums' in description
+    assert 'length alone tells 0.500 by turns, 1.000 by characters' in description
 
 
 def test_linked_by_people_directly_or_not():

@@ -187,14 +187,14 @@ def test_nothing_to_compare_is_one_clear_error(chitchat, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'fields, told',
+    'fields, pattern',
     (
         (dict(test_fraction=0.7), 'leave nothing to train on'),
         (dict(test_fraction=0.01), 'less than data.validation_fraction=0.05'),
     ),
 )
-def test_fields_that_do_not_fit(chitchat, tmp_path, fields, told):
-    with pytest.raises(UserError, match=told):
+def test_fields_that_do_not_fit(chitchat, tmp_path, fields, pattern):
+    with pytest.raises(UserError, match=pattern):
         ratings.build_ratings(make_config(**fields), tmp_path)
 
 

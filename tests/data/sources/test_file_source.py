@@ -17,10 +17,10 @@ from gptjax.data.sources import file_source, open_source
 def documents(kind, path, data_dir='unused', **fields):
     source = common.source(kind, str(path), **fields)
     opened = open_source.open_source('mine', source, data_dir)
-    told = []
-    found = list(opened.read(told.append))
+    advances = []
+    found = list(opened.read(advances.append))
     if not source.limit:
-        assert sum(told) == opened.total  # what the progress bar counts on
+        assert sum(advances) == opened.total  # what the progress bar counts on
     return found
 
 
