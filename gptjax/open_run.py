@@ -29,9 +29,9 @@ def open_run(
         raise UserError('--workdir is missing: name the run directory, as runs/tiny')
     workdir = given_workdir()
     if FLAGS.multihost:
-        from gptjax.parallel import multihost
+        import jax
 
-        multihost.initialize()
+        jax.distributed.initialize()  # from the environment: Cloud TPU, Slurm, …
     if FLAGS.config is None:
         config = run_dir.read_config(workdir)
         _check_sections(config, str(workdir / 'config.json'), sections, example)

@@ -46,10 +46,9 @@ def cross_entropy_reference(
     where s is `label_smoothing` and c is `z_loss` (PaLM, section 5).
 
     Args:
-        hidden: (..., D) in the compute dtype.
-        head_DV: the head, in the compute dtype.
-        targets: int32, shaped as `hidden` less its last axis.
-        weights: float32, as `targets`.
+        hidden: (..., D) in the compute dtype, as the head.
+        targets: int32 (...).
+        weights: float32 (...).
 
     Returns:
         (sum of weight x loss, sum of weight x plain), float32.
@@ -77,12 +76,9 @@ def cross_entropy(hidden, head_DV, targets, weights, *, chunk=0, **options):
     compute them again. The second result, the plain loss, is a report: no
     gradient flows through it.
 
-    Tokens are taken along the last axis of `targets`, every n-th together,
-    so that an axis that is split over devices stays split.
-
-    Args:
-        chunk: tokens a chunk; 0: all at once. Rounded to a divisor.
-        **options: of `cross_entropy_reference`.
+    Tokens are taken along the last axis of `targets`, every n-th together, so that an
+    axis that is split over devices stays split. `chunk` is rounded to a divisor; with
+    0 all are taken at once.
     """
     axis = targets.ndim - 1
     num_chunks = number_of_chunks(targets.shape, chunk)

@@ -31,13 +31,7 @@ def causal_mask(query_positions_BT, key_positions_BS, window) -> jax.Array:
         . 1 1 .
         . . 1 1
 
-    Args:
-        query_positions_BT: int32.
-        key_positions_BS: int32.
-        window: keys seen, the query's own included; 0: all.
-
-    Returns:
-        A bool array (B, T, S).
+    The mask is bool (B, T, S). A window of 0 shows all keys.
     """
     distance = query_positions_BT[:, :, None] - key_positions_BS[:, None, :]
     near = (window == 0) | (distance < window)
@@ -74,7 +68,6 @@ def masked_attention(query_BTNH, pages: Sequence, mask_BTS, softcap=0.0, window=
     other falls asleep: a step of one row took 1.4 times as long.
 
     Args:
-        query_BTNH: queries.
         pages: keys and values in the order of their positions: each has `size`, its
             number of positions, and `read(dtype)`, which returns (keys, values), each
             (B, K, size, H); K divides N.
@@ -146,9 +139,6 @@ def causal_attention(
     diagonal, are never computed.
 
     Args:
-        query_BTNH: queries.
-        key_BTKH: keys; K divides N.
-        value_BTKH: values.
         segments_BT: int32, the document of each token.
         window: tokens seen, the query's own included; 0: all.
         softcap: c in c tanh(score / c), Gemma 2's; 0: none.
@@ -231,10 +221,6 @@ def _make_page_selector(masks, window):
     """A function `with_pages(compute, *args)` that returns `compute(read, *args)`.
 
     `read` has for each page whether it has to be read.
-
-    Args:
-        masks: of each page, which keys a query sees.
-        window: of the masks.
     """
     if len(masks) == 1:
         return lambda compute, *args: compute([True], *args)

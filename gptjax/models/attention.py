@@ -68,7 +68,6 @@ class Attention(nnx.Module):
 
         Args:
             x: (B, T, D), or (B T, D) flat.
-            context: the `Context` of the batch.
             window: keys seen by a query, 0: all; with a cache an int of Python.
             key: of dropout, or None.
             cache: this layer's `gptjax.models.cache.LayerCache`, or None.
@@ -117,7 +116,7 @@ class Attention(nnx.Module):
             query, keys = self.query_norm(query), self.key_norm(keys)
         B, T = context.positions_BT.shape
         query, keys, values = (
-            part.reshape(B, T, *part.shape[-2:]) for part in (query, keys, values)
+            x.reshape(B, T, *x.shape[-2:]) for x in (query, keys, values)
         )
         query = constrain(query, 'batch', 'time', 'heads', None)
         keys = constrain(keys, 'batch', 'time', 'kv_heads', None)

@@ -1,8 +1,8 @@
 """The key-value cache of decoding, in pages, of floats or of bytes.
 
-A layer's cache is pages, each of so many positions of every row. Attention reads those
-that a row sees, so that a step costs what is in the cache and not what would fit. The
-pages are arrays of their own, as to slice one array would copy it.
+A page has some of the positions of every row. Attention reads the pages that a row
+sees, so that a step costs what is in the cache and not what would fit. Pages are
+arrays of their own: to slice one array would copy it.
 """
 
 from itertools import accumulate
@@ -36,8 +36,8 @@ class Page(NamedTuple):
     def write(self, positions_BT, keys_BTKH, values_BTKH, first_row=0) -> 'Page':
         """The page with the tokens' keys and values at their positions in it.
 
-        Those before its first position and past its last are dropped. Where the tokens
-        are of fewer rows than the page has, they are of those from `first_row` on.
+        Positions outside the page are dropped. The tokens may be of fewer rows than
+        the page has: of those from `first_row` on.
         """
         return Page(
             _scatter(self.keys, positions_BT, keys_BTKH, first_row),
@@ -165,13 +165,12 @@ def empty_cache(
     positions up to its own.
     """
 
-    def page(size):
-        shape = (batch, settings.num_kv_heads, size, settings.head_dim)
+    def make_page(*shape):
         # An array for each: a buffer that stood for two could not be donated.
         new = lambda: _constrain(jnp.zeros(shape, settings.dtype))
         return Page(new(), new())
 
-    return _make_layers(settings, length, page)
+    return _make_layers(settings, batch, length, make_page)
 
 
 def empty_int8_cache(
@@ -179,21 +178,18 @@ def empty_int8_cache(
 ) -> tuple[LayerCache, ...]:
     """`empty_cache` of bytes."""
 
-    def page(size):
-        shape = (batch, settings.num_kv_heads, size, settings.head_dim)
+    def make_page(*shape):
         numbers = lambda: _constrain(jnp.zeros(shape, jnp.int8))
         scales = lambda: _constrain(jnp.zeros(shape[:3], jnp.float32))
         return Int8Page(numbers(), scales(), numbers(), scales())
 
-    return _make_layers(settings, length, page)
+    return _make_layers(settings, batch, length, make_page)
 
 
-def _make_layers(settings, length, page):
-    sizes = page_sizes(length)
-    return tuple(
-        LayerCache(tuple(page(size) for size in sizes))
-        for _ in range(settings.num_layers)
-    )
+def _make_layers(settings, batch, length, make_page):
+    K, H = settings.num_kv_heads, settings.head_dim
+    make_layer = lambda: tuple(make_page(batch, K, S, H) for S in page_sizes(length))
+    return tuple(LayerCache(make_layer()) for _ in range(settings.num_layers))
 
 
 def page_sizes(length: int) -> list[int]:

@@ -28,16 +28,11 @@ REMAT_POLICIES = {
 
 
 class Context(NamedTuple):
-    """What every layer reads besides the hidden vectors.
+    """What every layer reads besides the hidden vectors."""
 
-    segments_BT: int32, the document of each token, 0 for padding.
-    positions_BT: int32, the position in the document.
-    angles_BTh: float32, rotary angles; None without them.
-    """
-
-    segments_BT: jax.Array
-    positions_BT: jax.Array
-    angles_BTh: jax.Array | None
+    segments_BT: jax.Array  # int32, the document of each token, 0 for padding
+    positions_BT: jax.Array  # int32, the position in the document
+    angles_BTh: jax.Array | None  # float32, of rotary positions
 
 
 class Block(nnx.Module):
@@ -88,7 +83,6 @@ class GPT(nnx.Module):
         """The normalised last hidden vectors that the head reads.
 
         Args:
-            inputs_BT: int32 tokens.
             segments_BT: int32, tokens of one document share a number; 0 pads.
             positions_BT: int32, the position in the document.
             key: of dropout; None: no dropout.
@@ -99,21 +93,15 @@ class GPT(nnx.Module):
             matrix products; flattening a split axis would move data instead.
         """
         x, context = self._embed(inputs_BT, segments_BT, positions_BT, key)
-        flat = axis_size('context') == 1
-        if flat:
-            x = constrain(x.reshape(-1, x.shape[-1]), 'tokens', None)
-        else:
-            x = constrain(x, 'batch', 'time', None)
+        axes = 'batch', 'time', None
+        if axis_size('context') == 1:
+            x, axes = x.reshape(-1, x.shape[-1]), ('tokens', None)
+        x = constrain(x, *axes)
 
         def run(x, layer):
             block, window, layer_key = layer
             x, _ = block(x, context, window, layer_key)
-            x = (
-                constrain(x, 'tokens', None)
-                if flat
-                else constrain(x, 'batch', 'time', None)
-            )
-            return x, None
+            return constrain(x, *axes), None
 
         return self.final_norm(self._scan(run, x, key))
 
@@ -202,7 +190,6 @@ def decode(config, params, tokens_BT, positions_BT, cache):
     """Logits of tokens that go on from what the cache holds.
 
     Args:
-        config: the model's settings.
         params: of `unstack_layers`.
         tokens_BT: int32; the prompt at first, then a token at a time.
         positions_BT: int32, each row's own; past the cache's end: padding.

@@ -58,10 +58,8 @@ def project(head, hidden):
 def compute_rewards(head, hidden, last_B):
     """One reward a row, (B,) float32: of the hidden vector at the row's last token.
 
-    Args:
-        head: of `init_reward_head`.
-        hidden: (B T, D) or (B, T, D), from `GPT.hidden`.
-        last_B: int32, the index of the token that ends the row's conversation.
+    hidden is (B T, D) or (B, T, D), from `GPT.hidden`; last_B, int32, the index of the
+    token that ends the row's conversation.
     """
     B = last_B.shape[0]
     hidden_BTD = hidden.reshape(B, -1, hidden.shape[-1])
@@ -92,39 +90,29 @@ def without_critic(params) -> dict:
 
 
 def init_critic(settings, kind: str, params, reward_params=None) -> dict:
-    """A copy of a model's parameters with a critic.
+    """A copy of a model's parameters with a critic, of the kind 'head' or 'network'.
 
     A network begins as another copy of the model, with values of 0; or as a reward
     model, where the value before a token is the reward if the reply ended there
     (Ouyang et al. 2022, C.4).
-
-    Args:
-        settings: of the model.
-        kind: 'head' or 'network'.
-        params: of the model.
-        reward_params: a reward model's, for a network.
     """
     copy = lambda tree: jax.tree.map(jnp.copy, tree)
     network, head = {}, init_value_head(settings)
     if kind == 'network':
-        model, its_heads = split_heads(
+        model, model_heads = split_heads(
             params if reward_params is None else reward_params
         )
         network = {CRITIC: copy(model)}
         if reward_params is not None:
-            head = {VALUE_HEAD: copy(its_heads[REWARD_HEAD])}
+            head = {VALUE_HEAD: copy(model_heads[REWARD_HEAD])}
     return {**copy(params), **network, **head}
 
 
 def compute_values(settings, params, hidden, batch, policy_on=1.0):
     """The critic's value of the text before each target, (B, T) float32.
 
-    Args:
-        settings: of the model.
-        params: with a critic.
-        hidden: of the policy, from `GPT.hidden`.
-        batch: the batch that `hidden` was computed from.
-        policy_on: 0: no gradient flows from the head into the policy.
+    `hidden` is the policy's for this batch, from `GPT.hidden`. With policy_on=0 no
+    gradient flows from the head into the policy.
     """
     if CRITIC in params:
         hidden = gpt.bind(settings, params[CRITIC]).hidden(

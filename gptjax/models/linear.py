@@ -34,13 +34,8 @@ def linear(x, *weights, outputs: int = 1):
     As products of two matrices: over three axes XLA for CPU would transpose the
     weights first, each time.
 
-    Args:
-        x: the axes of the weights' inputs are one here.
-        *weights: parameters, or what stands for them; computed in the dtype of x.
-        outputs: how many axes of the weights are outputs.
-
-    Returns:
-        A list of arrays, or with one weight the array.
+    The last `outputs` axes of the weights are outputs; the others are one axis of x,
+    in whose dtype it is computed. One weight gives an array, several a list.
     """
     weights = [parameter[...] for parameter in weights]
     if isinstance(weights[0], Transposed):
@@ -63,22 +58,18 @@ class Transposed:
     The product with one row is then compiled by XLA for CPU to a loop that all cores
     share, and otherwise to a call that runs on one. With more rows it makes no
     difference.
-
-    Attributes:
-        matrix: (sum of outputs, in).
-        shapes: of the outputs of each of the weights.
     """
 
     def __init__(self, matrix, shapes: tuple[tuple[int, ...], ...]):
-        self.matrix = matrix
-        self.shapes = shapes
+        self.matrix = matrix  # (sum of outputs, in)
+        self.shapes = shapes  # of the outputs of each of the weights
 
     def __getitem__(self, key):
         assert key is Ellipsis
         return self
 
     def products(self, x, dtype=None):
-        """[(..., *outputs), …] of x (..., in); in `dtype`, and as x without."""
+        """[(..., *outputs), …] of x (..., in), in `dtype` or that of x."""
         rows = x.reshape(-1, x.shape[-1])
         matrix = self.matrix.astype(x.dtype)
         if len(rows) == 1:
@@ -88,11 +79,10 @@ class Transposed:
             # Without it XLA would undo the transposition.
             product = jax.lax.optimization_barrier(product).T
         ends = np.cumsum([math.prod(shape) for shape in self.shapes])
+        outputs = jnp.split(product, ends[:-1], axis=-1)
         return [
-            part.reshape(*x.shape[:-1], *shape)
-            for part, shape in zip(
-                jnp.split(product, ends[:-1], axis=-1), self.shapes, strict=True
-            )
+            output.reshape(*x.shape[:-1], *shape)
+            for output, shape in zip(outputs, self.shapes, strict=True)
         ]
 
     def tree_flatten(self):
@@ -115,14 +105,13 @@ class HeldBySibling:
 def transpose_params(params):
     """Unstacked parameters with the weights of layers and head transposed.
 
-    Args:
-        params: of `gpt.unstack_layers`. What is no plain array stays as it is.
+    What is no plain array stays as it is.
     """
     if isinstance(params, tuple):
-        return tuple(transpose_params(part) for part in params)
+        return tuple(transpose_params(layer) for layer in params)
     if not isinstance(params, dict):
         return params
-    transposed = {name: transpose_params(part) for name, part in params.items()}
+    transposed = {name: transpose_params(inner) for name, inner in params.items()}
     for names in APPLIED_TOGETHER:
         names = [name for name in names if isinstance(params.get(name), jax.Array)]
         if names:

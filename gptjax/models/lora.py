@@ -24,13 +24,7 @@ from gptjax.models.linear import INPUT_AXES
 def init_params(settings, lora, key) -> dict:
     """New A, normal with variance 1 / in, and B of zeros.
 
-    Args:
-        settings: of the model.
-        lora: the config's section: `rank`, `targets`.
-        key: of the draws.
-
-    Raises:
-        UserError: a target that the model does not have, or a rank out of range.
+    A target that the model does not have and a rank out of range are refused.
     """
     targets = _find_targets(settings, lora)
     keys = jax.random.split(key, len(targets))
@@ -71,12 +65,8 @@ def lora_scale(lora) -> float:
 def adapt(base, params, scale: float):
     """The model's parameters, to compute with, of the base and A, B.
 
-    A target becomes an object that adds its product where a layer uses it.
-
-    Args:
-        base: the model's parameters.
-        params: of `init_params`.
-        scale: times A B.
+    A target becomes an object that adds its product, times `scale`, where a layer
+    uses it.
     """
     return _combine(base, params, lambda w, a, b: AdaptedMatrix(w, a, scale * b))
 
@@ -94,15 +84,12 @@ def merge(base, params, scale: float):
 class AdaptedMatrix:
     """w + A B where a module expects its parameter: `m[...].astype(dtype)`.
 
-    Attributes:
-        matrix: w, (in, out); a leading axis L while layers are stacked.
-        a, b: (in, rank) and (rank, out).
+    w is (in, out), A (in, rank) and B (rank, out), with a leading axis L while layers
+    are stacked.
     """
 
     def __init__(self, matrix, a, b):
-        self.matrix = matrix
-        self.a = a
-        self.b = b
+        self.matrix, self.a, self.b = matrix, a, b
 
     def __getitem__(self, key):
         assert key is Ellipsis
@@ -159,8 +146,8 @@ def _combine(base, params, combine):
     if not isinstance(base, dict):
         return combine(base, params['a'], params['b'])
     return {
-        name: _combine(part, params[name], combine) if name in params else part
-        for name, part in base.items()
+        name: _combine(inner, params[name], combine) if name in params else inner
+        for name, inner in base.items()
     }
 
 

@@ -1,8 +1,7 @@
 """The models of the papers: fields of `config.model`, and their vocabularies.
 
-Nothing here is computed with: a config calls one of these functions and puts
-what it returns into its own fields. Counts in comments are parameters, all of
-them, with the paper's vocabulary; the tests hold them.
+A config calls one of these functions and puts what it returns into its own fields.
+Counts in comments are all parameters with the paper's vocabulary; the tests check them.
 """
 
 from typing import NamedTuple
@@ -11,15 +10,10 @@ from gptjax.core.console import UserError
 
 
 class Preset(NamedTuple):
-    """A model of a paper.
+    """A model of a paper."""
 
-    model: fields of `config.model`.
-    vocab_size: the paper's. A run's own comes from its tokenizer, so this is a
-        value for `config.tokenizer.vocab_size`.
-    """
-
-    model: dict
-    vocab_size: int
+    model: dict  # fields of `config.model`
+    vocab_size: int  # the paper's, for `config.tokenizer.vocab_size`
 
 
 # ---- GPT-2 (Radford et al. 2019, table 2, as released) ------------------------

@@ -11,9 +11,6 @@ def resolve(model: ConfigDict, vocab_size: int) -> FrozenConfigDict:
     Fills `num_kv_heads` (num_heads), `head_dim` (width / num_heads) and
     `mlp_width` (4 width; for SwiGLU the next multiple of 64 above 8/3 width,
     which costs the same).
-
-    Raises:
-        UserError: sizes that do not divide.
     """
     config = ConfigDict(model.to_dict())
     config.windows = tuple(config.windows)

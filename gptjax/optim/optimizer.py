@@ -20,12 +20,7 @@ def make_optimizer(config, params) -> optax.GradientTransformation:
         u <- direction(g) + weight_decay w       (decay where `is_decayed`)
         w <- w - peak schedule(step) u           (peak of `peak_learning_rate`)
 
-    Args:
-        config: the whole config; `optim` and `train.num_steps` are read.
-        params: the nested dict of parameters, or of their `ShapeDtypeStruct`s.
-
-    Raises:
-        UserError: there is no such optimizer, or the warm-up is as long as the run.
+    `params` may be shapes (`ShapeDtypeStruct`).
     """
     optim = config.optim
     schedule = make_schedule(optim, config.train.num_steps)
@@ -35,10 +30,13 @@ def make_optimizer(config, params) -> optax.GradientTransformation:
     decayed = jax.tree_util.tree_map_with_path(is_decayed, params)
     _check_matrices(params)
 
+    if optim.name not in update_rules.OPTIMIZERS:
+        known = ', '.join(update_rules.OPTIMIZERS)
+        raise UserError(f'optim.name={optim.name!r}: use one of {known}')
     steps = []
     if optim.clip_norm:
         steps.append(optax.clip_by_global_norm(optim.clip_norm))
-    steps.append(_make_update_rule(optim, params))
+    steps.append(update_rules.OPTIMIZERS[optim.name](optim, params))
     if optim.weight_decay:
         steps.append(optax.add_decayed_weights(optim.weight_decay, decayed))
     steps.append(_scale_by_tree(peaks))
@@ -108,16 +106,12 @@ def set_schedule_step(opt_state, step):
 
     optax counts the updates that were made. The schedule follows the steps, so that
     an update that is skipped, as it was not finite, does not delay the decay.
-
-    Args:
-        opt_state: of `make_optimizer`, or of any optax transformation.
-        step: int32 scalar, the number of the next update.
     """
-
-    def set_count(state):
-        return state._replace(count=step) if _is_schedule(state) else state
-
-    return jax.tree.map(set_count, opt_state, is_leaf=_is_schedule)
+    is_schedule = lambda state: isinstance(state, optax.ScaleByScheduleState)
+    set_count = lambda state: (
+        state._replace(count=step) if is_schedule(state) else state
+    )
+    return jax.tree.map(set_count, opt_state, is_leaf=is_schedule)
 
 
 def ema_params(opt_state, params):
@@ -126,17 +120,6 @@ def ema_params(opt_state, params):
         if isinstance(state, EmaState):
             return state.average
     return params
-
-
-def _is_schedule(state) -> bool:
-    return isinstance(state, optax.ScaleByScheduleState)
-
-
-def _make_update_rule(optim, params):
-    if optim.name not in update_rules.OPTIMIZERS:
-        known = ', '.join(update_rules.OPTIMIZERS)
-        raise UserError(f'optim.name={optim.name!r}: use one of {known}')
-    return update_rules.OPTIMIZERS[optim.name](optim, params)
 
 
 def _scale_by_tree(factors):

@@ -24,16 +24,8 @@ from gptjax.core.console import UserError
 def make_schedule(optim, num_steps: int) -> optax.Schedule:
     """The schedule that `optim.schedule` names.
 
-    Args:
-        optim: the config's section `optim`.
-        num_steps: updates in the whole run.
-
-    Returns:
-        A function of the step, an integer or a traced int32 scalar, to a float32
-        scalar above 0 and at most 1.
-
-    Raises:
-        UserError: the warm-up is as long as the run.
+    A function of the step, an integer or a traced int32 scalar, to a float32 scalar
+    above 0 and at most 1.
     """
     warmup, final = optim.warmup_steps, optim.final_scale
     if warmup >= num_steps:

@@ -121,11 +121,7 @@ def newton_schulz(x: jax.Array) -> jax.Array:
     costs a digit or two: singular values below 1e-3 drown in the rounding of A,
     and elements are right to 1e-3 of the largest, instead of 1e-5.
 
-    Args:
-        x: (..., rows, columns), float32; leading axes are a batch.
-
-    Returns:
-        The same shape and dtype.
+    x is (..., rows, columns), float32, and so is the result.
     """
     rows, columns = x.shape[-2:]
     if rows > columns:

@@ -11,15 +11,10 @@ AXES = ('data', 'fsdp', 'tensor', 'context')
 
 
 def make_mesh(config: ConfigDict, devices=None) -> Mesh:
-    """The mesh of `config.mesh` over all devices of all processes.
+    """The mesh of the section `mesh` over all devices of all processes.
 
-    Args:
-        config: the mesh section: sizes of `data`, `fsdp`, `tensor` and
-            `context`; one of them may be -1, for the devices that are left.
-        devices: the devices, by default `jax.devices()`.
-
-    Raises:
-        UserError: the sizes do not multiply to the number of devices.
+    One of its sizes may be -1, for the devices that are left; they have to multiply
+    to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {axis: int(config[axis]) for axis in AXES}

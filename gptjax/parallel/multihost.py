@@ -15,11 +15,6 @@ SHARED_SECONDS = 60.0  # in which a file shows on every process' disk
 POLL_SECONDS = 0.5
 
 
-def initialize() -> None:
-    """Joins the cluster that the environment describes (Cloud TPU, Slurm, …)."""
-    jax.distributed.initialize()
-
-
 def is_first_process() -> bool:
     """Whether this process writes what is written once."""
     return jax.process_index() == 0
@@ -47,12 +42,9 @@ def any_process(condition: bool) -> bool:
 def run_on_first_process(workdir: Path, function: Callable[[], None]) -> None:
     """The first process calls `function`; the others wait, however long.
 
-    They wait for a file in the run directory and not in a collective operation,
-    which gives up after minutes.
-
-    Raises:
-        UserError: `function` raised something (the first process raises just that), or
-            the processes do not share the run directory.
+    They wait for a file in the run directory and not in a collective operation, which
+    gives up after minutes. Where `function` raises, all raise: the first process just
+    that, the others a UserError.
     """
     if jax.process_count() == 1:
         return function()

@@ -1,5 +1,6 @@
 """One table of rules from the names of array axes to the axes of the mesh."""
 
+import math
 from collections.abc import Collection
 
 import jax
@@ -38,28 +39,24 @@ AXIS_FIELDS = {
 def partition_spec(axes: tuple, shape: tuple, mesh: Mesh) -> PartitionSpec:
     """The spec of an array of `shape`, given the logical names of its axes.
 
-    Raises:
-        UserError: a dimension does not divide by its axes of the mesh.
+    A dimension has to divide by its axes of the mesh.
     """
-    parts = []
+    spec = []
     for name, size in zip(axes, shape, strict=True):
-        part = RULES.get(name)
-        names = (part,) if isinstance(part, str) else (part or ())
-        count = 1
-        for axis in names:
-            count *= mesh.shape[axis]
-        if size % count:
-            if name not in MAY_BE_WHOLE:
-                across = ' * '.join(f'mesh.{axis}' for axis in names)
-                raise UserError(
-                    f'{AXIS_FIELDS.get(name, name)}={size} is not divisible by '
-                    f'{across}={count}: change one of them'
-                )
-            part = None
-        parts.append(part if count > 1 else None)
-    while parts and parts[-1] is None:
-        parts.pop()
-    return PartitionSpec(*parts)
+        rule = RULES.get(name)
+        mesh_axes = (rule,) if isinstance(rule, str) else (rule or ())
+        count = math.prod(mesh.shape[axis] for axis in mesh_axes)
+        divides = size % count == 0
+        if not divides and name not in MAY_BE_WHOLE:
+            across = ' * '.join(f'mesh.{axis}' for axis in mesh_axes)
+            raise UserError(
+                f'{AXIS_FIELDS.get(name, name)}={size} is not divisible by '
+                f'{across}={count}: change one of them'
+            )
+        spec.append(rule if divides and count > 1 else None)
+    while spec and spec[-1] is None:
+        spec.pop()
+    return PartitionSpec(*spec)
 
 
 def constrain(x, *axes):
@@ -87,11 +84,7 @@ def put_on_mesh(batch, mesh: Mesh, without_tokens: Collection[str] = ()):
     An array's first axis is split over the mesh's batch axes. The last axis of an
     array with several is that of tokens, and is split over `context`. (`dataloader`
     differs: there a process has read only the rows that its devices hold.)
-
-    Args:
-        batch: a dict of NumPy arrays, or of such dicts.
-        mesh: where they go.
-        without_tokens: names of arrays with several axes of which none is of tokens.
+    `without_tokens` names arrays with several axes of which none is of tokens.
     """
 
     def put(path, array):
@@ -114,12 +107,8 @@ def state_shardings(state, axes_of_parameters, mesh: Mesh):
     A leaf of the optimizer state belongs to the parameter whose path its own
     path ends with (optax keeps the parameters' tree inside its states), and
     lives where that parameter lives if it has its shape too. Whatever else
-    there is (counts, factored moments) is on every device.
-
-    Args:
-        state: a training state of shaped leaves, or parameters alone.
-        axes_of_parameters: the parameters' tree with tuples of axis names.
-        mesh: the mesh.
+    there is (counts, factored moments) is on every device. `state` may also be
+    parameters alone.
     """
     is_axes = lambda x: isinstance(x, tuple)
     leaves = jax.tree_util.tree_leaves_with_path(axes_of_parameters, is_leaf=is_axes)
@@ -144,4 +133,4 @@ def state_shardings(state, axes_of_parameters, mesh: Mesh):
 
 
 def _path_keys(path) -> tuple[str, ...]:
-    return tuple(jax.tree_util.keystr((part,), simple=True) for part in path)
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
