@@ -72,7 +72,7 @@ BAD_FILES = {
 
 @pytest.mark.parametrize('case', BAD_FILES)
 def test_bad_data_file(case, tmp_path, capsys):
-    kind, content, told = BAD_FILES[case]
+    kind, content, expected = BAD_FILES[case]
     path = tmp_path / ('data.txt' if kind == 'text' else f'data.{kind}')
     if kind == 'chat':
         path = tmp_path / 'data.jsonl'
@@ -82,7 +82,7 @@ def test_bad_data_file(case, tmp_path, capsys):
     words = (f'{SOURCE}.kind={kind}', f'{SOURCE}.path={path}')
     error = error_of(capsys, 'pretrain', TINY, '--workdir', workdir, *words)
     assert 'data.sources.chitchat' in error
-    for word in told:
+    for word in expected:
         assert word in error, error
     assert not (workdir / 'documents').exists()
     assert not (workdir / 'config.json').exists()
@@ -215,7 +215,7 @@ def test_another_model_than_that_of_the_start(trained_run, tmp_path, capsys):
 def test_run_directory_of_another_config(trained_run, tmp_path, capsys):
     workdir = runs.copy(trained_run, tmp_path / 'run')
     before = contents(workdir)
-    for stage, field, told in (
+    for stage, field, message in (
         ('pretrain', 'model.width=128', 'model.width: 64 there, 128 here'),
         ('pretrain', 'seed=3', 'seed: 0 there, 3 here'),
         ('eval', 'optim.name=lion', "optim.name: 'muon' there, 'lion' here"),
@@ -223,7 +223,7 @@ def test_run_directory_of_another_config(trained_run, tmp_path, capsys):
     ):
         words = (stage, f'--workdir={workdir}', *runs.SHORT, f'--config.{field}')
         error = error_of(capsys, *words)
-        assert told in error and 'use another --workdir' in error, error
+        assert message in error and 'use another --workdir' in error, error
     assert contents(workdir) == before
 
 
@@ -354,8 +354,8 @@ def test_bad_sampling_is_refused_before_the_model_is_read(flag, run, capsys):
 
 
 def test_every_way_to_a_config_is_checked(run, capsys):
-    told = error_of(capsys, 'eval', f'--workdir={run}', '--top_p=0')
-    assert 'eval.top_p=0.0: use a share above 0' in told
+    error = error_of(capsys, 'eval', f'--workdir={run}', '--top_p=0')
+    assert 'eval.top_p=0.0: use a share above 0' in error
     for kind in ('train', 'decode'):
         words = ('bench', kind, '--config=configs/bench.py', '--config.model.width=0')
         assert 'model.width=0: use a number of at least 1' in error_of(capsys, *words)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 
+import jax
 import pytest
 from absl import flags
 
@@ -14,7 +15,6 @@ from configs import common
 from gptjax import cli, command_line
 from gptjax.core import run_dir
 from gptjax.core.console import UserError
-from gptjax.parallel import multihost
 from tests import runs
 
 
@@ -70,14 +70,14 @@ def test_unknown_words_are_refused(capsys, tmp_path):
         ('bench',): '`bench data` or `bench train`',
         ('sample', place, '--seed=soon'): 'seed',
     }
-    for words, told in refused.items():
-        found = error_of(capsys, *words)
-        assert told in found, (words, found)
+    for words, message in refused.items():
+        error = error_of(capsys, *words)
+        assert message in error, (words, error)
     assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize(
-    'stage, config, told',
+    'stage, config, message',
     (
         ('sft', 'chitchat', 'needs the section `sft`, which configs/chitchat.py '),
         ('dpo', 'chitchat', '`preference`, .*: use a config for it, as configs/dpo.py'),
@@ -90,10 +90,10 @@ def test_unknown_words_are_refused(capsys, tmp_path):
         ('grpo', 'ppo', '`grpo`'),
     ),
 )
-def test_a_config_of_another_stage(stage, config, told, capsys, tmp_path):
+def test_a_config_of_another_stage(stage, config, message, capsys, tmp_path):
     words = (stage, f'--config=configs/{config}.py', f'--workdir={tmp_path}/run')
     error = error_of(capsys, *words)
-    assert re.search(told, error)
+    assert re.search(message, error)
     # The config that it names has the section.
     section, example = re.search(
         r'section `(\w+)`.* as configs/(\w+)\.py', error
@@ -104,8 +104,8 @@ def test_a_config_of_another_stage(stage, config, told, capsys, tmp_path):
 
 def test_a_run_of_another_stage(capsys, tmp_path):
     run_dir.write_config(common.base(), tmp_path)
-    told = error_of(capsys, 'sft', f'--workdir={tmp_path}')
-    assert f'which {tmp_path}/config.json does not have' in told
+    error = error_of(capsys, 'sft', f'--workdir={tmp_path}')
+    assert f'which {tmp_path}/config.json does not have' in error
 
 
 def test_steps_are_asked_for_or_follow_from_epochs(capsys, tmp_path):
@@ -124,7 +124,7 @@ def test_every_flag_is_read_by_some_stage():
 
 
 @pytest.mark.parametrize(
-    'words, told',
+    'words, message',
     (
         (('pretrain', '--seed=3'), '--seed means nothing to `pretrain`: leave'),
         (('chat', '--step=3'), '--step means nothing to `chat`, it reads --weights'),
@@ -139,8 +139,8 @@ def test_every_flag_is_read_by_some_stage():
         (('serve', '--top_k=0'), '--top_k means nothing to `serve`'),
     ),
 )
-def test_flags_that_a_stage_does_not_read_are_refused(words, told, capsys, tmp_path):
-    assert told in error_of(capsys, *words, f'--workdir={tmp_path}/run')
+def test_flags_that_a_stage_does_not_read_are_refused(words, message, capsys, tmp_path):
+    assert message in error_of(capsys, *words, f'--workdir={tmp_path}/run')
 
 
 @pytest.mark.parametrize(
@@ -152,9 +152,9 @@ def test_flags_that_a_stage_does_not_read_are_refused(words, told, capsys, tmp_p
     ),
 )
 def test_what_one_host_does_is_refused_on_several(words, capsys):
-    told = error_of(capsys, *words, '--multihost')
-    asked = ' '.join(words) if words[0] == 'bench' else words[0]
-    assert f'--multihost: `{asked}` runs on one host alone: leave it out' in told
+    error = error_of(capsys, *words, '--multihost')
+    variant = ' '.join(words) if words[0] == 'bench' else words[0]
+    assert f'--multihost: `{variant}` runs on one host alone: leave it out' in error
 
 
 @pytest.mark.parametrize(
@@ -162,26 +162,26 @@ def test_what_one_host_does_is_refused_on_several(words, capsys):
 )
 def test_what_trains_joins_the_other_hosts(stage, capsys, monkeypatch, tmp_path):
     joined = []
-    monkeypatch.setattr(multihost, 'initialize', lambda: joined.append(stage))
-    told = error_of(capsys, stage, f'--workdir={tmp_path}', '--multihost')
-    assert joined == [stage] and 'is no run directory' in told
+    monkeypatch.setattr(jax.distributed, 'initialize', lambda: joined.append(stage))
+    error = error_of(capsys, stage, f'--workdir={tmp_path}', '--multihost')
+    assert joined == [stage] and 'is no run directory' in error
     assert '--multihost' not in error_of(capsys, stage, '--seed=3', '--workdir=r')
 
 
 def test_sample_hands_on_its_checkpoint(monkeypatch):
     from gptjax.eval import samples
 
-    asked = []
-    monkeypatch.setattr(samples, 'sample', lambda *words: asked.append(words))
+    calls = []
+    monkeypatch.setattr(samples, 'sample', lambda *args: calls.append(args))
     monkeypatch.setattr(cli, 'open_run', lambda words: (common.base(), None))
     assert runs.gptjax('sample', '--step=7', '--prompt=a', '--seed=3') == 0
-    assert asked[0][2:] == (['a'], 3, 7)
+    assert calls[0][2:] == (['a'], 3, 7)
 
 
 def test_an_error_in_a_config_file_names_its_line(capsys, tmp_path):
     path = tmp_path / 'mine.py'
     place = f'--workdir={tmp_path}/run'
-    for body, told in (
+    for body, message in (
         ('    return common.bse()\n', "line 3: AttributeError: module 'configs"),
         ("    return dict()['width']\n", "line 3: KeyError: 'width'"),
         (
@@ -193,16 +193,16 @@ def test_an_error_in_a_config_file_names_its_line(capsys, tmp_path):
     ):
         path.write_text(f'from configs import common\ndef get_config():\n{body}')
         words = ('pretrain', f'--config={path}', place, '--config.train.num_steps=3')
-        told_all = error_of(capsys, *words)
-        assert f'{path}: {told}' in told_all, told_all
-        assert '--config.train' not in told_all
+        error = error_of(capsys, *words)
+        assert f'{path}: {message}' in error, error
+        assert '--config.train' not in error
 
 
 def test_a_place_for_json_is_tried_before_work_begins(capsys, tmp_path):
     (tmp_path / 'file').write_text('')
     for place in ('/proc/none/x.json', tmp_path / 'file' / 'x.json'):
-        told = error_of(capsys, 'eval', '--workdir=r', f'--json={place}')
-        assert f'--json={place}: cannot write there' in told
+        error = error_of(capsys, 'eval', '--workdir=r', f'--json={place}')
+        assert f'--json={place}: cannot write there' in error
 
 
 def test_two_commands_for_one_run(capsys, tmp_path):

@@ -6,34 +6,25 @@ A quarter of the memory. Where a device fuses the conversion into the product th
 uses it (GPU, TPU) decoding, which waits for memory, is faster; on a CPU it is not.
 """
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 
-from gptjax.models.linear import INPUT_AXES
+from gptjax.models.linear import INPUT_AXES, ParameterSubstitute
 
 
-@jax.tree_util.register_pytree_node_class
-class Int8Matrix:
-    """Stands where a module expects its parameter: `m[...].astype(dtype)`."""
+@jax.tree_util.register_dataclass
+@dataclass(eq=False)
+class Int8Matrix(ParameterSubstitute):
+    """A matrix in bytes."""
 
-    def __init__(self, numbers, scales):
-        self.numbers = numbers  # int8, of the matrix' shape
-        self.scales = scales  # float32, the same with 1 for the axes summed over
-
-    def __getitem__(self, key):
-        assert key is Ellipsis
-        return self
+    numbers: jax.Array  # int8, of the matrix' shape
+    scales: jax.Array  # float32, the same with 1 for the axes summed over
 
     def astype(self, dtype):
         """The matrix that it stands for."""
         return (self.numbers.astype(jnp.float32) * self.scales).astype(dtype)
-
-    def tree_flatten(self):
-        return (self.numbers, self.scales), None
-
-    @classmethod
-    def tree_unflatten(cls, _, children):
-        return cls(*children)
 
 
 def quantize_params(params):
@@ -64,7 +55,7 @@ def cast_params(params, dtype):
     the dtype of the model's products, what it computes stays the same.
     """
     embeddings = set() if 'position' in params['embed'] else {'token'}
-    cast = INPUT_AXES.keys() | embeddings
+    cast = {jax.tree_util.DictKey(name) for name in INPUT_AXES.keys() | embeddings}
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf.astype(dtype) if path[-1].key in cast else leaf, params
+        lambda path, leaf: leaf.astype(dtype) if path[-1] in cast else leaf, params
     )

@@ -1,6 +1,7 @@
 """Linear maps, and their weights laid out for one row at a time on a CPU."""
 
 import math
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -51,8 +52,17 @@ def _product(x, weights, outputs):
     return (x @ flat).reshape(*x.shape[:-1], *shape)
 
 
-@jax.tree_util.register_pytree_node_class
-class Transposed:
+class ParameterSubstitute:
+    """An object in the place of a module's parameter, which reads `parameter[...]`."""
+
+    def __getitem__(self, key):
+        assert key is Ellipsis
+        return self
+
+
+@jax.tree_util.register_dataclass
+@dataclass(eq=False)
+class Transposed(ParameterSubstitute):
     """Weights of one input as one matrix, outputs first; stands for the first of them.
 
     The product with one row is then compiled by XLA for CPU to a loop that all cores
@@ -60,13 +70,8 @@ class Transposed:
     difference.
     """
 
-    def __init__(self, matrix, shapes: tuple[tuple[int, ...], ...]):
-        self.matrix = matrix  # (sum of outputs, in)
-        self.shapes = shapes  # of the outputs of each of the weights
-
-    def __getitem__(self, key):
-        assert key is Ellipsis
-        return self
+    matrix: jax.Array  # (sum of outputs, in)
+    shapes: tuple = field(metadata=dict(static=True))  # outputs of each of the weights
 
     def products(self, x, dtype=None):
         """[(..., *outputs), …] of x (..., in), in `dtype` or that of x."""
@@ -85,21 +90,10 @@ class Transposed:
             for output, shape in zip(outputs, self.shapes, strict=True)
         ]
 
-    def tree_flatten(self):
-        return (self.matrix,), self.shapes
-
-    @classmethod
-    def tree_unflatten(cls, shapes, children):
-        return cls(*children, shapes)
-
 
 @jax.tree_util.register_static
-class HeldBySibling:
+class HeldBySibling(ParameterSubstitute):
     """Stands for weights that lie in their sibling's `Transposed`."""
-
-    def __getitem__(self, key):
-        assert key is Ellipsis
-        return self
 
 
 def transpose_params(params):

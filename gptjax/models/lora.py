@@ -12,13 +12,14 @@ a second copy of the model, and the optimizer holds state of A and B alone.
 """
 
 import math
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
 from gptjax.core.console import UserError
 from gptjax.models import gpt
-from gptjax.models.linear import INPUT_AXES
+from gptjax.models.linear import INPUT_AXES, ParameterSubstitute
 
 
 def init_params(settings, lora, key) -> dict:
@@ -80,31 +81,18 @@ def merge(base, params, scale: float):
     return _combine(base, params, jax.vmap(merge_matrix))
 
 
-@jax.tree_util.register_pytree_node_class
-class AdaptedMatrix:
-    """w + A B where a module expects its parameter: `m[...].astype(dtype)`.
+@jax.tree_util.register_dataclass
+@dataclass(eq=False)
+class AdaptedMatrix(ParameterSubstitute):
+    """w + A B; all with a leading axis L while layers are stacked."""
 
-    w is (in, out), A (in, rank) and B (rank, out), with a leading axis L while layers
-    are stacked.
-    """
-
-    def __init__(self, matrix, a, b):
-        self.matrix, self.a, self.b = matrix, a, b
-
-    def __getitem__(self, key):
-        assert key is Ellipsis
-        return self
+    matrix: jax.Array  # w, (in, out)
+    a: jax.Array  # (in, rank)
+    b: jax.Array  # (rank, out)
 
     def astype(self, dtype):
         """The matrix that it stands for."""
         return (self.matrix + jnp.tensordot(self.a, self.b, 1)).astype(dtype)
-
-    def tree_flatten(self):
-        return (self.matrix, self.a, self.b), None
-
-    @classmethod
-    def tree_unflatten(cls, _, children):
-        return cls(*children)
 
 
 def _find_targets(settings, lora) -> dict:

@@ -28,9 +28,7 @@ GPT2 = {  # (layers, width, heads)
 
 def gpt2(name: str) -> Preset:
     """GPT-2: learned positions, layer norm before each part, biases, tied head."""
-    num_layers, width, num_heads = _row(GPT2, name, 'GPT-2')
-    fields = dict(num_layers=num_layers, width=width, num_heads=num_heads, context=1024)
-    return Preset(dict(_gpt(), **fields), vocab_size=50_257)
+    return _gpt(*_row(GPT2, name, 'GPT-2'), context=1024)
 
 
 # ---- GPT-3 (Brown et al. 2020, table 2.1) -------------------------------------
@@ -58,22 +56,17 @@ def gpt3(name: str) -> Preset:
     not give the band's width. All layers are dense here; `windows=(0, 256)`
     makes every second one local.
     """
-    num_layers, width, num_heads, head_dim = _row(GPT3, name, 'GPT-3')
-    fields = dict(
+    return _gpt(*_row(GPT3, name, 'GPT-3'), context=2048)
+
+
+def _gpt(num_layers, width, num_heads, head_dim=0, *, context) -> Preset:
+    model = dict(
         num_layers=num_layers,
         width=width,
         num_heads=num_heads,
-        head_dim=head_dim,
-        context=2048,
-    )
-    return Preset(dict(_gpt(), **fields), vocab_size=50_257)
-
-
-def _gpt() -> dict:
-    """What GPT-2 and GPT-3 share."""
-    return dict(
         num_kv_heads=0,
-        head_dim=0,
+        head_dim=head_dim,
+        context=context,
         mlp_width=0,  # 4 width
         position='learned',
         norm='layernorm',
@@ -83,6 +76,7 @@ def _gpt() -> dict:
         bias=True,
         tie_embeddings=True,
     )
+    return Preset(model, vocab_size=50_257)
 
 
 # ---- Llama (Touvron et al. 2023a and b, Llama Team 2024) ----------------------
@@ -108,13 +102,13 @@ LLAMA3 = {
 def llama1(name: str) -> Preset:
     """Llama 1: rotary positions, RMS norm, SwiGLU, no biases, its own head."""
     fields = dict(context=2048, rotary_base=10_000.0, norm_epsilon=1e-6)
-    return Preset(dict(_llama(LLAMA1, name, 'Llama 1'), **fields), vocab_size=32_000)
+    return Preset(_llama(LLAMA1, name, 'Llama 1', **fields), vocab_size=32_000)
 
 
 def llama2(name: str) -> Preset:
     """Llama 2: twice the context, and grouped key-value heads in its largest."""
     fields = dict(context=4096, rotary_base=10_000.0, norm_epsilon=1e-5)
-    return Preset(dict(_llama(LLAMA2, name, 'Llama 2'), **fields), vocab_size=32_000)
+    return Preset(_llama(LLAMA2, name, 'Llama 2', **fields), vocab_size=32_000)
 
 
 def llama3(name: str) -> Preset:
@@ -124,10 +118,10 @@ def llama3(name: str) -> Preset:
     scaling of the rotary frequencies) is not part of the model here.
     """
     fields = dict(context=8192, rotary_base=500_000.0, norm_epsilon=1e-5)
-    return Preset(dict(_llama(LLAMA3, name, 'Llama 3'), **fields), vocab_size=128_256)
+    return Preset(_llama(LLAMA3, name, 'Llama 3', **fields), vocab_size=128_256)
 
 
-def _llama(table, name, family) -> dict:
+def _llama(table, name, family, **fields) -> dict:
     num_layers, width, num_heads, num_kv_heads, mlp_width = _row(table, name, family)
     return dict(
         num_layers=num_layers,
@@ -142,6 +136,7 @@ def _llama(table, name, family) -> dict:
         qk_norm=False,
         bias=False,
         tie_embeddings=False,
+        **fields,
     )
 
 

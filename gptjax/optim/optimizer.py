@@ -1,5 +1,6 @@
 """The optimiser of a run: clip, direction, weight decay, learning rate, EMA."""
 
+import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -39,7 +40,8 @@ def make_optimizer(config, params) -> optax.GradientTransformation:
     steps.append(update_rules.OPTIMIZERS[optim.name](optim, params))
     if optim.weight_decay:
         steps.append(optax.add_decayed_weights(optim.weight_decay, decayed))
-    steps.append(_scale_by_tree(peaks))
+    scale = lambda updates, _: jax.tree.map(operator.mul, peaks, updates)
+    steps.append(optax.stateless(scale))
     steps.append(optax.scale_by_schedule(lambda step: -schedule(step)))
     if optim.ema:
         steps.append(track_ema(optim.ema))
@@ -120,16 +122,6 @@ def ema_params(opt_state, params):
         if isinstance(state, EmaState):
             return state.average
     return params
-
-
-def _scale_by_tree(factors):
-    """Multiplies each update by its own number."""
-
-    def scale(updates, params):
-        del params
-        return jax.tree.map(lambda update, factor: factor * update, updates, factors)
-
-    return optax.stateless(scale)
 
 
 def _check_matrices(params):

@@ -115,31 +115,32 @@ def run_schedule(engine, seed):
             prompt_logprobs=draw.random() < 0.2,
         )
 
-    def anew(number):
+    def new_request(number):
         """The request; its grammar, if it has one, knows nothing yet."""
         prompt, parameters = requests[number]
-        if number in ruled:
+        if number in constrained:
             parameters = dataclasses.replace(parameters, grammar=Even())
         return prompt, parameters
 
     requests = [request() for _ in range(14)]
-    ruled = set(draw.sample(range(len(requests)), 3))
-    told = [[] for _ in requests]
-    tickets, cancelled, todo = {}, set(), list(range(len(requests)))
+    constrained = set(draw.sample(range(len(requests)), 3))
+    updates_of = [[] for _ in requests]
+    request_ids, cancelled, todo = {}, set(), list(range(len(requests)))
     while todo or engine.step():
         if todo and draw.random() < 0.4:
             number = todo.pop()
-            tickets[number] = engine.submit(*anew(number), told[number].append)
-        if tickets and draw.random() < 0.08:
-            number = draw.choice(list(tickets))
-            engine.cancel(tickets[number])
+            request_ids[number] = engine.submit(
+                *new_request(number), updates_of[number].append
+            )
+        if request_ids and draw.random() < 0.08:
+            number = draw.choice(list(request_ids))
+            engine.cancel(request_ids[number])
             cancelled.add(number)
     interrupted = 0
-    for number, updates in enumerate(told):
-        assert [u.finish is None for u in updates] == [True] * (len(updates) - 1) + [
-            False
-        ]
-        alone = list(engine.reply(*anew(number)))
+    for number, updates in enumerate(updates_of):
+        assert updates[-1].finish
+        assert not any(update.finish for update in updates[:-1])
+        alone = list(engine.reply(*new_request(number)))
         if updates[-1].finish == 'cancelled':
             assert number in cancelled
             interrupted += 1
@@ -291,10 +292,10 @@ def test_a_grammar_rules_its_own_reply_alone(engine):
         SamplingParameters(max_tokens=10, seed=3, grammar=grammar),
         SamplingParameters(max_tokens=10, seed=3),
     ]
-    ruled, free = engine.complete([PROMPTS[1]] * 2, how)
-    assert ids(ruled) == grammar.taken and len(grammar.taken) == 4
+    constrained, free = engine.complete([PROMPTS[1]] * 2, how)
+    assert ids(constrained) == grammar.taken and len(grammar.taken) == 4
     assert all(token % 2 == 0 for token in grammar.taken)
-    assert ruled.finish == 'stop'
+    assert constrained.finish == 'stop'
     assert free == engine.complete([PROMPTS[1]], how[1])[0]
     assert any(token % 2 for token in ids(free))
 
@@ -360,8 +361,8 @@ def test_a_model_split_over_devices_says_the_same(model, params, engine, tensor)
     many = new_engine(model, split)
     before = many.stats().compilations
     ours, alone = (e.complete(PROMPTS, DRAWN) for e in (many, engine))
-    ruled = dataclasses.replace(DRAWN, grammar=Even())
-    assert len(many.complete([PROMPTS[1]], ruled)[0].tokens) == 4
+    constrained = dataclasses.replace(DRAWN, grammar=Even())
+    assert len(many.complete([PROMPTS[1]], constrained)[0].tokens) == 4
     assert many.stats().compilations == before
     for mine, theirs in zip(ours, alone, strict=True):
         assert ids(mine) == ids(theirs)

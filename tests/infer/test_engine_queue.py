@@ -23,7 +23,7 @@ from tests.infer.engines import (
 
 
 @pytest.mark.parametrize(
-    'prompt, changes, told',
+    'prompt, changes, message',
     [
         ([], dict(), 'the prompt has no tokens'),
         ([4] * CONTEXT, dict(), f'the prompt has {CONTEXT} tokens and the context'),
@@ -47,8 +47,8 @@ from tests.infer.engines import (
     ],
     ids=str,
 )
-def test_what_cannot_be_done_is_refused(engine, prompt, changes, told):
-    with pytest.raises(UserError, match=told):
+def test_what_cannot_be_done_is_refused(engine, prompt, changes, message):
+    with pytest.raises(UserError, match=message):
         engine.submit(prompt, SamplingParameters(**changes), print)
 
 
@@ -66,15 +66,15 @@ def test_overflow_says_by_how_much(engine):
 
 def test_the_queue_is_bounded_and_served_in_order(model, params):
     engine = new_engine(model, params, slots=1, queue=2)
-    told = []
+    finished = []
     for number in range(3):  # one gets the slot, two wait
-        listen = lambda update, number=number: update.finish and told.append(number)
+        listen = lambda update, number=number: update.finish and finished.append(number)
         engine.submit([5], GREEDY, listen)
     with pytest.raises(QueueFull):
         engine.submit([5], GREEDY, print)
     while engine.step():
         pass
-    assert told == [0, 1, 2]
+    assert finished == [0, 1, 2]
     engine.submit([5], GREEDY, print)
 
 
@@ -93,24 +93,24 @@ def test_whole_replies_by_more_slots_than_may_wait(model, params, engine):
 
 
 def test_cancelling_frees_the_slot_before_the_next_step(engine):
-    told = [[] for _ in range(6)]
+    updates_of = [[] for _ in range(6)]
     how = never_ending(SamplingParameters(max_tokens=40))
-    tickets = [engine.submit([5, 6], how, updates.append) for updates in told]
+    request_ids = [engine.submit([5, 6], how, updates.append) for updates in updates_of]
     for _ in range(5):
         engine.step()
     assert engine.stats().running == 4 and engine.stats().waiting == 2
-    engine.cancel(tickets[0])  # running
-    engine.cancel(tickets[5])  # waiting
+    engine.cancel(request_ids[0])  # running
+    engine.cancel(request_ids[5])  # waiting
     engine.cancel(12345)  # never was
     engine.step()
-    assert told[0][-1].finish == told[5][-1].finish == 'cancelled'
+    assert updates_of[0][-1].finish == updates_of[5][-1].finish == 'cancelled'
     assert engine.stats().running == 4 and engine.stats().waiting == 0
-    count = len(told[0])
+    count = len(updates_of[0])
     while engine.step():
         pass
-    assert len(told[0]) == count  # silent from then on
-    engine.cancel(tickets[0])
-    assert [updates[-1].finish for updates in told[1:5]] == ['length'] * 4
+    assert len(updates_of[0]) == count  # silent from then on
+    engine.cancel(request_ids[0])
+    assert [updates[-1].finish for updates in updates_of[1:5]] == ['length'] * 4
 
 
 def test_whoever_stops_listening_frees_the_slot(engine):
@@ -144,19 +144,21 @@ def test_the_thread_gives_the_same_replies_and_its_end_cancels_what_runs(
 
 
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')
-def test_an_error_ends_every_request_and_is_told(model, params):
+def test_an_error_ends_every_request_and_is_reported(model, params):
     threaded = new_engine(model, params)
-    told = []
+    updates = []
 
     def fail(update):
         raise ZeroDivisionError('a listener of the test')
 
     threaded.submit([5], GREEDY, fail)
-    threaded.submit([6], GREEDY, told.append)
+    threaded.submit([6], GREEDY, updates.append)
     assert threaded.failure is None
     threaded.start()
     threaded._thread.join(timeout=30)
-    assert told[-1].finish == 'error' and 'a listener of the test' in told[-1].error
+    assert (
+        updates[-1].finish == 'error' and 'a listener of the test' in updates[-1].error
+    )
     assert 'a listener of the test' in threaded.failure
     with pytest.raises(EngineStopped, match='a listener of the test'):
         threaded.submit([5], GREEDY, print)

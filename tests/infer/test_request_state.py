@@ -12,23 +12,14 @@ from gptjax.tokenizer.tokenizer import StreamDecoder
 
 # Letters, a pair of them, both bytes of é, the three of €, nothing at all, three
 # letters.
-PIECES = [
-    b'a',
-    b'b',
-    b'ab',
-    b'\n',
-    b'\xc3',
-    b'\xa9',
-    b'\xe2',
-    b'\x82',
-    b'\xac',
-    b'',
-    b'abc',
+TOKENS = [
+    *(b'a', b'b', b'ab', b'\n', b'\xc3', b'\xa9', b'\xe2', b'\x82', b'\xac'),
+    *(b'', b'abc'),
 ]
 
 
 def tokenizer():
-    stub = SimpleNamespace(bytes_of=PIECES.__getitem__)
+    stub = SimpleNamespace(bytes_of=TOKENS.__getitem__)
     stub.stream = lambda: StreamDecoder(stub)
     return stub
 
@@ -47,23 +38,23 @@ def shown(ids, stop=(), spelt=None):
 
 
 def decoded(ids):
-    return b''.join(PIECES[i] for i in ids).decode('utf-8', 'replace')
+    return b''.join(TOKENS[i] for i in ids).decode('utf-8', 'replace')
 
 
-tokens = st.lists(st.integers(0, len(PIECES) - 1), max_size=12)
+tokens = st.lists(st.integers(0, len(TOKENS) - 1), max_size=12)
 stops = st.lists(st.text('ab\né', min_size=1, max_size=3), max_size=3)
 
 
 @given(tokens)
 def test_without_stops_all_is_shown_once_and_in_order(ids):
-    texts, told, stopped = shown(ids)
+    texts, shown_tokens, stopped = shown(ids)
     assert ''.join(texts) == decoded(ids) and stopped is None
-    assert [token.id for token in told] == ids
+    assert [token.id for token in shown_tokens] == ids
 
 
 @given(tokens, stops)
 def test_the_text_ends_before_the_first_stop_that_is_complete(ids, stop):
-    texts, told, stopped = shown(ids, stop)
+    texts, shown_tokens, stopped = shown(ids, stop)
     whole = decoded(ids)
     ends = [place + len(s) for s in stop if (place := whole.find(s)) >= 0]
     if stopped is None:
@@ -76,7 +67,7 @@ def test_the_text_ends_before_the_first_stop_that_is_complete(ids, stop):
     pushed = len(texts)
     before = decoded(ids[: pushed - 1])
     assert not any(s in before for s in stop if '\ufffd' not in before)
-    assert [token.id for token in told] == ids[: len(told)]
+    assert [token.id for token in shown_tokens] == ids[: len(shown_tokens)]
 
 
 def first_stop(text, stop):
@@ -144,8 +135,8 @@ def test_by_hand(ids, stop, texts):
 
 def test_tokens_come_with_their_text():
     reply = StreamedText(tokenizer(), ['bb'])
-    told = [[t.id for t in reply.push(Token(i)).tokens] for i in (0, 4, 5, 1, 0)]
-    assert told == [[0], [], [4, 5], [], [1, 0]]
+    shown_ids = [[t.id for t in reply.push(Token(i)).tokens] for i in (0, 4, 5, 1, 0)]
+    assert shown_ids == [[0], [], [4, 5], [], [1, 0]]
     # Of the tokens of a stop those that began before it count.
     cut = StreamedText(tokenizer(), ['b'])
     assert [t.id for t in cut.push(Token(2)).tokens] == [2]

@@ -62,10 +62,8 @@ def test_split_undoes_joining():
 def test_heads_are_sharded_by_width():
     mesh = helpers.mesh_of(fsdp=8)
     settings = helpers.model_settings(width=32)
-    its = heads.init_value_head(settings)
-    shardings = state_shardings(its, heads.head_axes(heads.VALUE_HEAD), mesh)[
-        heads.VALUE_HEAD
-    ]
+    params, axes = heads.init_value_head(settings), heads.head_axes(heads.VALUE_HEAD)
+    shardings = state_shardings(params, axes, mesh)[heads.VALUE_HEAD]
     assert shardings['kernel'].spec == jax.sharding.PartitionSpec('fsdp')
     assert shardings['bias'].spec == jax.sharding.PartitionSpec()
     assert shardings['kernel'].shard_shape((32,)) == (4,)

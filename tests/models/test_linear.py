@@ -29,8 +29,8 @@ def test_transposed_weights_compute_the_same(name, T):
     def both(params):
         plain = gpt.unstack_layers(params)
         return [
-            gpt.decode(model, its, tokens, places, empty_cache(model, 1, 8))[0]
-            for its in (plain, transpose_params(plain))
+            gpt.decode(model, weights, tokens, places, empty_cache(model, 1, 8))[0]
+            for weights in (plain, transpose_params(plain))
         ]
 
     plain, transposed = both(params)

@@ -139,7 +139,7 @@ def test_shards_equal_one_device(model):
 
 
 @pytest.mark.parametrize(
-    'change, told',
+    'change, message',
     [
         (dict(targets=('query', 'gate')), "no 'gate': use down, key, out"),
         (dict(targets=()), 'lora.targets is empty'),
@@ -148,6 +148,6 @@ def test_shards_equal_one_device(model):
     ],
     ids=str,
 )
-def test_what_cannot_be_adapted(model, change, told):
-    with pytest.raises(UserError, match=told):
+def test_what_cannot_be_adapted(model, change, message):
+    with pytest.raises(UserError, match=message):
         lora.init_params(model[0], section(**change), jax.random.key(0))

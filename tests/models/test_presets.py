@@ -89,7 +89,7 @@ def test_without_a_variant_there_is_one(module):
 
 
 @pytest.mark.parametrize(
-    'module, told',
+    'module, message',
     [
         (gpt2, "GPT-2 has no variant '9T': use one of 124M, 350M, 774M, 1558M"),
         (gpt3, "GPT-3 has no variant '9T': use one of small, medium, .*, 175B"),
@@ -97,8 +97,8 @@ def test_without_a_variant_there_is_one(module):
         (depth, "configs/depth.py has no variant '9T': give a number of layers"),
     ],
 )
-def test_an_unknown_variant_is_told_the_names(module, told):
-    with pytest.raises(UserError, match=told):
+def test_an_unknown_variant_names_the_others(module, message):
+    with pytest.raises(UserError, match=message):
         module.get_config('9T')
 
 

@@ -48,7 +48,7 @@ def test_the_config_itself_is_left_alone():
 
 
 @pytest.mark.parametrize(
-    'changes, told',
+    'changes, message',
     [
         (
             dict(width=30, num_heads=4),
@@ -62,8 +62,8 @@ def test_the_config_itself_is_left_alone():
     ],
     ids=str,
 )
-def test_refusals_name_the_field(changes, told):
-    with pytest.raises(UserError, match=told):
+def test_refusals_name_the_field(changes, message):
+    with pytest.raises(UserError, match=message):
         resolve(**changes)
 
 

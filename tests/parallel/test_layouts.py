@@ -176,7 +176,7 @@ def test_state_lives_where_its_parameter_does_and_the_rest_everywhere(optimizer,
     seen = set()
     for path, leaf in leaves_with_path(abstract):
         name = name_of(path)
-        owner = next((its for its in names if name.endswith(f'/{its}')), None)
+        owner = next((param for param in names if name.endswith(f'/{param}')), None)
         mirrors = owner is not None and leaf.shape == names[owner]
         spec = SPLIT.get(owner, ()) if mirrors else ()
         expected = NamedSharding(mesh, PartitionSpec(*spec))

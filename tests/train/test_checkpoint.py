@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gptjax.core.console import UserError
-from gptjax.train.checkpoint import Checkpoints, describe
+from gptjax.train.checkpoint import Checkpoints, checksums, describe
 from gptjax.train.state import TrainState
 from tests import helpers
 
@@ -52,13 +52,13 @@ def write(folder, *steps, losses=None, keep=5, **options):
 
 
 def read(folder, wanted=None, step=None, identity=IDENTITY, **options):
-    """(state, record, what was said)."""
-    said = []
+    """(state, record, lines reported)."""
+    lines = []
     checkpoints = Checkpoints(folder, identity)
     wanted = abstract(state_of(0)) if wanted is None else wanted
-    found = checkpoints.restore(wanted, step, said.append, **options)
+    found = checkpoints.restore(wanted, step, lines.append, **options)
     checkpoints.close()
-    return (None, None, said) if found is None else (*found, said)
+    return (None, None, lines) if found is None else (*found, lines)
 
 
 @pytest.fixture(scope='module')
@@ -79,9 +79,9 @@ def test_no_checkpoint_is_none(tmp_path):
 
 
 def test_the_newest_comes_back_bitwise(folder):
-    state, record, said = read(folder)
+    state, record, lines = read(folder)
     assert bits(state) == bits(state_of(2))
-    assert record == dict(at=2) and said == []
+    assert record == dict(at=2) and lines == []
     assert bits(read(folder, step=1)[0]) == bits(state_of(1))
 
 
@@ -90,8 +90,8 @@ def test_the_newest_comes_back_bitwise(folder):
 )
 def test_onto_another_mesh(sizes, folder):
     wanted = state_of(0, helpers.mesh_of(**sizes))
-    state, _, said = read(folder, abstract(wanted))
-    assert bits(state) == bits(state_of(2)) and said == []
+    state, _, lines = read(folder, abstract(wanted))
+    assert bits(state) == bits(state_of(2)) and lines == []
     for found, asked in zip(
         jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True
     ):
@@ -133,9 +133,9 @@ def test_state_and_record_may_change_once_save_returns(tmp_path):
 
 def test_a_part_comes_back_alone(folder):
     part = lambda state: (state.params['scale'], state.step)
-    found, record, said = read(folder, select=part)
+    found, record, lines = read(folder, select=part)
     assert bits(found) == bits(part(state_of(2)))
-    assert record == dict(at=2) and said == []
+    assert record == dict(at=2) and lines == []
 
 
 # ---- damage
@@ -209,22 +209,22 @@ DAMAGES = (
 @pytest.mark.parametrize('damage', DAMAGES, ids=lambda f: f.__name__)
 def test_damage_is_reported_and_the_one_before_used(damage, folder):
     damage(folder / '00000002')
-    state, record, said = read(folder)
+    state, record, lines = read(folder)
     assert bits(state) == bits(state_of(1)) and record == dict(at=1)
-    assert len(said) == 1 and '00000002 is damaged: ' in said[0]
-    assert '\n' not in said[0]
+    assert len(lines) == 1 and '00000002 is damaged: ' in lines[0]
+    assert '\n' not in lines[0]
     # The run goes on, and comes to the same step again.
     assert (folder / 'damaged-2').is_dir()
     write(folder, 2)
-    state, _, said = read(folder)
-    assert bits(state) == bits(state_of(2)) and said == []
+    state, _, lines = read(folder)
+    assert bits(state) == bits(state_of(2)) and lines == []
 
 
 @pytest.mark.parametrize('options', ({}, dict(select=lambda state: state.params)))
 def test_a_changed_array_is_named(options, folder):
     flip(folder / '00000002')
-    told = 'params/kernel has changed since it was written'
-    assert told in read(folder, **options)[2][0]
+    message = 'params/kernel has changed since it was written'
+    assert message in read(folder, **options)[2][0]
 
 
 def test_what_is_not_read_may_have_changed(folder):
@@ -279,8 +279,8 @@ def test_what_is_no_damage_is_raised(part, error, folder, monkeypatch):
 
 
 def test_another_tokenizer_is_refused(folder):
-    told = 'other tokenizer .a1b2 there, c3d4 here.: bring back the tokenizer'
-    with pytest.raises(UserError, match=told):
+    message = 'other tokenizer .a1b2 there, c3d4 here.: bring back the tokenizer'
+    with pytest.raises(UserError, match=message):
         read(folder, identity=dict(tokenizer='c3d4'))
 
 
@@ -311,7 +311,7 @@ def test_a_checkpoint_from_before_data_was_told_goes_on(folder):
 
 
 @pytest.mark.parametrize(
-    'change, told',
+    'change, message',
     (
         (lambda p: p | dict(bias=p['scale']), 'lacks the array params/bias'),
         (lambda p: dict(scale=p['scale']), 'has an extra array params/kernel'),
@@ -325,10 +325,10 @@ def test_a_checkpoint_from_before_data_was_told_goes_on(folder):
         ),
     ),
 )
-def test_what_does_not_match_is_refused_by_name(change, told, folder):
+def test_what_does_not_match_is_refused_by_name(change, message, folder):
     wanted = abstract(state_of(0))
     wanted = wanted._replace(params=change(wanted.params))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         read(folder, wanted)
     assert bits(read(folder)[0]) == bits(state_of(2))  # nothing was moved
 
@@ -336,3 +336,43 @@ def test_what_does_not_match_is_refused_by_name(change, told, folder):
 def test_describe_names_dtypes_and_shapes():
     tree = dict(a=dict(b=jnp.zeros((2, 3), jnp.bfloat16)), c=[jnp.int32(1)])
     assert describe(tree) == {'a/b': 'bfloat16[2,3]', 'c/0': 'int32[]'}
+
+
+# ---- checksums
+
+
+def test_a_checksum_by_hand():
+    tree = {'a': {'b': jnp.array([[3, 5], [7, -1]], jnp.int32)}}
+    expected = (3 * 1 + 5 * 3 + 7 * 5 + (2**32 - 1) * 7) % 2**32
+    assert checksums(tree) == {'a/b': expected}
+
+
+@pytest.mark.parametrize('dtype', ('float32', 'bfloat16', 'int32', 'int8', 'bool'))
+def test_a_checksum_changes_with_every_bit(dtype):
+    array = (np.arange(40).reshape(8, 5) % 2).astype(jnp.dtype(dtype))
+    before = checksums([jnp.asarray(array)])['0']
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        changed = array.copy()
+        raw = changed.reshape(-1).view(np.uint8)
+        bit = 0 if dtype == 'bool' else rng.integers(8)
+        raw[rng.integers(len(raw))] ^= np.uint8(1 << bit)
+        assert checksums([jnp.asarray(changed)])['0'] != before
+    swapped = array[::-1].copy()
+    swapped[0, 0], swapped[0, 1] = array[0, 1], array[0, 0]
+    assert checksums([jnp.asarray(swapped)])['0'] != before
+
+
+def test_checksums_of_nan_and_zero_differ():
+    ones = [np.float32(x) for x in (0.0, -0.0, np.nan, -np.nan, 1e-45)]
+    found = [checksums([jnp.asarray([x])])['0'] for x in ones]
+    assert len(set(found)) == 5
+
+
+def test_a_checksum_is_the_same_on_every_mesh():
+    array = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
+    expected = checksums([jnp.asarray(array)])
+    mesh = helpers.mesh_of(fsdp=2, tensor=4)
+    for spec in (('fsdp', 'tensor'), (None, 'tensor'), (('fsdp', 'tensor'),), ()):
+        placed = jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec)))
+        assert checksums([placed]) == expected

@@ -169,10 +169,12 @@ def test_too_many_bad_steps_stop_and_leave_the_checkpoints(tmp_path):
     numbers = [1, 2, 3, 4, np.nan, np.nan, np.nan, 5]
     with pytest.raises(UserError) as raised:
         run(tmp_path, config_of(num_steps=8), numbers=numbers)
-    told = str(raised.value)
-    assert 'not finite in 3 updates in a row, up to step 6' in told
-    assert 'book/6#0, book/6#1' in told and 'book/6#8' not in told
-    assert 'optim.learning_rate' in told and f'--workdir {tmp_path} --step 6' in told
+    message = str(raised.value)
+    assert 'not finite in 3 updates in a row, up to step 6' in message
+    assert 'book/6#0, book/6#1' in message and 'book/6#8' not in message
+    assert (
+        'optim.learning_rate' in message and f'--workdir {tmp_path} --step 6' in message
+    )
     assert steps_of(tmp_path) == [2, 4, 6]
     # One that was mended goes on from there.
     outcome = run(tmp_path, config_of(num_steps=8), numbers=[1, 2, 3, 4, 9, 9, 3, 5])

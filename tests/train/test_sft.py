@@ -89,7 +89,7 @@ def tuned(dialogue, trained_run, to, lora=None, mesh=None, **options):
 
 
 def params_of(config, workdir):
-    return load_model.load(config, workdir, helpers.mesh_of(), 4).params
+    return load_model.load_model(config, workdir, helpers.mesh_of(), 4).params
 
 
 def base_params(config):
@@ -141,7 +141,7 @@ def test_adapters_train_alone_and_are_merged(dialogue, trained_run, tmp_path):
     if config.start.step == 4:
         moved.start.run, moved.start.step = str(trained_run), 2
     with pytest.raises(UserError, match='checkpoint 4 .* was made with other start'):
-        load_model.load(moved, workdir, helpers.mesh_of())
+        load_model.load_model(moved, workdir, helpers.mesh_of())
 
 
 @pytest.mark.slow

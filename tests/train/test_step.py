@@ -77,11 +77,11 @@ def test_accumulation_weighs_by_tokens(accumulation, data):
         state, abstract = start(mesh, optimizer)
         whole = make_train_step(loss_fn, optimizer, abstract)
         parts = make_train_step(loss_fn, optimizer, abstract, accumulation)
-        expected, told = whole(state, rows(mesh))
+        expected, expected_metrics = whole(state, rows(mesh))
         state, _ = start(mesh, optimizer)
         found, metrics = parts(state, rows(mesh))
     helpers.assert_trees_close(found, expected, rtol=1e-6)
-    helpers.assert_trees_close(metrics, told, rtol=1e-6)
+    helpers.assert_trees_close(metrics, expected_metrics, rtol=1e-6)
     assert metrics['tokens'] == 1 + 2 + 3 + 4
 
 
@@ -128,8 +128,8 @@ def test_the_schedule_follows_the_steps_and_all_else_waits():
 
     def leaves(state):
         """All but the schedule's count."""
-        is_schedule = lambda its: isinstance(its, optax.ScaleByScheduleState)
-        states = [its for its in state.opt_state if not is_schedule(its)]
+        is_schedule = lambda state: isinstance(state, optax.ScaleByScheduleState)
+        states = [inner for inner in state.opt_state if not is_schedule(inner)]
         return jax.device_get((state.params, states))
 
     helpers.assert_trees_close(leaves(state), leaves(before))

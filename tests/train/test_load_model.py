@@ -97,8 +97,10 @@ def test_another_model_is_refused_by_name(start, tmp_path):
     run = tmp_path / 'run'
     config, _ = write_run(start, run, PLAIN)
     config.model.mlp_width = 48
-    told = r'layers/mlp/down is float32\[2,64,32\], this config makes it float32\[2,48'
-    with pytest.raises(UserError, match=told):
+    message = (
+        r'layers/mlp/down is float32\[2,64,32\], this config makes it float32\[2,48'
+    )
+    with pytest.raises(UserError, match=message):
         load_model.load_model(config, run, helpers.mesh_of())
     # What is not read has to fit as well.
     config.model.mlp_width = 64
