@@ -80,17 +80,12 @@ def score_bag_of_words(
         loss = np.logaddexp(0, -margin).mean() + ridge / 2 * weights @ weights
         return loss, ridge * weights - difference.T @ wrong / len(margin)
 
-    best = None
+    start = np.zeros(counts.shape[1])
+    fits = []
     for ridge in RIDGES:
-        start = np.zeros(counts.shape[1])
-        optimum = optimize.minimize(
-            objective, start, (ridge,), method='L-BFGS-B', jac=True
-        )
-        scores = counts @ optimum.x
-        accuracy = validation.score_right(scores).mean()
-        if best is None or accuracy > best[0]:
-            best = accuracy, scores, ridge
-    return best[1], best[2]
+        fit = optimize.minimize(objective, start, (ridge,), method='L-BFGS-B', jac=True)
+        fits.append((counts @ fit.x, ridge))
+    return max(fits, key=lambda fit: validation.score_right(fit[0]).mean())
 
 
 def count_words(texts: Sequence[str], train_items: Sequence[int]):

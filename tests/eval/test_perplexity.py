@@ -56,11 +56,8 @@ def test_a_uniform_model_by_hand():
 
 def test_the_windows_of_the_docstring():
     stream = np.arange(8)  # BOS a b c d e f EOS
-    assert windows_of([stream], context=4, stride=2) == [
-        (0, 0, 0, 4),
-        (0, 2, 4, 6),
-        (0, 4, 6, 7),
-    ]
+    windows = windows_of([stream], context=4, stride=2)
+    assert windows == [(0, 0, 0, 4), (0, 2, 4, 6), (0, 4, 6, 7)]
 
 
 def test_the_context_of_each_token_by_hand():
@@ -82,17 +79,14 @@ def test_only_the_beginning_of_a_document_reads_bos():
     summarize_documents(
         record, documents_of('abcdef', 'gh', 'i'), Letters(), 4, 2, batch_size=3
     )
-    bos = sum((batch['inputs'] == Letters.bos_id).sum() for batch in seen)
-    scored_ends = sum(
-        ((batch['targets'] == Letters.eos_id) * batch['weights']).sum()
-        for batch in seen
-    )
-    assert bos == scored_ends == 3
+    bos = scored_ends = 0
+    names = ('inputs', 'targets', 'segments', 'positions', 'weights')
     for batch in seen:
-        assert {name: array.shape for name, array in batch.items()} == dict.fromkeys(
-            ('inputs', 'targets', 'segments', 'positions', 'weights'), (3, 4)
-        )
+        bos += (batch['inputs'] == Letters.bos_id).sum()
+        scored_ends += batch['weights'][batch['targets'] == Letters.eos_id].sum()
+        assert {n: a.shape for n, a in batch.items()} == dict.fromkeys(names, (3, 4))
         assert (batch['weights'][batch['segments'] == 0] == 0).all()
+    assert bos == scored_ends == 3
 
 
 @settings(deadline=None, max_examples=60)
@@ -152,14 +146,9 @@ def test_sources_add_up():
 
 
 def test_a_long_sum_keeps_its_digits():
+    constant = lambda batch: np.full(batch['inputs'].shape, -0.1, np.float32)
     documents = documents_of('a' * 200_000)
-    result = summarize_documents(
-        lambda batch: np.full(batch['inputs'].shape, -0.1, np.float32),
-        documents,
-        Letters(),
-        context=1000,
-        stride=1000,
-    )
+    result = summarize_documents(constant, documents, Letters(), 1000, 1000)
     assert result['loss'] == pytest.approx(np.float32(0.1), rel=1e-9)
 
 

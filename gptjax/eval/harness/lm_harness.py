@@ -18,7 +18,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from gptjax.core.console import UserError
 from gptjax.data import chat_template
-from gptjax.eval.tasks.likelihood import count_truncated, score_pairs
+from gptjax.eval.tasks.likelihood import count_truncated
 from gptjax.eval.tasks.predictor import Predictor
 from gptjax.infer.request import SamplingParameters
 
@@ -40,8 +40,8 @@ class HarnessModel(TemplateLM):
         self, predictor: Predictor, add_bos: bool = True, max_length: int | None = None
     ):
         super().__init__()
-        self.predictor = predictor
         self.max_length = max_length or predictor.context
+        self.predictor = predictor._replace(context=self.max_length)
         self.add_bos = add_bos
         self.cut = 0  # requests so far that lost their beginning
         names = sorted(predictor.tokenizer.specials)
@@ -90,7 +90,7 @@ class HarnessModel(TemplateLM):
         """(ln P, is it what greedy decoding writes) of continuations after contexts."""
         pairs = [(context, after) for _, context, after in requests]
         self.cut += count_truncated(pairs, self.max_length)
-        answers = [(score.logprob, score.greedy) for score in self._score(pairs)]
+        answers = [tuple(score) for score in self.predictor.score_pairs(pairs)]
         for (key, _, _), answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial('loglikelihood', key, answer)
         return answers
@@ -111,20 +111,12 @@ class HarnessModel(TemplateLM):
             pairs += map(make_disjoint_window, windows)
             owners += [number] * (len(pairs) - len(owners))
         totals = [0.0] * len(texts)
-        for number, score in zip(owners, self._score(pairs), strict=True):
+        scores = self.predictor.score_pairs(pairs)
+        for number, score in zip(owners, scores, strict=True):
             totals[number] += score.logprob
         for text, total in zip(texts, totals, strict=True):
             self.cache_hook.add_partial('loglikelihood_rolling', (text,), total)
         return totals
-
-    def _score(self, pairs):
-        return score_pairs(
-            self.predictor.score_batch,
-            pairs,
-            self.max_length,
-            self.predictor.settings.batch_size,
-            self.predictor.tokenizer.pad_id,
-        )
 
     # ---- generation
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from gptjax.eval import bootstrap, results
 from gptjax.eval.tasks.examples import Example
-from gptjax.eval.tasks.likelihood import count_truncated, score_pairs
+from gptjax.eval.tasks.likelihood import count_truncated
 from gptjax.eval.tasks.predictor import Predictor
 
 RULES = ('accuracy', 'accuracy_tokens', 'accuracy_bytes')
@@ -101,13 +101,8 @@ def score_choices(
     `pairs` are (prompt, choice) of all choices of all examples, in order;
     `blind_prompt` stands before a choice without its prompt.
     """
-    scores = score_pairs(
-        predictor.score_batch,
-        [*pairs, *((blind_prompt, choice) for _, choice in pairs), *other_pairs],
-        predictor.context,
-        predictor.settings.batch_size,
-        predictor.tokenizer.pad_id,
-    )
+    blind_pairs = [(blind_prompt, choice) for _, choice in pairs]
+    scores = predictor.score_pairs([*pairs, *blind_pairs, *other_pairs])
     logprobs = [score.logprob for score in scores]
     without_prompt = logprobs[len(pairs) : 2 * len(pairs)]
     scored, first = [], 0

@@ -18,7 +18,7 @@ from gptjax.core.hashing import hash_integer
 from gptjax.data import chat_template
 from gptjax.eval.bootstrap import BootstrapSettings
 from gptjax.eval.tasks.examples import Example
-from gptjax.eval.tasks.likelihood import make_score_batch
+from gptjax.eval.tasks.likelihood import Scored, make_score_batch, score_pairs
 from gptjax.infer.request import Reply, SamplingParameters
 from gptjax.train.load_model import Trained, load_engine
 
@@ -53,6 +53,11 @@ class Predictor(NamedTuple):
         if isinstance(prompt, str):
             return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
         return chat_template.encode_prompt(list(prompt), self.tokenizer, self.template)
+
+    def score_pairs(self, pairs: Sequence[tuple]) -> list[Scored]:
+        """See `likelihood.score_pairs`."""
+        batch_size, pad_id = self.settings.batch_size, self.tokenizer.pad_id
+        return score_pairs(self.score_batch, pairs, self.context, batch_size, pad_id)
 
 
 @contextlib.contextmanager
