@@ -64,17 +64,14 @@ class GenerationRequest(NamedTuple):
 async def read_body(request: Request) -> dict:
     """The JSON object of a request, of `MAX_BODY_BYTES` at most, whatever it claims.
 
-    Raises:
-        ApiError: 413 too long, 415 not JSON by its type, 408 too slow, 400 it broke
-            off, or `parse_json` refuses it.
+    ApiError: 413 too long, 415 not JSON by its type, 408 too slow, 400 broken off or
+    refused by `parse_json`.
     """
-    kind = request.headers.get('content-type', '').partition(';')[0].strip().lower()
-    if kind != 'application/json':
-        raise ApiError(
-            415,
-            f'Content-Type is {kind[:60]!r}: send application/json',
-            'unsupported_media_type',
-        )
+    header = request.headers.get('content-type', '')
+    media_type = header.partition(';')[0].strip().lower()
+    if media_type != 'application/json':
+        message = f'Content-Type is {media_type[:60]!r}: send application/json'
+        raise ApiError(415, message, 'unsupported_media_type')
     content = bytearray()
     num_bytes = 0
     try:
@@ -94,15 +91,11 @@ async def read_body(request: Request) -> dict:
                     limit.reschedule(now + DROP_SECONDS)
     except TimeoutError:
         if num_bytes <= schemas.MAX_BODY_BYTES:
-            raise ApiError(
-                408, f'the body took over {READ_SECONDS:.0f} s', 'timeout', retry=False
-            ) from None
+            message = f'the body took over {READ_SECONDS:.0f} s'
+            raise ApiError(408, message, 'timeout', retry=False) from None
     if num_bytes > schemas.MAX_BODY_BYTES:
-        raise ApiError(
-            413,
-            f'the body is longer than {schemas.MAX_BODY_BYTES:,} bytes: send less',
-            'body_too_large',
-        )
+        message = f'the body is longer than {schemas.MAX_BODY_BYTES:,} bytes: send less'
+        raise ApiError(413, message, 'body_too_large')
     return parse_json(bytes(content))
 
 
@@ -111,20 +104,17 @@ def parse_json(content: bytes) -> dict:
     try:
         text = content.decode('utf-8')
     except UnicodeDecodeError as error:
-        raise bad_request(
-            None, f'the body is no UTF-8 (byte {error.start}): send JSON in UTF-8'
-        ) from None
+        message = f'the body is no UTF-8 (byte {error.start}): send JSON in UTF-8'
+        raise bad_request(None, message) from None
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise bad_request(
-            None, 'a text has half a character (a lone surrogate): leave it out'
-        ) from None
+        message = 'a text has half a character (a lone surrogate): leave it out'
+        raise bad_request(None, message) from None
     except (ValueError, RecursionError) as error:
-        raise bad_request(
-            None, f'the body is no JSON ({error}): send a JSON object', 'invalid_json'
-        ) from None
+        message = f'the body is no JSON ({error}): send a JSON object'
+        raise bad_request(None, message, 'invalid_json') from None
     if not isinstance(value, dict):
         raise bad_request(None, 'the body is no object: send a JSON object')
     return value
@@ -139,12 +129,8 @@ def find_model(models: dict[str, ServedModel], name: str | None) -> ServedModel:
     if name is None:
         return next(iter(models.values()))
     if name not in models:
-        raise ApiError(
-            404,
-            f'model={name[:100]!r}: no such model: use one of {", ".join(models)}',
-            'model_not_found',
-            'model',
-        )
+        message = f'model={name[:100]!r}: no such model: use one of {", ".join(models)}'
+        raise ApiError(404, message, 'model_not_found', 'model')
     return models[name]
 
 
@@ -280,9 +266,8 @@ def encode_messages(body: dict, model: ServedModel) -> list[int]:
         messages.append(dict(role=role, content=content))
     continue_final = bool(body.get('continue_final_message'))
     if continue_final and messages[-1]['role'] != 'assistant':
-        raise bad_request(
-            'continue_final_message', "the last message is not the assistant's"
-        )
+        message = "the last message is not the assistant's"
+        raise bad_request('continue_final_message', message)
     try:
         return chat_template.encode_prompt(
             messages, model.tokenizer, model.template, continue_final

@@ -173,34 +173,27 @@ def _schemas():
         return _array(_object(index=INTEGER, finish_reason=finish, **properties))
 
     message = _object(role=dict(enum=['assistant']), content=STRING)
+    whole_choices = choices(message=message, logprobs=chat_logprobs)
+    chunk_choices = choices(delta=dict(type='object'), logprobs=chat_logprobs)
+    text_choices = choices(text=STRING, logprobs=text_logprobs)
     error = _object(message=STRING, type=STRING, param=MAYBE_STRING, code=MAYBE_STRING)
+    facts = _object(step=INTEGER, template=STRING, context=INTEGER, description=STRING)
     model = _object(
         id=STRING,
         object=dict(enum=['model']),
         created=INTEGER,
         owned_by=STRING,
         max_model_len=INTEGER,
-        gptjax=_object(
-            step=INTEGER, template=STRING, context=INTEGER, description=STRING
-        ),
+        gptjax=facts,
     )
     return dict(
         ChatRequest=schemas.CHAT,
         CompletionRequest=schemas.COMPLETION,
         TokenizeRequest=schemas.TOKENIZE,
         DetokenizeRequest=schemas.DETOKENIZE,
-        ChatCompletion=_object(
-            **envelope,
-            choices=choices(message=message, logprobs=chat_logprobs),
-            usage=usage,
-        ),
-        ChatChunk=_object(
-            **envelope,
-            choices=choices(delta=dict(type='object'), logprobs=chat_logprobs),
-        ),
-        Completion=_object(
-            **envelope, choices=choices(text=STRING, logprobs=text_logprobs)
-        ),
+        ChatCompletion=_object(**envelope, choices=whole_choices, usage=usage),
+        ChatChunk=_object(**envelope, choices=chunk_choices),
+        Completion=_object(**envelope, choices=text_choices),
         Tokens=_object(count=INTEGER, max_model_len=INTEGER, tokens=IDS),
         TokenizerInfo=_object(
             vocab_size=INTEGER,
