@@ -9,19 +9,18 @@ from gptjax.data import dataloader, ledger
 from gptjax.data.packed_dataset import PackedDataset
 
 
+def read_batch(run, step):
+    dataset = PackedDataset(run.prepared, 'train')
+    return next(dataloader.training_batches(dataset, run.config.seed, 8, None, step))
+
+
 def test_batch_documents_are_those_whose_text_is_in_the_batch(run):
     texts = {
         key: text for pairs in run.documents['train'].values() for key, text in pairs
     }
     for step in (0, 11):
         documents = ledger.batch_documents(run.config, run.workdir, step)
-        (batch,) = dataloader.training_batches(
-            PackedDataset(run.prepared, 'train'),
-            run.config.seed,
-            8,
-            start_step=step,
-            num_steps=1,
-        )
+        batch = read_batch(run, step)
         assert len(documents) == 8
         for names, inputs, segments in zip(
             documents, batch['inputs'], batch['segments'], strict=True
@@ -33,13 +32,7 @@ def test_batch_documents_are_those_whose_text_is_in_the_batch(run):
 
 def test_describe_batch_shows_documents_and_text(run):
     lines = list(ledger.describe_batch(run.config, run.workdir, 2))
-    (batch,) = dataloader.training_batches(
-        PackedDataset(run.prepared, 'train'),
-        run.config.seed,
-        8,
-        start_step=2,
-        num_steps=1,
-    )
+    batch = read_batch(run, 2)
     to_predict = int(np.sum(batch['weights']))
     assert lines[0] == f'step 2: 8 examples of 16 tokens, {to_predict} to predict'
     assert sum(line.startswith('row ') for line in lines) == 8

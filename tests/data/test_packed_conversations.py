@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from collections import Counter
+from itertools import compress
 
 import numpy as np
 import pytest
@@ -24,12 +25,12 @@ def turn(role, *said, prefix=(9,)):
     return Turn(list(prefix), list(said), role == 'assistant', role == 'system')
 
 
-def pieces(room, *its):
+def pieces(room, *turns):
+    """The pieces, in which '!' follows a token that is trained; and the counts."""
     counts = Counter()
-    found = list(cut_conversation(list(its), BOS, room, counts))
     return [
-        [f'{t}!' if its else f'{t}' for t, its in zip(*piece, strict=True)]
-        for piece in found
+        [f'{t}!' if trained else f'{t}' for t, trained in zip(*piece, strict=True)]
+        for piece in cut_conversation(list(turns), BOS, room, counts)
     ], counts
 
 
@@ -95,30 +96,30 @@ def test_what_has_no_reply_or_no_room():
 def test_every_reply_is_trained_once(room):
     random_ = random.Random(room)
     for _ in range(200):
-        number, its = 100, []
+        number, turns = 100, []
         for _ in range(random_.randrange(1, 9)):
             length = random_.randrange(1, 20)
             role = random_.choice(['user', 'assistant'])
-            its.append(turn(role, *range(number, number + length)))
+            turns.append(turn(role, *range(number, number + length)))
             number += length
         if random_.random() < 0.3:
-            its.insert(0, turn('system', 5, 6))
+            turns.insert(0, turn('system', 5, 6))
         counts = Counter()
-        found = list(cut_conversation(its, BOS, room, counts))
+        found = list(cut_conversation(turns, BOS, room, counts))
         trained = []
         for tokens, mask in found:
             assert len(tokens) == len(mask) <= room and tokens[0] == BOS
             assert tokens.count(BOS) == 1
             assert not any(mask[:2]) and any(mask)
-            if its[0].system:
+            if turns[0].system:
                 assert tokens[1:4] == [9, 5, 6]
-            trained += [t for t, its_ in zip(tokens, mask, strict=True) if its_]
-        said = [t for one in its if one.trained for t in one.content]
+            trained += compress(tokens, mask)
+        said = [t for one in turns if one.trained for t in one.content]
         assert len(trained) == len(set(trained)) and set(trained) <= set(said)
         assert len(trained) == len(said) - counts['cut_tokens']
-        assert counts['turns'] == sum(one.trained for one in its)
+        assert counts['turns'] == sum(one.trained for one in turns)
         # Only what was cut lacks its end.
-        ends = {one.content[-1] for one in its if one.trained}
+        ends = {one.content[-1] for one in turns if one.trained}
         assert len(ends - set(trained)) == counts['cut_turns']
 
 

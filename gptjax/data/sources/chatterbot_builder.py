@@ -64,18 +64,15 @@ class Chatterbot(tfds.core.GeneratorBasedBuilder):
                 for place, dialogue in enumerate(content['conversations']):
                     utterances = _utterances(dialogue)
                     identity = f'{language}/{path.stem}#{place}'
-                    yield (
-                        identity,
-                        dict(
-                            id=identity,
-                            text=conversation_text(
-                                (str(n % 2), text) for n, text in enumerate(utterances)
-                            ),
-                            language=language,
-                            categories=[str(name) for name in content['categories']],
-                            utterances=utterances,
-                        ),
+                    turns = ((str(n % 2), text) for n, text in enumerate(utterances))
+                    example = dict(
+                        id=identity,
+                        text=conversation_text(turns),
+                        language=language,
+                        categories=[str(name) for name in content['categories']],
+                        utterances=utterances,
                     )
+                    yield identity, example
 
 
 def _utterances(dialogue: list | str) -> list[str]:

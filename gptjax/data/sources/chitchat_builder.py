@@ -89,20 +89,16 @@ class Chitchat(tfds.core.GeneratorBasedBuilder):
                     for message in turn_messages
                 ]
                 ratings = conversation.get('ratings', {})
-                yield (
-                    identity,
-                    dict(
-                        id=identity,
-                        text=conversation_text(
-                            (m['sender'], m['text']) for m in messages
-                        ),
-                        prompt=conversation.get('prompt', ''),
-                        start=conversation['start'],
-                        messages=messages,
-                        ratings={
-                            name: int(ratings.get(name, UNRATED))
-                            for name in ('witty', 'interesting', 'upbeat')
-                        },
-                    ),
+                example = dict(
+                    id=identity,
+                    text=conversation_text((m['sender'], m['text']) for m in messages),
+                    prompt=conversation.get('prompt', ''),
+                    start=conversation['start'],
+                    messages=messages,
+                    ratings={
+                        name: int(ratings.get(name, UNRATED))
+                        for name in ('witty', 'interesting', 'upbeat')
+                    },
                 )
+                yield identity, example
                 advance(1)
