@@ -168,7 +168,7 @@ def test_weights_of_another_shape_are_refused(begun):
         trained.settings, trained.params, trained.tokenizer, slots=2
     )
     wider = jax.tree.map(lambda leaf: leaf.astype(np.float16), trained.params)
-    with pytest.raises(ValueError, match='shape, dtype or place'):
+    with pytest.raises(ValueError, match='shape, dtype or sharding'):
         sampler.update_weights(wider, 'half')
 
 
