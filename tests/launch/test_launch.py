@@ -327,16 +327,19 @@ def test_a_signal_lets_the_stage_save(machine, number):
 # ---- test.sh and .ci/run ------------------------------------------------------
 
 
-def test_all_tests_run_unless_only_the_fast_are_asked_for(machine):
+def test_the_three_tiers(machine):
     machine.run('launch/test.sh')
     assert machine.log() == [
         'venv',
         'pip install -r requirements.txt',
         'pip install -r tests/requirements.txt',
-        f'pytest -m slow or not slow {EVERY_CORE}',
+        f'pytest -m not long {EVERY_CORE}',
     ]
+    fast, every = 'not slow and not long', 'long or not long'
     machine.run('launch/test.sh', '--fast', 'tests/data', '-x')
-    assert machine.log() == [f'pytest -m not slow {EVERY_CORE} tests/data -x']
+    assert machine.log() == [f'pytest -m {fast} {EVERY_CORE} tests/data -x']
+    machine.run('launch/test.sh', '--long')
+    assert machine.log() == [f'pytest -m {every} {EVERY_CORE}']
 
 
 def test_ci_checks_the_format_then_runs_every_test(machine):
@@ -345,7 +348,7 @@ def test_ci_checks_the_format_then_runs_every_test(machine):
     assert machine.log() == [
         'ruff format --check .',
         'ruff check .',
-        f'pytest -m slow or not slow {EVERY_CORE}',
+        f'pytest -m not long {EVERY_CORE}',
     ]
 
 
