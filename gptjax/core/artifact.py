@@ -75,10 +75,13 @@ def build(
             shutil.rmtree(path)
         else:
             path.unlink()
+    unfinished = _unfinished_path(folder)
+    storage.write_text(unfinished, '')
     try:
         described = make(folder)
     except Exception:
         shutil.rmtree(folder, ignore_errors=True)
+        unfinished.unlink()
         raise
     for path in folder.rglob('*'):  # no manifest may outlive a power failure alone
         if path.is_file():
@@ -86,7 +89,20 @@ def build(
                 os.fsync(file.fileno())
     manifest = dict(inputs=storage.fingerprint(inputs), settings=inputs, **described)
     storage.write_json(folder / MANIFEST, manifest)
+    unfinished.unlink()
     return manifest
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether the folder is being made, or its process was killed on the way.
+
+    Who reads its files without its manifest asks this first.
+    """
+    return _unfinished_path(folder).exists() and find_manifest(folder) is None
+
+
+def _unfinished_path(folder):
+    return folder.with_name(f'.{folder.name}.unfinished')
 
 
 def find_manifest(folder: Path) -> dict | None:

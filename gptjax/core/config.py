@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from gptjax.core.console import UserError
 from gptjax.core.fields import NEEDED, SAME, Field
-from gptjax.core.schema import BASE, DECIDES_WEIGHTS, GONE, SCHEMA
+from gptjax.core.schema import BASE, DECIDES_WEIGHTS, GONE, REWARD_PART, SCHEMA
 
 Fields = dict[str, Field]  # of a section, by name
 
@@ -139,7 +139,8 @@ def _complete_section(name: str, section: dict, fields: Fields) -> dict:
                 raise UserError(f'{name}.{inner} is missing: give it a value')
             is_same = field.before is SAME
             completed[inner] = make_default(field) if is_same else field.before
-        elif isinstance(field.range, dict):
+        # A reward's entry stays as written: a checkpoint's identity is a hash of it.
+        elif isinstance(field.range, dict) and field.range is not REWARD_PART:
             completed[inner] = {
                 entry: _complete_section(f'{name}.{inner}.{entry}', value, field.range)
                 for entry, value in section[inner].items()

@@ -76,8 +76,7 @@ def evaluate(
         trained = load_model(config, workdir, mesh, step)
         fingerprint = model_fingerprint(trained)
     documents = documents_run = None
-    own_documents = held_out_documents.validation_path(workdir)
-    if own_documents.exists() or {*names} & {*DOCUMENT_TASKS}:
+    if held_out_documents.has_documents(workdir) or {*names} & {*DOCUMENT_TASKS}:
         documents, documents_run = held_out_documents.read_held_out_documents(
             config, workdir, settings.documents
         )

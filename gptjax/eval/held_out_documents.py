@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from gptjax.core import run_dir, storage
+from gptjax.core import artifact, run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.eval import bootstrap, results
 from gptjax.eval.baselines import compute_baselines, count_tokens
@@ -69,13 +69,19 @@ def validation_path(workdir: Path) -> Path:
     return workdir / 'documents' / 'validation.jsonl'
 
 
+def has_documents(workdir: Path) -> bool:
+    """Whether RUN/documents is there, and whole."""
+    path = validation_path(workdir)
+    return path.exists() and not artifact.is_unfinished(path.parent)
+
+
 def find_run_of_documents(config: ConfigDict, workdir: Path) -> Path:
     """RUN, or the run it started from, and so on: the first that has documents.
 
     A conversation's id decides whether it is held out, in all of them alike.
     """
     folder = workdir
-    while not validation_path(folder).exists():
+    while not has_documents(folder):
         start = config.get('start', {}).get('run', '')
         if not start or not (Path(start) / 'config.json').exists():
             raise UserError(

@@ -98,13 +98,15 @@ def _inherited_before(workdir: Path, run: Path, step: int) -> ConfigDict | None:
 
 def read_start_config(run: Path) -> ConfigDict:
     """The config of an earlier run."""
-    try:
-        return run_dir.read_config(run)
-    except UserError as error:
+    if not (run / 'config.json').exists():
         raise UserError(
             f'start.run={run}: no run directory there: name one that a stage has '
             'trained, as --config.start.run=runs/chitchat'
-        ) from error
+        )
+    try:
+        return run_dir.read_config(run)
+    except UserError as error:
+        raise UserError(f'start.run={run}: {error}') from error
 
 
 def _choose_step(run: Path, step: int) -> int:

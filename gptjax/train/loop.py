@@ -184,6 +184,7 @@ def fit(config: ConfigDict, workdir: Path, stage: Stage) -> Outcome:
             init, *arguments = stage.init()
             with progress_bar('making the model', 0):
                 state = create_state(init, optimizer, abstract, *arguments)
+            del init, arguments  # the model that the run starts from may go
         else:
             state, saved_record = restored
             record.update(_complete_record(saved_record))

@@ -38,6 +38,21 @@ def test_made_once_by_the_same_inputs(tmp_path):
     assert checked == [(made, folder)]
 
 
+def test_whether_a_folder_is_unfinished(tmp_path):
+    folder, states = tmp_path / 'prepared', []
+
+    def make(folder):
+        states.append(artifact.is_unfinished(folder))
+        raise Killed
+
+    with pytest.raises(Killed):
+        artifact.build(folder, {}, make)
+    assert states == [True] and artifact.is_unfinished(folder)
+    build(folder, {})
+    assert not artifact.is_unfinished(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ['prepared']
+
+
 def test_other_inputs_are_refused_by_name(tmp_path):
     folder = tmp_path / 'prepared'
     build(folder, {'data.context': 64, 'documents': 'a' * 64})

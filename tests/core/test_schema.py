@@ -317,11 +317,14 @@ def test_an_old_config_is_completed():
     ):
         del old[section][field]
     del old['data']['sources']['chitchat']['licence']
-    del old['task']['rewards']['correct']['weight']
     del old['chat'], old['seed']
     untouched = copy.deepcopy(old)
     assert complete(old) == whole
     assert old == untouched
+    # A checkpoint's identity is a hash of the rewards: entries stay as written.
+    del old['task']['rewards']['correct']['run']
+    completed = complete(old)
+    assert completed['task']['rewards'] == old['task']['rewards'] != {}
 
 
 def test_sections_that_mean_something_by_being_there_stay_absent():

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 from ml_collections import ConfigDict
 
-from gptjax.core import run_dir
+from gptjax.core import run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.eval import evaluate as stage
 from gptjax.eval import results
@@ -108,6 +108,10 @@ def test_what_cannot_be_evaluated(tmp_path, config):
     other.eval.batch_size = 12  # the mesh does not divide it
     with pytest.raises(UserError, match='eval.batch_size=12 is not divisible'):
         evaluate(other, tmp_path)
+    with pytest.raises(UserError, match='run the stage data first'):
+        find_run_of_documents(config, tmp_path)
+    storage.write_text(tmp_path / 'documents' / 'validation.jsonl', '{"id": "half')
+    storage.write_text(tmp_path / '.documents.unfinished', '')  # its process was killed
     with pytest.raises(UserError, match='run the stage data first'):
         find_run_of_documents(config, tmp_path)
     with pytest.raises(UserError, match='run the stage pretrain first'):

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gptjax.core import storage
+from gptjax.core import artifact, storage
 from gptjax.core.console import UserError
 from gptjax.data import chat_template
 from gptjax.data.conversations import choose_replies
@@ -62,7 +62,7 @@ FIGURES_BY_SOURCE = ('reply_bits', 'accuracy', 'stops')
 def read_dialogue_examples(workdir: Path, settings) -> list[Example]:
     """Examples with a reference and choices, of held-out conversations."""
     path = workdir / 'dialogue' / 'validation.jsonl'
-    if not path.exists():
+    if not path.exists() or artifact.is_unfinished(path.parent):
         raise UserError(
             f'--tasks=dialogue: {path} is missing: name a fine-tuned run whose '
             'conversations are asked, as --tasks=dialogue:runs/sft'

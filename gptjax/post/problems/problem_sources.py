@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from gptjax.core import storage
+from gptjax.core import artifact, storage
 from gptjax.core.console import UserError
 from gptjax.core.files import File, read_json_lines
 from gptjax.core.hashing import hash_fraction, hash_integer
@@ -254,6 +254,11 @@ def folder_problems(section: ConfigDict, fits):
     held-out problems, half of them each, whatever fits.
     """
     folder = Path(section.path).expanduser()
+    if artifact.is_unfinished(folder):
+        raise UserError(
+            f'task.path={folder} was not made to its end: run the stage again that '
+            'makes it'
+        )
     splits, seen = {split: [] for split in SPLITS}, set()
     num_equal = num_too_long = 0
     for name in reversed(CONVERSATIONS):  # held-out prompts are not trained on
