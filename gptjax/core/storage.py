@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -36,6 +37,20 @@ def write_json(path: Path | str, value) -> None:
 
 def read_json(path: Path | str):
     return json.loads(Path(path).read_text(encoding='utf-8'))
+
+
+def read_jsonl(
+    path: Path | str, advance: Callable[[int], None] = lambda num_bytes: None
+) -> Iterator:
+    """Yields the JSON value of each line of a file that gptjax wrote.
+
+    `advance` gets the bytes of each line that was read, for a progress bar. Users'
+    files may be malformed: `files.read_json_lines` reads those.
+    """
+    with open(path, 'rb') as file:
+        for line in file:
+            yield json.loads(line)
+            advance(len(line))
 
 
 def sha256_of_file(path: Path | str) -> str:

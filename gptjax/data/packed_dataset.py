@@ -6,7 +6,6 @@ are trained on, or of both, mixed.
 
 import copy
 import hashlib
-import json
 import math
 from dataclasses import dataclass
 from fractions import Fraction
@@ -211,8 +210,7 @@ class PackedSource:
 
     @cached_property
     def _ids(self) -> list[str]:
-        with open(self._folder / 'documents.jsonl', encoding='utf-8') as file:
-            return [json.loads(line) for line in file]
+        return list(storage.read_jsonl(self._folder / 'documents.jsonl'))
 
     def _shard(self, array: str, number: int) -> np.ndarray:
         name = f'{array}-{number:05d}.npy'

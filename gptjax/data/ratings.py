@@ -141,8 +141,8 @@ def _write_ratings(config: ConfigDict, folder: Path, data_dir: Path) -> dict:
 def read_ratings(workdir: Path, split: str) -> list[RatedConversation]:
     """The rated conversations of a split, in order."""
     artifact.require(workdir / 'ratings', 'reward')
-    with open(workdir / 'ratings' / f'{split}.jsonl', encoding='utf-8') as file:
-        return [RatedConversation(**json.loads(line)) for line in file]
+    lines = storage.read_jsonl(workdir / 'ratings' / f'{split}.jsonl')
+    return [RatedConversation(**line) for line in lines]
 
 
 def assign_three_way_split(key: str, test: float, validation: float) -> str:

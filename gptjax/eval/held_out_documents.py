@@ -5,7 +5,6 @@ have intervals as the model has; and `xz -9e` given the training text, a total.
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -31,8 +30,7 @@ from gptjax.eval.tasks.predictor import Predictor
 
 def read_documents(path: Path) -> list[dict]:
     """The documents of a split, as the stage `data` wrote them."""
-    with open(path, encoding='utf-8') as lines:
-        return [json.loads(line) for line in lines]
+    return list(storage.read_jsonl(path))
 
 
 def choose_documents(documents: list[dict], number: int) -> list[dict]:

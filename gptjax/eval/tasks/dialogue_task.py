@@ -18,7 +18,6 @@ to compare, as every template pays for its end in it. What a model does not have
 for loses its oldest turns.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -67,8 +66,7 @@ def read_dialogue_examples(workdir: Path, settings) -> list[Example]:
             f'--tasks=dialogue: {path} is missing: name a fine-tuned run whose '
             'conversations are asked, as --tasks=dialogue:runs/sft'
         )
-    with open(path, encoding='utf-8') as lines:
-        views = [json.loads(line) for line in lines]
+    views = list(storage.read_jsonl(path))
     chosen = choose_replies(views, settings.conversations, settings.seed)
     replies = [Example(id, prompt, (reply,)) for id, prompt, reply in chosen]
     choices = choice_examples(replies, settings.choices, settings.seed)
