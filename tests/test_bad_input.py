@@ -174,7 +174,7 @@ def test_training_on_other_data_is_refused_and_reading_is_not(
     shutil.rmtree(run / 'prepared')
     words = (*runs.SHORT, f'--workdir={run}', f'{SOURCE}.weight=1.0')
     error = error_of(capsys, 'pretrain', *words)
-    assert 'made with other data' in error and 'bring back the data' in error
+    assert 'made with other data' in error and 'restore the data' in error
     config = run_dir.read_config(run)
     assert load_model(config, run, make_mesh(config.mesh)).step == 4
 
@@ -329,7 +329,7 @@ def test_files_that_may_not_grow_while_training(prepared_run, tmp_path):
 def test_eval_and_sample_without_a_checkpoint(run, tmp_path, capsys):
     for stage in ('eval', 'sample'):
         error = error_of(capsys, stage, f'--workdir={run}')
-        assert 'no checkpoint there: run the stage pretrain first' in error
+        assert 'has no checkpoint: run the stage pretrain first' in error
         error = error_of(capsys, stage, f'--workdir={tmp_path}/none')
         assert 'is no run directory' in error
     error = error_of(capsys, 'data', f'--workdir={tmp_path}/none', '--step=0')

@@ -42,7 +42,7 @@ from gptjax.train.load_model import (
     trained_shapes,
     uses_lora,
 )
-from gptjax.train.loop import Command, Stage, Start, Training, fit, with_steps
+from gptjax.train.loop import Command, Setup, Stage, Training, fit, with_steps
 from gptjax.train.pretrain import throughput
 
 
@@ -76,7 +76,7 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
         return first_params(config, model, initial[0], mesh)
 
     # ---- batches ------------------------------------------------------------
-    def start_training(start: Start) -> Training:
+    def make_training(setup: Setup) -> Training:
         if config.preference.loss in WITHOUT_REFERENCE:
             splits = without_references(pairs)
         else:
@@ -98,7 +98,7 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
         def update(state, step, record):
             del record
             batch, baseline = load_batch('train', pairs_of_step(step), state.params)
-            state, metrics = start.step(state, batch, baseline, *frozen)
+            state, metrics = setup.step(state, batch, baseline, *frozen)
             # Metrics were divided by the pairs; throughput is of tokens.
             tokens = np.float32(2 * batch_size * context)
             return state, dict(metrics, pairs=metrics['tokens'], tokens=tokens)
@@ -143,7 +143,7 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
         loss_fn=loss_fn,
         init=init,
         identity=dict(model_identity(tokenizer, base), data=data),
-        start=start_training,
+        make_training=make_training,
     )
     return fit(config, workdir, stage).summary()
 

@@ -46,7 +46,7 @@ from gptjax.post.reward_functions import (
 from gptjax.post.rollout import Sampler, generate_replies, make_prompt_format
 from gptjax.train import config_checks, init_from
 from gptjax.train.load_model import Trained, model_identity, uses_lora
-from gptjax.train.loop import Stage, Start, Training, fit
+from gptjax.train.loop import Setup, Stage, Training, fit
 from gptjax.train.step import make_train_step
 
 
@@ -102,7 +102,7 @@ def train_policy(
             rewards=rewards_fingerprint(config.task),
             **algorithm.identity,
         ),
-        start=partial(
+        make_training=partial(
             start_rollouts, config, mesh, environment, trained, model, policy, algorithm
         ),
         record=dict(
@@ -122,7 +122,7 @@ def start_rollouts(
     model: FrozenConfigDict,
     policy: PolicyModel,
     algorithm: Algorithm,
-    start: Start,
+    setup: Setup,
 ) -> Training:
     """The engine that generates replies, and how a rollout becomes updates."""
     reference = trained.params
@@ -130,20 +130,20 @@ def start_rollouts(
     with progress_bar('making the engine', 0):
         sampler = Sampler(
             model,
-            policy.merge(start.state.params, reference),
+            policy.merge(setup.state.params, reference),
             trained.tokenizer,
             slots=config.policy.slots,
             tensor=config.policy.generation_tensor,
         )
-    start.stack.enter_context(contextlib.closing(sampler))
+    setup.stack.enter_context(contextlib.closing(sampler))
     microbatch_rows = config.train.batch_size // config.train.accumulation
     score_tokens = make_token_scorer(algorithm, mesh, microbatch_rows)
-    critic_step = start.step
+    critic_step = setup.step
     if algorithm.warm_up and config.optim.weight_decay:  # which moves frozen weights
         critic_step = make_train_step(
             algorithm.loss_fn,
-            freeze_policy(start.optimizer),
-            start.abstract,
+            freeze_policy(setup.optimizer),
+            setup.abstract,
             config.train.accumulation,
             config.seed,
         )
@@ -174,7 +174,7 @@ def start_rollouts(
             )
             state, steps = update_on_rollout(
                 config,
-                critic_step if warming_up else start.step,
+                critic_step if warming_up else setup.step,
                 state,
                 experience.batch,
                 (control, *frozen),

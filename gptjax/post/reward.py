@@ -31,7 +31,7 @@ from gptjax.post.reward_model import (
 )
 from gptjax.train import config_checks, init_from
 from gptjax.train.load_model import load_tokenizer
-from gptjax.train.loop import Command, Stage, Start, Training, fit, with_steps
+from gptjax.train.loop import Command, Setup, Stage, Training, fit, with_steps
 from gptjax.train.pretrain import throughput
 
 
@@ -95,7 +95,7 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
         groups = batch_size // group
         return choose_groups(train.sets, groups, group, config.seed, step)
 
-    def start_training(start: Start) -> Training:
+    def make_training(setup: Setup) -> Training:
         compute_scores = make_reward_scorer(model, tokenizer, context, mesh)
 
         def update(state, step, record):
@@ -105,7 +105,7 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
                 train.encoded, rows_BG, context, tokenizer.pad_id
             )
             arrays['values'] = (train.values[rows_BG] - mean) / std
-            state, metrics = start.step(
+            state, metrics = setup.step(
                 state, put_on_mesh(arrays, mesh, WITHOUT_TOKENS)
             )
             # Metrics were divided by the pairs; throughput is of tokens.
@@ -140,7 +140,7 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
         loss_fn=make_reward_loss(model, config.reward),
         init=init,
         identity=dict(reward_identity(config, tokenizer), data=data),
-        start=start_training,
+        make_training=make_training,
     )
     return fit(config, workdir, stage).summary()
 

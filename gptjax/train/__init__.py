@@ -1,1 +1,1 @@
-"""How the model learns."""
+"""Training: the loop, checkpoints, and the supervised stages."""

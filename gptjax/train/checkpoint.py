@@ -1,4 +1,4 @@
-"""Checkpoints: Orbax on disk, and a record that says what is in them."""
+"""Checkpoints: arrays saved by Orbax, and a JSON record that describes them."""
 
 import copy
 import errno
@@ -18,26 +18,25 @@ from gptjax.parallel import multihost
 
 
 class Checkpoints:
-    """The checkpoints of one run, written while training goes on.
+    """The checkpoints of a run, saved in the background while training continues.
 
-    Each has two items: `state`, the training state, and `record`, a JSON object
-    of
+    A checkpoint has two items: `state`, the training state, and `record`, a JSON object
+    with
 
-        run         whatever else a run goes on from
-        loss        of the validation at this step; null where there was none
-        identity    as below
-        arrays      {name: dtype and shape}, so that what does not match is
-                    refused by name
-        checksums   {name: number}, so that changed bytes are noticed
-        sha256      of all this
+        run         other values that a resumed run needs
+        loss        the validation loss at this step; null if there was no validation
+        identity    see below
+        arrays      {name: dtype and shape}
+        checksums   {name: number}, to detect changed bytes
+        sha256      of all of the above
 
     Args:
-        identity: what must be equal for a checkpoint to fit, for example
-            `{'tokenizer': hash, 'data': hash}`. A name that a checkpoint lacks, as
-            older ones lack 'data', fits.
-        keep: the newest that stay.
-        keep_best: those of the lowest loss that stay besides; 0: none.
-        read_only: leaves alone what another process may be writing there.
+        identity: a checkpoint with another value is refused, for example
+            `{'tokenizer': hash, 'data': hash}`. A name that the checkpoint lacks
+            (older ones lack 'data') is not compared.
+        keep: the number of newest checkpoints to keep.
+        keep_best: the number of checkpoints with the lowest loss to keep as well.
+        read_only: changes nothing, because another process may be saving there.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class Checkpoints:
     ):
         import orbax.checkpoint as ocp
 
-        # Orbax logs every save, and pages about each error that it then raises.
+        # Orbax logs every save, and logs at length each error that it also raises.
         logging.getLogger('absl').setLevel(logging.CRITICAL)
         self._ocp = ocp
         self._identity = identity
@@ -68,20 +67,21 @@ class Checkpoints:
         self._losses = {}
 
     def steps(self) -> list[int]:
-        """The steps with a finished checkpoint, in order."""
+        """The steps of the complete checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """The step whose recorded loss is lowest; None if none has one."""
+        """The step with the lowest recorded loss; None if no checkpoint has a loss."""
         losses = {step: self._loss_of(step) for step in self.steps()}
         scored = [(loss, step) for step, loss in losses.items() if loss is not None]
         return min(scored)[1] if scored else None
 
     def save(self, step: int, state, record: dict, loss: float | None = None) -> None:
-        """Begins to write copies: state and record may change once this returns.
+        """Starts to save copies: the caller may then change state and record.
 
-        A disk without room for it is an OSError; one that filled up while an earlier
-        one was written can raise other errors.
+        Raises:
+            OSError: the disk has no room for the state. If the disk filled up during
+                the previous save, other errors are possible.
         """
         if step in self._manager.all_steps():
             return
@@ -90,7 +90,7 @@ class Checkpoints:
         if shutil.disk_usage(self.folder).free < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
         content = dict(
-            run=copy.deepcopy(record),  # it is written while the run goes on
+            run=copy.deepcopy(record),  # the run changes it during the save
             loss=loss,
             identity=self._identity,
             arrays=describe(state),
@@ -108,22 +108,20 @@ class Checkpoints:
         )
 
     def restore(self, abstract, step: int | None = None, report=print, select=None):
-        """(state, record) of the newest checkpoint that is whole, or None.
+        """Returns (state, record) of the newest undamaged checkpoint, or None.
 
-        Damaged ones are reported, the newest that is whole is used, and (unless
-        read-only) they are moved aside as `damaged-STEP`. The state is laid out as
-        `abstract` says, whatever mesh it was saved from.
+        Unless `read_only`, newer damaged ones are renamed to `damaged-STEP`. The state
+        is laid out as in `abstract`, whichever mesh it was saved from.
 
         Args:
-            abstract: the state's shapes, dtypes and shardings.
-            step: this one alone, and untouched if it is damaged.
-            report: prints a line about a damaged one.
-            select: from a tree like the state to the arrays that are wanted: no other
-                is read, and `select(state)` is returned.
+            abstract: the shapes, dtypes and shardings of the state.
+            step: restores this checkpoint only; it is not renamed if damaged.
+            report: prints a line about each damaged checkpoint.
+            select: from a state to the arrays to read; `select(state)` is returned.
 
         Raises:
-            UserError: a checkpoint of another model or tokenizer, or all are
-                damaged; nothing is moved then.
+            UserError: the checkpoint is of another model or tokenizer, or all are
+                damaged; none is renamed then.
         """
         select = select or (lambda state: state)
         damaged = []
@@ -138,22 +136,22 @@ class Checkpoints:
                 if not _is_damage(error):
                     raise
                 reason = str(error).strip().split('\n')[0][:120]
-            # A process reads its own shards: what one cannot read none may use.
+            # Each process reads its own shards: one may fail where others succeed.
             if not multihost.any_process(reason is not None):
                 self._set_aside(damaged)
-                return state, content['run']
+                return state, _complete_record(content['run'])
             path = self._path(candidate)
-            report(f'checkpoint {path} is damaged: {reason or "for another process"}')
+            report(f'checkpoint {path} is damaged: {reason or "in another process"}')
             damaged.append(candidate)
         if damaged and step is not None:
             raise UserError(
-                f'{self._path(step)} is damaged: move it away, and the next best '
-                'is used'
+                f'{self._path(step)} is damaged: move it away, and the checkpoint '
+                'with the next lowest loss is used'
             )
         if damaged:
             raise UserError(
                 f'{self.folder}: every checkpoint is damaged: move the folder away to '
-                'train from the beginning, or bring back a copy'
+                'train from the beginning, or restore a backup'
             )
         return None
 
@@ -161,7 +159,7 @@ class Checkpoints:
         return self.folder / f'{step:08d}'
 
     def wait(self) -> None:
-        """Returns when the checkpoints that were begun are on disk."""
+        """Waits until the running save is complete."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -178,7 +176,7 @@ class Checkpoints:
         content = dict(self._read(step, 'record', self._ocp.args.JsonRestore()))
         written = content.pop('sha256', None)
         if storage.fingerprint(content) != written:
-            raise Damaged('its record has changed since it was written')
+            raise Damaged('the record has changed since it was saved')
         return content
 
     def _read_state(self, step, content, abstract, select):
@@ -196,11 +194,11 @@ class Checkpoints:
             'state',
             self._ocp.args.PyTreeRestore(target, restore_args=restore_args),
         )
-        # None is no leaf.
+        # A tree with None has no leaf there, so that `checksums` skips it.
         read = jax.tree.map(lambda leaf: None if leaf is unread else leaf, state)
         for name, checksum in checksums(read).items():
             if checksum != content['checksums'][name]:
-                raise Damaged(f'{name} has changed since it was written')
+                raise Damaged(f'{name} has changed since it was saved')
         return select(state)
 
     def _loss_of(self, step) -> float | None:
@@ -210,7 +208,7 @@ class Checkpoints:
             except Exception as error:
                 if not _is_damage(error):
                     raise
-                self._losses[step] = None  # `restore` reports it
+                self._losses[step] = None  # `restore` reports the damage
         return self._losses[step]
 
     def _set_aside(self, steps):
@@ -221,7 +219,7 @@ class Checkpoints:
                 target = self.folder / f'damaged-{step}'
                 shutil.rmtree(target, ignore_errors=True)
                 self._path(step).rename(target)
-        multihost.barrier('damaged checkpoints are aside')
+        multihost.barrier('damaged checkpoints are renamed')
         self._manager.reload()
         for step in steps:
             self._losses.pop(step, None)
@@ -233,7 +231,7 @@ class Checkpoints:
             if saved != value:
                 raise UserError(
                     f'{label} was made with other {name} ({str(saved)[:12]} there, '
-                    f'{str(value)[:12]} here): bring back the {name} it was trained '
+                    f'{str(value)[:12]} here): restore the {name} that it was trained '
                     'with, or use another --workdir'
                 )
         saved, wanted = content['arrays'], describe(abstract)
@@ -244,16 +242,16 @@ class Checkpoints:
                 raise UserError(f'{label} has an extra array {name}: {FIX}')
             if saved[name] != wanted[name]:
                 raise UserError(
-                    f'{label}: {name} is {saved[name]}, this config makes it '
+                    f'{label}: {name} is {saved[name]}, with this config it is '
                     f'{wanted[name]}: {FIX}'
                 )
 
 
-FIX = 'use the config it was trained with, or another --workdir'
+FIX = 'use the config that it was trained with, or another --workdir'
 
 
 class _NewestAndBest:
-    """Orbax's policy: which checkpoints stay."""
+    """An Orbax preservation policy: keeps the newest and the best checkpoints."""
 
     def __init__(self, keep: int, keep_best: int, loss_of):
         self.keep = keep
@@ -269,7 +267,7 @@ class _NewestAndBest:
 
 
 def describe(tree) -> dict[str, str]:
-    """{'params/embed/token': 'float32[2048,192]', …} of a tree of arrays."""
+    """{'params/embed/token': 'float32[2048,192]', …} for a tree of arrays."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         name_of(path): f'{leaf.dtype}[{",".join(map(str, leaf.shape))}]'
@@ -277,22 +275,34 @@ def describe(tree) -> dict[str, str]:
     }
 
 
+def _complete_record(record: dict) -> dict:
+    """The record as new runs have it; older ppo and grpo runs had two other fields.
+
+    {'lowest_loss': 0.5, 'worse': 2} → {'early_stopping': {'best': 0.5, 'worse': 2, …}}
+    """
+    if 'lowest_loss' not in record:
+        return record
+    record = dict(record)
+    best, worse = record.pop('lowest_loss'), record.pop('worse', 0)
+    return dict(record, early_stopping=dict(patience=0, best=best, worse=worse))
+
+
 class Damaged(Exception):
-    """What a checkpoint holds is not what was written."""
+    """A checkpoint does not hold what was saved."""
 
 
-# How TensorStore's messages about missing, cut off or changed bytes begin. They begin
-# otherwise for too little memory, no right to read, and a file system without answer.
+# TensorStore's messages about missing, truncated or changed bytes start with these
+# codes. Errors of memory, permissions and unreachable file systems have other codes.
 DAMAGE_CODES = (
     *('NOT_FOUND', 'DATA_LOSS', 'OUT_OF_RANGE'),
     *('FAILED_PRECONDITION', 'INVALID_ARGUMENT'),
 )
-# In Orbax' messages about an item, or a file of it, that is missing.
+# Orbax's messages about a missing item or file contain these words.
 DAMAGE_WORDS = ('was not found in the checkpoint', 'pytree structure error')
 
 
 def _is_damage(error: BaseException) -> bool:
-    """Whether files of a checkpoint are missing or changed."""
+    """Whether the error means that files of a checkpoint are missing or changed."""
     if isinstance(error, Damaged | FileNotFoundError | json.JSONDecodeError):
         return True
     if isinstance(error, ValueError | KeyError):
@@ -300,7 +310,7 @@ def _is_damage(error: BaseException) -> bool:
         return message.startswith(DAMAGE_CODES) or any(
             words in message for words in DAMAGE_WORDS
         )
-    # Orbax wraps TensorStore's error about an array in a plain Exception.
+    # Orbax wraps TensorStore's errors about arrays in a plain Exception.
     cause = error.__cause__
     return type(error) is Exception and cause is not None and _is_damage(cause)
 
@@ -311,12 +321,11 @@ UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
 
 
 def checksums(tree) -> dict[str, int]:
-    """{'params/embed/token': 2951203442, …} of a tree of arrays.
+    """{'params/embed/token': 2951203442, …} for a tree of arrays.
 
-    The sum over i of (2 i + 1) times the bits of element i, modulo 2^32. One pass
-    where the arrays live; exact, so that it is the same on every mesh. An odd
-    factor loses no bit: one changed element always shows, and of other changes
-    all but one in 2^32.
+    The checksum of an array is the sum over i of (2 i + 1) times the bits of element i,
+    modulo 2^32. It is exact, so it is the same on every mesh. The factor is odd, so one
+    changed element always changes the sum; other changes are missed once in 2^32.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     sums = np.asarray(_compute_checksums([leaf for _, leaf in leaves])).tolist()
@@ -324,7 +333,7 @@ def checksums(tree) -> dict[str, int]:
 
 
 def name_of(path) -> str:
-    """'params/embed/token' of a key path."""
+    """'params/embed/token' for the key path of a leaf."""
     return jax.tree_util.keystr(path, simple=True, separator='/')
 
 

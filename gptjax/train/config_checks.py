@@ -1,4 +1,4 @@
-"""What can be refused before minutes go into data: a config that cannot train."""
+"""Refuses a config that cannot train, before any data is built."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +20,12 @@ DROPOUT = ('embedding_dropout', 'attention_dropout', 'residual_dropout')
 def check_config(config: ConfigDict) -> None:
     """Refuses fields that do not fit each other or the devices.
 
-    Makes the shapes of everything that training holds, and none of the values.
+    Builds the shapes of the whole training state, and no arrays.
     """
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
     check_context(config, mesh)
-    # A tokenizer has the size that the config asks for, or is refused.
+    # Training a tokenizer gives exactly this vocabulary size, or fails.
     model = settings.resolve(config.model, config.tokenizer.vocab_size)
     with jax.set_mesh(mesh):
         shapes = gpt.abstract_params(model)
@@ -50,7 +50,7 @@ def check_batch(config: ConfigDict, mesh) -> None:
 
 
 def check_context(config: ConfigDict, mesh) -> None:
-    """Refuses examples that are longer than the model, or that do not divide."""
+    """Refuses a data.context that the model or the mesh cannot take."""
     context = config.data.context
     if not context:
         raise UserError('data.context=0: use a number of at least 1')
@@ -70,7 +70,10 @@ def check_context(config: ConfigDict, mesh) -> None:
 def check_unused(
     config: ConfigDict, section: str, fields: Sequence[str], why: str
 ) -> None:
-    """Refuses fields of a section that were changed but do nothing, for the reason."""
+    """Refuses fields of a section that have no effect, unless they have the default.
+
+    `why` is part of the message: 'train.profile_step=3 does nothing in ppo and grpo'.
+    """
     for field in fields:
         value, default = config[section][field], SCHEMA[section][field].default
         if value != default:
@@ -81,16 +84,16 @@ def check_unused(
 
 
 def check_dropout(config: ConfigDict) -> None:
-    """Refuses dropout, given in a flag, where neither reference nor engine has any.
+    """Refuses dropout given as a flag: replies are generated and compared without it.
 
-    The dropout that the earlier run was trained with is ignored.
+    Dropout that is inherited from `start.run` is not refused, and not applied.
     """
     if not (Path(config.start.run) / 'config.json').exists():
-        return  # the earlier run is gone, and RUN goes on
+        return  # a run that resumes does not need the earlier run
     earlier = run_dir.read_config(Path(config.start.run)).model
     for name in DROPOUT:
         if config.model[name] and config.model[name] != earlier[name]:
             raise UserError(
                 f'model.{name}={config.model[name]} does nothing here: replies are '
-                'drawn and compared without dropout: leave it out'
+                'generated and compared without dropout: leave it out'
             )

@@ -1,4 +1,4 @@
-"""A trained model out of a run directory."""
+"""Loads a trained model, or an inference engine for it, from a run directory."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from gptjax.train.state import abstract_state
 
 
 class Trained(NamedTuple):
-    """A model ready to compute: its settings, parameters, tokenizer and step."""
+    """A model, its tokenizer, and the step of its checkpoint."""
 
     settings: FrozenConfigDict
     params: Any
@@ -41,28 +41,29 @@ def load_tokenizer(
 def load_model(
     config: ConfigDict, workdir: Path, mesh: Mesh, step: int | None = None
 ) -> Trained:
-    """A checkpoint of RUN: of `step`, or the best by validation loss, or the newest.
+    """The model of a checkpoint: of `step`, or with the lowest loss, or the newest.
 
-    The averaged weights where the run kept an average; those of a LoRA run are
-    merged into the weights of the run that it started from.
+    The weights are the moving average if `optim.ema` is on. The weights of a LoRA run
+    are merged into those of `start.run`.
     """
     folder = workdir / 'checkpoints'
     path = workdir / 'tokenizer' / 'tokenizer.model'
     if not folder.is_dir() or not path.exists():
         raise UserError(
-            f'--workdir={workdir}: no checkpoint there: run the stage pretrain first'
+            f'--workdir={workdir} has no checkpoint: run the stage pretrain first'
         )
     tokenizer, model = load_tokenizer(config, workdir)
     base = load_base(config, mesh)
-    identity = model_identity(tokenizer, base)
     with jax.set_mesh(mesh):
         shapes, axes = trained_shapes(config, model)
         optimizer = make_optimizer(config, shapes)
         abstract = abstract_state(shapes, optimizer, axes, mesh)
-        checkpoints = Checkpoints(folder, identity, read_only=True)
+        checkpoints = Checkpoints(
+            folder, model_identity(tokenizer, base), read_only=True
+        )
         if step is not None and step not in checkpoints.steps():
             steps = ', '.join(map(str, checkpoints.steps()))
-            raise UserError(f'{folder} has no checkpoint {step}: there are {steps}')
+            raise UserError(f'{folder} has no checkpoint {step}: use one of {steps}')
         chosen = checkpoints.best_step() if step is None else step
         restored = checkpoints.restore(abstract, chosen, select=_step_and_weights)
         checkpoints.close()
@@ -75,12 +76,12 @@ def load_model(
 
 
 def _step_and_weights(state):
-    """The arrays of a training state that inference needs: a third of it."""
+    """The arrays of a training state that inference needs: about a third of them."""
     return state.step, heads.without_critic(ema_params(state.opt_state, state.params))
 
 
 def load_start_run(start: ConfigDict, mesh: Mesh) -> Trained:
-    """The model that a later run begins with; `start.step` is a checkpoint's number."""
+    """The model of `start.run` at the checkpoint `start.step`."""
     run = Path(start.run)
     try:
         return load_model(run_dir.read_config(run), run, mesh, start.step)
@@ -89,23 +90,22 @@ def load_start_run(start: ConfigDict, mesh: Mesh) -> Trained:
 
 
 def uses_lora(config: ConfigDict) -> bool:
-    """Whether a run trains A and B of LoRA beside frozen weights."""
     return 'lora' in config and config.lora.rank != 0
 
 
 def load_base(config: ConfigDict, mesh: Mesh) -> Trained | None:
-    """The frozen model under LoRA; None where all parameters are trained."""
+    """The frozen model under LoRA; None if all parameters are trained."""
     return load_start_run(config.start, mesh) if uses_lora(config) else None
 
 
 def model_identity(tokenizer: Tokenizer, base: Trained | None) -> dict[str, str]:
-    """`Checkpoints.identity`: hashes of the tokenizer and of LoRA's frozen weights."""
+    """`Checkpoints.identity`: hashes of the tokenizer and of LoRA's frozen model."""
     identity = dict(tokenizer=tokenizer.fingerprint)
     return identity if base is None else dict(identity, start=model_fingerprint(base))
 
 
 def trained_shapes(config: ConfigDict, model: FrozenConfigDict) -> tuple:
-    """(shapes, axes) of what a run trains, and its checkpoints hold."""
+    """(shapes, axes) of the trained parameters."""
     if uses_lora(config):
         shapes = lora.abstract_params(model, config.lora)
         axes = lora.param_axes(model, config.lora)
@@ -117,7 +117,7 @@ def trained_shapes(config: ConfigDict, model: FrozenConfigDict) -> tuple:
 
 
 def merge_lora(config: ConfigDict, base, params, mesh: Mesh):
-    """The base with w + alpha / rank A B in place of w, laid out as it is."""
+    """The base weights w replaced by w + alpha / rank A B, with the same sharding."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, base)
     merge = jax.jit(
         lambda base, params: lora.merge(base, params, lora.lora_scale(config.lora)),
@@ -127,7 +127,6 @@ def merge_lora(config: ConfigDict, base, params, mesh: Mesh):
         return merge(base, params)
 
 
-# What weights and cache may be kept as.
 WEIGHTS = dict(whole=lambda params: params, int8=quantize_params)
 CACHES = dict(whole=empty_cache, int8=empty_int8_cache)
 
@@ -142,10 +141,14 @@ def load_engine(
     draft: Path | None = None,
     **options,
 ) -> Engine:
-    """An engine for a checkpoint of RUN, chosen as `load_model` does.
+    """An engine for a checkpoint, which is chosen as in `load_model`.
 
-    Weights, and keys and values of the cache, are 'whole' or 'int8', a byte each.
-    `draft` is the run of a smaller model with the same tokenizer, which guesses ahead.
+    Args:
+        weights: 'whole' (the model's dtype), or 'int8'.
+        cache: of keys and values: 'whole' or 'int8'.
+        draft: the run of a smaller model with the same tokenizer, for speculative
+            decoding.
+        options: further arguments of `Engine`.
     """
     for name, value, known in (('weights', weights, WEIGHTS), ('cache', cache, CACHES)):
         if value not in known:
@@ -155,12 +158,12 @@ def load_engine(
     identity = [model_fingerprint(trained), weights, cache]
     dtype = jnp.dtype(trained.settings.dtype)
     if draft is not None:
-        guessing = load_draft(draft, mesh, trained.tokenizer)
-        options['draft'] = guessing.settings, guessing.params
-        # Its weights are converted as the model's are, and one may be in float32.
-        dtype = jnp.promote_types(dtype, guessing.settings.dtype)
-        # What is guessed decides which draws are made: other seeds, other replies.
-        identity += [model_fingerprint(guessing), options.get('guesses')]
+        draft_model = load_draft(draft, mesh, trained.tokenizer)
+        options['draft'] = draft_model.settings, draft_model.params
+        # Both models are cast to the same dtype: the wider of the two.
+        dtype = jnp.promote_types(dtype, draft_model.settings.dtype)
+        # With a draft model the same seed gives another reply.
+        identity += [model_fingerprint(draft_model), options.get('guesses')]
     return Engine(
         trained.settings,
         trained.params,
@@ -174,12 +177,17 @@ def load_engine(
 
 
 def load_draft(workdir: Path, mesh: Mesh, tokenizer: Tokenizer) -> Trained:
-    """A model that may guess for one with this tokenizer; another is refused."""
+    """The draft model of speculative decoding.
+
+    Raises:
+        UserError: it has another tokenizer, or no checkpoint.
+    """
     path = workdir / 'tokenizer' / 'tokenizer.model'
     if path.exists() and Tokenizer.load(path).fingerprint != tokenizer.fingerprint:
         raise UserError(
-            f'--draft={workdir} was trained with another tokenizer: copy documents, '
-            'tokenizer and prepared of the run it is to guess for, and train on them'
+            f'--draft={workdir} was trained with another tokenizer: copy the folders '
+            'documents, tokenizer and prepared of --workdir, and train the draft on '
+            'them'
         )
     try:
         return load_model(run_dir.read_config(workdir), workdir, mesh)
@@ -188,13 +196,13 @@ def load_draft(workdir: Path, mesh: Mesh, tokenizer: Tokenizer) -> Trained:
 
 
 def model_fingerprint(trained: Trained) -> str:
-    """A hash of all that decides what a model says: settings, weights, tokenizer."""
+    """A hash of the settings, weights and tokenizer."""
     model = trained.settings.to_dict(), checksums(trained.params)
     return storage.fingerprint([*model, trained.tokenizer.fingerprint])
 
 
 def inference_mesh(config: ConfigDict) -> Mesh:
-    """The tensor axis alone, where there are devices for it; else one device."""
+    """A mesh with the tensor axis alone, or of one device if there are too few."""
     devices = jax.devices()
     tensor = len(devices) if config.mesh.tensor == -1 else config.mesh.tensor
     tensor = tensor if tensor <= len(devices) else 1

@@ -10,9 +10,9 @@ from gptjax.models import gpt
 def make_language_loss(settings: FrozenConfigDict, train: ConfigDict):
     """The `loss_fn` of next-token prediction for `make_train_step`.
 
-    `(params, batch, key) -> (loss, metrics)`: the sum that is minimised, and with it
-    the plain cross-entropy `loss` and `tokens`, all summed. Dropout is off where key
-    is None.
+    It is `(params, batch, key) -> (loss, metrics)`. The loss includes z-loss and label
+    smoothing; `metrics['loss']` is the cross-entropy alone. Both are sums over the
+    tokens. With key=None there is no dropout.
     """
     options = dict(
         chunk=train.loss_chunk,

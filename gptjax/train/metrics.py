@@ -1,4 +1,4 @@
-"""The record of a run: one JSON object a line, and the same for TensorBoard."""
+"""The metrics of a run, as JSON Lines and for TensorBoard."""
 
 import json
 import math
@@ -9,10 +9,10 @@ from gptjax.core.files import import_tensorflow
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The records of a metrics.jsonl; a last line that was cut off is left out."""
+    """The records of a metrics.jsonl, without a last line that is incomplete."""
     if not path.exists():
         return []
-    # A line can be cut off anywhere, in the middle of a character too.
+    # Bytes, because a killed run may have stopped in the middle of a character.
     lines = path.read_bytes().split(b'\n')
     return [json.loads(line) for line in lines[:-1]]
 
@@ -20,9 +20,9 @@ def read_metrics(path: Path) -> list[dict]:
 class MetricsWriter:
     """Appends to RUN/metrics.jsonl and RUN/tensorboard.
 
-    Opened after `step` updates, it first drops the records of later ones: a run that
-    goes on from a checkpoint writes them anew, so that the file reads as if it had
-    never been stopped. Without `tensorboard` it imports nothing slow.
+    First it removes the records after `step`, because a resumed run writes these again:
+    the file is the same as that of a run without interruption. With
+    tensorboard=False, TensorFlow is not imported.
     """
 
     def __init__(self, workdir: Path, step: int, tensorboard: bool = True):
@@ -32,7 +32,7 @@ class MetricsWriter:
         self._file = open(path, 'a', encoding='utf-8')
         self._tensorboard = None
         if tensorboard:
-            import_tensorflow()  # before clu does, which would let it greet
+            import_tensorflow()  # without the messages that it prints if clu imports it
             from clu import metric_writers
 
             self._tensorboard = metric_writers.SummaryWriter(
@@ -40,7 +40,7 @@ class MetricsWriter:
             )
 
     def write(self, step: int, split: str, values: dict) -> None:
-        """Records `values` after `step` updates; they may be NaN."""
+        """Writes the values of a step to the split 'train' or 'validation'."""
         self._file.write(_line(dict(step=step, split=split, **values)))
         self._file.flush()
         if self._tensorboard is not None:
@@ -54,7 +54,7 @@ class MetricsWriter:
 
 
 def _line(record: dict) -> str:
-    # JSON has no NaN and no infinity: a reader gets null.
+    # JSON has no NaN and no infinity: they become null.
     clean = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in record.items()

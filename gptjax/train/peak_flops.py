@@ -1,4 +1,4 @@
-"""How fast a device could multiply, for model FLOPs utilisation (MFU)."""
+"""The peak FLOP/s of a device, for model FLOPs utilisation (MFU)."""
 
 import math
 import re
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from gptjax.parallel.multihost import print_once
 
-# Dense bfloat16 peak of one device by its maker's data sheet, in TFLOP/s. A name
-# stands for those that begin with it and a further word.
+# Dense bfloat16 peak of one device, from data sheets, in TFLOP/s. A name also matches
+# device kinds that add words to it: 'NVIDIA H100' matches 'NVIDIA H100 80GB HBM3'.
 PEAK_TFLOPS = {
     'TPU v4': 275.0,
     'TPU v5 lite': 197.0,
@@ -31,24 +31,24 @@ PEAK_TFLOPS = {
 
 
 def peak_tflops(configured: float = 0.0) -> float:
-    """Of one device, in TFLOP/s: as configured, from the table, or measured.
+    """The peak of one device in TFLOP/s: configured, from the table, or measured.
 
-    The table's are of bfloat16, whatever the model computes with. The peak of a CPU is
-    the best rate of a float32 product of 1024 x 1024 matrices, shared by the devices
-    that it is split into. An unknown accelerator has NaN, and a line is printed.
+    The table is of bfloat16, whatever dtype the model computes in. On a CPU, the rate
+    of a float32 product of 1024 x 1024 matrices is measured, and divided by the number
+    of JAX devices that share the CPU. The peak of an unknown accelerator is NaN.
     """
     if configured:
         return configured
     device = jax.devices()[0]
-    # The longest name first: 'TPU v5 lite' is not 'TPU v5'.
+    # The longest names first: 'TPU v5 lite' also starts with 'TPU v5'.
     for name in sorted(PEAK_TFLOPS, key=len, reverse=True):
         if re.match(rf'{name}\b', device.device_kind):
             return PEAK_TFLOPS[name]
     if device.platform == 'cpu':
         return _measure_tflops() / jax.device_count()
     print_once(
-        f'no peak rate is known of {device.device_kind}: for its MFU set '
-        'train.peak_tflops'
+        f'train.peak_tflops=0: the peak of {device.device_kind} is unknown, so there '
+        'is no MFU: set train.peak_tflops'
     )
     return math.nan
 

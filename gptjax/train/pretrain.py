@@ -1,4 +1,4 @@
-"""Pretraining: packed text to a language model."""
+"""Pretraining: trains a language model on packed text."""
 
 import itertools
 import math
@@ -25,16 +25,16 @@ from gptjax.tokenizer.train_tokenizer import TOKENIZER
 from gptjax.train import config_checks
 from gptjax.train.init_from import load_start
 from gptjax.train.load_model import load_tokenizer, uses_lora
-from gptjax.train.loop import Command, Stage, Start, Training, fit
+from gptjax.train.loop import Command, Setup, Stage, Training, fit
 from gptjax.train.losses import make_language_loss
 from gptjax.train.peak_flops import peak_tflops
 
 
 def pretrain(config: ConfigDict, workdir: Path) -> dict:
-    """Trains on RUN/prepared, from RUN's newest checkpoint if it has one.
+    """Trains on RUN/prepared, and resumes from RUN's newest checkpoint.
 
-    It begins with new weights or, where the config has a section `start`, with those
-    of an earlier run (continued pretraining).
+    The weights are initialised at random or, with a config section `start`, from an
+    earlier run (continued pretraining).
     """
     # ---- model --------------------------------------------------------------
     mesh = make_mesh(config.mesh)
@@ -44,12 +44,12 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
     prepared = workdir / 'prepared'
 
     def init():
-        if 'start' in config:  # nothing is drawn: the weights are passed in
+        if 'start' in config:
             return lambda params: params, load_start(config, mesh).params
         return partial(gpt.init_params, model), jax.random.key(config.seed)
 
     # ---- data ---------------------------------------------------------------
-    def start(begun: Start) -> Training:
+    def make_training(setup: Setup) -> Training:
         print_once(
             f'model: {num_params:,} parameters on {mesh.size} '
             f'{"device" if mesh.size == 1 else "devices"}, '
@@ -60,10 +60,10 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
             config.seed,
             config.train.batch_size,
             batch_sharding(mesh),
-            start_step=int(begun.state.step),
+            start_step=int(setup.state.step),
         )
         return Training(
-            update=lambda state, step, record: begun.step(state, next(batches)),
+            update=lambda state, step, record: setup.step(state, next(batches)),
             validate=make_validation(config, prepared, loss_fn, mesh),
             documents_of=partial(documents_of, config, workdir),
             **throughput(config, model, mesh),
@@ -80,29 +80,29 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
             tokenizer=tokenizer.fingerprint,
             data=artifact.require(prepared, 'prepare')['inputs'],
         ),
-        start=start,
+        make_training=make_training,
     )
     return fit(config, workdir, stage).summary(parameters=num_params)
 
 
 def check_config(config: ConfigDict) -> None:
-    """Refuses, before minutes go into data, a config that cannot train."""
+    """Refuses a config that cannot train, before any data is built."""
     config_checks.check_config(config)
     if uses_lora(config):
         raise UserError(
-            f'lora.rank={config.lora.rank}: `pretrain` trains all parameters: set it '
-            'to 0, or use `sft`'
+            f'lora.rank={config.lora.rank}: `pretrain` trains all parameters: use '
+            'lora.rank=0, or the stage `sft`'
         )
 
 
 def documents_of(config: ConfigDict, workdir: Path, step: int) -> list[str]:
-    """The ids of the documents in the batch of a step, each once."""
+    """The ids of the documents in the batch of a step, without repeats."""
     rows = ledger.batch_documents(config, workdir, step)
     return list(dict.fromkeys(itertools.chain.from_iterable(rows)))
 
 
 def throughput(config: ConfigDict, model: FrozenConfigDict, mesh: Mesh) -> dict:
-    """The fields of `Training` that turn tokens a second into MFU."""
+    """The fields of `Training` from which the loop computes MFU."""
     return dict(
         flops_per_token=parameter_count.train_flops_per_token(
             model, config.data.context
@@ -112,12 +112,12 @@ def throughput(config: ConfigDict, model: FrozenConfigDict, mesh: Mesh) -> dict:
 
 
 def make_validation(config: ConfigDict, prepared: Path, loss_fn, mesh, *frozen):
-    """A function from the state to `loss` and `bits_per_byte` on validation.
+    """Returns `validate` of `Training`, with `loss` and `bits_per_byte`.
 
-    They are over packed examples, where a document that an example's edge cuts loses
-    its context: a quick figure for the curve. `eval` has the exact one, over whole
-    documents. Of RUN/dialogue they are over what the assistant says and the ends of
-    its turns, per byte that it says. `frozen` are weights that `loss_fn` takes besides.
+    Validation reads packed examples, where a document that continues in the next
+    example loses its context. It is a quick estimate; `eval` measures whole documents.
+    For RUN/dialogue only the tokens and bytes of the assistant count. `frozen` are
+    further arguments of `loss_fn`.
     """
     manifest = storage.read_json(prepared / 'manifest.json')
     sources = manifest['splits']['validation'].values()
@@ -149,7 +149,7 @@ def make_validation(config: ConfigDict, prepared: Path, loss_fn, mesh, *frozen):
 
 
 def pretraining_artifacts(config: ConfigDict) -> tuple:
-    """What is made before pretraining; `start.run`, if any, has the tokenizer."""
+    """What is built before pretraining; with `start.run`, its tokenizer is used."""
     tokenizer = () if 'start' in config else (TOKENIZER,)
     return DOCUMENTS, *tokenizer, PACKED_DOCUMENTS
 

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: conversations to a model that answers, in full or by LoRA."""
+"""Supervised fine-tuning on conversations, of all parameters or by LoRA."""
 
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from gptjax.train.load_model import (
     trained_shapes,
     uses_lora,
 )
-from gptjax.train.loop import Command, Stage, Start, Training, fit
+from gptjax.train.loop import Command, Setup, Stage, Training, fit
 from gptjax.train.losses import make_language_loss
 from gptjax.train.pretrain import documents_of, make_validation, throughput
 
@@ -27,9 +27,9 @@ from gptjax.train.pretrain import documents_of, make_validation, throughput
 def fine_tune(config: ConfigDict, workdir: Path) -> dict:
     """Trains on RUN/dialogue, from `start.run` or RUN's newest checkpoint.
 
-    The loss is that of pretraining over what the assistant says and the ends of its
-    turns. Under LoRA the weights of `start.run` stay as they are, and A and B are
-    what trains and what checkpoints hold.
+    The loss is that of pretraining, over the assistant's tokens and the tokens that end
+    its messages. Under LoRA the weights of `start.run` are frozen; the matrices A and B
+    are trained, and checkpoints contain only these.
     """
     # ---- model --------------------------------------------------------------
     mesh = make_mesh(config.mesh)
@@ -45,7 +45,7 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
     num_params = parameter_count.size(shapes)
 
     # ---- data ---------------------------------------------------------------
-    def start(begun: Start) -> Training:
+    def make_training(setup: Setup) -> Training:
         print_once(
             f'model: {num_params:,} of {parameter_count.num_params(model):,} '
             f'parameters are trained, {config.train.num_steps:,} steps of '
@@ -56,10 +56,10 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
             config.seed,
             config.train.batch_size,
             batch_sharding(mesh),
-            start_step=int(begun.state.step),
+            start_step=int(setup.state.step),
         )
         return Training(
-            update=lambda state, step, _: begun.step(state, next(batches), *frozen),
+            update=lambda state, step, _: setup.step(state, next(batches), *frozen),
             validate=make_validation(
                 config, workdir / 'dialogue', loss_fn, mesh, *frozen
             ),
@@ -75,21 +75,21 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
         loss_fn=loss_fn,
         init=lambda: first_params(config, model, base, mesh),
         identity=dict(model_identity(tokenizer, base), data=rows.fingerprint),
-        start=start,
+        make_training=make_training,
     )
     return fit(config, workdir, stage).summary(parameters=num_params)
 
 
 def check_config(config: ConfigDict) -> None:
-    """Refuses, before minutes go into data, a config that cannot train."""
+    """Refuses a config that cannot train, before any data is built."""
     config_checks.check_config(config)
     trained_shapes(config, settings.resolve(config.model, config.tokenizer.vocab_size))
     if uses_lora(config) and config.chat.template == 'turns':
         if read_start_config(Path(config.start.run)).chat.template == 'text':
             print_once(
-                f'lora.rank={config.lora.rank}: adapters cannot teach the special '
-                f'tokens of turns, which {config.start.run} has never seen: better '
-                'start from a fine-tuned run, or add --config.chat.template=text'
+                f'lora.rank={config.lora.rank}: LoRA cannot train the special tokens '
+                f'of chat.template=turns, which {config.start.run} has never seen: '
+                'start from a fine-tuned run, or use --config.chat.template=text'
             )
 
 
@@ -98,7 +98,7 @@ def with_steps(config: ConfigDict, rows) -> ConfigDict:
 
         steps = epochs rows / (batch_size (1 - pretraining_share))
 
-    With epochs 0 its `train.num_steps` stay. The warm-up is a tenth of them at most.
+    With epochs=0, `train.num_steps` stays. The warm-up is at most a tenth of the steps.
     """
     num_rows = sum(
         source.num_rows
@@ -110,7 +110,7 @@ def with_steps(config: ConfigDict, rows) -> ConfigDict:
 
 
 def make_adapted_loss(loss_fn, scale: float):
-    """`(params, batch, key, base) -> (loss, metrics)` of A and B beside the base."""
+    """`(params, batch, key, base) -> (loss, metrics)`, where `params` are A and B."""
 
     def adapted(params, batch, key, base):
         return loss_fn(lora.adapt(base, params, scale), batch, key)

@@ -1,4 +1,4 @@
-"""The training state: three plain pytrees, made where they will live."""
+"""The training state: step, parameters and optimizer state."""
 
 from typing import Any, NamedTuple
 
@@ -11,9 +11,10 @@ from gptjax.parallel.sharding import state_shardings
 
 
 class TrainState(NamedTuple):
-    """Everything that a step reads and writes, and a checkpoint holds.
+    """The arrays that a step updates and a checkpoint contains.
 
-    step: int32 scalar, updates tried so far; also the next batch's number.
+    step: int32 scalar, the updates so far, including skipped ones; the index of the
+        next batch.
     params: nested dict of float32 arrays.
     """
 
@@ -23,9 +24,9 @@ class TrainState(NamedTuple):
 
 
 def abstract_state(params, optimizer: optax.GradientTransformation, axes, mesh: Mesh):
-    """The state's shapes, dtypes and shardings, without making it.
+    """The shapes, dtypes and shardings of a state.
 
-    `params` may be shapes; `axes` is their tree, a tuple of axis names at each leaf.
+    `params` may be shapes; `axes` is the same tree with a tuple of axis names per leaf.
     """
     state = jax.eval_shape(lambda p: new_state(p, optimizer), params)
     shardings = state_shardings(state, axes, mesh)
@@ -43,10 +44,10 @@ def new_state(params, optimizer: optax.GradientTransformation) -> TrainState:
 
 
 def create_state(init, optimizer, abstract: TrainState, *args) -> TrainState:
-    """A new state with parameters `init(*args)`, each device making its own part of it.
+    """A new state with parameters `init(*args)`; each device computes its own shards.
 
-    What is drawn does not depend on the mesh. `args` are a key, or weights to begin
-    with: as arguments they are not compiled in.
+    Random values do not depend on the mesh. `args` are a key or initial weights: arrays
+    that `init` closed over would become constants of the compiled program.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     make = lambda *args: new_state(init(*args), optimizer)

@@ -1,4 +1,4 @@
-"""One update: gradients over micro-batches, the optimizer, and a guard."""
+"""The training step: gradient accumulation, the optimizer, and skipped bad steps."""
 
 from collections.abc import Callable
 
@@ -19,29 +19,28 @@ def make_train_step(
 ):
     """A jitted `step(state, batch, *frozen) -> (state, metrics)`; donates the state.
 
-    An update whose loss or gradient is not finite is not applied: the
-    parameters and the optimizer's state stay, and only the step counts on, which
-    the learning rate's schedule follows.
+    If the loss or the gradient is not finite, parameters and optimizer state stay, and
+    only the step number and the learning rate's schedule advance.
 
     Args:
-        loss_fn: `(params, batch, key, *frozen) -> (loss, metrics)`. Both are sums
-            over the batch's tokens, and `metrics['tokens']` is the sum of their
-            weights: micro-batches can then be added up. `frozen` is what is not
-            trained, as the weights under LoRA.
+        loss_fn: `(params, batch, key, *frozen) -> (loss, metrics)`. Both are sums over
+            the batch, and `metrics['tokens']` is the sum of the tokens' weights, so
+            that micro-batches can be added. `frozen` are arrays that are not trained,
+            such as the base weights under LoRA.
         state: shapes with shardings, from `abstract_state`.
-        accumulation: micro-batches whose gradients are added before the update.
-        seed: of dropout; its keys come from (seed, step, micro-batch).
+        accumulation: the number of micro-batches.
+        seed: of dropout; the key of a micro-batch follows from (seed, step, number).
 
     Returns:
-        The step. Its metrics are float32 scalars: those of `loss_fn` divided by the
-        tokens, `tokens`, `grad_norm` (before clipping) and `good`, 1.0 where the
-        update was applied.
+        The step. Its metrics are float32 scalars: those of `loss_fn` divided by
+        `tokens`, `tokens`, `grad_norm` (before clipping), and `good`, which is 1.0 if
+        the update was applied.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     differentiate = jax.value_and_grad(loss_fn, has_aux=True)
 
     def constrain(gradients):
-        # Unsaid, the compiler may leave whole gradients on every device.
+        # Without this, the compiler may replicate gradients on every device.
         return jax.lax.with_sharding_constraint(gradients, shardings.params)
 
     def gradients_of(params, batch, key, frozen):
@@ -94,10 +93,10 @@ def make_train_step(
 
 
 def _microbatches(x, count):
-    """(B, ...) to (count, B / count, ...): part i has rows i, i + count, ...
+    """(B, ...) → (count, B / count, ...): micro-batch i has rows i, i + count, ...
 
-    Neighbouring rows lie on one device; taken with a stride every part has
-    rows of every device, and nothing moves between them.
+    Neighbouring rows are on one device. With a stride, each micro-batch has rows of
+    every device, and no row moves to another device.
     """
     split = x.reshape(x.shape[0] // count, count, *x.shape[1:])
     return jnp.moveaxis(split, 1, 0)

@@ -1,4 +1,4 @@
-"""Why a run stops before its last step: validation no longer improves, or a signal."""
+"""Early stopping by the validation loss, and stopping on a signal."""
 
 import contextlib
 import math
@@ -15,15 +15,11 @@ ON_CTRL_C = b'\nsaving after this step; Ctrl-C again quits at once\n'
 
 
 class EarlyStopping(NamedTuple):
-    """Counts validations without a better loss; a value, never changed in place.
+    """Counts validations without a lower loss. Checkpoints keep its fields as JSON."""
 
-    `_asdict()` is JSON, and `EarlyStopping(**fields)` makes the same value again,
-    so a checkpoint can hold it.
-    """
-
-    patience: int  # this many validations without a better loss stop; 0: never
-    best: float | None = None  # the lowest loss so far, None before the first
-    worse: int = 0  # validations since the lowest
+    patience: int  # validations without a lower loss after which to stop; 0: no limit
+    best: float | None = None  # the lowest loss so far; None before the first
+    worse: int = 0  # validations since the lowest loss
 
     def after(self, loss: float) -> 'EarlyStopping':
         """The value after one more validation; a loss of NaN counts as worse."""
@@ -38,11 +34,11 @@ class EarlyStopping(NamedTuple):
 
 @contextlib.contextmanager
 def interruption() -> Iterator[Callable[[int], int | None]]:
-    """Yields a function from updates done to the signal that asks to stop, or None.
+    """Yields a function from the number of updates done to a stop signal, or None.
 
-    While it lasts SIGTERM and a first Ctrl-C only ask; a second Ctrl-C kills. One of
-    several processes may receive a signal alone: JAX then agrees on an update after
-    which all stop. It counts by one, so it is given updates and not steps.
+    Inside the context, SIGTERM and the first Ctrl-C only request a stop; a second
+    Ctrl-C quits at once. If one of several processes receives SIGTERM, JAX agrees on an
+    update after which all processes stop. JAX counts in ones: pass updates, not steps.
     """
     if jax.process_count() > 1:
         reached = multihost_utils.reached_preemption_sync_point
@@ -54,10 +50,10 @@ def interruption() -> Iterator[Callable[[int], int | None]]:
         received.append(number)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.write(2, ON_CTRL_C)  # print may be what was interrupted
+            os.write(2, ON_CTRL_C)  # a signal may arrive inside print: do not call it
 
     if threading.current_thread() is not threading.main_thread():
-        yield lambda updates: None  # signals are the main thread's
+        yield lambda updates: None  # only the main thread receives signals
         return
     handlers = {
         number: signal.signal(number, receive)

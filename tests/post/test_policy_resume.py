@@ -44,7 +44,7 @@ def test_killed_anywhere(tmp_path, stage):
         process.kill()
         process.communicate()
     output, _ = runs.finish(runs.start(*command(tmp_path, stage, killed)))
-    assert 'going on from the checkpoint' in output
+    assert 'resuming from the checkpoint' in output
     assert records(killed) == records(whole)
     assert [r['step'] for r in records(whole) if r['split'] == 'train'][-1] == 16
 
@@ -59,7 +59,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path):
     output, _ = runs.finish(process, 75)
     assert 'the same command goes on from there' in output
     output, _ = runs.finish(runs.start(*command(tmp_path, 'grpo', workdir)))
-    assert 'going on from the checkpoint' in output and 'finished at step 16' in output
+    assert 'resuming from the checkpoint' in output and 'finished at step 16' in output
 
 
 @pytest.mark.slow

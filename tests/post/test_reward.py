@@ -326,7 +326,7 @@ def test_stopped_and_gone_on_is_bitwise_the_same(finished, tmp_path):
         process.send_signal(number)
         process.communicate()
         output, _ = runs.finish(runs.start(*words(run)))
-        assert 'going on from the checkpoint of step' in output
+        assert 'resuming from the checkpoint of step' in output
         assert runs.records(run) == runs.records(whole)
         assert storage.read_json(run / 'results.json') == storage.read_json(
             whole / 'results.json'

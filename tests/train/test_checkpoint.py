@@ -131,6 +131,16 @@ def test_state_and_record_may_change_once_save_returns(tmp_path):
         assert record == dict(at=step, inner=dict(at=step))
 
 
+def test_early_stopping_of_older_policy_runs_is_completed(tmp_path):
+    checkpoints = Checkpoints(tmp_path / 'checkpoints', IDENTITY)
+    old = dict(lowest_loss=0.5, worse=2, skipped=1, memory=[1])
+    checkpoints.save(1, state_of(1), old)
+    checkpoints.close()
+    expected = dict(patience=0, best=0.5, worse=2)
+    record = dict(skipped=1, memory=[1], early_stopping=expected)
+    assert read(tmp_path / 'checkpoints')[1] == record
+
+
 def test_a_part_comes_back_alone(folder):
     part = lambda state: (state.params['scale'], state.step)
     found, record, lines = read(folder, select=part)
@@ -223,7 +233,7 @@ def test_damage_is_reported_and_the_one_before_used(damage, folder):
 @pytest.mark.parametrize('options', ({}, dict(select=lambda state: state.params)))
 def test_a_changed_array_is_named(options, folder):
     flip(folder / '00000002')
-    message = 'params/kernel has changed since it was written'
+    message = 'params/kernel has changed since it was saved'
     assert message in read(folder, **options)[2][0]
 
 
@@ -279,7 +289,7 @@ def test_what_is_no_damage_is_raised(part, error, folder, monkeypatch):
 
 
 def test_another_tokenizer_is_refused(folder):
-    message = 'other tokenizer .a1b2 there, c3d4 here.: bring back the tokenizer'
+    message = 'other tokenizer .a1b2 there, c3d4 here.: restore the tokenizer'
     with pytest.raises(UserError, match=message):
         read(folder, identity=dict(tokenizer='c3d4'))
 
@@ -289,7 +299,7 @@ def test_other_data_is_refused_and_what_was_not_told_fits(tmp_path):
     checkpoints = Checkpoints(folder, dict(IDENTITY, data='e5f6'))
     checkpoints.save(1, state_of(1), {})
     checkpoints.close()
-    with pytest.raises(UserError, match='other data .e5f6 there, 0a1b here.: bring'):
+    with pytest.raises(UserError, match='other data .e5f6 there, 0a1b here.: restore'):
         read(folder, identity=dict(IDENTITY, data='0a1b'))
     # To read the weights the tokenizer is enough.
     assert bits(read(folder)[0]) == bits(state_of(1))
@@ -317,11 +327,11 @@ def test_a_checkpoint_from_before_data_was_told_goes_on(folder):
         (lambda p: dict(scale=p['scale']), 'has an extra array params/kernel'),
         (
             lambda p: p | dict(scale=jax.ShapeDtypeStruct((47,), jnp.float32)),
-            r'params/scale is float32\[48\], this config makes it float32\[47\]',
+            r'params/scale is float32\[48\], with this config it is float32\[47\]',
         ),
         (
             lambda p: p | dict(scale=jax.ShapeDtypeStruct((48,), jnp.bfloat16)),
-            r'params/scale is float32\[48\], this config makes it bfloat16\[48\]',
+            r'params/scale is float32\[48\], with this config it is bfloat16\[48\]',
         ),
     ),
 )

@@ -72,8 +72,12 @@ def test_what_cannot_be_started_from(trained_run, prepared_run, tmp_path):
     for run, step, message in (
         ('', -1, 'start.run is empty'),
         (tmp_path / 'nowhere', -1, 'no run directory there: name one'),
-        (prepared_run, -1, 'has no checkpoint: train it first'),
-        (trained_run, 3, 'start.step=3: .* has no such checkpoint, it has 2, 4'),
+        (prepared_run, -1, 'has no checkpoint: train that run'),
+        (
+            trained_run,
+            3,
+            'start.step=3: .* has no such checkpoint; its checkpoints are 2, 4',
+        ),
     ):
         with pytest.raises(UserError, match=message):
             init_from.inherit_config(config_of(run, step), tmp_path / 'run')

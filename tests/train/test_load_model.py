@@ -98,7 +98,7 @@ def test_another_model_is_refused_by_name(start, tmp_path):
     config, _ = write_run(start, run, PLAIN)
     config.model.mlp_width = 48
     message = (
-        r'layers/mlp/down is float32\[2,64,32\], this config makes it float32\[2,48'
+        r'layers/mlp/down is float32\[2,64,32\], with this config it is float32\[2,48'
     )
     with pytest.raises(UserError, match=message):
         load_model.load_model(config, run, helpers.mesh_of())

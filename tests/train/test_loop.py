@@ -59,7 +59,7 @@ def run(workdir, config, numbers=range(1, 100), losses=None, before=lambda step:
         found = losses[done] if losses else float(state.params['value'])
         return dict(loss=found, bits_per_byte=found / 2)
 
-    def start(begun):
+    def make_training(setup):
         return loop.Training(
             update=update,
             validate=validate,
@@ -76,7 +76,7 @@ def run(workdir, config, numbers=range(1, 100), losses=None, before=lambda step:
         loss_fn=lambda params, batch, key: (params['value'], {}),
         init=lambda: (lambda: dict(value=jnp.float32(0)),),
         identity={},
-        start=start,
+        make_training=make_training,
     )
     return loop.fit(config, workdir, stage)
 
@@ -92,7 +92,7 @@ def steps_of(workdir):
 
 def test_every_line_is_exact(tmp_path):
     outcome = run(tmp_path, config_of(), numbers=[1, 2, np.nan, 4, 5, 6])
-    assert outcome.reason == 'finished' and outcome.signal is None
+    assert outcome.summary()['reason'] == 'finished' and outcome.signal is None
     assert outcome.record['skipped'] == 1 and outcome.record['reason'] == 'finished'
     lines = read_metrics(tmp_path / 'metrics.jsonl')
     train = [line for line in lines if line['split'] == 'train']
@@ -123,7 +123,7 @@ def test_validation_by_which_training_stops_early(tmp_path):
     losses = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.1, 10: 1.0}
     config = config_of(num_steps=20, patience=2)
     outcome = run(tmp_path, config, losses=losses)
-    assert outcome.reason == outcome.record['reason'] == 'stopped early'
+    assert outcome.summary()['reason'] == 'stopped early'
     assert int(outcome.state.step) == 8 == steps_of(tmp_path)[-1]
     assert outcome.record['validation'] == dict(loss=2.1, bits_per_byte=1.05, step=8)
 
@@ -160,9 +160,14 @@ def test_patience_lasts_over_an_interruption(tmp_path):
     losses = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.1, 10: 1.0}
     config = config_of(num_steps=20, patience=2)
     stop = signal_at(6, signal.SIGTERM)
-    assert run(tmp_path, config, losses=losses, before=stop).reason == 'interrupted'
+    assert (
+        run(tmp_path, config, losses=losses, before=stop).summary()['reason']
+        == 'interrupted'
+    )
     outcome = run(tmp_path, config, losses=losses)
-    assert outcome.reason == 'stopped early' and int(outcome.state.step) == 8
+    assert (
+        outcome.summary()['reason'] == 'stopped early' and int(outcome.state.step) == 8
+    )
 
 
 def test_too_many_bad_steps_stop_and_leave_the_checkpoints(tmp_path):
@@ -184,7 +189,7 @@ def test_too_many_bad_steps_stop_and_leave_the_checkpoints(tmp_path):
 def test_bad_steps_that_are_not_in_a_row_do_not_stop(tmp_path):
     numbers = [1, np.nan, np.nan, 2, np.nan, np.inf]
     outcome = run(tmp_path, config_of(), numbers=numbers)
-    assert outcome.reason == 'finished' and outcome.record['skipped'] == 4
+    assert outcome.summary()['reason'] == 'finished' and outcome.record['skipped'] == 4
     assert outcome.record['skipped_in_a_row'] == 2
 
 
@@ -193,12 +198,12 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_there_had_been_none(number, tm
     handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     stop = signal_at(3, number)
     outcome = run(tmp_path / 'a', config_of(), before=stop)
-    assert outcome.reason == 'interrupted' and outcome.signal == number
+    assert outcome.summary()['reason'] == 'interrupted' and outcome.signal == number
     assert outcome.record['reason'] is None
     done = int(outcome.state.step)
     assert done < 6 and steps_of(tmp_path / 'a') == [2, *range(4, done + 1)]
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
-    assert run(tmp_path / 'a', config_of()).reason == 'finished'
+    assert run(tmp_path / 'a', config_of()).summary()['reason'] == 'finished'
     run(tmp_path / 'b', config_of())
     compared = ('step', 'split', 'loss', 'skipped', 'bits_per_byte')
     lines = [
@@ -210,7 +215,7 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_there_had_been_none(number, tm
 
 def test_a_signal_in_the_last_step_changes_nothing(tmp_path):
     stop = signal_at(5, signal.SIGTERM)
-    assert run(tmp_path, config_of(), before=stop).reason == 'finished'
+    assert run(tmp_path, config_of(), before=stop).summary()['reason'] == 'finished'
 
 
 def test_profile_writes_a_trace(tmp_path):
@@ -240,16 +245,6 @@ def test_a_stage_that_cannot_go_on_loses_nothing(tmp_path):
         run(tmp_path / 'a', config_of(), before=fail)
     assert steps_of(tmp_path / 'a') == [2, 3]
     assert float(run(tmp_path / 'a', config_of()).state.params['value']) == 21
-
-
-def test_records_of_older_reinforcement_learning_are_read():
-    old = dict(lowest_loss=0.5, worse=2, skipped=1, reason=None, memory=[1])
-    assert loop._complete_record(old) == dict(
-        skipped=1,
-        reason=None,
-        memory=[1],
-        early_stopping=dict(patience=0, best=0.5, worse=2),
-    )
 
 
 def test_the_record_is_json():

@@ -70,7 +70,7 @@ def test_kill_after_a_checkpoint(prepared_run, undisturbed, tmp_path):
     workdir = runs.copy(prepared_run, tmp_path / 'run')
     checkpoint = workdir / 'checkpoints' / '00000010' / '_CHECKPOINT_METADATA'
     output, _ = kill_and_go_on(workdir, checkpoint.exists)
-    assert 'going on from the checkpoint of step' in output
+    assert 'resuming from the checkpoint of step' in output
     assert runs.records(workdir) == undisturbed
     # Once more: there is nothing left to do.
     before = (workdir / 'metrics.jsonl').read_bytes()
@@ -136,7 +136,7 @@ def test_signal_saves_and_says_so(number, code, prepared_run, undisturbed, tmp_p
     if number == signal.SIGINT:
         return  # it goes on from the same checkpoint
     output, _ = runs.finish(runs.start(*command(workdir)))
-    assert f'going on from the checkpoint of step {reached}' in output
+    assert f'resuming from the checkpoint of step {reached}' in output
     assert runs.records(workdir) == undisturbed
 
 

@@ -212,7 +212,7 @@ def test_adapters_and_special_tokens_that_nobody_has_taught(tmp_path, capsys):
         earlier.chat.template = template
         run_dir.write_config(earlier, tmp_path)
         sft.check_config(config)
-        assert ('cannot teach the special tokens' in capsys.readouterr().out) == told
+        assert ('cannot train the special tokens' in capsys.readouterr().out) == told
 
 
 # ---- whole runs
@@ -246,7 +246,7 @@ def test_a_killed_run_goes_on_bitwise(more, dialogue, trained_run, tmp_path):
     process.kill()
     process.communicate()
     output, _ = runs.finish(runs.start(*command(dialogue, trained_run, killed, *more)))
-    assert 'going on from the checkpoint of step' in output
+    assert 'resuming from the checkpoint of step' in output
     assert runs.records(killed) == runs.records(whole)
 
 

@@ -78,9 +78,9 @@ def test_what_stops_or_hinders_one_stops_or_hinders_both(prepared_run, tmp_path)
     first, second = runs.start_two(words, before=DAMAGED, devices=2)
     said = runs.finish(first)[0]
     runs.finish(second)
-    assert f'{stopped:08d} is damaged: for another process' in said
+    assert f'{stopped:08d} is damaged: in another process' in said
     before = (stopped - 1) // 10 * 10
-    assert f'going on from the checkpoint of step {before}' in said
+    assert f'resuming from the checkpoint of step {before}' in said
     assert (workdir / 'checkpoints' / f'damaged-{stopped}').is_dir()
     steps = [r['step'] for r in runs.records(workdir) if r['split'] == 'train']
     assert steps == list(range(1, 31))
