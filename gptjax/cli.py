@@ -15,7 +15,7 @@ from typing import NamedTuple
 from gptjax import command_line
 from gptjax.command_line import DRAWN, ENGINE, FLAGS, HOSTS, RUN
 from gptjax.core import console, process, storage
-from gptjax.core.config import check_fields
+from gptjax.core.config import check_fields, complete_new
 from gptjax.core.console import UserError
 from gptjax.core.process import CTRL_C, INTERRUPTED
 from gptjax.open_run import HELD, given_workdir, make_artifacts, open_run
@@ -319,17 +319,19 @@ def _bench(words):
 
         if FLAGS.config is None:
             raise UserError('--config is missing: give one, as configs/bench.py')
-        check_fields(FLAGS.config)
-        bench_train.run(FLAGS.config, FLAGS.against, FLAGS.against_python)
+        config = complete_new(FLAGS.config)
+        check_fields(config)
+        bench_train.run(config, FLAGS.against, FLAGS.against_python)
     elif words[:1] == ['decode']:
         from gptjax.bench import bench_decode
 
-        config, workdir = FLAGS.config, None
         if FLAGS.workdir:
             config, workdir = open_run([])
-        if config is None:
+        elif FLAGS.config is None:
             raise UserError('--config is missing: give one, as configs/bench.py:llama')
-        check_fields(config)
+        else:
+            config, workdir = complete_new(FLAGS.config), None
+            check_fields(config)
         bench_decode.run(
             config,
             workdir,

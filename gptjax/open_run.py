@@ -11,7 +11,7 @@ from gptjax import command_line
 from gptjax.command_line import FLAGS
 from gptjax.core import run_dir
 from gptjax.core.artifact import Artifact, find_manifest
-from gptjax.core.config import check_fields
+from gptjax.core.config import check_fields, complete_new
 from gptjax.core.console import UserError
 
 HELD = contextlib.ExitStack()  # what a stage holds to its end
@@ -37,7 +37,7 @@ def open_run(
         _check_sections(config, str(workdir / 'config.json'), sections, example)
         check_fields(config)
         return config, workdir
-    config = FLAGS.config.copy_and_resolve_references()
+    config = complete_new(FLAGS.config)
     changes = command_line.changed_fields()
     _check_sections(config, FLAGS['config'].config_filename, sections, example)
     _check_steps(config, changes)

@@ -198,6 +198,22 @@ def test_an_error_in_a_config_file_names_its_line(capsys, tmp_path):
         assert '--config.train' not in error
 
 
+def test_a_config_file_is_completed_and_its_unknown_fields_are_refused(
+    capsys, tmp_path
+):
+    path = tmp_path / 'mine.py'
+    for change, message in (
+        ('model = dict(num_layers=2, width=32)', 'model.num_heads=3 does not divide'),
+        ('data.sources.chitchat.wieght = 2', 'data.sources.chitchat.wieght=2: there'),
+    ):
+        path.write_text(
+            'from configs import common\ndef get_config():\n    c = common.base()\n'
+            f'    c.{change}\n    return c\n'
+        )
+        for words in (('pretrain', f'--workdir={tmp_path}/run'), ('bench', 'train')):
+            assert message in error_of(capsys, *words, f'--config={path}')
+
+
 def test_a_place_for_json_is_tried_before_work_begins(capsys, tmp_path):
     (tmp_path / 'file').write_text('')
     for place in ('/proc/none/x.json', tmp_path / 'file' / 'x.json'):

@@ -3,6 +3,7 @@
 RUN/config.json  ->  complete  ->  config  ->  check_fields
 """
 
+import difflib
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -53,19 +54,18 @@ def lock(fields: dict) -> ConfigDict:
     return section
 
 
-# ---- what is refused
+# ---- checks
 
 
 def check_fields(config: ConfigDict) -> None:
-    """Refuses a value that a field may not have, in whichever sections are there.
+    """Raises UserError for a value that its field may not have.
 
-    Sections that the schema does not know are the user's own, except `parts`: it
-    holds whole configs, of the stages that `overoptimize` goes through.
+    Sections that the schema does not know belong to the user and are not checked,
+    except `parts`, which holds one whole config for each stage of `overoptimize`.
     """
     stages = config.get('parts', {}).items()
     configs = {'': config} | {f'parts.{name}.': stage for name, stage in stages}
     for prefix, checked in configs.items():
-        _refuse_unknown_model(checked)
         for name, fields in SCHEMA.items():
             if name in checked:
                 _check(prefix + name, checked[name], fields)
@@ -84,28 +84,60 @@ def _check(name: str, value: Any, field: Field | Fields) -> None:
             _check(f'{name}.{entry}', section, field.range)
 
 
-def _refuse_unknown_model(config: ConfigDict | dict) -> None:
-    """Refuses a model with a field that this code does not know.
+# ---- a new config
 
-    It would compute something else. In other sections such a field is ignored.
+
+def complete_new(config: ConfigDict) -> ConfigDict:
+    """The config of a --config file, with the default of every field that it lacks.
+
+    Raises UserError for a field that the schema does not know, such as a misspelt one.
     """
-    for field, value in config.get('model', {}).items():
-        if field not in SCHEMA['model']:
+    given = config.to_dict()
+    _refuse_unknown_fields(given, SCHEMA)
+    return ConfigDict(complete(given, is_new=True))
+
+
+def _refuse_unknown_fields(section: dict, fields: dict, prefix: str = '') -> None:
+    for name, value in section.items():
+        field, full_name = fields.get(name), f'{prefix}{name}'
+        if field is None and fields is SCHEMA and isinstance(value, dict):
+            # Another section belongs to the user; `parts` holds whole configs.
+            for part, stage in value.items() if name == 'parts' else ():
+                _refuse_unknown_fields(stage, SCHEMA, f'parts.{part}.')
+        elif field is None:
+            nearest = difflib.get_close_matches(name, fields, 1)
+            fix = f'use {prefix}{nearest[0]}, or ' if nearest else ''
             raise UserError(
-                f'model.{field}={value!r}: no such field here: use the version of '
-                'gptjax that has it, or leave it out'
+                f'{full_name}={value!r}: there is no such field: {fix}see '
+                'gptjax/core/schema.py, which lists all fields'
             )
+        elif isinstance(field, dict):
+            _refuse_unknown_in_section(value, field, full_name)
+        elif isinstance(field.range, dict):
+            if not isinstance(value, dict):
+                raise UserError(f'{full_name}={value!r}: {field.advice(value)}')
+            for entry, inner in value.items():
+                _refuse_unknown_in_section(inner, field.range, f'{full_name}.{entry}')
+
+
+def _refuse_unknown_in_section(value: Any, fields: Fields, name: str) -> None:
+    if not isinstance(value, dict):
+        raise UserError(f'{name}={value!r}: use a section with fields')
+    _refuse_unknown_fields(value, fields, f'{name}.')
 
 
 # ---- runs of other versions
 
 
-def complete(config: dict) -> dict:
+def complete(config: dict, is_new: bool = False) -> dict:
     """The config of a run, as nested dicts, with every field that it lacks.
 
-    A run that is older than a field has the field's `before`. A section that only
-    some experiments have stays absent. Refused are a field that is gone and had an
-    effect, and a model that this code cannot make.
+    In a run that is older than a field, the field has the value `before`; in a new
+    run it has the default. A section that only some experiments have stays absent.
+
+    Raises UserError for a field that is gone and had an effect, and for a field of
+    `model` that this version does not know: the model would compute something else.
+    Other unknown fields, of a later version, are ignored.
     """
     config = {
         name: dict(section) if isinstance(section, dict) else section
@@ -119,30 +151,39 @@ def complete(config: dict) -> dict:
                 f'{name}={given!r}: this field is gone, as if it were {value!r}: use '
                 'the version of gptjax that has it'
             )
-    _refuse_unknown_model(config)
+    for field, value in config.get('model', {}).items():
+        if field not in SCHEMA['model']:
+            raise UserError(
+                f'model.{field}={value!r}: this version has no such field: use the '
+                'version of gptjax that has it, or leave it out'
+            )
     for name, fields in SCHEMA.items():
         if name in config and isinstance(fields, dict):
-            config[name] = _complete_section(name, config[name], fields)
+            config[name] = _complete_section(name, config[name], fields, is_new)
         elif name in BASE and name not in config:
             config[name] = base_config()[name]
     if 'parts' in config:
         stages = config['parts'].items()
-        config['parts'] = {name: complete(stage) for name, stage in stages}
+        config['parts'] = {name: complete(stage, is_new) for name, stage in stages}
     return _to_dicts(config)
 
 
-def _complete_section(name: str, section: dict, fields: Fields) -> dict:
+def _complete_section(name: str, section: dict, fields: Fields, is_new: bool) -> dict:
     completed = dict(section)
     for inner, field in fields.items():
         if inner not in section:
-            if field.before is NEEDED:
+            if is_new or field.before is SAME:
+                completed[inner] = make_default(field)
+            elif field.before is NEEDED:
                 raise UserError(f'{name}.{inner} is missing: give it a value')
-            is_same = field.before is SAME
-            completed[inner] = make_default(field) if is_same else field.before
+            else:
+                completed[inner] = field.before
         # A reward's entry stays as written: a checkpoint's identity is a hash of it.
         elif isinstance(field.range, dict) and field.range is not REWARD_PART:
             completed[inner] = {
-                entry: _complete_section(f'{name}.{inner}.{entry}', value, field.range)
+                entry: _complete_section(
+                    f'{name}.{inner}.{entry}', value, field.range, is_new
+                )
                 for entry, value in section[inner].items()
             }
     return completed

@@ -76,7 +76,11 @@ DATA = dict(
         TEXTS,
         'cleaning steps in order, by their names in STEPS of cleaning_steps.py',
     ),
-    languages=Field(('en',), TEXTS, "kept by the step 'keep_languages'"),
+    languages=Field(
+        ('en',),
+        TEXTS,
+        "kept by 'keep_languages'; the first one is that of 'split_sentences'",
+    ),
     min_characters=Field(16, AT_LEAST_0, "shorter documents go, by 'drop_short'"),
     max_characters=Field(1_000_000, AT_LEAST_1, "longer ones go, by 'drop_long'"),
     max_repetition=Field(0.5, SHARE, 'share of repeated lines or 5-grams, at most'),

@@ -143,7 +143,9 @@ def variants():
 
 @pytest.mark.parametrize('module, variant', [*variants()])
 def test_what_experiments_use_is_allowed(module, variant):
-    check_fields(module.get_config(*([] if variant is None else [variant])))
+    config = module.get_config(*([] if variant is None else [variant]))
+    check_fields(config)
+    assert core.complete_new(config).to_dict() == config.to_dict()
 
 
 def test_what_counts_as_a_value():
@@ -296,9 +298,54 @@ def test_a_model_with_a_part_that_is_not_known_is_refused():
     config = everything()
     with config.model.unlocked():
         config.model.experts = 4
-    for refuse in (check_fields, lambda config: complete(config.to_dict())):
-        with pytest.raises(UserError, match='model.experts=4: no such field here: use'):
-            refuse(config)
+    with pytest.raises(UserError, match='model.experts=4: this version has no such'):
+        complete(config.to_dict())
+
+
+# ---- new configs
+
+
+def test_a_new_config_is_completed_with_defaults():
+    config = everything()
+    config.model = ConfigDict(dict(num_layers=2))
+    config.data.sources.own = ConfigDict(dict(kind='text', path='a.txt'))
+    config.mine = ConfigDict(dict(anything=1))
+    whole = everything()
+    whole.model.num_layers = 2
+    whole.data.sources.own = common.source('text', 'a.txt')
+    whole.mine = config.mine
+    assert core.complete_new(config).to_dict() == whole.to_dict()
+
+
+@pytest.mark.parametrize(
+    'name, message',
+    (
+        (
+            'data.sources.chitchat.wieght',
+            r'use data\.sources\.chitchat\.weight, or see',
+        ),
+        ('task.rewards.correct.wieght', r'use task\.rewards\.correct\.weight, or see'),
+        ('dialogue.source', r'use dialogue\.sources, or see'),
+        ('optim.lerning_rate', r'use optim\.learning_rate, or see'),
+        ('parts.ppo.ppo.gama', r'use parts\.ppo\.ppo\.gamma, or see'),
+        ('sede', 'use seed, or see'),
+        ('train.q', 'see gptjax/core/schema.py, which lists all fields'),
+    ),
+)
+def test_an_unknown_field_of_a_new_config_is_refused(name, message):
+    parts = dict(ppo=everything().to_dict())
+    config = ConfigDict(dict(everything().to_dict(), parts=parts))  # not locked
+    given(config, name, 2)
+    with pytest.raises(
+        UserError, match=rf'^{name}=2: there is no such field: {message}'
+    ):
+        core.complete_new(config)
+
+
+def test_a_section_of_a_new_config_has_fields():
+    for name in ('model', 'data.sources.chitchat', 'dialogue.sources'):
+        with pytest.raises(UserError, match=f'^{name}=3: use '):
+            core.complete_new(given(everything(), name, 3))
 
 
 # ---- runs of other versions
