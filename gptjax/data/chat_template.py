@@ -1,17 +1,17 @@
-"""How messages become tokens: prompts, and what is trained on.
+"""Encodes messages as tokens: prompts, and conversations with a mask for training.
 
-Two templates. A pretrained model has read conversations as plain text, where an
-empty line ends a turn (`conversation_text`); 'text' writes them so:
+There are two templates. 'text' writes a conversation in the way that a pretrained
+model has read it: as plain text in which an empty line ends each turn.
 
     <bos> Be kind. ¶ ¶ Hi! ¶ ¶ Hello, how are you? ¶ ¶ Fine. ¶ ¶
 
-After fine-tuning a model knows turns by special tokens; 'turns' writes those:
+'turns' puts each message between special tokens, which a model learns in fine-tuning.
 
     <bos> <|system|> Be kind. <|end|> <|user|> Hi! <|end|>
     <|assistant|> Hello, how are you? <|end|> <|user|> Fine. <|end|> <|assistant|>
 
-Every stage, evaluation and the server take their tokens from here, so a prompt is
-to the token what training has had before a reply.
+Every stage, the evaluation and the server encode messages here. So a prompt has
+exactly the tokens that training had before a reply.
 """
 
 import re
@@ -22,26 +22,24 @@ from gptjax.core.console import UserError
 
 ROLES = ('system', 'user', 'assistant')
 TEMPLATES = ('text', 'turns')
-TURN_END = '\n\n'  # of 'text'
+TURN_END = '\n\n'  # in the template 'text'
 
 
 def encode_conversation(
     messages: Sequence[dict], tokenizer, template: str, unfinished: bool = False
 ) -> tuple[list[int], list[bool]]:
-    """A conversation as tokens, and which of them are to be predicted.
+    """Encodes a conversation as (tokens, whether each token is trained on).
 
-    Trained is what the assistant says and what ends its turn, which a model must
-    learn to say as well; nothing else is:
+    A model is trained on the assistant's text and on the end of the assistant's turn:
 
         <bos> <|user|> Hi! <|end|> <|assistant|> Hello! <|end|>
         0     0        0   0       0             1      1
 
     Args:
-        messages: dicts of `role` and `content`, in order. What the content spells
-            is text: it never becomes a special token.
+        messages: dicts of `role` and `content`, in order. The content is always
+            encoded as text and never becomes a special token.
         template: 'text' or 'turns'.
-        unfinished: the last message was cut off: no end of its turn is written,
-            as nobody knows where it would have been.
+        unfinished: the last message was cut off, so its turn gets no end.
     """
     turns = encode_turns(messages, tokenizer, template, unfinished)
     return join_turns([tokenizer.bos_id], turns)
@@ -50,10 +48,10 @@ def encode_conversation(
 class Turn(NamedTuple):
     """One message as tokens."""
 
-    prefix: list[int]  # the token of the role; nothing in 'text'
-    content: list[int]  # the text, and the end of the turn where it has one
-    trained: bool  # `content` is to be predicted: it is the assistant's
-    system: bool  # it is a system message
+    prefix: list[int]  # the token of the role; empty in the template 'text'
+    content: list[int]  # the text, and the end of the turn if it has one
+    trained: bool  # the model is trained on `content`: the role is assistant
+    system: bool  # the role is system
 
     @property
     def num_tokens(self) -> int:
@@ -63,9 +61,13 @@ class Turn(NamedTuple):
 def encode_turns(
     messages: Sequence[dict], tokenizer, template: str, unfinished: bool = False
 ) -> list[Turn]:
-    """The turns of a conversation, what `encode_conversation` joins after BOS."""
-    write = _turn_writer(template)
-    check_roles(messages)
+    """Encodes each message; the arguments are those of `encode_conversation`."""
+    check_template(template)
+    if not messages:
+        raise UserError('messages is empty: send at least one')
+    for number, message in enumerate(messages):
+        check_role(message['role'], f'messages[{number}]')
+    write = {'text': _write_text_turn, 'turns': _write_special_turn}[template]
     written = [write(message, tokenizer, True) for message in messages[:-1]]
     written.append(write(messages[-1], tokenizer, not unfinished))
     contents = tokenizer.encode_batch([text for _, text, _ in written])
@@ -77,10 +79,29 @@ def encode_turns(
     ]
 
 
+def _write_text_turn(message, tokenizer, finished):
+    """(prefix tokens, text, end tokens); an empty line within a message is removed.
+
+    Otherwise it would end the turn: 'a\\n\\nb' → 'a\\nb\\n\\n'
+    """
+    text = re.sub(r'\n\s*\n', '\n', message['content'].lstrip('\n'))
+    # The end is encoded with the text, as in pretraining: '.\n\n' may be one token.
+    return [], text.rstrip('\n') + TURN_END if finished else text, []
+
+
+def _write_special_turn(message, tokenizer, finished):
+    specials = tokenizer.specials
+    end = [specials['<|end|>']] if finished else []
+    return [specials[f'<|{message["role"]}|>']], message['content'], end
+
+
 def join_turns(
     head: Sequence[int], turns: Iterable[Turn]
 ) -> tuple[list[int], list[bool]]:
-    """(tokens, which of them are trained) of turns after the tokens of `head`."""
+    """Appends turns to the tokens of `head`, which are not trained on.
+
+    Returns (tokens, whether each token is trained on).
+    """
     tokens, trained = list(head), [False] * len(head)
     for turn in turns:
         tokens += turn.prefix + turn.content
@@ -91,21 +112,19 @@ def join_turns(
 def encode_prompt(
     messages: Sequence[dict], tokenizer, template: str, continue_last: bool = False
 ) -> list[int]:
-    """The token ids after which the assistant's next message begins.
+    """Encodes the tokens after which the model writes the assistant's next message.
 
-    With `continue_last` the last message is the assistant's, and goes on.
+    With `continue_last` the model continues the last message, an assistant's.
     """
     tokens, _ = encode_conversation(messages, tokenizer, template, continue_last)
-    if not continue_last:
-        empty_reply = dict(role='assistant', content='')
-        prefix, _, _ = _turn_writer(template)(empty_reply, tokenizer, False)
-        return tokens + prefix
-    if messages[-1]['role'] != 'assistant':
+    if continue_last and messages[-1]['role'] != 'assistant':
         raise UserError(
             'continue_final_message: the last message has another role: send the '
             'beginning of the reply as the last one, of the role assistant'
         )
-    return tokens
+    if continue_last or template == 'text':
+        return tokens
+    return [*tokens, tokenizer.specials['<|assistant|>']]
 
 
 def stop_conditions(
@@ -118,60 +137,40 @@ def stop_conditions(
 
 
 def check_template(template: str) -> None:
-    """Raises UserError where there is no such template."""
     if template not in TEMPLATES:
         raise UserError(f'chat.template={template}: use {" or ".join(TEMPLATES)}')
 
 
-def check_roles(messages: Sequence[dict]) -> None:
-    """Refuses what has no messages, or a role that does not exist."""
-    if not messages:
-        raise UserError('messages is empty: send at least one')
-    for number, message in enumerate(messages):
-        if message['role'] not in ROLES:
-            raise UserError(
-                f'messages[{number}].role={message["role"]!r}: use {", ".join(ROLES)}'
-            )
+def check_role(role: str, location: str) -> None:
+    """Refuses a role that does not exist; `location` names the message."""
+    if role not in ROLES:
+        fix = ''
+        if role in ('tool', 'function'):
+            fix = '; put what a tool said into a message of the user, or leave it out'
+        raise UserError(f'{location}.role={role!r}: use {", ".join(ROLES)}{fix}')
 
 
-# ---- A turn: (tokens of its prefix, text, tokens that end it) -----------------
-
-
-def _turn_writer(template):
-    check_template(template)
-    return {'text': _text_turn, 'turns': _special_turn}[template]
-
-
-def _text_turn(message, tokenizer, ended):
-    """A paragraph. An empty line within a message would end its turn: it goes."""
-    text = re.sub(r'\n\s*\n', '\n', message['content'].lstrip('\n'))
-    # Its end is encoded with it, as in pretraining: '.\n\n' may be one token.
-    return [], text.rstrip('\n') + TURN_END if ended else text, []
-
-
-def _special_turn(message, tokenizer, ended):
-    specials = tokenizer.specials
-    end = [specials['<|end|>']] if ended else []
-    return [specials[f'<|{message["role"]}|>']], message['content'], end
+# ---- Conversations as plain text
 
 
 def conversation_text(messages: Iterable[tuple[str, str]]) -> str:
-    """The messages as one document: what a person would see of the chat.
+    """Writes (speaker, text) messages as one document, as a reader sees a chat.
 
-    Messages that one speaker sends in a row are lines of one turn, and an empty
-    line stands between turns. Speakers are not named: whoever reads the text
-    tells them apart by the empty lines, and a model learns to answer after one.
+    Consecutive messages of one speaker are lines of one turn, and an empty line ends
+    a turn. Speakers are not named, so a model learns to answer after an empty line.
 
         [('ann', 'hi'), ('ann', 'how are you?'), ('ben', 'fine')]
-        'hi\\nhow are you?\\n\\nfine'
+        → 'hi\\nhow are you?\\n\\nfine'
     """
     return '\n\n'.join(text for _, text in merge_turns(messages))
 
 
 def merge_turns(messages: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """(speaker, text): messages that one sends in a row as lines of one turn.
+    """Joins consecutive (speaker, text) messages of one speaker into one turn.
 
-    Blanks around a text are dropped, and so is a text that is nothing else.
+    White space around a text is removed, and so are empty texts.
+
+        [('ann', ' hi '), ('ann', 'there'), ('ben', ' ')] → (('ann', 'hi\\nthere'),)
     """
     turns = []
     for speaker, text in messages:

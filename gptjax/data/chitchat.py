@@ -1,4 +1,4 @@
-"""chitchat as people had it: who said what in turn, and how they rated it."""
+"""Reads the conversations of chitchat with the ratings that people gave them."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -8,15 +8,16 @@ from ml_collections import ConfigDict
 from gptjax.data.chat_template import merge_turns
 from gptjax.data.sources.tfds_source import prepare_builder, read_examples
 
-RATING_NAMES = ('witty', 'interesting', 'upbeat')
+RATING_NAMES = ('witty', 'interesting', 'upbeat')  # each from 1 to 10
+UNRATED = 0  # stands for a missing rating in the dataset
 
 
 class ChitchatConversation(NamedTuple):
-    """One conversation; lines of one text are messages sent in a row."""
+    """One conversation; consecutive messages of one speaker are lines of one turn."""
 
-    id: str  # the split goes by it
+    id: str  # decides the split
     turns: tuple[tuple[str, str], ...]  # (speaker, text) in order
-    ratings: dict[str, int] | None  # of RATING_NAMES, 1 to 10; None: not rated
+    ratings: dict[str, int] | None  # by RATING_NAMES; None: not rated
 
     @property
     def speakers(self) -> frozenset[str]:
@@ -28,18 +29,15 @@ class ChitchatConversation(NamedTuple):
 
 
 def read_chitchat(data_dir: Path) -> list[ChitchatConversation]:
-    """Every conversation, in order; the dataset is in `data_dir`, or is made there."""
-    from gptjax.data.sources.chitchat_builder import UNRATED
-
-    source = ConfigDict(dict(path='chitchat'))
-    builder = prepare_builder('reward', source, data_dir)
-    examples = read_examples(builder, 'train', ['id', 'messages', 'ratings'])
+    """Reads every conversation; makes the dataset in `data_dir` if it is missing."""
+    builder = prepare_builder('reward', ConfigDict(dict(path='chitchat')), data_dir)
     conversations = []
-    for example in examples:
-        sent = zip(
-            example['messages']['sender'], example['messages']['text'], strict=True
+    for example in read_examples(builder, 'train', ['id', 'messages', 'ratings']):
+        senders, texts = (
+            [value.decode() for value in example['messages'][name]]
+            for name in ('sender', 'text')
         )
-        turns = merge_turns((sender.decode(), text.decode()) for sender, text in sent)
+        turns = merge_turns(zip(senders, texts, strict=True))
         ratings = {name: int(example['ratings'][name]) for name in RATING_NAMES}
         if UNRATED in ratings.values():
             ratings = None

@@ -1,8 +1,8 @@
-"""Batches of rated conversations: which are compared in a step, and their arrays.
+"""Batches of rated conversations for the reward model.
 
-A row is a conversation, cut so that its end fits; G rows are a group, and within a
-group each pair of unequal value is compared (Ouyang et al. 2022, section 3.5: all
-pairs of one forward pass). So B groups give up to B G (G - 1) / 2 pairs.
+A row is one conversation. G rows form a group, and the loss compares each pair of a
+group whose values differ (Ouyang et al. 2022, section 3.5: all pairs of one forward
+pass). So a batch of B groups has up to B G (G - 1) / 2 pairs.
 """
 
 from collections.abc import Sequence
@@ -10,24 +10,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gptjax.data.chat_template import encode_conversation
+from gptjax.data.chat_template import encode_turns, join_turns
 from gptjax.data.packed_dataset import shuffle_epochs
 from gptjax.data.ratings import RatedConversation
 
 
 class EncodedConversation(NamedTuple):
-    """A conversation's tokens, and what of it was left out."""
+    """The tokens of the last turns of a conversation, as many as fit the context."""
 
-    tokens: np.ndarray  # int32, from BOS on, at most the context
-    dropped: int  # turns at its beginning that did not fit
-    cut: bool  # the last turn alone was too long: its beginning went
+    tokens: np.ndarray  # int32, BOS first, at most `context`
+    dropped: int  # turns at the beginning that did not fit
+    cut: bool  # the last turn alone was too long, so its beginning was cut off
 
 
 class Comparisons(NamedTuple):
     """The N rated conversations of a split.
 
-    sets: int (sets, K): those that are compared with each other. chitchat is one set
-        of all; users' preferences are many of two.
+    sets: int (sets, K), which conversations are compared with each other: one set of
+        all for chitchat, a set of two for each preference of a user.
     """
 
     encoded: list[EncodedConversation]
@@ -38,31 +38,30 @@ class Comparisons(NamedTuple):
 def encode_end(
     messages: Sequence[dict], tokenizer, template: str, context: int
 ) -> EncodedConversation:
-    """The last turns that fit into `context` tokens, as it is the end that is judged.
+    """Encodes the last turns that fit into `context` tokens.
 
-    Of a last turn that is too long alone, its end.
+    The end is kept because the reward judges the last reply. If the last turn alone
+    is too long, its last tokens are kept: with context 4
+
+        <bos> <|user|> a <|end|> <|assistant|> b c <|end|> → <bos> b c <|end|>
     """
-    turns, room = [], context - 1
-    for message in reversed(messages):
-        tokens, _ = encode_conversation([message], tokenizer, template)
-        turn = tokens[1:]  # without BOS
-        if len(turn) > room:
-            break
-        turns.append(turn)
-        room -= len(turn)
-    cut = not turns
+    turns = encode_turns(messages, tokenizer, template)
+    room = context - 1
+    kept = len(turns)
+    while kept and turns[kept - 1].num_tokens <= room:
+        kept -= 1
+        room -= turns[kept].num_tokens
+    cut = kept == len(turns)
     if cut:
-        turns.append(turn[-(context - 1) :])
-    tokens = [tokenizer.bos_id, *(t for turn in reversed(turns) for t in turn)]
-    return EncodedConversation(
-        np.array(tokens, np.int32), len(messages) - len(turns), cut
-    )
+        kept -= 1
+    tokens, _ = join_turns([], turns[kept:])
+    tokens = [tokenizer.bos_id, *tokens[-(context - 1) :]]
+    return EncodedConversation(np.array(tokens, np.int32), kept, cut)
 
 
 def encode_ratings(
     rated: Sequence[RatedConversation], tokenizer, template: str, context: int
 ) -> Comparisons:
-    """The comparisons among the rated conversations of a split."""
     sets = {}
     for number, conversation in enumerate(rated):
         sets.setdefault(conversation.set, []).append(number)
@@ -78,8 +77,9 @@ def choose_groups(
 ) -> np.ndarray:
     """The conversations (B, G) of a step: a function of these arguments alone.
 
-    Each epoch has every conversation (of one set of all) or every set (of many) once,
-    in an order of its own. Of many sets, `group_size` is their size.
+    If there is one set, groups are drawn from it, and an epoch has every conversation
+    once. If there are several, each group is a whole set of `group_size`, and an epoch
+    has every set once. Each epoch has another order.
     """
     one_set = len(sets) == 1
     chosen = sets[0] if one_set else np.arange(len(sets))
@@ -92,11 +92,11 @@ def choose_groups(
 def make_comparison_arrays(
     encoded: Sequence[EncodedConversation], rows: np.ndarray, context: int, pad: int
 ) -> dict[str, np.ndarray]:
-    """What the model reads of the conversations `rows`, int (…); -1 is padding.
+    """The model's inputs for the conversations `rows`, int (…); -1 is an empty row.
 
     Returns:
         inputs, segments, positions: int32 (…, T); segments are 1, and 0 on padding.
-        last: int32 (…), the place of the last token.
+        last: int32 (…), the index of the last token.
     """
     inputs = np.full((*rows.shape, context), pad, np.int32)
     segments = np.zeros_like(inputs)

@@ -1,11 +1,11 @@
-"""Conversations to fine-tune on: read, cleaned, without duplicates, split in two.
+"""Conversations to fine-tune on: read, cleaned, without duplicates, in two splits.
 
     RUN/dialogue/train.jsonl, validation.jsonl
         {"id": "chitchat/a07e…@1", "source": "chitchat", "messages":
          [{"role": "user", "content": "hi"}, {"role": "assistant", "content": …}, …]}
 
-A line is a view of a conversation: one speaker is the assistant. Where two people
-talk (chitchat) each of them is it once, in the views `@0` and `@1`.
+A line is a view of a conversation, in which one speaker is the assistant. If two
+people talk (chitchat), there is a view for each of them: `@0` and `@1`.
 """
 
 import re
@@ -23,7 +23,7 @@ from gptjax.core import console
 from gptjax.core.console import UserError
 from gptjax.core.files import Advance, list_files
 from gptjax.core.hashing import hash_integer
-from gptjax.data.chat_template import ROLES, conversation_text, merge_turns
+from gptjax.data.chat_template import check_role, conversation_text, merge_turns
 from gptjax.data.cleaning.cleaning_steps import (
     DROP_DUPLICATES,
     StepCount,
@@ -35,32 +35,31 @@ from gptjax.data.cleaning.cleaning_steps import (
 from gptjax.data.documents import Write, assign_split, write_sources
 from gptjax.data.sources.file_source import read_messages
 from gptjax.data.sources.open_source import SUFFIXES, describe_source_files
-from gptjax.data.sources.records import SPLITS, Source, record_id, replace_surrogates
+from gptjax.data.sources.records import SPLITS, Source, replace_surrogates
 from gptjax.data.sources.tfds_source import (
     count_examples,
     describe_dataset,
     prepare_builder,
-    read_examples,
+    read_feature,
 )
 
 VIEW = re.compile(r'@[0-9]+\Z')  # the end of a view's id
-MAX_REPLY_BYTES = 512  # one monologue would outweigh a hundred replies
+MAX_REPLY_BYTES = 512  # longer replies would dominate every average
 
 
 class Conversation(NamedTuple):
-    """What was said. The id is the source's: the split goes by it."""
+    """One conversation. Its id is that of the source, and decides the split."""
 
     id: str
     messages: Sequence[tuple[str, str]]  # (speaker, text) in order
-    assistants: tuple[str, ...]  # each is the assistant in a view of its own
+    assistants: tuple[str, ...]  # speakers; each is the assistant of one view
 
 
 def write_conversations(config: ConfigDict, workdir: Path, folder: Path) -> dict:
     """Writes the views of all conversations; returns counts and licences by source.
 
-    The steps of `data.clean` that change text are taken on each message, so what
-    pretraining masks is masked here too. Those that drop documents judge the
-    conversation as a whole, as pretraining did.
+    Steps of `data.clean` that change text run on each message, so fine-tuning masks
+    what pretraining masks. Steps that drop documents see the conversation as one text.
     """
     return write_sources(
         config.dialogue.sources,
@@ -91,9 +90,9 @@ def _write_source(config, seen: set[bytes], name, source: Source, write: Write) 
                 splits[split]['views'] += 1
     if not sum(count['views'] for count in splits.values()):
         raise UserError(
-            f'dialogue.sources.{name}.path={config.dialogue.sources[name].path}: no '
-            f'conversation is left of {read["conversations"]} ({dict(skipped)}): give '
-            'a source in which the assistant answers'
+            f'dialogue.sources.{name}.path={config.dialogue.sources[name].path}: none '
+            f'of the {read["conversations"]} conversations is left ({dict(skipped)}): '
+            'give a source in which the assistant answers'
         )
     return dict(
         read=dict(read),
@@ -104,8 +103,8 @@ def _write_source(config, seen: set[bytes], name, source: Source, write: Write) 
 
 
 def make_views(conversation: Conversation) -> Iterator[tuple[str, list[dict]]]:
-    """(id, messages of `role` and `content`) for each assistant."""
-    # An id that ends like a view's is numbered as well, for `conversation_id`.
+    """Yields (id, messages of `role` and `content`) for each assistant."""
+    # An id that ends as a view's id does gets a number too, for `conversation_id`.
     numbered = len(conversation.assistants) > 1 or VIEW.search(conversation.id)
     for number, assistant in enumerate(conversation.assistants):
         identity = f'{conversation.id}@{number}' if numbered else conversation.id
@@ -118,19 +117,24 @@ def make_views(conversation: Conversation) -> Iterator[tuple[str, list[dict]]]:
 
 
 def conversation_id(view_id: str) -> str:
-    """The id of the conversation that a view is of."""
+    """The id of a view's conversation: 'chitchat/a07e@1' → 'chitchat/a07e'."""
     return VIEW.sub('', view_id)
 
 
 def choose_replies(
     views: Sequence[dict], count: int, seed: int
 ) -> list[tuple[str, list[dict], str]]:
-    """(view id, messages before, reply) of one assistant reply of each conversation.
+    """Draws one assistant reply from each of `count` conversations; 0: from all.
 
-    The reply is drawn by (seed, the conversation's id) from all that answer a user's
-    message, in any of its views, and are no longer than MAX_REPLY_BYTES. Which `count`
-    conversations are taken is drawn the same way, and their order with it; 0: all.
-    `views` are lines of RUN/dialogue.
+    A reply can be drawn if it answers a user's message, in any view, and has at most
+    MAX_REPLY_BYTES. Hashes of (seed, conversation id) decide which replies and which
+    conversations are drawn, and their order.
+
+    Args:
+        views: lines of RUN/dialogue.
+
+    Returns:
+        (view id, messages before the reply, text of the reply) of each.
     """
     replies = {}
     for view in views:
@@ -144,23 +148,21 @@ def choose_replies(
                 replies.setdefault(name, []).append((view, place))
     if not replies:
         raise UserError(
-            'RUN/dialogue holds out no conversation with a reply to a user: give more '
-            'conversations in dialogue.sources'
+            'dialogue.sources: no held-out conversation of RUN/dialogue has a reply to '
+            'a user: give more conversations'
         )
+    names = sorted(replies, key=lambda name: hash_integer(seed, name))
     chosen = []
-    for name in sorted(replies, key=lambda name: hash_integer(seed, name)):
+    for name in names[: count or None]:
         candidates = replies[name]
-        number = hash_integer(seed, 'reply', name) % len(candidates)
-        view, place = candidates[number]
+        view, place = candidates[hash_integer(seed, 'reply', name) % len(candidates)]
         messages = view['messages']
         chosen.append((view['id'], messages[:place], messages[place]['content']))
-        if len(chosen) == count:
-            break
     return chosen
 
 
 def _clean(conversation, data, counts) -> Conversation:
-    """The conversation with each message cleaned, without those that end empty."""
+    """Cleans each message, and drops messages that are or become empty."""
     steps, options = select_transforms(data.clean), read_options(data)
     cleaned = (
         (speaker, clean_text(text, steps, options, counts))
@@ -172,7 +174,7 @@ def _clean(conversation, data, counts) -> Conversation:
 
 
 def _reason_to_skip(conversation, data, counts, seen) -> str | None:
-    """Why the conversation is left out, for the manifest; None: it stays."""
+    """Why the conversation is left out, as the manifest names it; None: it is kept."""
     speakers = {speaker for speaker, _ in conversation.messages}
     if not conversation.messages:
         return 'empty'
@@ -194,17 +196,17 @@ def _reason_to_skip(conversation, data, counts, seen) -> str | None:
     return None
 
 
-# ---- sources
+# ---- Sources
 
 
 def open_conversations(name: str, source: ConfigDict, data_dir: Path) -> Source:
-    """Finds a source of `dialogue.sources`; `read(advance)` yields `Conversation`s.
+    """Opens a source of `dialogue.sources`; `read(advance)` yields `Conversation`s.
 
-    | kind   | what it reads                                                  |
-    |--------|----------------------------------------------------------------|
-    | 'chat' | users' files, JSON Lines with `messages` of `role`, `content`  |
-    | 'tfds' | a dataset with the feature `messages` or, as our builders have |
-    |        | them, `utterances`; see `_make_tfds_reader`                    |
+    | kind   | what it reads                                                   |
+    |--------|-----------------------------------------------------------------|
+    | 'chat' | users' files: JSON Lines with `messages` of `role` and `content` |
+    | 'tfds' | a dataset with the feature `messages`, or `utterances` as our   |
+    |        | builder of chatterbot has; see `_make_tfds_reader`              |
     """
     field = f'dialogue.sources.{name}'
     if source.kind == 'chat':
@@ -223,25 +225,24 @@ def open_conversations(name: str, source: ConfigDict, data_dir: Path) -> Source:
             "'tfds'"
         )
 
-    def read_some(advance: Advance) -> Iterator[Conversation]:
+    def read_up_to_limit(advance: Advance) -> Iterator[Conversation]:
         return islice(read(advance), source.limit or None)
 
-    return Source(read_some, total, unit, description)
+    return Source(read_up_to_limit, total, unit, description)
 
 
 def _read_files(field, source, paths, advance) -> Iterator[Conversation]:
-    """Users' files. Messages stay apart as they were written."""
     for file in paths:
-        answered = number = 0
+        has_reply, number = False, 0
         for identity, location, messages in read_messages(
             field, source, [file], advance
         ):
             turns = [(m['role'], replace_surrogates(m['content'])) for m in messages]
             _check_roles(turns, location)
             number += 1
-            answered += any(role == 'assistant' for role, _ in turns)
+            has_reply |= any(role == 'assistant' for role, _ in turns)
             yield Conversation(replace_surrogates(identity), turns, ('assistant',))
-        if not answered:
+        if not has_reply:
             raise UserError(
                 f'{field}.path={file.path}: none of its {number} conversations has a '
                 'message of the role assistant: give files with replies to learn from'
@@ -249,12 +250,12 @@ def _read_files(field, source, paths, advance) -> Iterator[Conversation]:
 
 
 def _make_tfds_reader(field, source, builder):
-    """What reads a dataset: by the features that it has.
+    """Returns `read(advance)` for a dataset; the features decide how it is read.
 
-    `messages` with `role` and `content` are as in chat files. With `sender` and
-    `text` (chitchat) what one sender says in a row is one turn, its messages on
-    lines of their own, and each sender is the assistant in turn. Of `utterances`
-    (chatterbot) the second, fourth … are the assistant's.
+    messages with role and content    as in chat files
+    messages with sender and text     (chitchat) consecutive messages of a sender are
+                                      one turn; there is a view for each sender
+    utterances                        (chatterbot) user and assistant take turns
     """
     features = builder.info.features
     inner = features['messages'] if 'messages' in features else {}
@@ -270,51 +271,31 @@ def _make_tfds_reader(field, source, builder):
             f'{field}.path={source.path}: has no feature `messages` with role and '
             f'content, it has {", ".join(features)}: give a dataset of conversations'
         )
-    id_field = source.id_field or 'id'
-    chosen = [name, id_field] if id_field in features else [name]
+
+    def decode(values):
+        return [value.decode('utf-8', errors='replace') for value in values]
 
     def read(advance):
-        examples = read_examples(builder, source.split, chosen)
-        for place, example in enumerate(examples):
-            location = f'{field}.path={source.path}: example {place}'
-            identity = record_id(
-                example, field, source, location, f'{source.split}#{place}'
-            )
+        for identity, location, value in read_feature(
+            field, source, builder, name, advance
+        ):
             assistants = ('assistant',)
             if keys:
-                columns = (_texts(example[name][key]) for key in keys)
+                columns = (decode(value[key]) for key in keys)
                 turns = list(zip(*columns, strict=True))
             else:
-                turns = list(
-                    zip(
-                        cycle(('user', 'assistant')),
-                        _texts(example[name]),
-                        strict=False,
-                    )
-                )
+                roles = cycle(('user', 'assistant'))
+                turns = list(zip(roles, decode(value), strict=False))
             if 'sender' in keys:
                 turns = merge_turns(turns)
                 assistants = tuple(dict.fromkeys(sender for sender, _ in turns))
             else:
                 _check_roles(turns, location)
             yield Conversation(identity, turns, assistants)
-            advance(1)
 
     return read
 
 
 def _check_roles(turns, location):
-    for place, (role, _) in enumerate(turns):
-        if role not in ROLES:
-            fix = ''
-            if role in ('tool', 'function'):
-                fix = '; what a tool said belongs into a message of the user, or '
-                fix += 'leave this out'
-            raise UserError(
-                f'{location}: messages[{place}].role={role!r}: use {", ".join(ROLES)}'
-                f'{fix}'
-            )
-
-
-def _texts(values) -> list[str]:
-    return [value.decode('utf-8', errors='replace') for value in values]
+    for number, (role, _) in enumerate(turns):
+        check_role(role, f'{location}: messages[{number}]')

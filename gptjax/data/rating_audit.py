@@ -1,8 +1,8 @@
-"""What chitchat's ratings are worth: counted before anything is learned from them.
+"""Counts how many of chitchat's ratings are usable, before a model learns from them.
 
-A rating of 5/5/5 is what the form shows before anybody touches it, and a conversation
-without a reply has nothing to rate. What is left is small, and nearly all of it hangs
-together by the people who take part.
+The rating form shows 5/5/5 until somebody changes it, so 5/5/5 says nothing. And a
+conversation without a reply has nothing to rate. Few conversations remain, and almost
+all of them are linked to each other by shared speakers.
 """
 
 import math
@@ -19,7 +19,7 @@ MIN_TURNS = 4
 
 
 def is_usable(conversation: ChitchatConversation) -> bool:
-    """Whether it has at least 4 turns, two speakers and a rating not the default."""
+    """Whether it has 4 turns or more, two speakers, and a rating other than 5/5/5."""
     return (
         conversation.ratings is not None
         and conversation.ratings != DEFAULT
@@ -31,21 +31,28 @@ def is_usable(conversation: ChitchatConversation) -> bool:
 def audit_ratings(
     conversations: Sequence[ChitchatConversation], assign_split: Callable[[str], str]
 ) -> dict:
-    """Counts and statistics of all conversations, of which one is usable; JSON values.
+    """Counts and statistics as JSON values; at least one conversation must be usable.
 
-    `assign_split` gives 'train', 'validation' or 'test' for an id.
+    `assign_split` maps an id to 'train', 'validation' or 'test'.
     """
     rated = [c for c in conversations if c.ratings is not None]
-    kept = [c for c in conversations if is_usable(c)]
+    usable = [c for c in conversations if is_usable(c)]
     alone = [c for c in conversations if len(c.speakers) < 2]
-    scores = np.array([[c.ratings[name] for name in RATING_NAMES] for c in kept], float)
+    scores = np.array(
+        [[c.ratings[name] for name in RATING_NAMES] for c in usable], float
+    )
     sums = scores.sum(axis=1)
     by_name = lambda row: dict(zip(RATING_NAMES, row.round(3).tolist(), strict=True))
-    groups = link_by_people(kept)
+    components = link_by_people(usable)
+    by_split = defaultdict(list)
+    for conversation in usable:
+        by_split[assign_split(conversation.id)].append(conversation)
+    test = by_split.get('test', [])
+    trained_people = {p for c in by_split.get('train', []) for p in c.speakers}
     lengths = dict(
-        turns=[len(c.turns) for c in kept],
-        characters=[c.characters for c in kept],
-        words=[sum(len(text.split()) for _, text in c.turns) for c in kept],
+        turns=[len(c.turns) for c in usable],
+        characters=[c.characters for c in usable],
+        words=[sum(len(text.split()) for _, text in c.turns) for c in usable],
     )
     return dict(
         conversations=len(conversations),
@@ -60,8 +67,8 @@ def audit_ratings(
         short=sum(
             len(c.speakers) == 2 and len(c.turns) < MIN_TURNS for c in conversations
         ),
-        usable=len(kept),
-        usable_splits=dict(Counter(assign_split(c.id) for c in kept)),
+        usable=len(usable),
+        usable_splits={split: len(group) for split, group in by_split.items()},
         all_tens=int((scores == 10).all(axis=1).sum()),
         all_three_equal=int((np.ptp(scores, axis=1) == 0).sum()),
         mean=by_name(scores.mean(axis=0)),
@@ -70,11 +77,13 @@ def audit_ratings(
             f'{one}, {other}': _correlation(scores[:, i], scores[:, j])
             for (i, one), (j, other) in combinations(enumerate(RATING_NAMES), 2)
         },
-        people=len({person for c in kept for person in c.speakers}),
-        components=len(groups),
-        largest_component=max(map(len, groups), default=0),
-        **_shared_people(kept, assign_split),
-        pairs=math.comb(len(kept), 2),
+        people=len({person for c in usable for person in c.speakers}),
+        components=len(components),
+        largest_component=max(map(len, components), default=0),
+        test_conversations=len(test),
+        test_sharing_a_person=sum(bool(c.speakers & trained_people) for c in test),
+        test_sharing_both=sum(c.speakers <= trained_people for c in test),
+        pairs=math.comb(len(usable), 2),
         equal_pairs=sum(math.comb(n, 2) for n in Counter(sums.tolist()).values()),
         pair_accuracy_of_length={
             name: round(pair_accuracy(np.array(values, float), sums), 3)
@@ -86,7 +95,10 @@ def audit_ratings(
 def link_by_people(
     conversations: Sequence[ChitchatConversation],
 ) -> list[list[ChitchatConversation]]:
-    """The conversations in components: linked by a person, directly or not."""
+    """Groups conversations into components linked by people, directly or not.
+
+    Conversations of a-b, b-c and d-e → [a-b, b-c], [d-e]
+    """
     parent = {}
 
     def root(person):
@@ -106,9 +118,9 @@ def link_by_people(
 
 
 def pair_accuracy(scores_N: np.ndarray, values_N: np.ndarray) -> float:
-    """The share of pairs of unequal value whose better one has the higher score.
+    """The share of pairs of unequal value in which the better one has a higher score.
 
-    Equal scores count half; nan where all values are equal.
+    Equal scores count half; nan if all values are equal.
     """
     better_NN = values_N[:, None] > values_N
     difference_NN = scores_N[:, None] - scores_N
@@ -118,26 +130,27 @@ def pair_accuracy(scores_N: np.ndarray, values_N: np.ndarray) -> float:
 
 
 def describe_audit(audit: dict) -> str:
-    """The audit as lines for the screen."""
     lines = [f'{audit[name]:>8,}  {label}' for name, label in audit_labels(audit)]
     length = ', '.join(
         f'{value:.3f} by {name}'
         for name, value in audit['pair_accuracy_of_length'].items()
     )
-    return '\n'.join(['ratings of chitchat', *lines, f'  length alone tells {length}'])
+    return '\n'.join(
+        ['ratings of chitchat', *lines, f'  pair accuracy of length alone: {length}']
+    )
 
 
 def audit_labels(audit: dict) -> list[tuple[str, str]]:
-    """(field, what it counts) of the counts that a reader should see, in order."""
+    """(key of the audit, what it counts) of the counts to show, in order."""
     held_out = audit['test_conversations']
     return [
         ('conversations', 'conversations'),
         ('unrated', 'without a rating'),
         ('default', 'rated 5/5/5, the default'),
         ('no_reply', 'without a reply (one speaker)'),
-        ('no_reply_rated', 'of these rated all the same'),
+        ('no_reply_rated', 'without a reply, but rated'),
         ('usable', 'usable: 4 turns or more, two speakers, not the default'),
-        ('all_tens', 'of these 10/10/10'),
+        ('all_tens', 'usable ones rated 10/10/10'),
         ('people', 'people in the usable ones'),
         ('largest_component', 'usable ones linked by shared people into one component'),
         ('test_sharing_a_person', f'of {held_out} for the test share a person with '
@@ -146,19 +159,8 @@ def audit_labels(audit: dict) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def _shared_people(kept, assign_split) -> dict:
-    """How many of the test's conversations have people that training has too."""
-    known = {p for c in kept if assign_split(c.id) == 'train' for p in c.speakers}
-    test = [c for c in kept if assign_split(c.id) == 'test']
-    return dict(
-        test_conversations=len(test),
-        test_sharing_a_person=sum(bool(c.speakers & known) for c in test),
-        test_sharing_both=sum(c.speakers <= known for c in test),
-    )
-
-
 def _correlation(left, right) -> float | None:
-    """Pearson's; None where one of them is constant."""
+    """Pearson's correlation; None if one of them is constant."""
     if not len(left) or not left.std() or not right.std():
         return None
     return round(float(np.corrcoef(left, right)[0, 1]), 3)

@@ -102,7 +102,7 @@ def test_an_unknown_role_names_file_and_line(tmp_path):
     tool = dict(role='tool', content='42')
     path = write_chat(tmp_path / 'a.jsonl', [USER, REPLY], [USER, tool, REPLY])
     words = ['a.jsonl: line 2', "messages[1].role='tool'", 'system, user, assistant']
-    words.append('into a message of the user, or leave')
+    words.append('put what a tool said into a message of the user')
     refuses(words, tmp_path, common.source('chat', str(path)))
 
 

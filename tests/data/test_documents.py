@@ -159,7 +159,7 @@ def test_files_that_are_passed_over_are_told(config, tmp_path):
         (tmp_path / 'texts' / name).write_text('some words')
     manifest = documents.build_documents(config, tmp_path / 'run')
     assert documents.describe_documents(manifest).endswith(
-        '; texts: 10 files read, 2 passed over (.csv, .jsonl)'
+        '; texts: 10 files read, 2 skipped (.csv, .jsonl)'
     )
 
 

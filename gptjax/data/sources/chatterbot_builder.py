@@ -1,7 +1,7 @@
-"""`chatterbot`: short dialogues by hand, in some thirty languages.
+"""The TFDS dataset `chatterbot`: short handwritten dialogues in thirty languages.
 
-From the package `chatterbot-corpus`. `chatterbot` is all of them, and
-`chatterbot/english` those of one language.
+It is made from the package `chatterbot-corpus`. `chatterbot/english` has the dialogues
+of one language.
 """
 
 import re
@@ -10,17 +10,18 @@ import tensorflow_datasets as tfds
 import yaml
 
 from gptjax.data.chat_template import conversation_text
-from gptjax.data.sources.builder_package import package_folder, package_version
+from gptjax.data.sources.tfds_source import find_package
 
 ALL = 'all'
-DATA = package_folder('chatterbot_corpus', 'chatterbot-corpus') / 'data'
+PACKAGE, PACKAGE_VERSION = find_package('chatterbot-corpus')
+DATA = PACKAGE / 'data'
 LANGUAGES = sorted(folder.name for folder in DATA.iterdir() if folder.is_dir())
 
 
 class Chatterbot(tfds.core.GeneratorBasedBuilder):
-    """One example a dialogue, in one split 'train'; one config a language."""
+    """One split 'train' of dialogues; there is a config for each language."""
 
-    VERSION = tfds.core.Version(package_version('chatterbot-corpus'))
+    VERSION = tfds.core.Version(PACKAGE_VERSION)
     BUILDER_CONFIGS = [
         tfds.core.BuilderConfig(name=name, description=f'{name} dialogues')
         for name in (ALL, *LANGUAGES)
@@ -53,7 +54,6 @@ class Chatterbot(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        del dl_manager  # nothing to download
         return {'train': self._generate_examples()}
 
     def _generate_examples(self):
@@ -76,11 +76,7 @@ class Chatterbot(tfds.core.GeneratorBasedBuilder):
 
 
 def _utterances(dialogue: list | str) -> list[str]:
-    """What is said in turn.
-
-    A few files write a dialogue as one string with ' - ' before each answer,
-    where a line break was lost.
-    """
+    """The utterances; in a few files a dialogue is one string: 'Hi - Hey' → two."""
     if isinstance(dialogue, str):
         return re.split(r'\s+- ', dialogue)
     return [str(utterance) for utterance in dialogue]

@@ -1,7 +1,7 @@
-"""`chitchat`: conversations between people, with their ratings of each other.
+"""The TFDS dataset `chitchat`: conversations between two people, and their ratings.
 
-The corpus of the BYU Chit-Chat Challenge (2018), from the package
-`chitchat-dataset`: 7,168 conversations, 258,145 messages.
+It is the corpus of the BYU Chit-Chat Challenge (2018) with 7,168 conversations and
+258,145 messages, from the package `chitchat-dataset`.
 """
 
 import json
@@ -11,19 +11,20 @@ import tensorflow_datasets as tfds
 
 from gptjax.core import console
 from gptjax.data.chat_template import conversation_text
-from gptjax.data.sources.builder_package import package_folder, package_version
+from gptjax.data.chitchat import RATING_NAMES, UNRATED
+from gptjax.data.sources.tfds_source import find_package
 
-UNRATED = 0  # ratings run from 1 to 10
+PACKAGE, PACKAGE_VERSION = find_package('chitchat-dataset')
 
 
 class Chitchat(tfds.core.GeneratorBasedBuilder):
-    """One example a conversation, in one split 'train'.
+    """One split 'train' of conversations.
 
-    Everything that the package holds is a feature: pretraining reads `text`,
-    fine-tuning on dialogue reads `messages`, a reward model reads `ratings`.
+    Pretraining reads the feature `text`, fine-tuning reads `messages`, and the reward
+    model reads `ratings`.
     """
 
-    VERSION = tfds.core.Version(package_version('chitchat-dataset'))
+    VERSION = tfds.core.Version(PACKAGE_VERSION)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -48,7 +49,7 @@ class Chitchat(tfds.core.GeneratorBasedBuilder):
                             name: tfds.features.Scalar(
                                 np.int32, doc='1 (least) to 10; 0: not rated'
                             )
-                            for name in ('witty', 'interesting', 'upbeat')
+                            for name in RATING_NAMES
                         }
                     ),
                 }
@@ -68,9 +69,7 @@ class Chitchat(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        del dl_manager  # nothing to download
-        folder = package_folder('chitchat_dataset', 'chitchat-dataset')
-        return {'train': self._generate_examples(folder / 'dataset.json')}
+        return {'train': self._generate_examples(PACKAGE / 'dataset.json')}
 
     def _generate_examples(self, path):
         conversations = json.loads(path.read_text(encoding='utf-8'))
@@ -96,8 +95,7 @@ class Chitchat(tfds.core.GeneratorBasedBuilder):
                     start=conversation['start'],
                     messages=messages,
                     ratings={
-                        name: int(ratings.get(name, UNRATED))
-                        for name in ('witty', 'interesting', 'upbeat')
+                        name: int(ratings.get(name, UNRATED)) for name in RATING_NAMES
                     },
                 )
                 yield identity, example

@@ -1,8 +1,8 @@
-"""Readers of the sources that are files: text, JSON lines, chat, Parquet.
+"""Reads the sources that are files: text, JSON Lines, chat files and Parquet.
 
-Each yields (id, text) and raises UserError, with the file and the line, for what it
-cannot use. `field` is the source's place in the config, 'data.sources.mine', and
-`advance` is told the bytes (of Parquet, the rows) that were read.
+Each reader yields (id, text), and raises UserError with the file and the line if a
+record cannot be used. `field` is the name of the source in the config, for example
+'data.sources.mine'. `advance` gets the bytes read, or for Parquet the rows.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,11 @@ from gptjax.core.files import Advance, File, open_raw, read_json_lines, read_lin
 from gptjax.data.chat_template import conversation_text
 from gptjax.data.sources.records import Document, field_names, record_id, record_text
 
-PIECE_CHARACTERS = 10_000
+PART_CHARACTERS = 10_000
+MESSAGES = (
+    '{"messages": [{"role": "user", "content": "…"}, '
+    '{"role": "assistant", "content": "…"}]}'
+)
 
 # ---- Text
 
@@ -22,19 +26,18 @@ PIECE_CHARACTERS = 10_000
 def read_text(
     field: str, source: ConfigDict, paths: list[File], advance: Advance
 ) -> Iterator[Document]:
-    """Several files are a document each; one file alone is cut into documents.
+    """Several files are one document each; a single file is cut into documents.
 
-    A single file, as a book or all of Shakespeare, would be one document and so
-    could not be divided between training and validation. It is cut at empty lines
-    into documents of about 10,000 characters, 'book.txt#0' and so on; a piece twice
-    as long without an empty line is cut at a line's end, and a line longer than
-    that at a blank. Nothing is lost. (To train on a book as one document, give a
-    folder of books.)
+    As one document, a single file could not be split into training and validation. It
+    is cut at empty lines into documents of about 10,000 characters, 'book.txt#0' and
+    so on. If 20,000 characters have no empty line, it is cut at the end of a line, and
+    a longer line is cut at a space. No character is lost. (To train on a whole book as
+    one document, give a folder of books.)
     """
     if len(paths) == 1:
         lines = (line for _, line in read_lines(paths[0], f'{field}.path', advance))
-        for place, piece in enumerate(_cut_text(lines)):
-            yield f'{paths[0].name}#{place}', piece
+        for number, part in enumerate(_cut_text(lines)):
+            yield f'{paths[0].name}#{number}', part
         return
     for file in paths:
         text = ''.join(line for _, line in read_lines(file, f'{field}.path', advance))
@@ -42,8 +45,8 @@ def read_text(
             yield file.name, text
 
 
-def _cut_text(lines: Iterator[str], size: int = PIECE_CHARACTERS) -> Iterator[str]:
-    """Groups lines into documents of about `size` characters, at empty lines."""
+def _cut_text(lines: Iterator[str], size: int = PART_CHARACTERS) -> Iterator[str]:
+    """Joins lines to documents of about `size` characters, cut at empty lines."""
     parts, length, has_text = [], 0, False
     for line in lines:
         for part in _cut_line(line, size):
@@ -59,38 +62,38 @@ def _cut_text(lines: Iterator[str], size: int = PIECE_CHARACTERS) -> Iterator[st
 
 
 def _cut_line(line: str, size: int) -> Iterator[str]:
-    """A line of more than 2 `size` in parts of at most `size`, cut after a blank."""
+    """Cuts a line of more than 2 `size` after spaces, into parts of at most `size`."""
     start = 0
     while len(line) - start > 2 * size:
-        blank = line.rfind(' ', start, start + size)
-        end = blank + 1 if blank > start else start + size
+        space = line.rfind(' ', start, start + size)
+        end = space + 1 if space > start else start + size
         yield line[start:end]
         start = end
     yield line[start:]
 
 
-# ---- JSON lines
+# ---- JSON Lines
 
 
 def read_jsonl(
     field: str, source: ConfigDict, paths: list[File], advance: Advance
 ) -> Iterator[Document]:
-    """One JSON object a line; empty lines are passed over."""
-    for place, location, record in _read_records(field, paths, advance):
+    """One JSON object per line is one document; empty lines are skipped."""
+    for default_id, location, record in _read_records(field, paths, advance):
         text = record_text(record, field, source, location)
-        yield record_id(record, field, source, location, place), text
+        yield record_id(record, field, source, location, default_id), text
 
 
 def read_chat(
     field: str, source: ConfigDict, paths: list[File], advance: Advance
 ) -> Iterator[Document]:
-    """One JSON object a line, with "messages": [{"role": …, "content": …}, …].
+    """One JSON object per line, with "messages": [{"role": …, "content": …}, …].
 
-    The text is the conversation as `conversation_text` writes it: roles are not
-    named. (Fine-tuning on dialogue reads the messages themselves.)
+    The text is that of `conversation_text`, without roles. (Fine-tuning reads the
+    messages instead.)
     """
-    otherwise = f", or set {field}.kind='jsonl'"
-    conversations = read_messages(field, source, paths, advance, otherwise)
+    alternative = f", or set {field}.kind='jsonl'"
+    conversations = read_messages(field, source, paths, advance, alternative)
     for identity, _, messages in conversations:
         text = conversation_text((m['role'], m['content']) for m in messages)
         yield identity, text
@@ -101,44 +104,38 @@ def read_messages(
     source: ConfigDict,
     paths: list[File],
     advance: Advance,
-    otherwise: str = '',
+    alternative: str = '',
 ) -> Iterator[tuple[str, str, list[dict]]]:
-    """Yields (id, place for an error, messages) of chat files.
+    """Yields (id, location for an error, messages) of chat files.
 
-    Every message has `role` and `content`, which are strings; what else it has
-    is passed on. A `content` in parts of text is joined. Errors say what can be given
-    `otherwise` than chat files.
+    Every message has the strings `role` and `content`; other fields are kept. If
+    `content` is a list of texts, they are joined. Errors name an `alternative` to chat
+    files.
     """
-    for place, location, record in _read_records(field, paths, advance):
+    for default_id, location, record in _read_records(field, paths, advance):
         messages = record.get('messages')
         if not isinstance(messages, list) or not messages:
             raise UserError(
                 f'{location} has no list "messages", it has {field_names(record)}: '
-                f'convert each line to {CHAT}{otherwise}'
+                f'convert each line to {MESSAGES}{alternative}'
             )
         messages = [
-            _message(message, f'{location}: messages[{number}]')
+            _read_message(message, f'{location}: messages[{number}]')
             for number, message in enumerate(messages)
         ]
-        yield record_id(record, field, source, location, place), location, messages
+        identity = record_id(record, field, source, location, default_id)
+        yield identity, location, messages
 
 
-CHAT = (
-    '{"messages": [{"role": "user", "content": "…"}, '
-    '{"role": "assistant", "content": "…"}]}'
-)
-
-
-def _message(message, location: str) -> dict:
-    """The message with a text as its content."""
+def _read_message(message, location: str) -> dict:
+    """Checks a message, and joins the texts of its content."""
     if not isinstance(message, dict) or not isinstance(message.get('role'), str):
         raise UserError(
-            f'{location} has no "role" that is a string: write lines of {CHAT}'
+            f'{location} has no "role" that is a string: write lines of {MESSAGES}'
         )
     content = message.get('content')
     if isinstance(content, list):
-        content = ''.join(_read_part(part, location) for part in content)
-        return dict(message, content=content)
+        return dict(message, content=_join_texts(content, location))
     if content is None and ('tool_calls' in message or 'function_call' in message):
         raise UserError(
             f'{location} calls a tool and has no "content": write the call there as a '
@@ -146,26 +143,28 @@ def _message(message, location: str) -> dict:
         )
     if not isinstance(content, str):
         raise UserError(
-            f'{location} has no "content" that is a string: write lines of {CHAT}'
+            f'{location} has no "content" that is a string: write lines of {MESSAGES}'
         )
     return message
 
 
-def _read_part(part, location: str) -> str:
-    """The text of a part of a content, {"type": "text", "text": "…"}."""
-    kind = part.get('type') if isinstance(part, dict) else None
-    if kind != 'text' or not isinstance(part.get('text'), str):
-        raise UserError(
-            f'{location} has a part of "content" of the type {kind!r}: only text is '
-            'read, as {"type": "text", "text": "…"}: leave out the part, or this line'
-        )
-    return part['text']
+def _join_texts(content: list, location: str) -> str:
+    """[{"type": "text", "text": "a "}, {"type": "text", "text": "b"}] → 'a b'"""
+    for part in content:
+        kind = part.get('type') if isinstance(part, dict) else None
+        if kind != 'text' or not isinstance(part.get('text'), str):
+            raise UserError(
+                f'{location} has a part of "content" of the type {kind!r}: only text '
+                'is read, as {"type": "text", "text": "…"}: leave out the part, or '
+                'this line'
+            )
+    return ''.join(part['text'] for part in content)
 
 
 def _read_records(
     field: str, paths: list[File], advance: Advance
 ) -> Iterator[tuple[str, str, dict]]:
-    """Yields (place for an id, place for an error, the line's JSON object)."""
+    """Yields (default id, location for an error, JSON object) of each line."""
     for file in paths:
         records = read_json_lines(file, f'{field}.path', advance=advance)
         for number, location, record in records:
@@ -178,37 +177,32 @@ def _read_records(
 def read_parquet(
     field: str, source: ConfigDict, paths: list[File], advance: Advance
 ) -> Iterator[Document]:
-    """One document a row, read a thousand rows at a time."""
+    """One row is one document; a thousand rows are read at a time."""
+    import pyarrow
+
     for file in paths:
+        row = 0
         with _open_parquet(field, source, file) as table:
             chosen = (source.text_field, source.id_field or 'id')
             columns = [name for name in table.schema_arrow.names if name in chosen]
-            for row, record in enumerate(_rows(field, file, table, columns)):
-                location = f'{field}.path={file.path}: row {row}'
-                text = record_text(record, field, source, location)
-                place = f'{file.name}#{row}'
-                yield record_id(record, field, source, location, place), text
-                advance(1)
-
-
-def _rows(field: str, file: File, table, columns: list[str]) -> Iterator[dict]:
-    import pyarrow
-
-    row = 0
-    try:
-        for batch in table.iter_batches(batch_size=1000, columns=columns):
-            for record in batch.to_pylist():
-                yield record
-                row += 1
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise UserError(
-            f'{field}.path={file.path}: damaged after {row} rows '
-            f'({_one_line(error)}): make this file again'
-        ) from error
+            batches = table.iter_batches(batch_size=1000, columns=columns)
+            try:
+                for record in (r for batch in batches for r in batch.to_pylist()):
+                    location = f'{field}.path={file.path}: row {row}'
+                    text = record_text(record, field, source, location)
+                    default_id = f'{file.name}#{row}'
+                    yield record_id(record, field, source, location, default_id), text
+                    advance(1)
+                    row += 1
+            except (pyarrow.ArrowException, OSError, ValueError) as error:
+                raise UserError(
+                    f'{field}.path={file.path}: damaged after {row} rows '
+                    f'({" ".join(str(error).split())}): make this file again'
+                ) from error
 
 
 def count_rows(field: str, source: ConfigDict, paths: list[File]) -> int:
-    """The rows of all the files; checks their columns on the way."""
+    """The rows of all files; UserError if a file lacks a column of the config."""
     total = 0
     for file in paths:
         with _open_parquet(field, source, file) as table:
@@ -217,7 +211,7 @@ def count_rows(field: str, source: ConfigDict, paths: list[File]) -> int:
 
 
 def _open_parquet(field: str, source: ConfigDict, file: File):
-    """The file as pyarrow's ParquetFile, with the columns that the config names."""
+    """Opens a file as pyarrow's ParquetFile, and checks that it has the columns."""
     import pyarrow
     from pyarrow import parquet
 
@@ -225,8 +219,8 @@ def _open_parquet(field: str, source: ConfigDict, file: File):
         table = parquet.ParquetFile(open_raw(file, f'{field}.path'))
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(
-            f'{field}.path={file.path}: not a Parquet file ({_one_line(error)}): '
-            f'give one, or set {field}.kind'
+            f'{field}.path={file.path}: not a Parquet file '
+            f'({" ".join(str(error).split())}): give one, or set {field}.kind'
         ) from error
     columns = table.schema_arrow.names
     for option in ('text_field', 'id_field'):
@@ -237,7 +231,3 @@ def _open_parquet(field: str, source: ConfigDict, file: File):
                 f'{", ".join(columns)}'
             )
     return table
-
-
-def _one_line(error: Exception) -> str:
-    return ' '.join(str(error).split())

@@ -1,20 +1,20 @@
-"""Where documents come from: one reader for each kind of source.
+"""Opens the sources of documents: one reader for each kind of source.
 
-A document is an id and a text. The id names it for good: the split, the manifest
-and the ledger go by it. It is the record's `id_field`; where that is '', the
-record's field 'id' if it has one; else its place, as 'folder/file.jsonl#12'.
+A document has an id and a text. The split, the manifest and the ledger use the id. It
+is the record's `id_field`. If that is '', it is the record's field 'id', or without
+one the file and line, as 'folder/file.jsonl#12'.
 
 | kind    | path                                       | a document is          |
 |---------|--------------------------------------------|------------------------|
 | tfds    | the name of a dataset, with its config, or | an example             |
-|         | the folder of a prepared one               |                        |
+|         | the folder of a prepared dataset           |                        |
 | text    | files that end in .txt or .md              | a file; see read_text  |
 | jsonl   | .jsonl or .ndjson                          | a line                 |
 | parquet | .parquet                                   | a row                  |
 | chat    | .jsonl or .ndjson, lines with `messages`   | a line's conversation  |
 
-Paths of files are a file, a folder or a glob, local or on `gs://` (any scheme that
-TensorFlow reads); text and JSON lines may be packed as `.gz`.
+A path of files is a file, a folder or a glob, local or on `gs://` (or any scheme that
+TensorFlow reads). Text and JSON Lines may be compressed as `.gz`.
 """
 
 import os
@@ -44,7 +44,7 @@ from gptjax.data.sources.file_source import (
 from gptjax.data.sources.records import Document, Source, replace_surrogates
 from gptjax.data.sources.tfds_source import open_tfds
 
-# What a file of each kind is called when a folder is given.
+# Endings of the files that are read if the path is a folder.
 SUFFIXES = {
     'text': ('.txt', '.md', '.txt.gz', '.md.gz'),
     'jsonl': JSON_LINES,
@@ -55,10 +55,9 @@ READERS = dict(text=read_text, jsonl=read_jsonl, parquet=read_parquet, chat=read
 
 
 def open_source(name: str, source: ConfigDict, data_dir: str | os.PathLike) -> Source:
-    """Finds the source `name` of data.sources; its documents are read later.
+    """Opens the source `name` of data.sources, without reading documents yet.
 
-    Our own TFDS builders keep what they make in `data_dir`; other TFDS datasets live
-    in TFDS' own folder.
+    Our TFDS builders write to `data_dir`; other datasets stay in the folder of TFDS.
     """
     field = f'data.sources.{name}'
     if source.kind == 'tfds':
@@ -78,15 +77,15 @@ def open_source(name: str, source: ConfigDict, data_dir: str | os.PathLike) -> S
             yield replace_surrogates(identity), replace_surrogates(text)
         if text is None:
             raise UserError(
-                f'{field}.path={source.path}: empty, there is no document in it: give '
-                'a source with text'
+                f'{field}.path={source.path}: empty, it has no document: give a source '
+                'with text'
             )
 
     return opened._replace(read=read)
 
 
 def describe_files(paths: list[File]) -> dict:
-    """What the manifest says of files: another listing has another fingerprint."""
+    """The number, bytes and a fingerprint of the names and sizes of files."""
     return dict(
         files=len(paths),
         bytes=sum(file.size for file in paths),
@@ -95,7 +94,7 @@ def describe_files(paths: list[File]) -> dict:
 
 
 def describe_source_files(field: str, source: ConfigDict, paths: list[File]) -> dict:
-    """What the manifest says of a source of files, and of the files not read."""
+    """The manifest's entry for a source of files, with those that are not read."""
     endings = count_endings(source.path, f'{field}.path')
     for suffix in SUFFIXES[source.kind]:
         del endings[suffix]
@@ -108,13 +107,13 @@ def describe_source_files(field: str, source: ConfigDict, paths: list[File]) -> 
 
 
 def describe_passed_over(manifest: dict) -> str:
-    """Which files lie in a source's folder and were not read, for the screen."""
+    """Names the endings of files in a source's folder that were not read."""
     text = ''
     for name, source in manifest['sources'].items():
         if others := source.get('passed_over'):
             text += (
                 f'; {name}: {source["files"]:,} files read, {sum(others.values()):,} '
-                f'passed over ({", ".join(sorted(others)[:8])})'
+                f'skipped ({", ".join(sorted(others)[:8])})'
             )
     return text
 
@@ -122,7 +121,7 @@ def describe_passed_over(manifest: dict) -> str:
 def refuse_changed_sources(
     section: str, sources: ConfigDict, manifest: dict, folder: os.PathLike
 ) -> None:
-    """`refuse_changed_files` for each source of files in a section of the config."""
+    """Calls `refuse_changed_files` for each source of files in a config section."""
     for name, source in sources.items():
         if source.kind != 'tfds':
             field, suffixes = f'{section}.{name}.path', SUFFIXES[source.kind]
@@ -137,11 +136,11 @@ def refuse_changed_files(
     manifest: dict,
     folder: os.PathLike,
 ) -> None:
-    """Raises UserError where files have come, gone or grown since they were read.
+    """Raises UserError if files were added, removed or resized since they were read.
 
-    Files that are not on this machine, or far away, are not looked for: a run goes
-    on without them. The manifest of `folder` holds what `describe_files` said then as
-    'source'; old runs may not have kept that.
+    Files that are missing here, or remote, are not checked: a run does not need them
+    any more. The manifest of `folder` has the result of `describe_files` as 'source';
+    manifests of old runs may lack it.
     """
     if is_remote(path):
         return

@@ -1,6 +1,6 @@
-"""What a source gives, and the id and text of a record in it.
+"""The id and the text of a record, and what every source has in common.
 
-A record is a JSON line, a row of a table or an example of TFDS, as a dict.
+A record is a dict: a JSON line, a row of a table or an example of TFDS.
 """
 
 import numbers
@@ -18,10 +18,10 @@ T = TypeVar('T')
 
 
 class Source(NamedTuple):
-    """A source that was found; `read(advance)` yields its documents."""
+    """An opened source; `read(advance)` yields its documents."""
 
     read: Callable[[Advance], Iterator[Document]]
-    total: float  # the sum of what `advance` gets
+    total: float  # the sum of all numbers that `advance` gets
     unit: str  # of the total, 'documents' or 'bytes'
     description: dict  # for the manifest: licence, citation, version or files
 
@@ -29,7 +29,7 @@ class Source(NamedTuple):
 def group_by_size(
     records: Iterable[T], size_of: Callable[[T], int], limit: int
 ) -> Iterator[list[T]]:
-    """Records in lists that end where their sizes sum to `limit`."""
+    """Yields lists of records; a list ends when its sizes sum to `limit` or more."""
     group, size = [], 0
     for record in records:
         group.append(record)
@@ -42,7 +42,7 @@ def group_by_size(
 
 
 def replace_surrogates(text: str) -> str:
-    """Lone surrogates become U+FFFD: JSON and file names hold them, UTF-8 cannot."""
+    """Replaces lone surrogates, which UTF-8 cannot encode: 'a\\ud83d' → 'a\\ufffd'."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -51,10 +51,10 @@ def replace_surrogates(text: str) -> str:
 
 
 def record_text(record: dict, field: str, source: ConfigDict, location: str) -> str:
-    """The record's `text_field`, or UserError if that is no string.
+    """The record's `text_field`; UserError if it is not a string.
 
-    `field` is the source's place in the config, 'data.sources.mine'; `location` names
-    the record in an error.
+    `field` is the name of the source in the config, 'data.sources.mine'; `location`
+    names the record in an error.
     """
     name = source.text_field
     if name not in record:
@@ -72,9 +72,9 @@ def record_text(record: dict, field: str, source: ConfigDict, location: str) -> 
 
 
 def record_id(
-    record: dict, field: str, source: ConfigDict, location: str, place: str
+    record: dict, field: str, source: ConfigDict, location: str, default: str
 ) -> str:
-    """The record's id: its `id_field`; for '' its 'id' if it has one, or `place`."""
+    """The record's `id_field`. If that is '': the field 'id', or else `default`."""
     value = record.get(source.id_field or 'id')
     if isinstance(value, bytes):
         value = value.decode('utf-8', errors='replace')
@@ -87,9 +87,8 @@ def record_id(
             f'{location}: {field}.id_field={source.id_field} holds no string or whole '
             f"number, the fields are {field_names(record)}: name another, or ''"
         )
-    return place
+    return default
 
 
 def field_names(record: dict) -> str:
-    """The names of the record's fields, for an error."""
     return ', '.join(map(repr, record)) or 'none'

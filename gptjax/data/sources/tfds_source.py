@@ -1,17 +1,20 @@
-"""The reader of TensorFlow Datasets: our own builders, any by name, any on disk.
+"""Reads TensorFlow Datasets: our own builders, datasets by name, prepared folders.
 
-TFDS writes and reads the files of our builders without TensorFlow, which takes
-seconds to import; only datasets in its older formats need it.
+TFDS writes and reads the files of our builders without TensorFlow, whose import takes
+seconds. Only datasets in older file formats need it.
 """
 
 import contextlib
 import difflib
 import errno
-import importlib
+import importlib.metadata
+import importlib.util
 import io
 import os
+import re
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -24,23 +27,23 @@ CATALOG = 'https://www.tensorflow.org/datasets/catalog'
 
 
 def open_tfds(field: str, source: ConfigDict, data_dir: str | os.PathLike) -> Source:
-    """Finds a dataset, making it where it is not on disk."""
+    """Opens a dataset of documents; makes it first if it is not on disk."""
     builder = prepare_builder(field, source, data_dir)
     total = count_examples(field, source, builder)
-    info = builder.info
+    features = builder.info.features
     for option in ('text_field', 'id_field'):
         name = source[option]
-        if (name or option == 'text_field') and name not in info.features:
+        if (name or option == 'text_field') and name not in features:
             raise UserError(
                 f'{field}.{option}={name}: {source.path} has no such feature, it has '
-                f'{", ".join(info.features)}'
+                f'{", ".join(features)}'
             )
-    read = partial(_read, field, source, builder)
+    read = partial(_read_texts, field, source, builder)
     return Source(read, total, 'documents', describe_dataset(source, builder))
 
 
 def count_examples(field: str, source: ConfigDict, builder) -> int:
-    """The examples of the split; UserError if the dataset has no such split."""
+    """The examples of `source.split`; UserError if there is no such split."""
     splits = builder.info.splits
     try:
         return splits[source.split].num_examples
@@ -52,7 +55,7 @@ def count_examples(field: str, source: ConfigDict, builder) -> int:
 
 
 def describe_dataset(source: ConfigDict, builder) -> dict:
-    """What the manifest says of a dataset."""
+    """The manifest's entry for a dataset."""
     info = builder.info
     return dict(
         licence=source.licence or info.redistribution_info.license or '',
@@ -63,7 +66,7 @@ def describe_dataset(source: ConfigDict, builder) -> dict:
 
 
 def prepare_builder(field: str, source: ConfigDict, data_dir):
-    """The TFDS builder with its data on disk, made now if it was not."""
+    """Returns a TFDS builder whose data is on disk; makes the data if needed."""
     import tensorflow_datasets as tfds
 
     path = source.path
@@ -78,8 +81,8 @@ def prepare_builder(field: str, source: ConfigDict, data_dir):
     name = path.split('/')[0].split(':')[0]
     try:
         if name in OWN_BUILDERS:
-            return _own_builder(name, path, data_dir)
-        import_tensorflow()  # TFDS will: see that it is quiet, and off the devices
+            return _prepare_own_builder(name, path, data_dir)
+        import_tensorflow()  # before TFDS does: without its log, off the accelerators
         builder = tfds.builder(path)
         if not builder.is_prepared():
             builder = tfds.builder(path, file_format='array_record')
@@ -91,41 +94,38 @@ def prepare_builder(field: str, source: ConfigDict, data_dir):
         raise UserError(
             f'{field}.path={path}: TFDS has no such dataset: {meant}See {CATALOG}'
         ) from error
-    except Exception as error:  # a data set's own code raises what it likes
+    except Exception as error:  # a dataset's own code may raise anything
         if isinstance(error, ValueError) and 'BuilderConfig' in str(error):
             configs = ', '.join(tfds.builder_cls(name).builder_configs)
             raise UserError(
                 f'{field}.path={path}: {name} has no such config, it has {configs}'
             ) from error
-        if name in OWN_BUILDERS:  # in RUN: `main` says why that cannot be written to
+        if name in OWN_BUILDERS:  # `main` explains why RUN cannot be written to
             raise
+        why = ' '.join(f'{type(error).__name__}: {error}'.split())
+        why = why if len(why) <= 400 else f'{why[:400]}…'
+        fix = 'mend that'
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            package = error.name.split('.')[0].replace('_', '-')
+            fix = f'`pip install {package}`'
         raise UserError(
-            f'{field}.path={path}: TFDS cannot make it: {_cause(error)}'
+            f'{field}.path={path}: TFDS cannot make it: {why}: {fix}, or give another '
+            'source'
         ) from error
 
 
-def _cause(error: Exception) -> str:
-    """What went wrong in code that is not ours, in one line, and the way on."""
-    why = ' '.join(f'{type(error).__name__}: {error}'.split())
-    why = why if len(why) <= 400 else f'{why[:400]}…'
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        package = error.name.split('.')[0].replace('_', '-')
-        return f'{why}: `pip install {package}`, or give another source'
-    return f'{why}: mend that, or give another source'
-
-
-def _own_builder(name: str, path: str, data_dir):
+def _prepare_own_builder(name: str, path: str, data_dir):
     import tensorflow_datasets as tfds
 
     importlib.import_module(f'gptjax.data.sources.{name}_builder')  # registers it
     builder = tfds.builder(path, data_dir=data_dir, file_format='array_record')
-    tfds.disable_progress_bar()  # our builders have their own
+    tfds.disable_progress_bar()  # our builders have a progress bar
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # what TFDS says of it
+        with contextlib.redirect_stdout(io.StringIO()):  # drops what TFDS prints
             builder.download_and_prepare()
     except OSError as error:
         if error.filename2 and error.errno in (errno.EMFILE, errno.ENOTSUP):
-            # A bucket knows no folders: gcsfuse renames as far as it is told to.
+            # Buckets have no folders: gcsfuse renames only as many files as allowed.
             raise UserError(
                 f'{data_dir}: TFDS cannot rename a folder there ({error.strerror}): '
                 'use another --workdir or, if it is in a bucket, mount that with '
@@ -133,41 +133,64 @@ def _own_builder(name: str, path: str, data_dir):
             ) from error
         if error.errno is not None or 'Not enough disk space' not in str(error):
             raise
-        # TFDS looked, and told it in words alone: as a full disk tells it.
+        # TFDS checks the free space, and raises an error without a number or a path.
         raise OSError(errno.ENOSPC, str(error), os.fspath(data_dir)) from error
     finally:
         tfds.enable_progress_bar()
     return builder
 
 
-def _read(
+def find_package(distribution: str) -> tuple[Path, str]:
+    """(folder, version) of an installed corpus package, found without importing it.
+
+    The version has the form that TFDS needs, 'major.minor.patch'. A dataset carries
+    the version of its package, so a new release makes a new dataset.
+    """
+    spec = importlib.util.find_spec(distribution.replace('-', '_'))
+    if spec is None:
+        raise UserError(
+            f'the package {distribution} is not installed: '
+            f'pip install {distribution}, or choose other data.sources'
+        )
+    numbers = re.findall(r'\d+', importlib.metadata.version(distribution))
+    return Path(spec.origin).parent, '.'.join((numbers + ['0', '0', '0'])[:3])
+
+
+def _read_texts(
     field: str, source: ConfigDict, builder, advance: Advance
 ) -> Iterator[Document]:
-    info = builder.info
-    fields = source.text_field, source.id_field or 'id'
-    chosen = [name for name in fields if name in info.features]
-    for place, example in enumerate(read_examples(builder, source.split, chosen)):
-        location = f'{field}.path={source.path}: example {place}'
-        text = example[source.text_field]
+    for identity, _, text in read_feature(
+        field, source, builder, source.text_field, advance
+    ):
         if not isinstance(text, bytes):
             raise UserError(
                 f'{field}.text_field={source.text_field}: holds no string in '
-                f'{source.path}: name another of {", ".join(info.features)}'
+                f'{source.path}: name another of {", ".join(builder.info.features)}'
             )
-        identity = record_id(
-            example, field, source, location, f'{source.split}#{place}'
-        )
         yield identity, text.decode('utf-8', errors='replace')
+
+
+def read_feature(
+    field: str, source: ConfigDict, builder, name: str, advance: Advance
+) -> Iterator[tuple]:
+    """Yields (id, location for an error, value of the feature `name`) by example."""
+    id_field = source.id_field or 'id'
+    names = [name, id_field] if id_field in builder.info.features else [name]
+    for place, example in enumerate(read_examples(builder, source.split, names)):
+        location = f'{field}.path={source.path}: example {place}'
+        default = f'{source.split}#{place}'
+        identity = record_id(example, field, source, location, default)
+        yield identity, location, example[name]
         advance(1)
 
 
 def read_examples(builder, split: str, names: list[str]) -> Iterator[dict]:
-    """The examples of a prepared dataset in order, with the features `names` alone."""
+    """Yields the features `names` of each example of a prepared dataset, in order."""
     import tensorflow_datasets as tfds
 
     info = builder.info
     if info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
-        # Parsing two features of many, not all: three times as fast.
+        # Parsing two features instead of all is three times as fast.
         features = tfds.features.FeaturesDict({n: info.features[n] for n in names})
         table = builder.as_data_source(
             split=split,
@@ -175,7 +198,7 @@ def read_examples(builder, split: str, names: list[str]) -> Iterator[dict]:
         )
         for place in range(len(table)):
             yield features.deserialize_example_np(table[place])
-    else:  # files that TensorFlow reads, in order
+    else:  # an older format, which only TensorFlow reads
         import_tensorflow()
         only = tfds.decode.PartialDecoding(dict.fromkeys(names, True))
         yield from tfds.as_numpy(

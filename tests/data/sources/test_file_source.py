@@ -65,7 +65,7 @@ def test_one_file_is_cut_at_empty_lines_and_nothing_is_lost(tmp_path):
     found = documents('text', path)
     assert [identity for identity, _ in found] == [f'book.txt#{n}' for n in range(8)]
     assert ''.join(text for _, text in found) == ''.join(paragraphs)
-    size = file_source.PIECE_CHARACTERS
+    size = file_source.PART_CHARACTERS
     for _, text in found[:-1]:
         assert size <= len(text) < size + 1000 and text.endswith('\n\n')
 
@@ -77,7 +77,7 @@ def test_one_file_without_empty_lines_is_cut_all_the_same(tmp_path, text):
     found = [piece for _, piece in documents('text', path)]
     assert ''.join(found) == text
     assert len(found) >= 2
-    assert max(map(len, found)) <= 3 * file_source.PIECE_CHARACTERS
+    assert max(map(len, found)) <= 3 * file_source.PART_CHARACTERS
     if ' ' in text:
         assert all(piece[-1].isspace() for piece in found)
 
