@@ -65,7 +65,10 @@ def test_the_text_names_every_number():
     assert '2  rated 5/5/5, the default' in description
     assert '1  of 2 for the test share a person with training' in description
     assert '1  of 3 pairs have equal sums' in description
-    assert 'pair accuracy of length alone: 0.500 by turns, 1.000 by characters' in description
+    assert (
+        'pair accuracy of length alone: 0.500 by turns, 1.000 by characters'
+        in description
+    )
 
 
 def test_linked_by_people_directly_or_not():
