@@ -1,14 +1,14 @@
-"""Multiple choice by likelihood: which of the answers would the model write?
+"""Multiple choice by likelihood: which answer is the model most likely to write?
 
-Three rules, as an answer with more tokens is less likely whatever it says:
+An answer with more tokens is less likely, whatever it says, so there are three rules:
 
-    accuracy         the greatest ln P(answer | prompt)
-    accuracy_tokens  the greatest ln P / tokens of the answer
-    accuracy_bytes   the greatest ln P / UTF-8 bytes of the answer, which no
-                     tokenizer changes (`acc_norm` of lm-evaluation-harness)
+    accuracy         the highest ln P(answer | prompt)
+    accuracy_tokens  the highest ln P / tokens of the answer
+    accuracy_bytes   the highest ln P / UTF-8 bytes of the answer, which does not
+                     depend on the tokenizer (`acc_norm` of lm-evaluation-harness)
 
-The baselines are chance, and the same rule on ln P(answer) without the prompt: what
-is above that the model has from reading the question.
+The baselines are chance, and the same rule on ln P(answer) without the prompt: the
+difference to the second one is what the model gains from reading the question.
 """
 
 from collections.abc import Sequence
@@ -34,16 +34,16 @@ class ScoredChoices(NamedTuple):
     """The scored answers of one example."""
 
     logprobs: Sequence[float]  # ln P of each answer given the prompt
-    without_prompt: Sequence[float]  # and given BOS
+    without_prompt: Sequence[float]  # ln P of each answer given BOS alone
     tokens: Sequence[int]  # in each answer
     num_bytes: Sequence[int]
-    right: int  # the number of the right answer
+    right: int  # the index of the right answer
 
 
 def evaluate_choices(
     predictor: Predictor, examples: Sequence[Example], about: str
 ) -> dict:
-    """Lets the model choose in every example; a task's result of kind 'choice'."""
+    """The task's result, of kind 'choice': the model chooses in every example."""
     pairs = [pair for example in examples for pair in _encode(predictor, example)]
     scored, _ = score_choices(predictor, examples, pairs, [predictor.tokenizer.bos_id])
     columns = choice_columns(scored)
@@ -78,15 +78,17 @@ def evaluate_choices(
 
 
 def _encode(predictor: Predictor, example: Example) -> list[TokenPair]:
-    """(tokens of the prompt, tokens of a choice) of every choice."""
+    """(prompt, choice) for every choice: 'Sky: ' + 'blue' → 'Sky:' + ' blue'.
+
+    Tokenizers join a space with the word that follows it.
+    """
     prompt, space = example.prompt, ''
     if isinstance(prompt, str):
-        # A space at the prompt's end belongs to the word that follows.
         prompt = example.prompt.rstrip(' ')
         space = example.prompt[len(prompt) :]
-    before = predictor.encode_prompt(prompt)
+    prompt_tokens = predictor.encode_prompt(prompt)
     encode = predictor.tokenizer.encode
-    return [(before, encode(space + choice)) for choice in example.choices]
+    return [(prompt_tokens, encode(space + choice)) for choice in example.choices]
 
 
 def score_choices(
@@ -96,10 +98,11 @@ def score_choices(
     blind_prompt: list[int],
     other_pairs: Sequence[TokenPair] = (),
 ) -> tuple[list[ScoredChoices], list[float]]:
-    """The scored choices of each example; and ln P of other pairs, in the same batches.
+    """The scored choices of each example, and ln P of `other_pairs` (same batches).
 
-    `pairs` are (prompt, choice) of all choices of all examples, in order;
-    `blind_prompt` stands before a choice without its prompt.
+    Args:
+        pairs: (prompt, choice) for every choice of every example, in order.
+        blind_prompt: replaces the prompt when choices are scored without it.
     """
     blind_pairs = [(blind_prompt, choice) for _, choice in pairs]
     scores = predictor.score_pairs([*pairs, *blind_pairs, *other_pairs])
@@ -122,7 +125,7 @@ def score_choices(
 
 
 def choice_columns(scored: Sequence[ScoredChoices]) -> dict[str, np.ndarray]:
-    """Statistics of every example, (N,) float64 by name."""
+    """Statistics of every example by name, (N,) float64 each."""
     columns = dict(items=np.ones(len(scored)))
     for prefix, field in (('', 'logprobs'), ('blind_', 'without_prompt')):
         for rule in RULES:
@@ -135,12 +138,12 @@ def choice_columns(scored: Sequence[ScoredChoices]) -> dict[str, np.ndarray]:
 
 
 def _choose(choices: ScoredChoices, field: str, rule: str) -> int:
-    """The number of the likeliest answer by length, the first of equals."""
+    """The index of the likeliest answer; the first one of a tie."""
     lengths = dict(accuracy_tokens=choices.tokens, accuracy_bytes=choices.num_bytes)
     divisors = np.maximum(lengths.get(rule, 1), 1)
     return int(np.argmax(np.asarray(getattr(choices, field)) / divisors))
 
 
 def chance_figures(columns: bootstrap.Columns) -> dict[str, dict]:
-    """What drawing an answer gives, for every rule."""
+    """The expected accuracy of a random choice, for every rule."""
     return dict.fromkeys(RULES, dict(value=float(columns['chance'].mean())))

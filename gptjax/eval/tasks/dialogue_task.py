@@ -1,21 +1,22 @@
 """The task `dialogue`: replies in conversations that the model was not trained on.
 
-Of each conversation in RUN/dialogue's held-out split one reply that somebody gave is
-drawn. The figures are
+One reply of a person is taken from each conversation of RUN/dialogue's held-out split.
+The figures are
 
-    reply_bits         bits per byte of it, given what was said before; the end of the
-                       turn is predicted as well, and costs bits but counts no byte
-    reply_bits_open    the same without the end
-    accuracy …         whether it is likelier than replies from other conversations,
-                       ends included, by the rules of choice_task.py
-    stops, stops_drawn how often the model's own reply ends by itself within
-                       `eval.max_tokens`: the likeliest one, and one drawn at
-                       temperature 1
+    reply_bits         bits per byte of the reply, given the messages before it. The
+                       end of the turn is predicted too: its bits count, and it has no
+                       bytes
+    reply_bits_open    the same without the end of the turn
+    accuracy …         whether the reply is likelier than replies of other
+                       conversations, by the rules of choice_task.py; with the end of
+                       the turn
+    stops, stops_drawn how often the model ends its own reply within
+                       `eval.max_tokens`: the greedy one, and one at temperature 1
 
-Every model is evaluated in its own template. In 'text' the end of a turn is an empty
-line, which may be one token with the last character: there `reply_bits` is the figure
-to compare, as every template pays for its end in it. What a model does not have room
-for loses its oldest turns.
+Every model is evaluated in its own chat template. In the template 'text' an empty line
+ends a turn, and one token may contain both that and the last character of the reply.
+Compare templates by `reply_bits`, which includes the end of the turn in all of them. A
+prompt that is too long loses its oldest messages.
 """
 
 import math
@@ -40,7 +41,7 @@ NUM_TRANSCRIPTS = 8  # in the report
 
 
 def bits_per_byte(nats: str) -> bootstrap.Figure:
-    """The figure of bits per byte from the sums of a column of nats."""
+    """The figure of bits per byte from the column of nats with this name."""
     mean = bootstrap.mean_figure(nats, 'bytes')
     return lambda sums: mean(sums) / math.log(2)
 
@@ -59,15 +60,15 @@ FIGURES_BY_SOURCE = ('reply_bits', 'accuracy', 'stops')
 
 
 def read_dialogue_examples(workdir: Path, settings) -> list[Example]:
-    """Examples with a reference and choices, of held-out conversations."""
+    """Examples with a reference and choices, from held-out conversations."""
     path = workdir / 'dialogue' / 'validation.jsonl'
     if not path.exists() or artifact.is_unfinished(path.parent):
         raise UserError(
-            f'--tasks=dialogue: {path} is missing: name a fine-tuned run whose '
-            'conversations are asked, as --tasks=dialogue:runs/sft'
+            f'--tasks=dialogue: {path} does not exist: name a fine-tuned run whose '
+            'conversations to use, as in --tasks=dialogue:runs/sft'
         )
-    views = list(storage.read_jsonl(path))
-    chosen = choose_replies(views, settings.conversations, settings.seed)
+    conversations = list(storage.read_jsonl(path))
+    chosen = choose_replies(conversations, settings.conversations, settings.seed)
     replies = [Example(id, prompt, (reply,)) for id, prompt, reply in chosen]
     choices = choice_examples(replies, settings.choices, settings.seed)
     return [
@@ -101,7 +102,7 @@ def write_transcripts(
 def evaluate_dialogue(predictor: Predictor, examples: Sequence[Example]) -> dict:
     """The task's result, of kind 'dialogue'.
 
-    Baselines: chance, the same without the prompt, and the people's own replies.
+    Baselines: chance, the model without the prompt, and the replies of people.
     """
     compute_figures = partial(
         bootstrap.compute_figures, settings=predictor.bootstrap_settings
@@ -113,9 +114,9 @@ def evaluate_dialogue(predictor: Predictor, examples: Sequence[Example]) -> dict
     replies = {}
     for name, temperature in TEMPERATURES.items():
         parameters = SamplingParameters(predictor.max_reply_tokens, temperature)
-        drawn = draw_replies(predictor, examples, prompts, parameters)
-        columns[name] = np.array([r.finish == 'stop' for r in drawn], np.float64)
-        replies[name] = drawn
+        replies[name] = draw_replies(predictor, examples, prompts, parameters)
+        stops = [reply.finish == 'stop' for reply in replies[name]]
+        columns[name] = np.array(stops, np.float64)
     columns['reply_tokens'] = np.array(
         [len(reply.tokens) for reply in replies['stops']], np.float64
     )
@@ -138,15 +139,15 @@ def evaluate_dialogue(predictor: Predictor, examples: Sequence[Example]) -> dict
     results.add_baseline(figures, 'the people', people)
     sources = np.array([example.id.split('/')[0] for example in examples])
     if len(set(sources)) > 1:
+        by_source = {name: FIGURES[name] for name in FIGURES_BY_SOURCE}
         for source in dict.fromkeys(sources):
             chosen = {n: column[sources == source] for n, column in columns.items()}
-            for name, figure in compute_figures(chosen, FIGURES).items():
-                if name in FIGURES_BY_SOURCE:
-                    figures[f'{name}/{source}'] = figure
+            for name, figure in compute_figures(chosen, by_source).items():
+                figures[f'{name}/{source}'] = figure
 
     return results.make_result(
         'dialogue',
-        'replies of held-out conversations; intervals over conversations',
+        'replies in held-out conversations; intervals over conversations',
         figures,
         columns,
         [
@@ -174,7 +175,7 @@ def evaluate_dialogue(predictor: Predictor, examples: Sequence[Example]) -> dict
 def _score_replies(predictor, examples, prompts) -> tuple[dict, np.ndarray]:
     """Statistics of each example's reply; and its nats without the prompt, (N,)."""
     tokenizer, template = predictor.tokenizer, predictor.template
-    # What stands before a reply to nothing: BOS, and the assistant's opening.
+    # Without a prompt a reply follows BOS and the tokens that begin its turn.
     empty = dict(role='assistant', content='')
     (empty_turn,) = chat_template.encode_turns([empty], tokenizer, template)
     choice_pairs, unended_pairs = [], []
@@ -200,19 +201,19 @@ def _score_replies(predictor, examples, prompts) -> tuple[dict, np.ndarray]:
 
 
 def encode_recent_messages(predictor: Predictor, messages: Sequence[dict]) -> list[int]:
-    """The prompt in the model's template, without its oldest turns if need be.
+    """The prompt in the model's template; one that is too long loses old messages.
 
-    What a system message says stays. Where the last turn alone is too long, its
-    beginning goes, and BOS with it.
+    A system message stays: `system A B C` → `system C`. If the last message alone is
+    too long, its first tokens are dropped, and BOS with them.
     """
     room = predictor.max_prompt_tokens
     system = [m for m in messages[:1] if m['role'] == 'system']
-    turns = list(messages[len(system) :])
+    recent = list(messages[len(system) :])
     while True:
-        tokens = predictor.encode_prompt([*system, *turns])
-        if len(tokens) <= room or len(turns) == 1:
+        tokens = predictor.encode_prompt([*system, *recent])
+        if len(tokens) <= room or len(recent) == 1:
             return tokens[-room:]
-        turns = turns[1:]
+        recent = recent[1:]
 
 
 def _encode_reply(predictor, text, unfinished=False) -> list[int]:

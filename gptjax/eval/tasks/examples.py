@@ -1,15 +1,15 @@
-"""Examples of a task: prompts with reference answers, or with choices.
+"""Examples of a task: prompts with reference replies, or with choices.
 
-By default they are from conversations that the model was not trained on: the prompt is
-a conversation up to some turn, the reference is the turn that a person wrote next. Or
-they are from a user's file of JSON Lines, of one of these two forms (`id` and `stop`
-may be left out):
+By default examples are made from held-out conversations: the prompt is the beginning of
+a conversation, and the reference is the turn that a person wrote next. Examples can
+also come from a user's JSON Lines file of one of two forms (`id` and `stop` are
+optional):
 
     {"prompt": "Q: …\\nA:", "references": [" Paris", " It is Paris"], "stop": ["\\n"]}
     {"prompt": "The sky is", "choices": [" blue", " green"], "answer": 0}
 
-A prompt that is a text is given as it is, and a choice follows it as it is: the space
-between them is the file's to write. One that is a list of messages (`role` and
+A text prompt is used as it is, and a choice is appended as it is, so the file has to
+contain the space between them. A prompt that is a list of messages (`role` and
 `content`) goes through the run's chat template.
 """
 
@@ -28,17 +28,17 @@ from gptjax.data.chat_template import ROLES, TURN_END
 
 
 class Example(NamedTuple):
-    """One question."""
+    """A prompt with references or choices."""
 
     id: str
-    prompt: str | list[dict]  # or messages, dicts of `role` and `content`
-    references: tuple[str, ...] = ()  # right answers, of a generation
+    prompt: str | list[dict]  # a text, or messages with `role` and `content`
+    references: tuple[str, ...] = ()  # right replies, for generation
     choices: tuple[str, ...] = ()
-    answer: int = 0  # the number of the right choice
-    stop: tuple[str, ...] | None = None  # a reply's end; None: the template's
+    answer: int = 0  # the index of the right choice
+    stop: tuple[str, ...] | None = None  # ends of a reply; None: the template's
 
     def identity(self) -> dict[str, str]:
-        """Its id, and SHA-256 of its prompt and of all that decides its score."""
+        """The id, and SHA-256 of the prompt and of all that affects the score."""
         return dict(
             id=self.id,
             prompt_sha256=storage.fingerprint(self.prompt),
@@ -50,12 +50,11 @@ class Example(NamedTuple):
 
 
 def reply_examples(documents: Sequence[dict], count: int, seed: int) -> list[Example]:
-    """One example of each of `count` conversations: what does a person say next?
+    """One example from each of `count` conversations (0: all): what is said next?
 
-    The conversation is cut after a turn of whoever spoke first, drawn by (seed, its
-    id), so an example does not depend on the other documents. Which ones are taken is
-    drawn the same way; 0: all. In a document's `text` an empty line stands between
-    turns.
+    A document with turns `A B C D`, between empty lines, gives `A → B` or `A B C → D`.
+    Which one, and which conversations are used, depends on (seed, id) alone, so an
+    example does not depend on the other documents.
     """
     examples = []
     for document in sorted(documents, key=lambda d: hash_integer(seed, d['id'])):
@@ -73,8 +72,8 @@ def reply_examples(documents: Sequence[dict], count: int, seed: int) -> list[Exa
             break
     if not examples:
         raise UserError(
-            'the validation split has no text of two turns (parts between empty '
-            'lines): use --tasks=perplexity, or a file of your own'
+            'the validation split has no text with two turns (parts between empty '
+            'lines): use --tasks=perplexity or a file of your own'
         )
     return examples
 
@@ -82,7 +81,7 @@ def reply_examples(documents: Sequence[dict], count: int, seed: int) -> list[Exa
 def choice_examples(
     reply_examples: Sequence[Example], num_choices: int, seed: int
 ) -> list[Example]:
-    """The same prompts, the true reply among true replies of other conversations."""
+    """The same prompts; choices are the reply and replies of other conversations."""
     replies = {example.references[0] for example in reply_examples}
     examples = []
     for example in reply_examples:
@@ -90,8 +89,8 @@ def choice_examples(
         others = sorted(replies - {truth})
         if len(others) < num_choices - 1:
             raise UserError(
-                f'eval.choices={num_choices}: there are {len(replies)} different '
-                f'replies: use a smaller number, or more eval.conversations'
+                f'eval.choices={num_choices} is more than the {len(replies)} different '
+                'replies: use a smaller number, or more eval.conversations'
             )
         random = np.random.default_rng(
             [seed, hash_integer(seed, 'choices', example.id)]
@@ -107,7 +106,7 @@ def choice_examples(
 
 
 def shuffle_references(examples: Sequence[Example], seed: int) -> list[str]:
-    """For each example a reference of another: what knowing nothing gives."""
+    """A reference of another example for each example, as a baseline without skill."""
     if len(examples) == 1:
         return ['']
     random = np.random.default_rng(seed)
@@ -122,7 +121,7 @@ def shuffle_references(examples: Sequence[Example], seed: int) -> list[str]:
 
 
 def read_example_file(path: Path) -> list[Example]:
-    """The examples of a JSON Lines file, all of one form."""
+    """The examples of a JSON Lines file; all have the same form."""
     examples, forms, seen = [], {}, {}
     file = File(str(path), path.name)
     for number, where, value in read_json_lines(file, '--tasks', '{"prompt": …}'):
@@ -133,13 +132,13 @@ def read_example_file(path: Path) -> list[Example]:
         forms.setdefault('choices' if example.choices else 'references', number)
         if len(forms) > 1:
             raise UserError(
-                f'{where}: has {[*forms][1]!r}, and line '
+                f'{where} has {[*forms][1]!r}, and line '
                 f'{[*forms.values()][0]} has {[*forms][0]!r}: use one form in a file'
             )
         if example.id in seen:
             raise UserError(
-                f'{where}: the id {example.id!r} is that '
-                f'of line {seen[example.id]} too: give each its own, or none'
+                f'{where} has the same id {example.id!r} as line {seen[example.id]}: '
+                'give each line its own id, or none'
             )
         seen[example.id] = number
         examples.append(example)
@@ -149,13 +148,17 @@ def read_example_file(path: Path) -> list[Example]:
 
 
 def _parse_example(value: dict, name: str) -> Example:
-    """One line; ValueError with what is wrong and how to mend it."""
+    """The example of one line. Raises ValueError with the reason and the fix."""
     if 'prompt' not in value:
         raise ValueError('has no "prompt": add one')
-    prompt = _checked_prompt(value['prompt'])
-    stop = value.get('stop')
+    prompt, stop = value['prompt'], value.get('stop')
+    if not isinstance(prompt, str) and not _are_messages(prompt):
+        raise ValueError(
+            '"prompt" is neither a string nor a list of messages: use {"role": "user", '
+            f'"content": "…"}}, roles {", ".join(ROLES)}'
+        )
     if stop is not None and not _are_texts(stop):
-        raise ValueError('"stop" is no list of texts: use ["\\n"]')
+        raise ValueError('"stop" is not a list of strings: use ["\\n"]')
     common = dict(
         id=str(value.get('id', name)),
         prompt=prompt,
@@ -165,41 +168,33 @@ def _parse_example(value: dict, name: str) -> Example:
         raise ValueError('needs either "references" or "choices" and "answer"')
     if 'references' in value:
         if not _are_texts(value['references']):
-            raise ValueError('"references" is no list of texts: use ["…"]')
+            raise ValueError('"references" is not a list of strings: use ["…"]')
         return Example(**common, references=tuple(value['references']))
     choices, answer = value['choices'], value.get('answer')
     if not _are_texts(choices) or len(choices) < 2:
-        raise ValueError('"choices" is no list of two texts or more')
+        raise ValueError('"choices" is not a list of two or more strings')
     if type(answer) is not int or not 0 <= answer < len(choices):
         raise ValueError(
-            f'"answer" is {json.dumps(answer)}: use the place of the right choice, '
+            f'"answer" is {json.dumps(answer)}: use the index of the right choice, '
             f'0 to {len(choices) - 1}'
         )
     return Example(**common, choices=tuple(choices), answer=answer)
 
 
-def _checked_prompt(prompt):
-    if isinstance(prompt, str):
-        return prompt
-    messages = prompt if isinstance(prompt, list) else []
-    if not messages or not all(
-        isinstance(message, dict)
-        and set(message) == {'role', 'content'}
-        and message['role'] in ROLES
-        and isinstance(message['content'], str)
-        for message in messages
-    ):
-        raise ValueError(
-            '"prompt" is neither a text nor a list of messages: use {"role": "user", '
-            f'"content": "…"}}, roles {", ".join(ROLES)}'
+def _are_messages(value) -> bool:
+    return (
+        bool(value)
+        and isinstance(value, list)
+        and all(
+            isinstance(message, dict)
+            and set(message) == {'role', 'content'}
+            and message['role'] in ROLES
+            and isinstance(message['content'], str)
+            for message in value
         )
-    return prompt
+    )
 
 
 def _are_texts(value) -> bool:
-    """Whether it is a list of strings, and not empty."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(text, str) and text for text in value)
-    )
+    is_list = bool(value) and isinstance(value, list)
+    return is_list and all(isinstance(text, str) and text for text in value)

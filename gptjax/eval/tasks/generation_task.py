@@ -1,4 +1,4 @@
-"""Replies that the model writes, against reference replies: kind 'generation'."""
+"""Replies that the model writes, compared with reference replies: kind 'generation'."""
 
 from collections.abc import Sequence
 
@@ -9,17 +9,17 @@ from gptjax.eval.tasks.examples import Example, shuffle_references
 from gptjax.eval.tasks.predictor import Predictor, draw_replies
 from gptjax.infer.request import SamplingParameters
 
-# Figures that need no reference, so that the references have them as well.
+# Figures that need no reference: the references are a baseline for them.
 VARIETY = ('repetition', 'words', *reply_metrics.DISTINCT)
 
 
 def evaluate_generation(
     predictor: Predictor, examples: Sequence[Example], about: str
 ) -> dict:
-    """Lets the model answer every example; the task's result.
+    """The task's result: the model replies to every example.
 
-    Baselines: the reference of another example as the answer to this one, and, of the
-    figures that need no reference, the references themselves.
+    There are two baselines. One replies with the reference of another example. The
+    other one, only for figures that need no reference, is the references themselves.
     """
     settings = predictor.settings
     sampling = dict(
@@ -39,22 +39,14 @@ def evaluate_generation(
     other_references = shuffle_references(examples, settings.seed)
 
     bootstrap_settings = predictor.bootstrap_settings
-    with console.progress_bar('scoring answers', 3, 'systems') as advance:
-        columns = reply_metrics.measure_replies(answers, references)
-        figures = _compute_figures(answers, columns, bootstrap_settings)
-        advance()
-        other_figures = bootstrap.compute_figures(
-            reply_metrics.measure_replies(other_references, references),
-            reply_metrics.FIGURES,
-            bootstrap_settings,
-        )
-        advance()
-        reference_figures = _compute_figures(
-            first_references,
-            reply_metrics.measure_replies(first_references, references),
-            bootstrap_settings,
-        )
-        advance()
+    measured = []
+    with console.progress_bar('computing metrics', 3, 'systems') as advance:
+        for texts in (answers, other_references, first_references):
+            columns = reply_metrics.measure_replies(texts, references)
+            figures = _compute_figures(texts, columns, bootstrap_settings)
+            measured.append((columns, figures))
+            advance()
+    (columns, figures), (_, other_figures), (_, reference_figures) = measured
     compared = {n: f for n, f in other_figures.items() if n not in VARIETY}
     results.add_baseline(figures, "another item's reference", compared)
     variety = {name: reference_figures[name] for name in VARIETY}
@@ -80,14 +72,14 @@ def evaluate_generation(
     )
 
 
-def _compute_figures(answers, columns, bootstrap_settings) -> dict:
-    """All figures of `reply_metrics`, those that are not functions of sums included."""
+def _compute_figures(texts, columns, bootstrap_settings) -> dict:
+    """All figures of `reply_metrics`, also those that are not functions of sums."""
     figures = bootstrap.compute_figures(
         columns, reply_metrics.FIGURES, bootstrap_settings
     )
     resamples, level, seed = bootstrap_settings
     for name, n in reply_metrics.DISTINCT.items():
-        samples = reply_metrics.resample_distinct(answers, n, resamples, seed)
-        value = reply_metrics.distinct(answers, n)
+        samples = reply_metrics.resample_distinct(texts, n, resamples, seed)
+        value = reply_metrics.distinct(texts, n)
         figures[name] = bootstrap.make_figure(value, samples, level)
     return figures

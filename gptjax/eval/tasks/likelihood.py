@@ -1,8 +1,8 @@
-"""How likely a text is after another: one batched forward pass, nothing drawn.
+"""How likely a text is after another one: batched forward passes without sampling.
 
-A pair of token lists (before, after) with before `BOS a b` and after `c d` is read as
-`BOS a b c` and scores `c d`. What is longer than the context loses its beginning, and
-where `after` alone is longer, windows move over it:
+For a pair of token lists (before, after), with before `BOS a b` and after `c d`, the
+model reads `BOS a b c` and `c d` is scored. A pair that is longer than the context
+loses its first tokens. If `after` alone is longer, windows move over it:
 
     context 4, stride 2, before [B a b], after [c d e f g h]
     window 1  [B  a  b  c]              scores c d
@@ -24,20 +24,20 @@ from gptjax.kernels.cross_entropy import number_of_chunks, strided_chunks
 from gptjax.models import gpt
 from gptjax.parallel.sharding import put_on_mesh
 
-LOGIT_TOKENS = 1024  # of which a vocabulary of 50,000 makes 200 MB of logits
+LOGIT_TOKENS = 1024  # at once: 200 MB of logits with a vocabulary of 50,000
 
 
 class Scored(NamedTuple):
-    """ln P of a text after another, and whether greedy decoding would write it."""
+    """ln P of a text after another one; would greedy decoding write it?"""
 
     logprob: float
     greedy: bool
 
 
 def make_score_batch(trained, mesh) -> Callable[[dict], tuple]:
-    """A function from a batch to (ln P of its targets, are they the likeliest).
+    """A function from a training batch to (ln P of each target, is it the likeliest?).
 
-    (B, T) float32 and (B, T) bool, of a batch as training has it.
+    It returns (B, T) float32 and (B, T) bool.
     """
 
     def score_batch(batch):
@@ -50,7 +50,7 @@ def make_score_batch(trained, mesh) -> Callable[[dict], tuple]:
 
 @partial(jax.jit, static_argnums=(0, 3))
 def batch_scores(settings, params, batch, chunk=LOGIT_TOKENS):
-    """What `make_score_batch` returns, `chunk` tokens of logits alive at a time."""
+    """See `make_score_batch`; the logits of only `chunk` tokens exist at a time."""
     model = gpt.bind(settings, params)
     hidden = model.hidden(batch['inputs'], batch['segments'], batch['positions'])
     targets = batch['targets'].reshape(hidden.shape[:-1])
@@ -75,9 +75,9 @@ def score_pairs(
     batch_size: int,
     pad_id: int,
 ) -> list[Scored]:
-    """Every `after`'s likelihood given its `before`, in order.
+    """The likelihood of every `after` given its `before`, in order.
 
-    `before` has at least one token, as a rule BOS. An empty `after` has probability 1.
+    `before` has at least one token, usually BOS. An empty `after` has probability 1.
     """
     streams = [np.array([*before, *after], np.int32) for before, after in pairs]
     windows = [
@@ -100,12 +100,12 @@ def score_pairs(
 
 
 def count_truncated(pairs: Iterable[tuple[Sequence, Sequence]], context: int) -> int:
-    """How many pairs are longer than the context, and so lose their beginning."""
+    """The number of pairs that are longer than the context and lose tokens."""
     return sum(len(before) + len(after) - 1 > context for before, after in pairs)
 
 
 def _windows(before: int, after: int, context: int):
-    """(first input, first scored, end) of each window, in inputs, ends exclusive."""
+    """(first input, first scored input, end) of each window; ends are exclusive."""
     inputs, scored = before + after - 1, before - 1
     if after <= context:
         return [(max(0, inputs - context), scored, inputs)] if after else []

@@ -1,8 +1,8 @@
-"""The model under evaluation, as every task sees it: it scores text and writes replies.
+"""The evaluated model as tasks use it: it scores texts and writes replies.
 
-A prompt that is longer than the model can read loses its beginning, BOS with it, as a
-row of training that begins inside a document has none. The result of a task counts
-such prompts.
+A prompt that is longer than the model can read loses its first tokens, BOS included:
+training rows that begin inside a document have no BOS either. Results count such
+prompts.
 """
 
 import contextlib
@@ -22,15 +22,15 @@ from gptjax.eval.tasks.likelihood import Scored, make_score_batch, score_pairs
 from gptjax.infer.request import Reply, SamplingParameters
 from gptjax.train.load_model import Trained, load_engine
 
-PROMPTS_AT_ONCE = 64  # given to the engine together: how often progress shows
+PROMPTS_AT_ONCE = 64  # given to the engine in one call; progress shows in between
 
 
 class Predictor(NamedTuple):
-    """A model and how it is evaluated."""
+    """A model, and the settings of its evaluation."""
 
     tokenizer: Any
     template: str  # the chat template's name
-    context: int  # tokens that it reads at once
+    context: int  # in tokens
     score_batch: Callable[[dict], tuple]  # see `make_score_batch`
     complete: Callable[[list[list[int]], list[SamplingParameters]], list[Reply]]
     settings: ConfigDict  # the config's section `eval`
@@ -41,7 +41,7 @@ class Predictor(NamedTuple):
 
     @property
     def max_prompt_tokens(self) -> int:
-        """What is left of the context by the longest reply."""
+        """The part of the context that the longest reply leaves free."""
         return self.context - self.max_reply_tokens
 
     @property
@@ -49,7 +49,7 @@ class Predictor(NamedTuple):
         return BootstrapSettings.of(self.settings)
 
     def encode_prompt(self, prompt: str | Sequence[dict]) -> list[int]:
-        """The tokens of a text after BOS, or of messages in the chat template."""
+        """BOS and the tokens of a text; or messages in the chat template."""
         if isinstance(prompt, str):
             return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
         return chat_template.encode_prompt(list(prompt), self.tokenizer, self.template)
@@ -64,9 +64,9 @@ class Predictor(NamedTuple):
 def open_predictor(
     config: ConfigDict, settings: ConfigDict, workdir: Path, trained: Trained, mesh
 ) -> Iterator[Predictor]:
-    """The model of a run; its engine starts with the first reply, and is closed here.
+    """The model of a run. The first reply starts the engine; leaving closes it.
 
-    `settings` is the section `eval`, of the run or of another.
+    `settings` is a section `eval`, which may be another run's.
     """
     with contextlib.ExitStack() as stack:
         engines = []
@@ -94,9 +94,9 @@ def draw_replies(
     prompts: Sequence[list[int]],
     parameters: SamplingParameters,
 ) -> list[Reply]:
-    """The reply to each prompt, drawn by the seed of its example.
+    """The reply to each prompt; each example has a seed of its own.
 
-    It ends where the example says, or where the chat template ends a turn.
+    A reply ends at the example's stop strings, or where the chat template ends a turn.
     """
     template_stops, stop_tokens = chat_template.stop_conditions(
         predictor.template, predictor.tokenizer
@@ -111,7 +111,7 @@ def draw_replies(
         for example in examples
     ]
     replies = []
-    with console.progress_bar('answering', len(examples), 'prompts') as advance:
+    with console.progress_bar('generating', len(examples), 'replies') as advance:
         for first in range(0, len(examples), PROMPTS_AT_ONCE):
             chunk = slice(first, first + PROMPTS_AT_ONCE)
             replies += predictor.complete(prompts[chunk], each_parameters[chunk])

@@ -1,17 +1,18 @@
-"""Generated answers against references: BLEU, chrF, ROUGE, F1, exact match, variety.
+"""Metrics of generated replies: BLEU, chrF, ROUGE, F1, exact match and variety.
 
-Every metric becomes statistics of one item, so that their sums give the figure and a
-bootstrap needs no second look at the text. Several references: BLEU clips against all
-of them, chrF, ROUGE, F1 and exact match take the best.
+Every metric is a function of sums of per-reply statistics, so the bootstrap does not
+read the texts again. With several references, BLEU counts n-grams of all of them, and
+chrF, ROUGE, F1 and exact match use the reference with the best score.
 
     bleu                corpus BLEU by sacreBLEU, 0 to 100 (Papineni et al. 2002)
     chrf                corpus chrF2, 0 to 100 (Popović 2015)
-    rouge1 … rougeLsum  F of rouge-score, mean over items, 0 to 1 (Lin 2004)
-    token_f1            words in common, mean over items (Rajpurkar et al. 2016)
-    exact_match         the same after normalisation, share of items
-    repetition          share of 4-grams that came before in it (Welleck et al. 2020)
-    distinct_1, _2      different n-grams over all of them (Li et al. 2016)
-    words               in an answer, mean
+    rouge1 … rougeLsum  F of rouge-score, mean over replies, 0 to 1 (Lin 2004)
+    token_f1            F of common words, mean over replies (Rajpurkar et al. 2016)
+    exact_match         share of replies that equal a reference after normalisation
+    repetition          share of 4-grams that repeat an earlier one of the same reply
+                        (Welleck et al. 2020)
+    distinct_1, _2      number of different n-grams / number of n-grams (Li et al. 2016)
+    words               words of a reply, mean
 """
 
 import re
@@ -33,7 +34,7 @@ ROUGE = ('rouge1', 'rouge2', 'rougeL', 'rougeLsum')
 def measure_replies(
     answers: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, np.ndarray]:
-    """Statistics of every answer, (N,) float64 by name: `FIGURES` are of their sums.
+    """Statistics of every answer by name, (N,) float64 each; see `FIGURES`.
 
     Each answer has one reference or more.
     """
@@ -52,10 +53,10 @@ def measure_replies(
 
 
 def signatures(references: Sequence[Sequence[str]]) -> dict[str, str]:
-    """What is computed, in the words that make a figure comparable elsewhere."""
+    """How each metric is computed, as sacreBLEU's signatures state it."""
     from sacrebleu import metrics
 
-    # The signature has the number of references; None: this example has fewer.
+    # The signature has the number of references; None: an example has fewer.
     streams = [
         ['a' if n < len(own) else None for own in references]
         for n in range(max(map(len, references)))
@@ -80,7 +81,7 @@ def signatures(references: Sequence[Sequence[str]]) -> dict[str, str]:
 
 
 def _bleu_statistics(answers, references):
-    """Matching and all n-grams of each order, and the two lengths, by sacreBLEU."""
+    """The n-grams of each order, those that match, and both lengths; by sacreBLEU."""
     from sacrebleu.metrics import BLEU
 
     metric = BLEU()
@@ -103,8 +104,8 @@ BLEU_COLUMNS = (
 def bleu(sums) -> np.ndarray:
     """Corpus BLEU of summed statistics, as sacreBLEU's default has it.
 
-    An order without a match counts 1/2 match, the next such order 1/4, and so on
-    (the 'exp' smoothing of mteval-v13a); without any match at all BLEU is 0.
+    The first order without a match counts 1/2 match, the next such order 1/4, and so
+    on (the 'exp' smoothing of mteval-v13a). Without any match BLEU is 0.
     """
     matches = np.stack([sums[f'bleu_matches_{n}'] for n in range(1, 5)])
     ngrams = np.stack([sums[f'bleu_ngrams_{n}'] for n in range(1, 5)])
@@ -121,9 +122,10 @@ def bleu(sums) -> np.ndarray:
 
 
 def _chrf_statistics(answers, references):
+    """Those of the reference with the highest chrF."""
     rows = []
     for answer, own in zip(answers, references, strict=True):
-        counts = [_chrf_counts(answer, reference) for reference in own]
+        counts = [_count_chrf_ngrams(answer, reference) for reference in own]
         rows.append(max(counts, key=lambda row: float(_chrf(row))))
     table = np.array(rows, np.float64).reshape(len(rows), 3 * CHRF_ORDER)
     return dict(zip(CHRF_COLUMNS, table.T, strict=True))
@@ -136,20 +138,20 @@ CHRF_COLUMNS = tuple(
 )
 
 
-def _chrf_counts(answer: str, reference: str) -> np.ndarray:
+def _count_chrf_ngrams(answer: str, reference: str) -> np.ndarray:
     """(answer's, reference's, common) character n-grams of each order, flat."""
+    from sacrebleu.metrics.helpers import extract_all_char_ngrams
+
     counts = []
-    for n in range(1, CHRF_ORDER + 1):
-        ours, theirs = _characters(answer, n), _characters(reference, n)
-        # An order that the reference is too short for is left out altogether.
+    for ours, theirs in zip(
+        extract_all_char_ngrams(answer, CHRF_ORDER),
+        extract_all_char_ngrams(reference, CHRF_ORDER),
+        strict=True,
+    ):
+        # chrF leaves out an order for which the reference is too short.
         counts.append(ours.total() if theirs else 0)
         counts += [theirs.total(), (ours & theirs).total()]
     return np.array(counts, np.float64)
-
-
-def _characters(text: str, n: int) -> Counter:
-    text = ''.join(text.split())
-    return Counter(text[start : start + n] for start in range(len(text) - n + 1))
 
 
 def _chrf(counts) -> np.ndarray:
@@ -186,7 +188,7 @@ def _rouge_statistics(answers, references):
 
 
 def sentences(text: str) -> str:
-    """The text with a sentence a line, which is what ROUGE-Lsum compares."""
+    """The text with one sentence on each line, as ROUGE-Lsum expects it."""
     import sentencex
 
     lines = (line for line in text.splitlines() if line.strip())
@@ -195,17 +197,17 @@ def sentences(text: str) -> str:
     )
 
 
-# ---- words in common
+# ---- common words
 
 
 def normalized_words(text: str) -> list[str]:
-    """Lower-case words without punctuation and articles, as SQuAD compares them."""
+    """Words as SQuAD compares them: 'The cat, sat.' → ['cat', 'sat']."""
     text = text.lower().translate(str.maketrans('', '', string.punctuation))
     return re.sub(r'\b(a|an|the)\b', ' ', text).split()
 
 
 def token_f1(answer: str, reference: str) -> float:
-    """F of the words in common; two empty texts have 1."""
+    """F of the common words; 1 for two empty texts."""
     ours, theirs = normalized_words(answer), normalized_words(reference)
     if not ours or not theirs:
         return float(ours == theirs)
@@ -214,7 +216,7 @@ def token_f1(answer: str, reference: str) -> float:
 
 
 def exact_match(answer: str, reference: str) -> float:
-    """1 where the normalised words are the same, else 0."""
+    """1 if the normalised words are the same, else 0."""
     return float(normalized_words(answer) == normalized_words(reference))
 
 
@@ -227,13 +229,13 @@ def _best(score, answers, references):
 
 
 def repetition(text: str) -> float | None:
-    """1 - different 4-grams / 4-grams of one text; None where it has no 4-gram."""
+    """1 - different 4-grams / 4-grams of one text; None if it has no 4-gram."""
     grams = list(_word_grams(text, REPETITION_ORDER))
     return 1 - len(set(grams)) / len(grams) if grams else None
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Different word n-grams of all texts over their number; nan without any."""
+    """Different word n-grams of all texts / their word n-grams; nan without any."""
     grams = [gram for text in texts for gram in _word_grams(text, n)]
     return len(set(grams)) / len(grams) if grams else float('nan')
 
@@ -241,30 +243,31 @@ def distinct(texts: Sequence[str], n: int) -> float:
 def resample_distinct(
     texts: Sequence[str], n: int, resamples: int, seed: int
 ) -> np.ndarray:
-    """`distinct` of every resample, moved so that its mean is that of the texts.
+    """`distinct` of every resample, shifted so that the mean is that of the texts.
 
-    A text that is drawn twice adds no new n-gram, so every resample has a lower
-    share than the texts themselves: its spread tells, not its place.
+    A text that is drawn twice adds no new n-gram, so resamples have a lower share than
+    the texts. Their spread is right, their mean is not.
     """
     ((present, lengths),) = count_ngrams([texts], n)
     samples = [
         distinct_of_counts(counts, present, lengths)
         for counts in bootstrap.resample_counts(len(texts), resamples, seed)
     ]
-    # Moved so, a few may lie beyond what a share can be.
+    # The shift may move a few samples beyond the range of a share.
     return np.clip(move_mean(np.concatenate(samples), distinct(texts, n)), 0, 1)
 
 
 def move_mean(samples: np.ndarray, value: float) -> np.ndarray:
-    """The samples moved so that the mean of those that have a value is `value`."""
+    """The samples, shifted so that the mean of those that are not nan is `value`."""
     known = samples[~np.isnan(samples)]
     return samples - known.mean() + value if len(known) else samples
 
 
 def count_ngrams(systems: Sequence[Sequence[str]], n: int) -> list[tuple]:
-    """(which n-grams each text has, how many it has) of each system's texts.
+    """(which n-grams each text has, how many n-grams it has) for each system.
 
-    A sparse (texts, n-grams) matrix whose columns are the same for all, and (texts,).
+    The first is a sparse (texts, n-grams) matrix, with the same columns for all
+    systems; the second has shape (texts,).
     """
     from scipy import sparse
 
@@ -283,18 +286,18 @@ def count_ngrams(systems: Sequence[Sequence[str]], n: int) -> list[tuple]:
 
 
 def distinct_of_counts(counts: np.ndarray, present, lengths: np.ndarray) -> np.ndarray:
-    """distinct-n of texts taken so many times: (R, texts) to (R,)."""
+    """distinct-n of resamples with these counts of each text: (R, texts) → (R,)."""
     from scipy import sparse
 
     drawn = sparse.csr_array(counts) @ present
     with np.errstate(invalid='ignore'):
-        return np.diff(drawn.indptr) / (counts @ lengths)  # stored cells are positive
+        return np.diff(drawn.indptr) / (counts @ lengths)  # n-grams that are not zero
 
 
 def compare_distinct(
     first: Sequence[str], second: Sequence[str], n: int, resamples: int, seed: int
 ) -> tuple[np.ndarray, float]:
-    """(bootstrap samples of the second's `distinct` less the first's, p-value)."""
+    """(bootstrap samples of the second's `distinct` minus the first's, p-value)."""
     from scipy import sparse
 
     counted = count_ngrams([first, second], n)
@@ -327,4 +330,4 @@ FIGURES = dict(
     repetition=bootstrap.mean_figure('repetition', 'repetition_items'),
     words=bootstrap.mean_figure('words'),
 )
-DISTINCT = {'distinct_1': 1, 'distinct_2': 2}  # figures that are no sums
+DISTINCT = {'distinct_1': 1, 'distinct_2': 2}  # not functions of sums: {name: n}

@@ -1,9 +1,11 @@
 """The task `task`: held-out problems with a verifier. How often is a reply right?
 
-Greedy, drawn at temperature 1, and pass@8: whether one of 8 drawn replies is right, by
-the unbiased estimator from `task.samples` of them (Chen et al. 2021, section 2.1).
+The figures are the accuracy of greedy replies, the accuracy at temperature 1, and
+pass@8: the probability that at least one of 8 replies is right, estimated without bias
+from `task.samples` replies (Chen et al. 2021, section 2.1).
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,9 +25,9 @@ from gptjax.post.problems.verifiable_tasks import make_task
 from gptjax.post.reward_functions import verifier_reward
 from gptjax.post.rollout import PromptFormat
 
-NAME = 'task'  # of the task; 'task:RUN' has the problems of that run
+NAME = 'task'  # 'task:RUN' takes the problems of another run
 PASS_AT = 8
-PROBLEMS_AT_ONCE = 64  # whose replies are drawn together: how often progress shows
+PROBLEMS_AT_ONCE = 64  # whose replies are drawn together; progress shows in between
 FIGURES = {
     'accuracy': mean_figure('greedy'),
     'accuracy_drawn': mean_figure('drawn'),
@@ -47,12 +49,12 @@ def find_problem_task(
     if 'task' not in config:
         raise UserError(
             f"--tasks={name}: the run's config has no section task: name a run that "
-            'has, as --tasks=task:runs/sums'
+            'has one, as in --tasks=task:runs/sums'
         )
     if config.task.samples < PASS_AT:
         raise UserError(
-            f'task.samples={config.task.samples}: use at least {PASS_AT}, for '
-            f'pass@{PASS_AT}'
+            f'task.samples={config.task.samples} is too few for pass@{PASS_AT}: use at '
+            f'least {PASS_AT}'
         )
     return partial(_evaluate_section, config.task)
 
@@ -62,18 +64,19 @@ def _evaluate_section(section, predictor, documents):
     prompt_format = PromptFormat(
         predictor.tokenizer, predictor.template, context, settings.max_tokens, 1.0
     )
-    # The engine ends a reply where the context does.
+    # A reply may be cut off by the context, but the prompt has to fit.
     readable = lambda messages: len(prompt_format.prompt(messages)) < context
     task = make_task(section, settings.seed, readable)
     if task.score is None:
         raise UserError(
             f'--tasks=task: the problems of task.path={section.path} have no answers '
-            'to judge replies by: add "answer" to each line, or ask for a dialogue '
-            '(--tasks=dialogue:RUN)'
+            'to check replies against: add "answer" to each line, or evaluate '
+            'conversations (--tasks=dialogue:RUN)'
         )
     problems = task.held_out(section.held_out)
-    answers = [item.answer for item in task.demonstrations(section.demonstrations)]
-    commonest = Counter(answers).most_common(1)[0][0]
+    demonstrations = task.demonstrations(section.demonstrations)
+    answers = Counter(problem.answer for problem in demonstrations)
+    [(commonest, _)] = answers.most_common(1)
     result = evaluate_problems(
         predictor, prompt_format, problems, task.score, section, commonest
     )
@@ -88,12 +91,15 @@ def evaluate_problems(
     section: ConfigDict,
     commonest: str,
 ) -> dict:
-    """The task's result, of kind 'verifiable'; its baseline always says `commonest`.
+    """The task's result, of kind 'verifiable'.
 
-    `score` is the verifier, `section` the config's section `task`.
+    Args:
+        score: the verifier.
+        section: the config's section `task`.
+        commonest: the baseline replies with this answer to every problem.
     """
-    judge = verifier_reward(score)
-    are_right = lambda items, texts: (judge(items, texts) >= 1.0).astype(float)
+    compute_rewards = verifier_reward(score)
+    are_right = lambda asked, texts: (compute_rewards(asked, texts) >= 1).astype(float)
     draw = partial(
         rollout.generate_replies,
         predictor.complete,
@@ -102,7 +108,7 @@ def evaluate_problems(
     )
     samples = section.samples
     greedy, num_right = [], []
-    with console.progress_bar('solving', len(problems), 'problems') as advance:
+    with console.progress_bar('replying to', len(problems), 'problems') as advance:
         for first in range(0, len(problems), PROBLEMS_AT_ONCE):
             chunk = problems[first : first + PROBLEMS_AT_ONCE]
             greedy += draw(chunk, temperature=0.0)
@@ -140,8 +146,8 @@ def evaluate_problems(
     results.add_baseline(figures, f'always {commonest!r}', baseline)
     return results.make_result(
         'verifiable',
-        f'{len(problems):,} held-out problems of {section.path or section.name}, each '
-        f'once; {samples} replies drawn to each',
+        f'{len(problems):,} held-out problems of {section.path or section.name}; '
+        f'{samples} replies are drawn to each',
         figures,
         columns,
         examples,
@@ -156,14 +162,11 @@ def evaluate_problems(
 
 
 def pass_at(k: int, drawn: int, right: int) -> float:
-    """The chance that k of the drawn replies, taken at random, have a right one.
+    """The probability that a random k of the `drawn` replies contain a right one.
 
         1 - C(drawn - right, k) / C(drawn, k)
 
-    An unbiased estimate of the chance that k new replies have one (Chen et al. 2021).
+    It is an unbiased estimate of the same probability for k new replies (Chen et al.
+    2021, equation 1).
     """
-    wrong = drawn - right
-    if wrong < k:
-        return 1.0
-    factors = 1.0 - k / np.arange(wrong + 1, drawn + 1)
-    return float(1.0 - np.prod(factors))
+    return 1.0 - math.comb(drawn - right, k) / math.comb(drawn, k)
