@@ -1,7 +1,7 @@
-"""Baselines that need no model: entropies and `xz -9e`, on the evaluated documents.
+"""Baselines that need no model: entropies and `xz -9e` of the evaluated documents.
 
-All are in bits per byte of the documents' own text, as a model's figure is, and all
-pay for the ends of documents, as a model does.
+All are in bits per byte of the documents' text. Like a model's figure, they include the
+cost of the ends of documents.
 """
 
 import hashlib
@@ -17,9 +17,9 @@ import numpy as np
 from gptjax.core import console, storage
 from gptjax.core.console import UserError
 
-SEPARATOR = b'\0'  # after each document, for what works on bytes
-MAX_TRAIN_BYTES = 64 * 2**20  # the window of `xz -9`: it forgets what is before
-MAX_VALIDATION_BYTES = 16 * 2**20  # half a minute of xz
+SEPARATOR = b'\0'  # after each document, in baselines that work on bytes
+MAX_TRAIN_BYTES = 64 * 2**20  # the window of `xz -9`, which uses no earlier text
+MAX_VALIDATION_BYTES = 16 * 2**20  # xz takes half a minute
 ABOUT = {
     'byte_unigram': 'entropy of single bytes, counted on the training split',
     'token_unigram': 'entropy of single tokens, counted on the training split',
@@ -30,19 +30,18 @@ ABOUT = {
 
 
 def compute_baselines(
-    workdir: Path, documents: Sequence[dict], tokenizer, keep_in: Path | None = None
+    workdir: Path, documents: Sequence[dict], tokenizer, cache_run: Path | None = None
 ) -> dict:
     """The baselines of `documents` given RUN's training split.
 
-    Kept in baselines.json, of RUN or of the run directory `keep_in`: the same
-    documents, training text and tokenizer give it back at once. What works on bytes
-    uses at most the last 64 MiB of training text, which is what xz can still see, and
-    the first 16 MiB of the documents.
+    They are cached in baselines.json of `cache_run` (None: RUN) for the same documents,
+    training text and tokenizer. Baselines that work on bytes use the last 64 MiB of
+    training text, which is all that xz can use, and the first 16 MiB of the documents.
 
     Returns:
-        `bits_per_byte` by the names of `about`, which says what each is; `sizes`,
-        those of xz in bytes; `documents`, `validation_bytes` (text, no separators),
-        `train_bytes` (with them), `separator`, `seconds`.
+        `bits_per_byte`, by the names that `about` explains; `sizes` of xz's output in
+        bytes; `documents`; `validation_bytes` (text without separators);
+        `train_bytes` (with separators); `separator`; `seconds`.
     """
     texts = [_utf8(document['text']) for document in documents]
     ends = np.cumsum([len(text) + len(SEPARATOR) for text in texts])
@@ -51,7 +50,7 @@ def compute_baselines(
     validation = _join_documents(texts)
     path = workdir / 'documents' / 'train.jsonl'
     if not path.exists():
-        raise UserError(f'{path} is not there: run the stage `data` first')
+        raise UserError(f'{path} does not exist: run the stage `data` first')
     train = _join_documents(read_last_texts(path, MAX_TRAIN_BYTES))
     fingerprint = storage.fingerprint(
         [
@@ -62,12 +61,11 @@ def compute_baselines(
             ABOUT,
         ]
     )
-    kept_path = (keep_in or workdir) / 'baselines.json'
-    if (
-        kept_path.exists()
-        and (result := storage.read_json(kept_path))['inputs'] == fingerprint
-    ):
-        return result
+    cache_path = (cache_run or workdir) / 'baselines.json'
+    if cache_path.exists():
+        cached = storage.read_json(cache_path)
+        if cached['inputs'] == fingerprint:
+            return cached
 
     began = time.monotonic()
     counts = count_tokens(workdir / 'prepared' / 'train', tokenizer)
@@ -75,7 +73,8 @@ def compute_baselines(
     tokens = np.zeros(tokenizer.vocab_size, np.int64)
     for text in tokenizer.encode_batch([text.decode() for text in texts]):
         np.add.at(tokens, [*text, tokenizer.eos_id], 1)
-    alone, before, after = measure_xz_sizes([validation, train, train + validation])
+    # The longest input first, so that both threads are busy to the end.
+    after, before, alone = measure_xz_sizes([train + validation, train, validation])
     byte_counts = [
         np.bincount(np.frombuffer(data, np.uint8), minlength=256)
         for data in (train, validation)
@@ -96,28 +95,33 @@ def compute_baselines(
         separator='one zero byte after each document',
         seconds=round(time.monotonic() - began, 2),
     )
-    storage.write_json(kept_path, result)
+    storage.write_json(cache_path, result)
     return result
 
 
 def compute_unigram_bits(train_counts: np.ndarray, counts: np.ndarray) -> float:
-    """Bits of symbols with `counts` under frequencies of `train_counts` plus one."""
+    """Bits of symbols with `counts`, given the frequencies `train_counts` + 1."""
     smoothed = train_counts.astype(np.float64) + 1
     return float(-(counts * np.log2(smoothed / smoothed.sum())).sum())
 
 
+def compute_token_unigram_nats(workdir: Path, documents: Sequence[dict], tokenizer):
+    """-ln P of each document, given the training split's token frequencies + 1."""
+    smoothed = count_tokens(workdir / 'prepared' / 'train', tokenizer) + 1.0
+    nats = -np.log(smoothed / smoothed.sum())
+    texts = tokenizer.encode_batch([document['text'] for document in documents])
+    return np.array([nats[tokens].sum() + nats[tokenizer.eos_id] for tokens in texts])
+
+
 def measure_xz_sizes(inputs: Sequence[bytes]) -> list[int]:
-    """The size in bytes of each input as `xz -9e` writes it, two at a time."""
+    """The size in bytes of each input after `xz -9e`."""
     chunk_size = 2**18
-    with console.progress_bar(
-        'compressing', sum(map(len, inputs)) / 1e6, 'MB'
-    ) as advance:
+    num_megabytes = sum(map(len, inputs)) / 1e6
+    with console.progress_bar('compressing', num_megabytes, 'MB') as advance:
 
         def size(data: bytes) -> int:
-            # xz itself, with the window of 64 MiB that -9 has; it frees the GIL
-            compressor = lzma.LZMACompressor(
-                lzma.FORMAT_XZ, preset=9 | lzma.PRESET_EXTREME
-            )
+            preset = 9 | lzma.PRESET_EXTREME
+            compressor = lzma.LZMACompressor(lzma.FORMAT_XZ, preset=preset)
             total = 0
             for start in range(0, len(data), chunk_size):
                 chunk = data[start : start + chunk_size]
@@ -125,18 +129,16 @@ def measure_xz_sizes(inputs: Sequence[bytes]) -> list[int]:
                 advance(len(chunk) / 1e6)
             return total + len(compressor.flush())
 
-        # The longest first; each may take 700 MB of memory, so no more than two.
-        order = sorted(range(len(inputs)), key=lambda i: -len(inputs[i]))
+        # Two at a time: each takes up to 700 MB of memory. lzma releases the GIL.
         with ThreadPoolExecutor(2) as pool:
-            sizes = {i: pool.submit(size, inputs[i]) for i in order}
-    return [sizes[i].result() for i in range(len(inputs))]
+            return [*pool.map(size, inputs)]
 
 
 def count_tokens(folder: Path, tokenizer) -> np.ndarray:
-    """How often each token is a target in RUN/prepared/train: (V,) int64.
+    """How often each token is a target in RUN/prepared/train, (V,) int64.
 
-    Rows overlap by one token, so the first of each row is no target; a BOS after a
-    document stands for its EOS.
+    Rows overlap by one token, so the first token of a row is not a target. A BOS after
+    a document counts as its EOS.
     """
     shards = sorted(folder.glob('*/tokens-*.npy'))
     if not shards:
@@ -151,9 +153,9 @@ def count_tokens(folder: Path, tokenizer) -> np.ndarray:
 
 
 def read_last_texts(path: Path, max_bytes: int) -> list[bytes]:
-    """The last documents of a JSONL file, whole, at most `max_bytes` of UTF-8.
+    """The last whole documents of a JSONL file, at most `max_bytes` of UTF-8.
 
-    Fewer where lines are over twice as long as their text, from ids and escapes.
+    There are fewer if lines are over twice as long as their text (ids and escapes).
     """
     texts, room = [], max_bytes
     with open(path, 'rb') as file:

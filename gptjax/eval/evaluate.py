@@ -1,5 +1,6 @@
 """The stage `eval`: figures of a trained model on held-out data, with baselines."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,24 +30,25 @@ def evaluate(
     json_path: Path | None = None,
     step: int | None = None,
 ) -> dict:
-    """Evaluates a checkpoint of RUN: a table on the screen, and JSON.
+    """Evaluates a checkpoint of RUN, prints a table and writes JSON.
 
-    The best checkpoint's results are RUN/eval.json. There the tasks of earlier calls
-    for the same checkpoint stay, as do those of a call that runs at the same time, and
-    held-out perplexity always is, if RUN has documents. A baseline of `dialogue` is
-    the run that RUN started from, on the same conversations.
+    The results of the best checkpoint are merged into RUN/eval.json, which keeps the
+    tasks of other calls for the same checkpoint. If RUN has documents, the file always
+    contains their perplexity. The task `dialogue` also evaluates the run that RUN
+    started from, as a baseline.
 
     Args:
-        tasks: names with commas between: 'perplexity', 'reply', 'choice',
-            'dialogue' (or 'dialogue:RUN', that run's conversations), 'task' (or
-            'task:RUN', that run's problems), files of examples, 'lm_eval:NAME',
-            'core', 'chatcore'. None: 'dialogue' after fine-tuning, else 'perplexity'.
-        json_path: another file for the results of this call alone.
-        step: of the checkpoint; None: the best.
+        tasks: names separated by commas: 'perplexity', 'reply', 'choice', 'dialogue'
+            (or 'dialogue:RUN', with that run's conversations), 'task' (or 'task:RUN',
+            with that run's problems), files of examples, 'lm_eval:NAME', 'core',
+            'chatcore'. None: what the run was trained on.
+        json_path: a second file, with the results of this call alone.
+        step: the checkpoint's; None: the best checkpoint.
 
-    Returns `results` (perplexity and bits per byte, by source) and `baselines`
-    (compression and frequencies) where RUN has documents, `checkpoint_step`, and
-    `tasks`, each as results.py has it.
+    Returns:
+        `results` (perplexity and bits per byte, by source) and `baselines` (compression
+        and token frequencies), both only if RUN has documents; `checkpoint_step`; and
+        `tasks`, in the form of results.py.
     """
     settings = config.eval
     mesh = make_mesh(config.mesh)
@@ -58,11 +60,11 @@ def evaluate(
         )
     if step is not None and json_path is None:
         raise UserError(
-            f'--step={step}: eval.json is that of the best checkpoint: name another '
-            'file, as --json=eval-1000.json'
+            f'--step={step}: eval.json holds the results of the best checkpoint: name '
+            f'another file, as in --json=eval-{step}.json'
         )
 
-    # Everything that a task needs is looked for before the model is read.
+    # Errors in the names of tasks and their files show before the model is read.
     names = split_task_names(_default_task(config, workdir) if tasks is None else tasks)
     dialogue_names = [name for name in names if result_name(name) == 'dialogue']
     other_tasks = [find_task(n, config) for n in names if n not in dialogue_names]
@@ -105,7 +107,7 @@ def evaluate(
             config, settings, workdir, mesh, conversations, task_results['dialogue']
         )
 
-    # Read again: another call may have written meanwhile.
+    # Read the file again: another process may have written to it in the meantime.
     earlier = {**earlier, **_read_earlier_results(eval_path, fingerprint), **perplexity}
     summaries = {n: earlier[n] for n in ('results', 'baselines') if n in earlier}
     evaluation = dict(
@@ -121,7 +123,7 @@ def evaluate(
     if json_path is not None:
         results.write_results(json_path, dict(evaluation, tasks=task_results))
     heading = (
-        f'{workdir.name}, step {trained.step:,}. Intervals: {settings.level:.0%} of '
+        f'{workdir.name}, step {trained.step:,}. Intervals: {settings.level:.0%}, from '
         f'{settings.resamples:,} bootstrap resamples'
     )
     print(tasks_text(heading, task_results))
@@ -129,28 +131,28 @@ def evaluate(
 
 
 def _read_earlier_results(path: Path, fingerprint: str) -> dict:
-    """What eval.json has of the same weights and tokenizer."""
+    """The contents of eval.json, if they are of the same weights and tokenizer."""
     evaluation = storage.read_json(path) if path.exists() else {}
     return evaluation if evaluation.get('fingerprint') == fingerprint else {}
 
 
 def _replace_infinite(figures):
-    """Nested figures with None for each that is infinite or not a number."""
+    """The nested figures, with None for infinity and NaN."""
     if isinstance(figures, dict):
         return {name: _replace_infinite(value) for name, value in figures.items()}
     return finite_or_none(figures) if isinstance(figures, float) else figures
 
 
 def _add_start_as_baseline(config, settings, workdir, mesh, conversations, result):
-    """Evaluates what the run started from as well; writes transcripts of both."""
+    """Evaluates the run that this one started from; writes transcripts of both."""
     by_model = {'this model': result}
     if 'start' in config:
         start = Path(config.start.run)
         try:
-            with console.progress_bar('reading the model before', 0):
+            with console.progress_bar('reading the model of the start run', 0):
                 trained = load_start_run(config.start, mesh)
         except UserError as error:
-            print(f'dialogue without the model before as its baseline: {error}')
+            print(f'dialogue has no start run as a baseline: {error}')
         else:
             start_config = run_dir.read_config(start)
             with open_predictor(
@@ -167,14 +169,13 @@ def _add_start_as_baseline(config, settings, workdir, mesh, conversations, resul
 
 
 def split_task_names(tasks: str) -> list[str]:
-    """The names between the commas, each once; two results may not share a name."""
+    """The different names between the commas; two results may not share a name."""
     names = list(dict.fromkeys(n.strip() for n in tasks.split(',') if n.strip()))
     if not names:
-        raise UserError('--tasks is empty: name some, as perplexity,reply,choice')
-    labels = [result_name(name) for name in names]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise UserError(f'--tasks: two are called {label!r}: rename a file')
+        raise UserError('--tasks is empty: name some, as in perplexity,reply,choice')
+    (label, count), *_ = Counter(map(result_name, names)).most_common()
+    if count > 1:
+        raise UserError(f'--tasks: {count} results are called {label!r}: rename a file')
     return names
 
 
@@ -191,7 +192,7 @@ def find_task(
 ) -> Callable[[Predictor, Sequence[dict]], dict]:
     """A function from (predictor, documents) to {name: result}."""
     if name == 'perplexity':
-        return lambda predictor, documents: {}  # evaluated before all others
+        return lambda predictor, documents: {}  # `evaluate` has already computed it
     if name in ('reply', 'choice'):
         return partial(_evaluate_conversations, name)
     if name in core_suites.SUITES or name.startswith(core_suites.PREFIX):
@@ -209,26 +210,26 @@ def find_task(
 
 
 def _evaluate_conversations(name, predictor, documents):
-    """The next turn of held-out conversations: written, or chosen."""
+    """The next turn of held-out conversations: generated, or chosen."""
     settings = predictor.settings
     replies = examples.reply_examples(documents, settings.conversations, settings.seed)
     if name == 'reply':
-        about = 'the next turn of held-out conversations, written by the model'
+        about = 'the next turn of held-out conversations, generated by the model'
         return {name: evaluate_generation(predictor, replies, about)}
-    about = 'the next turn of held-out conversations, among turns of others'
+    about = 'the next turn of held-out conversations, chosen among turns of others'
     choices = examples.choice_examples(replies, settings.choices, settings.seed)
     return {name: evaluate_choices(predictor, choices, about)}
 
 
 def _evaluate_file(name, file_examples, predictor, documents):
-    """A user's examples; all of them, whatever eval.conversations says."""
+    """A user's examples: all of them, whatever eval.conversations is."""
     run_task = evaluate_choices if file_examples[0].choices else evaluate_generation
-    about = f"{len(file_examples)} items of the user's"
+    about = f"{len(file_examples)} examples of a user's file"
     return {name: run_task(predictor, file_examples, about)}
 
 
 def _default_task(config, workdir):
-    """The task of a run whose user names none: what it was trained on."""
+    """The task that a run was trained on."""
     if (workdir / 'dialogue').is_dir():
         return 'dialogue'
     if 'task' in config and not (workdir / 'documents').is_dir():

@@ -1,17 +1,18 @@
 """How well a model predicts whole documents: loss, perplexity, bits per byte.
 
-A document of tokens a b c is read as `BOS a b c` and predicts `a b c EOS`. Where it
-is longer than the context, a window of `context` inputs moves over it by `stride`,
-and each scores what the one before did not reach. With context 4, stride 2:
+For a document with tokens a b c, the model reads `BOS a b c` and predicts `a b c EOS`.
+If the document is longer than the context, a window of `context` inputs moves over it
+by `stride`, and scores the tokens that no earlier window scored. With context 4 and
+stride 2:
 
     inputs    BOS  a   b   c   d   e   f
     targets    a   b   c   d   e   f  EOS
     window 1  [a   b   c   d]
-    window 2           .   .  [e   f]         . read, not scored again
+    window 2           .   .  [e   f]         . is read, but not scored again
     window 3                   .   .  [EOS]
 
-So every token is predicted exactly once, by at least context - stride + 1 tokens
-before it where the document has them. Short windows share a row as packed segments.
+So every token is scored exactly once, given at least context - stride + 1 earlier
+tokens if the document has them. Short windows share a row as packed segments.
 """
 
 import math
@@ -24,13 +25,13 @@ import numpy as np
 from gptjax.core import console
 from gptjax.core.console import UserError
 
-GROUP_CHARACTERS = 2**23  # tokenised and packed at once: bounds the memory
+GROUP_CHARACTERS = 2**23  # tokenised and packed at once, to limit the memory
 
 
 class Measured(NamedTuple):
-    """The sums of every document, whose sums in turn give the figures."""
+    """Statistics of every document; figures are functions of their sums."""
 
-    columns: dict[str, np.ndarray]  # (documents,) `nats`, `tokens`, `bytes`, `words`
+    columns: dict[str, np.ndarray]  # `nats`, `tokens`, `bytes`, `words`: (documents,)
     stride: int
     rows: int
     seconds: float
@@ -44,20 +45,20 @@ def measure_documents(
     stride: int = 0,
     batch_size: int = 32,
 ) -> Measured:
-    """What each document (a dict with `source` and `text`) costs the model.
+    """Scores documents, which are dicts with `source` and `text`.
 
     Args:
-        score_batch: from a batch of `batches_of` to ln P of the targets, (batch_size,
-            context) float32. Read one batch late, so an asynchronous function keeps
-            the device busy.
-        context: the inputs of a window.
-        stride: how far it moves; 0: half the context.
+        score_batch: from a batch of `make_batch` to ln P of the targets, (batch_size,
+            context) float32. The result is read one batch late, so an asynchronous
+            function keeps the device busy.
+        context: inputs of a window.
+        stride: of the window; 0: half the context.
     """
     stride = stride or max(context // 2, 1)
     if not 1 <= stride <= context:
         raise UserError(
-            f'eval.stride={stride} is outside 1 to the context of {context}: use 0 '
-            'for half the context'
+            f'eval.stride={stride} is not between 1 and the context of {context}: use '
+            '0 for half the context'
         )
     if not any(document['text'] for document in documents):
         raise UserError(
@@ -95,12 +96,11 @@ def measure_documents(
 
 
 def summarize(measured: Measured, sources: Sequence[str], context: int) -> dict:
-    """Figures over whole documents, together and by source (`by_source`).
+    """Figures of all documents, and of those of each source in `by_source`.
 
-    `loss` is nats a token, `bits_per_byte` -sum ln P / (ln 2 UTF-8 bytes),
-    `word_perplexity` exp(-sum ln P / words), words by white space. BOS is given and not
-    predicted; EOS is predicted, so it is in the sums and in `tokens`, though it has no
-    bytes.
+    `loss` is in nats per token, `bits_per_byte` is -sum ln P / (ln 2 * UTF-8 bytes),
+    `word_perplexity` is exp(-sum ln P / words) with words between white space. BOS is
+    not predicted. EOS is: it counts in ln P and in `tokens`, and has no bytes.
     """
     sources = np.array(sources)
     return dict(
@@ -130,7 +130,7 @@ def _summary_figures(columns) -> dict:
 
 
 def select_documents(columns: dict, chosen: np.ndarray) -> dict:
-    """The columns of some documents; `chosen` is bool, (documents,)."""
+    """The columns of some documents; `chosen` is (documents,) bool."""
     return {name: column[chosen] for name, column in columns.items()}
 
 
@@ -138,7 +138,7 @@ def select_documents(columns: dict, chosen: np.ndarray) -> dict:
 
 
 def windows_of(streams, context: int, stride: int) -> list[tuple[int, int, int, int]]:
-    """(stream, first input, first scored, end) of every window, ends exclusive.
+    """(stream, first input, first scored input, end) of every window; end exclusive.
 
     `streams` are token arrays `BOS … EOS`; n + 1 tokens have n inputs.
     """
@@ -154,10 +154,10 @@ def windows_of(streams, context: int, stride: int) -> list[tuple[int, int, int, 
 
 
 def pack(windows: list[tuple], context: int) -> list[list[tuple]]:
-    """Rows of windows whose inputs fit in `context` together, longest first.
+    """Rows of windows that together have at most `context` inputs.
 
-    Each row takes the longest window left, then whatever longest still fits: rows of
-    the default data are 99% full, and the cost is in proportion to the windows.
+    Each row takes the longest remaining window, then again and again the longest one
+    that fits. Rows of the default data are 99% full; the time is linear in the windows.
     """
     by_length = [[] for _ in range(context + 1)]
     for window in reversed(windows):
@@ -181,84 +181,81 @@ def pack(windows: list[tuple], context: int) -> list[list[tuple]]:
 
 
 def _groups(documents) -> Iterator[tuple[int, Sequence[dict]]]:
-    """(place of the first, documents) in groups of GROUP_CHARACTERS or one more."""
+    """(index of the first, documents): groups that end after GROUP_CHARACTERS."""
     first, size = 0, 0
-    for place, document in enumerate(documents):
+    for end, document in enumerate(documents, 1):
         size += len(document['text'])
-        if size >= GROUP_CHARACTERS or place == len(documents) - 1:
-            yield first, documents[first : place + 1]
-            first, size = place + 1, 0
+        if size >= GROUP_CHARACTERS or end == len(documents):
+            yield first, documents[first:end]
+            first, size = end, 0
 
 
 def score_rows(
     score_batch: Callable[[dict], Any], streams, rows, context, batch_size, pad_id
 ) -> Iterator[tuple[Any, np.ndarray, int]]:
-    """(what `score_batch` returns, owners, number of rows) of each batch of rows.
+    """Yields (result of `score_batch`, owners, number of rows) of each batch of rows.
 
-    `owners` (B, T) is the stream that a target scores for, or -1. A batch is yielded
-    after the next one was given to the device.
+    See `make_batch`. A batch is yielded after the next one was sent to the device.
     """
     pending = []
-    left = len(rows)
-    for batch, owners in batches_of(streams, rows, context, batch_size, pad_id):
-        pending.append((score_batch(batch), owners, min(batch_size, left)))
-        left -= batch_size
+    for first in range(0, len(rows), batch_size):
+        batch_rows = rows[first : first + batch_size]
+        batch, owners = make_batch(streams, batch_rows, (batch_size, context), pad_id)
+        pending.append((score_batch(batch), owners, len(batch_rows)))
         if len(pending) > 1:
             yield pending.pop(0)
     yield from pending
 
 
 def add_scores(sums: np.ndarray, scores: np.ndarray, owners: np.ndarray) -> None:
-    """Adds a batch's scores (B, T) to the float64 sums of their streams, in place."""
+    """Adds scores (B, T) to the float64 sums of their streams, in place."""
     scored = owners >= 0
     weights = np.asarray(scores)[scored]
     sums += np.bincount(owners[scored], weights=weights, minlength=len(sums))
 
 
-def batches_of(streams, rows, context, batch_size, pad_id) -> Iterator[tuple]:
-    """(batch, owners): owners (B, T) is the stream a target scores for, or -1.
+def make_batch(streams, rows, shape, pad_id) -> tuple[dict, np.ndarray]:
+    """(a training batch, owners): the stream that each target is scored for, or -1.
 
-    A batch is the dict of (batch_size, context) arrays that training uses.
+    All arrays have the shape (batch_size, context).
     """
-    for first in range(0, len(rows), batch_size):
-        shape = (batch_size, context)
-        batch = dict(
-            inputs=np.full(shape, pad_id, np.int32),
-            targets=np.full(shape, pad_id, np.int32),
-            segments=np.zeros(shape, np.int32),
-            positions=np.zeros(shape, np.int32),
-            weights=np.zeros(shape, np.float32),
-        )
-        owners = np.full(shape, -1)
-        for row, windows in enumerate(rows[first : first + batch_size]):
-            left = 0
-            for segment, (number, start, scored, end) in enumerate(windows, 1):
-                right = left + end - start
-                batch['inputs'][row, left:right] = streams[number][start:end]
-                batch['targets'][row, left:right] = streams[number][start + 1 : end + 1]
-                batch['segments'][row, left:right] = segment
-                batch['positions'][row, left:right] = np.arange(end - start)
-                batch['weights'][row, left + scored - start : right] = 1
-                owners[row, left + scored - start : right] = number
-                left = right
-        yield batch, owners
+    batch = dict(
+        inputs=np.full(shape, pad_id, np.int32),
+        targets=np.full(shape, pad_id, np.int32),
+        segments=np.zeros(shape, np.int32),
+        positions=np.zeros(shape, np.int32),
+        weights=np.zeros(shape, np.float32),
+    )
+    owners = np.full(shape, -1)
+    for row, windows in enumerate(rows):
+        left = 0
+        for segment, (number, start, scored, end) in enumerate(windows, 1):
+            right = left + end - start
+            batch['inputs'][row, left:right] = streams[number][start:end]
+            batch['targets'][row, left:right] = streams[number][start + 1 : end + 1]
+            batch['segments'][row, left:right] = segment
+            batch['positions'][row, left:right] = np.arange(end - start)
+            batch['weights'][row, left + scored - start : right] = 1
+            owners[row, left + scored - start : right] = number
+            left = right
+    return batch, owners
 
 
 # ---- figures
 
 
 def _nats_per(sums, unit: str):
-    """Nats for each token, byte or word; nan where there is none."""
+    """Nats per token, byte or word; nan if there is none."""
     number = sums[unit]
     return np.where(number > 0, sums['nats'], np.nan) / np.maximum(number, 1)
 
 
 def _exp(x):
-    with np.errstate(over='ignore'):  # of a model that knows nothing: infinite
+    with np.errstate(over='ignore'):  # infinite for a very bad model
         return np.exp(x)
 
 
-# Functions of the sums of some documents.
+# Functions of the sums of `Measured.columns`.
 FIGURES = dict(
     loss=lambda sums: _nats_per(sums, 'tokens'),
     token_perplexity=lambda sums: _exp(_nats_per(sums, 'tokens')),

@@ -1,4 +1,4 @@
-"""What int8 weights and an int8 cache cost, in bits per byte of held-out text."""
+"""The cost of int8 weights and an int8 cache, in bits per byte of held-out text."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from gptjax.infer.engine import Engine
 from gptjax.infer.request import SamplingParameters
 from gptjax.train.load_model import load_engine
 
-NUM_DOCUMENTS = 64  # of the validation split, the first window of each
+NUM_DOCUMENTS = 64  # of the validation split; the first window of each is scored
 
 
 def measure_change(
@@ -21,11 +21,11 @@ def measure_change(
     weights: str = 'whole',
     cache: str = 'whole',
 ) -> dict:
-    """Bits per byte of held-out text as an engine computes it, whole and quantised.
+    """Bits per byte of held-out text by an engine, unquantized and quantized.
 
-    Each document's first window is scored through the engine's own programs, so
-    that the cache is written and read as in a reply. Of a run that was fine-tuned the
-    documents are those of the run it started from.
+    The engine scores the first window of each document with its own programs, so the
+    cache is written and read as in a reply. The documents of a fine-tuned run are those
+    of the run that it started from.
     """
     texts = read_held_out_texts(config, workdir, NUM_DOCUMENTS)
 
@@ -39,7 +39,7 @@ def measure_change(
 
 
 def bits_per_byte(engine: Engine, texts: list[str]) -> tuple[float, int]:
-    """(bits per byte of the first window of each text, bytes of them all)."""
+    """(bits per byte, number of bytes) of the first windows of all texts."""
     tokenizer, room = engine.tokenizer, engine.context - 1
     prompts = [[tokenizer.bos_id, *tokenizer.encode(text)[:room]] for text in texts]
     replies = engine.complete(
@@ -53,21 +53,20 @@ def bits_per_byte(engine: Engine, texts: list[str]) -> tuple[float, int]:
 def describe_cost(
     config: ConfigDict, workdir: Path, step: int | None, weights: str, cache: str
 ) -> str | None:
-    """The change in a line, or why it was not measured; None: nothing is quantised."""
+    """A line about the change, or why it is unknown; None if nothing is quantized."""
     if weights == cache == 'whole':
         return None
     try:
         change = measure_change(config, workdir, step, weights, cache)
-    except UserError as error:  # the model can be talked to all the same
+    except UserError as error:  # not a reason to refuse a chat
         return f'weights {weights}, cache {cache}: not measured: {error}'
     return format_change(change, weights, cache)
 
 
 def format_change(change: dict, weights: str, cache: str) -> str:
-    """The change in a line."""
     return (
         f'weights {weights}, cache {cache}: {change["changed"]:.4f} bits per byte, '
-        f'{change["changed"] - change["whole"]:+.4f} to whole numbers '
+        f'{change["changed"] - change["whole"]:+.4f} compared with no quantization '
         f'(the first window of {change["documents"]} validation documents, '
         f'{change["bytes"]:,} bytes)'
     )

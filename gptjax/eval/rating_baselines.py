@@ -1,7 +1,7 @@
 """Baselines of a reward model: length, words, and who took part.
 
-Each gives a score to every item; only training pairs are learned from, and the
-validation pairs choose what is to be chosen.
+Each baseline gives a score to every conversation. It learns from training pairs only,
+and chooses hyperparameters on validation pairs.
 """
 
 import re
@@ -15,34 +15,34 @@ import numpy as np
 from gptjax.data.ratings import RatedConversation
 
 WORD = re.compile(r'\w+|[^\w\s]')
-MIN_DOCUMENTS = 5  # of the training split that a word must be in
+MIN_DOCUMENTS = 5  # training texts that contain a word, or the word is ignored
 RIDGES = (0.03, 0.1, 0.3)
 TRAINING_PAIRS = 20_000
 
 
 class Pairs(NamedTuple):
-    """Pairs of items of unequal value: numbers of the better and the worse, (P,)."""
+    """Pairs of conversations with unequal values: the indices of both, (P,)."""
 
     better: np.ndarray
     worse: np.ndarray
 
     def score_right(self, scores_N: np.ndarray) -> np.ndarray:
-        """1 where the better one has the higher score, 1/2 where they are equal."""
+        """1 if the better one has the higher score, 1/2 if the scores are equal."""
         difference = scores_N[self.better] - scores_N[self.worse]
         return (difference > 0) + 0.5 * (difference == 0)
 
 
 def draw_pairs(values_N: np.ndarray, sets: np.ndarray, most: int, seed: int) -> Pairs:
-    """The pairs of unequal value within the sets; at most `most`, drawn by the seed.
+    """The pairs of unequal values within the sets; a random `most` of them at most.
 
-    `sets` is int (sets, K): the items that are compared with each other.
+    `sets` is int (sets, K): the indices of conversations to compare with each other.
     """
-    items, random = sets.shape[1], np.random.default_rng(seed)
-    if len(sets) > 1 or items * (items - 1) // 2 <= most:
-        places = np.array(list(combinations(range(items), 2)))
-        first, second = sets[:, places].reshape(-1, 2).T
+    K, random = sets.shape[1], np.random.default_rng(seed)
+    if len(sets) > 1 or K * (K - 1) // 2 <= most:
+        columns = np.array(list(combinations(range(K), 2)))
+        first, second = sets[:, columns].reshape(-1, 2).T
     else:
-        first, second = sets[0][random.integers(items, size=(2, 4 * most))]
+        first, second = sets[0][random.integers(K, size=(2, 4 * most))]
     unequal = values_N[first] != values_N[second]
     first, second = first[unequal], second[unequal]
     if len(first) > most:
@@ -53,7 +53,7 @@ def draw_pairs(values_N: np.ndarray, sets: np.ndarray, most: int, seed: int) -> 
 
 
 def score_length(characters_N: np.ndarray, train: Pairs) -> np.ndarray:
-    """Characters, or their negative where the shorter is the better in training."""
+    """The number of characters, negative if shorter is better in training pairs."""
     sign = 1.0 if train.score_right(characters_N).mean() >= 0.5 else -1.0
     return sign * characters_N
 
@@ -61,13 +61,13 @@ def score_length(characters_N: np.ndarray, train: Pairs) -> np.ndarray:
 def score_bag_of_words(
     texts: Sequence[str], train_items: Sequence[int], train: Pairs, validation: Pairs
 ) -> tuple[np.ndarray, float]:
-    """(scores (N,), the ridge) of a logistic regression on pairs of word counts.
+    """(scores (N,), ridge) of a logistic regression on pairs of word counts.
 
         minimise  mean ln(1 + exp(-w (x_better - x_worse))) + ridge / 2 |w|^2
 
-    x are ln(1 + count) of the words of at least MIN_DOCUMENTS training texts: long
-    texts have larger ones, so length is known to it. The ridge is the one with the
-    best accuracy on validation pairs.
+    x is ln(1 + count) of each word in at least MIN_DOCUMENTS training texts. Longer
+    texts have larger x, so this baseline can use the length. The ridge has the best
+    accuracy on validation pairs.
     """
     from scipy import optimize
 
@@ -89,12 +89,12 @@ def score_bag_of_words(
 
 
 def count_words(texts: Sequence[str], train_items: Sequence[int]):
-    """ln(1 + count) of each word in each text, sparse (N, words)."""
+    """ln(1 + count) of each word in each text, a sparse (N, words) matrix."""
     from scipy import sparse
 
     bags = [Counter(WORD.findall(text.lower())) for text in texts]
-    documents = Counter(word for item in train_items for word in bags[item])
-    words = sorted(word for word, n in documents.items() if n >= MIN_DOCUMENTS)
+    num_texts = Counter(word for item in train_items for word in bags[item])
+    words = sorted(word for word, n in num_texts.items() if n >= MIN_DOCUMENTS)
     column_of = {word: column for column, word in enumerate(words)}
     cells = [
         (row, column_of[word], np.log1p(count))
@@ -109,10 +109,10 @@ def count_words(texts: Sequence[str], train_items: Sequence[int]):
 def score_people(
     items: Sequence[RatedConversation], train_items: Sequence[int]
 ) -> np.ndarray:
-    """The mean training value of the people who took part, whatever was said.
+    """The mean training value of the people who took part, whatever they said.
 
-    Whom training does not know counts as the mean of all. What this gets right above
-    one half is what a split by conversation leaks about people.
+    People who are not in the training split have the mean of all. An accuracy above one
+    half shows how much a split by conversation leaks about people.
     """
     values_of = defaultdict(list)
     for row in train_items:

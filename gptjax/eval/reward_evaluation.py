@@ -1,9 +1,10 @@
-"""How good a reward model is: held-out pairs, beside baselines that read no meaning.
+"""The accuracy of a reward model on held-out pairs, next to simple baselines.
 
-A pair is right where the better conversation has the higher score. All pairs are
-counted, and those of about equal length, where length alone tells nothing. Pairs
-share conversations, so the bootstrap draws conversations (of users' preferences, the
-lines): a pair counts as often as both of its conversations were drawn, multiplied.
+A pair is right if the better conversation has the higher score. The accuracy is that of
+all pairs, and that of pairs with about equal lengths, in which the length says nothing.
+Pairs share conversations, so the bootstrap draws conversations (for users' preferences,
+lines of the file), and the weight of a pair is the product of how often each of its
+conversations was drawn.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,14 +26,14 @@ from gptjax.parallel.mesh import make_mesh
 from gptjax.post.reward import standardisation
 from gptjax.post.reward_model import RESULTS, load_reward_model, make_reward_scorer
 
-MATCHED = 0.1  # lengths differ by at most this share of the longer
+MATCHED = 0.1  # lengths differ by at most this share of the longer one
 MOST_PAIRS = 50_000
-MOST_CENTRED = 2000  # training conversations whose mean reward is the center
-PAIRS_AT_ONCE = 2**22  # pairs times resamples whose weights are alive
+MOST_CENTRED = 2000  # training conversations whose mean reward is `center`
+PAIRS_AT_ONCE = 2**22  # pairs times resamples whose weights are in memory
 
 
 def evaluate_reward(config: ConfigDict, workdir: Path) -> dict:
-    """Scores the test split; writes and returns RUN/results.json, prints a table."""
+    """Evaluates the test split: prints a table, writes and returns RUN/results.json."""
     mesh = make_mesh(config.mesh)
     trained = load_reward_model(config, workdir, mesh)
     context, template = config.data.context, config.chat.template
@@ -90,15 +91,16 @@ def score_baselines(
     encoded: Mapping[str, Comparisons],
     tokenizer,
 ) -> dict[str, np.ndarray]:
-    """{name: a score for each conversation of the test split}, learned on the others.
+    """{baseline: a score for each conversation of the test split}.
 
-    `rated` and `encoded` hold the same conversations of each split.
+    The baselines learn from the other splits. `rated` and `encoded` have the same
+    conversations.
     """
     conversations = [item for split in SPLITS for item in rated[split]]
     starts = dict(zip(SPLITS, np.cumsum([0, *map(len, rated.values())]), strict=False))
 
     def draw_split_pairs(split):
-        """Pairs of a split, numbered as in `conversations`."""
+        """Pairs of a split, as indices into `conversations`."""
         values, sets = encoded[split].values, encoded[split].sets
         pairs = draw_pairs(values, sets, rating_baselines.TRAINING_PAIRS, config.seed)
         return Pairs(*(rows + starts[split] for rows in pairs))
@@ -137,11 +139,11 @@ def compute_pair_figures(
     scores: Mapping[str, np.ndarray],
     bootstrap_settings: BootstrapSettings,
 ) -> dict:
-    """{'pairs': …, 'accuracy': {group: {name: figure}}} of groups of test pairs.
+    """{'pairs': {group: count}, 'accuracy': {group: {name: figure}}} of test pairs.
 
-    The groups are 'all', 'length-matched' and, of chitchat, 'unread': both
+    The groups are 'all', 'length-matched' and, for chitchat, 'unread': pairs whose
     conversations were held out from pretraining too. A figure has `value` and
-    `interval`, and a baseline's also `ahead`: by how much the model is ahead of it.
+    `interval`. A baseline also has `ahead`, the model's accuracy minus the baseline's.
     """
     pairs = draw_pairs(test.values, test.sets, MOST_PAIRS, config.seed)
     characters = np.array([item.characters for item in items], np.float64)
@@ -187,7 +189,8 @@ def resample_pairs(
 ) -> dict:
     """Sums of columns (P,) of pairs over each resample of units, (R,) by name.
 
-    `units` (N,) has the unit of each item; a pair of one unit counts as often as it.
+    `units` (N,) is what the bootstrap draws for each conversation. A pair within one
+    unit counts as often as the unit was drawn.
     """
     better, worse = units[pairs.better], units[pairs.worse]
     table = bootstrap.make_table(columns)
@@ -208,7 +211,7 @@ def resample_pairs(
 def compute_spearman(
     scores_N: np.ndarray, values_N: np.ndarray, bootstrap_settings: BootstrapSettings
 ) -> dict:
-    """The rank correlation of scores and values, with its interval over items."""
+    """The rank correlation of scores and values; interval over conversations."""
     resamples, level, seed = bootstrap_settings
     samples = []
     for counts in bootstrap.resample_counts(len(scores_N), resamples, seed):
@@ -221,7 +224,7 @@ def compute_spearman(
 
 
 def _rank_correlation(left, right):
-    """Of each row of two (R, N) arrays; nan where one of them is constant."""
+    """Of each row of two (R, N) arrays; nan if one of the rows is constant."""
     from scipy import stats
 
     left, right = (stats.rankdata(x, axis=1) for x in (left, right))
@@ -231,14 +234,13 @@ def _rank_correlation(left, right):
 
 
 def measure_calibration(config: ConfigDict, scores_N, values_N, sets) -> dict:
-    """Whether the model's probabilities come true.
+    """Compares the model's probabilities with what happened.
 
-    Of pairs: the probability of its choice, sigma(|r_i - r_j|), against how often that
-    is right. Of what people did: sigma(r) against how often they did. Of regression:
-    the slope of the standardised rating on the score, 1 where it is calibrated.
+    For pairs: sigma(|r_i - r_j|), the probability of the model's choice, and how often
+    the choice is right. For the loss 'binary': sigma(r), and how often people did it.
+    For regression: the slope of the standardised rating over the score, ideally 1.
     """
     if config.reward.loss == 'regression':
-        # By how much the standardised rating grows where the score grows by one.
         with np.errstate(divide='ignore', invalid='ignore'):
             slope = np.cov(scores_N, values_N)[0, 1] / np.var(scores_N, ddof=1)
         return dict(slope=bootstrap.finite_or_none(slope))
@@ -252,10 +254,10 @@ def measure_calibration(config: ConfigDict, scores_N, values_N, sets) -> dict:
 def bin_probabilities(
     predicted_N: np.ndarray, true_N: np.ndarray, bins: int = 10
 ) -> dict:
-    """Predicted probabilities and the shares that came true, and their mean distance.
+    """Bins of predicted probabilities, with the share that came true in each.
 
-    The expected calibration error is that distance weighted by the bins' counts (Guo
-    et al. 2017, equation 3).
+    The expected calibration error is the mean distance between the two, weighted by the
+    counts of the bins (Guo et al. 2017, equation 3).
     """
     bin_N = np.minimum((predicted_N * bins).astype(int), bins - 1)
     rows, error = [], 0.0

@@ -16,7 +16,6 @@ from gptjax.eval.evaluate import evaluate
 from gptjax.eval.held_out_documents import (
     choose_documents,
     find_run_of_documents,
-    read_documents,
 )
 from gptjax.eval.tasks import examples
 from gptjax.eval.tasks.likelihood import score_pairs
@@ -187,7 +186,7 @@ def test_reading_a_model_shows_a_bar(config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(stage.dialogue_task, 'write_transcripts', lambda *_: None)
     with_start = ConfigDict(dict(config.to_dict(), start=dict(run='a', step=1)))
     stage._add_start_as_baseline(with_start, config.eval, tmp_path, None, [], {})
-    assert "shown: ['reading the model before']" in capsys.readouterr().out
+    assert "shown: ['reading the model of the start run']" in capsys.readouterr().out
 
 
 # ---- tasks
@@ -260,7 +259,7 @@ def test_what_was_asked_is_in_the_result(evaluated_tasks, tasks_workdir):
     reply = found['tasks']['reply']
     assert reply['settings']['max_tokens'] == 8 and reply['settings']['seed'] == 0
     assert reply['settings']['prompt_tokens_at_most'] == 64 - 8
-    documents = read_documents(tasks_workdir / 'documents' / 'validation.jsonl')
+    documents = [*storage.read_jsonl(tasks_workdir / 'documents' / 'validation.jsonl')]
     documents = choose_documents(documents, 12)
     expected = examples.reply_examples(documents, 200, seed=0)
     for item, example in zip(reply['items'], expected, strict=True):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from configs import common
-from gptjax.eval.held_out_documents import evaluate_perplexity, read_documents
+from gptjax.core import storage
+from gptjax.eval.held_out_documents import VALIDATION, evaluate_perplexity
 from gptjax.eval.tasks.predictor import Predictor
 from gptjax.tokenizer.tokenizer import Tokenizer
 from tests import runs
@@ -31,7 +32,7 @@ def measure(workdir, documents):
 
 @pytest.fixture(scope='module')
 def documents(workdir):
-    read = read_documents(workdir / 'documents' / 'validation.jsonl')[:8]
+    read = [*storage.read_jsonl(workdir / VALIDATION)][:8]
     return [dict(d, source='web' if n < 3 else 'chat') for n, d in enumerate(read)]
 
 

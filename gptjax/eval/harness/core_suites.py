@@ -1,20 +1,21 @@
-"""Tasks of lm-evaluation-harness, and two lists of them: CORE and ChatCORE.
+"""Tasks of lm-evaluation-harness, and two suites of them: CORE and ChatCORE.
 
-Their data comes from the Hugging Face hub: who has it, or may fetch it, can run them.
+Their data comes from the Hugging Face hub or from its cache on this machine.
 
 CORE is the mean over 22 tasks of (accuracy - chance) / (1 - chance), from DataComp-LM
 (Li et al. 2024, arXiv 2406.11794); shots and chance are those of its low-variance list.
-It is defined on files of its own, in LLM-foundry's formats. The harness has the same
-sources under these names, with other prompts, so a figure is comparable with others
-from here, not with the paper's:
+The original has its own files, in LLM-foundry's formats. The harness has the same
+sources under the names below, with other prompts. So figures are comparable with each
+other, but not with the paper's:
 
-- Jeopardy is not in the harness: 21 tasks.
-- Where the original compares P(answer) by token, `acc_norm` compares by byte.
-- BIG-bench and CoQA write an answer that has to match, where the original asks whether
-  greedy decoding would write it. SQuAD is `squad_completion`, Winograd `wsc273`.
+- Jeopardy is not in the harness, so there are 21 tasks.
+- The original compares P(answer) per token, `acc_norm` compares it per byte.
+- In BIG-bench and CoQA the model generates an answer, which has to match. The original
+  checks whether greedy decoding would generate the right answer.
+- SQuAD is `squad_completion`, and Winograd is `wsc273`.
 
-ChatCORE is the same mean over five tasks in the chat template, as nanochat has it;
-ARC and MMLU by likelihood of the answers, where nanochat compares letters.
+ChatCORE is the same mean over nanochat's five tasks in the chat template. ARC and MMLU
+compare the likelihoods of the answers here, and the letters of the answers in nanochat.
 """
 
 import importlib.util
@@ -36,11 +37,11 @@ from gptjax.eval.tasks.predictor import Predictor
 
 
 class Task(NamedTuple):
-    """A task of the harness: its name, shots (None: its own) and chance, if known."""
+    """A task of the harness."""
 
     name: str
-    shots: int | None = None
-    chance: float | None = None
+    shots: int | None = None  # None: the task's default
+    chance: float | None = None  # accuracy of random choices, if known
 
 
 CORE = (
@@ -71,10 +72,10 @@ CHATCORE = (
     Task('arc_challenge', 0, 0.25),
     Task('mmlu', 0, 0.25),
     Task('gsm8k', 0, 0.0),
-    Task('humaneval', 0, 0.0),  # runs what the model writes
+    Task('humaneval', 0, 0.0),  # executes code that the model writes
 )
 SUITES = {'core': CORE, 'chatcore': CHATCORE}
-# The metric of a task that counts: the first of these that it has.
+# The main metric of a task is the first of these that it has.
 MAIN_METRICS = (
     *('acc_norm', 'acc', 'exact_match', 'exact_match,strict-match', 'em', 'contains'),
     *('pass@1,create_test', 'f1'),
@@ -83,10 +84,10 @@ PREFIX = 'lm_eval:'
 
 
 def find_harness_task(name: str) -> Callable[[Predictor, Sequence[dict]], dict]:
-    """A function from (predictor, documents) to {name: result} of a list or a task.
+    """A function from (predictor, documents) to {name: result} of a suite or a task.
 
-    `name` is 'core', 'chatcore', or 'lm_eval:' and a task's name or YAML file, with
-    '@5' behind it for five shots.
+    `name` is 'core', 'chatcore', 'lm_eval:TASK' or 'lm_eval:FILE.yaml'. The last two
+    may end in '@5' for five shots.
     """
     if importlib.util.find_spec('lm_eval') is None:
         raise UserError(
@@ -94,8 +95,8 @@ def find_harness_task(name: str) -> Callable[[Predictor, Sequence[dict]], dict]:
         )
     if name == 'chatcore' and not _may_run_code():
         raise UserError(
-            '--tasks=chatcore runs the programs that the model writes (HumanEval): set '
-            'HF_ALLOW_CODE_EVAL=1 in the environment to agree to that'
+            '--tasks=chatcore executes programs that the model writes (HumanEval): set '
+            'HF_ALLOW_CODE_EVAL=1 in the environment to allow this'
         )
     if name in SUITES:
         manager = _make_task_manager(name)
@@ -103,7 +104,7 @@ def find_harness_task(name: str) -> Callable[[Predictor, Sequence[dict]], dict]:
         return partial(_run_suite, name, manager)
     task, _, shots = name.removeprefix(PREFIX).partition('@')
     if shots and not shots.isdigit():
-        raise UserError(f'--tasks={name}: {shots!r} shots: use a number behind the @')
+        raise UserError(f'--tasks={name}: {shots!r} shots: use a number after the @')
     manager = _make_task_manager(name, task)
     if task.endswith('.yaml'):
         path = Path(task)
@@ -116,7 +117,8 @@ def find_harness_task(name: str) -> Callable[[Predictor, Sequence[dict]], dict]:
             f'--tasks={name}: lm-eval has no such task: `lm-eval ls tasks` lists them'
         )
     _fetch_data(manager, [task])
-    return partial(_run_task, Task(task, int(shots) if shots else None), manager)
+    task = Task(task, int(shots) if shots else None)
+    return lambda predictor, _: {_label(task): _evaluate(predictor, task, manager)}
 
 
 def _may_run_code() -> bool:
@@ -124,7 +126,7 @@ def _may_run_code() -> bool:
 
 
 def _make_task_manager(name, task=''):
-    """The harness's index of tasks: its own, or those beside a YAML file."""
+    """The index of the harness's own tasks, or of those in a YAML file's folder."""
     from lm_eval.tasks import TaskManager
 
     if not task.endswith('.yaml'):
@@ -136,42 +138,35 @@ def _make_task_manager(name, task=''):
 
 
 def _fetch_data(manager, names):
-    """Fetches what is missing, before anything is computed."""
+    """Downloads missing data before anything is computed."""
     for name in names:
         try:
             manager.load([name])
         except (ConnectionError, FileNotFoundError) as error:
             first = str(error).strip().split('\n')[0]
             raise UserError(
-                f'--tasks: {name}: its data is not here and could not be fetched '
-                f'({first}): go online, or put it into the Hugging Face cache'
+                f'--tasks: {name}: the data is not on this machine and cannot be '
+                f'downloaded ({first}): go online, or copy it to the Hugging Face cache'
             ) from error
 
 
 # ---- running
 
 
-def _run_task(task, manager, predictor, documents):
-    from gptjax.eval.harness.lm_harness import HarnessModel
-
-    return {_label(task): _evaluate(HarnessModel(predictor), task, manager)}
-
-
 def _run_suite(name, manager, predictor, documents):
-    """Every task of a suite, and the mean of what is above chance."""
-    from gptjax.eval.harness.lm_harness import HarnessModel
-
-    model = HarnessModel(predictor)
+    """The results of every task of a suite, and their mean above chance."""
     settings = predictor.bootstrap_settings
     task_results, values, samples = {}, [], []
     for number, task in enumerate(SUITES[name]):
-        result = _evaluate(model, task, manager, chat=name == 'chatcore')
+        result = _evaluate(predictor, task, manager, chat=name == 'chatcore')
         task_results[_label(task)] = result
         metric = next(m for m in MAIN_METRICS if m in result['figures'])
         columns = results.read_columns(result)
-        above = subtract_chance(columns, metric, task.chance, settings, number)
-        values.append(above[0])
-        samples.append(above[1])
+        value, resampled = subtract_chance(
+            columns, metric, task.chance, settings, number
+        )
+        values.append(value)
+        samples.append(resampled)
     figure = bootstrap.make_figure(
         float(np.mean(values)), np.mean(samples, axis=0), settings.level
     )
@@ -192,7 +187,7 @@ def subtract_chance(
 ) -> tuple[float, np.ndarray]:
     """(value, samples) of (accuracy - chance) / (1 - chance) of one task.
 
-    Tasks are resampled apart from each other, by their `number` in the suite.
+    `number` is the task's index in the suite: tasks are resampled independently.
     """
     used = {name: columns[name] for name in (metric, 'items')}
     sums = bootstrap.resample_sums(used, settings.resamples, settings.seed + number)
@@ -201,13 +196,14 @@ def subtract_chance(
     return above_chance(columns[metric].mean()), samples
 
 
-def _evaluate(model, task, manager, chat=False):
-    """One task by the harness; its examples scored and resampled here."""
+def _evaluate(predictor, task, manager, chat=False):
+    """The result of one task: scored by the harness, resampled by gptjax."""
     import lm_eval
 
+    from gptjax.eval.harness.lm_harness import HarnessModel
+
     logging.getLogger('lm_eval').setLevel(logging.ERROR)
-    predictor, cut_before = model.predictor, model.cut
-    seed = predictor.settings.seed
+    model, seed = HarnessModel(predictor), predictor.settings.seed
     evaluation = lm_eval.simple_evaluate(
         model=model,
         tasks=[task.name],
@@ -224,14 +220,14 @@ def _evaluate(model, task, manager, chat=False):
     )
     template = predictor.template if chat else None
     result = make_harness_result(evaluation, task, predictor.settings, template)
-    result['settings']['requests_cut_from_the_left'] = model.cut - cut_before
+    result['settings']['requests_cut_from_the_left'] = model.cut
     return result
 
 
 def make_harness_result(
     evaluation: dict, task: Task, settings, template: str | None
 ) -> dict:
-    """What `simple_evaluate` returned, as a task's result; a group's tasks as one."""
+    """A task's result from what `simple_evaluate` returned; one for a whole group."""
     columns, examples = {}, []
     for name, samples in evaluation['samples'].items():
         by_document = {}
@@ -251,7 +247,7 @@ def make_harness_result(
     columns = {
         name: np.array(numbers, np.float64)
         for name, numbers in columns.items()
-        if len(numbers) == len(examples)  # what every example has
+        if len(numbers) == len(examples)  # not all tasks of a group have all metrics
     }
     bootstrap_settings = BootstrapSettings.of(settings)
     figures = bootstrap.compute_figures(
@@ -281,7 +277,7 @@ def make_harness_result(
     )
 
 
-# What the harness gives as (sum of ln P, words or bytes) of an example.
+# Metrics whose value for an example is (sum of ln P, number of words or bytes).
 PER_UNIT = {
     'word_perplexity': np.exp,
     'byte_perplexity': np.exp,
@@ -290,24 +286,24 @@ PER_UNIT = {
 
 
 def figures_for(columns) -> dict[str, bootstrap.Figure]:
-    """The figures of kind 'means': of each column its mean over examples."""
+    """The figures of kind 'means': the mean over examples of each column."""
     figures = {}
     for name in columns:
         metric, _, suffix = name.partition(':')
         if suffix == 'sum':
-            figures[metric] = partial(_per_unit, metric)
+            figures[metric] = partial(_compute_per_unit, metric)
         elif name not in ('items', 'chance') and not suffix:
             figures[name] = bootstrap.mean_figure(name)
     return figures
 
 
-def _per_unit(metric, sums):
+def _compute_per_unit(metric, sums):
     nats = -sums[f'{metric}:sum'] / sums[f'{metric}:units']
     return PER_UNIT[metric.split(',')[0]](nats)
 
 
 def _read_statistics(samples, config) -> dict[str, float]:
-    """The statistics of one example: each metric of each filter, and chance."""
+    """The statistics of one example: every metric of every filter, and chance."""
     numbers = dict(items=1.0)
     for sample in samples:
         filtered = '' if sample['filter'] == 'none' else f',{sample["filter"]}'

@@ -1,13 +1,12 @@
-"""A run as a model of lm-evaluation-harness: for its `simple_evaluate`.
-
-Needs the package lm-eval, which this module imports at once:
+"""A run as a model of lm-evaluation-harness (the package lm-eval):
 
     lm_eval.simple_evaluate(model=HarnessModel(predictor), tasks=['arc_easy'])
 
-BOS stands before every prompt exactly once, and is the prefix where a text has no
-prompt. Special tokens that a text spells are text; those of the chat template travel
-through the harness, which knows only strings, as Unicode noncharacters (U+FDD0 and on,
-which are for a program's own use and in no text).
+Every prompt begins with exactly one BOS, also the empty one. '<bos>' inside a text is
+encoded as text. The harness passes prompts as strings, so special tokens of the chat
+template become Unicode noncharacters (from U+FDD0), which no text contains:
+
+    tokens of '<|user|>Hi<|end|>' → '\\ufdd6Hi\\ufdd4' → the same tokens
 """
 
 import re
@@ -22,18 +21,18 @@ from gptjax.eval.tasks.likelihood import count_truncated
 from gptjax.eval.tasks.predictor import Predictor
 from gptjax.infer.request import SamplingParameters
 
-FIRST_MARK = 0xFDD0  # 32 noncharacters from here
+FIRST_MARK = 0xFDD0  # of 32 noncharacters
 LAST_MARK = 0xFDEF
 MARKS = re.compile(f'([{chr(FIRST_MARK)}-{chr(LAST_MARK)}])')
-DEFAULT_MAX_TOKENS = 256  # of a task that says nothing, as elsewhere in the harness
+DEFAULT_MAX_TOKENS = 256  # if a task sets none; the harness has the same default
 
 
 class HarnessModel(TemplateLM):
-    """The three requests of the harness.
+    """The three kinds of requests of the harness.
 
-    Without `add_bos` before prompts it gives what the harness's own HTTP client gives,
-    which sends tokens of the text alone. `max_length` tokens are read at once; None:
-    the run's context.
+    Args:
+        add_bos: begin prompts with BOS. The harness's own HTTP client does not.
+        max_length: the number of tokens that the model reads; None: the run's context.
     """
 
     def __init__(
@@ -43,13 +42,13 @@ class HarnessModel(TemplateLM):
         self.max_length = max_length or predictor.context
         self.predictor = predictor._replace(context=self.max_length)
         self.add_bos = add_bos
-        self.cut = 0  # requests so far that lost their beginning
+        self.cut = 0  # requests so far that were too long and lost tokens
         names = sorted(predictor.tokenizer.specials)
         if len(names) > LAST_MARK - FIRST_MARK + 1:
-            raise ValueError(f'{len(names)} special tokens: there are 32 marks')
+            raise ValueError(f'{len(names)} special tokens: at most 32 are supported')
         self._specials = {
-            chr(FIRST_MARK + place): predictor.tokenizer.specials[name]
-            for place, name in enumerate(names)
+            chr(mark): predictor.tokenizer.specials[name]
+            for mark, name in enumerate(names, FIRST_MARK)
         }
 
     @property
@@ -67,7 +66,7 @@ class HarnessModel(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs
     ) -> list[int]:
-        """The tokens of a text; BOS before them unless it is not to be, or there is."""
+        """The tokens of a text, with one BOS before them if wanted."""
         tokens = []
         for part in MARKS.split(string):
             if part in self._specials:
@@ -87,7 +86,7 @@ class HarnessModel(TemplateLM):
         disable_tqdm: bool = False,
         **kwargs,
     ) -> list[tuple[float, bool]]:
-        """(ln P, is it what greedy decoding writes) of continuations after contexts."""
+        """(ln P, would greedy decoding write it?) of each continuation."""
         pairs = [(context, after) for _, context, after in requests]
         self.cut += count_truncated(pairs, self.max_length)
         answers = [tuple(score) for score in self.predictor.score_pairs(pairs)]
@@ -98,7 +97,7 @@ class HarnessModel(TemplateLM):
     def loglikelihood_rolling(
         self, requests, disable_tqdm: bool = False
     ) -> list[float]:
-        """ln P of whole texts, in the harness's own windows."""
+        """ln P of whole texts, in the windows that the harness makes."""
         texts = [request.args[0] for request in requests]
         pairs, owners = [], []
         for number, text in enumerate(texts):
@@ -121,7 +120,7 @@ class HarnessModel(TemplateLM):
     # ---- generation
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
-        """Replies; a prompt that leaves them no room loses its beginning."""
+        """Replies. A prompt that leaves no room for the reply loses its beginning."""
         prompts, parameters = [], []
         for request in requests:
             text, arguments = request.args
@@ -141,7 +140,7 @@ class HarnessModel(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The conversation as the run's template has it, without the BOS before it."""
+        """The conversation in the run's chat template, without BOS."""
         messages = [
             dict(message, content=MARKS.sub('\ufffd', message['content']))
             for message in chat_history
@@ -165,7 +164,7 @@ class HarnessModel(TemplateLM):
 
 
 def parameters_of(arguments: dict, max_length: int) -> SamplingParameters:
-    """How a task wants its replies drawn; at most half of what the model reads."""
+    """The sampling parameters of a task; replies have at most half of `max_length`."""
     arguments = dict(arguments)
     until = arguments.pop('until', None) or ()
     until = [until] if isinstance(until, str) else until
@@ -182,13 +181,16 @@ def parameters_of(arguments: dict, max_length: int) -> SamplingParameters:
         if arguments.get(name) is not None
     }
     if arguments.pop('num_beams', 1) != 1:
-        raise UserError('--tasks: a task asks for num_beams: there is no beam search')
+        raise UserError(
+            '--tasks: a task sets num_beams, but there is no beam search: remove it '
+            'from generation_kwargs'
+        )
     without_effect = ('stream', 'eos_token_id', 'pad_token_id')
     unknown = sorted(set(arguments) - set(without_effect))
     if unknown:
         raise UserError(
-            f'--tasks: a task asks for {", ".join(unknown)}: take that out of its '
-            'generation_kwargs'
+            f'--tasks: a task sets {", ".join(unknown)}, which is not supported: '
+            'remove it from generation_kwargs'
         )
     return SamplingParameters(
         max_tokens=min(min(limits, default=DEFAULT_MAX_TOKENS), max_length // 2),

@@ -150,7 +150,7 @@ def read_example_file(path: Path) -> list[Example]:
 def _parse_example(value: dict, name: str) -> Example:
     """The example of one line. Raises ValueError with the reason and the fix."""
     if 'prompt' not in value:
-        raise ValueError('has no "prompt": add one')
+        raise ValueError('"prompt" is missing: add one')
     prompt, stop = value['prompt'], value.get('stop')
     if not isinstance(prompt, str) and not _are_messages(prompt):
         raise ValueError(
@@ -165,7 +165,7 @@ def _parse_example(value: dict, name: str) -> Example:
         stop=None if stop is None else tuple(stop),
     )
     if ('references' in value) == ('choices' in value):
-        raise ValueError('needs either "references" or "choices" and "answer"')
+        raise ValueError('give either "references", or "choices" and "answer"')
     if 'references' in value:
         if not _are_texts(value['references']):
             raise ValueError('"references" is not a list of strings: use ["…"]')

@@ -114,8 +114,9 @@ def bleu(sums) -> np.ndarray:
     with np.errstate(divide='ignore', invalid='ignore'):
         log_precision = np.log(smoothed / ngrams).mean(axis=0)
         brevity = np.where(length < wanted, 1 - wanted / length, 0.0)
+        score = 100 * np.exp(log_precision + brevity)
     defined = matches.any(axis=0) & (ngrams > 0).all(axis=0)
-    return np.where(defined, 100 * np.exp(log_precision + brevity), 0.0)
+    return np.where(defined, score, 0.0)
 
 
 # ---- chrF

@@ -141,7 +141,7 @@ def test_how_a_task_wants_its_replies():
     assert lm_harness.parameters_of(drawn, 64) == SamplingParameters(
         max_tokens=32, temperature=0.7, top_p=0.9, stop=('a',)
     )
-    with pytest.raises(UserError, match='typical_p: take that out'):
+    with pytest.raises(UserError, match='typical_p, which is not supported'):
         lm_harness.parameters_of(dict(typical_p=0.2), 64)
     with pytest.raises(UserError, match='no beam search'):
         lm_harness.parameters_of(dict(num_beams=4), 64)

@@ -1,4 +1,4 @@
-"""The task `dialogue`: its examples, and figures of models that are known."""
+"""The task `dialogue`: examples, and figures of known models."""
 
 import json
 import math
@@ -14,7 +14,6 @@ from gptjax.data import chat_template, conversations
 from gptjax.data.conversations import conversation_id
 from gptjax.eval import results
 from gptjax.eval.report import post_training_tables, tables
-from gptjax.eval.results import read_columns
 from gptjax.eval.tasks.dialogue_task import (
     encode_recent_messages,
     evaluate_dialogue,
@@ -43,8 +42,8 @@ def view(identity, *texts, first='user'):
     return dict(id=identity, source=identity.split('/')[0], messages=messages)
 
 
-def views(count=12):
-    for n in range(count):
+def views():
+    for n in range(12):
         texts = ('what?', f'the cat {n}', 'and then', f'it ran off {n}')
         yield view(f'chitchat/{n}@0', *texts, first='assistant')
         yield view(f'chitchat/{n}@1', *texts)
@@ -59,7 +58,7 @@ def settings(**fields):
 
 
 def run_with(tmp_path, *views):
-    lines = ''.join(json.dumps(one) + '\n' for one in views)
+    lines = ''.join(json.dumps(view) + '\n' for view in views)
     storage.write_text(tmp_path / 'dialogue' / 'validation.jsonl', lines)
     return tmp_path
 
@@ -69,7 +68,7 @@ def read_examples(tmp_path, **fields):
 
 
 def make_predictor(tokenizer, template, complete=None, **fields):
-    """A model for which -ln P of a token is its id modulo 7."""
+    """A model in which -ln P of a token is its id modulo 7."""
 
     def scores(batch):
         return -(batch['targets'] % 7).astype(np.float64), batch['targets'] < 0
@@ -85,7 +84,7 @@ def reply(text, finish='stop', tokens=3):
 # ---- examples
 
 
-def test_conversations_of_people_with_one_name_are_apart(tmp_path):
+def test_conversations_with_similar_names_are_different(tmp_path):
     names = ['own/ann@gmail.com', 'own/ann@yahoo.com', 'own/ann']
     run = run_with(tmp_path, *(view(name, 'hi', f'hello {name}') for name in names))
     found = read_dialogue_examples(run, settings(choices=2))
@@ -94,25 +93,23 @@ def test_conversations_of_people_with_one_name_are_apart(tmp_path):
 
 def test_one_reply_of_each_conversation(tmp_path):
     found = read_examples(tmp_path)
-    names = [conversation_id(item.id) for item in found]
+    names = [conversation_id(example.id) for example in found]
     assert len(names) == len(set(names)) == 24
-    by_id = {one['id']: one['messages'] for one in views()}
-    for item in found:
-        messages, place = by_id[item.id], len(item.prompt)
-        assert item.prompt == messages[:place]
-        assert item.prompt[-1]['role'] == 'user'
-        assert messages[place] == dict(role='assistant', content=item.references[0])
-        assert item.choices[item.answer] == item.references[0]
-        assert len(set(item.choices)) == 4
-    sides = {item.id[-2:] for item in found if item.id.startswith('chit')}
+    messages_of = {view['id']: view['messages'] for view in views()}
+    for example in found:
+        *prompt, reply = messages_of[example.id][: len(example.prompt) + 1]
+        assert example.prompt == prompt and prompt[-1]['role'] == 'user'
+        assert reply == dict(role='assistant', content=example.references[0])
+        assert example.choices[example.answer] == example.references[0]
+        assert len(set(example.choices)) == 4
+    sides = {example.id[-2:] for example in found if example.id.startswith('chit')}
     assert sides == {'@0', '@1'}
-    # Fewer are the first of them, and another seed gives others.
     ids = lambda examples: [example.id for example in examples]
     assert ids(read_examples(tmp_path, conversations=5)) == ids(found[:5])
     assert ids(read_examples(tmp_path, seed=1)) != ids(found)
 
 
-def test_what_cannot_be_asked(tmp_path):
+def test_runs_without_a_reply_to_evaluate(tmp_path):
     with pytest.raises(UserError, match='--tasks=dialogue:runs/sft'):
         read_dialogue_examples(tmp_path, settings())
     alone = view('own/1', 'hello, anybody?', first='assistant')
@@ -121,19 +118,18 @@ def test_what_cannot_be_asked(tmp_path):
         read_dialogue_examples(run_with(tmp_path, alone, long), settings())
 
 
-def test_a_prompt_without_room_loses_its_oldest_turns(tokenizer):
+def test_a_prompt_that_is_too_long_loses_its_oldest_messages(tokenizer):
     predictor = make_predictor(tokenizer, 'turns')
     system = dict(role='system', content='the cat')
-    said = view('a', *['the cat sat on the mat'] * 9)['messages']
-    tokens = encode_recent_messages(predictor, [system, *said])
+    messages = view('a', *['the cat sat on the mat'] * 9)['messages']
+    tokens = encode_recent_messages(predictor, [system, *messages])
     assert tokens[: len(tokenizer.encode('the cat')) + 2] == [
         tokenizer.bos_id,
         tokenizer.specials['<|system|>'],
         *tokenizer.encode('the cat'),
     ]
     assert len(tokens) <= CONTEXT - 16
-    kept = tokens.count(tokenizer.specials['<|user|>'])
-    assert 1 <= kept < 5
+    assert 1 <= tokens.count(tokenizer.specials['<|user|>']) < 5
     long = dict(role='user', content='the cat sat ' * 40)
     tokens = encode_recent_messages(predictor, [long])
     assert len(tokens) == CONTEXT - 16
@@ -153,12 +149,13 @@ def test_likelihoods_by_hand(tokenizer, template, tmp_path):
         (turn,) = chat_template.encode_turns([message], tokenizer, template, unfinished)
         return sum(token % 7 for token in turn.content)
 
-    size = sum(len(item.references[0].encode()) for item in examples)
-    ended = sum(nats(item.references[0]) for item in examples)
-    unended = sum(nats(item.references[0], True) for item in examples)
+    replies = [example.references[0] for example in examples]
+    size = sum(len(reply.encode()) for reply in replies)
+    ended = sum(map(nats, replies))
+    unended = sum(nats(reply, unfinished=True) for reply in replies)
     right = [
-        min(range(4), key=lambda n, item=item: nats(item.choices[n])) == item.answer
-        for item in examples
+        int(np.argmin([*map(nats, example.choices)])) == example.answer
+        for example in examples
     ]
     figures = found['figures']
     value = lambda name: figures[name]['value']
@@ -166,12 +163,11 @@ def test_likelihoods_by_hand(tokenizer, template, tmp_path):
     assert value('reply_bits_open') == pytest.approx(unended / math.log(2) / size)
     assert value('accuracy') == pytest.approx(np.mean(right))
     assert figures['accuracy']['baselines']['chance']['value'] == 0.25
-    # This model does not read its prompt.
+    # This model ignores its prompt.
     blind = figures['reply_bits']['baselines']['without the prompt']
     assert blind['value'] == pytest.approx(value('reply_bits'))
     assert {'reply_bits/chitchat', 'accuracy/own'} <= figures.keys()
-    columns = read_columns(found)
-    assert columns['bytes'].sum() == size
+    assert results.read_columns(found)['bytes'].sum() == size
 
 
 def test_stops_greedy_and_drawn(tokenizer, tmp_path):
@@ -203,7 +199,7 @@ def test_stops_greedy_and_drawn(tokenizer, tmp_path):
     by_model = {'this <model>': found, 'earlier': earlier}
     write_transcripts(tmp_path, examples, by_model)
     transcripts = storage.read_json(tmp_path / 'samples' / 'dialogue.json')
-    assert [t['id'] for t in transcripts] == [item.id for item in examples[:8]]
+    assert [t['id'] for t in transcripts] == [example.id for example in examples[:8]]
     page = post_training_tables.transcripts_section(transcripts)
     assert 'this &lt;model&gt;, likeliest' in page and examples[0].references[0] in page
     assert post_training_tables.transcripts_section(None) == ''
@@ -213,7 +209,7 @@ def test_stops_greedy_and_drawn(tokenizer, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_beside_what_it_started_from(trained_run, tmp_path):
+def test_a_fine_tuned_run_is_compared_with_its_start_run(trained_run, tmp_path):
     workdir = tmp_path / 'sft'
     words = (
         f'--workdir={workdir}',
@@ -232,7 +228,7 @@ def test_a_run_beside_what_it_started_from(trained_run, tmp_path):
     assert 'bits per byte of replies' in output and 'run, before' in output
     found = storage.read_json(workdir / 'eval.json')
     assert 'results' not in found
-    # The earlier run's own result is the baseline.
+    # The baseline equals the result of the start run itself.
     earlier = runs.copy(trained_run, tmp_path / 'earlier')
     copy = tmp_path / 'earlier.json'
     words = (f'--workdir={earlier}', f'--tasks=dialogue:{workdir}', f'--json={copy}')

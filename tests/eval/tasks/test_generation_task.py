@@ -1,4 +1,4 @@
-"""Written replies against references: known models, prompts, seeds, stops."""
+"""Generated replies and references: known models, prompts, seeds, stops."""
 
 import pytest
 
@@ -37,16 +37,18 @@ EXAMPLES = [
 ]
 
 
-def answering(texts):
+def evaluate_texts(texts):
+    """The figures of a model that replies with these texts."""
+    texts = iter(texts)
+
     def complete(prompts, parameters):
         return [Reply(next(texts), (), None, 'stop', None, None) for _ in prompts]
 
-    return complete
+    return evaluate_generation(make_predictor(complete), EXAMPLES, 'x')['figures']
 
 
 def test_a_model_that_writes_the_reference_is_perfect():
-    predictor = make_predictor(answering(item.references[0] for item in EXAMPLES))
-    figures = evaluate_generation(predictor, EXAMPLES, 'x')['figures']
+    figures = evaluate_texts(example.references[0] for example in EXAMPLES)
     for name in ('bleu', 'chrf'):
         assert figures[name]['value'] == pytest.approx(100)
     for name in ('rouge1', 'rougeLsum', 'token_f1', 'exact_match'):
@@ -59,9 +61,7 @@ def test_a_model_that_writes_the_reference_is_perfect():
 
 
 def test_a_model_that_writes_other_references_is_as_good_as_its_baseline():
-    others = shuffle_references(EXAMPLES, seed=0)
-    predictor = make_predictor(answering(iter(others)))
-    figures = evaluate_generation(predictor, EXAMPLES, 'x')['figures']
+    figures = evaluate_texts(shuffle_references(EXAMPLES, seed=0))
     for name in ('bleu', 'chrf', 'rouge1', 'rougeLsum', 'token_f1', 'exact_match'):
         baseline = figures[name]['baselines']["another item's reference"]
         assert baseline == {k: figures[name][k] for k in ('value', 'interval')}
@@ -74,19 +74,20 @@ def test_prompts_seeds_and_stops_of_a_reply():
         seen.extend(zip(prompts, parameters, strict=True))
         return [Reply(' ok ', (), None, 'stop', None, None) for _ in prompts]
 
-    its = [
+    examples = [
         Example('a', 'short', ('r',), stop=('\n', 'Q:')),
         Example('b', 'x' * 60, ('r',)),
         Example('c', [dict(role='user', content='Hi')], ('r',)),
     ]
     predictor = make_predictor(complete, max_tokens=99, temperature=0.5, seed=4)
-    found = evaluate_generation(predictor, its, 'x')
-    (first, how), (second, other), (third, _) = seen
+    found = evaluate_generation(predictor, examples, 'x')
+    (first, sampling), (second, other_sampling), (third, _) = seen
     encode = Letters().encode
-    assert first == [1, *encode('short')] and how.stop == ('\n', 'Q:')
-    assert second == encode('x' * 16) and other.stop == ('\n\n',)  # its beginning goes
+    assert first == [1, *encode('short')] and sampling.stop == ('\n', 'Q:')
+    assert second == encode('x' * 16)  # it loses its beginning
+    assert other_sampling.stop == ('\n\n',)
     assert third == [1, *encode('Hi\n\n')]
-    assert how.max_tokens == 16 and how.temperature == 0.5  # half of the context
-    assert how.seed != other.seed
+    assert sampling.max_tokens == 16 and sampling.temperature == 0.5
+    assert sampling.seed != other_sampling.seed
     assert found['settings']['prompts_cut_from_the_left'] == 1
     assert found['items'][0]['reply'] == 'ok'

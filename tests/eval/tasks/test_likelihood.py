@@ -1,4 +1,4 @@
-"""Likelihoods of texts after others: windows, packing, and a real small model."""
+"""Likelihoods of token lists: windows, packing, and a real small model."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from tests import helpers
 
 
 def by_position(batch):
-    """A model whose ln P tells how many inputs it has seen; 7 is never likeliest."""
+    """ln P is -1 / the number of inputs read; token 7 is never the likeliest."""
     positions = (1 + batch['positions']).astype(np.float32)
     return -1 / positions, batch['targets'] != 7
 
@@ -27,13 +27,13 @@ def score(pairs, context, batch_size=2):
 
 
 def test_the_windows_of_the_docstring():
-    # B a b | c d e f g h: c d after 3 and 4 inputs, then e f and g h the same
+    # [B a b] [c d e f g h]: each pair of targets has 3 and 4 inputs.
     (found,) = score([([1, 2, 3], [4, 5, 6, 8, 9, 10])], context=4)
     assert found.logprob == pytest.approx(3 * (-1 / 3 - 1 / 4)) and found.greedy
 
 
 def test_a_long_prompt_loses_its_beginning():
-    # five inputs, of which the last four are read: targets 5 and 6 after 3 and 4
+    # The last four of five inputs are read: targets 5 and 6 after 3 and 4 inputs.
     (found,) = score([([1, 2, 3, 4], [5, 6])], context=4)
     assert found.logprob == pytest.approx(-1 / 3 - 1 / 4)
     pairs = [([1, 2, 3, 4], [5, 6]), ([1, 2, 3], [5, 6])]
@@ -42,7 +42,7 @@ def test_a_long_prompt_loses_its_beginning():
 
 def test_one_unlikely_token_is_enough_not_to_be_greedy():
     found = score([([1], [2, 7]), ([1], [2, 3]), ([7], [2]), ([1], [])], context=8)
-    assert [its.greedy for its in found] == [False, True, True, True]
+    assert [scored.greedy for scored in found] == [False, True, True, True]
     assert found[3].logprob == 0
 
 
@@ -66,12 +66,12 @@ def test_every_token_is_scored_once_and_prompts_never(lengths, context):
 
     found = score_pairs(record, pairs, context, 3, pad_id=0)
     assert sorted(seen) == sorted(token for _, after in pairs for token in after)
-    assert [its.logprob for its in found] == [-after for _, after in lengths]
+    assert [scored.logprob for scored in found] == [-after for _, after in lengths]
 
 
 @pytest.fixture(scope='module')
 def model():
-    """(batched scores, a function from tokens to the logits after each of them)."""
+    """(score_batch, a function from tokens to the logits after each token)."""
     config = helpers.model_settings()
     params = gpt.init_params(config, jax.random.key(0))
 
@@ -99,15 +99,14 @@ def test_a_packed_batch_of_a_model_equals_a_forward_pass_of_each(model):
     sizes = ((1, 4), (9, 3), (2, 1), (12, 8), (30, 2), (5, 5))
     pairs = [(draw(before), draw(after)) for before, after in sizes]
     found = score_pairs(scores, pairs, context=32, batch_size=2, pad_id=0)
-    for (before, after), its in zip(pairs, found, strict=True):
+    for (before, after), scored in zip(pairs, found, strict=True):
         logits = logits_after([*before, *after[:-1]])[len(before) - 1 :]
         rows = jax.nn.log_softmax(logits)[np.arange(len(after)), after]
-        assert its.logprob == pytest.approx(float(rows.sum()), rel=1e-5)
+        assert scored.logprob == pytest.approx(float(rows.sum()), rel=1e-5)
 
 
 @pytest.mark.parametrize('context', [1, 2])
-def test_logits_of_all_tokens_are_never_alive_at_once(context):
-    """Sixteen chunks give what one gives, in a fraction of the logits' memory."""
+def test_chunks_give_the_same_scores_with_less_memory_for_logits(context):
     V = 4096
     config = model_settings.resolve(helpers.config().model, V)
     params = gpt.init_params(config, jax.random.key(0))
@@ -120,7 +119,7 @@ def test_logits_of_all_tokens_are_never_alive_at_once(context):
             compiled = lowered.compile()
             memory.append(compiled.memory_analysis().temp_size_in_bytes)
             found.append(compiled(params, batch))
-    # Sums of 32 products, of logits of order one: float32 rounds them to 2^-24.
+    # Logits are about 1 and sums of 32 products, so float32 rounds them to 2^-24.
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-6)
     np.testing.assert_array_equal(found[0][1], found[1][1])
     logits = 4 * 32 * 32 * V // context
@@ -135,4 +134,4 @@ def test_what_greedy_decoding_writes_is_greedy(model):
     other = [*tokens[:-1], (tokens[-1] + 1) % 96]
     pairs = [(tokens[:3], tokens[3:]), (other[:3], other[3:])]
     found = score_pairs(scores, pairs, context=32, batch_size=2, pad_id=0)
-    assert [its.greedy for its in found] == [True, False]
+    assert [scored.greedy for scored in found] == [True, False]
