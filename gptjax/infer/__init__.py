@@ -1,1 +1,1 @@
-"""What the model says."""
+"""Inference: one engine for serving, evaluation and rollouts."""

@@ -1,13 +1,13 @@
-"""Continuous batching: many requests at once, each drawn as if it were alone.
+"""The engine: continuous batching of many requests over a fixed number of slots.
 
-A request waits for a free slot, has its prompt read into it a chunk at a time, and
-then takes part in every decode step until it ends. A `step` (see `scheduler`) is one
-decode step and one chunk, so that a long prompt does not hold up running replies, or
-a few chunks where more prompts wait than replies run.
+A request waits for a free slot, its prompt is prefilled in chunks, and then every
+decode step draws one token of its reply. `Engine` keeps the queue and may be called
+from any thread. The `Scheduler` decides what a step computes, and the `ModelRunner`
+computes it on the device.
 
-A reply is a function of weights, prompt, parameters and seed. Draws depend on the
-request's seed and the token's position, chunks begin at the same positions of a prompt
-whatever was cached, and shapes never change: rows do not see one another.
+A reply depends on the weights, the prompt, the parameters and the seed, and not on
+other requests: the key of a draw is (seed, position), a prompt is always cut into
+chunks at the same positions, and all shapes are fixed.
 """
 
 import threading
@@ -39,39 +39,35 @@ from gptjax.models.cache import empty_cache
 
 
 class Stats(NamedTuple):
-    """An engine's load, and its counts since it was made."""
+    """The load of an engine, and counts since it was created."""
 
     running: int
     waiting: int
     slots: int
-    cache_used: float  # share of the cache's positions that hold a running request
+    cache_used: float  # share of the cache's positions that running requests fill
     compilations: int  # of this process
     prompt_tokens: int
-    cached_tokens: int  # of the prompts' tokens, those that the prefix cache had
+    cached_tokens: int  # prompt tokens that came from the prefix cache
     reply_tokens: int
 
 
 class Engine:
-    """Draws replies to many prompts at once: for serving, evaluation and rollouts.
-
-    `context` bounds the tokens of a prompt and its reply together; `failure` is the
-    error that stopped the engine for ever, or None.
+    """Generates replies to many prompts at once: serving, evaluation and rollouts.
 
     Args:
-        params: as trained (layers stacked), laid out on a mesh whose only axis above
-            one may be 'tensor', or on one device.
-        slots: requests that run at once.
-        chunk: tokens of a prompt read at once.
+        params: as trained (layers stacked), on one device or on a mesh whose only
+            axis larger than one is 'tensor'.
+        slots: requests that run at the same time.
+        chunk: tokens of a prompt that one prefill reads.
         queue: requests that may wait for a slot.
-        prefix_bytes: capacity of the cache of earlier prompts' beginnings.
+        prefix_bytes: capacity of the prefix cache; 0 switches it off.
         new_cache: `empty_cache` or `empty_int8_cache`.
-        convert: is applied to the weights once their layers are unstacked; see
-            `quantize_params`.
-        draft: (settings, params) of a smaller model of the same vocabulary, for
-            speculative decoding; see `gptjax.infer.speculative`.
-        guesses: tokens that the draft proposes in a step.
+        convert: applied to the unstacked weights, for example `quantize_params`.
+        draft: (settings, params) of a smaller model with the same vocabulary, for
+            speculative decoding (`gptjax.infer.speculative`).
+        guesses: tokens that the draft model proposes in a step.
         fingerprint: a hash of the weights.
-        trained_step: the training step of the weights' checkpoint.
+        trained_step: the training step of the checkpoint.
     """
 
     def __init__(
@@ -94,25 +90,25 @@ class Engine:
         if slots < 1:
             raise UserError(f'slots={slots}: use a positive number')
         self.tokenizer = tokenizer
-        self.context = settings.context
+        self.context = settings.context  # largest number of tokens, prompt and reply
         self.vocab_size = settings.vocab_size
         self.fingerprint = fingerprint
         self.trained_step = trained_step
-        self.failure = None
+        self.failure = None  # the error that stopped the engine
         self._runner = ModelRunner(
             settings, params, slots, chunk, new_cache, convert, draft, guesses
         )
-        self._scheduler = Scheduler(self._runner, prefix_bytes, self._end)
+        self._scheduler = Scheduler(self._runner, prefix_bytes, self._end_request)
         self._max_waiting = queue
         self._new_ids = count(1)
         self._lock = threading.Condition()
         self._waiting = deque()
         self._cancelled = set()
-        self._requests = {}  # request_id -> request, waiting or running
+        self._requests = {}  # request_id -> request that waits or runs
         self._thread = None
         self._closing = False
 
-    # ---- for any thread -------------------------------------------------------
+    # ---- methods for any thread -----------------------------------------------
 
     def submit(
         self,
@@ -120,13 +116,13 @@ class Engine:
         parameters: SamplingParameters,
         on_update: Callable[[Update], None],
     ) -> int:
-        """Queues a request; its id, for `cancel`.
+        """Queues a request and returns its id, for `cancel`.
 
-        `on_update` is called with each `Update`, on the engine's thread; an error in it
+        The engine's thread calls `on_update` with each `Update`; an exception in it
         stops the engine.
 
         Raises:
-            EngineStopped: it has failed, or it was closed.
+            EngineStopped: the engine failed or was closed.
             QueueFull: no more requests may wait.
             ContextOverflow: the prompt leaves no room for a reply.
             UserError: the prompt or a parameter is not valid.
@@ -163,7 +159,7 @@ class Engine:
         return request.request_id
 
     def cancel(self, request_id: int) -> None:
-        """Ends a request before the next decode step, if it has not ended yet."""
+        """Ends a request before the next decode step, unless it has ended."""
         with self._lock:
             if request_id in self._requests:
                 self._cancelled.add(request_id)
@@ -173,7 +169,7 @@ class Engine:
         with self._lock:
             scheduler = self._scheduler
             running = [request for request in scheduler.requests if request]
-            num_cached = sum(request.num_cached for request in running)
+            num_cached = sum(r.num_prefilled + r.num_drawn for r in running)
             return Stats(
                 running=len(running),
                 waiting=len(self._waiting),
@@ -186,12 +182,12 @@ class Engine:
             )
 
     def start(self) -> None:
-        """Runs `step` on a thread of its own until `close`."""
+        """Starts a thread that runs `step` until `close`."""
         self._thread = threading.Thread(target=self._run, name='engine', daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread; requests that still run are cancelled."""
+        """Cancels all requests and ends the thread."""
         with self._lock:
             self._closing = True
             self._cancelled.update(self._requests)
@@ -203,7 +199,10 @@ class Engine:
     def reply(
         self, prompt: Sequence[int], parameters: SamplingParameters
     ) -> Iterator[Update]:
-        """Yields the updates of one request, with or without the thread."""
+        """Yields the updates of one request; closing the generator cancels it.
+
+        Without the thread, this method runs the steps.
+        """
         updates = SimpleQueue()
         request_id = self.submit(prompt, parameters, updates.put)
         finished = False
@@ -216,37 +215,37 @@ class Engine:
                 finished = update.finish is not None
                 yield update
         finally:
-            self.cancel(request_id)  # whoever closes the generator wants no more
+            self.cancel(request_id)
 
     def complete(
         self,
         prompts: Sequence[Sequence[int]],
         parameters: SamplingParameters | Sequence[SamplingParameters],
     ) -> list[Reply]:
-        """Whole replies to any number of prompts, in order.
+        """Whole replies to any number of prompts, in order; needs no thread.
 
-        For an engine without a thread. Nobody waits for a first token here, so all
-        prompts that have a slot are read before the next decode step: otherwise most
-        slots would be empty where replies are short.
+        Latency does not matter here, so every prompt that has a slot is prefilled
+        completely before the next decode step. Otherwise most slots would stay empty
+        when replies are short.
         """
         if isinstance(parameters, SamplingParameters):
             parameters = [parameters] * len(prompts)
         updates = [[] for _ in prompts]
-        todo = deque(zip(prompts, parameters, updates, strict=True))
+        unsubmitted = deque(zip(prompts, parameters, updates, strict=True))
         slots = self._runner.slots
-        while todo or self._step(whole_prompts=True):
-            # No more wait than can run next: the others need no memory yet.
-            while todo and self._has_room() and len(self._waiting) < slots:
-                prompt, sampling, reply_updates = todo.popleft()
+        while unsubmitted or self.step(whole_prompts=True):
+            # More requests than slots need not wait in the queue and use memory.
+            while unsubmitted and self._has_room() and len(self._waiting) < slots:
+                prompt, sampling, reply_updates = unsubmitted.popleft()
                 self.submit(prompt, sampling, reply_updates.append)
-            if todo:
-                self._step(whole_prompts=True)
+            if unsubmitted:
+                self.step(whole_prompts=True)
         return [join_updates(reply_updates) for reply_updates in updates]
 
-    # ---- for the engine's thread ----------------------------------------------
+    # ---- methods for the engine's thread --------------------------------------
 
     def warm_up(self) -> None:
-        """Compiles every program: nothing compiles after it."""
+        """Compiles every program, so that later requests compile nothing."""
         with jax.set_mesh(self._runner.mesh):
             self._runner.warm_up()
         last = self.context - 1
@@ -254,33 +253,30 @@ class Engine:
         self._scheduler.reset_counts()
 
     def update_weights(self, params, fingerprint: str) -> None:
-        """Takes new weights, sharded as the first; nothing compiles again.
+        """Replaces the weights without compiling, and clears the prefix cache.
 
-        The prefix cache is cleared, as old weights wrote it. The weights may be donated
-        elsewhere only once the next ones have been given.
+        The engine may share memory with `params`: donate them to another program only
+        after the next call.
 
         Raises:
             RuntimeError: requests are running or waiting.
-            ValueError: other shapes, dtypes or shardings.
+            ValueError: shapes, dtypes or shardings differ from the first weights.
         """
         if self._requests or not self._scheduler.idle:
             raise RuntimeError('the engine is busy: its weights cannot change')
         with jax.set_mesh(self._runner.mesh):
             self._runner.update_weights(params)
-        self._scheduler.clear_prefix_cache()
+        self._scheduler.prefix_cache.clear()
         self.fingerprint = fingerprint
 
-    def step(self) -> bool:
-        """Assigns slots, reads chunks of prompts, decodes a step; False: idle."""
-        return self._step(whole_prompts=False)
-
-    def _step(self, whole_prompts):
+    def step(self, whole_prompts: bool = False) -> bool:
+        """Assigns slots and runs one `Scheduler.step`; False if the engine is idle."""
         with jax.set_mesh(self._runner.mesh):
             self._end_cancelled()
             self._assign_slots()
-            busy = self._scheduler.step(whole_prompts)
-        # A grammar may have ended all that ran in this step while others still wait.
-        return busy or bool(self._waiting)
+            had_work = self._scheduler.step(whole_prompts)
+        # Grammars may end all running replies within a step while requests wait.
+        return had_work or bool(self._waiting)
 
     def _run(self):
         while True:
@@ -299,7 +295,7 @@ class Engine:
                 raise
 
     def _fail(self, error):
-        """Ends every request: after an error the slots cannot be trusted."""
+        """Ends every request with an error: the state of the slots is unknown."""
         with self._lock:
             self.failure = f'the engine stopped: {str(error) or type(error).__name__}'
             requests = list(self._requests.values())
@@ -308,14 +304,14 @@ class Engine:
             self._cancelled.clear()
             self._scheduler.clear()
         for request in requests:
-            # Its callback may be what failed; the others are called all the same.
+            # This callback may have raised the error; the others are still called.
             with suppress(Exception):
                 request.on_update(Update(finish='error', error=self.failure))
 
     def _has_room(self) -> bool:
-        """Whether one more request may wait, for a free slot or in the queue."""
-        free = self._scheduler.requests.count(None)
-        return len(self._waiting) < self._max_waiting + free
+        """Whether one more request gets a free slot or a place in the queue."""
+        num_free = self._scheduler.requests.count(None)
+        return len(self._waiting) < self._max_waiting + num_free
 
     def _end_cancelled(self):
         with self._lock:
@@ -327,10 +323,10 @@ class Engine:
                 if request.slot is None:
                     self._waiting.remove(request)
         for request in requests:
-            self._end(request, Update(finish='cancelled'))
+            self._end_request(request, Update(finish='cancelled'))
 
     def _assign_slots(self):
-        """Gives free slots to the requests that wait, first come first served."""
+        """Gives free slots to waiting requests in the order of submission."""
         for slot, running in enumerate(self._scheduler.requests):
             if running:
                 continue
@@ -338,14 +334,17 @@ class Engine:
                 if not self._waiting:
                     return
                 request = self._waiting.popleft()
-                self._scheduler.assign_slot(request, slot)
+                request.slot = slot
+                self._scheduler.requests[slot] = request
             self._scheduler.copy_cached_prefix(request)
 
-    def _end(self, request, last_update):
-        """Frees the slot of a request, then calls it with its last update."""
+    def _end_request(self, request, last_update):
+        """Frees the slot of a request, then sends the last update."""
         with self._lock:
             del self._requests[request.request_id]
             self._cancelled.discard(request.request_id)
-            self._scheduler.free_slot(request)
-        self._scheduler.stop_decoding(request)
+            if request.slot is not None:
+                self._scheduler.requests[request.slot] = None
+        if request.decoding:
+            self._runner.stop_slot(request.slot)
         request.on_update(last_update)

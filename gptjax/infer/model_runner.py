@@ -1,7 +1,7 @@
-"""The model and its slots on the device: what the scheduler calls.
+"""The model runner: the weights and the slots on the device, called by the scheduler.
 
-The methods dispatch to the device and do not wait; they are called under
-`jax.set_mesh(runner.mesh)`.
+The methods start work on the device and do not wait for it. They have to be called
+under `jax.set_mesh(runner.mesh)`.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,23 +15,23 @@ from gptjax.core.console import UserError
 from gptjax.infer import slots as device_slots
 from gptjax.infer import speculative
 from gptjax.infer.request import Grammar, SamplingParameters
-from gptjax.infer.sampling import Sampling
+from gptjax.infer.sampling import make_sampling
 from gptjax.infer.slots import Detail, StepOutput
 from gptjax.models.gpt import unstack_layers
 from gptjax.models.linear import transpose_params
 from gptjax.parallel.mesh import get_mesh
 from gptjax.parallel.sharding import replicated
 
-# How many of the fields of `StepOutput` are copied to the host.
+# The number of fields of `StepOutput` that are copied to the host.
 NUM_FIELDS = {Detail.TOKEN: 2, Detail.LOGPROB: 3, Detail.ALTERNATIVES: 5}
 
-MIN_CHUNK = 16  # tokens; the last chunk of a prompt is padded to a power of two
+MIN_CHUNK = 16  # tokens; a shorter last chunk of a prompt is padded
 
 
 class ModelRunner:
-    """The weights, the slots' state, and the programs on them.
+    """The weights, the state of the slots, and the programs that compute them.
 
-    The arguments are those of `Engine`; `chunk` is lowered for a short context.
+    The arguments are those of `Engine`; `chunk` is at most a quarter of the context.
     """
 
     def __init__(
@@ -74,12 +74,17 @@ class ModelRunner:
             self._state = jax.jit(device_slots.empty_slots, static_argnums=(1, 2))(
                 cache, settings.vocab_size, settings.context
             )
-        self._all_allowed = jax.device_put(self._allow_all(), replicated(self.mesh))
+        # (B, ceil(V / 32)), one bit for each token.
+        shape = slots, -(-settings.vocab_size // 32)
+        self._allow_all = np.full(shape, 2**32 - 1, np.uint32)
+        self._allow_all_on_device = jax.device_put(
+            self._allow_all, replicated(self.mesh)
+        )
 
     def update_weights(self, params) -> None:
-        """Takes new weights of the model (a draft's stay); compiles nothing."""
-        draft = self._params[1:] if isinstance(self._params, tuple) else ()
-        old = self._params[0] if draft else self._params
+        """Replaces the weights without compiling; a draft model keeps its weights."""
+        with_draft = isinstance(self._params, tuple)
+        old, *draft = self._params if with_draft else (self._params,)
         new = self._prepare(params)
         describe = lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding)
         if jax.tree.map(describe, new) != jax.tree.map(describe, old):
@@ -87,8 +92,8 @@ class ModelRunner:
         self._params = (new, *draft) if draft else new
 
     def warm_up(self) -> None:
-        """Compiles what reads prompts and copies blocks, but not `decode`."""
-        sizes = {self._padded(length) for length in range(1, self.chunk + 1)}
+        """Compiles the prefill of every chunk size and the copying of blocks."""
+        sizes = {self._padded_size(length) for length in range(1, self.chunk + 1)}
         for size in sorted(sizes):
             padding = np.full(size, self.context, np.int32)
             zeros = np.zeros(size, np.int32)
@@ -100,14 +105,14 @@ class ModelRunner:
     def prefill(
         self, slot: int, prompt: Sequence[int], start: int, end: int, score: bool
     ) -> StepOutput:
-        """Reads tokens `start` to `end` (at most a chunk) of a prompt into a slot.
+        """Prefills tokens `start` to `end`, at most one chunk, of a prompt.
 
         Returns:
-            (1, T), the first `end - start` valid: with `score`, the log-probabilities
-            of the tokens after each.
+            With `score`, log-probabilities (1, T) of the prompt's next tokens
+            `start + 1` to `end + 1`; the first `end - start` are valid.
         """
         length = end - start
-        tokens, positions, targets = np.zeros((3, self._padded(length)), np.int32)
+        tokens, positions, targets = np.zeros((3, self._padded_size(length)), np.int32)
         positions[:] = self.context
         tokens[:length] = prompt[start:end]
         positions[:length] = range(start, end)
@@ -120,44 +125,38 @@ class ModelRunner:
     def start_slot(
         self, slot: int, prompt: Sequence[int], parameters: SamplingParameters
     ) -> None:
-        """A slot that has read all but the last token decodes from the next step on."""
+        """Makes a prefilled slot decode from the next step on."""
         seen = np.zeros(self.vocab_size, bool)
         seen[list(prompt)] = True
         bias = np.zeros(self.vocab_size, np.float32)
         for token, value in parameters.logit_bias.items():
             bias[token] = value
-        sampling = Sampling(
-            *(
-                (np.int32 if name == 'top_k' else np.float32)(getattr(parameters, name))
-                for name in Sampling._fields
-            )
-        )
         self._state = device_slots.start_slot(
             self._state,
             np.int32(slot),
             np.int32(prompt[-1]),
             np.int32(len(prompt) - 1),
             np.uint32(parameters.seed),
-            sampling,
+            make_sampling(parameters),
             seen,
             bias,
         )
 
-    def decode(self, grammars: Sequence[Grammar | None], detail: Detail) -> StepOutput:
-        """Begins a step of all slots, and the copy of its output to the host.
+    def decode(self, grammars: dict[int, Grammar], detail: Detail) -> StepOutput:
+        """Starts a decode step of all slots, and the copy of its output to the host.
 
-        What `detail` leaves out of the output is None.
+        `grammars` has the grammar of each slot that has one. Fields of the output that
+        `detail` does not require are None.
         """
-        allowed = self._all_allowed
-        if any(grammars):
-            allowed = self._allow_all()
-            for slot, grammar in enumerate(grammars):
-                if grammar:
-                    allowed[slot] = grammar.allowed()
-            # With another sharding the program would compile again.
-            allowed = jax.device_put(allowed, self._all_allowed.sharding)
+        allowed = self._allow_all_on_device
+        if grammars:
+            allowed = self._allow_all.copy()
+            for slot, grammar in grammars.items():
+                allowed[slot] = grammar.allowed()
+            # Another sharding would compile the program again.
+            allowed = jax.device_put(allowed, self._allow_all_on_device.sharding)
         self._state, output = self._programs.decode(
-            self._params, self._state, allowed, any(grammars), np.int32(detail)
+            self._params, self._state, allowed, bool(grammars), np.int32(detail)
         )
         copied = output[: NUM_FIELDS[detail]]
         for array in copied:
@@ -165,29 +164,25 @@ class ModelRunner:
         return StepOutput(*copied, *[None] * (len(output) - len(copied)))
 
     def stop_slot(self, slot: int) -> None:
-        """The slot is idle from the next step."""
+        """Makes a slot idle from the next step on."""
         self._state = device_slots.stop_slot(
             self._state, np.int32(slot), np.int32(self.context)
         )
 
     def read_block(self, slot: int, start: int):
-        """A copy of a chunk in a slot's cache."""
+        """A copy of one chunk of a slot's cache, from position `start`."""
         return device_slots.read_block(
             self._state, np.int32(slot), np.int32(start), self.chunk
         )
 
     def write_block(self, slot: int, start: int, block) -> None:
-        """Writes such a copy into a slot."""
+        """Writes a block of `read_block` to a slot."""
         self._state = device_slots.write_block(
             self._state, np.int32(slot), np.int32(start), block
         )
 
-    def _allow_all(self):
-        """uint32 (B, ceil(V / 32)), a bit a token."""
-        return np.full((self.slots, -(-self.vocab_size // 32)), 2**32 - 1, np.uint32)
-
-    def _padded(self, length: int) -> int:
-        """The size of the program that reads so many tokens."""
+    def _padded_size(self, length: int) -> int:
+        """The next power of two, at least MIN_CHUNK, at most the chunk."""
         size = max(MIN_CHUNK, 1 << (length - 1).bit_length())
         return min(size, max(self.chunk, length))
 
@@ -195,26 +190,28 @@ class ModelRunner:
 def _check_draft(settings, draft, guesses):
     if draft.vocab_size != settings.vocab_size:
         raise UserError(
-            f'the draft model has {draft.vocab_size} tokens and the model '
-            f'{settings.vocab_size}: use two that were trained with one tokenizer'
+            f'draft.vocab_size={draft.vocab_size} differs from '
+            f'model.vocab_size={settings.vocab_size}: train the draft model with the '
+            "model's tokenizer"
         )
     if draft.context < settings.context and draft.position == 'learned':
         raise UserError(
-            f'the draft model has {draft.context} positions and the model '
-            f'{settings.context}: use a draft with as many'
+            f'draft.context={draft.context} is shorter than '
+            f'model.context={settings.context}: train a draft model with a context at '
+            'least as long'
         )
     if guesses < 1:
         raise UserError(f'guesses={guesses}: use a positive number')
 
 
-# ---- compilations: proof that serving compiles nothing
+# ---- the number of compilations, to show that serving compiles nothing
 
 _COMPILATION = '/jax/core/compile/backend_compile_duration'
 _num_compilations = 0
 
 
 def count_compilations() -> int:
-    """Programs that this process has compiled since this module was imported."""
+    """Programs that this process compiled since the import of this module."""
     return _num_compilations
 
 

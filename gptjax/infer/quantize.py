@@ -1,9 +1,10 @@
-"""Weights of a byte each: a matrix as whole numbers and a scale for each output.
+"""int8 weights: a matrix of int8 numbers with one float32 scale for each output.
 
     w[..., j] ~ round(w[..., j] / s_j) s_j,   s_j = max |w[..., j]| / 127
 
-A quarter of the memory. Where a device fuses the conversion into the product that
-uses it (GPU, TPU) decoding, which waits for memory, is faster; on a CPU it is not.
+They take a quarter of the memory of float32. Decoding is limited by memory bandwidth,
+so it gets faster where the compiler fuses the conversion into the matrix product (GPU,
+TPU; not CPU).
 """
 
 from dataclasses import dataclass
@@ -17,25 +18,23 @@ from gptjax.models.linear import INPUT_AXES, ParameterSubstitute
 @jax.tree_util.register_dataclass
 @dataclass(eq=False)
 class Int8Matrix(ParameterSubstitute):
-    """A matrix in bytes."""
-
-    numbers: jax.Array  # int8, of the matrix' shape
-    scales: jax.Array  # float32, the same with 1 for the axes summed over
+    numbers: jax.Array  # int8, the shape of the matrix
+    scales: jax.Array  # float32, the same shape with 1 for the input axes
 
     def astype(self, dtype):
-        """The matrix that it stands for."""
+        """The dequantised matrix."""
         return (self.numbers.astype(jnp.float32) * self.scales).astype(dtype)
 
 
 def quantize_params(params):
-    """Unstacked parameters with every matrix of layers and head in bytes.
+    """Unstacked parameters with int8 matrices in the layers and the head.
 
-    Embeddings, norms and biases stay: they are read by the row, or small.
+    Embeddings stay float32 because only single rows are read, norms and biases
+    because they are small.
     """
 
     def quantize_leaf(path, leaf):
         inputs = INPUT_AXES.get(path[-1].key)
-        # The same names stand for norms' subtrees, never for their leaves.
         return leaf if inputs is None else _quantize(leaf, tuple(range(inputs)))
 
     return jax.tree_util.tree_map_with_path(quantize_leaf, params)
@@ -48,11 +47,11 @@ def _quantize(matrix, axes) -> Int8Matrix:
 
 
 def cast_params(params, dtype):
-    """Unstacked parameters with those in `dtype` that are only ever read in it.
+    """Unstacked parameters with the matrices of layers and head in `dtype`.
 
-    Those are the matrices of layers and head, and the embedding unless learned
-    positions are added to it in float32. Norms are float32, and biases small. With
-    the dtype of the model's products, what it computes stays the same.
+    The token embedding is cast too, unless learned positions are added to it in
+    float32. Norms compute in float32, and biases are small. If `dtype` is the model's
+    compute dtype, the results are bitwise the same.
     """
     embeddings = set() if 'position' in params['embed'] else {'token'}
     cast = {jax.tree_util.DictKey(name) for name in INPUT_AXES.keys() | embeddings}

@@ -1,4 +1,4 @@
-"""The engine's requests and replies: plain types of the host."""
+"""Requests to the engine and its replies, as plain Python types."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,19 +8,19 @@ import numpy as np
 
 from gptjax.core.console import UserError
 
-MOST_ALTERNATIVES = 20  # of `logprobs`
+MOST_ALTERNATIVES = 20  # the largest `logprobs`
 LARGEST_SEED = 2**32 - 1
 
 
 class Limits(NamedTuple):
-    """The least and the most that a number may be; `above`: more than the least."""
+    """The smallest and the largest valid number; with `above`, `least` is not valid."""
 
     least: float
     most: float
     above: bool = False
 
     def allow(self, value: float) -> bool:
-        """Whether `value` is within; NaN is not."""
+        """Whether `value` is valid; NaN is not."""
         if self.above:
             return self.least < value <= self.most
         return self.least <= value <= self.most
@@ -31,9 +31,9 @@ class Limits(NamedTuple):
         return f'from {self.least} to {self.most}'
 
 
-# Ranges of `SamplingParameters`; a server's schemas read them too.
+# Ranges of `SamplingParameters`. The JSON schemas of the server use them too.
 LIMITS = dict(
-    max_tokens=Limits(0, 2**17),  # the context is what bounds it
+    max_tokens=Limits(0, 2**17),  # the context sets the real limit
     temperature=Limits(0, 100),
     top_k=Limits(0, 2**31 - 1),
     top_p=Limits(0, 1, above=True),
@@ -48,65 +48,55 @@ BIAS_LIMITS = Limits(-1000, 1000)
 
 
 class Grammar(Protocol):
-    """The constraint on one reply: which tokens may come next."""
+    """Decides which tokens may come next in one reply."""
 
     def allowed(self) -> np.ndarray:
-        """uint32 (ceil(V / 32),), a bit a token, the lowest bit first."""
+        """uint32 (ceil(V / 32),): one bit for each token, lowest bit first."""
 
     def accept(self, token: int) -> None:
-        """Advances by the token that was drawn."""
+        """Appends a drawn token."""
 
     def ended(self) -> bool:
-        """Whether nothing more can follow."""
+        """Whether no further token is allowed."""
 
 
 @dataclass(frozen=True)
 class SamplingParameters:
-    """The parameters of a reply's draws, and where it ends.
+    """How the tokens of a reply are drawn, and where the reply ends.
 
-    max_tokens: at most so many are drawn; 0 only scores the prompt.
-    temperature: divides the logits; 0: the likeliest token.
-    top_k: tokens that stay, the likeliest; 0: all.
-    top_p: the likeliest stay until their probabilities add up to it; 1: all.
-    min_p: those stay with this share of the likeliest's probability; 0: all.
-    repetition_penalty: divides a positive logit of a token that prompt or reply
-        have, and multiplies a negative one (Keskar et al. 2019); 1: none.
-    presence_penalty: taken from the logit of a token that the reply has.
-    frequency_penalty: the same, times how often.
-    logit_bias: added to the logits of these tokens.
-    seed: of the draws. The same weights, prompt, parameters and seed give the
-        same reply, whatever else runs.
-    stop: the reply ends before the first of these strings to be complete.
-    stop_tokens: and at these tokens. EOS always ends it.
-    logprobs: alternatives listed beside each token; None: no log-probabilities.
-    prompt_logprobs: log-probabilities of the prompt's tokens too.
-    grammar: allows some tokens only; of this one request.
+    The same weights, prompt, parameters and seed give the same reply, whatever other
+    requests run. EOS always ends a reply.
     """
 
-    max_tokens: int = 256
-    temperature: float = 1.0
-    top_k: int = 0
+    max_tokens: int = 256  # of the reply; 0 only scores the prompt
+    temperature: float = 1.0  # divides the logits; 0 takes the most likely token
+    top_k: int = 0  # keeps the k most likely tokens; 0 keeps all
+    # Keeps the most likely tokens until their probabilities sum to this.
     top_p: float = 1.0
+    # Keeps tokens of at least this share of the largest probability.
     min_p: float = 0.0
+    # For tokens of the prompt and the reply: divides a positive logit and multiplies
+    # a negative one (Keskar et al. 2019).
     repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    presence_penalty: float = 0.0  # subtracted from logits of tokens of the reply
+    frequency_penalty: float = 0.0  # the same, times the token's count
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # added to logits
     seed: int = 0
-    stop: tuple[str, ...] = ()
-    stop_tokens: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()  # strings that end the reply and are not part of it
+    stop_tokens: tuple[int, ...] = ()  # tokens that end the reply
+    # Number of alternatives listed for each token; None returns no log-probabilities.
     logprobs: int | None = None
-    prompt_logprobs: bool = False
-    grammar: Grammar | None = None
+    prompt_logprobs: bool = False  # also scores the tokens of the prompt
+    grammar: Grammar | None = None  # an object for this request alone
 
 
 class Token(NamedTuple):
     """A token of a reply or a prompt.
 
-    logprob: ln P under the model itself: temperature 1, no penalties, no filters;
-        None where it was not asked for, and of a prompt's first token.
-    top: the likeliest (id, logprob), best first. The token's own entry, where it
-        is among them, is the identical float.
+    logprob: ln P of the model itself (temperature 1, no penalties, no filters). None
+        if log-probabilities were not requested, and for the first token of a prompt.
+    top: the most likely (id, logprob), best first. If the token is among them, its
+        value there is the identical float.
     """
 
     id: int
@@ -115,17 +105,17 @@ class Token(NamedTuple):
 
 
 class Update(NamedTuple):
-    """News of a request from the engine. All texts joined are the reply.
+    """A part of a reply. The reply is the concatenation of the parts.
 
-    text: never holds a stop string, a part of one, or half a character.
-    tokens: those the text is from. Those of text that is held back come later; those
-        of text that a stop string cut off never do.
-    prompt: once, in the first update, where `prompt_logprobs` was asked for.
-    finish: in the last one: 'stop' (EOS, stop token, stop string, the grammar's
-        end), 'length', 'cancelled' or 'error'.
-    stopped_by: the stop string, or the stop token's id; None for EOS.
+    text: complete characters, without stop strings or a beginning of one.
+    tokens: the tokens of `text`. Tokens whose text is held back come in a later
+        update; tokens whose text a stop string removed never come.
+    prompt: the scored prompt, in the first update if `prompt_logprobs` is set.
+    finish: None until the last update, then 'stop' (EOS, a stop token, a stop string
+        or the end of the grammar), 'length', 'cancelled' or 'error'.
+    stopped_by: the stop string, or the id of the stop token; None for EOS.
     ending: the EOS or stop token that ended the reply.
-    error: what went wrong, where `finish` is 'error'.
+    error: the message if `finish` is 'error'.
     """
 
     text: str = ''
@@ -138,7 +128,7 @@ class Update(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """A whole reply; the fields are those of its updates, joined."""
+    """A whole reply, with the fields of `Update`."""
 
     text: str
     tokens: tuple[Token, ...]
@@ -149,7 +139,7 @@ class Reply(NamedTuple):
 
 
 def join_updates(updates: Sequence[Update]) -> Reply:
-    """The whole reply that updates add up to; RuntimeError if the engine failed."""
+    """Concatenates all updates of a request; RuntimeError if the engine failed."""
     last = updates[-1]
     if last.finish == 'error':
         raise RuntimeError(last.error)
@@ -164,11 +154,11 @@ def join_updates(updates: Sequence[Update]) -> Reply:
 
 
 class QueueFull(Exception):
-    """As many requests wait as may; later there is room again."""
+    """The queue of waiting requests is full; try again later."""
 
 
 class EngineStopped(Exception):
-    """The engine draws no more: it has failed, or it was closed."""
+    """The engine takes no more requests: it failed, or it was closed."""
 
 
 class ContextOverflow(UserError):
@@ -186,7 +176,7 @@ class ContextOverflow(UserError):
 def check_parameters(
     parameters: SamplingParameters, vocab_size: int, prefix: str = ''
 ) -> None:
-    """Refuses fields out of range; `prefix`, as 'sample.', goes before their names."""
+    """Refuses values out of range; `prefix` ('/set ') stands before a name."""
     for name, limits in LIMITS.items():
         value = getattr(parameters, name)
         if value is not None and not limits.allow(value):

@@ -1,8 +1,7 @@
-"""A request while it runs: how far its prompt is read, and the reply so far."""
+"""The state of one request on the host: prefill progress, drawn tokens, reply text."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
@@ -10,35 +9,31 @@ from gptjax.infer.request import SamplingParameters, Token, Update
 from gptjax.infer.slots import Detail, StepOutput
 
 
-class TextPart(NamedTuple):
-    """Text to show now, the tokens it is from, and the stop string that ended it."""
-
-    text: str
-    tokens: tuple[Token, ...]
-    stopped_by: str | None
-
-
 class StreamedText:
-    """Turns a reply's tokens into text: whole characters, no stop strings.
+    """Turns the tokens of a reply into text: whole characters, no stop strings.
 
-    The texts of all `push` and the `finish` joined are the decoded tokens, up to
-    where a stop string begins: the one that is complete first, and of those that end
-    together the longest. So it does not matter how the text is cut into tokens: with
-    the stops 'abc' and 'b', 'abc' gives 'a'. What may still become a stop string is
-    held back.
+    A suffix that may become a stop string is held back. With the stop string 'cd',
+    the tokens 'ab', 'c', 'e' give the texts 'ab', '', 'ce'.
+
+    The reply ends before the stop string that is completed first, or before the
+    longest of those that are completed by the same character. The split into tokens
+    makes no difference: with the stop strings 'abc' and 'b', 'abc' gives 'a'.
     """
 
     def __init__(self, tokenizer, stop: Sequence[str] = ()):
         self._stream = tokenizer.stream()
         self._stop = tuple(stop)
-        self._text = ''  # decoded and not shown yet
-        self._tokens = []  # (token, where it begins and ends in it), not shown yet
+        self._text = ''  # decoded, not returned yet
+        self._tokens = []  # (token, start and end in `_text`), not returned yet
 
-    def push(self, token: Token) -> TextPart:
-        """The text that can be shown after `token`; the last call once stopped."""
+    def push(self, token: Token) -> Update:
+        """Text that can be shown after `token`; `stopped_by` is set at a stop string.
+
+        There is no further call after a stop string.
+        """
         start = len(self._text)
         self._text += self._stream.push(token.id)
-        # What begins a character belongs to it, and comes with it.
+        # The first bytes of a character are returned together with that character.
         end = len(self._text) + self._stream.unfinished
         self._tokens.append((token, start, end))
         stops = [
@@ -48,24 +43,25 @@ class StreamedText:
         ]
         if stops:
             _, begin, stop = min(stops)
-            tokens = [token for token, start, _ in self._tokens if start < begin]
-            return TextPart(self._text[:begin], tuple(tokens), stop)
-        return self._show(len(self._text) - self._num_held_back())
+            tokens = tuple(token for token, start, _ in self._tokens if start < begin)
+            return Update(self._text[:begin], tokens, stopped_by=stop)
+        return self._take(len(self._text) - self._num_held_back())
 
-    def finish(self) -> TextPart:
-        """The rest, where the reply ends without a stop string."""
+    def finish(self) -> Update:
+        """The rest of the text, if the reply ended without a stop string."""
         self._text += self._stream.finish()
-        return TextPart(self._text, tuple(token for token, *_ in self._tokens), None)
+        return Update(self._text, tuple(token for token, *_ in self._tokens))
 
     def _num_held_back(self) -> int:
-        """How many of the last characters are the beginning of a stop string."""
+        """The length of the longest suffix that begins a stop string."""
         for length in range(len(self._text), 0, -1):
-            end = self._text[-length:]
-            if any(stop.startswith(end) for stop in self._stop):
+            suffix = self._text[-length:]
+            if any(stop.startswith(suffix) for stop in self._stop):
                 return length
         return 0
 
-    def _show(self, length):
+    def _take(self, length):
+        """Removes and returns the first `length` characters and their tokens."""
         text, self._text = self._text[:length], self._text[length:]
         count = sum(end <= length for _, _, end in self._tokens)
         tokens = tuple(token for token, *_ in self._tokens[:count])
@@ -73,55 +69,51 @@ class StreamedText:
             (token, start - length, end - length)
             for token, start, end in self._tokens[count:]
         ]
-        return TextPart(text, tokens, None)
+        return Update(text, tokens)
 
 
 @dataclass
 class RequestState:
-    """A request's state on the host.
-
-    prompt_outputs: (number of tokens, `StepOutput`) of each chunk of the prompt,
-        where its log-probabilities are wanted.
-    """
+    """A request that waits or runs."""
 
     request_id: int  # ascending in the order of submission
     prompt: tuple[int, ...]
     parameters: SamplingParameters
     on_update: Callable[[Update], None]
     text: StreamedText
-    max_tokens: int  # what the parameters and the context allow
+    max_tokens: int  # of the reply: the smaller of the parameter and the context's room
     eos_id: int
-    slot: int | None = None  # None while it waits
+    slot: int | None = None  # None while the request waits
     num_prefilled: int = 0  # tokens of the prompt in the slot's cache
     num_drawn: int = 0  # tokens of the reply
-    decoding: bool = False  # the whole prompt was read
+    decoding: bool = False  # the prompt is prefilled and the slot decodes
+    # (number of tokens, `StepOutput`) of each chunk of a prompt that is scored.
     prompt_outputs: list = field(default_factory=list)
 
-    @property
-    def num_cached(self) -> int:
-        """Its tokens in the cache."""
-        return self.num_prefilled + self.num_drawn
-
     def append_token(self, token: Token) -> Update:
-        """Adds a drawn token: it is shown, or held back, or ends the reply."""
+        """Adds a drawn token to the reply; the last update has `finish`."""
         parameters = self.parameters
         self.num_drawn += 1
         if token.id == self.eos_id or token.id in parameters.stop_tokens:
-            by = None if token.id == self.eos_id else token.id
-            text, tokens, _ = self.text.finish()
-            return Update(text, tokens, finish='stop', stopped_by=by, ending=token)
-        text, tokens, stopped_by = self.text.push(token)
-        finish = 'stop' if stopped_by is not None else None
-        grammar = parameters.grammar
-        if grammar and not finish:
-            grammar.accept(token.id)
-            finish = 'stop' if grammar.ended() else None
+            stopped_by = None if token.id == self.eos_id else token.id
+            return self.text.finish()._replace(
+                finish='stop', stopped_by=stopped_by, ending=token
+            )
+        update = self.text.push(token)
+        if update.stopped_by is not None:
+            return update._replace(finish='stop')
+        finish = None
+        if parameters.grammar:
+            parameters.grammar.accept(token.id)
+            finish = 'stop' if parameters.grammar.ended() else None
         if not finish and self.num_drawn == self.max_tokens:
             finish = 'length'
-        if finish and stopped_by is None:
+        if finish:
             rest = self.text.finish()
-            text, tokens = text + rest.text, tokens + rest.tokens
-        return Update(text, tokens, finish=finish, stopped_by=stopped_by)
+            return Update(
+                update.text + rest.text, update.tokens + rest.tokens, finish=finish
+            )
+        return update
 
     def scored_prompt(self) -> tuple[Token, ...]:
         """The prompt's tokens with their log-probabilities; the first has none."""
@@ -133,7 +125,7 @@ class RequestState:
 
 
 def required_detail(parameters: SamplingParameters) -> Detail:
-    """What a request needs of each token of a step."""
+    """What a step has to compute for a request with these parameters."""
     if parameters.logprobs:
         return Detail.ALTERNATIVES
     if parameters.logprobs is not None or parameters.prompt_logprobs:
@@ -144,7 +136,7 @@ def required_detail(parameters: SamplingParameters) -> Detail:
 def read_token(
     output: StepOutput, row: int, t: int, parameters: SamplingParameters
 ) -> Token:
-    """Token t of a row of a step, with what its request needs."""
+    """Token `t` of a row of a step, with the log-probabilities that were requested."""
     token, detail = int(output.tokens_BT[row, t]), required_detail(parameters)
     if detail == Detail.TOKEN:
         return Token(token)

@@ -1,16 +1,16 @@
-"""Drawing the next token of every row, each by its own parameters."""
+"""Draws the next token of every row, each with its own parameters."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from gptjax.infer.request import SamplingParameters
 
 
 class Sampling(NamedTuple):
-    """How each row draws; every field is (B,), or a scalar for all rows.
-
-    `gptjax.infer.request.SamplingParameters` says what each means.
-    """
+    """The fields of `SamplingParameters` as arrays: (B,), or a scalar for all rows."""
 
     temperature: jax.Array | float = 1.0
     top_k: jax.Array | int = 0
@@ -22,11 +22,19 @@ class Sampling(NamedTuple):
 
 
 class History(NamedTuple):
-    """What the penalties and biases of each row depend on."""
+    """The tokens of each row's prompt and reply, for the penalties, and its biases."""
 
     seen_BV: jax.Array  # bool, whether the prompt has the token
-    counts_BV: jax.Array  # int32, how often the reply has it
+    counts_BV: jax.Array  # int32, how often the reply has the token
     bias_BV: jax.Array  # float32, added to the logits
+
+
+def make_sampling(parameters: SamplingParameters) -> Sampling:
+    """The fields of one request as numpy scalars."""
+    dtype = lambda name: np.int32 if name == 'top_k' else np.float32
+    return Sampling(
+        *(dtype(name)(getattr(parameters, name)) for name in Sampling._fields)
+    )
 
 
 def apply_penalties(logits_BV, sampling: Sampling, history: History):
@@ -53,8 +61,8 @@ def apply_penalties(logits_BV, sampling: Sampling, history: History):
             + history.bias_BV
         )
 
-    # Rows without penalties are not changed by those that have some: 1 divides
-    # and 0 is added exactly. So whether any row needs it changes no other row.
+    # Dividing by 1 and adding 0 are exact, so a row without penalties gets the same
+    # logits in both branches.
     needed = (
         jnp.any(jnp.asarray(sampling.repetition_penalty) != 1)
         | jnp.any(jnp.asarray(sampling.presence_penalty) != 0)
@@ -65,14 +73,16 @@ def apply_penalties(logits_BV, sampling: Sampling, history: History):
 
 
 def filter_logits(logits_BV, sampling: Sampling):
-    """Logits over temperature, with -inf where a token may not be drawn.
+    """Logits divided by the temperature, with -inf for tokens that are filtered out.
 
-    The filters apply in the order temperature, top-k, top-p, min-p, each to
-    what the one before left, renormalised. The most likely token always stays,
-    and of equally likely tokens all stay or none.
+    The order is temperature, top-k, top-p, min-p; each filter renormalises what the
+    one before it kept. The most likely token is always kept. Equally likely tokens
+    are kept or filtered out together.
+
+        probabilities 0.5 0.3 0.15 0.05, top_p=0.7 → 0.625 0.375 0 0
     """
     temperature = _as_column(sampling.temperature, logits_BV)
-    # Relative to the largest: at no temperature does the division overflow upwards.
+    # The largest logit becomes 0, so that a small temperature cannot overflow to inf.
     logits = logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)
     logits = logits / jnp.where(temperature > 0, temperature, 1.0)
     top_k = _as_column(sampling.top_k, logits_BV)
@@ -87,8 +97,7 @@ def filter_logits(logits_BV, sampling: Sampling):
             top_p < 1, _find_threshold(logits, probabilities, top_p), -jnp.inf
         )
         logits = jnp.where(logits >= kept, logits, -jnp.inf)
-        # Sharing a normaliser, probabilities compare as logits do; the largest
-        # logit is 0.
+        # The largest logit is 0, so log(p / largest p) is the logit.
         return jnp.where(logits >= jnp.log(min_p), logits, -jnp.inf)
 
     needed = jnp.any((top_k > 0) | (top_p < 1) | (min_p > 0))
@@ -96,10 +105,10 @@ def filter_logits(logits_BV, sampling: Sampling):
 
 
 def draw_tokens(logits_BV, seeds_B, positions_B, sampling: Sampling):
-    """A token for each row, int32 (B,).
+    """A token for each row, int32 (B,), from logits after penalties.
 
-    A row's draw is a function of its own logits (after penalties), seed and position
-    (the token's) alone: a reply does not depend on what else is in the batch.
+    The draw depends only on the row's logits, seed and position (of the new token),
+    so a reply does not depend on the other rows.
     """
     best_B = argmax(logits_BV)
     greedy = jnp.broadcast_to(jnp.asarray(sampling.temperature) == 0, best_B.shape)
@@ -116,29 +125,31 @@ def draw_tokens(logits_BV, seeds_B, positions_B, sampling: Sampling):
 
 
 def argmax(logits_BV):
-    """The first of the largest, int32 (B,).
+    """The index of the first largest logit, int32 (B,).
 
-    As two plain reductions, which a CPU vectorises; `jnp.argmax` is one over pairs.
+    XLA for CPU vectorises these two reductions, but not the single reduction over
+    (value, index) pairs of `jnp.argmax`.
     """
     V = logits_BV.shape[-1]
     largest_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
     tokens_BV = jax.lax.broadcasted_iota(jnp.int32, logits_BV.shape, 1)
     first_B = jnp.min(jnp.where(logits_BV == largest_B1, tokens_BV, V), axis=-1)
-    return jnp.minimum(first_B, V - 1)  # a token even where all are NaN
+    return jnp.minimum(first_B, V - 1)  # a valid token even if all logits are NaN
 
 
 def _as_column(value, logits_BV):
-    """(B, 1) float32 of a scalar or (B,)."""
+    """A scalar or (B,) as float32 (B, 1)."""
     B = logits_BV.shape[0]
     return jnp.broadcast_to(jnp.asarray(value, jnp.float32), (B,))[:, None]
 
 
 def _find_threshold(logits_BV, weights_BV, target_B1):
-    """The largest threshold with at least `target` weight at or above it, (B, 1).
+    """(B, 1): the largest logit such that logits from it upwards weigh >= the target.
 
-    A sort would find it too, and takes ten times as long: this tries the 32 bits
-    of the threshold, each with one sum. Without weights every token weighs 1.
-    Where all tokens together weigh less than the target it is the lowest logit.
+    `weights_BV` None: every token weighs 1. If the total weight is below the target,
+    the result is the smallest logit. Logits 3 2 1 0 with target 2 give 2.
+
+    A binary search over the 32 bits of a float takes a tenth of the time of a sort.
     """
     keys_BV = _to_sortable_bits(logits_BV)
     weights_BV = jnp.ones_like(logits_BV) if weights_BV is None else weights_BV
@@ -156,7 +167,7 @@ def _find_threshold(logits_BV, weights_BV, target_B1):
 
 
 def _to_sortable_bits(x):
-    """uint32 that compare as the float32 `x` do."""
+    """uint32 in the same order as the float32 `x`."""
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     sign = jnp.uint32(1 << 31)
     return jnp.where(bits & sign, ~bits, bits | sign)

@@ -1,12 +1,12 @@
-"""Which requests compute in a step: chunks of prompts, and then one decode step.
+"""The scheduler: what each step computes for the requests that have a slot.
 
-The host reads the tokens of a step while the device computes the next one; what was
-drawn past a reply's end is thrown away.
+A step prefills chunks of prompts and decodes one token for every running reply.
 """
 
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 
 import jax
 import numpy as np
@@ -16,54 +16,62 @@ from gptjax.infer.request import Update
 from gptjax.infer.request_state import RequestState, read_token, required_detail
 from gptjax.infer.slots import StepOutput
 
-MAX_CHUNKS = 8  # of prompts, read in a step
+MAX_CHUNKS = 8  # of prompts, prefilled in one step
 
 
 class PrefixCache:
-    """The keys and values of prompts' beginnings, those used last.
+    """Keys and values of the beginnings of recent prompts; drops the oldest first.
 
-    A block is the cache of one full chunk of a prompt, and its key is all tokens up to
-    its end. It holds what `prefill` wrote there, bit for bit, so a prompt whose blocks
-    are in the cache goes on exactly as one that computes them.
+    A block is the cache of one full chunk of a prompt. Its key is the prompt up to the
+    end of that chunk. With chunks of two tokens, the prompt 5 6 7 8 9 has the blocks
+    (5, 6) and (5, 6, 7, 8).
 
-    A block has `chunk` tokens; `capacity` is in bytes, and 0 stores nothing.
+    A block is a bitwise copy of what prefill wrote, so a request that starts from
+    blocks gives the reply that it gives without them.
+
+    Args:
+        chunk: tokens in a block.
+        capacity: in bytes; 0 stores nothing.
     """
 
     def __init__(self, chunk: int, capacity: int):
         self.chunk = chunk
         self.capacity = capacity
+        self.clear()
+
+    def clear(self) -> None:
         self.bytes = 0
-        self._blocks = OrderedDict()  # the tokens up to its end -> block
+        self._blocks = OrderedDict()  # tokens up to the block's end -> block
 
     def find(self, prompt: Sequence[int]) -> list:
-        """The blocks that `prompt` begins with, in order."""
-        keys = []
-        for end in range(self.chunk, len(prompt) + 1, self.chunk):
-            key = tuple(prompt[:end])
-            if key not in self._blocks:
-                break
-            keys.append(key)
+        """The blocks of the longest cached beginning of `prompt`, in order."""
+        keys = list(takewhile(self._blocks.__contains__, self._keys(prompt)))
         self._mark_used(keys)
         return [self._blocks[key] for key in keys]
 
-    def has(self, prompt: Sequence[int], end: int) -> bool:
-        return tuple(prompt[:end]) in self._blocks
+    def has(self, prompt: Sequence[int]) -> bool:
+        """Whether the block that ends with the last token of `prompt` is cached."""
+        return tuple(prompt) in self._blocks
 
-    def add(self, prompt: Sequence[int], end: int, block) -> None:
-        """Stores the block that ends before token `end` of `prompt`."""
+    def add(self, prompt: Sequence[int], block) -> None:
+        """Stores the block that ends with the last token of `prompt`."""
         size = _num_bytes(block)
         if size > self.capacity:
             return
-        self._blocks[tuple(prompt[:end])] = block
+        self._blocks[tuple(prompt)] = block
         self.bytes += size
-        earlier = (tuple(prompt[:at]) for at in range(self.chunk, end, self.chunk))
-        self._mark_used([key for key in earlier if key in self._blocks])
+        self._mark_used([key for key in self._keys(prompt) if key in self._blocks])
         while self.bytes > self.capacity:
-            _, dropped = self._blocks.popitem(last=False)
-            self.bytes -= _num_bytes(dropped)
+            _, oldest = self._blocks.popitem(last=False)
+            self.bytes -= _num_bytes(oldest)
+
+    def _keys(self, prompt):
+        ends = range(self.chunk, len(prompt) + 1, self.chunk)
+        return (tuple(prompt[:end]) for end in ends)
 
     def _mark_used(self, keys):
-        """The beginning comes last: without it the others could not be found."""
+        # In reverse order: a prompt's first block is dropped last, as `find` cannot
+        # reach the later blocks without it.
         for key in reversed(keys):
             self._blocks.move_to_end(key)
 
@@ -73,11 +81,12 @@ def _num_bytes(block) -> int:
 
 
 class Scheduler:
-    """The requests that have a slot, and what a step computes for them.
+    """The requests that have a slot, and the steps that compute them.
 
-    `requests` has the request of each slot, or None. `cached_tokens` of the
-    `prompt_tokens` were in the prefix cache, which holds `prefix_bytes`.
-    `end_request(request, last update)` calls `free_slot`.
+    Args:
+        prefix_bytes: capacity of the prefix cache.
+        end_request: called with a request and its last update; it sets the request's
+            entry in `requests` to None.
     """
 
     def __init__(
@@ -86,89 +95,82 @@ class Scheduler:
         prefix_bytes: int,
         end_request: Callable[[RequestState, Update], None],
     ):
-        self.requests = [None] * runner.slots
-        self._runner = runner
+        self.requests = [None] * runner.slots  # the request of each slot, or None
         self.prefix_cache = PrefixCache(runner.chunk, prefix_bytes)
+        self._runner = runner
         self._end_request = end_request
-        self._pending = None  # (a step's StepOutput, the request of each slot)
+        # The decode step that the device computes: (StepOutput, {slot: request}).
+        self._pending = None
         self.reset_counts()
 
     @property
     def idle(self) -> bool:
-        """No request has a slot, and no step is being computed."""
+        """No request has a slot, and the device computes no step."""
         return self._pending is None and not any(self.requests)
 
     def reset_counts(self) -> None:
         self.prompt_tokens = self.cached_tokens = self.reply_tokens = 0
-
-    def clear_prefix_cache(self) -> None:
-        """For new weights: others wrote what it holds."""
-        cache = self.prefix_cache
-        self.prefix_cache = PrefixCache(cache.chunk, cache.capacity)
 
     def clear(self) -> None:
         """Frees all slots, without an update to their requests."""
         self.requests = [None] * len(self.requests)
         self._pending = None
 
-    def assign_slot(self, request: RequestState, slot: int) -> None:
-        """Gives a free slot to a request; `copy_cached_prefix` comes next."""
-        request.slot = slot
-        self.requests[slot] = request
+    def step(self, whole_prompts: bool) -> bool:
+        """Prefills, starts a decode step, and reads the tokens of the last one.
+
+        The host reads the tokens of one decode step while the device computes the
+        next. Tokens that were decoded after the end of a reply are dropped.
+
+        Args:
+            whole_prompts: prefill all prompts completely before the decode step.
+                Otherwise prefill few chunks, so that running replies are not delayed.
+
+        Returns:
+            Whether there was work to do.
+        """
+        prefilling = self._prefill(whole_prompts)
+
+        # A grammar allows tokens depending on the last one, so that one is read first.
+        if any(r.parameters.grammar for r in self._decoding_requests().values()):
+            self._process_output()
+
+        started = None
+        if requests := self._decoding_requests():
+            grammars = {
+                slot: request.parameters.grammar
+                for slot, request in requests.items()
+                if request.parameters.grammar
+            }
+            detail = max(required_detail(r.parameters) for r in requests.values())
+            started = self._runner.decode(grammars, detail), requests
+
+        had_work = bool(prefilling or started or self._pending)
+        self._process_output()
+        self._pending = started
+        return had_work
+
+    def _decoding_requests(self) -> dict[int, RequestState]:
+        """{slot: request} of the requests whose prompt is prefilled."""
+        return {slot: r for slot, r in enumerate(self.requests) if r and r.decoding}
 
     def copy_cached_prefix(self, request: RequestState) -> None:
-        """Copies the beginning of its prompt from the prefix cache to its slot."""
+        """Copies the cached beginning of the prompt to the request's slot."""
         self.prompt_tokens += len(request.prompt)
         if request.parameters.prompt_logprobs:
-            return  # every chunk is computed again, for its scores
+            return  # the scores come from prefill
         for block in self.prefix_cache.find(request.prompt[:-1]):
             self._runner.write_block(request.slot, request.num_prefilled, block)
             request.num_prefilled += self.prefix_cache.chunk
         self.cached_tokens += request.num_prefilled
 
-    def free_slot(self, request: RequestState) -> None:
-        """Its slot is for others; `stop_decoding` comes next."""
-        if request.slot is not None:
-            self.requests[request.slot] = None
-
-    def stop_decoding(self, request: RequestState) -> None:
-        """The device decodes the slot that it had no longer."""
-        if request.decoding:
-            self._runner.stop_slot(request.slot)
-
-    def step(self, whole_prompts: bool) -> bool:
-        """Reads chunks of prompts and begins a decode step; False: nothing to do.
-
-        `whole_prompts` reads all prompts to their ends before the decode step; else
-        only as many chunks are read as do not hold up the running replies.
-        """
-        prefilling = self._prefill(whole_prompts)
-        decoding = self._decoding_requests()
-        if any(r and r.parameters.grammar for r in decoding):
-            self._process_output()  # the last token decides which may follow
-            decoding = self._decoding_requests()
-        dispatched = None
-        if any(decoding):
-            grammars = [request and request.parameters.grammar for request in decoding]
-            detail = max(required_detail(r.parameters) for r in decoding if r)
-            dispatched = self._runner.decode(grammars, detail), decoding
-        busy = bool(prefilling or dispatched or self._pending)
-        self._process_output()
-        self._pending = dispatched
-        return busy
-
-    def _decoding_requests(self):
-        return [r if r and r.decoding else None for r in self.requests]
-
-    def _has_slot(self, request):
-        return self.requests[request.slot] is request
-
     def _prefill(self, whole_prompts: bool) -> bool:
-        """Reads chunks of prompts, the oldest first; False: there is none to read."""
+        """Prefills chunks, the oldest request first; False if no prompt needs it."""
         running = [request for request in self.requests if request]
         prefilling = [request for request in running if not request.decoding]
         num_decoding = len(running) - len(prefilling)
-        # With one running reply for many prompts, the prompts are what waits.
+        # One chunk delays the running replies the least. If more prompts wait than
+        # replies run, more chunks fill the batch sooner.
         chunks_left = min(max(1, len(prefilling) // max(1, num_decoding)), MAX_CHUNKS)
         if whole_prompts:
             chunks_left = math.inf
@@ -179,7 +181,10 @@ class Scheduler:
         return bool(prefilling)
 
     def _prefill_chunk(self, request):
-        """Reads the next chunk of a prompt; the last token is left to `decode`."""
+        """Prefills the next chunk of a prompt, except the last token.
+
+        The first decode step reads the last token.
+        """
         prompt, cache = request.prompt, self.prefix_cache
         score = request.parameters.prompt_logprobs
         start = request.num_prefilled
@@ -189,8 +194,9 @@ class Scheduler:
             if score:
                 request.prompt_outputs.append((end - start, output))
             if end - start == cache.chunk and cache.capacity:
-                if not cache.has(prompt, end):
-                    cache.add(prompt, end, self._runner.read_block(request.slot, start))
+                if not cache.has(prompt[:end]):
+                    block = self._runner.read_block(request.slot, start)
+                    cache.add(prompt[:end], block)
             request.num_prefilled = end
         if request.num_prefilled < len(prompt) - 1:
             return
@@ -203,16 +209,16 @@ class Scheduler:
         request.decoding = True
 
     def _process_output(self):
-        """Waits for the tokens of the last decode step, and updates their requests."""
+        """Waits for the pending decode step and gives its tokens to their requests."""
         if self._pending is None:
             return
         output, requests = self._pending
         self._pending = None
         output = StepOutput(*(None if x is None else np.asarray(x) for x in output))
-        for slot, request in enumerate(requests):
+        for slot, request in requests.items():
             for t in range(output.counts_B[slot]):
-                if not request or not self._has_slot(request):
-                    break  # free, or it ended at an earlier token
+                if not self._has_slot(request):
+                    break  # it was cancelled, or the reply has ended
                 self.reply_tokens += 1
                 token = read_token(output, slot, t, request.parameters)
                 update = request.append_token(token)
@@ -220,3 +226,6 @@ class Scheduler:
                     self._end_request(request, update)
                 elif update.text or update.tokens:
                     request.on_update(update)
+
+    def _has_slot(self, request):
+        return self.requests[request.slot] is request

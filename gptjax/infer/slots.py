@@ -1,11 +1,11 @@
-"""The device's side of the engine: slots of a cache, and the programs on them.
+"""Slots: the device's state of all requests, and the jitted programs that change it.
 
 `prefill` reads a chunk of a prompt into one slot, `decode` draws the next token of
-every slot, `start_slot` and `stop_slot` change one of them. All have fixed shapes, so
-each compiles once (`prefill` once a chunk size), and donate the slots they change.
+every slot, `start_slot` and `stop_slot` change one slot. All shapes are fixed, so each
+program compiles once (`prefill` once for each chunk size). The slots are donated.
 
-A slot whose position is the cache's end is idle: it computes as all do, and what it
-writes is dropped.
+A slot is idle if its position is the length of the cache. Idle slots are computed too,
+but the cache drops writes at that position.
 """
 
 from collections.abc import Callable
@@ -18,41 +18,46 @@ import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
 from gptjax.infer.request import MOST_ALTERNATIVES, SamplingParameters
-from gptjax.infer.sampling import History, Sampling, apply_penalties, draw_tokens
+from gptjax.infer.sampling import (
+    History,
+    Sampling,
+    apply_penalties,
+    draw_tokens,
+    make_sampling,
+)
 from gptjax.models import gpt
 from gptjax.models.cache import LayerCache
 
+# Idle slots are greedy: no program draws while all other slots are greedy.
+IDLE_SAMPLING = make_sampling(SamplingParameters(temperature=0.0))
+
 
 class Slots(NamedTuple):
-    """The state of B requests on the device.
+    """The state of B requests on the device."""
 
-    positions_B: of `tokens_B`; S, the length of the cache: the slot is idle.
-    """
-
-    cache: tuple  # of the `LayerCache` of each layer
-    tokens_B: jax.Array  # int32, the tokens to be read next
-    positions_B: jax.Array  # int32
+    cache: tuple  # a `LayerCache` for each layer
+    tokens_B: jax.Array  # int32, the tokens that the next step reads
+    positions_B: jax.Array  # int32, positions of `tokens_B`; the cache's length if idle
     seeds_B: jax.Array  # uint32
     sampling: Sampling
     history: History
 
 
 class StepOutput(NamedTuple):
-    """The tokens of a step: T in a row, of which the first `counts_B` are valid.
+    """The tokens of a step: T in a row, the first `counts_B` of them valid.
 
-    The last three are zeros where `Detail` leaves them out, and None where they are
-    not copied to the host either.
+    Fields that `Detail` does not require are zeros on the device, None on the host.
     """
 
     counts_B: jax.Array  # int32
     tokens_BT: jax.Array  # int32
     logprobs_BT: jax.Array  # float32, ln P of the model itself
-    top_BTA: jax.Array  # int32, the likeliest tokens, best first
+    top_BTA: jax.Array  # int32, the A most likely tokens, best first
     top_logprobs_BTA: jax.Array  # float32
 
 
 class Detail(IntEnum):
-    """What a step computes for each token; all but the first read the logits again."""
+    """How much a step computes for each token, in order of cost."""
 
     TOKEN = 0
     LOGPROB = 1
@@ -60,15 +65,15 @@ class Detail(IntEnum):
 
 
 class Programs(NamedTuple):
-    """The compiled functions of one model (or two, see `speculative`).
+    """The jitted functions of one model, or of a model and its draft (`speculative`).
 
-    prefill: `(params, slots, slot, tokens_T, positions_T, targets_T, score)`: reads
-        a chunk of a prompt into a slot. Padding stands at the end, its positions
-        past the cache's. Returns (slots, `StepOutput` (1, T)): the log-probabilities
-        of the targets (the token after each) where `score`, else zeros.
-    decode: `(params, slots, allowed_BW, constrained, detail)`: draws the next token of
-        every slot, among those allowed by uint32 bits where `constrained`. Returns
-        (slots, `StepOutput`), filled as `detail` says, a `Detail`.
+    prefill: `(params, slots, slot, tokens_T, positions_T, targets_T, score)` reads a
+        chunk of a prompt into a slot. Padding comes last, at positions past the
+        cache's end. Returns (slots, `StepOutput` (1, T)) with the log-probabilities
+        of the targets, which are the next tokens, if `score`, else zeros.
+    decode: `(params, slots, allowed_BW, constrained, detail)` draws the next token of
+        every slot. If `constrained`, only tokens whose bit in the uint32 words is 1
+        can be drawn. Returns (slots, `StepOutput`).
     """
 
     prefill: Callable
@@ -76,14 +81,14 @@ class Programs(NamedTuple):
 
 
 def empty_slots(cache: tuple, vocab_size: int, length: int) -> Slots:
-    """Idle slots on an empty cache of `length` positions."""
+    """Idle slots with an empty cache of `length` positions."""
     B = jax.tree.leaves(cache)[0].shape[0]
     return Slots(
         cache=cache,
         tokens_B=jnp.zeros(B, jnp.int32),
         positions_B=jnp.full(B, length, jnp.int32),
         seeds_B=jnp.zeros(B, jnp.uint32),
-        sampling=jax.tree.map(lambda value: jnp.full(B, value), _idle_sampling()),
+        sampling=jax.tree.map(lambda value: jnp.full(B, value), IDLE_SAMPLING),
         history=History(
             jnp.zeros((B, vocab_size), bool),
             jnp.zeros((B, vocab_size), jnp.int32),
@@ -93,7 +98,7 @@ def empty_slots(cache: tuple, vocab_size: int, length: int) -> Slots:
 
 
 def make_programs(settings: FrozenConfigDict, length: int) -> Programs:
-    """The programs of a model whose slots hold `length` tokens each."""
+    """The programs of a model whose slots have `length` positions each."""
 
     @partial(jax.jit, donate_argnums=1)
     def prefill(params, slots, slot, tokens_T, positions_T, targets_T, score):
@@ -123,7 +128,7 @@ def make_programs(settings: FrozenConfigDict, length: int) -> Programs:
 
 
 def prefill_chunk(settings, params, cache, slot, tokens_T, positions_T):
-    """(the cache with a chunk in `slot`, the chunk's hidden vectors (1, T, D))."""
+    """Writes a chunk to the cache of `slot`; (cache, hidden vectors (1, T, D))."""
     row = tuple(layer.row(slot) for layer in cache)
     hidden_1TD, row = gpt.decode_hidden(
         settings, params, tokens_T[None], positions_T[None], row
@@ -132,11 +137,11 @@ def prefill_chunk(settings, params, cache, slot, tokens_T, positions_T):
 
 
 def score_targets(settings, params, hidden_1TD, targets_T, score) -> StepOutput:
-    """The targets' log-probabilities, if `score`; else zeros and no head."""
+    """Log-probabilities of the targets if `score`, else zeros, without the head."""
 
     def score_all(hidden_1TD):
         logits_1TV = gpt.bind_ends(settings, params).logits(hidden_1TD)
-        counts_1 = jnp.zeros(1, jnp.int32)  # nothing is drawn
+        counts_1 = jnp.zeros(1, jnp.int32)  # prefill draws no token
         return build_output(logits_1TV, targets_T[None], counts_1, Detail.ALTERNATIVES)
 
     def zeros(hidden_1TD):
@@ -147,12 +152,12 @@ def score_targets(settings, params, hidden_1TD, targets_T, score) -> StepOutput:
 
 
 def advance_slots(slots: Slots, tokens_BT, counts_B, length: int) -> Slots:
-    """The slots after the first `counts_B` of these tokens; idle ones stay idle."""
+    """The slots after their first `counts_B` tokens; idle slots stay idle."""
     T = tokens_BT.shape[1]
     rows_B1 = jnp.arange(tokens_BT.shape[0])[:, None]
     valid_BT = jnp.arange(T)[None] < counts_B[:, None]
     last_B1 = counts_B[:, None] - 1
-    # Past the last position a row has ended, even if the host has not yet seen it.
+    # A row at the last position has ended, which the host may not have read yet.
     positions_B = jnp.minimum(slots.positions_B + counts_B, length)
     return slots._replace(
         tokens_B=jnp.take_along_axis(tokens_BT, last_B1, axis=1)[:, 0],
@@ -169,7 +174,7 @@ def advance_slots(slots: Slots, tokens_BT, counts_B, length: int) -> Slots:
 def start_slot(
     slots: Slots, slot, token, position, seed, sampling, seen_V, bias_V
 ) -> Slots:
-    """The slots with one that goes on from `token` at `position`."""
+    """Makes a slot decode from `token` at `position`."""
     set_row = lambda all, one: all.at[slot].set(one)
     return Slots(
         cache=slots.cache,
@@ -187,11 +192,11 @@ def start_slot(
 
 @partial(jax.jit, donate_argnums=0)
 def stop_slot(slots: Slots, slot, length) -> Slots:
-    """The slots with one that is idle."""
+    """Makes a slot idle."""
     set_row = lambda all, one: all.at[slot].set(one)
     return slots._replace(
         positions_B=set_row(slots.positions_B, length),
-        sampling=jax.tree.map(set_row, slots.sampling, _idle_sampling()),
+        sampling=jax.tree.map(set_row, slots.sampling, IDLE_SAMPLING),
         history=slots.history._replace(bias_BV=set_row(slots.history.bias_BV, 0.0)),
     )
 
@@ -205,14 +210,14 @@ def read_block(slots: Slots, slot, start, size: int):
 
 @partial(jax.jit, donate_argnums=0)
 def write_block(slots: Slots, slot, start, block) -> Slots:
-    """The slots with such a copy written into one of them."""
+    """Writes a block of `read_block` to a slot's cache."""
     write_layer = lambda pages, part: pages.write_block(slot, start, part)
     cache = jax.tree.map(write_layer, slots.cache, block, is_leaf=_is_layer)
     return slots._replace(cache=cache)
 
 
 def constrain_tokens(logits_BV, allowed_BW, constrained):
-    """The logits with -inf where the bits forbid a token, if `constrained`."""
+    """Logits with -inf for tokens whose bit is 0, if `constrained`."""
     return jax.lax.cond(
         constrained,
         lambda x: jnp.where(_unpack_bits(allowed_BW, x.shape[-1]), x, -jnp.inf),
@@ -222,10 +227,10 @@ def constrain_tokens(logits_BV, allowed_BW, constrained):
 
 
 def build_output(logits_BTV, tokens_BT, counts_B, detail) -> StepOutput:
-    """The tokens with as much of their log-probabilities as `detail` asks for.
+    """The tokens, with log-probabilities and alternatives if `detail` requires them.
 
-    A token's own is computed by the same program whatever else is asked for, so its
-    bits do not depend on whether another request wants alternatives.
+    The log-probability of a token has its own branch, so it is bitwise the same
+    whether or not another request needs alternatives.
     """
     B, T = tokens_BT.shape
     A = min(MOST_ALTERNATIVES, logits_BTV.shape[-1])
@@ -257,19 +262,10 @@ def build_output(logits_BTV, tokens_BT, counts_B, detail) -> StepOutput:
 
 
 def _unpack_bits(packed_BW, size):
-    """bool (B, size) from bits in uint32 words, the lowest first."""
+    """bool (B, size) from the bits of uint32 words, lowest bit first."""
     bits_BW32 = (packed_BW[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
     return bits_BW32.reshape(packed_BW.shape[0], -1)[:, :size].astype(bool)
 
 
 def _is_layer(cache):
     return isinstance(cache, LayerCache)
-
-
-def _idle_sampling() -> Sampling:
-    """Of an idle slot: greedy, so that nothing is drawn where all others are."""
-    greedy = SamplingParameters(temperature=0.0)
-    dtype = lambda name: jnp.int32 if name == 'top_k' else jnp.float32
-    return Sampling(
-        *(jnp.asarray(getattr(greedy, name), dtype(name)) for name in Sampling._fields)
-    )

@@ -1,13 +1,15 @@
-"""Speculative decoding: a small model proposes tokens, the model itself decides.
+"""Speculative decoding: a small draft model proposes tokens, the target accepts them.
 
-In a step the draft model draws k tokens, and the target reads them all at once. The
-first is accepted with probability min(1, p(x) / q(x)), p the target's distribution and
-q the draft's, both after penalties, temperature and filters; then the second, and so
-on. Where one is rejected a token is drawn from the residual max(p - q, 0),
-renormalised, and where none is, one more from p. The reply has the distribution p
-exactly (Leviathan et al. 2023, Appendix A; Chen et al. 2023, Theorem 1).
+In a step the draft draws k tokens, and the target reads all of them in one pass. With
+the target's distribution p and the draft's q, both after penalties, temperature and
+filters, the first token x is accepted with probability min(1, p(x) / q(x)), then the
+second, and so on. After the first rejection a token is drawn from the residual
+max(p - q, 0), renormalised; if all k are accepted, one more token is drawn from p. The
+tokens of the reply have the distribution p exactly (Leviathan et al. 2023, Appendix A;
+Chen et al. 2023, Theorem 1).
 
-A grammar has to see every token, so its replies take one a step, from p alone.
+A grammar needs every token before the next one, so replies with a grammar get one token
+a step, drawn from p.
 """
 
 from functools import partial
@@ -28,16 +30,16 @@ from gptjax.infer.slots import (
 )
 from gptjax.models import gpt
 
-# Independent draws at one position: of the draft, of its acceptance, of the residual.
+# The purposes of the independent random draws at one position.
 DRAFT, ACCEPT, RESIDUAL = 0, 1, 2
 
 
 def make_programs(
     settings: FrozenConfigDict, draft: FrozenConfigDict, guesses: int, length: int
 ) -> Programs:
-    """`slots.make_programs`, of two models; the draft draws k = `guesses` tokens.
+    """`slots.make_programs` of two models; the draft proposes k = `guesses` tokens.
 
-    `params` and the slots' cache are pairs: (the target's, the draft's).
+    `params` and `Slots.cache` are pairs: (target, draft).
     """
 
     @partial(jax.jit, donate_argnums=1)
@@ -60,7 +62,7 @@ def make_programs(
         targets_BTV = _target_distributions(
             logits_BTV, tokens_BT, slots, allowed_BW, constrained
         )
-        # A row under a grammar accepts no draft token.
+        # A row with a grammar accepts no draft token.
         constrained_B = constrained & jnp.any(~allowed_BW != 0, axis=-1)
         drafts_BTV = jnp.where(constrained_B[:, None, None], 0.0, drafts_BTV)
         next_BT, counts_B = accept_draft(
@@ -75,9 +77,10 @@ def make_programs(
 
 
 def _draft_tokens(draft, params, slots, cache, positions_BT):
-    """(tokens read (B, k + 1), the draft's distributions (B, k, V), its cache).
+    """(tokens (B, k + 1), the draft's distributions (B, k, V), the draft's cache).
 
-    The last draft token is read too: if it is accepted, the cache has to hold it.
+    The tokens are the last one of the reply and the k proposed ones. The draft reads
+    all of them, as the cache has to hold the last one if it is accepted.
     """
     tokens, distributions = [slots.tokens_B], []
     for position_B in positions_BT.T:
@@ -95,16 +98,16 @@ def _draft_tokens(draft, params, slots, cache, positions_BT):
 
 
 def accept_draft(p_BTV, q_BtV, draft_Bt, seeds_B, positions_BT):
-    """The tokens of a step: the accepted draft tokens, and one drawn anew.
+    """The tokens of a step: accepted draft tokens, then one from the residual or p.
 
     Args:
         p_BTV: the target's distributions, T = k + 1.
-        q_BtV: the draft's, t = k; zeros: its token is not accepted.
-        draft_Bt: int32, drawn from them.
+        q_BtV: the draft's distributions, t = k; zeros reject the token.
+        draft_Bt: int32, tokens drawn from `q_BtV`.
         positions_BT: int32, the position of each token.
 
     Returns:
-        (tokens int32 (B, T), how many of them are valid, int32 (B,), 1 to T).
+        (tokens int32 (B, T), number of valid tokens int32 (B,), from 1 to T).
     """
     at = lambda x_BtV: jnp.take_along_axis(x_BtV, draft_Bt[..., None], -1)[..., 0]
     p_Bt, q_Bt = at(p_BTV[:, :-1]), at(q_BtV)
@@ -113,14 +116,13 @@ def accept_draft(p_BTV, q_BtV, draft_Bt, seeds_B, positions_BT):
     accepted_Bt = (u_Bt * q_Bt < p_Bt) & (q_Bt > 0)
     accepted_B = jnp.sum(jnp.cumprod(accepted_Bt, axis=1), axis=1)
 
-    # The distribution to draw from after the accepted tokens. Where all were accepted
-    # there is no further draft, so it is all of p.
+    # q is 0 after the last draft token, so the residual there is p.
     q_BTV = jnp.pad(q_BtV, ((0, 0), (0, 1), (0, 0)))
     pick = lambda x_BTV: jnp.take_along_axis(x_BTV, accepted_B[:, None, None], 1)[:, 0]
     p_BV, q_BV = pick(p_BTV), pick(q_BTV)
     residual_BV = jnp.maximum(p_BV - q_BV, 0.0)
-    # Where p and q are equal to rounding nothing is left, and the token was all but
-    # certainly accepted.
+    # If p = q up to rounding, the residual is 0 everywhere: draw from p. The draft
+    # token was almost certainly accepted.
     residual_BV = jnp.where(
         jnp.sum(residual_BV, -1, keepdims=True) > 0, residual_BV, p_BV
     )
@@ -133,7 +135,7 @@ def accept_draft(p_BTV, q_BtV, draft_Bt, seeds_B, positions_BT):
 
 
 def _target_distributions(logits_BTV, tokens_BT, slots: Slots, allowed_BW, constrained):
-    """The target's distributions (B, T, V); a grammar constrains the first."""
+    """The target's distributions (B, T, V); the grammar constrains the first token."""
     distributions = []
     for t in range(tokens_BT.shape[1]):
         history = _add_to_history(slots.history, list(tokens_BT[:, 1 : t + 1].T))
@@ -145,7 +147,7 @@ def _target_distributions(logits_BTV, tokens_BT, slots: Slots, allowed_BW, const
 
 
 def _probabilities(logits_BV, sampling: Sampling):
-    """The distribution that `draw_tokens` draws from; one-hot at temperature 0."""
+    """The distribution of `draw_tokens`; one-hot at temperature 0."""
     V = logits_BV.shape[-1]
     greedy_BV = jax.nn.one_hot(argmax(logits_BV), V)
     greedy_B = jnp.asarray(sampling.temperature) == 0
@@ -154,7 +156,7 @@ def _probabilities(logits_BV, sampling: Sampling):
 
 
 def _add_to_history(history, tokens: list):
-    """The history after these tokens, (B,) each, joined the reply."""
+    """The history after these tokens, (B,) each, of the reply."""
     counts_BV = history.counts_BV
     for token_B in tokens:
         counts_BV = counts_BV.at[jnp.arange(len(token_B)), token_B].add(1)
@@ -167,7 +169,7 @@ def _key(seed, position, purpose):
 
 
 def _draw(weights_BV, seeds_B, positions_B, purpose):
-    """int32 (B,): a token drawn with a probability in proportion to its weight."""
+    """int32 (B,): tokens drawn with probabilities proportional to the weights."""
     draw_row = lambda weights_V, seed, position: jax.random.categorical(
         _key(seed, position, purpose), jnp.log(weights_V)
     )

@@ -1,1 +1,1 @@
-"""One file a fused operation, its plain reference in the same file."""
+"""Fused operations, one file each, with a plain reference in the same file."""

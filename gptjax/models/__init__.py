@@ -1,1 +1,1 @@
-"""What is computed."""
+"""The language model, low-rank adaptation, and the heads of reward and value."""

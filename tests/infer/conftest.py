@@ -8,8 +8,8 @@ from tests.infer import engines
 
 
 @pytest.fixture(scope='package', autouse=True)
-def several_pages():
-    """Pages so small that prompts, replies and blocks cross their edges."""
+def small_pages():
+    """Pages so small that prompts, replies and blocks cross page boundaries."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('gptjax.models.cache.MIN_PAGE_SIZE', 40)
         yield
@@ -28,23 +28,28 @@ def params(model):
 
 
 @pytest.fixture(scope='package')
-def shared(model, params):
+def shared_engine(model, params):
     return engines.new_engine(model, params)
 
 
+@pytest.fixture(scope='package')
+def one_slot(model, params):
+    return engines.new_engine(model, params, slots=1, queue=2)
+
+
 @pytest.fixture
-def engine(shared):
-    """An engine for all, which every test leaves empty."""
-    yield shared
-    while shared.step():
+def engine(shared_engine):
+    """The shared engine; every test must leave it idle."""
+    yield shared_engine
+    while shared_engine.step():
         pass
-    stats = shared.stats()
+    stats = shared_engine.stats()
     assert (stats.running, stats.waiting, stats.cache_used) == (0, 0, 0.0)
 
 
 @pytest.fixture(scope='package')
 def full_forward(model, params):
-    """ln P (T, V) of the token after each of a text's."""
+    """tokens -> ln P (T, V) of the token after each of them, without a cache."""
 
     @jax.jit
     def logprobs(tokens):
@@ -52,9 +57,9 @@ def full_forward(model, params):
         logits = gpt.bind(model, params)(tokens, np.ones_like(positions), positions)
         return jax.nn.log_softmax(logits[0])
 
-    def run(text):
+    def run(tokens):
         padded = np.zeros((1, engines.CONTEXT), np.int32)
-        padded[0, : len(text)] = text
-        return np.asarray(logprobs(padded))[: len(text)]
+        padded[0, : len(tokens)] = tokens
+        return np.array(logprobs(padded))[: len(tokens)]
 
     return run

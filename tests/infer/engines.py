@@ -1,5 +1,6 @@
-"""What the tests of the engine share: a tokenizer, requests, and how to make one."""
+"""Shared by the tests of the engine: a tokenizer, requests, random weights, engines."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import jax
@@ -13,13 +14,16 @@ from tests import helpers
 
 CONTEXT, CHUNK = 64, 16
 EOS = 1
-GREEDY = SamplingParameters(temperature=0.0, max_tokens=10, logprobs=0)
+NO_EOS = {EOS: -1000.0}  # a logit bias
+GREEDY = SamplingParameters(
+    temperature=0.0, max_tokens=10, logprobs=0, logit_bias=NO_EOS
+)
 DRAWN = SamplingParameters(max_tokens=12, logprobs=20, seed=5)
 PROMPTS = [[5], [5, 6, 7, 8, 9], [*range(20, 37)], [*range(3, 20)] * 3, [9] * 16]
 
 
 def tokenizer():
-    """Letters; EOS is a token that only tests of it can draw."""
+    """One letter for each token."""
     stub = SimpleNamespace(eos_id=EOS)
     stub.bytes_of = lambda token: bytes([97 + token % 26])
     stub.stream = lambda: StreamDecoder(stub)
@@ -27,7 +31,7 @@ def tokenizer():
 
 
 def random_params(model, seed=0, scale=0.4):
-    """Weights large enough that the model is sure of something."""
+    """Weights large enough for distributions that are not flat."""
     rng = np.random.default_rng(seed)
 
     def draw(leaf):
@@ -43,9 +47,8 @@ def new_engine(model, params, **options):
     return engine
 
 
-def never_ending(parameters):
-    """The parameters with EOS made impossible."""
-    return SamplingParameters(**{**vars(parameters), 'logit_bias': {EOS: -1000.0}})
+def change(parameters, **fields):
+    return dataclasses.replace(parameters, **fields)
 
 
 def ids(reply):
@@ -53,16 +56,16 @@ def ids(reply):
 
 
 class Even:
-    """Allows even tokens, and ends after four."""
+    """A grammar that allows even tokens, and ends after four."""
 
     def __init__(self):
-        self.taken = []
+        self.accepted = []
 
     def allowed(self):
         return np.full(-(-helpers.VOCAB // 32), 0x55555555, np.uint32)
 
     def accept(self, token):
-        self.taken.append(token)
+        self.accepted.append(token)
 
     def ended(self):
-        return len(self.taken) == 4
+        return len(self.accepted) == 4

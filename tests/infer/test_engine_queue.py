@@ -1,4 +1,4 @@
-"""What is refused, who waits, who is cancelled, and what an error does."""
+"""Invalid requests, the queue, cancelling, the engine's thread, and errors in it."""
 
 import pytest
 
@@ -11,22 +11,13 @@ from gptjax.infer.request import (
     SamplingParameters,
 )
 from tests import helpers
-from tests.infer.engines import (
-    CONTEXT,
-    DRAWN,
-    GREEDY,
-    PROMPTS,
-    never_ending,
-    new_engine,
-    tokenizer,
-)
+from tests.infer.engines import CONTEXT, DRAWN, GREEDY, PROMPTS, change, tokenizer
 
 
 @pytest.mark.parametrize(
     'prompt, changes, message',
     [
         ([], dict(), 'the prompt has no tokens'),
-        ([4] * CONTEXT, dict(), f'the prompt has {CONTEXT} tokens and the context'),
         ([4] * (CONTEXT + 1), dict(max_tokens=0), 'shorten it'),
         ([helpers.VOCAB], dict(), 'use 0 to'),
         ([4], dict(temperature=-1.0), 'temperature=-1.0: use a number'),
@@ -47,16 +38,16 @@ from tests.infer.engines import (
     ],
     ids=str,
 )
-def test_what_cannot_be_done_is_refused(engine, prompt, changes, message):
+def test_invalid_requests_are_refused(engine, prompt, changes, message):
     with pytest.raises(UserError, match=message):
         engine.submit(prompt, SamplingParameters(**changes), print)
 
 
-def test_overflow_says_by_how_much(engine):
-    with pytest.raises(ContextOverflow) as caught:
+def test_a_prompt_may_fill_the_context_only_without_a_reply(engine):
+    message = f'the prompt has {CONTEXT} tokens and the context'
+    with pytest.raises(ContextOverflow, match=message) as caught:
         engine.submit([4] * CONTEXT, GREEDY, print)
     assert (caught.value.prompt_tokens, caught.value.context) == (CONTEXT, CONTEXT)
-    # A prompt that is only scored may fill it.
     scored = SamplingParameters(max_tokens=0, prompt_logprobs=True)
     assert len(engine.complete([[4] * CONTEXT], scored)[0].prompt) == CONTEXT
 
@@ -64,78 +55,70 @@ def test_overflow_says_by_how_much(engine):
 # ---- the queue, cancelling, the thread
 
 
-def test_the_queue_is_bounded_and_served_in_order(model, params):
-    engine = new_engine(model, params, slots=1, queue=2)
+def test_the_queue_is_bounded_and_served_in_order(one_slot):
     finished = []
     for number in range(3):  # one gets the slot, two wait
-        listen = lambda update, number=number: update.finish and finished.append(number)
-        engine.submit([5], GREEDY, listen)
+        on_update = lambda update, n=number: update.finish and finished.append(n)
+        one_slot.submit([5], GREEDY, on_update)
     with pytest.raises(QueueFull):
-        engine.submit([5], GREEDY, print)
-    while engine.step():
+        one_slot.submit([5], GREEDY, print)
+    while one_slot.step():
         pass
     assert finished == [0, 1, 2]
-    engine.submit([5], GREEDY, print)
 
 
-def test_whole_replies_to_more_prompts_than_the_queue_holds(model, params, engine):
-    small = new_engine(model, params, queue=0)
+def test_complete_takes_more_prompts_than_slots_and_queue(engine, monkeypatch):
     prompts = [[token] for token in range(2, 13)]
-    assert small.complete(prompts, GREEDY) == engine.complete(prompts, GREEDY)
-
-
-def test_whole_replies_by_more_slots_than_may_wait(model, params, engine):
-    wide = Engine(model, params, tokenizer(), slots=66, queue=64)  # 64: as by default
-    prompts = [[2 + number % 50] for number in range(140)]
-    how = SamplingParameters(max_tokens=2, temperature=0.0)
-    found = wide.complete(prompts, how)
-    assert found[:50] == found[50:100] == engine.complete(prompts[:50], how)
+    expected = engine.complete(prompts, GREEDY)
+    monkeypatch.setattr(engine, '_max_waiting', 0)
+    assert engine.complete(prompts, GREEDY) == expected
 
 
 def test_cancelling_frees_the_slot_before_the_next_step(engine):
     updates_of = [[] for _ in range(6)]
-    how = never_ending(SamplingParameters(max_tokens=40))
-    request_ids = [engine.submit([5, 6], how, updates.append) for updates in updates_of]
+    parameters = change(GREEDY, max_tokens=40)
+    request_ids = [
+        engine.submit([5, 6], parameters, updates.append) for updates in updates_of
+    ]
     for _ in range(5):
         engine.step()
     assert engine.stats().running == 4 and engine.stats().waiting == 2
     engine.cancel(request_ids[0])  # running
     engine.cancel(request_ids[5])  # waiting
-    engine.cancel(12345)  # never was
+    engine.cancel(12345)  # an unknown id
     engine.step()
     assert updates_of[0][-1].finish == updates_of[5][-1].finish == 'cancelled'
     assert engine.stats().running == 4 and engine.stats().waiting == 0
-    count = len(updates_of[0])
+    num_updates = len(updates_of[0])
     while engine.step():
         pass
-    assert len(updates_of[0]) == count  # silent from then on
+    assert len(updates_of[0]) == num_updates
     engine.cancel(request_ids[0])
     assert [updates[-1].finish for updates in updates_of[1:5]] == ['length'] * 4
 
 
-def test_whoever_stops_listening_frees_the_slot(engine):
-    replies = engine.reply([5], never_ending(SamplingParameters(max_tokens=40)))
-    next(replies)
+def test_closing_the_generator_of_a_reply_cancels_it(engine):
+    updates = engine.reply([5], change(GREEDY, max_tokens=40))
+    next(updates)
     assert engine.stats().running == 1
-    replies.close()
+    updates.close()
     engine.step()
     assert engine.stats().running == 0
 
 
-def test_the_thread_gives_the_same_replies_and_its_end_cancels_what_runs(
+def test_the_thread_gives_the_same_replies_and_close_cancels_the_rest(
     model, params, engine
 ):
     expected = engine.complete(PROMPTS, DRAWN)
-    threaded = new_engine(model, params)
+    threaded = Engine(model, params, tokenizer(), slots=4, chunk=16)
     threaded.start()
-    long = never_ending(SamplingParameters(max_tokens=60))
     updates = []
     try:
         for prompt, reply in zip(PROMPTS, expected, strict=True):
             texts = [update.text for update in threaded.reply(prompt, DRAWN)]
             assert ''.join(texts) == reply.text
         for _ in range(6):
-            threaded.submit([5], long, updates.append)
+            threaded.submit([5], change(GREEDY, max_tokens=60), updates.append)
     finally:
         threaded.close()
     assert sum(update.finish is not None for update in updates) == 6
@@ -145,22 +128,21 @@ def test_the_thread_gives_the_same_replies_and_its_end_cancels_what_runs(
 
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')
 def test_an_error_ends_every_request_and_is_reported(model, params):
-    threaded = new_engine(model, params)
+    threaded = Engine(model, params, tokenizer(), slots=4, chunk=16)
     updates = []
 
     def fail(update):
-        raise ZeroDivisionError('a listener of the test')
+        raise ZeroDivisionError('a callback of the test')
 
     threaded.submit([5], GREEDY, fail)
     threaded.submit([6], GREEDY, updates.append)
     assert threaded.failure is None
     threaded.start()
-    threaded._thread.join(timeout=30)
-    assert (
-        updates[-1].finish == 'error' and 'a listener of the test' in updates[-1].error
-    )
-    assert 'a listener of the test' in threaded.failure
-    with pytest.raises(EngineStopped, match='a listener of the test'):
+    threaded._thread.join(timeout=60)
+    message = 'the engine stopped: a callback of the test'
+    assert (updates[-1].finish, updates[-1].error) == ('error', message)
+    assert threaded.failure == message
+    with pytest.raises(EngineStopped, match=message):
         threaded.submit([5], GREEDY, print)
     stats = threaded.stats()
     assert (stats.running, stats.waiting, stats.cache_used) == (0, 0, 0.0)

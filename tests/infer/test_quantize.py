@@ -1,4 +1,4 @@
-"""Bytes: each number to half a step, and what the model says by those numbers."""
+"""int8 weights: the rounding of each number, and the scores of a quantised model."""
 
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ def random_model(name):
 
 
 @pytest.mark.parametrize('name', MODELS)
-def test_matrices_are_bytes_to_half_a_step(name):
+def test_matrices_are_int8_to_half_a_step(name):
     _, params = random_model(name)
     whole = gpt.unstack_layers(params)
     small = quantize_params(whole)
@@ -45,28 +45,27 @@ def test_matrices_are_bytes_to_half_a_step(name):
         else:
             assert leaf is exact
     # Every matrix of the layers, and the head.
-    kinds = sum(is_small(leaf) for leaf in leaves)
     per_layer = 7 if name.startswith('swiglu') else 6
-    assert kinds == 2 * per_layer + (not name.startswith('tied'))
+    expected = 2 * per_layer + (not name.startswith('tied'))
+    assert sum(is_small(leaf) for leaf in leaves) == expected
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', MODELS)
-def test_the_engine_scores_by_the_numbers_that_the_bytes_stand_for(name):
+def test_scores_are_those_of_the_dequantised_numbers(name):
     model, params = random_model(name)
-    bytes_ = dict(convert=quantize_params), dict(new_cache=empty_int8_cache)
-    floats = dict(convert=dequantized), dict(new_cache=empty_rounded_cache)
-    whole = scores_of(model, params)
-    found = []
-    for as_bytes, as_floats in zip(
-        (*bytes_, bytes_[0] | bytes_[1]), (*floats, floats[0] | floats[1]), strict=True
-    ):
-        found.append(scores_of(model, params, **as_bytes))
-        expected = scores_of(model, params, **as_floats)
-        # Sums of some hundred float32 terms; what the bytes change is far more.
-        np.testing.assert_allclose(found[-1], expected, atol=1e-4)
-        assert np.abs(found[-1] - whole).max() > 1e-3
-    assert not np.array_equal(found[0], found[1])
+    exact = compute_scores(model, params)
+    weights = dict(convert=quantize_params), dict(convert=dequantized)
+    cache = dict(new_cache=empty_int8_cache), dict(new_cache=empty_rounded_cache)
+    both = weights[0] | cache[0], weights[1] | cache[1]
+    scores = []
+    for int8_options, float_options in (weights, cache, both):
+        scores.append(compute_scores(model, params, **int8_options))
+        expected = compute_scores(model, params, **float_options)
+        # Sums of some hundred float32 terms; quantisation changes far more.
+        np.testing.assert_allclose(scores[-1], expected, atol=1e-4)
+        assert np.abs(scores[-1] - exact).max() > 1e-3
+    assert not np.array_equal(scores[0], scores[1])
 
 
 @pytest.mark.parametrize(
@@ -77,7 +76,7 @@ def test_the_engine_scores_by_the_numbers_that_the_bytes_stand_for(name):
         (dict(tie_embeddings=True), quantize_params, 0.9),
     ],
 )
-def test_cast_once_or_in_each_product_is_the_same(fields, convert, share):
+def test_casting_once_or_in_each_product_gives_the_same_logits(fields, convert, share):
     model = helpers.model_settings(dtype='bfloat16', **fields)
     whole = convert(gpt.unstack_layers(engines.random_params(model)))
     cast = cast_params(whole, model.dtype)
@@ -96,23 +95,23 @@ def test_cast_once_or_in_each_product_is_the_same(fields, convert, share):
     assert all(jax.tree.leaves(same))
 
 
-def scores_of(model, params, **options):
-    """Log-probabilities of a prompt's tokens."""
+def compute_scores(model, params, **options):
+    """Log-probabilities of the tokens of a prompt."""
     engine = Engine(model, params, engines.tokenizer(), slots=2, **options)
-    how = SamplingParameters(max_tokens=0, prompt_logprobs=True)
-    reply = engine.complete([[*range(3, 31)]], how)[0]
+    parameters = SamplingParameters(max_tokens=0, prompt_logprobs=True)
+    reply = engine.complete([[*range(3, 31)]], parameters)[0]
     return np.array([token.logprob for token in reply.prompt[1:]])
 
 
 def dequantized(params):
-    """The whole numbers that `quantize_params` keeps as bytes."""
+    """The float32 parameters that `quantize_params` rounds to."""
     is_small = lambda leaf: isinstance(leaf, Int8Matrix)
     floats = lambda leaf: leaf.astype('float32') if is_small(leaf) else leaf
     return jax.tree.map(floats, quantize_params(params), is_leaf=is_small)
 
 
 class RoundedPage(NamedTuple):
-    """What `Int8Page` stands for, kept as whole numbers."""
+    """A page of the float32 numbers that `Int8Page` rounds to."""
 
     cache: Page
 

@@ -1,4 +1,4 @@
-"""What may be shown of a reply, against the decoded whole."""
+"""The text shown while a reply runs, against the decoded reply."""
 
 from types import SimpleNamespace
 
@@ -10,31 +10,30 @@ from gptjax.infer.request import Token
 from gptjax.infer.request_state import StreamedText
 from gptjax.tokenizer.tokenizer import StreamDecoder
 
-# Letters, a pair of them, both bytes of é, the three of €, nothing at all, three
-# letters.
+# Letters, two letters, the bytes of é and of €, no byte, three letters.
 TOKENS = [
     *(b'a', b'b', b'ab', b'\n', b'\xc3', b'\xa9', b'\xe2', b'\x82', b'\xac'),
     *(b'', b'abc'),
 ]
 
 
-def tokenizer():
-    stub = SimpleNamespace(bytes_of=TOKENS.__getitem__)
+def tokenizer_of(token_bytes):
+    stub = SimpleNamespace(bytes_of=token_bytes.__getitem__)
     stub.stream = lambda: StreamDecoder(stub)
     return stub
 
 
-def shown(ids, stop=(), spelt=None):
-    """(texts shown, tokens shown, what stopped it), push by push and at the end."""
-    reply, texts, tokens = StreamedText(spelt or tokenizer(), stop), [], []
+def stream(ids, stop=(), token_bytes=TOKENS):
+    """(texts of each push and the end, tokens shown, stop string)."""
+    reply, texts, tokens = StreamedText(tokenizer_of(token_bytes), stop), [], []
     for place, token in enumerate(ids):
-        part = reply.push(Token(token, float(place)))
-        texts.append(part.text)
-        tokens += part.tokens
-        if part.stopped_by is not None:
-            return texts, tokens, part.stopped_by
-    part = reply.finish()
-    return [*texts, part.text], [*tokens, *part.tokens], None
+        update = reply.push(Token(token, float(place)))
+        texts.append(update.text)
+        tokens += update.tokens
+        if update.stopped_by is not None:
+            return texts, tokens, update.stopped_by
+    update = reply.finish()
+    return [*texts, update.text], [*tokens, *update.tokens], None
 
 
 def decoded(ids):
@@ -45,33 +44,23 @@ tokens = st.lists(st.integers(0, len(TOKENS) - 1), max_size=12)
 stops = st.lists(st.text('ab\né', min_size=1, max_size=3), max_size=3)
 
 
-@given(tokens)
-def test_without_stops_all_is_shown_once_and_in_order(ids):
-    texts, shown_tokens, stopped = shown(ids)
-    assert ''.join(texts) == decoded(ids) and stopped is None
-    assert [token.id for token in shown_tokens] == ids
-
-
 @given(tokens, stops)
-def test_the_text_ends_before_the_first_stop_that_is_complete(ids, stop):
-    texts, shown_tokens, stopped = shown(ids, stop)
-    whole = decoded(ids)
-    ends = [place + len(s) for s in stop if (place := whole.find(s)) >= 0]
-    if stopped is None:
-        assert ''.join(texts) == whole and not ends
+def test_all_text_is_shown_once_up_to_the_first_completed_stop_string(ids, stop):
+    texts, shown_tokens, stopped_by = stream(ids, stop)
+    text, whole = ''.join(texts), decoded(ids)
+    if stopped_by is None:
+        assert text == whole and not any(s in whole for s in stop)
+        assert [token.id for token in shown_tokens] == ids
         return
-    text = ''.join(texts)
-    assert stopped in stop and whole.startswith(text + stopped)
+    assert stopped_by in stop and whole.startswith(text + stopped_by)
     assert not any(s in text for s in stop)
-    # No other stop was complete a token earlier.
-    pushed = len(texts)
-    before = decoded(ids[: pushed - 1])
+    before = decoded(ids[: len(texts) - 1])  # without the last pushed token
     assert not any(s in before for s in stop if '\ufffd' not in before)
     assert [token.id for token in shown_tokens] == ids[: len(shown_tokens)]
 
 
 def first_stop(text, stop):
-    """(the text before it, the stop): of whole texts, the one that ends first."""
+    """(text before the stop string, stop string) that is completed first."""
     for end in range(len(text) + 1):
         ended = [s for s in stop if s and text[:end].endswith(s)]
         if ended:
@@ -85,58 +74,45 @@ def first_stop(text, stop):
     st.lists(st.text('abc\né', min_size=1, max_size=4), max_size=4),
     st.sets(st.integers(1, 12)),
 )
-def test_how_a_text_is_cut_into_tokens_changes_no_stop(text, stop, cuts):
+def test_the_split_into_tokens_changes_no_stop(text, stop, cuts):
     content = text.encode()
-    places = [0, *sorted(cut for cut in cuts if cut < len(content)), len(content)]
-    spelt = [content[a:b] for a, b in zip(places, places[1:], strict=False)]
-    stub = SimpleNamespace(bytes_of=spelt.__getitem__)
-    stub.stream = lambda: StreamDecoder(stub)
-    texts, _, stopped = shown(range(len(spelt)), stop, stub)
-    assert (''.join(texts), stopped) == first_stop(text, stop)
-
-
-@given(tokens, stops)
-def test_what_was_shown_is_never_taken_back(ids, stop):
-    """At no time is a character shown that the stop then cuts off, or half of one."""
-    texts, _, _ = shown(ids, stop)
-    final = ''.join(texts)
-    so_far = ''
-    for text in texts[:-1]:
-        so_far += text
-        assert final.startswith(so_far)
+    edges = [0, *sorted(cut for cut in cuts if cut < len(content)), len(content)]
+    split = [content[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    texts, _, stopped_by = stream(range(len(split)), stop, split)
+    assert (''.join(texts), stopped_by) == first_stop(text, stop)
 
 
 @pytest.mark.parametrize(
     'ids, stop, texts',
     [
-        # A stop over two tokens: its first half is held back.
+        # A stop string over two tokens: its first half is held back.
         ([0, 1, 0], ['ba'], ['a', '', '']),
-        # Held back, and not the stop after all.
+        # Held back, and not a stop string after all.
         ([0, 1, 1], ['ba'], ['a', '', 'b', 'b']),
         # Held back to the end.
         ([0, 1], ['ba'], ['a', '', 'b']),
-        # Half a character, whole, then half of one that never ends.
+        # Half a character, the whole one, then part of one that never ends.
         ([4, 5, 6, 7], [], ['', 'é', '', '', '\ufffd']),
-        # A stop in the middle of a token.
+        # A stop string in the middle of a token.
         ([2], ['b'], ['a']),
-        # Of two stops the one that is complete first, in whatever tokens they come.
+        # Of two stop strings the one that is completed first, in one token or two.
         ([10], ['abc', 'b'], ['a']),
         ([0, 1], ['abc', 'b'], ['', 'a']),
-        # Of two that end together the longer.
+        # Of two that end together the longer one.
         ([10], ['bc', 'abc'], ['']),
-        # The longest part of a stop that the text ends with.
+        # The longest suffix of the text that begins a stop string is held back.
         ([1, 1, 3], ['bb\n'], ['', '', '']),
     ],
     ids=str,
 )
-def test_by_hand(ids, stop, texts):
-    assert shown(ids, stop)[0] == texts
+def test_texts_by_hand(ids, stop, texts):
+    assert stream(ids, stop)[0] == texts
 
 
 def test_tokens_come_with_their_text():
-    reply = StreamedText(tokenizer(), ['bb'])
+    reply = StreamedText(tokenizer_of(TOKENS), ['bb'])
     shown_ids = [[t.id for t in reply.push(Token(i)).tokens] for i in (0, 4, 5, 1, 0)]
     assert shown_ids == [[0], [], [4, 5], [], [1, 0]]
-    # Of the tokens of a stop those that began before it count.
-    cut = StreamedText(tokenizer(), ['b'])
-    assert [t.id for t in cut.push(Token(2)).tokens] == [2]
+    # A token that begins before the stop string is part of the reply.
+    reply = StreamedText(tokenizer_of(TOKENS), ['b'])
+    assert [t.id for t in reply.push(Token(2)).tokens] == [2]
