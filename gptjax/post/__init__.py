@@ -1,11 +1,10 @@
-"""What should it prefer?
+"""Post-training: reward models, PPO, GRPO and DPO.
 
-`objectives/` holds the algorithms, pure functions of arrays; `problems/` where prompts
-come from and how replies to them are verified. The other files are stages, and what
-stages share.
+`objectives/` has the losses and advantages, as pure functions of arrays. `problems/`
+has the prompts and the verifiers of replies. The other files are the stages.
 
-Letters: B rows, T tokens, V vocabulary; N prompts or pairs, G replies to one prompt.
-A row holds one prompt and one reply, and place t belongs to `targets[t]`: its
-log-probability, whether it is the reply's (`mask_BT`, the token that ends the reply
-included), its reward, and the value of the text before it.
+Letters: B rows, T tokens, V vocabulary; N prompts or pairs, G replies to a prompt.
+A row has a prompt and a reply. Index t of an array (B, T) belongs to the token
+`targets[t]`: its log-probability, its reward, the value of the text before it, and
+`mask_BT`, whether it is a token of the reply (the stop token included).
 """

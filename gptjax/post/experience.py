@@ -1,8 +1,8 @@
-"""Experience: a rollout with its scores, log-probabilities and advantages.
+"""Experience: a rollout with scores, log-probabilities and advantages.
 
-    draw replies -> rewards -> scale and penalties -> log-probabilities -> advantages
+    rollout → rewards → scaling and penalties → log-probabilities → advantages
 
-The updates of PPO and GRPO read it.
+PPO and GRPO make their updates on it.
 """
 
 import time
@@ -35,22 +35,22 @@ from gptjax.post.rollout import (
 
 
 class Algorithm(NamedTuple):
-    """An algorithm; `params` are what is trained.
+    """A policy-gradient algorithm; `params` are the trained parameters.
 
-    score_tokens: `(params, reference, batch)` to (B, T) arrays: `old` and
-        `reference`, log-probabilities, and what else `compute_advantages` reads.
-    compute_advantages: `(batch, scores_B, coefficient)` to (the batch with `advantages`
-        and what else `loss_fn` reads, metrics); on the host, of a whole rollout.
+    score_tokens: `(params, reference, batch)` → (B, T) arrays: the log-probabilities
+        `old` and `reference`, and further ones for `compute_advantages`.
+    compute_advantages: `(batch, scores_B, coefficient)` → (batch, metrics), for a whole
+        rollout on the host. It adds `advantages` to the batch, and further arrays for
+        `loss_fn`.
     loss_fn: `(params, batch, key, control, reference=None)`, for `make_train_step`.
-        `control` has the scalars `coefficient`, of the KL, and `policy`, 0 while
-        only a critic trains; the reference is given under LoRA.
-    token_metrics: those of `loss_fn` that are means over the replies' tokens.
-    extra_arrays: from an update's number and its rows of the batch to further arrays
-        that `loss_fn` reads; None: there are none.
-    resampling: further draws for groups whose scores are all equal.
-    warm_up: rollouts that train only a critic.
-    identity: of its checkpoints, besides what every stage's has.
-    init_arguments: further arguments of `PolicyModel.init`, read where a run is new.
+        `control` has two scalars: `coefficient` of the KL, and `policy`, which is 0
+        while only a critic is trained. `reference` is passed under LoRA.
+    token_metrics: names of the metrics that are means over the tokens of replies.
+    extra_arrays: `(update number, batch of the update)` → further arrays for `loss_fn`.
+    resampling: how often groups with equal scores are replaced by new ones.
+    warm_up: the number of first rollouts that train only a critic.
+    identity: added to the identity of checkpoints.
+    init_arguments: returns further arguments of `PolicyModel.init`, for a new run.
     """
 
     score_tokens: Callable
@@ -65,10 +65,10 @@ class Algorithm(NamedTuple):
 
 
 class AdaptiveState(NamedTuple):
-    """What later rollouts depend on besides weights; kept in checkpoints.
+    """Statistics that later rollouts depend on; checkpoints keep them as lists.
 
-    kl: the controller of the KL's coefficient.
-    scores: moments of the scores of all replies so far, before they are scaled.
+    kl: the controller of the KL coefficient.
+    scores: moments of the scores of all replies so far, before scaling.
     """
 
     kl: AdaptiveKL
@@ -76,35 +76,11 @@ class AdaptiveState(NamedTuple):
 
 
 class Environment(NamedTuple):
-    """What a policy is trained in: problems, how prompts are written, and rewards.
-
-    reward: from (problems, replies) to scores (B,).
-    """
+    """Prompts and rewards; `reward` maps (problems, replies) to scores (B,)."""
 
     prompt_format: PromptFormat
     task: Task
     reward: Callable
-
-
-class Experience(NamedTuple):
-    """A rollout as arrays of the host, (B, T) and (B,).
-
-    batch: what `loss_fn` reads.
-    metrics: of the rollout.
-    adaptive: for the next rollout.
-    empty: every advantage is 0, so nothing can be learnt from it.
-    """
-
-    batch: dict[str, np.ndarray]
-    metrics: dict[str, float]
-    adaptive: AdaptiveState
-    empty: bool
-
-
-def adaptive_state(values: list) -> AdaptiveState:
-    """The state that a checkpoint's record holds as lists."""
-    kl, scores = values
-    return AdaptiveState(AdaptiveKL(*kl), RunningMoments(*scores))
 
 
 def new_adaptive_state(policy: ConfigDict) -> AdaptiveState:
@@ -112,6 +88,12 @@ def new_adaptive_state(policy: ConfigDict) -> AdaptiveState:
     return AdaptiveState(
         AdaptiveKL(coefficient, policy.kl_target, policy.kl_horizon), RunningMoments()
     )
+
+
+def read_adaptive_state(values: list) -> AdaptiveState:
+    """The state that a checkpoint keeps as lists."""
+    kl, scores = values
+    return AdaptiveState(AdaptiveKL(*kl), RunningMoments(*scores))
 
 
 def collect_experience(
@@ -122,16 +104,15 @@ def collect_experience(
     algorithm: Algorithm,
     adaptive: AdaptiveState,
     rollout_number: int,
-) -> Experience:
-    """The experience of a rollout, a function of its number, the seed and the weights.
+) -> tuple[dict[str, np.ndarray], dict[str, float], AdaptiveState]:
+    """(batch for `loss_fn`, metrics, state for the next rollout), on the host.
+
+    The result depends only on the rollout number, the seed, the weights and `adaptive`.
 
     Args:
-        config: `seed` and `policy` are read.
         complete: generates replies.
-        score_tokens: from a batch to the arrays of `algorithm.score_tokens`, on the
-            host.
-        adaptive: of the rollouts before.
-        rollout_number: counts rollouts from 0.
+        score_tokens: from a batch to the arrays of `algorithm.score_tokens`.
+        rollout_number: counts from 0.
     """
     start = time.perf_counter()
     rollout, raw_B, metrics = draw_groups(
@@ -141,16 +122,16 @@ def collect_experience(
 
     policy = config.policy
     mask_BT = rollout.batch['weights']
-    counted_B = np.any(mask_BT, axis=1)  # not the groups that only fill the rollout
+    # Groups that only fill the rollout have no weight: they do not count in means.
+    counted_B = np.any(mask_BT, axis=1)
     moments = adaptive.scores.after(raw_B[counted_B])
     num_replies = int(np.sum(counted_B))
-    counted_B = counted_B if num_replies else ~counted_B  # all groups are fillers
+    counted_B = counted_B if num_replies else ~counted_B
     scores_B = shape_scores(policy, raw_B, rollout, moments)
     token_scores = score_tokens(rollout.batch)
-    batch = {**rollout.batch, **token_scores}
     reward_coefficient = adaptive.kl.coefficient if policy.kl_reward else 0.0
     batch, algorithm_metrics = algorithm.compute_advantages(
-        batch, scores_B, reward_coefficient
+        {**rollout.batch, **token_scores}, scores_B, reward_coefficient
     )
 
     kl_B = kl_per_reply(token_scores['old'], token_scores['reference'], mask_BT)
@@ -164,14 +145,13 @@ def collect_experience(
         rollout_seconds=rollout_seconds,
         **algorithm_metrics,
     )
-    if policy.temperature == 1.0:  # the engine's log-probabilities are those at 1
+    if policy.temperature == 1.0:  # the temperature of the engine's log-probabilities
         gap_BT = np.abs(rollout.sampled_BT - token_scores['old'])
         metrics['sampler_gap'] = float(np.max(np.where(mask_BT, gap_BT, 0)))
     controller = adaptive.kl
-    if rollout_number >= algorithm.warm_up:  # before, the policy does not move
+    if rollout_number >= algorithm.warm_up:  # the policy moves only after the warm-up
         controller = controller.after(kl, num_replies)
-    adaptive = AdaptiveState(controller, moments)
-    return Experience(batch, metrics, adaptive, not np.any(batch['advantages']))
+    return batch, metrics, AdaptiveState(controller, moments)
 
 
 def draw_groups(
@@ -181,46 +161,41 @@ def draw_groups(
     resampling: int,
     rollout_number: int,
 ) -> tuple[Rollout, np.ndarray, dict]:
-    """(rollout, its scores (B,), metrics); groups of equal scores are replaced.
+    """(rollout, scores (B,), metrics); groups with equal scores are replaced.
 
-    DAPO's dynamic sampling (Yu et al. 2025): prompts whose replies all score the same
-    teach nothing, so further prompts are drawn, up to `resampling` times, until
-    there are as many mixed groups as a rollout has. If there still are too few, groups
-    of equal scores fill the rollout, with weight 0.
+    DAPO's dynamic sampling (Yu et al. 2025): a group whose replies all have the same
+    score has no gradient. New prompts are drawn up to `resampling` times, until the
+    rollout is full of mixed groups, those with different scores. If there are too few,
+    groups with equal scores fill the rollout, with weight 0.
     """
     policy, (prompt_format, task, reward) = config.policy, environment
     N, G = policy.prompts, policy.replies
-    mixed, equal, rewards, num_drawn, num_mixed = [], [], [], 0, 0
+    rollouts, scores, mixed = [], [], []
     for draw in range(resampling + 1):
         first = (rollout_number * (resampling + 1) + draw) * N
         problems = [task.train(first + place) for place in range(N)]
         name = f'{rollout_number}.{draw}'
         rollout = draw_rollout(complete, prompt_format, problems, G, config.seed, name)
         scores_B = reward(rollout.problems, rollout.replies)
-        rewards.append(float(np.mean(scores_B)))
-        mixed_N = np.ones(N, bool)
-        if G > 1:
-            mixed_N = np.asarray(informative(scores_B.reshape(N, G)))
-        num_drawn, num_mixed = num_drawn + N, num_mixed + int(mixed_N.sum())
-        if not resampling:
-            mixed.append((rollout, scores_B))
-            break
-        for is_mixed, groups in ((True, mixed), (False, equal)):
-            rows = np.flatnonzero(np.repeat(mixed_N == is_mixed, G))
-            groups.append((select_rows(rollout, rows), scores_B[rows]))
-        if num_mixed >= N:
+        rollouts.append(rollout)
+        scores.append(scores_B)
+        mixed += informative(scores_B.reshape(N, G)).tolist() if G > 1 else [True] * N
+        if sum(mixed) >= N:
             break
 
-    groups = mixed + equal
-    rollout = concatenate_rollouts([rollout for rollout, _ in groups])
-    rollout = select_rows(rollout, range(N * G))
-    scores_B = np.concatenate([scores_B for _, scores_B in groups])[: N * G]
+    order = np.arange(N)
+    if resampling:  # mixed groups first
+        order = np.argsort(np.logical_not(mixed), kind='stable')[:N]
+    rows = (order[:, None] * G + np.arange(G)).ravel()
+    rollout = select_rows(concatenate_rollouts(rollouts), rows)
+    scores_B = np.concatenate(scores)[rows]
     if resampling:
-        rollout.batch['weights'][min(num_mixed, N) * G :] = 0
+        rollout.batch['weights'][sum(mixed) * G :] = 0
     metrics = dict(
-        reward=float(np.mean(rewards)),  # of all that was drawn, to be comparable
-        mixed_groups=num_mixed / num_drawn,
-        groups_drawn=float(num_drawn),
+        # Over all replies that were drawn: comparable between runs.
+        reward=float(np.mean([float(np.mean(drawn_B)) for drawn_B in scores])),
+        mixed_groups=sum(mixed) / len(mixed),
+        groups_drawn=float(len(mixed)),
     )
     return rollout, scores_B, metrics
 
@@ -228,7 +203,7 @@ def draw_groups(
 def shape_scores(
     policy: ConfigDict, raw_B, rollout: Rollout, moments: RunningMoments
 ) -> np.ndarray:
-    """Scaled scores less the penalties for replies that are too long."""
+    """Scaled scores, minus the penalties for replies that are too long."""
     scale = policy.reward_scale * (moments.std if policy.reward_running_scale else 1.0)
     scores_B = scale_scores(raw_B, scale, clip=policy.reward_clip)
     if policy.overlong_buffer:
@@ -241,9 +216,9 @@ def shape_scores(
 
 
 def make_token_scorer(algorithm: Algorithm, mesh: Mesh, rows: int) -> Callable:
-    """`(params, reference, batch)` to the arrays of `algorithm.score_tokens`.
+    """`algorithm.score_tokens` with arrays on the host, `rows` rows at a time.
 
-    The arrays are on the host; `rows` are computed at a time, which divides the batch.
+    `rows` must divide the rows of a batch.
     """
     compiled = jax.jit(algorithm.score_tokens, out_shardings=replicated(mesh))
 

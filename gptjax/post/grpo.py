@@ -1,22 +1,22 @@
-"""GRPO and its kin: a reply is compared with the other replies to its prompt.
+"""GRPO and related algorithms: a reply is compared with others to the same prompt.
 
-Shao et al. 2024 (DeepSeekMath), section 4.1. With the scores s of G replies to one
-prompt, each token of reply g has the advantage A[g], and the policy ascends PPO's
-clipped surrogate; there is no critic. The kin differ in three places, each a field of
-the section `grpo` and a pure function:
+GRPO is from Shao et al. 2024 (DeepSeekMath), section 4.1. With the scores s of the G
+replies to a prompt, each token of reply g has the advantage A[g]. The policy maximises
+PPO's clipped objective; there is no critic. The algorithms differ in three fields of
+the section `grpo`:
 
                 advantage           objective          normaliser
     GRPO        (s - mean) / std    clipped            each reply the same
     Dr. GRPO    s - mean            clipped            constant
     DAPO        (s - mean) / std    clipped higher     every token the same
-    GSPO        (s - mean) / std    a ratio a reply    each reply the same
+    GSPO        (s - mean) / std    ratio of replies   each reply the same
     RLOO        s - mean of others  -A ln p            the sum over a reply
     REINFORCE   s - mean of all     -A ln p            the sum over a reply
 
-The kin: Liu et al. 2025, Yu et al. 2025, Zheng et al. 2025, Ahmadian et al. 2024 and
-Williams 1992.
-DAPO also draws again for prompts whose replies all score the same (`grpo.resampling`)
-and takes tokens near the limit from the score (`policy.overlong_buffer`).
+The papers are Liu et al. 2025 (Dr. GRPO), Yu et al. 2025 (DAPO), Zheng et al. 2025
+(GSPO), Ahmadian et al. 2024 (RLOO) and Williams 1992 (REINFORCE). DAPO also replaces
+groups with equal scores (`grpo.resampling`) and penalises replies near the length limit
+(`policy.overlong_buffer`).
 """
 
 from functools import partial
@@ -56,16 +56,12 @@ def grpo(config: ConfigDict, workdir: Path) -> dict:
 
 
 def check_config(config: ConfigDict) -> None:
-    """Refuses fields of the section `grpo` that do not fit each other.
-
-    Raises:
-        UserError: it names the field.
-    """
+    """Refuses fields of the section `grpo` that do not fit each other."""
     section = config.grpo
     if section.advantage != 'reinforce' and config.policy.replies < 2:
         raise UserError(
-            f'policy.replies={config.policy.replies}: replies are compared within a '
-            "group: use 2 or more, or grpo.advantage='reinforce'"
+            f'policy.replies={config.policy.replies}: replies to a prompt are compared '
+            "with each other: use 2 or more, or grpo.advantage='reinforce'"
         )
     if section.objective == 'reinforce':
         why = "with grpo.objective='reinforce', which clips nothing"
@@ -119,13 +115,13 @@ def make_algorithm(
             )
         advantages_NG = ADVANTAGES[section.advantage](jnp.reshape(scores_B, groups))
         if section.advantage == 'grpo':
-            # Scores that differ by their KL alone would be divided by its noise.
+            # If scores differ only by their KL, the std is noise: use no advantage.
             advantages_NG = jnp.where(informative_N[:, None], advantages_NG, 0.0)
         advantages_BT = np.reshape(advantages_NG, (-1, 1)) * mask_BT
         return dict(batch, advantages=advantages_BT), {}
 
     def loss_fn(params, batch, key, control, reference=None):
-        del key  # no dropout: the replies were drawn without
+        del key  # no dropout, as in the engine
         mask_BT = batch['weights']
         logprobs_BT, entropy_BT = compute_logprobs(
             policy.compute(params, reference), batch

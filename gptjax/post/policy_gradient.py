@@ -1,9 +1,9 @@
-"""What PPO and GRPO share: reinforcement learning as a stage of the training loop.
+"""Reinforcement learning as a stage of the training loop; PPO and GRPO share it.
 
-A rollout is `policy.prompts` x `policy.replies` replies, and `policy.epochs` passes
-over them are made in updates of `train.batch_size` replies. Steps count updates, as in
-every stage. Checkpoints and signals come between rollouts, and a rollout is a function
-of weights, seed and step: a run that resumes draws what it would have drawn.
+A rollout has `policy.prompts` x `policy.replies` replies. `policy.epochs` passes over
+them are made, in updates of `train.batch_size` replies. As in every stage, steps count
+updates. Checkpoints are saved and signals are handled between rollouts. A rollout
+depends only on weights, seed and step, so a resumed run generates the same rollouts.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 
 from gptjax.core.console import UserError, progress_bar
 from gptjax.models import parameter_count
@@ -25,10 +25,10 @@ from gptjax.parallel.sharding import put_on_mesh
 from gptjax.post.experience import (
     Algorithm,
     Environment,
-    adaptive_state,
     collect_experience,
     make_token_scorer,
     new_adaptive_state,
+    read_adaptive_state,
 )
 from gptjax.post.objectives.reply_tokens import metrics_per_token
 from gptjax.post.policy_model import (
@@ -43,7 +43,12 @@ from gptjax.post.reward_functions import (
     rewards_fingerprint,
     verifier_reward,
 )
-from gptjax.post.rollout import Sampler, generate_replies, make_prompt_format
+from gptjax.post.rollout import (
+    Sampler,
+    generate_replies,
+    make_prompt_format,
+    make_sampler,
+)
 from gptjax.train import config_checks, init_from
 from gptjax.train.load_model import Trained, model_identity, uses_lora
 from gptjax.train.loop import Setup, Stage, Training, fit
@@ -58,16 +63,15 @@ def train_policy(
     """Trains a policy from `config.start`, or from RUN's newest checkpoint.
 
     Args:
-        config: of `init_from.inherit_config`.
-        make_algorithm: from config, the model that the run starts from, policy model
-            and mesh to the algorithm.
+        config: from `init_from.inherit_config`.
+        make_algorithm: `(config, model of start.run, policy model, mesh)` → algorithm.
 
     Returns:
-        A summary: why it ended and by which signal, steps, the newest validation.
+        The summary of `Outcome`, with `empty_rollouts`.
 
     Raises:
-        UserError: the config makes no sense, a reward fails, or updates are not
-            finite; the newest checkpoint stays.
+        UserError: fields of the config do not fit each other, a reward fails, or
+            updates are not finite. Checkpoints stay.
     """
     # ---- policy, reference, problems ----------------------------------------
     check_policy(config)
@@ -76,17 +80,17 @@ def train_policy(
     config_checks.check_batch(config, mesh)
     config_checks.check_context(config, mesh)
     trained = init_from.load_start(config, mesh)
-    reference = trained.params  # never donated, so it stays where it is
-    model = apply_compute_settings(config, trained).settings
+    identity = model_identity(trained.tokenizer, trained)
+    trained = apply_compute_settings(config, trained)
     prompt_format = make_prompt_format(config, 'policy', trained.tokenizer)
     task = make_task(config.task, config.seed, prompt_format.fits)
     environment = Environment(prompt_format, task, make_reward(config.task, task))
-    policy = make_policy_model(config, model)
-    algorithm = make_algorithm(config, trained._replace(settings=model), policy, mesh)
+    policy = make_policy_model(config, trained.settings)
+    algorithm = make_algorithm(config, trained, policy, mesh)
 
     def init():
         key = jax.random.key(config.seed)
-        return policy.init, reference, key, *algorithm.init_arguments()
+        return policy.init, trained.params, key, *algorithm.init_arguments()
 
     stage = Stage(
         name='policy',
@@ -96,50 +100,46 @@ def train_policy(
         loss_fn=algorithm.loss_fn,
         init=init,
         identity=dict(
-            model_identity(trained.tokenizer, trained),
+            identity,
             context=str(prompt_format.context),
             problems=problems_fingerprint(config.task),
             rewards=rewards_fingerprint(config.task),
             **algorithm.identity,
         ),
         make_training=partial(
-            start_rollouts, config, mesh, environment, trained, model, policy, algorithm
+            make_training, config, mesh, environment, trained, policy, algorithm
         ),
         record=dict(
             memory=[list(values) for values in new_adaptive_state(config.policy)],
-            empty_rollouts=0,  # without a group of unequal scores: no update
+            empty_rollouts=0,  # rollouts with equal scores in all groups: no update
         ),
     )
     outcome = fit(config, workdir, stage)
     return outcome.summary(empty_rollouts=outcome.record['empty_rollouts'])
 
 
-def start_rollouts(
+def make_training(
     config: ConfigDict,
     mesh: Mesh,
     environment: Environment,
     trained: Trained,
-    model: FrozenConfigDict,
     policy: PolicyModel,
     algorithm: Algorithm,
     setup: Setup,
 ) -> Training:
-    """The engine that generates replies, and how a rollout becomes updates."""
-    reference = trained.params
+    """Starts the engine; defines how rollouts become updates, and the validation."""
+    reference = trained.params  # never donated, so these arrays stay valid
     updates = updates_per_rollout(config)
-    with progress_bar('making the engine', 0):
-        sampler = Sampler(
-            model,
-            policy.merge(setup.state.params, reference),
-            trained.tokenizer,
-            slots=config.policy.slots,
-            tensor=config.policy.generation_tensor,
-        )
+    with progress_bar('starting the engine', 0):
+        weights = policy.merge(setup.state.params, reference)
+        sampler = make_sampler(trained._replace(params=weights), config.policy)
+        del weights
     setup.stack.enter_context(contextlib.closing(sampler))
     microbatch_rows = config.train.batch_size // config.train.accumulation
     score_tokens = make_token_scorer(algorithm, mesh, microbatch_rows)
     critic_step = setup.step
-    if algorithm.warm_up and config.optim.weight_decay:  # which moves frozen weights
+    if algorithm.warm_up and config.optim.weight_decay:
+        # Weight decay would move the policy even where its gradient is 0.
         critic_step = make_train_step(
             algorithm.loss_fn,
             freeze_policy(setup.optimizer),
@@ -151,9 +151,9 @@ def start_rollouts(
 
     def update(state, step, record):
         number = step // updates
-        adaptive = adaptive_state(record['memory'])
+        adaptive = read_adaptive_state(record['memory'])
         sampler.update_weights(policy.merge(state.params, reference), f'step {step}')
-        experience = collect_experience(
+        batch, metrics, next_adaptive = collect_experience(
             config,
             environment,
             sampler.complete,
@@ -162,11 +162,7 @@ def start_rollouts(
             adaptive,
             number,
         )
-        metrics = dict(experience.metrics)
-        if experience.empty:
-            record['empty_rollouts'] += 1
-            state = state._replace(step=state.step + updates)
-        else:
+        if np.any(batch['advantages']):
             warming_up = number < algorithm.warm_up
             control = dict(
                 coefficient=np.float32(adaptive.kl.coefficient),
@@ -176,7 +172,7 @@ def start_rollouts(
                 config,
                 critic_step if warming_up else setup.step,
                 state,
-                experience.batch,
+                batch,
                 (control, *frozen),
                 step,
                 algorithm.extra_arrays,
@@ -184,7 +180,10 @@ def start_rollouts(
             )
             metrics.update(mean_metrics(steps, algorithm.token_metrics))
             metrics['good'] = [values['good'] for values in steps]
-        record['memory'] = [list(values) for values in experience.adaptive]
+        else:
+            record['empty_rollouts'] += 1
+            state = state._replace(step=state.step + updates)
+        record['memory'] = [list(values) for values in next_adaptive]
         metrics['empty_rollouts'] = record['empty_rollouts']
         return state, metrics
 
@@ -195,9 +194,10 @@ def start_rollouts(
 
     replies = config.policy.prompts * config.policy.replies
     print_once(
-        f'policy: {parameter_count.num_params(model):,} parameters on {mesh.size} '
-        f'{"device" if mesh.size == 1 else "devices"}, a rollout has {replies:,} '
-        f'replies and gives {updates:,} {"update" if updates == 1 else "updates"}'
+        f'policy: {parameter_count.num_params(trained.settings):,} parameters on '
+        f'{mesh.size} {"device" if mesh.size == 1 else "devices"}, a rollout has '
+        f'{replies:,} replies and gives {updates:,} '
+        f'{"update" if updates == 1 else "updates"}'
     )
     return Training(
         update=update,
@@ -222,20 +222,16 @@ def update_on_rollout(
     extra_arrays: Callable | None,
     mesh: Mesh,
 ) -> tuple:
-    """The updates of a rollout: `policy.epochs` passes, each in an order of its own.
+    """Makes the updates of a rollout: `policy.epochs` passes, shuffled each time.
 
     Args:
-        config: `seed`, `policy.epochs` and `train.batch_size` are read.
-        train_step: of `make_train_step`.
-        state: before them.
-        batch: arrays of the host, a row for each reply.
-        step_arguments: what the step takes after its rows of the batch.
+        batch: arrays on the host, with a row for each reply.
+        step_arguments: arguments of `train_step` after state and batch.
         first: the number of the first update.
-        extra_arrays: of the algorithm.
-        mesh: where they are made.
+        extra_arrays: see `Algorithm`.
 
     Returns:
-        (state, the metrics of each update, on the host).
+        (state, the metrics of each update on the host).
     """
     rows, B, steps = config.train.batch_size, len(batch['inputs']), []
     for epoch in range(config.policy.epochs):
@@ -253,7 +249,10 @@ def update_on_rollout(
 
 
 def mean_metrics(steps: list[dict], token_metrics) -> dict[str, float]:
-    """Means over updates; of the first, the ratio too, which is 1 if all is well."""
+    """Means over the updates of a rollout, and the ratio of the first update.
+
+    `first_ratio` is 1 if the old log-probabilities are those of the current policy.
+    """
     steps = [metrics_per_token(metrics, token_metrics) for metrics in steps]
     means = {
         name: float(np.mean([metrics[name] for metrics in steps]))
@@ -266,10 +265,10 @@ def mean_metrics(steps: list[dict], token_metrics) -> dict[str, float]:
 def evaluate_policy(
     config: ConfigDict, environment: Environment, sampler: Sampler
 ) -> dict[str, float]:
-    """Greedy replies to the validation problems: how many are right, and the reward.
+    """Reward and accuracy of greedy replies to the validation problems.
 
-    `loss` is what chooses the best checkpoint: the share that is wrong, or without a
-    verifier the reward's negative.
+    `loss`, which chooses the best checkpoint, is 1 - accuracy, or without a verifier
+    the negative reward.
     """
     prompt_format, task, reward = environment
     problems = task.validation(config.task.validation)
@@ -296,17 +295,12 @@ def evaluate_policy(
 
 
 def updates_per_rollout(config: ConfigDict) -> int:
-    """How many updates a rollout gives."""
     replies = config.policy.prompts * config.policy.replies
     return config.policy.epochs * (replies // config.train.batch_size)
 
 
 def check_policy(config: ConfigDict) -> None:
-    """Refuses fields of the section `policy` that do not fit each other.
-
-    Raises:
-        UserError: it names the field and the fix.
-    """
+    """Refuses fields of the section `policy` that do not fit each other."""
     policy, train = config.policy, config.train
     config_checks.check_unused(config, 'train', ['profile_step'], 'in ppo and grpo')
     if not policy.kl_reward and not policy.kl_loss:
@@ -320,7 +314,7 @@ def check_policy(config: ConfigDict) -> None:
     if policy.overlong_buffer > policy.max_tokens:
         raise UserError(
             f'policy.overlong_buffer={policy.overlong_buffer} is more than '
-            f'policy.max_tokens={policy.max_tokens}: use at most that'
+            f'policy.max_tokens={policy.max_tokens}: use at most {policy.max_tokens}'
         )
     replies = policy.prompts * policy.replies
     if replies % train.batch_size:
@@ -330,7 +324,7 @@ def check_policy(config: ConfigDict) -> None:
         )
     if train.num_steps % updates_per_rollout(config):
         raise UserError(
-            f'train.num_steps={train.num_steps} is no multiple of the '
+            f'train.num_steps={train.num_steps} is not a multiple of the '
             f'{updates_per_rollout(config)} updates that a rollout gives '
             '(policy.epochs * replies / train.batch_size): use a multiple'
         )

@@ -1,8 +1,7 @@
-"""What a policy trains, and how a model is made of it: whole, or by LoRA.
+"""The trained parameters of a policy: all weights or LoRA's, and PPO's critic.
 
-Whole, the policy begins as a copy of the weights that the run starts from, and these
-stay as the reference. Under LoRA only A and B are trained, and the reference's weights
-are the policy's too: there is one copy of them. PPO's critic stands beside either.
+Without LoRA the policy is a copy of the model of `start.run`, which is the reference.
+With LoRA the policy and the reference share one copy of these weights.
 """
 
 from collections.abc import Callable
@@ -22,8 +21,7 @@ from gptjax.train.load_model import Trained, trained_shapes, uses_lora
 def apply_compute_settings(config: ConfigDict, trained: Trained) -> Trained:
     """The model with the dtype, remat and unroll of `config.model`.
 
-    Its numbers are compared with those of the model that is trained, which computes
-    so: in another dtype a policy that has not moved would differ from its reference.
+    In another dtype the reference would differ from an untrained policy.
     """
     computed = {name: config.model[name] for name in ('dtype', 'remat', 'unroll')}
     settings = FrozenConfigDict({**trained.settings.to_dict(), **computed})
@@ -31,14 +29,14 @@ def apply_compute_settings(config: ConfigDict, trained: Trained) -> Trained:
 
 
 class PolicyModel(NamedTuple):
-    """Functions between what is trained, the reference, and a model's parameters.
+    """Maps the trained parameters and the reference to parameters of a model.
 
-    shapes, axes: of what is trained.
-    init: from the reference, a key and, if PPO's critic begins as one, a reward model's
-        parameters to what is trained.
-    compute: from (what is trained, the reference) to parameters that a model is
-        bound to, inside a jitted function; no second copy is made.
-    merge: the same as arrays of their own, for the engine.
+    shapes, axes: of the trained parameters.
+    init: `(reference, key[, reward model])` → trained parameters. The reward model's
+        parameters initialise PPO's critic.
+    compute: `(trained, reference)` → parameters for `gpt.bind`, inside a jitted
+        function, without a second copy of the weights.
+    merge: `(trained, reference)` → arrays for the engine.
     """
 
     shapes: Any
@@ -49,9 +47,9 @@ class PolicyModel(NamedTuple):
 
 
 def freeze_policy(optimizer: optax.GradientTransformation):
-    """The same optimizer, but neither the policy nor its average moves.
+    """The same optimizer, but the policy and its moving average stay constant.
 
-    A policy without a gradient would still be moved by weight decay.
+    Zero gradients are not enough: weight decay would still change the policy.
     """
 
     def with_policy_of(tree, before):
@@ -72,11 +70,7 @@ def freeze_policy(optimizer: optax.GradientTransformation):
 
 
 def make_policy_model(config: ConfigDict, settings: FrozenConfigDict) -> PolicyModel:
-    """The policy model of a config, by its sections `lora` and `ppo`.
-
-    Raises:
-        UserError: LoRA with a critic that is a network of its own.
-    """
+    """The policy model for the config sections `lora` and `ppo`."""
     shapes, axes = trained_shapes(config, settings)
     kind = config.ppo.critic if 'ppo' in config else None
     if not uses_lora(config):
@@ -92,8 +86,8 @@ def make_policy_model(config: ConfigDict, settings: FrozenConfigDict) -> PolicyM
 
     if kind == 'network':
         raise UserError(
-            f'ppo.critic=network and lora.rank={config.lora.rank}: a network of its '
-            'own is trained as a whole: use ppo.critic=head, or lora.rank=0'
+            f'ppo.critic=network and lora.rank={config.lora.rank}: all parameters of a '
+            'critic network are trained: use ppo.critic=head, or lora.rank=0'
         )
     scale = lora.lora_scale(config.lora)
 

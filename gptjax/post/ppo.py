@@ -1,18 +1,17 @@
-"""PPO: a critic says what to expect of each token, the policy ascends what exceeds it.
+"""PPO: proximal policy optimisation (Schulman et al. 2017) with a critic.
 
-Schulman et al. 2017 as Stiennon et al. 2020 and Ouyang et al. 2022 train language
-models with it: the reward of a reply stands at its last token, less k1 of the KL to
-the reference at every token; generalised advantages; ratios and values are clipped.
-The loss, divided once by the tokens of all replies in an update, is
+As Stiennon et al. 2020 and Ouyang et al. 2022 train language models: the last token of
+a reply has the reward, every token has the penalty k1 of the KL to the reference,
+advantages are generalised (GAE), and ratios and values are clipped. The loss, divided
+by the number of reply tokens in an update, is
 
-    clipped surrogate + value_coefficient x value loss
+    clipped policy loss + value_coefficient x value loss
         + kl_loss x k2 - entropy x entropy + ptx x language loss
 
-The last is PPO-ptx: text that the model was pretrained on, so that it is not forgotten.
-The critic is a head on the policy's own hidden vectors ('head'), or a network of its
-own that begins as a copy of the policy or as a reward model ('network'). For the first
-`ppo.warm_up` rollouts it alone is trained: not even the hidden vectors below its head
-move.
+The last term is PPO-ptx, the loss on pretraining text, against forgetting. The critic
+is a head on the policy's hidden vectors (ppo.critic='head'), or a separate network that
+is initialised as a copy of the policy or of a reward model ('network'). During the
+first `ppo.warm_up` rollouts only the critic is trained; the policy does not change.
 """
 
 from collections.abc import Callable
@@ -56,11 +55,7 @@ def ppo(config: ConfigDict, workdir: Path) -> dict:
 
 
 def check_config(config: ConfigDict) -> None:
-    """Refuses fields of the section `ppo` that do not fit each other.
-
-    Raises:
-        UserError: it names the field.
-    """
+    """Refuses fields of the section `ppo` that do not fit each other."""
     section = config.ppo
     if section.critic != 'network':
         why = f'where ppo.critic={section.critic}'
@@ -81,7 +76,7 @@ def make_algorithm(
         identity['text'] = text.fingerprint
 
     def forward(policy_params, params, batch, policy_on):
-        """(log-probabilities, entropy, values) of the targets, (B, T) each."""
+        """(log-probabilities, entropies, values) of the targets, (B, T) each."""
         model = gpt.bind(settings, policy_params)
         hidden = model.hidden(batch['inputs'], batch['segments'], batch['positions'])
         logprobs_BT, entropy_BT = hidden_logprobs(
@@ -135,12 +130,12 @@ def compute_advantages(section: ConfigDict, batch: dict, scores_B, coefficient):
 def make_loss(
     config: ConfigDict, policy: PolicyModel, forward: Callable, settings
 ) -> Callable:
-    """`Algorithm.loss_fn`; the formula is in the file's docstring."""
+    """`Algorithm.loss_fn`: the formula at the top of this file."""
     section, shared = config.ppo, config.policy
     language_loss = make_language_loss(settings, config.train)
 
     def loss_fn(params, batch, key, control, reference=None):
-        del key  # no dropout: the replies were drawn without
+        del key  # no dropout, as in the engine
         mask_BT, policy_on = batch['weights'], control['policy']
         policy_params = policy.compute(params, reference)
         logprobs_BT, entropy_BT, values_BT = forward(
@@ -184,50 +179,49 @@ def make_loss(
 
 
 def load_critic(run: str, template: str, trained: Trained, mesh: Mesh) -> dict:
-    """A reward model's parameters, for a critic that begins as one.
+    """The parameters of a reward model, which initialise the critic.
 
-    The bias of its head is less the mean reward, so that its values are those of the
-    reward model as `task.rewards` counts it, with weight 1.
+    The mean reward is subtracted from the bias of the head. The values are then those
+    of the reward model in `task.rewards` with weight 1.
 
     Args:
-        run: of the stage `reward`.
-        template: of the chats that the policy reads.
-        trained: the model that the run starts from.
-        mesh: where it is laid out.
+        run: a run of the stage `reward`.
+        template: the chat template of the policy.
+        trained: the model of `start.run`.
 
     Raises:
-        UserError: it is no finished run, or reads another template, tokenizer or shape.
+        UserError: the run is not finished, or has another template, tokenizer or shape.
     """
     folder = find_reward_run(run, 'ppo.critic_run')
     config, field = run_dir.read_config(folder), f'ppo.critic_run={folder}'
     if config.chat.template != template:
         raise UserError(
-            f'{field} reads chats as {config.chat.template}, and the policy as '
-            f'{template}: name a reward model that started from a fine-tuned run'
+            f'{field} has chat.template={config.chat.template}, and the policy has '
+            f'{template}: use a reward model that started from a fine-tuned run'
         )
     reward_model = load_reward_model(config, folder, mesh)
     if reward_model.tokenizer.fingerprint != trained.tokenizer.fingerprint:
         raise UserError(
-            f'{field} was trained with another tokenizer than start.run: name a reward '
-            'model that started from the same run'
+            f'{field} has another tokenizer than start.run: use a reward model that '
+            'started from the same run'
         )
     shapes = lambda params: jax.tree.map(jnp.shape, params)
     params, head = heads.split_heads(reward_model.params)
     if shapes(params) != shapes(trained.params):
         raise UserError(
-            f'{field} is a model of another shape than start.run: name a reward model '
-            "that started from the same run, or use ppo.critic_run=''"
+            f'{field} is a model of another shape than start.run: use a reward model '
+            "that started from the same run, or ppo.critic_run=''"
         )
     head = dict(head[heads.REWARD_HEAD])
     head['bias'] = head['bias'] - read_center(folder)
     return {**params, heads.REWARD_HEAD: head}
 
 
-# ---- PPO-ptx: rows of pretraining text in every update
+# ---- PPO-ptx: pretraining text in every update
 
 
 def check_text_rows(config: ConfigDict, shards: int) -> None:
-    """Refuses text that does not divide into micro-batches and devices."""
+    """Refuses `ppo.ptx_rows` that do not divide into micro-batches and devices."""
     parts, rows = config.train.accumulation * shards, config.ppo.ptx_rows
     if rows % parts:
         raise UserError(
@@ -237,15 +231,11 @@ def check_text_rows(config: ConfigDict, shards: int) -> None:
 
 
 def open_text(config: ConfigDict) -> PackedDataset:
-    """The pretraining text of PPO-ptx.
-
-    Raises:
-        UserError: `ppo.ptx_run` has no prepared text, or another tokenizer.
-    """
+    """The packed dataset of PPO-ptx; it must have the tokenizer of `start.run`."""
     section, run = config.ppo, Path(config.ppo.ptx_run).expanduser()
     if not section.ptx_run:
         raise UserError(
-            f'ppo.ptx={section.ptx}: name the run with the text in ppo.ptx_run, as '
+            f'ppo.ptx={section.ptx}: set ppo.ptx_run to the run with the text, as '
             'runs/chitchat, or set ppo.ptx=0'
         )
     packed = PackedDataset(run / 'prepared', 'train')
@@ -253,17 +243,17 @@ def open_text(config: ConfigDict) -> PackedDataset:
     if packed.tokenizer != storage.sha256_of_file(tokenizer):
         raise UserError(
             f'ppo.ptx_run={run} was prepared with another tokenizer than '
-            f'start.run={config.start.run}: name the run that it was pretrained in'
+            f'start.run={config.start.run}: use the run that pretrained this model'
         )
-
     return packed
 
 
 def make_text_arrays(config: ConfigDict, packed: PackedDataset) -> Callable:
-    """`Algorithm.extra_arrays`: `{'ptx': arrays}` of an update's number and replies.
+    """`Algorithm.extra_arrays`: `{'ptx': arrays}`, rows of text for an update.
 
-    Which rows of text they are is a function of (seed, number). The step divides by
-    the replies' tokens; the weights make of that a mean over the text's tokens.
+    The rows depend on the seed and the number of the update. The training step divides
+    the loss by the number of reply tokens; `weights` turn this into a mean over the
+    tokens of the text.
     """
     section = config.ppo
 

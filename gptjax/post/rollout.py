@@ -1,18 +1,17 @@
-"""Replies drawn from the policy, and the rows it trains on.
+"""Rollouts: replies that the policy generates, as rows of a training batch.
 
-The engine that serves also draws here. A reply's seed comes from (seed, step, place),
-so a rollout is a function of the weights, the seed and the step: a run that is killed
-draws the same again. There is no dropout in the engine, and nothing is cut off the
-distribution, as top-p would: what is drawn from is what is trained on.
+Replies come from the same engine that serves. The seed of a reply follows from (seed,
+rollout, place), so that a killed run generates the same rollout again. The engine has
+no dropout, and no top-k or top-p: the sampling distribution is the one that is trained.
 
-Of the prompt `p q` and the reply `a b <|end|>` the row is, padded to T = 6,
+A row with the prompt `p q` and the reply `a b <|end|>`, padded to T = 6:
 
     inputs    p q a b     pad pad
     targets   q a b <end> pad pad
-    weights   0 1 1 1     0   0      the stop token is a choice of the policy's too
+    weights   0 1 1 1     0   0      the policy also chooses the stop token
     segments  1 1 1 1     0   0
 
-A reply that was cut off at `policy.max_tokens` has no stop token and gets none.
+A reply that was truncated at `policy.max_tokens` has no stop token.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +19,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from gptjax.core.console import UserError
@@ -30,26 +28,27 @@ from gptjax.infer.engine import Engine
 from gptjax.infer.request import Reply, SamplingParameters
 from gptjax.models import gpt
 from gptjax.parallel.mesh import get_mesh, make_mesh
-from gptjax.parallel.sharding import partition_spec, replicated
+from gptjax.parallel.sharding import replicated, state_shardings
 from gptjax.post.problems.problem_sources import Problem
 from gptjax.train.load_model import Trained
 
+# The signature of `Engine.complete`.
 Complete = Callable[
     [Sequence[Sequence[int]], Sequence[SamplingParameters]], list[Reply]
 ]
 
 
 class Rollout(NamedTuple):
-    """B replies; the G replies to a prompt stand side by side.
+    """B rows with a reply each; the G replies to a prompt are neighbours.
 
     problems: the problem of each row.
     replies: texts.
     batch: inputs, targets, segments, positions int32 (B, T), weights float32 (B, T):
-        1 where the target is the reply's.
-    sampled_BT: float32, ln P of the targets as the engine has it (at temperature 1);
-        0 where weights are.
-    lengths_B: int32, tokens of the replies, the stop token with them.
-    truncated_B: bool, cut off before a stop token.
+        1 where the target is a token of the reply.
+    sampled_BT: float32, the engine's log-probabilities of the targets at temperature 1;
+        0 where the weights are 0.
+    lengths_B: int32, tokens of the replies, including the stop token.
+    truncated_B: bool, whether the reply has no stop token.
     """
 
     problems: list[Problem]
@@ -61,13 +60,10 @@ class Rollout(NamedTuple):
 
 
 class PromptFormat(NamedTuple):
-    """How prompts are written and replies are drawn.
+    """How prompts are written and replies are sampled.
 
-    tokenizer: of the run.
-    template: of the chat.
-    context: T.
+    context: T, the tokens of a row.
     max_tokens: of a reply.
-    temperature: of draws.
     """
 
     tokenizer: object
@@ -87,16 +83,12 @@ class PromptFormat(NamedTuple):
 
 
 def make_prompt_format(config: ConfigDict, name: str, tokenizer) -> PromptFormat:
-    """The prompt format of a run that draws by the section `name` of its config.
-
-    Raises:
-        UserError: no such length, or a template without a token that ends a turn.
-    """
+    """The prompt format for the config section `name`, for example 'policy'."""
     section, context = config[name], config.data.context
     if config.chat.template != 'turns':
         raise UserError(
-            f'chat.template={config.chat.template}: replies must end with a token of '
-            "their own: start from a run of the stage sft, whose template is 'turns'"
+            f'chat.template={config.chat.template}: replies need a stop token: '
+            "start from a run of the stage sft, which has chat.template='turns'"
         )
     if section.max_tokens >= context:
         raise UserError(
@@ -119,21 +111,13 @@ def draw_rollout(
     seed: int,
     name: int | str,
 ) -> Rollout:
-    """`replies` replies to each problem, each drawn by its own seed.
+    """A rollout with `replies` replies to each problem, each sampled with its own seed.
 
-    Args:
-        complete: as the engine's.
-        problems: N problems; B = N times `replies`.
-        replies: G.
-        name: of the rollout; no two rollouts of a run may share it.
+    `name` identifies the rollout: two rollouts of a run must have different names.
     """
     rows = [problem for problem in problems for _ in range(replies)]
-    prompts = _format_prompts(prompt_format, problems, replies)
-    parameters = [
-        sampling_parameters(prompt_format, seed=make_seed(seed, name, place))
-        for place in range(len(rows))
-    ]
-    return build_rollout(prompt_format, rows, prompts, complete(prompts, parameters))
+    requests = _make_requests(prompt_format, problems, replies, (seed, name))
+    return build_rollout(prompt_format, rows, requests[0], complete(*requests))
 
 
 def generate_replies(
@@ -145,34 +129,40 @@ def generate_replies(
     replies: int = 1,
     first: int = 0,
 ) -> list[Reply]:
-    """Replies for an evaluation, those to a problem side by side.
+    """Replies for an evaluation; the `replies` replies to a problem are neighbours.
 
-    Args:
-        complete: as the engine's.
-        temperature: 0: the likeliest replies.
-        replies: to each problem.
-        first: the place of the first problem among all, where they come in parts.
+    `first` is the index of the first problem, if the caller splits the problems.
+    Temperature 0 is greedy decoding.
     """
-    start = first * replies
-    prompts = _format_prompts(prompt_format, problems, replies)
+    requests = _make_requests(
+        prompt_format,
+        problems,
+        replies,
+        (seed, 'answers'),
+        first * replies,
+        temperature=temperature,
+    )
+    return complete(*requests)
+
+
+def _make_requests(prompt_format, problems, replies, seed_words, first=0, **changes):
+    """(prompts, sampling parameters) of the replies; `first` is a reply's index."""
+    prompts = []
+    for problem in problems:
+        prompts += [prompt_format.prompt(problem.messages)] * replies
     parameters = [
         sampling_parameters(
             prompt_format,
-            temperature=temperature,
-            seed=make_seed(seed, 'answers', start + place),
+            seed=hash_integer(*seed_words, place, num_bytes=4),
+            **changes,
         )
-        for place in range(len(prompts))
+        for place in range(first, first + len(prompts))
     ]
-    return complete(prompts, parameters)
-
-
-def _format_prompts(prompt_format, problems, replies):
-    once = (prompt_format.prompt(problem.messages) for problem in problems)
-    return [prompt for prompt in once for _ in range(replies)]
+    return prompts, parameters
 
 
 def sampling_parameters(prompt_format: PromptFormat, **changes) -> SamplingParameters:
-    """Parameters of a reply that ends where the template ends a turn."""
+    """Parameters of a reply that stops where the chat template ends a message."""
     stops, stop_tokens = chat_template.stop_conditions(
         prompt_format.template, prompt_format.tokenizer
     )
@@ -186,15 +176,10 @@ def sampling_parameters(prompt_format: PromptFormat, **changes) -> SamplingParam
     return SamplingParameters(**{**default, **changes})
 
 
-def make_seed(*words) -> int:
-    """A seed of 32 bits that only these words decide."""
-    return hash_integer(*words, num_bytes=4)
-
-
 def build_rollout(
     prompt_format: PromptFormat, problems, prompts, replies: Sequence[Reply]
 ) -> Rollout:
-    """The rows of prompts and the replies to them; see the table above."""
+    """The rollout of prompts and replies; the table above shows a row."""
     B, T = len(replies), prompt_format.context
     inputs = np.full((B, T), prompt_format.tokenizer.pad_id, np.int32)
     targets = inputs.copy()
@@ -229,7 +214,7 @@ def build_rollout(
 
 
 def select_rows(rollout: Rollout, rows: Sequence[int]) -> Rollout:
-    """Some rows of a rollout, in this order."""
+    """A rollout of these rows, in this order."""
     rows = np.asarray(rows, np.int64)
     return Rollout(
         problems=[rollout.problems[row] for row in rows],
@@ -242,7 +227,7 @@ def select_rows(rollout: Rollout, rows: Sequence[int]) -> Rollout:
 
 
 def concatenate_rollouts(rollouts: Sequence[Rollout]) -> Rollout:
-    """Rollouts one after another."""
+    """One rollout with the rows of all."""
     names = rollouts[0].batch
     stack = lambda arrays: np.concatenate(list(arrays))
     return Rollout(
@@ -255,25 +240,27 @@ def concatenate_rollouts(rollouts: Sequence[Rollout]) -> Rollout:
     )
 
 
-# ---- the engine beside the training
+# ---- the engine
 
 
 class Sampler:
-    """An engine on the generation mesh that follows weights on the training mesh.
+    """An engine that generates replies with the weights of a model in training.
 
-    Of several processes each has an engine, on its own devices, and draws the whole
-    rollout: the same seeds give all of them the same replies.
+    The engine has its own mesh. With several processes, each process has an engine on
+    its own devices and generates the whole rollout; equal seeds give equal replies.
 
     Args:
         params: of the policy, on the training mesh.
-        slots: replies drawn at once.
-        tensor: devices that one copy of the weights is split over to generate.
+        slots: the number of replies that are generated at once.
+        tensor: the number of devices that share one copy of the weights.
     """
 
     def __init__(self, settings, params, tokenizer, slots: int, tensor: int = 1):
         section = ConfigDict(dict(data=1, fsdp=1, tensor=tensor, context=1))
         self.mesh = make_mesh(section, jax.local_devices()[:tensor])
-        self._shardings = _shardings(settings, self.mesh)
+        self._shardings = state_shardings(
+            gpt.abstract_params(settings), gpt.param_axes(settings), self.mesh
+        )
         everywhere = replicated(get_mesh(params))
         self._gather = jax.jit(lambda params: params, out_shardings=everywhere)
         self._engine = Engine(
@@ -282,7 +269,7 @@ class Sampler:
         self._engine.warm_up()
 
     def update_weights(self, params, name: str) -> None:
-        """Draws with these weights from now on; `name` says which they are."""
+        """Replaces the weights; `name` becomes the engine's fingerprint."""
         self._engine.update_weights(self._transfer(params), name)
 
     def complete(self, prompts, parameters) -> list[Reply]:
@@ -292,28 +279,17 @@ class Sampler:
         self._engine.close()
 
     def _transfer(self, params):
-        if jax.process_count() > 1:  # parts of them are on devices of others
+        if jax.process_count() > 1:  # other processes hold some of the shards
             params = jax.tree.map(lambda x: x.addressable_data(0), self._gather(params))
         return jax.device_put(params, self._shardings)
 
 
 def make_sampler(trained: Trained, section: ConfigDict) -> Sampler:
-    """An engine that draws replies of a model, as many at once as the section says."""
+    """A sampler with the `slots` and `generation_tensor` of a config section."""
     return Sampler(
         trained.settings,
         trained.params,
         trained.tokenizer,
         slots=section.slots,
         tensor=section.generation_tensor,
-    )
-
-
-def _shardings(settings, mesh: Mesh):
-    axes = gpt.param_axes(settings)
-    return jax.tree.map(
-        lambda leaf, names: NamedSharding(
-            mesh, partition_spec(names, leaf.shape, mesh)
-        ),
-        gpt.abstract_params(settings),
-        axes,
     )

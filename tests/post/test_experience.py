@@ -1,4 +1,4 @@
-"""From replies to what is learnt from, with an engine that says what a test wants."""
+"""Experience from given replies and scores, without an engine."""
 
 from types import SimpleNamespace
 
@@ -54,7 +54,7 @@ def complete(prompts, parameters):
 
 
 def scoring(scores):
-    """A reward that gives these, rollout after rollout."""
+    """A reward function that returns these scores, rollout by rollout."""
     given = iter(scores)
     return lambda problems, replies: np.array(next(given), np.float32)
 
@@ -81,7 +81,7 @@ def test_without_resampling_a_rollout_is_what_was_drawn():
 
 
 def test_groups_of_equal_scores_are_drawn_again():
-    # 0.7 and 0.70001 are equal: their difference would be noise over noise.
+    # 0.7 and 0.70001 count as equal: their difference is noise.
     rollout, scores_B, metrics = groups(
         [[0.7, 0.70001, 1, 0], [1, 1, 0, 0], [0, 0.5, 1, 0.5]], 3
     )
@@ -92,7 +92,7 @@ def test_groups_of_equal_scores_are_drawn_again():
     assert (rollout.batch['weights'].sum(axis=1) > 0).all()
 
 
-def test_up_to_a_limit_and_then_the_others_weigh_nothing():
+def test_groups_of_equal_scores_fill_the_rollout_with_weight_0():
     rollout, scores_B, _ = groups([[0, 0, 1, 1], [0, 1, 1, 1]], 1)
     assert scores_B.tolist() == [0, 1, 0, 0]
     tokens = rollout.batch['weights'].sum(axis=1)
@@ -117,7 +117,7 @@ def test_every_rollout_and_every_further_draw_has_problems_of_its_own():
 # ---- scores
 
 
-def test_scores_are_scaled_then_pay_for_what_is_too_long():
+def test_scores_are_scaled_and_then_penalised_for_length():
     rollout, raw_B, _ = groups([[8, 8, 8, -8]], 0)
     assert rollout.truncated_B.tolist() == [False, False, True, False]
     assert rollout.lengths_B.tolist() == [1, 2, 3, 1]
@@ -125,7 +125,7 @@ def test_scores_are_scaled_then_pay_for_what_is_too_long():
         reward_scale=2.0, reward_clip=3.0, overlong_buffer=2, missing_eos_penalty=0.25
     ).policy
     scores_B = experience.shape_scores(policy, raw_B, rollout, RunningMoments())
-    # 8 / 2 is clipped to 3; of 4 tokens the last 2 cost, in tokens of the reply
+    # 8 / 2 is clipped to 3; the last 2 of 4 tokens are penalised.
     np.testing.assert_allclose(scores_B, [3, 3, 3 - 0.5 - 0.25, -3])
     policy = config(reward_running_scale=True).policy
     seen = RunningMoments().after(raw_B)
@@ -153,7 +153,7 @@ def collected(*scores, warm_up=0, **policy):
         old = np.where(batch['weights'] > 0, np.float32(-0.5), np.float32(-9))
         return dict(old=old, reference=old - 2 * batch['weights'])
 
-    found = experience.collect_experience(
+    batch, metrics, adaptive = experience.collect_experience(
         made,
         Environment(PROMPT_FORMAT, TASK, scoring(scores)),
         complete,
@@ -162,41 +162,36 @@ def collected(*scores, warm_up=0, **policy):
         adaptive,
         0,
     )
-    return found, coefficients
+    return SimpleNamespace(
+        batch=batch, metrics=metrics, adaptive=adaptive, coefficients=coefficients
+    )
 
 
-def test_what_an_experience_tells():
-    found, coefficients = collected([1, 0, 0, 1], kl_reward=0.25)
-    assert coefficients == [0.25]
+def test_an_experience_has_the_metrics_of_the_rollout():
+    found = collected([1, 0, 0, 1], kl_reward=0.25)
+    assert found.coefficients == [0.25]
     assert found.metrics['reward'] == 0.5
     assert found.metrics['response_length'] == (1 + 2 + 3 + 1) / 4
     assert found.metrics['truncation_rate'] == 0.25
     assert found.metrics['kl'] == pytest.approx(2 * 7 / 4)  # summed over a reply
     assert found.metrics['sampler_gap'] == 0
-    assert not found.empty
     assert found.adaptive.scores.count == 4
+    assert collected([1, 0, 0, 1], kl_loss=0.25).coefficients == [0.0]
 
 
-def test_kl_as_a_loss_stays_out_of_the_reward():
-    _, coefficients = collected([1, 0, 0, 1], kl_loss=0.25)
-    assert coefficients == [0.0]
-
-
-def test_an_adaptive_coefficient_follows_the_kl_of_replies():
-    found, _ = collected([1, 0, 0, 1], kl_reward=0.5, kl_target=1.0, kl_horizon=100)
-    # the KL is 3.5 times the target: the error is cut to 0.2
+def test_the_coefficient_follows_the_kl_once_the_policy_moves():
+    adaptive = dict(kl_reward=0.5, kl_target=1.0, kl_horizon=100)
+    found = collected([1, 0, 0, 1], **adaptive)
+    # The KL is 3.5 times the target: the error is clipped to 0.2.
     assert found.adaptive.kl.coefficient == pytest.approx(0.5 * (1 + 0.2 * 4 / 100))
     assert found.metrics['kl_coefficient'] == 0.5
+    warming_up = collected([1, 0, 0, 1], warm_up=1, **adaptive)
+    assert warming_up.adaptive.kl.coefficient == 0.5
 
 
-def test_a_coefficient_waits_for_a_policy_that_moves():
-    found, _ = collected([1, 0, 0, 1], kl_reward=0.5, kl_horizon=100, warm_up=1)
-    assert found.adaptive.kl.coefficient == 0.5
-
-
-def test_groups_that_stand_in_are_not_counted():
-    # Drawn twice, and one group is mixed: its replies have 1 and 2 tokens.
-    found, _ = collected(
+def test_groups_that_fill_the_rollout_do_not_count():
+    # Of two draws only one group is mixed: its replies have 1 and 2 tokens.
+    found = collected(
         [1, 0, 5, 5], [5, 5, 5, 5], kl_reward=0.5, kl_target=1.0, kl_horizon=100
     )
     assert found.metrics['score'] == 0.5
@@ -204,11 +199,7 @@ def test_groups_that_stand_in_are_not_counted():
     assert found.metrics['truncation_rate'] == 0
     assert (found.adaptive.scores.count, found.adaptive.scores.mean) == (2, 0.5)
     assert found.adaptive.kl.coefficient == pytest.approx(0.5 * (1 + 0.2 * 2 / 100))
-    empty, _ = collected([5, 5, 5, 5], [5, 5, 5, 5], kl_reward=0.5, kl_horizon=100)
-    assert empty.empty and empty.metrics['score'] == 5  # of those that stand in
+    empty = collected([5, 5, 5, 5], [5, 5, 5, 5], kl_reward=0.5, kl_horizon=100)
+    assert not empty.batch['advantages'].any()
+    assert empty.metrics['score'] == 5  # of the groups without weight
     assert empty.adaptive == ((0.5, 6.0, 100), (0, 0, 0))
-
-
-def test_nothing_to_learn_is_told():
-    found, _ = collected([0, 0, 0, 0])
-    assert found.empty

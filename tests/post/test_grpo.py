@@ -21,7 +21,7 @@ def test_configs_of_grpo_are_fine(variant):
 def test_a_group_is_more_than_one_reply():
     config = starts.bare_config()
     config.policy.replies = 1
-    with pytest.raises(UserError, match='policy.replies=1: .*within a group'):
+    with pytest.raises(UserError, match='policy.replies=1: .*compared with each other'):
         grpo.check_config(config)
 
 

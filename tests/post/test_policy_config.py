@@ -29,7 +29,7 @@ def test_variants_that_are_not_there():
         ('train.profile_step', 3, 'train.profile_step=3 does nothing in ppo and grpo'),
         ('policy.overlong_buffer', 17, 'more than policy.max_tokens=16'),
         ('train.batch_size', 100, 'does not divide .* = 256 replies'),
-        ('policy.epochs', 3, 'train.num_steps=10 is no multiple of the 3 updates'),
+        ('policy.epochs', 3, 'train.num_steps=10 is not a multiple of the 3 updates'),
     ],
 )
 def test_what_all_have_in_common(field, value, message):

@@ -15,7 +15,7 @@ from gptjax.core import run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.parallel.mesh import make_mesh
 from gptjax.post import grpo, policy_gradient, ppo
-from gptjax.post.rollout import Sampler
+from gptjax.post.rollout import make_sampler
 from gptjax.train import init_from, loop
 from gptjax.train.checkpoint import Checkpoints
 from gptjax.train.load_model import load_model
@@ -49,21 +49,21 @@ def train(folder, name, section, change=lambda config: None, **more):
     few = lambda section: make_mesh(section, jax.devices()[:size])
     with (
         mock.patch.object(policy_gradient, 'make_mesh', few),
-        mock.patch.object(policy_gradient, 'Sampler', shared_sampler),
+        mock.patch.object(policy_gradient, 'make_sampler', shared_sampler),
     ):
         return STAGES[section](config, workdir), workdir
 
 
-SAMPLERS = {}
+SAMPLERS = []
 
 
-def shared_sampler(settings, params, tokenizer, slots, tensor):
-    """One engine for all runs: to compile it takes longer than what is tested."""
-    if tensor not in SAMPLERS:
-        SAMPLERS[tensor] = Sampler(settings, params, tokenizer, slots, tensor)
-        SAMPLERS[tensor].close = lambda: None
-    SAMPLERS[tensor].update_weights(params, 'first')
-    return SAMPLERS[tensor]
+def shared_sampler(trained, section):
+    """One engine for all runs: compiling it takes longer than the tests."""
+    if not SAMPLERS:
+        SAMPLERS.append(make_sampler(trained, section))
+        SAMPLERS[0].close = lambda: None
+    SAMPLERS[0].update_weights(trained.params, 'first')
+    return SAMPLERS[0]
 
 
 def params_of(workdir, step=None):
@@ -429,24 +429,17 @@ def test_patience_ends_a_run(folder):
 
 @pytest.mark.slow
 def test_the_dtype_is_that_of_the_run_and_not_of_its_start(folder, monkeypatch):
-    seen, make_algorithm = [], grpo.make_algorithm
-
-    def watched(config, trained, policy, mesh):
-        seen.append(trained.settings)
-        return make_algorithm(config, trained, policy, mesh)
-
-    def sampler(model, *args, **options):
-        seen.append(model)
-        raise KeyboardInterrupt
-
     config = starts.config(folder, 'grpo')
     config = init_from.inherit_config(
         config, folder / 'other', {'model.dtype': 'bfloat16'}
     )
+    make_algorithm = mock.Mock(wraps=grpo.make_algorithm)
+    make_sampler = mock.Mock(side_effect=KeyboardInterrupt)
     few = lambda section: make_mesh(section, jax.devices()[:1])
     monkeypatch.setattr(policy_gradient, 'make_mesh', few)
-    monkeypatch.setattr(policy_gradient, 'Sampler', sampler)
-    monkeypatch.setattr(grpo, 'make_algorithm', watched)
+    monkeypatch.setattr(policy_gradient, 'make_sampler', make_sampler)
+    monkeypatch.setattr(grpo, 'make_algorithm', make_algorithm)
     with pytest.raises(KeyboardInterrupt):
         grpo.grpo(config, folder / 'other')
-    assert [model.dtype for model in seen] == ['bfloat16'] * 2
+    for trained in (make_algorithm.call_args.args[1], make_sampler.call_args.args[0]):
+        assert trained.settings.dtype == 'bfloat16'

@@ -57,7 +57,7 @@ def test_text_is_a_function_of_the_update_and_weighs_its_own_mean(prepared_run):
 
 
 def test_text_that_does_not_fit_is_refused(prepared_run, tmp_path):
-    with pytest.raises(UserError, match='name the run with the text in ppo.ptx_run'):
+    with pytest.raises(UserError, match='set ppo.ptx_run to the run with the text'):
         ppo.open_text(config_for(prepared_run, ptx_run=''))
     with pytest.raises(UserError, match='is not there: run the stage `prepare`'):
         ppo.open_text(config_for(prepared_run, ptx_run=str(tmp_path)))

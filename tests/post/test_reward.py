@@ -412,12 +412,12 @@ def test_a_critic_that_cannot_begin_so(finished, of_turns, trained_run, tmp_path
         ppo.check_config(ppo_config(workdir, trained_run, critic='head'))
     with pytest.raises(UserError, match='^ppo.critic_run=.*: is no finished run'):
         ppo.load_critic(str(tmp_path), 'turns', None, mesh)
-    with pytest.raises(UserError, match='reads chats as text, and the policy as turns'):
+    with pytest.raises(UserError, match='chat.template=text, and the policy has turns'):
         ppo.load_critic(str(finished[2]), 'turns', None, mesh)
     trained = load_model(run_dir.read_config(trained_run), trained_run, mesh)
     other = trained._replace(params=dict(trained.params, more=np.zeros(3)))
     with pytest.raises(UserError, match='critic_run=.* is a model of another shape'):
         ppo.load_critic(workdir, 'turns', other, mesh)
     other = trained._replace(tokenizer=mock.Mock(fingerprint='another'))
-    with pytest.raises(UserError, match='critic_run=.* with another tokenizer'):
+    with pytest.raises(UserError, match='critic_run=.* another tokenizer'):
         ppo.load_critic(workdir, 'turns', other, mesh)
