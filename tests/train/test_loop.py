@@ -1,4 +1,4 @@
-"""The loop, on a model of one number whose losses are known."""
+"""The loop, on a model with one parameter and known losses."""
 
 import functools
 import json
@@ -44,20 +44,35 @@ def config_of(**train):
     return config
 
 
-def run(workdir, config, numbers=range(1, 100), losses=None, before=lambda step: None):
+def run(
+    workdir,
+    config,
+    numbers=range(1, 100),
+    losses=None,
+    before=lambda step: None,
+    before_validation=lambda done: None,
+    **training,
+):
     """Trains on `numbers`, one a step, from the newest checkpoint on.
 
-    losses: what validations find, by step; else the parameter itself.
+    losses: the validation loss by step; None: the parameter.
+    training: fields of `Training`.
     """
+    stride = training.get('steps_per_update', 1)
 
     def update(state, number, record):
         before(number)
-        return step(state, jnp.float32(numbers[number]))
+        good = []
+        for place in range(number, number + stride):
+            state, metrics = step(state, jnp.float32(numbers[place]))
+            good.append(metrics['good'])
+        return state, dict(metrics, good=good if stride > 1 else good[0])
 
     def validate(state, done):
         assert done == int(state.step)
-        found = losses[done] if losses else float(state.params['value'])
-        return dict(loss=found, bits_per_byte=found / 2)
+        before_validation(done)
+        loss = losses[done] if losses else float(state.params['value'])
+        return dict(loss=loss, bits_per_byte=loss / 2)
 
     def make_training(setup):
         return loop.Training(
@@ -66,6 +81,7 @@ def run(workdir, config, numbers=range(1, 100), losses=None, before=lambda step:
             flops_per_token=(3.0, 6.0),
             peak_flops=12.0,
             documents_of=lambda step: [f'book/{step}#{n}' for n in range(9)],
+            **training,
         )
 
     stage = loop.Stage(
@@ -79,6 +95,13 @@ def run(workdir, config, numbers=range(1, 100), losses=None, before=lambda step:
         make_training=make_training,
     )
     return loop.fit(config, workdir, stage)
+
+
+def lines_of(workdir):
+    """The metrics that do not depend on the time."""
+    compared = ('step', 'split', 'loss', 'skipped', 'bits_per_byte')
+    lines = read_metrics(workdir / 'metrics.jsonl')
+    return [[line.get(name) for name in compared] for line in lines]
 
 
 def signal_at(step, number):
@@ -119,15 +142,6 @@ def test_every_line_is_exact(tmp_path):
     assert steps_of(tmp_path) == [2, 4, 6]
 
 
-def test_validation_by_which_training_stops_early(tmp_path):
-    losses = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.1, 10: 1.0}
-    config = config_of(num_steps=20, patience=2)
-    outcome = run(tmp_path, config, losses=losses)
-    assert outcome.summary()['reason'] == 'stopped early'
-    assert int(outcome.state.step) == 8 == steps_of(tmp_path)[-1]
-    assert outcome.record['validation'] == dict(loss=2.1, bits_per_byte=1.05, step=8)
-
-
 def best_of(workdir):
     checkpoints = Checkpoints(workdir / 'checkpoints', {}, read_only=True)
     best = checkpoints.best_step()
@@ -135,13 +149,13 @@ def best_of(workdir):
     return best
 
 
-def test_the_best_validation_is_on_disk_though_no_checkpoint_was_due(tmp_path):
+def test_the_best_validation_is_saved_though_no_checkpoint_was_due(tmp_path):
     losses = {3: 3.0, 6: 1.0, 9: 2.0, 12: 2.5}
     config = config_of(num_steps=12, eval_every=3)
     config.checkpoint.update(every=5, keep=2, keep_best=1)
     run(tmp_path / 'a', config, losses=losses)
     assert steps_of(tmp_path / 'a') == [6, 10, 12] and best_of(tmp_path / 'a') == 6
-    # A run that goes on knows what was the best before.
+    # A resumed run knows the best validation of before.
     stop = signal_at(7, signal.SIGTERM)
     assert run(tmp_path / 'b', config, losses=losses, before=stop).signal
     outcome = run(tmp_path / 'b', config, losses=losses)
@@ -149,25 +163,23 @@ def test_the_best_validation_is_on_disk_though_no_checkpoint_was_due(tmp_path):
     assert float(outcome.state.params['value']) == sum(range(1, 13))
 
 
-def test_no_checkpoint_is_made_for_a_best_that_nobody_keeps(tmp_path):
+def test_the_best_validation_is_not_saved_with_keep_best_0(tmp_path):
     config = config_of(num_steps=12, eval_every=3)
     config.checkpoint.every = 5
     run(tmp_path, config, losses={3: 3.0, 6: 1.0, 9: 2.0, 12: 2.5})
     assert steps_of(tmp_path) == [5, 10, 12]
 
 
-def test_patience_lasts_over_an_interruption(tmp_path):
+def test_early_stopping_counts_validations_of_before_an_interruption(tmp_path):
     losses = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.1, 10: 1.0}
     config = config_of(num_steps=20, patience=2)
     stop = signal_at(6, signal.SIGTERM)
-    assert (
-        run(tmp_path, config, losses=losses, before=stop).summary()['reason']
-        == 'interrupted'
-    )
-    outcome = run(tmp_path, config, losses=losses)
-    assert (
-        outcome.summary()['reason'] == 'stopped early' and int(outcome.state.step) == 8
-    )
+    summary = run(tmp_path, config, losses=losses, before=stop).summary()
+    assert summary['reason'] == 'interrupted'
+    summary = run(tmp_path, config, losses=losses).summary()
+    assert summary['reason'] == 'stopped early'
+    assert summary['step'] == 8 == steps_of(tmp_path)[-1]
+    assert summary['validation'] == dict(loss=2.1, bits_per_byte=1.05, step=8)
 
 
 def test_too_many_bad_steps_stop_and_leave_the_checkpoints(tmp_path):
@@ -181,7 +193,7 @@ def test_too_many_bad_steps_stop_and_leave_the_checkpoints(tmp_path):
         'optim.learning_rate' in message and f'--workdir {tmp_path} --step 6' in message
     )
     assert steps_of(tmp_path) == [2, 4, 6]
-    # One that was mended goes on from there.
+    # With other data the run resumes from there.
     outcome = run(tmp_path, config_of(num_steps=8), numbers=[1, 2, 3, 4, 9, 9, 3, 5])
     assert float(outcome.state.params['value']) == 10 + 3 + 5
 
@@ -194,7 +206,7 @@ def test_bad_steps_that_are_not_in_a_row_do_not_stop(tmp_path):
 
 
 @pytest.mark.parametrize('number', (signal.SIGTERM, signal.SIGINT))
-def test_a_signal_saves_and_the_run_goes_on_as_if_there_had_been_none(number, tmp_path):
+def test_a_signal_saves_and_the_run_resumes_exactly(number, tmp_path):
     handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     stop = signal_at(3, number)
     outcome = run(tmp_path / 'a', config_of(), before=stop)
@@ -205,12 +217,8 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_there_had_been_none(number, tm
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert run(tmp_path / 'a', config_of()).summary()['reason'] == 'finished'
     run(tmp_path / 'b', config_of())
-    compared = ('step', 'split', 'loss', 'skipped', 'bits_per_byte')
-    lines = [
-        [[line.get(name) for name in compared] for line in read_metrics(path)]
-        for path in (tmp_path / 'a' / 'metrics.jsonl', tmp_path / 'b' / 'metrics.jsonl')
-    ]
-    assert lines[0] == lines[1] and len(lines[0]) == 9
+    lines = lines_of(tmp_path / 'a')
+    assert lines == lines_of(tmp_path / 'b') and len(lines) == 9
 
 
 def test_a_signal_in_the_last_step_changes_nothing(tmp_path):
@@ -218,16 +226,12 @@ def test_a_signal_in_the_last_step_changes_nothing(tmp_path):
     assert run(tmp_path, config_of(), before=stop).summary()['reason'] == 'finished'
 
 
-def test_profile_writes_a_trace(tmp_path):
-    run(tmp_path, config_of(profile_step=1))
-    traces = [*(tmp_path / 'profile').rglob('*.xplane.pb')]
+def test_a_profile_is_written_and_closed(tmp_path):
+    run(tmp_path / 'a', config_of(profile_step=1))
+    traces = [*(tmp_path / 'a' / 'profile').rglob('*.xplane.pb')]
     assert traces and traces[0].stat().st_size
-
-
-@pytest.mark.parametrize('profile_step', (4, 100))
-def test_profile_beyond_the_end_is_closed(profile_step, tmp_path):
-    run(tmp_path / 'a', config_of(profile_step=profile_step))
-    run(tmp_path / 'b', config_of(profile_step=1))  # it can be begun again
+    for step in (4, 100, 1):  # the end of the run is before that of the profile
+        run(tmp_path / f'b{step}', config_of(profile_step=step))
 
 
 def test_only_a_finite_loss_is_compared_by(tmp_path):
@@ -236,15 +240,54 @@ def test_only_a_finite_loss_is_compared_by(tmp_path):
     assert steps_of(tmp_path) == [2, 4, 6] and best_of(tmp_path) == 4
 
 
-def test_a_stage_that_cannot_go_on_loses_nothing(tmp_path):
-    def fail(step):
-        if step == 3:
+def fail_at(step):
+    def fail(now):
+        if now == step:
             raise UserError('a reward gave nan')
 
+    return fail
+
+
+@pytest.mark.parametrize(
+    'failing, saved',
+    ((dict(before=fail_at(3)), [2, 3]), (dict(before_validation=fail_at(4)), [2, 4])),
+    ids=('update', 'validation'),
+)
+def test_a_stage_that_fails_saves_first(failing, saved, tmp_path):
     with pytest.raises(UserError, match='gave nan'):
-        run(tmp_path / 'a', config_of(), before=fail)
-    assert steps_of(tmp_path / 'a') == [2, 3]
+        run(tmp_path / 'a', config_of(), **failing)
+    assert steps_of(tmp_path / 'a') == saved
     assert float(run(tmp_path / 'a', config_of()).state.params['value']) == 21
+    # A validation that failed is made when the run resumes.
+    run(tmp_path / 'b', config_of())
+    assert lines_of(tmp_path / 'a') == lines_of(tmp_path / 'b')
+
+
+def test_an_update_may_make_several_steps(tmp_path):
+    config = config_of(num_steps=8, eval_every=4)
+    config.checkpoint.every = 3  # but never within an update
+    options = dict(steps_per_update=2, validate_first=True, fetch_late=False)
+    options['numbers'] = [1, np.nan, 3, 4, 5, 6, 7, 8]
+    outcome = run(tmp_path / 'a', config, **options)
+    assert steps_of(tmp_path / 'a') == [4, 6, 8]
+    assert outcome.summary()['step'] == 8 and outcome.record['skipped'] == 1
+    assert [line[:3] for line in lines_of(tmp_path / 'a')] == [
+        *([0, 'validation', 0], [2, 'train', None], [4, 'train', 8]),
+        *([4, 'validation', 8], [6, 'train', 19], [8, 'train', 34]),
+        [8, 'validation', 34],
+    ]
+    stop = signal_at(2, signal.SIGTERM)
+    assert run(tmp_path / 'b', config, before=stop, **options).signal
+    assert steps_of(tmp_path / 'b') == [4]
+    run(tmp_path / 'b', config, **options)
+    assert lines_of(tmp_path / 'b') == lines_of(tmp_path / 'a')
+    # The best validation is saved, and patience counts validations.
+    config = config_of(num_steps=8, eval_every=2, patience=2)
+    config.checkpoint.update(every=100, keep=1, keep_best=1)
+    options['losses'] = {0: 0.9, 2: 0.5, 4: 0.7, 6: 0.6}
+    outcome = run(tmp_path / 'c', config, **options)
+    assert outcome.summary()['reason'] == 'stopped early'
+    assert steps_of(tmp_path / 'c') == [2, 6] and best_of(tmp_path / 'c') == 2
 
 
 def test_the_record_is_json():
