@@ -1,11 +1,10 @@
-"""The stage `dpo`: a policy learns from preferences directly, by DPO or one of its kin.
+"""The stage `dpo`: trains a policy on preferences by DPO, IPO, KTO, ORPO or SimPO.
 
-    pairs -> ln q of both replies under the reference, once -> updates on ln p
+    pairs -> ln q of both replies under the reference policy, once -> updates of ln p
 
-Each loss is a pure function of `preference_losses.py`; what they share is here. A batch
-is a function of (seed, step), and a pair counts as one whatever its length. There is no
-dropout, as the reference has none: at step 0 policy and reference are equal, and the
-loss of DPO is ln 2.
+`objectives/preference_losses.py` has the losses. A batch is a function of (seed, step),
+and all pairs have the same weight, whatever their length. There is no dropout: at step
+0 the policy equals the reference policy, and the loss of DPO is ln 2.
 """
 
 from pathlib import Path
@@ -28,10 +27,10 @@ from gptjax.post.objectives.logprobs import token_logprobs
 from gptjax.post.objectives.reply_tokens import reply_means, reply_sums
 from gptjax.post.reference_logprobs import (
     WITHOUT_TOKENS,
-    other_arrays,
-    pair_arrays,
-    with_references,
-    without_references,
+    add_reference_logprobs,
+    make_mismatched_arrays,
+    make_pair_arrays,
+    without_reference,
 )
 from gptjax.train import config_checks
 from gptjax.train.init_from import first_params, load_start
@@ -47,16 +46,13 @@ from gptjax.train.pretrain import throughput
 
 
 def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
-    """Trains on RUN/pairs, from `start.run` or RUN's newest checkpoint.
+    """Trains on RUN/pairs, from `start.run` or from RUN's newest checkpoint.
 
     Args:
-        config: of `init_from.inherit_config`.
+        config: from `init_from.inherit_config`.
 
     Returns:
-        A summary: why it ended and by which signal, the step, the newest validation.
-
-    Raises:
-        UserError: the config does not fit the run's checkpoints, or itself.
+        A summary: the reason for the end, the signal, the step, the last validation.
     """
     # ---- policy and pairs ---------------------------------------------------
     mesh = make_mesh(config.mesh)
@@ -69,7 +65,7 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
     shapes, axes = trained_shapes(config, model)
     bind_policy = make_policy(config)
     loss_fn = make_pair_loss(config, model, bind_policy)
-    initial = []  # what a new run starts from, read once
+    initial = []  # the model that a new run initialises from, loaded once
 
     def init():
         initial.append(base or load_start(config, mesh))
@@ -78,28 +74,28 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
     # ---- batches ------------------------------------------------------------
     def make_training(setup: Setup) -> Training:
         if config.preference.loss in WITHOUT_REFERENCE:
-            splits = without_references(pairs)
+            splits = without_reference(pairs)
         else:
-            reference = initial[0] if initial else base
-            splits = with_references(config, workdir, pairs, mesh, reference)
+            start_model = initial[0] if initial else base
+            splits = add_reference_logprobs(config, workdir, pairs, mesh, start_model)
         compute_baseline = make_kto_baseline(config, model, bind_policy)
         evaluate = jax.jit(lambda params, *rest: loss_fn(params, *rest)[1])
 
         def load_batch(split, chosen, params):
-            """The arrays of the chosen pairs, and KTO's baseline over all of them."""
+            """The arrays of the chosen pairs, and the KTO baseline of this batch."""
             arguments = splits[split], chosen, context, tokenizer.pad_id
             baseline = np.float32(0)
             if config.preference.loss == 'kto':
-                others = put_on_mesh(other_arrays(*arguments), mesh)
-                baseline = compute_baseline(params, others, *frozen)
-            arrays = pair_arrays(*arguments)
+                mismatched = put_on_mesh(make_mismatched_arrays(*arguments), mesh)
+                baseline = compute_baseline(params, mismatched, *frozen)
+            arrays = make_pair_arrays(*arguments)
             return put_on_mesh(arrays, mesh, WITHOUT_TOKENS), baseline
 
         def update(state, step, record):
             del record
             batch, baseline = load_batch('train', pairs_of_step(step), state.params)
             state, metrics = setup.step(state, batch, baseline, *frozen)
-            # Metrics were divided by the pairs; throughput is of tokens.
+            # `tokens` was the number of pairs, for the means; throughput needs tokens.
             tokens = np.float32(2 * batch_size * context)
             return state, dict(metrics, pairs=metrics['tokens'], tokens=tokens)
 
@@ -149,11 +145,7 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
 
 
 def check_config(config: ConfigDict) -> None:
-    """Refuses what cannot train, before there is data.
-
-    Raises:
-        UserError: it names the field and the fix.
-    """
+    """Refuses a config that cannot train, before data is prepared."""
     config_checks.check_config(config)
     section = config.preference
     why = f'with preference.loss={section.loss}'
@@ -164,22 +156,66 @@ def check_config(config: ConfigDict) -> None:
     config_checks.check_dropout(config)
 
 
-# ---- the losses by the name in `preference.loss`; see `preference_losses.py`
-#
-# Each takes ln p of the replies, (N, 2) for chosen and rejected, as sums and as means
-# over tokens, ln q of the reference as sums, and KTO's baseline.
+# ---- losses
+
+WITHOUT_REFERENCE = ('orpo', 'simpo')
 
 
-def _dpo(section, sums_N2, means_N2, reference_N2, baseline):
-    arrays = *sums_N2.T, *reference_N2.T
-    return preference_losses.dpo(*arrays, section.beta, section.label_smoothing)
+def make_pair_loss(config: ConfigDict, model: FrozenConfigDict, bind_policy):
+    """`(params, batch, key, baseline, *frozen) -> (loss, metrics)`, summed over pairs.
+
+    Args:
+        model: the settings of the model.
+        bind_policy: (params, *frozen) -> the parameters of the model.
+    """
+    section = config.preference
+
+    def loss_fn(params, batch, key, baseline, *frozen):
+        del key  # no dropout: the reference policy has none
+        rows = {
+            name: batch[name].reshape(-1, batch[name].shape[-1])
+            for name in ('inputs', 'targets', 'segments', 'positions')
+        }
+        mask_BT = batch['weights'].reshape(rows['inputs'].shape)
+        logprobs_BT, _ = token_logprobs(
+            model, bind_policy(params, *frozen), rows, chunk=config.train.loss_chunk
+        )
+        # N pairs of (chosen, rejected).
+        sums_N2 = reply_sums(logprobs_BT, mask_BT).reshape(-1, 2)
+        means_N2 = reply_means(logprobs_BT, mask_BT).reshape(-1, 2)
+        reference_N2 = batch['reference']
+        compute_loss = {
+            'dpo': lambda: preference_losses.dpo(
+                *sums_N2.T, *reference_N2.T, section.beta, section.label_smoothing
+            ),
+            'ipo': lambda: preference_losses.ipo(
+                *sums_N2.T, *reference_N2.T, section.beta
+            ),
+            'kto': lambda: _kto_of_pairs(section, sums_N2, reference_N2, baseline),
+            'orpo': lambda: preference_losses.orpo(*means_N2.T, section.odds_weight),
+            'simpo': lambda: preference_losses.simpo(
+                *means_N2.T, section.beta, section.margin
+            ),
+        }[section.loss]
+        loss_N, metrics = compute_loss()
+        nll_N = preference_losses.nll(means_N2[:, 0])
+        if section.nll:
+            loss_N += section.nll * nll_N
+        metrics.update(
+            loss=loss_N,
+            nll=nll_N,
+            chosen_logprob=sums_N2[:, 0],
+            rejected_logprob=sums_N2[:, 1],
+        )
+        counts_N = batch['counts']
+        sums = {name: jnp.sum(value * counts_N) for name, value in metrics.items()}
+        return sums['loss'], dict(sums, tokens=jnp.sum(counts_N))
+
+    return loss_fn
 
 
-def _ipo(section, sums_N2, means_N2, reference_N2, baseline):
-    return preference_losses.ipo(*sums_N2.T, *reference_N2.T, section.beta)
-
-
-def _kto(section, sums_N2, means_N2, reference_N2, baseline):
+def _kto_of_pairs(section, sums_N2, reference_N2, baseline):
+    """KTO with the metrics of a pair: both replies of a pair are examples."""
     loss_N2, rewards = preference_losses.kto(
         sums_N2,
         reference_N2,
@@ -202,74 +238,24 @@ def _kto(section, sums_N2, means_N2, reference_N2, baseline):
     return jnp.mean(loss_N2, axis=1), metrics
 
 
-def _orpo(section, sums_N2, means_N2, reference_N2, baseline):
-    return preference_losses.orpo(*means_N2.T, section.odds_weight)
-
-
-def _simpo(section, sums_N2, means_N2, reference_N2, baseline):
-    return preference_losses.simpo(*means_N2.T, section.beta, section.margin)
-
-
-LOSSES = dict(dpo=_dpo, ipo=_ipo, kto=_kto, orpo=_orpo, simpo=_simpo)
-WITHOUT_REFERENCE = ('orpo', 'simpo')
-
-
-def make_pair_loss(config: ConfigDict, model: FrozenConfigDict, bind_policy):
-    """`(params, batch, key, baseline, *frozen) -> (loss, metrics)`, summed over pairs.
-
-    Args:
-        config: `preference` and `train.loss_chunk`.
-        model: settings.
-        bind_policy: from (params, *frozen) to the model's parameters.
-    """
-    section = config.preference
-
-    def loss_fn(params, batch, key, baseline, *frozen):
-        del key  # no dropout: the reference has none
-        rows = {
-            name: batch[name].reshape(-1, batch[name].shape[-1])
-            for name in ('inputs', 'targets', 'segments', 'positions')
-        }
-        mask_BT = batch['weights'].reshape(rows['inputs'].shape)
-        logprobs_BT, _ = token_logprobs(
-            model, bind_policy(params, *frozen), rows, chunk=config.train.loss_chunk
-        )
-        sums_N2 = reply_sums(logprobs_BT, mask_BT).reshape(-1, 2)
-        means_N2 = reply_means(logprobs_BT, mask_BT).reshape(-1, 2)
-        loss_N, metrics = LOSSES[section.loss](
-            section, sums_N2, means_N2, batch['reference'], baseline
-        )
-        nll_N = preference_losses.nll(means_N2[:, 0])
-        if section.nll:
-            loss_N += section.nll * nll_N
-        metrics.update(
-            loss=loss_N,
-            nll=nll_N,
-            chosen_logprob=sums_N2[:, 0],
-            rejected_logprob=sums_N2[:, 1],
-        )
-        counts_N = batch['counts']
-        sums = {name: jnp.sum(value * counts_N) for name, value in metrics.items()}
-        return sums['loss'], dict(sums, tokens=jnp.sum(counts_N))
-
-    return loss_fn
-
-
 def make_kto_baseline(config: ConfigDict, model: FrozenConfigDict, bind_policy):
-    """`(params, others, *frozen)` to KTO's baseline, of the whole batch: a scalar."""
+    """`(params, mismatched, *frozen) -> the KTO baseline of a batch`, a scalar."""
 
-    def compute_baseline(params, others, *frozen):
+    def compute_baseline(params, mismatched, *frozen):
         logprobs_BT, _ = token_logprobs(
-            model, bind_policy(params, *frozen), others, chunk=config.train.loss_chunk
+            model,
+            bind_policy(params, *frozen),
+            mismatched,
+            chunk=config.train.loss_chunk,
         )
-        sums_N = reply_sums(logprobs_BT, others['weights'])
-        return preference_losses.kto_baseline(sums_N, others['reference'])
+        sums_N = reply_sums(logprobs_BT, mismatched['weights'])
+        return preference_losses.kto_baseline(sums_N, mismatched['reference'])
 
     return jax.jit(compute_baseline)
 
 
 def make_policy(config: ConfigDict):
-    """From (params, *frozen) to the model's parameters."""
+    """`(params, *frozen) -> parameters of the model`; LoRA adapts the frozen ones."""
     if not uses_lora(config):
         return lambda params: params
     scale = lora.lora_scale(config.lora)

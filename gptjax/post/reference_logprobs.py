@@ -1,7 +1,7 @@
 """Log-probabilities of every pair under the reference policy: RUN/reference.npz.
 
-The reference never moves, so they are computed once, and training needs no second
-model in memory.
+The reference policy never changes. So its log-probabilities are computed once, and
+training needs no second model in memory.
 """
 
 import io
@@ -32,92 +32,107 @@ from gptjax.train.init_from import load_start
 from gptjax.train.load_model import Trained, load_model, model_fingerprint
 
 NAME = 'reference.npz'
-ROWS_AT_ONCE = 64  # at most; fewer where a batch has fewer
+ROWS_AT_ONCE = 64  # or fewer, if micro-batches are smaller
+EMPTY = Row(np.zeros(1, np.int32), 1)  # all padding
+WITHOUT_TOKENS = ('reference',)  # arrays of a batch without a token axis
 
 
 class Split(NamedTuple):
-    """The M pairs of a split, and their log-probabilities under the reference.
+    """The M pairs of a split with log-probabilities under the reference policy.
 
-    others: for KTO, each pair's prompt with a reply to another; else empty.
-    reference: float32 (M, 2), ln q of the chosen and of the rejected reply.
-    other_reference: float32 (M,), of `others`.
+    reference: float32 (M, 2), ln q of the chosen and the rejected reply.
+    mismatched: for KTO, the prompt of each pair with a reply to another prompt.
+    mismatched_reference: float32 (M,), ln q of these replies.
     """
 
     pairs: list[Pair]
-    others: list[Row]
     reference: np.ndarray
-    other_reference: np.ndarray
+    mismatched: list[Row]
+    mismatched_reference: np.ndarray
 
 
-def with_references(
+def add_reference_logprobs(
     config: ConfigDict,
     workdir: Path,
     pairs: dict[str, list[Pair]],
     mesh: Mesh,
     start: Trained | None,
 ) -> dict[str, Split]:
-    """The splits with the reference's numbers: those of RUN, or computed and kept.
+    """The splits with their log-probabilities; reads or writes RUN/reference.npz.
 
     Args:
-        start: the model that the run starts from; None where the run resumes, and
-            RUN's numbers are those it began with.
+        start: the model that a new run initialises from. None for a run that resumes,
+            which keeps the log-probabilities that it began with.
 
     Raises:
-        UserError: `preference.reference` is a model of another vocabulary, or of a
-            shorter context.
+        UserError: the model of `preference.reference` has another tokenizer, or a
+            context that is too short.
     """
-    context = config.data.context
-    others = {
-        split: mismatch_replies(split_pairs, context)
-        if config.preference.loss == 'kto'
-        else []
-        for split, split_pairs in pairs.items()
-    }
+    mismatched = {split: [] for split in pairs}
+    if config.preference.loss == 'kto':
+        mismatched = {
+            split: mismatch_replies(split_pairs, config.data.context)
+            for split, split_pairs in pairs.items()
+        }
     inputs = storage.fingerprint(
         [storage.read_json(workdir / 'pairs' / 'manifest.json'), config.preference.loss]
     )
-    reference = None if start is None else _load_reference(config, start, mesh)
-    model = None if reference is None else model_fingerprint(reference)
-    numbers = _read(workdir, inputs, model)
-    if numbers is None:
+    reference = model = None
+    if start is not None:
+        reference = _load_reference(config, start, mesh)
+        model = model_fingerprint(reference)
+    arrays = _read_arrays(workdir / NAME, inputs, model)
+    if arrays is None:
         if reference is None:
             reference = _load_reference(config, load_start(config, mesh), mesh)
             model = model_fingerprint(reference)
         compute_logprobs = make_logprobs(config, reference, mesh)
-        numbers = {}
+        arrays = {}
         for split, split_pairs in pairs.items():
             rows = [row for p in split_pairs for row in (p.chosen, p.rejected)]
-            numbers[split] = compute_logprobs(rows).reshape(-1, 2)
-            numbers[f'{split}/others'] = compute_logprobs(others[split])
-        multihost.run_on_first_process(
-            workdir, lambda: _write(workdir, inputs, model, numbers)
-        )
+            arrays[split] = compute_logprobs(rows).reshape(-1, 2)
+            arrays[f'{split}/others'] = compute_logprobs(mismatched[split])
+
+        def write():
+            content = io.BytesIO()
+            np.savez(content, about=inputs, weights=model, **arrays)
+            storage.write_bytes(workdir / NAME, content.getvalue())
+
+        multihost.run_on_first_process(workdir, write)
     return {
         split: Split(
-            split_pairs, others[split], numbers[split], numbers[f'{split}/others']
+            split_pairs, arrays[split], mismatched[split], arrays[f'{split}/others']
         )
         for split, split_pairs in pairs.items()
     }
 
 
-def without_references(pairs: dict[str, list[Pair]]) -> dict[str, Split]:
-    """The splits for a loss without a reference."""
-    nothing = np.zeros(0, np.float32)
+def _read_arrays(path: Path, inputs: str, model: str | None) -> dict | None:
+    """The arrays of RUN/reference.npz; None if other pairs or another model made them.
+
+    With `model` None, those of any model are accepted.
+    """
+    if not path.exists():
+        return None
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    same = str(arrays.pop('about')) == inputs
+    same &= str(arrays.pop('weights')) == model or model is None
+    return arrays if same else None
+
+
+def without_reference(pairs: dict[str, list[Pair]]) -> dict[str, Split]:
+    """The splits for a loss that needs no reference policy."""
     return {
         split: Split(
-            split_pairs, [], np.zeros((len(split_pairs), 2), np.float32), nothing
+            split_pairs, np.zeros((len(split_pairs), 2), np.float32), [], np.zeros(0)
         )
         for split, split_pairs in pairs.items()
     }
 
 
 def make_logprobs(config: ConfigDict, trained: Trained, mesh: Mesh):
-    """`logprobs(rows) -> (N,)` float32 NumPy: ln p of each row's reply.
-
-    Args:
-        config: `data.context`, `train.loss_chunk`, and the batch that fits.
-        trained: the model, on the mesh.
-    """
+    """`logprobs(rows) -> (N,)` float32 NumPy: ln p of the reply in each row."""
     context, train = config.data.context, config.train
     rows_at_once = train.batch_size // train.accumulation
     rows_at_once *= max(1, ROWS_AT_ONCE // rows_at_once)
@@ -133,7 +148,7 @@ def make_logprobs(config: ConfigDict, trained: Trained, mesh: Mesh):
     def logprobs(rows: Sequence[Row]) -> np.ndarray:
         parts = [np.zeros(0, np.float32)]
         with console.progress_bar(
-            'the reference reads', len(rows), 'replies'
+            'reference log-probabilities', len(rows), 'replies'
         ) as advance:
             for numbers in batch_in_order(len(rows), rows_at_once):
                 chosen = [rows[n] if n >= 0 else EMPTY for n in numbers]
@@ -147,7 +162,7 @@ def make_logprobs(config: ConfigDict, trained: Trained, mesh: Mesh):
 
 
 def _load_reference(config: ConfigDict, start: Trained, mesh: Mesh) -> Trained:
-    """The model of `preference.reference`, or the one that the run starts from."""
+    """The model of `preference.reference`; if that is empty, of `start.run`."""
     run = config.preference.reference
     if not run:
         return apply_compute_settings(config, start)
@@ -157,13 +172,12 @@ def _load_reference(config: ConfigDict, start: Trained, mesh: Mesh) -> Trained:
         reference = load_model(run_dir.read_config(workdir), workdir, mesh)
     except UserError as error:
         raise UserError(f'{field}: {error}') from error
-    its_tokenizer, tokenizer = reference.tokenizer, start.tokenizer
-    if its_tokenizer.fingerprint != tokenizer.fingerprint:
+    if reference.tokenizer.fingerprint != start.tokenizer.fingerprint:
         raise UserError(
-            f'{field} was trained with another tokenizer (of '
-            f'{its_tokenizer.vocab_size:,} pieces, here {tokenizer.vocab_size:,}): its '
-            'probabilities are of other tokens; name a run with the same tokenizer, or '
-            'leave the field empty'
+            f'{field} was trained with another tokenizer '
+            f'({reference.tokenizer.vocab_size:,} tokens, that of start.run has '
+            f'{start.tokenizer.vocab_size:,}), so its probabilities are for other '
+            'tokens: name a run with the same tokenizer, or leave the field empty'
         )
     if reference.settings.context < config.data.context:
         raise UserError(
@@ -173,42 +187,20 @@ def _load_reference(config: ConfigDict, start: Trained, mesh: Mesh) -> Trained:
     return apply_compute_settings(config, reference)
 
 
-def _read(workdir: Path, inputs: str, model: str | None) -> dict | None:
-    """The arrays of RUN/reference.npz; None where something else made them."""
-    path = workdir / NAME
-    if not path.exists():
-        return None
-    with np.load(path) as stored:
-        numbers = {name: stored[name] for name in stored.files}
-    same = str(numbers.pop('about')) == inputs
-    same &= str(numbers.pop('weights')) == model or model is None
-    return numbers if same else None
-
-
-def _write(workdir: Path, inputs: str, model: str, numbers: dict) -> None:
-    content = io.BytesIO()
-    np.savez(content, about=inputs, weights=model, **numbers)
-    storage.write_bytes(workdir / NAME, content.getvalue())
-
-
 # ---- batches
 
-EMPTY = Row(np.zeros(1, np.int32), 1)  # all padding
-WITHOUT_TOKENS = ('reference',)  # (N, 2)
 
-
-def pair_arrays(split: Split, chosen: np.ndarray, context: int, pad: int) -> dict:
-    """The arrays of chosen pairs: a batch.
+def make_pair_arrays(split: Split, chosen: np.ndarray, context: int, pad: int) -> dict:
+    """The arrays of a batch of pairs.
 
     Args:
-        split: that they are of.
-        chosen: int (N,), which; -1 is no pair.
+        chosen: int (N,), indices of pairs; -1 is padding.
         context: T.
-        pad: id of padding.
+        pad: token id of padding.
 
     Returns:
-        `pad_rows`, (N, 2, T): chosen, rejected. reference: float32 (N, 2). counts:
-        float32 (N,), 1 for a pair, else 0.
+        Those of `pad_rows`, (N, 2, T) for (chosen, rejected); reference: float32
+        (N, 2); counts: float32 (N,), 1 for a pair and 0 for padding.
     """
     rows = []
     for number in chosen:
@@ -219,11 +211,13 @@ def pair_arrays(split: Split, chosen: np.ndarray, context: int, pad: int) -> dic
     return dict(arrays, reference=split.reference[chosen], counts=counts)
 
 
-def other_arrays(split: Split, chosen: np.ndarray, context: int, pad: int) -> dict:
-    """The same of the prompts with replies to others, (N, T), and reference (N,).
+def make_mismatched_arrays(
+    split: Split, chosen: np.ndarray, context: int, pad: int
+) -> dict:
+    """The arrays (N, T) of the mismatched rows of a batch, and reference (N,).
 
-    They are averaged, so where there is no pair another stands in.
+    Their mean is the KTO baseline, so other pairs take the place of padding.
     """
     chosen = np.resize(chosen[chosen >= 0], len(chosen))
-    arrays = pad_rows([split.others[number] for number in chosen], context, pad)
-    return dict(arrays, reference=split.other_reference[chosen])
+    arrays = pad_rows([split.mismatched[number] for number in chosen], context, pad)
+    return dict(arrays, reference=split.mismatched_reference[chosen])

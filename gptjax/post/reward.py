@@ -1,4 +1,4 @@
-"""The stage `reward`: a model that says which conversation people would like better."""
+"""The stage `reward`: trains a model to score conversations as people would."""
 
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from gptjax.data.comparisons import (
 )
 from gptjax.data.ratings import BEHAVIOUR, RATINGS, read_ratings
 from gptjax.models import heads, settings
+from gptjax.optim.optimizer import ema_params
 from gptjax.parallel.mesh import batch_shards, make_mesh
 from gptjax.parallel.multihost import print_once
 from gptjax.parallel.sharding import put_on_mesh
@@ -24,7 +25,6 @@ from gptjax.post.reward_model import (
     WITHOUT_TOKENS,
     abstract_reward_state,
     compute_rewards,
-    evaluated_params,
     make_reward_scorer,
     reward_identity,
     reward_shapes,
@@ -36,24 +36,21 @@ from gptjax.train.pretrain import throughput
 
 
 def complete_config(config: ConfigDict, workdir: Path) -> ConfigDict:
-    """The config with what it leaves to the run `start.run`: template and context.
+    """The config with template and context from `start.run`.
 
-    `data.context` may be longer than that run's where positions are not learned.
-
-    Raises:
-        UserError: the model has no positions for the context.
+    `data.context` may be longer than that of `start.run` if positions are not learned.
     """
     config = config.copy_and_resolve_references()
     if not config.chat.template:
-        begun = run_dir.has_checkpoint(workdir)
-        earlier = workdir if begun else Path(config.start.run)
+        resumes = run_dir.has_checkpoint(workdir)
+        earlier = workdir if resumes else Path(config.start.run)
         config.chat.template = run_dir.read_config(earlier).chat.template
     if config.data.context > config.model.context:
         if config.model.position == 'learned':
             raise UserError(
                 f'data.context={config.data.context}: the model of start.run has '
-                f'learned positions for {config.model.context} tokens: use 0, for as '
-                'many'
+                f'learned positions for {config.model.context} tokens: use at most '
+                'that, or 0 for exactly that'
             )
         config.model.context = config.data.context
     return config
@@ -63,10 +60,7 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
     """Trains on RUN/ratings, from `start.run` or from RUN's newest checkpoint.
 
     Returns:
-        A summary: why it ended and by which signal, the step, the newest validation.
-
-    Raises:
-        UserError: the config does not fit the run's checkpoints, or itself.
+        A summary: the reason for the end, the signal, the step, the last validation.
     """
     # ---- model and data -----------------------------------------------------
     mesh = make_mesh(config.mesh)
@@ -80,8 +74,9 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
         )
     config = with_steps(config, config.reward.epochs, len(train.values))
     mean, std = standardisation(config, train.values)
-    print_once(f'{describe(train, context)}; {config.train.num_steps:,} steps')
-    group = group_size(config, train)
+    print_once(f'{describe_data(train, context)}; {config.train.num_steps:,} steps')
+    # Preference data is many sets of two conversations, ratings are one large set.
+    group = config.reward.group if len(train.sets) == 1 else train.sets.shape[1]
 
     def init():
         params = init_from.load_start(config, mesh).params
@@ -108,18 +103,24 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
             state, metrics = setup.step(
                 state, put_on_mesh(arrays, mesh, WITHOUT_TOKENS)
             )
-            # Metrics were divided by the pairs; throughput is of tokens.
+            # `tokens` was the number of pairs, for the means; throughput needs tokens.
             tokens = batch_size * context
             return state, dict(metrics, pairs=metrics['tokens'], tokens=tokens)
 
         def validate(state, done):
             del done
-            scores = compute_scores(evaluated_params(state), validation.encoded)
-            values = (validation.values - mean) / std
-            return validation_metrics(config.reward, scores, values, validation.sets)
+            params = ema_params(state.opt_state, state.params)
+            scores_N = compute_scores(params, validation.encoded)
+            values_N = (validation.values - mean) / std
+            # All pairs of each set (or all conversations), not only within groups.
+            _, sums = LOSSES[config.reward.loss](
+                config.reward, scores_N[validation.sets], values_N[validation.sets]
+            )
+            count = float(sums.pop('tokens'))
+            return {name: float(value) / count for name, value in sums.items()}
 
         flops = throughput(config, model, mesh)
-        logits = 6 * model.width * model.vocab_size  # it has none
+        logits = 6 * model.width * model.vocab_size  # a reward model computes none
         flops['flops_per_token'] = tuple(f - logits for f in flops['flops_per_token'])
         return Training(
             update=update,
@@ -146,15 +147,13 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
 
 
 def make_reward_loss(model, reward: ConfigDict):
-    """The `loss_fn` of `make_train_step` that `reward.loss` names."""
-    loss_of = LOSSES[reward.loss]
-    dropout = any(
-        model[f'{where}_dropout'] for where in ('embedding', 'attention', 'residual')
-    )
+    """`loss_fn(params, batch, key) -> (loss, metrics)` by `reward.loss`."""
+    compute_loss = LOSSES[reward.loss]
+    dropout = any(model[name] for name in config_checks.DROPOUT)
 
     def loss_fn(params, batch, key):
         scores_BG = compute_rewards(model, params, batch, key if dropout else None)
-        return loss_of(reward, scores_BG, batch['values'])
+        return compute_loss(reward, scores_BG, batch['values'])
 
     return loss_fn
 
@@ -168,54 +167,38 @@ LOSSES = {
 }
 
 
-def validation_metrics(reward: ConfigDict, scores_N, values_N, sets) -> dict:
-    """The loss and its metrics over all pairs, or rows, of the validation split."""
-    _, sums = LOSSES[reward.loss](reward, scores_N[sets], values_N[sets])
-    tokens = float(sums.pop('tokens'))
-    return {name: float(value) / tokens for name, value in sums.items()}
-
-
 def standardisation(config: ConfigDict, values_N: np.ndarray) -> tuple[float, float]:
-    """(mean, standard deviation) of ratings; (0, 1) for what is 0 or 1."""
+    """(mean, standard deviation) of ratings; (0, 1) for values that are 0 or 1."""
     if config.reward.preferences or config.reward.target in BEHAVIOUR:
         return 0.0, 1.0
     return float(values_N.mean()), float(values_N.std())
 
 
-def group_size(config: ConfigDict, train: Comparisons) -> int:
-    """G: `reward.group`, and two where each pair stands for itself."""
-    return config.reward.group if len(train.sets) == 1 else train.sets.shape[1]
-
-
-def describe(train: Comparisons, context: int) -> str:
-    """A line about what the model reads."""
-    tokens = sum(len(item.tokens) for item in train.encoded)
-    longer = sum(item.dropped > 0 or item.cut for item in train.encoded)
-    cut = sum(item.cut for item in train.encoded)
+def describe_data(train: Comparisons, context: int) -> str:
+    """The line about training data for the screen."""
+    tokens = sum(len(conversation.tokens) for conversation in train.encoded)
+    longer = sum(each.dropped > 0 or each.cut for each in train.encoded)
+    cut = sum(conversation.cut for conversation in train.encoded)
     return (
-        f'reward: {len(train.encoded):,} conversations, {tokens:,} tokens; '
-        f'{longer:,} are longer than {context} and read from a later turn on, {cut:,} '
-        'from within the last'
+        f'reward: {len(train.encoded):,} conversations, {tokens:,} tokens; {longer:,} '
+        f'are longer than data.context={context} and lose their first messages, '
+        f'{cut:,} of them also the beginning of the last message'
     )
 
 
 def check_config(config: ConfigDict) -> None:
-    """Refuses what cannot train, before there is data.
-
-    Raises:
-        UserError: fields do not fit each other.
-    """
+    """Refuses a config that cannot train, before data is prepared."""
     reward, train = config.reward, config.train
-    judged = 'preferences' if reward.preferences else reward.target
+    target = 'preferences' if reward.preferences else reward.target
     behaviour = not reward.preferences and reward.target in BEHAVIOUR
     if reward.loss == 'binary' and not behaviour:
         raise UserError(
-            f'reward.loss=binary is for {" and ".join(BEHAVIOUR)}, and not for '
-            f'{judged}: use pairwise'
+            f'reward.loss=binary is for {" and ".join(BEHAVIOUR)}, not for {target}: '
+            'use pairwise'
         )
     if reward.loss == 'regression' and (behaviour or reward.preferences):
         raise UserError(
-            f'reward.loss=regression is for ratings, and not for {judged}: use '
+            f'reward.loss=regression is for ratings, not for {target}: use '
             f'{"binary" if behaviour else "pairwise"}'
         )
     group = 2 if reward.preferences else reward.group
@@ -223,9 +206,9 @@ def check_config(config: ConfigDict) -> None:
     parts = train.accumulation * batch_shards(mesh)
     if train.batch_size % (group * parts):
         raise UserError(
-            f'train.batch_size={train.batch_size} does not divide into groups of '
-            f'{group} for {parts} (train.accumulation * mesh.data * mesh.fsdp): use a '
-            f'multiple of {group * parts}, or a smaller reward.group'
+            f'train.batch_size={train.batch_size} is not divisible by {group * parts}: '
+            f'groups of {group} (reward.group) in {parts} parts (train.accumulation * '
+            f'mesh.data * mesh.fsdp): use a multiple of {group * parts}'
         )
     config_checks.check_context(config, mesh)
     model = settings.resolve(config.model, config.tokenizer.vocab_size)

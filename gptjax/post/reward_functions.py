@@ -1,8 +1,8 @@
 """Reward functions, and weighted sums of them.
 
-To add one, write it here and name it in REWARDS, or install a package with it and give
-its full name, as 'package.module.function': a config names functions and never holds
-code. A reward function takes N problems and N replies to them and returns N numbers.
+A reward function takes N problems and N replies to them and returns N numbers. To add
+one, write it here and name it in REWARDS, or put its full name into the config, like
+'package.module.function'. A config never contains code.
 """
 
 import importlib
@@ -24,18 +24,18 @@ Reward = Callable[[Sequence[Problem], Sequence[str]], np.ndarray]
 
 
 def correct(task: Task) -> Reward:
-    """1.0 where the task's verifier is fully satisfied, else 0.0."""
+    """1.0 where the verifier of the task gives at least 1, else 0.0."""
     score = verifier_reward(_require_verifier(task, 'correct'))
     return lambda problems, replies: score(problems, replies) >= 1.0
 
 
 def score(task: Task) -> Reward:
-    """The verifier's score, which may give parts: 0.5 for '18' where '8' is right."""
+    """The score of the verifier, which may be partial: 0.5 for '18' if '8' is right."""
     return verifier_reward(_require_verifier(task, 'score'))
 
 
 def shortness(task: Task) -> Reward:
-    """1 / (1 + words): an example of a reward that needs no verifier."""
+    """1 / (1 + number of words): an example that needs no verifier."""
     del task
     return lambda problems, replies: [1 / (1 + len(reply.split())) for reply in replies]
 
@@ -44,46 +44,38 @@ REWARDS = dict(correct=correct, score=score, shortness=shortness)
 
 
 def model_reward(run: str, field: str) -> Reward:
-    """The reward model of a run of the stage `reward`, on prompt and reply.
+    """The reward of prompt and reply by the reward model of a run.
 
-    Raises:
-        UserError: there is none; the message names the config field.
+    `field` is the config field that the error names if there is none.
     """
     workdir = find_reward_run(run, field)
     config = run_dir.read_config(workdir)
     rewards = load_reward_function(config, workdir, inference_mesh(config))
 
     def reward(problems, replies):
-        message = lambda reply: dict(role='assistant', content=reply)
-        pairs = zip(problems, replies, strict=True)
         return rewards(
-            [[*problem.messages, message(reply)] for problem, reply in pairs]
+            [
+                [*problem.messages, dict(role='assistant', content=reply)]
+                for problem, reply in zip(problems, replies, strict=True)
+            ]
         )
 
     return reward
 
 
 def find_reward_run(run: str, field: str) -> Path:
-    """The directory of a run of the stage `reward` that has ended.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The directory of a finished run of the stage `reward`, or a UserError."""
     folder = Path(run).expanduser().absolute()
     if not run or not (folder / RESULTS).exists():
         raise UserError(
-            f'{field}={run}: is no finished run of the stage reward: name one, or make '
-            'it with `python -m gptjax reward`'
+            f'{field}={run} is not a finished run of the stage reward: name one, or '
+            'make it with `python -m gptjax reward`'
         )
     return folder
 
 
 def rewards_fingerprint(section: ConfigDict) -> str:
-    """A hash of `task.rewards`, and of the results of the reward models in it.
-
-    Raises:
-        UserError: a run is not there.
-    """
+    """A hash of `task.rewards` and of the results of the reward models in it."""
     reward_models = {
         name: storage.sha256_of_file(
             find_reward_run(part.run, f'task.rewards.{name}.run') / RESULTS
@@ -95,15 +87,14 @@ def rewards_fingerprint(section: ConfigDict) -> str:
 
 
 def make_reward(section: ConfigDict, task: Task) -> Reward:
-    """The sum of weight x reward of the rewards in `task.rewards`, float32 (N,).
+    """The sum of weight x reward over `task.rewards`, float32 (N,).
 
     Raises:
         UserError: a function does not exist, or needs a verifier and there is none. The
-            reward itself raises one where a function raises or does not return a finite
-            number for each reply; it names the reward and the problem.
+            returned function raises one if a reward cannot be computed.
     """
     if not section.rewards:
-        raise UserError('task.rewards is empty: name one, as correct')
+        raise UserError('task.rewards is empty: name a reward, for example correct')
     parts = []
     for name, part in section.rewards.items():
         if part.function == 'model':
@@ -128,10 +119,11 @@ def make_reward(section: ConfigDict, task: Task) -> Reward:
 def compute_rewards(
     name: str, function: Reward, problems: Sequence[Problem], replies: Sequence[str]
 ) -> np.ndarray:
-    """The rewards of a function, float32 (N,), or one clear error.
+    """The rewards of a function, float32 (N,).
 
     Raises:
-        UserError: it raised, or returned too many, too few, NaN or infinite numbers.
+        UserError: the function raised, or did not return N finite numbers. The message
+            has `name` and the problem.
     """
     try:
         values = np.asarray(function(problems, replies), np.float32)
@@ -140,51 +132,45 @@ def compute_rewards(
     except Exception as error:
         raise UserError(
             f'{name} raised {type(error).__name__}: {error} on replies to '
-            f'{_find_failing_problem(function, problems, replies)}: mend the '
-            'function; the last checkpoint stays'
+            f'{_find_failing_problem(function, problems, replies)}: fix the function; '
+            'the last checkpoint is kept'
         ) from error
     if values.shape != (len(problems),):
         raise UserError(
-            f'{name} gave the shape {values.shape} for {len(problems)} replies (the '
-            f'first to {problems[0].id}): give one number a reply'
+            f'{name} returned the shape {values.shape} for {len(problems)} replies '
+            f'(the first to {problems[0].id}): return one number per reply'
         )
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
-        place = bad[0]
+        first = bad[0]
         raise UserError(
-            f'{name} gave {values[place]} for the reply {replies[place][:80]!r} to '
-            f'{problems[place].id}: give finite numbers; the last checkpoint stays'
+            f'{name} returned {values[first]} for the reply {replies[first][:80]!r} to '
+            f'{problems[first].id}: return finite numbers; the last checkpoint is kept'
         )
     return values
 
 
 def _find_failing_problem(function, problems, replies) -> str:
-    """The first problem on which the function raises alone, for the message."""
+    """The first problem on which the function raises, for the message."""
     for problem, reply in zip(problems, replies, strict=True):
         try:
             function([problem], [reply])
-        except Exception:  # noqa: BLE001 (whatever it is, it was reported)
+        except Exception:  # noqa: BLE001 (the caller reports it)
             return f'{problem.id} (the reply {reply[:80]!r})'
     return f'{problems[0].id} and {len(problems) - 1} others together'
 
 
 def verifier_reward(score: Callable[[Problem, str], float]) -> Reward:
-    """The reward function of a task's `score`."""
-
-    def score_all(problems, replies):
-        return [
-            score(problem, reply)
-            for problem, reply in zip(problems, replies, strict=True)
-        ]
-
+    """The reward function of a verifier, `Task.score`."""
+    score_all = lambda problems, replies: list(map(score, problems, replies))
     return partial(compute_rewards, 'the verifier', score_all)
 
 
 def _require_verifier(task, name):
     if task.score is None:
         raise UserError(
-            f'the reward {name} needs answers, and task.path has problems without: '
-            'add "answer" to each line, or let a reward model judge, as --config '
+            f'the reward {name} needs answers, but some problems of task.path have '
+            'none: add "answer" to each line, or use a reward model, as with --config '
             'configs/ppo.py:reward=RUN'
         )
     return task.score
@@ -200,5 +186,5 @@ def _import_reward(field, path) -> Reward:
             'full name of a function that can be imported'
         ) from error
     if not callable(function):
-        raise UserError(f'{field}={path} is no function: name one')
+        raise UserError(f'{field}={path} is not a function: name a function')
     return function

@@ -1,6 +1,6 @@
-"""A reward model: a language model with a head that scores a conversation at its end.
+"""Reward models: a language model and a head that scores the end of a conversation.
 
-This file computes and loads it; `reward.py` trains it.
+This file computes rewards and loads reward models; `reward.py` trains them.
 """
 
 import math
@@ -34,13 +34,13 @@ ROWS_AT_ONCE = 32
 
 
 def compute_rewards(settings, params, arrays, key=None):
-    """A reward for each conversation, float32 of the shape of `arrays['last']`.
+    """The reward of each conversation, float32 in the shape of `arrays['last']`.
 
     Args:
-        params: the model's parameters and 'reward_head'.
+        params: parameters of the model and 'reward_head'.
         arrays: `inputs`, `segments`, `positions` (…, T) and `last` (…), int32, from
             `comparisons.make_comparison_arrays`.
-        key: of dropout; None: no dropout.
+        key: for dropout; None means no dropout.
     """
     T = arrays['inputs'].shape[-1]
     tokens = (arrays[name].reshape(-1, T) for name in TOKEN_ARRAYS)
@@ -53,11 +53,11 @@ def compute_rewards(settings, params, arrays, key=None):
 
 
 TOKEN_ARRAYS = ('inputs', 'segments', 'positions')
-WITHOUT_TOKENS = ('last', 'values')  # those of a group, (B, G)
+WITHOUT_TOKENS = ('last', 'values')  # (B, G): arrays without a token axis
 
 
 def make_reward_scorer(settings, tokenizer, context: int, mesh: Mesh) -> Callable:
-    """`scorer(params, encoded) -> rewards (N,)`, float32 NumPy, some rows at a time."""
+    """`scorer(params, encoded) -> rewards (N,)`, float32 NumPy, computed in batches."""
     rows = math.lcm(ROWS_AT_ONCE, batch_shards(mesh))
     compiled = jax.jit(
         lambda params, arrays: compute_rewards(settings, params, arrays),
@@ -81,7 +81,7 @@ def make_reward_scorer(settings, tokenizer, context: int, mesh: Mesh) -> Callabl
 
 
 def reward_shapes(model) -> tuple[dict, dict]:
-    """(shapes, axes) of a reward model's parameters, its head included."""
+    """(shapes, axes) of the parameters of a reward model, with the head."""
     shapes = dict(
         gpt.abstract_params(model),
         **jax.eval_shape(
@@ -92,13 +92,13 @@ def reward_shapes(model) -> tuple[dict, dict]:
 
 
 def abstract_reward_state(config: ConfigDict, model, mesh: Mesh) -> TrainState:
-    """The training state's shapes with shardings."""
+    """Shapes and shardings of the training state."""
     shapes, axes = reward_shapes(model)
     return abstract_state(shapes, make_optimizer(config, shapes), axes, mesh)
 
 
 def reward_identity(config: ConfigDict, tokenizer: Tokenizer) -> dict:
-    """Of its checkpoints: they fit conversations that are read as in training."""
+    """What a checkpoint depends on besides weights: how conversations are encoded."""
     return dict(
         tokenizer=tokenizer.fingerprint,
         context=config.data.context,
@@ -106,16 +106,11 @@ def reward_identity(config: ConfigDict, tokenizer: Tokenizer) -> dict:
     )
 
 
-def evaluated_params(state: TrainState):
-    """The parameters that are evaluated: the average where one is kept."""
-    return ema_params(state.opt_state, state.params)
-
-
 def load_reward_model(config: ConfigDict, workdir: Path, mesh: Mesh) -> Trained:
-    """The best checkpoint of a reward run by validation loss, its head included.
+    """The checkpoint with the lowest validation loss of a reward run, with the head.
 
     Raises:
-        UserError: there is no checkpoint, or none that fits.
+        UserError: there is no reward model.
     """
     if 'reward' not in config or not (workdir / 'checkpoints').is_dir():
         raise UserError(
@@ -127,7 +122,7 @@ def load_reward_model(config: ConfigDict, workdir: Path, mesh: Mesh) -> Trained:
         abstract = abstract_reward_state(config, model, mesh)
         identity = reward_identity(config, tokenizer)
         checkpoints = Checkpoints(workdir / 'checkpoints', identity, read_only=True)
-        part = lambda state: (state.step, evaluated_params(state))
+        part = lambda state: (state.step, ema_params(state.opt_state, state.params))
         restored = checkpoints.restore(abstract, checkpoints.best_step(), select=part)
         checkpoints.close()
     if restored is None:
@@ -137,11 +132,7 @@ def load_reward_model(config: ConfigDict, workdir: Path, mesh: Mesh) -> Trained:
 
 
 def read_center(workdir: Path) -> np.float32:
-    """The mean reward of a run's training conversations.
-
-    Raises:
-        UserError: the run was not finished.
-    """
+    """The mean reward of the training conversations of a finished run."""
     path = workdir / RESULTS
     if not path.exists():
         raise UserError(f'{path} is not there: run the stage reward to its end')
@@ -151,18 +142,14 @@ def read_center(workdir: Path) -> np.float32:
 def load_reward_function(
     config: ConfigDict, workdir: Path, mesh: Mesh
 ) -> Callable[[Sequence[list[dict]]], np.ndarray]:
-    """A function from conversations to their rewards, for best-of-n and PPO.
+    """`rewards(conversations) -> (N,)` float32, for best-of-n and PPO.
 
-    A conversation is a list of messages; its reward is that of its last one, given
-    the others. The mean reward of the training conversations is taken off, so 0 is
-    what people wrote on average. Of a conversation longer than the context the last
-    turns that fit are read.
-
-    Returns:
-        `rewards(conversations) -> (N,)` float32.
+    A conversation is a list of messages; the reward is for the last message, given the
+    others. The mean reward of the training conversations is subtracted, so 0 is the
+    average. Conversations that do not fit the context lose their first messages.
 
     Raises:
-        UserError: the run has no reward model, or was not finished.
+        UserError: the run has no reward model, or is not finished.
     """
     center = read_center(workdir)
     trained = load_reward_model(config, workdir, mesh)

@@ -1,15 +1,15 @@
-"""The stage `select`: the best of a model's own replies, to train on.
+"""The stage `select`: chooses the best replies of a model as new training data.
 
-    RUN/replies/00000.jsonl …       every reply drawn, with its score
+    RUN/replies/00000.jsonl, …      every reply with its score
     RUN/selected/chats.jsonl        conversations for `sft`: rejection sampling
     RUN/selected/pairs.jsonl        preferences for `dpo` and `reward`
     RUN/selected/manifest.json      counts
 
-By a verifier (`select.by='verifier'`) right replies are kept, and a right one with a
-wrong one to the same problem is a pair (Zelikman et al. 2022; Yuan et al. 2023). By
-the rewards of `task.rewards` the best are kept, and the best with the worst is a pair.
-Replies are a function of the weights, the seed and the problem's place; a run that is
-killed goes on after the last whole file of replies.
+With `select.by='verifier'` the right replies are kept, and a right and a wrong reply to
+the same problem are a pair (Zelikman et al. 2022; Yuan et al. 2023). With
+`select.by='reward'` the replies with the highest rewards (`task.rewards`) are kept, and
+the highest and the lowest are a pair. Replies are a function of the weights, the seed
+and the index of the problem. A run that was killed continues after its last file.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from gptjax.core.hashing import hash_fraction
 from gptjax.parallel.mesh import make_mesh
 from gptjax.post.policy_model import apply_compute_settings
 from gptjax.post.problems.problem_sources import Problem
-from gptjax.post.problems.verifiable_tasks import Task, make_task, problems_fingerprint
+from gptjax.post.problems.verifiable_tasks import make_task, problems_fingerprint
 from gptjax.post.reward_functions import (
     Reward,
     make_reward,
@@ -37,7 +37,6 @@ from gptjax.post.reward_functions import (
 )
 from gptjax.post.rollout import (
     PromptFormat,
-    Rollout,
     draw_rollout,
     make_prompt_format,
     make_sampler,
@@ -48,8 +47,9 @@ from gptjax.train.load_model import Trained, model_fingerprint
 
 PROBLEMS_PER_FILE = 64  # of RUN/replies
 FILES = ('chats.jsonl', 'pairs.jsonl')
-# Fields that need no new replies where they change, and fields that change nothing.
+# If these fields change, RUN/replies stays valid.
 CHOICE_FIELDS = ('select.keep', 'select.pairs', 'select.noise')
+# If these fields change, RUN/selected stays valid too.
 IRRELEVANT_FIELDS = (
     *('select.slots', 'select.generation_tensor'),
     *('task.demonstrations', 'task.validation', 'task.held_out', 'task.samples'),
@@ -57,77 +57,65 @@ IRRELEVANT_FIELDS = (
 
 
 def select(config: ConfigDict, workdir: Path) -> dict:
-    """Draws, scores and chooses; makes RUN/selected and returns its manifest.
+    """Draws, scores and chooses replies; writes RUN/selected and returns its manifest.
 
     Args:
-        config: inherited from the run that draws; see `init_from.inherit_config`.
+        config: from `init_from.inherit_config`.
 
     Raises:
-        UserError: the config makes no sense, a reward fails, or nothing was kept.
+        UserError: the task has no verifier, a reward fails, or nothing was kept.
     """
     section = config.select
     mesh = make_mesh(config.mesh)
     config_checks.check_context(config, mesh)
     with jax.set_mesh(mesh):
         trained = apply_compute_settings(config, load_start(config, mesh))
-    inputs = selection_inputs(config, trained)
+    inputs = {
+        'seed': config.seed,
+        'start': model_fingerprint(trained),
+        'data.context': config.data.context,
+        'problems': problems_fingerprint(config.task),
+        'rewards': rewards_fingerprint(config.task),
+    }
+    for name in ('select', 'task'):
+        for field, value in run_dir.to_json(config[name]).items():
+            if f'{name}.{field}' not in IRRELEVANT_FIELDS:
+                inputs[f'{name}.{field}'] = value
 
     def make(folder: Path) -> dict:
         prompt_format = make_prompt_format(config, 'select', trained.tokenizer)
         task = make_task(config.task, config.seed, prompt_format.fits)
-        problems = first_problems(task, section.problems)
-        reward = make_selection_reward(config, task)
+        problems = {}
+        for index in range(section.problems):
+            problem = task.train(index)
+            if problem.id in problems:  # the task has no further problems
+                break
+            problems[problem.id] = problem
+        problems = list(problems.values())
+        if section.by == 'reward':
+            reward, choose = make_reward(config.task, task), choose_best
+        elif task.score is None:
+            raise UserError(
+                'select.by=verifier needs answers, but some problems of task.path have '
+                'none: add "answer" to each, or use select.by=reward with a reward '
+                'model'
+            )
+        else:
+            reward, choose = verifier_reward(task.score), choose_right
         replies = draw_replies(
             config, workdir, trained, prompt_format, problems, reward, inputs
         )
-        choose = choose_best if section.by == 'reward' else choose_right
         choices = [choose(each, section.keep, section.pairs) for each in replies]
         return write_selected(config, folder, problems, replies, choices)
 
     return artifact.build(workdir / 'selected', inputs, make, needs=FILES)
 
 
-def selection_inputs(config: ConfigDict, trained: Trained) -> dict:
-    """What decides RUN/selected, as JSON values by their names."""
-    inputs = {'seed': config.seed, 'start': model_fingerprint(trained)}
-    inputs['data.context'] = config.data.context
-    inputs['problems'] = problems_fingerprint(config.task)
-    inputs['rewards'] = rewards_fingerprint(config.task)
-    for name, section in (('select', config.select), ('task', config.task)):
-        for field, value in run_dir.to_json(section).items():
-            if f'{name}.{field}' not in IRRELEVANT_FIELDS:
-                inputs[f'{name}.{field}'] = value
-    return inputs
-
-
-def first_problems(task: Task, wanted: int) -> list[Problem]:
-    """The first `wanted` training problems, each once; fewer where there are fewer."""
-    problems = {}
-    for index in range(wanted):
-        problem = task.train(index)
-        if problem.id in problems:  # once through all of them
-            break
-        problems[problem.id] = problem
-    return list(problems.values())
-
-
-def make_selection_reward(config: ConfigDict, task: Task) -> Reward:
-    """What replies are chosen by: the verifier, or the rewards of `task.rewards`."""
-    if config.select.by == 'reward':
-        return make_reward(config.task, task)
-    if task.score is None:
-        raise UserError(
-            'select.by=verifier needs answers, and task.path has problems without: add '
-            '"answer" to each, or use select.by=reward with a reward model'
-        )
-    return verifier_reward(task.score)
-
-
 # ---- replies
 
 
 class ScoredReply(NamedTuple):
-    """A reply: its text, its score, and whether it ended before it was cut off."""
+    """The text of a reply, its score, and whether the model ended it by itself."""
 
     text: str
     score: float
@@ -143,7 +131,7 @@ def draw_replies(
     reward: Reward,
     inputs: dict,
 ) -> list[list[ScoredReply]]:
-    """The replies to each problem: those in RUN/replies, and the rest drawn now."""
+    """The replies to each problem, from RUN/replies or drawn and written there."""
     section = config.select
     fingerprint = storage.fingerprint(
         {name: value for name, value in inputs.items() if name not in CHOICE_FIELDS}
@@ -170,38 +158,33 @@ def draw_replies(
                     config.seed,
                     number,
                 )
-                replies = score_replies(rollout, reward, section.replies)
+                scored = [
+                    ScoredReply(text, float(score), not truncated)
+                    for text, score, truncated in zip(
+                        rollout.replies,
+                        reward(rollout.problems, rollout.replies),
+                        rollout.truncated_B,
+                        strict=True,
+                    )
+                ]
+                n = section.replies
+                replies = [scored[i : i + n] for i in range(0, len(scored), n)]
                 write_replies(path, fingerprint, some, replies)
             all_replies += replies
             advance(len(some))
     return all_replies
 
 
-def score_replies(
-    rollout: Rollout, reward: Reward, replies_per_problem: int
-) -> list[list[ScoredReply]]:
-    scores = reward(rollout.problems, rollout.replies)
-    replies = [
-        ScoredReply(text, float(score), not truncated)
-        for text, score, truncated in zip(
-            rollout.replies, scores, rollout.truncated_B, strict=True
-        )
-    ]
-    return [
-        replies[first : first + replies_per_problem]
-        for first in range(0, len(replies), replies_per_problem)
-    ]
-
-
 def write_replies(path: Path, fingerprint: str, problems, replies) -> None:
+    """One line with the fingerprint, then one for each problem."""
     lines = [dict(about=fingerprint)]
-    for problem, its_replies in zip(problems, replies, strict=True):
-        lines.append(dict(id=problem.id, replies=[list(r) for r in its_replies]))
+    for problem, problem_replies in zip(problems, replies, strict=True):
+        lines.append(dict(id=problem.id, replies=[list(r) for r in problem_replies]))
     _write_lines(path, lines)
 
 
 def read_replies(path: Path, fingerprint: str) -> list[list[ScoredReply]] | None:
-    """The replies of a file that was drawn in the same way; else None."""
+    """The replies in a file; None if it is absent or has another fingerprint."""
     if not path.exists():
         return None
     lines = path.read_text(encoding='utf-8').split('\n')[:-1]
@@ -217,11 +200,11 @@ def read_replies(path: Path, fingerprint: str) -> list[list[ScoredReply]] | None
 
 
 class Choice(NamedTuple):
-    """What is kept of a problem's replies.
+    """What is chosen among the replies to one problem.
 
     kept: texts, all different.
-    pairs: (better, worse).
-    skipped: why there is no pair; '' where there is one.
+    pairs: (chosen, rejected).
+    skipped: why there is no pair; '' if there is one.
     """
 
     kept: list[str]
@@ -230,14 +213,10 @@ class Choice(NamedTuple):
 
 
 def choose_right(replies: Sequence[ScoredReply], keep: int, pairs: int) -> Choice:
-    """Keeps right replies, all different, in the order they were drawn.
+    """Keeps up to `keep` right replies and makes up to `pairs` pairs, in drawing order.
 
-    Only replies that ended count: one that was cut off would teach not to stop.
-
-    Args:
-        replies: to one problem; right ones have a score of 1.
-        keep: how many at most.
-        pairs: how many at most.
+    Right replies have a score of 1. Replies that were cut off are ignored: a model that
+    is trained on them learns not to stop.
     """
     ended = [reply for reply in replies if reply.ended]
     right = list(dict.fromkeys(r.text for r in ended if r.score >= 1))
@@ -251,10 +230,9 @@ def choose_right(replies: Sequence[ScoredReply], keep: int, pairs: int) -> Choic
 
 
 def choose_best(replies: Sequence[ScoredReply], keep: int, pairs: int) -> Choice:
-    """Keeps the best replies; pairs the best with the worst, the next with the next.
+    """Keeps the best replies; pairs the best with the worst, then the next best, ….
 
-    Arguments are those of `choose_right`; of equal scores the reply that was drawn
-    first comes first.
+    Replies that were cut off are ignored. Equal scores keep the drawing order.
     """
     scores = {}
     for reply in replies:
@@ -266,11 +244,6 @@ def choose_best(replies: Sequence[ScoredReply], keep: int, pairs: int) -> Choice
     ends = zip(ranked[: len(ranked) // 2], reversed(ranked), strict=False)
     chosen = [ends for ends in ends if scores[ends[0]] > scores[ends[1]]]
     return Choice(ranked[:keep], chosen[:pairs], '' if chosen else 'all equal')
-
-
-def is_swapped(share: float, *words) -> bool:
-    """Whether noise swaps a pair, decided by a hash of the words."""
-    return hash_fraction(*words) < share
 
 
 # ---- RUN/selected
@@ -290,13 +263,15 @@ def write_selected(
         prompt = list(problem.messages)
         for text in choice.kept:
             reply = dict(role='assistant', content=text)
-            # All have the problem's id: `sft` splits by it, so no problem is in both.
+            # `sft` splits by id: with that of the problem, no problem is in two splits.
             chats.append(dict(id=problem.id, messages=[*prompt, reply]))
         for number, (better, worse) in enumerate(choice.pairs):
-            if is_swapped(section.noise, 'turned', config.seed, problem.id, number):
+            # Label noise, decided by a hash.
+            place = hash_fraction('turned', config.seed, problem.id, number)
+            if place < section.noise:
                 better, worse, num_swapped = worse, better, num_swapped + 1
             pairs.append(dict(prompt=prompt, chosen=better, rejected=worse))
-    every_reply = [reply for its_replies in replies for reply in its_replies]
+    every_reply = [reply for problem_replies in replies for reply in problem_replies]
     manifest = dict(
         problems=len(problems),
         replies=len(every_reply),
@@ -311,7 +286,7 @@ def write_selected(
         manifest['right'] = sum(reply.score >= 1 for reply in every_reply)
     if not chats and not pairs:
         raise UserError(
-            f'select: nothing is left of {len(every_reply):,} replies to '
+            f'select: no reply can be kept of {len(every_reply):,} replies to '
             f'{len(problems):,} problems ({_describe_skipped(manifest)}): start from a '
             'better model, or draw more (select.replies, select.problems)'
         )
@@ -325,12 +300,13 @@ def write_selected(
 
 
 def describe_selected(manifest: dict) -> str:
-    """A line about RUN/selected."""
+    """The line for the screen."""
     right = f', {manifest["right"]:,} right' if 'right' in manifest else ''
+    skipped = _describe_skipped(manifest)
     return (
-        f'selected: of {manifest["replies"]:,} replies to {manifest["problems"]:,} '
-        f'problems{right}: {manifest["kept"]:,} kept, {manifest["pairs"]:,} pairs; no '
-        f'pair of {_describe_skipped(manifest) or "no problem"}'
+        f'selected: {manifest["kept"]:,} kept and {manifest["pairs"]:,} pairs of '
+        f'{manifest["replies"]:,} replies to {manifest["problems"]:,} problems{right}'
+        + (f'; problems without a pair: {skipped}' if skipped else '')
     )
 
 

@@ -120,7 +120,7 @@ def made_up(prompt_format, number):
 
 def test_bad_input_has_one_clear_error(folder, tmp_path):
     config = config_of(folder, **{'best_of.judge': str(tmp_path / 'none')})
-    with pytest.raises(UserError, match='best_of.judge=.*none: is no finished run'):
+    with pytest.raises(UserError, match='best_of.judge=.*none is not a finished run'):
         overoptimize(config, tmp_path)
     storage.write_json(tmp_path / 'judge' / 'results.json', {})
     same = str(tmp_path / 'judge')

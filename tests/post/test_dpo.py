@@ -111,7 +111,7 @@ class World:
         with jax.set_mesh(self.mesh):
             self.start = init_from.load_start(self.config, self.mesh)
             its = {split: data.read_pairs(workdir, split) for split in data.SPLITS}
-            self.splits = reference_logprobs.with_references(
+            self.splits = reference_logprobs.add_reference_logprobs(
                 self.config, workdir, its, self.mesh, self.start
             )
         self.params = self.start.params
@@ -121,7 +121,9 @@ class World:
 
     def batch(self, chosen, **changes):
         pad = self.start.tokenizer.pad_id
-        arrays = reference_logprobs.pair_arrays(self.splits['train'], chosen, 32, pad)
+        arrays = reference_logprobs.make_pair_arrays(
+            self.splits['train'], chosen, 32, pad
+        )
         return dict(arrays, **changes)
 
 
@@ -221,13 +223,13 @@ def test_dpo_begins_at_ln_2_in_another_dtype_than_its_start(folder):
     pairs = {s: data.read_pairs(folder / 'world-bfloat16', s) for s in data.SPLITS}
     with jax.set_mesh(mesh):
         start_ = init_from.load_start(its, mesh)
-        splits = reference_logprobs.with_references(
+        splits = reference_logprobs.add_reference_logprobs(
             its, folder / 'world-bfloat16', pairs, mesh, start_
         )
     model = settings.resolve(its.model, start_.tokenizer.vocab_size)
     loss_fn = dpo.make_pair_loss(its, model, dpo.make_policy(its))
     pad = start_.tokenizer.pad_id
-    batch = reference_logprobs.pair_arrays(splits['train'], np.arange(8), 32, pad)
+    batch = reference_logprobs.make_pair_arrays(splits['train'], np.arange(8), 32, pad)
     loss, _ = jax.jit(loss_fn)(start_.params, batch, None, 0.0)
     # As bfloat16 rounds; by a reference in float32 it would be off by 3e-4.
     assert float(loss) / 8 == pytest.approx(math.log(2), abs=1e-4)

@@ -1,4 +1,4 @@
-"""Problems: whose they are is decided by content, which comes next by (seed, index)."""
+"""Problems: content decides the split, and (seed, index) the order."""
 
 import json
 import sys
@@ -18,37 +18,38 @@ def section(**fields):
     return section
 
 
+def make_task(seed=0, fits=lambda messages: True, **fields):
+    return verifiable_tasks.make_task(section(**fields), seed, fits)
+
+
 @pytest.fixture(scope='module')
 def sums():
     pytest.importorskip('reasoning_gym')
-    return verifiable_tasks.make_task(section(), seed=0)
+    return make_task()
 
 
 def ids(problems):
     return [problem.id for problem in problems]
 
 
-def test_parts_share_no_problem_and_have_each_once(sums):
-    parts = [
-        ids(sums.train(index) for index in range(300)),
-        ids(sums.validation(20)),
-        ids(sums.held_out(50)),
+def test_splits_share_no_problem_and_have_each_once(sums):
+    splits = [
+        [*map(sums.train, range(300))],
+        sums.validation(20),
+        sums.held_out(50),
     ]
-    assert [len(set(part)) for part in parts] == [300, 20, 50]
-    assert len(set().union(*parts)) == 370
-    questions = {problem.messages[0]['content'] for problem in sums.held_out(50)}
-    assert not questions & {
-        sums.train(index).messages[0]['content'] for index in range(300)
-    }
+    assert [len({*ids(split)}) for split in splits] == [300, 20, 50]
+    questions = {p.messages[0]['content'] for split in splits for p in split}
+    assert len(set().union(*map(ids, splits))) == len(questions) == 370
 
 
-def test_demonstrations_split_further_as_documents_do(sums):
+def test_training_problems_split_further_as_documents_do(sums):
     sides = [assign_split(problem.id, 0.1) for problem in sums.demonstrations(300)]
     assert 10 < sides.count('validation') < 60
 
 
 def test_training_problems_are_a_function_of_seed_and_index(sums):
-    again, other = (verifiable_tasks.make_task(section(), seed=seed) for seed in (0, 1))
+    again, other = map(make_task, (0, 1))
     numbers = range(290, 610)  # over the edges of epochs
     first = ids(map(sums.train, numbers))
     assert first == ids(map(again.train, reversed(numbers)))[::-1]
@@ -73,45 +74,57 @@ def test_the_verifier_judges_numbers(sums):
     assert sums.score(problem, '') == 0.0
 
 
-def test_a_reply_that_the_packages_verifier_cannot_read_is_wrong():
-    pytest.importorskip('reasoning_gym')
-    its = section(name='prime_factorization')
-    its.options = common.ConfigDict()
-    task = verifiable_tasks.make_task(its, seed=0)
-    problem = task.held_out(1)[0]
-    assert task.score(problem, problem.answer) == 1.0
-    assert task.score(problem, 'abc') == 0.0
-
-
 def test_problems_that_do_not_fit_are_left_out(sums):
     short = lambda messages: len(messages[0]['content']) < 68
-    task = verifiable_tasks.make_task(section(), 0, short)
-    assert all(short(problem.messages) for problem in task.held_out(50))
+    assert all(short(p.messages) for p in make_task(fits=short).held_out(50))
     with pytest.raises(UserError, match='no train problem fits the context'):
-        verifiable_tasks.make_task(section(), 0, lambda messages: False).train(0)
+        make_task(fits=lambda messages: False).train(0)
 
 
-def test_a_small_task_has_as_many_problems_as_there_are():
-    pytest.importorskip('reasoning_gym')
+def test_a_small_task_has_all_problems_that_exist(sums):
     one_digit = dict(min_terms=2, max_terms=2, min_digits=1, max_digits=1)
-    task = verifiable_tasks.make_task(section(options=one_digit), seed=0)
-    parts = [task.demonstrations(999), task.validation(999), task.held_out(999)]
-    assert sum(map(len, parts)) == 200  # 10 x 10 and two signs
-    assert task.train(len(parts[0])).id in ids(parts[0])
+    task = make_task(options=one_digit)
+    splits = [task.demonstrations(999), task.validation(999), task.held_out(999)]
+    assert sum(map(len, splits)) == 200  # 10 x 10 and two signs
+    assert task.train(len(splits[0])).id in ids(splits[0])
 
 
-def test_unknown_datasets_and_options():
-    pytest.importorskip('reasoning_gym')
+def test_unknown_datasets_and_options(sums, monkeypatch):
     with pytest.raises(UserError, match='task.name=chain_some: .* chain_sum'):
-        verifiable_tasks.make_task(section(name='chain_some'), 0)
+        make_task(name='chain_some')
     with pytest.raises(UserError, match='task.options of chain_sum: .*min_digits'):
-        verifiable_tasks.make_task(section(options=dict(min_digits=0)), 0)
-
-
-def test_without_the_package(monkeypatch):
+        make_task(options=dict(min_digits=0))
     monkeypatch.setitem(sys.modules, 'reasoning_gym', None)
     with pytest.raises(UserError, match='pip install reasoning-gym, or .*task.path'):
-        verifiable_tasks.make_task(section(), 0)
+        make_task()
+
+
+class Parsing:
+    """A dataset whose verifier parses the reply, and always raises if it is broken."""
+
+    def __init__(self, broken):
+        self.broken = broken
+
+    def __getitem__(self, index):
+        return dict(question=f'{index} + 1?', answer=str(index + 1))
+
+    def score_answer(self, reply, entry):
+        if self.broken:
+            raise KeyError('no such entry')
+        return float(int(reply) == int(entry['answer']))
+
+
+@pytest.mark.parametrize('broken', (False, True))
+def test_a_verifier_that_raises(broken, monkeypatch):
+    monkeypatch.setattr(problem_sources, 'make_gym_dataset', lambda *_: Parsing(broken))
+    task = make_task()
+    (problem,) = task.held_out(1)
+    if broken:  # at the right answer too
+        with pytest.raises(KeyError, match='no such entry'):
+            task.score(problem, 'seven')
+    else:
+        assert task.score(problem, problem.answer) == 1.0
+        assert task.score(problem, 'seven') == 0.0
 
 
 # ---- files
@@ -122,49 +135,40 @@ def write(path, *lines):
     return str(path)
 
 
-def test_a_file_of_problems(tmp_path):
-    lines = [dict(prompt=f'{n} + 1 =', answer=str(n + 1)) for n in range(60)]
-    path = write(tmp_path / 'sums.jsonl', *lines, lines[0])
-    task = verifiable_tasks.make_task(section(path=path), 0)
-    train = task.demonstrations(999)
-    assert len(train) + len(task.validation(99)) + len(task.held_out(99)) == 60
-    assert sorted(ids(task.train(n) for n in range(len(train)))) == sorted(ids(train))
+SUMS = [dict(prompt=f'{n} + 1 =', answer=str(n + 1)) for n in range(60)]
+
+
+def test_a_file_of_problems(tmp_path, capsys):
+    path = write(tmp_path / 'sums.jsonl', *SUMS, *SUMS[:3])
+    short = lambda messages: messages[0]['content'] not in ('7 + 1 =', '8 + 1 =')
+    task = make_task(fits=short, path=path, problems=20)
+    train, validation = task.demonstrations(99), len(task.validation(99))
+    held_out = len(task.held_out(99))
+    assert sorted(ids(map(task.train, range(20)))) == sorted(ids(train))
     assert task.score(train[0], f' {train[0].answer}\n') == 1.0
     assert task.score(train[0], 'no') == 0.0
-
-
-def test_lines_that_are_left_out_are_told(tmp_path, capsys):
-    lines = [dict(prompt=f'{n} + 1 =', answer=str(n + 1)) for n in range(60)]
-    path = write(tmp_path / 'sums.jsonl', *lines, *lines[:3])
-    short = lambda messages: messages[0]['content'] not in ('7 + 1 =', '8 + 1 =')
-    task = verifiable_tasks.make_task(section(path=path, problems=20), 0, short)
-    parts = [len(task.demonstrations(99)), len(task.validation(99))]
-    held_out = len(task.held_out(99))
-    assert parts[0] == 20
-    printed = capsys.readouterr().out
-    assert printed.startswith(f'problems: 20 to train on, {parts[1]} to choose by, ')
-    beyond = 60 - 2 - parts[1] - held_out - 20
-    assert printed.endswith(
-        f'{held_out} held out, 3 equal, 2 too long, {beyond} beyond task.problems=20\n'
+    assert capsys.readouterr().out == (
+        f'problems: 20 for training, {validation} for validation, {held_out} held '
+        f'out, 3 equal, 2 too long, {60 - 2 - validation - held_out - 20} beyond '
+        'task.problems=20\n'
     )
 
 
 def test_one_prompt_with_two_answers_is_refused(tmp_path):
-    lines = [dict(prompt=f'{n} ?', answer='1') for n in range(3)]
-    write(tmp_path / 'a.jsonl', *lines, dict(prompt='1 ?', answer='2'))
-    with pytest.raises(UserError, match='lines 2 and 4 have one prompt and different'):
+    write(tmp_path / 'a.jsonl', *SUMS[:3], dict(SUMS[1], answer='7'))
+    with pytest.raises(UserError, match='lines 2 and 4 have the same prompt and diff'):
         problem_sources.read_problems(tmp_path / 'a.jsonl')
 
 
 def test_messages_end_with_the_answer_or_have_none(tmp_path):
     said = [dict(role='system', content='Be brief.'), dict(role='user', content='Hi')]
     reply = dict(role='assistant', content='Hello')
-    path = write(tmp_path / 'a.jsonl', dict(messages=[*said, reply]))
+    write(tmp_path / 'a.jsonl', dict(messages=[*said, reply]))
     (problem,), _ = problem_sources.read_problems(tmp_path / 'a.jsonl')
     assert (list(problem.messages), problem.answer) == (said, 'Hello')
     open_ended = [dict(prompt=f'Tell me of {n}') for n in range(60)]
     path = write(tmp_path / 'b.jsonl', *open_ended)
-    assert verifiable_tasks.make_task(section(path=path), 0).score is None
+    assert make_task(path=path).score is None
 
 
 @pytest.mark.parametrize(
@@ -173,41 +177,36 @@ def test_messages_end_with_the_answer_or_have_none(tmp_path):
         (dict(question='1'), 'line 2: has neither "prompt" nor "messages"'),
         (dict(messages=[dict(role='robot', content='')]), "line 2: role 'robot'"),
         (dict(messages=[dict(role='assistant', content='')]), 'no message to reply to'),
-        ([1], 'line 2 is no JSON object'),
+        ([1], 'line 2 is .* JSON object'),
     ],
 )
 def test_bad_lines_are_named(tmp_path, line, message):
-    write(tmp_path / 'a.jsonl', dict(prompt='1 + 1 =', answer='2'), line)
+    write(tmp_path / 'a.jsonl', SUMS[0], line)
     with pytest.raises(UserError, match=message):
         problem_sources.read_problems(tmp_path / 'a.jsonl')
 
 
-# ---- demonstrations
+# ---- RUN/task
 
 
-def test_demonstrations_are_chats_and_the_same_every_time(sums, tmp_path):
+def test_answers_as_conversations_are_the_same_for_all_seeds(sums, tmp_path):
     config = common.base()
     config.task = section()
-    made = verifiable_tasks.write_task(config, tmp_path / 'a')
-    assert made['problems'] == dict(train=40, validation=20, held_out=50)
+    write_task = lambda name: verifiable_tasks.write_task(config, tmp_path / name)
+    manifest = write_task('a')
+    assert manifest['problems'] == dict(train=40, validation=20, held_out=50)
     config.seed = 7
-    assert (
-        verifiable_tasks.write_task(config, tmp_path / 'b')['sha256'] == made['sha256']
-    )
+    assert write_task('b')['sha256'] == manifest['sha256']
     lines = (tmp_path / 'a/task/train.jsonl').read_text().splitlines()
-    chat = json.loads(lines[0])
     problem = sums.demonstrations(1)[0]
-    assert chat['messages'] == [
-        *problem.messages,
-        dict(role='assistant', content=problem.answer),
-    ]
+    answer = dict(role='assistant', content=problem.answer)
+    assert json.loads(lines[0])['messages'] == [*problem.messages, answer]
+    (tmp_path / 'b/task/held_out.jsonl').unlink()
+    with pytest.raises(UserError, match='task/held_out.jsonl is missing: delete'):
+        write_task('b')
     config.task.validation = 10
     with pytest.raises(UserError, match='task.validation: 20 there, 10 here'):
-        verifiable_tasks.write_task(config, tmp_path / 'a')
-    (tmp_path / 'b/task/held_out.jsonl').unlink()
-    config.task.validation = 20
-    with pytest.raises(UserError, match='task/held_out.jsonl is missing: delete'):
-        verifiable_tasks.write_task(config, tmp_path / 'b')
+        write_task('a')
 
 
 # ---- a folder of conversations
@@ -234,23 +233,18 @@ def test_prompts_of_conversations_are_not_trained_on_where_they_are_held_out(
 ):
     chats = [say(f'question {i}', 'yes') for i in range(60)]
     folder = folder_of(tmp_path, [say('question 3', 'no'), *chats[20:]], chats[:30])
-    task = verifiable_tasks.make_task(section(path=str(folder)), 0)
-    parts = [
-        [problem.messages[-1]['content'] for problem in problems]
-        for problems in (
-            task.demonstrations(99),
-            task.validation(99),
-            task.held_out(99),
-        )
-    ]
-    train, validation, held_out = map(set, parts)
+    task = make_task(path=str(folder))
+    train, validation, held_out = (
+        {problem.messages[-1]['content'] for problem in problems_of(99)}
+        for problems_of in (task.demonstrations, task.validation, task.held_out)
+    )
     assert train == {f'question {i}' for i in range(30, 60)}
     assert validation | held_out == {f'question {i}' for i in range(30)}
     assert not validation & held_out and validation and held_out
     assert task.score is None
     printed = capsys.readouterr().out
     # of the 41 to train on ten and 'question 3' are held out
-    assert printed.startswith('problems: 30 to train on') and ', 11 equal' in printed
+    assert printed.startswith('problems: 30 for training') and ', 11 equal' in printed
 
 
 def test_a_prompt_that_does_not_fit_loses_its_oldest_messages(tmp_path):
@@ -259,10 +253,8 @@ def test_a_prompt_that_does_not_fit_loses_its_oldest_messages(tmp_path):
     long = say('a prompt that is longer than all that there is', 'five')
     folder = folder_of(tmp_path, [chat, long], [say(str(i), 'b') for i in range(20)])
     fits = lambda messages: sum(len(m['content']) for m in messages) <= 13
-    first = verifiable_tasks.make_task(
-        section(path=str(folder)), 0, fits
-    ).demonstrations(9)
-    assert [problem.messages for problem in first] in (
+    train = make_task(fits=fits, path=str(folder)).demonstrations(9)
+    assert [problem.messages for problem in train] in (
         [(*head, dict(role='user', content=text))] for text in ('one', 'three')
     )
 
@@ -275,7 +267,7 @@ def test_what_is_held_out_stays_so_whatever_fits(tmp_path):
         fits = lambda messages, most=most: (
             sum(len(m['content']) for m in messages) < most
         )
-        task = verifiable_tasks.make_task(section(path=str(folder)), 0, fits)
+        task = make_task(fits=fits, path=str(folder))
         texts = (problem.messages[-1]['content'] for problem in task.held_out(99))
         held_out.append({text.split()[1] for text in texts})
     assert held_out[0] == held_out[1]
@@ -296,16 +288,16 @@ def test_a_broken_line_of_a_folder_names_the_file(tmp_path, line):
     folder = folder_of(tmp_path, [say('a', 'b')], [say('c', 'd')])
     (folder / 'train.jsonl').write_text(line + '\n')
     with pytest.raises(UserError, match='task.path=.*train.jsonl: '):
-        verifiable_tasks.make_task(section(path=str(folder)), 0)
+        make_task(path=str(folder))
 
 
 def test_a_folder_that_holds_no_conversations_is_refused(tmp_path):
     with pytest.raises(UserError, match='task.path=.*validation.jsonl.*RUN/dialogue'):
-        verifiable_tasks.make_task(section(path=str(tmp_path)), 0)
+        make_task(path=str(tmp_path))
     folder = folder_of(tmp_path, [say('a', 'b')], [say('c', 'd')])
     (folder / 'train.jsonl').write_text('{"id": "a", "messages": []}\n\n')
     with pytest.raises(UserError, match='train.jsonl: no conversation has a reply'):
-        verifiable_tasks.make_task(section(path=str(folder)), 0)
+        make_task(path=str(folder))
 
 
 def test_other_conversations_are_another_task(tmp_path):
@@ -315,33 +307,3 @@ def test_other_conversations_are_another_task(tmp_path):
     assert verifiable_tasks.problems_fingerprint(path) == before
     folder_of(tmp_path, [say('a', 'e')], [say('c', 'd')])
     assert verifiable_tasks.problems_fingerprint(path) != before
-
-
-class Parsing:
-    """A dataset whose verifier wants a number, and may know none at all."""
-
-    def __init__(self, broken):
-        self.broken = broken
-
-    def __getitem__(self, index):
-        return dict(question=f'{index} + 1?', answer=str(index + 1))
-
-    def score_answer(self, reply, entry):
-        if self.broken:
-            raise KeyError('no such entry')
-        return float(int(reply) == int(entry['answer']))
-
-
-@pytest.mark.parametrize('broken', [False, True])
-def test_a_verifier_that_raises(broken, monkeypatch):
-    monkeypatch.setattr(
-        problem_sources, 'make_gym_dataset', lambda name, options: Parsing(broken)
-    )
-    task = verifiable_tasks.make_task(common.task_section(), 0)
-    (problem,) = task.held_out(1)
-    if broken:  # at the right answer too
-        with pytest.raises(KeyError, match='no such entry'):
-            task.score(problem, 'seven')
-    else:
-        assert task.score(problem, problem.answer) == 1.0
-        assert task.score(problem, 'seven') == 0.0

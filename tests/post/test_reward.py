@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 from unittest import mock
 
 import jax
@@ -17,7 +16,6 @@ from gptjax.data import ratings
 from gptjax.data.comparisons import encode_end, make_comparison_arrays
 from gptjax.models import gpt, heads, settings
 from gptjax.optim.optimizer import make_optimizer
-from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.sharding import put_on_mesh
 from gptjax.post import ppo, reward, reward_model
 from gptjax.tokenizer.tokenizer import Tokenizer
@@ -34,34 +32,26 @@ GROUPS, GROUP, CONTEXT = 8, 3, 32
 # ---- computing
 
 
-def make_config(**reward):
-    config = helpers.config()
-    config.optim.update(name='adamw', learning_rate=1e-2)
-    config.reward = common.reward_section()
-    config.reward.update(centring=0.1, margin=0.2, **reward)
-    return config
-
-
 def make_batch(seed=0):
     rng = np.random.default_rng(seed)
     shape = (GROUPS, GROUP)
-    segments = np.ones((*shape, CONTEXT), np.int32)
     last = rng.integers(4, CONTEXT, shape).astype(np.int32)
-    segments[np.arange(CONTEXT) > last[..., None]] = 0
+    positions = np.broadcast_to(np.arange(CONTEXT, dtype=np.int32), (*shape, CONTEXT))
     return dict(
-        inputs=rng.integers(3, helpers.VOCAB, segments.shape).astype(np.int32),
-        segments=segments,
-        positions=np.broadcast_to(
-            np.arange(CONTEXT, dtype=np.int32), segments.shape
-        ).copy(),
+        inputs=rng.integers(3, helpers.VOCAB, positions.shape).astype(np.int32),
+        segments=(positions <= last[..., None]).astype(np.int32),
+        positions=positions,
         last=last,
         values=rng.integers(3, size=shape).astype(np.float32),
     )
 
 
-def losses(sizes, accumulation=1, steps=2):
-    """(loss, gradient norm) of some updates on a mesh, and the last weights."""
-    config, mesh = make_config(), helpers.mesh_of(*sizes)
+def train_steps(sizes=(), accumulation=1):
+    """(loss, gradient norm) of two updates on a mesh, and the head after them."""
+    config, mesh = helpers.config(), helpers.mesh_of(*sizes)
+    config.optim.update(name='adamw', learning_rate=1e-2)
+    config.reward = common.reward_section()
+    config.reward.update(centring=0.1, margin=0.2)
     model = settings.resolve(config.model, helpers.VOCAB)
     with jax.set_mesh(mesh):
         abstract = reward_model.abstract_reward_state(config, model, mesh)
@@ -75,37 +65,37 @@ def losses(sizes, accumulation=1, steps=2):
         )
         loss_fn = reward.make_reward_loss(model, config.reward)
         step = make_train_step(loss_fn, optimizer, abstract, accumulation)
-        found = []
-        for number in range(steps):
+        metrics_of_steps = []
+        for number in range(2):
             batch = put_on_mesh(make_batch(number), mesh, reward_model.WITHOUT_TOKENS)
             state, metrics = step(state, batch)
-            found.append((float(metrics['loss']), float(metrics['grad_norm'])))
+            metrics_of_steps.append([metrics['loss'], metrics['grad_norm']])
         for leaf, like in zip(
             jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True
         ):
             assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
-    return found, jax.device_get(state.params[heads.REWARD_HEAD])
+    return jax.device_get((metrics_of_steps, state.params[heads.REWARD_HEAD]))
 
 
 @pytest.fixture(scope='module')
 def one_device():
-    return losses((1, 1, 1, 1))
+    return train_steps()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('sizes', ((8, 1, 1, 1), (1, 2, 2, 2)), ids=str)
 def test_other_meshes_equal_one_device(sizes, one_device):
-    found, head = losses(sizes)
+    metrics, head = train_steps(sizes)
     # float32, summed in another order.
-    np.testing.assert_allclose(found, one_device[0], rtol=2e-5)
+    np.testing.assert_allclose(metrics, one_device[0], rtol=2e-5)
     helpers.assert_trees_close(head, one_device[1], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_micro_batches_equal_the_whole(one_device):
     # Groups have different numbers of pairs: the sums are divided once, by all.
-    found, _ = losses((1, 1, 1, 1), accumulation=4)
-    np.testing.assert_allclose(found, one_device[0], rtol=2e-5)
+    metrics, _ = train_steps(accumulation=4)
+    np.testing.assert_allclose(metrics, one_device[0], rtol=2e-5)
 
 
 def test_a_score_depends_on_neither_padding_nor_neighbours():
@@ -116,60 +106,35 @@ def test_a_score_depends_on_neither_padding_nor_neighbours():
     whole = reward_model.compute_rewards(model, params, batch)
     last = int(batch['last'][1, 2])
     alone = {
-        name: batch[name][1:2, 2:3, : last + 1]
-        for name in ('inputs', 'segments', 'positions')
+        name: batch[name][1:2, 2:3, : last + 1] for name in reward_model.TOKEN_ARRAYS
     }
     alone['last'] = batch['last'][1:2, 2:3]
-    found = reward_model.compute_rewards(model, params, alone)
-    np.testing.assert_allclose(found[0, 0], whole[1, 2], rtol=1e-5)
-    # What stands after the last token is not seen.
+    rewards = reward_model.compute_rewards(model, params, alone)
+    np.testing.assert_allclose(rewards[0, 0], whole[1, 2], rtol=1e-5)
+    # Tokens after the last one are not seen.
     batch['inputs'][1, 2, last + 1 :] = 5
     again = reward_model.compute_rewards(model, params, batch)
     assert again[1, 2] == whole[1, 2]
 
 
 @pytest.mark.parametrize(
-    'change, message',
+    'variant, field, value, message',
     (
-        (('reward.loss', 'binary'), 'binary is for replied and continued'),
-        (('train.batch_size', 12), 'train.batch_size=12 does not divide into groups'),
-        (('train.num_steps', 0), 'train.num_steps=0'),
-        (('optim.warmup_steps', 60), 'optim.warmup_steps=60'),
-        (('data.context', 256), 'data.context=256 is longer'),
+        ('', 'reward.loss', 'binary', 'binary is for replied and continued, not for'),
+        ('', 'train.batch_size', 12, 'train.batch_size=12 is not divisible by 64'),
+        ('', 'train.num_steps', 0, 'train.num_steps=0'),
+        ('', 'optim.warmup_steps', 60, 'optim.warmup_steps=60'),
+        ('', 'data.context', 256, 'data.context=256 is longer'),
+        ('mine.jsonl', 'reward.loss', 'regression', 'not for preferences: use pair'),
     ),
 )
-def test_wrong_fields(change, message):
-    config = reward_config.get_config()
+def test_wrong_fields(variant, field, value, message):
+    config = reward_config.get_config(variant)
     config.data.context = 32
-    config.mesh.data = 1
-    config.mesh.fsdp = -1
-    config.train.batch_size = 8 * 8
+    config.mesh.update(data=1, fsdp=-1)
     reward.check_config(config)
-    section, field = change[0].split('.')
-    config[section][field] = change[1]
+    config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=message):
-        reward.check_config(config)
-
-
-def test_preferences_are_read_as_often_as_epochs_say():
-    ratings_ = reward_config.get_config()
-    assert (
-        reward.with_steps(ratings_, ratings_.reward.epochs, 1586).train.num_steps == 60
-    )
-    mine = reward_config.get_config('mine.jsonl')
-    mine.reward.epochs, mine.train.batch_size = 1.5, 64
-    # 200 pairs are 400 conversations: 1.5 x 400 / 64
-    found = reward.with_steps(mine, mine.reward.epochs, 400)
-    assert (found.train.num_steps, found.optim.warmup_steps) == (10, 5)
-    assert reward.with_steps(mine, mine.reward.epochs, 6400).optim.warmup_steps == 10
-
-
-def test_regression_is_for_ratings():
-    config = reward_config.get_config('mine.jsonl')
-    assert config.reward.preferences == 'mine.jsonl'
-    config.reward.loss = 'regression'
-    config.data.context = 32
-    with pytest.raises(UserError, match='not for preferences: use pairwise'):
         reward.check_config(config)
 
 
@@ -177,7 +142,7 @@ def test_regression_is_for_ratings():
 
 
 def write_preferences(path):
-    """120 prompts; the better reply is kind. Words beside it are chance."""
+    """120 prompts; one word of the reply decides which is better."""
     rng = np.random.default_rng(0)
     words = 'you we they see like have a day dog house again soon'.split()
 
@@ -224,17 +189,16 @@ def finished(trained_run, tmp_path_factory):
 @pytest.mark.slow
 def test_it_learns_what_is_preferred(finished):
     workdir = finished[2]
-    found = storage.read_json(workdir / 'results.json')
-    assert found['target'] == 'preferences' and 'spearman' not in found
-    figures = found['accuracy']['all']
+    results = storage.read_json(workdir / 'results.json')
+    assert results['target'] == 'preferences' and 'spearman' not in results
+    figures = results['accuracy']['all']
     assert figures['reward model']['value'] > 0.9
     assert figures['bag of words']['value'] > 0.9  # a word tells it
     assert figures['length']['value'] < 0.8
-    assert found['pairs']['all'] == found['conversations']['test'] // 2
-    metrics = [json.loads(line) for line in open(workdir / 'metrics.jsonl')]
-    first = metrics[0]
-    # A new head, and 16 pairs that it knows nothing of.
-    assert first['pairs'] == 16 and abs(first['loss'] - np.log(2)) < 0.3
+    assert results['pairs']['all'] == results['conversations']['test'] // 2
+    metrics = read_metrics(workdir / 'metrics.jsonl')
+    # The head is new.
+    assert metrics[0]['pairs'] == 16 and abs(metrics[0]['loss'] - np.log(2)) < 0.3
     assert metrics[-1]['split'] == 'validation' and metrics[-1]['accuracy'] > 0.9
 
 
@@ -243,40 +207,34 @@ def test_a_loaded_reward_is_centred(finished):
     workdir = finished[2]
     config = run_dir.read_config(workdir)
     assert config.chat.template == 'text' and config.data.context == 64
-    section = common.base().mesh
-    section.data = 1
-    mesh = make_mesh(section, jax.devices()[:1])
-    rewards = reward_model.load_reward_function(config, workdir, mesh)
-    items = ratings.read_ratings(workdir, 'train')
-    found = rewards([item.messages for item in items])
-    assert found.dtype == np.float32 and found.shape == (len(items),)
-    assert abs(found.mean()) < 1e-4
-    assert np.mean(found[::2] > found[1::2]) > 0.9
-    # One alone, or many: a reward is of the conversation.
-    np.testing.assert_allclose(rewards([items[5].messages]), found[5:6], atol=1e-5)
-    assert rewards([]).shape == (0,)
-    # And what it scores is the end of what was said, by the chat template.
+    reward_of = reward_model.load_reward_function(config, workdir, helpers.mesh_of())
+    conversations = [each.messages for each in ratings.read_ratings(workdir, 'train')]
+    rewards = reward_of(conversations)
+    assert rewards.dtype == np.float32 and rewards.shape == (len(conversations),)
+    assert abs(rewards.mean()) < 1e-4
+    assert np.mean(rewards[::2] > rewards[1::2]) > 0.9
+    # A reward depends on the conversation alone.
+    np.testing.assert_allclose(reward_of(conversations[5:6]), rewards[5:6], atol=1e-5)
+    assert reward_of([]).shape == (0,)
+    # The first messages are dropped if the conversation is too long.
     tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
-    long = [dict(role='user', content='so ' * 200), *items[0].messages]
+    long = [dict(role='user', content='so ' * 200), *conversations[0]]
     assert encode_end(long, tokenizer, 'text', 64).dropped == 1
-    np.testing.assert_allclose(rewards([long]), found[:1], atol=1e-5)
+    np.testing.assert_allclose(reward_of([long]), rewards[:1], atol=1e-5)
 
 
 @pytest.mark.slow
-def test_the_same_command_finds_nothing_left_to_do(finished, capsys):
-    before = (finished[2] / 'metrics.jsonl').read_bytes()
-    assert runs.gptjax('reward', f'--workdir={finished[2]}') == 0
-    assert (finished[2] / 'metrics.jsonl').read_bytes() == before
+def test_a_finished_run_is_not_trained_again_and_reported(finished, capsys):
+    workdir = finished[2]
+    before = (workdir / 'metrics.jsonl').read_bytes()
+    assert runs.gptjax('reward', f'--workdir={workdir}') == 0
+    assert (workdir / 'metrics.jsonl').read_bytes() == before
     assert 'reward model' in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_the_report_has_it(finished, capsys):
-    assert runs.gptjax('report', f'--workdir={finished[2]}') == 0
+    assert runs.gptjax('report', f'--workdir={workdir}') == 0
     assert 'configs/select.py:reward=' in capsys.readouterr().out
-    page = (finished[2] / 'report.html').read_text()
+    page = (workdir / 'report.html').read_text()
     assert '<h2>Reward model</h2>' in page and '<h2>Ratings</h2>' in page
-    # Nothing that a reward model cannot be asked for is missing.
+    # Sections that do not fit a reward model are left out.
     assert 'class="missing"' not in page and 'gptjax eval' not in page
 
 
@@ -306,111 +264,92 @@ def test_it_needs_a_finished_run(trained_run, finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_rows_of_padding_are_not_rewards(finished):
-    tokenizer = Tokenizer.load(finished[2] / 'tokenizer' / 'tokenizer.model')
-    encoded = [encode_end([dict(role='user', content='hi')], tokenizer, 'text', 64)]
-    arrays = make_comparison_arrays(encoded, np.array([0, -1]), 64, tokenizer.pad_id)
-    assert arrays['segments'].sum(axis=1).tolist() == [len(encoded[0].tokens), 0]
-
-
-@pytest.mark.slow
-def test_stopped_and_gone_on_is_bitwise_the_same(finished, tmp_path):
-    preferences, start, done = finished
+def test_a_killed_run_goes_on_bitwise(finished, tmp_path):
+    preferences, start, _ = finished
     words = lambda run: command(preferences, start, run, '--config.mesh.data=1')
-    whole = tmp_path / 'whole'
+    whole, run = tmp_path / 'whole', tmp_path / 'killed'
     runs.finish(runs.start(*words(whole)))
-    for number in (signal.SIGKILL, signal.SIGTERM):
-        run = tmp_path / number.name
-        process = runs.start(*words(run))
-        test_resume.wait_until(process, lambda run=run: test_resume.lines_of(run) >= 12)
-        process.send_signal(number)
-        process.communicate()
-        output, _ = runs.finish(runs.start(*words(run)))
-        assert 'resuming from the checkpoint of step' in output
-        assert runs.records(run) == runs.records(whole)
-        assert storage.read_json(run / 'results.json') == storage.read_json(
-            whole / 'results.json'
-        )
+    process = runs.start(*words(run))
+    test_resume.wait_until(process, lambda: test_resume.lines_of(run) >= 12)
+    process.kill()
+    process.communicate()
+    output, _ = runs.finish(runs.start(*words(run)))
+    assert 'resuming from the checkpoint of step' in output
+    assert runs.records(run) == runs.records(whole)
+    results = [storage.read_json(path / 'results.json') for path in (run, whole)]
+    assert results[0] == results[1]
 
 
-# ---- a critic that begins as it
+# ---- PPO with a critic that is initialised from a reward model
 
 
 @pytest.fixture(scope='module')
-def of_turns(finished, tmp_path_factory):
-    """A reward model of chats as a policy reads them."""
+def with_turns(finished, tmp_path_factory):
+    """A reward model with the chat template of policies."""
     preferences, start, _ = finished
-    workdir = tmp_path_factory.mktemp('of_turns') / 'run'
+    workdir = tmp_path_factory.mktemp('with_turns') / 'run'
     words = command(preferences, start, workdir, '--config.chat.template=turns')
     assert runs.gptjax(*words) == 0
     return workdir
 
 
-def ppo_config(reward_run, start_run, critic='network'):
-    config = common.base()
-    config.policy = common.policy_section()
-    config.ppo = common.ppo_section()
-    config.ppo.update(critic=critic, critic_run=str(reward_run))
-    config.start = common.start_section(str(start_run))
-    return config
-
-
 @pytest.mark.slow
-def test_a_critic_that_begins_as_it_values_the_last_token_at_the_reward(
-    finished, of_turns
-):
-    start, workdir = finished[1], of_turns
-    mesh, config = helpers.mesh_of(), run_dir.read_config(workdir)
+def test_the_critic_values_the_last_token_at_the_reward(finished, with_turns):
+    start, mesh = finished[1], helpers.mesh_of()
     trained = load_model(run_dir.read_config(start), start, mesh)
-    found = ppo.load_critic(str(workdir), 'turns', trained, mesh)
-    params = heads.init_critic(trained.settings, 'network', trained.params, found)
-    helpers.assert_trees_close(
-        heads.without_critic(params), trained.params, rtol=0, atol=0
-    )
+    critic = ppo.load_critic(str(with_turns), 'turns', trained, mesh)
+    params = heads.init_critic(trained.settings, 'network', trained.params, critic)
+    helpers.assert_trees_close(heads.without_critic(params), trained.params)
 
-    items = [item.messages for item in ratings.read_ratings(workdir, 'train')[:6]]
-    encoded = [encode_end(i, trained.tokenizer, 'turns', 64) for i in items]
+    rated = ratings.read_ratings(with_turns, 'train')[:6]
+    conversations = [each.messages for each in rated]
+    encoded = [encode_end(c, trained.tokenizer, 'turns', 64) for c in conversations]
     arrays = make_comparison_arrays(encoded, np.arange(6), 64, trained.tokenizer.pad_id)
     hidden = gpt.bind(trained.settings, trained.params).hidden(
         *(arrays[name] for name in reward_model.TOKEN_ARRAYS)
     )
     values_BT = heads.compute_values(trained.settings, params, hidden, arrays)
-    last_B = np.array([len(its.tokens) - 1 for its in encoded])
-    rewards = reward_model.load_reward_function(config, workdir, mesh)(items)
-    np.testing.assert_allclose(values_BT[np.arange(6), last_B], rewards, atol=1e-5)
+    config = run_dir.read_config(with_turns)
+    reward_of = reward_model.load_reward_function(config, with_turns, mesh)
+    rewards = reward_of(conversations)
+    last_values_B = values_BT[np.arange(6), arrays['last']]
+    np.testing.assert_allclose(last_values_B, rewards, atol=1e-5)
     assert np.ptp(rewards) > 0.1
 
 
 @pytest.mark.slow
-def test_ppo_with_such_a_critic(finished, of_turns, tmp_path):
-    start, workdir = finished[1], of_turns
+def test_ppo_with_such_a_critic(finished, with_turns, tmp_path):
     problems = tmp_path / 'problems.jsonl'
     lines = [dict(prompt=f'{n} + 1 =', answer=str(n + 1)) for n in range(60)]
     problems.write_text(''.join(json.dumps(line) + '\n' for line in lines))
     words = (
-        *('ppo', f'--config=configs/ppo.py:reward={workdir}'),
-        *(f'--config.start.run={start}', f'--config.task.path={problems}'),
+        *('ppo', f'--config=configs/ppo.py:reward={with_turns}'),
+        *(f'--config.start.run={finished[1]}', f'--config.task.path={problems}'),
         *('--config.policy.prompts=8', '--config.policy.max_tokens=4'),
         *('--config.train.batch_size=8', '--config.train.num_steps=2'),
         *('--config.task.validation=2', '--config.optim.warmup_steps=0'),
         '--config.ppo.critic=network',
     )
-    zero, begun = tmp_path / 'zero', tmp_path / 'begun'
+    zero, loaded = tmp_path / 'zero', tmp_path / 'loaded'
     assert runs.gptjax(*words, f'--workdir={zero}') == 0
-    words = (*words, f'--config.ppo.critic_run={workdir}')
-    assert runs.gptjax(*words, f'--workdir={begun}') == 0
+    words = (*words, f'--config.ppo.critic_run={with_turns}')
+    assert runs.gptjax(*words, f'--workdir={loaded}') == 0
     first = lambda run: read_metrics(run / 'metrics.jsonl')[1]
-    assert first(zero)['value'] == 0 != first(begun)['value']
-    # The same replies were drawn: of the policy nothing is another.
-    assert first(zero)['reward'] == first(begun)['reward']
+    assert first(zero)['value'] == 0 != first(loaded)['value']
+    # The policy is the same, and draws the same replies.
+    assert first(zero)['reward'] == first(loaded)['reward']
 
 
 @pytest.mark.slow
-def test_a_critic_that_cannot_begin_so(finished, of_turns, trained_run, tmp_path):
-    workdir, mesh = str(of_turns), helpers.mesh_of()
+def test_a_critic_that_does_not_fit(finished, with_turns, trained_run, tmp_path):
+    workdir, mesh = str(with_turns), helpers.mesh_of()
+    config = common.base()
+    config.policy, config.ppo = common.policy_section(), common.ppo_section()
+    config.ppo.update(critic='head', critic_run=workdir)
+    config.start = common.start_section(str(trained_run))
     with pytest.raises(UserError, match='critic_run=.* does nothing where ppo.critic='):
-        ppo.check_config(ppo_config(workdir, trained_run, critic='head'))
-    with pytest.raises(UserError, match='^ppo.critic_run=.*: is no finished run'):
+        ppo.check_config(config)
+    with pytest.raises(UserError, match='^ppo.critic_run=.* is not a finished run'):
         ppo.load_critic(str(tmp_path), 'turns', None, mesh)
     with pytest.raises(UserError, match='chat.template=text, and the policy has turns'):
         ppo.load_critic(str(finished[2]), 'turns', None, mesh)

@@ -1,4 +1,4 @@
-"""Rewards: float32 whatever a function gives, mixed by weight, and never silent."""
+"""Rewards: float32 whatever a function returns, mixed by weight, and never silent."""
 
 import numpy as np
 import pytest
@@ -10,18 +10,16 @@ from gptjax.post import reward_functions
 from gptjax.post.problems.problem_sources import Problem
 from gptjax.post.problems.verifiable_tasks import Task
 
-ITEMS = [
+PROBLEMS = [
     Problem(str(n), (dict(role='user', content=f'{n}?'),), str(n)) for n in range(4)
 ]
 REPLIES = ['0', '1', 'two words', '3.0']
+VERIFIER = lambda problem, reply: {'0': 1.0, '1': 0.7}.get(reply, 0.0)
 
 
-def task(score=lambda problem, reply: {'0': 1.0, '1': 0.7}.get(reply, 0.0)):
-    return Task(None, None, None, None, score)
-
-
-def section(**parts):
-    return ConfigDict(dict(rewards=parts))
+def make_reward(verifier=VERIFIER, **parts):
+    task = Task(None, None, None, None, verifier)
+    return reward_functions.make_reward(ConfigDict(dict(rewards=parts)), task)
 
 
 def whole_numbers(problems, replies):
@@ -51,65 +49,58 @@ def named(function):
 
 
 def test_correct_is_whole_and_score_has_parts():
-    correct = reward_functions.make_reward(
-        section(a=common.reward_part('correct')), task()
-    )
-    score = reward_functions.make_reward(section(a=common.reward_part('score')), task())
-    assert correct(ITEMS, REPLIES).tolist() == [1, 0, 0, 0]
-    np.testing.assert_array_equal(score(ITEMS, REPLIES), np.float32([1, 0.7, 0, 0]))
+    for name, expected in dict(correct=[1, 0, 0, 0], score=[1, 0.7, 0, 0]).items():
+        rewards = make_reward(a=common.reward_part(name))(PROBLEMS, REPLIES)
+        np.testing.assert_array_equal(rewards, np.float32(expected))
 
 
 def test_a_mixture_is_the_weighted_sum_in_float32():
-    parts = dict(
+    rewards = make_reward(
         score=common.reward_part('score', weight=2.0),
         place=dict(named(whole_numbers), weight=-0.5),
         length=dict(named(by_length), weight=0.25),
-    )
-    found = reward_functions.make_reward(section(**parts), task())(ITEMS, REPLIES)
-    assert found.dtype == np.float32
+    )(PROBLEMS, REPLIES)
+    assert rewards.dtype == np.float32
     expected = np.array([2, 1.4 - 0.5, -1, -1.5]) + 0.25 * np.array([1, 1, 9, 3])
-    np.testing.assert_allclose(found, expected, rtol=1e-6)  # rounding of float32
+    np.testing.assert_allclose(rewards, expected, rtol=1e-6)  # rounding of float32
 
 
 @pytest.mark.parametrize(
     ('function', 'message'),
-    [
-        (one_too_few, r'task.rewards.mine gave the shape \(3,\) for 4 replies'),
-        (nan_at_two, "task.rewards.mine gave nan for the reply 'two words' to 2"),
+    (
+        (one_too_few, r'task.rewards.mine returned the shape \(3,\) for 4 replies'),
+        (nan_at_two, "task.rewards.mine returned nan for the reply 'two words' to 2"),
         (raises_at_two, r'task.rewards.mine raised KeyError.* to 2 \(the reply .two'),
-    ],
+    ),
 )
-def test_what_is_no_reward_is_an_error_that_names_it(function, message):
-    reward = reward_functions.make_reward(section(mine=named(function)), task())
+def test_a_function_that_fails_is_named(function, message):
+    reward = make_reward(mine=named(function))
     with pytest.raises(UserError, match=message):
-        reward(ITEMS, REPLIES)
+        reward(PROBLEMS, REPLIES)
+
+
+def test_a_verifier_that_fails_is_one_clear_error():
+    verifier = reward_functions.verifier_reward(
+        lambda problem, reply: float('nan' if problem.id == '2' else 1)
+    )
+    with pytest.raises(
+        UserError, match="verifier returned nan for .* 'two words' to 2"
+    ):
+        verifier(PROBLEMS, REPLIES)
+    correct = make_reward(lambda *_: 1 / 0, a=common.reward_part('correct'))
+    with pytest.raises(UserError, match='the verifier raised ZeroDivisionError'):
+        correct(PROBLEMS, REPLIES)
 
 
 def test_functions_that_do_not_exist():
     for name in ('wrong', 'gptjax.post.reward_functions.nothing', 'no.such.module'):
         with pytest.raises(UserError, match=f'task.rewards.mine.function={name}'):
-            reward_functions.make_reward(section(mine=common.reward_part(name)), task())
+            make_reward(mine=common.reward_part(name))
     with pytest.raises(UserError, match='task.rewards is empty'):
-        reward_functions.make_reward(section(), task())
+        make_reward()
 
 
-def test_a_verifier_needs_answers():
-    for name in ('correct', 'score'):
-        its = section(a=common.reward_part(name))
-        with pytest.raises(UserError, match=f'{name} needs answers.*ppo.py:reward=RUN'):
-            reward_functions.make_reward(its, task(None))
-
-
-def test_a_verifier_that_gives_no_number_is_one_clear_error():
-    judged = reward_functions.verifier_reward(
-        lambda problem, reply: float('nan' if problem.id == '2' else 1)
-    )
-    with pytest.raises(
-        UserError, match="the verifier gave nan for .* 'two words' to 2"
-    ):
-        judged(ITEMS, REPLIES)
-    correct = section(a=common.reward_part('correct'))
-    with pytest.raises(UserError, match='the verifier raised ZeroDivisionError'):
-        reward_functions.make_reward(correct, task(lambda problem, reply: 1 / 0))(
-            ITEMS, REPLIES
-        )
+@pytest.mark.parametrize('name', ('correct', 'score'))
+def test_a_verifier_needs_answers(name):
+    with pytest.raises(UserError, match=f'{name} needs answers.*ppo.py:reward=RUN'):
+        make_reward(None, a=common.reward_part(name))

@@ -1,6 +1,7 @@
-"""How much better than expected: over time by a value function, or within a group.
+"""Advantages: how much better a reply is than expected.
 
-No gradient flows through an advantage, a return or a baseline.
+GAE compares with a value function at each token, the others with the replies of a
+group. No gradient flows through an advantage, a return or a baseline.
 """
 
 import jax
@@ -9,18 +10,20 @@ import jax.numpy as jnp
 from gptjax.post.objectives.reply_tokens import last_token_mask
 from gptjax.post.objectives.score_shaping import as_scores
 
-# Scores of a group that differ by less (relative to the largest, if that is above 1)
-# are equal: divided by a standard deviation, their rounding would become advantages
-# of 1.
+# Scores of a group count as equal if they differ by less than this, relative to the
+# largest one if that is above 1. Divided by their standard deviation, mere rounding
+# errors would become advantages of 1.
 EQUAL = 1e-4
 
 
 def terminal_rewards(scores_B, mask_BT):
-    """Each reply's score as the reward of its last token, 0 elsewhere: float32 (B, T).
+    """Puts each reply's score on the reply's last token: float32 (B, T), else 0.
+
+        score 0.7, mask 0 1 1 0  ->  0 0 0.7 0
 
     Args:
         scores_B: any numeric dtype.
-        mask_BT: of the reply, the token that ends it included.
+        mask_BT: 1 on the reply and the token that ends it.
     """
     return jnp.where(last_token_mask(mask_BT), as_scores(scores_B)[:, None], 0.0)
 
@@ -31,20 +34,17 @@ def gae(rewards_BT, values_BT, mask_BT, gamma=1.0, lam=0.95):
         delta[t] = r[t] + gamma V[t + 1] - V[t]
         A[t]     = delta[t] + gamma lam A[t + 1]
 
-    t + 1 is the reply's next place, past any that the mask leaves out, and after
-    its last V and A are 0: the value of padding is never read, and a truncated
-    reply ends as any other.
+    t + 1 is the next token inside the mask. After the last one V and A are 0, for
+    truncated replies too; values on padding are never read.
 
     Args:
-        rewards_BT: float32.
-        values_BT: V[t] of what stands before `targets[t]`.
-        mask_BT: of the reply.
-        gamma: discount; 1 for replies.
-        lam: 1: return less value, 0: delta alone.
+        values_BT: V[t] is the value of the text before `targets[t]`.
+        gamma: discount; 1 is usual for language models.
+        lam: 1 gives return - value, 0 gives delta.
 
     Returns:
-        (advantages, returns), both float32 (B, T) and 0 outside the mask; the
-        returns A + V are what the values should become.
+        (advantages, returns), both float32 (B, T) and 0 outside the mask. The returns
+        A + V are the targets of the value function.
     """
     mask_BT = jnp.asarray(mask_BT) != 0
 
@@ -73,14 +73,11 @@ def gae(rewards_BT, values_BT, mask_BT, gamma=1.0, lam=0.95):
 
 
 def whiten(x_BT, mask_BT, shift_mean=True):
-    """Unit variance over the mask, and mean 0 or the mean that it had; 0 elsewhere.
+    """Scales to unit variance over the mask; 0 outside it.
 
-    Over a whole rollout: whitened in parts, advantages of different parts would not
-    compare. Where all are equal nothing is divided.
-
-    Args:
-        x_BT: advantages (or rewards, whose mean one may want to keep).
-        mask_BT: of the reply.
+    The mean becomes 0, or stays if `shift_mean` is False. Give a whole rollout:
+    advantages that are whitened in parts cannot be compared. Values that are all
+    equal are not scaled.
     """
     mask_BT = jnp.asarray(mask_BT) != 0
     mean, variance = masked_moments(x_BT, mask_BT)
@@ -96,19 +93,20 @@ def masked_moments(x_BT, mask_BT):
     return mean, jnp.sum(jnp.where(mask_BT, jnp.square(x_BT - mean), 0.0)) / count
 
 
-# Of scores_NG, any numeric dtype: the G replies to each of N prompts. An advantage is
-# one number for all tokens of a reply: `.reshape(-1, 1)` is (B, 1), as objectives
-# take it, for rows in the order prompt, reply.
+# ---- advantages within a group
+#
+# scores_NG, of any numeric dtype, has the scores of G replies to each of N prompts. All
+# tokens of a reply have the same advantage: `.reshape(-1, 1)` gives the (B, 1) array
+# that `policy_losses` takes, in the order prompt, reply.
 
 
 def grpo(scores_NG):
     """(s - mean) / std within each group (Shao et al. 2024), float32 (N, G).
 
-    The standard deviation is the population's; groups of equal scores get 0.
+    std is the population's standard deviation. Groups of equal scores get 0.
     """
     scores_NG = _groups(scores_NG)
     std_N1 = jnp.std(scores_NG, axis=-1, keepdims=True)
-    # Where a group is left out the divisor is never 0.
     informative_N1 = informative(scores_NG)[:, None]
     scaled_NG = _centred(scores_NG) / jnp.where(informative_N1, std_N1, 1.0)
     return jnp.where(informative_N1, scaled_NG, 0.0)
@@ -117,16 +115,17 @@ def grpo(scores_NG):
 def dr_grpo(scores_NG):
     """s - mean within each group (Liu et al. 2025), float32 (N, G).
 
-    Not divided: neither easy nor hard prompts weigh more.
+    Without the division by std, easy and hard prompts have no larger weight.
     """
     return _centred(_groups(scores_NG))
 
 
 def rloo(scores_NG):
-    """s - the mean of the others in the group (Ahmadian et al. 2024), float32 (N, G).
+    """s - mean of the other replies' s (Ahmadian et al. 2024), float32 (N, G).
 
-    The baseline does not depend on the reply, so the gradient is unbiased:
-    s[g] - sum over h != g of s[h] / (G - 1) = G / (G - 1) (s[g] - mean).
+        s[g] - sum over h != g of s[h] / (G - 1) = G / (G - 1) (s[g] - mean)
+
+    The baseline does not depend on reply g, so the gradient is unbiased.
     """
     scores_NG = _groups(scores_NG)
     G = scores_NG.shape[-1]
@@ -134,21 +133,21 @@ def rloo(scores_NG):
 
 
 def reinforce(scores, baseline=None):
-    """s - baseline (Williams 1992), float32, of the scores' shape.
+    """s - baseline (Williams 1992), float32, in the shape of the scores.
 
     Args:
-        scores: any shape and numeric dtype.
-        baseline: as `RunningMoments.mean` of earlier batches, which leaves the
-            gradient unbiased; None: the mean of these.
+        baseline: the mean of earlier batches (`RunningMoments.mean`) keeps the
+            gradient unbiased; None uses the mean of these scores.
     """
     scores = as_scores(scores)
     return scores - (jnp.mean(scores) if baseline is None else baseline)
 
 
 def informative(scores_NG):
-    """Which groups have scores that differ, bool (N,): the others teach nothing.
+    """Which groups have scores that differ: bool (N,).
 
-    DAPO's dynamic sampling (Yu et al. 2025, eq. 11) draws again for the rest.
+    The other groups have no gradient; DAPO's dynamic sampling (Yu et al. 2025, eq. 11)
+    replaces them.
     """
     scores_NG = as_scores(scores_NG)
     spread_N = jnp.max(scores_NG, axis=-1) - jnp.min(scores_NG, axis=-1)
@@ -157,7 +156,6 @@ def informative(scores_NG):
 
 
 def _groups(scores_NG):
-    """As float32; a group of one has no one to be compared with."""
     scores_NG = as_scores(scores_NG)
     if scores_NG.ndim != 2 or scores_NG.shape[1] < 2:
         raise ValueError(

@@ -1,16 +1,15 @@
-"""KL(policy, reference): estimators, where each belongs, and its controller.
+"""KL(policy, reference): estimators, reward penalties, losses and the controller.
 
-With d = ln p - ln q of a token drawn from the policy p, and q the reference
+With d = ln p - ln q of a token drawn from the policy p, where q is the reference
 (Schulman 2020, Approximating KL divergence):
 
-            value        as a number        as a loss, its gradient is that of
-    k1      d            unbiased           nothing: 0 on average
-    k2      d^2 / 2      biased             KL(p, q)
-    k3      e^-d - 1 + d unbiased, >= 0     KL(q, p), the other way round
+            formula         as an estimate     the gradient, as a loss
+    k1      d               unbiased           0 on average
+    k2      d^2 / 2         biased             of KL(p, q)
+    k3      e^-d - 1 + d    unbiased, >= 0     of KL(q, p), the other direction
 
-So k1 belongs in the reward, where it is a number that the policy gradient weighs
-with, and k2 in the loss; one of the two and never both, which would count the KL
-twice. k3 is for reports (GRPO's paper has it in the loss: see `k3_loss`).
+So the reward needs k1 and the loss needs k2. Use one of them: both together count the
+KL twice. k3 is for reports (GRPO's paper has it in the loss, see `k3_loss`).
 """
 
 from typing import NamedTuple
@@ -39,22 +38,22 @@ def k3(logprobs_BT, reference_BT):
 
 
 def kl_per_reply(logprobs_BT, reference_BT, mask_BT):
-    """k1 summed over each reply, float32 (B,): its mean estimates the replies' KL.
+    """k1 summed over each reply, float32 (B,); the mean estimates the KL of replies.
 
-    What `AdaptiveKL` steers and what plots over the square root of KL mean.
+    `AdaptiveKL` and plots of reward over the square root of KL use this KL.
     """
     return reply_sums(k1(logprobs_BT, reference_BT), mask_BT)
 
 
 def kl_in_reward(rewards_BT, logprobs_BT, reference_BT, mask_BT, coefficient):
-    """Rewards less coefficient x k1, token by token; no gradient flows.
+    """rewards - coefficient x k1 of each token; no gradient flows.
 
-    The optimum of their expected sum is p(y) ~ q(y) exp(r(y) / coefficient).
+    The expected sum is largest for p(y) ~ q(y) exp(r(y) / coefficient).
 
     Args:
-        rewards_BT: of `advantages.terminal_rewards`.
-        logprobs_BT: of the policy that drew the reply.
-        reference_BT: of the reference, at the same temperature.
+        rewards_BT: from `advantages.terminal_rewards`.
+        logprobs_BT, reference_BT: ln p of the policy that drew the replies, and ln q,
+            at the same temperature.
     """
     penalty_BT = coefficient * k1(logprobs_BT, reference_BT)
     rewards_BT = as_scores(rewards_BT) - penalty_BT
@@ -62,27 +61,26 @@ def kl_in_reward(rewards_BT, logprobs_BT, reference_BT, mask_BT, coefficient):
 
 
 def kl_in_score(scores_B, logprobs_BT, reference_BT, mask_BT, coefficient):
-    """The same where a reply has one score: less coefficient x its sum of k1."""
+    """scores - coefficient x the sum of k1 over each reply, (B,)."""
     penalty_B = coefficient * kl_per_reply(logprobs_BT, reference_BT, mask_BT)
     return jax.lax.stop_gradient(as_scores(scores_B) - penalty_B)
 
 
 def kl_loss(logprobs_BT, reference_BT, mask_BT):
-    """k2 (B, T), the loss whose gradient is each token's KL, the prefix given.
+    """k2 (B, T): the loss with the gradient of each token's KL, given the prefix.
 
-    On the policy's own draws, and for each token alone: that a token leads to
-    later ones where the policies differ does not count. With replies of one token
-    the optimum is that of `kl_in_reward`; with longer ones it is another, and
-    `reply_kl_loss` is the loss with the same.
+    It ignores that a token leads to later tokens where the policies differ. So the
+    optimum is that of `kl_in_reward` only for replies of one token; `reply_kl_loss`
+    has this optimum for all replies.
     """
     return jnp.where(mask_BT, k2(logprobs_BT, reference_BT), 0.0)
 
 
 def reply_kl_loss(logprobs_BT, reference_BT, mask_BT):
-    """k2 of whole replies: summed over T, its gradient is that of KL(p(y), q(y)).
+    """k2 of whole replies (B, T): the sum over T has the gradient of KL(p(y), q(y)).
 
-    With d the sum of k1 over the reply it is d^2 / 2, shared out over the tokens,
-    and its gradient at each token is d times that of ln p.
+    With d the sum of k1 over the reply, the sum over T is d^2 / 2, and the gradient at
+    each token is d times the gradient of ln p.
     """
     per_token_BT = jnp.where(mask_BT, k1(logprobs_BT, reference_BT), 0.0)
     whole_B1 = jax.lax.stop_gradient(jnp.sum(per_token_BT, axis=-1, keepdims=True))
@@ -91,10 +89,10 @@ def reply_kl_loss(logprobs_BT, reference_BT, mask_BT):
 
 
 def k3_loss(logprobs_BT, reference_BT, mask_BT):
-    """GRPO's (Shao et al. 2024, eq. 4) k3 (B, T), to reproduce that paper.
+    """k3 (B, T), the KL term of GRPO (Shao et al. 2024, eq. 4), to reproduce the paper.
 
-    Its gradient is that of KL(q, p), the other direction: it keeps the policy on
-    all that the reference does instead of off what it does not.
+    The gradient is that of KL(q, p): the policy must cover what the reference does.
+    KL(p, q) instead keeps the policy away from what the reference does not do.
     """
     return jnp.where(mask_BT, k3(logprobs_BT, reference_BT), 0.0)
 
@@ -105,9 +103,9 @@ class AdaptiveKL(NamedTuple):
         error        = clip(KL / target - 1, -0.2, 0.2)
         coefficient *= 1 + error x min(replies / horizon, 1)
 
-    coefficient: of the KL, now.
-    target: nats a reply, the KL summed over its tokens; not used if fixed.
-    horizon: replies in which a full error changes it by 20 %; 0: it is fixed.
+    target: KL in nats per reply, summed over tokens.
+    horizon: number of replies in which an error of 0.2 changes the coefficient by
+        20 %; 0 keeps the coefficient fixed.
     """
 
     coefficient: float
@@ -115,11 +113,9 @@ class AdaptiveKL(NamedTuple):
     horizon: float = 0.0
 
     def after(self, kl: float, replies: int) -> 'AdaptiveKL':
-        """The next one.
+        """The controller after a batch of replies with the mean `kl` of `kl_per_reply`.
 
-        Args:
-            kl: the mean over replies of the SUM over tokens, of `kl_per_reply`.
-            replies: that it is the mean of.
+        This is the mean over replies of the SUM over tokens.
         """
         if not self.horizon:
             return self

@@ -1,4 +1,4 @@
-"""Log-probabilities of a batch's targets under a model, and its entropy."""
+"""Log-probabilities of targets under a model, and the entropy of its distribution."""
 
 import jax
 import jax.numpy as jnp
@@ -17,20 +17,18 @@ def token_logprobs(
 ):
     """ln p[target] and the entropy of p, with p = softmax(logits / temperature).
 
-    The logits are soft-capped where the model's are. What is compared (policy, old
-    policy, reference, sampler) must have one temperature: it is part of the policy.
+    The temperature is part of the policy: use the sampler's for policy, old policy and
+    reference. The model's soft cap on logits is applied before it.
 
     Args:
-        settings: of the model.
-        params: of the model alone, without heads for values or rewards.
+        params: without value or reward heads.
         batch: `inputs`, `targets`, `segments`, `positions`: int32 (B, T).
-        temperature: positive, that of the sampler.
-        key: of dropout; None: no dropout, as the sampler has none.
-        chunk: tokens whose logits are alive at a time; 0: all. Rounded so that it
-            divides.
+        key: for dropout; None means no dropout, as in the sampler.
+        chunk: number of tokens whose logits are in memory at a time, rounded to a
+            divisor of B T; 0 means all.
 
     Returns:
-        (logprobs, entropy), both float32 (B, T); padding holds something finite.
+        (logprobs, entropy), both float32 (B, T); padding has arbitrary finite values.
     """
     model = gpt.bind(settings, params)
     hidden = model.hidden(batch['inputs'], batch['segments'], batch['positions'], key)
@@ -38,12 +36,9 @@ def token_logprobs(
 
 
 def hidden_logprobs(model: gpt.GPT, hidden, targets_BT, temperature=1.0, chunk=0):
-    """`token_logprobs` of hidden vectors, for those who read these twice.
+    """`token_logprobs` from hidden vectors, (B, T, D) or (B T, D), and int32 targets.
 
-    Args:
-        model: of `gpt.bind`.
-        hidden: of `model.hidden`, (B, T, D) or (B T, D).
-        targets_BT: int32.
+    For callers that also compute something else from the hidden vectors.
     """
     targets = targets_BT.reshape(hidden.shape[:-1])
     head_DV = model.head_DV(hidden.dtype)
@@ -63,17 +58,17 @@ def hidden_logprobs(model: gpt.GPT, hidden, targets_BT, temperature=1.0, chunk=0
         parts = jax.tree.map(
             lambda x: strided_chunks(x, axis, chunks), (hidden, targets)
         )
-        # The backward pass computes a chunk's logits again instead of keeping them.
+        # The backward pass recomputes the logits of a chunk instead of keeping them.
         both = jax.lax.map(jax.checkpoint(of_tokens), parts)
         both = jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), both)
     return jax.tree.map(lambda x: x.reshape(targets_BT.shape), both)
 
 
 def logits_logprobs(logits, targets):
-    """(ln p[target], entropy) of p = softmax(logits), float32.
+    """(ln p[target], entropy) of p = softmax(logits), float32 (...).
 
     Args:
-        logits: float32 (..., V), over the temperature already.
+        logits: float32 (..., V), already divided by the temperature.
         targets: int32 (...).
     """
     logprobs = jax.nn.log_softmax(logits.astype(jnp.float32))

@@ -1,18 +1,18 @@
-"""Losses of reinforcement learning, token by token, to be minimised.
+"""Losses of reinforcement learning for each token, to be minimised.
 
-Each takes and returns arrays of one shape, (B, T) float32:
+Each takes float32 arrays (B, T)
 
-    logprobs_BT    of the policy, with gradient
-    old_BT         of the policy that drew the replies, without
-    advantages_BT  of `advantages`, (B, T) or (B, 1)
-    mask_BT        of the reply; outside it losses and metrics are 0
+    logprobs_BT    ln p of the policy, with gradient
+    old_BT         ln p of the policy that drew the replies, without gradient
+    advantages_BT  from `advantages`, (B, T) or (B, 1)
+    mask_BT        1 on the reply; elsewhere losses and metrics are 0
 
-and returns (loss_BT, metrics), the metrics (B, T) as well. `reply_tokens` adds them
-up. With r = exp(logprobs - old), the metrics are
+and returns (loss_BT, metrics); `reply_tokens.sum_losses` adds both up. The metrics are
+(B, T) too. With r = exp(logprobs - old) they are
 
-    ratio          r, 1 for the first minibatch after a rollout
-    clip_fraction  1 where clipping took the gradient away
-    approx_kl      r - 1 - ln r, never negative: k3 of (old, policy)
+    ratio          r, which is 1 for the first minibatch after a rollout
+    clip_fraction  1 where clipping removed the gradient
+    approx_kl      r - 1 - ln r, never negative: k3 of (old policy, policy)
     advantage
 """
 
@@ -25,42 +25,38 @@ from gptjax.post.objectives.reply_tokens import reply_means
 
 
 def clipped(logprobs_BT, old_BT, advantages_BT, mask_BT, low=0.2, high=0.2):
-    """PPO's surrogate (Schulman et al. 2017, eq. 7).
+    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7).
 
         -min(r A, clip(r, 1 - low, 1 + high) A)
 
-    Args:
-        low, high: how far a ratio may fall and rise before nothing is gained;
-            DAPO's clip-higher has 0.2 and 0.28.
+    DAPO's clip-higher (Yu et al. 2025) has low 0.2 and high 0.28.
     """
     log_ratio_BT = _log_ratio(logprobs_BT, old_BT, mask_BT)
     return _surrogate(log_ratio_BT, log_ratio_BT, advantages_BT, mask_BT, low, high)
 
 
 def gspo(logprobs_BT, old_BT, advantages_BT, mask_BT, low=3e-4, high=4e-4):
-    """The surrogate with one ratio a reply (Zheng et al. 2025, eq. 7 and 14).
+    """GSPO: the surrogate with one ratio per reply (Zheng et al. 2025, eq. 7 and 14).
 
         s = exp(mean over the reply of ln r)
 
-    in place of each r; its gradient is s times the mean of the tokens' gradients of
-    ln p. For `sequence_weights`, as in the paper. The metric `ratio` is s.
-
-    Args:
-        low, high: s moves less than r does, so they are smaller than PPO's.
+    replaces each r; its gradient is s times the mean gradient of the tokens' ln p. The
+    paper uses `sequence_weights`. s varies less than r, so low and high are smaller
+    than PPO's. The metric `ratio` is s.
     """
     log_ratio_BT = _log_ratio(logprobs_BT, old_BT, mask_BT)
     reply_B1 = jax.lax.stop_gradient(reply_means(log_ratio_BT, mask_BT))[:, None]
-    # The value of s, and the gradient of the token's own ln p: over 1 / n weights
-    # these add up to the gradient of s.
+    # The value is s, the gradient that of the token's own ln p. With weights 1 / n
+    # these gradients add up to the gradient of s.
     log_s_BT = reply_B1 + log_ratio_BT - jax.lax.stop_gradient(log_ratio_BT)
     log_s_BT = jnp.where(mask_BT, log_s_BT, 0.0)
     return _surrogate(log_s_BT, log_ratio_BT, advantages_BT, mask_BT, low, high)
 
 
 def reinforce(logprobs_BT, old_BT, advantages_BT, mask_BT):
-    """-A ln p (Williams 1992): one update for each rollout, as nothing is clipped.
+    """-A ln p (Williams 1992). Nothing is clipped, so make one update per rollout.
 
-    `old_BT` is for the metrics alone.
+    Only the metrics use `old_BT`.
     """
     advantages_BT = jax.lax.stop_gradient(advantages_BT)
     loss_BT = jnp.where(mask_BT, -advantages_BT * logprobs_BT, 0.0)
@@ -72,14 +68,14 @@ def reinforce(logprobs_BT, old_BT, advantages_BT, mask_BT):
 
 
 def value_loss(values_BT, old_values_BT, returns_BT, mask_BT, clip=0.0):
-    """(V - R)^2 / 2, or the larger of that and the same with V kept near the old one.
+    """PPO's value loss (V - R)^2 / 2, clipped if `clip` is not 0:
+
+        max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2) / 2
 
     Args:
-        values_BT: with gradient.
-        old_values_BT: of the rollout.
-        returns_BT: of `advantages.gae`.
-        clip: how far V may move from the old value before nothing is gained, in
-            units of reward; 0: anywhere.
+        values_BT: V, with gradient.
+        old_values_BT: V_old, the values at the rollout.
+        returns_BT: R, from `advantages.gae`.
 
     Returns:
         (loss, dict(value_clip_fraction)), each (B, T).
@@ -97,15 +93,6 @@ def value_loss(values_BT, old_values_BT, returns_BT, mask_BT, clip=0.0):
     return jnp.where(mask_BT, loss_BT, 0.0), dict(value_clip_fraction=fraction_BT)
 
 
-def entropy_bonus(entropy_BT, mask_BT, coefficient):
-    """-coefficient x entropy (B, T), to be added to a loss.
-
-    Args:
-        entropy_BT: of `logprobs.token_logprobs`, with gradient.
-    """
-    return jnp.where(mask_BT, -coefficient * entropy_BT, 0.0)
-
-
 def add_kl_and_entropy(
     loss_BT,
     logprobs_BT,
@@ -115,23 +102,24 @@ def add_kl_and_entropy(
     entropy_coefficient,
     kl_coefficient=None,
 ):
-    """(the loss with KL and entropy terms, metrics), each (B, T).
+    """Adds kl_coefficient x `kl.kl_loss` - entropy_coefficient x entropy to the loss.
 
     Args:
-        kl_coefficient: of `kl.kl_loss`; None: the KL is a metric alone.
+        entropy_BT: from `logprobs.token_logprobs`, with gradient.
+        kl_coefficient: None leaves the KL out of the loss; it stays a metric.
+
+    Returns:
+        (loss, dict(entropy, kl_loss)), each (B, T).
     """
     kl_BT = kl_loss(logprobs_BT, reference_BT, mask_BT)
     if kl_coefficient is not None:
         loss_BT += kl_coefficient * kl_BT
-    loss_BT += entropy_bonus(entropy_BT, mask_BT, entropy_coefficient)
+    loss_BT += jnp.where(mask_BT, -entropy_coefficient * entropy_BT, 0.0)
     return loss_BT, dict(entropy=entropy_BT, kl_loss=kl_BT)
 
 
 def explained_variance(values_BT, returns_BT, mask_BT):
-    """1 - Var(R - V) / Var(R) over the mask, a float32 scalar; 0 if all R are equal.
-
-    Of a rollout, with the values that were computed for it.
-    """
+    """1 - Var(R - V) / Var(R) over the mask, a float32 scalar; 0 if all R are equal."""
     _, unexplained = masked_moments(returns_BT - values_BT, mask_BT)
     _, variance = masked_moments(returns_BT, mask_BT)
     share = unexplained / jnp.where(variance > 0, variance, 1.0)
@@ -139,12 +127,12 @@ def explained_variance(values_BT, returns_BT, mask_BT):
 
 
 def _log_ratio(logprobs_BT, old_BT, mask_BT):
-    """ln r, and 0 outside the mask, where padding may hold anything."""
+    """ln r inside the mask, else 0: padding may hold any value."""
     return jnp.where(mask_BT, logprobs_BT - jax.lax.stop_gradient(old_BT), 0.0)
 
 
 def _surrogate(log_used_BT, log_ratio_BT, advantages_BT, mask_BT, low, high):
-    """-min(u A, clip(u) A) and metrics, with u = exp(log_used)."""
+    """-min(u A, clip(u) A) and metrics, where u = exp(log_used) is r or GSPO's s."""
     advantages_BT = jax.lax.stop_gradient(advantages_BT)
     used_BT = jnp.exp(log_used_BT)
     free_BT = used_BT * advantages_BT

@@ -1,11 +1,12 @@
-"""Losses of preferences, pair by pair, to be minimised.
+"""Losses of N preference pairs, to be minimised; p is the policy, q the reference.
 
-They take log-probabilities of whole replies, (N,) float32: sums over the reply's
-tokens (`reply_tokens.reply_sums`), or means (`reply_tokens.reply_means`) where the name
-says so. Each returns (loss (N,), metrics), the metrics (N,) as well:
+Arguments are log-probabilities of whole replies, float32 (N,): sums over the tokens of
+a reply (`reply_tokens.reply_sums`), or means (`reply_tokens.reply_means`) if `mean` is
+in the name. Each loss returns (loss (N,), metrics), and the metrics are (N,) too:
 
-    chosen_reward    beta x ln(policy / reference) of the chosen reply (of SimPO and
-    rejected_reward  ORPO, which know no reference, the mean ln p), and of the rejected
+    chosen_reward    beta ln(p / q) of the chosen reply; ORPO and SimPO have no
+                     reference and report the mean ln p instead
+    rejected_reward  the same of the rejected reply
     margin           chosen_reward - rejected_reward
     accuracy         1 where the margin is positive
 """
@@ -27,15 +28,15 @@ def dpo(
         h = ln(p / q)(chosen) - ln(p / q)(rejected)
         loss = -(1 - s) ln sigmoid(beta h) - s ln sigmoid(-beta h)
 
-    With s = 0 its optimum under Bradley-Terry preferences of a reward r is
-    p(y) ~ q(y) exp(r(y) / beta). Where a preference is certain h grows without end;
-    with s > 0 (cDPO, Mitchell 2023: labels that are wrong with probability s) it
-    stops at beta h = ln((1 - s) / s).
+    With s = 0 and Bradley-Terry preferences of a reward r the optimum is
+    p(y) ~ q(y) exp(r(y) / beta). If a preference is certain, h grows without bound.
+    With s > 0 (cDPO, Mitchell 2023: a label is wrong with probability s) it stops at
+    beta h = ln((1 - s) / s).
 
     Args:
-        chosen_N, rejected_N: ln p of the replies, summed over tokens, with gradient.
-        reference_chosen_N, reference_rejected_N: ln q of the same.
-        beta: positive; of the KL that DPO stands for.
+        chosen_N, rejected_N: ln p, with gradient.
+        reference_chosen_N, reference_rejected_N: ln q.
+        beta: positive, the coefficient of the KL in the equivalent RL objective.
         label_smoothing: s, below 0.5.
     """
     rewards = (
@@ -49,10 +50,11 @@ def dpo(
 
 
 def ipo(chosen_N, rejected_N, reference_chosen_N, reference_rejected_N, beta):
-    """Identity preference optimisation (Azar et al. 2024, eq. 17): (h - 1/(2 beta))^2.
+    """Identity preference optimisation (Azar et al. 2024, eq. 17).
 
-    h is that of `dpo`, of sums over tokens; it is drawn to 1 / (2 beta), even where
-    a preference is certain.
+        loss = (h - 1 / (2 beta))^2, with the h of `dpo`
+
+    h stays finite even if a preference is certain.
     """
     log_ratios = (chosen_N - reference_chosen_N, rejected_N - reference_rejected_N)
     h_N = log_ratios[0] - log_ratios[1]
@@ -72,23 +74,22 @@ def kto(
     """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, eq. 8) of single replies.
 
         r = ln(p / q)
-        loss = w (1 - sigmoid(+-beta (r - baseline))),  + where desirable
+        loss = w (1 - sigmoid(beta (r - baseline)))     of a desirable reply
+        loss = w (1 - sigmoid(-beta (r - baseline)))    of an undesirable reply
 
-    Pairs are taken apart: the chosen are desirable, the rejected are not.
+    Chosen replies of pairs are desirable, rejected replies are undesirable.
 
     Args:
-        logprobs_N: ln p, summed over tokens, with gradient.
-        reference_N: ln q of the same.
+        logprobs_N, reference_N: ln p with gradient, and ln q.
         desirable_N: bool.
-        baseline: of `kto_baseline`, of the whole batch: not of a micro-batch.
-        beta: positive.
-        desirable_weight, undesirable_weight: w of either; the paper keeps
-            desirable_weight x desirable / (undesirable_weight x undesirable) between
-            1 and 4/3 (eq. 9).
+        baseline: from `kto_baseline` of the whole batch, not of a micro-batch.
+        desirable_weight, undesirable_weight: w. The paper keeps desirable_weight x
+            (number of desirable replies) / (undesirable_weight x (number of undesirable
+            replies)) between 1 and 4/3 (eq. 9).
 
     Returns:
-        (loss (N,), dict(desirable_reward, undesirable_reward)): the rewards beta r
-        where the reply is of that kind, and 0 elsewhere.
+        (loss (N,), dict(desirable_reward, undesirable_reward)): beta r where the reply
+        is of that kind, else 0.
     """
     desirable_N = jnp.asarray(desirable_N) != 0
     reward_N = beta * (logprobs_N - reference_N)
@@ -104,27 +105,23 @@ def kto(
 
 
 def kto_baseline(mismatched_N, reference_mismatched_N):
-    """KTO's reference point: max(0, mean ln(p / q)), a float32 scalar.
+    """KTO's reference point: max(0, mean ln(p / q)), a scalar without gradient.
 
     Args:
-        mismatched_N: ln p of replies after prompts of other rows, summed over
-            tokens; no gradient flows.
-        reference_mismatched_N: ln q of the same.
+        mismatched_N, reference_mismatched_N: ln p and ln q of replies after the prompts
+            of other replies.
     """
     mean = jnp.mean(mismatched_N - reference_mismatched_N)
     return jax.lax.stop_gradient(jnp.maximum(mean, 0.0))
 
 
 def orpo(chosen_mean_N, rejected_mean_N, weight):
-    """Odds-ratio preference optimisation (Hong et al. 2024, eq. 6): no reference.
+    """Odds-ratio preference optimisation (Hong et al. 2024, eq. 6), without reference.
 
         loss = -ln P(chosen) - weight ln sigmoid(ln odds(chosen) - ln odds(rejected))
+        odds = P / (1 - P), where ln P is the mean ln p over tokens
 
-    with odds = P / (1 - P).
-
-    Args:
-        chosen_mean_N, rejected_mean_N: ln P, the mean of ln p over the tokens.
-        weight: lambda, as 0.1.
+    `weight` is the paper's lambda, for example 0.1.
     """
     log_odds_N = _log_odds(chosen_mean_N) - _log_odds(rejected_mean_N)
     loss_N = -chosen_mean_N - weight * jax.nn.log_sigmoid(log_odds_N)
@@ -132,14 +129,11 @@ def orpo(chosen_mean_N, rejected_mean_N, weight):
 
 
 def simpo(chosen_mean_N, rejected_mean_N, beta, margin):
-    """Simple preference optimisation (Meng et al. 2024, eq. 6): no reference.
+    """Simple preference optimisation (Meng et al. 2024, eq. 6), without reference.
 
         loss = -ln sigmoid(beta (mean ln p(chosen) - mean ln p(rejected)) - margin)
 
-    Args:
-        chosen_mean_N, rejected_mean_N: the mean of ln p over the tokens.
-        beta: as 2.
-        margin: gamma, that the chosen is to be ahead by, as 1.
+    `margin` is the paper's gamma. Typical values are beta 2 and margin 1.
     """
     rewards = (beta * chosen_mean_N, beta * rejected_mean_N)
     loss_N = -jax.nn.log_sigmoid(rewards[0] - rewards[1] - margin)
@@ -149,13 +143,13 @@ def simpo(chosen_mean_N, rejected_mean_N, beta, margin):
 def nll(chosen_mean_N):
     """-mean ln p of the chosen reply (N,), a term to add (Pang et al. 2024, eq. 1).
 
-    It keeps the chosen reply's own probability up, of which DPO says nothing.
+    DPO alone does not stop the probability of the chosen reply from falling.
     """
     return -chosen_mean_N
 
 
 def _log_odds(logprob_N):
-    """ln P / (1 - P), finite where P rounds to 1."""
+    """ln(P / (1 - P)), finite where P rounds to 1."""
     logprob_N = jnp.minimum(logprob_N, -1e-6)
     return logprob_N - jnp.log(-jnp.expm1(logprob_N))
 

@@ -1,8 +1,8 @@
-"""Losses of a reward model, from its scores: pure functions of arrays.
+"""Losses of a reward model as functions of its scores.
 
-Each takes scores and values (B, G), float32, of B groups of G conversations, and
-returns the sum that is minimised and metrics, sums as well; `tokens` is what they are
-divided by: pairs for `pairwise`, rows for the others.
+Each takes float32 scores and values (B, G) of B groups of G conversations, and returns
+(loss, metrics), all sums. The training step divides them by the metric `tokens`: the
+number of pairs for `pairwise`, of conversations for the others.
 """
 
 import jax
@@ -10,12 +10,13 @@ import jax.numpy as jnp
 
 
 def pairwise(scores_BG, values_BG, margin: float = 0.0, centring: float = 0.0):
-    """Bradley–Terry: -ln sigma(r_i - r_j - margin (v_i - v_j)) where v_i > v_j.
+    """Bradley–Terry over the pairs (i, j) of a group with v_i > v_j:
 
-    With a margin, a pair that differs by more has to be further apart (Touvron et
-    al. 2023, section 3.2.2). Differences say nothing of the level: `centring` times
-    (r_i + r_j)^2 draws it to zero (Eisenstein et al. 2023, section 3). Pairs of equal
-    value are not counted.
+        -ln sigmoid(r_i - r_j - margin (v_i - v_j)) + centring (r_i + r_j)^2
+
+    With a margin, the rewards must differ more where the values do (Touvron et al.
+    2023, section 3.2.2). Differences do not fix the mean reward; centring moves it to
+    zero (Eisenstein et al. 2023, section 3) and is not part of the metric `loss`.
     """
     first, second = scores_BG[:, :, None], scores_BG[:, None, :]
     gap_BGG = values_BG[:, :, None] - values_BG[:, None, :]
@@ -39,18 +40,18 @@ def pairwise(scores_BG, values_BG, margin: float = 0.0, centring: float = 0.0):
 
 
 def regression(scores_BG, values_BG):
-    """(r - v)^2 / 2 of standardised values."""
+    """(r - v)^2 / 2, for standardised values v."""
     loss = jnp.sum(jnp.square(scores_BG - values_BG)) / 2
-    return loss, dict(loss=loss, **_of_rows(scores_BG))
+    return loss, dict(loss=loss, **_row_metrics(scores_BG))
 
 
 def binary(scores_BG, values_BG):
-    """-ln sigma(r) where v = 1, -ln sigma(-r) where v = 0."""
+    """-ln sigmoid(r) where v = 1, -ln sigmoid(-r) where v = 0."""
     loss = jnp.sum(jax.nn.softplus(scores_BG) - values_BG * scores_BG)
     right_BG = jnp.where(scores_BG == 0, 0.5, (scores_BG > 0) == (values_BG > 0.5))
-    return loss, dict(loss=loss, accuracy=jnp.sum(right_BG), **_of_rows(scores_BG))
+    return loss, dict(loss=loss, accuracy=jnp.sum(right_BG), **_row_metrics(scores_BG))
 
 
-def _of_rows(scores_BG):
+def _row_metrics(scores_BG):
     rows = jnp.asarray(scores_BG.size, jnp.float32)
     return dict(reward=jnp.sum(scores_BG), tokens=rows)

@@ -1,11 +1,11 @@
-"""Where problems come from: reasoning-gym, a file of your own, or a folder of chats.
+"""Sources of problems: reasoning-gym, a file of the user, or a folder of conversations.
 
-Each source is a function of the section `task` and `fits`, whether a prompt leaves room
-for a reply, and returns
+Each source is a function of the section `task` and of `fits(messages)`, which says if a
+prompt leaves room for a reply. It returns two functions:
 
     problems_of(split, n)     the first n problems of 'train', 'validation', 'held_out'
-    score(problem, reply)     the verifier's score, 1.0 where the reply is right; None
-                              where no reply can be verified
+    score(problem, reply)     the score of the verifier, 1.0 if the reply is right; None
+                              in place of the function if there is no verifier
 """
 
 import itertools
@@ -24,18 +24,18 @@ from gptjax.data.conversations import choose_replies, conversation_id
 from gptjax.parallel.multihost import print_once
 
 SPLITS = ('train', 'validation', 'held_out')
-MOST_DRAWS = 10_000  # in a row without a new problem: there are no more
+MAX_DRAWS = 10_000  # in a row without a new problem, before the search ends
 LINE = '{"prompt": "…", "answer": "…"}'
-CONVERSATIONS = ('train.jsonl', 'validation.jsonl')  # the files of a folder
+CONVERSATIONS = ('train.jsonl', 'validation.jsonl')  # the files in a folder
 
 
 class Problem(NamedTuple):
-    """One problem.
+    """A prompt that a reply can be right or wrong for.
 
-    id: a hash of its content: equal problems have equal ids.
+    id: a hash of the content, so equal problems have equal ids.
     messages: the prompt, dicts of `role` and `content`.
-    answer: a right reply; '' where none is known.
-    meta: what else a verifier or a reward function needs.
+    answer: a right reply, or '' if none is known.
+    meta: data for a verifier or a reward function.
     """
 
     id: str
@@ -45,10 +45,10 @@ class Problem(NamedTuple):
 
 
 def choose_split(problem_id: str, fraction: float) -> str:
-    """'held_out', 'validation' or 'train', by the problem's content.
+    """'held_out', 'validation' or 'train', by a hash of the problem.
 
-    Another hash than the one that splits documents: the stage `sft` splits the
-    demonstrations by that one, and all of them would be on one side.
+    The hash differs from the one that splits documents: the stage `sft` splits the
+    training problems by that one, and all of them would be on the same side.
     """
     place = hash_fraction('part of the task', problem_id)
     if place < fraction:
@@ -60,28 +60,25 @@ def choose_split(problem_id: str, fraction: float) -> str:
 
 
 def gym_problems(section: ConfigDict, fits):
-    """Problems of a dataset of reasoning-gym, and its verifier.
+    """Problems of a dataset of reasoning-gym with its verifier.
 
-    The package makes a problem from the sum of seed and index, so neighbouring seeds
-    share all problems but one: here the index is a hash.
+    The package seeds a problem by seed + index, so neighbouring seeds share almost all
+    problems. Here the index is a hash.
     """
     dataset = make_gym_dataset(section.name, section.options.to_dict())
-
-    def make_problem(split, place):
-        entry = dataset[hash_integer(split, place, num_bytes=6)]
-        return Problem(
-            id=storage.fingerprint([section.name, entry['question']])[:16],
-            messages=(dict(role='user', content=entry['question']),),
-            answer=str(entry['answer']),
-            meta=entry,
-        )
 
     def problems_of(split, n):
         problems, draws_without_new = {}, 0
         for place in itertools.count():
-            if len(problems) == n or draws_without_new == MOST_DRAWS:
+            if len(problems) == n or draws_without_new == MAX_DRAWS:
                 break
-            problem = make_problem(split, place)
+            entry = dataset[hash_integer(split, place, num_bytes=6)]
+            problem = Problem(
+                id=storage.fingerprint([section.name, entry['question']])[:16],
+                messages=(dict(role='user', content=entry['question']),),
+                answer=str(entry['answer']),
+                meta=entry,
+            )
             draws_without_new += 1
             if (
                 choose_split(problem.id, section.held_out_fraction) == split
@@ -92,8 +89,8 @@ def gym_problems(section: ConfigDict, fits):
         if not problems:
             raise UserError(
                 f'task.name={section.name}: no {split} problem fits the context in '
-                f'{MOST_DRAWS:,} draws: change task.options or data.context, or lower '
-                'max_tokens of replies'
+                f'{MAX_DRAWS:,} draws: change task.options or data.context, or use a '
+                'smaller max_tokens'
             )
         return list(problems.values())
 
@@ -101,9 +98,9 @@ def gym_problems(section: ConfigDict, fits):
         try:
             return float(dataset.score_answer(reply, problem.meta))
         except Exception:  # noqa: BLE001
-            # Some verifiers of the package parse the reply and raise any exception
-            # where it has another form: such a reply is wrong. A verifier that also
-            # raises at the right answer is broken, and its error is shown.
+            # Some verifiers parse the reply, and raise if they cannot: the reply is
+            # wrong. A verifier that also raises for the right answer is broken, and
+            # the user sees its error.
             dataset.score_answer(problem.answer, problem.meta)
             return 0.0
 
@@ -111,20 +108,15 @@ def gym_problems(section: ConfigDict, fits):
 
 
 def make_gym_dataset(name: str, options: dict):
-    """A dataset of reasoning-gym.
-
-    Raises:
-        UserError: the package is not installed, has no such dataset, or the dataset
-            has other options.
-    """
+    """A dataset of reasoning-gym."""
     try:
-        with warnings.catch_warnings():  # of a package that it imports
+        with warnings.catch_warnings():  # one of its dependencies warns
             warnings.simplefilter('ignore', SyntaxWarning)
             import reasoning_gym
     except ImportError as error:
         raise UserError(
             f'task.name={name} needs the package reasoning-gym: pip install '
-            'reasoning-gym, or give problems of your own in task.path'
+            'reasoning-gym, or use your own problems with task.path'
         ) from error
     from reasoning_gym import factory
 
@@ -143,7 +135,7 @@ def make_gym_dataset(name: str, options: dict):
 
 
 def file_problems(section: ConfigDict, fits):
-    """The problems of a JSON Lines file; a reply is right that equals the answer."""
+    """The problems of a JSON Lines file; a reply is right if it equals the answer."""
     path = Path(section.path).expanduser()
     splits = {split: [] for split in SPLITS}
     problems, num_equal = read_problems(path)
@@ -151,12 +143,7 @@ def file_problems(section: ConfigDict, fits):
         if fits(problem.messages):
             split = choose_split(problem.id, section.held_out_fraction)
             splits[split].append(problem)
-    for split, its_problems in splits.items():
-        if not its_problems:
-            raise UserError(
-                f'task.path={path}: no problem that fits the context is in the split '
-                f'{split}: give more, or change task.held_out_fraction'
-            )
+    _require_every_split(path, splits, 'change task.held_out_fraction')
     print_once(describe_splits(section, splits, len(problems), num_equal))
     answered = all(p.answer for split in splits.values() for p in split)
     equals = lambda problem, reply: float(reply.strip() == problem.answer.strip())
@@ -164,15 +151,14 @@ def file_problems(section: ConfigDict, fits):
 
 
 def read_problems(path: Path) -> tuple[list[Problem], int]:
-    """(the different problems of a JSON Lines file, how many lines repeat one).
+    """(the different problems of a JSON Lines file, the number of repetitions).
 
-    A line is `{"prompt": "…", "answer": "…"}`, or has `messages` in place of
-    `prompt`; the answer may be left out. If the last message is the assistant's, it
-    is the answer.
+    A line is `{"prompt": "…", "answer": "…"}`, or has `messages` instead of `prompt`.
+    The answer is optional. If the last message is of the assistant, it is the answer.
 
     Raises:
-        UserError: the file cannot be read, a line has another form, or two lines have
-            the same prompt and different answers.
+        UserError: a line has another form, or two lines have the same prompt and
+            different answers.
     """
     problems, first_lines, num_equal = {}, {}, 0
     file = File(str(path), path.name)
@@ -181,18 +167,18 @@ def read_problems(path: Path) -> tuple[list[Problem], int]:
             problem = _parse_problem(value)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f'{where}: {error}: write {LINE}, or "messages" for "prompt"'
+                f'{where}: {error}: write {LINE}, or "messages" instead of "prompt"'
             ) from error
         first = problems.setdefault(problem.id, problem)
         if first.answer != problem.answer:
             raise UserError(
                 f'task.path={path}: lines {first_lines[problem.id]} and {number} have '
-                'one prompt and different answers: keep one of them'
+                'the same prompt and different answers: keep one of them'
             )
         num_equal += problem.id in first_lines
         first_lines.setdefault(problem.id, number)
     if not problems:
-        raise UserError(f'task.path={path}: the file is empty: give a line a problem')
+        raise UserError(f'task.path={path} is empty: write one problem per line')
     return list(problems.values()), num_equal
 
 
@@ -213,21 +199,23 @@ def _parse_problem(value: dict) -> Problem:
                 f'role {message["role"]!r} (use system, user or assistant)'
             )
         if not isinstance(message['content'], str):
-            raise ValueError('"content" is no text')
+            raise ValueError('"content" is not a string')
     if not messages or not isinstance(answer, str):
-        raise ValueError('has no message to reply to, or an answer that is no text')
+        raise ValueError(
+            'has no message to reply to, or an answer that is not a string'
+        )
     return Problem(storage.fingerprint(messages)[:16], tuple(messages), answer, value)
 
 
 def describe_splits(
     section: ConfigDict, splits: dict, num_read: int, num_equal: int
 ) -> str:
-    """A line about the problems, and how many were left out.
+    """The line for the screen: sizes of the splits, and why problems were left out.
 
     Args:
         splits: the problems that fit.
-        num_read: different problems, whether they fit or not.
-        num_equal: problems that repeat another.
+        num_read: number of different problems, those that do not fit included.
+        num_equal: number of repetitions.
     """
     sizes = {split: len(problems) for split, problems in splits.items()}
     train = min(sizes['train'], section.problems)
@@ -237,31 +225,39 @@ def describe_splits(
         f'beyond task.problems={section.problems:,}': sizes['train'] - train,
     }
     return (
-        f'problems: {train:,} to train on, {sizes["validation"]:,} to choose by, '
+        f'problems: {train:,} for training, {sizes["validation"]:,} for validation, '
         f'{sizes["held_out"]:,} held out'
         + ''.join(f', {count:,} {why}' for why, count in left_out.items() if count)
     )
+
+
+def _require_every_split(path: Path, splits: dict, fix: str) -> None:
+    for split, problems in splits.items():
+        if not problems:
+            raise UserError(
+                f'task.path={path}: no problem that fits the context is in the split '
+                f'{split}: give more, or {fix}'
+            )
 
 
 # ---- a folder of conversations
 
 
 def folder_problems(section: ConfigDict, fits):
-    """The messages before one reply of each conversation; nothing verifies replies.
+    """The messages before one reply in each conversation; there is no verifier.
 
-    The reply is chosen as evaluation chooses it. A prompt that does not fit loses its
-    oldest messages. The conversations of validation.jsonl are either validation or
-    held-out problems, half of them each, whatever fits.
+    The reply is chosen as in evaluation. A prompt that does not fit loses its first
+    messages. A conversation of validation.jsonl is a validation or a held-out problem
+    with equal probability, by a hash of its id.
     """
     folder = Path(section.path).expanduser()
     if artifact.is_unfinished(folder):
         raise UserError(
-            f'task.path={folder} was not made to its end: run the stage again that '
-            'makes it'
+            f'task.path={folder} is not complete: run the stage that makes it again'
         )
     splits, seen = {split: [] for split in SPLITS}, set()
     num_equal = num_too_long = 0
-    for name in reversed(CONVERSATIONS):  # held-out prompts are not trained on
+    for name in reversed(CONVERSATIONS):  # so that held-out prompts are not trained on
         for view, prompt, _ in _choose_replies(folder / name):
             messages = _shorten(prompt, fits)
             problem = Problem(storage.fingerprint(messages)[:16], messages)
@@ -273,48 +269,40 @@ def folder_problems(section: ConfigDict, fits):
                     split = choose_split(conversation_id(view), 0.5)
                 splits[split].append(problem)
                 seen.add(problem.id)
-    for split, problems in splits.items():
-        if not problems:
-            raise UserError(
-                f'task.path={folder}: no conversation that fits the context is in the '
-                f'split {split}: give more, or lower max_tokens of replies'
-            )
+    _require_every_split(folder, splits, 'use a smaller max_tokens')
     print_once(describe_splits(section, splits, len(seen) + num_too_long, num_equal))
     return lambda split, n: splits[split][:n], None
 
 
 def _choose_replies(path: Path):
+    """`choose_replies` for a file of conversations."""
+    hint = 'name a file of problems, or a folder of the stage sft, such as RUN/dialogue'
     file = File(str(path), path.name)
     try:
         views = [view for _, _, view in read_json_lines(file, 'task.path')]
     except UserError as error:
-        raise UserError(
-            f'{error}; task.path is a file of problems, or a folder that the stage sft '
-            'made, RUN/dialogue'
-        ) from error
+        raise UserError(f'{error}; {hint}') from error
     try:
         return choose_replies(views, 0, 0)
     except UserError as error:
         raise UserError(
-            f'task.path={path}: no conversation has a reply to a user: name a folder '
-            'that has, as RUN/dialogue of the stage sft'
+            f'task.path={path}: no conversation has a reply to a user: {hint}'
         ) from error
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f'task.path={path}: {type(error).__name__}: {error}: name a file of '
-            'problems, or a folder that the stage sft made, RUN/dialogue'
+            f'task.path={path}: {type(error).__name__}: {error}: {hint}'
         ) from error
 
 
 def _shorten(messages, fits) -> tuple[dict, ...]:
-    """The longest end that begins with a user's message and fits, or ().
+    """Drops the first messages of a prompt until it fits; () if it never does.
 
-    System messages at the beginning stay.
+    system, user 1, assistant 1, user 2  ->  system, user 2
     """
     spoken = [place for place, m in enumerate(messages) if m['role'] != 'system']
     system = messages[: spoken[0]] if spoken else ()
     users = [place for place in spoken if messages[place]['role'] == 'user']
     end_from = lambda place: (*system, *messages[place:])
-    # A shorter end has fewer tokens, so a binary search counts as few as it can.
+    # `fits` encodes the messages, so a binary search calls it less often.
     first = bisect_left(users, True, key=lambda place: fits(end_from(place)))
     return end_from(users[first]) if first < len(users) else ()

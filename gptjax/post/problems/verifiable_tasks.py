@@ -1,13 +1,13 @@
-"""A task: problems in three splits, and the verifier that scores replies to them.
+"""Tasks: problems in three splits, and the verifier that scores replies.
 
-The problems are those of `task.path`, a file or a folder, or of the dataset `task.name`
-of reasoning-gym. Each problem occurs once. A hash of its content alone decides its
-split, so no two splits share a problem and all seeds have the same; in a folder the
-files decide. Which training problem comes at an index is a function of (seed, index).
+Problems come from `task.path`, a file or a folder, or from the dataset `task.name` of
+reasoning-gym. All are different. A hash of the content decides the split (for a folder,
+the file does), so splits share no problem and are the same for all seeds. The training
+problem at an index is a function of (seed, index).
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -30,13 +30,12 @@ from gptjax.post.problems.problem_sources import (
 class Task(NamedTuple):
     """Problems and their verifier.
 
-    train: from an index to a training problem: a permutation of all of them, then
-        another.
-    demonstrations: from n to the first n training problems, to learn the answers of.
-    validation: from n to the first n problems to choose a checkpoint by.
-    held_out: from n to the first n problems to report on.
-    score: from a problem and a reply to the verifier's score, 1.0 where it is right;
-        None where there is no verifier.
+    train: index -> training problem. Each epoch is another permutation of all.
+    demonstrations: n -> the first n training problems, for `sft` on their answers.
+    validation: n -> the first n problems that choose a checkpoint.
+    held_out: n -> the first n problems that `eval` reports on.
+    score: (problem, reply) -> score of the verifier, 1.0 if the reply is right; None if
+        there is no verifier.
     """
 
     train: Callable[[int], Problem]
@@ -47,15 +46,15 @@ class Task(NamedTuple):
 
 
 def make_task(section: ConfigDict, seed: int, fits=lambda messages: True) -> Task:
-    """The task of a config's section `task`.
+    """The task of the config section `task`.
 
     Args:
-        seed: of the order of training problems.
-        fits: whether a prompt leaves room for a reply; problems that do not fit are
-            left out, conversations shortened.
+        seed: for the order of training problems.
+        fits: messages -> whether they leave room for a reply. Problems that do not fit
+            are left out, conversations are shortened.
 
     Raises:
-        UserError: there is no such dataset, or its options or the file make no sense.
+        UserError: the dataset does not exist, or the options or the file are wrong.
     """
     if not section.path:
         make_problems = gym_problems
@@ -87,11 +86,7 @@ def make_task(section: ConfigDict, seed: int, fits=lambda messages: True) -> Tas
 
 
 def problems_fingerprint(section: ConfigDict) -> str:
-    """A hash of where the problems come from: of files, of what is in them.
-
-    Raises:
-        UserError: a file cannot be read.
-    """
+    """A hash of the source of problems; for files, of their content."""
     if not section.path:
         return storage.fingerprint([section.name, section.options.to_dict()])
     path = Path(section.path).expanduser()
@@ -105,18 +100,15 @@ def problems_fingerprint(section: ConfigDict) -> str:
         ) from error
 
 
-# ---- the artifact: problems and their answers as conversations
+# ---- RUN/task: problems with their answers as conversations
 
 
 def write_task(config: ConfigDict, workdir: Path) -> dict:
-    """Makes RUN/task, conversations whose last message is the right answer.
+    """Writes RUN/task, conversations that end with the right answer; the manifest.
 
         RUN/task/train.jsonl, validation.jsonl, held_out.jsonl
 
-    The first has the demonstrations, which are some of the training problems.
-
-    Returns:
-        The manifest, with the number of `problems` of each file.
+    train.jsonl has the first `task.demonstrations` training problems.
     """
     section = config.task
     inputs = {f'task.{name}': value for name, value in section.to_dict().items()}
@@ -131,7 +123,17 @@ def write_task(config: ConfigDict, workdir: Path) -> dict:
         )
         files = {split: folder / f'{split}.jsonl' for split in splits}
         for split, problems in splits.items():
-            write_chats(problems, files[split])
+            lines = []
+            for problem in problems:
+                if not problem.answer:
+                    raise UserError(
+                        f'task.path={section.path}: the problem {problem.id} has no '
+                        'answer to train on: add "answer"'
+                    )
+                reply = dict(role='assistant', content=problem.answer)
+                chat = dict(id=problem.id, messages=[*problem.messages, reply])
+                lines.append(json.dumps(chat, ensure_ascii=False))
+            storage.write_text(files[split], '\n'.join(lines) + '\n')
         return dict(
             problems={split: len(problems) for split, problems in splits.items()},
             sha256={s: storage.sha256_of_file(path) for s, path in files.items()},
@@ -139,22 +141,6 @@ def write_task(config: ConfigDict, workdir: Path) -> dict:
 
     needs = [f'{split}.jsonl' for split in SPLITS]
     return artifact.build(workdir / 'task', inputs, make, needs)
-
-
-def write_chats(problems: Sequence[Problem], path: Path) -> None:
-    """Problems with their answers as a file of `messages`, one conversation a line.
-
-    Raises:
-        UserError: a problem without an answer.
-    """
-    lines = []
-    for problem in problems:
-        if not problem.answer:
-            raise UserError(f'the problem {problem.id} has no answer to learn from')
-        reply = dict(role='assistant', content=problem.answer)
-        chat = dict(id=problem.id, messages=[*problem.messages, reply])
-        lines.append(json.dumps(chat, ensure_ascii=False))
-    storage.write_text(path, '\n'.join(lines) + '\n')
 
 
 def describe_problems(manifest: dict) -> str:

@@ -323,10 +323,12 @@ def test_entropy_bonus_alone_makes_the_policy_uniform():
     def loss(world, logits_SV):
         logprobs_SV = jax.nn.log_softmax(logits_SV)
         entropy_S = -jnp.sum(jnp.exp(logprobs_SV) * logprobs_SV, axis=-1)
-        bonus_BT = policy_losses.entropy_bonus(
-            entropy_S[world.prefixes_BT], world.mask_BT, 0.3
+        zeros_BT = jnp.zeros(world.mask_BT.shape)
+        loss_BT, _ = policy_losses.add_kl_and_entropy(
+            *(zeros_BT, zeros_BT, zeros_BT, entropy_S[world.prefixes_BT]),
+            *(world.mask_BT, 0.3),
         )
-        return jnp.sum(bonus_BT)
+        return jnp.sum(loss_BT)
 
     p_SV = jax.nn.softmax(solve(TREE, loss))
     np.testing.assert_allclose(p_SV, jnp.full_like(p_SV, 1 / 3), atol=NEAR)

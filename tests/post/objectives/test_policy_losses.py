@@ -155,8 +155,12 @@ def test_explained_variance():
     assert policy_losses.explained_variance(returns, 0 * returns, mask) == 0
 
 
-def test_entropy_bonus():
-    bonus_BT = policy_losses.entropy_bonus(
-        np.float32([[1, 2]]), np.array([[1, 0]]), 0.1
+@pytest.mark.parametrize('kl_coefficient, expected', ((None, 3 - 0.1), (0.5, 3.9)))
+def test_kl_and_entropy_are_added_inside_the_mask(kl_coefficient, expected):
+    loss_BT, metrics = policy_losses.add_kl_and_entropy(
+        jnp.float32([[3, 0]]),
+        *(np.float32([[-1, -5]]), np.float32([[-3, -1]])),  # ln p and ln q
+        *(np.float32([[1, 2]]), np.array([[1, 0]]), 0.1, kl_coefficient),
     )
-    np.testing.assert_allclose(bonus_BT, [[-0.1, 0]])
+    np.testing.assert_allclose(loss_BT, [[expected, 0]])
+    np.testing.assert_array_equal(metrics['kl_loss'], [[2, 0]])
