@@ -1,4 +1,4 @@
-"""The stage eval: a trained model beside its baselines."""
+"""The stage eval: a trained model and its baselines."""
 
 import json
 import math
@@ -38,7 +38,7 @@ def evaluated(trained_run, config, tmp_path_factory):
     return workdir, evaluate(config, workdir)
 
 
-def test_results_and_baselines_are_written(evaluated):
+def test_results_and_baselines_are_written(evaluated, trained_run):
     workdir, evaluation = evaluated
     assert json.loads((workdir / 'eval.json').read_text()) == evaluation
     results = evaluation['results']
@@ -46,22 +46,26 @@ def test_results_and_baselines_are_written(evaluated):
     assert results['bits_per_byte'] == pytest.approx(
         results['loss'] * results['tokens'] / math.log(2) / results['bytes']
     )
-    # Four steps: better than drawing evenly among 512 pieces, and not by much.
+    # After four steps the model is a little better than a uniform distribution.
     assert 0.5 * math.log(512) < results['loss'] < math.log(512)
     assert evaluation['baselines']['bits_per_byte']['xz'] > 1
     validations = [r for r in runs.records(workdir) if r['split'] == 'validation']
     best = min(validations, key=lambda record: record['loss'])
     assert evaluation['checkpoint_step'] == best['step']
+    for path in (trained_run / 'checkpoints').rglob('*'):  # they stay as they were
+        if path.is_file():
+            copy = workdir / path.relative_to(trained_run)
+            assert copy.read_bytes() == path.read_bytes()
 
 
-def test_a_later_run_is_asked_for_the_documents_of_the_one_it_began_with(
+def test_a_later_run_is_evaluated_on_documents_of_its_start_run(
     evaluated, config, tmp_path
 ):
     first, evaluation = evaluated
     later = runs.copy(first, tmp_path / 'later')
     for name in ('eval.json', 'baselines.json'):
         (later / name).unlink()
-    kept = (first / 'baselines.json').stat().st_mtime_ns
+    written_at = (first / 'baselines.json').stat().st_mtime_ns
     for name in ('documents', 'prepared'):
         shutil.rmtree(later / name)
     with_start = ConfigDict(config.to_dict())
@@ -69,8 +73,8 @@ def test_a_later_run_is_asked_for_the_documents_of_the_one_it_began_with(
     found = evaluate(with_start, later, 'perplexity')
     for name in ('results', 'baselines'):
         assert {**found[name], 'seconds': 0} == {**evaluation[name], 'seconds': 0}
-    assert (later / 'baselines.json').exists()  # and nothing was written in the first
-    assert (first / 'baselines.json').stat().st_mtime_ns == kept
+    assert (later / 'baselines.json').exists()
+    assert (first / 'baselines.json').stat().st_mtime_ns == written_at
 
 
 def test_every_mesh_gives_the_same(evaluated, config):
@@ -81,28 +85,7 @@ def test_every_mesh_gives_the_same(evaluated, config):
     assert found == pytest.approx(evaluation['results']['loss'], rel=1e-5)
 
 
-def test_the_run_is_left_as_it_was(trained_run, evaluated):
-    for path in (trained_run / 'checkpoints').rglob('*'):
-        if path.is_file():
-            copy = evaluated[0] / path.relative_to(trained_run)
-            assert copy.read_bytes() == path.read_bytes()
-
-
-def test_some_documents_are_of_every_source_and_stay_when_others_come():
-    documents = [
-        dict(id=f'{source}/{n}', source=source) for source in 'ab' for n in range(50)
-    ]
-    assert choose_documents(documents, 0) == documents
-    chosen = choose_documents(documents, 10)
-    assert len(chosen) == 10
-    assert {document['source'] for document in chosen} == {'a', 'b'}
-    assert [d for d in documents if d in chosen] == chosen
-    # Fewer are some of them, and another order changes nothing.
-    assert all(d in chosen for d in choose_documents(documents, 4))
-    assert sorted(choose_documents(documents[::-1], 10), key=documents.index) == chosen
-
-
-def test_what_cannot_be_evaluated(tmp_path, config):
+def test_runs_that_cannot_be_evaluated(tmp_path, config):
     other = ConfigDict(config.to_dict())
     other.eval.batch_size = 12  # the mesh does not divide it
     with pytest.raises(UserError, match='eval.batch_size=12 is not divisible'):
@@ -120,7 +103,7 @@ def test_what_cannot_be_evaluated(tmp_path, config):
 # ---- what is written
 
 
-def test_what_another_call_writes_meanwhile_stays(
+def test_results_that_another_process_writes_meanwhile_stay(
     evaluated, config, tmp_path, monkeypatch
 ):
     workdir = runs.copy(evaluated[0], tmp_path / 'run')
@@ -129,7 +112,7 @@ def test_what_another_call_writes_meanwhile_stays(
     task = before['tasks']['perplexity']
 
     def ours(predictor, documents):
-        found = json.loads(path.read_text())  # here the other process ends
+        found = json.loads(path.read_text())  # the other process ends here
         results.write_results(
             path, dict(found, tasks=dict(found['tasks'], theirs=task))
         )
@@ -161,10 +144,7 @@ def test_figures_without_a_value_are_null(evaluated, config, tmp_path, monkeypat
     assert read['results'] == dict(summary, **none, by_source=dict(one=none))
 
 
-# ---- what is shown meanwhile
-
-
-def test_reading_a_model_shows_a_bar(config, tmp_path, monkeypatch, capsys):
+def test_reading_a_model_shows_a_progress_bar(config, tmp_path, monkeypatch, capsys):
     shown = []
 
     @contextmanager
@@ -201,7 +181,7 @@ def tasks_workdir(trained_run, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def evaluated_tasks(tasks_workdir, tmp_path_factory):
-    """(what `eval --json` wrote for three tasks, its other output)."""
+    """(what `eval --json` wrote for three tasks, standard output)."""
     folder = tmp_path_factory.mktemp('files')
     (folder / 'mine.jsonl').write_text(
         '{"prompt": "The sky is ", "choices": ["blue", "a kind of tea"], "answer": 0}\n'
@@ -216,45 +196,26 @@ def evaluated_tasks(tasks_workdir, tmp_path_factory):
     return json.loads(path.read_text()), output
 
 
-def test_the_json_is_that_of_the_run(evaluated_tasks, tasks_workdir):
-    found, _ = evaluated_tasks
+def test_both_json_files_agree_and_every_figure_has_an_interval_and_a_baseline(
+    evaluated_tasks, tasks_workdir
+):
+    found, output = evaluated_tasks
     assert found == json.loads((tasks_workdir / 'eval.json').read_text())
     assert list(found['tasks']) == ['perplexity', 'reply', 'choice', 'mine']
     assert found['results']['documents'] == 12
     assert found['checkpoint_step'] in (2, 4) and len(found['fingerprint']) == 64
-
-
-def test_every_figure_has_an_interval_and_a_baseline(evaluated_tasks):
-    found, output = evaluated_tasks
-    for name, task in found['tasks'].items():
+    for task_name, task in found['tasks'].items():
         assert task['bootstrap'] == dict(resamples=1000, level=0.95, seed=0)
-        for figure, its in task['figures'].items():
-            low, high = its['interval']
-            assert low <= its['value'] * (1 + 1e-12) + 1e-12, (name, figure)
-            assert its['value'] <= high * (1 + 1e-12) + 1e-12, (name, figure)
-            assert its['baselines'], (name, figure)
+        for name, figure in task['figures'].items():
+            low, high = figure['interval']
+            assert low <= figure['value'] * (1 + 1e-12) + 1e-12, (task_name, name)
+            assert figure['value'] <= high * (1 + 1e-12) + 1e-12, (task_name, name)
+            assert figure['baselines'], (task_name, name)
     for word in ('bits per byte', 'BLEU', 'chrF', 'ROUGE-Lsum', 'distinct-2', 'chance'):
         assert word in output
 
 
-def test_perplexity_has_its_intervals_by_source(evaluated_tasks):
-    summary = evaluated_tasks[0]['results']
-    for figures in (summary, summary['by_source']['chitchat']):
-        for name in ('bits_per_byte', 'token_perplexity', 'word_perplexity', 'loss'):
-            low, high = figures['intervals'][name]
-            assert low < figures[name] < high
-    task = evaluated_tasks[0]['tasks']['perplexity']
-    baselines = task['figures']['bits_per_byte']['baselines']
-    # The same frequencies as in the totals, there with their ends of documents.
-    assert baselines['token frequencies']['value'] == pytest.approx(
-        evaluated_tasks[0]['baselines']['bits_per_byte']['token_unigram'], rel=1e-6
-    )
-    columns = results.read_columns(task)
-    bits = columns['nats'].sum() / math.log(2) / columns['bytes'].sum()
-    assert bits == pytest.approx(summary['bits_per_byte'])
-
-
-def test_what_was_asked_is_in_the_result(evaluated_tasks, tasks_workdir):
+def test_results_have_the_settings_and_the_examples(evaluated_tasks, tasks_workdir):
     found, _ = evaluated_tasks
     reply = found['tasks']['reply']
     assert reply['settings']['max_tokens'] == 8 and reply['settings']['seed'] == 0
@@ -275,7 +236,7 @@ def test_choices_are_scored_by_their_likelihood(evaluated_tasks, tasks_workdir):
     mesh = helpers.mesh_of()
     trained = load_model(config, tasks_workdir, mesh)
     encode = trained.tokenizer.encode
-    # The space at the prompt's end goes with the choice.
+    # The space at the end of the prompt belongs to the choice.
     before = [trained.tokenizer.bos_id, *encode('The sky is')]
     with open_predictor(config, config.eval, tasks_workdir, trained, mesh) as predictor:
         (score,) = score_pairs(
@@ -285,24 +246,23 @@ def test_choices_are_scored_by_their_likelihood(evaluated_tasks, tasks_workdir):
     assert found == pytest.approx(score.logprob, rel=1e-4)
 
 
-@pytest.mark.slow
-def test_the_same_call_finds_the_same_and_keeps_what_was_found(
+def test_a_second_call_gives_the_same_and_keeps_earlier_results(
     evaluated_tasks, tasks_workdir
 ):
     before = evaluated_tasks[0]
     config = run_dir.read_config(tasks_workdir)
     config.eval.update(documents=12, max_tokens=8)
     found = evaluate(config, tasks_workdir, 'reply', tasks_workdir / 'copy.json')
-    assert found['results'] == before['results']  # kept, not measured again
+    assert found['results'] == before['results']  # not computed again
     assert list(found['tasks']) == list(before['tasks'])
     copied = json.loads((tasks_workdir / 'copy.json').read_text())
     assert copied == dict(found, tasks=dict(reply=found['tasks']['reply']))
-    # Another number of devices, here and there: replies are the same.
-    replies = [
-        [item['reply'] for item in its['tasks']['reply']['items']]
-        for its in (found, before)
-    ]
-    assert replies[0] == replies[1]
+    # The numbers of devices differ, the replies do not.
+    replies, replies_before = (
+        [item['reply'] for item in evaluation['tasks']['reply']['items']]
+        for evaluation in (found, before)
+    )
+    assert replies == replies_before
 
 
 def test_tasks_that_do_not_exist_are_refused_before_the_model_is_read(
@@ -312,7 +272,7 @@ def test_tasks_that_do_not_exist_are_refused_before_the_model_is_read(
         ('--tasks=reply,speling', 'speling: no such task: use perplexity, reply'),
         (f'--tasks={tmp_path}/none.jsonl', 'none.jsonl: No such file'),
         ('--tasks=,', '--tasks is empty'),
-        ('--tasks=x/a.jsonl,a.jsonl', "two are called 'a'"),
+        ('--tasks=x/a.jsonl,a.jsonl', "2 results are called 'a'"),
         ('--step=2', 'name another file'),
         (f'--json={tmp_path}', 'is a folder'),
     ):

@@ -7,15 +7,15 @@ import pytest
 
 from configs import common
 from gptjax.core import storage
-from gptjax.eval.held_out_documents import VALIDATION, evaluate_perplexity
+from gptjax.eval import results
+from gptjax.eval.held_out_documents import (
+    VALIDATION,
+    choose_documents,
+    evaluate_perplexity,
+)
 from gptjax.eval.tasks.predictor import Predictor
 from gptjax.tokenizer.tokenizer import Tokenizer
 from tests import runs
-
-
-@pytest.fixture(scope='module')
-def workdir(prepared_run, tmp_path_factory):
-    return runs.copy(prepared_run, tmp_path_factory.mktemp('heldout') / 'run')
 
 
 def measure(workdir, documents):
@@ -30,6 +30,24 @@ def measure(workdir, documents):
     return evaluate_perplexity(predictor, documents, workdir)
 
 
+def test_chosen_documents_are_of_every_source_and_depend_on_their_ids_alone():
+    documents = [
+        dict(id=f'{source}/{n}', source=source) for source in 'ab' for n in range(50)
+    ]
+    assert choose_documents(documents, 0) == documents
+    chosen = choose_documents(documents, 10)
+    assert len(chosen) == 10
+    assert {document['source'] for document in chosen} == {'a', 'b'}
+    assert [d for d in documents if d in chosen] == chosen
+    assert all(d in chosen for d in choose_documents(documents, 4))
+    assert sorted(choose_documents(documents[::-1], 10), key=documents.index) == chosen
+
+
+@pytest.fixture(scope='module')
+def workdir(prepared_run, tmp_path_factory):
+    return runs.copy(prepared_run, tmp_path_factory.mktemp('heldout') / 'run')
+
+
 @pytest.fixture(scope='module')
 def documents(workdir):
     read = [*storage.read_jsonl(workdir / VALIDATION)][:8]
@@ -40,31 +58,31 @@ def test_every_source_has_figures_intervals_and_a_baseline(workdir, documents):
     summary, baselines, task = measure(workdir, documents)
     assert baselines['bits_per_byte']['xz'] > 0
     assert list(summary['by_source']) == ['chat', 'web']
-    for source, its in summary['by_source'].items():
+    for source, part in summary['by_source'].items():
         for name in ('bits_per_byte', 'token_perplexity', 'word_perplexity', 'loss'):
             figure = task['figures'][f'{name}/{source}']
-            assert figure['value'] == pytest.approx(its[name])
-            assert figure['interval'] == its['intervals'][name]
+            assert figure['value'] == pytest.approx(part[name])
+            assert figure['interval'] == part['intervals'][name]
             assert 'token frequencies' in figure['baselines']
-    # A model that draws evenly: the same loss everywhere, and no doubt about it.
+    # A uniform model has the same loss everywhere, so the interval is a point.
     assert summary['loss'] == pytest.approx(math.log(512), rel=1e-6)
     assert summary['intervals']['loss'] == pytest.approx([math.log(512)] * 2, rel=1e-6)
     low, high = summary['intervals']['bits_per_byte']
     assert low < summary['bits_per_byte'] < high
+    columns = results.read_columns(task)
+    bits = columns['nats'].sum() / math.log(2) / columns['bytes'].sum()
+    assert bits == pytest.approx(summary['bits_per_byte'])
+    # Baselines agree in every unit.
+    bits_per_nat = summary['tokens'] / math.log(2) / summary['bytes']
+    for label, name in (
+        ('token frequencies', 'token_unigram'),
+        ('xz -9e, given training text', 'xz_given_train'),
+    ):
+        loss = task['figures']['loss']['baselines'][label]['value']
+        assert loss * bits_per_nat == pytest.approx(baselines['bits_per_byte'][name])
 
 
-def test_baselines_are_the_same_in_every_unit(workdir, documents):
-    summary, baselines, task = measure(workdir, documents)
-    of_loss = task['figures']['loss']['baselines']
-    unigram = of_loss['token frequencies']['value'] * summary['tokens']
-    bits = unigram / math.log(2) / summary['bytes']
-    assert bits == pytest.approx(baselines['bits_per_byte']['token_unigram'])
-    xz = of_loss['xz -9e, given training text']['value'] * summary['tokens']
-    bits = xz / math.log(2) / summary['bytes']
-    assert bits == pytest.approx(baselines['bits_per_byte']['xz_given_train'])
-
-
-def test_one_source_is_not_told_twice(workdir, documents):
+def test_a_single_source_has_no_figures_of_its_own(workdir, documents):
     one = [dict(document, source='chat') for document in documents]
     _, _, task = measure(workdir, one)
     assert set(task['figures']) == {

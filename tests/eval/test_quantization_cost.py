@@ -1,13 +1,13 @@
-"""What bytes cost is measured on held-out text."""
+"""The cost of int8 on held-out text; and the options of engines that a run has."""
 
 import shutil
 
-import numpy as np
 import pytest
 
 from gptjax.core import run_dir
 from gptjax.core.console import UserError
 from gptjax.eval import quantization_cost
+from gptjax.infer.request import SamplingParameters
 from gptjax.train.load_model import load_engine
 from tests import runs
 
@@ -17,8 +17,7 @@ def config(trained_run):
     return run_dir.read_config(trained_run)
 
 
-@pytest.mark.slow
-def test_the_change_is_small_and_none_without_bytes(trained_run, config):
+def test_the_cost_is_small_and_zero_without_quantization(trained_run, config):
     change = quantization_cost.measure_change(config, trained_run, None, 'int8', 'int8')
     assert 0 < abs(change['changed'] - change['whole']) < 0.05 < change['whole']
     same = quantization_cost.measure_change(config, trained_run)
@@ -27,26 +26,7 @@ def test_the_change_is_small_and_none_without_bytes(trained_run, config):
     assert f'{change["changed"]:.4f} bits per byte' in line
 
 
-def test_an_engine_scores_all_bytes_of_a_text(trained_run, config):
-    engine = load_engine(config, trained_run, slots=1)
-    text = 'How was your day?'
-    ours, size = quantization_cost.bits_per_byte(engine, [text])
-    assert size == len(text) and np.isfinite(ours)
-    # Two engines of the same weights have one fingerprint.
-    assert load_engine(config, trained_run, slots=2).fingerprint == engine.fingerprint
-
-
-def test_engines_that_cannot_be(trained_run, config, tmp_path):
-    with pytest.raises(UserError, match='--weights=int4: use one of whole, int8'):
-        load_engine(config, trained_run, weights='int4')
-    with pytest.raises(UserError, match='--draft=.*is no run directory'):
-        load_engine(config, trained_run, draft=tmp_path)
-    with pytest.raises(UserError, match='has no checkpoint 7: there are'):
-        load_engine(config, trained_run, step=7)
-
-
-@pytest.mark.slow
-def test_a_fine_tuned_run_is_measured_on_what_it_began_with(
+def test_a_fine_tuned_run_is_measured_on_documents_of_its_start_run(
     trained_run, config, tmp_path
 ):
     quantization = dict(weights='int8', cache='whole')
@@ -58,33 +38,43 @@ def test_a_fine_tuned_run_is_measured_on_what_it_began_with(
     assert change == quantization_cost.measure_change(
         config, trained_run, **quantization
     )
-    # Served all the same when that is gone.
+    # Without the start run the cost is unknown, which is not an error.
     config.start.run = str(tmp_path / 'gone')
-    line = quantization_cost.describe_cost(config, tuned, None, **quantization)
+    describe = quantization_cost.describe_cost
+    line = describe(config, tuned, None, **quantization)
     assert 'not measured' in line and str(tuned) in line
-    assert (
-        quantization_cost.describe_cost(config, tuned, None, 'whole', 'whole') is None
-    )
+    assert describe(config, tuned, None, 'whole', 'whole') is None
 
 
-@pytest.mark.slow
-def test_a_run_may_guess_for_itself(trained_run, config):
-    engine = load_engine(config, trained_run, slots=1, draft=trained_run, guesses=2)
+def test_engines_of_a_run(trained_run, config):
     alone = load_engine(config, trained_run, slots=1)
-    other = load_engine(config, trained_run, slots=1, draft=trained_run, guesses=3)
-    # Each draws other replies from a seed.
-    assert len({one.fingerprint for one in (engine, alone, other)}) == 3
-    how = quantization_cost.SamplingParameters(max_tokens=12, temperature=0.0)
-    prompt = [engine.tokenizer.bos_id]
-    assert (
-        engine.complete([prompt], how)[0].text == alone.complete([prompt], how)[0].text
+    text = 'How was your day?'
+    bits_per_byte, size = quantization_cost.bits_per_byte(alone, [text])
+    assert size == len(text) and 0 < bits_per_byte < 20
+    assert load_engine(config, trained_run, slots=2).fingerprint == alone.fingerprint
+    # A run may be its own draft. Sampled replies depend on the number of guesses.
+    drafting, other = (
+        load_engine(config, trained_run, slots=1, draft=trained_run, guesses=guesses)
+        for guesses in (2, 3)
     )
+    engines = (alone, drafting, other)
+    assert len({engine.fingerprint for engine in engines}) == 3
+    greedy = SamplingParameters(max_tokens=12, temperature=0.0)
+    prompt = [alone.tokenizer.bos_id]
+    replies = [engine.complete([prompt], greedy)[0].text for engine in engines[:2]]
+    assert replies[0] == replies[1]
 
 
-def test_another_tokenizer_may_not_guess(trained_run, config, tmp_path):
+def test_engine_options_that_are_refused(trained_run, config, tmp_path):
     other = runs.copy(trained_run, tmp_path / 'other')
     model = other / 'tokenizer' / 'tokenizer.model'
-    # A field that SentencePiece does not know changes nothing but the hash.
+    # SentencePiece ignores this field, but the hash differs.
     model.write_bytes(model.read_bytes() + b'\xa2\x06\x01x')
-    with pytest.raises(UserError, match='was trained with another tokenizer'):
-        load_engine(config, trained_run, draft=other)
+    for options, message in (
+        (dict(weights='int4'), '--weights=int4: use one of whole, int8'),
+        (dict(draft=tmp_path), '--draft=.*is no run directory'),
+        (dict(draft=other), 'was trained with another tokenizer'),
+        (dict(step=7), 'has no checkpoint 7'),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_engine(config, trained_run, **options)
