@@ -1,4 +1,4 @@
-"""Entropies by hand, sizes against the xz program, and the cache."""
+"""Entropies by hand, sizes compared with the xz program, and the cache."""
 
 import json
 import math
@@ -22,23 +22,21 @@ class Halves:
         return [[3 + 'ab'.index(letter) for letter in text] for text in texts]
 
 
-def make_run(folder, train, rows):
-    """A run directory with these training texts and packed rows."""
-    lines = [json.dumps({'id': f'mine/{i}', 'text': t}) for i, t in enumerate(train)]
-    (folder / 'documents').mkdir()
-    (folder / 'documents' / 'train.jsonl').write_text('\n'.join(lines) + '\n')
-    shards = folder / 'prepared' / 'train' / 'mine'
+@pytest.fixture
+def run(tmp_path):
+    """BOS a a b BOS a BOS, in rows of 3 + 1 that overlap by one token."""
+    (tmp_path / 'documents').mkdir()
+    (tmp_path / 'documents' / 'train.jsonl').write_text(
+        '{"id": "mine/0", "text": "aab"}\n{"id": "mine/1", "text": "a"}\n'
+    )
+    shards = tmp_path / 'prepared' / 'train' / 'mine'
     shards.mkdir(parents=True)
-    np.save(shards / 'tokens-00000.npy', np.array(rows, np.uint16))
-    return folder
+    rows = np.array([[1, 3, 3, 4], [4, 1, 3, 1]], np.uint16)
+    np.save(shards / 'tokens-00000.npy', rows)
+    return tmp_path
 
 
-# BOS a a b BOS a BOS, in windows of 3 + 1 that overlap by one
-ROWS = [[1, 3, 3, 4], [4, 1, 3, 1]]
-
-
-def test_tokens_are_counted_as_targets(tmp_path):
-    run = make_run(tmp_path, ['aab', 'a'], ROWS)
+def test_tokens_are_counted_as_targets(run):
     folder = run / 'prepared' / 'train'
     counts = baselines.count_tokens(folder, Halves())
     assert counts.tolist() == [0, 0, 2, 3, 1]  # two ends, three a, one b
@@ -47,33 +45,21 @@ def test_tokens_are_counted_as_targets(tmp_path):
     assert baselines.count_tokens(folder, Halves()).tolist() == [0, 0, 1, 2, 0]
 
 
-def test_unigram_bits_by_hand():
-    # frequencies plus one: 4/8, 2/8, 1/8, 1/8
-    train, counts = np.array([3, 1, 0, 0]), np.array([2, 1, 1, 0])
-    assert baselines.compute_unigram_bits(train, counts) == pytest.approx(2 * 1 + 2 + 3)
-
-
-def test_the_figures_of_a_run(tmp_path):
-    run = make_run(tmp_path, ['aab', 'a'], ROWS)
+def test_the_figures_of_a_run_are_cached(run, monkeypatch):
     result = baselines.compute_baselines(run, [{'text': 'ab'}], Halves())
     bits = result['bits_per_byte']
-    # tokens: a 4/11, b 2/11, end 3/11, after adding one to each of five
+    # Tokens after adding one to each of five: a 4/11, b 2/11, end 3/11.
     assert bits['token_unigram'] == pytest.approx(-math.log2(4 * 2 * 3 / 11**3) / 2)
-    # bytes: a 4, b 2 and the separator 3 of 6 + 256
+    # Bytes: a 4, b 2 and the separator 3 of 6 + 256.
     assert bits['byte_unigram'] == pytest.approx(-math.log2(4 * 2 * 3 / 262**3) / 2)
     assert bits['xz'] == 8 * result['sizes']['xz'] / 2
     assert result['validation_bytes'] == 2 and result['train_bytes'] == 6
     assert set(bits) == set(result['about'])
-
-
-def test_the_second_time_is_read_back_until_something_changes(tmp_path, monkeypatch):
-    run = make_run(tmp_path, ['aab', 'a'], ROWS)
-    first = baselines.compute_baselines(run, [{'text': 'ab'}], Halves())
     calls = []
     compress = baselines.measure_xz_sizes
     counted = lambda inputs: calls.append(1) or compress(inputs)
     monkeypatch.setattr(baselines, 'measure_xz_sizes', counted)
-    assert baselines.compute_baselines(run, [{'text': 'ab'}], Halves()) == first
+    assert baselines.compute_baselines(run, [{'text': 'ab'}], Halves()) == result
     assert not calls
     baselines.compute_baselines(run, [{'text': 'ba'}], Halves())
     assert calls
@@ -96,7 +82,7 @@ def test_sizes_are_those_of_the_xz_program(tmp_path):
     path.write_bytes(text)
     packed = subprocess.run(['xz', '-9e', '-T1', '-c', path], capture_output=True)
     (size,) = baselines.measure_xz_sizes([text])
-    # releases of liblzma differ by a few bytes at most
+    # Releases of liblzma differ by a few bytes.
     assert size == pytest.approx(len(packed.stdout), abs=64)
 
 
@@ -104,14 +90,13 @@ def test_the_last_documents_of_a_long_file(tmp_path):
     path = tmp_path / 'train.jsonl'
     lines = [json.dumps({'id': str(i), 'text': f'{i:0100d}'}) for i in range(1000)]
     path.write_text('\n'.join(lines) + '\n')
-    texts = baselines.read_last_texts(path, max_bytes=1050)  # ten of them, and a half
+    texts = baselines.read_last_texts(path, max_bytes=1050)  # enough for 10.4 texts
     assert texts == [f'{i:0100d}'.encode() for i in range(990, 1000)]
     assert len(baselines.read_last_texts(path, max_bytes=10**6)) == 1000
 
 
 @pytest.mark.parametrize('missing', ['documents', 'prepared'])
-def test_what_is_missing_is_named(tmp_path, missing):
-    run = make_run(tmp_path, ['aab', 'a'], ROWS)
+def test_errors_name_what_is_missing(run, missing):
     shutil.rmtree(run / missing)
     with pytest.raises(UserError, match=missing):
         baselines.compute_baselines(run, [{'text': 'ab'}], Halves())

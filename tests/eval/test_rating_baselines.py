@@ -1,4 +1,4 @@
-"""What a reward model is measured against."""
+"""Baselines of a reward model."""
 
 import numpy as np
 import pytest
@@ -8,40 +8,37 @@ from gptjax.eval import rating_baselines
 from gptjax.eval.rating_baselines import Pairs, draw_pairs, score_bag_of_words
 
 
-def test_pairs_of_one_set_are_all_unequal_ones():
+def test_pairs_are_those_of_unequal_values_within_a_set():
     values = np.array([2.0, 1.0, 2.0, 3.0])
     pairs = draw_pairs(values, np.arange(4)[None], most=10, seed=0)
     found = sorted(zip(pairs.better.tolist(), pairs.worse.tolist(), strict=True))
     assert found == [(0, 1), (2, 1), (3, 0), (3, 1), (3, 2)]
-
-
-def test_pairs_of_many_sets_stay_within_them():
     values = np.array([1.0, 0.0, 0.0, 1.0, 1.0, 1.0])
     pairs = draw_pairs(values, np.arange(6).reshape(3, 2), most=10, seed=0)
     assert pairs.better.tolist() == [0, 3] and pairs.worse.tolist() == [1, 2]
 
 
-def test_of_too_many_pairs_so_many_are_drawn():
+def test_too_many_pairs_are_sampled_by_the_seed():
     values = np.arange(100.0)
-    pairs = draw_pairs(values, np.arange(100)[None], most=50, seed=0)
+    pairs, again = (
+        draw_pairs(values, np.arange(100)[None], most=50, seed=0) for _ in range(2)
+    )
     assert len(pairs.better) == len(pairs.worse) == 50
     assert (values[pairs.better] > values[pairs.worse]).all()
-    again = draw_pairs(values, np.arange(100)[None], most=50, seed=0)
     np.testing.assert_array_equal(pairs.better, again.better)
 
 
-def test_right_counts_ties_half():
+def test_a_tie_counts_one_half():
     pairs = Pairs(np.array([0, 0, 1]), np.array([1, 2, 2]))
     assert pairs.score_right(np.array([1.0, 2.0, 1.0])).tolist() == [0, 0.5, 1]
 
 
-def test_length_takes_its_sign_from_training():
-    train = Pairs(np.array([0]), np.array([1]))
+def test_the_sign_of_the_length_comes_from_training_pairs():
     characters = np.array([10.0, 20.0, 30.0])
-    scores = rating_baselines.score_length(characters, train)
-    assert scores.tolist() == [-10, -20, -30]
-    other = Pairs(np.array([1]), np.array([0]))
-    assert rating_baselines.score_length(characters, other).tolist() == [10, 20, 30]
+    for better, worse, sign in ((0, 1, -1), (1, 0, 1)):
+        train = Pairs(np.array([better]), np.array([worse]))
+        scores = rating_baselines.score_length(characters, train)
+        assert scores.tolist() == [10 * sign, 20 * sign, 30 * sign]
 
 
 def test_bag_of_words_learns_a_word_and_ranks_unseen_texts():
@@ -58,7 +55,7 @@ def test_bag_of_words_learns_a_word_and_ranks_unseen_texts():
     scores, ridge = score_bag_of_words(texts, range(40), train, held)
     assert held.score_right(scores).mean() == 1
     assert ridge in rating_baselines.RIDGES
-    # With the words apart that tell it there is nothing to learn.
+    # Without the last words there is nothing to learn.
     blind = [text.rsplit(' ', 1)[0] for text in texts]
     scores, _ = score_bag_of_words(blind, range(40), train, held)
     assert 0.3 < held.score_right(scores).mean() < 0.7
@@ -69,14 +66,14 @@ def test_bag_of_words_is_at_the_minimum_of_its_objective():
     values = np.array([1.0] * 5 + [0.0] * 5)
     pairs = draw_pairs(values, np.arange(10)[None], 100, 0)
     scores, ridge = score_bag_of_words(texts, range(10), pairs, pairs)
-    # One weight w of one feature ln 2: w is where its derivative is zero.
+    # The only feature is ln 2; the derivative by its weight is zero.
     difference = scores[0] - scores[9]
     weight = difference / np.log(2)
     slope = ridge * weight - np.log(2) / (1 + np.exp(difference))
     assert slope == pytest.approx(0, abs=1e-4)
 
 
-def test_rare_words_and_words_of_the_test_are_unknown():
+def test_rare_words_and_words_of_the_test_split_are_ignored():
     texts = ['often'] * 5 + ['rare'] * 4 + ['test'] * 9
     counts = rating_baselines.count_words(texts, range(9))
     assert counts.shape == (18, 1)
@@ -92,5 +89,5 @@ def test_people_are_known_by_their_training_values():
         item('d', 0, 'new', 'newer'),
     ]  # fmt: skip
     scores = rating_baselines.score_people(items, range(2))
-    # x: 10, y: 15, z: 20, whoever is new: 15.
+    # x: 10, y: 15, z: 20, new people: 15.
     assert scores.tolist() == [12.5, 17.5, 12.5, 15]
