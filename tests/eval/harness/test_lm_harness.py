@@ -3,12 +3,14 @@
 import importlib.util
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gptjax.core import run_dir
 from gptjax.core.console import UserError
+from gptjax.data import chat_template
 from gptjax.eval.bootstrap import BootstrapSettings
 from gptjax.eval.evaluate import find_task
 from gptjax.eval.harness import core_suites
@@ -55,7 +57,7 @@ metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]
 
 
 def write_tasks(folder) -> dict:
-    """Files of items and of the tasks over them; {name: YAML file}."""
+    """Writes the data and the tasks; returns {name: YAML file}."""
     rows = dict(
         tiny_choice=[dict(question=q, choices=c, gold=g) for q, c, g in QUESTIONS],
         tiny_reply=[dict(question=q, answer=c[0]) for q, c, _ in QUESTIONS],
@@ -102,7 +104,7 @@ def test_bos_stands_before_a_prompt_once(predictor):
     model = lm_harness.HarnessModel(predictor)
     tokenizer = predictor.tokenizer
     plain = tokenizer.encode('Hi <bos> there')
-    assert tokenizer.bos_id not in plain  # what a text spells is text
+    assert tokenizer.bos_id not in plain
     assert model.tok_encode('Hi <bos> there') == [tokenizer.bos_id, *plain]
     assert model.tok_encode('Hi <bos> there', add_special_tokens=False) == plain
     without = lm_harness.HarnessModel(predictor, add_bos=False)
@@ -110,10 +112,8 @@ def test_bos_stands_before_a_prompt_once(predictor):
     assert model.prefix_token_id == tokenizer.bos_id != model.eot_token_id
 
 
-def test_the_chat_template_travels_through_strings(predictor):
+def test_a_chat_as_a_string_keeps_its_special_tokens(predictor):
     model = lm_harness.HarnessModel(predictor._replace(template='turns'))
-    from gptjax.data import chat_template
-
     messages = [
         dict(role='system', content='Be <|end|> kind.'),
         dict(role='user', content='Hi \ufdd3 there'),
@@ -132,7 +132,7 @@ def test_the_chat_template_travels_through_strings(predictor):
     assert plain == 'Hi \ufffd there\n\n'
 
 
-def test_how_a_task_wants_its_replies():
+def test_sampling_parameters_of_a_task():
     greedy = dict(until='\n', max_gen_toks=9, do_sample=False, temperature=0.7)
     assert lm_harness.parameters_of(greedy, 64) == SamplingParameters(
         max_tokens=9, temperature=0.0, stop=('\n',)
@@ -157,9 +157,9 @@ def test_likelihoods_of_choices(predictor, tasks):
     for sample, (question, choices, gold) in zip(
         found['samples']['tiny_choice'], QUESTIONS, strict=True
     ):
-        whole = [encode(question + choice) for choice in choices]
         size = len(encode(question))
-        pairs = [([bos, *tokens[:size]], tokens[size:]) for tokens in whole]
+        encoded = [encode(question + choice) for choice in choices]
+        pairs = [([bos, *tokens[:size]], tokens[size:]) for tokens in encoded]
         scores = score_pairs(predictor.score_batch, pairs, 64, 4, 0)
         logprobs = [score.logprob for score in scores]
         scores_given = [float(answer[0]) for answer in sample['filtered_resps']]
@@ -168,8 +168,7 @@ def test_likelihoods_of_choices(predictor, tasks):
     assert found['results']['tiny_choice']['acc,none'] == np.mean(rights)
 
 
-def test_likelihood_of_whole_texts(predictor, tasks):
-    """In windows of the harness's own: each token once, the first after BOS."""
+def test_each_token_of_a_whole_text_is_scored_once(predictor, tasks):
     found = evaluate('tiny_text', tasks, lm_harness.HarnessModel(predictor))
     encode, bos = predictor.tokenizer.encode, predictor.tokenizer.bos_id
     assert len(encode(TEXTS[1])) > 64 > len(encode(TEXTS[0]))
@@ -185,7 +184,7 @@ def test_likelihood_of_whole_texts(predictor, tasks):
     )
 
 
-def test_replies_end_where_the_task_says(predictor, tasks):
+def test_replies_end_at_the_stop_string_of_the_task(predictor, tasks):
     model = lm_harness.HarnessModel(predictor)
     found = evaluate('tiny_reply', tasks, model, num_fewshot=1)
     samples = found['samples']['tiny_reply']
@@ -231,10 +230,12 @@ def test_tasks_have_intervals_and_chance(predictor, tasks):
 
 
 def test_the_mean_above_chance(predictor, tasks, monkeypatch):
-    how = BootstrapSettings(400, 0.95, 0)
+    settings = BootstrapSettings(400, 0.95, 0)
     columns = dict(items=np.ones(40), acc=np.array([1.0] * 30 + [0.0] * 10))
-    value, samples = core_suites.subtract_chance(columns, 'acc', 0.5, how, number=0)
-    assert value == pytest.approx(0.5)  # 0.75 is half way from 0.5 to 1
+    value, samples = core_suites.subtract_chance(
+        columns, 'acc', 0.5, settings, number=0
+    )
+    assert value == pytest.approx(0.5)  # (0.75 - 0.5) / (1 - 0.5)
     assert samples.mean() == pytest.approx(0.5, abs=0.03)
     manager = core_suites._make_task_manager('x', str(tasks['tiny_choice']))
     monkeypatch.setattr('lm_eval.tasks.TaskManager', lambda: manager)
@@ -248,10 +249,8 @@ def test_the_mean_above_chance(predictor, tasks, monkeypatch):
     assert found['core']['figures']['core']['value'] == pytest.approx(value)
 
 
-def test_the_lists_name_tasks_that_there_are():
-    """By the files of the installed harness: its index takes seconds to build."""
-    from pathlib import Path
-
+def test_the_tasks_of_the_suites_exist():
+    # The files of the installed harness: building its index takes seconds.
     folder = Path(lm_eval.__file__).parent / 'tasks'
     names = {
         line.split(':', 1)[1].strip()
@@ -265,7 +264,7 @@ def test_the_lists_name_tasks_that_there_are():
     assert len(core_suites.CORE) == 21 and len(core_suites.CHATCORE) == 5
 
 
-def test_what_is_wrong_is_one_line(trained_run, tasks, tmp_path, capsys, monkeypatch):
+def test_every_error_is_one_line(trained_run, tasks, tmp_path, capsys, monkeypatch):
     def check_error(name, message):
         assert runs.gptjax('eval', f'--workdir={trained_run}', f'--tasks={name}') == 2
         assert message in capsys.readouterr().err
@@ -284,10 +283,10 @@ def test_what_is_wrong_is_one_line(trained_run, tasks, tmp_path, capsys, monkeyp
 def test_requests_that_are_cut_are_counted(predictor, tasks):
     model = lm_harness.HarnessModel(predictor, max_length=16)
     evaluate('tiny_choice', tasks, model)
-    encode = predictor.tokenizer.encode
-    long = sum(
-        1 + len(encode(question + choice)) - 1 > 16
+    lengths = [
+        len(predictor.tokenizer.encode(question + choice))
         for question, choices, _ in QUESTIONS
         for choice in choices
-    )
-    assert 0 < long < 8 and model.cut == long
+    ]
+    assert 0 < sum(length > 16 for length in lengths) < len(lengths)
+    assert model.cut == sum(length > 16 for length in lengths)

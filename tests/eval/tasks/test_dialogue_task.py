@@ -114,7 +114,7 @@ def test_runs_without_a_reply_to_evaluate(tmp_path):
         read_dialogue_examples(tmp_path, settings())
     alone = view('own/1', 'hello, anybody?', first='assistant')
     long = view('own/2', 'hm', 'x' * (conversations.MAX_REPLY_BYTES + 1))
-    with pytest.raises(UserError, match='no conversation with a reply to a user'):
+    with pytest.raises(UserError, match='has a reply to a user'):
         read_dialogue_examples(run_with(tmp_path, alone, long), settings())
 
 
