@@ -1,6 +1,7 @@
-"""Configs by the schema: made from it, checked by it, completed from it.
+"""Makes, checks and completes configs by the schema.
 
-RUN/config.json  ->  complete  ->  config  ->  check_fields
+a --config file  ->  complete_new  ->  check_fields
+RUN/config.json  ->  complete      ->  check_fields
 """
 
 import difflib
@@ -10,12 +11,15 @@ from ml_collections import ConfigDict
 
 from gptjax.core.console import UserError
 from gptjax.core.fields import NEEDED, SAME, Field
-from gptjax.core.schema import BASE, DECIDES_WEIGHTS, GONE, REWARD_PART, SCHEMA
+from gptjax.core.schema import BASE, DECIDES_WEIGHTS, REWARD_PART, SCHEMA
 
-Fields = dict[str, Field]  # of a section, by name
+Fields = dict[str, Field]  # the fields of a section by name
+
+# Removed fields, and the only value with which an older run can still be read.
+GONE = {'policy.top_k': 0, 'policy.top_p': 1.0, 'policy.min_p': 0.0}
 
 
-# ---- sections from their defaults
+# ---- sections with their defaults
 
 
 def base_config() -> ConfigDict:
@@ -28,14 +32,14 @@ def base_config() -> ConfigDict:
 
 
 def make_section(fields: Fields, **values: Any) -> ConfigDict:
-    """A section with these values and otherwise its defaults, locked."""
+    """A locked section with these values, and defaults for its other fields."""
     section = lock({name: make_default(field) for name, field in fields.items()})
     section.update(values)
     return section
 
 
 def make_default(field: Field) -> Any:
-    """A field's default; where it holds sections, with their own defaults."""
+    """The default of a field, with complete entries."""
     if isinstance(field.range, dict):
         entries = field.default.items()
         return {name: make_section(field.range, **entry) for name, entry in entries}
@@ -45,7 +49,7 @@ def make_default(field: Field) -> Any:
 def lock(fields: dict) -> ConfigDict:
     """A section to which no field can be added.
 
-    What is nested in it has names of the user's own, and takes new ones.
+    New entries can be added to its nested sections: the user chooses their names.
     """
     section = ConfigDict(fields).lock()
     for value in section.values():
@@ -196,9 +200,9 @@ def _to_dicts(value: Any) -> Any:
 
 
 def decides_weights(name: str) -> bool:
-    """Whether a section, or a field as 'train.num_steps', decides a run's weights.
+    """Whether a section, or a field such as 'train.num_steps', decides the weights.
 
-    A field that the schema does not know is of another version, and does not.
+    A field that the schema does not know comes from another version and does not.
     """
     section, _, field = name.partition('.')
     if section not in DECIDES_WEIGHTS or not field:

@@ -1,15 +1,17 @@
-"""What a config field is, and the values that it may have."""
+"""The type of a config field, and the ranges of values that a field may have."""
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 
 class Range(NamedTuple):
-    """The values that a field may have, and the words for them.
+    """The values that a field may have.
 
-    holds: from a value of the default's type (a number is finite) to a bool.
-    choices: the values, of a text that has few.
+    holds: whether a value of the field's type is in the range.
+    words: the range in words, for error messages.
+    choices: all values, for a text with few of them.
     """
 
     holds: Callable[[Any], bool]
@@ -17,53 +19,8 @@ class Range(NamedTuple):
     choices: tuple[str, ...] = ()
 
 
-SAME = object()  # as the default
-NEEDED = object()  # no run is without it
-
-
-class Field(NamedTuple):
-    """One config field.
-
-    default: its type is the field's: a number, a bool, a text, a tuple or a dict.
-    range: the values that are allowed. Of a dict that holds sections under names of
-        the user's own: the fields of each section.
-    doc: what it does, in a line.
-    before: the value that it has in runs that are older than it.
-    free: it may change while a run trains, as it does not decide the weights.
-    """
-
-    default: Any
-    range: 'Range | dict[str, Field]'
-    doc: str
-    before: Any = SAME
-    free: bool = False
-
-    def allows(self, value: Any) -> bool:
-        """Whether the field may have this value; entries of a dict are not read."""
-        kind = type(self.default)
-        if kind is dict:
-            return hasattr(value, 'items')
-        if kind is tuple:
-            return isinstance(value, list | tuple) and bool(self.range.holds(value))
-        if kind in (bool, str):
-            return isinstance(value, kind) and self.range.holds(value)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return False
-        if kind is int and value % 1 != 0:  # infinite and NaN neither
-            return False
-        return -math.inf < value < math.inf and self.range.holds(value)
-
-    def advice(self, value: Any) -> str:
-        """What to use instead of a value that is not allowed."""
-        if isinstance(self.range, dict):
-            return 'use names with a section each'
-        if isinstance(value, float) and type(self.default) is int and value % 1:
-            return f'use a whole number: {self.range.words}'
-        return f'use {self.range.words}'
-
-
 def one_of(*choices: str) -> Range:
-    """The range of a text that has few values."""
+    """The range of a text that is one of a few choices."""
     words = ', '.join(choice or "''" for choice in choices)
     return Range(lambda x: x in choices, f'one of {words}', choices)
 
@@ -93,3 +50,62 @@ WINDOWS = Range(
     'the numbers of tokens that the layers see, 0 for all',
 )
 OPTIONS = Range(lambda x: True, 'names with a value each')
+
+DEFAULT_RANGES = {
+    bool: YES_OR_NO,
+    int: AT_LEAST_0,
+    float: AT_LEAST_0,
+    str: TEXT,
+    tuple: TEXTS,
+    dict: OPTIONS,
+}
+
+SAME = object()  # the default
+NEEDED = object()  # every run has this field
+
+
+@dataclass
+class Field:
+    """One config field.
+
+    default: decides the type: a number, a bool, a text, a tuple of texts or a dict.
+    doc: what the field does, in one line.
+    range: the allowed values; without it, the range in DEFAULT_RANGES of the type.
+        For a dict with entries under names that the user chooses: the fields of an
+        entry.
+    before: the value in runs that are older than the field.
+    free: whether the field may change during training; it does not decide the weights.
+    """
+
+    default: Any
+    doc: str
+    range: 'Range | dict[str, Field] | None' = None
+    before: Any = SAME
+    free: bool = False
+
+    def __post_init__(self):
+        if self.range is None:
+            self.range = DEFAULT_RANGES[type(self.default)]
+
+    def allows(self, value: Any) -> bool:
+        """Whether the field may have this value. Entries of a dict are not checked."""
+        kind = type(self.default)
+        if kind is dict:
+            return hasattr(value, 'items')
+        if kind is tuple:
+            return isinstance(value, list | tuple) and bool(self.range.holds(value))
+        if kind in (bool, str):
+            return isinstance(value, kind) and self.range.holds(value)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        if kind is int and value % 1 != 0:  # also false for infinity and NaN
+            return False
+        return -math.inf < value < math.inf and self.range.holds(value)
+
+    def advice(self, value: Any) -> str:
+        """What to use instead of a value that is not allowed."""
+        if isinstance(self.range, dict):
+            return 'use names with a section each'
+        if isinstance(value, float) and type(self.default) is int and value % 1:
+            return f'use a whole number: {self.range.words}'
+        return f'use {self.range.words}'

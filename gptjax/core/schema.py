@@ -1,13 +1,12 @@
-"""Every config field: its default, the values that it may have, what it does.
+"""Every config field: its default, what it does, and the values that it may have.
 
-A new field is one line here; nothing else lists fields, defaults or ranges.
+To add a field, add it here; no other file lists fields, defaults or ranges.
 configs/common.py makes the sections of an experiment from this table, and
-gptjax/core/config.py checks a config by it and fills in what an older run lacks.
-Every field is a flag, as --config.optim.learning_rate=3e-4.
+gptjax/core/config.py checks configs and completes those of older runs.
+Every field is a flag, such as --config.optim.learning_rate=3e-4.
 """
 
 from gptjax.core.fields import (
-    AT_LEAST_0,
     AT_LEAST_1,
     AT_LEAST_2,
     BELOW_HALF,
@@ -17,38 +16,41 @@ from gptjax.core.fields import (
     LESS_THAN_HALF,
     MESH_SIZE,
     NEEDED,
-    OPTIONS,
     POSITIVE,
     SEED,
     SHARE,
     SOME_SHARE,
     STEP_OR_NONE,
-    TEXT,
-    TEXTS,
     UP_TO_HALF,
     WINDOWS,
-    YES_OR_NO,
     Field,
     one_of,
 )
 
-# ---- entries under names of the user's own
+# ---- entries whose names the user chooses
 
 SOURCE = dict(
-    kind=Field('text', one_of('tfds', 'text', 'jsonl', 'parquet', 'chat'), 'its form'),
-    path=Field('', TEXT, 'a file, folder or glob; the name of a TFDS dataset'),
-    split=Field('train', TEXT, 'of a TFDS dataset; other kinds have one'),
-    text_field=Field('text', TEXT, 'the column or key that holds the text'),
-    id_field=Field('', TEXT, "the key that names the document; '': 'id' or its place"),
-    weight=Field(0.0, AT_LEAST_0, 'share of the training examples; 0: by size'),
-    limit=Field(0, AT_LEAST_0, 'documents read at most; 0: all'),
-    licence=Field('', TEXT, 'recorded in the manifest; TFDS datasets know theirs'),
+    kind=Field(
+        'text',
+        'format of the files; tfds: a TensorFlow dataset',
+        one_of('tfds', 'text', 'jsonl', 'parquet', 'chat'),
+    ),
+    path=Field('', 'file, folder or glob pattern; for tfds, the name of the dataset'),
+    split=Field('train', 'split to read, only for tfds'),
+    text_field=Field('text', 'column or JSON key that holds the text'),
+    id_field=Field('', "column or key of the id; '': 'id', or the line number"),
+    weight=Field(0.0, 'share of the training examples; 0: in proportion to the size'),
+    limit=Field(0, 'maximum number of documents to read; 0: all'),
+    licence=Field('', 'licence for the manifest; tfds datasets state their own'),
 )
 
 REWARD_PART = dict(
-    function=Field('correct', TEXT, "in REWARDS of reward_functions.py, or 'model'"),
-    weight=Field(1.0, FINITE, 'the total reward is the sum of weight x reward'),
-    run=Field('', TEXT, 'the run directory of a reward model'),
+    function=Field(
+        'correct',
+        "key of REWARDS in reward_functions.py, or 'model' for a reward model",
+    ),
+    weight=Field(1.0, 'the total reward is the sum of weight * reward', FINITE),
+    run=Field('', "run directory of the reward model, for function='model'"),
 )
 
 # ---- sections, in the order of the pipeline
@@ -56,357 +58,363 @@ REWARD_PART = dict(
 DATA = dict(
     sources=Field(
         dict(chitchat=dict(kind='tfds', path='chitchat')),
+        'where documents come from, under names of your choice',
         SOURCE,
-        'what documents are read from',
     ),
     clean=Field(
         (
-            'repair_unicode',
-            'html_to_text',
-            'remove_control_characters',
-            'normalize_whitespace',
-            'mask_emails',
-            'mask_phone_numbers',
-            'mask_handles',
-            'mask_user_ids',
-            'drop_short',
-            'drop_repetitive',
+            *('repair_unicode', 'html_to_text', 'remove_control_characters'),
+            *('normalize_whitespace', 'mask_emails', 'mask_phone_numbers'),
+            *('mask_handles', 'mask_user_ids', 'drop_short', 'drop_repetitive'),
             'drop_duplicates',
         ),
-        TEXTS,
-        'cleaning steps in order, by their names in STEPS of cleaning_steps.py',
+        'cleaning steps, in order; cleaning_steps.py defines them',
     ),
-    languages=Field(
-        ('en',),
-        TEXTS,
-        "kept by 'keep_languages'; the first one is that of 'split_sentences'",
+    languages=Field(('en',), "for 'keep_languages'; 'split_sentences' uses the first"),
+    min_characters=Field(16, "'drop_short' drops shorter documents"),
+    max_characters=Field(1_000_000, "'drop_long' drops longer documents", AT_LEAST_1),
+    max_repetition=Field(
+        0.5, "'drop_repetitive' allows this share of repeated lines or 5-grams", SHARE
     ),
-    min_characters=Field(16, AT_LEAST_0, "shorter documents go, by 'drop_short'"),
-    max_characters=Field(1_000_000, AT_LEAST_1, "longer ones go, by 'drop_long'"),
-    max_repetition=Field(0.5, SHARE, 'share of repeated lines or 5-grams, at most'),
-    validation_fraction=Field(0.05, INNER_SHARE, 'of conversations, by hash of the id'),
-    context=Field(128, AT_LEAST_0, 'tokens of an example; 0: as many as start.run'),
-    workers=Field(0, AT_LEAST_0, 'processes that clean and tokenise; 0: one a CPU'),
+    validation_fraction=Field(
+        0.05, 'share of documents held out, by a hash of the id', INNER_SHARE
+    ),
+    context=Field(128, 'tokens in an example; 0: the context of the start.run model'),
+    workers=Field(0, 'processes that clean and tokenize; 0: one per CPU'),
 )
 
 TOKENIZER = dict(
-    kind=Field('bpe', one_of('bpe', 'unigram'), 'Sennrich 2016, or Kudo 2018'),
-    vocab_size=Field(2048, AT_LEAST_1, 'special tokens and the 256 bytes included'),
-    train_characters=Field(20_000_000, AT_LEAST_1, 'at most this much text is read'),
+    kind=Field('bpe', 'algorithm (Sennrich 2016, Kudo 2018)', one_of('bpe', 'unigram')),
+    vocab_size=Field(2048, 'tokens, with special tokens and the 256 bytes', AT_LEAST_1),
+    train_characters=Field(20_000_000, 'maximum size of the training text', AT_LEAST_1),
 )
 
 MODEL = dict(
-    num_layers=Field(3, AT_LEAST_1, 'L', before=NEEDED),
-    width=Field(192, AT_LEAST_1, 'D', before=NEEDED),
-    num_heads=Field(3, AT_LEAST_1, 'N', before=NEEDED),
-    num_kv_heads=Field(0, AT_LEAST_0, 'K; 0: as num_heads, 1: multi-query'),
-    head_dim=Field(0, AT_LEAST_0, 'H; 0: width / num_heads'),
-    mlp_width=Field(0, AT_LEAST_0, "F; 0: 4 width, and 8/3 width for 'swiglu'"),
-    context=Field(128, AT_LEAST_1, 'positions that it has', before=NEEDED),
-    position=Field('rotary', one_of('rotary', 'learned', 'none'), 'its encoding'),
-    rotary_base=Field(10_000.0, POSITIVE, 'of the wavelengths of rotary positions'),
-    norm=Field('rmsnorm', one_of('rmsnorm', 'layernorm'), 'before every sublayer'),
-    norm_epsilon=Field(1e-5, AT_LEAST_0, 'added to the variance'),
-    mlp=Field('relu2', one_of('gelu', 'swiglu', 'relu2'), 'the feed-forward layer'),
-    qk_norm=Field(True, YES_OR_NO, "normalise each head's query and key"),
-    windows=Field((0,), WINDOWS, 'attention window by layer, repeated; 0: all'),
-    attention_softcap=Field(0.0, AT_LEAST_0, 'c tanh(score / c); 0: none'),
-    logit_softcap=Field(0.0, AT_LEAST_0, 'c tanh(logit / c); 0: none'),
-    bias=Field(False, YES_OR_NO, 'in the linear layers and the layer norms'),
-    tie_embeddings=Field(False, YES_OR_NO, "the head is the embedding's transpose"),
-    embedding_dropout=Field(0.0, BELOW_ONE, 'share of the embeddings'),
-    attention_dropout=Field(0.0, BELOW_ONE, 'share of the attention weights'),
-    residual_dropout=Field(0.0, BELOW_ONE, 'share of what a sublayer adds'),
-    init_std=Field(0.02, AT_LEAST_0, "of the layers' matrices"),
-    embedding_std=Field(0.02, AT_LEAST_0, 'of an untied embedding'),
+    num_layers=Field(3, 'number of layers (L)', AT_LEAST_1, before=NEEDED),
+    width=Field(192, 'size of the hidden vectors (D)', AT_LEAST_1, before=NEEDED),
+    num_heads=Field(3, 'number of query heads (N)', AT_LEAST_1, before=NEEDED),
+    num_kv_heads=Field(0, 'number of key and value heads (K); 0: num_heads'),
+    head_dim=Field(0, 'size of a head (H); 0: width / num_heads'),
+    mlp_width=Field(0, 'feed-forward size (F); 0: 4 * width, swiglu: 8/3 * width'),
+    context=Field(128, 'maximum number of positions', AT_LEAST_1, before=NEEDED),
+    position=Field('rotary', 'position encoding', one_of('rotary', 'learned', 'none')),
+    rotary_base=Field(10_000.0, 'base of the rotary wavelengths', POSITIVE),
+    norm=Field('rmsnorm', 'norm before each sublayer', one_of('rmsnorm', 'layernorm')),
+    norm_epsilon=Field(1e-5, 'added to the variance'),
+    mlp=Field('relu2', 'kind of feed-forward layer', one_of('gelu', 'swiglu', 'relu2')),
+    qk_norm=Field(True, 'normalise the queries and keys of each head'),
+    windows=Field((0,), 'tokens that each layer attends to, repeated; 0: all', WINDOWS),
+    attention_softcap=Field(0.0, 'c in c * tanh(score / c); 0: no cap'),
+    logit_softcap=Field(0.0, 'c in c * tanh(logit / c); 0: no cap'),
+    bias=Field(False, 'biases in the linear layers and layer norms'),
+    tie_embeddings=Field(False, 'use the embedding as the output head'),
+    embedding_dropout=Field(0.0, 'dropout rate of the embeddings', BELOW_ONE),
+    attention_dropout=Field(0.0, 'dropout rate of the attention weights', BELOW_ONE),
+    residual_dropout=Field(0.0, 'dropout rate of the sublayer outputs', BELOW_ONE),
+    init_std=Field(0.02, 'initial standard deviation of the matrices in the layers'),
+    embedding_std=Field(0.02, 'initial standard deviation of an untied embedding'),
     dtype=Field(
         'float32',
+        'dtype of matrix products; the weights are float32',
         one_of('float32', 'bfloat16', 'float16'),
-        'of the matrix products; weights are float32',
     ),
     remat=Field(
         'none',
+        'what the backward pass recomputes, to save memory',
         one_of('none', 'full', 'dots', 'block_outputs'),
-        'what the backward pass computes again, to save memory',
     ),
-    unroll=Field(1, AT_LEAST_1, 'layers in one iteration of the scan'),
+    unroll=Field(1, 'layers in one iteration of the scan over layers', AT_LEAST_1),
 )
 
 MESH = dict(
-    data=Field(-1, MESH_SIZE, 'splits the batch; -1: over all devices left'),
-    fsdp=Field(1, MESH_SIZE, 'splits parameters and optimizer state, by width'),
-    tensor=Field(1, MESH_SIZE, 'splits heads, feed-forward and vocabulary'),
-    context=Field(1, MESH_SIZE, 'splits the sequence'),
+    data=Field(-1, 'devices that split the batch; -1: all that remain', MESH_SIZE),
+    fsdp=Field(1, 'devices that split batch, parameters, optimizer state', MESH_SIZE),
+    tensor=Field(1, 'devices that split heads, feed-forward, vocabulary', MESH_SIZE),
+    context=Field(1, 'devices that split the sequence', MESH_SIZE),
 )
 
 OPTIM = dict(
-    name=Field('muon', TEXT, 'a name in OPTIMIZERS of update_rules.py'),
-    learning_rate=Field(3e-3, AT_LEAST_0, 'peak; with muon, of all but the matrices'),
-    matrix_learning_rate=Field(0.02, AT_LEAST_0, 'peak of the matrices, muon only'),
-    embedding_scale=Field(1.0, AT_LEAST_0, 'times learning_rate, for the embeddings'),
-    head_scale=Field(1.0, AT_LEAST_0, 'times learning_rate, for an untied head'),
+    name=Field('muon', 'optimizer: adamw, adafactor, lion or muon'),
+    learning_rate=Field(3e-3, 'peak; for muon, of parameters that are not matrices'),
+    matrix_learning_rate=Field(0.02, 'peak for matrices of the layers, only for muon'),
+    embedding_scale=Field(1.0, 'factor of learning_rate for the embeddings'),
+    head_scale=Field(1.0, 'factor of learning_rate for an untied output head'),
     schedule=Field(
         'wsd',
+        'how the learning rate changes over time; see schedules.py',
         one_of('constant', 'cosine', 'linear', 'inverse_sqrt', 'wsd'),
-        'how the learning rate goes from its peak to its end; see schedules.py',
     ),
-    warmup_steps=Field(20, AT_LEAST_0, 'in which the learning rate rises to its peak'),
-    decay_fraction=Field(0.5, SHARE, 'of the steps, at the end, for wsd'),
-    final_scale=Field(0.0, SHARE, 'the last learning rate as a share of the peak'),
-    beta1=Field(0.9, BELOW_ONE, 'decay of the mean of gradients'),
-    beta2=Field(0.95, BELOW_ONE, 'decay of the mean of squared gradients'),
-    epsilon=Field(1e-8, AT_LEAST_0, 'added to the root of the mean square'),
-    momentum=Field(0.95, BELOW_ONE, 'of muon'),
-    weight_decay=Field(0.0, AT_LEAST_0, 'on matrices and embeddings, never on vectors'),
-    clip_norm=Field(1.0, AT_LEAST_0, 'of the global gradient norm; 0: none'),
-    ema=Field(0.0, BELOW_ONE, 'decay of the averaged, evaluated weights; 0: none'),
+    warmup_steps=Field(20, 'steps in which the learning rate rises to the peak'),
+    decay_fraction=Field(0.5, 'share of the steps in which wsd decays', SHARE),
+    final_scale=Field(0.0, 'final learning rate as a share of the peak', SHARE),
+    beta1=Field(0.9, 'decay rate of the mean of gradients', BELOW_ONE),
+    beta2=Field(0.95, 'decay rate of the mean of squared gradients', BELOW_ONE),
+    epsilon=Field(1e-8, 'added to the root of the mean of squared gradients'),
+    momentum=Field(0.95, 'momentum of muon', BELOW_ONE),
+    weight_decay=Field(0.0, 'weight decay of matrices and embeddings, not of vectors'),
+    clip_norm=Field(1.0, 'maximum global norm of the gradients; 0: no clipping'),
+    ema=Field(0.0, 'decay of the weight average for evaluation; 0: none', BELOW_ONE),
 )
 
 TRAIN = dict(
-    num_steps=Field(1000, AT_LEAST_1, 'updates'),
-    batch_size=Field(16, AT_LEAST_1, 'examples in one update, over all devices'),
-    accumulation=Field(1, AT_LEAST_1, 'micro-batches in one update'),
-    z_loss=Field(0.0, AT_LEAST_0, 'times the squared log-partition'),
-    label_smoothing=Field(0.0, BELOW_ONE, 'share of the target for all tokens alike'),
-    loss_chunk=Field(0, AT_LEAST_0, 'tokens of logits alive at once; 0: all'),
-    eval_every=Field(200, AT_LEAST_1, 'steps between validations; the last has one'),
-    eval_batches=Field(8, AT_LEAST_0, 'of the validation split; 0: all', free=True),
-    patience=Field(0, AT_LEAST_0, 'validations without a better loss; 0: no limit'),
+    num_steps=Field(1000, 'number of updates', AT_LEAST_1),
+    batch_size=Field(16, 'examples in one update, over all devices', AT_LEAST_1),
+    accumulation=Field(1, 'micro-batches in one update', AT_LEAST_1),
+    z_loss=Field(0.0, 'coefficient of the squared log-partition function'),
+    label_smoothing=Field(0.0, 'share of the target spread over all tokens', BELOW_ONE),
+    loss_chunk=Field(0, 'tokens whose logits are in memory at once; 0: all'),
+    eval_every=Field(200, 'steps between validations, and the last step', AT_LEAST_1),
+    eval_batches=Field(8, 'validation batches; 0: the whole validation set', free=True),
+    patience=Field(0, 'validations without a lower loss before stopping; 0: no limit'),
     max_bad_steps=Field(
-        10, AT_LEAST_1, 'non-finite updates in a row that stop the run', free=True
+        10, 'non-finite updates in a row that stop training', AT_LEAST_1, free=True
     ),
     profile_step=Field(
-        -1, STEP_OR_NONE, 'first of 3 traced steps; -1: none', free=True
+        -1, 'first of 3 profiled steps; -1: none', STEP_OR_NONE, free=True
     ),
-    peak_tflops=Field(
-        0.0, AT_LEAST_0, 'of a device, for MFU; 0: by a table', free=True
-    ),
+    peak_tflops=Field(0.0, 'TFLOP/s of a device, for MFU; 0: from a table', free=True),
 )
 
 CHECKPOINT = dict(
-    every=Field(200, AT_LEAST_1, 'steps; the last step and SIGTERM save as well'),
-    keep=Field(2, AT_LEAST_1, 'the newest'),
-    keep_best=Field(1, AT_LEAST_0, 'by validation loss, besides; 0: none'),
+    every=Field(
+        200, 'steps between checkpoints; the last step and SIGTERM save too', AT_LEAST_1
+    ),
+    keep=Field(2, 'number of newest checkpoints to keep', AT_LEAST_1),
+    keep_best=Field(1, 'also keep this many with the lowest validation loss'),
 )
 
 EVAL = dict(
-    stride=Field(0, AT_LEAST_0, 'tokens between windows; 0: half the context'),
-    batch_size=Field(32, AT_LEAST_1, 'windows at once'),
-    documents=Field(0, AT_LEAST_0, 'of validation, by a hash of their ids; 0: all'),
-    conversations=Field(200, AT_LEAST_0, "held out, for 'reply' and 'choice'; 0: all"),
-    choices=Field(4, AT_LEAST_2, "replies that 'choice' chooses among"),
-    max_tokens=Field(48, AT_LEAST_1, 'of a reply; at most half the context'),
-    temperature=Field(0.0, AT_LEAST_0, 'of replies; 0: the likeliest token'),
-    top_k=Field(0, AT_LEAST_0, 'likeliest tokens that are drawn from; 0: all'),
-    top_p=Field(1.0, SOME_SHARE, 'probability that is drawn from; 1: all'),
-    resamples=Field(1000, AT_LEAST_1, 'of the bootstrap and of permutation tests'),
-    level=Field(0.95, INNER_SHARE, 'share of the resamples that an interval holds'),
-    seed=Field(0, SEED, 'of prompts, draws and resamples'),
+    stride=Field(0, 'tokens between windows of a long document; 0: half the context'),
+    batch_size=Field(32, 'windows in a batch', AT_LEAST_1),
+    documents=Field(0, 'validation documents, chosen by a hash of the id; 0: all'),
+    conversations=Field(200, "held-out conversations for 'reply' and 'choice'; 0: all"),
+    choices=Field(4, "candidate replies in the task 'choice'", AT_LEAST_2),
+    max_tokens=Field(48, 'tokens of a reply; at most half the context', AT_LEAST_1),
+    temperature=Field(0.0, 'sampling temperature of replies; 0: greedy'),
+    top_k=Field(0, 'sample from the k likeliest tokens; 0: from all'),
+    top_p=Field(1.0, 'sample from this share of the probability; 1: all', SOME_SHARE),
+    resamples=Field(1000, 'resamples of bootstrap and permutation tests', AT_LEAST_1),
+    level=Field(0.95, 'confidence level of intervals', INNER_SHARE),
+    seed=Field(0, 'seed of prompts, sampling and resamples', SEED),
 )
 
 CHAT = dict(
     template=Field(
         'text',
+        "prompt format: 'turns' for fine-tuned models; '': that of start.run",
         one_of('text', 'turns', ''),
-        "'text' after pretraining, 'turns' after fine-tuning; '': as start.run",
-    ),
+    )
 )
 
 SAMPLE = dict(
     prompts=Field(
         ('Hello! How are you today?\n\n', 'I really like', ''),
-        TEXTS,
-        'that the model goes on from',
+        'texts that the model continues',
     ),
-    max_tokens=Field(96, AT_LEAST_1, 'drawn for each'),
-    temperature=Field(0.8, AT_LEAST_0, '0: the likeliest token'),
-    top_k=Field(0, AT_LEAST_0, 'likeliest tokens that are drawn from; 0: all'),
-    top_p=Field(0.95, SOME_SHARE, 'probability that is drawn from; 1: all'),
-    min_p=Field(0.0, SHARE, "least probability, as a share of the likeliest's"),
+    max_tokens=Field(96, 'tokens to generate for each prompt', AT_LEAST_1),
+    temperature=Field(0.8, 'sampling temperature; 0: greedy'),
+    top_k=Field(0, 'sample from the k likeliest tokens; 0: from all'),
+    top_p=Field(0.95, 'sample from this share of the probability; 1: all', SOME_SHARE),
+    min_p=Field(0.0, 'minimum probability relative to the likeliest token', SHARE),
 )
 
-# The earlier run that a later stage begins with.
+# The earlier run that a later stage is initialised from.
 START = dict(
-    run=Field('', TEXT, 'its directory; model and tokenizer are taken from it'),
-    step=Field(-1, STEP_OR_NONE, 'of its checkpoint; -1: the best by validation loss'),
+    run=Field('', 'run directory of the earlier stage; gives model and tokenizer'),
+    step=Field(-1, 'checkpoint step; -1: the lowest validation loss', STEP_OR_NONE),
 )
 
-# Conversations to fine-tune on; `data` says how they are cleaned and split.
+# Conversations for fine-tuning; `data` decides how they are cleaned and split.
 DIALOGUE = dict(
-    sources=Field({}, SOURCE, "of the kind 'chat' or 'tfds'"),
+    sources=Field({}, "of kind 'chat' or 'tfds', under names of your choice", SOURCE)
 )
 
 # Supervised fine-tuning.
 SFT = dict(
-    epochs=Field(3.0, AT_LEAST_0, 'over the conversations; 0: train.num_steps instead'),
-    pretraining_share=Field(0.0, BELOW_ONE, "of each batch's rows: text of start.run"),
+    epochs=Field(3.0, 'passes over the conversations; 0: train.num_steps decides'),
+    pretraining_share=Field(0.0, 'share of rows from the text of start.run', BELOW_ONE),
 )
 
-# Low-rank adaptation (Hu et al. 2021): w + alpha / rank A B, with w frozen.
+# Low-rank adaptation (Hu et al. 2021): W + (alpha / rank) A B, where W is frozen.
 LORA = dict(
-    rank=Field(0, AT_LEAST_0, 'columns of A; 0: all parameters are trained instead'),
-    alpha=Field(16.0, POSITIVE, 'alpha / rank multiplies A B'),
+    rank=Field(0, 'columns of A; 0: train all parameters'),
+    alpha=Field(16.0, 'A B is multiplied by alpha / rank', POSITIVE),
     targets=Field(
         ('query', 'key', 'value', 'out', 'up', 'down'),
-        TEXTS,
-        "the matrices that are adapted; swiglu has a 'gate' too",
+        "adapted matrices; 'swiglu' also has 'gate'",
     ),
 )
 
-# A reward model, and the ratings or preferences that it learns from.
+# A reward model, and the ratings or preferences that it is trained on.
 REWARD = dict(
     target=Field(
         'sum',
+        'one rating, the sum of all three, or what people did',
         one_of('sum', 'witty', 'interesting', 'upbeat', 'replied', 'continued'),
-        'the sum of ratings, one of them, or what people did',
     ),
-    preferences=Field('', TEXT, 'pairs instead: a JSON Lines file, folder, glob'),
-    test_fraction=Field(0.15, INNER_SHARE, 'of conversations, and all held out before'),
-    validation_fraction=Field(0.1, INNER_SHARE, 'the next ones, for early stopping'),
+    preferences=Field('', 'train on pairs instead: JSON Lines file, folder or glob'),
+    test_fraction=Field(
+        0.15,
+        'share of conversations for testing; at least data.validation_fraction',
+        INNER_SHARE,
+    ),
+    validation_fraction=Field(0.1, 'a further share, for early stopping', INNER_SHARE),
     loss=Field(
         'pairwise',
+        "'regression' for ratings, 'binary' for what people did",
         one_of('pairwise', 'regression', 'binary'),
-        "'regression' of ratings, 'binary' of what people did",
     ),
-    group=Field(8, AT_LEAST_2, 'conversations compared with each other, in all pairs'),
-    margin=Field(0.0, AT_LEAST_0, 'of a pair: times the difference of its ratings'),
-    centring=Field(0.01, AT_LEAST_0, "times the squared sum of a pair's rewards"),
-    epochs=Field(0.0, AT_LEAST_0, 'over the conversations; 0: train.num_steps instead'),
+    group=Field(8, 'conversations in a group; each pair in it is compared', AT_LEAST_2),
+    margin=Field(0.0, 'factor of the rating difference that rewards must differ by'),
+    centring=Field(0.01, "coefficient of the squared sum of a pair's rewards"),
+    epochs=Field(0.0, 'passes over the conversations; 0: train.num_steps decides'),
 )
 
-# Learning from preferences directly, by DPO and its kin.
+# Training on preference pairs without a reward model: DPO and related losses.
 PREFERENCE = dict(
-    path=Field('', TEXT, 'pairs: a JSON Lines file, folder, glob'),
-    validation_fraction=Field(0.1, INNER_SHARE, 'of prompts, by a hash'),
-    epochs=Field(1.0, AT_LEAST_0, 'over the pairs; 0: train.num_steps instead'),
-    loss=Field('dpo', one_of('dpo', 'ipo', 'kto', 'orpo', 'simpo'), 'the objective'),
-    beta=Field(0.1, POSITIVE, 'of the KL; of simpo, a scale; orpo has none'),
-    label_smoothing=Field(0.0, BELOW_HALF, 'of dpo: share of wrong labels (cDPO)'),
-    margin=Field(1.0, AT_LEAST_0, 'of simpo: gamma'),
-    odds_weight=Field(0.1, AT_LEAST_0, 'of orpo: lambda'),
-    desirable_weight=Field(1.0, AT_LEAST_0, 'of kto: of chosen replies'),
-    undesirable_weight=Field(1.0, AT_LEAST_0, 'of kto: of rejected replies'),
-    nll=Field(0.0, AT_LEAST_0, 'times the loss per token of chosen replies, added'),
-    reference=Field('', TEXT, "the run of the reference model; '': start.run"),
+    path=Field('', 'preference pairs: JSON Lines file, folder or glob'),
+    validation_fraction=Field(0.1, 'share of prompts held out, by a hash', INNER_SHARE),
+    epochs=Field(1.0, 'passes over the pairs; 0: train.num_steps decides'),
+    loss=Field('dpo', 'the objective', one_of('dpo', 'ipo', 'kto', 'orpo', 'simpo')),
+    beta=Field(0.1, 'strength of the KL constraint; simpo: reward scale', POSITIVE),
+    label_smoothing=Field(0.0, 'dpo: assumed share of wrong labels (cDPO)', BELOW_HALF),
+    margin=Field(1.0, 'simpo: target reward margin (gamma)'),
+    odds_weight=Field(0.1, 'orpo: weight of the odds-ratio loss (lambda)'),
+    desirable_weight=Field(1.0, 'kto: weight of chosen replies'),
+    undesirable_weight=Field(1.0, 'kto: weight of rejected replies'),
+    nll=Field(0.0, 'coefficient of the loss per token of chosen replies'),
+    reference=Field('', "run directory of the reference model; '': start.run"),
 )
 
-# Problems that replies are judged on.
+# Problems, and the rewards of replies to them.
 TASK = dict(
-    name=Field('chain_sum', TEXT, 'a dataset of reasoning-gym'),
+    name=Field('chain_sum', 'dataset of reasoning-gym'),
     options=Field(
         dict(min_terms=2, max_terms=2, min_digits=1, max_digits=2),
-        OPTIONS,
-        'of that dataset',
+        'options of the dataset',
     ),
     path=Field(
         '',
-        TEXT,
-        'JSON Lines of the user\'s instead: "prompt", "answer"; or a folder with '
-        'train.jsonl and validation.jsonl of conversations, as RUN/dialogue',
+        'your problems instead: JSON Lines with "prompt" and "answer", or a folder '
+        'with train.jsonl and validation.jsonl of conversations, such as RUN/dialogue',
     ),
-    held_out_fraction=Field(0.1, LESS_THAN_HALF, 'of problems, by content'),
-    problems=Field(10_000, AT_LEAST_1, 'to train on, at most; each is there once'),
-    demonstrations=Field(1200, AT_LEAST_0, 'of these, with answers', free=True),
-    validation=Field(200, AT_LEAST_1, 'problems that choose a checkpoint', free=True),
-    held_out=Field(1000, AT_LEAST_1, 'problems that `eval` reports on', free=True),
-    samples=Field(8, AT_LEAST_1, 'replies that `eval` draws, for pass@8', free=True),
+    held_out_fraction=Field(
+        0.1, 'share of problems held out, by a hash of the content', LESS_THAN_HALF
+    ),
+    problems=Field(10_000, 'maximum training problems, without repeats', AT_LEAST_1),
+    demonstrations=Field(1200, 'training problems with answers, for sft', free=True),
+    validation=Field(200, 'problems that choose the checkpoint', AT_LEAST_1, free=True),
+    held_out=Field(1000, 'problems that `eval` reports on', AT_LEAST_1, free=True),
+    samples=Field(8, 'replies to a problem, for pass@k in eval', AT_LEAST_1, free=True),
     rewards=Field(
-        dict(correct=dict(function='correct')), REWARD_PART, 'the mixture of rewards'
+        dict(correct=dict(function='correct')),
+        'rewards under names of your choice; their weighted sum counts',
+        REWARD_PART,
     ),
 )
 
-# What PPO and GRPO have in common: rollouts and how they are trained on.
+# Rollouts of PPO and GRPO, and the updates that follow each rollout.
 POLICY = dict(
-    prompts=Field(32, AT_LEAST_1, 'in a rollout'),
-    replies=Field(8, AT_LEAST_1, 'G, to each prompt; train.batch_size are an update'),
-    epochs=Field(1, AT_LEAST_1, 'passes over a rollout'),
-    max_tokens=Field(16, AT_LEAST_1, 'of a reply, its stop token included'),
-    temperature=Field(1.0, POSITIVE, 'of the policy: drawn and trained at'),
-    slots=Field(64, AT_LEAST_1, 'replies drawn at once', free=True),
-    generation_tensor=Field(1, AT_LEAST_1, 'devices a copy of the weights', free=True),
-    kl_reward=Field(0.0, AT_LEAST_0, 'times k1, off the reward; not with kl_loss'),
-    kl_loss=Field(0.0, AT_LEAST_0, 'times k2, added to the loss'),
-    kl_target=Field(6.0, POSITIVE, 'nats a reply, where the coefficient adapts'),
-    kl_horizon=Field(0, AT_LEAST_0, 'replies over which it adapts; 0: it is fixed'),
-    entropy=Field(0.0, AT_LEAST_0, 'times the entropy, taken from the loss'),
-    missing_eos_penalty=Field(0.0, AT_LEAST_0, 'off the score of a truncated reply'),
-    overlong_buffer=Field(0, AT_LEAST_0, 'tokens before max_tokens that cost; 0: none'),
-    reward_scale=Field(1.0, POSITIVE, 'divides scores'),
-    reward_running_scale=Field(False, YES_OR_NO, 'also by their running deviation'),
-    reward_clip=Field(0.0, AT_LEAST_0, 'largest absolute score then; 0: none'),
+    prompts=Field(32, 'prompts in a rollout', AT_LEAST_1),
+    replies=Field(8, 'replies per prompt (G); train.batch_size per update', AT_LEAST_1),
+    epochs=Field(1, 'passes over a rollout', AT_LEAST_1),
+    max_tokens=Field(16, 'maximum tokens of a reply, with the stop token', AT_LEAST_1),
+    temperature=Field(1.0, 'temperature of sampling and of the loss', POSITIVE),
+    slots=Field(64, 'replies generated at once', AT_LEAST_1, free=True),
+    generation_tensor=Field(1, 'devices per copy of weights', AT_LEAST_1, free=True),
+    kl_reward=Field(0.0, 'coefficient of KL (k1) in the reward; excludes kl_loss'),
+    kl_loss=Field(0.0, 'coefficient of KL (k2) in the loss'),
+    kl_target=Field(6.0, 'KL per reply in nats for an adaptive coefficient', POSITIVE),
+    kl_horizon=Field(0, 'replies over which the coefficient adapts; 0: never'),
+    entropy=Field(0.0, 'coefficient of the entropy bonus in the loss'),
+    missing_eos_penalty=Field(0.0, 'subtracted from the score of a truncated reply'),
+    overlong_buffer=Field(
+        0, 'tokens before max_tokens with a growing penalty; 0: none'
+    ),
+    reward_scale=Field(1.0, 'divides scores', POSITIVE),
+    reward_running_scale=Field(False, 'also divide by the running standard deviation'),
+    reward_clip=Field(0.0, 'maximum absolute value of scaled scores; 0: no clipping'),
 )
 
 # Proximal policy optimisation (Schulman et al. 2017).
 PPO = dict(
-    critic=Field('head', one_of('head', 'network'), 'on the policy, or of its own'),
-    critic_run=Field('', TEXT, "a network begins as this reward model; '': as policy"),
-    gamma=Field(1.0, SHARE, 'discount of later rewards'),
-    lam=Field(0.95, SHARE, 'of generalised advantage estimation'),
-    clip_low=Field(0.2, POSITIVE, 'the ratio may fall by this'),
-    clip_high=Field(0.2, POSITIVE, 'and rise by this'),
-    value_clip=Field(0.2, AT_LEAST_0, "how far from the rollout's values; 0: any"),
-    value_coefficient=Field(0.1, POSITIVE, 'times the value loss'),
-    whiten=Field(True, YES_OR_NO, 'advantages to mean 0 and variance 1'),
-    warm_up=Field(0, AT_LEAST_0, 'rollouts at the start that train only the critic'),
-    ptx=Field(0.0, AT_LEAST_0, 'times the language loss on pretraining text, added'),
-    ptx_run=Field('', TEXT, 'the run whose RUN/prepared is that text'),
-    ptx_rows=Field(32, AT_LEAST_1, 'of that text in an update'),
+    critic=Field(
+        'head', 'head on the policy, or separate network', one_of('head', 'network')
+    ),
+    critic_run=Field('', "reward model that initialises a 'network'; '': the policy"),
+    gamma=Field(1.0, 'discount of later rewards', SHARE),
+    lam=Field(0.95, 'lambda of generalised advantage estimation', SHARE),
+    clip_low=Field(0.2, 'the probability ratio is clipped at 1 - clip_low', POSITIVE),
+    clip_high=Field(0.2, 'the probability ratio is clipped at 1 + clip_high', POSITIVE),
+    value_clip=Field(0.2, 'maximum change of values since the rollout; 0: no clipping'),
+    value_coefficient=Field(0.1, 'coefficient of the value loss', POSITIVE),
+    whiten=Field(True, 'normalise advantages to mean 0 and variance 1'),
+    warm_up=Field(0, 'rollouts at the start that train only the critic'),
+    ptx=Field(0.0, 'coefficient of the language loss on pretraining text'),
+    ptx_run=Field('', 'run directory whose RUN/prepared is that text'),
+    ptx_rows=Field(32, 'rows of that text in an update', AT_LEAST_1),
 )
 
-# Group-relative policy optimisation (Shao et al. 2024) and its kin; see grpo.py.
+# Group-relative policy optimisation (Shao et al. 2024) and related algorithms.
 GRPO = dict(
     advantage=Field(
         'grpo',
+        'how a score becomes an advantage; see grpo.py',
         one_of('grpo', 'dr_grpo', 'rloo', 'reinforce'),
-        'of a score; see grpo.py',
     ),
-    objective=Field('clipped', one_of('clipped', 'gspo', 'reinforce'), 'of the policy'),
+    objective=Field(
+        'clipped',
+        'loss of the policy; see grpo.py',
+        one_of('clipped', 'gspo', 'reinforce'),
+    ),
     normaliser=Field(
         'sequence',
+        'what divides the sum over tokens',
         one_of('sequence', 'token', 'constant', 'sum'),
-        'what the sum over tokens is divided by',
     ),
-    clip_low=Field(0.2, POSITIVE, 'the ratio may fall by this'),
-    clip_high=Field(0.2, POSITIVE, 'and rise by this'),
-    resampling=Field(0, AT_LEAST_0, 'further draws for groups with one score alone'),
+    clip_low=Field(0.2, 'the probability ratio is clipped at 1 - clip_low', POSITIVE),
+    clip_high=Field(0.2, 'the probability ratio is clipped at 1 + clip_high', POSITIVE),
+    resampling=Field(0, 'extra draws of prompts to replace groups with equal scores'),
 )
 
-# Training data from a model's own replies: rejection sampling and pairs.
+# How the stages `select` and `best_of` sample replies.
+GENERATION = dict(
+    max_tokens=Field(16, 'maximum tokens of a reply, with the stop token', AT_LEAST_1),
+    temperature=Field(1.0, 'sampling temperature', POSITIVE),
+    slots=Field(64, 'replies generated at once', AT_LEAST_1),
+    generation_tensor=Field(1, 'devices per copy of weights', AT_LEAST_1),
+)
+
+# Training data from replies of the model: chosen replies and preference pairs.
 SELECT = dict(
-    problems=Field(2000, AT_LEAST_1, "of the task's training part, each once"),
-    replies=Field(8, AT_LEAST_2, 'n, drawn to each'),
-    by=Field('verifier', one_of('verifier', 'reward'), 'right and wrong, or rewards'),
-    keep=Field(1, AT_LEAST_0, 'm, replies kept of a problem at most, all different'),
-    pairs=Field(1, AT_LEAST_0, 'of a problem at most'),
-    noise=Field(0.0, UP_TO_HALF, 'share of pairs swapped, to study wrong labels'),
-    max_tokens=Field(16, AT_LEAST_1, 'of a reply, its stop token included'),
-    temperature=Field(1.0, POSITIVE, 'of the draws'),
-    slots=Field(64, AT_LEAST_1, 'replies drawn at once'),
-    generation_tensor=Field(1, AT_LEAST_1, 'devices a copy of the weights'),
+    problems=Field(2000, 'training problems, each used once', AT_LEAST_1),
+    replies=Field(8, 'replies per problem (n)', AT_LEAST_2),
+    by=Field('verifier', 'what ranks the replies', one_of('verifier', 'reward')),
+    keep=Field(1, 'maximum number of different replies to keep for a problem'),
+    pairs=Field(1, 'maximum number of pairs for a problem'),
+    noise=Field(0.0, 'share of pairs to swap, to study wrong labels', UP_TO_HALF),
+    **GENERATION,
 )
 
-# Best-of-n: the reply of n that a reward likes best, judged by another.
+# Best-of-n: of n replies the one with the highest reward, judged by a gold reward.
 BEST_OF = dict(
-    judge=Field('', TEXT, "the gold reward model's run; '': the task's verifier"),
-    problems=Field(200, AT_LEAST_2, 'held-out ones'),
-    samples=Field(64, AT_LEAST_2, 'N, drawn to each; n is 1, 2, 4, … up to N'),
-    max_tokens=Field(16, AT_LEAST_1, 'of a reply, its stop token included'),
-    temperature=Field(1.0, POSITIVE, 'of the draws'),
-    slots=Field(64, AT_LEAST_1, 'replies drawn at once'),
-    generation_tensor=Field(1, AT_LEAST_1, 'devices a copy of the weights'),
+    judge=Field('', "run directory of the gold reward model; '': the task's verifier"),
+    problems=Field(200, 'number of held-out problems', AT_LEAST_2),
+    samples=Field(64, 'replies per problem (N); n is 1, 2, 4, … up to N', AT_LEAST_2),
+    **GENERATION,
 )
 
-# A proxy reward, optimised by best-of-n and by PPO, judged by `best_of.judge`.
+# A proxy reward, optimised by best-of-n and by PPO, and judged by `best_of.judge`.
 OVEROPTIMIZATION = dict(
-    proxy=Field('', TEXT, "a reward model's run; '': one is made in RUN/proxy"),
-    policy=Field('', TEXT, "a run of PPO against it; '': one is made in RUN/ppo"),
-    replies=Field(8, AT_LEAST_1, 'to each held-out problem, by each checkpoint'),
+    proxy=Field('', "run of the proxy reward model; '': trained in RUN/proxy"),
+    policy=Field('', "run of PPO against the proxy; '': trained in RUN/ppo"),
+    replies=Field(8, 'replies of each checkpoint to each held-out problem', AT_LEAST_1),
 )
 
-# ---- all of them
+# ---- all sections
 
-BASE = dict(  # that every experiment has
-    seed=Field(0, SEED, 'of shuffling, initialisation, dropout'),
+BASE = dict(  # sections of every experiment
+    seed=Field(0, 'seed of shuffling, initialisation and dropout', SEED),
     data=DATA,
     tokenizer=TOKENIZER,
     model=MODEL,
@@ -418,7 +426,7 @@ BASE = dict(  # that every experiment has
     chat=CHAT,
     sample=SAMPLE,
 )
-SCHEMA = BASE | dict(  # those that a stage needs stand only in its configs
+SCHEMA = BASE | dict(  # sections that only some stages need
     start=START,
     dialogue=DIALOGUE,
     sft=SFT,
@@ -434,12 +442,9 @@ SCHEMA = BASE | dict(  # those that a stage needs stand only in its configs
     overoptimization=OVEROPTIMIZATION,
 )
 
-# Once there is a checkpoint, no field of these may change that is not `free`. (What
-# is decided earlier, the data and tokenizer stages guard themselves.)
+# After the first checkpoint of a run, only `free` fields of these sections may change.
+# The data and tokenizer stages check their own sections.
 DECIDES_WEIGHTS = (
     *('seed', 'model', 'optim', 'train', 'start', 'sft', 'lora'),
     *('reward', 'preference', 'task', 'policy', 'ppo', 'grpo'),
 )
-
-# Fields of earlier versions that had to have this value: the code acts as by it.
-GONE = {'policy.top_k': 0, 'policy.top_p': 1.0, 'policy.min_p': 0.0}

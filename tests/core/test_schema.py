@@ -70,7 +70,7 @@ def test_every_field_has_a_doc_and_a_default_that_it_may_have():
 
 
 def test_a_field_takes_one_line(monkeypatch):
-    new = Field(2, fields.AT_LEAST_1, 'experts in a layer', before=1)
+    new = Field(2, 'experts in a layer', fields.AT_LEAST_1, before=1)
     monkeypatch.setitem(schema.MODEL, 'experts', new)
     old = run_dir.to_json(common.base())
     assert common.base().model.experts == 2
@@ -386,12 +386,12 @@ def test_what_no_run_is_without_is_not_made_up():
         complete(old)
 
 
-@pytest.mark.parametrize('name', schema.GONE)
+@pytest.mark.parametrize('name', core.GONE)
 def test_fields_that_are_gone_are_read(name):
     section, field = name.split('.')
     whole = everything().to_dict()
     old = copy.deepcopy(whole)
-    old[section][field] = schema.GONE[name]
+    old[section][field] = core.GONE[name]
     assert complete(old) == whole
     old[section][field] = 0.3
     with pytest.raises(UserError, match=f'^{name}=0.3: this field is gone, as if'):
