@@ -47,7 +47,7 @@ def open_run(
         inherited = {
             name: value
             for name, value in changes.items()
-            if name.split('.')[0] in init_from.SECTIONS
+            if name.split('.')[0] in init_from.INHERITED
         }
         config = init_from.inherit_config(config, workdir, inherited)
     check_fields(config)

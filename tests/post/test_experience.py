@@ -7,12 +7,13 @@ import pytest
 
 from configs import common
 from gptjax.infer.request import Reply, Token
-from gptjax.post import experience
+from gptjax.post import experience, grpo
 from gptjax.post.experience import Algorithm, Environment
 from gptjax.post.objectives.score_shaping import RunningMoments
 from gptjax.post.problems.problem_sources import Problem
 from gptjax.post.problems.verifiable_tasks import Task
 from gptjax.post.rollout import PromptFormat
+from gptjax.train.load_model import Trained
 
 END = 5
 ROLES = ('<|system|>', '<|user|>', '<|end|>', '<|assistant|>')
@@ -114,7 +115,7 @@ def test_every_rollout_and_every_further_draw_has_problems_of_its_own():
     assert seen == list(range(18))
 
 
-# ---- scores
+# ---- scores and advantages
 
 
 def test_scores_are_scaled_and_then_penalised_for_length():
@@ -203,3 +204,24 @@ def test_groups_that_fill_the_rollout_do_not_count():
     assert not empty.batch['advantages'].any()
     assert empty.metrics['score'] == 5  # of the groups without weight
     assert empty.adaptive == ((0.5, 6.0, 100), (0, 0, 0))
+
+
+@pytest.mark.parametrize('advantage', ['grpo', 'dr_grpo'])
+def test_groups_whose_scores_differ_only_by_their_kl_have_no_advantage_in_grpo(
+    advantage,
+):
+    config = common.base()
+    config.policy, config.grpo = common.policy_section(), common.grpo_section()
+    config.policy.replies, config.grpo.advantage = 2, advantage
+    trained = Trained(None, None, None, 0)
+    algorithm = grpo.make_algorithm(config, trained, None, None)
+    mask_BT = np.ones((4, 1), np.float32)
+    apart_BT = np.float32([[0.02], [0.0], [0.02], [0.0]])
+    batch = dict(weights=mask_BT, old=apart_BT, reference=np.zeros_like(apart_BT))
+    scores_B = np.float32([1, 1, 1, 0])
+    batch, _ = algorithm.compute_advantages(batch, scores_B, 0.1)
+    found = batch['advantages'][:, 0]
+    if advantage == 'grpo':  # divided by the noise it would be -1 and 1
+        np.testing.assert_allclose(found, [0, 0, 1, -1], atol=1e-6)
+    else:
+        np.testing.assert_allclose(found, [-0.001, 0.001, 0.499, -0.499], atol=1e-6)

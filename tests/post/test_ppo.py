@@ -1,31 +1,16 @@
-"""PPO: its config, and PPO-ptx, pretraining text in the updates."""
+"""PPO-ptx: pretraining text in the updates."""
 
 import numpy as np
 import pytest
 
 from configs import common
-from configs import ppo as ppo_configs
 from gptjax.core.console import UserError
-from gptjax.post import policy_gradient, ppo
+from gptjax.post import ppo
 from tests import runs
 from tests.post import starts
 
 
-@pytest.mark.parametrize('variant', ['', 'reward=runs/reward'])
-def test_configs_of_ppo_are_fine(variant):
-    config = ppo_configs.get_config(variant)
-    ppo.check_config(config)
-    policy_gradient.check_policy(config)
-
-
-def test_a_head_does_not_begin_as_a_reward_model():
-    config = starts.bare_config('ppo')
-    config.ppo.critic_run = 'runs/reward'
-    with pytest.raises(UserError, match='critic_run=runs/reward does nothing where'):
-        ppo.check_config(config)
-
-
-def test_text_beside_replies_divides_into_parts():
+def test_text_must_divide_into_micro_batches():
     config = starts.bare_config('ppo')
     config.train.accumulation = 3
     with pytest.raises(UserError, match='ppo.ptx_rows=32 is not divisible by .* = 6'):
@@ -43,7 +28,7 @@ def config_for(run, **fields):
     return config
 
 
-def test_text_is_a_function_of_the_update_and_weighs_its_own_mean(prepared_run):
+def test_text_depends_on_the_update_and_its_loss_is_a_mean(prepared_run):
     config = config_for(prepared_run)
     text_arrays = ppo.make_text_arrays(config, ppo.open_text(config))
     batch = dict(weights=np.array([[0, 1, 1, 1], [0, 1, 0, 0]], np.float32))
@@ -52,7 +37,7 @@ def test_text_is_a_function_of_the_update_and_weighs_its_own_mean(prepared_run):
         np.testing.assert_array_equal(first[name], again[name])
     assert first['inputs'].shape[0] == 4
     assert (first['inputs'] != other['inputs']).any()
-    # Divided by the replies' 4 tokens, as the step does, they are a mean.
+    # The step divides by the 4 tokens of the replies: the weights give a mean.
     assert first['weights'].sum() / 4 == pytest.approx(1, rel=1e-6)
 
 

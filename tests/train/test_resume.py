@@ -1,39 +1,80 @@
-"""A run that is killed and started again is bitwise the run that was left alone."""
+"""A run that is killed and resumes is bitwise the run that was not killed."""
 
 import random
 import signal
 import time
+from functools import partial
 
 import pytest
 
 from gptjax.train.metrics import read_metrics
 from tests import runs
+from tests.post import starts
+from tests.train.test_sft import chat_file
 
 STEPS = 40
-SHORT = (
-    '--config.train.num_steps=40',
-    '--config.train.eval_every=10',
-    '--config.train.eval_batches=2',
-    '--config.checkpoint.every=10',
+PRETRAINING = (
+    '--config=configs/tiny.py',
+    *('--config.train.num_steps=40', '--config.checkpoint.every=10'),
+    *('--config.train.eval_every=10', '--config.train.eval_batches=2'),
+)
+FINE_TUNING = (
+    *('--config.data.validation_fraction=0.2', '--config.sft.epochs=0.0'),
+    *('--config.train.num_steps=24', '--config.train.batch_size=8'),
+    *('--config.train.eval_every=6', '--config.checkpoint.every=6'),
+)
+POLICY = (
+    '--config.task.rewards.correct.function=shortness',
+    *('--config.task.validation=4', '--config.policy.slots=8'),
+    *('--config.policy.prompts=4', '--config.policy.replies=4'),
+    '--config.policy.epochs=1',
+    *('--config.train.batch_size=8', '--config.train.num_steps=16'),
+    *('--config.train.eval_every=8', '--config.checkpoint.every=4'),
+    *('--config.policy.kl_reward=0.1', '--config.policy.kl_horizon=1000'),
+    '--config.policy.reward_running_scale=True',
 )
 
 
 def command(workdir, *more):
-    return ('pretrain', '--config=configs/tiny.py', '--workdir', workdir, *SHORT, *more)
+    return ('pretrain', f'--workdir={workdir}', *PRETRAINING, *more)
+
+
+def fine_tuning(folder, start, more, workdir):
+    chats = f'--config=configs/sft.py:chat={chat_file(folder)}'
+    words = (chats, f'--config.start.run={start}', *FINE_TUNING)
+    return ('sft', f'--workdir={workdir}', *words, *more)
+
+
+def policy(stage, folder, workdir):
+    """The command of 'ppo' or 'grpo', from `starts.write_start(folder)`."""
+    config, start = f'--config=configs/{stage}.py', folder / 'start'
+    problems = folder / 'problems.jsonl'
+    words = (f'--config.start.run={start}', f'--config.task.path={problems}', *POLICY)
+    return (stage, config, f'--workdir={workdir}', *words)
 
 
 @pytest.fixture(scope='module')
 def undisturbed(prepared_run, tmp_path_factory):
     workdir = runs.copy(prepared_run, tmp_path_factory.mktemp('undisturbed') / 'run')
     runs.finish(runs.start(*command(workdir)))
-    return runs.records(workdir)
+    return records(workdir)
+
+
+def records(workdir):
+    """The metrics that do not depend on the time."""
+    clocks = ('second', 'mfu')
+    return [
+        {
+            name: value
+            for name, value in record.items()
+            if not any(clock in name for clock in clocks)
+        }
+        for record in read_metrics(workdir / 'metrics.jsonl')
+    ]
 
 
 def wait_until(process, condition, seconds=600):
-    """Returns when the condition holds; the process must not have ended before.
-
-    The limit is only there for a process that hangs.
-    """
+    """Waits until the condition holds; fails if the process ends or hangs."""
     limit = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -46,14 +87,18 @@ def lines_of(workdir):
     return path.read_bytes().count(b'\n') if path.exists() else 0
 
 
-def kill_and_go_on(workdir, condition, delay=0.0):
-    """kill -9 once the condition holds, then the same command to its end."""
-    process = runs.start(*command(workdir))
+def has_checkpoint(workdir, step):
+    return (workdir / f'checkpoints/{step:08d}/_CHECKPOINT_METADATA').exists
+
+
+def kill_and_resume(words, condition, delay=0.0):
+    """kill -9 once the condition holds, then the same command until it ends."""
+    process = runs.start(*words)
     wait_until(process, condition)
     time.sleep(delay)
     process.kill()
     process.communicate()
-    return runs.finish(runs.start(*command(workdir)))
+    return runs.finish(runs.start(*words))[0]
 
 
 @pytest.mark.slow
@@ -68,14 +113,27 @@ def test_undisturbed_run_has_every_line_once(undisturbed):
 @pytest.mark.slow
 def test_kill_after_a_checkpoint(prepared_run, undisturbed, tmp_path):
     workdir = runs.copy(prepared_run, tmp_path / 'run')
-    checkpoint = workdir / 'checkpoints' / '00000010' / '_CHECKPOINT_METADATA'
-    output, _ = kill_and_go_on(workdir, checkpoint.exists)
+    assert 'resuming' in kill_and_resume(command(workdir), has_checkpoint(workdir, 10))
+    assert records(workdir) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('stage', ('sft', 'sft lora', 'grpo'))
+def test_other_stages_killed_after_a_checkpoint(stage, request, tmp_path):
+    if stage == 'grpo':
+        starts.write_start(tmp_path)
+        words, first = partial(policy, 'grpo', tmp_path), 4
+    else:
+        start = request.getfixturevalue('trained_run')
+        more = ('--config.lora.rank=4',) if 'lora' in stage else ()
+        words, first = partial(fine_tuning, tmp_path, start, more), 6
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    output, _ = runs.finish(runs.start(*words(whole)))
+    assert 'finished at step' in output
+    assert ('bits per byte of replies' in output) == ('sft' in stage)
+    output = kill_and_resume(words(killed), has_checkpoint(killed, first))
     assert 'resuming from the checkpoint of step' in output
-    assert runs.records(workdir) == undisturbed
-    # Once more: there is nothing left to do.
-    before = (workdir / 'metrics.jsonl').read_bytes()
-    assert runs.gptjax(*command(workdir, '--config.mesh.data=8')) == 0
-    assert (workdir / 'metrics.jsonl').read_bytes() == before
+    assert records(killed) == records(whole)
 
 
 @pytest.mark.slow
@@ -84,22 +142,23 @@ def test_kill_at_random(seed, prepared_run, undisturbed, tmp_path):
     workdir = runs.copy(prepared_run, tmp_path / 'run')
     rng = random.Random(seed)
     lines = rng.randrange(STEPS)
-    kill_and_go_on(workdir, lambda: lines_of(workdir) >= lines, 0.1 * rng.random())
-    assert runs.records(workdir) == undisturbed
+    condition = lambda: lines_of(workdir) >= lines
+    kill_and_resume(command(workdir), condition, 0.1 * rng.random())
+    assert records(workdir) == undisturbed
 
 
 @pytest.mark.slow
-def test_kill_while_a_checkpoint_is_written(prepared_run, undisturbed, tmp_path):
+def test_kill_while_a_checkpoint_is_saved(prepared_run, undisturbed, tmp_path):
     workdir = runs.copy(prepared_run, tmp_path / 'run')
     folder = workdir / 'checkpoints'
-    kill_and_go_on(workdir, lambda: [*folder.glob('*tmp*')])
+    kill_and_resume(command(workdir), lambda: [*folder.glob('*tmp*')])
     assert not [*folder.glob('*tmp*')]
-    assert runs.records(workdir) == undisturbed
+    assert records(workdir) == undisturbed
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('place', ('documents', 'tokenizer', 'prepared'))
-def test_kill_while_data_is_made(place, prepared_run, tmp_path):
+def test_kill_while_data_is_built(place, prepared_run, tmp_path):
     workdir = tmp_path / 'run'
     words = ('prepare', '--config=configs/tiny.py', f'--workdir={workdir}')
     process = runs.start(*words)
@@ -115,7 +174,7 @@ def test_kill_while_data_is_made(place, prepared_run, tmp_path):
 
 
 def stop(workdir, number):
-    """The output of a run that a signal ends in the middle, and its exit code."""
+    """(exit code, output, errors) of a run that receives a signal after 13 lines."""
     process = runs.start(*command(workdir))
     wait_until(process, lambda: lines_of(workdir) >= 13)
     process.send_signal(number)
@@ -125,7 +184,9 @@ def stop(workdir, number):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('number, code', ((signal.SIGTERM, 75), (signal.SIGINT, 130)))
-def test_signal_saves_and_says_so(number, code, prepared_run, undisturbed, tmp_path):
+def test_a_signal_saves_and_prints_so(
+    number, code, prepared_run, undisturbed, tmp_path
+):
     workdir = runs.copy(prepared_run, tmp_path / 'run')
     returned, output, errors = stop(workdir, number)
     assert returned == code, errors
@@ -134,14 +195,14 @@ def test_signal_saves_and_says_so(number, code, prepared_run, undisturbed, tmp_p
     reached = read_metrics(workdir / 'metrics.jsonl')[-1]['step']
     assert (workdir / 'checkpoints' / f'{reached:08d}').is_dir()
     if number == signal.SIGINT:
-        return  # it goes on from the same checkpoint
+        return  # resuming from it is the same
     output, _ = runs.finish(runs.start(*command(workdir)))
     assert f'resuming from the checkpoint of step {reached}' in output
-    assert runs.records(workdir) == undisturbed
+    assert records(workdir) == undisturbed
 
 
 @pytest.mark.slow
-def test_sigterm_and_ctrl_c_while_data_is_made(tmp_path):
+def test_sigterm_and_ctrl_c_while_data_is_built(tmp_path):
     for number, code in ((signal.SIGTERM, 75), (signal.SIGINT, 130)):
         workdir = tmp_path / f'run{code}'
         process = runs.start(*command(workdir))
@@ -152,15 +213,20 @@ def test_sigterm_and_ctrl_c_while_data_is_made(tmp_path):
 
 
 @pytest.mark.slow
-def test_going_on_with_another_mesh(prepared_run, undisturbed, tmp_path):
+def test_resuming_on_another_mesh(prepared_run, undisturbed, tmp_path):
     workdir = runs.copy(prepared_run, tmp_path / 'run')
     assert stop(workdir, signal.SIGTERM)[0] == 75
     mesh = ('--config.mesh.fsdp=2', '--config.mesh.tensor=2', '--config.mesh.context=2')
-    runs.finish(runs.start(*command(workdir, *mesh, '--config.mesh.data=1'), devices=8))
-    found = runs.records(workdir)
-    assert [(r['step'], r['split']) for r in found] == [
+    words = command(workdir, *mesh, '--config.mesh.data=1')
+    runs.finish(runs.start(*words, devices=8))
+    resumed = records(workdir)
+    assert [(r['step'], r['split']) for r in resumed] == [
         (r['step'], r['split']) for r in undisturbed
     ]
-    for ours, theirs in zip(found, undisturbed, strict=True):
-        # Found: 2e-7, sums of float32 (6e-8) in another order, in 40 steps.
+    for ours, theirs in zip(resumed, undisturbed, strict=True):
+        # Measured: 2e-7, float32 sums (6e-8) in another order over 40 steps.
         assert ours['loss'] == pytest.approx(theirs['loss'], rel=1e-6)
+    # A finished run trains no further.
+    before = (workdir / 'metrics.jsonl').read_bytes()
+    assert runs.gptjax(*command(workdir, '--config.mesh.data=8')) == 0
+    assert (workdir / 'metrics.jsonl').read_bytes() == before

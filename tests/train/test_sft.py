@@ -1,10 +1,11 @@
-"""Fine-tuning: from where, in full or as adapters, killed, and on other meshes."""
+"""Fine-tuning of all parameters and by LoRA, from an earlier run, on other meshes."""
 
 import functools
 import json
 import math
 import shutil
 from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import pytest
@@ -16,23 +17,26 @@ from gptjax.core.console import UserError
 from gptjax.data import packed_conversations
 from gptjax.parallel.mesh import make_mesh
 from gptjax.train import init_from, load_model, loop, sft
+from gptjax.train.checkpoint import name_of
 from gptjax.train.metrics import MetricsWriter, read_metrics
 from tests import helpers, runs
-from tests.train.test_resume import wait_until
 
 LORA = dict(rank=4, alpha=8.0)
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """As many devices as the mesh asks for, and no TensorBoard, which loads slowly."""
+@pytest.fixture(scope='module', autouse=True)
+def small():
+    """Uses only the devices that the mesh needs, and no TensorBoard, which is slow."""
 
     def make(section):
         return make_mesh(section, jax.devices()[: math.prod(section.values())])
 
-    monkeypatch.setattr(sft, 'make_mesh', make)
     writer = functools.partial(MetricsWriter, tensorboard=False)
-    monkeypatch.setattr(loop, 'MetricsWriter', writer)
+    with (
+        mock.patch.object(sft, 'make_mesh', make),
+        mock.patch.object(loop, 'MetricsWriter', writer),
+    ):
+        yield
 
 
 def chat_file(folder):
@@ -54,7 +58,7 @@ def chat_file(folder):
 
 @pytest.fixture(scope='module')
 def dialogue(trained_run, tmp_path_factory):
-    """A run directory with tokenizer and conversations; copy it."""
+    """A folder with `mine.jsonl` and a run directory with conversations; copy it."""
     folder = tmp_path_factory.mktemp('dialogue')
     config = config_of(folder, trained_run)
     packed_conversations.build_dialogue(
@@ -78,7 +82,7 @@ def config_of(folder, trained_run, lora=None, **train):
 
 
 def tuned(dialogue, trained_run, to, lora=None, mesh=None, **options):
-    """(run directory, its config, summary) after a few steps."""
+    """(run directory, config, summary) of a run of four steps."""
     workdir = shutil.copytree(dialogue / 'run', to)
     config = config_of(dialogue, trained_run, lora)
     config.optim.update(options)
@@ -86,6 +90,16 @@ def tuned(dialogue, trained_run, to, lora=None, mesh=None, **options):
     config = init_from.inherit_config(config, workdir)
     run_dir.write_config(config, workdir)
     return workdir, config, sft.fine_tune(config, workdir)
+
+
+@pytest.fixture(scope='module')
+def full_run(dialogue, trained_run):
+    return tuned(dialogue, trained_run, dialogue / 'full')
+
+
+@pytest.fixture(scope='module')
+def lora_run(dialogue, trained_run):
+    return tuned(dialogue, trained_run, dialogue / 'lora', LORA)
 
 
 def params_of(config, workdir):
@@ -98,7 +112,7 @@ def base_params(config):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('lora', (None, LORA), ids=('full', 'lora'))
-def test_without_learning_it_is_the_earlier_model(
+def test_with_learning_rate_0_it_is_the_earlier_model(
     dialogue, trained_run, tmp_path, lora
 ):
     workdir, config, summary = tuned(
@@ -111,42 +125,43 @@ def test_without_learning_it_is_the_earlier_model(
 
 
 @pytest.mark.slow
-def test_adapters_train_alone_and_are_merged(dialogue, trained_run, tmp_path):
-    workdir, config, summary = tuned(dialogue, trained_run, tmp_path / 'run', LORA)
+def test_lora_changes_its_matrices_alone(lora_run):
+    workdir, config, summary = lora_run
     base, merged = base_params(config), params_of(config, workdir)
     assert summary['parameters'] < 0.5 * sum(x.size for x in jax.tree.leaves(base))
-    changed = {
-        jax.tree_util.keystr(path, simple=True, separator='/')
-        for (path, before), after in zip(
-            jax.tree_util.tree_leaves_with_path(base),
-            jax.tree.leaves(merged),
-            strict=True,
-        )
-        if (before != after).any()
-    }
-    assert changed == {
+    changed = jax.tree.map(
+        lambda before, after: bool((before != after).any()), base, merged
+    )
+    assert {
+        name_of(path)
+        for path, is_changed in jax.tree_util.tree_leaves_with_path(changed)
+        if is_changed
+    } == {
         *(f'layers/attention/{name}' for name in ('query', 'key', 'value', 'out')),
         *(f'layers/mlp/{name}' for name in ('up', 'down')),
     }
-    found = read_metrics(workdir / 'metrics.jsonl')
-    losses = [r['loss'] for r in found if r['split'] == 'validation']
-    assert losses[-1] < losses[0]
-    assert all('bits_per_byte' in r for r in found if r['split'] == 'validation')
-
-    # What it began with has changed since: that is said, and not computed with.
-    other = runs.copy(trained_run, tmp_path / 'other')
-    shutil.rmtree(other / 'checkpoints' / '00000002')
-    moved = config.copy_and_resolve_references()
-    moved.start.run, moved.start.step = str(other), 4
-    if config.start.step == 4:
-        moved.start.run, moved.start.step = str(trained_run), 2
-    with pytest.raises(UserError, match='checkpoint 4 .* was made with other start'):
-        load_model.load_model(moved, workdir, helpers.mesh_of())
+    validations = [
+        record
+        for record in read_metrics(workdir / 'metrics.jsonl')
+        if record['split'] == 'validation'
+    ]
+    assert validations[-1]['loss'] < validations[0]['loss']
+    assert all('bits_per_byte' in record for record in validations)
 
 
 @pytest.mark.slow
-def test_a_run_does_not_go_on_with_other_conversations(dialogue, trained_run, tmp_path):
-    workdir, config, _ = tuned(dialogue, trained_run, tmp_path / 'run')
+def test_lora_is_not_merged_into_other_weights(trained_run, lora_run):
+    workdir, config, _ = lora_run
+    config = config.copy_and_resolve_references()
+    config.start.step = 2 if config.start.step == 4 else 4
+    with pytest.raises(UserError, match='checkpoint 4 .* was made with other start'):
+        load_model.load_model(config, workdir, helpers.mesh_of())
+
+
+@pytest.mark.slow
+def test_a_run_does_not_resume_with_other_conversations(dialogue, full_run, tmp_path):
+    workdir = runs.copy(full_run[0], tmp_path / 'run')
+    config = full_run[1].copy_and_resolve_references()
     lines = (dialogue / 'mine.jsonl').read_text().splitlines(keepends=True)
     storage.write_text(tmp_path / 'other.jsonl', ''.join(lines[:100]))
     config.dialogue.sources.own.path = str(tmp_path / 'other.jsonl')
@@ -157,13 +172,14 @@ def test_a_run_does_not_go_on_with_other_conversations(dialogue, trained_run, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('lora', (None, LORA), ids=('full', 'lora'))
-def test_another_mesh_gives_the_same(dialogue, trained_run, tmp_path, lora):
-    found = []
-    for name, mesh in (('one', {}), ('many', dict(data=2, fsdp=2, tensor=2))):
-        workdir, _, _ = tuned(dialogue, trained_run, tmp_path / name, lora, mesh)
-        found.append(runs.records(workdir))
-    for ours, theirs in zip(*found, strict=True):
+@pytest.mark.parametrize('name', ('full', 'lora'))
+def test_another_mesh_gives_the_same_losses(
+    name, dialogue, trained_run, request, tmp_path
+):
+    one = request.getfixturevalue(f'{name}_run')[0]
+    lora, mesh = LORA if name == 'lora' else None, dict(data=2, fsdp=2, tensor=2)
+    many = tuned(dialogue, trained_run, tmp_path / 'run', lora, mesh)[0]
+    for ours, theirs in zip(runs.records(many), runs.records(one), strict=True):
         assert ours['step'] == theirs['step'] and ours['split'] == theirs['split']
         assert ours['loss'] == pytest.approx(theirs['loss'], rel=2e-5)
 
@@ -186,77 +202,29 @@ def test_epochs_are_steps():
 
 
 @pytest.mark.parametrize(
-    'field, value, told',
+    'field, value, message',
     [
         ('lora.rank', -2, 'lora.rank=-2'),
         ('train.num_steps', -1, 'train.num_steps=-1'),
         ('data.context', 512, 'data.context=512 is longer than the model.context=128'),
     ],
 )
-def test_what_cannot_train_is_refused_before_there_is_data(field, value, told):
+def test_a_config_that_cannot_train_is_refused(field, value, message):
     config = sft_config.get_config()
     config.data.context = config.model.context
     sft.check_config(config)
-    section, name = field.split('.')
-    config[section][name] = value
-    with pytest.raises(UserError, match=told):
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=message):
         sft.check_config(config)
 
 
-def test_adapters_and_special_tokens_that_nobody_has_taught(tmp_path, capsys):
+def test_lora_with_new_special_tokens_prints_a_warning(tmp_path, capsys):
     config = sft_config.get_config()
     config.data.context = config.model.context
     config.start.run, config.lora.rank = str(tmp_path), 4
     earlier = common.base()
-    for template, told in (('text', True), ('turns', False)):
+    for template, warned in (('text', True), ('turns', False)):
         earlier.chat.template = template
         run_dir.write_config(earlier, tmp_path)
         sft.check_config(config)
-        assert ('cannot train the special tokens' in capsys.readouterr().out) == told
-
-
-# ---- whole runs
-
-
-def command(dialogue, trained_run, workdir, *more):
-    return (
-        'sft',
-        f'--config=configs/sft.py:chat={dialogue / "mine.jsonl"}',
-        f'--config.start.run={trained_run}',
-        f'--workdir={workdir}',
-        '--config.data.validation_fraction=0.2',
-        '--config.sft.epochs=0.0',
-        '--config.train.num_steps=24',
-        '--config.train.batch_size=8',
-        '--config.train.eval_every=6',
-        '--config.checkpoint.every=6',
-        *more,
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('more', ((), ('--config.lora.rank=4',)), ids=('full', 'lora'))
-def test_a_killed_run_goes_on_bitwise(more, dialogue, trained_run, tmp_path):
-    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-    output, _ = runs.finish(runs.start(*command(dialogue, trained_run, whole, *more)))
-    assert 'finished at step 24' in output and 'bits per byte of replies' in output
-    process = runs.start(*command(dialogue, trained_run, killed, *more))
-    checkpoint = killed / 'checkpoints' / '00000006' / '_CHECKPOINT_METADATA'
-    wait_until(process, checkpoint.exists, seconds=300)
-    process.kill()
-    process.communicate()
-    output, _ = runs.finish(runs.start(*command(dialogue, trained_run, killed, *more)))
-    assert 'resuming from the checkpoint of step' in output
-    assert runs.records(killed) == runs.records(whole)
-
-
-@pytest.mark.slow
-def test_early_stopping_and_what_a_run_may_not_change(dialogue, trained_run, tmp_path):
-    words = command(
-        dialogue, trained_run, tmp_path / 'run', '--config.train.patience=1'
-    )
-    diverging = ('--config.optim.learning_rate=1.0', '--config.optim.clip_norm=0.0')
-    output, _ = runs.finish(runs.start(*words, *diverging))
-    assert 'stopped early at step' in output
-    _, errors = runs.finish(runs.start(*words, '--config.lora.rank=2'), code=2)
-    assert 'was trained with another config (lora.rank: 0 there, 2 here)' in errors
+        assert ('cannot train the special tokens' in capsys.readouterr().out) == warned

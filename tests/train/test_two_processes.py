@@ -1,12 +1,14 @@
-"""Two processes train as one: the same data, the same losses, the same files."""
+"""Two processes train as one: the same data, losses and files."""
 
 import re
 
 import pytest
 
 from tests import runs
-from tests.train.test_resume import lines_of, wait_until
+from tests.post import starts
+from tests.train.test_resume import lines_of, policy, records, wait_until
 
+MESH = ('--config.mesh.data=2', '--config.mesh.fsdp=2', '--config.mesh.tensor=2')
 WORDS = (
     'pretrain',
     '--config=configs/tiny.py',
@@ -14,12 +16,10 @@ WORDS = (
     '--config.train.eval_every=6',
     '--config.train.eval_batches=2',
     '--config.checkpoint.every=6',
-    '--config.mesh.data=2',
-    '--config.mesh.fsdp=2',
-    '--config.mesh.tensor=2',
+    *MESH,
 )
 
-# The second process takes what it reads of the newest checkpoint for damaged.
+# In the second process the newest checkpoint seems to be damaged.
 DAMAGED = """
 from gptjax.train.checkpoint import Checkpoints, Damaged
 read = Checkpoints._read_state
@@ -42,11 +42,11 @@ def test_two_processes_are_one_run(prepared_run, tmp_path):
     runs.finish(runs.start(*WORDS, f'--workdir={alone}', devices=8))
     expected = runs.records(alone)
 
-    workdir = tmp_path / 'together'  # nothing prepared
+    workdir = tmp_path / 'together'  # without data
     first, second = runs.start_two(words_of(workdir))
     said = runs.finish(first)[0], runs.finish(second)[0]
     assert 'documents: ' in said[0] and 'finished at step 12' in said[0]
-    # Gloo's threads greet on standard output, and cut into each other's lines.
+    # Gloo's threads also print, and may split these lines.
     for ours in ('documents: ', 'tokens: ', 'parameters', 'finished'):
         assert ours not in said[1]
     found = runs.records(workdir)
@@ -54,16 +54,32 @@ def test_two_processes_are_one_run(prepared_run, tmp_path):
         (r['step'], r['split']) for r in expected
     ]
     for ours, theirs in zip(found, expected, strict=True):
-        # Found: 8e-8, sums of float32 in another order between processes.
+        # Measured: 8e-8, float32 sums in another order.
         assert ours['loss'] == pytest.approx(theirs['loss'], rel=1e-6)
     assert not [*workdir.glob('.*')]
-    # One process goes on where two stopped: there is nothing left to do.
+    # One process resumes the run of two; it has finished.
     output, _ = runs.finish(runs.start(*WORDS, f'--workdir={workdir}', devices=8))
     assert 'finished at step 12' in output
 
 
 @pytest.mark.slow
-def test_what_stops_or_hinders_one_stops_or_hinders_both(prepared_run, tmp_path):
+def test_two_processes_train_a_policy_as_one(tmp_path):
+    starts.write_start(tmp_path)
+    words = lambda name: (*policy('ppo', tmp_path, tmp_path / name), *MESH)
+    runs.finish(runs.start(*words('alone'), devices=8))
+    for process in runs.start_two(words('together')):
+        runs.finish(process)
+    both = records(tmp_path / 'together'), records(tmp_path / 'alone')
+    for together, alone in zip(*both, strict=True):
+        assert together.pop('split') == alone.pop('split')
+        # Float32 sums in another order; the replies are the same.
+        assert together == pytest.approx(alone, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_signal_or_a_damaged_shard_of_one_process_is_seen_by_both(
+    prepared_run, tmp_path
+):
     workdir = runs.copy(prepared_run, tmp_path / 'run')
     more = ('train.num_steps=30', 'train.eval_every=30', 'checkpoint.every=10')
     words = words_of(workdir, *(f'--config.{field}' for field in more))
@@ -87,7 +103,7 @@ def test_what_stops_or_hinders_one_stops_or_hinders_both(prepared_run, tmp_path)
 
 
 @pytest.mark.slow
-def test_what_the_first_refuses_the_others_refuse(tmp_path):
+def test_all_processes_refuse_what_the_first_refuses(tmp_path):
     missing = (
         '--config.data.sources.chitchat.kind=text',
         '--config.data.sources.chitchat.path=/nowhere',
