@@ -1,7 +1,7 @@
 """The classical steps of natural-language processing, as cleaning steps.
 
-They make text easier to count and index. None is on by default: a generative model
-learns to write what it reads, and should read what people write.
+They make text easier to count and index. None is on by default, because a generative
+model writes as the text that it was trained on.
 """
 
 import re
@@ -11,22 +11,22 @@ from functools import lru_cache
 
 
 def lowercase(text: str, options) -> str:
-    """Every letter in lower case, by Unicode's rules."""
+    """Writes every letter in lower case: 'ÀB' → 'àb'"""
     return text.lower()
 
 
 def remove_punctuation(text: str, options) -> str:
-    """Takes out every character of Unicode's punctuation classes ("don't": "dont").
+    """Removes punctuation: "Don't, $5!" → 'Dont $5'
 
-    Symbols as '$', '+' and emoji are no punctuation and stay.
+    Only Unicode's punctuation classes: '$', '+' and emoji are symbols, and stay.
     """
     return text.translate(_punctuation())
 
 
 def remove_stop_words(text: str, options) -> str:
-    """Takes out the function words of English; lines stay lines.
+    """Removes function words: "It's the cat.\\nAnd a dog" → 'cat.\\ndog'
 
-    Only English ones, whatever data.languages says.
+    Only those of English, whatever data.languages is.
     """
     return '\n'.join(
         ' '.join(
@@ -39,9 +39,9 @@ def remove_stop_words(text: str, options) -> str:
 
 
 def split_sentences(text: str, options) -> str:
-    """Puts each sentence on a line of its own, by the rules of the first language.
+    """Writes a sentence per line: 'Hi Mr. Bean. You?' → 'Hi Mr. Bean.\\nYou?'
 
-    By sentencex, which knows abbreviations; the language is data.languages[0].
+    sentencex knows the abbreviations of the language, which is data.languages[0].
     """
     import sentencex
 
@@ -57,10 +57,9 @@ def split_sentences(text: str, options) -> str:
 
 
 def tokenize_words(text: str, options) -> str:
-    """Puts one space between any two words or punctuation marks ("Hi , don't !").
+    """Puts one space between words and punctuation marks.
 
-    An apostrophe or a hyphen within a word, and a point or comma within a number,
-    do not part it. Lines stay lines.
+    "Hi, don't pay 1,000.50!\\nok" → "Hi , don't pay 1,000.50 !\\nok"
     """
     return '\n'.join(' '.join(_WORD.findall(line)) for line in text.split('\n'))
 

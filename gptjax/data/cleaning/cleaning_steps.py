@@ -1,9 +1,9 @@
 """Cleaning steps: pure functions `(text, options) -> text`, or None to drop the text.
 
-A config lists the names of the steps in the order in which they are taken
-(data.clean), and the manifest counts what each did. To add a step, write its function
-and name it in TRANSFORMS or FILTERS. `drop_duplicates` looks at more than one document:
-see `is_duplicate`.
+`data.clean` lists the names of the steps in the order in which they run, and the
+manifest counts what each step changed and dropped. To add a step, write its function
+and add it to TRANSFORMS or FILTERS. Only `drop_duplicates` compares documents: see
+`is_duplicate`.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ DROP_DUPLICATES = 'drop_duplicates'
 
 
 class Options(NamedTuple):
-    """What the steps may read: the fields of the same names in config.data."""
+    """The fields of config.data that steps may read."""
 
     languages: tuple[str, ...]
     min_characters: int
@@ -38,12 +38,13 @@ def read_options(data: ConfigDict) -> Options:
 
 
 def repair_unicode(text: str, options: Options) -> str:
-    """Mends text that was decoded wrongly ('Ã©' to 'é'), and composes it (NFC).
+    """Repairs text that was decoded wrongly, and composes characters (Unicode's NFC).
 
-    Only what is surely damage is touched: curly quotes, ligatures and full-width
-    letters stay as they were written.
+        'cafÃ©' → 'café'
+
+    Curly quotes, ligatures and full-width letters are no damage, and stay.
     """
-    if text.isascii() and '\x1b' not in text:  # ASCII has nothing to mend
+    if text.isascii() and '\x1b' not in text:  # nothing to repair
         return text
     import ftfy
 
@@ -60,20 +61,22 @@ def repair_unicode(text: str, options: Options) -> str:
 
 
 def remove_control_characters(text: str, options: Options) -> str:
-    """Takes out characters that are not seen; line breaks become '\\n'.
+    """Removes invisible characters, and writes every line break as '\\n'.
 
-    These are control characters except tab and line feed, byte-order marks, soft
-    hyphens, zero-width spaces, the marks that turn the direction of a line,
-    private-use characters and code points that are no characters. The joiners
-    U+200C and U+200D stay: Persian, Indian scripts and emoji are spelled with them.
+        'a\\0b\\r\\nc\\u200b' → 'ab\\nc'
+
+    Removed are control characters except tab and line feed, byte-order marks, soft
+    hyphens, zero-width spaces, marks of the writing direction, private-use characters
+    and code points without a character. The joiners U+200C and U+200D stay, as
+    Persian, Indian scripts and emoji need them.
     """
     text = text.replace('\r\n', '\n').replace('\r', '\n')
     if text.isascii() and text.isprintable():
         return text
-    return _UNSEEN.sub('', text)
+    return _INVISIBLE.sub('', text)
 
 
-_UNSEEN = re.compile(
+_INVISIBLE = re.compile(
     '[\0-\x08\x0b-\x1f\x7f-\x84\x86-\x9f'  # C0, C1; U+0085 is a line break
     '\xad\u200b\u2060\ufeff\ufffc'
     '\u202a-\u202e\u2066-\u2069\ufff9-\ufffb'
@@ -82,12 +85,14 @@ _UNSEEN = re.compile(
 
 
 def normalize_whitespace(text: str, options: Options) -> str:
-    """One form of white space: what a reader would not miss goes.
+    """Writes white space in one form.
 
-    Every line break becomes '\\n' and every other blank than tab a space. Blanks at
-    the end of a line go; two or more within a line become one space, while those
-    that begin it stay (code, verse). At most one empty line stays between two
-    others, and none at either end of the document.
+        '\\n  a   b \\r\\n\\n\\n\\nc' → '  a b\\n\\nc'
+
+    Every line break becomes '\\n', and every blank except tab becomes a space. Blanks
+    at the end of a line are removed, and two or more within a line become one space.
+    Indentation stays, for code and verse. Of consecutive empty lines one stays, and
+    none at the beginning and end of the document.
     """
     text = _LINE_BREAK.sub('\n', text)
     if not text.isascii():
@@ -101,7 +106,7 @@ def normalize_whitespace(text: str, options: Options) -> str:
 
 _LINE_BREAK = re.compile('\r\n?|[\x0b\x0c\x85\u2028\u2029]')
 _OTHER_BLANK = re.compile('[\xa0\u1680\u2000-\u200a\u202f\u205f\u3000]')
-_LAST_BLANKS = re.compile(r'(?<![ \t])[ \t]+\n')  # tried once a run: linear
+_LAST_BLANKS = re.compile(r'(?<![ \t])[ \t]+\n')  # one match per run: linear time
 _INNER_BLANKS = re.compile(r'(?<=\S)[ \t]{2,}')
 _EMPTY_LINES = re.compile(r'\n{3,}')
 
@@ -110,10 +115,10 @@ _EMPTY_LINES = re.compile(r'\n{3,}')
 
 
 def keep_languages(text: str, options: Options) -> str | None:
-    """Drops text in another language than data.languages ('en', 'de', ISO 639-1).
+    """Drops text in a language that is not in data.languages (ISO 639-1, as 'en').
 
-    Judged by py3langid on the first 2,000 characters. It errs on texts of few
-    words: put 'drop_short' before it, or leave it out for short ones.
+    py3langid classifies the first 2,000 characters. It is often wrong about texts of
+    a few words: put 'drop_short' before this step, or leave it out for short texts.
     """
     import py3langid
 
@@ -132,11 +137,11 @@ def drop_long(text: str, options: Options) -> str | None:
 
 
 def drop_repetitive(text: str, options: Options) -> str | None:
-    """Drops text of which more than data.max_repetition repeats itself.
+    """Drops text if its repeated share is larger than data.max_repetition.
 
-    Two shares are taken, and the larger counts: of the characters in lines that
-    stood before, and of the 5-grams of words that stood before. Texts of fewer than
-    50 words are kept: a short greeting may well come twice.
+    The share is the larger of two: characters in lines that occurred before in the
+    text, and 5-grams of words that occurred before. Texts of fewer than 50 words are
+    kept, as short texts repeat themselves naturally.
     """
     words = text.split()
     if len(words) < 50:
@@ -149,7 +154,7 @@ def drop_repetitive(text: str, options: Options) -> str | None:
     return text if repeated <= options.max_repetition else None
 
 
-# Steps that change a text. Of a conversation each message is changed by itself.
+# Steps that change a text. In a conversation they run on each message.
 TRANSFORMS = (
     repair_unicode,
     markup.html_to_text,
@@ -165,26 +170,26 @@ TRANSFORMS = (
     classical.split_sentences,
     classical.tokenize_words,
 )
-# Steps that keep a document as it is or drop it; a conversation is judged as a whole.
+# Steps that keep a document unchanged or drop it, or a whole conversation.
 FILTERS = (keep_languages, drop_short, drop_long, drop_repetitive)
 STEPS = {step.__name__: step for step in (*TRANSFORMS, *FILTERS)}
 
 
 def select_transforms(names: Sequence[str]) -> list[str]:
-    """Those of the named steps that change a text, in order."""
+    """The named steps that change a text, in order."""
     return [name for name in names if STEPS.get(name) in TRANSFORMS]
 
 
-# ---- Taking the steps
+# ---- Running the steps
 
 
 @dataclass
 class StepCount:
-    """What a step did to the documents of a source."""
+    """Counts what a step did to the documents of a source."""
 
     documents_changed: int = 0
     documents_dropped: int = 0
-    characters_removed: int = 0  # with those of dropped documents; less what it added
+    characters_removed: int = 0  # includes dropped documents; added ones are subtracted
 
     def add(self, other: 'StepCount') -> None:
         for name, value in vars(other).items():
@@ -192,7 +197,7 @@ class StepCount:
 
 
 def check_steps(names: Sequence[str]) -> None:
-    """Raises UserError where data.clean names no step, or takes one twice."""
+    """Raises UserError if a name of data.clean is unknown or occurs twice."""
     known = (*STEPS, DROP_DUPLICATES)
     for name in names:
         if name not in known:
@@ -200,17 +205,18 @@ def check_steps(names: Sequence[str]) -> None:
                 f'data.clean: no step is called {name!r}: use {", ".join(known)}'
             )
         if names.count(name) > 1:
-            raise UserError(f'data.clean: {name!r} stands there twice: take one out')
+            raise UserError(f'data.clean: {name!r} occurs twice: remove one')
 
 
 def is_duplicate(text: str, seen: set[bytes], count: StepCount) -> bool:
-    """Whether the text was seen before: of texts that say the same, the first stays.
+    """Whether an equal text came before; adds the text to `seen` if not.
 
-    Two texts are the same if they differ only in upper and lower case, in blanks
-    and line breaks, or in how Unicode writes a character. Which one of two stays
-    is settled by the order of the sources (by name) and within them, so that it is
-    the same on every machine. `seen` has 16-byte hashes of the texts before, of all
-    sources.
+    Texts are equal if they differ only in case, white space or Unicode's form of a
+    character: 'Straße\\n1' equals 'STRASSE 1'. The first one in the order of sources
+    (by name) and of their documents is kept, on every machine.
+
+    Args:
+        seen: 16-byte hashes of the texts of all sources so far.
     """
     plain = ' '.join(unicodedata.normalize('NFKC', text).casefold().split())
     key = hashlib.blake2b(plain.encode(), digest_size=16).digest()
@@ -225,7 +231,7 @@ def is_duplicate(text: str, seen: set[bytes], count: StepCount) -> bool:
 def clean_text(
     text: str, steps: Iterable[str], options: Options, counts: dict[str, StepCount]
 ) -> str | None:
-    """Takes the named steps in order; None if one drops the text or leaves none."""
+    """Runs the named steps in order; None if a step drops or empties the text."""
     for name in steps:
         before = text
         text = STEPS[name](before, options)

@@ -5,30 +5,32 @@ import re
 
 
 def html_to_text(text: str, options) -> str:
-    """The text that a browser shows, where the text is HTML at all.
+    """Renders HTML as the text that a browser shows; other text is kept.
 
-    Text is taken for HTML if it closes an element that HTML has ('</p>'), has one
-    that is never closed ('<br>', '<img src=…>'), or declares itself. Other text
-    keeps its '<', so '<3', 'a < b', '<name>' and 'the <b> tag' are safe; only
-    character references ('&amp;', '&#39;') are resolved in it. Line breaks count as
-    blanks, as in a browser, only if the text begins with a tag: a chat in which
-    somebody writes '<em>' stays a chat. Leave the step out for source code.
+        '<p>one\\ntwo</p><p>R&amp;D</p>' → 'one two\\n\\nR&D'
+        'i <3 the <b> tag &amp; you' → 'i <3 the <b> tag & you'
+
+    Text counts as HTML if it has a closing tag of HTML ('</p>'), an element that is
+    never closed ('<br>', '<img src=…>'), a comment or a doctype. In other text only
+    character references ('&amp;', '&#39;') are replaced. Line breaks become spaces, as
+    in a browser, only if the text begins with a tag: a chat in which somebody writes
+    '<em>' keeps its lines. Do not use this step on source code.
     """
     if '<' in text and _IS_HTML.search(text):
         source = _NOT_A_TAG.sub('&lt;', text)
         for opening, closing in _SWALLOWING.items():
-            if closing not in text.lower():  # would hide the rest of the text
+            if closing not in text.lower():  # it would hide the rest of the text
                 source = re.sub(f'<(?={opening})', '&lt;', source, flags=re.I)
         if not _IS_PAGE.match(source):
             source = source.replace('\n', _LINE)
-        return _rendered(source)
+        return _render(source)
     if '&' in text:
         return _REFERENCE.sub(lambda match: html.unescape(match[0]), text)
     return text
 
 
-# Elements that stand on lines of their own, those that stand within a line, those
-# that are never closed, and those that a browser shows no text of.
+# Elements on separate lines, elements within a line, elements that are never closed,
+# and elements whose text a browser does not show.
 _BLOCK = (
     'address|article|aside|blockquote|body|caption|center|dd|details|div|dl|dt|'
     'fieldset|figcaption|figure|footer|form|h[1-6]|head|header|html|li|main|nav|ol|p|'
@@ -59,14 +61,14 @@ _NOT_A_TAG = re.compile(
 )
 _REFERENCE = re.compile(r'&(?:[a-zA-Z]{2,31}|#\d{1,7}|#[xX][\da-fA-F]{1,6});')
 
-# In the tree '\n' is a blank: code points that are no characters stand for these.
+# In the tree '\n' is a blank, so code points without a character mark line breaks.
 _LINE, _KEPT_LINE, _KEPT_BLANK, _CELL = '\ufdd0', '\ufdd1', '\ufdd2', '\ufdd3'
 _EDGE, _PARAGRAPH_EDGE = '\ufdd4', '\ufdd5'  # where blocks begin and end
 _EDGES = re.compile(f' *[{_EDGE}{_PARAGRAPH_EDGE}][ {_EDGE}{_PARAGRAPH_EDGE}]*')
 
 
-def _rendered(source: str) -> str:
-    """The text of HTML: paragraphs an empty line apart, cells of a row a tab."""
+def _render(source: str) -> str:
+    """Renders HTML: an empty line between paragraphs, a tab between cells of a row."""
     from selectolax.lexbor import LexborHTMLParser
 
     tree = LexborHTMLParser(source)

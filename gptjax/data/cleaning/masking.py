@@ -1,15 +1,15 @@
-"""The cleaning steps that mask contact details and account names.
+"""Cleaning steps that mask contact details and account names.
 
-They go by form alone, and would rather leave a number standing than mask a year or
-a price. What they do not find: a person's name in running text, a postal address, a
-handle without its '@', a number spelled in words, a link to a profile.
+They look at the form of words and numbers only. In doubt a number is kept, so that
+years and prices survive. They do not find people's names, postal addresses, handles
+without '@', numbers spelled in words, and links to profiles.
 """
 
 import re
 
 
 def mask_emails(text: str, options) -> str:
-    """E-mail addresses become '[email]', also 'ann at gmail dot com'."""
+    """Masks e-mail addresses: 'ann@x.org, bo at gmail dot com' → '[email], [email]'"""
     if '@' in text:
         text = _EMAIL.sub('[email]', text)
     lowered = text.lower()
@@ -22,7 +22,7 @@ _EMAIL = re.compile(
     r"(?:mailto:)?(?<![\w.+-])\w[\w.+'-]{0,63}@(?:[\w-]{1,63}\.){1,8}[^\W\d]{2,24}\b"
 )
 _MAIL_HOSTS = ('gmail', 'googlemail', 'hotmail', 'icloud', 'gmx', 'protonmail')
-_OTHER_HOSTS = ('yahoo', 'outlook', 'aol')  # 'look at yahoo.com' is no address
+_OTHER_HOSTS = ('yahoo', 'outlook', 'aol')  # 'look at yahoo.com' is not an address
 _SPOKEN_EMAIL = re.compile(
     r'\b[\w.+-]{2,64}\s?(?:\bat\b|[\[(]at[\])]|@)\s?'
     rf'(?:(?:{"|".join(_MAIL_HOSTS)})\s?(?:\bdot\b|[\[(]dot[\])]|\.)'
@@ -33,13 +33,15 @@ _SPOKEN_EMAIL = re.compile(
 
 
 def mask_phone_numbers(text: str, options) -> str:
-    """Telephone numbers become '[phone]'.
+    """Masks telephone numbers.
 
-    A number is taken for one if it is written as one: '+44 20 7946 0958', North
-    American with its ten digits ('(808) 782-1557', '808.782.1557', '8087821557'),
-    with a leading zero and groups ('030 / 901820', '06 12 34 56 78'), or short
-    ('782-1557') right after a word such as 'call' or 'number'. Years, prices,
-    scores, dates, decimals and strings of zeros and ones are not.
+        'call 782-1557 or +44 20 7946 0958' → 'call [phone] or [phone]'
+
+    These forms are masked: international ('+44 …', '0049 …'); North American with ten
+    digits ('(808) 782-1557', '808.782.1557', '8087821557'); a leading zero and groups
+    ('030 / 901820', '06 12 34 56 78'); and short ('782-1557') right after a word such
+    as 'call' or 'number'. Years, prices, scores, dates, decimals and strings of zeros
+    and ones are kept.
     """
     if not _SEVEN_DIGITS.search(text):
         return text
@@ -49,7 +51,7 @@ def mask_phone_numbers(text: str, options) -> str:
 
 
 _SEVEN_DIGITS = re.compile(r'\d(?:[ .()/-]{0,3}\d){6}')
-_BEFORE = r'(?<![\w.,/$€£#-])'  # no part of a longer number, price or word
+_BEFORE = r'(?<![\w.,/$€£#-])'  # not within a longer number, a price or a word
 _AFTER = r'(?![\w/%-]|[.,]\d)'
 _PHONES = tuple(
     re.compile(rf'{_BEFORE}(?:{form}){_AFTER}')
@@ -73,9 +75,9 @@ _PHONE_AFTER_WORD = re.compile(
 
 
 def mask_handles(text: str, options) -> str:
-    """Account names become '[handle]': '@ann', '@ann@host.org', 'u/ann', 'ann#1234'.
+    """Masks account names: '@ann @ann@a.org u/ann' → '[handle] [handle] [handle]'
 
-    Any word right after an '@' counts, so leave the step out for source code
+    Any word right after '@' is masked, so do not use this step on source code
     ('@property').
     """
     if '@' in text:
@@ -100,12 +102,12 @@ _DISCORD = re.compile(
 
 
 def mask_user_ids(text: str, options) -> str:
-    """Machine names of people and things become '[id]'.
+    """Masks ids: 'by <@U024BE7LH>, card 4111 1111 1111 1111' → 'by [id], card [id]'
 
-    UUIDs, hexadecimal strings of 16 digits and more with letters in them, numbers
-    of 15 to 20 digits (but not of zeros and ones alone, which are jokes in binary),
-    mentions as chat programs write them ('<@U024BE7LH>'), and numbers in the form of
-    a payment card or a US social security number.
+    Masked are UUIDs; hexadecimal strings of 16 digits or more with a letter; numbers
+    of 15 to 20 digits (but not of zeros and ones only, which are jokes in binary);
+    mentions as chat programs write them; and numbers in the form of a payment card or
+    a US social security number.
     """
     if '<@' in text:
         text = _MENTION.sub('[id]', text)
