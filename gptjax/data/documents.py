@@ -1,13 +1,13 @@
-"""The documents of all sources: cleaned, without duplicates, split in two.
+"""The documents of all sources: cleaned, without duplicates, in two splits.
 
     RUN/documents/train.jsonl, validation.jsonl
         {"id": "chitchat/a07e…", "source": "chitchat", "text": "Hello\\n\\nHi!"}
     RUN/documents/manifest.json
-        what was read, what each step changed and dropped, what is left, by source;
+        by source: what was read, what each step changed and dropped, what was kept;
         hashes of the two files; licences, citations, versions
 
-Text passes through a few megabytes at a time; only 16-byte hashes of all documents
-are kept, for de-duplication.
+A few megabytes of text are in memory at a time, and 16-byte hashes of all documents,
+for de-duplication.
 """
 
 import json
@@ -43,21 +43,21 @@ from gptjax.data.sources.open_source import (
 )
 from gptjax.data.sources.records import SPLITS, Document, Source, group_by_size
 
-CHUNK_CHARACTERS = 2**18  # cleaned at once
-CHUNKS_BEFORE_PROCESSES = 64  # to start processes is not worth it for fewer
-Write = Callable[[str, dict], None]  # (split, record): writes a line
+CHUNK_CHARACTERS = 2**18  # cleaned by one call
+CHUNKS_BEFORE_PROCESSES = 64  # for fewer chunks, starting processes costs more
+Write = Callable[[str, dict], None]  # write(split, record) writes a line
 PACKAGES = ('ftfy', 'selectolax', 'py3langid', 'sentencex', 'tensorflow-datasets')
 
 
 def build_documents(config: ConfigDict, workdir: Path) -> dict:
-    """Makes RUN/documents from the sources of the config; returns its manifest."""
+    """Makes RUN/documents from `data.sources`; returns the manifest."""
     data = config.data
     check_steps(data.clean)
     if not data.sources:
         raise UserError('data.sources is empty: name at least one source')
     return artifact.build(
         workdir / 'documents',
-        # A weight decides about examples, not documents.
+        # A weight changes how often a document is read, not the documents.
         cleaning_settings(data)
         | source_settings('data.sources', data.sources, 'weight'),
         lambda folder: _write_documents(data, folder, workdir / 'datasets'),
@@ -90,7 +90,15 @@ def _write_documents(data: ConfigDict, folder: Path, data_dir: Path) -> dict:
         )
         for split in SPLITS
     }
-    _refuse_empty_split(splits, data.validation_fraction)
+    for split in SPLITS:
+        if not splits[split]['documents']:
+            total = _sum(splits.values())['documents']
+            change = 'smaller' if split == 'train' else 'larger'
+            raise UserError(
+                f'data.validation_fraction={data.validation_fraction} puts none of the '
+                f'{total} documents into {split}: use a {change} fraction, or more '
+                'documents (a single text file is cut into several)'
+            )
     return dict(
         fingerprint=storage.fingerprint([splits[name]['sha256'] for name in SPLITS]),
         licences={name: source['licence'] for name, source in sources.items()},
@@ -108,8 +116,8 @@ def write_sources(
 ) -> dict:
     """Writes `folder`/train.jsonl and validation.jsonl from all sources.
 
-    `write_source(name, source, write)` returns counts for the manifest, and writes
-    lines with `write(split, record)`. Returns what the manifest says by source.
+    `write_source(name, source, write)` writes records with `write(split, record)`, and
+    returns counts. Returns the manifest's entry of each source by name.
     """
     described = {}
     with (
@@ -133,12 +141,12 @@ def write_sources(
 
 
 def assign_split(identity: str, validation_fraction: float) -> str:
-    """'train' or 'validation', by the document's id alone.
+    """Returns 'train' or 'validation', which depends on the document's id alone.
 
-    The SHA-256 of the id, read as a number from 0 to 1, is below the fraction or
-    not. So no other document, source, limit or order moves it, and a larger fraction
-    only moves documents from training to validation. The id has no source's name: a
-    conversation that two sources hold falls on the same side in both.
+    The SHA-256 of the id, as a number from 0 to 1, is compared with the fraction. So
+    other documents, sources and limits change nothing, and a larger fraction only
+    moves documents from training to validation. The id does not contain the source's
+    name: a conversation that two sources have is in the same split of both.
     """
     return 'validation' if hash_fraction(identity) < validation_fraction else 'train'
 
@@ -146,12 +154,12 @@ def assign_split(identity: str, validation_fraction: float) -> str:
 def _write_source(
     data: ConfigDict, seen: set[bytes], name: str, source: Source, write: Write
 ) -> dict:
-    """Reads, cleans and writes a source; returns what became of its documents."""
+    """Reads, cleans and writes a source; returns counts of its documents."""
     counts = {step: StepCount() for step in data.clean}
     read, splits = Counter(empty=0), {split: Counter() for split in SPLITS}
     with console.progress_bar(f'cleaning {name}', source.total, source.unit) as advance:
-        documents = _counted(source.read(advance), read)
-        # The one step that sees all documents is taken by itself.
+        documents = _drop_empty(source.read(advance), read)
+        # drop_duplicates sees all documents; the steps before and after it see chunks.
         for compares, steps in groupby(data.clean, key=DROP_DUPLICATES.__eq__):
             if compares:
                 documents = (
@@ -160,14 +168,24 @@ def _write_source(
                     if not is_duplicate(text, seen, counts[DROP_DUPLICATES])
                 )
             else:
-                documents = _cleaned(documents, list(steps), data, counts)
+                documents = _clean(documents, list(steps), data, counts)
         for identity, text in documents:
             split = assign_split(identity, data.validation_fraction)
             write(split, dict(id=f'{name}/{identity}', source=name, text=text))
             splits[split].update(_size(text))
     kept = _sum(splits.values())
     if not kept['documents']:
-        _refuse_nothing(name, read, counts)
+        if read['empty'] == read['documents']:
+            raise UserError(
+                f'data.sources.{name}: all {read["empty"]} documents are empty: give '
+                'another path or text_field'
+            )
+        most = max(counts, key=lambda step: counts[step].documents_dropped)
+        raise UserError(
+            f'data.clean: none of the {read["documents"]} documents of '
+            f'data.sources.{name} is left, and {most!r} dropped most of them: remove '
+            'it, or change its limit'
+        )
     return dict(
         read=dict(read),
         steps={step: asdict(count) for step, count in counts.items()},
@@ -176,13 +194,13 @@ def _write_source(
     )
 
 
-def _cleaned(
+def _clean(
     documents: Iterable[Document],
     steps: list[str],
     data: ConfigDict,
     counts: dict[str, StepCount],
 ) -> Iterator[Document]:
-    """The cleaned documents, in order however many processes there are."""
+    """Yields the cleaned documents, in order with any number of processes."""
     workers = data.workers or os.cpu_count()
     clean = partial(_clean_chunk, steps=steps, options=read_options(data))
     chunks = group_by_size(documents, lambda pair: len(pair[1]), CHUNK_CHARACTERS)
@@ -201,7 +219,7 @@ def _clean_chunk(
 
 
 def _map_in_processes(function, chunks: Iterator, workers: int) -> Iterator:
-    """`map` in order; after CHUNKS_BEFORE_PROCESSES in processes, a few ahead.
+    """Maps in order; uses processes after the first CHUNKS_BEFORE_PROCESSES chunks.
 
     A process takes a second to start, in which one core cleans six megabytes.
     """
@@ -220,8 +238,8 @@ def _map_in_processes(function, chunks: Iterator, workers: int) -> Iterator:
             yield ahead.popleft().result()
 
 
-def _counted(documents: Iterable[Document], count: Counter) -> Iterator[Document]:
-    """Counts what is read, and leaves out what is empty."""
+def _drop_empty(documents: Iterable[Document], count: Counter) -> Iterator[Document]:
+    """Counts documents, and leaves out the empty ones."""
     for identity, text in documents:
         count.update(_size(text))
         if text and not text.isspace():
@@ -242,13 +260,13 @@ def _sum(sizes: Iterable[dict]) -> dict:
 
 
 def cleaning_settings(data: ConfigDict) -> dict:
-    """The fields that decide what is left of any source, and its split, by names."""
+    """The config fields that decide which text is kept, and in which split."""
     names = 'clean', *Options._fields, 'validation_fraction'
     return {f'data.{name}': data[name] for name in names}
 
 
 def source_settings(section: str, sources: ConfigDict, without: str = '') -> dict:
-    """The fields of all sources but the field `without`, by their names."""
+    """The config fields of all sources except the field `without`."""
     return {
         f'{section}.{source}.{name}': value
         for source, fields in sources.items()
@@ -257,38 +275,12 @@ def source_settings(section: str, sources: ConfigDict, without: str = '') -> dic
     }
 
 
-def _refuse_nothing(name: str, read: Counter, counts: dict[str, StepCount]) -> None:
-    if read['empty'] == read['documents']:
-        raise UserError(
-            f'data.sources.{name}: all {read["empty"]} documents are empty: name '
-            'another path or text_field'
-        )
-    most = max(counts, key=lambda step: counts[step].documents_dropped)
-    raise UserError(
-        f'data.clean: no document of data.sources.{name} is left of '
-        f'{read["documents"]}, and {most!r} dropped most of them: leave it out, or '
-        'give it more room'
-    )
-
-
-def _refuse_empty_split(splits: dict, validation_fraction: float) -> None:
-    for split in SPLITS:
-        if not splits[split]['documents']:
-            total = _sum(splits.values())['documents']
-            change = 'smaller' if split == 'train' else 'larger'
-            raise UserError(
-                f'data.validation_fraction={validation_fraction} puts none of the '
-                f'{total} documents into {split}: use a {change} fraction, or more '
-                'documents (a single text file is cut into several)'
-            )
-
-
 def _versions() -> dict:
-    """Versions of the packages that decide what the text becomes."""
+    """The versions of the packages that read and clean text."""
     versions = {}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            versions[package] = None  # not needed by this config's steps
+            versions[package] = None  # this config's steps do not need it
     return versions

@@ -1,23 +1,22 @@
-"""Conversations as packed rows of tokens, with a mask of what is trained on.
+"""Packs conversations into rows of tokens, with a mask of the tokens to train on.
 
     RUN/dialogue/train.jsonl, validation.jsonl     see conversations.py
     RUN/dialogue/train/chitchat/tokens-00000.npy   rows (n, T + 1)
     RUN/dialogue/train/chitchat/trained-00000.npy  bool, the same shape
-    RUN/dialogue/train/chitchat/starts.npy, documents.jsonl   what is in which row
+    RUN/dialogue/train/chitchat/starts.npy, documents.jsonl   see packing.py
     RUN/dialogue/manifest.json
 
-Each row holds whole pieces of conversations, one after another, each from BOS on, and
-is padded at its end. With T = 11 and a conversation of two turns:
+A row has one or more segments, each of them the whole or a part of a conversation and
+with a BOS, and then padding. With T = 11 and a conversation of two turns:
 
     stored     BOS <|user|> a b <|end|> <|assistant|> c d <|end|> PAD PAD PAD
     trained    0   0        0 0 0       0             1 1 1       0   0   0
     targets    <|user|> a b <|end|> <|assistant|> c d <|end|> PAD PAD PAD
     weights    0        0 0 0       0             1 1 1       0   0   0
 
-They are read by `PackedDataset`, as the rows of RUN/prepared are.
+`PackedDataset` reads them, as it reads RUN/prepared.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from gptjax.core import artifact, console, storage
+from gptjax.core import artifact, storage
 from gptjax.core.console import UserError
 from gptjax.data.chat_template import (
     TURN_END,
@@ -41,21 +40,21 @@ from gptjax.data.cleaning.cleaning_steps import check_steps
 from gptjax.data.conversations import write_conversations
 from gptjax.data.documents import cleaning_settings, source_settings
 from gptjax.data.packed_dataset import PackedDataset, mix_datasets
-from gptjax.data.packing import ShardWriter
+from gptjax.data.packing import ShardWriter, read_split
 from gptjax.data.sources.open_source import describe_passed_over, refuse_changed_sources
 from gptjax.data.sources.records import SPLITS
 from gptjax.tokenizer.tokenizer import Tokenizer
 
-MAX_OPEN_ROWS = 64  # that a piece may still fit into
-Piece = tuple[list[int], list[bool]]  # tokens, trained
+MAX_OPEN_ROWS = 64  # rows that may still get segments
 LONG_SYSTEM = 'long system message'  # why a conversation is skipped
+Segment = tuple[list[int], list[bool]]  # tokens, whether each is trained on
 
 
 def build_dialogue(config: ConfigDict, workdir: Path) -> dict:
-    """Makes RUN/dialogue from `dialogue.sources`; returns its manifest.
+    """Makes RUN/dialogue from `dialogue.sources`; returns the manifest.
 
-    The manifest counts conversations, views, pieces, trained turns and tokens,
-    padding and what was left out or cut, by split and source, and holds the size and
+    By split and source, the manifest counts conversations, views, segments ('pieces'),
+    trained turns and tokens, padding, and what was skipped or cut. It has the size and
     SHA-256 of every file.
     """
     tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
@@ -63,7 +62,7 @@ def build_dialogue(config: ConfigDict, workdir: Path) -> dict:
     check_template(config.chat.template)
     if config.data.context < 8:
         raise UserError(
-            f'data.context={config.data.context}: a turn needs room: give at least 8'
+            f'data.context={config.data.context}: too short for a turn: use at least 8'
         )
     sources = config.dialogue.sources
     if not sources:
@@ -98,13 +97,13 @@ def describe_dialogue(manifest: dict) -> str:
     if total['cut_turns']:
         share = total['cut_tokens'] / (total['cut_tokens'] + total['predicted_tokens'])
         cut = (
-            f'; {total["cut_turns"]:,} of {total["turns"]:,} replies cut, {share:.0%} '
-            f'of all their tokens, to fit {room}'
+            f'; {total["cut_turns"]:,} of {total["turns"]:,} replies cut to fit '
+            f'{room}, which removes {share:.0%} of the tokens of all replies'
         )
     skipped = [source['skipped'] for source in manifest['sources'].values()]
     if num_long := sum(counts.get(LONG_SYSTEM, 0) for counts in skipped):
         cut += (
-            f'; {num_long:,} conversations left out, as the system message takes more '
+            f'; {num_long:,} conversations skipped, as their system message takes more '
             f'than half of {room}'
         )
     return f'replies: {", ".join(counts)}{cut}{describe_passed_over(manifest)}'
@@ -145,14 +144,31 @@ def _write_dialogue(
     )
 
 
-def open_dialogue(folder: Path, split: str) -> PackedDataset:
-    """The rows of RUN/dialogue."""
-    return PackedDataset(folder, split, stage='sft', section='dialogue')
+def _refuse_empty_split(packed: dict, data: ConfigDict) -> None:
+    for split, by_source in packed.items():
+        if any(counts['rows'] for counts in by_source.values()):
+            continue
+        num_long = sum(counts.get('long_system', 0) for counts in by_source.values())
+        if num_long:
+            raise UserError(
+                f'data.context={data.context}: the system message takes more than half '
+                f'of it in all {num_long} conversations of the split {split}: shorten '
+                'it, or start from a model with a longer context'
+            )
+        change = 'smaller' if split == 'train' else 'larger'
+        raise UserError(
+            f'data.validation_fraction={data.validation_fraction} puts no conversation '
+            f'with a reply into {split}: use a {change} fraction, or more '
+            'conversations in dialogue.sources'
+        )
 
 
 def open_training_dataset(config: ConfigDict, workdir: Path) -> PackedDataset:
-    """What a run trains on: its conversations, and the share of plain text."""
-    rows = open_dialogue(workdir / 'dialogue', 'train')
+    """Opens the training rows of RUN/dialogue, mixed with pretraining text.
+
+    `sft.pretraining_share` is the share of rows that are text of `start.run`.
+    """
+    rows = PackedDataset(workdir / 'dialogue', 'train', 'sft', 'dialogue')
     share = config.sft.pretraining_share
     if not share:
         return rows
@@ -161,46 +177,36 @@ def open_training_dataset(config: ConfigDict, workdir: Path) -> PackedDataset:
         text = PackedDataset(folder, 'train')
     except UserError as error:
         raise UserError(f'sft.pretraining_share={share}: {error}') from error
-    for field, ours, theirs in (
-        ('context', rows.context, text.context),
-        ('tokenizer', rows.tokenizer, text.tokenizer),
-    ):
-        if ours != theirs:
+    for field in ('context', 'tokenizer'):
+        here, there = str(getattr(rows, field)), str(getattr(text, field))
+        if here != there:
             raise UserError(
                 f'sft.pretraining_share={share}: {folder} has another {field} '
-                f'({str(theirs)[:12]}, here {str(ours)[:12]}): set it to 0, or give '
+                f'({there[:12]}, here {here[:12]}): set it to 0, or give '
                 f'data.context={text.context}'
             )
     return mix_datasets(rows, text, share)
 
 
-# ---- rows
+# ---- Rows
 
 
-def _pack_split(folder, split, tokenizer, config) -> dict:
-    """Writes the rows of one split; returns what the manifest says, by source."""
+def _pack_split(folder: Path, split: str, tokenizer, config) -> dict:
+    """Writes the rows of one split; returns the manifest's entries by source."""
     writers = {}
-    path = folder / f'{split}.jsonl'
-    size = path.stat().st_size / 1e6
-    with (
-        open(path, encoding='utf-8') as lines,
-        console.progress_bar(f'tokenising {split}', size, 'MB') as advance,
-    ):
-        for line in lines:
-            view = json.loads(line)
-            name = view['source']
-            if name not in writers:
-                writers[name] = _SourceWriter(folder / split / name, tokenizer, config)
-            writers[name].add(view['id'], view['messages'])
-            advance(len(line) / 1e6)
+    for view in read_split(folder / f'{split}.jsonl'):
+        name = view['source']
+        if name not in writers:
+            writers[name] = _SourceWriter(folder / split / name, tokenizer, config)
+        writers[name].add(view['id'], view['messages'])
     return {name: writers[name].finish() for name in sorted(writers)}
 
 
 class _SourceWriter:
     """Packs the conversations of one split and source into rows on disk.
 
-    A piece goes into the fullest of the open rows that has room for it, so there is
-    little padding, and memory is bounded.
+    A segment goes into the fullest open row that has room for it. This keeps padding
+    small, and the number of open rows bounds the memory.
     """
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, config: ConfigDict):
@@ -219,15 +225,15 @@ class _SourceWriter:
         for tokens, trained in cut_conversation(
             turns, self.tokenizer.bos_id, self.size, self.counts
         ):
-            self._add_piece(identity, tokens, trained)
+            self._add_segment(identity, tokens, trained)
 
     def finish(self) -> dict:
-        """Writes what is left; returns what the manifest says of this source."""
+        """Writes the open rows; returns the manifest's entry."""
         for _, row in self.open_rows:
             self._write_row(row)
         return dict(self.counts, **self.shards.finish())
 
-    def _add_piece(self, identity, tokens, trained):
+    def _add_segment(self, identity, tokens, trained):
         fitting = [
             (used, place)
             for place, (used, _) in enumerate(self.open_rows)
@@ -241,26 +247,22 @@ class _SourceWriter:
             self._write_row(self.open_rows.pop(fullest)[1])
         self.open_rows.append((used + len(tokens), [*row, (identity, tokens, trained)]))
         self.counts['predicted_tokens'] += sum(trained)
-        self.counts['bytes'] += self._count_bytes(tokens, trained)
-
-    def _count_bytes(self, tokens, trained) -> int:
-        """UTF-8 bytes of what the assistant says, without the ends of its turns."""
+        # The bytes of the assistant's text, without the ends of turns: in the template
+        # 'text' these are text, which cannot occur within a turn.
         text = b''.join(map(self.tokenizer.bytes_of, compress(tokens, trained)))
-        # In 'text' the end of a turn is text; within a turn it cannot be.
         ends = text.count(TURN_END.encode()) if self.template == 'text' else 0
-        return len(text) - ends * len(TURN_END)
+        self.counts['bytes'] += len(text) - ends * len(TURN_END)
 
     def _write_row(self, row):
-        """Fixes a row's place in the stream of rows."""
         tokens = np.full((1, self.size), self.tokenizer.pad_id, self.shards.dtype)
         trained = np.zeros((1, self.size), bool)
-        # As many places as inputs stand for a row.
+        # In the stream of rows, a row has as many positions as it has inputs.
         first, starts = self.shards.num_rows * (self.size - 1), []
         begin = 0
-        for _, piece_tokens, piece_trained in row:
-            end = begin + len(piece_tokens)
-            tokens[0, begin:end] = piece_tokens
-            trained[0, begin:end] = piece_trained
+        for _, segment_tokens, segment_trained in row:
+            end = begin + len(segment_tokens)
+            tokens[0, begin:end] = segment_tokens
+            trained[0, begin:end] = segment_trained
             starts.append(first + begin)
             begin = end
         self.counts['padding'] += self.size - begin
@@ -268,25 +270,28 @@ class _SourceWriter:
         self.shards.add_rows(tokens=tokens, trained=trained)
 
 
-# ---- a conversation cut into pieces that fit into a row
+# ---- Conversations cut into segments
 
 
 def cut_conversation(
     turns: list[Turn], bos: int, room: int, counts: Counter
-) -> Iterator[Piece]:
-    """A conversation as pieces of at most `room` tokens, cut between turns.
+) -> Iterator[Segment]:
+    """Cuts a conversation between turns into segments of at most `room` tokens.
 
-    Every piece begins with BOS and the system message, if there is one, and ends
-    with a reply: turns that nobody answers are left out. A reply is never cut off
-    from the turn that it answers, which begins the next piece instead. A reply that
-    is alone too long keeps its beginning, without an end that it did not have there;
-    a turn to be answered keeps its end.
+    Every segment begins with BOS and the system message, and ends with a reply. Turns
+    without a reply are left out. A reply is in one segment with the turn that it
+    answers. If a reply alone is too long, its end is cut off; if the turn that it
+    answers is too long, that turn's beginning is cut off. With room 9:
+
+        system S, user A, assistant B, user C, assistant D
+        → <bos> S A B, <bos> S C D
 
     Args:
         room: T + 1.
-        counts: counts `pieces`, `turns` (trained), `cut_turns`, `cut_tokens` (of
-            replies), `cut_prompts` (turns to be answered) and `long_system`
-            (conversations left out, as their system message takes half the room).
+        counts: gets `pieces` (segments), `turns` (trained), `cut_turns` and
+            `cut_tokens` (of replies), `cut_prompts` (turns before a reply) and
+            `long_system` (conversations skipped, as the system message takes more than
+            half of the room).
     """
     num_system = next(
         (number for number, turn in enumerate(turns) if not turn.system), len(turns)
@@ -297,34 +302,33 @@ def cut_conversation(
         counts['long_system'] += 1
         return
     room -= len(head)
-    piece, used = [], 0
-
-    def close():
-        while piece and not piece[-1].trained:
-            piece.pop()
-        if piece:
-            counts.update(pieces=1, turns=sum(turn.trained for turn in piece))
-            yield join_turns(head, piece)
-
+    segments, used = [[]], 0
     for place, turn in enumerate(turns):
-        if used + turn.num_tokens <= room and (piece or not turn.trained or place == 0):
-            piece.append(turn)
+        fits = used + turn.num_tokens <= room
+        if fits and (segments[-1] or not turn.trained or place == 0):
+            segments[-1].append(turn)
             used += turn.num_tokens
             continue
-        yield from close()
         before = turns[place - 1] if turn.trained and place else None
-        piece = _begin_piece(before, turn, room, counts)
-        used = sum(turn.num_tokens for turn in piece)
-    yield from close()
+        segments.append(_begin_segment(before, turn, room, counts))
+        used = sum(turn.num_tokens for turn in segments[-1])
+    for segment in segments:
+        while segment and not segment[-1].trained:
+            segment.pop()
+        if segment:
+            counts.update(pieces=1, turns=sum(turn.trained for turn in segment))
+            yield join_turns(head, segment)
 
 
-def _begin_piece(before: Turn | None, turn: Turn, room: int, counts) -> list[Turn]:
-    """The first turns of a piece: `turn`, with the one it answers if it answers one."""
+def _begin_segment(
+    before: Turn | None, turn: Turn, room: int, counts: Counter
+) -> list[Turn]:
+    """The first turns of a segment: `turn`, after the turn `before` that it answers."""
     if before is None:
         if turn.num_tokens <= room:
             return [turn]
         if not turn.trained:
-            return []  # its reply brings back what there is room for
+            return []  # the segment of the reply gets the end of this turn
         return [_cut_end(turn, room, counts)]
     reply = turn
     most = max(room * 3 // 4, room - before.num_tokens)
@@ -340,27 +344,8 @@ def _begin_piece(before: Turn | None, turn: Turn, room: int, counts) -> list[Tur
     return [context, reply]
 
 
-def _cut_end(turn: Turn, size: int, counts) -> Turn:
-    """As much of a turn as `size` tokens hold, without its end."""
+def _cut_end(turn: Turn, size: int, counts: Counter) -> Turn:
+    """Keeps the first `size` tokens of a turn."""
     kept = turn.content[: size - len(turn.prefix)]
     counts.update(cut_turns=1, cut_tokens=len(turn.content) - len(kept))
     return turn._replace(content=kept)
-
-
-def _refuse_empty_split(packed, data) -> None:
-    for split, by_source in packed.items():
-        if any(counts['rows'] for counts in by_source.values()):
-            continue
-        num_long = sum(counts.get('long_system', 0) for counts in by_source.values())
-        if num_long:
-            raise UserError(
-                f'data.context={data.context}: the system message takes more than half '
-                f'of it in all {num_long} conversations of the split {split}: shorten '
-                'it, or start from a model with a longer context'
-            )
-        change = 'smaller' if split == 'train' else 'larger'
-        raise UserError(
-            f'data.validation_fraction={data.validation_fraction} puts no conversation '
-            f'with a reply into {split}: use a {change} fraction, or more '
-            'conversations in dialogue.sources'
-        )

@@ -1,7 +1,7 @@
-"""One split of packed rows, read at random: which rows a step has, and the rows.
+"""Reads the packed rows of one split, and chooses which rows each step trains on.
 
-The rows are those of RUN/prepared, of RUN/dialogue, where a mask says which tokens
-are trained on, or of both, mixed.
+The rows are those of RUN/prepared, those of RUN/dialogue with a mask of the tokens to
+train on, or a mixture of both.
 """
 
 import copy
@@ -20,16 +20,16 @@ from gptjax.data import packing
 from gptjax.data.sources.records import SPLITS
 
 MAX_PERIOD = 2**31  # so that a product of two stays below 2^63
-ROUNDS = 8  # pairs of rounds would do from 4 on; small sizes gain from more
+ROUNDS = 8  # even; 4 are enough for large sizes, small sizes need more
 
 
 @dataclass(frozen=True)
 class RowChoice:
-    """Which rows fill n slots; all arrays are (n,)."""
+    """The rows of n slots; all arrays are (n,)."""
 
     source: np.ndarray  # index into `PackedDataset.sources`; -1: the slot is empty
-    epoch: np.ndarray  # how often the source had been gone through before
-    row: np.ndarray  # the source's row, in stream order; 0 for an empty slot
+    epoch: np.ndarray  # earlier passes over the source
+    row: np.ndarray  # number of the row in the source; 0 for an empty slot
 
 
 class PackedDataset:
@@ -38,8 +38,8 @@ class PackedDataset:
     Attributes:
         context: T.
         sources: `PackedSource`s, in the order of their names.
-        num_rows: over all sources.
-        weights: examples of each source in one period of the mixture.
+        num_rows: the rows of all sources.
+        weights: rows of each source in one period of the mixture.
         specials: ids of special tokens by name.
         tokenizer: fingerprint of the tokenizer of these rows.
         manifest: manifest.json of the folder.
@@ -52,10 +52,10 @@ class PackedDataset:
         stage: str = 'prepare',
         section: str = 'data',
     ):
-        """Opens a split of RUN/prepared or RUN/dialogue; checks its files' sizes.
+        """Opens a split of RUN/prepared or RUN/dialogue, and checks the files' sizes.
 
-        Errors name the stage that makes the folder, and the section of the config
-        that holds its `sources`.
+        Errors name the stage that makes the folder, and the section of the config that
+        has the `sources`.
         """
         self.folder = folder = Path(folder)
         if split not in SPLITS:
@@ -84,18 +84,18 @@ class PackedDataset:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the rows and their mixture: with seed and step, of a batch."""
+        """A hash of the rows and weights, which with seed and step decide a batch."""
         parts = zip(self.sources, self.weights, strict=True)
         return storage.fingerprint(
             [[source.name, weight, source.files] for source, weight in parts]
         )
 
     def choose_training_rows(self, seed: int, slots: np.ndarray) -> RowChoice:
-        """The rows for slots of training: a function of these arguments alone.
+        """The rows of training slots: a function of these arguments alone.
 
-        Slot step * batch_size + b is place b of the batch of that step. The n-th
-        example of a source with N rows is in its epoch n // N, and each epoch has
-        every row once, in an order of its own.
+        Slot step * batch_size + b is row b of the batch of that step. The n-th row of
+        a source with N rows is in epoch n // N. Each epoch has every row once, in
+        another order.
         """
         source, count = assign_sources(slots, self.weights)
         epoch, row = np.empty_like(count), np.empty_like(count)
@@ -106,10 +106,10 @@ class PackedDataset:
         return RowChoice(source, epoch, row)
 
     def choose_pass_rows(self, slots: np.ndarray) -> RowChoice:
-        """The rows for slots of one pass over all rows, in a fixed order.
+        """The rows of the slots of one pass over all rows, in a fixed order.
 
-        The order is mixed, so that the first batches stand for the whole. Slots
-        after the last row are left empty.
+        The order is random, so the first batches represent all sources. Slots after
+        the last row are empty.
         """
         kept = slots < self.num_rows
         sizes = np.array([source.num_rows for source in self.sources])
@@ -120,9 +120,9 @@ class PackedDataset:
         return RowChoice(np.where(kept, source, -1), np.zeros_like(row), row)
 
     def load(self, choice: RowChoice) -> dict[str, np.ndarray]:
-        """The examples of n chosen rows in that order: the arrays of `packing.unpack`.
+        """Reads the chosen rows, as the arrays of `packing.unpack`, (n, T).
 
-        An empty slot is padding; the weights of what a mask leaves out are 0.
+        An empty slot is all padding. Weights are 0 where a mask excludes the target.
         """
         pad = self.specials['<pad>']
         rows = np.full((len(choice.row), self.context + 1), pad, np.uint32)
@@ -141,10 +141,10 @@ class PackedDataset:
 def mix_datasets(
     first: PackedDataset, second: PackedDataset, share: float
 ) -> PackedDataset:
-    """The rows of two splits, of which `share` of each batch are the second's.
+    """Mixes two datasets; `share` of the rows are from the second one.
 
-    Both have the same context and tokenizer. The names of the second's sources get
-    'pretraining/' before them.
+    Both need the same context and tokenizer. The names of the second dataset's sources
+    get the prefix 'pretraining/'.
     """
     share = Fraction(str(share))
     parts = [(first, 1 - share, ''), (second, share, 'pretraining/')]
@@ -166,7 +166,7 @@ class PackedSource:
 
     Attributes:
         files: size and SHA-256 of each file.
-        masked: whether a mask says what is trained on; else everything is.
+        masked: whether there is a mask of the tokens to train on.
     """
 
     def __init__(self, folder: Path, entry: dict, stage: str):
@@ -188,7 +188,7 @@ class PackedSource:
                 )
 
     def read(self, rows: np.ndarray, array: str = 'tokens') -> np.ndarray:
-        """Stored rows (n, T + 1) of 'tokens' or 'trained', the mask, by number (n,)."""
+        """Reads rows (n, T + 1) of 'tokens' or of the mask 'trained' by number (n,)."""
         shard_of, place = np.divmod(rows, self._rows_per_shard)
         first = self._shard(array, 0)
         read = np.empty((len(rows), first.shape[1]), first.dtype)
@@ -198,19 +198,18 @@ class PackedSource:
         return read
 
     def documents(self, row: int, context: int) -> list[str]:
-        """The ids of the documents of which the inputs of a row have a token."""
+        """The ids of the documents that have a token in the inputs of a row."""
+        starts, ids = self._documents
         first, last = np.searchsorted(
-            self._starts, [row * context, (row + 1) * context - 1], side='right'
+            starts, [row * context, (row + 1) * context - 1], side='right'
         )
-        return self._ids[max(0, first - 1) : last]
+        return ids[max(0, first - 1) : last]
 
     @cached_property
-    def _starts(self) -> np.ndarray:
-        return np.load(self._folder / 'starts.npy')
-
-    @cached_property
-    def _ids(self) -> list[str]:
-        return list(storage.read_jsonl(self._folder / 'documents.jsonl'))
+    def _documents(self) -> tuple[np.ndarray, list[str]]:
+        """(starts, ids) of the documents, as `ShardWriter` wrote them."""
+        ids = list(storage.read_jsonl(self._folder / 'documents.jsonl'))
+        return np.load(self._folder / 'starts.npy'), ids
 
     def _shard(self, array: str, number: int) -> np.ndarray:
         name = f'{array}-{number:05d}.npy'
@@ -222,23 +221,25 @@ class PackedSource:
 # ---- Sources mixed by weight ---------------------------------------------------------
 #
 # The slots of all batches are numbered from 0: slot = step * batch_size + row. With
-# integer weights w the pattern of sources repeats every sum(w) slots and holds each
-# source exactly w times, evenly spread, so the mixture is exact, not a matter of luck,
-# and any slot's source is computed without those before it.
+# integer weights w the pattern of sources repeats every sum(w) slots, and has each
+# source exactly w times, evenly spread. So the mixture is exact, and the source of a
+# slot is computed without the slots before it.
 
 
 def integer_weights(
     weights: dict[str, float], sizes: dict[str, int], field: str = 'data.sources'
 ) -> dict[str, int]:
-    """How many examples of each source there are in one period of the mixture.
+    """The number of rows of each source in one period of the mixture.
 
-    A weight is the share of the examples that the source gets; 0 leaves it to size:
-    the sources without a weight divide what the others leave among themselves by
-    size. All 0 is one pass over everything; all given are relative to their sum.
+    A weight is the share of the rows that a source gets. Sources of weight 0 divide
+    the remaining share by their sizes. If all weights are 0, an epoch is one pass over
+    all rows; if none is 0, they are relative to their sum.
+
+        weights a=0.5, b=0, c=0 and sizes 9, 30, 10 → a=4, b=3, c=1
 
     Args:
         weights: `data.sources.NAME.weight` by source.
-        sizes: examples of each source, positive.
+        sizes: rows of each source, positive.
     """
     given = {name: Fraction(str(weights[name])) for name in sizes}
     by_size = sum(sizes[name] for name in sizes if not given[name])
@@ -246,15 +247,16 @@ def integer_weights(
     if by_size and left <= 0:
         name = next(name for name in sizes if not given[name])
         raise UserError(
-            f'{field}.{name}.weight=0 leaves it to the other weights, which sum '
-            f'to {float(1 - left):g}: let them sum to less than 1, or give it a weight'
+            f'{field}.{name}.weight=0 takes the share that is left, but the other '
+            f'weights sum to {float(1 - left):g}: make their sum less than 1, or give '
+            'it a weight'
         )
     shares = [given[name] or left * Fraction(sizes[name], by_size) for name in sizes]
     return dict(zip(sizes, to_whole_numbers(shares), strict=True))
 
 
 def to_whole_numbers(shares: list[Fraction]) -> list[int]:
-    """The smallest whole numbers, at least 1 each, that stand as the shares do."""
+    """The smallest whole numbers, at least 1, in the ratio of the shares."""
     total = sum(shares)
     shares = [share / total for share in shares]
     period = math.lcm(*(share.denominator for share in shares))
@@ -266,7 +268,7 @@ def to_whole_numbers(shares: list[Fraction]) -> list[int]:
 def assign_sources(
     slots: np.ndarray, weights: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The source of each slot, and how many earlier slots had that source.
+    """(source of each slot, number of earlier slots of that source).
 
     With weights 1 and 2 the sources of slots 0 … 5 are 1, 1, 0, 1, 1, 0. All arrays
     are int64 (n,).
@@ -274,11 +276,11 @@ def assign_sources(
     source = np.full(slots.shape, len(weights) - 1)
     count = np.zeros(slots.shape, np.int64)
     unassigned = np.arange(len(slots))
-    rest = slots  # the number of each unassigned slot among those left
+    rest = slots  # number of each slot, counted without slots of earlier sources
     for index, weight in enumerate(weights):
         total = sum(weights[index:])
         period, place = np.divmod(rest, total)
-        # of `total` slots this source takes those where n * weight // total rises
+        # This source takes slot n of `total` if n * weight // total increases at n.
         before = place * weight // total
         takes = (place + 1) * weight // total > before
         earlier = period * weight + before
@@ -291,18 +293,18 @@ def assign_sources(
 # ---- Permutations that need no memory ------------------------------------------------
 #
 # A Feistel network permutes the numbers of 2k bits: each round replaces one half by
-# its exclusive or with a hash of the other, which the same hash undoes. Numbers at or
-# above `size` are permuted again until they fall below it (cycle walking), which
-# leaves a permutation of 0 … size - 1. The arithmetic is our own and 64-bit, so the
-# order is the same on every machine and with every version of every library.
+# its exclusive or with a hash of the other half, and the same hash undoes that. A
+# result at or above `size` is permuted again until it is below (cycle walking), which
+# gives a permutation of 0 … size - 1. All arithmetic is 64-bit integers, so the order
+# is the same on every machine and with every version of every library.
 
 
 def shuffle_epochs(
     count: np.ndarray, size: int, key: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(epoch, index) of draws from 0 … size - 1, numbered from 0 by `count`.
+    """(epoch, index) of the draws numbered `count`, from indices 0 … size - 1.
 
-    Each epoch of `size` draws has every index once, in an order of its own.
+    Each epoch of `size` draws has every index once, in another order.
     """
     epoch, place = np.divmod(count, size)
     index = np.empty_like(place)
@@ -313,9 +315,9 @@ def shuffle_epochs(
 
 
 def permute(index: np.ndarray, size: int, key: str) -> np.ndarray:
-    """The places (int64) to which a permutation of 0 … size - 1 takes `index`.
+    """Applies the permutation of 0 … size - 1 that `key` names; int64.
 
-    `size` is below 2^62. Another key names an unrelated permutation.
+    `size` is below 2^62. Different keys name unrelated permutations.
     """
     index = np.asarray(index)
     if index.size and not (0 <= index.min() and index.max() < size):
@@ -343,7 +345,7 @@ def _feistel(value, low_bits, high_bits, keys):
 
 
 def _hash(value, key):
-    """64 well-mixed bits: the finaliser of Steele et al. 2014, SplitMix, section 3."""
+    """The 64-bit finaliser of SplitMix (Steele et al. 2014, section 3)."""
     value = value + key
     value = (value ^ value >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ value >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)

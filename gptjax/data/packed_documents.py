@@ -1,15 +1,14 @@
-"""The stage that turns cleaned documents into packed rows of tokens on disk.
+"""The stage `prepare`: tokenises cleaned documents and packs them into rows on disk.
 
     RUN/prepared/manifest.json
     RUN/prepared/train/chitchat/tokens-00000.npy   rows (n, T + 1), see packing.py
-    RUN/prepared/train/chitchat/starts.npy         where each document's BOS is
-    RUN/prepared/train/chitchat/documents.jsonl    their ids; for all see `ShardWriter`
+    RUN/prepared/train/chitchat/starts.npy         the position of each document's BOS
+    RUN/prepared/train/chitchat/documents.jsonl    the documents' ids
 
-The text is read a few megabytes at a time and tokenised by as many threads as there
-are workers; memory stays bounded by one shard for each source.
+A few megabytes of text are tokenised at a time, by `data.workers` threads. At most one
+shard of each source is in memory.
 """
 
-import json
 import os
 import time
 from collections import defaultdict
@@ -19,20 +18,20 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from gptjax.core import artifact, console
+from gptjax.core import artifact
 from gptjax.core.console import UserError
-from gptjax.data.packing import Packer, ShardWriter
+from gptjax.data.packing import Packer, ShardWriter, read_split
 from gptjax.data.sources.records import SPLITS, group_by_size
 from gptjax.tokenizer.tokenizer import Tokenizer
 
-BATCH_CHARACTERS = 2**22  # tokenised at once
+BATCH_CHARACTERS = 2**22  # tokenised by one call
 
 
 def build_packed_documents(config: ConfigDict, workdir: Path) -> dict:
-    """Tokenises and packs RUN/documents into RUN/prepared; returns its manifest.
+    """Tokenises and packs RUN/documents into RUN/prepared; returns the manifest.
 
-    The manifest counts documents, bytes of text, tokens to predict (an end for each
-    document included), padding and rows, by split and source, and holds the size
+    By split and source, the manifest counts documents, bytes of text, tokens to
+    predict (including an end for each document), padding and rows, and has the size
     and SHA-256 of every file.
     """
     documents = artifact.require(workdir / 'documents', 'data')
@@ -49,13 +48,6 @@ def build_packed_documents(config: ConfigDict, workdir: Path) -> dict:
 
     def make(folder: Path) -> dict:
         began = time.monotonic()
-        num_threads = config.data.workers or os.cpu_count()
-        splits = {}
-        for split in SPLITS:
-            text = workdir / 'documents' / f'{split}.jsonl'
-            splits[split] = _pack_split(
-                text, folder / split, tokenizer, config.data.context, num_threads
-            )
         return dict(
             context=config.data.context,
             vocab_size=tokenizer.vocab_size,
@@ -63,7 +55,15 @@ def build_packed_documents(config: ConfigDict, workdir: Path) -> dict:
             specials=tokenizer.specials,
             weights=weights,
             licences=documents['licences'],
-            splits=splits,
+            splits={
+                split: _pack_split(
+                    workdir / 'documents' / f'{split}.jsonl',
+                    folder / split,
+                    tokenizer,
+                    config.data,
+                )
+                for split in SPLITS
+            },
             seconds=round(time.monotonic() - began, 2),
         )
 
@@ -83,28 +83,28 @@ PACKED_DOCUMENTS = artifact.Artifact(
 )
 
 
-def _pack_split(text_path, folder, tokenizer, context, num_threads) -> dict:
-    """Writes one split; returns what the manifest says, by source."""
+def _pack_split(
+    path: Path, folder: Path, tokenizer: Tokenizer, data: ConfigDict
+) -> dict:
+    """Writes the rows of one split; returns the manifest's entries by source."""
     writers = {}
-    size = text_path.stat().st_size / 1e6
-    with (
-        open(text_path, 'rb') as file,
-        console.progress_bar(f'tokenising {folder.name}', size, 'MB') as advance,
+    for documents in group_by_size(
+        read_split(path), lambda document: len(document['text']), BATCH_CHARACTERS
     ):
-        for lines in group_by_size(file, len, BATCH_CHARACTERS):
-            documents = [json.loads(line) for line in lines]
-            encoded = tokenizer.encode_arrays(
-                [document['text'] for document in documents], num_threads
-            )
-            by_source = defaultdict(list)
-            for document, tokens in zip(documents, encoded, strict=True):
-                if len(tokens):
-                    by_source[document['source']].append((document, tokens))
-            for source, pairs in by_source.items():
-                if source not in writers:
-                    writers[source] = _SourceWriter(folder / source, tokenizer, context)
-                writers[source].add(*zip(*pairs, strict=True))
-            advance(sum(map(len, lines)) / 1e6)
+        encoded = tokenizer.encode_arrays(
+            [document['text'] for document in documents],
+            data.workers or os.cpu_count(),
+        )
+        by_source = defaultdict(list)
+        for document, tokens in zip(documents, encoded, strict=True):
+            if len(tokens):
+                by_source[document['source']].append((document, tokens))
+        for source, pairs in by_source.items():
+            if source not in writers:
+                writers[source] = _SourceWriter(
+                    folder / source, tokenizer, data.context
+                )
+            writers[source].add(*zip(*pairs, strict=True))
     return {source: writers[source].finish() for source in sorted(writers)}
 
 
@@ -131,10 +131,9 @@ class _SourceWriter:
         self.shards.add_rows(tokens=self.packer.add(tokens))
 
     def finish(self) -> dict:
-        """Writes what is left; returns what the manifest says of this source."""
+        """Writes the remaining rows; returns the manifest's entry."""
         self.shards.add_rows(tokens=self.packer.finish())
-        # every token of the stream but its first BOS
-        predicted = self.packer.length - 1
+        predicted = self.packer.length - 1  # all tokens of the stream except one BOS
         return dict(
             documents=self.num_documents,
             bytes=self.num_bytes,

@@ -1,9 +1,10 @@
-"""Documents as fixed-length examples without a token lost or predicted twice.
+"""Packs documents into rows of T + 1 tokens, so that every token is predicted once.
 
-The documents of a source form one stream, `BOS doc BOS doc … BOS doc BOS`: BOS alone
-delimits. It is cut into rows of T + 1 tokens that overlap by one, and only the last
-row is padded. With T = 4 the documents `a b` and `c d e` are the stream
-`BOS a b BOS c d e BOS`, the rows and what a row becomes when it is read:
+The documents of a source form one stream, `BOS doc BOS doc … BOS doc BOS`, in which
+BOS separates documents. The stream is cut into rows of T + 1 tokens that overlap by
+one token, and only the last row is padded. With T = 4 the documents `a b` and `c d e`
+are the stream `BOS a b BOS c d e BOS`. These are the rows, and the arrays that
+`unpack` makes of them:
 
     stored     BOS a b BOS c | c d e BOS PAD
     inputs     BOS a b BOS   | c d e   BOS
@@ -12,28 +13,35 @@ row is padded. With T = 4 the documents `a b` and `c d e` are the stream
     segments   1   1 1   2   | 1 1 1   2
     positions  0   1 2   0   | 0 1 2   0
 
-A BOS that follows a document stands for the document's end, EOS, as a target. So
-every token and every end is a target exactly once. A row that begins within a
-document (the second) goes on without what came before.
+As a target, the BOS after a document is replaced by EOS, the document's end. So every
+token and every end is a target exactly once. A row that begins within a document (the
+second one) does not see the earlier tokens of the document.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from gptjax.core import storage
+from gptjax.core import console, storage
 from gptjax.tokenizer.tokenizer import Tokenizer
 
 SHARD_TOKENS = 2**25  # 64 MiB of uint16
 
 
-class Packer:
-    """Cuts documents, one after another, into rows: `add` each, then `finish`.
+def read_split(path: Path) -> Iterator[dict]:
+    """Yields the records of train.jsonl or validation.jsonl, with a progress bar."""
+    size = path.stat().st_size / 1e6
+    with console.progress_bar(f'tokenising {path.stem}', size, 'MB') as advance:
+        yield from storage.read_jsonl(path, lambda num_bytes: advance(num_bytes / 1e6))
 
-    Rows of `dtype` (np.uint16 or np.uint32) have context + 1 tokens. `length` is that
-    of the stream so far: the place of the next document's BOS.
+
+class Packer:
+    """Cuts a stream of documents into rows: call `add` any number of times, `finish`.
+
+    Rows have context + 1 tokens of `dtype` (np.uint16 or np.uint32). `length` is the
+    length of the stream so far, which is the position of the next document's BOS.
     """
 
     def __init__(self, context: int, pad: int, bos: int, dtype):
@@ -52,7 +60,7 @@ class Packer:
         return self._cut(np.concatenate(parts))
 
     def finish(self) -> np.ndarray:
-        """The last row (1, T + 1), padded; (0, T + 1) if there is nothing left."""
+        """The last row (1, T + 1), padded; (0, T + 1) if no token is left."""
         if not self.length:
             return self._cut(self._rest)
         self.length += 1
@@ -70,13 +78,13 @@ class Packer:
 
 
 class ShardWriter:
-    """Writes the rows of one split and source; memory is bounded by one shard.
+    """Writes the rows of one split and source; at most one shard is in memory.
 
         tokens-00000.npy …   rows (n, T + 1); other arrays have other names
         starts.npy           int64: where in the stream of rows each document begins
-        documents.jsonl      their ids, one JSON string a line
+        documents.jsonl      the documents' ids, one JSON string per line
 
-    The vocabulary decides `dtype`, that of the tokens.
+    `dtype` is the smallest one that holds the vocabulary's ids.
     """
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, context: int):
@@ -85,8 +93,8 @@ class ShardWriter:
         self.dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
         self.rows_per_shard = max(1, SHARD_TOKENS // (context + 1))
         self.num_rows = 0
-        self._pending = {}  # name: arrays of rows of the shard that is being filled
-        self._written = 0  # rows
+        self._pending = {}  # name: arrays of rows that are not yet written
+        self._num_written = 0
         self._starts = [np.zeros(0, np.int64)]
         self._ids = open(folder / 'documents.jsonl', 'w', encoding='utf-8')
 
@@ -95,18 +103,18 @@ class ShardWriter:
         self._starts.append(np.asarray(starts, np.int64))
 
     def add_rows(self, **arrays: np.ndarray) -> None:
-        """Rows (n, T + 1) of `tokens`, and of the arrays that go with them."""
+        """Adds rows (n, T + 1) of `tokens`, and of arrays of the same shape."""
         if not len(arrays['tokens']):
             return
         self.num_rows += len(arrays['tokens'])
         for name, rows in arrays.items():
             self._pending.setdefault(name, []).append(rows)
-        while self.num_rows - self._written >= self.rows_per_shard:
+        while self.num_rows - self._num_written >= self.rows_per_shard:
             self._write_shard()
 
     def finish(self) -> dict:
-        """Writes what is left; returns what the manifest says of it."""
-        if self.num_rows > self._written:
+        """Writes the remaining rows; returns the manifest's entry."""
+        if self.num_rows > self._num_written:
             self._write_shard()
         self._ids.close()
         np.save(self.folder / 'starts.npy', np.concatenate(self._starts))
@@ -123,23 +131,23 @@ class ShardWriter:
         )
 
     def _write_shard(self):
-        number = self._written // self.rows_per_shard
+        number = self._num_written // self.rows_per_shard
         for name, pending in self._pending.items():
             rows = np.concatenate(pending)
             np.save(
                 self.folder / f'{name}-{number:05d}.npy', rows[: self.rows_per_shard]
             )
             self._pending[name] = [rows[self.rows_per_shard :]]
-        self._written = min(self._written + self.rows_per_shard, self.num_rows)
+        self._num_written = min(self._num_written + self.rows_per_shard, self.num_rows)
 
 
 def unpack(rows: np.ndarray, pad: int, bos: int, eos: int) -> dict[str, np.ndarray]:
-    """What the model trains on, from stored rows (B, T + 1); see the table above.
+    """Makes the model's arrays from stored rows (B, T + 1); see the table above.
 
     Returns:
         inputs, targets, segments, positions: (B, T) int32. Segments count from 1 and
             are 0 on padding; positions count from 0 in each segment.
-        weights: (B, T) float32, 1 where there is something to predict, else 0.
+        weights: (B, T) float32, 1 where the target is predicted, else 0.
     """
     inputs_BT, next_BT = rows[:, :-1].astype(np.int32), rows[:, 1:].astype(np.int32)
     weights_BT = (inputs_BT != pad) & (next_BT != pad)

@@ -175,7 +175,7 @@ def test_errors(config, tmp_path):
     refuses(r'=1e-06 puts none of the 46 .* larger', validation_fraction=1e-6)
     refuses(r'=0\.999999 puts none .* train: .* smaller', validation_fraction=0.999999)
     refuses(
-        r"data\.clean: no document of data\.sources\.lines .* 40, .*'drop_short'",
+        r"data\.clean: none of the 40 .*data\.sources\.lines .*'drop_short'",
         min_characters=1000,
     )
     empty = tmp_path / 'empty.jsonl'

@@ -15,6 +15,7 @@ from gptjax.core.console import UserError
 from gptjax.data import dataloader, ledger, packed_conversations
 from gptjax.data.chat_template import Turn, encode_conversation
 from gptjax.data.packed_conversations import cut_conversation
+from gptjax.data.packed_dataset import PackedDataset
 from gptjax.eval.report import post_training_tables
 from tests.data.test_conversations import sums, write_chat
 
@@ -162,7 +163,7 @@ def test_packed_conversations_are_the_conversations(run, template, tmp_path):
                 tokens, trained = encode_conversation(messages, tokenizer, template)
                 expected[tuple(tokens), tuple(trained)] += 1
                 size += len(messages[1]['content'])
-        packed = packed_conversations.open_dialogue(workdir / 'dialogue', split)
+        packed = PackedDataset(workdir / 'dialogue', split)
         found, weights = Counter(), 0.0
         for batch in dataloader.validation_batches(packed, 4):
             weights += batch['weights'].sum()
@@ -234,10 +235,10 @@ def test_what_is_cut_or_left_out_is_told(run, tmp_path):
     cut, kept = (sum(its[n] for its in own) for n in ('cut_tokens', 'predicted_tokens'))
     assert cut > 0
     assert (
-        f'59 of 59 replies cut, {cut / (cut + kept):.0%} of all their tokens'
-        in description
+        f'59 of 59 replies cut to fit data.context=12, which removes '
+        f'{cut / (cut + kept):.0%} of the tokens of all replies' in description
     )
-    assert 'to fit data.context=12; 1 conversations left out' in description
+    assert '; 1 conversations skipped, as their system message' in description
     assert counts['sources']['own']['skipped'] == {packed_conversations.LONG_SYSTEM: 1}
     page = post_training_tables.dialogue_data_section(counts)
     assert (

@@ -199,7 +199,7 @@ def test_a_source_that_is_not_there_takes_no_part():
 
 
 def test_weights_that_leave_nothing():
-    with pytest.raises(UserError, match='data.sources.b.weight=0 leaves .* sum to 1:'):
+    with pytest.raises(UserError, match='data.sources.b.weight=0 takes .* sum to 1:'):
         integer_weights({'a': 1.0, 'b': 0.0}, {'a': 1, 'b': 1})
 
 
