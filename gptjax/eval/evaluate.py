@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from gptjax.core import console, run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.eval import held_out_documents, results
-from gptjax.eval.bootstrap import finite_or_none
 from gptjax.eval.harness import core_suites
 from gptjax.eval.report.tables import tasks_text
 from gptjax.eval.tasks import dialogue_task, examples, verifiable_replies
@@ -111,7 +110,7 @@ def evaluate(
     earlier = {**earlier, **_read_earlier_results(eval_path, fingerprint), **perplexity}
     summaries = {n: earlier[n] for n in ('results', 'baselines') if n in earlier}
     evaluation = dict(
-        _replace_infinite(summaries),
+        summaries,
         checkpoint_step=trained.step,
         run=workdir.name,
         fingerprint=fingerprint,
@@ -134,13 +133,6 @@ def _read_earlier_results(path: Path, fingerprint: str) -> dict:
     """The contents of eval.json, if they are of the same weights and tokenizer."""
     evaluation = storage.read_json(path) if path.exists() else {}
     return evaluation if evaluation.get('fingerprint') == fingerprint else {}
-
-
-def _replace_infinite(figures):
-    """The nested figures, with None for infinity and NaN."""
-    if isinstance(figures, dict):
-        return {name: _replace_infinite(value) for name, value in figures.items()}
-    return finite_or_none(figures) if isinstance(figures, float) else figures
 
 
 def _add_start_as_baseline(config, settings, workdir, mesh, conversations, result):
@@ -188,7 +180,7 @@ def result_name(task: str) -> str:
 
 
 def find_task(
-    name: str, config: ConfigDict | None = None
+    name: str, config: ConfigDict
 ) -> Callable[[Predictor, Sequence[dict]], dict]:
     """A function from (predictor, documents) to {name: result}."""
     if name == 'perplexity':
@@ -197,7 +189,7 @@ def find_task(
         return partial(_evaluate_conversations, name)
     if name in core_suites.SUITES or name.startswith(core_suites.PREFIX):
         return core_suites.find_harness_task(name)
-    if result_name(name) == verifiable_replies.NAME and config is not None:
+    if result_name(name) == verifiable_replies.NAME:
         return verifiable_replies.find_problem_task(name, config)
     if name.endswith('.jsonl') or Path(name).is_file():
         file_examples = examples.read_example_file(Path(name).expanduser())

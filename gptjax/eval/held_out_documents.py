@@ -18,12 +18,7 @@ from gptjax.core import artifact, run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.eval import bootstrap, results
 from gptjax.eval.baselines import compute_baselines, compute_token_unigram_nats
-from gptjax.eval.perplexity import (
-    FIGURES,
-    measure_documents,
-    select_documents,
-    summarize,
-)
+from gptjax.eval.perplexity import FIGURES, measure_documents, summarize
 from gptjax.eval.tasks.predictor import Predictor
 
 VALIDATION = Path('documents', 'validation.jsonl')  # in a run directory
@@ -101,15 +96,16 @@ def evaluate_perplexity(
             `documents_run`.
 
     Returns:
-        The summary of `perplexity.summarize`, with `intervals` of every figure; what
-        `compute_baselines` returns; the task's result.
+        The summary: what `perplexity.summarize` returns and `intervals`, of all
+        documents, and of those of each source in `by_source`; what `compute_baselines`
+        returns; the task's result.
     """
     settings, context = predictor.settings, predictor.context
     bootstrap_settings = predictor.bootstrap_settings
     compute_figures = partial(
         bootstrap.compute_figures, figures=FIGURES, settings=bootstrap_settings
     )
-    measured = measure_documents(
+    columns, facts = measure_documents(
         lambda batch: predictor.score_batch(batch)[0],
         documents,
         predictor.tokenizer,
@@ -117,9 +113,6 @@ def evaluate_perplexity(
         settings.stride,
         settings.batch_size,
     )
-    columns = measured.columns
-    sources = np.array([document['source'] for document in documents])
-    summary = summarize(measured, sources, context)
     baselines = compute_baselines(
         documents_run, documents, predictor.tokenizer, baselines_run
     )
@@ -128,27 +121,33 @@ def evaluate_perplexity(
     )
     unigram_columns = dict(columns, nats=unigram_nats)
 
-    parts = [('', summary, np.ones(len(documents), bool))]
-    for source, part in summary['by_source'].items():
-        parts.append((f'/{source}', part, sources == source))
-    figures = {}
-    for suffix, part, chosen in parts:
-        part_figures = compute_figures(select_documents(columns, chosen))
-        unigram_figures = compute_figures(select_documents(unigram_columns, chosen))
-        results.add_baseline(part_figures, 'token frequencies', unigram_figures)
-        part['intervals'] = {n: f['interval'] for n, f in part_figures.items()}
-        if not suffix:
-            # xz's bits per byte, in the unit of every figure
-            sums = bootstrap.sum_columns(columns)
-            bits_per_byte = baselines['bits_per_byte']['xz_given_train']
-            sums['nats'] = bits_per_byte * math.log(2) * sums['bytes']
-            xz = {
-                name: dict(value=bootstrap.finite_or_none(figure(sums)))
-                for name, figure in FIGURES.items()
-            }
-            results.add_baseline(part_figures, 'xz -9e, given training text', xz)
-        if not suffix or len(summary['by_source']) > 1:
-            figures.update({f'{n}{suffix}': f for n, f in part_figures.items()})
+    def compute_part(chosen):
+        """(summary, figures) of the documents where `chosen` is true."""
+        part, unigram = (
+            {name: column[chosen] for name, column in table.items()}
+            for table in (columns, unigram_columns)
+        )
+        figures = compute_figures(part)
+        results.add_baseline(figures, 'token frequencies', compute_figures(unigram))
+        intervals = {name: figure['interval'] for name, figure in figures.items()}
+        return dict(summarize(part), intervals=intervals), figures
+
+    summary, figures = compute_part(np.ones(len(documents), bool))
+    # xz's bits per byte, in the unit of every figure
+    sums = bootstrap.sum_columns(columns)
+    bits_per_byte = baselines['bits_per_byte']['xz_given_train']
+    sums['nats'] = bits_per_byte * math.log(2) * sums['bytes']
+    xz = {
+        name: dict(value=bootstrap.finite_or_none(figure(sums)))
+        for name, figure in FIGURES.items()
+    }
+    results.add_baseline(figures, 'xz -9e, given training text', xz)
+    sources = np.array([document['source'] for document in documents])
+    by_source = {str(s): compute_part(sources == s) for s in np.unique(sources)}
+    summary['by_source'] = {source: part for source, (part, _) in by_source.items()}
+    if len(by_source) > 1:
+        for source, (_, part_figures) in by_source.items():
+            figures.update({f'{n}/{source}': f for n, f in part_figures.items()})
     examples = []
     for document in documents:
         digest = hashlib.sha256(document['text'].encode('utf-8', 'replace')).hexdigest()
@@ -162,6 +161,6 @@ def evaluate_perplexity(
         columns,
         examples,
         bootstrap_settings,
-        dict(context=context, stride=measured.stride, bos=True, eos_counted=True),
+        dict(context=context, stride=facts['stride'], bos=True, eos_counted=True),
     )
-    return summary, baselines, result
+    return dict(summary, **facts), baselines, result

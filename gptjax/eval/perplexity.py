@@ -18,23 +18,15 @@ tokens if the document has them. Short windows share a row as packed segments.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from gptjax.core import console
 from gptjax.core.console import UserError
+from gptjax.eval.bootstrap import finite_or_none
 
 GROUP_CHARACTERS = 2**23  # tokenised and packed at once, to limit the memory
-
-
-class Measured(NamedTuple):
-    """Statistics of every document; figures are functions of their sums."""
-
-    columns: dict[str, np.ndarray]  # `nats`, `tokens`, `bytes`, `words`: (documents,)
-    stride: int
-    rows: int
-    seconds: float
 
 
 def measure_documents(
@@ -44,8 +36,11 @@ def measure_documents(
     context: int,
     stride: int = 0,
     batch_size: int = 32,
-) -> Measured:
-    """Scores documents, which are dicts with `source` and `text`.
+) -> tuple[dict[str, np.ndarray], dict]:
+    """Scores documents, which are dicts with `text`.
+
+    BOS is not predicted. EOS is: it counts in `nats` and in `tokens`, and has no bytes.
+    Words are separated by white space.
 
     Args:
         score_batch: from a batch of `make_batch` to ln P of the targets, (batch_size,
@@ -53,6 +48,10 @@ def measure_documents(
             function keeps the device busy.
         context: inputs of a window.
         stride: of the window; 0: half the context.
+
+    Returns:
+        The columns `nats` (-ln P), `tokens`, `bytes` and `words`, (documents,) each;
+        and the facts `context`, `stride`, `rows` and `seconds`.
     """
     stride = stride or max(context // 2, 1)
     if not 1 <= stride <= context:
@@ -92,46 +91,20 @@ def measure_documents(
         bytes=np.array([len(t.encode('utf-8', 'replace')) for t in texts], np.float64),
         words=np.array([len(text.split()) for text in texts], np.float64),
     )
-    return Measured(columns, stride, num_rows, round(time.monotonic() - began, 2))
+    seconds = round(time.monotonic() - began, 2)
+    return columns, dict(context=context, stride=stride, rows=num_rows, seconds=seconds)
 
 
-def summarize(measured: Measured, sources: Sequence[str], context: int) -> dict:
-    """Figures of all documents, and of those of each source in `by_source`.
-
-    `loss` is in nats per token, `bits_per_byte` is -sum ln P / (ln 2 * UTF-8 bytes),
-    `word_perplexity` is exp(-sum ln P / words) with words between white space. BOS is
-    not predicted. EOS is: it counts in ln P and in `tokens`, and has no bytes.
-    """
-    sources = np.array(sources)
-    return dict(
-        _summary_figures(measured.columns),
-        by_source={
-            str(name): _summary_figures(
-                select_documents(measured.columns, sources == name)
-            )
-            for name in np.unique(sources)
-        },
-        context=context,
-        stride=measured.stride,
-        rows=measured.rows,
-        seconds=measured.seconds,
-    )
-
-
-def _summary_figures(columns) -> dict:
+def summarize(columns: dict[str, np.ndarray]) -> dict:
+    """The `FIGURES` of all documents together, None if infinite, and counts."""
     sums = {name: column.sum() for name, column in columns.items()}
     return dict(
-        {name: float(figure(sums)) for name, figure in FIGURES.items()},
+        {name: finite_or_none(figure(sums)) for name, figure in FIGURES.items()},
         tokens=int(sums['tokens']),
         bytes=int(sums['bytes']),
         words=int(sums['words']),
         documents=len(columns['nats']),
     )
-
-
-def select_documents(columns: dict, chosen: np.ndarray) -> dict:
-    """The columns of some documents; `chosen` is (documents,) bool."""
-    return {name: column[chosen] for name, column in columns.items()}
 
 
 # ---- windows in rows
@@ -255,7 +228,7 @@ def _exp(x):
         return np.exp(x)
 
 
-# Functions of the sums of `Measured.columns`.
+# Functions of the sums of columns.
 FIGURES = dict(
     loss=lambda sums: _nats_per(sums, 'tokens'),
     token_perplexity=lambda sums: _exp(_nats_per(sums, 'tokens')),

@@ -7,6 +7,7 @@ and chooses hyperparameters on validation pairs.
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import partial
 from itertools import combinations
 from typing import NamedTuple
 
@@ -60,8 +61,8 @@ def score_length(characters_N: np.ndarray, train: Pairs) -> np.ndarray:
 
 def score_bag_of_words(
     texts: Sequence[str], train_items: Sequence[int], train: Pairs, validation: Pairs
-) -> tuple[np.ndarray, float]:
-    """(scores (N,), ridge) of a logistic regression on pairs of word counts.
+) -> np.ndarray:
+    """Scores (N,) by logistic regression on pairs of word counts.
 
         minimise  mean ln(1 + exp(-w (x_better - x_worse))) + ridge / 2 |w|^2
 
@@ -81,11 +82,9 @@ def score_bag_of_words(
         return loss, ridge * weights - difference.T @ wrong / len(margin)
 
     start = np.zeros(counts.shape[1])
-    fits = []
-    for ridge in RIDGES:
-        fit = optimize.minimize(objective, start, (ridge,), method='L-BFGS-B', jac=True)
-        fits.append((counts @ fit.x, ridge))
-    return max(fits, key=lambda fit: validation.score_right(fit[0]).mean())
+    minimize = partial(optimize.minimize, objective, start, method='L-BFGS-B', jac=True)
+    scores = [counts @ minimize(args=(ridge,)).x for ridge in RIDGES]
+    return max(scores, key=lambda scores_N: validation.score_right(scores_N).mean())
 
 
 def count_words(texts: Sequence[str], train_items: Sequence[int]):
@@ -120,8 +119,5 @@ def score_people(
             values_of[person].append(items[row].value)
     overall = float(np.mean([items[row].value for row in train_items]))
     mean_of = {person: np.mean(values) for person, values in values_of.items()}
-    scores = []
-    for item in items:
-        means = [mean_of.get(person, overall) for person in item.speakers]
-        scores.append(np.mean(means) if means else overall)
-    return np.array(scores)
+    means = [[mean_of.get(p, overall) for p in item.speakers] for item in items]
+    return np.array([np.mean(own or [overall]) for own in means])

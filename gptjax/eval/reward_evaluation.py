@@ -119,7 +119,7 @@ def score_baselines(
         ('bag of words', whole_texts),
         ('bag of words that the model reads', read_texts),
     ):
-        scores[name], _ = rating_baselines.score_bag_of_words(
+        scores[name] = rating_baselines.score_bag_of_words(
             texts, train_items, train, validation
         )
     if not config.reward.preferences and config.reward.target not in BEHAVIOUR:

@@ -18,10 +18,7 @@ from gptjax.eval.held_out_documents import (
     find_run_of_documents,
 )
 from gptjax.eval.tasks import examples
-from gptjax.eval.tasks.likelihood import score_pairs
-from gptjax.eval.tasks.predictor import open_predictor
-from gptjax.train.load_model import load_model
-from tests import helpers, runs
+from tests import runs
 
 
 @pytest.fixture(scope='module')
@@ -125,25 +122,6 @@ def test_results_that_another_process_writes_meanwhile_stay(
     assert found['results'] == before['results']
 
 
-def test_figures_without_a_value_are_null(evaluated, config, tmp_path, monkeypatch):
-    workdir = runs.copy(evaluated[0], tmp_path / 'run')
-    summary = dict(
-        bits_per_byte=1.5,
-        word_perplexity=math.inf,
-        tokens=9,
-        by_source=dict(one=dict(word_perplexity=math.nan)),
-    )
-    measured = summary, dict(bits_per_byte=dict(xz=2.5)), dict(figures={})
-    monkeypatch.setattr(
-        stage.held_out_documents, 'evaluate_perplexity', lambda *_: measured
-    )
-    found = evaluate(config, workdir, 'perplexity')
-    read = json.loads((workdir / 'eval.json').read_text(), parse_constant=pytest.fail)
-    assert read == found and read['baselines'] == measured[1]
-    none = dict(word_perplexity=None)
-    assert read['results'] == dict(summary, **none, by_source=dict(one=none))
-
-
 def test_reading_a_model_shows_a_progress_bar(config, tmp_path, monkeypatch, capsys):
     shown = []
 
@@ -229,21 +207,6 @@ def test_results_have_the_settings_and_the_examples(evaluated_tasks, tasks_workd
     assert len(reply['prompts_sha256']) == 64
     assert 'tok:13a' in reply['signatures']['bleu']
     assert found['tasks']['mine']['items'][0]['id'] == 'mine.jsonl:1'
-
-
-def test_choices_are_scored_by_their_likelihood(evaluated_tasks, tasks_workdir):
-    config = run_dir.read_config(tasks_workdir)
-    mesh = helpers.mesh_of()
-    trained = load_model(config, tasks_workdir, mesh)
-    encode = trained.tokenizer.encode
-    # The space at the end of the prompt belongs to the choice.
-    before = [trained.tokenizer.bos_id, *encode('The sky is')]
-    with open_predictor(config, config.eval, tasks_workdir, trained, mesh) as predictor:
-        (score,) = score_pairs(
-            predictor.score_batch, [(before, encode(' blue'))], 64, 2, 0
-        )
-    found = evaluated_tasks[0]['tasks']['mine']['items'][0]['logprobs'][0]
-    assert found == pytest.approx(score.logprob, rel=1e-4)
 
 
 def test_a_second_call_gives_the_same_and_keeps_earlier_results(

@@ -58,6 +58,9 @@ def test_every_source_has_figures_intervals_and_a_baseline(workdir, documents):
     summary, baselines, task = measure(workdir, documents)
     assert baselines['bits_per_byte']['xz'] > 0
     assert list(summary['by_source']) == ['chat', 'web']
+    for count in ('tokens', 'bytes', 'words', 'documents'):
+        parts = [part[count] for part in summary['by_source'].values()]
+        assert sum(parts) == summary[count] and all(parts)
     for source, part in summary['by_source'].items():
         for name in ('bits_per_byte', 'token_perplexity', 'word_perplexity', 'loss'):
             figure = task['figures'][f'{name}/{source}']

@@ -20,15 +20,15 @@ class Bytes:
         return [list(text.encode()) for text in texts]
 
 
-def documents_of(*texts, source='mine'):
-    return [{'source': source, 'text': text} for text in texts]
+def documents_of(*texts):
+    return [dict(text=text) for text in texts]
 
 
 def evaluate(score_batch, documents, context, *more, **options):
-    measured = measure_documents(
+    columns, facts = measure_documents(
         score_batch, documents, Bytes(), context, *more, **options
     )
-    return summarize(measured, [d['source'] for d in documents], context)
+    return dict(summarize(columns), **facts)
 
 
 def uniform(batch):
@@ -121,15 +121,11 @@ def test_short_documents_share_rows():
     assert result['rows'] == 16  # with four documents of four inputs each
 
 
-def test_sources_add_up():
-    documents = documents_of('ab', source='one') + documents_of('cdefg', source='two')
-    result = evaluate(by_context, documents, context=4)
-    parts = result['by_source']
-    assert list(parts) == ['one', 'two']
-    for count in ('tokens', 'bytes', 'words', 'documents'):
-        assert sum(part[count] for part in parts.values()) == result[count]
-    # one: 1 + 1/2 + 1/3 nats over 2 bytes
-    assert parts['one']['bits_per_byte'] == pytest.approx(11 / 6 / math.log(2) / 2)
+def test_figures_without_a_finite_value_are_none():
+    no_words = evaluate(uniform, documents_of('\n'), 4)
+    assert no_words['word_perplexity'] is None and no_words['bytes'] == 1
+    bad = evaluate(lambda batch: 1000 * uniform(batch), documents_of('a'), 4)
+    assert bad['token_perplexity'] is None and bad['loss'] > 1000
 
 
 def test_a_long_sum_keeps_its_digits():

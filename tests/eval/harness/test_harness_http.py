@@ -57,20 +57,6 @@ def test_choices_score_the_same(predictor, tasks, evaluate_by_http):
     assert replies(with_bos, 'tiny_choice') != replies(ours, 'tiny_choice')
 
 
-def test_whole_texts_score_the_same(predictor, tasks, evaluate_by_http):
-    model = HarnessModel(predictor, max_length=MAX_LENGTH)
-    ours, theirs = evaluate('tiny_text', tasks, model), evaluate_by_http('tiny_text')
-    logprobs, other_logprobs = (
-        [logprob for (logprob,) in replies(found, 'tiny_text')]
-        for found in (ours, theirs)
-    )
-    assert logprobs == pytest.approx(other_logprobs, rel=1e-4)
-    for metric in ('bits_per_byte,none', 'word_perplexity,none'):
-        assert ours['results']['tiny_text'][metric] == pytest.approx(
-            theirs['results']['tiny_text'][metric], rel=1e-4
-        )
-
-
 def test_replies_are_the_same(predictor, tasks, evaluate_by_http):
     # The client sends no BOS with tokens; the server adds it to texts.
     for add_bos in (False, True):

@@ -211,7 +211,7 @@ def test_a_chat_template_is_applied(predictor, tasks):
 
 
 def test_tasks_have_intervals_and_chance(predictor, tasks):
-    run = find_task(f'lm_eval:{tasks["tiny_choice"]}@0')
+    run = find_task(f'lm_eval:{tasks["tiny_choice"]}@0', None)
     (result,) = run(predictor, []).values()
     assert result['kind'] == 'means'
     assert result['settings']['shots'] == {'tiny_choice': 0}
@@ -222,7 +222,7 @@ def test_tasks_have_intervals_and_chance(predictor, tasks):
     assert result['settings']['requests_cut_from_the_left'] == 0
     ids = [item['id'] for item in result['items']]
     assert ids == ['tiny_choice/0', 'tiny_choice/1', 'tiny_choice/2']
-    run = find_task(f'lm_eval:{tasks["tiny_text"]}')
+    run = find_task(f'lm_eval:{tasks["tiny_text"]}', None)
     (result,) = run(predictor, []).values()
     assert set(result['figures']) == {'word_perplexity', 'bits_per_byte'}
     low, high = result['figures']['bits_per_byte']['interval']
@@ -241,7 +241,7 @@ def test_the_mean_above_chance(predictor, tasks, monkeypatch):
     monkeypatch.setattr('lm_eval.tasks.TaskManager', lambda: manager)
     task_of = lambda *fields: core_suites.Task('tiny_choice', *fields)
     monkeypatch.setitem(core_suites.SUITES, 'core', (task_of(0, 0.3), task_of(1, 0.5)))
-    found = find_task('core')(predictor, [])
+    found = find_task('core', None)(predictor, [])
     names = ['tiny_choice@0', 'tiny_choice@1']
     assert list(found) == ['core', *names]
     one, other = (found[name]['figures']['acc_norm']['value'] for name in names)

@@ -1,14 +1,57 @@
 """Multiple choice by likelihood, by hand."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from configs import common
 from gptjax.eval import bootstrap
-from gptjax.eval.tasks.choice_task import FIGURES, RULES, ScoredChoices, choice_columns
+from gptjax.eval.bootstrap import BootstrapSettings
+from gptjax.eval.tasks.choice_task import (
+    FIGURES,
+    RULES,
+    ScoredChoices,
+    choice_columns,
+    evaluate_choices,
+)
+from gptjax.eval.tasks.examples import Example
+from gptjax.eval.tasks.likelihood import Scored
 
 
 def figures(choices):
     sums = bootstrap.sum_columns(choice_columns([choices]))
     return {name: figure(sums) for name, figure in FIGURES.items()}
+
+
+MESSAGES = [dict(role='user', content='a ')]
+
+
+@pytest.mark.parametrize(
+    ('prompt', 'given', 'space'), [('Sky: ', 'Sky:', ' '), (MESSAGES, MESSAGES, '')]
+)
+def test_a_space_at_the_end_of_a_text_belongs_to_the_choice(prompt, given, space):
+    pairs = []
+
+    def score_pairs(new):
+        pairs.extend(new)
+        return [Scored(-float(number), False) for number in range(len(new))]
+
+    settings = common.base().eval
+    predictor = SimpleNamespace(
+        tokenizer=SimpleNamespace(bos_id='BOS', encode=lambda text: [text]),
+        encode_prompt=lambda prompt: [prompt],
+        score_pairs=score_pairs,
+        settings=settings,
+        bootstrap_settings=BootstrapSettings.of(settings),
+        template='text',
+        context=64,
+    )
+    example = Example('a', prompt, choices=('blue', 'tea'), answer=0)
+    found = evaluate_choices(predictor, [example], 'x')
+    choices = [[space + 'blue'], [space + 'tea']]
+    assert pairs == [(before, c) for before in ([given], ['BOS']) for c in choices]
+    assert found['items'][0]['logprobs'] == [0.0, -1.0]
+    assert found['figures']['accuracy']['value'] == 1
 
 
 def test_the_three_rules_by_hand():
