@@ -12,6 +12,7 @@ from gptjax.core.console import UserError
 from gptjax.infer.request import ContextOverflow, EngineStopped, QueueFull, Update
 from gptjax.serve.api_errors import ApiError, bad_request
 from gptjax.serve.api_requests import GenerationRequest, ServedModel
+from gptjax.serve.schemas import GenerationFields
 from gptjax.serve.telemetry import Telemetry
 
 # Why a request is refused, and the seconds after which a client may try again.
@@ -161,14 +162,16 @@ class ServerState:
         failures = {name: model.engine.failure for name, model in self.models.items()}
         return {name: failure for name, failure in failures.items() if failure}
 
-    async def parse(self, parse_request: Callable, body: dict) -> GenerationRequest:
+    async def parse(
+        self, parse_request: Callable, body: GenerationFields
+    ) -> GenerationRequest:
         """`parse_request(body, models)`, off the event loop: long texts take a while.
 
         Compiling a JSON schema may take seconds. Schemas are compiled one after
         another on a thread of their own, so that no other request waits for them;
         ApiError 503 if too many wait.
         """
-        if not body.get('response_format'):
+        if body.response_format is None:
             return await asyncio.to_thread(parse_request, body, self.models)
         if self._num_waiting_schemas >= self.max_replies:
             raise _retry_later('full')

@@ -1,8 +1,9 @@
 """The routes, and the ASGI application of them."""
 
 import asyncio
+import functools
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -15,14 +16,9 @@ from gptjax.serve import api_requests, schemas
 from gptjax.serve.admission import ServerState
 from gptjax.serve.api_errors import ApiError
 from gptjax.serve.api_requests import ServedModel, find_model, read_body
-from gptjax.serve.openapi import document
-from gptjax.serve.responses import (
-    ChatAnswer,
-    CompletionAnswer,
-    generation_endpoint,
-    token_text,
-)
-from gptjax.serve.schemas import validate_body
+from gptjax.serve.openapi import Operation, document
+from gptjax.serve.responses import ChatAnswer, CompletionAnswer, generate, token_text
+from gptjax.serve.schemas import JsonResponse, Status
 from gptjax.serve.security import Guard, content_policy
 
 PAGE = Path(__file__).with_name('page.html')
@@ -32,26 +28,10 @@ log = logging.getLogger(__name__)
 
 def make_app(state: ServerState, hosts: Iterable[str], key: str | None) -> Guard:
     """The ASGI application; for `hosts` and `key` see `Guard`."""
-    chat = generation_endpoint(
-        state, 'chat', api_requests.parse_chat_request, ChatAnswer
-    )
-    completions = generation_endpoint(
-        state, 'completions', api_requests.parse_completion_request, CompletionAnswer
-    )
     app = Starlette(
         routes=[
-            Route('/', _page()),
-            Route('/health', _health),
-            Route('/ready', _ready),
-            Route('/metrics', _metrics),
-            Route('/openapi.json', _openapi),
-            Route('/v1/models', _models),
-            Route('/v1/models/{id:path}', _model),
-            Route('/v1/chat/completions', chat, methods=['POST']),
-            Route('/v1/completions', completions, methods=['POST']),
-            Route('/tokenize', _tokenize, methods=['POST']),
-            Route('/detokenize', _detokenize, methods=['POST']),
-            Route('/tokenizer_info', _tokenizer_info),
+            Route(op.path, op.handler, methods=['POST'] if op.request else ['GET'])
+            for op in OPERATIONS
         ],
         exception_handlers={
             ApiError: _api_error,
@@ -99,51 +79,57 @@ async def _any_error(request: Request, error: Exception) -> Response:
 # ---- page, health, metrics, models --------------------------------------------
 
 
-def _page():
+@functools.cache
+def _read_page() -> tuple[str, dict[str, str]]:
+    """The chat page and its headers."""
     text = PAGE.read_text(encoding='utf-8')
     policy = content_policy(text)
-    headers = {'Content-Security-Policy': policy, 'Cache-Control': 'no-cache'}
+    return text, {'Content-Security-Policy': policy, 'Cache-Control': 'no-cache'}
 
-    async def page(request: Request) -> Response:
-        return HTMLResponse(text, headers=headers)
 
-    return page
+async def _page(request: Request) -> Response:
+    """The chat page."""
+    text, headers = _read_page()
+    return HTMLResponse(text, headers=headers)
 
 
 async def _health(request: Request) -> Response:
-    return JSONResponse(dict(status='ok'))
+    """Whether the process runs; needs no key."""
+    return JsonResponse(Status(status='ok'))
 
 
 async def _ready(request: Request) -> Response:
-    """Whether any model can answer; ?model=ID: whether this one can."""
+    """Whether any model can reply; ?model=ID: whether this one can."""
     state = _ready_state(request)
-    content = dict(status='ready')
+    status = Status(status='ready')
     if name := request.query_params.get('model'):
         state.check_ready(find_model(state.models, name))
     elif failures := state.failures():
-        content['failed'] = failures
-    return JSONResponse(content)
+        status.failed = failures
+    return JsonResponse(status)
 
 
 async def _metrics(request: Request) -> Response:
+    """Metrics for Prometheus."""
     telemetry = request.app.state.server.telemetry
     headers = {'Content-Type': telemetry.content_type}
     return Response(telemetry.render(), headers=headers)
 
 
 async def _openapi(request: Request) -> Response:
-    return JSONResponse(document())
+    """This document."""
+    return JSONResponse(document(OPERATIONS))
 
 
-def _describe(model: ServedModel) -> dict:
+def _describe(model: ServedModel) -> schemas.Model:
     context = model.engine.context
-    return dict(
+    return schemas.Model(
         id=model.id,
         object='model',
         created=model.created,
         owned_by='gptjax',
         max_model_len=context,
-        gptjax=dict(
+        gptjax=schemas.ModelFacts(
             step=model.step,
             template=model.template,
             context=context,
@@ -154,68 +140,120 @@ def _describe(model: ServedModel) -> dict:
 
 
 async def _models(request: Request) -> Response:
+    """The served models."""
     models = _ready_state(request).models.values()
-    return JSONResponse(dict(object='list', data=[_describe(m) for m in models]))
+    return JsonResponse(
+        schemas.ModelList(object='list', data=list(map(_describe, models)))
+    )
 
 
 async def _model(request: Request) -> Response:
+    """One of the served models."""
     models = _ready_state(request).models
-    return JSONResponse(_describe(find_model(models, request.path_params['id'])))
+    return JsonResponse(_describe(find_model(models, request.path_params['id'])))
 
 
 # ---- tokens -------------------------------------------------------------------
 
 
 async def _tokenize(request: Request) -> Response:
+    """The tokens of a text."""
     state = _ready_state(request)
-    body = validate_body(await read_body(request), schemas.TOKENIZE)
-    model = find_model(state.models, body.get('model'))
+    body = await read_body(request, schemas.TokenizeRequest)
+    model = find_model(state.models, body.model)
 
     def respond() -> Response:
         tokens = api_requests.encode_prompt(body, model)
-        content = dict(
+        content = schemas.Tokens(
             count=len(tokens), max_model_len=model.engine.context, tokens=tokens
         )
-        if body.get('return_token_strs'):
+        if body.return_token_strs:
             texts = [token_text(model.tokenizer, token) for token in tokens]
-            content['token_strs'] = texts
-        return JSONResponse(content)
+            content.token_strs = texts
+        return JsonResponse(content)
 
     return await asyncio.to_thread(respond)
 
 
 async def _detokenize(request: Request) -> Response:
+    """The text of tokens."""
     state = _ready_state(request)
-    body = validate_body(await read_body(request), schemas.DETOKENIZE)
-    model = find_model(state.models, body.get('model'))
-    tokens = api_requests.check_token_ids(body['tokens'], model, 'tokens')
+    body = await read_body(request, schemas.DetokenizeRequest)
+    model = find_model(state.models, body.model)
+    tokens = api_requests.check_token_ids(body.tokens, model, 'tokens')
     text = await asyncio.to_thread(model.tokenizer.decode, tokens)
-    return JSONResponse(dict(prompt=text))
+    return JsonResponse(schemas.Text(prompt=text))
 
 
 async def _tokenizer_info(request: Request) -> Response:
-    """Of the first model; ?model=ID for another."""
+    """The first model's tokenizer; ?model=ID for another."""
     state = _ready_state(request)
     model = find_model(state.models, request.query_params.get('model'))
     tokenizer = model.tokenizer
     names = {token: name for name, token in tokenizer.specials.items()}
-    content = dict(
+    content = schemas.TokenizerInfo(
         tokenizer_class='SentencePiece',
         vocab_size=tokenizer.vocab_size,
         model_max_length=model.engine.context,
         fingerprint=tokenizer.fingerprint,
         special_tokens=tokenizer.specials,
         chat_template=JINJA_TEMPLATES.get(model.template),
+        bos_token=names[tokenizer.bos_id],
+        bos_token_id=tokenizer.bos_id,
+        eos_token=names[tokenizer.eos_id],
+        eos_token_id=tokenizer.eos_id,
+        pad_token=names[tokenizer.pad_id],
+        pad_token_id=tokenizer.pad_id,
     )
-    for kind in ('bos', 'eos', 'pad'):
-        token = getattr(tokenizer, f'{kind}_id')
-        content[f'{kind}_token'] = names[token]
-        content[f'{kind}_token_id'] = token
-    return JSONResponse(content)
+    return JsonResponse(content)
 
 
 # For clients that write the prompt of a conversation themselves, as text. Special
 # tokens cannot be written as text, so the template 'turns' has none.
 JINJA_TEMPLATES = dict(
     text="{% for message in messages %}{{ message['content'] }}\n\n{% endfor %}"
+)
+
+
+# ---- replies ------------------------------------------------------------------
+
+
+async def _chat(request: Request) -> Callable:
+    """The next message of a conversation."""
+    return await generate(request, 'chat', api_requests.parse_chat_request, ChatAnswer)
+
+
+async def _completions(request: Request) -> Callable:
+    """The continuation of a text."""
+    parse_request = api_requests.parse_completion_request
+    return await generate(request, 'completions', parse_request, CompletionAnswer)
+
+
+# ---- routes -------------------------------------------------------------------
+
+OPERATIONS = (
+    Operation('/', _page, 'text/html'),
+    Operation('/health', _health, Status),
+    Operation('/ready', _ready, Status, query='model'),
+    Operation('/metrics', _metrics, 'text/plain'),
+    Operation('/openapi.json', _openapi, 'application/json'),
+    Operation('/v1/models', _models, schemas.ModelList),
+    Operation('/v1/models/{id:path}', _model, schemas.Model),
+    Operation(
+        '/v1/chat/completions',
+        _chat,
+        schemas.ChatCompletion,
+        schemas.ChatRequest,
+        schemas.ChatChunk,
+    ),
+    Operation(
+        '/v1/completions',
+        _completions,
+        schemas.Completion,
+        schemas.CompletionRequest,
+        schemas.Completion,
+    ),
+    Operation('/tokenize', _tokenize, schemas.Tokens, schemas.TokenizeRequest),
+    Operation('/detokenize', _detokenize, schemas.Text, schemas.DetokenizeRequest),
+    Operation('/tokenizer_info', _tokenizer_info, schemas.TokenizerInfo, query='model'),
 )

@@ -1,25 +1,25 @@
 """From an HTTP request's body to a request for replies that the engine understands."""
 
 import asyncio
-import json
 import secrets
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
 from starlette.requests import Request
 
 from gptjax.core.console import UserError
 from gptjax.data import chat_template
-from gptjax.infer.request import (
-    LARGEST_SEED,
-    LIMITS,
-    SamplingParameters,
-    check_parameters,
-)
-from gptjax.serve import schemas
-from gptjax.serve.api_errors import ApiError, bad_request
+from gptjax.infer.request import LARGEST_SEED, LIMITS, SamplingParameters
+from gptjax.serve.api_errors import UNSUPPORTED, ApiError, bad_request, invalid_body
 from gptjax.serve.grammar import GrammarCompiler, schema_of_format
-from gptjax.serve.schemas import UNSUPPORTED, validate_body
+from gptjax.serve.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    Schema,
+    TokenizeRequest,
+)
 
+MAX_BODY_BYTES = 2**20
 DEFAULT_COMPLETION_TOKENS = 16  # of /v1/completions, as clients expect
 READ_SECONDS = 30.0  # that the body of a request may take
 # A client that still sends reads no answer. So the server reads on for a while what is
@@ -61,11 +61,11 @@ class GenerationRequest(NamedTuple):
 # ---- the body -----------------------------------------------------------------
 
 
-async def read_body(request: Request) -> dict:
-    """The JSON object of a request, of `MAX_BODY_BYTES` at most, whatever it claims.
+async def read_body(request: Request, model_class: type[Schema]) -> Schema:
+    """The body of a request, as an instance of `model_class`.
 
-    ApiError: 413 too long, 415 not JSON by its type, 408 too slow, 400 broken off or
-    refused by `parse_json`.
+    ApiError: 413 longer than `MAX_BODY_BYTES`, 415 not JSON by its Content-Type, 408
+    too slow, 400 broken off or not as `model_class` says.
     """
     header = request.headers.get('content-type', '')
     media_type = header.partition(';')[0].strip().lower()
@@ -83,45 +83,23 @@ async def read_body(request: Request) -> dict:
                     raise ApiError(400, 'the body broke off', 'incomplete_body')
                 more = message.get('more_body', False)
                 num_bytes += len(message.get('body', b''))
-                if num_bytes <= schemas.MAX_BODY_BYTES:
+                if num_bytes <= MAX_BODY_BYTES:
                     content += message.get('body', b'')
                 elif content:
                     content.clear()
                     now = asyncio.get_running_loop().time()
                     limit.reschedule(now + DROP_SECONDS)
     except TimeoutError:
-        if num_bytes <= schemas.MAX_BODY_BYTES:
+        if num_bytes <= MAX_BODY_BYTES:
             message = f'the body took over {READ_SECONDS:.0f} s'
             raise ApiError(408, message, 'timeout', retry=False) from None
-    if num_bytes > schemas.MAX_BODY_BYTES:
-        message = f'the body is longer than {schemas.MAX_BODY_BYTES:,} bytes: send less'
+    if num_bytes > MAX_BODY_BYTES:
+        message = f'the body is longer than {MAX_BODY_BYTES:,} bytes: send less'
         raise ApiError(413, message, 'body_too_large')
-    return parse_json(bytes(content))
-
-
-def parse_json(content: bytes) -> dict:
-    """The JSON object of a body; ApiError 400 where it holds none."""
     try:
-        text = content.decode('utf-8')
-    except UnicodeDecodeError as error:
-        message = f'the body is no UTF-8 (byte {error.start}): send JSON in UTF-8'
-        raise bad_request(None, message) from None
-    try:
-        value = json.loads(text, parse_constant=_refuse_constant)
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        message = 'a text has half a character (a lone surrogate): leave it out'
-        raise bad_request(None, message) from None
-    except (ValueError, RecursionError) as error:
-        message = f'the body is no JSON ({error}): send a JSON object'
-        raise bad_request(None, message, 'invalid_json') from None
-    if not isinstance(value, dict):
-        raise bad_request(None, 'the body is no object: send a JSON object')
-    return value
-
-
-def _refuse_constant(word):
-    raise ValueError(f'{word} is no JSON number')
+        return model_class.model_validate_json(bytes(content))
+    except ValidationError as error:
+        raise invalid_body(error, bytes(content)) from None
 
 
 def find_model(models: dict[str, ServedModel], name: str | None) -> ServedModel:
@@ -137,103 +115,91 @@ def find_model(models: dict[str, ServedModel], name: str | None) -> ServedModel:
 # ---- requests for replies: all raise ApiError 400, or 404 for the model -------
 
 
-def parse_chat_request(body: dict, models: dict[str, ServedModel]) -> GenerationRequest:
+def parse_chat_request(
+    body: ChatRequest, models: dict[str, ServedModel]
+) -> GenerationRequest:
     """What a body of /v1/chat/completions asks for."""
-    body = validate_body(body, schemas.CHAT)
-    model = find_model(models, body.get('model'))
-    if 'top_logprobs' in body and not body.get('logprobs'):
+    model = find_model(models, body.model)
+    if body.top_logprobs is not None and not body.logprobs:
         raise bad_request('top_logprobs', 'it needs logprobs=true')
-    prompt, tokenizer = encode_messages(body, model), model.tokenizer
-    stop_texts, stop_tokens = chat_template.stop_conditions(model.template, tokenizer)
-    max_tokens = body.get('max_tokens', LIMITS['max_tokens'].most)
-    max_tokens = body.get('max_completion_tokens', max_tokens)
-    if max_tokens != body.get('max_tokens', max_tokens):
+    prompt = encode_messages(body, model)
+    stop, stop_tokens = chat_template.stop_conditions(model.template, model.tokenizer)
+    limits = {body.max_tokens, body.max_completion_tokens} - {None}
+    if len(limits) > 1:
         raise bad_request('max_tokens', 'it differs from max_completion_tokens')
-    sampling = _parse_sampling(body, model)
-    sampling.update(
-        max_tokens=int(max_tokens),
-        logprobs=int(body.get('top_logprobs', 0)) if body.get('logprobs') else None,
-        stop=(*sampling['stop'], *stop_texts),
+    return _build_request(
+        body,
+        model,
+        [prompt],
+        [],
+        max_tokens=limits.pop() if limits else LIMITS['max_tokens'].most,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        chat_stop=stop,
         stop_tokens=stop_tokens,
     )
-    return _build_request(body, model, [prompt], [], sampling)
 
 
 def parse_completion_request(
-    body: dict, models: dict[str, ServedModel]
+    body: CompletionRequest, models: dict[str, ServedModel]
 ) -> GenerationRequest:
     """What a body of /v1/completions asks for."""
-    body = validate_body(body, schemas.COMPLETION)
-    model = find_model(models, body.get('model'))
-    echo = bool(body.get('echo'))
-    max_tokens = int(body.get('max_tokens', DEFAULT_COMPLETION_TOKENS))
-    if max_tokens == 0 and not echo:
+    model = find_model(models, body.model)
+    max_tokens = body.max_tokens
+    if max_tokens is None:
+        max_tokens = DEFAULT_COMPLETION_TOKENS
+    if max_tokens == 0 and not body.echo:
         raise bad_request('max_tokens', 'use 1 or more, or echo=true')
-    if body.get('best_of', body.get('n', 1)) != body.get('n', 1):
+    if body.best_of not in (None, body.n or 1):
         raise bad_request('best_of', 'it is not supported: leave it out', UNSUPPORTED)
-    prompts = body['prompt']
-    if isinstance(prompts, str) or isinstance(prompts[0], int | float):
+    prompts, tokenizer = body.prompt, model.tokenizer
+    if isinstance(prompts, str) or isinstance(prompts[0], int):
         prompts = [prompts]
-    tokenizer = model.tokenizer
     prompts = [
         [tokenizer.bos_id, *tokenizer.encode(prompt)]
         if isinstance(prompt, str)
         else check_token_ids(prompt, model, 'prompt')
         for prompt in prompts
     ]
-    logprobs = body.get('logprobs')
-    sampling = _parse_sampling(body, model)
-    sampling.update(
+    return _build_request(
+        body,
+        model,
+        prompts,
+        [tokenizer.decode(prompt) for prompt in prompts] if body.echo else [],
         max_tokens=max_tokens,
-        logprobs=None if logprobs is None else int(logprobs),
-        prompt_logprobs=echo and logprobs is not None,
+        logprobs=body.logprobs,
+        prompt_logprobs=bool(body.echo) and body.logprobs is not None,
     )
-    texts = [tokenizer.decode(prompt) for prompt in prompts] if echo else []
-    return _build_request(body, model, prompts, texts, sampling)
 
 
-SAMPLING_NUMBERS = (
-    *('temperature', 'top_p', 'min_p'),
+SAMPLING_NUMBERS = {
+    *('temperature', 'top_k', 'top_p', 'min_p'),
     *('repetition_penalty', 'presence_penalty', 'frequency_penalty'),
-)
+}
 
 
-def _parse_sampling(body: dict, model: ServedModel) -> dict:
-    """The fields of `SamplingParameters` that both kinds share, but for the seed."""
-    stop = body.get('stop', ())
-    bias = body.get('logit_bias', {})
-    sampling = dict(
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        logit_bias={int(token): float(added) for token, added in bias.items()},
-        **{name: float(body[name]) for name in SAMPLING_NUMBERS if name in body},
-    )
-    if 'top_k' in body:
-        sampling['top_k'] = int(body['top_k'])
-    try:
-        check_parameters(SamplingParameters(**sampling), model.tokenizer.vocab_size)
-    except UserError as error:
-        field = str(error).split('=')[0].split()[0]
-        raise bad_request(field, str(error)) from error
-    return sampling
-
-
-def _build_request(body, model, prompts, texts, sampling) -> GenerationRequest:
+def _build_request(
+    body, model, prompts, texts, chat_stop=(), **sampling
+) -> GenerationRequest:
     """A request for n replies to each prompt, whose seeds follow one another."""
-    stream_options = body.get('stream_options')
-    if stream_options is not None and not body.get('stream'):
+    if body.stream_options is not None and not body.stream:
         raise bad_request('stream_options', 'it needs stream=true')
-    n = int(body.get('n', 1))
-    first_seed = int(body.get('seed', secrets.randbelow(LARGEST_SEED + 1)))
+    sampling |= body.model_dump(include=SAMPLING_NUMBERS, exclude_none=True)
+    logit_bias = {int(token): bias for token, bias in (body.logit_bias or {}).items()}
+    check_token_ids(list(logit_bias), model, 'logit_bias')
+    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    n, first_seed = body.n or 1, body.seed
+    if first_seed is None:
+        first_seed = secrets.randbelow(LARGEST_SEED + 1)
     num_replies = n * len(prompts)
-    schema, grammars = (
-        schema_of_format(body.get('response_format')),
-        [None] * num_replies,
-    )
+    grammars = [None] * num_replies
+    schema = schema_of_format(body.response_format)
     if schema is not None:
         grammars = model.grammars.compile_schema(schema, num_replies)
     parameters = [
         SamplingParameters(
             **sampling,
+            logit_bias=logit_bias,
+            stop=(*stop, *chat_stop),
             seed=(first_seed + index % n) % (LARGEST_SEED + 1),
             grammar=grammars[index],
         )
@@ -244,10 +210,10 @@ def _build_request(body, model, prompts, texts, sampling) -> GenerationRequest:
         prompts=[prompt for prompt in prompts for _ in range(n)],
         parameters=parameters,
         echoed_texts=[text for text in texts for _ in range(n)],
-        prompt_field='messages' if 'messages' in body else 'prompt',
+        prompt_field='messages' if isinstance(body, ChatRequest) else 'prompt',
         logprobs=sampling['logprobs'] is not None,
-        stream=bool(body.get('stream')),
-        include_usage=bool((stream_options or {}).get('include_usage')),
+        stream=bool(body.stream),
+        include_usage=bool(body.stream_options and body.stream_options.include_usage),
         num_prompt_tokens=sum(map(len, prompts)),
     )
 
@@ -255,16 +221,18 @@ def _build_request(body, model, prompts, texts, sampling) -> GenerationRequest:
 # ---- prompts ------------------------------------------------------------------
 
 
-def encode_messages(body: dict, model: ServedModel) -> list[int]:
+def encode_messages(
+    body: ChatRequest | TokenizeRequest, model: ServedModel
+) -> list[int]:
     """The token ids of a conversation, up to where the assistant speaks."""
     messages = []
-    for message in body['messages']:
-        role, content = message['role'], message['content']
+    for message in body.messages:
+        content = message.content
         if not isinstance(content, str):
-            content = ''.join(part['text'] for part in content)
-        role = 'system' if role == 'developer' else role
+            content = ''.join(part.text for part in content)
+        role = 'system' if message.role == 'developer' else message.role
         messages.append(dict(role=role, content=content))
-    continue_final = bool(body.get('continue_final_message'))
+    continue_final = bool(body.continue_final_message)
     if continue_final and messages[-1]['role'] != 'assistant':
         message = "the last message is not the assistant's"
         raise bad_request('continue_final_message', message)
@@ -276,28 +244,29 @@ def encode_messages(body: dict, model: ServedModel) -> list[int]:
         raise bad_request('messages', str(error)) from error
 
 
-def check_token_ids(tokens: list, model: ServedModel, field: str) -> list[int]:
-    """The ids as integers; ApiError 400 where the vocabulary has no such id."""
+def check_token_ids(tokens: list[int], model: ServedModel, field: str) -> list[int]:
+    """The same ids; ApiError 400 where the vocabulary has no such id."""
     size = model.tokenizer.vocab_size
     if tokens and max(tokens) >= size:
-        largest = int(max(tokens))
-        raise bad_request(field, f'no token has the id {largest}: use 0 to {size - 1}')
-    return [int(token) for token in tokens]
+        raise bad_request(
+            field, f'no token has the id {max(tokens)}: use 0 to {size - 1}'
+        )
+    return tokens
 
 
-def encode_prompt(body: dict, model: ServedModel) -> list[int]:
-    """The token ids of a valid body of /tokenize.
+def encode_prompt(body: TokenizeRequest, model: ServedModel) -> list[int]:
+    """The token ids for /tokenize.
 
     A prompt that is a special token's name and nothing else is that token, so that
-    clients find its id; within a text it is text.
+    clients can look up its id; within a text the name is text.
     """
-    if ('prompt' in body) == ('messages' in body):
+    if (body.prompt is None) == (body.messages is None):
         raise bad_request('prompt', 'send one of prompt and messages')
-    if 'messages' in body:
+    if body.messages is not None:
         return encode_messages(body, model)
-    tokenizer, prompt = model.tokenizer, body['prompt']
-    if body.get('add_special_tokens', True):
-        return [tokenizer.bos_id, *tokenizer.encode(prompt)]
-    if prompt in tokenizer.specials:
-        return [tokenizer.specials[prompt]]
-    return tokenizer.encode(prompt)
+    tokenizer = model.tokenizer
+    if body.add_special_tokens is not False:
+        return [tokenizer.bos_id, *tokenizer.encode(body.prompt)]
+    if body.prompt in tokenizer.specials:
+        return [tokenizer.specials[body.prompt]]
+    return tokenizer.encode(body.prompt)

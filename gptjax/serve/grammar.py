@@ -6,6 +6,7 @@ import threading
 import numpy as np
 
 from gptjax.serve.api_errors import ApiError, bad_request
+from gptjax.serve.schemas import ResponseFormat
 from gptjax.tokenizer.tokenizer import Tokenizer
 
 # One layout without line breaks: a small model would fill a reply with them, and a
@@ -110,18 +111,16 @@ class _Vocabulary:
         return self._encode(text)
 
 
-def schema_of_format(response_format: dict | None) -> dict | None:
-    """The JSON schema that a checked `response_format` asks for; None for text."""
+def schema_of_format(response_format: ResponseFormat | None) -> dict | None:
+    """The JSON schema that `response_format` asks for; None for text."""
     if response_format is None:
         return None
-    kind, json_schema = response_format['type'], response_format.get('json_schema')
-    field = 'response_format.json_schema'
-    if kind == 'json_schema':
-        if json_schema is None:
-            raise bad_request(field, 'it is missing', 'missing_parameter')
-        return json_schema['schema']
+    kind, json_schema = response_format.type, response_format.json_schema
+    if (kind == 'json_schema') != (json_schema is not None):
+        reason = 'it is missing' if json_schema is None else f'type={kind} takes none'
+        raise bad_request('response_format.json_schema', reason)
     if json_schema is not None:
-        raise bad_request(field, f'type={kind} takes none: use type=json_schema')
+        return json_schema.schema_
     return dict(type='object') if kind == 'json_object' else None
 
 

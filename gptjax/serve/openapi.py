@@ -1,22 +1,55 @@
-"""The OpenAPI 3.1 document at /openapi.json: it publishes the enforced schemas."""
+"""The OpenAPI 3.1 document at /openapi.json: the routes and the models of `schemas`."""
 
+import re
+from collections.abc import Callable, Sequence
 from importlib import metadata
+from typing import NamedTuple
 
-from gptjax.serve import schemas
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
-NUMBER = dict(type='number')
-INTEGER = dict(type='integer')
-STRING = dict(type='string')
-MAYBE_STRING = dict(type=['string', 'null'])
-IDS = dict(type='array', items=INTEGER)
+from gptjax.serve.schemas import Error
+
+TEXT = dict(type='string')
+ERRORS = {
+    400: 'A field is wrong: `param` names it.',
+    401: 'The key is missing or wrong.',
+    403: 'The host is unknown, or a page of another site sends the request.',
+    404: 'There is no such model.',
+    408: 'The body took too long.',
+    413: 'The body is too long.',
+    415: 'The Content-Type is not application/json.',
+    500: 'An internal error of the server.',
+    503: 'Loading, full or shutting down: see Retry-After.',
+    504: 'The time limit of a request has passed.',
+}
+GET_ERRORS = (401, 403, 404, 503)
 
 
-def document() -> dict:
+class Operation(NamedTuple):
+    """One route of the API: a POST where there is a `request`, else a GET."""
+
+    path: str
+    handler: Callable  # the first line of its docstring is published
+    response: type[BaseModel] | str  # a model, or the media type of other content
+    request: type[BaseModel] | None = None
+    chunk: type[BaseModel] | None = None  # an event, where the response can stream
+    query: str | None = None  # name of a parameter
+
+
+def document(operations: Sequence[Operation]) -> dict:
     """The whole document, as a JSON object."""
     try:
         version = metadata.version('gptjax')
     except metadata.PackageNotFoundError:
         version = '0'
+    models = {Error}
+    for operation in operations:
+        models |= {operation.response, operation.request, operation.chunk}
+    models = [(model, 'validation') for model in models if isinstance(model, type)]
+    _, definitions = models_json_schema(
+        models, ref_template='#/components/schemas/{model}'
+    )
     return dict(
         openapi='3.1.0',
         info=dict(
@@ -24,15 +57,15 @@ def document() -> dict:
             version=version,
             description=(
                 "Replies of a trained model, in the shape of OpenAI's API. "
-                '`system_fingerprint` names the weights: with it, the parameters and a '
-                '`seed`, a reply can be drawn again. Fields that would change a reply '
-                'and are not listed are refused by name.'
+                '`system_fingerprint` identifies the weights: the same weights, '
+                'parameters and `seed` give the same reply again. Unknown fields are '
+                'refused by name.'
             ),
         ),
         security=[{}, dict(bearer=[]), dict(basic=[])],
-        paths=_paths(),
+        paths={op.path.replace(':path', ''): _path_item(op) for op in operations},
         components=dict(
-            schemas=_schemas(),
+            schemas=definitions['$defs'],
             securitySchemes=dict(
                 bearer=dict(type='http', scheme='bearer'),
                 basic=dict(type='http', scheme='basic'),
@@ -41,170 +74,32 @@ def document() -> dict:
     )
 
 
-# ---- paths --------------------------------------------------------------------
+def _path_item(operation: Operation) -> dict:
+    summary = operation.handler.__doc__.splitlines()[0]
+    content = _content(operation.response)
+    if operation.chunk:
+        events = f'data: a {operation.chunk.__name__}, … data: [DONE]'
+        content['text/event-stream'] = dict(schema=dict(description=events))
+    responses = {'200': dict(description=summary, content=content)}
+    for status in ERRORS if operation.request else GET_ERRORS:
+        error = dict(description=ERRORS[status], content=_content(Error))
+        responses[str(status)] = error
+    item = dict(summary=summary, responses=responses)
+    parameters = [(name, 'path') for name in re.findall(r'{(\w+)', operation.path)]
+    if operation.query:
+        parameters.append((operation.query, 'query'))
+    item['parameters'] = [
+        {'name': name, 'in': place, 'schema': TEXT, 'required': place == 'path'}
+        for name, place in parameters
+    ]
+    if operation.request is None:
+        return dict(get=item)
+    body = dict(required=True, content=_content(operation.request))
+    return dict(post=dict(item, requestBody=body))
 
 
-def _paths():
-    model_query = dict(name='model', schema=STRING, **{'in': 'query'})
-    model_path = dict(name='id', required=True, schema=STRING, **{'in': 'path'})
-    text = dict(type='object', properties=dict(prompt=STRING))
-    return {
-        '/v1/chat/completions': _post(
-            'The next message of a conversation.',
-            'ChatRequest',
-            _ref('ChatCompletion'),
-            stream='data: a ChatChunk, … data: [DONE]',
-        ),
-        '/v1/completions': _post(
-            'How a text goes on.',
-            'CompletionRequest',
-            _ref('Completion'),
-            stream='data: a Completion without usage, … data: [DONE]',
-        ),
-        '/v1/models': _get('The models here.', _ref('ModelList'), statuses=[503]),
-        '/v1/models/{id}': _get('One of them.', _ref('Model'), model_path),
-        '/tokenize': _post('The tokens of a text.', 'TokenizeRequest', _ref('Tokens')),
-        '/detokenize': _post('The text of tokens.', 'DetokenizeRequest', text),
-        '/tokenizer_info': _get(
-            'Vocabulary and special tokens of a model.',
-            _ref('TokenizerInfo'),
-            model_query,
-        ),
-        '/health': _get(
-            'Whether the process lives; never needs a key.', _ref('Status')
-        ),
-        '/ready': _get(
-            'Whether a model can answer; `failed` names those that cannot.',
-            _ref('Status'),
-            model_query,
-        ),
-        '/metrics': _get('For Prometheus.', STRING, media_type='text/plain'),
-        '/openapi.json': _get('This document.', dict(type='object')),
-        '/': _get('The chat page.', STRING, media_type='text/html'),
-    }
-
-
-ERRORS = {
-    400: 'A field is wrong: `param` names it.',
-    401: 'The key is missing or wrong.',
-    403: 'The host is unknown, or another site asks.',
-    404: 'There is no such model.',
-    408: 'The body took too long.',
-    413: 'The body is too long.',
-    415: 'The body is no JSON.',
-    500: 'A mistake of the server.',
-    503: 'Loading, full or shutting down: see Retry-After.',
-    504: 'The time limit of a request has passed.',
-}
-
-
-def _responses(description, content, statuses):
-    responses = {'200': dict(description=description, content=content)}
-    content = _json(_ref('Error'))
-    for status in sorted({401, 403, *statuses}):
-        responses[str(status)] = dict(description=ERRORS[status], content=content)
-    return responses
-
-
-def _get(summary, schema, model=None, statuses=(), media_type='application/json'):
-    """A route; with the parameter `model` it also answers 404 and 503."""
-    content = {media_type: dict(schema=schema)}
-    responses = _responses(summary, content, (404, 503) if model else statuses)
-    get = dict(summary=summary, responses=responses)
-    return dict(get=dict(get, parameters=[model]) if model else get)
-
-
-def _post(summary, request, schema, stream=None):
-    content, statuses = _json(schema), [400, 404, 408, 413, 415, 500, 503]
-    if stream:
-        content['text/event-stream'] = dict(schema=dict(STRING, description=stream))
-        statuses.append(504)
-    post = dict(
-        summary=summary,
-        requestBody=dict(required=True, content=_json(_ref(request))),
-        responses=_responses(summary, content, statuses),
-    )
-    return dict(post=post)
-
-
-def _json(schema):
+def _content(model: type[BaseModel] | str) -> dict:
+    if isinstance(model, str):
+        return {model: dict(schema={} if 'json' in model else TEXT)}
+    schema = {'$ref': f'#/components/schemas/{model.__name__}'}
     return {'application/json': dict(schema=schema)}
-
-
-def _ref(name):
-    return {'$ref': f'#/components/schemas/{name}'}
-
-
-# ---- schemas ------------------------------------------------------------------
-
-
-def _object(**properties):
-    return dict(type='object', required=list(properties), properties=properties)
-
-
-def _maybe(schema):
-    return dict(anyOf=[schema, dict(type='null')])
-
-
-def _array(schema):
-    return dict(type='array', items=schema)
-
-
-def _schemas():
-    finish = dict(enum=['stop', 'length', None])
-    token = dict(token=STRING, logprob=NUMBER, bytes=_maybe(IDS))
-    chat_token = _object(**token, top_logprobs=_array(_object(**token)))
-    chat_logprobs = _maybe(_object(content=_array(chat_token)))
-    text_logprobs = _maybe(
-        _object(
-            tokens=_array(STRING),
-            token_logprobs=_array(_maybe(NUMBER)),
-            top_logprobs=_array(_maybe(dict(type='object'))),
-            text_offset=IDS,
-        )
-    )
-    usage = _object(
-        prompt_tokens=INTEGER, completion_tokens=INTEGER, total_tokens=INTEGER
-    )
-    envelope = dict(id=STRING, object=STRING, created=INTEGER, model=STRING)
-    envelope['system_fingerprint'] = STRING
-
-    def choices(**properties):
-        return _array(_object(index=INTEGER, finish_reason=finish, **properties))
-
-    message = _object(role=dict(enum=['assistant']), content=STRING)
-    whole_choices = choices(message=message, logprobs=chat_logprobs)
-    chunk_choices = choices(delta=dict(type='object'), logprobs=chat_logprobs)
-    text_choices = choices(text=STRING, logprobs=text_logprobs)
-    error = _object(message=STRING, type=STRING, param=MAYBE_STRING, code=MAYBE_STRING)
-    facts = _object(step=INTEGER, template=STRING, context=INTEGER, description=STRING)
-    model = _object(
-        id=STRING,
-        object=dict(enum=['model']),
-        created=INTEGER,
-        owned_by=STRING,
-        max_model_len=INTEGER,
-        gptjax=facts,
-    )
-    return dict(
-        ChatRequest=schemas.CHAT,
-        CompletionRequest=schemas.COMPLETION,
-        TokenizeRequest=schemas.TOKENIZE,
-        DetokenizeRequest=schemas.DETOKENIZE,
-        ChatCompletion=_object(**envelope, choices=whole_choices, usage=usage),
-        ChatChunk=_object(**envelope, choices=chunk_choices),
-        Completion=_object(**envelope, choices=text_choices),
-        Tokens=_object(count=INTEGER, max_model_len=INTEGER, tokens=IDS),
-        TokenizerInfo=_object(
-            vocab_size=INTEGER,
-            bos_token=STRING,
-            bos_token_id=INTEGER,
-            eos_token=STRING,
-            eos_token_id=INTEGER,
-            chat_template=MAYBE_STRING,
-        ),
-        Model=model,
-        ModelList=_object(object=dict(enum=['list']), data=_array(model)),
-        Status=_object(status=STRING),
-        Error=_object(error=error),
-    )

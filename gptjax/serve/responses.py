@@ -1,20 +1,19 @@
 """Answers of /v1/chat/completions and /v1/completions, whole or as a stream."""
 
 import asyncio
-import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 
+from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from gptjax.infer.request import Reply, Token, Update, join_updates
-from gptjax.serve import admission
-from gptjax.serve.admission import RunningRequest, ServerState
+from gptjax.serve import admission, schemas
+from gptjax.serve.admission import RunningRequest
 from gptjax.serve.api_errors import ApiError
 from gptjax.serve.api_requests import GenerationRequest, read_body
 
@@ -35,11 +34,11 @@ OUTCOMES = dict(
 )
 
 
-# ---- the shapes of the two endpoints ------------------------------------------
+# ---- the two kinds of responses -----------------------------------------------
 
 
 def _envelope(request: GenerationRequest, id_prefix: str, object_name: str) -> dict:
-    """What the answer, and every event of a stream, begins with."""
+    """The first fields of a response, and of every chunk of a stream."""
     return dict(
         id=f'{id_prefix}{uuid.uuid4().hex}',
         object=object_name,
@@ -50,37 +49,51 @@ def _envelope(request: GenerationRequest, id_prefix: str, object_name: str) -> d
 
 
 class ChatAnswer:
-    """JSON of /v1/chat/completions for one request."""
+    """The response of /v1/chat/completions to one request, whole or in chunks."""
+
+    request_class = schemas.ChatRequest
+    whole_class, chunk_class = schemas.ChatCompletion, schemas.ChatChunk
 
     def __init__(self, request: GenerationRequest):
         self.request = request
         suffix = '.chunk' if request.stream else ''
         self.envelope = _envelope(request, 'chatcmpl-', f'chat.completion{suffix}')
 
-    def first_choices(self, index: int) -> list[dict]:
-        """The choices of the events before the first token."""
-        return [self._delta(index, dict(role='assistant', content='', refusal=None))]
+    def first_choices(self, index: int) -> list[schemas.ChunkChoice]:
+        """The choices of the chunks before the first token."""
+        delta = schemas.Delta(role='assistant', content='', refusal=None)
+        return [self._chunk_choice(index, delta)]
 
-    def update_choices(self, index: int, update: Update, offset: int) -> list[dict]:
-        """The choices of an update's events; `offset` characters came before."""
+    def update_choices(
+        self, index: int, update: Update, offset: int
+    ) -> list[schemas.ChunkChoice]:
+        """The choices of an update's chunks; `offset` characters came before."""
         choices = []
         if update.text or (self.request.logprobs and update.tokens):
-            logprobs = self._logprobs(update.tokens)
-            choices.append(self._delta(index, dict(content=update.text), logprobs))
+            delta, logprobs = (
+                schemas.Delta(content=update.text),
+                self._logprobs(update.tokens),
+            )
+            choices.append(self._chunk_choice(index, delta, logprobs))
         if update.finish:
-            choices.append(self._delta(index, {}, finish_reason=update.finish))
+            choice = self._chunk_choice(
+                index, schemas.Delta(), finish_reason=update.finish
+            )
+            choices.append(choice)
         return choices
 
-    def whole_choice(self, index: int, reply: Reply) -> dict:
-        return dict(
+    def whole_choice(self, index: int, reply: Reply) -> schemas.ChatChoice:
+        return schemas.ChatChoice(
             index=index,
-            message=dict(role='assistant', content=reply.text, refusal=None),
+            message=schemas.ChatMessage(
+                role='assistant', content=reply.text, refusal=None
+            ),
             logprobs=self._logprobs(reply.tokens),
             finish_reason=reply.finish,
         )
 
-    def _delta(self, index, delta, logprobs=None, finish_reason=None):
-        return dict(
+    def _chunk_choice(self, index, delta, logprobs=None, finish_reason=None):
+        return schemas.ChunkChoice(
             index=index, delta=delta, logprobs=logprobs, finish_reason=finish_reason
         )
 
@@ -89,27 +102,32 @@ class ChatAnswer:
             return None
         tokenizer = self.request.model.tokenizer
         content = [describe_chat_token(tokenizer, token) for token in tokens]
-        return dict(content=content, refusal=None)
+        return schemas.ChatLogprobs(content=content, refusal=None)
 
 
 class CompletionAnswer:
-    """JSON of /v1/completions for one request; the methods are those of `ChatAnswer`.
+    """The response of /v1/completions; the methods are those of `ChatAnswer`.
 
-    Its tokens include the one that ended the reply: lm-evaluation-harness draws one
-    token after a prompt, and leaves out the last that is listed.
+    The listed tokens include the one that ended the reply: lm-evaluation-harness draws
+    one token after a prompt, and leaves out the last that is listed.
     """
+
+    request_class = schemas.CompletionRequest
+    whole_class = chunk_class = schemas.Completion
 
     def __init__(self, request: GenerationRequest):
         self.request = request
         self.envelope = _envelope(request, 'cmpl-', 'text_completion')
 
-    def first_choices(self, index: int) -> list[dict]:
+    def first_choices(self, index: int) -> list[schemas.TextChoice]:
         """The echoed prompt; with log-probabilities it comes with the first update."""
         if not self.request.echoed_texts or self.request.logprobs:
             return []
         return [self._choice(index, self.request.echoed_texts[index])]
 
-    def update_choices(self, index: int, update: Update, offset: int) -> list[dict]:
+    def update_choices(
+        self, index: int, update: Update, offset: int
+    ) -> list[schemas.TextChoice]:
         request, choices = self.request, []
         prompt = request.echoed_texts[index] if request.echoed_texts else ''
         if request.echoed_texts and request.logprobs and update.prompt is not None:
@@ -120,7 +138,7 @@ class CompletionAnswer:
             choices.append(self._choice(index, update.text, logprobs, update.finish))
         return choices
 
-    def whole_choice(self, index: int, reply: Reply) -> dict:
+    def whole_choice(self, index: int, reply: Reply) -> schemas.TextChoice:
         text, tokens = reply.text, _all_tokens(reply)
         if self.request.echoed_texts:
             text = self.request.echoed_texts[index] + text
@@ -128,7 +146,7 @@ class CompletionAnswer:
         return self._choice(index, text, self._logprobs(tokens, 0), reply.finish)
 
     def _choice(self, index, text, logprobs=None, finish_reason=None):
-        return dict(
+        return schemas.TextChoice(
             index=index, text=text, logprobs=logprobs, finish_reason=finish_reason
         )
 
@@ -162,7 +180,7 @@ def token_text(tokenizer, token: int) -> str:
         return 'bytes:' + ''.join(f'\\x{byte:02x}' for byte in content)
 
 
-def describe_chat_token(tokenizer, token: Token) -> dict:
+def describe_chat_token(tokenizer, token: Token) -> schemas.ChatToken:
     """An entry of a chat choice's `logprobs.content`."""
 
     def describe(token_id, logprob):
@@ -173,10 +191,14 @@ def describe_chat_token(tokenizer, token: Token) -> dict:
         )
 
     alternatives = [describe(*alternative) for alternative in token.top]
-    return dict(describe(token.id, token.logprob), top_logprobs=alternatives)
+    return schemas.ChatToken(
+        **describe(token.id, token.logprob), top_logprobs=alternatives
+    )
 
 
-def describe_text_tokens(tokenizer, tokens: tuple[Token, ...], offset: int = 0) -> dict:
+def describe_text_tokens(
+    tokenizer, tokens: tuple[Token, ...], offset: int = 0
+) -> schemas.TextLogprobs:
     """A completion choice's `logprobs`; `offset` characters come before the tokens.
 
     A token without a log-probability (a prompt's first) has null.
@@ -196,7 +218,7 @@ def describe_text_tokens(tokenizer, tokens: tuple[Token, ...], offset: int = 0) 
             text = token_text(tokenizer, token_id)
             by_text.setdefault(text, max(logprob, LOWEST_LOGPROB))
         alternatives.append(by_text)
-    return dict(
+    return schemas.TextLogprobs(
         tokens=[token_text(tokenizer, token.id) for token in tokens],
         token_logprobs=logprobs,
         top_logprobs=alternatives,
@@ -207,36 +229,34 @@ def describe_text_tokens(tokenizer, tokens: tuple[Token, ...], offset: int = 0) 
 # ---- the endpoints ------------------------------------------------------------
 
 
-def generation_endpoint(
-    state: ServerState, name: str, parse_request: Callable, answer_class: type
-) -> Callable[[Request], Awaitable]:
-    """The handler of one of the two endpoints; `name` stands in the metrics.
+async def generate(
+    http_request: Request, name: str, parse_request: Callable, answer_class: type
+) -> Callable:
+    """The response, an ASGI application, of one of the two endpoints.
 
-    `parse_request(body, models)` returns a `GenerationRequest`; `answer_class` is
-    `ChatAnswer` or `CompletionAnswer`.
+    Args:
+        name: of the endpoint, in the metrics.
+        parse_request: (body, models) -> `GenerationRequest`.
+        answer_class: `ChatAnswer` or `CompletionAnswer`.
     """
+    start, state = time.monotonic(), http_request.app.state.server
 
-    async def handle(http_request: Request):
-        start = time.monotonic()
+    def count(outcome: str) -> None:
+        state.telemetry.count_request(name, outcome, time.monotonic() - start)
 
-        def count(outcome: str) -> None:
-            state.telemetry.count_request(name, outcome, time.monotonic() - start)
-
-        try:
-            state.check_ready()
-            body = await read_body(http_request)
-            request = await state.parse(parse_request, body)
-            running = state.start(request)
-        except ApiError as error:
-            count('busy' if error.status == 503 else 'refused')
-            raise
-        except Exception:
-            count('failed')
-            raise
-        send_answer = _send_stream if request.stream else _send_whole
-        return partial(send_answer, state, running, answer_class(request), count)
-
-    return handle
+    try:
+        state.check_ready()
+        body = await read_body(http_request, answer_class.request_class)
+        request = await state.parse(parse_request, body)
+        running = state.start(request)
+    except ApiError as error:
+        count('busy' if error.status == 503 else 'refused')
+        raise
+    except Exception:
+        count('failed')
+        raise
+    send_answer = _send_stream if request.stream else _send_whole
+    return partial(send_answer, state, running, answer_class(request), count)
 
 
 @asynccontextmanager
@@ -268,8 +288,8 @@ async def _watch(state, running: RunningRequest, receive: Receive, count):
         count(outcome)
 
 
-def _usage(request: GenerationRequest, num_tokens: int) -> dict:
-    return dict(
+def _usage(request: GenerationRequest, num_tokens: int) -> schemas.Usage:
+    return schemas.Usage(
         prompt_tokens=request.num_prompt_tokens,
         completion_tokens=num_tokens,
         total_tokens=request.num_prompt_tokens + num_tokens,
@@ -295,8 +315,8 @@ async def _send_whole(
         return
     num_tokens = sum(len(_all_tokens(u)) for reply in updates for u in reply)
     usage = _usage(running.request, num_tokens)
-    response = JSONResponse(dict(answer.envelope, choices=choices, usage=usage))
-    await response(scope, receive, send)
+    content = answer.whole_class(**answer.envelope, choices=choices, usage=usage)
+    await schemas.JsonResponse(content)(scope, receive, send)
 
 
 async def _send_stream(
@@ -333,8 +353,8 @@ async def _events(running: RunningRequest, answer) -> AsyncIterator[str]:
         envelope = dict(envelope, usage=None)
 
     def format_events(choices):
-        events = (dict(envelope, choices=[choice]) for choice in choices)
-        return ''.join(map(_format_event, events))
+        chunks = (answer.chunk_class(**envelope, choices=[c]) for c in choices)
+        return ''.join(map(_format_event, chunks))
 
     for index in range(len(request.prompts)):
         if choices := answer.first_choices(index):
@@ -353,10 +373,9 @@ async def _events(running: RunningRequest, answer) -> AsyncIterator[str]:
         num_tokens += len(_all_tokens(update))
         num_characters[index] += len(update.text)
     if request.include_usage:
-        usage = _usage(request, num_tokens)
-        yield _format_event(dict(envelope, choices=[], usage=usage))
+        envelope['usage'] = _usage(request, num_tokens)
+        yield _format_event(answer.chunk_class(**envelope, choices=[]))
 
 
-def _format_event(content: dict) -> str:
-    text = json.dumps(content, ensure_ascii=False, separators=(',', ':'))
-    return f'data: {text}\n\n'
+def _format_event(content: BaseModel) -> str:
+    return f'data: {content.model_dump_json(exclude_unset=True)}\n\n'

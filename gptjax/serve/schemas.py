@@ -1,18 +1,17 @@
-"""What a request may hold, as JSON Schema: enforced by `validate`, published as is.
+"""The JSON of requests and responses as pydantic models; /openapi.json publishes them.
 
-What would change a reply and is not here is refused by name; what changes nothing
-(`user`, `metadata`, …) is accepted and ignored. Everything that may be left out may
-also be null.
+A request that holds an unknown field is refused, because the client expects the field
+to change the reply. Fields that cannot change a reply (`user`, `metadata`, …) are
+accepted and ignored. Every optional field may also be null.
 """
 
-import math
-import re
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from starlette.responses import JSONResponse
 
 from gptjax.infer.request import BIAS_LIMITS, LIMITS
-from gptjax.serve.api_errors import ApiError, bad_request
 
-MAX_BODY_BYTES = 2**20
 MAX_MESSAGES = 1024  # of a conversation
 MAX_PARTS = 64  # of a message's content
 MAX_CHOICES = 16  # replies to one prompt
@@ -23,367 +22,330 @@ MAX_BIASES = 1024  # of logit_bias
 MAX_PROMPT_TOKENS = 2**17  # as ids; the context sets the real limit
 
 
-# ---- fields -------------------------------------------------------------------
+class Schema(BaseModel):
+    """No unknown fields and no conversions: the string '1' is not a number."""
+
+    model_config = ConfigDict(extra='forbid', strict=True, allow_inf_nan=False)
 
 
-def _integer(low, high, description):
-    limits = dict(minimum=low, maximum=high)
-    return dict(type=['integer', 'null'], description=description, **limits)
-
-
-def _limited(name, description, type_name='number', **narrower):
-    """A field of the engine's parameters, within their limits or `narrower` ones."""
-    low, high, above = LIMITS[name]
-    limits = {'exclusiveMinimum' if above else 'minimum': low, 'maximum': high}
-    return dict(type=[type_name, 'null'], description=description, **limits | narrower)
-
-
-def _boolean(description):
-    return dict(type=['boolean', 'null'], description=description)
-
-
-def _ids(**limits):
-    token = dict(type='integer', minimum=0, maximum=2**31 - 1)
-    return dict(type='array', items=token, **limits)
-
-
-def _object(required, properties):
-    fields = dict(required=required, properties=properties)
-    return dict(type='object', **fields, additionalProperties=False)
-
-
-def _unsupported(*types):
-    """A field that clients may send as long as it is empty or null."""
-    description = 'Not supported: leave it out, null or empty.'
-    limits = dict(maxItems=0, maxProperties=0)
-    return dict(type=[*types, 'null'], **limits, description=description)
-
-
-TEXT = dict(type='string')
-MAYBE_TEXT = dict(type=['string', 'null'])
-MODEL = dict(MAYBE_TEXT, description='An id of /v1/models; by default the first.')
-TEXT_PART = _object(['type', 'text'], dict(type=dict(enum=['text']), text=TEXT))
-CONTENT = dict(
-    description='a string or an array of text parts',
-    anyOf=[TEXT, dict(type='array', minItems=1, maxItems=MAX_PARTS, items=TEXT_PART)],
-)
-ROLES = ['system', 'developer', 'user', 'assistant']
-MESSAGE = _object(
-    ['role', 'content'],
-    dict(
-        role=dict(enum=ROLES, description='`developer` is read as `system`.'),
-        content=CONTENT,
-        # Clients send back the messages of earlier answers, with these fields.
-        **dict.fromkeys(('name', 'refusal', 'audio', 'function_call'), _unsupported()),
-        **dict.fromkeys(('tool_calls', 'annotations'), _unsupported('array')),
-    ),
-)
-MESSAGE_LIST = dict(type='array', items=MESSAGE, minItems=1, maxItems=MAX_MESSAGES)
-STOP_TEXT = dict(type='string', minLength=1, maxLength=MAX_STOP_CHARACTERS)
-STOP = dict(
-    description=(
-        'a string, or an array of them: the reply ends before the first that is '
-        'complete'
-    ),
-    anyOf=[
-        STOP_TEXT,
-        dict(type='array', maxItems=MAX_STOPS, items=STOP_TEXT),
-        dict(type='null'),
-    ],
-)
-JSON_SCHEMA = _object(
-    ['schema'],
-    dict(
-        name=MAYBE_TEXT,
-        description=MAYBE_TEXT,
-        strict=dict(type=['boolean', 'null']),
-        schema=dict(type='object'),
-    ),
-)
-RESPONSE_FORMAT = dict(
-    _object(
-        ['type'],
-        dict(
-            type=dict(enum=['text', 'json_object', 'json_schema']),
-            json_schema=dict(JSON_SCHEMA, type=['object', 'null']),
-        ),
-    ),
-    type=['object', 'null'],
-    description='What the reply is: text, any JSON object, or JSON by a schema.',
-)
-
-SAMPLING = dict(
-    temperature=_limited(
-        'temperature', 'Divides the logits; 0: the likeliest token. 1.'
-    ),
-    top_k=_limited('top_k', 'Tokens that stay, the likeliest; 0: all. 0.', 'integer'),
-    top_p=_limited('top_p', 'The likeliest stay until they add up to this. 1.'),
-    min_p=_limited('min_p', "Least share of the likeliest's probability. 0."),
-    repetition_penalty=_limited(
-        'repetition_penalty', 'Of tokens in prompt or reply; 1: none.'
-    ),
-    presence_penalty=_limited('presence_penalty', 'Of tokens that the reply has. 0.'),
-    frequency_penalty=_limited('frequency_penalty', 'The same, times how often. 0.'),
-    logit_bias=dict(
-        type=['object', 'null'],
-        description='Token ids, and what is added to their logits.',
-        propertyNames=dict(type='string', pattern='^[0-9]{1,9}$'),
-        additionalProperties=dict(
-            type='number', minimum=BIAS_LIMITS.least, maximum=BIAS_LIMITS.most
-        ),
-        maxProperties=MAX_BIASES,
-    ),
-    seed=_limited(
-        'seed',
-        'The same weights, prompt, parameters and seed give the same reply. The '
-        'choices of n take seed, seed + 1, …; by default it is random.',
-        'integer',
-    ),
-    stop=STOP,
-    n=_integer(1, MAX_CHOICES, 'Replies to each prompt. 1.'),
-    response_format=RESPONSE_FORMAT,
-    stream=_boolean('Send the reply as it is drawn, as server-sent events.'),
-    stream_options=dict(
-        type=['object', 'null'],
-        description='With `stream` only.',
-        properties=dict(
-            include_usage=_boolean('A last chunk that counts tokens.'),
-            include_obfuscation=_boolean('Ignored.'),
-        ),
-        additionalProperties=False,
-    ),
-)
-
-_IGNORED = dict(description='Ignored.')
-HARMLESS = dict.fromkeys(
-    (
-        *('user', 'metadata', 'store', 'service_tier', 'safety_identifier'),
-        *('prompt_cache_key', 'prompt_cache_retention'),
-    ),
-    _IGNORED,
+# JSON has one kind of number: 2.0 is the integer 2.
+Whole = BeforeValidator(
+    lambda x: int(x) if isinstance(x, float) and x.is_integer() else x
 )
 
 
-# ---- bodies -------------------------------------------------------------------
+def _limited(name, type_=float, description=None, **narrower):
+    """The type of an optional sampling parameter, within the engine's limits."""
+    low, high, is_above = LIMITS[name]
+    limits = {'gt' if is_above else 'ge': low, 'le': high} | narrower
+    field = Field(description=description, **limits)
+    return Annotated[type_, field, Whole] | None
 
-CHAT = _object(
-    ['messages'],
-    dict(
-        model=MODEL,
-        messages=MESSAGE_LIST,
-        max_completion_tokens=_limited(
-            'max_tokens',
-            'Tokens of a reply, at most; by default what is left.',
-            'integer',
-            minimum=1,
-        ),
-        max_tokens=_limited(
-            'max_tokens', 'The same, by its older name.', 'integer', minimum=1
-        ),
-        **SAMPLING,
-        logprobs=_boolean("Give each token's log-probability, at temperature 1."),
-        top_logprobs=_limited(
-            'logprobs', 'Likeliest tokens beside each. With `logprobs`.', 'integer'
-        ),
-        continue_final_message=_boolean(
-            "The last message is the assistant's, and the reply goes on with it."
-        ),
-        **HARMLESS,
-        prediction=_IGNORED,
-        parallel_tool_calls=_IGNORED,
-        tools=_unsupported('array'),
-        functions=_unsupported('array'),
-        tool_choice=dict(enum=['none', 'auto', None]),
-        function_call=dict(enum=['none', 'auto', None]),
-        modalities=dict(type=['array', 'null'], items=dict(enum=['text'])),
-    ),
-)
 
-PROMPT_IDS = _ids(minItems=1, maxItems=MAX_PROMPT_TOKENS)
-COMPLETION = _object(
-    ['prompt'],
-    dict(
-        model=MODEL,
-        prompt=dict(
-            description=(
-                'a string, token ids, or an array of either. Strings are preceded by '
-                'the token that begins a document; ids are taken as they are'
+def _array(item, most, least=1):
+    return Annotated[
+        list[item], Field(min_length=least, max_length=most, fail_fast=True)
+    ]
+
+
+Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES), Whole]
+TokenIds = _array(Annotated[int, Field(ge=0, le=2**31 - 1), Whole], MAX_PROMPT_TOKENS)
+Bias = Annotated[float, Field(ge=BIAS_LIMITS.least, le=BIAS_LIMITS.most)]
+BiasedToken = Annotated[str, Field(pattern='^[0-9]{1,9}$')]
+StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+# Values of fields that this server does not support.
+EmptyList = Annotated[list, Field(max_length=0)] | None
+EmptyText = Annotated[str, Field(max_length=0)] | None
+
+
+# ---- requests -----------------------------------------------------------------
+
+
+class TextPart(Schema):
+    type: Literal['text']
+    text: str
+
+
+class Message(Schema):
+    role: Literal['system', 'developer', 'user', 'assistant']
+    content: str | _array(TextPart, MAX_PARTS)
+    # Clients send back the messages of earlier responses, with these fields.
+    name: None = None
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: EmptyList = None
+    annotations: EmptyList = None
+
+
+Messages = _array(Message, MAX_MESSAGES)
+
+
+class JsonSchema(Schema):
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+    schema_: dict[str, Any] = Field(alias='schema')
+
+
+class ResponseFormat(Schema):
+    type: Literal['text', 'json_object', 'json_schema']
+    json_schema: JsonSchema | None = None
+
+
+class StreamOptions(Schema):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = Field(None, description='Ignored.')
+
+
+class GenerationFields(Schema):
+    """Fields of both kinds of requests for replies."""
+
+    model: str | None = Field(None, description='An id of /v1/models. Default: first.')
+    temperature: _limited('temperature') = None
+    top_k: _limited('top_k', int, 'Keeps the k likeliest tokens. 0: all.') = None
+    top_p: _limited('top_p') = None
+    min_p: _limited(
+        'min_p', description="Least probability, as a share of the likeliest token's."
+    ) = None
+    repetition_penalty: _limited(
+        'repetition_penalty', description='For tokens of prompt and reply. 1: none.'
+    ) = None
+    presence_penalty: _limited('presence_penalty') = None
+    frequency_penalty: _limited('frequency_penalty') = None
+    logit_bias: (
+        Annotated[
+            dict[BiasedToken, Bias],
+            Field(
+                max_length=MAX_BIASES, json_schema_extra={'additionalProperties': False}
             ),
-            anyOf=[
-                TEXT,
-                PROMPT_IDS,
-                dict(type='array', items=TEXT, minItems=1, maxItems=MAX_PROMPTS),
-                dict(type='array', items=PROMPT_IDS, minItems=1, maxItems=MAX_PROMPTS),
-            ],
-        ),
-        max_tokens=_limited(
-            'max_tokens',
-            'Tokens of a reply, at most; 0 with `echo` only. 16.',
-            'integer',
-        ),
-        **SAMPLING,
-        echo=_boolean('Give the prompt back before the reply.'),
-        logprobs=_limited(
-            'logprobs', 'Log-probabilities, with so many alternatives.', 'integer'
-        ),
-        best_of=_integer(1, MAX_CHOICES, 'Not supported: leave it out, or equal to n.'),
-        suffix=dict(type=['string', 'null'], maxLength=0, description='Unsupported.'),
-        **HARMLESS,
-    ),
-)
-
-TOKENIZE = dict(
-    type='object',
-    description='`prompt` or `messages`.',
-    properties=dict(
-        model=MODEL,
-        prompt=TEXT,
-        messages=MESSAGE_LIST,
-        add_special_tokens=_boolean(
-            'Put the token that begins a document before `prompt`. true.'
-        ),
-        continue_final_message=_boolean('As in chat.'),
-        return_token_strs=_boolean('Give the texts of the tokens too.'),
-    ),
-    additionalProperties=False,
-)
-
-DETOKENIZE = _object(
-    ['tokens'], dict(model=MODEL, tokens=_ids(maxItems=MAX_PROMPT_TOKENS))
-)
+        ]
+        | None
+    ) = None
+    seed: _limited(
+        'seed',
+        int,
+        'The same weights, prompt, parameters and seed give the same reply. The '
+        'choices of n use seed, seed + 1, … Default: random.',
+    ) = None
+    stop: StopText | _array(StopText, MAX_STOPS, least=0) | None = None
+    n: Choices | None = Field(None, description='Replies to each prompt.')
+    response_format: ResponseFormat | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    # Accepted and ignored:
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
 
 
-# ---- validation ---------------------------------------------------------------
-
-UNSUPPORTED = 'unsupported_parameter'
-TYPES = {  # of JSON Schema: what a message calls it, and whether a value is one
-    'string': ('a string', lambda x: isinstance(x, str)),
-    'boolean': ('true or false', lambda x: isinstance(x, bool)),
-    'integer': (
-        'a whole number',
-        lambda x: _is_int(x) or (isinstance(x, float) and x.is_integer()),
-    ),
-    'number': (
-        'a number',
-        lambda x: _is_int(x) or (isinstance(x, float) and math.isfinite(x)),
-    ),
-    'array': ('an array', lambda x: isinstance(x, list)),
-    'object': ('an object', lambda x: isinstance(x, dict)),
-    'null': ('null', lambda x: x is None),
-}
-
-
-def _is_int(value):
-    return isinstance(value, int) and not isinstance(value, bool)
+class ChatRequest(GenerationFields):
+    messages: Messages
+    max_completion_tokens: _limited('max_tokens', int, ge=1) = None
+    max_tokens: _limited('max_tokens', int, ge=1) = None
+    logprobs: bool | None = Field(
+        None, description="Return each token's log-probability, at temperature 1."
+    )
+    top_logprobs: _limited('logprobs', int) = None
+    continue_final_message: bool | None = Field(
+        None, description='The reply continues the last message, of the assistant.'
+    )
+    prediction: Any = None  # ignored
+    parallel_tool_calls: Any = None  # ignored
+    tools: EmptyList = None
+    functions: EmptyList = None
+    tool_choice: Literal['none', 'auto'] | None = None
+    function_call: Literal['none', 'auto'] | None = None
+    modalities: list[Literal['text']] | None = None
 
 
-def _is_type(value, name):
-    return TYPES[name][1](value)
+class CompletionRequest(GenerationFields):
+    prompt: str | TokenIds | _array(str, MAX_PROMPTS) | _array(TokenIds, MAX_PROMPTS)
+    max_tokens: _limited('max_tokens', int, '0 only with `echo`. Default: 16.') = None
+    echo: bool | None = Field(None, description='Return the prompt before the reply.')
+    logprobs: _limited('logprobs', int) = None
+    best_of: Choices | None = Field(None, description='Must equal n.')
+    suffix: EmptyText = None
 
 
-def validate_body(body: dict, schema: dict) -> dict:
-    """The fields of a valid body (ApiError 400) that are not null."""
-    validate(body, schema)
-    return {name: value for name, value in body.items() if value is not None}
+class TokenizeRequest(Schema):
+    """Either `prompt` or `messages`."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Messages | None = None
+    add_special_tokens: bool | None = Field(
+        None, description='Begin with the token that begins a document. Default: true.'
+    )
+    continue_final_message: bool | None = None
+    return_token_strs: bool | None = None
 
 
-def validate(value: Any, schema: dict, path: str = '') -> None:
-    """Returns if `value`, parsed JSON at `path` of the body, is as `schema` says.
-
-    `schema` may use type, enum, minimum, maximum, exclusiveMinimum, minLength,
-    maxLength, pattern, minItems, maxItems, items, properties, required,
-    additionalProperties, propertyNames, maxProperties and anyOf.
-
-    Raises:
-        ApiError: 400; it names the field and what to use.
-    """
-    if 'anyOf' in schema:
-        return _validate_any(value, schema, path)
-    types = schema.get('type', list(TYPES))
-    types = [types] if isinstance(types, str) else types
-    if not any(_is_type(value, name) for name in types):
-        words = [TYPES[name][0] for name in types if name != 'null'] or ['null']
-        raise _wrong(path, value, ' or '.join(words), 'invalid_type')
-    if 'enum' in schema and value not in schema['enum']:
-        options = ('null' if x is None else str(x) for x in schema['enum'])
-        raise _wrong(path, value, ', '.join(options))
-    if isinstance(value, bool) or value is None:
-        return
-    if isinstance(value, int | float):
-        _validate_number(value, schema, path)
-    elif isinstance(value, str):
-        _validate_length(len(value), schema, path, 'Length', 'characters')
-        if 'pattern' in schema and not re.search(schema['pattern'], value):
-            raise _wrong(path, value, f'a string like {schema["pattern"]}')
-    elif isinstance(value, list):
-        _validate_length(len(value), schema, path, 'Items', 'items')
-        for index, item in enumerate(value):
-            validate(item, schema.get('items', {}), f'{path}[{index}]')
-    else:
-        _validate_object(value, schema, path)
+class DetokenizeRequest(Schema):
+    model: str | None = None
+    tokens: _array(
+        Annotated[int, Field(ge=0, le=2**31 - 1), Whole], MAX_PROMPT_TOKENS, 0
+    )
 
 
-def _validate_any(value, schema, path):
-    """One of several options; the error is of the one that has the value's type."""
-    errors = []
-    for option in schema['anyOf']:
-        try:
-            return validate(value, option, path)
-        except ApiError as error:
-            if _is_type(value, option['type']):
-                errors.append(error)
-    if len(errors) == 1:
-        raise errors[0]
-    raise _wrong(path, value, schema['description'], 'invalid_type')
+# ---- responses ----------------------------------------------------------------
 
 
-def _validate_number(value, schema, path):
-    low, high = schema.get('minimum'), schema.get('maximum')
-    above = schema.get('exclusiveMinimum')
-    if (
-        (low is not None and value < low)
-        or (above is not None and value <= above)
-        or (high is not None and value > high)
-    ):
-        first = f'above {above}' if low is None else f'from {low}'
-        raise _wrong(path, value, f'a number {first} to {high}')
+class JsonResponse(JSONResponse):
+    """A model as JSON, without the fields that were not given."""
+
+    def render(self, content: BaseModel) -> bytes:
+        return content.model_dump_json(exclude_unset=True).encode()
 
 
-def _validate_length(length, schema, path, suffix, unit):
-    low, high = schema.get(f'min{suffix}', 0), schema.get(f'max{suffix}')
-    if length < low:
-        raise bad_request(path, f'it has {length} {unit}: give {low} or more')
-    if high is not None and length > high:
-        raise bad_request(path, f'it has {length:,} {unit}: give {high:,} at most')
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
 
 
-def _validate_object(value, schema, path):
-    prefix = f'{path}.' if path else ''
-    properties = schema.get('properties', {})
-    additional = schema.get('additionalProperties', True)
-    if len(value) > schema.get('maxProperties', len(value)):
-        limit = schema['maxProperties']
-        raise bad_request(path, f'it has {len(value):,} entries: give {limit} at most')
-    for name in schema.get('required', ()):
-        if name not in value:
-            raise bad_request(f'{prefix}{name}', 'it is missing', 'missing_parameter')
-    for name, item in value.items():
-        item_path = f'{prefix}{name[:60]}'
-        if name in properties:
-            validate(item, properties[name], item_path)
-        elif additional is False:
-            raise bad_request(
-                item_path, 'this server does not have it: leave it out', UNSUPPORTED
-            )
-        elif isinstance(additional, dict):
-            validate(name, schema.get('propertyNames', {}), item_path)
-            validate(item, additional, item_path)
+class Response(BaseModel):
+    """Fields of all responses with replies."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
 
 
-def _wrong(path, value, wanted, code='invalid_value'):
-    shown = repr(value)
-    if len(shown) > 60:
-        shown = f'{shown[:56]} …'
-    if not path:
-        return bad_request(None, f'the body is {shown}: send {wanted}', code)
-    return ApiError(400, f'{path}={shown}: use {wanted}', code, path)
+class Choice(BaseModel):
+    index: int
+    finish_reason: Literal['stop', 'length'] | None
+
+
+class TokenLogprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ChatToken(TokenLogprob):
+    top_logprobs: list[TokenLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    content: list[ChatToken]
+    refusal: None
+
+
+class ChatMessage(BaseModel):
+    role: Literal['assistant']
+    content: str
+    refusal: None
+
+
+class Delta(BaseModel):
+    role: Literal['assistant'] | None = None
+    content: str | None = None
+    refusal: None = None
+
+
+class ChatChoice(Choice):
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+
+
+class ChunkChoice(Choice):
+    delta: Delta
+    logprobs: ChatLogprobs | None
+
+
+class ChatCompletion(Response):
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ChatChunk(Response):
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+
+
+class TextLogprobs(BaseModel):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class TextChoice(Choice):
+    text: str
+    logprobs: TextLogprobs | None
+
+
+class Completion(Response):
+    choices: list[TextChoice]
+    usage: Usage | None = None
+
+
+class ModelFacts(BaseModel):
+    step: int
+    template: str
+    context: int
+    description: str
+    fingerprint: str
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal['model']
+    created: int
+    owned_by: str
+    max_model_len: int
+    gptjax: ModelFacts
+
+
+class ModelList(BaseModel):
+    object: Literal['list']
+    data: list[Model]
+
+
+class Tokens(BaseModel):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class Text(BaseModel):
+    prompt: str
+
+
+class TokenizerInfo(BaseModel):
+    tokenizer_class: str
+    vocab_size: int
+    model_max_length: int
+    fingerprint: str
+    special_tokens: dict[str, int]
+    bos_token: str
+    bos_token_id: int
+    eos_token: str
+    eos_token_id: int
+    pad_token: str
+    pad_token_id: int
+    chat_template: str | None
+
+
+class Status(BaseModel):
+    status: str
+    failed: dict[str, str] | None = Field(None, description='Models that cannot reply.')
+
+
+class ErrorFields(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(BaseModel):
+    error: ErrorFields

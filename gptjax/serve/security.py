@@ -4,7 +4,6 @@ import base64
 import hashlib
 import hmac
 import ipaddress
-import json
 import re
 import secrets
 import socket
@@ -176,7 +175,7 @@ class LimitedConnection(H11Protocol):
         super().connection_made(transport)
         if len(self.connections) > self._max_connections:
             error = ApiError(503, 'too many connections: try again in 1 s', 'full')
-            body = json.dumps(error.body()).encode()
+            body = error.response().body
             head = (
                 f'HTTP/1.1 {error.status} Service Unavailable',
                 'Content-Type: application/json',

@@ -8,6 +8,7 @@ import pytest
 
 from gptjax.serve.api_errors import ApiError
 from gptjax.serve.grammar import GrammarCompiler, JsonGrammar, schema_of_format
+from gptjax.serve.schemas import ResponseFormat
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.tokenizer.train_tokenizer import train_model
 from tests.servers import TEXTS
@@ -123,13 +124,13 @@ def test_a_token_that_is_not_allowed_is_a_failure(grammars):
 
 
 def test_schemas_of_formats():
-    assert schema_of_format(None) is schema_of_format(dict(type='text')) is None
-    assert schema_of_format(dict(type='json_object')) == dict(type='object')
-    given = dict(type='json_schema', json_schema=dict(schema=dict(type='null')))
-    assert schema_of_format(given) == dict(type='null')
-    for wrong in (
-        dict(type='json_schema'),
-        dict(type='text', json_schema=dict(schema={})),
-    ):
+    def schema_of(**fields):
+        return schema_of_format(ResponseFormat(**fields))
+
+    given = dict(schema=dict(type='null'))
+    assert schema_of_format(None) is schema_of(type='text') is None
+    assert schema_of(type='json_object') == dict(type='object')
+    assert schema_of(type='json_schema', json_schema=given) == dict(type='null')
+    for wrong in (dict(type='json_schema'), dict(type='text', json_schema=given)):
         with pytest.raises(ApiError):
-            schema_of_format(wrong)
+            schema_of(**wrong)

@@ -17,7 +17,7 @@ def routes():
 
 
 def test_it_lists_every_route():
-    document = openapi.document()
+    document = openapi.document(api.OPERATIONS)
     listed = {
         path: {method.upper() for method in item}
         for path, item in document['paths'].items()
@@ -26,7 +26,7 @@ def test_it_lists_every_route():
 
 
 def test_its_references_and_schemas_are_whole():
-    document = openapi.document()
+    document = openapi.document(api.OPERATIONS)
     schemas = document['components']['schemas']
     for schema in schemas.values():
         jsonschema.Draft202012Validator.check_schema(schema)

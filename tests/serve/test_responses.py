@@ -28,7 +28,7 @@ def test_spelling(tokenizer):
 def test_chat_entries(tokenizer):
     cat = tokenizer.encode('🐈')[0]
     token = Token(cat, -0.5, ((tokenizer.eos_id, -0.25), (cat, -0.5)))
-    assert describe_chat_token(tokenizer, token) == dict(
+    assert describe_chat_token(tokenizer, token).model_dump() == dict(
         token='bytes:\\xf0',
         logprob=-0.5,
         bytes=[0xF0],
@@ -47,10 +47,10 @@ def test_completion_entries(tokenizer):
         *(Token(token, -1.0, ((ids[1], -0.5),)) for token in ids[1:]),
     ]
     entries = describe_text_tokens(tokenizer, tuple(tokens), 10)
-    assert entries['text_offset'] == [10, 10, 10, 10, 10, 11]
-    assert entries['token_logprobs'] == [None, *[-1.0] * 5]
-    assert entries['top_logprobs'][0] is None
-    assert entries['top_logprobs'][2] == {'bytes:\\xf0': -0.5, 'bytes:\\x9f': -1.0}
+    assert entries.text_offset == [10, 10, 10, 10, 10, 11]
+    assert entries.token_logprobs == [None, *[-1.0] * 5]
+    assert entries.top_logprobs[0] is None
+    assert entries.top_logprobs[2] == {'bytes:\\xf0': -0.5, 'bytes:\\x9f': -1.0}
 
 
 def test_of_two_tokens_with_one_text_the_likelier_is_shown(tokenizer):
@@ -61,10 +61,10 @@ def test_of_two_tokens_with_one_text_the_likelier_is_shown(tokenizer):
         if token != letter and tokenizer.bytes_of(token) == b'a'
     )
     token = Token(byte, -2.0, ((letter, -0.5),))
-    assert describe_text_tokens(tokenizer, (token,))['top_logprobs'] == [{'a': -0.5}]
+    assert describe_text_tokens(tokenizer, (token,)).top_logprobs == [{'a': -0.5}]
 
 
 def test_what_is_no_json_number_is_very_small(tokenizer):
     token = Token(5, float('-inf'), ((6, float('-inf')),))
-    assert describe_chat_token(tokenizer, token)['logprob'] == -9999.0
-    assert describe_text_tokens(tokenizer, (token,))['token_logprobs'] == [-9999.0]
+    assert describe_chat_token(tokenizer, token).logprob == -9999.0
+    assert describe_text_tokens(tokenizer, (token,)).token_logprobs == [-9999.0]
