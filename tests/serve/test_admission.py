@@ -16,6 +16,7 @@ from gptjax.serve import api, api_requests, responses
 from gptjax.serve.admission import RunningRequest, ServerState
 from gptjax.serve.api_errors import ApiError
 from gptjax.serve.api_requests import GenerationRequest, ServedModel
+from gptjax.serve.schemas import GenerationFields
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.tokenizer.train_tokenizer import train_model
 from tests.servers import TEXTS
@@ -359,19 +360,20 @@ def test_slow_schemas_keep_nobody_waiting_and_are_bounded():
     compiling = threading.Event()
 
     def parse(body, models):
-        if body.get('response_format'):
+        if body.response_format:
             compiling.wait(30)
         return body
 
     async def run():
         state = ServerState(max_replies=2)
-        slow = dict(response_format=dict(type='json_schema'))
+        slow = GenerationFields(response_format=dict(type='json_object'))
         waiting = [asyncio.create_task(state.parse(parse, slow)) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(ApiError) as full:
             await state.parse(parse, slow)
         assert (full.value.status, full.value.code) == (503, 'full')
-        assert await state.parse(parse, {}) == {}
+        quick = GenerationFields()
+        assert await state.parse(parse, quick) == quick
         compiling.set()
         assert await asyncio.gather(*waiting) == [slow, slow]
         assert await state.parse(parse, slow) == slow
