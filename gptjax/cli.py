@@ -1,7 +1,7 @@
-"""The command line: each stage, from its flags to one function.
+"""The command line: runs one stage with its flags.
 
-Stages import what they need when they run: `--help` answers at once, and
-TensorFlow is loaded only where data is read.
+A stage imports its modules when it runs, so that `--help` prints at once and
+TensorFlow is loaded only to read data.
 """
 
 import importlib
@@ -20,7 +20,7 @@ from gptjax.core.console import UserError
 from gptjax.core.process import CTRL_C, INTERRUPTED
 from gptjax.open_run import HELD, given_workdir, make_artifacts, open_run
 
-# TensorFlow greets on standard error, about hardware that it is not to use.
+# Without these, TensorFlow prints messages about hardware that it does not use.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
@@ -28,7 +28,7 @@ USER_ERROR = 2
 
 
 def main(argv: list[str]) -> int:
-    """Runs one stage; the exit code: 0, 2 (a user's error) or a signal's."""
+    """Runs one stage; returns the exit code: 0, 2 for a UserError, or of a signal."""
     before = process.install_handlers()
     try:
         stage, words = command_line.parse(argv, STAGES, VARIANT_FLAGS)
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         print(f'error: {error}', file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print('\ninterrupted; the same command goes on from there', file=sys.stderr)
+        print('\ninterrupted; run the same command to continue', file=sys.stderr)
         return CTRL_C
     except Exception as error:
         reason = storage.unwritable(error, given_workdir())
@@ -61,10 +61,11 @@ def main(argv: list[str]) -> int:
 
 
 class CommandStage(NamedTuple):
-    """A word of the command line.
+    """A stage of the command line.
 
-    flags: that it reads; others are refused. None: a variant has them.
-    run: from further words to an exit code, or None.
+    help: one line for --help.
+    flags: the flags that the stage reads; None if only VARIANT_FLAGS has them.
+    run: (positional arguments) -> exit code, or None for 0.
     """
 
     help: str
@@ -73,12 +74,12 @@ class CommandStage(NamedTuple):
 
 
 def training(module: str, help: str) -> CommandStage:
-    """A stage whose module has a `Command`."""
+    """A stage whose module has a `COMMAND`."""
     return CommandStage(help, HOSTS, lambda words: run_training(module, words)[0])
 
 
 def run_training(module: str, words) -> tuple:
-    """(exit code, config, workdir) of a stage of training, run to its end."""
+    """Runs a training stage; returns (exit code, config, workdir)."""
     command = importlib.import_module(module).COMMAND
     config, workdir = open_run(words, command.sections, command.example)
     config = command.complete(config, workdir)
@@ -88,12 +89,12 @@ def run_training(module: str, words) -> tuple:
 
 
 def print_summary(summary: dict, unit: str = '') -> int:
-    """Prints how training ended; returns the exit code."""
+    """Prints how training ended, and returns the exit code."""
     from gptjax.parallel.multihost import print_once
 
     if summary['reason'] == 'interrupted':
         print_once(
-            f'saved at step {summary["step"]:,}; the same command goes on from there'
+            f'saved at step {summary["step"]:,}; run the same command to continue'
         )
         return CTRL_C if summary['signal'] == signal.SIGINT else INTERRUPTED
     validation = summary['validation']
@@ -123,8 +124,8 @@ def _tokenizer(words):
     config, workdir = open_run(words)
     if 'start' in config:
         raise UserError(
-            f'the tokenizer is that of start.run={config.start.run}: go on with '
-            '`prepare` or `pretrain`'
+            f'start.run={config.start.run}: its tokenizer is used: run the stage '
+            '`prepare` or `pretrain` instead'
         )
     make_artifacts(config, workdir, [TOKENIZER])
 
@@ -196,7 +197,7 @@ def _eval(words):
 
         if len(words) != 1:
             raise UserError(
-                '--compare: name two run directories or results: --compare A B'
+                '--compare needs two run directories or result files: --compare A B'
             )
         compare.compare(FLAGS.compare, words[0], copy)
         return
@@ -221,17 +222,17 @@ def _eval(words):
 
 
 def _json_file() -> Path | None:
-    """The path of --json, checked to be writable."""
+    """The path of --json; raises UserError if it cannot be written."""
     if not FLAGS.json:
         return None
     path = Path(FLAGS.json).expanduser().absolute()
     if path.is_dir():
-        raise UserError(f'--json={path} is a folder: name a file')
+        raise UserError(f'--json={path} is a folder: give a file name')
     try:
         storage.try_writing(path)
     except OSError as error:
         raise UserError(
-            f'--json={path}: cannot write there ({error.strerror}): name another file'
+            f'--json={path}: cannot write there ({error.strerror}): use another file'
         ) from error
     return path
 
@@ -281,7 +282,7 @@ def _chat(words):
 
 
 def _engine_options():
-    """Options of `load_engine` for `serve` and `chat`."""
+    """The options of `load_engine` that `serve` and `chat` share."""
     return dict(
         weights=FLAGS.weights, cache=FLAGS.cache, draft=_draft(), guesses=FLAGS.guesses
     )
@@ -303,7 +304,7 @@ def _stages(words):
     from gptjax.eval import stage_table
 
     if not FLAGS.workdir:
-        raise UserError('--workdir is missing: name the folder of the runs, as runs')
+        raise UserError('--workdir is missing: give the folder of the runs, e.g. runs')
     stage_table.write_stage_table(Path(FLAGS.workdir).expanduser().absolute(), words)
 
 
@@ -318,7 +319,7 @@ def _bench(words):
         from gptjax.bench import bench_train
 
         if FLAGS.config is None:
-            raise UserError('--config is missing: give one, as configs/bench.py')
+            raise UserError('--config is missing: use e.g. configs/bench.py')
         config = complete_new(FLAGS.config)
         check_fields(config)
         bench_train.run(config, FLAGS.against, FLAGS.against_python)
@@ -328,7 +329,7 @@ def _bench(words):
         if FLAGS.workdir:
             config, workdir = open_run([])
         elif FLAGS.config is None:
-            raise UserError('--config is missing: give one, as configs/bench.py:llama')
+            raise UserError('--config is missing: use e.g. configs/bench.py:llama')
         else:
             config, workdir = complete_new(FLAGS.config), None
             check_fields(config)
@@ -349,59 +350,58 @@ def _bench(words):
 
 STAGES = {
     'data': CommandStage(
-        'build the datasets, clean and split them; with --step, show a batch',
+        'build, clean and split the documents; with --step, print a batch',
         (*HOSTS, 'step'),
         _data,
     ),
     'tokenizer': CommandStage(
         'train the tokenizer on the training split', HOSTS, _tokenizer
     ),
-    'prepare': CommandStage('everything up to packed shards', HOSTS, _prepare),
+    'prepare': CommandStage('tokenize and pack the documents', HOSTS, _prepare),
     'task': CommandStage(
-        'problems with right answers, as files to train on', HOSTS, _task
+        'write problems and their answers as training data', HOSTS, _task
     ),
-    'pretrain': training(
-        'gptjax.train.pretrain', 'train the model, after whatever is not prepared'
-    ),
+    'pretrain': training('gptjax.train.pretrain', 'train a model on the documents'),
     'sft': training(
         'gptjax.train.sft',
-        'fine-tune a pretrained run on conversations, in full or by LoRA',
+        'fine-tune a pretrained model on conversations, fully or with LoRA',
     ),
     'reward': CommandStage(
-        'a reward model from human ratings, or your own preferences', HOSTS, _reward
+        'train a reward model on ratings or preferences', HOSTS, _reward
     ),
     'select': CommandStage(
-        'the best of a model’s own replies, to train on', RUN, _select
+        'make training data from the best replies of a model', RUN, _select
     ),
     'best_of': CommandStage(
-        'of n replies the one that a reward likes best', RUN, _best_of
+        'evaluate best-of-n: the reply with the highest reward', RUN, _best_of
     ),
     'dpo': training(
-        'gptjax.post.dpo', 'learn from pairs of replies: DPO, IPO, KTO, ORPO, SimPO'
+        'gptjax.post.dpo', 'train on preference pairs: DPO, IPO, KTO, ORPO, SimPO'
     ),
-    'ppo': training('gptjax.post.ppo', 'reinforcement learning with a critic (PPO)'),
+    'ppo': training('gptjax.post.ppo', 'reinforcement learning with a critic: PPO'),
     'grpo': training(
-        'gptjax.post.grpo', 'and without: GRPO, Dr. GRPO, DAPO, GSPO, RLOO, REINFORCE'
+        'gptjax.post.grpo',
+        'reinforcement learning without a critic: GRPO, DAPO, GSPO, RLOO, …',
     ),
     'overoptimize': CommandStage(
-        'proxy and gold reward over KL: how far can a proxy be trusted?',
+        'measure how far a proxy reward can be optimised',
         RUN,
         _overoptimize,
     ),
     'eval': CommandStage(
-        'bits per byte, replies, choices beside baselines; --compare A B',
+        'evaluate a model and its baselines; --compare A B compares two runs',
         (*RUN, *DRAWN, 'tasks', 'json', 'step', 'weights', 'cache'),
         _eval,
     ),
     'sample': CommandStage(
-        'text from prompts', (*RUN, *DRAWN, 'min_p', 'prompt', 'step'), _sample
+        'generate text from prompts', (*RUN, *DRAWN, 'min_p', 'prompt', 'step'), _sample
     ),
-    'report': CommandStage('one HTML page of the run', RUN, _report),
+    'report': CommandStage('write an HTML page about the run', RUN, _report),
     'stages': CommandStage(
-        'several runs in one table, each beside its control', ('workdir',), _stages
+        'write a table of several runs and their controls', ('workdir',), _stages
     ),
     'serve': CommandStage(
-        'an API and a chat page on this machine',
+        'serve an API and a chat page on this machine',
         (
             *(*RUN, *ENGINE, 'step', 'beside', 'host', 'port', 'slots', 'queue'),
             *('time_limit', 'api_key_file', 'allowed_hosts'),
@@ -410,12 +410,12 @@ STAGES = {
     ),
     'chat': CommandStage('talk to the model in the terminal', (*RUN, *ENGINE), _chat),
     'bench': CommandStage(
-        '`bench data`, `train`, `decode` [--against torch]: how fast is it?',
+        'measure the speed: `bench data`, `bench train` or `bench decode`',
         None,
         _bench,
     ),
 }
-# The flags of a stage that reads others where it is asked for something else.
+# The flags of stages that read other flags in some variants.
 VARIANT_FLAGS = {
     'eval --compare': ('compare', 'json'),
     'eval --weights and --cache': (*RUN, 'json', 'step', 'weights', 'cache'),

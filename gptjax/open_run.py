@@ -1,4 +1,4 @@
-"""The run directory of a command: opens it with its config, locks it, fills it."""
+"""Opens the run directory of a command, and builds its artifacts."""
 
 import contextlib
 import time
@@ -14,24 +14,25 @@ from gptjax.core.artifact import Artifact, find_manifest
 from gptjax.core.config import check_fields, complete_new
 from gptjax.core.console import UserError
 
-HELD = contextlib.ExitStack()  # what a stage holds to its end
+HELD = contextlib.ExitStack()  # locks that a stage holds until it ends
 
 
 def open_run(
     words: Sequence[str], sections: Sequence[str] = (), example: str = ''
 ) -> tuple[ConfigDict, Path]:
-    """(config, run directory) of a stage, checked to belong together.
+    """(config, run directory) of a stage; the config is checked, also against RUN.
 
-    `sections` are needed besides those of every config; `example` has them.
+    sections: config sections that the stage needs besides those of every config.
+    example: a config file that has these sections, for the error message.
     """
     command_line.refuse_words(words)
     if not FLAGS.workdir:
-        raise UserError('--workdir is missing: name the run directory, as runs/tiny')
+        raise UserError('--workdir is missing: give a run directory, e.g. runs/tiny')
     workdir = given_workdir()
     if FLAGS.multihost:
         import jax
 
-        jax.distributed.initialize()  # from the environment: Cloud TPU, Slurm, …
+        jax.distributed.initialize()  # reads the environment of Cloud TPU, Slurm, …
     if FLAGS.config is None:
         config = run_dir.read_config(workdir)
         _check_sections(config, str(workdir / 'config.json'), sections, example)
@@ -59,13 +60,13 @@ def _check_sections(config, config_name, sections, example):
     for section in sections:
         if section not in config:
             raise UserError(
-                f'this stage needs the section `{section}`, which {config_name} does '
-                f'not have: use a config for it, as {example}'
+                f'{config_name}: the section `{section}`, which this stage needs, is '
+                f'missing: use another config, e.g. {example}'
             )
 
 
 def _check_steps(config, changes):
-    """Refuses a number of steps where passes over the data decide it."""
+    """Raises UserError for train.num_steps where the epochs decide the steps."""
     for section in ('sft', 'preference', 'reward'):
         if (
             'train.num_steps' in changes
@@ -74,7 +75,8 @@ def _check_steps(config, changes):
         ):
             raise UserError(
                 f'--config.train.num_steps: {section}.epochs={config[section].epochs} '
-                f'gives the steps: leave it out, or add --config.{section}.epochs=0'
+                'decides the number of steps: leave the flag out, or add '
+                f'--config.{section}.epochs=0'
             )
 
 
@@ -86,7 +88,7 @@ def given_workdir() -> Path | None:
 def make_artifacts(
     config: ConfigDict, workdir: Path, artifacts: Sequence[Artifact]
 ) -> None:
-    """Builds artifacts that do not exist yet; locks RUN until the command ends."""
+    """Builds the missing artifacts, and locks RUN until the command ends."""
 
     def make_here():
         HELD.enter_context(run_dir.locked(workdir))

@@ -190,7 +190,7 @@ def test_a_signal_saves_and_prints_so(
     workdir = runs.copy(prepared_run, tmp_path / 'run')
     returned, output, errors = stop(workdir, number)
     assert returned == code, errors
-    assert 'the same command goes on from there' in output
+    assert 'run the same command to continue' in output
     assert 'Traceback' not in errors
     reached = read_metrics(workdir / 'metrics.jsonl')[-1]['step']
     assert (workdir / 'checkpoints' / f'{reached:08d}').is_dir()
