@@ -1,8 +1,7 @@
-"""Batches for training: tf.data reads and unpacks ahead, JAX places them.
+"""The data loader: tf.data reads and unpacks batches ahead, JAX places them.
 
-A batch is a function of (seed, step): which rows it has does not depend on how many
-devices or hosts there are, on what was read before, or on chance. Every process
-loads only the rows that its own devices hold.
+A batch is a function of (seed, step). It does not depend on the number of devices or
+hosts, or on earlier batches. Every process loads only the rows of its own devices.
 """
 
 import functools
@@ -22,9 +21,9 @@ FIELDS = {
     'positions': np.int32,
     'weights': np.float32,
 }
-BLOCK_TOKENS = 2**16  # read at once, if that is more than a batch
-BLOCKS_AHEAD = 3  # that tf.data keeps ready
-MAX_STEPS = 2**53  # without end
+BLOCK_TOKENS = 2**16  # read by one call, if a batch has fewer
+BLOCKS_AHEAD = 3  # blocks that tf.data keeps ready
+MAX_STEPS = 2**53  # stands for an infinite number
 
 
 def training_batches(
@@ -35,16 +34,16 @@ def training_batches(
     start_step: int = 0,
     num_steps: int | None = None,
 ) -> Iterator[dict]:
-    """Training batches from `start_step` on: shuffled anew each epoch, mixed by weight.
+    """Yields training batches from `start_step` on, in a new order each epoch.
 
     Args:
-        batch_size: B, examples over all devices of all processes.
-        sharding: of a (B, T) array; None leaves the batches NumPy arrays.
-        start_step: seeking there costs nothing.
-        num_steps: how many batches; None: without end.
+        batch_size: B, rows over all devices of all processes.
+        sharding: of a (B, T) array; None: batches are NumPy arrays.
+        start_step: the first step; earlier batches are not read.
+        num_steps: the number of batches; None: infinite.
 
     Returns:
-        Dicts of (B, T) arrays, `packing.unpack`.
+        Dicts of (B, T) arrays, see `packing.unpack`.
     """
     stop = MAX_STEPS if num_steps is None else start_step + num_steps
     choose = functools.partial(dataset.choose_training_rows, seed)
@@ -54,7 +53,7 @@ def training_batches(
 def validation_batches(
     dataset: PackedDataset, batch_size: int, sharding=None
 ) -> Iterator[dict]:
-    """One pass over every row, in an order that is always the same.
+    """Yields one pass over all rows, always in the same order.
 
     The last batch is filled up with rows of weight 0.
     """
@@ -69,7 +68,7 @@ def _feed(
     batch_size: int,
     sharding,
 ) -> Iterator[dict]:
-    """The batches of `steps`, placed; one more is on its way to the devices."""
+    """Yields the batches of `steps` on the devices, with one more in transfer."""
     shape = (batch_size, dataset.context)
     check_batch(shape, sharding)
     rows = local_rows(shape, sharding)
@@ -83,17 +82,17 @@ def _feed(
         }
 
     block_size = max(1, BLOCK_TOKENS // (len(rows) * dataset.context))
-    batches = _read(load, steps, block_size)
+    batches = _read_ahead(load, steps, block_size)
     placed = (place_batch(batch, rows, shape, sharding) for batch in batches)
     return (batch for batch, _ in itertools.pairwise(itertools.chain(placed, [None])))
 
 
-def _read(
+def _read_ahead(
     load: Callable[[np.ndarray], dict], steps: range, block_size: int
 ) -> Iterator[dict]:
-    """The batches that `load` returns for each block of steps, read ahead by tf.data.
+    """Yields the batches of `load`, which tf.data calls ahead for blocks of steps.
 
-    A block at a time: what a call of TensorFlow costs is more than a small batch.
+    Blocks are used because a call of TensorFlow costs more than a small batch.
     """
     tf = import_tensorflow()
 
@@ -104,7 +103,7 @@ def _read(
 
     dataset = tf.data.Dataset.range(steps.start, steps.stop, block_size).map(
         lambda first: tf.numpy_function(load_block, [first], list(FIELDS.values())),
-        num_parallel_calls=1,  # `load` holds Python's lock: a second would wait
+        num_parallel_calls=1,  # `load` holds Python's lock: a second call would wait
         deterministic=True,
     )
     options = tf.data.Options()
@@ -118,7 +117,7 @@ def _read(
 
 
 def local_rows(shape: tuple[int, int], sharding) -> np.ndarray:
-    """The rows of a (B, T) array that this process' devices hold, ascending."""
+    """The rows of a (B, T) array on this process' devices, ascending."""
     rows = np.arange(shape[0])
     if sharding is None:
         return rows
@@ -129,7 +128,7 @@ def local_rows(shape: tuple[int, int], sharding) -> np.ndarray:
 def place_batch(
     batch: dict[str, np.ndarray], rows: np.ndarray, shape: tuple[int, int], sharding
 ) -> dict:
-    """Global arrays of `shape` from this process' rows, numbered `rows`."""
+    """Makes global arrays of `shape`; `batch` has only the rows numbered `rows`."""
     if sharding is None:
         return batch
     import jax

@@ -1,4 +1,4 @@
-"""What was in a batch: the documents of every row, and their text."""
+"""Shows which documents a training batch has, and their text."""
 
 import itertools
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def batch_documents(config: ConfigDict, workdir: Path, step: int) -> list[list[s
 
 
 def describe_batch(config: ConfigDict, workdir: Path, step: int) -> Iterator[str]:
-    """Lines that show the training batch of a step: for each row, what it holds."""
+    """Yields lines that show the training batch of a step, row by row."""
     dataset, choice = _open_batch(config, workdir, step)
     tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
     if tokenizer.fingerprint != dataset.tokenizer:
@@ -33,28 +33,29 @@ def describe_batch(config: ConfigDict, workdir: Path, step: int) -> Iterator[str
         )
     batch = dataset.load(choice)
     yield (
-        f'step {step}: {len(choice.row)} examples of {dataset.context} tokens, '
+        f'step {step}: {len(choice.row)} rows of {dataset.context} tokens, '
         f'{int(batch["weights"].sum()):,} to predict'
     )
-    for slot, (index, epoch, row) in enumerate(
+    for number, (index, epoch, row) in enumerate(
         zip(choice.source, choice.epoch, choice.row, strict=True)
     ):
         source = dataset.sources[index]
         yield ''
         yield (
-            f'row {slot}: {source.name}, example {row} of {source.num_rows:,}, '
+            f'row {number}: {source.name}, row {row} of {source.num_rows:,}, '
             f'epoch {epoch}'
         )
-        inputs, segments = batch['inputs'][slot], batch['segments'][slot]
+        inputs, segments = batch['inputs'][number], batch['segments'][number]
         for segment, name in enumerate(source.documents(row, dataset.context), 1):
             tokens = inputs[segments == segment]
-            beginning = 'from its start' if tokens[0] == tokenizer.bos_id else 'goes on'
-            yield f'  {name} ({beginning}, {len(tokens)} tokens)'
+            part = 'from its start' if tokens[0] == tokenizer.bos_id else 'continued'
+            yield f'  {name} ({part}, {len(tokens)} tokens)'
             text = _decode_with_roles(tokens, tokenizer)
             yield from (f'    {line}' for line in text.split('\n'))
 
 
 def _open_batch(config, workdir, step):
+    """(dataset, the rows of the batch)."""
     if step < 0:
         raise UserError(f'--step={step}: steps count from 0')
     if (workdir / 'dialogue').exists():
@@ -67,7 +68,7 @@ def _open_batch(config, workdir, step):
 
 
 def _decode_with_roles(tokens, tokenizer) -> str:
-    """The text of tokens, in which the special tokens of turns stand by name."""
+    """Decodes tokens, and writes special ones by name: '<|user|>Hi!<|end|>'."""
     names = {tokenizer.specials[name]: name for name in CHAT_TURNS}
     parts = []
     for special, run in itertools.groupby(tokens.tolist(), names.__contains__):

@@ -1,14 +1,14 @@
-"""Preferences as pairs of token rows: what the stage `dpo` trains on.
+"""Encodes preferences as pairs of token rows, on which the stage `dpo` trains.
 
     RUN/pairs/train.npz, validation.npz
     RUN/pairs/manifest.json
 
-A pair is one prompt with the chosen and the rejected reply. Of the prompt `p q` and the
-reply `a b <|end|>` the row is, padded to T = 6,
+A pair is a prompt with the chosen reply and the same prompt with the rejected reply.
+The prompt `p q` and the reply `a b <|end|>` make this row, padded to T = 6:
 
     inputs    p q a b     pad pad
     targets   q a b <end> pad pad
-    weights   0 1 1 1     0   0      the last reply alone, and what ends it
+    weights   0 1 1 1     0   0      only the reply and its end are trained on
     segments  1 1 1 1     0   0
 """
 
@@ -36,19 +36,19 @@ FIELD = 'preference.path'
 
 
 class Row(NamedTuple):
-    """A conversation: token ids from BOS on, and how many of them are the prompt."""
+    """A prompt and a reply."""
 
-    tokens: np.ndarray
-    prompt_length: int
+    tokens: np.ndarray  # ids, BOS first
+    prompt_length: int  # the prompt's tokens, BOS included
 
     @property
     def prompt(self) -> bytes:
-        """The prompt's tokens, to compare."""
+        """The prompt's tokens as bytes, to compare prompts."""
         return self.tokens[: self.prompt_length].tobytes()
 
 
 class Pair(NamedTuple):
-    """Two rows of one prompt."""
+    """Two rows with the same prompt."""
 
     id: str
     chosen: Row
@@ -56,10 +56,7 @@ class Pair(NamedTuple):
 
 
 def build_pairs(config: ConfigDict, workdir: Path) -> dict:
-    """Makes RUN/pairs with the tokenizer of RUN; returns its manifest.
-
-    A row has room for `data.context` tokens.
-    """
+    """Makes RUN/pairs with the tokenizer of RUN; returns the manifest."""
     section = config.preference
     tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
     inputs = {
@@ -93,7 +90,7 @@ def _write_pairs(config: ConfigDict, folder: Path, tokenizer: Tokenizer) -> dict
     section = config.preference
     if not section.path:
         raise UserError(
-            'preference.path is empty: name a JSON Lines file of preferences, as '
+            'preference.path is empty: give a JSON Lines file of preferences, as '
             '--config.preference.path=pairs.jsonl'
         )
     source = describe_files(list_files(section.path, JSON_LINES, FIELD))
@@ -109,7 +106,7 @@ def _write_pairs(config: ConfigDict, folder: Path, tokenizer: Tokenizer) -> dict
             pairs.append((preference.split_key(), pair))
     if not pairs:
         raise UserError(
-            f'preference.path={section.path}: none of {counts["lines"]} pairs is left: '
+            f'preference.path={section.path}: all {counts["lines"]} pairs are skipped: '
             f'in {skipped["equal"]} both replies are the same, {skipped["too_long"]} '
             f'are longer than data.context={config.data.context}: give others, or '
             'start from a model with a longer context'
@@ -128,7 +125,7 @@ def _write_pairs(config: ConfigDict, folder: Path, tokenizer: Tokenizer) -> dict
 
 
 def encode_pair(preference: Preference, tokenizer, template: str) -> Pair:
-    """A preference as tokens; both rows have the same prompt."""
+    """Encodes a preference; both rows have the same prompt."""
     prompt = chat_template.encode_prompt(preference.prompt, tokenizer, template)
     rows = []
     for messages in preference.conversations():
@@ -138,33 +135,35 @@ def encode_pair(preference: Preference, tokenizer, template: str) -> Pair:
 
 
 def split_pairs(pairs: Sequence[tuple[str, Pair]], section) -> dict[str, list[Pair]]:
-    """Training and validation pairs; those of one prompt are on the same side.
+    """Splits pairs into training and validation, by a hash of the prompt.
 
-    The side is decided by a hash of the prompt, as that of documents. Where so few
-    prompts have none in validation, the one whose hash is the least goes there.
-    `pairs` are (key of the prompt, pair), in order.
+    So pairs of one prompt are in the same split. If all prompts would be in training,
+    the one with the smallest hash is moved to validation.
+
+    Args:
+        pairs: (key of the prompt, pair), in order.
     """
     fraction = section.validation_fraction
-    sides = {key: assign_split(key, fraction) for key, _ in pairs}
-    if len(sides) == 1:
+    split_of = {key: assign_split(key, fraction) for key, _ in pairs}
+    if len(split_of) == 1:
         raise UserError(
-            f'preference.path={section.path}: all pairs have one prompt: validation '
-            'needs another; give pairs of further prompts'
+            f'preference.path={section.path}: all pairs have one prompt, and '
+            'validation needs another one: give pairs of more prompts'
         )
-    if 'validation' not in sides.values():
-        sides[min(sides, key=storage.fingerprint)] = 'validation'
-    if 'train' not in sides.values():
+    if 'validation' not in split_of.values():
+        split_of[min(split_of, key=storage.fingerprint)] = 'validation'
+    if 'train' not in split_of.values():
         raise UserError(
             f'preference.validation_fraction={fraction} leaves no pair to train on: '
             'use a smaller one, or give more pairs'
         )
     return {
-        name: [pair for key, pair in pairs if sides[key] == name] for name in SPLITS
+        name: [pair for key, pair in pairs if split_of[key] == name] for name in SPLITS
     }
 
 
 def read_pairs(workdir: Path, split: str) -> list[Pair]:
-    """The pairs of a split, in order."""
+    """Reads the pairs of a split, in order."""
     artifact.require(workdir / 'pairs', 'dpo')
     with np.load(workdir / 'pairs' / f'{split}.npz') as arrays:
         rows = np.split(arrays['tokens'], arrays['ends'][:-1])
@@ -176,7 +175,7 @@ def read_pairs(workdir: Path, split: str) -> list[Pair]:
 
 
 def _write_split(path: Path, pairs: Sequence[Pair]) -> dict:
-    """Writes a split; returns what it holds."""
+    """Writes a split; returns the manifest's entry."""
     rows = [row.tokens for pair in pairs for row in (pair.chosen, pair.rejected)]
     content = io.BytesIO()
     np.savez(
@@ -196,26 +195,23 @@ def _write_split(path: Path, pairs: Sequence[Pair]) -> dict:
 
 
 def choose_pairs(count: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """The pairs (batch_size,) of a step: a function of these arguments alone.
+    """The numbers (batch_size,) of the pairs of a step: a function of the arguments.
 
-    Each pass over the `count` pairs has every one once, in an order of its own.
+    Each epoch has each of the `count` pairs once, in another order.
     """
     slots = step * batch_size + np.arange(batch_size)
     return shuffle_epochs(slots, count, f'{seed} pairs')[1]
 
 
 def batch_in_order(count: int, batch_size: int) -> Iterator[np.ndarray]:
-    """All numbers below `count`, `batch_size` at a time; the last filled up with -1."""
+    """Yields 0 … count - 1 in batches: (5, 2) → [0, 1], [2, 3], [4, -1]"""
     for first in range(0, count, batch_size):
         numbers = np.arange(first, first + batch_size)
         yield np.where(numbers < count, numbers, -1)
 
 
 def pad_rows(rows: Sequence[Row], context: int, pad: int) -> dict[str, np.ndarray]:
-    """Rows as the model reads them: int32 (B, T), and float32 `weights`.
-
-    See the table above.
-    """
+    """Pads rows to arrays int32 (B, T), and float32 `weights`; see the table above."""
     shape = len(rows), context
     inputs, targets = np.full((2, *shape), pad, np.int32)
     segments, positions = np.zeros((2, *shape), np.int32)
@@ -237,20 +233,22 @@ def pad_rows(rows: Sequence[Row], context: int, pad: int) -> dict[str, np.ndarra
 
 
 def mismatch_replies(pairs: Sequence[Pair], context: int) -> list[Row]:
-    """Each pair's prompt with a reply to another prompt, which KTO's baseline reads.
+    """Joins each pair's prompt with a reply to another prompt, for KTO's baseline.
 
-    It is the next pair's of another prompt: the chosen reply for every second pair,
-    the rejected one for the others; cut where the context ends.
+    The reply is from the next pair with another prompt: chosen and rejected replies
+    alternate. Rows are cut to context + 1 tokens. With pairs (p, a, b), (q, c, d):
+
+        → p c, q b
     """
     prompts = [pair.chosen.prompt for pair in pairs]
     if len(set(prompts)) == 1:
         raise UserError(
-            'preference.loss=kto compares with replies to other prompts, and all pairs '
-            'of a split have one prompt: give further prompts, or use another loss'
+            'preference.loss=kto needs replies to other prompts, and all pairs of a '
+            'split have the same prompt: give more prompts, or use another loss'
         )
     count = len(pairs)
     following = [0] * count
-    for number in reversed(range(2 * count)):  # twice: the last look on at the first
+    for number in reversed(range(2 * count)):  # twice, as the last wrap to the first
         here, after = number % count, (number + 1) % count
         same = prompts[here] == prompts[after]
         following[here] = following[after] if same else after

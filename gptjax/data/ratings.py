@@ -1,22 +1,22 @@
-"""What a reward model learns from: conversations with a number each.
+"""Conversations with a value each, from which the reward model learns.
 
     RUN/ratings/train.jsonl, validation.jsonl, test.jsonl
         {"id": "a07e…", "set": "", "messages": [{"role": "user", …}, …], "value": 24,
          "characters": 812, "speakers": ["7208…", "549c…"]}
     RUN/ratings/manifest.json
-        counts, hashes, and of chitchat the audit of its ratings
+        counts and hashes; for chitchat also the audit of its ratings
 
-Conversations of one set are compared with each other. chitchat's are all of one set,
-'': any two of them are a pair. A user's preference is a set of two, its replies.
+Conversations of one set are compared with each other. All conversations of chitchat
+are in the set '', so any two are a pair. A user's preference is a set of two replies.
 
-The values of chitchat are one of the ratings or their sum, or what people did:
+For chitchat, `reward.target` is a rating, the 'sum' of the ratings, or a behaviour:
 
-    replied     the first turn alone: did anybody reply? 1 or 0
-    continued   the conversation up to some turn: did it go on? 1 or 0; for half of
-                them the turn is the last one, for the others one before, drawn
+    replied     of the first turn alone: 1 if somebody replied, else 0
+    continued   of the first turns: 1 if the conversation went on after them, else 0.
+                For a random half these are all turns, else a random smaller number
 
-Messages go through the cleaning steps of pretraining that mend a text. The last
-speaker is the assistant, as in use, where the reply that is judged comes last.
+The cleaning steps of `data.clean` that change text run on each message. The last
+speaker is the assistant, because the reward model judges the last reply.
 """
 
 import json
@@ -57,9 +57,20 @@ class RatedConversation(NamedTuple):
 
 
 def build_ratings(config: ConfigDict, workdir: Path) -> dict:
-    """Makes RUN/ratings; returns its manifest."""
-    _check_fractions(config)
+    """Makes RUN/ratings; returns the manifest."""
     reward, data = config.reward, config.data
+    if reward.test_fraction + reward.validation_fraction >= 1:
+        raise UserError(
+            f'reward.test_fraction={reward.test_fraction} and '
+            f'reward.validation_fraction={reward.validation_fraction} leave nothing to '
+            'train on: make one of them smaller'
+        )
+    if reward.test_fraction < data.validation_fraction:
+        raise UserError(
+            f'reward.test_fraction={reward.test_fraction} is less than '
+            f'data.validation_fraction={data.validation_fraction}, and would '
+            'train on what pretraining held out: use at least as much'
+        )
     inputs = {
         f'reward.{name}': reward[name]
         for name in ('preferences', 'test_fraction', 'validation_fraction')
@@ -69,7 +80,7 @@ def build_ratings(config: ConfigDict, workdir: Path) -> dict:
     if reward.target in BEHAVIOUR:
         inputs['seed'] = config.seed
     inputs['data.clean'] = data.clean
-    if 'split_sentences' in data.clean:  # the one step here that reads it
+    if 'split_sentences' in data.clean:  # the only text step that reads it
         inputs['data.languages'] = data.languages
     return artifact.build(
         workdir / 'ratings',
@@ -88,7 +99,7 @@ def describe_ratings(manifest: dict) -> str:
     line = f'ratings: {", ".join(counts)}; {train["pairs"]:,} training pairs'
     if 'preferences' in manifest:
         return f'{line}; {manifest["preferences"]["equal"]:,} equal ones skipped'
-    return f'{line}, of which {train["equal_pairs"]:,} are equal and skipped'
+    return f'{line}, {train["equal_pairs"]:,} with equal values skipped'
 
 
 def describe_audit(manifest: dict) -> str:
@@ -129,7 +140,7 @@ def _write_ratings(config: ConfigDict, folder: Path, data_dir: Path) -> dict:
     for split, rated in by_split.items():
         splits[split] = _write_split(folder / f'{split}.jsonl', rated)
         _refuse_no_pairs(split, splits[split], reward)
-    if not reward.preferences:  # now at least one conversation is usable
+    if not reward.preferences:  # here at least one conversation is usable
         described = dict(audit=rating_audit.audit_ratings(conversations, split_by))
     return dict(
         fingerprint=storage.fingerprint([splits[s]['sha256'] for s in SPLITS]),
@@ -139,17 +150,17 @@ def _write_ratings(config: ConfigDict, folder: Path, data_dir: Path) -> dict:
 
 
 def read_ratings(workdir: Path, split: str) -> list[RatedConversation]:
-    """The rated conversations of a split, in order."""
+    """Reads the rated conversations of a split, in order."""
     artifact.require(workdir / 'ratings', 'reward')
     lines = storage.read_jsonl(workdir / 'ratings' / f'{split}.jsonl')
     return [RatedConversation(**line) for line in lines]
 
 
 def assign_three_way_split(key: str, test: float, validation: float) -> str:
-    """'test', 'validation' or 'train', by the hash that splits documents as well.
+    """Returns 'test', 'validation' or 'train', by the hash that splits documents.
 
-    A conversation that pretraining held out is in 'test', where `test` is at least
-    its data.validation_fraction; 'validation' is the next share by the hash.
+    If `test` is at least data.validation_fraction, every conversation that pretraining
+    held out is in 'test'.
     """
     if assign_split(key, test) == 'validation':
         return 'test'
@@ -159,14 +170,14 @@ def assign_three_way_split(key: str, test: float, validation: float) -> str:
 def rate_conversation(
     conversation: ChitchatConversation, target: str, seed: int
 ) -> RatedConversation | None:
-    """The conversation with its value; None where the target has no use for it."""
+    """Gives a conversation its value; None if the target cannot use it."""
     turns = conversation.turns
     if target in BEHAVIOUR:
         if not turns or (target == 'continued' and len(turns) < 2):
             return None
         if target == 'replied':
             num_turns = 1
-        else:  # all of them, or fewer, by the throw of a coin
+        else:  # a coin decides between all turns and a smaller number
             digest = hash_words(f'{seed} {conversation.id}')
             coin, place = digest[0] % 2, int.from_bytes(digest[1:9], 'big')
             num_turns = len(turns) if coin else 1 + place % (len(turns) - 1)
@@ -177,7 +188,7 @@ def rate_conversation(
     else:
         names = RATING_NAMES if target == 'sum' else (target,)
         value = sum(conversation.ratings[name] for name in names)
-    last, _ = turns[-1]  # whoever speaks last is the assistant
+    last, _ = turns[-1]  # the last speaker is the assistant
     return RatedConversation(
         id=conversation.id,
         set='',
@@ -192,7 +203,7 @@ def rate_conversation(
 
 
 def _rate_preference(preference: Preference) -> list[RatedConversation]:
-    """A set of two: the chosen reply has the value 1, the rejected one 0."""
+    """Makes a set of two: the chosen reply has the value 1, the rejected one 0."""
     return [
         RatedConversation(
             id=f'{preference.id} {name}',
@@ -209,19 +220,17 @@ def _rate_preference(preference: Preference) -> list[RatedConversation]:
 
 
 def _clean(rated: RatedConversation, data: ConfigDict) -> RatedConversation:
-    options = read_options(data)
-    steps = select_transforms(data.clean)
-    messages = []
+    options, messages = read_options(data), []
     for message in rated.messages:
         text = message['content']
-        for name in steps:
+        for name in select_transforms(data.clean):
             text = STEPS[name](text, options)
         messages.append(dict(message, content=text))
     return rated._replace(messages=messages)
 
 
 def _write_split(path: Path, rated: Sequence[RatedConversation]) -> dict:
-    """Writes a split; returns how many conversations and pairs it has."""
+    """Writes a split; returns the manifest's entry."""
     lines = (json.dumps(one._asdict(), ensure_ascii=False) + '\n' for one in rated)
     storage.write_text(path, ''.join(lines))
     set_sizes = Counter(one.set for one in rated)
@@ -229,7 +238,7 @@ def _write_split(path: Path, rated: Sequence[RatedConversation]) -> dict:
     return dict(
         items=len(rated),
         pairs=sum(math.comb(n, 2) for n in set_sizes.values()),
-        # skipped: neither is the better one
+        # pairs of equal value are skipped: neither is better
         equal_pairs=sum(math.comb(n, 2) for n in equal_sizes.values()),
         sha256=storage.sha256_of_file(path),
     )
@@ -240,8 +249,8 @@ def _refuse_no_pairs(split: str, counts: dict, reward: ConfigDict) -> None:
         return
     if not counts['pairs']:
         raise UserError(
-            f'reward: the split {split} has {counts["items"]} items and no pair of '
-            'them: give more data, or a larger reward.test_fraction or '
+            f'reward: the split {split} has {counts["items"]} conversations, no two of '
+            'one set: give more data, or a larger reward.test_fraction or '
             'reward.validation_fraction'
         )
     field = 'reward.preferences' if reward.preferences else 'reward.target'
@@ -250,19 +259,3 @@ def _refuse_no_pairs(split: str, counts: dict, reward: ConfigDict) -> None:
         f'of the split {split} have equal ratings: there is nothing to prefer; give '
         'ratings that differ'
     )
-
-
-def _check_fractions(config: ConfigDict) -> None:
-    reward = config.reward
-    if reward.test_fraction + reward.validation_fraction >= 1:
-        raise UserError(
-            f'reward.test_fraction={reward.test_fraction} and '
-            f'reward.validation_fraction={reward.validation_fraction} leave nothing to '
-            'train on: make one of them smaller'
-        )
-    if reward.test_fraction < config.data.validation_fraction:
-        raise UserError(
-            f'reward.test_fraction={reward.test_fraction} is less than '
-            f'data.validation_fraction={config.data.validation_fraction}, and would '
-            'train on what pretraining held out: use at least as much'
-        )

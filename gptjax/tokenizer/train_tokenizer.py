@@ -1,11 +1,10 @@
-"""The stage that learns the vocabulary from the training split.
+"""The stage `tokenizer`: trains a SentencePiece model on the training split.
 
     RUN/tokenizer/tokenizer.model, manifest.json
 
-SentencePiece trains on what `_sentences` yields. Three habits of its trainer would
-lose text without a word, and are met there: it skips sentences above a length,
-skips those that hold its mark of the unknown (U+2585), and takes '▁' (U+2581) for a
-space. Its line-based reader, which drops newlines, is not used.
+SentencePiece's trainer would silently lose text: it skips sentences above a length,
+skips sentences with its mark for unknown text (U+2585), reads '▁' (U+2581) as a space,
+and its reader of files drops newlines. `_sentences` prevents this.
 """
 
 import io
@@ -24,8 +23,8 @@ from gptjax.core.console import UserError
 from gptjax.tokenizer.tokenizer import BOS, CHAT_TURNS, EOS, PAD, SPACE, Tokenizer
 
 SENTENCE_CHARACTERS = 4000
-SLABS = 1000  # places in a large file from which text is read
-NUM_THREADS = 4  # fixed: sums of floats, and so the model, depend on their number
+NUM_PARTS = 1000  # parts of a large file from which text is read
+NUM_THREADS = 4  # fixed: the model depends on it, through sums of floats
 NUM_FIXED = 3 + len(CHAT_TURNS) + 256  # special tokens and bytes
 RESERVED = re.compile('[\0\u2581\u2585]')
 
@@ -34,10 +33,9 @@ OPTIONS = dict(
     normalization_rule_name='identity',
     add_dummy_prefix=False,
     remove_extra_whitespaces=False,
-    # rarer characters go through their bytes and leave room for longer pieces
-    character_coverage=0.9995,
-    required_chars=SPACE,  # but never the space: its bytes would be those of '▁'
-    split_digits=True,  # numbers are read digit by digit, whatever their length
+    character_coverage=0.9995,  # rarer characters are encoded as bytes
+    required_chars=SPACE,  # as bytes, a space could not be distinguished from '▁'
+    split_digits=True,  # every digit is a token
     max_sentence_length=4 * SENTENCE_CHARACTERS,  # in bytes
     unk_id=0,
     unk_piece=PAD,
@@ -53,14 +51,14 @@ OPTIONS = dict(
 
 
 def train_tokenizer(config: ConfigDict, workdir: Path) -> dict:
-    """Trains RUN/tokenizer on RUN/documents/train.jsonl; returns its manifest.
+    """Trains RUN/tokenizer on RUN/documents/train.jsonl; returns the manifest.
 
     The same text and config give the same model, byte for byte. At most
-    `tokenizer.train_characters` are read, from places spread evenly over the file,
-    so the time is bounded for any amount of text.
+    `tokenizer.train_characters` are read, spread evenly over the file, so the time is
+    bounded for any amount of text.
 
-    The manifest holds the model's SHA-256 and, over the beginning of the validation
-    split, UTF-8 bytes per token.
+    The manifest has the model's SHA-256, and the UTF-8 bytes per token of the beginning
+    of the validation split.
     """
     documents = artifact.require(workdir / 'documents', 'data')
     inputs = {f'tokenizer.{name}': value for name, value in config.tokenizer.items()}
@@ -75,8 +73,8 @@ def train_tokenizer(config: ConfigDict, workdir: Path) -> dict:
 
 def describe_tokenizer(manifest: dict) -> str:
     return (
-        f'tokenizer: {manifest["vocab_size"]:,} pieces, '
-        f'{manifest["bytes_per_token"]:.2f} bytes each'
+        f'tokenizer: {manifest["vocab_size"]:,} tokens, '
+        f'{manifest["bytes_per_token"]:.2f} bytes per token'
     )
 
 
@@ -97,25 +95,26 @@ def _write_tokenizer(config: ConfigDict, documents: Path, folder: Path) -> dict:
         model = training.result()
     tokenizer = Tokenizer(model)
     held_out = list(read_texts(documents / 'validation.jsonl', 1_000_000))
+    num_bytes = sum(len(text.encode('utf-8', 'replace')) for text in held_out)
+    num_tokens = sum(map(len, tokenizer.encode_arrays(held_out, NUM_THREADS)))
     storage.write_bytes(folder / 'tokenizer.model', model)
     return dict(
         sha256=tokenizer.fingerprint,
         vocab_size=tokenizer.vocab_size,
         specials=tokenizer.specials,
         train_characters=sum(map(len, texts)),
-        bytes_per_token=bytes_per_token(tokenizer, held_out),
+        bytes_per_token=num_bytes / max(1, num_tokens),
         seconds=round(time.monotonic() - began, 2),
     )
 
 
 def train_model(texts: list[str], kind: str, vocab_size: int) -> bytes:
-    """The bytes of a SentencePiece model.
+    """Trains a SentencePiece model; returns its bytes.
 
     Args:
-        texts: what to learn from; newlines and all other characters count.
         kind: 'bpe' (Sennrich et al. 2016) or 'unigram' (Kudo 2018).
-        vocab_size: special tokens and the 256 bytes included. Where the text allows
-            none of that size, the error says which one it does.
+        vocab_size: includes the special tokens and the 256 bytes. If the texts do not
+            allow this size, the UserError names the nearest one that they allow.
     """
     written = io.BytesIO()
     try:
@@ -123,7 +122,7 @@ def train_model(texts: list[str], kind: str, vocab_size: int) -> bytes:
             sentence_iterator=_sentences(texts),
             model_writer=written,
             model_type=kind,
-            vocab_size=max(NUM_FIXED, vocab_size),  # below, its errors are none
+            vocab_size=max(NUM_FIXED, vocab_size),  # below this it names no size
             **OPTIONS,
         )
     except RuntimeError as error:
@@ -132,28 +131,29 @@ def train_model(texts: list[str], kind: str, vocab_size: int) -> bytes:
 
 
 def read_texts(path: Path, characters: int) -> Iterator[str]:
-    """Texts of a JSONL file's documents, about `characters` in all.
+    """Yields texts of a JSON Lines file's documents, about `characters` in total.
 
-    A file with more is cut into `SLABS` slabs of as many bytes, and as many characters
-    are read of each: of the documents that begin in it or, where none does, of the
-    one that it lies in the middle of. Nothing is read twice.
+    A longer file is divided into NUM_PARTS parts of equal bytes, and an equal number of
+    characters is read from each part. They come from the documents that begin in the
+    part, or if none does, from the document that spans it. No text is read twice.
     """
     size = path.stat().st_size
-    start, stop, text, read = 0, 0, '', 0  # the last line: its bytes, text, how far
+    if size <= characters:
+        yield from (document['text'] for document in storage.read_jsonl(path))
+        return
+    # The last line: its first and last byte, its text, and the characters read of it.
+    start, stop, text, read = 0, 0, '', 0
     with open(path, 'rb') as file:
-        if size <= characters:
-            yield from (json.loads(line)['text'] for line in file)
-            return
-        for slab in range(SLABS):
-            begin, end = (size * place // SLABS for place in (slab, slab + 1))
-            left = characters // SLABS + (slab < characters % SLABS)
+        for part in range(NUM_PARTS):
+            begin, end = (size * place // NUM_PARTS for place in (part, part + 1))
+            left = characters // NUM_PARTS + (part < characters % NUM_PARTS)
             if left == 0 or begin == end:
                 continue
             if stop <= begin:
                 file.seek(max(0, begin - 1))
                 if begin:
-                    file.readline()  # the rest of a line that begins before this slab
-                if file.tell() >= end:  # and that does not end in it
+                    file.readline()  # the rest of a line that begins before this part
+                if file.tell() >= end:  # that line spans this part
                     start = _line_start(file, begin)
                     file.seek(start)
                     text, read = json.loads(file.readline())['text'], 0
@@ -172,7 +172,7 @@ def read_texts(path: Path, characters: int) -> Iterator[str]:
 
 
 def _line_start(file: io.BufferedReader, place: int, block: int = 2**16) -> int:
-    """Where the line begins that the byte before `place` is in."""
+    """The position of the first byte of the line that contains byte `place` - 1."""
     while place:
         begin = max(0, place - block)
         file.seek(begin)
@@ -183,13 +183,8 @@ def _line_start(file: io.BufferedReader, place: int, block: int = 2**16) -> int:
     return 0
 
 
-def bytes_per_token(tokenizer: Tokenizer, texts: list[str]) -> float:
-    """UTF-8 bytes of the texts over their number of tokens."""
-    tokens = sum(map(len, tokenizer.encode_arrays(texts, NUM_THREADS)))
-    return sum(len(text.encode('utf-8', 'replace')) for text in texts) / max(1, tokens)
-
-
 def _sentences(texts: list[str]) -> Iterator[str]:
+    """Yields parts that SentencePiece reads whole: 'a▁b\\n' → 'a', 'b\\n'"""
     for text in texts:
         for part in RESERVED.split(text.encode('utf-8', 'replace').decode()):
             for begin in range(0, len(part), SENTENCE_CHARACTERS):
@@ -197,7 +192,7 @@ def _sentences(texts: list[str]) -> Iterator[str]:
 
 
 def _explain(error: str, vocab_size: int) -> str:
-    """What to do about an error of SentencePiece."""
+    """Explains an error of SentencePiece, and what to do about it."""
     if match := re.search(r'too high.*<= (\d+)', error):
         return (
             f'tokenizer.vocab_size={vocab_size} is more than the training text allows: '

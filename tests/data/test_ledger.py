@@ -34,7 +34,7 @@ def test_describe_batch_shows_documents_and_text(run):
     lines = list(ledger.describe_batch(run.config, run.workdir, 2))
     batch = read_batch(run, 2)
     to_predict = int(np.sum(batch['weights']))
-    assert lines[0] == f'step 2: 8 examples of 16 tokens, {to_predict} to predict'
+    assert lines[0] == f'step 2: 8 rows of 16 tokens, {to_predict} to predict'
     assert sum(line.startswith('row ') for line in lines) == 8
     shown = ''.join(line.removeprefix('    ') for line in lines if line[:4] == '    ')
     assert shown == ''.join(run.tokenizer.decode(row) for row in batch['inputs'])

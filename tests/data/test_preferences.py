@@ -61,12 +61,15 @@ def test_packed_files_and_folders(tmp_path):
     (
         ('[1]', 'no JSON object'),
         ('{"prompt": []}', 'has no "chosen"'),
-        (line(prompt=[]), '"prompt" is no list of messages'),
-        (line(prompt='Hi!'), '"prompt" is no list of messages'),
-        (line(chosen=3), '"chosen" is no text'),
-        (line([dict(role='user')]), r'prompt\[0\] has no "role" and "content"'),
+        (line(prompt=[]), '"prompt" is not a list of messages'),
+        (line(prompt='Hi!'), '"prompt" is not a list of messages'),
+        (line(chosen=3), '"chosen" is not a string'),
+        (line([dict(role='user')]), r'prompt\[0\] needs the strings "role"'),
         (line([dict(role='robot', content='x')]), "role='robot': use system, user"),
-        (line([dict(role='assistant', content='x')]), 'ends with an assistant’s'),
+        (
+            line([dict(role='assistant', content='x')]),
+            'ends with a message of the assistant',
+        ),
     ),
 )
 def test_a_wrong_line_is_named(tmp_path, wrong, pattern):
@@ -79,7 +82,7 @@ def test_a_wrong_line_is_named(tmp_path, wrong, pattern):
 
 
 def test_an_empty_file_and_a_missing_one_are_refused(tmp_path):
-    with pytest.raises(UserError, match='no preference in it'):
+    with pytest.raises(UserError, match='has no preference'):
         read(tmp_path, '')
     with pytest.raises(UserError, match='no such file'):
         read_preferences(str(tmp_path / 'none.jsonl'), 'reward.preferences')

@@ -182,7 +182,7 @@ def test_nothing_to_compare_is_one_clear_error(chitchat, tmp_path):
         ratings.build_ratings(make_config(), tmp_path)
     assert not (tmp_path / 'ratings').exists()
     chitchat([make_conversation(0)])
-    with pytest.raises(UserError, match='no pair of them'):
+    with pytest.raises(UserError, match='no two of one set'):
         ratings.build_ratings(make_config(), tmp_path)
 
 
