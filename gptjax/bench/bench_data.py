@@ -1,8 +1,9 @@
-"""`bench data`: tokens per second of the data loader, and of training for comparison.
+"""`bench data`: tokens per second of the data loader, compared with training.
 
-Batches are placed on the devices as in training, but nothing is computed on them.
-The cold rate is measured with the shards dropped from the operating system's cache,
-opening included and no row read twice; the warm one after the first batch.
+Batches are placed on the devices as in training, but no model computes on them. The
+cold rate is measured after the shards are dropped from the operating system's cache;
+it includes opening them, and reads no row twice. The warm rate starts after a first
+batch.
 """
 
 import os
@@ -35,7 +36,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     packed = PackedDataset(prepared, 'train')
     batch_size = config.train.batch_size
     sharding = batch_sharding(make_mesh(config.mesh))
-    import_tensorflow()  # seconds, once a process: no part of the rate
+    import_tensorflow()  # takes seconds, which the cold rate must not include
 
     def batches(num_steps: int | None):
         dataset = PackedDataset(prepared, 'train')
@@ -43,17 +44,23 @@ def run(config: ConfigDict, workdir: Path) -> dict:
             dataset, config.seed, batch_size, sharding, num_steps=num_steps
         )
 
-    drop_from_cache(prepared / 'train')
+    if hasattr(os, 'posix_fadvise'):
+        for path in (prepared / 'train').rglob('*.npy'):
+            with open(path, 'rb') as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     start = time.perf_counter()
-    num_unread = -(-packed.num_rows // batch_size)  # later steps read rows again
-    cold = batches_per_second('cold', batches(num_unread), start)
+    steps_per_epoch = -(-packed.num_rows // batch_size)
+    cold = batches_per_second('cold', batches(steps_per_epoch), start)
     warm_batches = batches(None)
     next(warm_batches)
     warm = batches_per_second('warm', warm_batches, time.perf_counter())
     tokens = batch_size * packed.context
     cold, warm = cold * tokens, warm * tokens
 
-    training = training_rate(workdir / 'metrics.jsonl')
+    records = read_metrics(workdir / 'metrics.jsonl')
+    rates = [r['tokens_per_second'] for r in records if r.get('tokens_per_second')]
+    training = statistics.median(rates) if rates else None
     ratio = warm / training if training else None
     print(f'pipeline, cold   {cold:14,.0f} tokens/s')
     print(f'pipeline, warm   {warm:14,.0f} tokens/s')
@@ -66,7 +73,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
 
 
 def batches_per_second(name: str, batches: Iterator[dict], start: float) -> float:
-    """The rate since `start`, over SECONDS or to the end of `batches`."""
+    """The rate since `start`, over SECONDS or until `batches` ends."""
     count, now, batch = 0, start, None
     with console.progress_bar(f'{name} batches', SECONDS, 'seconds') as advance:
         while now - start < SECONDS:
@@ -78,20 +85,3 @@ def batches_per_second(name: str, batches: Iterator[dict], start: float) -> floa
             advance(now - before)
     jax.block_until_ready(batch)
     return count / (time.perf_counter() - start)
-
-
-def training_rate(path: Path) -> float | None:
-    """The median of the training steps' tokens per second; None if there are none."""
-    records = read_metrics(path)
-    rates = [r['tokens_per_second'] for r in records if r.get('tokens_per_second')]
-    return statistics.median(rates) if rates else None
-
-
-def drop_from_cache(folder: Path) -> None:
-    """Asks the operating system to forget the files of a folder, where it can."""
-    if not hasattr(os, 'posix_fadvise'):
-        return
-    for path in folder.rglob('*.npy'):
-        with open(path, 'rb') as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,11 +1,12 @@
-"""`bench decode`: latency and tokens per second of the engine, 1, 8, 64 at once.
+"""`bench decode`: latency and tokens per second of 1, 8 and 64 requests at once.
 
-Prompts and replies are ragged, decoding is greedy, and no reply ends before its
-length, so that every implementation draws the same number of tokens. With `--against`
-another library takes turns in the same run, on the same weights: `torch` is Hugging
-Face's `generate` (`gptjax.bench.torch_generate`), `llama.cpp` a float32 GGUF file
-(`gptjax.bench.llama_cpp_generate`). They must first give the same logits. With
-`--draft` so does the engine itself with speculative decoding by a smaller model.
+Prompts and replies have different lengths, decoding is greedy, and no reply ends before
+its length, so every implementation draws the same number of tokens.
+
+`--against` times another library alternately, on the same weights: `torch` is Hugging
+Face's `generate` (`gptjax.bench.torch_generate`), `llama.cpp` reads a float32 GGUF file
+(`gptjax.bench.llama_cpp_generate`). Both must give the same logits first. `--draft`
+adds the engine with speculative decoding by a smaller model.
 """
 
 import sys
@@ -13,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +29,7 @@ from gptjax.bench.comparison import (
     check_backend,
     library_process,
     summarize_all,
-    time_in_turns,
+    time_alternately,
 )
 from gptjax.core import console
 from gptjax.core.console import UserError
@@ -39,12 +40,12 @@ from gptjax.models.settings import resolve
 from gptjax.tokenizer.tokenizer import StreamDecoder
 
 OURS = 'gptjax'
-REQUESTS = {1: 6, 8: 6, 64: 3}  # requests at once -> rounds, at least
-NUM_DOCUMENTS = 64  # held out, from which prompts are cut
+REQUESTS = {1: 6, 8: 6, 64: 3}  # requests at once -> minimum number of rounds
+NUM_DOCUMENTS = 64  # of the validation set, from which prompts are cut
 NUM_LOGITS_TOKENS = 64  # of the text whose logits are compared
-TOLERANCE = 2e-5  # of logits, as a share of the largest if that is above 1
+TOLERANCE = 2e-5  # of logits, relative to the largest if that is above 1
 
-# What `--against` takes: the module, and its implementations with their arguments.
+# The values of `--against`: the module, and the arguments of each implementation.
 LIBRARIES = {
     'torch': (
         'gptjax.bench.torch_generate',
@@ -55,11 +56,11 @@ LIBRARIES = {
 
 
 class Workload(NamedTuple):
-    """Requests that come all at once."""
+    """Requests that arrive at the same time."""
 
     prompts: list[list[int]]  # token ids
     lengths: list[int]  # tokens of each reply
-    batch: int  # requests that may run at once
+    batch: int  # largest number of requests that run at once
 
 
 def make_workload(
@@ -69,12 +70,11 @@ def make_workload(
     slots: int | None = None,
     text: Sequence[int] = (),
 ) -> Workload:
-    """Requests whose lengths are spread evenly over their ranges, in random order.
+    """Requests with lengths spread evenly over a range, in random order.
 
-    Prompts are from 1/32 to 1/4 of the context, replies from 1/16 to 1/2: of 512,
-    from 16 to 128 and from 32 to 256 tokens. One request has the middle of both.
-    Prompts are cut from the token ids `text`; without it they are random tokens.
-    `slots` limits how many requests run at once.
+    Prompts have 1/32 to 1/4 of the context, replies 1/16 to 1/2: with 512 tokens, 16 to
+    128 and 32 to 256 tokens. A single request has the middle of both ranges. Prompts
+    are cut from the token ids `text`, or random tokens if it is empty.
     """
     rng = np.random.default_rng(num_requests)
     shares = (np.arange(num_requests) + 0.5) / num_requests
@@ -93,28 +93,6 @@ def make_workload(
     return Workload(prompts, lengths, min(num_requests, slots or num_requests))
 
 
-@dataclass
-class EngineTimes:
-    """What the engine's listeners have measured; times are in seconds."""
-
-    first_token: list[float]  # from the submission to the first token
-    between_tokens: list[float]
-    tokens: list[list[int]]  # of each reply in the last round
-    num_reply_steps: int = 0  # (reply, engine step) pairs with tokens in that round
-
-
-class EndlessTokenizer:
-    """A tokenizer whose EOS is never drawn and whose tokens are all one letter."""
-
-    eos_id = -1
-
-    def bytes_of(self, token: int) -> bytes:
-        return b'a'
-
-    def stream(self) -> StreamDecoder:
-        return StreamDecoder(self)
-
-
 def run(
     config: ConfigDict,
     workdir: Path | None = None,
@@ -126,32 +104,31 @@ def run(
     draft: Path | None = None,
     guesses: int = 4,
 ) -> dict:
-    """Measures decoding, in turns with other implementations if asked for.
+    """Times the engine alternately with other implementations.
 
     Args:
-        workdir: a run, whose weights are measured on prompts of its held-out text;
-            without one, weights and prompts are random.
+        workdir: a run, whose weights and validation documents are used. Without one,
+            weights and prompts are random.
         step: of the run's checkpoint; None: the best.
-        against: 'torch', 'llama.cpp', or None for ours alone.
-        python: the interpreter that has the other library; by default this one.
-        requests: number of requests at once -> rounds of measuring. There are at least
-            as many rounds as implementations, so that each comes first once.
+        against: 'torch', 'llama.cpp', or None for the engine alone.
+        python: the interpreter that has the other library; None: this one.
+        requests: number of requests at once -> number of rounds, which is raised to the
+            number of implementations, so that each comes first once.
         slots: requests that run at once; None: all.
-        draft: the run of a smaller model, which guesses `guesses` tokens a step in one
-            more implementation.
+        draft: the run of a smaller model, which proposes `guesses` tokens in a step of
+            one more implementation.
 
     Returns:
-        (implementation, requests) -> its summary, `steps` its rounds: of ours also
-        `first` and `between` (seconds at the median and the 95th percentile), of all
-        but the first `speedup` (the first's over it), and with a draft `a_step`, tokens
-        of a reply drawn in a step.
+        (implementation, requests) -> `summarize_all`, where `steps` is the number of
+        rounds. The engine also has `first` and `between`, {'p50', 'p95'} of seconds to
+        the first token and between tokens; with a draft, `a_step`, the tokens of a
+        reply that one step draws.
     """
     if against not in (None, *LIBRARIES):
         raise UserError(f'--against={against}: use {" or ".join(LIBRARIES)}')
     if draft and not workdir:
         raise UserError(
-            '--draft guesses for a trained model: name its run by --workdir, instead '
-            'of --config'
+            f'--draft={draft} needs a trained model: use --workdir instead of --config'
         )
     if against:
         check_backend(against)
@@ -188,27 +165,36 @@ def run(
 
 
 def _measure(settings, params, workload, engine_options, libraries, rounds):
-    """(implementation, requests) -> its summary, of one workload."""
+    """(implementation, requests) -> its summary, for one workload."""
     n = len(workload.prompts)
     print(f'{OURS}, {_format_requests(n)}: compiling', flush=True)
-    implementations, times = {}, {}
+    implementations, times, tokens = {}, {}, {}
     for name, options in engine_options.items():
         implementations[name], times[name] = make_engine_runner(
             settings, params, workload, **options
         )
-    our_tokens = times[OURS].tokens
-    for name in list(times)[1:]:
-        _print_agreement(name, workload, our_tokens, times[name].tokens)
-    for name, ask in libraries.items():
-        order = dict(do='generate', **workload._asdict())
-        _print_agreement(name, workload, our_tokens, ask(order)['tokens'])
-        implementations[name] = lambda steps, ask=ask, order=order: [
-            ask(order)['seconds'] for _ in range(steps)
+        tokens[name] = times[name].tokens
+    for name, call in libraries.items():
+        command = dict(do='generate', **workload._asdict())
+        tokens[name] = call(command)['tokens']
+        implementations[name] = lambda steps, call=call, command=command: [
+            call(command)['seconds'] for _ in range(steps)
         ]
-    rounds = max(rounds, len(implementations))
-    seconds = time_in_turns(implementations, rounds, steps=1)
     num_tokens = sum(workload.lengths)
-    results = summarize_all(seconds, num_tokens)
+    for name in list(tokens)[1:]:
+        num_equal = sum(
+            int(np.cumprod(np.equal(ours, theirs)).sum())
+            for ours, theirs in zip(tokens[OURS], tokens[name], strict=True)
+        )
+        print(
+            f'{name}, {_format_requests(n)}: {num_equal:,} of {num_tokens:,} tokens '
+            'agree with ours before the first that differs',
+            flush=True,
+        )
+    rounds = max(rounds, len(implementations))
+    results = summarize_all(
+        time_alternately(implementations, rounds, steps=1), num_tokens
+    )
     for name, engine_times in times.items():
         for key, values in (
             ('first', engine_times.first_token),
@@ -222,7 +208,7 @@ def _measure(settings, params, workload, engine_options, libraries, rounds):
 
 
 def _load_model(config, workdir, step):
-    """(settings, parameters, held-out tokens) of a run; or random ones, and []."""
+    """(settings, parameters, validation tokens) of a run, or random ones and []."""
     if workdir is None:
         settings = resolve(config.model, config.tokenizer.vocab_size)
         init = jax.jit(lambda key: gpt.init_params(settings, key))
@@ -239,12 +225,34 @@ def _load_model(config, workdir, step):
 # ---- implementations ----------------------------------------------------------
 
 
+@dataclass
+class EngineTimes:
+    """Times of the engine's replies, in seconds."""
+
+    first_token: list[float] = field(default_factory=list)  # since the submission
+    between_tokens: list[float] = field(default_factory=list)
+    tokens: list[list[int]] = field(default_factory=list)  # of the last round's replies
+    num_reply_steps: int = 0  # (reply, step) pairs with tokens in the last round
+
+
+class EndlessTokenizer:
+    """A tokenizer whose EOS is never drawn; every token is the letter a."""
+
+    eos_id = -1
+
+    def bytes_of(self, token: int) -> bytes:
+        return b'a'
+
+    def stream(self) -> StreamDecoder:
+        return StreamDecoder(self)
+
+
 def make_engine_runner(
     settings, params, workload: Workload, **options
 ) -> tuple[Callable[[int], list[float]], EngineTimes]:
-    """(`run_steps(steps)`, which answers the workload so often; what it measures).
+    """(`run_steps(steps)`, which answers the workload `steps` times; its measurements).
 
-    The engine is compiled and has answered once. `options` are further ones of it.
+    The engine, with further `options`, is compiled and has answered once.
     """
     engine = Engine(
         settings,
@@ -252,18 +260,18 @@ def make_engine_runner(
         EndlessTokenizer(),
         slots=workload.batch,
         queue=len(workload.prompts),
-        prefix_bytes=0,  # no prefix cache: the other libraries have none
+        prefix_bytes=0,  # the other libraries have no prefix cache
         **options,
     )
     engine.warm_up()
-    measured = EngineTimes([], [], [])
+    measured = EngineTimes()
 
     def run_once() -> float:
         tokens = [[] for _ in workload.prompts]
         token_times = [[] for _ in workload.prompts]
         engine_step, reply_steps = 0, set()
 
-        def listen(request, update):
+        def on_update(request, update):
             if update.tokens:
                 reply_steps.add((request, engine_step))
             now = time.perf_counter()
@@ -275,7 +283,7 @@ def make_engine_runner(
             parameters = SamplingParameters(
                 max_tokens=workload.lengths[request], temperature=0.0
             )
-            engine.submit(prompt, parameters, partial(listen, request))
+            engine.submit(prompt, parameters, partial(on_update, request))
         while engine.step():
             engine_step += 1
         seconds = time.perf_counter() - start
@@ -293,28 +301,28 @@ def make_engine_runner(
 
 
 def _start_libraries(stack, folder, settings, params, against, python):
-    """name -> `ask` of each implementation, started and found to give our logits."""
+    """name -> `call` of each implementation, after a comparison of the logits."""
     weights = folder / 'weights.npz'
     hf_weights.write(weights, settings, params)
     module, implementations = LIBRARIES[against]
-    ask_of_name = {}
+    calls = {}
     for name, arguments in implementations.items():
         print(f'{name}: starting', flush=True)
         arguments = [f'--weights={weights}', *arguments]
-        description, ask_of_name[name] = stack.enter_context(
+        description, calls[name] = stack.enter_context(
             library_process(against, module, arguments, python or sys.executable)
         )
-        difference = compare_logits(ask_of_name[name], folder, settings, params)
+        difference = compare_logits(calls[name], folder, settings, params)
         print(
             f'{name}: {description["name"]}, {description["threads"]} threads; '
             f'logits differ from ours by {difference:.1e} at most',
             flush=True,
         )
-    return ask_of_name
+    return calls
 
 
-def compare_logits(ask: Callable, folder: Path, settings, params) -> float:
-    """The largest difference of a random text's logits, refused beyond rounding."""
+def compare_logits(call: Callable, folder: Path, settings, params) -> float:
+    """The largest difference of logits of a random text; refused beyond rounding."""
     T = min(NUM_LOGITS_TOKENS, settings.context)
     tokens_T = np.random.default_rng(0).integers(0, settings.vocab_size, T)
     logits = jax.jit(lambda params, *batch: gpt.bind(settings, params)(*batch))
@@ -325,7 +333,7 @@ def compare_logits(ask: Callable, folder: Path, settings, params) -> float:
         jnp.arange(T, dtype=jnp.int32)[None],
     )[0]
     path = folder / 'logits.npy'
-    ask(dict(do='logits', tokens=tokens_T.tolist(), path=str(path)))
+    call(dict(do='logits', tokens=tokens_T.tolist(), path=str(path)))
     difference = float(np.abs(np.load(path) - np.asarray(our_TV)).max())
     largest = float(np.abs(our_TV).max())
     if difference > TOLERANCE * max(1.0, largest):
@@ -337,21 +345,6 @@ def compare_logits(ask: Callable, folder: Path, settings, params) -> float:
 
 
 # ---- what is printed ----------------------------------------------------------
-
-
-def _print_agreement(name, workload, our_tokens, their_tokens):
-    num_equal = 0
-    for ours, theirs in zip(our_tokens, their_tokens, strict=True):
-        for our_token, their_token in zip(ours, theirs, strict=True):
-            if our_token != their_token:
-                break
-            num_equal += 1
-    print(
-        f'{name}, {_format_requests(len(their_tokens))}: {num_equal:,} of '
-        f'{sum(workload.lengths):,} tokens agree with ours before the first that '
-        'differs',
-        flush=True,
-    )
 
 
 def _print_report(settings, results):
@@ -370,9 +363,8 @@ def _print_report(settings, results):
         row = f'{name + ", " + _format_requests(n):28}{result["steps"]:7}'
         row += f'{result["tokens_per_second"]:9,.0f}'
         for interval in ('first', 'between'):
-            for percentile in ('p50', 'p95'):
-                if interval in result:
-                    row += f'{result[interval][percentile] * 1e3:11,.2f}'
+            for seconds in result.get(interval, {}).values():  # p50, p95
+                row += f'{seconds * 1e3:11,.2f}'
         print(row)
     for (name, n), result in results.items():
         requests = _format_requests(n)

@@ -1,8 +1,8 @@
-"""`bench train`: tokens per second of a config's training step.
+"""`bench train`: tokens per second of a config's training step, on random tokens.
 
-With `--against torch` PyTorch takes turns in the same run, on a GPT-2 of the same
-sizes (see `gptjax.bench.torch_gpt2`): configs/bench.py is made for that. Tokens are
-random. Our attention also masks by document, one more comparison for each score.
+`--against torch` alternates with PyTorch on a GPT-2 of the same sizes
+(`gptjax.bench.torch_gpt2`), which configs/bench.py describes. Unlike PyTorch's, our
+attention also masks by document: one more comparison for each score.
 """
 
 import sys
@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from gptjax.bench.comparison import check_backend, summarize_all, time_in_turns
+from gptjax.bench.comparison import check_backend, summarize_all, time_alternately
 from gptjax.bench.torch_gpt2 import torch_trainer
 from gptjax.core.console import UserError
 from gptjax.models import gpt, parameter_count
@@ -30,16 +30,15 @@ ROUNDS = 6
 STEPS = 4
 WARMUP_STEPS = 3
 
-# The model fields of `transformers`' GPT-2, besides its sizes.
+# The model fields of GPT-2 in `transformers`, except for the sizes.
 GPT2 = dict(position='learned', norm='layernorm', mlp='gelu', bias=True)
 GPT2 |= dict(qk_norm=False, tie_embeddings=True, dtype='float32')
 
 
 def run(config: ConfigDict, against: str | None = None, python: str | None = None):
-    """Measures a training step; name -> its summary, of torch with `speedup` over it.
+    """Times a training step; implementation -> its summary of `summarize_all`.
 
-    The vocabulary has `tokenizer.vocab_size` tokens. With against='torch' PyTorch takes
-    turns, in the interpreter `python`, by default this one.
+    With against='torch', PyTorch runs in the interpreter `python` (None: this one).
     """
     if against not in (None, 'torch'):
         raise UserError(f'--against={against}: use torch')
@@ -51,8 +50,8 @@ def run(config: ConfigDict, against: str | None = None, python: str | None = Non
         for field, value in GPT2.items():
             if settings[field] != value:
                 raise UserError(
-                    f'--against=torch measures GPT-2, and model.{field} is '
-                    f'{settings[field]!r}, not {value!r}: use configs/bench.py'
+                    f'model.{field}={settings[field]!r}, and --against=torch measures '
+                    f'GPT-2, which has {value!r}: use configs/bench.py'
                 )
     context = config.data.context
     sizes = dict(
@@ -73,7 +72,7 @@ def run(config: ConfigDict, against: str | None = None, python: str | None = Non
                     torch_trainer(mode, **sizes, python=python or sys.executable)
                 )
                 implementations[f'torch {mode}'] = run_steps
-        seconds = time_in_turns(implementations, ROUNDS, STEPS)
+        seconds = time_alternately(implementations, ROUNDS, STEPS)
     results = summarize_all(seconds, sizes['batch_size'] * context)
 
     print(f'\n{parameter_count.num_params(settings):,} parameters, {sizes}')
@@ -95,7 +94,7 @@ def run(config: ConfigDict, against: str | None = None, python: str | None = Non
 
 
 def make_trainer(config: ConfigDict, settings):
-    """`run_steps(steps)`, warmed up: trains so many steps, returns their seconds."""
+    """`run_steps(steps)`, which trains and returns the seconds of each step."""
     mesh = make_mesh(config.mesh)
     batch_size, context = config.train.batch_size, config.data.context
     rng = np.random.default_rng(0)

@@ -1,9 +1,8 @@
-"""Speeds side by side: implementations take turns; other libraries run as processes.
+"""Times several implementations alternately; runs other libraries as processes.
 
-Another library may need another interpreter, and shares neither threads nor packages
-with JAX. Its process first describes itself, then answers orders: one line of JSON
-each way, on standard input and output. Between orders it waits and takes no processor
-time.
+Another library may need another interpreter, and must not share threads or packages
+with JAX. Its process first describes itself, then answers commands: one line of JSON
+each way, on standard input and output. It uses no processor time between commands.
 """
 
 import json
@@ -21,33 +20,33 @@ from gptjax.core import console
 from gptjax.core.console import UserError
 
 SETTLE_SECONDS = 0.3  # until idle threads of the last implementation stop spinning
-QUIT_SECONDS = 5  # between the end of the orders and a kill
+QUIT_SECONDS = 5  # a process has to end after its last command, before it is killed
 
 
 # ---- timing -------------------------------------------------------------------
 
 
 def available_cores() -> int:
-    """The cores this process may run on, which may be fewer than there are."""
+    """The number of cores that this process may run on."""
     if hasattr(os, 'sched_getaffinity'):  # Linux only
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def time_in_turns(
+def time_alternately(
     implementations: dict[str, Callable[[int], list[float]]], rounds: int, steps: int
 ) -> dict[str, list[list[float]]]:
-    """Lets each implementation do a few steps in turn, round after round.
+    """Runs a few steps of each implementation, one after the other, in each round.
 
-    A machine's speed drifts with its heat and its other load. Implementations that
-    take turns meet the same drift, so their ratios hold where their speeds do not. In
-    each round another one comes first.
+    The speed of a machine drifts with its temperature and other load. Alternating
+    implementations see the same drift, so their ratios are more reliable than their
+    speeds. Each round starts with another implementation.
 
     Args:
-        implementations: name -> `run_steps(steps)`, which returns the seconds of each.
+        implementations: name -> `run_steps(steps)`, which returns seconds per step.
 
     Returns:
-        name -> for each round, the seconds of each of its steps.
+        name -> for each round, the seconds of each step.
     """
     names = list(implementations)
     seconds = {name: [] for name in names}
@@ -62,9 +61,9 @@ def time_in_turns(
 
 
 def summarize(step_seconds: list[float], tokens: int) -> dict:
-    """The speed of one implementation, from its timed steps of `tokens` tokens each.
+    """The speed of one implementation, from timed steps of `tokens` tokens each.
 
-    Other load on the machine disturbs the least seconds (`best_…`) less.
+    Other load on the machine changes the least time (`best_…`) less than the median.
     """
     median, least = statistics.median(step_seconds), min(step_seconds)
     return {
@@ -76,30 +75,29 @@ def summarize(step_seconds: list[float], tokens: int) -> dict:
     }
 
 
-def compute_speedup(ours: list[list[float]], theirs: list[list[float]]) -> dict:
-    """How many times as fast `ours` is: median, least and greatest over the rounds.
-
-    Each round gives one ratio, of the median seconds of a step.
-    """
-    ratios = [
-        statistics.median(their_round) / statistics.median(our_round)
-        for our_round, their_round in zip(ours, theirs, strict=True)
-    ]
-    return {'ratio': statistics.median(ratios), 'low': min(ratios), 'high': max(ratios)}
-
-
 def summarize_all(seconds: dict[str, list[list[float]]], tokens: int) -> dict:
-    """name -> `summarize` of all its rounds, which `time_in_turns` returned.
+    """name -> `summarize` of the result of `time_alternately`.
 
-    All but the first have also `speedup`, that of the first over it.
+    All but the first implementation also have `speedup`: how many times as fast the
+    first one is. Each round gives one ratio of median seconds; the speedup is their
+    median (`ratio`), least (`low`) and greatest (`high`).
     """
-    first, *others = seconds
     results = {
         name: summarize([s for steps in rounds for s in steps], tokens)
         for name, rounds in seconds.items()
     }
+    medians = {name: list(map(statistics.median, s)) for name, s in seconds.items()}
+    first, *others = seconds
     for name in others:
-        results[name]['speedup'] = compute_speedup(seconds[first], seconds[name])
+        ratios = [
+            other / ours
+            for ours, other in zip(medians[first], medians[name], strict=True)
+        ]
+        results[name]['speedup'] = {
+            'ratio': statistics.median(ratios),
+            'low': min(ratios),
+            'high': max(ratios),
+        }
     return results
 
 
@@ -107,8 +105,8 @@ def summarize_all(seconds: dict[str, list[list[float]]], tokens: int) -> dict:
 
 
 def check_backend(against: str) -> None:
-    """Refuses to compare an accelerator with a library that runs on the processor."""
-    import jax  # the other processes may have none
+    """Refuses to compare JAX on an accelerator with a library on the CPU."""
+    import jax  # the other library's environment may not have it
 
     if jax.default_backend() != 'cpu':
         raise UserError(
@@ -121,10 +119,10 @@ def check_backend(against: str) -> None:
 def library_process(
     name: str, module: str, arguments: Sequence[str], python: str
 ) -> Iterator[tuple[dict, Callable[[dict], dict]]]:
-    """Starts a library; yields how it describes itself, and `ask(order) -> answer`.
+    """Starts a library; yields its description and `call(command) -> answer`.
 
-    The interpreter `python` runs `module`, which calls `answer_orders`. Where the
-    process ends, `ask` raises a UserError with its last line on standard error.
+    The interpreter `python` runs `module`, which calls `serve_commands`. If the process
+    ends, `call` raises a UserError with its last line on standard error.
     """
     package_folder = str(Path(__file__).resolve().parents[2])
     python_path = [package_folder, *filter(None, [os.environ.get('PYTHONPATH')])]
@@ -156,17 +154,17 @@ def library_process(
                 raise UserError(f'--against={name}: {reason}')
             return json.loads(line)
 
-        def ask(order: dict) -> dict:
-            with suppress(BrokenPipeError):  # it has ended: `read_answer` tells why
-                process.stdin.write(json.dumps(order) + '\n')
+        def call(command: dict) -> dict:
+            with suppress(BrokenPipeError):  # the process ended; `read_answer` raises
+                process.stdin.write(json.dumps(command) + '\n')
                 process.stdin.flush()
             return read_answer()
 
         try:
-            yield read_answer(), ask
+            yield read_answer(), call
         finally:
             with suppress(BrokenPipeError):
-                process.stdin.close()  # no more orders
+                process.stdin.close()  # ends the process
             try:
                 process.wait(QUIT_SECONDS)
             except subprocess.TimeoutExpired:
@@ -178,13 +176,13 @@ def library_process(
 # ---- another library: the process ---------------------------------------------
 
 
-def answer_orders(start: Callable[[], tuple[dict, dict[str, Callable]]]) -> None:
-    """Describes the library, then answers orders until there are no more.
+def serve_commands(start: Callable[[], tuple[dict, dict[str, Callable]]]) -> None:
+    """Prints the library's description, then answers commands until input ends.
 
-    `start` returns (description, order's name -> function of its other fields); the
-    message of its `UserError` is written to standard error.
+    `start` returns (description, {command's name: function of its other fields}). The
+    message of a `UserError` in it goes to standard error.
     """
-    # What libraries print goes to standard error: only answers go to the caller.
+    # Libraries may print: their output goes to standard error, answers to the caller.
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)
     send = lambda value: print(json.dumps(value), file=answers, flush=True)
@@ -194,5 +192,5 @@ def answer_orders(start: Callable[[], tuple[dict, dict[str, Callable]]]) -> None
         sys.exit(str(error))
     send(description)
     for line in sys.stdin:
-        order = json.loads(line)
-        send(functions[order.pop('do')](**order))
+        command = json.loads(line)
+        send(functions[command.pop('do')](**command))

@@ -1,7 +1,7 @@
-"""Our weights under the names and shapes of Hugging Face `transformers`.
+"""Our weights with the names and shapes of Hugging Face `transformers`.
 
-What can be exported is a Llama, or one with Qwen 3's norms of queries and keys, or
-with Arcee's feed-forward, a squared ReLU without a gate, as the default model is.
+The model has to be a Llama, possibly with Qwen 3's norms of queries and keys, or with
+Arcee's feed-forward, a squared ReLU without a gate. The default model has both.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ import numpy as np
 
 from gptjax.core.console import UserError
 
-# The values of model fields that each library has.
+# The values of model fields that each library supports.
 TORCH = dict(position=['rotary'], norm=['rmsnorm'], bias=[False], windows=[(0,)])
 TORCH |= dict(tie_embeddings=[False], attention_softcap=[0.0], logit_softcap=[0.0])
 TORCH |= dict(dtype=['float32'], mlp=['swiglu', 'relu2'], qk_norm=[False, True])
@@ -19,23 +19,24 @@ SUPPORTED = {'torch': TORCH, 'llama.cpp': LLAMA_CPP}
 
 
 def check(settings, against: str) -> None:
-    """Refuses a model that the other library, a name in SUPPORTED, does not have."""
+    """Refuses a model that the library does not support."""
     for field, values in SUPPORTED[against].items():
         if settings[field] not in values:
             supported = ' or '.join(map(repr, values))
             raise UserError(
-                f'--against={against}: its model.{field} is {supported}, and it is '
-                f'{settings[field]!r} here: use configs/bench.py:llama'
+                f'model.{field}={settings[field]!r} is not supported by '
+                f'--against={against}, which has {supported}: use '
+                'configs/bench.py:llama'
             )
 
 
 def state_dict(params: dict) -> dict[str, np.ndarray]:
-    """The parameters by Hugging Face's names, float32, one layer each.
+    """The parameters with Hugging Face's names, float32, layers unstacked.
 
-    PyTorch keeps a linear map as (outputs, inputs), and heads as one axis. The
-    halves that rotary positions turn are in the same order on both sides.
+    PyTorch stores a linear map as (outputs, inputs), with all heads in one axis. Rotary
+    positions rotate the same pairs in both.
     """
-    import jax  # the other processes, which only read, may have none
+    import jax  # the other library's environment may not have it
 
     params = jax.tree.map(np.asarray, params)
     layers = params['layers']
@@ -69,7 +70,7 @@ def state_dict(params: dict) -> dict[str, np.ndarray]:
 
 
 def sizes(settings) -> dict:
-    """The fields of Hugging Face's configs, and `qk_norm`."""
+    """The fields of Hugging Face's config, and `qk_norm`."""
     return dict(
         hidden_act={'swiglu': 'silu', 'relu2': 'relu2'}[settings.mlp],
         qk_norm=settings.qk_norm,
@@ -87,13 +88,13 @@ def sizes(settings) -> dict:
 
 
 def write(path: Path, settings, params: dict) -> None:
-    """An .npz of `state_dict`, and of `sizes` as 'config.NAME'."""
+    """Writes `state_dict` and `sizes` (as 'config.NAME') to an .npz file."""
     fields = {f'config.{name}': value for name, value in sizes(settings).items()}
     np.savez(path, **fields, **state_dict(params))
 
 
 def read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
-    """(`sizes`, `state_dict`) of what `write` wrote."""
+    """(`sizes`, `state_dict`) of a file of `write`."""
     arrays = dict(np.load(path))
     fields = [name for name in arrays if name.startswith('config.')]
     sizes = {name.removeprefix('config.'): arrays.pop(name).item() for name in fields}

@@ -1,9 +1,8 @@
-"""The process of `bench decode --against llama.cpp`: our weights as GGUF.
+"""The process of `bench decode --against llama.cpp`: our weights as a GGUF file.
 
-The weights become a float32 GGUF file, which llama.cpp decodes on every core with
-continuous batching and a float32 cache, greedily. The calls are those of its C
-interface, so that llama-cpp-python's own work is not measured. It answers orders; see
-`gptjax.bench.comparison`.
+llama.cpp decodes float32 weights on all cores with continuous batching and a float32
+cache, greedily. The calls go to its C interface, so that the Python work of
+llama-cpp-python is not measured.
 """
 
 import argparse
@@ -15,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.bench import hf_weights
-from gptjax.bench.comparison import answer_orders, available_cores
+from gptjax.bench.comparison import available_cores, serve_commands
 from gptjax.core.console import UserError
 
-# Hugging Face's names and GGUF's, after 'model.layers.0.' and 'blk.0.'.
+# Names of Hugging Face after 'model.layers.0.' -> names of GGUF after 'blk.0.'.
 LAYER_NAMES = {
     'input_layernorm': 'attn_norm',
     'self_attn.q_proj': 'attn_q',
@@ -39,16 +38,16 @@ GGML_F32 = 0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='llama.cpp, on orders.')
-    parser.add_argument('--weights', type=Path, required=True, help='a .npz')
+    parser = argparse.ArgumentParser(description='Runs llama.cpp.')
+    parser.add_argument('--weights', type=Path, required=True, help='an .npz file')
     flags = parser.parse_args()
-    answer_orders(lambda: start(flags.weights))
+    serve_commands(lambda: start(flags.weights))
 
 
 def start(weights: Path) -> tuple[dict, dict]:
-    """Loads the model; its description and the orders that it answers."""
+    """Loads the model; (description, commands) for `serve_commands`."""
     try:
-        import gguf  # noqa: F401 (asked for here, so that the message is one)
+        import gguf  # noqa: F401 (one message for both packages)
         import llama_cpp
     except ImportError as error:
         raise UserError(
@@ -58,7 +57,7 @@ def start(weights: Path) -> tuple[dict, dict]:
     sizes, arrays = hf_weights.read(weights)
     path = weights.with_suffix('.gguf')
     write_gguf(path, sizes, arrays)
-    # A decoder for each number of requests at once, as the engine has.
+    # One decoder for each number of slots, like our engines.
     context = sizes['max_position_embeddings']
     decoder = cache(lambda slots: Decoder(path, slots, context))
 
@@ -85,7 +84,7 @@ def start(weights: Path) -> tuple[dict, dict]:
 
 
 class Decoder:
-    """llama.cpp's model and cache: `slots` sequences of `context` tokens each."""
+    """llama.cpp's model and a cache of `slots` sequences of `context` tokens each."""
 
     def __init__(self, path: Path, slots: int, context: int):
         import llama_cpp
@@ -98,11 +97,11 @@ class Decoder:
         )
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = slots * context
-        params.n_batch = slots * context  # tokens of one call: whatever there is
+        params.n_batch = slots * context  # most tokens of one call
         params.n_seq_max = slots
         params.n_threads = params.n_threads_batch = available_cores()
         params.type_k = params.type_v = GGML_F32
-        # Its flash attention computes in 16 bits, and was no faster here.
+        # Flash attention computes in 16 bits, and was not faster.
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.no_perf = True
         self._context = llama_cpp.llama_init_from_model(self._model, params)
@@ -114,9 +113,9 @@ class Decoder:
         self._batch = llama_cpp.llama_batch_init(slots * context, 0, 1)
 
     def decode(self, rows: list[tuple[int, int, int, bool]]) -> np.ndarray:
-        """The logits of those rows that want them, float32 (rows, V).
+        """Logits, float32 (rows, V), of the rows that request them.
 
-        A row is (sequence, position, token, whether its logits are wanted).
+        A row is (sequence, position, token, whether to return logits).
         """
         batch = self._batch
         batch.n_tokens = len(rows)
@@ -136,7 +135,7 @@ class Decoder:
         self._llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
     def complete(self, prompts, lengths) -> list[list[int]]:
-        """The replies' tokens; a reply that ends makes room for the next request."""
+        """The tokens of the replies, with continuous batching."""
         replies = [[] for _ in prompts]
         waiting = list(range(len(prompts)))
         running = [None] * self._slots  # the request of each sequence
@@ -148,7 +147,7 @@ class Decoder:
                 if request is None:
                     continue
                 prompt, reply = prompts[request], replies[request]
-                tokens = reply[-1:] or prompt  # what its cache does not hold yet
+                tokens = reply[-1:] or prompt  # not in the cache yet
                 start = len(prompt) + len(reply) - len(tokens)
                 last = len(tokens) - 1
                 rows += [
@@ -166,10 +165,7 @@ class Decoder:
 
 
 def write_gguf(path: Path, sizes: dict, arrays: dict[str, np.ndarray]) -> None:
-    """A float32 GGUF file of the architecture 'llama', without a vocabulary.
-
-    `sizes` and `arrays` are of `gptjax.bench.hf_weights.read`.
-    """
+    """Writes a float32 GGUF file of the architecture 'llama', without a vocabulary."""
     import gguf
 
     writer = gguf.GGUFWriter(str(path), 'llama')
@@ -206,10 +202,9 @@ def gguf_name(name: str) -> str:
 
 
 def pair_neighbours(weight: np.ndarray, head_dim: int) -> np.ndarray:
-    """Rows in the order of llama.cpp, whose rotary pairs are neighbours.
+    """Rows in the order of llama.cpp, where rotary pairs are neighbours.
 
-    Of a head of four, rows 0 1 2 3, whose pairs are (0, 2) and (1, 3), become
-    rows 0 2 1 3.
+    A head with rows 0 1 2 3 and pairs (0, 2), (1, 3) → rows 0 2 1 3.
     """
     split = weight.reshape(-1, 2, head_dim // 2, weight.shape[1])
     return np.ascontiguousarray(split.swapaxes(1, 2).reshape(weight.shape))

@@ -1,9 +1,8 @@
 """The process of `bench decode --against torch`: Hugging Face's `generate`.
 
-A model of `transformers` with our weights, float32, greedy, on every core. `eager` is
-`generate` as it comes: a cache that grows. `compile` is a static cache with a compiled
-step, which `generate` itself chooses on GPUs only and is told to use here. It answers
-orders; see `gptjax.bench.comparison`.
+A model of `transformers` with our weights, float32, greedy, on all cores. `eager` is
+`generate` with its default, growing cache. `compile` uses a static cache and a compiled
+step, which `generate` enables by itself only on GPUs.
 """
 
 import argparse
@@ -13,20 +12,20 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.bench import hf_weights
-from gptjax.bench.comparison import answer_orders
+from gptjax.bench.comparison import serve_commands
 from gptjax.bench.torch_gpt2 import import_torch
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Hugging Face generate, on orders.')
-    parser.add_argument('--weights', type=Path, required=True, help='a .npz')
+    parser = argparse.ArgumentParser(description='Runs Hugging Face generate.')
+    parser.add_argument('--weights', type=Path, required=True, help='an .npz file')
     parser.add_argument('--mode', choices=('eager', 'compile'), required=True)
     flags = parser.parse_args()
-    answer_orders(lambda: start(flags.weights, flags.mode))
+    serve_commands(lambda: start(flags.weights, flags.mode))
 
 
 def start(weights: Path, mode: str) -> tuple[dict, dict]:
-    """Loads the model; its description and the orders that it answers."""
+    """Loads the model; (description, commands) for `serve_commands`."""
     torch, transformers = import_torch(mode)
     model = load(weights)
 
@@ -38,7 +37,7 @@ def start(weights: Path, mode: str) -> tuple[dict, dict]:
         return {}
 
     def generate_all(prompts: list[list[int]], lengths: list[int], batch: int) -> dict:
-        """Generates all replies, `batch` prompts at once, until the longest ends."""
+        """Generates `batch` replies at once, until the longest of them ends."""
         start_time = time.perf_counter()
         tokens = []
         for first in range(0, len(prompts), batch):
@@ -55,12 +54,14 @@ def start(weights: Path, mode: str) -> tuple[dict, dict]:
 
 
 def load(weights: Path):
-    """The model of `gptjax.bench.hf_weights.write`."""
+    """The model of a file of `hf_weights.write`."""
     import torch
     import transformers
 
     sizes, arrays = hf_weights.read(weights)
-    family = 'Qwen3' if sizes.pop('qk_norm') else 'Llama'  # only their norms differ
+    family = (
+        'Qwen3' if sizes.pop('qk_norm') else 'Llama'
+    )  # they differ only in these norms
     config = getattr(transformers, f'{family}Config')(
         **sizes,
         mlp_bias=False,
@@ -81,14 +82,14 @@ def load(weights: Path):
 
 
 def generate(model, mode: str, prompts: list[list[int]], lengths: list[int]):
-    """The replies' tokens, cut to `lengths`."""
+    """The tokens of the replies, cut to `lengths`."""
     import torch
     from transformers import CompileConfig
 
     T = max(map(len, prompts))
     tokens_BT = torch.zeros((len(prompts), T), dtype=torch.long)
     mask_BT = torch.zeros_like(tokens_BT)
-    for row, prompt in enumerate(prompts):  # padded on the left, as it asks for
+    for row, prompt in enumerate(prompts):  # `generate` needs padding on the left
         tokens_BT[row, T - len(prompt) :] = torch.tensor(prompt)
         mask_BT[row, T - len(prompt) :] = 1
     options = {}
@@ -97,14 +98,14 @@ def generate(model, mode: str, prompts: list[list[int]], lengths: list[int]):
         compilation._compile_all_devices = True  # on a CPU too
         options = dict(cache_implementation='static', compile_config=compilation)
     with torch.inference_mode():
-        done = model.generate(
+        output_BT = model.generate(
             tokens_BT,
             attention_mask=mask_BT,
             max_new_tokens=max(lengths),
             do_sample=False,
             **options,
         )
-    replies = done[:, T:].tolist()
+    replies = output_BT[:, T:].tolist()
     return [reply[:n] for reply, n in zip(replies, lengths, strict=True)]
 
 

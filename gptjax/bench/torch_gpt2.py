@@ -1,13 +1,12 @@
 """The process of `bench train --against torch`: GPT-2 in PyTorch.
 
-The model is `GPT2LMHeadModel` of Hugging Face `transformers` with random weights,
-float32, no dropout and its default attention (scaled_dot_product_attention); a
-step is forward, loss, backward, AdamW.
+The model is `GPT2LMHeadModel` of `transformers` with random weights, float32, no
+dropout and its default attention (scaled_dot_product_attention). A step is forward,
+loss, backward and AdamW.
 
     python -m gptjax.bench.torch_gpt2 --mode compile --steps 10
 
-prints one JSON line. With `--serve` it answers the orders of `torch_trainer` instead
-(see `gptjax.bench.comparison`).
+prints one line of JSON. With `--serve` it answers the commands of `torch_trainer`.
 """
 
 import argparse
@@ -21,14 +20,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from gptjax.bench.comparison import (
-    answer_orders,
     available_cores,
     library_process,
+    serve_commands,
     summarize,
 )
 from gptjax.core.console import UserError
 
-WARMUP_STEPS = 3  # the first compiles; the others fill caches and allocators
+WARMUP_STEPS = 3  # the first step compiles, the others fill caches and allocators
 
 
 # ---- the caller ---------------------------------------------------------------
@@ -38,20 +37,15 @@ WARMUP_STEPS = 3  # the first compiles; the others fill caches and allocators
 def torch_trainer(
     mode: str, python: str = sys.executable, **sizes: int
 ) -> Iterator[tuple[dict, Callable[[int], list[float]]]]:
-    """Yields the description of the other process, and `run_steps(steps)`.
+    """Yields the process's description and `run_steps(steps)`: seconds of each step.
 
-    `run_steps` waits for so many steps and returns the seconds of each.
-
-    Args:
-        mode: 'eager' or 'compile'.
-        python: the interpreter that has torch and transformers.
-        sizes: layers, heads, width, context, vocab_size and batch_size.
+    `mode` is 'eager' or 'compile', `sizes` the flags of `parse_flags` for the model.
     """
     arguments = [f'--{name}={number}' for name, number in sizes.items()]
     arguments = ['--serve', f'--mode={mode}', *arguments]
     module = 'gptjax.bench.torch_gpt2'
-    with library_process('torch', module, arguments, python) as (description, ask):
-        run_steps = lambda steps: ask(dict(do='train', steps=steps))['step_seconds']
+    with library_process('torch', module, arguments, python) as (description, call):
+        run_steps = lambda steps: call(dict(do='train', steps=steps))['step_seconds']
         yield description, run_steps
 
 
@@ -61,15 +55,14 @@ def torch_trainer(
 def main() -> None:
     flags = parse_flags()
     if flags.serve:
-        answer_orders(lambda: start(flags))
+        serve_commands(lambda: start(flags))
         return
     try:
-        description, orders = start(flags)
+        description, commands = start(flags)
     except UserError as error:
         sys.exit(str(error))
-    answer = orders['train'](flags.steps)
-    tokens = flags.batch_size * flags.context
-    speed = summarize(answer['step_seconds'], tokens)
+    answer = commands['train'](flags.steps)
+    speed = summarize(answer['step_seconds'], flags.batch_size * flags.context)
     print(json.dumps(description | speed | {'loss': answer['loss']}))
 
 
@@ -85,12 +78,12 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument('--vocab_size', type=int, default=8192)
     parser.add_argument('--batch_size', type=int, default=8, help='rows in a step')
     parser.add_argument('--steps', type=int, default=10, help='timed, after warm-up')
-    parser.add_argument('--serve', action='store_true', help='wait for orders')
+    parser.add_argument('--serve', action='store_true', help='answer commands')
     return parser.parse_args()
 
 
 def start(flags: argparse.Namespace) -> tuple[dict, dict[str, Callable]]:
-    """Builds the model and warms it up; its description and the order `train`."""
+    """Builds the model and warms it up; (description, commands)."""
     torch, transformers = import_torch(flags.mode)
     torch.manual_seed(0)
     model = transformers.GPT2LMHeadModel(
@@ -103,20 +96,20 @@ def start(flags: argparse.Namespace) -> tuple[dict, dict[str, Callable]]:
             embd_pdrop=0.0,
             resid_pdrop=0.0,
             attn_pdrop=0.0,
-            use_cache=False,  # of keys and values: of use in decoding only
+            use_cache=False,  # only decoding needs it
             bos_token_id=0,
             eos_token_id=0,
             attn_implementation='sdpa',
         )
     ).train()
-    # On CPU torch's own default is a loop over the parameters; fused is faster.
+    # On a CPU the default is a loop over the parameters, which is slower.
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     forward = torch.compile(model) if flags.mode == 'compile' else model
     shape = (flags.batch_size, flags.context)
     tokens_BT = torch.randint(flags.vocab_size, shape)
 
     def step() -> float:
-        # the model itself shifts the labels by one
+        # The model shifts the labels by one.
         loss = forward(input_ids=tokens_BT, labels=tokens_BT).loss
         loss.backward()
         optimizer.step()
@@ -145,8 +138,8 @@ def start(flags: argparse.Namespace) -> tuple[dict, dict[str, Callable]]:
 
 
 def import_torch(mode: str) -> tuple:
-    """(torch, transformers), with every core to compute on."""
-    os.environ.setdefault('HF_HUB_OFFLINE', '1')  # no weights are downloaded
+    """(torch, transformers), set to use all cores."""
+    os.environ.setdefault('HF_HUB_OFFLINE', '1')  # nothing is downloaded
     try:
         import torch
         import transformers

@@ -1,8 +1,7 @@
-"""Activations whose gradient keeps only their input.
+"""Activations of the feed-forward layer.
 
-Differentiated as they stand, JAX keeps several arrays of the feed-forward's
-width for the backward pass. Here the backward pass computes from the input
-alone, which it needs anyway.
+JAX's own gradient of GELU keeps several arrays of the feed-forward's width for the
+backward pass; the gradient here keeps only the input, which is needed anyway.
 """
 
 import jax
@@ -45,5 +44,5 @@ def relu2(x):
 
 
 def silu_product(gate, up):
-    """gate sigmoid(gate) up, the middle of SwiGLU (Shazeer 2020)."""
+    """gate sigmoid(gate) up, the activation of SwiGLU (Shazeer 2020)."""
     return jax.nn.silu(gate) * up

@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear head that never holds all logits of a batch."""
+"""Cross-entropy of a linear head, without all logits of a batch in memory."""
 
 import math
 from functools import partial
@@ -11,9 +11,8 @@ import jax.numpy as jnp
 def head_logits(hidden, head_DV):
     """float32 logits (..., V) of hidden vectors (..., D) in the compute dtype.
 
-    The sums stay as they are added up, in float32: rounded to bfloat16 they
-    would be off by 2^-9 of a logit before the softmax. Gradients are multiplied in
-    the compute dtype, as those of every other layer.
+    Sums are float32: rounding to bfloat16 would change logits by up to 2^-9 of their
+    size before the softmax. Gradients are in the compute dtype, as in other layers.
     """
     return jnp.einsum(
         '...D,DV->...V', hidden, head_DV, preferred_element_type=jnp.float32
@@ -38,7 +37,7 @@ def cross_entropy_reference(
 ):
     """Weighted sums over tokens of the training loss and of the plain loss.
 
-    With logits z = h W (soft-capped) and p their softmax,
+    With soft-capped logits z = h W and p = softmax(z),
 
         plain = -log p[target]
         loss  = (1 - s) plain - s / V sum_v log p[v] + c (log sum_v exp z[v])^2
@@ -46,7 +45,7 @@ def cross_entropy_reference(
     where s is `label_smoothing` and c is `z_loss` (PaLM, section 5).
 
     Args:
-        hidden: (..., D) in the compute dtype, as the head.
+        hidden: (..., D), in the compute dtype like the head.
         targets: int32 (...).
         weights: float32 (...).
 
@@ -69,16 +68,14 @@ def cross_entropy_reference(
 
 
 def cross_entropy(hidden, head_DV, targets, weights, *, chunk=0, **options):
-    """As `cross_entropy_reference`, `chunk` tokens of logits alive at a time.
+    """`cross_entropy_reference` with the logits of `chunk` tokens in memory at a time.
 
-    The gradient is computed in the forward pass, chunk by chunk, while the
-    chunk's logits are at hand: a backward pass would have to keep them or
-    compute them again. The second result, the plain loss, is a report: no
-    gradient flows through it.
+    The forward pass computes the gradient of a chunk while its logits are in memory; a
+    backward pass would have to keep them or compute them again. The plain loss, the
+    second result, is a metric without a gradient.
 
-    Tokens are taken along the last axis of `targets`, every n-th together, so that an
-    axis that is split over devices stays split. `chunk` is rounded to a divisor; with
-    0 all are taken at once.
+    A chunk has every n-th token of the last axis of `targets`, so that an axis that is
+    split over devices stays split. `chunk` is rounded to a divisor; 0 means one chunk.
     """
     axis = targets.ndim - 1
     num_chunks = number_of_chunks(targets.shape, chunk)
@@ -95,7 +92,7 @@ def cross_entropy(hidden, head_DV, targets, weights, *, chunk=0, **options):
 
 
 def number_of_chunks(shape, chunk) -> int:
-    """The least divisor of the last axis that makes chunks no larger than asked."""
+    """The smallest divisor of the last axis that gives at most `chunk` tokens each."""
     last = shape[-1]
     wanted = min(-(-math.prod(shape) // chunk), last) if chunk else 1
     return next(n for n in range(wanted, last + 1) if last % n == 0)
@@ -104,7 +101,8 @@ def number_of_chunks(shape, chunk) -> int:
 def strided_chunks(x, axis, num_chunks):
     """(..., n C, ...) to (C, ..., n, ...): chunk c has the indices c, c + C, ...
 
-    Every chunk then has indices of every shard of an axis that is split over devices.
+    Two chunks of four tokens a b c d → [a c] [b d]. If the axis is split over devices,
+    each chunk has tokens of every device.
     """
     split = x.reshape(*x.shape[:axis], -1, num_chunks, *x.shape[axis + 1 :])
     return jnp.moveaxis(split, axis + 1, 0)
@@ -136,7 +134,7 @@ def _chunked_forward(hidden, head_DV, targets, weights, options):
     (sums, head_gradient), hidden_gradient = jax.lax.scan(
         add, start, (hidden, targets, weights)
     )
-    # An empty array carries the head's dtype to the backward pass.
+    # The empty array passes the head's dtype to the backward pass.
     return sums, (hidden_gradient, head_gradient, jnp.zeros((0,), head_DV.dtype))
 
 

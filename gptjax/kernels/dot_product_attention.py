@@ -1,4 +1,4 @@
-"""Causal attention over packed examples, and over a cache in pages."""
+"""Causal attention: within packed examples, and to a cache of pages."""
 
 import math
 from collections.abc import Sequence
@@ -12,17 +12,16 @@ from gptjax.kernels.cross_entropy import strided_chunks
 from gptjax.parallel.mesh import AXES
 from gptjax.parallel.sharding import axis_size
 
-# Large enough to vanish in the softmax, small enough that a row that may see
-# nothing (padding) stays finite.
+# Zero after the softmax, but finite for a row that sees no key (padding).
 MASKED = -1e30
 
-# Scores of one block that a device holds at once: 1 GiB of float32, and 3 GiB of what
-# the backward pass needs of them. Below it nothing is computed twice.
+# The most scores of one block that a device holds: 1 GiB of float32, and 3 GiB for the
+# backward pass. Larger blocks are computed in chunks, and again in the backward pass.
 MAX_SCORES = 2**28
 
 
 def causal_mask(query_positions_BT, key_positions_BS, window) -> jax.Array:
-    """Which keys a query sees: those up to its own position, at most `window` of them.
+    """bool (B, T, S): a query sees the last `window` keys up to its own position.
 
     With window 2, the four queries of one document see
 
@@ -31,7 +30,7 @@ def causal_mask(query_positions_BT, key_positions_BS, window) -> jax.Array:
         . 1 1 .
         . . 1 1
 
-    The mask is bool (B, T, S). A window of 0 shows all keys.
+    A window of 0 shows all keys up to the query's position.
     """
     distance = query_positions_BT[:, :, None] - key_positions_BS[:, None, :]
     near = (window == 0) | (distance < window)
@@ -41,8 +40,7 @@ def causal_mask(query_positions_BT, key_positions_BS, window) -> jax.Array:
 def attention_reference(query_BTNH, key_BSKH, value_BSKH, mask_BTS, softcap=0.0):
     """softmax(q k^T / sqrt(H)) v, with each key head for N / K query heads.
 
-    The other functions of this file compute the same. Arguments and result are those
-    of `masked_attention`, but keys and values are plain arrays.
+    The reference for the other functions of this file.
     """
     groups = query_BTNH.shape[2] // key_BSKH.shape[2]
     keys_BSNH, values_BSNH = (
@@ -59,30 +57,29 @@ def attention_reference(query_BTNH, key_BSKH, value_BSKH, mask_BTS, softcap=0.0)
 def masked_attention(query_BTNH, pages: Sequence, mask_BTS, softcap=0.0, window=0):
     """softmax(q k^T / sqrt(H)) v over a cache, for each group of N / K query heads.
 
-    Scores and softmax are float32 whatever the inputs are. A page that no query sees
-    need not be read: the result is the same to the bit, as its probabilities are zeros,
-    and so is what they would have added.
+    Scores and softmax are float32. Pages that no query sees are not read: their
+    probabilities are zeros, so the result is bitwise the same.
 
-    Without a window the pages that are seen are the first ones, and one branch for all
-    decides how many are read. A branch for each page would keep one core busy while the
-    other falls asleep: a step of one row took 1.4 times as long.
+    Without a window, the pages that are seen are the first ones, and one branch selects
+    their number. With a branch for each page, a step of one row took 1.4 times as long
+    on a CPU, because idle cores fell asleep between branches.
 
     Args:
-        pages: keys and values in the order of their positions: each has `size`, its
-            number of positions, and `read(dtype)`, which returns (keys, values), each
-            (B, K, size, H); K divides N.
+        pages: in the order of positions. A page has `size`, the number of positions,
+            and `read(dtype)`, which returns keys and values (B, K, size, H); K divides
+            N.
         mask_BTS: bool, which keys of all pages a query sees.
-        softcap: c in c tanh(score / c), Gemma 2's; 0: none.
-        window: of the mask, an int: keys that a query sees at most; 0: all.
+        softcap: c in c tanh(score / c) (Gemma 2); 0: none.
+        window: the window of the mask, an int; 0: none.
 
     Returns:
-        (B, T, N, H) in the queries' dtype.
+        (B, T, N, H) in the dtype of the queries.
     """
     B, T, N, H = query_BTNH.shape
     dtype = query_BTNH.dtype
     K = jax.eval_shape(lambda: pages[0].read(dtype)[0]).shape[1]
-    # F: the queries that share a key head. A plain product for each row and head:
-    # with the queries' own order of axes XLA for CPU would transpose all values.
+    # F = T N / K, the queries of one key head. This order of axes makes one matrix
+    # product for each row and head; otherwise XLA for CPU would transpose all values.
     query_BTKGH = query_BTNH.reshape(B, T, K, N // K, H) * (H**-0.5)
     query_BKFH = jnp.swapaxes(query_BTKGH, 1, 2).reshape(B, K, -1, H)
     mask_BFS = jnp.repeat(mask_BTS, N // K, axis=1)
@@ -130,27 +127,24 @@ def masked_attention(query_BTNH, pages: Sequence, mask_BTS, softcap=0.0, window=
 def causal_attention(
     query_BTNH, key_BTKH, value_BTKH, segments_BT, window=0, softcap=0.0, dropout=None
 ):
-    """`masked_attention` of packed examples to themselves.
+    """Attention within the documents of packed examples.
 
-    A token sees those before it in its own segment, at most `window` of them.
-
-    Queries are taken in a few blocks, each compared only with the keys up to
-    its end: with four blocks three eighths of the scores, all above the
-    diagonal, are never computed.
+    Queries are computed in four blocks, each only with the keys up to its end. This
+    saves three eighths of the scores, which are all above the diagonal.
 
     Args:
         segments_BT: int32, the document of each token.
-        window: tokens seen, the query's own included; 0: all.
-        softcap: c in c tanh(score / c), Gemma 2's; 0: none.
-        dropout: from a block's first query to a function on its
-            probabilities (B, N, block, keys), or None.
+        window: number of tokens that a query sees, itself included; 0: all.
+        softcap: c in c tanh(score / c) (Gemma 2); 0: none.
+        dropout: maps the index of a block's first query to a function on the block's
+            probabilities (B, N, block, keys); None: no dropout.
 
     Returns:
-        (B, T, N, H) in the values' dtype.
+        (B, T, N, H) in the dtype of the values.
     """
     B, T, N, H = query_BTNH.shape
     groups = N // key_BTKH.shape[2]
-    if groups > 1:  # every query head gets its own copy: one plain product
+    if groups > 1:  # copies for each query head give plain matrix products
         key_BTKH = jnp.repeat(key_BTKH, groups, axis=2)
         value_BTKH = jnp.repeat(value_BTKH, groups, axis=2)
     positions = jnp.arange(T)[None]
@@ -176,7 +170,7 @@ def causal_attention(
 
 
 def _attend(query_BTNH, key_BSNH, value_BSNH, mask_BTS, softcap, dropout):
-    """`masked_attention` with as many key as query heads."""
+    """Attention with the same number of key heads and query heads."""
     query_BTNH = query_BTNH * (query_BTNH.shape[-1] ** -0.5)
     scores = jnp.einsum(
         'BTNH,BSNH->BNTS', query_BTNH, key_BSNH, preferred_element_type=jnp.float32
@@ -192,10 +186,10 @@ def _attend(query_BTNH, key_BSNH, value_BSNH, mask_BTS, softcap, dropout):
 def _attend_in_chunks(
     query_BTNH, key_BSNH, value_BSNH, mask_BTS, softcap, dropout, start, count
 ):
-    """`_attend` to `count` chunks of the queries, one after the other.
+    """`_attend` of `count` chunks of the queries, one after the other.
 
-    The backward pass holds the scores of one chunk alone, which it computes again. A
-    chunk is every n-th query, so that an axis that is split over devices stays split.
+    The backward pass computes the scores again and holds those of one chunk. A chunk
+    has every n-th query, so that an axis that is split over devices stays split.
     """
 
     def attend(chunk):
@@ -218,9 +212,9 @@ def _softmax(scores, mask, softcap):
 
 
 def _make_page_selector(masks, window):
-    """A function `with_pages(compute, *args)` that returns `compute(read, *args)`.
+    """`with_pages(compute, *args)`, which returns `compute(read, *args)`.
 
-    `read` has for each page whether it has to be read.
+    `read` says for each page whether a query sees it.
     """
     if len(masks) == 1:
         return lambda compute, *args: compute([True], *args)
@@ -236,7 +230,7 @@ def _make_page_selector(masks, window):
 
 
 def _compute_if_read(read, compute, *args):
-    """`compute(*args)`, or zeros of its shape where nothing is to be read."""
+    """`compute(*args)` if `read`, else zeros of the same shape."""
     if read is True:
         return compute(*args)
     shape = jax.eval_shape(compute, *args)
@@ -245,12 +239,12 @@ def _compute_if_read(read, compute, *args):
 
 
 def _num_blocks(T: int) -> int:
-    """Four, where time is long enough and lies on one device."""
+    """Four, if T is long enough and not split over devices."""
     return 4 if T % 4 == 0 and T >= 64 and axis_size('context') == 1 else 1
 
 
 def _num_chunks(size: int, scores: int) -> int:
-    """The least divisor of a block's size that makes chunks of few enough scores."""
+    """The smallest divisor of `size` that gives at most MAX_SCORES per chunk."""
     scores_per_device = scores / math.prod(map(axis_size, AXES))
     wanted = min(math.ceil(scores_per_device / MAX_SCORES), size)
     return next(n for n in range(wanted, size + 1) if size % n == 0)

@@ -22,19 +22,19 @@ from gptjax.parallel.sharding import constrain
 
 
 def rotary_angles(positions_BT, head_dim, base):
-    """Position times base^(-2 i / H) for each pair i: (B, T, H / 2) float32."""
+    """Position times base^(-2 i / H) for each pair i: float32 (B, T, h), h = H / 2."""
     exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     return positions_BT[..., None].astype(jnp.float32) * base**-exponents
 
 
 def rotate(x_BTNH, angles_BTh):
-    """Turns the pairs (x[i], x[i + H/2]) by their angles (Su et al. 2021).
+    """Rotates the pairs (x[i], x[i + H/2]) by their angles (Su et al. 2021).
 
-    The halves' order is Llama's, as Hugging Face stores it.
+    Hugging Face's Llama has the same pairs.
     """
-    cos = jnp.cos(angles_BTh)[:, :, None].astype(x_BTNH.dtype)
+    cos = jnp.cos(angles_BTh)[:, :, None].astype(x_BTNH.dtype)  # (B, T, 1, h)
     sin = jnp.sin(angles_BTh)[:, :, None].astype(x_BTNH.dtype)
-    first, second = jnp.split(x_BTNH, 2, axis=-1)
+    first, second = jnp.split(x_BTNH, 2, axis=-1)  # (B, T, N, h) each
     return jnp.concatenate(
         [first * cos - second * sin, second * cos + first * sin], axis=-1
     )
@@ -64,16 +64,17 @@ class Attention(nnx.Module):
             self.key_norm = make_norm(config, H)
 
     def __call__(self, x, context, window, key=None, cache=None):
-        """Attends within the batch's documents, or to a cache.
+        """Attends within the documents of a batch, or to a cache.
 
         Args:
-            x: (B, T, D), or (B T, D) flat.
-            window: keys seen by a query, 0: all; with a cache an int of Python.
-            key: of dropout, or None.
-            cache: this layer's `gptjax.models.cache.LayerCache`, or None.
+            x: (B, T, D), or flat (B T, D).
+            window: number of keys that a query sees, 0: all. With a cache it must be
+                a Python int.
+            key: of dropout; None: no dropout.
+            cache: the `LayerCache` of this layer, or None.
 
         Returns:
-            (output shaped as `x`, the layer's cache with these tokens in it).
+            (output in the shape of `x`, the cache with these tokens).
         """
         config = self.config
         query, keys, values = self._project(x, context)
@@ -86,7 +87,7 @@ class Attention(nnx.Module):
 
         softcap = config.attention_softcap
         if cache is None:
-            # Queries stay where they are; every query needs all earlier keys.
+            # Queries may be split over time, but each needs all earlier keys.
             keys = constrain(keys, 'batch', None, 'kv_heads', None)
             values = constrain(values, 'batch', None, 'kv_heads', None)
             mixed = causal_attention(
@@ -95,18 +96,18 @@ class Attention(nnx.Module):
         else:
             cache = cache.write(context.positions_BT, keys, values)
             key_positions = jnp.arange(cache.size)
-            # Padding and idle rows stand past the end, and see nothing.
+            # Padding and idle rows have positions past the end and see no key.
             valid = context.positions_BT[..., None] < len(key_positions)
             mask = (
                 causal_mask(context.positions_BT, key_positions[None], window) & valid
             )
             mixed = masked_attention(query, cache.pages, mask, softcap, window)
         mixed = constrain(mixed, 'batch', 'time', 'heads', None)
-        mixed = mixed.reshape(*x.shape[:-1], -1)
+        mixed = mixed.reshape(*x.shape[:-1], -1)  # (B, T, N H) or (B T, N H)
         return add_bias(linear(mixed, self.out), self.out_bias), cache
 
     def _project(self, x, context):
-        """Queries (B, T, N, H), keys and values (B, T, K, H), as they are compared."""
+        """Queries (B, T, N, H), keys and values (B, T, K, H) for attention."""
         config = self.config
         query, keys, values = linear(x, self.query, self.key, self.value, outputs=2)
         query = add_bias(query, self.query_bias)

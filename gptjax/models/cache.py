@@ -1,8 +1,8 @@
-"""The key-value cache of decoding, in pages, of floats or of bytes.
+"""The key-value cache for decoding: pages of float or int8 numbers.
 
-A page has some of the positions of every row. Attention reads the pages that a row
-sees, so that a step costs what is in the cache and not what would fit. Pages are
-arrays of their own: to slice one array would copy it.
+A page holds a range of positions of every row. Attention reads only the pages that a
+query sees, so a step costs what the cache holds and not its full length. Pages are
+separate arrays, because slicing one array would copy it.
 """
 
 from itertools import accumulate
@@ -14,15 +14,15 @@ from ml_collections import FrozenConfigDict
 
 from gptjax.parallel.sharding import axis_size, constrain
 
-MIN_PAGE_SIZE = 128  # positions: to skip fewer is not worth a branch
-MAX_PAGES = 8  # of a layer: each is compiled
+MIN_PAGE_SIZE = 128  # positions; skipping fewer does not pay for a branch
+MAX_PAGES = 8  # of a layer; each adds compiled code
 
 
 class Page(NamedTuple):
-    """A page of keys and values, (B, K, S, H) in the compute dtype.
+    """Keys and values (B, K, S, H) in the compute dtype.
 
-    Heads stand before positions: then a head's keys lie in a row, as the products of
-    attention read them, and nothing is transposed.
+    The head axis comes before the positions, so that the keys of a head are contiguous
+    and the matrix products of attention transpose nothing.
     """
 
     keys: jax.Array
@@ -30,14 +30,14 @@ class Page(NamedTuple):
 
     @property
     def size(self) -> int:
-        """S, its positions."""
+        """S, the number of positions."""
         return self.keys.shape[2]
 
     def write(self, positions_BT, keys_BTKH, values_BTKH, first_row=0) -> 'Page':
-        """The page with the tokens' keys and values at their positions in it.
+        """The page with keys and values written at positions of this page.
 
-        Positions outside the page are dropped. The tokens may be of fewer rows than
-        the page has: of those from `first_row` on.
+        Positions outside the page are dropped. The tokens may have fewer rows than the
+        page; they are written to the rows from `first_row` on.
         """
         return Page(
             _scatter(self.keys, positions_BT, keys_BTKH, first_row),
@@ -50,9 +50,9 @@ class Page(NamedTuple):
 
 
 class Int8Page(NamedTuple):
-    """A page in a byte a number, and a scale for each key and value.
+    """A page of int8 numbers with a scale s for each key and value vector x.
 
-    x is stored as round(x / s) with s = max |x| / 127 over its H numbers.
+    x is stored as round(x / s), s = max |x| / 127 over the H numbers of x.
     """
 
     keys: jax.Array  # int8 (B, K, S, H)
@@ -77,34 +77,34 @@ class Int8Page(NamedTuple):
 
 
 class LayerCache(NamedTuple):
-    """The cache of one layer: pages in the order of their positions."""
+    """The cache of one layer: pages in the order of positions."""
 
     pages: tuple
 
     @property
     def size(self) -> int:
-        """S, positions of all pages."""
+        """S, the number of positions of all pages."""
         return sum(page.size for page in self.pages)
 
     def write(self, positions_BT, keys_BTKH, values_BTKH) -> 'LayerCache':
-        """The cache with the tokens' keys and values at their positions.
+        """The cache with the keys and values of tokens written at their positions.
 
-        Positions past the end (of padding, and of rows that are idle) are dropped.
+        Positions past the end, of padding and idle rows, are dropped.
         """
         return self._map_pages(
             lambda page, start: page.write(positions_BT - start, keys_BTKH, values_BTKH)
         )
 
     def row(self, row) -> 'LayerCache':
-        """One row as a cache of its own, which is written in place; see `whole`."""
+        """A view of one row with the methods of a cache; `whole` undoes it."""
         return LayerCache(tuple(PageRow(page, row) for page in self.pages))
 
     def whole(self) -> 'LayerCache':
-        """All rows, of a cache that `row` gave."""
+        """The cache of all rows, from a view of `row`."""
         return LayerCache(tuple(view.page for view in self.pages))
 
     def read_block(self, row, start, size: int):
-        """A copy of `size` positions of a row from `start`, (1, size, K, ...) each."""
+        """A copy of `size` positions from `start` of a row: (1, size, K, ...)."""
 
         def read(*arrays):  # (B, K, S, ...) of each page
             block_TK, first = 0, 0
@@ -120,7 +120,7 @@ class LayerCache(NamedTuple):
         return jax.tree.map(read, *self.pages)
 
     def write_block(self, row, start, block) -> 'LayerCache':
-        """The cache with such a copy written into a row."""
+        """The cache with a block of `read_block` written to a row."""
         positions_1T = start + jnp.arange(jax.tree.leaves(block)[0].shape[1])[None]
 
         def write(page, first):
@@ -136,7 +136,7 @@ class LayerCache(NamedTuple):
 
 
 class PageRow(NamedTuple):
-    """One row of a page, read and written in place: to slice it would copy it."""
+    """A view of one row of a page; slicing the page would copy it."""
 
     page: Page | Int8Page
     row: jax.Array
@@ -161,12 +161,12 @@ def empty_cache(
 ) -> tuple[LayerCache, ...]:
     """A cache of zeros for each layer.
 
-    What a position holds is never read before it is written: a token sees only
-    positions up to its own.
+    A token sees only positions up to its own, so no position is read before it is
+    written.
     """
 
     def make_page(*shape):
-        # An array for each: a buffer that stood for two could not be donated.
+        # Separate arrays: one buffer cannot be donated twice.
         new = lambda: _constrain(jnp.zeros(shape, settings.dtype))
         return Page(new(), new())
 
@@ -176,7 +176,7 @@ def empty_cache(
 def empty_int8_cache(
     settings: FrozenConfigDict, batch: int, length: int
 ) -> tuple[LayerCache, ...]:
-    """`empty_cache` of bytes."""
+    """`empty_cache` with int8 pages."""
 
     def make_page(*shape):
         numbers = lambda: _constrain(jnp.zeros(shape, jnp.int8))
@@ -193,7 +193,7 @@ def _make_layers(settings, batch, length, make_page):
 
 
 def page_sizes(length: int) -> list[int]:
-    """Positions of each page; on a GPU, which would wait for the host at each, one."""
+    """The sizes of the pages; one on a GPU, where a branch waits for the host."""
     if jax.default_backend() == 'gpu':
         return [length]
     size = max(MIN_PAGE_SIZE, -(-length // MAX_PAGES))
@@ -207,20 +207,20 @@ def _quantize(x):
 
 
 def _scatter(old, positions_BT, new, first_row):
-    """`old` (B, K, S, ...) with `new` (b, T, K, ...) written at positions of b rows.
+    """Writes `new` (b, T, K, ...) to `old` (B, K, S, ...), to b rows from `first_row`.
 
-    Positions that it does not have are dropped.
+    Positions outside 0 to S - 1 are dropped.
     """
     B, K, S = old.shape[:3]
     new = new.astype(old.dtype)
     rows_B1 = first_row + jnp.arange(len(new))[:, None]
     valid_BT = (positions_BT >= 0) & (positions_BT < S)
-    if axis_size('tensor') > 1:  # heads may lie on several devices
+    if axis_size('tensor') > 1:  # heads may be on several devices
         kept_BT = jnp.where(valid_BT, positions_BT, S)
         new = old.at[rows_B1, :, kept_BT].set(new, mode='drop')
         return _constrain(new)
-    # On one device the same over one long axis: a CPU then writes in place, where
-    # it copies the whole cache otherwise.
+    # On one device, scatter along one flat axis: XLA for CPU then writes in place
+    # instead of copying the whole cache.
     heads_K = jnp.arange(K)
     flat_BTK = (rows_B1[..., None] * K + heads_K) * S + positions_BT[..., None]
     flat_BTK = jnp.where(valid_BT[..., None], flat_BTK, B * K * S)

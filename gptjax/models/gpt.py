@@ -1,8 +1,8 @@
 """The language model: embedding, a scan over stacked blocks, norm, head.
 
-A model is two things: settings (`gptjax.models.settings.resolve`) and a plain
-nested dict of parameters. Flax modules define the parameters and what is computed
-from them; `bind` puts the two together inside a jitted function.
+A model consists of settings (`gptjax.models.settings.resolve`) and a plain nested dict
+of parameters. Flax modules define both the parameters and the computation; `bind` makes
+a module of settings and parameters inside a jitted function.
 """
 
 from functools import lru_cache
@@ -19,7 +19,7 @@ from gptjax.models.attention import Attention, rotary_angles
 from gptjax.models.linear import Transposed
 from gptjax.parallel.sharding import axis_size, constrain
 
-# What jax.checkpoint keeps for the backward pass; the rest is computed again.
+# What jax.checkpoint saves for the backward pass; the rest is computed again.
 REMAT_POLICIES = {
     'full': jax.checkpoint_policies.nothing_saveable,
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -28,11 +28,11 @@ REMAT_POLICIES = {
 
 
 class Context(NamedTuple):
-    """What every layer reads besides the hidden vectors."""
+    """Inputs of every layer besides the hidden vectors."""
 
     segments_BT: jax.Array  # int32, the document of each token, 0 for padding
     positions_BT: jax.Array  # int32, the position in the document
-    angles_BTh: jax.Array | None  # float32, of rotary positions
+    angles_BTh: jax.Array | None  # float32, of rotary positions; h = H / 2
 
 
 class Block(nnx.Module):
@@ -59,7 +59,7 @@ class Block(nnx.Module):
 
 
 class GPT(nnx.Module):
-    """The model. Build parameters by `init_params`, compute through `bind`."""
+    """The model; `init_params` creates parameters, `bind` a module that computes."""
 
     def __init__(self, config, *, rngs):
         @nnx.vmap(in_axes=0, out_axes=0)
@@ -74,28 +74,29 @@ class GPT(nnx.Module):
             self.head = Head(config, rngs=rngs)
 
     def __call__(self, inputs_BT, segments_BT, positions_BT, key=None):
-        """Logits (B, T, V), float32, of packed examples."""
-        hidden = self.hidden(inputs_BT, segments_BT, positions_BT, key)
-        logits = self.logits(hidden)
+        """float32 logits (B, T, V) of packed examples."""
+        logits = self.logits(self.hidden(inputs_BT, segments_BT, positions_BT, key))
         return logits.reshape(*inputs_BT.shape, logits.shape[-1])
 
     def hidden(self, inputs_BT, segments_BT, positions_BT, key=None):
-        """The normalised last hidden vectors that the head reads.
+        """The last hidden vectors after the final norm, which the head reads.
+
+        Two documents of two tokens in one row: segments 1 1 2 2, positions 0 1 0 1.
 
         Args:
-            segments_BT: int32, tokens of one document share a number; 0 pads.
+            segments_BT: int32, the number of the document; 0 is padding.
             positions_BT: int32, the position in the document.
             key: of dropout; None: no dropout.
 
         Returns:
-            (B T, D) in the compute dtype, or (B, T, D) where the mesh splits
-            time. One flat axis lets the compiler fuse what stands between
-            matrix products; flattening a split axis would move data instead.
+            (B T, D) in the compute dtype, or (B, T, D) if the mesh splits time. With
+            one flat axis the compiler fuses the operations between matrix products;
+            flattening a split axis would move data between devices.
         """
         x, context = self._embed(inputs_BT, segments_BT, positions_BT, key)
         axes = 'batch', 'time', None
         if axis_size('context') == 1:
-            x, axes = x.reshape(-1, x.shape[-1]), ('tokens', None)
+            x, axes = x.reshape(-1, x.shape[-1]), ('tokens', None)  # (B T, D)
         x = constrain(x, *axes)
 
         def run(x, layer):
@@ -106,7 +107,7 @@ class GPT(nnx.Module):
         return self.final_norm(self._scan(run, x, key))
 
     def logits(self, hidden):
-        """float32 logits (..., V) of hidden vectors (..., D), soft-capped."""
+        """float32 logits (..., V), soft-capped, of hidden vectors (..., D)."""
         kernel = None if self.config.tie_embeddings else self.head.kernel[...]
         if isinstance(kernel, Transposed):
             (logits,) = kernel.products(hidden, jnp.float32)
@@ -116,7 +117,7 @@ class GPT(nnx.Module):
         return cap * jnp.tanh(logits / cap) if cap else logits
 
     def head_DV(self, dtype):
-        """The head's matrix in `dtype`: its own, or the embedding's transpose."""
+        """The matrix of the head in `dtype`; tied: the transposed embedding."""
         if self.config.tie_embeddings:
             return self.embed.token[...].T.astype(dtype)
         return self.head.kernel[...].astype(dtype)
@@ -158,7 +159,7 @@ class GPT(nnx.Module):
 
 
 class Head(nnx.Module):
-    """The untied map from hidden vectors to logits."""
+    """The map from hidden vectors to logits, if embeddings are not tied."""
 
     def __init__(self, config, *, rngs):
         shape, axes = (config.width, config.vocab_size), ('embed', 'vocab')
@@ -166,7 +167,7 @@ class Head(nnx.Module):
 
 
 def init_params(config, key) -> dict:
-    """New parameters: a nested dict of float32 arrays, those of layers stacked."""
+    """Random parameters: a nested dict of float32 arrays, with stacked layers."""
     return nnx.to_pure_dict(nnx.state(GPT(config, rngs=nnx.Rngs(params=key))))
 
 
@@ -176,10 +177,10 @@ def bind(config, params) -> GPT:
 
 
 def unstack_layers(params) -> dict:
-    """Parameters as `decode` takes them: 'layers' is a tuple, a tree a layer.
+    """The parameters for `decode`: 'layers' becomes a tuple with one tree per layer.
 
-    A scan copies what it slices. In training that is little beside the work; to
-    decode a token is to read each weight once, and a copy doubles it.
+    A scan copies the layer that it slices. That is little compared with a training
+    step, but decoding one token only reads each weight once.
     """
     L = jax.tree.leaves(params['layers'])[0].shape[0]
     one = lambda layer: jax.tree.map(lambda leaf: leaf[layer], params['layers'])
@@ -187,27 +188,27 @@ def unstack_layers(params) -> dict:
 
 
 def decode(config, params, tokens_BT, positions_BT, cache):
-    """Logits of tokens that go on from what the cache holds.
+    """Logits of tokens that continue the text in the cache.
 
     Args:
         params: of `unstack_layers`.
-        tokens_BT: int32; the prompt at first, then a token at a time.
-        positions_BT: int32, each row's own; past the cache's end: padding.
+        tokens_BT: int32, first the prompt, then one token at a time.
+        positions_BT: int32; a position past the end of the cache marks padding.
         cache: of `empty_cache`.
 
     Returns:
-        (logits (B, T, V) float32, the cache with these tokens).
+        (float32 logits (B, T, V), the cache with these tokens).
     """
     hidden_BTD, cache = decode_hidden(config, params, tokens_BT, positions_BT, cache)
     return bind_ends(config, params).logits(hidden_BTD), cache
 
 
 def decode_hidden(config, params, tokens_BT, positions_BT, cache):
-    """`decode` up to the head: (hidden (B, T, D), the cache with these tokens)."""
+    """`decode` without the head: (hidden (B, T, D), the cache with these tokens)."""
     model = bind_ends(config, params)
     graph = nnx.graphdef(model.layers)
     x, context = model._embed(tokens_BT, jnp.ones_like(tokens_BT), positions_BT, None)
-    x = x.reshape(-1, x.shape[-1])
+    x = x.reshape(-1, x.shape[-1])  # (B T, D)
     caches = []
     for layer, window, old in zip(
         params['layers'], layer_windows(config), cache, strict=True
@@ -219,7 +220,7 @@ def decode_hidden(config, params, tokens_BT, positions_BT, cache):
 
 
 def bind_ends(config, params) -> GPT:
-    """The module to compute what is before and after the layers, of unstacked ones."""
+    """The module of unstacked parameters, for embedding, final norm and head."""
     return bind(config, dict(params, layers=params['layers'][0]))
 
 
@@ -230,8 +231,8 @@ def layer_windows(config) -> list[int]:
 
 
 def abstract_params(config) -> dict:
-    """The parameters' shapes and dtypes, without making them."""
-    # Whatever mesh was current when the structure was cached stays out.
+    """Shapes and dtypes of the parameters."""
+    # Without shardings: the cached structure may have those of another mesh.
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
         nnx.to_pure_dict(_structure(config)[1]),
@@ -239,7 +240,7 @@ def abstract_params(config) -> dict:
 
 
 def param_axes(config) -> dict:
-    """The parameters' tree with a tuple of axis names at each leaf."""
+    """The tree of the parameters with a tuple of axis names at each leaf."""
     state = _structure(config)[1]
 
     def axes_of(path, variable):

@@ -1,12 +1,12 @@
-"""Heads that read a number from hidden vectors: the reward's, and the critic's value.
+"""Heads that map a hidden vector to a number: a reward, or the value of a critic.
 
-Heads and a critic's network are further top-level entries of the parameter dict,
+Heads and the critic's network are top-level entries of the parameter dict,
 
     {'embed': …, 'layers': …, 'reward_head': {'kernel', 'bias'}}  a reward model
     {'embed': …, 'layers': …, 'value_head': …}                    critic 'head'
     {'embed': …, 'layers': …, 'value_head': …, 'critic': {…}}     critic 'network'
 
-so one optimizer, one checkpoint and one set of sharding rules hold all of them.
+so that the optimizer, checkpoints and sharding rules cover them.
 """
 
 import jax
@@ -19,10 +19,9 @@ HEADS = (REWARD_HEAD, VALUE_HEAD)
 
 
 def init_reward_head(settings, key) -> dict:
-    """{'reward_head': …}: weights of N(0, 1 / (D + 1)) (Stiennon et al. 2020).
+    """{'reward_head': …} with weights from N(0, 1 / (D + 1)) (Stiennon et al. 2020).
 
-    Final hidden vectors are normalised, so the first scores have a variance of about
-    one whatever the width.
+    Hidden vectors are normalised, so the first rewards have a variance of about 1.
     """
     D = settings.width
     kernel_D = jax.random.normal(key, (D,), jnp.float32) / (D + 1) ** 0.5
@@ -30,25 +29,25 @@ def init_reward_head(settings, key) -> dict:
 
 
 def init_value_head(settings) -> dict:
-    """{'value_head': …}, zeros: the first values are 0."""
+    """{'value_head': …} of zeros, so that the first values are 0."""
     kernel_D = jnp.zeros((settings.width,), jnp.float32)
     return {VALUE_HEAD: dict(kernel=kernel_D, bias=jnp.zeros((), jnp.float32))}
 
 
 def head_axes(name: str) -> dict:
-    """{name: …} with a tuple of axis names at each leaf, as `gpt.param_axes`."""
+    """{name: …} with a tuple of axis names at each leaf."""
     return {name: dict(kernel=('embed',), bias=())}
 
 
 def split_heads(params) -> tuple[dict, dict]:
-    """(the model's parameters, the heads) of parameters with or without heads."""
+    """Separates parameters into (the model, its heads)."""
     model = {name: tree for name, tree in params.items() if name not in HEADS}
     return model, {name: params[name] for name in HEADS if name in params}
 
 
 def project(head, hidden):
     """float32 numbers (…) of hidden vectors (…, D), computed in float32."""
-    # By default TPUs and GPUs would round what enters the product.
+    # By default TPUs and GPUs round the inputs of a product.
     product = jnp.matmul(
         hidden.astype(jnp.float32), head['kernel'], precision='highest'
     )
@@ -56,10 +55,10 @@ def project(head, hidden):
 
 
 def compute_rewards(head, hidden, last_B):
-    """One reward a row, (B,) float32: of the hidden vector at the row's last token.
+    """The reward (B,) float32 of each row, from the hidden vector at its last token.
 
-    hidden is (B T, D) or (B, T, D), from `GPT.hidden`; last_B, int32, the index of the
-    token that ends the row's conversation.
+    `hidden` of `GPT.hidden` is (B T, D) or (B, T, D). last_B, int32, is the index of
+    the last token of the conversation.
     """
     B = last_B.shape[0]
     hidden_BTD = hidden.reshape(B, -1, hidden.shape[-1])
@@ -71,7 +70,7 @@ def compute_rewards(head, hidden, last_B):
 
 
 def with_critic(settings, kind: str, shapes: dict, axes: dict) -> tuple[dict, dict]:
-    """(shapes, axes) of trained parameters, with the critic's added."""
+    """(shapes, axes) of the trained parameters, with those of the critic added."""
     network, network_axes = {}, {}
     if kind == 'network':
         network = {CRITIC: gpt.abstract_params(settings)}
@@ -84,17 +83,17 @@ def with_critic(settings, kind: str, shapes: dict, axes: dict) -> tuple[dict, di
 
 
 def without_critic(params) -> dict:
-    """The model's parameters alone."""
+    """The parameters of the model alone."""
     critic = (CRITIC, VALUE_HEAD)
     return {name: tree for name, tree in params.items() if name not in critic}
 
 
 def init_critic(settings, kind: str, params, reward_params=None) -> dict:
-    """A copy of a model's parameters with a critic, of the kind 'head' or 'network'.
+    """A copy of a model's parameters with a critic: a 'head' or a 'network'.
 
-    A network begins as another copy of the model, with values of 0; or as a reward
-    model, where the value before a token is the reward if the reply ended there
-    (Ouyang et al. 2022, C.4).
+    A network is initialised from the model, with values of 0; or from a reward model,
+    whose value before a token is the reward of a reply that ends there (Ouyang et al.
+    2022, C.4).
     """
     copy = lambda tree: jax.tree.map(jnp.copy, tree)
     network, head = {}, init_value_head(settings)
@@ -109,9 +108,9 @@ def init_critic(settings, kind: str, params, reward_params=None) -> dict:
 
 
 def compute_values(settings, params, hidden, batch, policy_on=1.0):
-    """The critic's value of the text before each target, (B, T) float32.
+    """The critic's value (B, T) float32 of the text before each target.
 
-    `hidden` is the policy's for this batch, from `GPT.hidden`. With policy_on=0 no
+    `hidden` of `GPT.hidden` is the policy's for this batch. With policy_on=0 no
     gradient flows from the head into the policy.
     """
     if CRITIC in params:

@@ -1,4 +1,4 @@
-"""The small parts: parameters, norms, linear maps, dropout, embedding, feed-forward."""
+"""Parameters, dropout, norms, feed-forward and embedding."""
 
 import math
 
@@ -11,10 +11,10 @@ from gptjax.models.linear import linear
 
 
 def normal_param(rngs, shape, axes, std):
-    """A float32 parameter drawn from N(0, std^2).
+    """A float32 parameter from N(0, std^2).
 
-    `axes` names each axis for the sharding rules. It is metadata alone: a
-    parameter is placed by whoever jits its creation, with or without a mesh.
+    `axes` names the axes for the sharding rules. The caller that jits the creation of
+    the parameters places them on devices.
     """
     value = std * jax.random.normal(rngs.params(), shape, jnp.float32)
     return nnx.Param(value, axes=axes)
@@ -25,12 +25,12 @@ def constant_param(shape, axes, value):
 
 
 def bias_param(config, shape, axes):
-    """Zeros, or None where the config has no biases."""
+    """Zeros, or None if the config has no biases."""
     return constant_param(shape, axes, 0.0) if config.bias else None
 
 
 def dropout(x, rate, key):
-    """Zeroes a share `rate` of `x` and scales the rest; as it is without a key."""
+    """Zeroes a share `rate` of `x` and scales the rest; no change without a key."""
     if key is None or rate == 0.0:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
@@ -71,7 +71,7 @@ class LayerNorm(nnx.Module):
 
 
 def make_norm(config, size=None, axis=None):
-    """The norm that `config.norm` names, over the model's width by default."""
+    """The norm `config.norm`, over the model's width by default."""
     kind = {'rmsnorm': RMSNorm, 'layernorm': LayerNorm}[config.norm]
     return kind(size or config.width, axis, config)
 
@@ -81,7 +81,7 @@ def add_bias(x, bias):
 
 
 def output_std(config) -> float:
-    """Of the maps that write to the residual stream: GPT-2's 1/sqrt(2 L)."""
+    """For weights that write to the residual stream: GPT-2's factor 1/sqrt(2 L)."""
     return config.init_std / math.sqrt(2 * config.num_layers)
 
 
@@ -102,7 +102,7 @@ class FeedForward(nnx.Module):
     def __call__(self, x):
         """x: (..., D) in the compute dtype; returns the same shape."""
         if self.config.mlp == 'swiglu':
-            up, gate = linear(x, self.up, self.gate)
+            up, gate = linear(x, self.up, self.gate)  # (..., F) each
             middle = activations.silu_product(gate, add_bias(up, self.up_bias))
         else:
             up = add_bias(linear(x, self.up), self.up_bias)
@@ -114,11 +114,11 @@ class FeedForward(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Token vectors, and learned position vectors where the config asks for them."""
+    """Token vectors, plus learned position vectors for config.position='learned'."""
 
     def __init__(self, config, *, rngs):
         V, D = config.vocab_size, config.width
-        # A tied embedding is the head as well, and is drawn as one.
+        # A tied embedding is also the head and needs the head's standard deviation.
         std = head_std(config) if config.tie_embeddings else config.embedding_std
         self.token = normal_param(rngs, (V, D), ('vocab', 'embed'), std)
         learned = config.position == 'learned'
@@ -129,16 +129,16 @@ class Embedding(nnx.Module):
         """(B, T, D) in `dtype`."""
         x = jnp.take(self.token[...], tokens_BT, axis=0)
         if self.position is not None:
-            # Padding of a batch may stand past the last position.
+            # Padding may have positions past the last one.
             position = jnp.take(self.position[...], positions_BT, axis=0, mode='clip')
             x = x + position
         return x.astype(dtype)
 
 
 def head_std(config) -> float:
-    """Of the head's weights: small enough that the first loss is ln V to 1%.
+    """For weights of the head: the first loss is within 1% of ln V.
 
-    Hidden vectors are normalised, so logits have variance D std^2 = 1/16, and
-    the loss starts half of that above ln V.
+    Hidden vectors are normalised, so logits have the variance D std^2 = 1/16, and the
+    first loss is about ln V + 1/32.
     """
     return 0.25 / math.sqrt(config.width)

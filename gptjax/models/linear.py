@@ -1,4 +1,4 @@
-"""Linear maps, and their weights laid out for one row at a time on a CPU."""
+"""Linear maps, and transposed weights for decoding one row at a time on a CPU."""
 
 import math
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# How many axes of one layer's weights are inputs; the others are outputs.
+# The number of input axes of one layer's weights; the other axes are outputs.
 INPUT_AXES = {
     'query': 1,  # D N H
     'key': 1,
@@ -19,7 +19,7 @@ INPUT_AXES = {
     'kernel': 1,  # D V, the head
 }
 
-# Weights of one input, of which `transpose_params` makes one matrix.
+# Weights of the same input, which `transpose_params` joins to one matrix.
 APPLIED_TOGETHER = (
     ('query', 'key', 'value'),
     ('out',),
@@ -30,13 +30,11 @@ APPLIED_TOGETHER = (
 
 
 def linear(x, *weights, outputs: int = 1):
-    """(..., *O) of x (..., I) and weights (*I, *O), for each of the weights.
+    """Products (..., *O) of x (..., I) with each of the weights (*I, *O).
 
-    As products of two matrices: over three axes XLA for CPU would transpose the
-    weights first, each time.
-
-    The last `outputs` axes of the weights are outputs; the others are one axis of x,
-    in whose dtype it is computed. One weight gives an array, several a list.
+    The last `outputs` axes of the weights are O; I is the product of the others. With
+    outputs=2, x (B, T, D) and a weight (D, N, H) give (B, T, N, H). Computes in the
+    dtype of x. One weight gives an array, several give a list.
     """
     weights = [parameter[...] for parameter in weights]
     if isinstance(weights[0], Transposed):
@@ -47,13 +45,15 @@ def linear(x, *weights, outputs: int = 1):
 
 
 def _product(x, weights, outputs):
+    # As a product of two matrices: with a third axis, XLA for CPU would transpose the
+    # weights each time.
     shape = weights.shape[-outputs:]
     flat = weights.reshape(x.shape[-1], math.prod(shape))
     return (x @ flat).reshape(*x.shape[:-1], *shape)
 
 
 class ParameterSubstitute:
-    """An object in the place of a module's parameter, which reads `parameter[...]`."""
+    """An object in place of a parameter, for modules that read `parameter[...]`."""
 
     def __getitem__(self, key):
         assert key is Ellipsis
@@ -63,25 +63,25 @@ class ParameterSubstitute:
 @jax.tree_util.register_dataclass
 @dataclass(eq=False)
 class Transposed(ParameterSubstitute):
-    """Weights of one input as one matrix, outputs first; stands for the first of them.
+    """Weights of the same input as one matrix, in place of the first of them.
 
-    The product with one row is then compiled by XLA for CPU to a loop that all cores
-    share, and otherwise to a call that runs on one. With more rows it makes no
-    difference.
+    With the outputs first, XLA for CPU compiles the product with one row to a loop on
+    all cores; otherwise it calls a function that runs on one core. With more rows both
+    take the same time.
     """
 
     matrix: jax.Array  # (sum of outputs, in)
-    shapes: tuple = field(metadata=dict(static=True))  # outputs of each of the weights
+    shapes: tuple = field(metadata=dict(static=True))  # output axes of each weight
 
     def products(self, x, dtype=None):
-        """[(..., *outputs), …] of x (..., in), in `dtype` or that of x."""
+        """A list of products (..., *O) with x (..., in), in `dtype` or that of x."""
         rows = x.reshape(-1, x.shape[-1])
         matrix = self.matrix.astype(x.dtype)
         if len(rows) == 1:
             product = jnp.matmul(rows, matrix.T, preferred_element_type=dtype)
         else:
             product = jnp.matmul(matrix, rows.T, preferred_element_type=dtype)
-            # Without it XLA would undo the transposition.
+            # Without the barrier XLA would undo the transposition.
             product = jax.lax.optimization_barrier(product).T
         ends = np.cumsum([math.prod(shape) for shape in self.shapes])
         outputs = jnp.split(product, ends[:-1], axis=-1)
@@ -93,13 +93,13 @@ class Transposed(ParameterSubstitute):
 
 @jax.tree_util.register_static
 class HeldBySibling(ParameterSubstitute):
-    """Stands for weights that lie in their sibling's `Transposed`."""
+    """In place of weights that are part of another weight's `Transposed`."""
 
 
 def transpose_params(params):
-    """Unstacked parameters with the weights of layers and head transposed.
+    """Unstacked parameters with transposed weights in the layers and the head.
 
-    What is no plain array stays as it is.
+    Weights that are not plain arrays (int8) do not change.
     """
     if isinstance(params, tuple):
         return tuple(transpose_params(layer) for layer in params)

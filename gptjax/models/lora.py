@@ -1,14 +1,14 @@
 """Low-rank adaptation (Hu et al. 2021): w + alpha / rank A B, with w frozen.
 
 For a matrix w from `in` to `out`, stacked over L layers, A (L, in, rank) and B
-(L, rank, out) are trained. B begins as zeros, so the adapted model is at first the
-base, exactly. The parameters are a nested dict like the model's, with {'a', 'b'} in
-the place of each target and nothing else:
+(L, rank, out) are trained. B starts at zero, so the adapted model starts equal to the
+base model. The parameters are a nested dict like the model's, with {'a', 'b'} at each
+target and nothing else:
 
     {'layers': {'attention': {'query': {'a': (L, D, r), 'b': (L, r, N, H)}}}}
 
-A layer's product A B is added to its w where the layer is computed, so there is never
-a second copy of the model, and the optimizer holds state of A and B alone.
+Each layer adds A B to w where it computes, so there is no second copy of the model. The
+optimizer has state for A and B alone.
 """
 
 import math
@@ -23,57 +23,52 @@ from gptjax.models.linear import INPUT_AXES, ParameterSubstitute
 
 
 def init_params(settings, lora, key) -> dict:
-    """New A, normal with variance 1 / in, and B of zeros.
-
-    A target that the model does not have and a rank out of range are refused.
-    """
+    """A from N(0, 1 / in) and B of zeros; refuses unknown targets and invalid ranks."""
     targets = _find_targets(settings, lora)
     keys = jax.random.split(key, len(targets))
     params = {}
     for (path, leaf), key in zip(targets.items(), keys, strict=True):
-        a, b = _factor_shapes(path, leaf.shape, lora.rank)
-        std = 1 / math.sqrt(math.prod(a[1:-1]))
-        _set_leaf(params, (*path, 'a'), std * jax.random.normal(key, a, jnp.float32))
-        _set_leaf(params, (*path, 'b'), jnp.zeros(b, jnp.float32))
+        inputs = 1 + INPUT_AXES[path[-1]]  # with the axis of layers
+        shape_a = (*leaf.shape[:inputs], lora.rank)
+        shape_b = (leaf.shape[0], lora.rank, *leaf.shape[inputs:])
+        std = 1 / math.sqrt(math.prod(shape_a[1:-1]))
+        a = std * jax.random.normal(key, shape_a, jnp.float32)
+        _set_leaf(params, path, dict(a=a, b=jnp.zeros(shape_b, jnp.float32)))
     return params
 
 
 def abstract_params(settings, lora) -> dict:
-    """The shapes of `init_params`."""
+    """Shapes and dtypes of the parameters."""
     return jax.eval_shape(
         lambda key: init_params(settings, lora, key), jax.random.key(0)
     )
 
 
 def param_axes(settings, lora) -> dict:
-    """The tree of `init_params` with a tuple of axis names at each leaf."""
+    """The tree of the parameters with a tuple of axis names at each leaf."""
     axes = {}
     for path in _find_targets(settings, lora):
         whole = gpt.param_axes(settings)
         for name in path:
             whole = whole[name]
         inputs = 1 + INPUT_AXES[path[-1]]
-        _set_leaf(axes, (*path, 'a'), (*whole[:inputs], None))
-        _set_leaf(axes, (*path, 'b'), (whole[0], None, *whole[inputs:]))
+        factors = dict(a=(*whole[:inputs], None), b=(whole[0], None, *whole[inputs:]))
+        _set_leaf(axes, path, factors)
     return axes
 
 
 def lora_scale(lora) -> float:
-    """alpha / rank, which multiplies A B."""
+    """alpha / rank, the factor of A B."""
     return lora.alpha / lora.rank
 
 
 def adapt(base, params, scale: float):
-    """The model's parameters, to compute with, of the base and A, B.
-
-    A target becomes an object that adds its product, times `scale`, where a layer
-    uses it.
-    """
+    """The base with an `AdaptedMatrix` of w, A and scale B at each target."""
     return _combine(base, params, lambda w, a, b: AdaptedMatrix(w, a, scale * b))
 
 
 def merge(base, params, scale: float):
-    """Plain parameters that compute the same: w + scale A B, in the dtype of w."""
+    """The base with w + scale A B, in the dtype of w, at each target."""
 
     def merge_matrix(w, a, b):
         return AdaptedMatrix(w, a, scale * b).astype(w.dtype)
@@ -84,19 +79,19 @@ def merge(base, params, scale: float):
 @jax.tree_util.register_dataclass
 @dataclass(eq=False)
 class AdaptedMatrix(ParameterSubstitute):
-    """w + A B; all with a leading axis L while layers are stacked."""
+    """w + A B. While layers are stacked, all three have a leading axis L."""
 
     matrix: jax.Array  # w, (in, out)
     a: jax.Array  # (in, rank)
     b: jax.Array  # (rank, out)
 
     def astype(self, dtype):
-        """The matrix that it stands for."""
+        """The adapted matrix."""
         return (self.matrix + jnp.tensordot(self.a, self.b, 1)).astype(dtype)
 
 
 def _find_targets(settings, lora) -> dict:
-    """{path: shape} of the matrices that are adapted."""
+    """{path: shape and dtype} of the matrices that are adapted."""
     matrices = {}
     leaves = jax.tree_util.tree_leaves_with_path(gpt.abstract_params(settings))
     for path, leaf in leaves:
@@ -117,20 +112,14 @@ def _find_targets(settings, lora) -> dict:
         most = min(math.prod(matrix.shape[1:inputs]), math.prod(matrix.shape[inputs:]))
         if not 0 < lora.rank <= most:
             raise UserError(
-                f'lora.rank={lora.rank}: {path[-1]!r} has a rank of {most} at most: '
-                f'use 1 to {most}'
+                f'lora.rank={lora.rank}: the matrix {path[-1]!r} has a rank of at most '
+                f'{most}: use 1 to {most}'
             )
     return targets
 
 
-def _factor_shapes(path, shape, rank):
-    """The shapes of A and B for a stacked matrix."""
-    inputs = 1 + INPUT_AXES[path[-1]]
-    return (*shape[:inputs], rank), (shape[0], rank, *shape[inputs:])
-
-
 def _combine(base, params, combine):
-    """The base with `combine(w, a, b)` in the place of each target."""
+    """The base with `combine(w, a, b)` at each target."""
     if not isinstance(base, dict):
         return combine(base, params['a'], params['b'])
     return {

@@ -1,4 +1,4 @@
-"""Parameters and floating-point operations of a model, by arithmetic."""
+"""The number of parameters and of floating-point operations of a model."""
 
 import math
 
@@ -10,7 +10,7 @@ from gptjax.models.linear import INPUT_AXES
 
 
 def num_params(settings: FrozenConfigDict, positions: bool = True) -> int:
-    """Parameters; without learned position vectors for nanoGPT's way to count."""
+    """All parameters; positions=False leaves out learned positions, as nanoGPT does."""
     count = size(gpt.abstract_params(settings))
     if not positions and settings.position == 'learned':
         count -= settings.context * settings.width
@@ -18,12 +18,12 @@ def num_params(settings: FrozenConfigDict, positions: bool = True) -> int:
 
 
 def size(shapes) -> int:
-    """Numbers in a tree of arrays, or of their shapes."""
+    """The number of elements in a tree of arrays or shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
 
 def matrix_params(settings: FrozenConfigDict) -> int:
-    """Parameters that every token is multiplied with: layers and head."""
+    """Parameters of matrix products: the layers and the head, tied or not."""
     leaves = jax.tree_util.tree_leaves_with_path(
         gpt.abstract_params(settings)['layers']
     )
@@ -36,19 +36,18 @@ def matrix_params(settings: FrozenConfigDict) -> int:
 def train_flops_per_token(
     settings: FrozenConfigDict, context: int
 ) -> tuple[float, float]:
-    """(causal, full) of a forward and a backward pass (PaLM, appendix B).
+    """FLOPs of a forward and a backward pass, (causal, full) (PaLM, appendix B).
 
         6 P + 12 L N H S
 
-    P are the parameters of matrices, S the keys a query is compared with:
-    the whole context in the full convention, which counts the upper triangle
-    of the scores that no token needs, and half of it in the causal one. A
-    layer's window bounds S in both.
+    P is `matrix_params`, S the number of keys per query: in `full` the whole context,
+    in `causal` the average of about half of it, without the masked upper triangle. The
+    window of a layer bounds S in both.
     """
     causal = full = 0.0
     for window in gpt.layer_windows(settings):
         seen = min(window or context, context)
-        # Of `context` queries the first `seen` see half of them on average.
+        # The first `seen` queries see half as many keys on average.
         causal += seen - seen * (seen - 1) / (2 * context)
         full += seen
     N, H = settings.num_heads, settings.head_dim

@@ -1,7 +1,6 @@
-"""The models of the papers: fields of `config.model`, and their vocabularies.
+"""The models of papers: fields of `config.model`, and the size of the vocabulary.
 
-A config calls one of these functions and puts what it returns into its own fields.
-Counts in comments are all parameters with the paper's vocabulary; the tests check them.
+Comments give the number of parameters with the paper's vocabulary; tests check them.
 """
 
 from typing import NamedTuple
@@ -10,8 +9,6 @@ from gptjax.core.console import UserError
 
 
 class Preset(NamedTuple):
-    """A model of a paper."""
-
     model: dict  # fields of `config.model`
     vocab_size: int  # the paper's, for `config.tokenizer.vocab_size`
 
@@ -27,19 +24,18 @@ GPT2 = {  # (layers, width, heads)
 
 
 def gpt2(name: str) -> Preset:
-    """GPT-2: learned positions, layer norm before each part, biases, tied head."""
+    """GPT-2: learned positions, layer norm, biases, tied embeddings."""
     return _gpt(*_row(GPT2, name, 'GPT-2'), context=1024)
 
 
 # ---- GPT-3 (Brown et al. 2020, table 2.1) -------------------------------------
 
-# Two rows of the table contradict themselves, and are given here as follows.
-# XL: 24 heads of 128 are 3072, not its width of 2048, and would make 1.5B; 16
-# heads of 128 make the 1.3B of its name. 13B: 40 heads of 128 are 5120, not its
-# width of 5140; both are kept, as heads need not add up to the width here.
+# Two rows of the table contradict themselves. XL: 24 heads of 128 are 3072, not the
+# width of 2048, and give 1.5B parameters; 16 heads of 128 give 1.3B, and are used here.
+# 13B: 40 heads of 128 are 5120, not the width of 5140; both are used here.
 GPT3 = {  # (layers, width, heads, head size)
     'small': (12, 768, 12, 64),  # 125M
-    'medium': (24, 1024, 16, 64),  # 350M in the paper, by its sizes 356M
+    'medium': (24, 1024, 16, 64),  # 350M in the paper; these sizes give 356M
     'large': (24, 1536, 16, 96),  # 760M
     'xl': (24, 2048, 16, 128),  # 1.3B
     '2.7B': (32, 2560, 32, 80),
@@ -50,11 +46,10 @@ GPT3 = {  # (layers, width, heads, head size)
 
 
 def gpt3(name: str) -> Preset:
-    """GPT-3: as GPT-2, with 2048 positions.
+    """GPT-3: GPT-2 with a context of 2048.
 
-    The paper alternates dense layers with locally banded sparse ones and does
-    not give the band's width. All layers are dense here; `windows=(0, 256)`
-    makes every second one local.
+    The paper alternates dense and locally banded sparse layers and does not give the
+    width of the band. Here all are dense; `windows=(0, 256)` makes every second local.
     """
     return _gpt(*_row(GPT3, name, 'GPT-3'), context=2048)
 
@@ -100,22 +95,22 @@ LLAMA3 = {
 
 
 def llama1(name: str) -> Preset:
-    """Llama 1: rotary positions, RMS norm, SwiGLU, no biases, its own head."""
+    """Llama 1: rotary positions, RMS norm, SwiGLU, no biases, untied embeddings."""
     fields = dict(context=2048, rotary_base=10_000.0, norm_epsilon=1e-6)
     return Preset(_llama(LLAMA1, name, 'Llama 1', **fields), vocab_size=32_000)
 
 
 def llama2(name: str) -> Preset:
-    """Llama 2: twice the context, and grouped key-value heads in its largest."""
+    """Llama 2: twice the context, and grouped key-value heads in the 70B model."""
     fields = dict(context=4096, rotary_base=10_000.0, norm_epsilon=1e-5)
     return Preset(_llama(LLAMA2, name, 'Llama 2', **fields), vocab_size=32_000)
 
 
 def llama3(name: str) -> Preset:
-    """Llama 3: 8 key-value heads everywhere, a larger vocabulary and rotary base.
+    """Llama 3: 8 key-value heads, a larger vocabulary and a larger rotary base.
 
-    The context is that of pretraining. What stretches it afterwards (3.1's
-    scaling of the rotary frequencies) is not part of the model here.
+    The context is that of pretraining, without the scaling of rotary frequencies that
+    Llama 3.1 adds.
     """
     fields = dict(context=8192, rotary_base=500_000.0, norm_epsilon=1e-5)
     return Preset(_llama(LLAMA3, name, 'Llama 3', **fields), vocab_size=128_256)
@@ -140,15 +135,15 @@ def _llama(table, name, family, **fields) -> dict:
     )
 
 
-# ---- one dial, as in nanochat -------------------------------------------------
+# ---- models described by their depth, as in nanochat --------------------------
 
 
 def depth(layers: int) -> dict:
-    """The fields of a model that one number describes: its layers.
+    """Fields of a model with this number of layers.
 
-    Width grows with depth, 64 a layer, so that models of every size have one
-    shape and what was tuned on a small one can be carried to a large one.
-    Heads are of 128; at an odd depth they are half a head wider than the model.
+    The width is 64 times the depth, so that models of all sizes have the same shape and
+    hyperparameters of a small model transfer to a large one. With an odd depth, the
+    heads of 128 together are 64 wider than the model.
     """
     if layers < 1:
         raise UserError(f'a depth of {layers}: use a positive number of layers')

@@ -1,4 +1,4 @@
-"""A model's settings: zeros filled in, and sizes that do not divide refused."""
+"""The settings of a model: `config.model` with derived sizes filled in and checked."""
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -6,11 +6,11 @@ from gptjax.core.console import UserError
 
 
 def resolve(model: ConfigDict, vocab_size: int) -> FrozenConfigDict:
-    """The model section with `vocab_size` and every default worked out.
+    """`config.model` with `vocab_size`, and sizes of 0 replaced by their defaults.
 
-    Fills `num_kv_heads` (num_heads), `head_dim` (width / num_heads) and
-    `mlp_width` (4 width; for SwiGLU the next multiple of 64 above 8/3 width,
-    which costs the same).
+    `num_kv_heads` is num_heads, `head_dim` width / num_heads, `mlp_width` 4 width. For
+    SwiGLU, which has three matrices instead of two, `mlp_width` is 8/3 width rounded up
+    to a multiple of 64.
     """
     config = ConfigDict(model.to_dict())
     config.windows = tuple(config.windows)
@@ -23,8 +23,8 @@ def resolve(model: ConfigDict, vocab_size: int) -> FrozenConfigDict:
         config.head_dim = config.width // config.num_heads
     if config.position == 'rotary' and config.head_dim % 2:
         raise UserError(
-            f'model.head_dim={config.head_dim} is odd, and rotary positions turn '
-            'pairs: use an even one'
+            f'model.head_dim={config.head_dim} is odd, and rotary positions rotate '
+            'pairs: use an even number'
         )
     config.num_kv_heads = config.num_kv_heads or config.num_heads
     if config.num_heads % config.num_kv_heads:

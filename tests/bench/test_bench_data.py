@@ -1,3 +1,5 @@
+"""`bench data`: the rates of the data loader, with and without metrics of training."""
+
 import json
 
 import pytest

@@ -1,4 +1,4 @@
-"""Speeds in turns by hand; the line protocol with an interpreter and made modules."""
+"""Timing and speedups by hand, and commands to a process."""
 
 import sys
 
@@ -19,7 +19,7 @@ def test_summarize_by_hand():
     }
 
 
-def test_implementations_take_turns_and_each_comes_first(monkeypatch):
+def test_implementations_alternate_and_each_comes_first(monkeypatch):
     monkeypatch.setattr(comparison, 'SETTLE_SECONDS', 0)
     order = []
 
@@ -31,28 +31,27 @@ def test_implementations_take_turns_and_each_comes_first(monkeypatch):
         return run_steps
 
     implementations = {'a': implementation('a', 1.0), 'b': implementation('b', 2.0)}
-    seconds = comparison.time_in_turns(implementations, rounds=3, steps=2)
+    seconds = comparison.time_alternately(implementations, rounds=3, steps=2)
     assert order == ['a', 'b', 'b', 'a', 'a', 'b']
     assert seconds == {'a': [[1.0, 1.0]] * 3, 'b': [[2.0, 2.0]] * 3}
 
 
 def test_speedup_compares_within_rounds():
-    """The machine halves its speed after the first round; the ratio stays."""
+    # The machine halves its speed after the first round; the ratio stays.
     ours = [[1.0, 1.0, 9.0], [2.0, 2.0, 2.0], [2.0, 2.0, 2.0]]
     theirs = [[1.5, 1.5, 1.5], [3.0, 3.0, 3.0], [4.0, 4.0, 4.0]]
     speedup = {'ratio': 1.5, 'low': 1.5, 'high': 2.0}
-    assert comparison.compute_speedup(ours, theirs) == speedup
     results = comparison.summarize_all(dict(ours=ours, theirs=theirs), tokens=2)
     assert results['theirs']['speedup'] == speedup
     assert results['ours'] == comparison.summarize(sum(ours, []), 2)
-    with pytest.raises(ValueError):  # rounds must match
-        comparison.compute_speedup([[1.0]], [[1.0], [1.0]])
+    with pytest.raises(ValueError):  # the numbers of rounds differ
+        comparison.summarize_all(dict(ours=[[1.0]], theirs=[[1.0], [1.0]]), tokens=2)
 
 
 def test_available_cores_are_those_the_process_may_use(monkeypatch):
     monkeypatch.setattr(comparison.os, 'cpu_count', lambda: 8)
-    may_use = lambda process: {1, 5, 6}
-    monkeypatch.setattr(comparison.os, 'sched_getaffinity', may_use, raising=False)
+    affinity = lambda process: {1, 5, 6}
+    monkeypatch.setattr(comparison.os, 'sched_getaffinity', affinity, raising=False)
     assert comparison.available_cores() == 3
     monkeypatch.delattr(comparison.os, 'sched_getaffinity')  # as outside Linux
     assert comparison.available_cores() == 8
@@ -64,53 +63,45 @@ def test_available_cores_are_those_the_process_may_use(monkeypatch):
 
 MODULE = """
 import os, sys
-from gptjax.bench.comparison import answer_orders
-from gptjax.core.console import UserError
+from gptjax.bench.comparison import serve_commands
 
 def start():
     {start}
     print('libraries may print')
     return {{'arguments': sys.argv[1:]}}, {{
         'add': lambda a, b: {{'sum': a + b}},
-        'leave': lambda code: os._exit(code),
+        'exit': lambda code: os._exit(code),
     }}
 
-answer_orders(start)
+serve_commands(start)
 """
 
 
-def module(tmp_path, monkeypatch, start='pass'):
+def write_module(tmp_path, monkeypatch, start='pass'):
     (tmp_path / 'counting.py').write_text(MODULE.format(start=start))
     monkeypatch.setenv('PYTHONPATH', str(tmp_path))
     return 'counting'
 
 
-def test_orders_are_answered(tmp_path, monkeypatch):
-    name = module(tmp_path, monkeypatch)
-    with library_process('it', name, ['--far'], sys.executable) as (description, ask):
+def test_commands_are_answered(tmp_path, monkeypatch):
+    name = write_module(tmp_path, monkeypatch)
+    with library_process('it', name, ['--far'], sys.executable) as (description, call):
         assert description == {'arguments': ['--far']}
-        assert ask(dict(do='add', a=1, b=2)) == {'sum': 3}
-        assert ask(dict(do='add', a=4, b=5)) == {'sum': 9}
+        assert call(dict(do='add', a=1, b=2)) == {'sum': 3}
+        assert call(dict(do='add', a=4, b=5)) == {'sum': 9}
 
 
-def test_a_user_error_is_the_message(tmp_path, monkeypatch):
-    name = module(tmp_path, monkeypatch, "raise UserError('no torch here')")
-    with pytest.raises(UserError, match='^--against=it: no torch here$'):
-        with library_process('it', name, [], sys.executable):
-            pass
-
-
-def test_an_end_between_orders_is_an_error(tmp_path, monkeypatch):
+def test_a_process_that_ends_between_commands_is_an_error(tmp_path, monkeypatch):
     silent = "sys.stdout = open(os.devnull, 'w')"
-    name = module(tmp_path, monkeypatch, silent)
-    with library_process('it', name, [], sys.executable) as (_, ask):
-        for order in (dict(do='leave', code=9), dict(do='add', a=1, b=2)):
-            # The second finds the pipe broken.
+    name = write_module(tmp_path, monkeypatch, silent)
+    with library_process('it', name, [], sys.executable) as (_, call):
+        # The second command finds a broken pipe.
+        for command in (dict(do='exit', code=9), dict(do='add', a=1, b=2)):
             with pytest.raises(UserError, match='^--against=it: .* ended with code 9$'):
-                ask(order)
+                call(command)
 
 
-def test_no_such_interpreter(tmp_path):
+def test_a_missing_interpreter_is_named(tmp_path):
     python = str(tmp_path / 'none')
     with pytest.raises(
         UserError, match='^--against_python=.*No such file.*--against=it'

@@ -1,4 +1,4 @@
-"""Our weights by Hugging Face's names give the logits of its models, in NumPy."""
+"""Weights with Hugging Face's names give the same logits in a NumPy model."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ LLAMA = dict(mlp='swiglu', qk_norm=False, num_kv_heads=2)
 
 
 def numpy_logits(sizes, arrays, tokens):
-    """Float64 logits (T, V) of Hugging Face's models, by their names."""
+    """Float64 logits (T, V) of a Hugging Face model, from weights by name."""
     w = {name: weight.astype(np.float64) for name, weight in arrays.items()}
     T, H = len(tokens), sizes['head_dim']
     N, K = sizes['num_attention_heads'], sizes['num_key_value_heads']
@@ -24,7 +24,7 @@ def numpy_logits(sizes, arrays, tokens):
         mean = (x * x).mean(-1, keepdims=True)
         return x / np.sqrt(mean + sizes['rms_norm_eps']) * w[name]
 
-    def turn(x):
+    def rotate(x):
         halves = np.concatenate([-x[..., H // 2 :], x[..., : H // 2]], -1)
         return x * np.cos(angles) + halves * np.sin(angles)
 
@@ -38,7 +38,7 @@ def numpy_logits(sizes, arrays, tokens):
         if sizes['qk_norm']:
             q = norm(q, layer + 'self_attn.q_norm.weight')
             k = norm(k, layer + 'self_attn.k_norm.weight')
-        q, k = turn(q), turn(k).repeat(N // K, 1)
+        q, k = rotate(q), rotate(k).repeat(N // K, 1)
         v = linear(y, 'self_attn.v_proj').reshape(T, K, H).repeat(N // K, 1)
         scores = np.einsum('tnh,snh->nts', q, k) / np.sqrt(H)
         scores = np.where(np.tri(T, dtype=bool), scores, -np.inf)
@@ -58,10 +58,10 @@ def numpy_logits(sizes, arrays, tokens):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('parts', (LLAMA, dict(num_kv_heads=2)), ids=('llama', 'ours'))
-def test_the_weights_give_the_same_logits_by_their_new_names(parts, tmp_path):
+def test_exported_weights_give_the_same_logits(parts, tmp_path):
     settings = helpers.model_settings(**parts, rotary_base=500.0, head_dim=12)
     params = gpt.init_params(settings, jax.random.key(1))
-    # Norms that are not all ones, so that exchanging two is seen.
+    # Scales of norms differ from one, so that swapped norms are detected.
     scale = lambda key, x: x * jax.random.uniform(key, x.shape, minval=0.5, maxval=2)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(2), len(leaves))
@@ -72,8 +72,8 @@ def test_the_weights_give_the_same_logits_by_their_new_names(parts, tmp_path):
     assert all(weight.dtype == np.float32 for weight in arrays.values())
 
     tokens_T = np.arange(20) * 7 % helpers.VOCAB
-    ones, places = jnp.ones((1, 20), jnp.int32), jnp.arange(20)[None]
-    ours = gpt.bind(settings, params)(jnp.asarray(tokens_T)[None], ones, places)[0]
+    ones, positions = jnp.ones((1, 20), jnp.int32), jnp.arange(20)[None]
+    ours = gpt.bind(settings, params)(jnp.asarray(tokens_T)[None], ones, positions)[0]
     theirs = numpy_logits(sizes, arrays, tokens_T)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     assert np.abs(theirs).max() > 0.1  # far above the tolerance

@@ -1,4 +1,4 @@
-"""Custom gradients equal those that JAX derives from the references."""
+"""Activations by their formulas; GELU's gradient against the one that JAX derives."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from gptjax.kernels import activations
 POINTS = jnp.concatenate([jnp.linspace(-12.0, 12.0, 97), jnp.array([-1e4, 0.0, 1e4])])
 
 
-def test_gelu_is_the_formula():
+def test_gelu_equals_its_formula():
     x = np.asarray(POINTS, np.float64)
     inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
     expected = 0.5 * x * (1 + np.tanh(inner))
@@ -36,7 +36,7 @@ def test_gradient_of_gelu_equals_the_derived_one(dtype, tolerance):
     )
 
 
-def test_gradient_of_gelu_far_out_is_zero_or_one():
+def test_gradient_of_gelu_at_large_inputs_is_zero_or_one():
     slope = jax.vmap(jax.grad(activations.gelu))(jnp.array([-1e4, 1e4]))
     np.testing.assert_array_equal(slope, [0.0, 1.0])
 
@@ -54,7 +54,7 @@ def test_relu2_squares_the_positive_part():
     np.testing.assert_allclose(slope, [0, 0, 1, 6])
 
 
-def test_silu_product_is_the_formula():
+def test_silu_product_equals_its_formula():
     gate, up = np.array([-1.0, 0.0, 2.0]), np.array([3.0, 4.0, -5.0])
     expected = gate / (1 + np.exp(-gate)) * up
     ours = activations.silu_product(jnp.asarray(gate), jnp.asarray(up))

@@ -1,4 +1,4 @@
-"""Cross-entropy against NumPy, and in chunks against all at once."""
+"""Cross-entropy against NumPy, and in chunks against one chunk."""
 
 from functools import partial
 
@@ -29,7 +29,7 @@ def inputs(tokens=(24,), D=8, V=32, dtype=jnp.float32):
     hidden = jnp.asarray(rng.standard_normal((*tokens, D)), dtype)
     head = jnp.asarray(rng.standard_normal((D, V)), dtype)
     targets = jnp.asarray(rng.integers(0, V, tokens), jnp.int32)
-    # Some weigh nothing, as padding does; none weighs one by chance.
+    # Some weights are zero, as for padding; the others are not one.
     weights = jnp.asarray(rng.uniform(0.1, 2, tokens) * (rng.random(tokens) > 0.2))
     return hidden, head, targets, weights.astype(jnp.float32)
 
@@ -53,7 +53,7 @@ def in_numpy(hidden, head, targets, weights, softcap=0, z_loss=0, label_smoothin
 def value_and_gradients(function, options, hidden, head, targets, weights):
     def loss(hidden, head):
         total, plain = function(hidden, head, targets, weights, **dict(options))
-        return 3 * total, plain  # a factor shows gradients that ignore what follows
+        return 3 * total, plain  # the factor detects a gradient that ignores upstream
 
     return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(hidden, head)
 
@@ -62,12 +62,12 @@ def value_and_gradients(function, options, hidden, head, targets, weights):
 def test_reference_equals_numpy(options):
     arrays = inputs()
     ours = jax.jit(partial(cross_entropy_reference, **options))(*arrays)
-    # Found: 7e-8, the rounding of a float32.
+    # Measured: 7e-8, float32 rounding.
     np.testing.assert_allclose(ours, in_numpy(*arrays, **options), rtol=1e-6)
 
 
 @pytest.mark.parametrize('options', [{}, EVERYTHING], ids=str)
-def test_chunks_equal_all_at_once(options):
+def test_chunks_equal_one_chunk(options):
     arrays = inputs()
     whole = value_and_gradients(
         cross_entropy_reference, tuple(options.items()), *arrays
@@ -75,7 +75,7 @@ def test_chunks_equal_all_at_once(options):
     chunked = value_and_gradients(
         cross_entropy, (*options.items(), ('chunk', 6)), *arrays
     )
-    # Found: 1.4e-7, sums in another order.
+    # Measured: 1.4e-7, sums in another order.
     helpers.assert_close_in_norm(chunked, whole, 1e-6)
 
 
@@ -88,7 +88,7 @@ def test_any_chunk_size_gives_the_same_sums(chunk):
 
 
 @pytest.mark.parametrize('chunk', [0, 6])
-def test_no_gradient_flows_through_the_report(chunk):
+def test_the_plain_loss_has_no_gradient(chunk):
     hidden, head, targets, weights = inputs()
 
     @jax.jit
@@ -106,15 +106,14 @@ def test_gradients_have_the_inputs_dtype():
     (total, _), gradients = value_and_gradients(cross_entropy, (('chunk', 6),), *arrays)
     assert [g.dtype for g in gradients] == [jnp.bfloat16] * 2
     assert total.dtype == jnp.float32
-    # bfloat16 rounds the inputs to 2^-9 = 2e-3 (2e-4 of the sum was found), and for
-    # the gradients probabilities and results too (5e-3 was found).
+    # bfloat16 rounds the inputs to 2^-9 = 2e-3 (measured: 2e-4 of the sum), and for
+    # gradients also probabilities and results (measured: 5e-3).
     np.testing.assert_allclose(total, whole[0][0], rtol=2**-9)
     helpers.assert_close_in_norm(gradients, whole[1], 4 * 2**-9)
 
 
 @pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_logits_are_sums_in_float32(dtype):
-    """Not rounded to the compute dtype, in which products of two are not exact."""
     hidden, head, *_ = inputs((24,), D=64, dtype=dtype)
     exact = np.asarray(hidden, np.float64) @ np.asarray(head, np.float64)
     ours = jax.jit(head_logits)(hidden, head)

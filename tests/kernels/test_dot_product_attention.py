@@ -1,4 +1,4 @@
-"""Attention in blocks and over pages equals the reference, and the reference a loop."""
+"""The reference equals a loop; attention in blocks and over pages equals it."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ from tests import helpers
 
 
 def tensors(B=2, T=64, N=4, K=2, H=8, seed=0):
-    """Queries, keys and values, large enough for softmaxes that are not flat."""
+    """Queries, keys and values, large enough for a softmax that is not flat."""
     rng = np.random.default_rng(seed)
     shapes = [(B, T, N, H), (B, T, K, H), (B, T, K, H)]
     return [jnp.asarray(2 * rng.standard_normal(s), jnp.float32) for s in shapes]
@@ -30,7 +30,7 @@ def packed(T, B=2):
 
 
 def mask_of(segments_BT, window):
-    """The same as in a packed batch, place by place."""
+    """The mask of a packed batch, position by position."""
     B, T = segments_BT.shape
     mask = np.zeros((B, T, T), bool)
     for b in range(B):
@@ -42,7 +42,7 @@ def mask_of(segments_BT, window):
 
 
 def looped(query, key, value, mask, softcap):
-    """The reference, a query and a head at a time, in float64."""
+    """The reference in float64, one query and head at a time."""
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
     B, T, N, H = query.shape
     group = N // key.shape[2]
@@ -57,24 +57,21 @@ def looped(query, key, value, mask, softcap):
     return mixed
 
 
-def test_visible_keys_of_a_window():
-    places = jnp.arange(4)[None]
-    seen = causal_mask(places, places, 2)[0].astype(int)
+def test_causal_mask_by_hand():
+    positions = jnp.arange(4)[None]
+    mask = causal_mask(positions, positions, 2)[0].astype(int)
     expected = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
-    np.testing.assert_array_equal(seen, expected)
-    everything = causal_mask(places, places, 0)[0]
-    np.testing.assert_array_equal(everything, np.tri(4, dtype=bool))
-
-
-def test_visible_keys_of_queries_elsewhere():
-    # Two rows that decode one token each, at places 2 and 0, against 4 places.
-    seen = causal_mask(jnp.array([[2], [0]]), jnp.arange(4)[None], 0)[:, 0].astype(int)
-    np.testing.assert_array_equal(seen, [[1, 1, 1, 0], [1, 0, 0, 0]])
+    np.testing.assert_array_equal(mask, expected)
+    without_window = causal_mask(positions, positions, 0)[0]
+    np.testing.assert_array_equal(without_window, np.tri(4, dtype=bool))
+    # Two rows that decode one token each, at positions 2 and 0.
+    mask = causal_mask(jnp.array([[2], [0]]), positions, 0)[:, 0].astype(int)
+    np.testing.assert_array_equal(mask, [[1, 1, 1, 0], [1, 0, 0, 0]])
 
 
 @pytest.mark.parametrize('kv_heads', [1, 2, 4])
 @pytest.mark.parametrize('softcap', [0.0, 1.5])
-def test_the_reference_equals_a_loop_and_attention_to_a_cache_both(kv_heads, softcap):
+def test_the_reference_and_attention_to_a_page_equal_a_loop(kv_heads, softcap):
     query, keys, values = tensors(T=12, K=kv_heads)
     mask = mask_of(packed(12), window=0)
     reference = attention_reference(query, keys, values, jnp.asarray(mask), softcap)
@@ -90,7 +87,7 @@ def test_the_reference_equals_a_loop_and_attention_to_a_cache_both(kv_heads, sof
 def test_pages_that_no_query_sees_are_not_read_and_change_nothing(
     kv_heads, window, hidden
 ):
-    """Without a window only the last ones are left out; the mask is what is given."""
+    """Without a window only the last pages can be skipped."""
     query, keys, values = tensors(T=12, K=kv_heads)
     keys, values = (jnp.swapaxes(x, 1, 2) for x in (keys, values))
     cuts = [slice(0, 4), slice(4, 9), slice(9, 12)]
@@ -99,8 +96,8 @@ def test_pages_that_no_query_sees_are_not_read_and_change_nothing(
     unread[hidden] = Page(*(jnp.full_like(x, np.nan) for x in pages[hidden]))
     attend = jax.jit(partial(masked_attention, window=window))
 
-    # The first row sees all that is before it but one page, the other nothing, and then
-    # everything before it.
+    # The first row sees all earlier keys except one page. The second row sees no key
+    # in `alone`, and all earlier keys in `both`.
     alone = np.stack([np.tri(12, dtype=bool), np.zeros((12, 12), bool)])
     alone[0, :, cuts[hidden]] = False
     both = np.stack([alone[0], np.tri(12, dtype=bool)])
@@ -140,27 +137,8 @@ def test_causal_attention_and_its_gradient_equal_the_reference(
     helpers.assert_trees_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_window_may_be_traced():
-    query, key, value = tensors(T=12)
-    segments = packed(12)
-    attend = jax.jit(
-        lambda window: causal_attention(query, key, value, segments, window)
-    )
-    for window in (0, 3):
-        expected = causal_attention(query, key, value, segments, window)
-        np.testing.assert_allclose(attend(window), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_a_token_that_sees_nothing_stays_finite():
-    query, *arrays = tensors(T=4)
-    pages = [Page(*(jnp.swapaxes(x, 1, 2) for x in arrays))]
-    mask = jnp.zeros((2, 4, 4), bool)
-    assert np.isfinite(masked_attention(query, pages, mask)).all()
-
-
 def test_bfloat16_keeps_scores_in_float32():
-    # Scores of 256 + s / 2 from inputs that bfloat16 holds: its own steps are 2
-    # there, so that every score would be 256, or 258.
+    # The scores are 256 + s / 2. bfloat16 would round them all to 256 or 258.
     T = 4
     query = jnp.tile(jnp.array([32.0, 2.0, 0.0, 0.0]), (1, T, 1, 1))
     key = jnp.stack([jnp.array([16.0, s / 2, 0.0, 0.0]) for s in range(T)])[
@@ -176,7 +154,7 @@ def test_bfloat16_keeps_scores_in_float32():
 
 
 @pytest.mark.parametrize('T', [12, 64])
-def test_dropout_sees_every_probability_once(T):
+def test_dropout_is_applied_to_every_probability_once(T):
     arrays = tensors(T=T)
     segments = packed(T)
     seen = []
@@ -197,7 +175,7 @@ def test_dropout_sees_every_probability_once(T):
     assert queries == list(range(T))
 
 
-def test_large_blocks_are_taken_in_chunks_with_less_memory(monkeypatch):
+def test_large_blocks_use_chunks_and_less_memory(monkeypatch):
     T, N = 60, 4  # one block of 14400 scores, or ten chunks
     arrays = tensors(B=1, T=T, N=N, K=2)
     segments = packed(T, B=1)
@@ -212,22 +190,21 @@ def test_large_blocks_are_taken_in_chunks_with_less_memory(monkeypatch):
         compiled = pulled.lower(arrays).compile()
         return compiled(arrays), compiled.memory_analysis().temp_size_in_bytes
 
-    whole, at_once = run()
+    whole, whole_bytes = run()
     monkeypatch.setattr(dot_product_attention, 'MAX_SCORES', N * T * 6)
-    in_chunks, less = run()
+    in_chunks, chunk_bytes = run()
     helpers.assert_trees_close(in_chunks, whole, rtol=1e-4, atol=1e-5)
-    assert less < at_once / 2
+    assert chunk_bytes < whole_bytes / 2
 
 
-def test_dropout_of_every_chunk_is_its_own(monkeypatch):
+def test_dropout_differs_between_chunks(monkeypatch):
     arrays, segments = tensors(T=64, B=1), packed(64, B=1)
     number = lambda start: lambda probabilities: probabilities * start
     plain = jax.jit(causal_attention)(*arrays, segments)
-    monkeypatch.setattr(
-        dot_product_attention, 'MAX_SCORES', 4 * 64 * 4
-    )  # four queries'
+    four_queries = 4 * 64 * 4
+    monkeypatch.setattr(dot_product_attention, 'MAX_SCORES', four_queries)
     attend = jax.jit(partial(causal_attention, dropout=number))
-    found = attend(*arrays, segments) / plain
-    # Of blocks of 16 every fourth query is in one chunk.
+    factors = attend(*arrays, segments) / plain
+    # A chunk has every fourth query of a block of 16.
     expected = [start + i % 4 for start in range(0, 64, 16) for i in range(16)]
-    np.testing.assert_allclose(found[0, :, 0, 0], expected, rtol=1e-4)
+    np.testing.assert_allclose(factors[0, :, 0, 0], expected, rtol=1e-4)

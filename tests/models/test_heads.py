@@ -1,4 +1,4 @@
-"""Heads: what they compute, where they live, how they part from the model."""
+"""Heads of reward and value: results, initial values, shardings."""
 
 import jax
 import jax.numpy as jnp
@@ -21,19 +21,19 @@ def test_reward_is_read_at_the_last_token():
         )
 
 
-def test_no_product_is_rounded_on_an_accelerator():
+def test_accelerators_do_not_round_the_inputs_of_the_product():
     head = dict(kernel=jnp.ones(2), bias=jnp.zeros(()))
     jaxpr = str(jax.make_jaxpr(heads.project)(head, jnp.ones((3, 2), jnp.bfloat16)))
     assert jaxpr.count('HIGHEST') == 2 * jaxpr.count('dot_general') == 2
 
 
 def compute_values(head, hidden):
-    """The values of two rows, by a head on the policy."""
+    """The values of two rows, with a value head on the policy."""
     batch = dict(inputs=np.zeros((2, len(hidden) // 2)))
     return heads.compute_values(None, {heads.VALUE_HEAD: head}, hidden, batch)
 
 
-def test_values_are_of_every_token():
+def test_every_token_has_a_value():
     hidden = jnp.arange(12, dtype=jnp.bfloat16).reshape(6, 2)
     values_BT = compute_values(dict(kernel=jnp.array([1.0, 0.0]), bias=0.25), hidden)
     assert values_BT.dtype == jnp.float32

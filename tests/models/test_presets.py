@@ -1,4 +1,4 @@
-"""The papers' models have the papers' sizes, and every config builds."""
+"""Presets have the sizes of the papers, and every config builds."""
 
 import pytest
 
@@ -57,7 +57,7 @@ def test_parameters_of_gpt3_are_the_papers_to_its_rounding(name):
     assert num_params(presets.gpt3(name)) == pytest.approx(GPT3_PAPER[name], rel=0.02)
 
 
-def test_every_row_of_the_tables_is_held():
+def test_every_row_of_the_tables_is_tested():
     tables = [presets.GPT2, presets.LLAMA1, presets.LLAMA2, presets.LLAMA3]
     assert len(EXACT) == sum(map(len, tables))
     assert GPT3_PAPER.keys() == presets.GPT3.keys()
@@ -73,18 +73,18 @@ def test_depth_is_one_shape_at_every_size():
 
 
 @pytest.mark.parametrize('module, variant', CONFIGS, ids=lambda x: str(x)[:12])
-def test_every_variant_is_a_config_that_fits_itself(module, variant):
+def test_every_variant_is_a_consistent_config(module, variant):
     config = module.get_config(variant)
     model = settings.resolve(config.model, config.tokenizer.vocab_size)
     assert config.data.context <= model.context
     assert config.train.num_steps > 10 * config.optim.warmup_steps or module is depth
-    # A pod of 32 splits the batch, the heads' and the feed-forward's widths.
+    # A pod of 32 devices splits the batch and the width of the feed-forward.
     assert config.train.batch_size % 32 == 0
     assert model.mlp_width % 4 == 0
 
 
 @pytest.mark.parametrize('module', [gpt2, gpt3, llama, depth])
-def test_without_a_variant_there_is_one(module):
+def test_every_config_has_a_default_variant(module):
     assert module.get_config().model.num_layers >= 12
 
 
@@ -97,12 +97,12 @@ def test_without_a_variant_there_is_one(module):
         (depth, "configs/depth.py has no variant '9T': give a number of layers"),
     ],
 )
-def test_an_unknown_variant_names_the_others(module, message):
+def test_an_unknown_variant_is_refused_with_the_known_ones(module, message):
     with pytest.raises(UserError, match=message):
         module.get_config('9T')
 
 
-def test_batches_are_the_papers():
+def test_batches_are_those_of_the_paper():
     # Table 2.1: tokens of a batch, to two digits.
     paper = [0.5, 0.5, 0.5, 1, 1, 2, 2, 3.2]
     for name, millions in zip(presets.GPT3, paper, strict=True):
@@ -112,7 +112,7 @@ def test_batches_are_the_papers():
         assert tokens * config.train.num_steps == pytest.approx(300e9, rel=1e-3)
 
 
-def test_depth_12_is_where_the_rates_come_from():
+def test_depth_12_has_the_reference_learning_rates():
     optim = depth.get_config('12').optim
     assert optim.learning_rate == depth.REFERENCE_RATE
     assert optim.matrix_learning_rate == depth.REFERENCE_MATRIX_RATE
@@ -123,8 +123,9 @@ def test_a_deeper_model_takes_more_data_and_larger_batches():
     tokens = [c.train.num_steps * c.train.batch_size for c in (small, large)]
     growth = depth.matrix_params(24) / depth.matrix_params(12)
     assert tokens[1] / tokens[0] == pytest.approx(growth, rel=0.01)
-    # 6.6 times the data make 2.05 times the batch: 2, as a power of two. Of the
-    # sqrt(2) that brings, twice the width takes all from what is no matrix.
+    # 6.6 times the data give 2.05 times the batch, rounded to a power of two. The
+    # learning rates grow by sqrt(2) with the batch; those of parameters that are not
+    # matrices also shrink by sqrt(2) with twice the width.
     assert large.train.batch_size == 2 * small.train.batch_size
     assert large.optim.matrix_learning_rate == pytest.approx(
         2**0.5 * small.optim.matrix_learning_rate

@@ -1,4 +1,4 @@
-"""Defaults worked out, and everything that cannot work refused by name."""
+"""Derived sizes of a model, and refused ones."""
 
 import pytest
 
@@ -11,21 +11,16 @@ def resolve(**model):
     return settings.resolve(helpers.config(**model).model, 96)
 
 
-def test_zeros_stand_for_what_follows_from_the_rest():
+def test_sizes_of_zero_get_defaults_and_others_stay():
     resolved = resolve(width=96, num_heads=6, mlp='gelu')
-    assert resolved.num_kv_heads == 6
-    assert resolved.head_dim == 16
-    assert resolved.mlp_width == 384
-    assert resolved.vocab_size == 96
-
-
-def test_what_is_given_stays():
+    sizes = resolved.num_kv_heads, resolved.head_dim, resolved.mlp_width
+    assert (*sizes, resolved.vocab_size) == (6, 16, 384, 96)
     resolved = resolve(num_kv_heads=2, head_dim=10, mlp_width=50)
     assert (resolved.num_kv_heads, resolved.head_dim, resolved.mlp_width) == (2, 10, 50)
 
 
 @pytest.mark.parametrize('width, mlp_width', [(96, 256), (384, 1024), (4096, 10944)])
-def test_swiglu_costs_what_two_maps_of_four_widths_do(width, mlp_width):
+def test_swiglu_has_as_many_parameters_as_two_matrices_of_four_widths(width, mlp_width):
     resolved = resolve(width=width, mlp='swiglu')
     assert resolved.mlp_width == mlp_width
     assert mlp_width % 64 == 0
@@ -40,7 +35,7 @@ def test_settings_are_frozen_and_equal_by_value():
         left.width = 64
 
 
-def test_the_config_itself_is_left_alone():
+def test_resolve_does_not_change_the_config():
     config = helpers.config()
     settings.resolve(config.model, 96)
     assert config.model.head_dim == 0
@@ -62,10 +57,10 @@ def test_the_config_itself_is_left_alone():
     ],
     ids=str,
 )
-def test_refusals_name_the_field(changes, message):
+def test_sizes_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         resolve(**changes)
 
 
-def test_an_odd_head_is_fine_without_rotary_positions():
+def test_an_odd_head_dim_is_valid_without_rotary_positions():
     assert resolve(head_dim=7, position='none').head_dim == 7
