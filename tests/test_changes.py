@@ -1,0 +1,110 @@
+"""The worked changes of the README: each patch applies, and its command shows it."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests import runs
+
+CHANGES = runs.ROOT / 'tests' / 'changes'
+README = (runs.ROOT / 'README.md').read_text()
+# `[NAME.diff](tests/changes/NAME.diff) | … | `COMMAND`` in the table of changes
+COMMANDS = dict(re.findall(r'tests/changes/(\w+)\.diff\).*`python -m (.*)` \|', README))
+
+
+def apply(name: str, tmp_path):
+    """A copy of the tree with the change."""
+    ignored = shutil.ignore_patterns('__pycache__', 'frozen_runs')
+    for folder in ('gptjax', 'configs', 'tests'):
+        shutil.copytree(runs.ROOT / folder, tmp_path / folder, ignore=ignored)
+    shutil.copy(runs.ROOT / 'pyproject.toml', tmp_path)
+    patch = ['git', 'apply', str(CHANGES / f'{name}.diff')]
+    # Not a repository of its own, and none that happens to lie above it.
+    alone = dict(os.environ, GIT_CEILING_DIRECTORIES=str(tmp_path.parent))
+    subprocess.run(patch, cwd=tmp_path, env=alone, check=True)
+
+
+def run_command(name: str, tmp_path, *flags) -> str:
+    """What the command of the README prints, with further flags that make it short."""
+    words = [sys.executable, '-m', *shlex.split(COMMANDS[name]), *map(str, flags)]
+    process = subprocess.run(
+        words, cwd=tmp_path, env=runs.environment(), capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
+
+
+def test_every_change_has_a_command_and_is_short():
+    assert set(COMMANDS) == {path.stem for path in CHANGES.glob('*.diff')}
+    for path in CHANGES.glob('*.diff'):
+        assert len(path.read_text().splitlines()) < 40
+    # The README shows one of them in full.
+    assert (CHANGES / 'optimizer.diff').read_text() in README
+
+
+@pytest.mark.slow
+def test_an_architecture_part(tmp_path):
+    apply('architecture', tmp_path)
+    printed = run_command('architecture', tmp_path, '-p', 'no:cacheprovider')
+    assert int(re.search(r'(\d+) passed', printed)[1]) >= 4
+
+
+@pytest.mark.slow
+def test_an_optimizer(tmp_path):
+    apply('optimizer', tmp_path)
+    flags = [flag for flag in runs.SHORT if not flag.startswith('--config=')]
+    run_command('optimizer', tmp_path, *flags)
+    lines = (tmp_path / 'runs/signum/metrics.jsonl').read_text().splitlines()
+    losses = [row['loss'] for row in map(json.loads, lines) if row['split'] == 'train']
+    assert losses[-1] < losses[0]
+
+
+def test_a_cleaning_step(tmp_path):
+    apply('cleaning_step', tmp_path)
+    for number in range(40):
+        note = tmp_path / 'notes' / f'{number}.txt'
+        note.parent.mkdir(exist_ok=True)
+        note.write_text('See https://example.org/a?b today.')
+    run_command('cleaning_step', tmp_path, '--config.data.validation_fraction=0.2')
+    text = (tmp_path / 'runs/links/documents/train.jsonl').read_text()
+    assert 'See [link] today.' in text and 'example.org' not in text
+
+
+@pytest.mark.slow
+def test_a_reward(tmp_path):
+    from tests.post import starts
+
+    apply('reward', tmp_path)
+    run = starts.write_start(tmp_path)
+    run_command(
+        'reward',
+        tmp_path,
+        f'--config.start.run={run}',
+        f'--config.task.path={tmp_path / "problems.jsonl"}',
+        '--config.policy.prompts=2',
+        '--config.train.batch_size=16',
+        '--config.train.num_steps=1',
+    )
+    lines = (tmp_path / 'runs/asking/metrics.jsonl').read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row['split'] == 'train']
+    assert any('asks_back' in key for key in rows[0])
+
+
+def test_a_paper(tmp_path):
+    apply('paper', tmp_path)
+    code = """
+from configs.papers import pythia
+from gptjax.models import parameter_count, settings
+config = pythia.get_config()
+vocabulary = config.tokenizer.vocab_size
+model = settings.resolve(config.model, vocabulary)
+print(parameter_count.num_params(model) - 2 * vocabulary * model.width)
+"""
+    printed = subprocess.check_output([sys.executable, '-c', code], cwd=tmp_path)
+    assert int(printed) == 18_915_328  # the paper's table 1: without the embeddings
