@@ -40,6 +40,10 @@ def run_command(name: str, tmp_path, *flags) -> str:
     return process.stdout
 
 
+def python(code: str, tmp_path) -> str:
+    return subprocess.check_output([sys.executable, '-c', code], cwd=tmp_path, text=True)
+
+
 def test_every_change_has_a_command_and_is_short():
     assert set(COMMANDS) == {path.stem for path in CHANGES.glob('*.diff')}
     for path in CHANGES.glob('*.diff'):
@@ -90,10 +94,15 @@ def test_a_reward(tmp_path):
         '--config.policy.prompts=2',
         '--config.train.batch_size=16',
         '--config.train.num_steps=1',
+        '--config.optim.warmup_steps=0',
     )
-    lines = (tmp_path / 'runs/asking/metrics.jsonl').read_text().splitlines()
-    rows = [row for row in map(json.loads, lines) if row['split'] == 'train']
-    assert any('asks_back' in key for key in rows[0])
+    config = json.loads((tmp_path / 'runs/asking/config.json').read_text())
+    assert config['task']['rewards']['correct']['function'] == 'asks_back'
+    code = """
+from gptjax.post.reward_functions import REWARDS
+print(REWARDS['asks_back'](None)([0, 0], ['Why?', 'So.']))
+"""
+    assert python(code, tmp_path) == '[1.0, 0.0]\n'
 
 
 def test_a_paper(tmp_path):
@@ -106,5 +115,4 @@ vocabulary = config.tokenizer.vocab_size
 model = settings.resolve(config.model, vocabulary)
 print(parameter_count.num_params(model) - 2 * vocabulary * model.width)
 """
-    printed = subprocess.check_output([sys.executable, '-c', code], cwd=tmp_path)
-    assert int(printed) == 18_915_328  # the paper's table 1: without the embeddings
+    assert int(python(code, tmp_path)) == 18_915_328  # the paper's table 1: without the embeddings
