@@ -41,7 +41,9 @@ def run_command(name: str, tmp_path, *flags) -> str:
 
 
 def python(code: str, tmp_path) -> str:
-    return subprocess.check_output([sys.executable, '-c', code], cwd=tmp_path, text=True)
+    return subprocess.check_output(
+        [sys.executable, '-c', code], cwd=tmp_path, text=True
+    )
 
 
 def test_every_change_has_a_command_and_is_short():
@@ -115,4 +117,6 @@ vocabulary = config.tokenizer.vocab_size
 model = settings.resolve(config.model, vocabulary)
 print(parameter_count.num_params(model) - 2 * vocabulary * model.width)
 """
-    assert int(python(code, tmp_path)) == 18_915_328  # the paper's table 1: without the embeddings
+    assert (
+        int(python(code, tmp_path)) == 18_915_328
+    )  # the paper's table 1: without the embeddings
