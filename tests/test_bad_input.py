@@ -56,7 +56,7 @@ BAD_FILES = {
     'broken line': (
         'jsonl',
         f'{GOOD}\n{GOOD}\n{{"text": \n'.encode(),
-        ('path=', 'line 3', 'no JSON'),
+        ('path=', 'line 3', 'not valid JSON'),
     ),
     'without text': (
         'jsonl',
@@ -331,9 +331,9 @@ def test_eval_and_sample_without_a_checkpoint(run, tmp_path, capsys):
         error = error_of(capsys, stage, f'--workdir={run}')
         assert 'has no checkpoint: run the stage pretrain first' in error
         error = error_of(capsys, stage, f'--workdir={tmp_path}/none')
-        assert 'is no run directory' in error
+        assert 'is not a run directory' in error
     error = error_of(capsys, 'data', f'--workdir={tmp_path}/none', '--step=0')
-    assert 'is no run directory' in error
+    assert 'is not a run directory' in error
     assert not (tmp_path / 'none').exists()
 
 

@@ -62,7 +62,7 @@ def test_unknown_words_are_refused(capsys, tmp_path):
         ): "'twice': this stage has no such argument",
         ('pretrain', config, place, '--wrong=1'): 'wrong',
         ('pretrain', config): '--workdir is missing',
-        ('pretrain', place): 'is no run directory',
+        ('pretrain', place): 'is not a run directory',
         ('pretrain', '--config=configs/none.py', place): 'configs/none.py',
         ('pretrain', '--config=configs/tiny.py:big', place): "no variant 'big'",
         ('pretrain', '--config=pyproject.toml', place): 'pyproject.toml: line 5',
@@ -181,7 +181,7 @@ def test_what_trains_joins_the_other_hosts(stage, capsys, monkeypatch, tmp_path)
     joined = []
     monkeypatch.setattr(jax.distributed, 'initialize', lambda: joined.append(stage))
     error = error_of(capsys, stage, f'--workdir={tmp_path}', '--multihost')
-    assert joined == [stage] and 'is no run directory' in error
+    assert joined == [stage] and 'is not a run directory' in error
     assert '--multihost' not in error_of(capsys, stage, '--seed=3', '--workdir=r')
 
 

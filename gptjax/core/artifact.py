@@ -1,9 +1,9 @@
-"""What a stage makes on disk before it trains: made once, and whole or absent.
+"""Artifacts: folders that a stage builds once before training, such as RUN/documents.
 
-A folder is whole when it has a manifest. The manifest is written last and
-atomically, and no folder is renamed, so this holds in a mounted bucket as on a disk.
-A builder that is killed leaves a folder without a manifest: the same command empties
-it and begins again. A manifest that is no JSON object counts as absent.
+An artifact is complete if it has a manifest, which is written last and atomically. No
+folder is renamed, so this also holds in a mounted bucket. If a build is killed, the
+folder has no manifest, and the next command empties it and builds it again. A manifest
+that is not a JSON object counts as absent.
 """
 
 import json
@@ -24,10 +24,10 @@ MANIFEST = 'manifest.json'
 class Artifact(NamedTuple):
     """A folder of the run directory that a stage needs before it trains.
 
-    name: of the folder.
-    build: (config, workdir) -> the manifest of the folder, which is made or found.
-    describe: manifest -> the line for the screen.
-    details: manifest -> lines that are printed as well where the folder is new.
+    name: the name of the folder.
+    build: (config, workdir) -> manifest; builds the folder if it does not exist.
+    describe: manifest -> the line to print.
+    details: manifest -> further lines to print if the folder is new.
     """
 
     name: str
@@ -43,20 +43,21 @@ def build(
     needs: Sequence[str] = (),
     check: Callable[[dict, Path], None] = lambda manifest, folder: None,
 ) -> dict:
-    """Makes `folder`, or finds it if these inputs made it before; the manifest.
+    """Builds `folder` unless it is complete; returns its manifest.
 
     Args:
-        inputs: what decides the content: JSON values by the name of the config field,
-            or of the earlier artifact whose fingerprint the value is. The manifest
-            holds them as 'settings', and their fingerprint as 'inputs'.
-        make: writes files into the empty folder; returns what else the manifest says.
-        needs: names of files without which a folder that was found is refused.
-        check: gets the manifest of a folder that was found, and the folder; raises
-            UserError where files that it was made from have changed since.
+        inputs: the JSON values that decide the content, by name: config fields, and
+            fingerprints of earlier artifacts. The manifest holds them as 'settings',
+            and their fingerprint as 'inputs'.
+        make: writes files into the empty folder, and returns further entries of the
+            manifest.
+        needs: names of files that a complete folder has to contain.
+        check: (manifest, folder) of a complete folder; raises UserError if the files
+            that it was built from have changed since.
 
     Raises:
-        UserError: other inputs made the folder (the message names which), or a file
-            of it is missing.
+        UserError: a complete folder was built from other inputs (the message names
+            them), or one of its files is missing.
     """
     inputs = json.loads(json.dumps(inputs))  # tuples as lists
     manifest = find_manifest(folder)
@@ -65,7 +66,7 @@ def build(
         for name in needs:
             if not (folder / name).exists():
                 raise UserError(
-                    f'{folder / name} is missing: delete {folder}, and it is made again'
+                    f'{folder / name} is missing: delete {folder} to build it again'
                 )
         check(manifest, folder)
         return manifest
@@ -83,7 +84,8 @@ def build(
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.unlink()
         raise
-    for path in folder.rglob('*'):  # no manifest may outlive a power failure alone
+    # After a power failure a manifest must not exist without the other files.
+    for path in folder.rglob('*'):
         if path.is_file():
             with open(path, 'rb') as file:
                 os.fsync(file.fileno())
@@ -94,9 +96,9 @@ def build(
 
 
 def is_unfinished(folder: Path) -> bool:
-    """Whether the folder is being made, or its process was killed on the way.
+    """Whether a process is building the folder, or was killed while building it.
 
-    Who reads its files without its manifest asks this first.
+    Call this before reading files of the folder without its manifest.
     """
     return _unfinished_path(folder).exists() and find_manifest(folder) is None
 
@@ -106,7 +108,7 @@ def _unfinished_path(folder):
 
 
 def find_manifest(folder: Path) -> dict | None:
-    """The manifest of a folder that is whole, else None."""
+    """The manifest of a complete folder, else None."""
     try:
         manifest = storage.read_json(folder / MANIFEST)
     except (FileNotFoundError, ValueError):
@@ -115,7 +117,7 @@ def find_manifest(folder: Path) -> dict | None:
 
 
 def require(folder: Path, stage: str) -> dict:
-    """The manifest of what an earlier stage made; UserError if it did not end."""
+    """The manifest of an earlier stage's artifact; UserError if it is not complete."""
     manifest = find_manifest(folder)
     if manifest is None:
         raise UserError(f'{folder} is not there: run the stage `{stage}` first')
@@ -138,6 +140,6 @@ def _refuse_other_inputs(folder, manifest, inputs):
 
 
 def _short(value) -> str:
-    """A value in a message; of a hash, its beginning says enough."""
+    """A value for a message; a long one, such as a hash, is cut."""
     text = str(value)
     return text if len(text) < 64 else f'{text[:12]}…'

@@ -1,7 +1,4 @@
-"""What a user sees on the screen: one-line errors, and a progress bar.
-
-The bar shows the time left, for everything that takes over two seconds.
-"""
+"""Messages to the user: one-line errors, and a progress bar with the time left."""
 
 import sys
 import time
@@ -9,26 +6,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
 
-QUIET_SECONDS = 2.0  # nothing is shown before
-LINE_SECONDS = 15.0  # between lines where the output is no terminal
+QUIET_SECONDS = 2.0  # before the progress bar appears
+LINE_SECONDS = 15.0  # between lines if the output is not a terminal
 
 
 class UserError(Exception):
-    """Something the user can mend: the message names the field and the fix.
+    """An error that the user can fix: the message names the field and the fix.
 
-    `main` prints it as one line, without a traceback, and exits with code 2.
+    `main` prints the message as one line, without a traceback, and exits with code 2.
     """
 
 
 class Count:
-    """How far something is, counted by one thread and drawn by another."""
+    """The progress of a task, counted by one thread and drawn by another."""
 
     def __init__(self, total: float, start: float):
         self.total = total
         self.done = start
         self.note = ''
         self._began = time.monotonic()
-        self._first = None  # (time, done) at the first advance: before it, set-up
+        self._first = (
+            None  # (time, done) at the first advance; the time before it is set-up
+        )
 
     def advance(self, amount: float = 1, note: str | None = None) -> None:
         self.done += amount
@@ -38,12 +37,12 @@ class Count:
             self._first = time.monotonic(), self.done
 
     def elapsed(self) -> str:
-        """As '0:07'."""
+        """Such as '0:07'."""
         minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
         return f'{minutes}:{seconds:02}'
 
     def seconds_left(self) -> float | None:
-        """At the rate so far; None while nobody knows."""
+        """The estimate at the rate so far; None if it is unknown."""
         if not self.total or self._first is None or self.done <= self._first[1]:
             return None
         began, start = self._first
@@ -55,16 +54,15 @@ class Count:
 def progress_bar(
     label: str, total: float, unit: str = '', start: float = 0
 ) -> Iterator:
-    """Yields `advance(amount=1, note=None)`; draws on standard error.
+    """Shows progress on standard error; yields `advance(amount=1, note=None)`.
 
-    On a terminal it is one line drawn anew; elsewhere (a log file, CI) a line
-    after two seconds and then every fifteen. It is drawn from a thread of its
-    own, and so lives on while the caller compiles or waits.
+    On a terminal this is a bar; elsewhere (a log file, CI) a line after 2 seconds and
+    then every 15 seconds. A thread draws it, also while the caller compiles or waits.
 
     Args:
-        total: how many units there are; 0 where nobody knows.
-        unit: what one is, as 'documents'.
-        start: the units that were done before.
+        total: the number of units; 0 if it is unknown.
+        unit: the name of the units, such as 'documents'.
+        start: the number of units that are already done.
     """
     count = Count(total, start)
     draw = _draw_bar if sys.stderr.isatty() else _draw_lines
@@ -95,7 +93,7 @@ def _draw_bar(label: str, unit: str, count: Count, ended: Event) -> None:
 
     columns = (
         progress.TextColumn('{task.description}', markup=False),
-        progress.BarColumn(bar_width=30),  # it pulses where the total is unknown
+        progress.BarColumn(bar_width=30),  # pulses if the total is unknown
         progress.TextColumn('{task.fields[amount]}', markup=False),
         progress.TextColumn('{task.fields[note]}', markup=False),
     )
@@ -105,7 +103,7 @@ def _draw_bar(label: str, unit: str, count: Count, ended: Event) -> None:
         note = '  '.join(filter(None, notes))
         return dict(amount=_amount(unit, count), note=note)
 
-    # Printing goes above the bar, unless standard output goes elsewhere.
+    # What the caller prints appears above the bar.
     drawing = progress.Progress(
         *columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty()
     )
@@ -119,7 +117,7 @@ def _draw_bar(label: str, unit: str, count: Count, ended: Event) -> None:
 
 
 def _amount(unit: str, count: Count) -> str:
-    """'3,000/5,000 documents'; nothing where nothing is counted."""
+    """Such as '3,000/5,000 documents', or '3,000 documents' if the total is unknown."""
     if count.total:
         return f'{count.done:,.0f}/{count.total:,.0f} {unit}'.rstrip()
     return f'{count.done:,.0f} {unit}'.rstrip() if count.done else ''

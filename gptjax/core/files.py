@@ -1,4 +1,4 @@
-"""Users' files by path, folder or glob, local or on `gs://`, read through `.gz`."""
+"""Reads the files of users: by path, folder or glob, local or `gs://`, also `.gz`."""
 
 import glob
 import gzip
@@ -16,32 +16,32 @@ from typing import NamedTuple
 
 from gptjax.core.console import UserError
 
-JSON_LINES = ('.jsonl', '.ndjson', '.jsonl.gz', '.ndjson.gz')  # endings of files
-Advance = Callable[[float], None]  # gets how much was read, for a progress bar
+JSON_LINES = ('.jsonl', '.ndjson', '.jsonl.gz', '.ndjson.gz')
+Advance = Callable[[float], None]  # (bytes read) -> None, for a progress bar
 
 
 class File(NamedTuple):
-    """A user's file."""
+    """A file of the user."""
 
     path: str
-    name: str  # its path below the folder that the config names
+    name: str  # the path below the folder that the config names
     size: int = 0  # bytes
 
 
 def list_files(path: str, suffixes: tuple[str, ...], field: str) -> list[File]:
-    """The files that `path` stands for, in the order of their names.
+    """The files of `path`, sorted by name.
 
     Args:
-        path: a file, a glob (`**` for any folders, local only), or a folder:
-            then the files below it that end in one of `suffixes`, save hidden
-            ones. Local, or of any scheme that TensorFlow reads, as `gs://…`.
-        suffixes: as ('.txt', '.txt.gz').
-        field: the config field that holds the path, for errors.
+        path: a file, a glob (`**` for any folders, only local), or a folder, of which
+            all files below that end in one of `suffixes` are listed, except hidden
+            ones. Local, or with a scheme that TensorFlow reads, such as `gs://…`.
+        suffixes: such as ('.txt', '.txt.gz').
+        field: the config field that holds the path, for error messages.
     """
     if path != path.encode('utf-8', 'replace').decode():
         raise UserError(
-            f'{field}={path!a}: its name is no UTF-8, in which manifests are written: '
-            'rename it or, for a file, give its folder'
+            f'{field}={path!a}: the name is not UTF-8, as manifests need: rename the '
+            'file, or give its folder'
         )
     system = _file_system(path)
     path = os.path.expanduser(path)
@@ -72,7 +72,7 @@ def list_files(path: str, suffixes: tuple[str, ...], field: str) -> list[File]:
 
 
 def count_endings(path: str, field: str) -> Counter:
-    """How many files of each ending lie below a folder (if it is one), save hidden."""
+    """The number of files below a folder by ending, except hidden files."""
     system = _file_system(path)
     path = os.path.expanduser(path)
     with _user_errors(field, path, system):
@@ -82,7 +82,7 @@ def count_endings(path: str, field: str) -> Counter:
 
 
 def _ending(file: str) -> str:
-    """As '.txt' or '.txt.gz'; of a file without one, its name."""
+    """Such as '.txt' or '.txt.gz'; the whole name of a file without an ending."""
     plain = file.removesuffix('.gz')
     ending = os.path.splitext(plain)[1] + file[len(plain) :]
     return ending or os.path.basename(file)
@@ -101,9 +101,9 @@ def exists(path: str, field: str) -> bool:
 def open_raw(
     file: File, field: str, advance: Advance = lambda size: None
 ) -> io.BufferedReader:
-    """The file's bytes as they lie on disk, in a stream that can seek.
+    """A seekable stream of the bytes on disk; all read errors are UserErrors.
 
-    `advance` gets how many were read. Errors, also later ones, are UserErrors.
+    `advance` is called with the number of bytes that were read.
     """
     system = _file_system(file.path)
     reading = partial(_user_errors, field, file.path, system)
@@ -117,10 +117,9 @@ def open_raw(
 def read_lines(
     file: File, field: str, advance: Advance = lambda size: None
 ) -> Iterator[tuple[int, str]]:
-    """Yields (number from 1, line with its end) of a UTF-8 file.
+    """Yields (line number from 1, line with its newline) of a UTF-8 file.
 
-    Raises:
-        UserError: it cannot be read, is binary, not UTF-8, or a damaged `.gz`.
+    Raises UserError if the file cannot be read, is binary, or a damaged `.gz`.
     """
     with open_raw(file, field, advance) as raw:
         stream = gzip.GzipFile(fileobj=raw) if file.name.endswith('.gz') else raw
@@ -131,7 +130,7 @@ def read_lines(
                     line = line.removeprefix(b'\xef\xbb\xbf')  # a byte-order mark
                 if b'\0' in line:
                     raise UserError(
-                        f'{field}={file.path}: line {number} holds a NUL byte, so it '
+                        f'{field}={file.path}: line {number} has a NUL byte, so this '
                         'is a binary file: give text in UTF-8'
                     )
                 yield number, line.decode('utf-8')
@@ -154,9 +153,10 @@ def read_json_lines(
     example: str = '{"text": "Once upon a time"}',
     advance: Advance = lambda size: None,
 ) -> Iterator[tuple[int, str, dict]]:
-    """Yields (number from 1, name for an error, JSON object) of lines not blank.
+    """Yields (line number from 1, location for errors, JSON object) of each line.
 
-    A line that is no JSON object is a UserError, which shows `example`.
+    Blank lines are skipped. Another line that is not a JSON object raises UserError,
+    with `example` in the message.
     """
     for number, line in read_lines(file, field, advance):
         if not line.strip():
@@ -166,28 +166,28 @@ def read_json_lines(
             value = json.loads(line)
         except RecursionError as error:
             raise UserError(
-                f'{location} has lists in lists without end: mend or delete this line'
+                f'{location} is nested too deeply: correct or delete this line'
             ) from error
         except ValueError as error:
-            why = 'it holds a number of thousands of digits'
+            why = 'a number has thousands of digits'
             if isinstance(error, json.JSONDecodeError):
                 why = f'{error.msg} at character {error.pos}'
             raise UserError(
-                f'{location} is no JSON ({why}): give one JSON object a line, as '
-                f'{example}, and mend or delete this one'
+                f'{location} is not valid JSON ({why}): correct or delete this line; '
+                f'each line is a JSON object, such as {example}'
             ) from error
         if not isinstance(value, dict):
             raise UserError(
-                f'{location} is no JSON object but a {type(value).__name__}: give one '
-                f'JSON object a line, as {example}'
+                f'{location} is not a JSON object but a {type(value).__name__}: give '
+                f'one JSON object per line, such as {example}'
             )
         yield number, location, value
 
 
 class _CountingStream(io.RawIOBase):
-    """A stream for `io.BufferedReader` that tells how much it has read.
+    """A stream for `io.BufferedReader` that reports how many bytes it has read.
 
-    What is far away opens whether it is there or not: the first read says so.
+    Opening a missing remote file succeeds; the first read fails.
     """
 
     def __init__(self, stream, advance: Advance, reading: Callable):
@@ -223,7 +223,7 @@ class _FileSystem(NamedTuple):
     glob: Callable
     size: Callable
     open: Callable
-    errors: tuple[type[Exception], ...]  # that these raise
+    errors: tuple[type[Exception], ...]  # that the functions above raise
 
 
 def _file_system(path: str) -> _FileSystem:
@@ -246,19 +246,19 @@ def _file_system(path: str) -> _FileSystem:
         gfile.glob,
         lambda file: gfile.stat(file).length,
         partial(gfile.GFile, mode='rb'),
-        (OSError, tensorflow.errors.OpError),  # the second is none of the first
+        (OSError, tensorflow.errors.OpError),  # OpError is not an OSError
     )
 
 
 @contextmanager
 def _user_errors(field: str, path: str, system: _FileSystem) -> Iterator[None]:
-    """Raises UserError for what goes wrong with `path`."""
+    """Turns errors of the file system into UserErrors about `path`."""
     try:
         yield
     except system.errors as error:
         why = getattr(error, 'strerror', None) or ' '.join(str(error).split())
-        why = why or type(error).__name__  # TensorFlow's may say no more
-        raise UserError(f'{field}={path}: {why}: give what can be read') from error
+        why = why or type(error).__name__  # the text of a TensorFlow error may be empty
+        raise UserError(f'{field}={path}: {why}: give a readable file') from error
 
 
 def _walk_files(
@@ -272,12 +272,9 @@ def _walk_files(
 
 
 def import_tensorflow():
-    """The module `tensorflow`, which reads data on the host; seconds the first time.
-
-    It is kept off the accelerators.
-    """
+    """The module `tensorflow`, kept off the accelerators; the import takes seconds."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-    # Its libraries print which accelerators they miss, whatever the log level is.
+    # Some TensorFlow libraries print messages about accelerators at any log level.
     with _no_standard_error():
         import tensorflow as tf
 
@@ -289,7 +286,7 @@ def import_tensorflow():
 
 @contextmanager
 def _no_standard_error() -> Iterator[None]:
-    """Drops what is printed to standard error, also by C++; exceptions pass."""
+    """Drops what is printed to standard error, also from C++."""
     kept = os.dup(2)
     try:
         with tempfile.TemporaryFile() as dropped:

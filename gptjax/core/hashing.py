@@ -1,13 +1,10 @@
-"""Numbers that only their words decide: splits, draws and seeds by SHA-256.
-
-One place for all of them, so that the same words give the same number everywhere.
-"""
+"""Reproducible numbers from text by SHA-256, for splits, samples and seeds."""
 
 import hashlib
 
 
 def hash_words(*words) -> bytes:
-    """SHA-256 of the words in this order, as text with NUL between them."""
+    """SHA-256 of the words, converted to text and joined by NUL."""
     return hashlib.sha256('\0'.join(map(str, words)).encode()).digest()
 
 
@@ -19,6 +16,6 @@ def hash_integer(*words, num_bytes: int = 8) -> int:
 def hash_fraction(*words) -> float:
     """A number from 0 to below 1.
 
-    hash_fraction('chitchat/1') < 0.05 holds for a twentieth of all ids.
+    `hash_fraction(id) < 0.05` is true for about one id in twenty.
     """
     return hash_integer(*words) / 2**64

@@ -1,4 +1,4 @@
-"""The process itself: its exit codes, its signals, and its memory pages."""
+"""Exit codes, signal handlers and memory pages of the process."""
 
 import gc
 import os
@@ -6,21 +6,23 @@ import signal
 import sys
 import threading
 
-INTERRUPTED = 75  # SIGTERM stopped a run, which the same command goes on with
-CTRL_C = 130  # the same, by the shell's convention
+INTERRUPTED = 75  # SIGTERM stopped a run, which the same command resumes
+CTRL_C = 130  # SIGINT did, by the convention of shells
 TUNABLES = 'GLIBC_TUNABLES'
 
 
 def install_handlers() -> dict:
-    """Makes SIGTERM an exit code, and Ctrl-C reliable; returns the earlier handlers.
+    """Makes SIGTERM and Ctrl-C end the program; returns the earlier handlers.
 
-    Data that is being made is lost, and made anew by the same command. Training
-    replaces these handlers by its own, which save.
+    An artifact that is being built is lost, and the same command builds it again.
+    Training installs other handlers, which save a checkpoint.
     """
     if threading.current_thread() is not threading.main_thread():
-        return {}  # signals are the main thread's
+        return {}  # only the main thread can set handlers
     before = {signal.SIGTERM: signal.signal(signal.SIGTERM, _leave)}
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored
+    if (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):  # it is not ignored
         before[signal.SIGINT] = signal.signal(signal.SIGINT, _leave)
     return before
 
@@ -32,11 +34,11 @@ def restore_handlers(before: dict) -> None:
 
 
 def _leave(number, frame):
-    """Raises the exception that ends the program, once it can be caught."""
+    """Raises the exception that ends the program, where Python does not drop it."""
     collecting = {getattr(callback, '__code__', None) for callback in gc.callbacks}
     while frame:
-        # Python only prints what is raised where garbage is collected; JAX, for
-        # one, has a callback there.
+        # Python only prints an exception that is raised during garbage collection, as
+        # in a callback of JAX: send the signal again a little later.
         if frame.f_code in collecting or frame.f_code.co_name == '__del__':
             signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
             signal.setitimer(signal.ITIMER_REAL, 0.01)
@@ -48,15 +50,14 @@ def _leave(number, frame):
 
 
 def use_large_pages() -> None:
-    """Starts this process again, once, with pages of 2 MB for large blocks.
+    """Starts this process again, once, with memory pages of 2 MB for large blocks.
 
-    XLA for CPU asks for a step's intermediate arrays anew at every step. glibc takes
-    blocks of that size from the system and gives them back each time, and the system
-    hands them out, zeroed, in pages of 4 KB: a fifth of a training step. Since 2.35 it
-    can be told to ask for large pages, by the environment that a process begins with.
+    XLA on a CPU allocates the intermediate arrays again at every step. glibc gets such
+    large blocks from the system each time, in zeroed pages of 4 KB, which takes a fifth
+    of a training step. Since version 2.35, glibc uses large pages if the environment
+    variable GLIBC_TUNABLES says so when the process starts.
 
-    An environment that has `GLIBC_TUNABLES`, if empty, is left as it is; so is one
-    that is not Linux. Where the system has no large pages nothing changes.
+    Nothing happens if that variable is set (even to nothing), or not on Linux.
     """
     if sys.platform == 'linux' and TUNABLES not in os.environ:
         os.environ[TUNABLES] = 'glibc.malloc.hugetlb=1'

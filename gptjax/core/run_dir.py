@@ -1,4 +1,4 @@
-"""A run directory: it describes itself, and belongs to one config."""
+"""The run directory: its config, its lock, and the environment that made it."""
 
 import errno
 import os
@@ -26,10 +26,9 @@ PACKAGES = (
 
 
 def check_run(config: ConfigDict, workdir: Path) -> None:
-    """Makes sure that RUN, if there is one, is this config's; writes nothing.
+    """Raises UserError if RUN was trained with another config; writes nothing.
 
-    What decides the weights may not change once there is a checkpoint; before, and
-    for every other field, the newest config is the run's.
+    Fields that decide the weights may not change after the first checkpoint.
     """
     path = workdir / 'config.json'
     if not path.exists() or not has_checkpoint(workdir):
@@ -45,19 +44,18 @@ def check_run(config: ConfigDict, workdir: Path) -> None:
 
 
 def has_checkpoint(workdir: Path) -> bool:
-    """Whether RUN has a finished checkpoint.
-
-    One that is being written, or was when its process was killed, has a longer name.
-    """
+    """Whether RUN has a finished checkpoint; an unfinished one has a longer name."""
     return any((workdir / 'checkpoints').glob('[0-9]' * 8))
 
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds RUN for this process alone; makes it where it is missing.
+    """Locks RUN for this process, and creates RUN if it does not exist.
 
-    The kernel releases the lock with the process, however that ends. On a file system
-    that has no locks nothing is held. RUN held by another process is refused.
+    The kernel releases the lock when the process ends, even if it is killed. On a file
+    system without locks this does nothing.
+
+    Raises UserError if another process holds the lock.
     """
     import fcntl
 
@@ -73,7 +71,7 @@ def locked(workdir: Path) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = not _is_at(path, file)  # its holder has just ended
+            held = not _is_at(path, file)  # the previous holder has just deleted it
         except BlockingIOError:
             held = True
         except OSError as error:
@@ -83,7 +81,7 @@ def locked(workdir: Path) -> Iterator[None]:
         if held:
             raise UserError(
                 f'--workdir={workdir}: another process is writing there: wait until it '
-                'has ended, or use another --workdir'
+                'ends, or use another --workdir'
             )
         try:
             yield
@@ -94,7 +92,7 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def _is_at(path: Path, file) -> bool:
-    """Whether an open file is still the one at this path."""
+    """Whether the path still names this open file."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
     except FileNotFoundError:
@@ -107,10 +105,9 @@ def write_config(config: ConfigDict, workdir: Path) -> None:
 
 
 def write_environment(workdir: Path) -> None:
-    """Writes RUN/environment.json: the command that made what is new, and versions.
+    """Writes RUN/environment.json: the command, and the versions of code and packages.
 
-    `config` are the words of the newest command that named a config: a later one
-    without --config goes on with that.
+    `config` holds the --config flags of the last command that had any.
     """
     path = workdir / 'environment.json'
     earlier = _read(path) if path.exists() else {}
@@ -119,23 +116,26 @@ def write_environment(workdir: Path) -> None:
 
 
 def config_words(words: list[str]) -> list[str]:
-    """Those of --config and of --config.FIELD, in whichever form they stand."""
+    """The arguments that belong to --config and --config.FIELD flags.
+
+    ['data', '--config', 'a.py', '--step=3'] → ['--config', 'a.py']
+    """
     kept = []
     for place, word in enumerate(words):
         if word == '--config' or (word.startswith('--config.') and '=' not in word):
-            kept += words[place : place + 2]  # its value is the next word
+            kept += words[place : place + 2]  # the value is the next argument
         elif word.startswith(('--config=', '--config.')):
             kept.append(word)
     return kept
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The config of an existing run directory, with what it lacks filled in."""
+    """The config of an existing run directory, completed by the schema."""
     path = workdir / 'config.json'
     if not path.exists():
         raise UserError(
-            f'--workdir={workdir} is no run directory (it has no config.json): give '
-            'one that a stage has made, or name a --config'
+            f'--workdir={workdir} is not a run directory (it has no config.json): use '
+            'a directory that a stage has made, or add --config'
         )
     return from_json(complete(_read(path)))
 
@@ -145,7 +145,7 @@ def _read(path: Path) -> dict:
         return storage.read_json(path)
     except ValueError as error:
         raise UserError(
-            f'{path} is no JSON ({error}): delete it and give the run a --config'
+            f'{path} is not valid JSON ({error}): delete it, and add --config'
         ) from error
 
 
@@ -172,7 +172,7 @@ def differences(old: dict, new: dict, prefix: str = '') -> list[tuple]:
 
 
 def environment() -> dict:
-    """What ran: the command, the code's revision, versions, the machine."""
+    """The command, the revision of the code, package versions and the machine."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -190,9 +190,9 @@ def environment() -> dict:
 
 
 def _revision() -> str | None:
-    """The commit the code stands at, with '+' where files differ from it."""
+    """The commit of the code, with '+' if files differ from it; None without git."""
     folder = Path(__file__).parents[1]
-    written = folder.parent / 'revision'  # in place of git, where tpu.sh brought it
+    written = folder.parent / 'revision'  # tpu.sh writes it, as it copies no git folder
     if written.exists():
         return written.read_text().strip() or None
 
@@ -204,7 +204,7 @@ def _revision() -> str | None:
     try:
         return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain') else '')
     except (OSError, subprocess.CalledProcessError):
-        return None  # no git, or no checkout
+        return None
 
 
 def _processor() -> str:

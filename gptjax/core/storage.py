@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever sees half of one, and hashing them."""
+"""Writes files atomically, and hashes them."""
 
 import errno
 import hashlib
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:
-    """Writes `content` to `path`, whole or not at all, making its folder."""
+    """Writes `content` to `path` atomically, and makes the folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f'.{path.name}.{os.getpid()}.draft')
@@ -26,12 +26,12 @@ def write_bytes(path: Path | str, content: bytes) -> None:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Writes `text` as UTF-8, whole or not at all."""
+    """Writes `text` as UTF-8, atomically."""
     write_bytes(path, text.encode('utf-8'))
 
 
 def write_json(path: Path | str, value) -> None:
-    """Writes `value` as indented JSON, whole or not at all."""
+    """Writes `value` as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
 
 
@@ -44,8 +44,8 @@ def read_jsonl(
 ) -> Iterator:
     """Yields the JSON value of each line of a file that gptjax wrote.
 
-    `advance` gets the bytes of each line that was read, for a progress bar. Users'
-    files may be malformed: `files.read_json_lines` reads those.
+    `advance` is called with the bytes of each line, for a progress bar. For files of
+    users, which may be malformed, use `files.read_json_lines`.
     """
     with open(path, 'rb') as file:
         for line in file:
@@ -54,19 +54,19 @@ def read_jsonl(
 
 
 def sha256_of_file(path: Path | str) -> str:
-    """The hexadecimal SHA-256 of a file's bytes, read in blocks."""
+    """The hexadecimal SHA-256 of the bytes of a file."""
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def fingerprint(value) -> str:
-    """The hexadecimal SHA-256 of a JSON value, whatever the order of its keys."""
+    """The hexadecimal SHA-256 of a JSON value; the order of keys does not matter."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def try_writing(path: Path | str) -> None:
-    """Raises OSError where no file could be made at `path`; leaves nothing behind."""
+    """Raises OSError if no file can be made at `path`; leaves nothing behind."""
     folder = Path(path).parent
     while not folder.exists():
         folder = folder.parent
@@ -74,17 +74,17 @@ def try_writing(path: Path | str) -> None:
         file.write(b' ')
 
 
-# A disk that is full, which an OSError may say without naming a file.
+# Errors of a full disk; an OSError with one of these may lack the file name.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 SHORT_WRITE = re.compile(r'\d+ requested and \d+ written')  # NumPy's
 
 
 def unwritable(error: BaseException, folder: Path | None = None) -> str | None:
-    """Why `folder` could not be written to, if that is what `error` comes from.
+    """The reason why `folder` could not be written to, or None for other errors.
 
-    As 'runs/a/metrics.jsonl: No space left on device'; the error's causes count. That
-    another place could not be written to, or read, is not meant.
+    The reason, such as 'runs/a/metrics.jsonl: No space left on device', may be in a
+    cause of `error`. Errors in other folders give None.
     """
     seen = []
     while error is not None and error not in seen:
@@ -98,7 +98,7 @@ def unwritable(error: BaseException, folder: Path | None = None) -> str | None:
 
 def _unwritable(error, folder):
     if not isinstance(error, OSError):
-        # TensorStore and TensorFlow say it in words, of what they save in RUN.
+        # TensorStore and TensorFlow have the reason in the text of their error.
         words = (os.strerror(code) for code in FULL)
         return next((reason for reason in words if reason in str(error)), None)
     if SHORT_WRITE.fullmatch(str(error)):
@@ -108,7 +108,7 @@ def _unwritable(error, folder):
     if folder is None or isinstance(error.filename, int):
         return None
     path, folder = Path(os.fsdecode(error.filename)).absolute(), folder.absolute()
-    around = folder == path or path in folder.parents  # what is made on the way to it
+    around = folder == path or path in folder.parents  # `folder` or one of its parents
     if folder in path.parents or around:
         if error.errno in FULL + REFUSED or (around and error.errno == errno.ENOENT):
             return f'{error.filename}: {error.strerror}'

@@ -154,7 +154,7 @@ def test_a_draft_that_equals_the_model(trained_run, tmp_path, capsys, monkeypatc
     assert 3 < results['with the draft', 1]['a_step'] <= 4
     output = capsys.readouterr().out
     assert 'gptjax is ' in output and 'times as fast as with the draft' in output
-    with pytest.raises(UserError, match='^--draft=.* is no run directory'):
+    with pytest.raises(UserError, match='^--draft=.* is not a run directory'):
         bench_decode.run(config, trained_run, draft=tmp_path)
 
 

@@ -26,11 +26,11 @@ def test_json_lines(pack, tmp_path):
 @pytest.mark.parametrize(
     'line, text',
     (
-        (b'{', 'is no JSON (Expecting property name'),
-        (b'[1]', 'is no JSON object but a list'),
-        (b'[' * 100_000, 'has lists in lists without end'),
-        (b'{"a": 1' + b'0' * 5000 + b'}', 'holds a number of thousands of digits'),
-        (b'{"a": "\0"}', 'holds a NUL byte'),
+        (b'{', 'is not valid JSON (Expecting property name'),
+        (b'[1]', 'is not a JSON object but a list'),
+        (b'[' * 100_000, 'is nested too deeply'),
+        (b'{"a": 1' + b'0' * 5000 + b'}', 'a number has thousands of digits'),
+        (b'{"a": "\0"}', 'has a NUL byte'),
         (b'{"a": "\xff"}', 'is not UTF-8 (byte 0xff at 7)'),
     ),
 )

@@ -131,10 +131,12 @@ def test_a_first_checkpoint_that_was_not_finished_is_none(tmp_path):
 
 
 def test_no_run_directory_and_a_broken_config(tmp_path):
-    with pytest.raises(UserError, match='no run directory'):
+    with pytest.raises(UserError, match='not a run directory'):
         run_dir.read_config(tmp_path)
     (tmp_path / 'config.json').write_text('{"seed":')
-    with pytest.raises(UserError, match=r'config\.json is no JSON .*: delete it'):
+    with pytest.raises(
+        UserError, match=r'config\.json is not valid JSON .*: delete it'
+    ):
         run_dir.read_config(tmp_path)
 
 

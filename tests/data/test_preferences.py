@@ -59,7 +59,7 @@ def test_packed_files_and_folders(tmp_path):
 @pytest.mark.parametrize(
     'wrong, pattern',
     (
-        ('[1]', 'no JSON object'),
+        ('[1]', 'not a JSON object'),
         ('{"prompt": []}', 'has no "chosen"'),
         (line(prompt=[]), '"prompt" is not a list of messages'),
         (line(prompt='Hi!'), '"prompt" is not a list of messages'),

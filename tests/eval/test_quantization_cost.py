@@ -72,7 +72,7 @@ def test_engine_options_that_are_refused(trained_run, config, tmp_path):
     model.write_bytes(model.read_bytes() + b'\xa2\x06\x01x')
     for options, message in (
         (dict(weights='int4'), '--weights=int4: use one of whole, int8'),
-        (dict(draft=tmp_path), '--draft=.*is no run directory'),
+        (dict(draft=tmp_path), '--draft=.*is not a run directory'),
         (dict(draft=other), 'was trained with another tokenizer'),
         (dict(step=7), 'has no checkpoint 7'),
     ):

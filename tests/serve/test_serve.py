@@ -48,7 +48,7 @@ def test_bad_flags_are_one_line(served_run, tmp_path, capsys):
     short.write_text('abc')
     storage.write_json(tmp_path / 'empty' / 'config.json', {})
     refused = {
-        ('--workdir=/nowhere',): '--workdir=/nowhere is no run directory',
+        ('--workdir=/nowhere',): '--workdir=/nowhere is not a run directory',
         (f'--workdir={tmp_path}/empty',): 'no checkpoint there: run the stage pretrain',
         (run, '--host=0.0.0.0'): 'give an --api_key_file, or use --host=127.0.0.1',
         (run, '--host='): 'use 127.0.0.1',

@@ -105,7 +105,7 @@ def test_text_errors(tmp_path):
     refuses(['cut.txt.gz', 'damaged after line'], 'text', cut)
     (tmp_path / 'gone').mkdir()
     (tmp_path / 'gone' / 'a.txt').symlink_to('nowhere')
-    refuses(['gone: ', 'No such file', 'can be read'], 'text', tmp_path / 'gone')
+    refuses(['gone: ', 'No such file', 'readable file'], 'text', tmp_path / 'gone')
 
 
 # ---- JSON lines and chat
@@ -138,13 +138,13 @@ def test_a_file_name_that_is_no_utf_8_gives_an_id_that_is(tmp_path):
         ('sch\ufffdn.txt', 'text'),
         ('z.txt', 'text'),
     ]
-    refuses(['no UTF-8', 'rename'], 'text', tmp_path / 'sch\udcf6n.txt')
+    refuses(['not UTF-8', 'rename'], 'text', tmp_path / 'sch\udcf6n.txt')
 
 
 def test_jsonl_errors(tmp_path):
     path = tmp_path / 'a.jsonl'
     path.write_text('{"text": "one"}\n{"text": "two"\n')
-    refuses(['.path=', 'a.jsonl', 'line 2', 'no JSON', 'mend'], 'jsonl', path)
+    refuses(['.path=', 'a.jsonl', 'line 2', 'not valid JSON', 'correct'], 'jsonl', path)
     write_lines(path, {'text': 'one'}, {'body': 'two', 'n': 1})
     refuses(['line 2', "'text'", "'body', 'n'", '.text_field'], 'jsonl', path)
     write_lines(path, {'text': ['one']})

@@ -95,7 +95,7 @@ def test_files_of_references_and_of_choices(read_lines):
 GOOD = '{"prompt": "p", "references": ["r"]}'
 CHOICE = {'prompt': 'p', 'choices': ['a', 'b'], 'answer': 0}
 BAD_LINES = {
-    '[1]': 'no JSON object',
+    '[1]': 'not a JSON object',
     '{"references": ["r"]}': '"prompt" is missing',
     '{"prompt": 3, "references": ["r"]}': '"prompt" is neither',
     '{"prompt": [], "references": ["r"]}': '"prompt" is neither',
