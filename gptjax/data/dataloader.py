@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from gptjax.core.console import UserError
 from gptjax.core.files import import_tensorflow
 from gptjax.data.packed_dataset import PackedDataset, RowChoice
 
@@ -70,7 +69,6 @@ def _feed(
 ) -> Iterator[dict]:
     """Yields the batches of `steps` on the devices, with one more in transfer."""
     shape = (batch_size, dataset.context)
-    check_batch(shape, sharding)
     rows = local_rows(shape, sharding)
 
     def load(steps: np.ndarray) -> dict[str, np.ndarray]:
@@ -143,20 +141,3 @@ def place_batch(
         )
         for name, array in batch.items()
     }
-
-
-def check_batch(shape: tuple[int, int], sharding) -> None:
-    """Refuses a batch that the sharding cannot split evenly."""
-    batch_size, context = shape
-    if sharding is None or not hasattr(sharding, 'spec'):
-        return
-    fields = {'train.batch_size': batch_size, 'data.context': context}
-    for (field, size), axes in zip(fields.items(), sharding.spec, strict=False):
-        axes = (axes,) if isinstance(axes, str) else axes or ()
-        parts = int(np.prod([sharding.mesh.shape[axis] for axis in axes]))
-        if size % parts:
-            product = ' * '.join(f'mesh.{axis}' for axis in axes)
-            raise UserError(
-                f'{field}={size} is not divisible by {product}={parts}: use a '
-                f'multiple of {parts}, or a smaller mesh'
-            )

@@ -12,6 +12,7 @@ from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.core.files import JSON_LINES, list_files, read_json_lines
 from gptjax.data.chat_template import check_role
+from gptjax.data.sources.file_source import read_message
 
 FORM = '{"prompt": [{"role": "user", "content": "…"}], "chosen": "…", "rejected": "…"}'
 
@@ -44,14 +45,14 @@ def read_preferences(path: str, field: str) -> tuple[list[Preference], dict]:
     preferences = []
     for file in list_files(path, JSON_LINES, field):
         for number, location, value in read_json_lines(file, field, FORM):
-            _check_line(value, location)
-            prompt = [
-                dict(role=m['role'], content=m['content']) for m in value['prompt']
-            ]
+            for name in ('chosen', 'rejected'):
+                if not isinstance(value.get(name), str):
+                    raise UserError(
+                        f'{location}: has no "{name}" that is a string: write {FORM}'
+                    )
+            identity, prompt = f'{file.name}#{number}', _read_prompt(value, location)
             preferences.append(
-                Preference(
-                    f'{file.name}#{number}', prompt, value['chosen'], value['rejected']
-                )
+                Preference(identity, prompt, value['chosen'], value['rejected'])
             )
     if not preferences:
         raise UserError(f'{field}={path}: has no preference: write lines of {FORM}')
@@ -65,28 +66,21 @@ def read_preferences(path: str, field: str) -> tuple[list[Preference], dict]:
     return different, dict(lines=num_lines, equal=num_lines - len(different))
 
 
-def _check_line(value: dict, location: str) -> None:
-    for name in ('prompt', 'chosen', 'rejected'):
-        if name not in value:
-            raise UserError(f'{location}: has no "{name}": write {FORM}')
-    for name in ('chosen', 'rejected'):
-        if not isinstance(value[name], str):
-            raise UserError(f'{location}: "{name}" is not a string: write {FORM}')
-    prompt = value['prompt']
+def _read_prompt(value: dict, location: str) -> list[dict]:
+    prompt = value.get('prompt')
     if not isinstance(prompt, list) or not prompt:
-        raise UserError(f'{location}: "prompt" is not a list of messages: write {FORM}')
+        raise UserError(
+            f'{location}: has no "prompt" that is a list of messages: write {FORM}'
+        )
+    messages = []
     for number, message in enumerate(prompt):
-        if not isinstance(message, dict) or not (
-            isinstance(message.get('role'), str)
-            and isinstance(message.get('content'), str)
-        ):
-            raise UserError(
-                f'{location}: prompt[{number}] needs the strings "role" and "content": '
-                f'write {FORM}'
-            )
-        check_role(message['role'], f'{location}: prompt[{number}]')
-    if prompt[-1]['role'] == 'assistant':
+        place = f'{location}: prompt[{number}]'
+        message = read_message(message, place, FORM)
+        check_role(message['role'], place)
+        messages.append(dict(role=message['role'], content=message['content']))
+    if messages[-1]['role'] == 'assistant':
         raise UserError(
             f'{location}: the prompt ends with a message of the assistant, and so do '
             'the replies: end the prompt with a message of the user'
         )
+    return messages

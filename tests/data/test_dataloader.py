@@ -155,14 +155,6 @@ def test_an_epoch_counts_everything_once(run, placed):
     )
 
 
-def test_what_does_not_divide_is_named(run):
-    message = r'train.batch_size=6 .* mesh.data \* mesh.fsdp=4: use a multiple of 4'
-    with pytest.raises(UserError, match=message):
-        take(run, 1, batch_size=6, placed=sharding(2, 2, 1, 2))
-    with pytest.raises(UserError, match='data.context=16 .* mesh.context=3'):
-        take(run, 1, placed=sharding(1, 1, 1, 3))
-
-
 def test_errors_come_from_the_call_itself(tmp_path):
     with pytest.raises(UserError, match='run the stage `prepare`'):
         dataloader.training_batches(PackedDataset(tmp_path, 'train'), 0, 8)

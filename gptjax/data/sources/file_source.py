@@ -120,31 +120,33 @@ def read_messages(
                 f'convert each line to {MESSAGES}{alternative}'
             )
         messages = [
-            _read_message(message, f'{location}: messages[{number}]')
+            read_message(message, f'{location}: messages[{number}]')
             for number, message in enumerate(messages)
         ]
         identity = record_id(record, field, source, location, default_id)
         yield identity, location, messages
 
 
-def _read_message(message, location: str) -> dict:
-    """Checks a message, and joins the texts of its content."""
-    if not isinstance(message, dict) or not isinstance(message.get('role'), str):
-        raise UserError(
-            f'{location} has no "role" that is a string: write lines of {MESSAGES}'
-        )
+def read_message(message, location: str, example: str = MESSAGES) -> dict:
+    """Checks a message, and joins the texts of its content.
+
+    Errors show an `example` of a line.
+    """
+    if not isinstance(message, dict):
+        message = {}
     content = message.get('content')
     if isinstance(content, list):
-        return dict(message, content=_join_texts(content, location))
-    if content is None and ('tool_calls' in message or 'function_call' in message):
+        message = dict(message, content=_join_texts(content, location))
+    elif content is None and ('tool_calls' in message or 'function_call' in message):
         raise UserError(
             f'{location} calls a tool and has no "content": write the call there as a '
             'text, or leave this line out'
         )
-    if not isinstance(content, str):
-        raise UserError(
-            f'{location} has no "content" that is a string: write lines of {MESSAGES}'
-        )
+    for name in ('role', 'content'):
+        if not isinstance(message.get(name), str):
+            raise UserError(
+                f'{location} has no "{name}" that is a string: write lines as {example}'
+            )
     return message
 
 
