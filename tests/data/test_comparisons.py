@@ -1,11 +1,11 @@
-"""Which conversations are compared in a step, and what is read of each."""
+"""Which conversations are compared in a step, and which of their tokens are read."""
 
 import numpy as np
 import pytest
 
-from gptjax.data import comparisons
 from gptjax.data.chat_template import encode_conversation
 from gptjax.data.comparisons import (
+    EncodedConversation,
     choose_groups,
     encode_end,
     encode_ratings,
@@ -24,25 +24,17 @@ def messages(*texts):
 
 
 @pytest.mark.parametrize('template', ('text', 'turns'))
-def test_a_conversation_that_fits_is_whole(run, template):
-    said = messages('the cat sat', 'on a mat', 'and then?', 'it ran off')
-    whole, _ = encode_conversation(said, run.tokenizer, template)
-    found = encode_end(said, run.tokenizer, template, len(whole))
-    assert found.tokens.tolist() == whole
-    assert (found.dropped, found.cut) == (0, False)
-
-
-@pytest.mark.parametrize('template', ('text', 'turns'))
-def test_of_a_long_one_the_last_turns_are_read(run, template):
+def test_the_last_turns_that_fit_are_read(run, template):
     said = messages('the cat sat', 'on a mat', 'and then?', 'it ran off')
     whole, _ = encode_conversation(said, run.tokenizer, template)
     end, _ = encode_conversation(said[2:], run.tokenizer, template)
-    for context in range(len(end), len(whole)):
+    for context in range(len(end), len(whole) + 1):
         found = encode_end(said, run.tokenizer, template, context)
         assert len(found.tokens) <= context and not found.cut
         assert found.tokens[0] == run.tokenizer.bos_id
         kept, _ = encode_conversation(said[found.dropped :], run.tokenizer, template)
         assert found.tokens.tolist() == kept
+    assert found.dropped == 0  # the whole conversation fits
     assert encode_end(said, run.tokenizer, template, len(end)).dropped == 2
 
 
@@ -55,7 +47,7 @@ def test_of_a_long_last_turn_the_end_is_read(run):
     assert (found.dropped, found.cut) == (1, True)
 
 
-def test_items_by_set(run):
+def test_conversations_by_set(run):
     texts = ('a cat', 'a dog', 'a mat', 'the dog')
     of_pairs = [
         RatedConversation(str(n), f'pair {n // 2}', messages('see', text), n, 9, [])
@@ -64,13 +56,12 @@ def test_items_by_set(run):
     found = encode_ratings(of_pairs, run.tokenizer, 'text', 16)
     assert found.sets.tolist() == [[0, 1], [2, 3]]
     assert found.values.tolist() == [0, 1, 2, 3] and found.values.dtype == np.float32
-    of_one = [item._replace(set='') for item in of_pairs]
-    assert encode_ratings(of_one, run.tokenizer, 'text', 16).sets.tolist() == [
-        [0, 1, 2, 3]
-    ]
+    of_one = [rated._replace(set='') for rated in of_pairs]
+    found = encode_ratings(of_one, run.tokenizer, 'text', 16)
+    assert found.sets.tolist() == [[0, 1, 2, 3]]
 
 
-def test_groups_of_one_set_go_through_all_items_each_epoch():
+def test_groups_of_one_set_have_each_conversation_once_an_epoch():
     sets = np.arange(20)[None]
     steps = [choose_groups(sets, 2, 5, seed=3, step=step) for step in range(4)]
     assert all(groups.shape == (2, 5) for groups in steps)
@@ -92,7 +83,7 @@ def test_groups_of_many_sets_are_the_sets():
 
 def test_arrays():
     encoded = [
-        comparisons.EncodedConversation(np.array(tokens, np.int32), 0, False)
+        EncodedConversation(np.array(tokens, np.int32), 0, False)
         for tokens in ([1, 5, 6], [1, 7])
     ]
     found = make_comparison_arrays(encoded, np.array([[1, 0, -1]]), 4, pad=9)

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from configs import common
+from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.data import conversations, documents
 
@@ -25,36 +26,30 @@ def write_chat(path, *conversations):
     return path
 
 
-def config_of(**sources):
-    config = common.base()
-    config.dialogue = common.dialogue_section(**sources)
-    config.data.validation_fraction = 0.3
-    return config
-
-
-def written(tmp_path, **sources):
+def write(tmp_path, **sources):
     """(views by split, manifest of the sources)."""
     folder = tmp_path / 'made'
     folder.mkdir()
-    manifest = conversations.write_conversations(config_of(**sources), tmp_path, folder)
-    views = {}
-    for split in ('train', 'validation'):
-        with open(folder / f'{split}.jsonl', encoding='utf-8') as lines:
-            views[split] = [json.loads(line) for line in lines]
+    config = common.base()
+    config.dialogue = common.dialogue_section(**sources)
+    config.data.validation_fraction = 0.3
+    manifest = conversations.write_conversations(config, tmp_path, folder)
+    views = {
+        split: list(storage.read_jsonl(folder / f'{split}.jsonl'))
+        for split in ('train', 'validation')
+    }
     return views, manifest
 
 
-def refuses(words, tmp_path, source):
-    with pytest.raises(UserError) as caught:
-        written(tmp_path, mine=source)
-    message = str(caught.value)
-    assert message.startswith('dialogue.sources.mine.') and '\n' not in message
-    for word in words:
-        assert word in message, message
-    assert 'jsonl' not in message.replace('.jsonl', '')  # a kind that it refuses
+def write_own(tmp_path, *lines):
+    """(messages by id, manifest of the source) of a chat file."""
+    path = write_chat(tmp_path / 'a.jsonl', *lines)
+    views, manifest = write(tmp_path, own=common.source('chat', str(path)))
+    every = views['train'] + views['validation']
+    return {view['id']: view['messages'] for view in every}, manifest['own']
 
 
-# ---- users' files
+# ---- Users' files
 
 
 def test_chat_files_are_read_as_they_are(tmp_path):
@@ -63,63 +58,39 @@ def test_chat_files_are_read_as_they_are(tmp_path):
     write_chat(tmp_path / 'in' / 'a.jsonl', dict(id='x', messages=[SYSTEM, *again]))
     line = json.dumps(dict(messages=[USER, REPLY])).encode()
     (tmp_path / 'in' / 'b.jsonl.gz').write_bytes(gzip.compress(line))
-    views, manifest = written(tmp_path, own=common.source('chat', str(tmp_path / 'in')))
+    views, manifest = write(tmp_path, own=common.source('chat', str(tmp_path / 'in')))
     found = {view['id']: view['messages'] for group in views.values() for view in group}
     assert found == {'own/x': [SYSTEM, *again], 'own/b.jsonl.gz#1': [USER, REPLY]}
     assert manifest['own']['read'] == dict(conversations=2, messages=7)
     assert manifest['own']['files'] == 2 and manifest['own']['skipped'] == {}
 
 
-def test_half_a_surrogate_pair_in_an_id_becomes_a_replacement_character(tmp_path):
-    path = tmp_path / 'a.jsonl'
-    write_chat(path, dict(id='x\ud83d', messages=[USER, REPLY]))
-    views, _ = written(tmp_path, own=common.source('chat', str(path)))
-    assert [view['id'] for group in views.values() for view in group] == ['own/x\ufffd']
-
-
-def test_parts_of_text_are_joined(tmp_path):
+def test_messages_are_cleaned(tmp_path):
     parts = [dict(type='text', text='where is '), dict(type='text', text='the cat?')]
-    path = write_chat(tmp_path / 'a.jsonl', [dict(USER, content=parts), REPLY])
-    views, _ = written(tmp_path, own=common.source('chat', str(path)))
-    assert [v['messages'] for group in views.values() for v in group] == [[USER, REPLY]]
+    hidden = dict(role='user', content='write to  ann@example.org \u200b')
+    messages = [dict(USER, content=parts), hidden, dict(USER, content=' \u200b\n')]
+    half = 'x\ud83d'  # half a surrogate pair
+    views, manifest = write_own(tmp_path, dict(id=half, messages=[*messages, REPLY]))
+    masked = dict(role='user', content='write to [email]')
+    assert views == {'own/x\ufffd': [USER, masked, REPLY]}
+    assert manifest['steps']['mask_emails']['documents_changed'] == 1
 
 
-def test_an_id_of_a_view_tells_its_conversation():
+def test_the_id_of_a_view_names_its_conversation():
     said = [('ann', 'hi'), ('ben', 'hello')]
     several = conversations.Conversation('x', said, ('ann', 'ben'))
     assert [name for name, _ in conversations.make_views(several)] == ['x@0', 'x@1']
     for name in ('x', 'ann@gmail.com', 'ann@1', 'ann@1@2'):
         for assistants in (('ann',), ('ann', 'ben')):
-            its = conversations.Conversation(name, said, assistants)
-            found = {
-                conversations.conversation_id(view)
-                for view, _ in conversations.make_views(its)
-            }
-            assert found == {name}
+            conversation = conversations.Conversation(name, said, assistants)
+            views = conversations.make_views(conversation)
+            assert {conversations.conversation_id(view) for view, _ in views} == {name}
 
 
-def test_an_unknown_role_names_file_and_line(tmp_path):
-    tool = dict(role='tool', content='42')
-    path = write_chat(tmp_path / 'a.jsonl', [USER, REPLY], [USER, tool, REPLY])
-    words = ['a.jsonl: line 2', "messages[1].role='tool'", 'system, user, assistant']
-    words.append('put what a tool said into a message of the user')
-    refuses(words, tmp_path, common.source('chat', str(path)))
-
-
-def test_a_conversation_without_replies_is_a_counted_skip(tmp_path):
-    path = write_chat(tmp_path / 'a.jsonl', [USER, REPLY], [USER], [REPLY])
-    views, manifest = written(tmp_path, own=common.source('chat', str(path)))
-    assert sum(map(len, views.values())) == 1
-    assert manifest['own']['skipped'] == {'no assistant turn': 1, 'one speaker': 1}
-
-
-def test_a_file_without_any_reply_is_refused(tmp_path):
-    nothing = write_chat(tmp_path / 'b.jsonl', [USER], [USER, USER])
-    refuses(
-        ['b.jsonl', 'none of its 2 conversations', 'assistant'],
-        tmp_path,
-        common.source('chat', str(nothing)),
-    )
+def test_a_conversation_without_replies_is_skipped_and_counted(tmp_path):
+    views, manifest = write_own(tmp_path, [USER, REPLY], [USER], [REPLY])
+    assert len(views) == 1
+    assert manifest['skipped'] == {'no assistant turn': 1, 'one speaker': 1}
 
 
 @pytest.mark.parametrize(
@@ -140,33 +111,40 @@ def test_a_file_without_any_reply_is_refused(tmp_path):
             '{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}',
             ["of the type 'image_url'", 'only text', 'leave out the part'],
         ),
+        (
+            '\n{"messages": [{"role": "tool", "content": "42"}]}',
+            [
+                'a.jsonl: line 2',
+                "messages[0].role='tool': use system, user, assistant",
+                'put what a tool said into a message of the user',
+            ],
+        ),
+        (
+            '{"messages": [{"role": "user", "content": "x"}]}',
+            ['a.jsonl', 'none of its 1 conversations', 'assistant'],
+        ),
+        (None, ['no such file']),
     ],
 )
-def test_a_line_that_is_no_conversation(tmp_path, line, words):
-    (tmp_path / 'a.jsonl').write_text(line + '\n')
-    refuses(words, tmp_path, common.source('chat', str(tmp_path / 'a.jsonl')))
+def test_a_file_that_cannot_be_used(tmp_path, line, words, kind='chat'):
+    path = tmp_path / 'a.jsonl'
+    if line:
+        path.write_text(line + '\n')
+    with pytest.raises(UserError) as caught:
+        write(tmp_path, mine=common.source(kind, str(path)))
+    message = str(caught.value)
+    assert message.startswith('dialogue.sources.mine.') and '\n' not in message
+    for word in words:
+        assert word in message, message
+    assert 'jsonl' not in message.replace('.jsonl', '')  # a kind that is refused
 
 
-@pytest.mark.parametrize(
-    'kind, pattern',
-    [('text', 'kind=text: conversations are'), ('chat', 'no such file')],
-)
-def test_sources_that_are_none(tmp_path, kind, pattern):
-    refuses([pattern], tmp_path, common.source(kind, 'nowhere.txt'))
+def test_another_kind_is_refused(tmp_path):
+    words = ['kind=text: conversations are']
+    test_a_file_that_cannot_be_used(tmp_path, None, words, 'text')
 
 
-# ---- cleaning and splits
-
-
-def test_every_message_is_masked_and_empty_ones_go(tmp_path):
-    hidden = dict(role='user', content='write to  ann@example.org \u200b')
-    path = write_chat(
-        tmp_path / 'a.jsonl', [hidden, dict(USER, content=' \u200b\n'), REPLY]
-    )
-    views, manifest = written(tmp_path, own=common.source('chat', str(path)))
-    (view,) = views['train'] + views['validation']
-    assert view['messages'] == [dict(role='user', content='write to [email]'), REPLY]
-    assert manifest['own']['steps']['mask_emails']['documents_changed'] == 1
+# ---- Splits
 
 
 def sums(count):
@@ -177,29 +155,29 @@ def sums(count):
 
 
 def test_what_pretraining_held_out_is_held_out(tmp_path):
-    short = dict(
-        id='short', messages=[USER | {'content': 'a'}, REPLY | {'content': 'b'}]
-    )
-    twice = [dict(its, id=its['id'] + 'again') for its in sums(3)]
-    path = write_chat(tmp_path / 'a.jsonl', *sums(60), short, *twice)
-    config = config_of(own=common.source('chat', str(path)))
-    config.data.sources = dict(own=common.source('chat', str(path)))
+    short = [USER | {'content': 'a'}, REPLY | {'content': 'b'}]
+    twice = [dict(one, id=one['id'] + 'again') for one in sums(3)]
+    lines = *sums(60), dict(id='short', messages=short), *twice
+    source = common.source('chat', str(write_chat(tmp_path / 'a.jsonl', *lines)))
+    config = common.base()
+    config.data.validation_fraction = 0.3
+    config.data.sources = dict(own=source)
     documents.build_documents(config, tmp_path)
-    views, manifest = written(tmp_path, own=common.source('chat', str(path)))
+    views, manifest = write(tmp_path, own=source)
     for split in ('train', 'validation'):
-        with open(tmp_path / 'documents' / f'{split}.jsonl') as lines:
-            pretrained = [json.loads(line)['id'] for line in lines]
+        lines = storage.read_jsonl(tmp_path / 'documents' / f'{split}.jsonl')
+        pretrained = [line['id'] for line in lines]
         assert [view['id'] for view in views[split]] == pretrained
         assert len(pretrained) > 10
     assert manifest['own']['skipped'] == dict(drop_short=1, drop_duplicates=3)
 
 
-# ---- our own datasets
+# ---- Our own datasets
 
 
 @pytest.mark.slow
-def test_two_people_are_the_assistant_in_turn(tmp_path):
-    views, manifest = written(
+def test_each_of_two_people_is_the_assistant_once(tmp_path):
+    views, manifest = write(
         tmp_path,
         chitchat=common.source('tfds', 'chitchat', limit=40),
         chatterbot=common.source('tfds', 'chatterbot/english', limit=40),
@@ -219,17 +197,16 @@ def test_two_people_are_the_assistant_in_turn(tmp_path):
                 {a['role'], b['role']} == {'user', 'assistant'}
                 for a, b in zip(messages, other, strict=True)
             )
-            # Who speaks first is the assistant of the view 0.
+            # The first speaker is the assistant of the view 0.
             assert (roles[0] == 'assistant') == (number == '0')
             pairs += 1
         else:
             assert roles[0] == 'user' and 'assistant' in roles
     assert pairs > 20
-    for split, its in views.items():
-        for view in its:
+    for split, group in views.items():
+        for view in group:
             name = view['id'].partition('/')[2].split('@')[0]
             assert documents.assign_split(name, 0.3) == split
-    assert (
-        manifest['chitchat']['licence'] == 'MIT' and manifest['chatterbot']['licence']
-    )
+    assert manifest['chitchat']['licence'] == 'MIT'
+    assert manifest['chatterbot']['licence']
     assert manifest['chitchat']['skipped']['one speaker'] > 0
