@@ -229,7 +229,7 @@ def test_files_through_tensorflow_as_on_gs(tmp_path):
     refuses(['.path=none://a', 'not implemented', 'read'], 'text', 'none://a')
     refuses(['.path=none://a', 'not implemented', 'read'], 'tfds', 'none://a')
     gone = files.File('ram://bucket/none.txt', 'none.txt', 3)
-    with pytest.raises(UserError, match='mine=ram://bucket/none.txt: .*can be read'):
+    with pytest.raises(UserError, match='mine=ram://bucket/none.txt: .*readable file'):
         next(files.read_lines(gone, 'mine'))
 
     parquet.write_table(pyarrow.table({'text': ['x', 'y']}), tmp_path / 'p.parquet')
