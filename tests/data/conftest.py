@@ -30,6 +30,12 @@ class Run:
     def tokenizer(self):
         return Tokenizer.load(self.workdir / 'tokenizer' / 'tokenizer.model')
 
+    def copy_tokenizer(self, workdir):
+        path = self.workdir / 'tokenizer' / 'tokenizer.model'
+        storage.write_bytes(
+            workdir / 'tokenizer' / 'tokenizer.model', path.read_bytes()
+        )
+
 
 def make_run(workdir: Path, context=16, sizes=(60, 25), weights=(0.0, 0.0)) -> Run:
     """A prepared run of sources 'a' and 'b' with so many documents for training."""

@@ -1,6 +1,5 @@
-"""Conversations as pieces and rows: nothing trained twice, nothing lost uncounted."""
+"""Conversations as segments and rows: nothing is trained twice or lost uncounted."""
 
-import json
 import random
 import shutil
 from collections import Counter
@@ -12,9 +11,15 @@ import pytest
 from configs import common
 from gptjax.core import storage
 from gptjax.core.console import UserError
-from gptjax.data import dataloader, ledger, packed_conversations
+from gptjax.data import dataloader, ledger
 from gptjax.data.chat_template import Turn, encode_conversation
-from gptjax.data.packed_conversations import cut_conversation
+from gptjax.data.packed_conversations import (
+    LONG_SYSTEM,
+    build_dialogue,
+    cut_conversation,
+    describe_dialogue,
+    open_training_dataset,
+)
 from gptjax.data.packed_dataset import PackedDataset
 from gptjax.eval.report import post_training_tables
 from tests.data.test_conversations import sums, write_chat
@@ -22,75 +27,71 @@ from tests.data.test_conversations import sums, write_chat
 BOS = 1
 
 
-def turn(role, *said, prefix=(9,)):
-    return Turn(list(prefix), list(said), role == 'assistant', role == 'system')
+def turn(role, *said):
+    return Turn([9], list(said), role == 'assistant', role == 'system')
 
 
-def pieces(room, *turns):
-    """The pieces, in which '!' follows a token that is trained; and the counts."""
-    counts = Counter()
-    return [
-        [f'{t}!' if trained else f'{t}' for t, trained in zip(*piece, strict=True)]
-        for piece in cut_conversation(list(turns), BOS, room, counts)
-    ], counts
+# ---- Segments
 
 
-def words(text):
-    return text.split()
-
-
-# ---- pieces
-
-
-def test_a_short_conversation_is_one_piece():
-    found, counts = pieces(8, turn('user', 20, 21), turn('assistant', 30, 2))
-    assert found == [words('1 9 20 21 9 30! 2!')]
-    assert counts == dict(pieces=1, turns=1)
-
-
-def test_a_reply_stays_with_the_turn_that_it_answers():
-    found, counts = pieces(
-        9,
-        turn('system', 5),
-        turn('user', 20),
-        turn('assistant', 30),
-        turn('user', 21),
-        turn('assistant', 31),
-    )
-    # The user's last turn would fit into the first piece, but not its reply.
-    assert found == [
-        words('1 9 5 9 20 9 30!'),
-        words('1 9 5 9 21 9 31!'),
+@pytest.mark.parametrize(
+    'room, turns, expected, counts',
+    [
+        (
+            8,
+            [('user', 20, 21), ('assistant', 30, 2)],
+            ['1 9 20 21 9 30! 2!'],
+            dict(pieces=1, turns=1),
+        ),
+        # The second user's turn would fit into the first segment, but not its reply.
+        (
+            9,
+            [
+                ('system', 5),
+                ('user', 20),
+                ('assistant', 30),
+                ('user', 21),
+                ('assistant', 31),
+            ],
+            ['1 9 5 9 20 9 30!', '1 9 5 9 21 9 31!'],
+            dict(pieces=2, turns=2),
+        ),
+        # A reply after a reply has that one as context, which is not trained on again.
+        (
+            7,
+            [('assistant', 30, 40), ('assistant', 31, 41), ('assistant', 32, 42)],
+            ['1 9 30! 40! 9 31! 41!', '1 9 31 41 9 32! 42!'],
+            dict(pieces=2, turns=3),
+        ),
+        # A reply that is too long loses its end.
+        (
+            13,
+            [('user', 20), ('assistant', *range(30, 45), 2)],
+            ['1 9 20 9 30! 31! 32! 33! 34! 35! 36! 37! 38!'],
+            dict(pieces=1, turns=1, cut_turns=1, cut_tokens=7),
+        ),
+        # A turn before a reply that is too long loses its beginning.
+        (
+            13,
+            [('user', *range(20, 60)), ('assistant', 30, 2)],
+            ['1 9 52 53 54 55 56 57 58 59 9 30! 2!'],
+            dict(pieces=1, turns=1, cut_prompts=1),
+        ),
+        # No reply, and no room
+        (6, [('user', *range(20, 24)), ('user', 24, 25, 26)], [], {}),
+        (8, [('system', *range(5)), ('assistant', 30)], [], dict(long_system=1)),
+    ],
+)
+def test_segments_by_hand(room, turns, expected, counts):
+    """'!' follows a token that is trained on."""
+    found = Counter()
+    segments = [
+        ' '.join(
+            f'{t}!' if trained else f'{t}' for t, trained in zip(*one, strict=True)
+        )
+        for one in cut_conversation([turn(*one) for one in turns], BOS, room, found)
     ]
-    assert counts == dict(pieces=2, turns=2)
-
-
-def test_a_reply_after_a_reply_has_it_as_context_untrained():
-    found, _ = pieces(7, *(turn('assistant', 30 + n, 40 + n) for n in range(3)))
-    assert found == [
-        words('1 9 30! 40! 9 31! 41!'),
-        words('1 9 31 41 9 32! 42!'),
-    ]
-
-
-def test_a_reply_that_is_too_long_keeps_its_beginning_and_no_end():
-    found, counts = pieces(13, turn('user', 20), turn('assistant', *range(30, 45), 2))
-    (piece,) = found
-    assert piece == words('1 9 20 9') + [f'{t}!' for t in range(30, 39)]
-    assert counts == dict(pieces=1, turns=1, cut_turns=1, cut_tokens=7)
-
-
-def test_a_turn_that_is_too_long_to_answer_keeps_its_end():
-    found, counts = pieces(13, turn('user', *range(20, 60)), turn('assistant', 30, 2))
-    assert found == [words('1 9') + [str(t) for t in range(52, 60)] + words('9 30! 2!')]
-    assert counts == dict(pieces=1, turns=1, cut_prompts=1)
-
-
-def test_what_has_no_reply_or_no_room():
-    found, counts = pieces(6, turn('user', *range(20, 24)), turn('user', 24, 25, 26))
-    assert found == [] and not counts
-    found, counts = pieces(8, turn('system', *range(5)), turn('assistant', 30))
-    assert found == [] and counts == dict(long_system=1)
+    assert segments == expected and found == counts
 
 
 @pytest.mark.parametrize('room', (12, 20, 64))
@@ -124,16 +125,11 @@ def test_every_reply_is_trained_once(room):
         assert len(ends - set(trained)) == counts['cut_turns']
 
 
-# ---- rows
-
-
-@pytest.fixture(scope='module')
-def made(run, tmp_path_factory):
-    """(config, RUN) with the rows of sixty small conversations."""
-    return make(run, tmp_path_factory.mktemp('dialogue'))
+# ---- Rows
 
 
 def make(run, workdir, template='turns', context=40):
+    """(config, RUN) with the rows of sixty small conversations."""
     config = common.base()
     path = write_chat(workdir / 'own.jsonl', *sums(60))
     config.dialogue = common.dialogue_section(own=common.source('chat', str(path)))
@@ -141,85 +137,76 @@ def make(run, workdir, template='turns', context=40):
     config.chat.template = template
     config.data.update(context=context, validation_fraction=0.2)
     config.train.batch_size = 4
-    storage.write_bytes(
-        workdir / 'tokenizer' / 'tokenizer.model',
-        (run.workdir / 'tokenizer' / 'tokenizer.model').read_bytes(),
-    )
-    packed_conversations.build_dialogue(config, workdir)
+    run.copy_tokenizer(workdir)
+    build_dialogue(config, workdir)
     return config, workdir
+
+
+@pytest.fixture(scope='module')
+def made(run, tmp_path_factory):
+    return make(run, tmp_path_factory.mktemp('dialogue'))
 
 
 @pytest.mark.parametrize('template', ('text', 'turns'))
 def test_packed_conversations_are_the_conversations(run, template, tmp_path):
-    config, workdir = make(run, tmp_path, template)
-    tokenizer = run.tokenizer
+    _, workdir = make(run, tmp_path, template)
     manifest = storage.read_json(workdir / 'dialogue' / 'manifest.json')
     for split in ('train', 'validation'):
-        expected = Counter()
-        size = 0
-        with open(workdir / 'dialogue' / f'{split}.jsonl') as lines:
-            for line in lines:
-                messages = json.loads(line)['messages']
-                tokens, trained = encode_conversation(messages, tokenizer, template)
-                expected[tuple(tokens), tuple(trained)] += 1
-                size += len(messages[1]['content'])
+        expected, size = Counter(), 0
+        for view in storage.read_jsonl(workdir / 'dialogue' / f'{split}.jsonl'):
+            messages = view['messages']
+            tokens, trained = encode_conversation(messages, run.tokenizer, template)
+            expected[tuple(tokens), tuple(trained)] += 1
+            size += len(messages[1]['content'])
         packed = PackedDataset(workdir / 'dialogue', split)
-        found, weights = Counter(), 0.0
+        found, num_predicted = Counter(), 0.0
         for batch in dataloader.validation_batches(packed, 4):
-            weights += batch['weights'].sum()
+            num_predicted += batch['weights'].sum()
             for row in range(4):
                 for segment in range(1, batch['segments'][row].max() + 1):
                     here = batch['segments'][row] == segment
                     tokens = batch['inputs'][row][here].tolist()
-                    # What is to be predicted is the next token of the same piece.
-                    weighed = batch['weights'][row][here] > 0
+                    # The target is the next token of the same segment.
+                    predicted = batch['weights'][row][here] > 0
                     targets = batch['targets'][row][here]
-                    if weighed[-1]:  # its last token is only a target
+                    if predicted[-1]:  # the last token is only a target
                         tokens.append(int(targets[-1]))
-                        weighed = np.append(weighed, False)
+                        predicted = np.append(predicted, False)
                     assert all(
-                        not its or targets[n] == tokens[n + 1]
-                        for n, its in enumerate(weighed[:-1])
+                        targets[n] == tokens[n + 1]
+                        for n in np.flatnonzero(predicted[:-1])
                     )
-                    trained = [False, *(weighed[:-1].tolist())]
+                    trained = [False, *(predicted[:-1].tolist())]
                     assert batch['positions'][row][here][0] == 0
                     found[tuple(tokens), tuple(trained)] += 1
         assert found == expected
         counts = manifest['splits'][split]['own']
-        assert weights == counts['predicted_tokens']
+        assert num_predicted == counts['predicted_tokens']
         assert counts['bytes'] == size
-        assert counts['views'] == counts['pieces'] == counts['turns'] == sum(
-            expected.values()
-        )  # fmt: skip
+        for name in ('views', 'pieces', 'turns'):
+            assert counts[name] == sum(expected.values())
 
 
-def test_what_is_there_is_used_and_another_config_refused(run, made):
-    config, workdir = made
+def test_made_once_and_refused_for_another_config(run, tmp_path):
+    config, workdir = make(run, tmp_path)
     before = storage.read_json(workdir / 'dialogue' / 'manifest.json')
-    assert packed_conversations.build_dialogue(config, workdir) == before
+    assert build_dialogue(config, workdir) == before
     other = config.copy_and_resolve_references()
     other.chat.template = 'text'
     with pytest.raises(UserError, match='chat.template: turns there, text here'):
-        packed_conversations.build_dialogue(other, workdir)
+        build_dialogue(other, workdir)
     other = config.copy_and_resolve_references()
     other.data.validation_fraction = 1e-6
-    storage.write_bytes(
-        workdir / 'b' / 'tokenizer' / 'tokenizer.model',
-        (workdir / 'tokenizer' / 'tokenizer.model').read_bytes(),
-    )
+    run.copy_tokenizer(workdir / 'b')
     with pytest.raises(UserError, match='no conversation .* into validation'):
-        packed_conversations.build_dialogue(other, workdir / 'b')
+        build_dialogue(other, workdir / 'b')
     assert not (workdir / 'b' / 'dialogue').exists()
-
-
-def test_files_that_changed_since_are_noticed(run, tmp_path):
-    config, workdir = make(run, tmp_path)
     write_chat(workdir / 'own.jsonl', *sums(61))
     with pytest.raises(UserError, match='dialogue.sources.own.path=.*now there are 1'):
-        packed_conversations.build_dialogue(config, workdir)
+        build_dialogue(config, workdir)
 
 
-def test_what_is_cut_or_left_out_is_told(run, tmp_path):
+def test_cut_and_skipped_conversations_are_described(run, tmp_path):
     config, workdir = make(run, tmp_path)
     *some, last = sums(60)
     system = dict(role='system', content=' '.join(map(str, range(50))))
@@ -227,55 +214,47 @@ def test_what_is_cut_or_left_out_is_told(run, tmp_path):
     write_chat(workdir / 'own.jsonl', *some, long)
     shutil.rmtree(workdir / 'dialogue')
     config.data.context = 12
-    description = packed_conversations.describe_dialogue(
-        packed_conversations.build_dialogue(config, workdir)
-    )
-    counts = storage.read_json(workdir / 'dialogue' / 'manifest.json')
-    own = [counts['splits'][split]['own'] for split in ('train', 'validation')]
-    cut, kept = (sum(its[n] for its in own) for n in ('cut_tokens', 'predicted_tokens'))
+    manifest = build_dialogue(config, workdir)
+    own = [manifest['splits'][split]['own'] for split in ('train', 'validation')]
+    cut, kept = (sum(c[n] for c in own) for n in ('cut_tokens', 'predicted_tokens'))
     assert cut > 0
+    description = describe_dialogue(manifest)
     assert (
         f'59 of 59 replies cut to fit data.context=12, which removes '
         f'{cut / (cut + kept):.0%} of the tokens of all replies' in description
     )
     assert '; 1 conversations skipped, as their system message' in description
-    assert counts['sources']['own']['skipped'] == {packed_conversations.LONG_SYSTEM: 1}
-    page = post_training_tables.dialogue_data_section(counts)
-    assert (
-        f'<td>{own[0]["cut_tokens"]:,}</td>' in page
-        and packed_conversations.LONG_SYSTEM in page
-    )
+    assert manifest['sources']['own']['skipped'] == {LONG_SYSTEM: 1}
+    page = post_training_tables.dialogue_data_section(manifest)
+    assert f'<td>{own[0]["cut_tokens"]:,}</td>' in page and LONG_SYSTEM in page
 
-    every = [dict(its, messages=[system, *its['messages']]) for its in some]
+    every = [dict(one, messages=[system, *one['messages']]) for one in some]
     write_chat(workdir / 'own.jsonl', *every)
     shutil.rmtree(workdir / 'dialogue')
     with pytest.raises(UserError, match='data.context=12: the system message takes'):
-        packed_conversations.build_dialogue(config, workdir)
+        build_dialogue(config, workdir)
 
 
-def test_a_batch_names_its_conversations(made):
-    config, workdir = made
-    lines = list(ledger.describe_batch(config, workdir, 2))
+def test_a_batch_shows_conversations(made):
+    lines = list(ledger.describe_batch(*made, 2))
     assert any('  own/c' in line and 'from its start' in line for line in lines)
     assert any(line.strip().startswith('<|assistant|>') for line in lines)
 
 
 def test_a_share_of_each_batch_is_pretraining_text(run, new_run, made):
     config, workdir = made
-    text = new_run(context=40)
     config = config.copy_and_resolve_references()
-    config.start = common.start_section(str(text.workdir))
+    config.start = common.start_section(str(new_run(context=40).workdir))
     config.sft.pretraining_share = 0.25
-    rows = packed_conversations.open_training_dataset(config, workdir)
+    rows = open_training_dataset(config, workdir)
     names = [source.name for source in rows.sources]
     assert names == ['own', 'pretraining/a', 'pretraining/b']
-    for step in range(20):
-        choice = rows.choose_training_rows(0, 4 * step + np.arange(4))
-        assert (choice.source > 0).sum() == 1
-    batch = rows.load(rows.choose_training_rows(0, np.arange(400)))
-    text_rows = rows.choose_training_rows(0, np.arange(400)).source > 0
-    assert batch['weights'][text_rows].mean() > 0.9  # of text everything counts
-    assert batch['weights'][~text_rows].mean() < 0.6
+    choice = rows.choose_training_rows(0, np.arange(400))
+    is_text = choice.source > 0
+    assert (is_text.reshape(100, 4).sum(axis=1) == 1).all()
+    batch = rows.load(choice)
+    assert batch['weights'][is_text].mean() > 0.9  # text is trained on completely
+    assert batch['weights'][~is_text].mean() < 0.6
     config.start.run, config.sft.pretraining_share = str(run.workdir), 0.5
     with pytest.raises(UserError, match='another context .16, here 40.*context=16'):
-        packed_conversations.open_training_dataset(config, workdir)
+        open_training_dataset(config, workdir)

@@ -1,20 +1,14 @@
-"""RUN/pairs."""
-
 import json
 
 import pytest
 
 from configs import common
-from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.data import preference_pairs
 
 
-def test_a_file_that_grew_is_noticed(run, tmp_path):
-    tokenizer = run.workdir / 'tokenizer' / 'tokenizer.model'
-    storage.write_bytes(
-        tmp_path / 'tokenizer' / 'tokenizer.model', tokenizer.read_bytes()
-    )
+def test_a_file_that_grew_is_refused(run, tmp_path):
+    run.copy_tokenizer(tmp_path)
     path = tmp_path / 'mine.jsonl'
     question = dict(role='user', content='where is the cat?')
     lines = [
