@@ -31,34 +31,32 @@ class Run:
         return Tokenizer.load(self.workdir / 'tokenizer' / 'tokenizer.model')
 
     def copy_tokenizer(self, workdir):
-        path = self.workdir / 'tokenizer' / 'tokenizer.model'
-        storage.write_bytes(
-            workdir / 'tokenizer' / 'tokenizer.model', path.read_bytes()
-        )
+        path = Path('tokenizer', 'tokenizer.model')
+        storage.write_bytes(workdir / path, (self.workdir / path).read_bytes())
+
+
+def write_documents(path, documents):
+    """Writes (id, source, text) as the stage `data` does."""
+    lines = (dict(zip(('id', 'source', 'text'), one, strict=True)) for one in documents)
+    storage.write_text(path, ''.join(json.dumps(line) + '\n' for line in lines))
 
 
 def make_run(workdir: Path, context=16, sizes=(60, 25), weights=(0.0, 0.0)) -> Run:
-    """A prepared run of sources 'a' and 'b' with so many documents for training."""
+    """A prepared run with `sizes` training documents of the sources 'a' and 'b'."""
     draw = random.Random(0)
     documents = {}
     for split, share in {'train': 1.0, 'validation': 0.4}.items():
-        documents[split] = {
-            name: [
-                (f'{name}/{split}-{i}', ' '.join(draw.choices(WORDS, k=1 + i % 23)))
-                for i in range(int(size * share))
-            ]
+        every = [
+            (f'{name}/{split}-{i}', name, ' '.join(draw.choices(WORDS, k=1 + i % 23)))
             for name, size in zip('ab', sizes, strict=True)
-        }
-        lines = [
-            json.dumps({'id': key, 'source': name, 'text': text}) + '\n'
-            for name, pairs in documents[split].items()
-            for key, text in pairs
+            for i in range(int(size * share))
         ]
-        draw.shuffle(lines)
-        storage.write_text(workdir / 'documents' / f'{split}.jsonl', ''.join(lines))
-        for name in documents[split]:  # in the order of the file
-            order = [json.loads(line)['id'] for line in lines]
-            documents[split][name].sort(key=lambda pair: order.index(pair[0]))
+        draw.shuffle(every)
+        write_documents(workdir / 'documents' / f'{split}.jsonl', every)
+        documents[split] = {
+            name: [(key, text) for key, source, text in every if source == name]
+            for name in 'ab'
+        }
     manifest = {'fingerprint': 'of the documents', 'licences': {'a': 'MIT', 'b': 'CC0'}}
     storage.write_json(workdir / 'documents' / 'manifest.json', manifest)
     config = ConfigDict(

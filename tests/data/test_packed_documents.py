@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 
@@ -9,6 +7,7 @@ from gptjax.data import packed_documents, packing
 from gptjax.data.packed_dataset import PackedDataset
 from gptjax.data.packed_documents import build_packed_documents
 from gptjax.data.packing import unpack
+from tests.data.conftest import write_documents
 
 
 def stored_rows(run, split, source):
@@ -17,7 +16,7 @@ def stored_rows(run, split, source):
 
 
 @pytest.mark.parametrize('split', ['train', 'validation'])
-def test_documents_come_back_from_the_rows(run, split):
+def test_rows_starts_and_ids_are_the_documents(run, split):
     tokenizer = run.tokenizer
     for source, documents in run.documents[split].items():
         batch = unpack(stored_rows(run, split, source), *range(3))
@@ -25,14 +24,9 @@ def test_documents_come_back_from_the_rows(run, split):
         ends = np.flatnonzero(predicted == tokenizer.eos_id)
         texts = [tokenizer.decode(part) for part in np.split(predicted, ends + 1)[:-1]]
         assert texts == [text for _, text in documents]
-
-
-def test_starts_and_ids_are_the_documents(run):
-    tokenizer = run.tokenizer
-    for source, documents in run.documents['train'].items():
-        folder = run.prepared / 'train' / source
-        lines = (folder / 'documents.jsonl').read_text().splitlines()
-        assert [json.loads(line) for line in lines] == [key for key, _ in documents]
+        folder = run.prepared / split / source
+        ids = list(storage.read_jsonl(folder / 'documents.jsonl'))
+        assert ids == [key for key, _ in documents]
         lengths = [len(tokenizer.encode(text)) + 1 for _, text in documents]
         expected = np.cumsum([0, *lengths[:-1]])
         assert np.load(folder / 'starts.npy').tolist() == expected.tolist()
@@ -68,38 +62,37 @@ def test_shards_and_batches_of_text_change_no_row(run, new_run, monkeypatch):
     assert [len(np.load(path)) for path in shards[:-1]] == [5] * (len(shards) - 1)
     assert len(shards) > 3
     for source in 'ab':
-        assert (
-            stored_rows(other, 'train', source) == stored_rows(run, 'train', source)
-        ).all()
+        rows = stored_rows(other, 'train', source)
+        assert (rows == stored_rows(run, 'train', source)).all()
     packed = PackedDataset(other.prepared, 'train')
     rows = stored_rows(other, 'train', 'a')
     some = np.array([len(rows) - 1, 0, 5, 4, 5])
     assert (packed.sources[0].read(some) == rows[some]).all()
 
 
-def test_prepared_once_and_another_config_is_refused(run):
+def test_prepared_once_and_another_config_is_refused(run, tmp_path):
     path = run.prepared / 'manifest.json'
     written = path.stat().st_mtime_ns
     assert build_packed_documents(run.config, run.workdir) == storage.read_json(path)
     assert path.stat().st_mtime_ns == written
-    config = run.config.copy_and_resolve_references()
-    config.data.context = 32
-    with pytest.raises(UserError, match='data.context: 16 there, 32 here'):
-        build_packed_documents(config, run.workdir)
-    config.data.context = 16
-    config.data.sources.b.weight = 0.5
-    with pytest.raises(UserError, match='data.sources.b.weight: 0.0 there, 0.5 here'):
-        build_packed_documents(config, run.workdir)
+
+    def refuses(pattern, workdir=run.workdir, **fields):
+        config = run.config.copy_and_resolve_references()
+        config.data.update_from_flattened_dict(fields)
+        with pytest.raises(UserError, match=pattern):
+            build_packed_documents(config, workdir)
+
+    refuses('data.context: 16 there, 32 here', context=32)
+    refuses('sources.b.weight: 0.0 there, 0.5 here', **{'sources.b.weight': 0.5})
+    refuses('data.context=0: give at least 1', context=0)
+    refuses('documents is not there: run .* `data`', tmp_path)
 
 
 def test_empty_and_special_looking_documents(new_run):
     run = new_run()
     texts = ['', '<bos>', '<|user|><pad>']
-    lines = [
-        json.dumps({'id': f'{i}\n', 'source': 'a', 'text': text}) + '\n'
-        for i, text in enumerate(texts)
-    ]
-    storage.write_text(run.workdir / 'documents' / 'train.jsonl', ''.join(lines))
+    documents = [(f'{i}\n', 'a', text) for i, text in enumerate(texts)]
+    write_documents(run.workdir / 'documents' / 'train.jsonl', documents)
     (run.prepared / 'manifest.json').unlink()
     entry = build_packed_documents(run.config, run.workdir)['splits']['train']['a']
     assert entry['documents'] == 2
@@ -113,35 +106,14 @@ def test_empty_and_special_looking_documents(new_run):
 def test_a_large_vocabulary_is_stored_in_32_bits(new_run, monkeypatch):
     run = new_run()
     (run.prepared / 'manifest.json').unlink()
-    tokenizer = LargeTokenizer(run.tokenizer)
+    tokenizer = run.tokenizer
+    encode = tokenizer.encode_arrays
+    tokenizer.vocab_size = 70_000
+    tokenizer.encode_arrays = lambda *args: [
+        tokens + 69_000 for tokens in encode(*args)
+    ]
     monkeypatch.setattr(packed_documents.Tokenizer, 'load', lambda path: tokenizer)
     entry = build_packed_documents(run.config, run.workdir)['splits']['train']['a']
     rows = stored_rows(run, 'train', 'a')
     assert entry['dtype'] == rows.dtype.name == 'uint32'
     assert rows.max() > 2**16
-
-
-class LargeTokenizer:
-    """Ids of a vocabulary of 70,000, for the ordinary ones of another."""
-
-    def __init__(self, tokenizer):
-        self._tokenizer = tokenizer
-        self.vocab_size = 70_000
-
-    def __getattr__(self, name):
-        return getattr(self._tokenizer, name)
-
-    def encode_arrays(self, texts, num_threads):
-        return [
-            tokens + 69_000
-            for tokens in self._tokenizer.encode_arrays(texts, num_threads)
-        ]
-
-
-def test_what_is_missing_is_named(tmp_path, run):
-    with pytest.raises(UserError, match='documents is not there: run .* `data`'):
-        build_packed_documents(run.config, tmp_path)
-    config = run.config.copy_and_resolve_references()
-    config.data.context = 0
-    with pytest.raises(UserError, match='data.context=0: give at least 1'):
-        build_packed_documents(config, run.workdir)
