@@ -3,7 +3,6 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gptjax.core.console import UserError
 from gptjax.data import dataloader
 from gptjax.data.packed_dataset import PackedDataset
 
@@ -17,16 +16,8 @@ def sharding(*sizes):
 
 
 def take(run, count, start=0, placed=None, batch_size=8):
-    return list(
-        dataloader.training_batches(
-            PackedDataset(run.prepared, 'train'),
-            3,
-            batch_size,
-            placed,
-            start,
-            num_steps=count,
-        )
-    )
+    rows = PackedDataset(run.prepared, 'train')
+    return list(dataloader.training_batches(rows, 3, batch_size, placed, start, count))
 
 
 def assert_equal(batches, others):
@@ -41,17 +32,17 @@ def test_shapes_and_dtypes(run):
     assert {array.shape for array in batch.values()} == {(8, 16)}
 
 
-@pytest.mark.parametrize(
-    'sizes',
-    [
-        (1, 1, 1, 1),
-        (2, 1, 1, 1),
-        (8, 1, 1, 1),
-        (2, 2, 1, 2),
-        (1, 2, 2, 2),
-        (1, 1, 1, 8),
-    ],
+MESHES = (
+    (1, 1, 1, 1),
+    (2, 1, 1, 1),
+    (8, 1, 1, 1),
+    (2, 2, 1, 2),
+    (1, 2, 2, 2),
+    (1, 1, 1, 8),
 )
+
+
+@pytest.mark.parametrize('sizes', MESHES)
 def test_a_batch_is_the_same_on_every_mesh(run, sizes):
     placed = sharding(*sizes)
     batches = take(run, 3, placed=placed)
@@ -60,8 +51,8 @@ def test_a_batch_is_the_same_on_every_mesh(run, sizes):
     assert_equal(batches, take(run, 3))
 
 
-def test_each_host_loads_its_rows_alone(run):
-    """Two hosts of four devices: each has half of the rows, and places them right."""
+def test_each_host_loads_its_rows_alone():
+    """Two hosts of four devices each have half of the rows."""
 
     class OneOfTwoHosts:
         def __init__(self, whole, host):
@@ -77,28 +68,23 @@ def test_each_host_loads_its_rows_alone(run):
         dataloader.local_rows((8, 16), OneOfTwoHosts(whole, host)) for host in (0, 1)
     ]
     assert [r.tolist() for r in rows] == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    # data that a host does not hold is never asked of it
     replicated = NamedSharding(whole.mesh, PartitionSpec(None, 'context'))
     both = dataloader.local_rows((8, 16), OneOfTwoHosts(replicated, 1))
     assert both.tolist() == list(range(8))
 
 
-def test_part_of_the_rows_is_placed_by_number(run):
+def test_rows_of_one_host_are_placed_by_number(run, monkeypatch):
     """A process that holds rows 4 to 7 of 8."""
     (batch,) = take(run, 1)
     rows = np.arange(4, 8)
     local = {name: array[rows] for name, array in batch.items()}
-    asked = []
-
-    def make(shape, sharding, callback):
-        asked.append(callback((slice(6, 8), slice(8, 16))))
-        return asked[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, 'make_array_from_callback', make)
-        placed = dataloader.place_batch(local, rows, (8, 16), sharding(2, 2, 1, 2))
+    last = slice(6, 8), slice(8, 16)
+    monkeypatch.setattr(
+        jax, 'make_array_from_callback', lambda shape, sharding, part: part(last)
+    )
+    placed = dataloader.place_batch(local, rows, (8, 16), sharding(2, 2, 1, 2))
     for name, array in placed.items():
-        np.testing.assert_array_equal(array, batch[name][6:8, 8:])
+        np.testing.assert_array_equal(array, batch[name][last])
 
 
 def test_seeking_is_iterating(run):
@@ -107,14 +93,14 @@ def test_seeking_is_iterating(run):
         assert_equal(take(run, 30 - start, start), whole[start:])
 
 
-def test_batches_without_end(run):
+def test_infinite_batches(run):
     batches = dataloader.training_batches(
         PackedDataset(run.prepared, 'train'), 3, 8, start_step=10**9
     )
     assert_equal([next(batches)], take(run, 1, start=10**9))
 
 
-def test_the_batch_size_cuts_one_stream(run):
+def test_batches_are_parts_of_one_stream(run):
     large = take(run, 2, batch_size=12)
     small = take(run, 4, batch_size=6)
     for name in dataloader.FIELDS:
@@ -124,37 +110,27 @@ def test_the_batch_size_cuts_one_stream(run):
         )
 
 
-def test_blocks_change_nothing(run, monkeypatch):
+def test_block_size_changes_nothing(run, monkeypatch):
     expected = take(run, 11)
     for tokens in (1, 3 * 8 * 16, 10**9):
         monkeypatch.setattr(dataloader, 'BLOCK_TOKENS', tokens)
         assert_equal(take(run, 11), expected)
 
 
-@pytest.mark.parametrize('placed', [None, (2, 2, 1, 2)])
-def test_an_epoch_counts_everything_once(run, placed):
-    placed = placed and sharding(*placed)
-    batches = list(
-        dataloader.validation_batches(
-            PackedDataset(run.prepared, 'validation'), 8, placed
-        )
-    )
-    documents = [
-        text for pairs in run.documents['validation'].values() for _, text in pairs
-    ]
+@pytest.mark.parametrize('sizes', [None, (2, 2, 1, 2)])
+def test_validation_predicts_every_token_once(run, sizes):
+    packed = PackedDataset(run.prepared, 'validation')
+    placed = sizes and sharding(*sizes)
+    batches = list(dataloader.validation_batches(packed, 8, placed))
     tokenizer = run.tokenizer
+    expected = [
+        token
+        for pairs in run.documents['validation'].values()
+        for _, text in pairs
+        for token in [*tokenizer.encode(text), tokenizer.eos_id]
+    ]
     targets = np.concatenate([np.asarray(batch['targets']) for batch in batches])
     weights = np.concatenate([np.asarray(batch['weights']) for batch in batches])
     assert len(targets) % 8 == 0
-    predicted = sorted(targets[weights > 0].tolist())
-    tokens = [token for text in documents for token in tokenizer.encode(text)]
-    assert predicted == sorted(tokens + [tokenizer.eos_id] * len(documents))
-    assert_equal(
-        batches,
-        dataloader.validation_batches(PackedDataset(run.prepared, 'validation'), 8),
-    )
-
-
-def test_errors_come_from_the_call_itself(tmp_path):
-    with pytest.raises(UserError, match='run the stage `prepare`'):
-        dataloader.training_batches(PackedDataset(tmp_path, 'train'), 0, 8)
+    assert sorted(targets[weights > 0].tolist()) == sorted(expected)
+    assert_equal(batches, dataloader.validation_batches(packed, 8))
