@@ -55,11 +55,11 @@ def test_counts():
     )  # fmt: skip
     assert {name: found[name] for name in expected} == expected
     assert found['mean'] == dict(witty=6.333, interesting=6.667, upbeat=7.0)
-    # Of (b, a) and (c, a) the longer is the better one, and turns do not differ.
+    # In the pairs (b, a) and (c, a) the longer one is better; turns do not differ.
     assert found['pair_accuracy_of_length'] == dict(turns=0.5, characters=1, words=1)
 
 
-def test_the_text_names_every_number():
+def test_the_description():
     found = audit_ratings(SOME, split_of)
     description = rating_audit.describe_audit(found)
     assert '2  rated 5/5/5, the default' in description

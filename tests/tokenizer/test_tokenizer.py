@@ -15,7 +15,7 @@ TEXTS = [
     '日本語 and ünïcode, e\u0301, 👩‍👩‍👧 are here.\r\n  two  spaces  ',
 ] * 5
 
-# What breaks tokenizers, beside any character at all
+# Texts that break tokenizers
 AWKWARD = ['▁', '▅', '\0', '\t', '\n', ' ', '  ', 'e\u0301', '\u0301', '\ufeff']
 AWKWARD += ['<|user|>', '<|end|>', '<bos>', '<pad>', '<unk>', '<s>', '<0x41>', '\ufffd']
 TEXT = st.lists(st.one_of(st.sampled_from(AWKWARD), st.text())).map(''.join)
@@ -31,19 +31,13 @@ KINDS = pytest.mark.parametrize('kind', ['bpe', 'unigram'])
 
 @KINDS
 @given(text=TEXT)
-def test_decode_undoes_encode(kind, text):
+def test_decode_undoes_encode_without_special_tokens(kind, text):
     t = tokenizer(kind)
     tokens = t.encode(text)
     assert t.decode(tokens) == text
     assert b''.join(map(t.bytes_of, tokens)) == text.encode()
     assert all(0 <= token < t.vocab_size for token in tokens)
-
-
-@KINDS
-@given(text=TEXT)
-def test_no_text_encodes_to_a_special_token(kind, text):
-    t = tokenizer(kind)
-    assert not set(t.encode(text)) & set(t.specials.values())
+    assert not set(tokens) & set(t.specials.values())
 
 
 @KINDS
@@ -84,6 +78,7 @@ def test_specials_decode_to_nothing():
     assert len(set(t.specials.values())) == 7
     assert (t.pad_id, t.bos_id, t.eos_id) == (0, 1, 2)
     assert t.decode([t.bos_id, *t.encode('a'), t.specials['<|end|>']]) == 'a'
+    assert t.decode(t.encode('a\ud800b')) == 'a?b'  # a lone surrogate
 
 
 @given(texts=st.lists(TEXT))
@@ -94,16 +89,11 @@ def test_a_batch_is_each_text_alone(texts):
     assert [a.tolist() for a in t.encode_arrays(texts, num_threads=3)] == alone
 
 
-def test_a_lone_surrogate_becomes_a_question_mark():
-    t = tokenizer('bpe')
-    assert t.decode(t.encode('a\ud800b')) == 'a?b'
-
-
-def test_newlines_tabs_and_words_are_pieces():
+def test_newlines_tabs_and_words_are_tokens():
     texts = ['so it goes.\n\nwell, so it goes.\n\n\tand so on'] * 20
     t = Tokenizer(train_model(texts, 'bpe', 294))
-    pieces = {t.bytes_of(token) for token in range(t.vocab_size)}
-    assert {b'.\n\n', b' so', b'\t'} <= pieces
+    vocabulary = {t.bytes_of(token) for token in range(t.vocab_size)}
+    assert {b'.\n\n', b' so', b'\t'} <= vocabulary
 
 
 @KINDS
@@ -117,7 +107,7 @@ def test_a_space_is_kept_where_it_is_rare(kind, text):
         assert t.decode(t.encode(other)) == other
 
 
-def test_load_names_the_file_and_the_fix(tmp_path):
+def test_load(tmp_path):
     path = tmp_path / 'tokenizer.model'
     with pytest.raises(UserError, match='no such file: make it with the stage'):
         Tokenizer.load(path)
@@ -133,11 +123,7 @@ def test_load_names_the_file_and_the_fix(tmp_path):
     )
     with pytest.raises(UserError, match='no token <pad>'):
         Tokenizer.load(tmp_path / 'other.model')
-
-
-def test_fingerprint_is_of_the_file(tmp_path):
-    model = train_model(TEXTS, 'bpe', 310)
-    (tmp_path / 'a').write_bytes(model)
-    loaded = Tokenizer.load(tmp_path / 'a')
+    path.write_bytes(train_model(TEXTS, 'bpe', 310))
+    loaded = Tokenizer.load(path)
     assert loaded.fingerprint == tokenizer('bpe').fingerprint
     assert Tokenizer(train_model(TEXTS, 'bpe', 330)).fingerprint != loaded.fingerprint

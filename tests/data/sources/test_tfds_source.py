@@ -40,7 +40,7 @@ def test_chitchat(data_dir):
     documents = read(opened)
     assert len(documents) == len(dict(documents)) == 50
 
-    # Everything that later stages need is in the dataset, read at random.
+    # Later stages read messages and ratings at random positions.
     table = tfds.data_source('chitchat', data_dir=data_dir, split='train')
     example = table[7]
     assert (example['id'].decode(), example['text'].decode()) == documents[7]
@@ -48,15 +48,10 @@ def test_chitchat(data_dir):
     assert {len(messages[name]) for name in messages} == {len(messages['text'])}
     assert set(example['ratings']) == {'witty', 'interesting', 'upbeat'}
     assert 0 <= example['ratings']['witty'] <= 10
-    turns = [
-        '\n'.join(
-            text.decode().strip()
-            for text, number in zip(messages['text'], messages['turn'], strict=True)
-            if number == turn
-        )
-        for turn in range(messages['turn'][-1] + 1)
-    ]
-    assert example['text'].decode() == '\n\n'.join(turns)
+    turns = [[] for _ in range(messages['turn'][-1] + 1)]
+    for text, turn in zip(messages['text'], messages['turn'], strict=True):
+        turns[turn].append(text.decode().strip())
+    assert example['text'].decode() == '\n\n'.join(map('\n'.join, turns))
 
 
 def test_chatterbot_by_language(data_dir):
@@ -66,7 +61,7 @@ def test_chatterbot_by_language(data_dir):
     assert documents['french/greetings#0'] == 'Salut\n\nSalut'
     assert all(identity.startswith('french/') for identity in documents)
     ukrainian = dict(read(open_tfds('chatterbot/ukrainian', data_dir)))
-    # one string with ' - ' where a line break was lost
+    # 'Хто ти? - Я просто …' is one string in the package
     assert 'Хто ти?\n\nЯ просто штучний інтелект.' in ukrainian.values()
 
 
@@ -109,17 +104,14 @@ def test_a_dataset_in_an_older_format_and_a_part_of_a_split(tmp_path, data_dir):
     assert part.total == 10 and read(part) == same[:10]
 
 
+BEAM = ModuleNotFoundError("No module named 'apache_beam.io'", name='apache_beam')
+
+
 @pytest.mark.parametrize(
     'error, words',
     [
-        (
-            ModuleNotFoundError("No module named 'apache_beam.io'", name='apache_beam'),
-            ["No module named 'apache_beam.io'", '`pip install apache-beam`'],
-        ),
-        (
-            AssertionError('Create it\nand download:\n  a.tar'),
-            ['download: a.tar: mend'],
-        ),
+        (BEAM, ["No module named 'apache_beam.io'", '`pip install apache-beam`']),
+        (AssertionError('Create it\nand get:\n  a.tar'), ['it and get: a.tar: mend']),
         (ConnectionError('no network'), ['ConnectionError: no network', 'source']),
         (OSError('Not enough disk space. Needed: 3'), ['Not enough disk space']),
         (OSError(errno.ENOSPC, 'No space left', '/home/a'), ['No space', '/home/a']),
@@ -144,7 +136,7 @@ def test_a_dataset_that_tfds_cannot_make(error, words, data_dir, monkeypatch):
         assert word in message, message
 
 
-def test_our_own_where_no_folder_can_be_renamed_or_the_disk_is_full(
+def test_a_builder_where_no_folder_can_be_renamed_or_the_disk_is_full(
     tmp_path, monkeypatch
 ):
     import tensorflow_datasets as tfds
