@@ -6,7 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -173,20 +173,25 @@ def differences(old: dict, new: dict, prefix: str = '') -> list[tuple]:
 
 def environment() -> dict:
     """The command, the revision of the code, package versions and the machine."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
     return dict(
         command=shlex.join(['python', '-m', 'gptjax', *sys.argv[1:]]),
         revision=_revision(),
         python=platform.python_version(),
         platform=platform.platform(),
         processor=_processor(),
-        packages=versions,
+        packages=package_versions(PACKAGES),
     )
+
+
+def package_versions(packages: Sequence[str]) -> dict[str, str | None]:
+    """The version of each package; None if it is not installed."""
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
 
 
 def _revision() -> str | None:

@@ -18,13 +18,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
-from importlib import metadata
 from itertools import groupby, islice
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gptjax.core import artifact, console, storage
+from gptjax.core import artifact, console, run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.core.hashing import hash_fraction
 from gptjax.data.cleaning.cleaning_steps import (
@@ -104,7 +103,7 @@ def _write_documents(data: ConfigDict, folder: Path, data_dir: Path) -> dict:
         licences={name: source['licence'] for name, source in sources.items()},
         splits=splits,
         sources=sources,
-        packages=_versions(),
+        packages=run_dir.package_versions(PACKAGES),
     )
 
 
@@ -273,14 +272,3 @@ def source_settings(section: str, sources: ConfigDict, without: str = '') -> dic
         for name, value in fields.items()
         if name != without
     }
-
-
-def _versions() -> dict:
-    """The versions of the packages that read and clean text."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None  # this config's steps do not need it
-    return versions
