@@ -62,7 +62,8 @@ def encode_turns(
     messages: Sequence[dict], tokenizer, template: str, unfinished: bool = False
 ) -> list[Turn]:
     """Encodes each message; the arguments are those of `encode_conversation`."""
-    check_template(template)
+    if template not in TEMPLATES:
+        raise UserError(f'chat.template={template}: use {" or ".join(TEMPLATES)}')
     if not messages:
         raise UserError('messages is empty: send at least one')
     for number, message in enumerate(messages):
@@ -134,11 +135,6 @@ def stop_conditions(
     if template == 'text':
         return (TURN_END,), ()
     return (), (tokenizer.specials['<|end|>'],)
-
-
-def check_template(template: str) -> None:
-    if template not in TEMPLATES:
-        raise UserError(f'chat.template={template}: use {" or ".join(TEMPLATES)}')
 
 
 def check_role(role: str, location: str) -> None:

@@ -32,7 +32,6 @@ from gptjax.core.console import UserError
 from gptjax.data.chat_template import (
     TURN_END,
     Turn,
-    check_template,
     encode_turns,
     join_turns,
 )
@@ -59,7 +58,6 @@ def build_dialogue(config: ConfigDict, workdir: Path) -> dict:
     """
     tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
     check_steps(config.data.clean)
-    check_template(config.chat.template)
     if config.data.context < 8:
         raise UserError(
             f'data.context={config.data.context}: too short for a turn: use at least 8'
