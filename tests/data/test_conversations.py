@@ -124,12 +124,14 @@ def test_a_conversation_without_replies_is_skipped_and_counted(tmp_path):
             ['a.jsonl', 'none of its 1 conversations', 'assistant'],
         ),
         (None, ['no such file']),
+        ('', ['kind=text: conversations are']),
     ],
 )
-def test_a_file_that_cannot_be_used(tmp_path, line, words, kind='chat'):
+def test_a_source_that_cannot_be_used(tmp_path, line, words):
     path = tmp_path / 'a.jsonl'
     if line:
         path.write_text(line + '\n')
+    kind = 'chat' if line != '' else 'text'
     with pytest.raises(UserError) as caught:
         write(tmp_path, mine=common.source(kind, str(path)))
     message = str(caught.value)
@@ -137,11 +139,6 @@ def test_a_file_that_cannot_be_used(tmp_path, line, words, kind='chat'):
     for word in words:
         assert word in message, message
     assert 'jsonl' not in message.replace('.jsonl', '')  # a kind that is refused
-
-
-def test_another_kind_is_refused(tmp_path):
-    words = ['kind=text: conversations are']
-    test_a_file_that_cannot_be_used(tmp_path, None, words, 'text')
 
 
 # ---- Splits

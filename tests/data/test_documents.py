@@ -67,6 +67,8 @@ def test_what_is_written_and_counted(config, tmp_path):
     assert manifest['licences'] == dict(lines='CC0', texts='')
     for split, found in (('train', train), ('validation', validation)):
         text = [line['text'] for line in found]
+        ids = [line['id'].partition('/')[2] for line in found]  # without the source
+        assert {documents.assign_split(name, 0.3) for name in ids} == {split}
         assert manifest['splits'][split] == dict(
             documents=len(found),
             characters=sum(map(len, text)),
@@ -91,17 +93,6 @@ def test_processes_change_nothing(config, tmp_path, monkeypatch):
     assert documents.build_documents(config, tmp_path / 'two') == alone
 
 
-def test_a_split_depends_on_the_id_alone(config, tmp_path):
-    documents.build_documents(config, tmp_path / 'all')
-    config.data.sources.lines.limit = 20
-    config.data.validation_fraction = 0.4
-    config.data.clean = ()
-    documents.build_documents(config, tmp_path / 'some')
-    before = {line['id'] for line in read(tmp_path / 'all', 'validation')}
-    now = {line['id'] for line in read(tmp_path / 'some', 'train')}
-    assert before and now and not before & now
-
-
 @given(st.text(max_size=8), st.floats(0, 1), st.floats(0, 1))
 def test_split_of(identity, one, other):
     fraction = int(hashlib.sha256(identity.encode()).hexdigest()[:16], 16) / 2**64
@@ -120,37 +111,27 @@ def test_steps_are_taken_in_order_around_duplicates(config, tmp_path):
     assert texts == [text.lower() for text in texts]
 
 
-def test_made_once_and_refused_for_another_config(config, tmp_path):
+def test_made_once_and_refused_for_another_config_or_changed_files(config, tmp_path):
     workdir = tmp_path / 'run'
+    for name in ('a.csv', 'b.jsonl', '.hidden'):
+        (tmp_path / 'texts' / name).write_text('some words')
     first = documents.build_documents(config, workdir)
+    assert documents.describe_documents(first).endswith(
+        '; texts: 10 files read, 2 skipped (.csv, .jsonl)'
+    )
     made = (workdir / 'documents' / 'train.jsonl').stat().st_mtime_ns
     config.data.sources.lines.weight = 0.5  # does not change the documents
     config.data.workers = 1
     config.data.context = 7
+    (tmp_path / 'lines.jsonl').rename(tmp_path / 'elsewhere')  # no longer needed
     assert documents.build_documents(config, workdir) == first
     assert (workdir / 'documents' / 'train.jsonl').stat().st_mtime_ns == made
-    config.data.sources.lines.limit = 10
-    with pytest.raises(UserError, match=r'data\.sources\.lines\.limit: 0 .*10 here'):
-        documents.build_documents(config, workdir)
-
-
-def test_changed_files_are_refused_and_missing_ones_are_not_needed(config, tmp_path):
-    workdir = tmp_path / 'run'
-    first = documents.build_documents(config, workdir)
-    (tmp_path / 'lines.jsonl').rename(tmp_path / 'elsewhere')
-    assert documents.build_documents(config, workdir) == first
     (tmp_path / 'texts' / 'new.txt').write_text('A new file has come.')
     with pytest.raises(UserError, match=r'sources\.texts\.path=.* now there are 11'):
         documents.build_documents(config, workdir)
-
-
-def test_skipped_files_are_described(config, tmp_path):
-    for name in ('a.csv', 'b.jsonl', '.hidden'):
-        (tmp_path / 'texts' / name).write_text('some words')
-    manifest = documents.build_documents(config, tmp_path / 'run')
-    assert documents.describe_documents(manifest).endswith(
-        '; texts: 10 files read, 2 skipped (.csv, .jsonl)'
-    )
+    config.data.sources.lines.limit = 10
+    with pytest.raises(UserError, match=r'data\.sources\.lines\.limit: 0 .*10 here'):
+        documents.build_documents(config, workdir)
 
 
 def test_errors(config, tmp_path):
