@@ -202,11 +202,8 @@ def _reason_to_skip(conversation, data, counts, seen) -> str | None:
 def open_conversations(name: str, source: ConfigDict, data_dir: Path) -> Source:
     """Opens a source of `dialogue.sources`; `read(advance)` yields `Conversation`s.
 
-    | kind   | what it reads                                                   |
-    |--------|-----------------------------------------------------------------|
-    | 'chat' | users' files: JSON Lines with `messages` of `role` and `content` |
-    | 'tfds' | a dataset with the feature `messages`, or `utterances` as our   |
-    |        | builder of chatterbot has; see `_make_tfds_reader`              |
+    'chat' is users' files: JSON Lines with `messages` of `role` and `content`. 'tfds'
+    is a dataset with the feature `messages` or `utterances`: see `_make_tfds_reader`.
     """
     field = f'dialogue.sources.{name}'
     if source.kind == 'chat':

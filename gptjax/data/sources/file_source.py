@@ -12,7 +12,13 @@ from ml_collections import ConfigDict
 from gptjax.core.console import UserError
 from gptjax.core.files import Advance, File, open_raw, read_json_lines, read_lines
 from gptjax.data.chat_template import conversation_text
-from gptjax.data.sources.records import Document, field_names, record_id, record_text
+from gptjax.data.sources.records import (
+    Document,
+    check_fields,
+    field_names,
+    record_id,
+    record_text,
+)
 
 PART_CHARACTERS = 10_000
 MESSAGES = (
@@ -224,12 +230,5 @@ def _open_parquet(field: str, source: ConfigDict, file: File):
             f'{field}.path={file.path}: not a Parquet file '
             f'({" ".join(str(error).split())}): give one, or set {field}.kind'
         ) from error
-    columns = table.schema_arrow.names
-    for option in ('text_field', 'id_field'):
-        name = source[option]
-        if (name or option == 'text_field') and name not in columns:
-            raise UserError(
-                f'{field}.{option}={name}: {file.path} has no such column, it has '
-                f'{", ".join(columns)}'
-            )
+    check_fields(field, source, file.path, table.schema_arrow.names)
     return table

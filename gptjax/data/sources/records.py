@@ -90,5 +90,16 @@ def record_id(
     return default
 
 
+def check_fields(field: str, source: ConfigDict, path: str, names: Iterable) -> None:
+    """Refuses a `text_field` or `id_field` that the table at `path` does not have."""
+    for option in ('text_field', 'id_field'):
+        name = source[option]
+        if (name or option == 'text_field') and name not in names:
+            raise UserError(
+                f'{field}.{option}={name}: {path} has no such field, it has '
+                f'{", ".join(names)}'
+            )
+
+
 def field_names(record: dict) -> str:
     return ', '.join(map(repr, record)) or 'none'

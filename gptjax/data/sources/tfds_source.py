@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from gptjax.core.console import UserError
 from gptjax.core.files import Advance, exists, import_tensorflow, is_remote
-from gptjax.data.sources.records import Document, Source, record_id
+from gptjax.data.sources.records import Document, Source, check_fields, record_id
 
 OWN_BUILDERS = ('chitchat', 'chatterbot')  # NAME_builder.py in this folder
 CATALOG = 'https://www.tensorflow.org/datasets/catalog'
@@ -30,14 +30,7 @@ def open_tfds(field: str, source: ConfigDict, data_dir: str | os.PathLike) -> So
     """Opens a dataset of documents; makes it first if it is not on disk."""
     builder = prepare_builder(field, source, data_dir)
     total = count_examples(field, source, builder)
-    features = builder.info.features
-    for option in ('text_field', 'id_field'):
-        name = source[option]
-        if (name or option == 'text_field') and name not in features:
-            raise UserError(
-                f'{field}.{option}={name}: {source.path} has no such feature, it has '
-                f'{", ".join(features)}'
-            )
+    check_fields(field, source, source.path, builder.info.features)
     read = partial(_read_texts, field, source, builder)
     return Source(read, total, 'documents', describe_dataset(source, builder))
 
