@@ -1,4 +1,4 @@
-"""Admission of requests to the engines, and the state of the requests that run."""
+"""Admission of requests to the engines, and the state of running requests."""
 
 import asyncio
 import time
@@ -15,17 +15,17 @@ from gptjax.serve.api_requests import GenerationRequest, ServedModel
 from gptjax.serve.schemas import GenerationFields
 from gptjax.serve.telemetry import Telemetry
 
-# Why a request is refused, and the seconds after which a client may try again.
+# Why the server refuses a request, and after how many seconds a client may try again.
 BUSY = dict(
     loading=('the model is loading', 5),
     full=('the server is full', 1),
     draining=('the server is shutting down', 10),
 )
 POLL_SECONDS = 0.05
-MAX_UNREAD_UPDATES = 2048  # of one request; with more its client is dropped
+MAX_UNREAD_UPDATES = 2048  # of one request; with more, the server drops the client
 
-# Why a request is stopped before its replies have ended. Each call makes a new error:
-# one that is raised again would keep every frame that it was raised in.
+# Why a request is stopped before the replies have ended. Each call makes a new error,
+# because an error that is raised twice keeps the stack frames of both times.
 client_gone = partial(ApiError, 499, 'the client went away', 'gone')
 slow_reader = partial(
     ApiError, 408, 'the stream was not read for too long', 'slow_reader', retry=False
@@ -33,7 +33,7 @@ slow_reader = partial(
 time_limit = partial(
     ApiError,
     504,
-    "the server's time limit of a request has passed: ask for fewer tokens",
+    "the server's time limit for a request has passed: ask for fewer tokens",
     'time_limit',
     retry=False,
 )
@@ -43,11 +43,10 @@ drained = partial(
 
 
 class RunningRequest:
-    """Submits a request's replies to the engine and hands out their updates in order.
+    """Submits the replies of a request to the engine and returns updates in order.
 
-    It belongs to the event loop. The engine's thread calls `listen` only, which never
-    makes it wait. Updates that the client does not read pile up to
-    `MAX_UNREAD_UPDATES`; then the request is stopped.
+    All methods run on the event loop; the engine's thread calls only the listeners,
+    which never block. More than `MAX_UNREAD_UPDATES` unread updates stop the request.
     """
 
     def __init__(self, request: GenerationRequest, telemetry: Telemetry):
@@ -58,10 +57,10 @@ class RunningRequest:
         self._loop = asyncio.get_running_loop()
         self._updates = asyncio.Queue()
         self._request_ids = []
-        self._stop_reason = None  # makes the ApiError for which it was stopped
+        self._stop_reason = None  # returns the ApiError with which it was stopped
 
     def submit(self) -> None:
-        """Hands all replies to the engine, or none; raises as `Engine.submit`."""
+        """Submits all replies or, if `Engine.submit` raises, none."""
         prompts, parameters = self.request.prompts, self.request.parameters
         try:
             for index, reply in enumerate(zip(prompts, parameters, strict=True)):
@@ -72,13 +71,13 @@ class RunningRequest:
             raise
 
     def cancel(self) -> None:
-        """Frees the engine's slots, where replies have not ended."""
+        """Cancels the replies that have not ended, which frees slots of the engine."""
         if self.num_unfinished:
             for request_id in self._request_ids:
                 self._engine.cancel(request_id)
 
     def stop(self, reason: Callable[[], ApiError]) -> None:
-        """Cancels the replies; `next_update` then raises the error of `reason`."""
+        """Cancels the replies; `next_update` then raises `reason()`."""
         if self.num_unfinished and self._stop_reason is None:
             self._stop_reason = reason
             self.cancel()
@@ -89,8 +88,8 @@ class RunningRequest:
             raise self._stop_reason()
 
     async def next_update(self) -> tuple[int, Update]:
-        """(index of the reply, update); ApiError where the request was stopped."""
-        # A backlog of updates must not delay what stops the request.
+        """(index of the reply, update); raises ApiError after a `stop`."""
+        # A backlog of updates must not delay a disconnect or the time limit.
         await asyncio.sleep(0)
         self.raise_if_stopped()
         index, update = await self._updates.get()
@@ -130,15 +129,15 @@ class RunningRequest:
 
 @dataclass
 class ServerState:
-    """What all requests share; it admits requests to the engines and ends them.
+    """The state that all requests share: the models and the running requests.
 
-    The first of `models` is the default; there are none while they load.
+    The first of `models` is the default; the dict is empty while they load.
     """
 
     models: dict[str, ServedModel] = field(default_factory=dict)
     time_limit: float = 300.0  # seconds that a request may take
-    max_replies: int = 72  # of one request: what slots and queue hold
-    draining: bool = False  # no new requests are admitted
+    max_replies: int = 72  # of one request: slots + queue
+    draining: bool = False  # admits no new requests
     running: set[RunningRequest] = field(default_factory=set)
 
     def __post_init__(self):
@@ -147,7 +146,7 @@ class ServerState:
         self._num_waiting_schemas = 0
 
     def check_ready(self, model: ServedModel | None = None) -> None:
-        """ApiError 503 if this model cannot answer now; without one, if none can."""
+        """Raises ApiError 503 if the model (by default: every model) cannot reply."""
         if self.draining:
             raise _retry_later('draining')
         if not self.models:
@@ -158,18 +157,17 @@ class ServerState:
             raise ApiError(503, failures[0], 'engine_failed', retry=False)
 
     def failures(self) -> dict[str, str]:
-        """The ids of models whose engine has failed, and why it did."""
+        """The reason of the failure by the ids of models whose engine has failed."""
         failures = {name: model.engine.failure for name, model in self.models.items()}
         return {name: failure for name, failure in failures.items() if failure}
 
     async def parse(
         self, parse_request: Callable, body: GenerationFields
     ) -> GenerationRequest:
-        """`parse_request(body, models)`, off the event loop: long texts take a while.
+        """`parse_request(body, models)`, on a thread: long texts take a while.
 
-        Compiling a JSON schema may take seconds. Schemas are compiled one after
-        another on a thread of their own, so that no other request waits for them;
-        ApiError 503 if too many wait.
+        Compiling a JSON schema may take seconds. One thread compiles all schemas, so
+        that other requests do not wait; ApiError 503 if too many schemas wait.
         """
         if body.response_format is None:
             return await asyncio.to_thread(parse_request, body, self.models)
@@ -185,7 +183,7 @@ class ServerState:
             self._num_waiting_schemas -= 1
 
     def start(self, request: GenerationRequest) -> RunningRequest:
-        """Submits a request to its engine; the caller must hand it to `end` later."""
+        """Submits a request to the engine; the caller must call `end` later."""
         self.check_ready(request.model)
         num_replies, limit = len(request.prompts), self.max_replies
         if num_replies > limit:
@@ -212,9 +210,9 @@ class ServerState:
         self.running.discard(running)
 
     async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
-        """Admits no more requests, and returns when those that run have ended.
+        """Admits no more requests, and returns when the running ones have ended.
 
-        After `seconds`, or at once when `hurry` is set, they are stopped.
+        Stops them after `seconds`, or as soon as `hurry` is set.
         """
         self.draining = True
         loop = asyncio.get_running_loop()

@@ -18,7 +18,14 @@ from gptjax.serve.api_errors import ApiError
 from gptjax.serve.api_requests import ServedModel, find_model, read_body
 from gptjax.serve.openapi import Operation, document
 from gptjax.serve.responses import ChatAnswer, CompletionAnswer, generate, token_text
-from gptjax.serve.schemas import JsonResponse, Status
+from gptjax.serve.schemas import (
+    ChatCompletion,
+    ChatRequest,
+    Completion,
+    CompletionRequest,
+    JsonResponse,
+    Status,
+)
 from gptjax.serve.security import Guard, content_policy
 
 PAGE = Path(__file__).with_name('page.html')
@@ -220,13 +227,16 @@ JINJA_TEMPLATES = dict(
 
 async def _chat(request: Request) -> Callable:
     """The next message of a conversation."""
-    return await generate(request, 'chat', api_requests.parse_chat_request, ChatAnswer)
+    parse_request = api_requests.parse_chat_request
+    return await generate(request, 'chat', ChatRequest, parse_request, ChatAnswer)
 
 
 async def _completions(request: Request) -> Callable:
     """The continuation of a text."""
-    parse_request = api_requests.parse_completion_request
-    return await generate(request, 'completions', parse_request, CompletionAnswer)
+    parse_request, name = api_requests.parse_completion_request, 'completions'
+    return await generate(
+        request, name, CompletionRequest, parse_request, CompletionAnswer
+    )
 
 
 # ---- routes -------------------------------------------------------------------
@@ -240,18 +250,10 @@ OPERATIONS = (
     Operation('/v1/models', _models, schemas.ModelList),
     Operation('/v1/models/{id:path}', _model, schemas.Model),
     Operation(
-        '/v1/chat/completions',
-        _chat,
-        schemas.ChatCompletion,
-        schemas.ChatRequest,
-        schemas.ChatChunk,
+        '/v1/chat/completions', _chat, ChatCompletion, ChatRequest, schemas.ChatChunk
     ),
     Operation(
-        '/v1/completions',
-        _completions,
-        schemas.Completion,
-        schemas.CompletionRequest,
-        schemas.Completion,
+        '/v1/completions', _completions, Completion, CompletionRequest, Completion
     ),
     Operation('/tokenize', _tokenize, schemas.Tokens, schemas.TokenizeRequest),
     Operation('/detokenize', _detokenize, schemas.Text, schemas.DetokenizeRequest),

@@ -1,4 +1,4 @@
-"""From an HTTP request's body to a request for replies that the engine understands."""
+"""From the body of an HTTP request to a request for replies by the engine."""
 
 import asyncio
 import secrets
@@ -21,23 +21,23 @@ from gptjax.serve.schemas import (
 
 MAX_BODY_BYTES = 2**20
 DEFAULT_COMPLETION_TOKENS = 16  # of /v1/completions, as clients expect
-READ_SECONDS = 30.0  # that the body of a request may take
-# A client that still sends reads no answer. So the server reads on for a while what is
-# too long, and drops it: then the client learns why it was refused.
+READ_SECONDS = 30.0  # within which the body of a request has to arrive
+# A client that is still sending does not read a response. So the server reads and drops
+# the rest of a body that is too long for a while: then the client learns the reason.
 MAX_DROPPED_BYTES = 64 * 2**20
 DROP_SECONDS = 5.0
 
 
 class ServedModel(NamedTuple):
-    """A model that the server answers with."""
+    """A model that draws replies."""
 
-    id: str  # the run directory's name, 'NAME@STEP' for a checkpoint that was named
+    id: str  # the run directory's name; 'NAME@STEP' where a step was given
     engine: Any  # an `infer.engine.Engine`, started
     grammars: GrammarCompiler
-    template: str  # of its chat prompts, 'text' or 'turns'
+    template: str  # the prompt format of chats, 'text' or 'turns'
     step: int
     created: int  # when the checkpoint was written, in seconds since 1970
-    description: str  # a line for people
+    description: str  # one line for people
 
     @property
     def tokenizer(self):
@@ -48,13 +48,13 @@ class GenerationRequest(NamedTuple):
     """A valid request for replies."""
 
     model: ServedModel
-    prompts: list[list[int]]  # token ids of each reply's prompt
-    parameters: list[SamplingParameters]  # of each reply
+    prompts: list[list[int]]  # token ids, for each reply
+    parameters: list[SamplingParameters]  # for each reply
     echoed_texts: list[str]  # the prompt of each reply as text; empty without `echo`
-    prompt_field: str  # the body's field that holds the prompts
-    logprobs: bool  # whether the answer shows log-probabilities
+    prompt_field: str  # the field of the body that holds the prompts
+    logprobs: bool  # whether the response shows log-probabilities
     stream: bool
-    include_usage: bool  # whether a stream's last event counts tokens
+    include_usage: bool  # whether the last event of a stream counts tokens
     num_prompt_tokens: int  # a prompt that several replies share counts once
 
 
@@ -64,8 +64,9 @@ class GenerationRequest(NamedTuple):
 async def read_body(request: Request, model_class: type[Schema]) -> Schema:
     """The body of a request, as an instance of `model_class`.
 
-    ApiError: 413 longer than `MAX_BODY_BYTES`, 415 not JSON by its Content-Type, 408
-    too slow, 400 broken off or not as `model_class` says.
+    Raises:
+        ApiError: 413 longer than `MAX_BODY_BYTES`; 415 another Content-Type than JSON;
+            408 too slow; 400 incomplete, or does not fit `model_class`.
     """
     header = request.headers.get('content-type', '')
     media_type = header.partition(';')[0].strip().lower()
@@ -103,7 +104,7 @@ async def read_body(request: Request, model_class: type[Schema]) -> Schema:
 
 
 def find_model(models: dict[str, ServedModel], name: str | None) -> ServedModel:
-    """The model of that id (ApiError 404); the first where none is named."""
+    """The model with this id (ApiError 404); by default the first one."""
     if name is None:
         return next(iter(models.values()))
     if name not in models:
@@ -112,13 +113,12 @@ def find_model(models: dict[str, ServedModel], name: str | None) -> ServedModel:
     return models[name]
 
 
-# ---- requests for replies: all raise ApiError 400, or 404 for the model -------
+# ---- requests for replies; all raise ApiError: 404 for the model, else 400 ----
 
 
 def parse_chat_request(
     body: ChatRequest, models: dict[str, ServedModel]
 ) -> GenerationRequest:
-    """What a body of /v1/chat/completions asks for."""
     model = find_model(models, body.model)
     if body.top_logprobs is not None and not body.logprobs:
         raise bad_request('top_logprobs', 'it needs logprobs=true')
@@ -142,7 +142,6 @@ def parse_chat_request(
 def parse_completion_request(
     body: CompletionRequest, models: dict[str, ServedModel]
 ) -> GenerationRequest:
-    """What a body of /v1/completions asks for."""
     model = find_model(models, body.model)
     max_tokens = body.max_tokens
     if max_tokens is None:
@@ -171,10 +170,7 @@ def parse_completion_request(
     )
 
 
-SAMPLING_NUMBERS = {
-    *('temperature', 'top_k', 'top_p', 'min_p'),
-    *('repetition_penalty', 'presence_penalty', 'frequency_penalty'),
-}
+SAMPLING_NUMBERS = LIMITS.keys() - {'max_tokens', 'seed', 'logprobs'}
 
 
 def _build_request(
@@ -224,7 +220,7 @@ def _build_request(
 def encode_messages(
     body: ChatRequest | TokenizeRequest, model: ServedModel
 ) -> list[int]:
-    """The token ids of a conversation, up to where the assistant speaks."""
+    """The token ids of a conversation, up to where the assistant's reply begins."""
     messages = []
     for message in body.messages:
         content = message.content
@@ -257,8 +253,8 @@ def check_token_ids(tokens: list[int], model: ServedModel, field: str) -> list[i
 def encode_prompt(body: TokenizeRequest, model: ServedModel) -> list[int]:
     """The token ids for /tokenize.
 
-    A prompt that is a special token's name and nothing else is that token, so that
-    clients can look up its id; within a text the name is text.
+    A prompt that is exactly the name of a special token becomes this token, so that
+    clients can look up its id. Within a longer text the name is plain text.
     """
     if (body.prompt is None) == (body.messages is None):
         raise bad_request('prompt', 'send one of prompt and messages')

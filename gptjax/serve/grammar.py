@@ -1,4 +1,4 @@
-"""Replies that are JSON by a schema: llguidance tells which tokens may come next."""
+"""Replies that follow a JSON schema: llguidance computes which tokens may come next."""
 
 import json
 import threading
@@ -9,11 +9,11 @@ from gptjax.serve.api_errors import ApiError, bad_request
 from gptjax.serve.schemas import ResponseFormat
 from gptjax.tokenizer.tokenizer import Tokenizer
 
-# One layout without line breaks: a small model would fill a reply with them, and a
-# chat's stop string may be an empty line.
+# No line breaks: a small model would fill a reply with them, and the stop string of a
+# chat may be an empty line.
 LAYOUT = dict(whitespace_flexible=False, item_separator=', ', key_separator=': ')
 
-# All replies wait while the engine computes a mask between two steps.
+# All replies wait while llguidance computes a mask between two steps.
 PARSER_LIMITS = dict(
     step_max_items=20_000, max_lexer_states=50_000, verbose_errors=False
 )
@@ -22,8 +22,8 @@ PARSER_LIMITS = dict(
 class JsonGrammar:
     """Allows the tokens of one JSON value; an `infer.request.Grammar`.
 
-    Where llguidance gives up (a schema can turn out too complex in the middle of a
-    reply) the reply ends there, and `failure` is the reason; other replies go on.
+    A schema can prove too complex in the middle of a reply. Then this reply ends, and
+    `failure` is the reason; other replies continue.
     """
 
     def __init__(self, matcher, vocab_size: int, eos_id: int):
@@ -39,7 +39,7 @@ class JsonGrammar:
         return ' '.join(self._matcher.get_error().split())[:300]
 
     def allowed(self) -> np.ndarray:
-        """uint32 (ceil(V / 32),), a bit a token; EOS where the value may end."""
+        """uint32 (ceil(V / 32),), one bit a token, with EOS where the value may end."""
         if not self._matcher.is_error():
             mask = np.frombuffer(self._matcher.compute_bitmask(), '<u4')
         if self._matcher.is_error():
@@ -70,9 +70,9 @@ class GrammarCompiler:
         self._lock = threading.Lock()
 
     def compile_schema(self, schema: dict, count: int) -> list[JsonGrammar]:
-        """`count` grammars of JSON values that `schema` allows, one for each reply.
+        """`count` equal grammars, one for each reply.
 
-        ApiError 400: the schema is wrong, impossible or too complex.
+        Raises ApiError 400 if the schema is wrong, impossible or too complex.
         """
         Matcher = self._llguidance.LLMatcher
         try:
@@ -80,7 +80,7 @@ class GrammarCompiler:
             source = Matcher.grammar_from_json_schema(text, overrides=LAYOUT)
         except ValueError as error:
             raise _refused(str(error)) from error
-        # Deriving the lexer takes seconds for some schemas: one at a time.
+        # Deriving the lexer of some schemas takes seconds: one at a time.
         with self._lock:
             matcher = Matcher(self._tokenizer, source, log_level=0, limits=self._limits)
             if not matcher.is_error():
@@ -92,7 +92,7 @@ class GrammarCompiler:
 
 
 class _Vocabulary:
-    """A tokenizer as llguidance wants it: with the bytes of each token."""
+    """A tokenizer with llguidance's interface: the bytes of each token."""
 
     def __init__(self, tokenizer: Tokenizer):
         names = {token: name.encode() for name, token in tokenizer.specials.items()}
@@ -128,6 +128,6 @@ def _refused(reason: str) -> ApiError:
     reason = ' '.join(reason.split())[:300]
     return bad_request(
         'response_format.json_schema.schema',
-        f'no replies can be drawn by it: {reason}',
+        f'no reply can follow it: {reason}',
         'invalid_json_schema',
     )

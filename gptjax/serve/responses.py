@@ -1,4 +1,4 @@
-"""Answers of /v1/chat/completions and /v1/completions, whole or as a stream."""
+"""Responses of /v1/chat/completions and /v1/completions, whole or as a stream."""
 
 import asyncio
 import time
@@ -18,17 +18,17 @@ from gptjax.serve.api_errors import ApiError
 from gptjax.serve.api_requests import GenerationRequest, read_body
 
 PING_SECONDS = 15.0  # without an event, after which a stream sends a comment
-SEND_SECONDS = 30.0  # within which a client has to take one piece of a stream
-LOWEST_LOGPROB = -9999.0  # stands for -inf, which is no JSON
+SEND_SECONDS = 30.0  # within which a client has to accept one write to a stream
+LOWEST_LOGPROB = -9999.0  # stands for -inf, which JSON does not have
 
 STREAM_HEADERS = {
-    'Content-Type': 'text/event-stream; charset=utf-8',
-    'Cache-Control': 'no-store',
-    'X-Accel-Buffering': 'no',  # a proxy must not collect the events
+    b'content-type': b'text/event-stream; charset=utf-8',
+    b'cache-control': b'no-store',
+    b'x-accel-buffering': b'no',  # a proxy must not collect the events
 }
 LAST_EVENT = 'data: [DONE]\n\n'
 
-# How a request ended, for the metrics, by the code of its error.
+# How a request ended, for the metrics, by the code of the error.
 OUTCOMES = dict(
     gone='gone', slow_reader='slow', time_limit='time_limit', draining='drained'
 )
@@ -37,62 +37,55 @@ OUTCOMES = dict(
 # ---- the two kinds of responses -----------------------------------------------
 
 
-def _envelope(request: GenerationRequest, id_prefix: str, object_name: str) -> dict:
-    """The first fields of a response, and of every chunk of a stream."""
-    return dict(
-        id=f'{id_prefix}{uuid.uuid4().hex}',
-        object=object_name,
-        created=int(time.time()),
-        model=request.model.id,
-        system_fingerprint=request.model.engine.fingerprint,
-    )
-
-
 class ChatAnswer:
     """The response of /v1/chat/completions to one request, whole or in chunks."""
 
-    request_class = schemas.ChatRequest
+    id_prefix, object_names = 'chatcmpl-', ('chat.completion', 'chat.completion.chunk')
     whole_class, chunk_class = schemas.ChatCompletion, schemas.ChatChunk
 
     def __init__(self, request: GenerationRequest):
         self.request = request
-        suffix = '.chunk' if request.stream else ''
-        self.envelope = _envelope(request, 'chatcmpl-', f'chat.completion{suffix}')
+        self.envelope = dict(  # the first fields of the response and of every chunk
+            id=f'{self.id_prefix}{uuid.uuid4().hex}',
+            object=self.object_names[request.stream],
+            created=int(time.time()),
+            model=request.model.id,
+            system_fingerprint=request.model.engine.fingerprint,
+        )
 
-    def first_choices(self, index: int) -> list[schemas.ChunkChoice]:
+    def first_choices(self, index: int) -> list[schemas.Choice]:
         """The choices of the chunks before the first token."""
-        delta = schemas.Delta(role='assistant', content='', refusal=None)
-        return [self._chunk_choice(index, delta)]
+        return [self._chunk(index, dict(role='assistant', content='', refusal=None))]
 
     def update_choices(
         self, index: int, update: Update, offset: int
-    ) -> list[schemas.ChunkChoice]:
+    ) -> list[schemas.Choice]:
         """The choices of an update's chunks; `offset` characters came before."""
         choices = []
         if update.text or (self.request.logprobs and update.tokens):
-            delta, logprobs = (
-                schemas.Delta(content=update.text),
-                self._logprobs(update.tokens),
-            )
-            choices.append(self._chunk_choice(index, delta, logprobs))
+            logprobs = self._logprobs(update.tokens)
+            choices.append(self._chunk(index, dict(content=update.text), logprobs))
         if update.finish:
-            choice = self._chunk_choice(
-                index, schemas.Delta(), finish_reason=update.finish
-            )
-            choices.append(choice)
+            choices.append(self._chunk(index, {}, finish_reason=update.finish))
         return choices
 
-    def whole_choice(self, index: int, reply: Reply) -> schemas.ChatChoice:
+    def whole_choice(self, index: int, reply: Reply) -> schemas.Choice:
         return schemas.ChatChoice(
             index=index,
-            message=schemas.ChatMessage(
-                role='assistant', content=reply.text, refusal=None
-            ),
+            message=dict(role='assistant', content=reply.text, refusal=None),
             logprobs=self._logprobs(reply.tokens),
             finish_reason=reply.finish,
         )
 
-    def _chunk_choice(self, index, delta, logprobs=None, finish_reason=None):
+    def usage(self, num_tokens: int) -> schemas.Usage:
+        num_prompt_tokens = self.request.num_prompt_tokens
+        return schemas.Usage(
+            prompt_tokens=num_prompt_tokens,
+            completion_tokens=num_tokens,
+            total_tokens=num_prompt_tokens + num_tokens,
+        )
+
+    def _chunk(self, index, delta, logprobs=None, finish_reason=None):
         return schemas.ChunkChoice(
             index=index, delta=delta, logprobs=logprobs, finish_reason=finish_reason
         )
@@ -105,55 +98,49 @@ class ChatAnswer:
         return schemas.ChatLogprobs(content=content, refusal=None)
 
 
-class CompletionAnswer:
-    """The response of /v1/completions; the methods are those of `ChatAnswer`.
+class CompletionAnswer(ChatAnswer):
+    """The response of /v1/completions to one request, whole or in chunks.
 
     The listed tokens include the one that ended the reply: lm-evaluation-harness draws
     one token after a prompt, and leaves out the last that is listed.
     """
 
-    request_class = schemas.CompletionRequest
+    id_prefix, object_names = 'cmpl-', ('text_completion', 'text_completion')
     whole_class = chunk_class = schemas.Completion
 
-    def __init__(self, request: GenerationRequest):
-        self.request = request
-        self.envelope = _envelope(request, 'cmpl-', 'text_completion')
-
-    def first_choices(self, index: int) -> list[schemas.TextChoice]:
+    def first_choices(self, index):
         """The echoed prompt; with log-probabilities it comes with the first update."""
         if not self.request.echoed_texts or self.request.logprobs:
             return []
         return [self._choice(index, self.request.echoed_texts[index])]
 
-    def update_choices(
-        self, index: int, update: Update, offset: int
-    ) -> list[schemas.TextChoice]:
+    def update_choices(self, index, update, offset):
         request, choices = self.request, []
         prompt = request.echoed_texts[index] if request.echoed_texts else ''
         if request.echoed_texts and request.logprobs and update.prompt is not None:
-            logprobs = self._logprobs(update.prompt, 0)
-            choices.append(self._choice(index, prompt, logprobs))
+            choices.append(self._choice(index, prompt, update.prompt))
         if update.text or update.finish or (request.logprobs and update.tokens):
-            logprobs = self._logprobs(_all_tokens(update), offset + len(prompt))
-            choices.append(self._choice(index, update.text, logprobs, update.finish))
+            tokens, offset = _all_tokens(update), offset + len(prompt)
+            choices.append(
+                self._choice(index, update.text, tokens, offset, update.finish)
+            )
         return choices
 
-    def whole_choice(self, index: int, reply: Reply) -> schemas.TextChoice:
+    def whole_choice(self, index, reply):
         text, tokens = reply.text, _all_tokens(reply)
         if self.request.echoed_texts:
             text = self.request.echoed_texts[index] + text
             tokens = (*(reply.prompt or ()), *tokens)
-        return self._choice(index, text, self._logprobs(tokens, 0), reply.finish)
+        return self._choice(index, text, tokens, finish_reason=reply.finish)
 
-    def _choice(self, index, text, logprobs=None, finish_reason=None):
+    def _choice(self, index, text, tokens=(), offset=0, finish_reason=None):
+        logprobs = None
+        if self.request.logprobs:
+            tokenizer = self.request.model.tokenizer
+            logprobs = describe_text_tokens(tokenizer, tokens, offset)
         return schemas.TextChoice(
             index=index, text=text, logprobs=logprobs, finish_reason=finish_reason
         )
-
-    def _logprobs(self, tokens, offset):
-        if not self.request.logprobs:
-            return None
-        return describe_text_tokens(self.request.model.tokenizer, tokens, offset)
 
 
 def _all_tokens(reply: Update | Reply) -> tuple[Token, ...]:
@@ -165,9 +152,9 @@ def _all_tokens(reply: Update | Reply) -> tuple[Token, ...]:
 
 
 def token_text(tokenizer, token: int) -> str:
-    """A token's text; its name if it is special, its bytes if they are no whole text.
+    r"""A token's text, the name of a special token, or bytes that are not whole text.
 
-    As 'Hi', '<eos>', 'bytes:\\\\xe2\\\\x96'.
+    For example 'Hi', '<eos>', 'bytes:\xe2\x96'.
     """
     content = tokenizer.bytes_of(token)
     if not content:
@@ -180,20 +167,19 @@ def token_text(tokenizer, token: int) -> str:
         return 'bytes:' + ''.join(f'\\x{byte:02x}' for byte in content)
 
 
-def describe_chat_token(tokenizer, token: Token) -> schemas.ChatToken:
+def describe_chat_token(tokenizer, token: Token) -> schemas.TokenLogprob:
     """An entry of a chat choice's `logprobs.content`."""
 
-    def describe(token_id, logprob):
-        return dict(
+    def describe(token_id, logprob, **fields):
+        return schemas.TokenLogprob(
             token=token_text(tokenizer, token_id),
             logprob=max(logprob, LOWEST_LOGPROB),
             bytes=list(tokenizer.bytes_of(token_id)) or None,
+            **fields,
         )
 
     alternatives = [describe(*alternative) for alternative in token.top]
-    return schemas.ChatToken(
-        **describe(token.id, token.logprob), top_logprobs=alternatives
-    )
+    return describe(token.id, token.logprob, top_logprobs=alternatives)
 
 
 def describe_text_tokens(
@@ -201,7 +187,7 @@ def describe_text_tokens(
 ) -> schemas.TextLogprobs:
     """A completion choice's `logprobs`; `offset` characters come before the tokens.
 
-    A token without a log-probability (a prompt's first) has null.
+    The first token of a prompt has no log-probability: null.
     """
     stream = tokenizer.stream()
     offsets, logprobs, alternatives = [], [], []
@@ -213,7 +199,7 @@ def describe_text_tokens(
             alternatives.append(None)
             continue
         logprobs.append(max(token.logprob, LOWEST_LOGPROB))
-        by_text = {}  # of two alternatives with one text, the likelier
+        by_text = {}  # where two alternatives have the same text, the likelier
         for token_id, logprob in (*token.top, (token.id, token.logprob)):
             text = token_text(tokenizer, token_id)
             by_text.setdefault(text, max(logprob, LOWEST_LOGPROB))
@@ -230,14 +216,17 @@ def describe_text_tokens(
 
 
 async def generate(
-    http_request: Request, name: str, parse_request: Callable, answer_class: type
+    http_request: Request,
+    name: str,
+    request_class: type[schemas.Schema],
+    parse_request: Callable,
+    answer_class: type[ChatAnswer],
 ) -> Callable:
-    """The response, an ASGI application, of one of the two endpoints.
+    """Starts a request for replies; returns the response, an ASGI application.
 
     Args:
-        name: of the endpoint, in the metrics.
+        name: the endpoint's name in the metrics.
         parse_request: (body, models) -> `GenerationRequest`.
-        answer_class: `ChatAnswer` or `CompletionAnswer`.
     """
     start, state = time.monotonic(), http_request.app.state.server
 
@@ -246,7 +235,7 @@ async def generate(
 
     try:
         state.check_ready()
-        body = await read_body(http_request, answer_class.request_class)
+        body = await read_body(http_request, request_class)
         request = await state.parse(parse_request, body)
         running = state.start(request)
     except ApiError as error:
@@ -261,9 +250,9 @@ async def generate(
 
 @asynccontextmanager
 async def _watch(state, running: RunningRequest, receive: Receive, count):
-    """Stops a request when its client leaves or its time is over.
+    """Stops a request when the client leaves or the time limit passes.
 
-    Counts how the request ended, and frees its slots whatever happens.
+    Counts how the request ended, and frees the slots whatever happens.
     """
 
     async def watch_client():
@@ -288,14 +277,6 @@ async def _watch(state, running: RunningRequest, receive: Receive, count):
         count(outcome)
 
 
-def _usage(request: GenerationRequest, num_tokens: int) -> schemas.Usage:
-    return schemas.Usage(
-        prompt_tokens=request.num_prompt_tokens,
-        completion_tokens=num_tokens,
-        total_tokens=request.num_prompt_tokens + num_tokens,
-    )
-
-
 async def _send_whole(
     state, running, answer, count, scope: Scope, receive: Receive, send: Send
 ) -> None:
@@ -313,8 +294,7 @@ async def _send_whole(
         if error.code != 'gone':
             await error.response()(scope, receive, send)
         return
-    num_tokens = sum(len(_all_tokens(u)) for reply in updates for u in reply)
-    usage = _usage(running.request, num_tokens)
+    usage = answer.usage(sum(len(_all_tokens(u)) for reply in updates for u in reply))
     content = answer.whole_class(**answer.envelope, choices=choices, usage=usage)
     await schemas.JsonResponse(content)(scope, receive, send)
 
@@ -330,7 +310,7 @@ async def _send_stream(
         except TimeoutError:
             raise admission.slow_reader() from None
 
-    headers = [(k.lower().encode(), v.encode()) for k, v in STREAM_HEADERS.items()]
+    headers = list(STREAM_HEADERS.items())
     try:
         async with _watch(state, running, receive, count):
             await send(dict(type='http.response.start', status=200, headers=headers))
@@ -347,7 +327,7 @@ async def _send_stream(
 
 
 async def _events(running: RunningRequest, answer) -> AsyncIterator[str]:
-    """The stream as server-sent events, without the last."""
+    """The stream as server-sent events, without the last one."""
     request, envelope = running.request, answer.envelope
     if request.include_usage:
         envelope = dict(envelope, usage=None)
@@ -373,7 +353,7 @@ async def _events(running: RunningRequest, answer) -> AsyncIterator[str]:
         num_tokens += len(_all_tokens(update))
         num_characters[index] += len(update.text)
     if request.include_usage:
-        envelope['usage'] = _usage(request, num_tokens)
+        envelope['usage'] = answer.usage(num_tokens)
         yield _format_event(answer.chunk_class(**envelope, choices=[]))
 
 

@@ -12,15 +12,6 @@ from starlette.responses import JSONResponse
 
 from gptjax.infer.request import BIAS_LIMITS, LIMITS
 
-MAX_MESSAGES = 1024  # of a conversation
-MAX_PARTS = 64  # of a message's content
-MAX_CHOICES = 16  # replies to one prompt
-MAX_PROMPTS = 64  # of one request
-MAX_STOPS = 16
-MAX_STOP_CHARACTERS = 256
-MAX_BIASES = 1024  # of logit_bias
-MAX_PROMPT_TOKENS = 2**17  # as ids; the context sets the real limit
-
 
 class Schema(BaseModel):
     """No unknown fields and no conversions: the string '1' is not a number."""
@@ -48,14 +39,11 @@ def _array(item, most, least=1):
     ]
 
 
-Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES), Whole]
-TokenIds = _array(Annotated[int, Field(ge=0, le=2**31 - 1), Whole], MAX_PROMPT_TOKENS)
-Bias = Annotated[float, Field(ge=BIAS_LIMITS.least, le=BIAS_LIMITS.most)]
-BiasedToken = Annotated[str, Field(pattern='^[0-9]{1,9}$')]
-StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
-# Values of fields that this server does not support.
-EmptyList = Annotated[list, Field(max_length=0)] | None
-EmptyText = Annotated[str, Field(max_length=0)] | None
+NumChoices = Annotated[int, Field(ge=1, le=16), Whole] | None
+Token = Annotated[int, Field(ge=0, le=2**31 - 1), Whole]
+TokenIds = _array(Token, most=2**17)  # the context sets the real limit
+StopText = Annotated[str, Field(min_length=1, max_length=256)]
+EmptyList = Annotated[list, Field(max_length=0)] | None  # of an unsupported field
 
 
 # ---- requests -----------------------------------------------------------------
@@ -68,7 +56,7 @@ class TextPart(Schema):
 
 class Message(Schema):
     role: Literal['system', 'developer', 'user', 'assistant']
-    content: str | _array(TextPart, MAX_PARTS)
+    content: str | _array(TextPart, most=64)
     # Clients send back the messages of earlier responses, with these fields.
     name: None = None
     refusal: None = None
@@ -78,7 +66,7 @@ class Message(Schema):
     annotations: EmptyList = None
 
 
-Messages = _array(Message, MAX_MESSAGES)
+Messages = _array(Message, most=1024)
 
 
 class JsonSchema(Schema):
@@ -98,6 +86,15 @@ class StreamOptions(Schema):
     include_obfuscation: bool | None = Field(None, description='Ignored.')
 
 
+LogitBias = Annotated[
+    dict[
+        Annotated[str, Field(pattern='^[0-9]{1,9}$')],  # a token id
+        Annotated[float, Field(ge=BIAS_LIMITS.least, le=BIAS_LIMITS.most)],
+    ],
+    Field(max_length=1024, json_schema_extra={'additionalProperties': False}),
+]
+
+
 class GenerationFields(Schema):
     """Fields of both kinds of requests for replies."""
 
@@ -113,23 +110,15 @@ class GenerationFields(Schema):
     ) = None
     presence_penalty: _limited('presence_penalty') = None
     frequency_penalty: _limited('frequency_penalty') = None
-    logit_bias: (
-        Annotated[
-            dict[BiasedToken, Bias],
-            Field(
-                max_length=MAX_BIASES, json_schema_extra={'additionalProperties': False}
-            ),
-        ]
-        | None
-    ) = None
+    logit_bias: LogitBias | None = None
     seed: _limited(
         'seed',
         int,
         'The same weights, prompt, parameters and seed give the same reply. The '
         'choices of n use seed, seed + 1, … Default: random.',
     ) = None
-    stop: StopText | _array(StopText, MAX_STOPS, least=0) | None = None
-    n: Choices | None = Field(None, description='Replies to each prompt.')
+    stop: StopText | _array(StopText, most=16, least=0) | None = None
+    n: NumChoices = Field(None, description='Replies to each prompt.')
     response_format: ResponseFormat | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -164,12 +153,12 @@ class ChatRequest(GenerationFields):
 
 
 class CompletionRequest(GenerationFields):
-    prompt: str | TokenIds | _array(str, MAX_PROMPTS) | _array(TokenIds, MAX_PROMPTS)
+    prompt: str | TokenIds | _array(str, most=64) | _array(TokenIds, most=64)
     max_tokens: _limited('max_tokens', int, '0 only with `echo`. Default: 16.') = None
     echo: bool | None = Field(None, description='Return the prompt before the reply.')
     logprobs: _limited('logprobs', int) = None
-    best_of: Choices | None = Field(None, description='Must equal n.')
-    suffix: EmptyText = None
+    best_of: NumChoices = Field(None, description='Must equal n.')
+    suffix: Annotated[str, Field(max_length=0)] | None = None  # unsupported
 
 
 class TokenizeRequest(Schema):
@@ -187,9 +176,7 @@ class TokenizeRequest(Schema):
 
 class DetokenizeRequest(Schema):
     model: str | None = None
-    tokens: _array(
-        Annotated[int, Field(ge=0, le=2**31 - 1), Whole], MAX_PROMPT_TOKENS, 0
-    )
+    tokens: _array(Token, most=2**17, least=0)
 
 
 # ---- responses ----------------------------------------------------------------
@@ -202,72 +189,16 @@ class JsonResponse(JSONResponse):
         return content.model_dump_json(exclude_unset=True).encode()
 
 
-class Usage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class Response(BaseModel):
-    """Fields of all responses with replies."""
-
-    id: str
-    object: str
-    created: int
-    model: str
-    system_fingerprint: str
-
-
-class Choice(BaseModel):
-    index: int
-    finish_reason: Literal['stop', 'length'] | None
-
-
 class TokenLogprob(BaseModel):
     token: str
     logprob: float
     bytes: list[int] | None
-
-
-class ChatToken(TokenLogprob):
-    top_logprobs: list[TokenLogprob]
+    top_logprobs: list['TokenLogprob'] | None = None
 
 
 class ChatLogprobs(BaseModel):
-    content: list[ChatToken]
+    content: list[TokenLogprob]
     refusal: None
-
-
-class ChatMessage(BaseModel):
-    role: Literal['assistant']
-    content: str
-    refusal: None
-
-
-class Delta(BaseModel):
-    role: Literal['assistant'] | None = None
-    content: str | None = None
-    refusal: None = None
-
-
-class ChatChoice(Choice):
-    message: ChatMessage
-    logprobs: ChatLogprobs | None
-
-
-class ChunkChoice(Choice):
-    delta: Delta
-    logprobs: ChatLogprobs | None
-
-
-class ChatCompletion(Response):
-    choices: list[ChatChoice]
-    usage: Usage
-
-
-class ChatChunk(Response):
-    choices: list[ChunkChoice]
-    usage: Usage | None = None
 
 
 class TextLogprobs(BaseModel):
@@ -277,14 +208,61 @@ class TextLogprobs(BaseModel):
     text_offset: list[int]
 
 
+class ChatMessage(BaseModel):
+    """A message, or in a chunk the fields that are new."""
+
+    role: Literal['assistant'] | None = None
+    content: str | None = None
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    index: int
+    finish_reason: Literal['stop', 'length'] | None
+
+
+class ChatChoice(Choice):
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+
+
+class ChunkChoice(Choice):
+    delta: ChatMessage
+    logprobs: ChatLogprobs | None
+
+
 class TextChoice(Choice):
     text: str
     logprobs: TextLogprobs | None
 
 
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Response(BaseModel):
+    """Fields of all responses with replies; a chunk may have no usage."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+    usage: Usage | None = None
+
+
+class ChatCompletion(Response):
+    choices: list[ChatChoice]
+
+
+class ChatChunk(Response):
+    choices: list[ChunkChoice]
+
+
 class Completion(Response):
     choices: list[TextChoice]
-    usage: Usage | None = None
 
 
 class ModelFacts(BaseModel):

@@ -1,4 +1,4 @@
-"""Who may ask: host names, origins, keys, connections; and the page's policy."""
+"""Security of the server: host names, origins, API keys, connections, the CSP."""
 
 import base64
 import hashlib
@@ -19,7 +19,7 @@ from gptjax.core.console import UserError
 from gptjax.serve.api_errors import ApiError
 
 MIN_KEY_CHARACTERS = 8
-HEAD_SECONDS = 30.0  # that the head of a request may take
+HEAD_SECONDS = 30.0  # within which the head of a request has to arrive
 
 HEADERS = {
     'X-Content-Type-Options': 'nosniff',
@@ -32,16 +32,15 @@ STRICT_POLICY = "default-src 'none'; frame-ancestors 'none'"
 
 
 class Guard:
-    """ASGI middleware that refuses requests which it cannot trust.
+    """ASGI middleware that refuses requests of unknown origin.
 
-    - The Host header is an address, `localhost` or one of `hosts`: a page of
-      another site that has its name point here (DNS rebinding) is refused.
-    - A request that a page of another site makes (Origin) is refused; no header
-      ever allows one (no CORS).
-    - With a key, every route but /health wants it: `Authorization: Bearer KEY`, or
+    - The Host header has to be an IP address, `localhost` or one of `hosts`. This
+      refuses pages whose host name resolves to this server (DNS rebinding).
+    - Requests of pages of other sites (Origin) are refused; there is no CORS.
+    - With a key, every route except /health needs it: `Authorization: Bearer KEY`, or
       Basic with the key as password, for which a browser asks.
 
-    Every answer gets an `x-request-id`, and headers that forbid browsers to sniff,
+    Every response gets an `x-request-id`, and headers that forbid browsers to sniff,
     frame or share it.
     """
 
@@ -79,14 +78,14 @@ class Guard:
         if len(hosts) != 1 or not self._is_own_name(host_name(hosts[0])):
             raise ApiError(
                 403,
-                f'the host {", ".join(hosts)[:100]!r} is not known here: add it to '
+                f'the host {", ".join(hosts)[:100]!r} is unknown: add it to '
                 '--allowed_hosts if it is this server',
                 'host_not_allowed',
             )
         origin = headers.get('origin')
         if origin is not None and origin.split('://')[-1] != hosts[0]:
             raise ApiError(
-                403, 'pages of other sites may not ask here', 'origin_not_allowed'
+                403, 'pages of other sites may not send requests', 'origin_not_allowed'
             )
         if self._key is not None and scope['path'] != '/health':
             self._check_key(headers.get('authorization', ''))
@@ -98,7 +97,7 @@ class Guard:
             ipaddress.ip_address(host)
         except ValueError:
             return False
-        return True  # an address cannot be made to point elsewhere
+        return True  # DNS cannot change where an address leads
 
     def _check_key(self, authorization: str) -> None:
         if not hmac.compare_digest(_digest(_key_of(authorization)), self._key):
@@ -112,33 +111,33 @@ class Guard:
 
 
 def _digest(key: str) -> bytes:
-    """A hash: all have one length, so the time to compare them reveals nothing."""
+    """A hash: all hashes have one length, so comparing them takes the same time."""
     return hashlib.sha256(key.encode('utf-8', 'surrogatepass')).digest()
 
 
 def _key_of(authorization: str) -> str:
-    """The key of an Authorization header; '' where it has none."""
+    """The key of an Authorization header, or ''."""
     kind, _, value = authorization.partition(' ')
     if kind.lower() == 'bearer':
         return value.strip()
     if kind.lower() == 'basic':
         try:
             pair = base64.b64decode(value.strip(), validate=True)
-        except ValueError:  # no base64, or no ASCII
+        except ValueError:  # not base64, or not ASCII
             return ''
         return pair.decode('utf-8', 'replace').partition(':')[2]
     return ''
 
 
 def host_name(host: str) -> str:
-    """A Host header without its port, as 'localhost' or '::1'."""
+    """A Host header without the port: '[::1]:80' → '::1'."""
     if host.startswith('['):
         return host[1:].partition(']')[0].lower()
     return host.partition(':')[0].lower().rstrip('.')
 
 
 def content_policy(page: str) -> str:
-    """The Content-Security-Policy of the page: its one script and one style run."""
+    """The Content-Security-Policy that allows the one script and style of the page."""
     hashes = {}
     for tag in ('script', 'style'):
         contents = re.findall(rf'<{tag}>(.*?)</{tag}>', page, re.DOTALL)
@@ -158,12 +157,11 @@ def content_policy(page: str) -> str:
 
 
 class LimitedConnection(H11Protocol):
-    """uvicorn's connection, closed where no request comes or too many are open.
+    """uvicorn's connection, with a limit of their number and of the time to send.
 
-    From its beginning, and from the first byte of each further request, the client
-    has `HEAD_SECONDS` to send the request's head. (uvicorn limits the time between
-    requests, and `read_body` the time after the head.) One connection more than
-    `max_connections` is answered with 503, and closed.
+    A client has `HEAD_SECONDS` to send the head of each request. (uvicorn limits the
+    time between requests, and `read_body` the time for the body.) A connection above
+    `max_connections` gets the status 503 and is closed.
     """
 
     def __init__(self, *args, max_connections: int, **options):
@@ -217,7 +215,7 @@ def read_key(path: str) -> str:
     try:
         key = Path(path).expanduser().read_text(encoding='utf-8').strip()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, 'strerror', None) or 'it is no text'
+        reason = getattr(error, 'strerror', None) or 'not a text file'
         raise UserError(
             f'--api_key_file={path}: {reason}: make one, as '
             f'`openssl rand -hex 32 > {path}`'
@@ -231,11 +229,11 @@ def read_key(path: str) -> str:
 
 
 def check_host(host: str, key: str | None) -> None:
-    """Refuses to listen to other machines without a key."""
+    """Refuses to serve other machines without an API key."""
     try:
         entries = socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, 'strerror', None) or 'it is no host name'
+        reason = getattr(error, 'strerror', None) or 'not a host name'
         raise UserError(
             f'--host={host}: {reason}: use 127.0.0.1, or an address of this machine'
         ) from error
@@ -245,6 +243,6 @@ def check_host(host: str, key: str | None) -> None:
     )
     if key is None and (not host or not is_local):
         raise UserError(
-            f'--host={host}: other machines could ask: give an --api_key_file, or use '
+            f'--host={host}: other machines have access: set --api_key_file, or use '
             '--host=127.0.0.1'
         )

@@ -1,4 +1,4 @@
-"""The stage `serve`: loads models, answers until a signal, then drains."""
+"""The stage `serve`: loads models, serves requests until a signal, then drains."""
 
 import asyncio
 import contextlib
@@ -25,12 +25,12 @@ from gptjax.serve.api import make_app
 from gptjax.serve.api_requests import ServedModel
 from gptjax.serve.grammar import GrammarCompiler
 
-DRAIN_SECONDS = 30.0  # in which running replies may end after SIGTERM
-CLOSE_SECONDS = 3  # in which answers may be sent after that
+DRAIN_SECONDS = 30.0  # after SIGTERM, for replies to end
+CLOSE_SECONDS = 3  # after that, for responses to be sent
 KEEP_ALIVE_SECONDS = 30
-SEND_BUFFER_BYTES = 2**17  # of answers that the system keeps for one client
-UNACKNOWLEDGED_SECONDS = 60  # after which the system closes what nobody reads
-SPARE_CONNECTIONS = 256  # besides those of the requests that run or wait
+SEND_BUFFER_BYTES = 2**17  # of the operating system, for each client
+UNACKNOWLEDGED_SECONDS = 60  # then the system closes a connection nobody reads
+SPARE_CONNECTIONS = 256  # in addition to those of running and waiting requests
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -41,22 +41,23 @@ class Options:
     host: str = '127.0.0.1'
     port: int = 8000
     step: int | None = None
-    beside: Sequence[str] = ()  # further models to serve, each RUN or RUN@STEP
+    beside: Sequence[str] = ()  # more models to serve, each RUN or RUN@STEP
     api_key_file: str | None = None
     allowed_hosts: Sequence[str] = ()  # names of this server in the Host header
     slots: int = 8
     queue: int = 64
     time_limit: float = 300.0  # seconds a request may take
-    weights: str = 'whole'  # or quantized to 'int8', as `cache`
+    weights: str = 'whole'  # or 'int8', also for `cache`
     cache: str = 'whole'
-    draft: Path | None = None  # run of a smaller model that guesses for the first
-    guesses: int = 4  # tokens that the draft guesses in a step
+    draft: Path | None = None  # run of the draft model for speculative decoding
+    guesses: int = 4  # tokens that the draft model proposes in a step
 
 
 def serve(config: ConfigDict, workdir: Path, options: Options) -> None:
-    """Serves until SIGTERM or Ctrl-C, then lets replies end; a second signal hurries.
+    """Serves until SIGTERM or Ctrl-C, then lets replies end.
 
-    Prints one line, with the address, when the models are ready.
+    A second signal stops them. Prints one line with the address when the models are
+    ready.
     """
     key = None
     if options.api_key_file is not None:
@@ -78,7 +79,9 @@ def serve(config: ConfigDict, workdir: Path, options: Options) -> None:
         _, folder, step = run
         name = folder.name if step is None else f'{folder.name}@{step}'
         if name in run_of_name:
-            raise UserError(f'--beside: two models are called {name}: rename a folder')
+            raise UserError(
+                f'--beside: two models have the name {name}: rename a folder'
+            )
         run_of_name[name] = run
     for _, folder, _ in runs:
         if not (folder / 'checkpoints').is_dir():
@@ -88,8 +91,8 @@ def serve(config: ConfigDict, workdir: Path, options: Options) -> None:
     with contextlib.closing(listen(options.host, options.port)) as listener:
         loaded = asyncio.run(_run_server(options, listener, key, run_of_name))
     if not loaded:
-        # A thread still compiles. Python's own end would stop it in the middle of XLA,
-        # and that aborts the process.
+        # A thread still compiles. A normal exit of Python would stop it inside XLA,
+        # which aborts the process.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
@@ -109,14 +112,14 @@ def _parse_run(text: str) -> tuple[ConfigDict, Path, int | None]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; it accepts connections from now on, while models load."""
+    """A listening socket, which accepts connections while the models load."""
     family, kind, protocol, _, address = socket.getaddrinfo(
         host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
-    # asyncio knows TCP by the protocol's number, and sets TCP_NODELAY then.
+    # asyncio recognises TCP by the protocol number, and then sets TCP_NODELAY.
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Connections inherit these: a client that never reads costs little, and is closed.
+    # Connections inherit these options: clients that never read cost little memory.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     if hasattr(socket, 'TCP_USER_TIMEOUT'):
         milliseconds = UNACKNOWLEDGED_SECONDS * 1000
@@ -140,15 +143,13 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which leaves the signals to `_run_server`."""
-
     @contextlib.contextmanager
     def capture_signals(self):
-        yield
+        yield  # `_run_server` handles the signals
 
 
 def new_server(app, max_connections: int) -> uvicorn.Server:
-    """A server of an ASGI application, not yet running; it logs errors only."""
+    """A server of an ASGI application, which does not run yet and logs only errors."""
     return _Server(
         uvicorn.Config(
             app,
@@ -168,9 +169,9 @@ def new_server(app, max_connections: int) -> uvicorn.Server:
 async def _run_server(
     options: Options, listener: socket.socket, key: str | None, runs: dict
 ) -> bool:
-    """Serves until a signal; whether the models were loaded by then.
+    """Serves until a signal; returns whether the models had been loaded by then.
 
-    `runs` are (config, folder, step) by the models' names.
+    `runs` maps the name of each model to (config, folder, step).
     """
     logging.basicConfig(
         level=logging.WARNING, format='%(asctime)s %(levelname)s %(message)s'
@@ -191,7 +192,7 @@ async def _run_server(
         loop.add_signal_handler(number, on_signal)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     ending = asyncio.create_task(first_signal.wait())
-    # A thread of its own, which asyncio does not wait for when the server ends.
+    # When the server ends, asyncio does not wait for threads of this executor.
     load_models = partial(_load_models, options, runs)
     loading = loop.run_in_executor(ThreadPoolExecutor(1, 'loading'), load_models)
     try:
@@ -208,7 +209,6 @@ async def _run_server(
     finally:
         server.should_exit = True
         await serving
-        # Loading may also have ended after the signal.
         loaded = loading.done()
         if loaded and not loading.exception():
             for model in loading.result().values():
@@ -219,7 +219,7 @@ async def _run_server(
 
 
 def _load_models(options: Options, runs: dict) -> dict[str, ServedModel]:
-    """The models by name; their engines are compiled and started."""
+    """Loads the models; their engines are compiled and started."""
     from gptjax.eval import quantization_cost
     from gptjax.models import parameter_count, settings
     from gptjax.train.load_model import load_engine
@@ -268,6 +268,6 @@ def _checkpoint_time(folder: Path, step: int) -> int:
     checkpoints = folder / 'checkpoints'
     try:
         status = (checkpoints / f'{step:08d}').stat()
-    except FileNotFoundError:  # a training that still runs has deleted it since
+    except FileNotFoundError:  # deleted by a training that still runs
         status = checkpoints.stat()
     return int(status.st_mtime)

@@ -1,7 +1,7 @@
-"""A conversation in the terminal: its tree of messages, its replies, its file.
+"""A conversation in the terminal: the tree of messages, the replies, the JSON file.
 
-Of the tree one path is shown. Another reply, or a changed message, is a further child
-of the same parent. The chat page exports and imports the same file.
+The terminal shows one path of the tree. Another reply, or an edited message, is one
+more child of the same parent. The chat page exports and imports the same file format.
 """
 
 import contextlib
@@ -27,31 +27,30 @@ DIM, PLAIN = '\x1b[2m', '\x1b[0m'
 
 @dataclass
 class Message:
-    """One message, and what has followed it; the fields from `model` on are a reply's.
+    """A message and the messages that follow; fields from `model` on are for replies.
 
-    A reply's content ends with its `tokens`; text that was put before them by hand has
-    none.
+    The content of a reply is text that the user wrote (if any) and the `tokens`.
     """
 
-    role: str  # 'user' or 'assistant'; 'root' of the tree's root, which is no message
+    role: str  # 'user', 'assistant', or 'root' for the root of the tree
     content: str = ''
     children: list['Message'] = field(default_factory=list)
-    chosen: int = 0  # index of the child that is shown
-    model: str = ''  # if another one than the conversation's
+    chosen: int = 0  # index of the visible child
+    model: str = ''  # if it is not the model of the conversation
     seed: int = 0
     parameters: SamplingParameters = SamplingParameters()
     tokens: list[Token] = field(default_factory=list)
-    finish: str | None = None  # as of `Update`; None while it is drawn
+    finish: str | None = None  # as in `Update`; None during generation
 
     def add(self, child: 'Message') -> 'Message':
-        """Appends a child, which is shown from now on; returns the child."""
+        """Appends a child, makes it visible and returns it."""
         self.children.append(child)
         self.chosen = len(self.children) - 1
         return child
 
 
 def shown_messages(root: Message) -> list[Message]:
-    """The messages on the path that is shown, from the first to the last."""
+    """The messages on the visible path, from the first to the last."""
     path = [root]
     while path[-1].children:
         path.append(path[-1].children[path[-1].chosen])
@@ -59,18 +58,18 @@ def shown_messages(root: Message) -> list[Message]:
 
 
 def last_message(root: Message, role: str) -> tuple[Message, Message]:
-    """(the last shown message of a role, its parent); UserError if there is none."""
+    """(last visible message of a role, its parent); UserError if there is none."""
     path = [root, *shown_messages(root)]
     for parent, message in reversed(list(zip(path, path[1:], strict=False))):
         if message.role == role:
             return message, parent
-    raise UserError('nothing has been said yet: say something first')
+    raise UserError('the conversation is empty: write a message first')
 
 
 def text_before_tokens(reply: Message, tokenizer) -> str:
-    """The text before a reply's tokens: '' unless some was put there by hand."""
+    """The text of a reply that the user wrote, before the tokens."""
     text = tokenizer.decode(token.id for token in reply.tokens)
-    # A stop string may have cut the last token's text.
+    # A stop string may have cut the text of the last token.
     while text and not reply.content.endswith(text):
         text = text[:-1]
     return reply.content.removesuffix(text)
@@ -80,14 +79,14 @@ def text_before_tokens(reply: Message, tokenizer) -> str:
 
 
 def escape_controls(text: str) -> str:
-    """Text without the control characters that could command a terminal."""
+    """Text without control characters: a terminal would obey them."""
     return ''.join(
         c if c.isprintable() or c in '\n\t' else f'\\x{ord(c):02x}' for c in text
     )
 
 
 def visible_token(tokenizer, token: int) -> str:
-    """A token's text with '·' for a space at its ends, '↵' for a new line."""
+    """The text of a token on a terminal: ' a\\n' → '·a↵'."""
     content = tokenizer.bytes_of(token)
     if not content:
         return next(name for name, id in tokenizer.specials.items() if id == token)
@@ -101,7 +100,7 @@ def visible_token(tokenizer, token: int) -> str:
 
 
 def read_line(prompt: str, initial_text: str) -> str:
-    """A line of standard input, edited and recalled by readline on a terminal."""
+    """Reads a line of standard input; on a terminal with readline's editing."""
     if not sys.stdin.isatty():
         line = sys.stdin.readline()
         if not line:
@@ -119,18 +118,18 @@ def read_line(prompt: str, initial_text: str) -> str:
 
 @dataclass
 class Session:
-    """The state of a chat: its conversation, its engine, how replies are drawn.
+    """The state of a chat: the conversation, the engine, the sampling parameters.
 
-    `read(prompt, text that the line begins with)` returns a line. It raises EOFError at
-    the end of the input, KeyboardInterrupt at Ctrl-C.
+    `read(prompt, initial text)` returns a line that the user edits. It raises EOFError
+    at the end of the input, KeyboardInterrupt at Ctrl-C.
     """
 
     engine: Any  # runs on its own thread
     load: Callable[[int], Any]  # step -> a running engine of another checkpoint
-    template: str  # of the chat prompts
+    template: str  # the prompt format
     name: str  # of the model
-    parameters: SamplingParameters  # of the next reply, the seed aside
-    seed: int | None = None  # of the next reply; None: a new one each time
+    parameters: SamplingParameters  # of the next reply, without the seed
+    seed: int | None = None  # of the next reply; None: random
     system: str = ''  # the system prompt; '': none
     root: Message = field(default_factory=lambda: Message('root'))
     read: Callable[[str, str], str] = read_line
@@ -142,19 +141,19 @@ class Session:
         print(text, end=end, file=file or sys.stdout, flush=True)
 
     def print_remark(self, text: str) -> None:
-        """Prints something about the conversation, on a terminal only."""
+        """Prints a remark about the conversation, only on a terminal."""
         if self.colour:
             self.print(f'{DIM}{text}{PLAIN}')
 
 
 def send(session: Session, text: str) -> None:
-    """Adds a message of the user to the end of the conversation, and draws a reply."""
+    """Appends a message of the user to the conversation, and draws a reply."""
     last = [session.root, *shown_messages(session.root)][-1]
     reply_to(session, last.add(Message('user', text)))
 
 
 def reply_to(session: Session, parent: Message) -> None:
-    """Draws a reply to `parent`, which may have other replies already."""
+    """Draws one more reply to `parent`."""
     if session.seed is None:
         seed = secrets.randbits(31)
     else:
@@ -164,11 +163,11 @@ def reply_to(session: Session, parent: Message) -> None:
 
 
 def draw(session: Session, reply: Message, engine=None) -> None:
-    """Draws the rest of a reply that is shown, printing it as it comes.
+    """Draws the rest of a visible reply, and prints the text as it arrives.
 
-    Ctrl-C ends the reply, and nothing else. Another `engine` than the session's is
-    one with the same tokenizer. Raises UserError where the messages do not fit the
-    context or the engine fails, and what `Engine.submit` raises.
+    Ctrl-C ends only the reply. `engine`, by default the session's, has the same
+    tokenizer. Raises UserError if the messages do not fit the context or the engine
+    fails, and the errors of `Engine.submit`.
     """
     engine = engine or session.engine
     prompt = _encode_prompt(session, reply)
@@ -189,7 +188,7 @@ def draw(session: Session, reply: Message, engine=None) -> None:
                     raise UserError(update.error)
                 reply.finish = update.finish or reply.finish
     except KeyboardInterrupt:
-        pass  # what has come stays
+        pass  # the reply keeps the text so far
     finally:
         session.print('')
     num_tokens, seconds = len(reply.tokens) - num_before, time.monotonic() - start
@@ -201,9 +200,9 @@ def draw(session: Session, reply: Message, engine=None) -> None:
 
 
 def _encode_prompt(session, reply):
-    """Token ids of the messages before a reply, and of its beginning.
+    """Token ids of the messages before a reply, and of the beginning of the reply.
 
-    The oldest messages are left out where they would leave the reply no room.
+    Leaves out the oldest messages if otherwise the reply has no room in the context.
     """
     engine = session.engine
     path = shown_messages(session.root)
@@ -223,7 +222,7 @@ def _encode_prompt(session, reply):
         messages = messages[user_indices[1] :]
     if num_left_out:
         session.print_remark(
-            f'left out, for want of context: the first {num_left_out} messages'
+            f'the context is too short: left out the first {num_left_out} messages'
         )
     return prompt
 
@@ -267,7 +266,7 @@ def _message_json(message, model, tokenizer):
 
 
 def _tokens_json(reply, tokenizer):
-    """[text, logprob, alternatives] of each token; the texts joined are the content."""
+    """[text, logprob, alternatives] of each token; all texts joined are the content."""
     text = text_before_tokens(reply, tokenizer)
     rows = [[text, None, []]] if text else []
     stream = tokenizer.stream()
@@ -278,7 +277,7 @@ def _tokens_json(reply, tokenizer):
 
 
 def _alternative_json(tokenizer, token, logprob):
-    """[text, ln P, kind]; kind: '', 'end' of the reply, or 'part' of a character."""
+    """[text, ln P, kind]; kind: 'end' of the reply, 'part' of a character, or ''."""
     if token in (tokenizer.eos_id, tokenizer.specials['<|end|>']):
         return [visible_token(tokenizer, token), logprob, 'end']
     text = ''

@@ -17,11 +17,11 @@ REQUEST_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class Telemetry:
-    """Counts requests and tokens; asks the engines for their state when read.
+    """Counts requests and tokens; reads the engines' state when a client asks.
 
-    Outcomes of a request: completed, refused (a 4xx), busy (a 503), gone (the
-    client), slow (to read), time_limit, drained, failed. The served models by their
-    ids, `models`, may be added later.
+    Outcomes of a request: completed, refused (4xx), busy (503), gone (the client
+    disconnected), slow (the client did not read), time_limit, drained, failed.
+    Entries may be added to `models`, the served models by id, later.
     """
 
     content_type = CONTENT_TYPE_LATEST
@@ -33,7 +33,7 @@ class Telemetry:
             registry=registry,
         )  # fmt: skip
         self._seconds = Histogram(
-            'gptjax_request_seconds', 'From a request to the end of its answer.',
+            'gptjax_request_seconds', 'From a request to the end of the response.',
             ('endpoint',), buckets=REQUEST_BUCKETS, registry=registry,
         )  # fmt: skip
         self._first_token = Histogram(
@@ -41,7 +41,7 @@ class Telemetry:
             ('model',), buckets=FIRST_TOKEN_BUCKETS, registry=registry,
         )  # fmt: skip
         self._between_tokens = Histogram(
-            'gptjax_inter_token_seconds', 'Between texts of one reply.',
+            'gptjax_inter_token_seconds', 'Between two texts of one reply.',
             ('model',), buckets=BETWEEN_TOKENS_BUCKETS, registry=registry,
         )  # fmt: skip
         registry.register(_EngineCollector(models))
@@ -51,28 +51,37 @@ class Telemetry:
         self._seconds.labels(endpoint).observe(seconds)
 
     def count_text(self, model: str, seconds: float, is_first: bool) -> None:
-        """`seconds` have passed since the text before, or since the request."""
+        """Counts a text, `seconds` after the previous text or after the request."""
         histogram = self._first_token if is_first else self._between_tokens
         histogram.labels(model).observe(seconds)
 
     def render(self) -> bytes:
-        """The page at /metrics."""
         return generate_latest(self._registry)
 
 
 class _EngineCollector:
-    """Metrics of the engines, read when /metrics is read."""
-
     GAUGES = (
-        ('running', 'Replies that are being drawn.', lambda s: s.running),
-        ('waiting', 'Requests without a slot yet.', lambda s: s.waiting),
-        ('slots', 'Replies that can be drawn at once.', lambda s: s.slots),
-        ('kv_cache_used_ratio', 'Share of the cache in use.', lambda s: s.cache_used),
+        ('running', 'Replies that the engine draws now.', lambda s: s.running),
+        ('waiting', 'Requests that wait for a slot.', lambda s: s.waiting),
+        (
+            'slots',
+            'Replies that the engine can draw at the same time.',
+            lambda s: s.slots,
+        ),
+        (
+            'kv_cache_used_ratio',
+            'Share of the KV cache in use.',
+            lambda s: s.cache_used,
+        ),
     )
     COUNTERS = (
         ('prompt_tokens', 'Tokens of prompts.', lambda s: s.prompt_tokens),
-        ('cached_tokens', 'Of them, read from the cache.', lambda s: s.cached_tokens),
-        ('reply_tokens', 'Tokens drawn.', lambda s: s.reply_tokens),
+        (
+            'cached_tokens',
+            'Prompt tokens found in the cache.',
+            lambda s: s.cached_tokens,
+        ),
+        ('reply_tokens', 'Tokens of replies.', lambda s: s.reply_tokens),
         ('compilations', 'Programs compiled.', lambda s: s.compilations),
     )
 

@@ -1,4 +1,4 @@
-"""The stage `chat`: talking to a run's model in the terminal."""
+"""The stage `chat`: a conversation with the model of a run, in the terminal."""
 
 import contextlib
 import dataclasses
@@ -33,32 +33,32 @@ from gptjax.serve.session import (
     visible_token,
 )
 
-NUM_ALTERNATIVES = 6  # listed beside each token by /why
+NUM_ALTERNATIVES = 6  # that /why lists for each token
 SETTABLE = (
     *('temperature', 'top_p', 'top_k', 'min_p', 'max_tokens'),
     *('repetition_penalty', 'presence_penalty', 'frequency_penalty'),
 )
 HELP = """\
-/regenerate      another reply
-/version N       back to reply N
-/edit [TEXT]     your last message, changed
-/continue        goes on with the reply
-/why             its tokens' probabilities, and what else might have come
-/pick TOKEN N    goes on from alternative N of a token, by the numbers of /why
-/system [TEXT]   the system prompt
-/compare STEP    the same reply by another checkpoint of the run, on the same seed
-/set NAME=VALUE  temperature, top_p and others; /set alone lists them
-/seed [N]        draws from this seed; without N from a new one each time
-/new             begins anew
+/regenerate      draws another reply
+/version N       goes back to reply N
+/edit [TEXT]     changes your last message
+/continue        continues the reply
+/why             lists the probability of each token, and the alternatives
+/pick TOKEN N    continues from alternative N of a token; /why gives the numbers
+/system [TEXT]   sets the system prompt
+/compare STEP    another checkpoint of the run replies, with the same seed
+/set NAME=VALUE  sets temperature, top_p and others; /set alone lists them
+/seed [N]        sets the seed; without N each reply has a random seed
+/new             starts a new conversation
 /save FILE       writes the conversation as JSON, which the chat page imports
-/quit            leaves, as Ctrl-D does
-Ctrl-C stops a reply. A line that ends in \\ goes on in the next. //x says /x."""
+/quit            ends the chat, as Ctrl-D does
+Ctrl-C stops a reply. A line that ends in \\ goes on in the next. //x sends /x."""
 
 
 def chat(config: ConfigDict, workdir: Path, **options) -> None:
-    """Talks on standard input and output until /quit or the end of the input.
+    """Chats on standard input and output until /quit or the end of the input.
 
-    `options` are of `load_engine`.
+    `options` are arguments of `load_engine`.
     """
     from gptjax.eval import quantization_cost
     from gptjax.train.load_model import load_engine
@@ -78,7 +78,7 @@ def chat(config: ConfigDict, workdir: Path, **options) -> None:
         engine = load(None)
         with console.progress_bar('measuring the cost of quantization', 0):
             cost = quantization_cost.describe_cost(config, workdir, None, *quantization)
-        # As the stage `sample` draws in this run, with alternatives for /why.
+        # The parameters of the stage `sample` in this run, with alternatives for /why.
         sampling = {
             name: config.sample[name] for name in SETTABLE if name in config.sample
         }
@@ -86,8 +86,8 @@ def chat(config: ConfigDict, workdir: Path, **options) -> None:
         template = config.chat.template
         session = Session(engine, load, template, workdir.name, parameters)
         session.print(
-            f'{workdir.name}, step {engine.trained_step:,}: it reads '
-            f'{engine.context:,} tokens at most. /help lists the commands.'
+            f'{workdir.name}, step {engine.trained_step:,}: the context has '
+            f'{engine.context:,} tokens. /help lists the commands.'
         )
         if cost:
             session.print(cost)
@@ -95,7 +95,7 @@ def chat(config: ConfigDict, workdir: Path, **options) -> None:
 
 
 def talk(session: Session) -> None:
-    """Reads lines and answers them until there are no more."""
+    """Reads lines and replies to them until the end of the input."""
     while True:
         try:
             line = session.read('› ', '')
@@ -113,14 +113,14 @@ def talk(session: Session) -> None:
         except EOFError:
             return
         except KeyboardInterrupt:
-            session.print('\nCtrl-D or /quit leaves')
+            session.print('\nCtrl-D or /quit ends the chat')
         except UserError as error:
             session.print(f'error: {error}', sys.stderr)
         except (QueueFull, EngineStopped) as error:
-            session.print(f'error: the engine takes no more: {error}', sys.stderr)
+            session.print(f'error: the engine refuses requests: {error}', sys.stderr)
 
 
-# ---- commands: (session, the words after the name) ----------------------------
+# ---- commands: (session, the words after the command's name) ------------------
 
 
 def _regenerate(session, words):
@@ -144,7 +144,7 @@ def _continue(session, words):
     draw(session, last_message(session.root, 'assistant')[0])
 
 
-PROBABILITY_EDGES = (0.5, 0.1, 0.01)  # between the colours
+PROBABILITY_EDGES = (0.5, 0.1, 0.01)  # between the colours of tokens
 COLOURS = (PLAIN, '\x1b[36m', '\x1b[33m', '\x1b[31m')
 
 
@@ -181,7 +181,7 @@ def _pick(session, words):
         content = text_before_tokens(reply, tokenizer) + text.decode()
     except UnicodeDecodeError:
         raise UserError(
-            f'/pick {words}: the token is a part of a character: pick another'
+            f'/pick {words}: the token is part of a character: pick another'
         ) from None
     branch = dataclasses.replace(
         reply, content=content, tokens=tokens, children=[], chosen=0, finish=None
@@ -190,7 +190,7 @@ def _pick(session, words):
     if not tokenizer.bytes_of(picked):  # a special token ends the reply
         branch.finish = 'stop'
         branch.tokens.pop()
-    elif session.template == 'text' and '\n\n' in content:  # an empty line ends it too
+    elif session.template == 'text' and '\n\n' in content:  # so does an empty line
         branch.finish = 'stop'
         branch.content = content.split('\n\n')[0]
     if branch.finish == 'stop':
@@ -203,7 +203,7 @@ def _compare(session, words):
     reply, parent = last_message(session.root, 'assistant')
     if not words.isdecimal():
         raise UserError(
-            f'/compare {words}'.rstrip() + ': name a step, as /compare 1000'
+            f'/compare {words}'.rstrip() + ': give a step, as /compare 1000'
         )
     engine = session.load(int(words))
     other_reply = Message('assistant', seed=reply.seed, parameters=reply.parameters)
@@ -249,7 +249,7 @@ def _new(session, words):
 
 def _save(session, words):
     if not words:
-        raise UserError('/save: name a file, as /save talk.json')
+        raise UserError('/save: give a file, as /save talk.json')
     path = Path(words).expanduser()
     tokenizer = session.engine.tokenizer
     content = conversation_json(session.root, session.system, session.name, tokenizer)
@@ -290,7 +290,6 @@ def _tokens_of(reply, command):
 
 
 def _parse_number(text, highest, command):
-    """The user's number, from 1 to `highest`."""
     if not (text.isdecimal() and 1 <= int(text) <= highest):
         raise UserError(
             f'{command} {text}'.rstrip() + f': use a number, 1 to {highest}'

@@ -88,7 +88,7 @@ def test_reading_keys(tmp_path):
         with pytest.raises(UserError, match='--api_key_file=.*use one line'):
             security.read_key(str(path))
     path.write_bytes(b'\xff' * 10)
-    with pytest.raises(UserError, match='it is no text'):
+    with pytest.raises(UserError, match='not a text file'):
         security.read_key(str(path))
 
 
@@ -96,7 +96,7 @@ def test_only_this_machine_without_a_key():
     for host in ('127.0.0.1', 'localhost', '::1', '127.8.8.8'):
         security.check_host(host, None)
     for host in ('0.0.0.0', '::', '192.0.2.1'):
-        with pytest.raises(UserError, match='give an --api_key_file'):
+        with pytest.raises(UserError, match='set --api_key_file'):
             security.check_host(host, None)
         security.check_host(host, 'key')
 

@@ -50,7 +50,7 @@ def test_bad_flags_are_one_line(served_run, tmp_path, capsys):
     refused = {
         ('--workdir=/nowhere',): '--workdir=/nowhere is not a run directory',
         (f'--workdir={tmp_path}/empty',): 'no checkpoint there: run the stage pretrain',
-        (run, '--host=0.0.0.0'): 'give an --api_key_file, or use --host=127.0.0.1',
+        (run, '--host=0.0.0.0'): 'set --api_key_file, or use --host=127.0.0.1',
         (run, '--host='): 'use 127.0.0.1',
         (run, '--host=no such host'): 'use 127.0.0.1',
         (run, '--port=70000'): '--port=70000: use a number from 0',
@@ -60,7 +60,7 @@ def test_bad_flags_are_one_line(served_run, tmp_path, capsys):
         (run, '--api_key_file=/nowhere'): 'openssl rand -hex 32 > /nowhere',
         (run, f'--api_key_file={short}'): '8 or more ASCII characters',
         (run, '--beside=/nowhere'): '--beside=/nowhere: ',
-        (run, f'--beside={served_run}'): 'two models are called tiny',
+        (run, f'--beside={served_run}'): 'two models have the name tiny',
     }
     for words, message in refused.items():
         assert message in error_of(capsys, *words), words

@@ -163,7 +163,7 @@ def test_ctrl_c_stops_a_reply_and_nothing_else(chat, engine, session):
 
 def test_ctrl_c_at_the_prompt_does_not_leave(chat):
     printed = chat(KeyboardInterrupt, 'Hello', replies=['Hi'])
-    assert printed.out == '\nCtrl-D or /quit leaves\nHi\n'
+    assert printed.out == '\nCtrl-D or /quit ends the chat\nHi\n'
 
 
 def test_why_and_pick(chat, engine, tokenizer):
@@ -199,7 +199,7 @@ def test_a_reply_without_tokens_has_none_to_pick(chat):
 def test_another_checkpoint_on_the_same_seed(chat, engine, session):
     printed = chat('Hello', '/compare 5', '/version 1', '/compare', replies=['by one'])
     assert printed.out.splitlines() == ['by one', 'by another', 'by one']
-    assert 'name a step' in printed.err
+    assert 'give a step' in printed.err
     assert session.load(5).requests == engine.requests
 
 
@@ -235,7 +235,9 @@ def test_what_is_asked_for_before_anything_was_said(chat):
     printed = chat(
         '/regenerate', '/edit x', '/why', '/continue', '/version 1', '/pick 1 1'
     )
-    assert printed.err == 'error: nothing has been said yet: say something first\n' * 6
+    assert (
+        printed.err == 'error: the conversation is empty: write a message first\n' * 6
+    )
 
 
 def test_model_text_cannot_command_the_terminal(chat):
@@ -250,7 +252,7 @@ def test_save(chat, session, tmp_path):
         *('/save', f'/save {path}/below'),
         replies=['I am fine 😀', 'cats'],
     )
-    assert 'name a file' in printed.err and 'use another path' in printed.err
+    assert 'give a file' in printed.err and 'use another path' in printed.err
     file = json.loads(path.read_text())
     assert (file['format'], file['version']) == ('gptjax-conversations', 1)
     [one] = file['conversations']
@@ -290,7 +292,7 @@ def test_an_engine_that_takes_no_more_is_an_error(chat, engine, error):
 
     engine.submit = refuse
     printed = chat('Hello', '/quit').err
-    assert printed == 'error: the engine takes no more: 2 requests wait\n'
+    assert printed == 'error: the engine refuses requests: 2 requests wait\n'
 
 
 # ---- the stage ---------------------------------------------------------------------
@@ -357,7 +359,7 @@ def test_the_stage_on_a_terminal(served_run, compiles_fast):
         wait_for('seed ')  # the remark after the reply
         wait_for('› ')
         press('half a line\x03')
-        wait_for('Ctrl-D or /quit leaves')
+        wait_for('Ctrl-D or /quit ends the chat')
         press('\x1b[A\r')  # the line before, from the history
         wait_for('Hello there')
         wait_for('seed ')
