@@ -35,16 +35,9 @@ SOME = [
 ]
 
 
-def split_of(name):
-    return 'test' if name in ('b', 'c') else 'train'
-
-
-def test_what_is_usable():
+def test_counts_and_description():
     assert [c.id for c in SOME if is_usable(c)] == ['a', 'b', 'c']
-
-
-def test_counts():
-    found = audit_ratings(SOME, split_of)
+    found = audit_ratings(SOME, lambda name: 'test' if name in ('b', 'c') else 'train')
     expected = dict(
         conversations=8, unrated=1, rated=7, default=2,
         no_reply=2, no_reply_rated=2, no_reply_rated_not_default=1, short=1,
@@ -57,18 +50,14 @@ def test_counts():
     assert found['mean'] == dict(witty=6.333, interesting=6.667, upbeat=7.0)
     # In the pairs (b, a) and (c, a) the longer one is better; turns do not differ.
     assert found['pair_accuracy_of_length'] == dict(turns=0.5, characters=1, words=1)
-
-
-def test_the_description():
-    found = audit_ratings(SOME, split_of)
     description = rating_audit.describe_audit(found)
-    assert '2  rated 5/5/5, the default' in description
-    assert '1  of 2 for the test share a person with training' in description
-    assert '1  of 3 pairs have equal sums' in description
-    assert (
-        'pair accuracy of length alone: 0.500 by turns, 1.000 by characters'
-        in description
-    )
+    for line in (
+        '2  rated 5/5/5, the default',
+        '1  of 2 for the test share a person with training',
+        '1  of 3 pairs have equal sums',
+        'pair accuracy of length alone: 0.500 by turns, 1.000 by characters',
+    ):
+        assert line in description
 
 
 def test_linked_by_people_directly_or_not():

@@ -78,12 +78,7 @@ class Chitchat(tfds.core.GeneratorBasedBuilder):
         ) as advance:
             for identity, conversation in conversations.items():
                 messages = [
-                    dict(
-                        turn=turn,
-                        sender=message['sender'],
-                        text=message['text'],
-                        timestamp=message['timestamp'],
-                    )
+                    dict(message, turn=turn)  # sender, text and timestamp
                     for turn, turn_messages in enumerate(conversation['messages'])
                     for message in turn_messages
                 ]
