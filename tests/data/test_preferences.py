@@ -1,6 +1,5 @@
 """Users' preference files."""
 
-import gzip
 import json
 
 import pytest
@@ -33,14 +32,6 @@ def test_lines_become_preferences(tmp_path):
     assert found[1].chosen == 'Grüß dich' and found[1].prompt == system
     keys = [p.split_key() for p in found]  # the prompt decides the split
     assert keys[0] == keys[2] != keys[1]
-
-
-def test_compressed_files_and_folders(tmp_path):
-    with gzip.open(tmp_path / 'a.jsonl.gz', 'wt') as file:
-        file.write(line() + '\n')
-    (tmp_path / 'b.jsonl').write_text(line(chosen='Good day') + '\n')
-    found, _ = read_preferences(str(tmp_path), 'reward.preferences')
-    assert [p.id for p in found] == ['a.jsonl.gz#1', 'b.jsonl#1']
 
 
 @pytest.mark.parametrize(
