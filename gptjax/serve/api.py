@@ -1,7 +1,6 @@
-"""The routes, and the ASGI application of them."""
+"""The routes of the API, and the ASGI application."""
 
 import asyncio
-import functools
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -70,7 +69,7 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
     path, method = request.url.path[:100], request.method
     message, code = {
         404: (f'{path}: no such address', 'not_found'),
-        405: (f'{method} {path}: not this way', 'method_not_allowed'),
+        405: (f'{method} {path}: no such method here', 'method_not_allowed'),
     }.get(error.status_code, (str(error.detail), None))
     answer = ApiError(error.status_code, message, code)
     answer.headers.update(error.headers or {})
@@ -80,23 +79,17 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 async def _any_error(request: Request, error: Exception) -> Response:
     # Starlette raises the error again, and uvicorn logs it.
     log.error('%s %s: %s', request.method, request.url.path, type(error).__name__)
-    return ApiError(500, 'the server made a mistake', 'internal_error').response()
+    return ApiError(500, 'internal error of the server', 'internal_error').response()
 
 
 # ---- page, health, metrics, models --------------------------------------------
 
 
-@functools.cache
-def _read_page() -> tuple[str, dict[str, str]]:
-    """The chat page and its headers."""
-    text = PAGE.read_text(encoding='utf-8')
-    policy = content_policy(text)
-    return text, {'Content-Security-Policy': policy, 'Cache-Control': 'no-cache'}
-
-
 async def _page(request: Request) -> Response:
     """The chat page."""
-    text, headers = _read_page()
+    text = PAGE.read_text(encoding='utf-8')
+    policy = content_policy(text)
+    headers = {'Content-Security-Policy': policy, 'Cache-Control': 'no-cache'}
     return HTMLResponse(text, headers=headers)
 
 
@@ -148,10 +141,8 @@ def _describe(model: ServedModel) -> schemas.Model:
 
 async def _models(request: Request) -> Response:
     """The served models."""
-    models = _ready_state(request).models.values()
-    return JsonResponse(
-        schemas.ModelList(object='list', data=list(map(_describe, models)))
-    )
+    data = [_describe(model) for model in _ready_state(request).models.values()]
+    return JsonResponse(schemas.ModelList(object='list', data=data))
 
 
 async def _model(request: Request) -> Response:
@@ -171,12 +162,12 @@ async def _tokenize(request: Request) -> Response:
 
     def respond() -> Response:
         tokens = api_requests.encode_prompt(body, model)
+        context = model.engine.context
         content = schemas.Tokens(
-            count=len(tokens), max_model_len=model.engine.context, tokens=tokens
+            count=len(tokens), max_model_len=context, tokens=tokens
         )
         if body.return_token_strs:
-            texts = [token_text(model.tokenizer, token) for token in tokens]
-            content.token_strs = texts
+            content.token_strs = [token_text(model.tokenizer, x) for x in tokens]
         return JsonResponse(content)
 
     return await asyncio.to_thread(respond)
@@ -215,8 +206,8 @@ async def _tokenizer_info(request: Request) -> Response:
     return JsonResponse(content)
 
 
-# For clients that write the prompt of a conversation themselves, as text. Special
-# tokens cannot be written as text, so the template 'turns' has none.
+# For clients that write the prompt of a conversation themselves, as text. Text cannot
+# express special tokens, so the prompt format 'turns' has no template.
 JINJA_TEMPLATES = dict(
     text="{% for message in messages %}{{ message['content'] }}\n\n{% endfor %}"
 )

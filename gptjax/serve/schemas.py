@@ -29,14 +29,12 @@ def _limited(name, type_=float, description=None, **narrower):
     """The type of an optional sampling parameter, within the engine's limits."""
     low, high, is_above = LIMITS[name]
     limits = {'gt' if is_above else 'ge': low, 'le': high} | narrower
-    field = Field(description=description, **limits)
-    return Annotated[type_, field, Whole] | None
+    return Annotated[type_, Field(description=description, **limits), Whole] | None
 
 
 def _array(item, most, least=1):
-    return Annotated[
-        list[item], Field(min_length=least, max_length=most, fail_fast=True)
-    ]
+    limits = Field(min_length=least, max_length=most, fail_fast=True)
+    return Annotated[list[item], limits]
 
 
 NumChoices = Annotated[int, Field(ge=1, le=16), Whole] | None
@@ -102,21 +100,12 @@ class GenerationFields(Schema):
     temperature: _limited('temperature') = None
     top_k: _limited('top_k', int, 'Keeps the k likeliest tokens. 0: all.') = None
     top_p: _limited('top_p') = None
-    min_p: _limited(
-        'min_p', description="Least probability, as a share of the likeliest token's."
-    ) = None
-    repetition_penalty: _limited(
-        'repetition_penalty', description='For tokens of prompt and reply. 1: none.'
-    ) = None
+    min_p: _limited('min_p', float, 'Least share of the highest probability.') = None
+    repetition_penalty: _limited('repetition_penalty', float, '1: none.') = None
     presence_penalty: _limited('presence_penalty') = None
     frequency_penalty: _limited('frequency_penalty') = None
     logit_bias: LogitBias | None = None
-    seed: _limited(
-        'seed',
-        int,
-        'The same weights, prompt, parameters and seed give the same reply. The '
-        'choices of n use seed, seed + 1, … Default: random.',
-    ) = None
+    seed: _limited('seed', int, 'Choice i of n has seed + i. Default: random.') = None
     stop: StopText | _array(StopText, most=16, least=0) | None = None
     n: NumChoices = Field(None, description='Replies to each prompt.')
     response_format: ResponseFormat | None = None
@@ -136,9 +125,7 @@ class ChatRequest(GenerationFields):
     messages: Messages
     max_completion_tokens: _limited('max_tokens', int, ge=1) = None
     max_tokens: _limited('max_tokens', int, ge=1) = None
-    logprobs: bool | None = Field(
-        None, description="Return each token's log-probability, at temperature 1."
-    )
+    logprobs: bool | None = Field(None, description='Computed at temperature 1.')
     top_logprobs: _limited('logprobs', int) = None
     continue_final_message: bool | None = Field(
         None, description='The reply continues the last message, of the assistant.'
@@ -167,9 +154,7 @@ class TokenizeRequest(Schema):
     model: str | None = None
     prompt: str | None = None
     messages: Messages | None = None
-    add_special_tokens: bool | None = Field(
-        None, description='Begin with the token that begins a document. Default: true.'
-    )
+    add_special_tokens: bool | None = Field(None, description='Default: true.')
     continue_final_message: bool | None = None
     return_token_strs: bool | None = None
 

@@ -1,4 +1,4 @@
-"""The published document is valid, names every route, and is true."""
+"""The published document is valid and true."""
 
 import subprocess
 import sys
@@ -7,22 +7,7 @@ import jsonschema
 import pytest
 
 from gptjax.serve import api, openapi
-from gptjax.serve.admission import ServerState
 from tests import servers
-
-
-def routes():
-    app = api.make_app(ServerState(), [], None)._app
-    return {route.path.replace(':path', ''): route.methods for route in app.routes}
-
-
-def test_it_lists_every_route():
-    document = openapi.document(api.OPERATIONS)
-    listed = {
-        path: {method.upper() for method in item}
-        for path, item in document['paths'].items()
-    }
-    assert listed == {path: methods - {'HEAD'} for path, methods in routes().items()}
 
 
 def test_its_references_and_schemas_are_whole():
