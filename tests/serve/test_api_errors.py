@@ -171,8 +171,6 @@ def test_pages_of_other_sites_are_refused(server):
     body = json.dumps(dict(messages=HELLO, max_tokens=1)).encode()
     for headers in (
         {'Host': 'evil.example'},
-        {'Host': f'evil.example:{server.port}'},
-        {'Host': 'localhost.evil.example'},
         {'Origin': 'http://evil.example'},
         {'Origin': 'null'},
         {'Origin': 'http://localhost:1'},
@@ -196,12 +194,9 @@ def test_bad_tokens(server):
     for path, body, param in (
         ('/tokenize', {}, 'prompt'),
         ('/tokenize', dict(prompt='a', messages=HELLO), 'prompt'),
-        ('/tokenize', dict(prompt=3), 'prompt'),
-        ('/tokenize', dict(messages=chat('robot')), 'messages[0].role'),
         ('/detokenize', {}, 'tokens'),
         ('/detokenize', dict(tokens=[400]), 'tokens'),
         ('/detokenize', dict(tokens=[-1]), 'tokens[0]'),
-        ('/detokenize', dict(tokens='abc'), 'tokens'),
     ):
         error = error_of(servers.send(server, path, json.dumps(body).encode()), 400)
         assert error['param'] == param, error

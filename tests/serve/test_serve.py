@@ -79,7 +79,9 @@ def test_a_port_in_use(served_run, capsys):
 def test_a_checkpoint_that_is_not_there(served_run):
     words = ('serve', f'--workdir={served_run}', '--port=0', '--step=7')
     _, errors = runs.finish(runs.start(*words), 2)
-    assert 'has no checkpoint 7: there are 1, 2' in errors and 'Traceback' not in errors
+    assert (
+        'has no checkpoint 7: use one of 1, 2' in errors and 'Traceback' not in errors
+    )
 
 
 @pytest.mark.slow

@@ -128,9 +128,9 @@ def test_lines_that_go_on_and_lines_that_begin_with_a_slash(chat, engine):
     assert engine.requests[1][0].endswith('/help\n\n') and len(engine.requests) == 2
 
 
-def test_quit_and_unknown_commands(chat):
+def test_quit_and_unknown_commands(chat, engine):
     printed = chat('/help', '/dance', '/quit', 'not read any more')
-    assert '/regenerate' in printed.out
+    assert '/regenerate' in printed.out and not engine.requests
     assert printed.err == 'error: /dance: no such command: /help lists them\n'
 
 
@@ -277,22 +277,16 @@ def test_lines_of_a_pipe(monkeypatch, tmp_path):
             read_line('› ', '')
 
 
-def test_an_engine_that_fails_is_an_error(chat, engine):
-    def fail(prompt, parameters, listen):
-        listen(Update(finish='error', error='the engine stopped: no memory'))
+@pytest.mark.parametrize('error', [None, QueueFull, EngineStopped])
+def test_an_engine_that_fails_or_refuses_is_an_error(chat, engine, error):
+    def submit(prompt, parameters, listen):
+        if error:
+            raise error('2 requests wait')
+        listen(Update(finish='error', error='2 requests wait'))
 
-    engine.submit = fail
-    assert chat('Hello').err == 'error: the engine stopped: no memory\n'
-
-
-@pytest.mark.parametrize('error', [QueueFull, EngineStopped])
-def test_an_engine_that_takes_no_more_is_an_error(chat, engine, error):
-    def refuse(prompt, parameters, listen):
-        raise error('2 requests wait')
-
-    engine.submit = refuse
-    printed = chat('Hello', '/quit').err
-    assert printed == 'error: the engine refuses requests: 2 requests wait\n'
+    engine.submit = submit
+    refused = 'the engine refuses requests: ' if error else ''
+    assert chat('Hello').err == f'error: {refused}2 requests wait\n'
 
 
 # ---- the stage ---------------------------------------------------------------------
