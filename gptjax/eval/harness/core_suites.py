@@ -162,11 +162,12 @@ def _run_suite(name, manager, predictor, documents):
         task_results[_label(task)] = result
         metric = next(m for m in MAIN_METRICS if m in result['figures'])
         columns = results.read_columns(result)
-        value, resampled = subtract_chance(
-            columns, metric, task.chance, settings, number
-        )
-        values.append(value)
-        samples.append(resampled)
+        used = {column: columns[column] for column in (metric, 'items')}
+        # Tasks are resampled independently, so each has its own seed.
+        sums = bootstrap.resample_sums(used, settings.resamples, settings.seed + number)
+        accuracies = sums[metric] / sums['items']
+        samples.append((accuracies - task.chance) / (1 - task.chance))
+        values.append((columns[metric].mean() - task.chance) / (1 - task.chance))
     figure = bootstrap.make_figure(
         float(np.mean(values)), np.mean(samples, axis=0), settings.level
     )
@@ -180,20 +181,6 @@ def _run_suite(name, manager, predictor, documents):
         settings=dict(tasks=[list(task) for task in SUITES[name]]),
     )
     return {name: summary, **task_results}
-
-
-def subtract_chance(
-    columns, metric: str, chance: float, settings: BootstrapSettings, number: int
-) -> tuple[float, np.ndarray]:
-    """(value, samples) of (accuracy - chance) / (1 - chance) of one task.
-
-    `number` is the task's index in the suite: tasks are resampled independently.
-    """
-    used = {name: columns[name] for name in (metric, 'items')}
-    sums = bootstrap.resample_sums(used, settings.resamples, settings.seed + number)
-    above_chance = lambda accuracy: (accuracy - chance) / (1 - chance)
-    samples = above_chance(sums[metric] / sums['items'])
-    return above_chance(columns[metric].mean()), samples
 
 
 def _evaluate(predictor, task, manager, chat=False):
