@@ -157,7 +157,7 @@ def content_policy(page: str) -> str:
 
 
 class LimitedConnection(H11Protocol):
-    """uvicorn's connection, with a limit of their number and of the time to send.
+    """uvicorn's connection, with limits on the open connections and on slow clients.
 
     A client has `HEAD_SECONDS` to send the head of each request. (uvicorn limits the
     time between requests, and `read_body` the time for the body.) A connection above
