@@ -1,4 +1,4 @@
-"""One update: accumulation, the guard against what is not finite, donation."""
+"""One update: accumulation, skipped bad steps, the schedule, donation."""
 
 import jax
 import jax.numpy as jnp
@@ -22,44 +22,42 @@ def loss_fn(params, batch, key):
     return total, dict(loss=total, tokens=jnp.sum(weights))
 
 
-def batch_of(mesh, inputs, targets, weights):
+def batch_of(inputs, targets, weights, mesh=None):
     arrays = dict(inputs=inputs, targets=targets, weights=weights)
-    place = batch_sharding(mesh)
+    place = batch_sharding(mesh or helpers.mesh_of())
     return {
         name: jax.device_put(np.asarray(value, np.float32), place)
         for name, value in arrays.items()
     }
 
 
-def start(mesh, optimizer, slope=0.5, offset=0.25):
-    """(state, its shapes) with two scalar parameters."""
+def rows(mesh=None, batch=4):
+    """A random batch; row i has i + 1 tokens."""
+    rng = np.random.default_rng(0)
+    weights = np.tri(batch, 6)
+    shape = (batch, 6)
+    return batch_of(rng.normal(size=shape), rng.normal(size=shape), weights, mesh)
+
+
+def begin(optimizer, loss_fn=loss_fn, mesh=None, **options):
+    """(state, step), with the two parameters of `loss_fn`."""
 
     def init(key):
-        return dict(slope=jnp.float32(slope), offset=jnp.float32(offset))
+        return dict(slope=jnp.float32(0.5), offset=jnp.float32(0.25))
 
-    axes = dict(slope=(), offset=())
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    abstract = abstract_state(shapes, optimizer, axes, mesh)
-    return create_state(init, optimizer, abstract, jax.random.key(0)), abstract
-
-
-def rows(mesh, seed=0, batch=4):
-    rng = np.random.default_rng(seed)
-    weights = np.zeros((batch, 6))
-    for row in range(batch):
-        weights[row, : 1 + row] = 1.0  # uneven: 1, 2, 3, … tokens
-    return batch_of(
-        mesh, rng.normal(size=(batch, 6)), rng.normal(size=(batch, 6)), weights
-    )
+    key, axes = jax.random.key(0), dict(slope=(), offset=())
+    shapes = jax.eval_shape(init, key)
+    abstract = abstract_state(shapes, optimizer, axes, mesh or helpers.mesh_of())
+    step = make_train_step(loss_fn, optimizer, abstract, **options)
+    return create_state(init, optimizer, abstract, key), step
 
 
 def test_update_by_hand():
-    mesh = helpers.mesh_of()
-    optimizer = optax.sgd(0.1)
-    state, abstract = start(mesh, optimizer)
+    state, step = begin(optax.sgd(0.1))
     # errors 2 * 0.5 + 0.25 - 1 = 0.25 (weight 1) and 1 * 0.5 + 0.25 = 0.75 (weight 3)
-    batch = batch_of(mesh, [[2, 1]], [[1, 0]], [[1, 3]])
-    state, metrics = make_train_step(loss_fn, optimizer, abstract)(state, batch)
+    batch = batch_of([[2, 1]], [[1, 0]], [[1, 3]])
+    before = state
+    state, metrics = step(state, batch)
     slope = (2 * 0.25 * 2 * 1 + 2 * 0.75 * 1 * 3) / 4
     offset = (2 * 0.25 * 1 + 2 * 0.75 * 3) / 4
     assert state.params['slope'] == pytest.approx(0.5 - 0.1 * slope)
@@ -67,34 +65,30 @@ def test_update_by_hand():
     assert metrics['loss'] == pytest.approx((0.25**2 + 3 * 0.75**2) / 4)
     assert metrics['grad_norm'] == pytest.approx(np.hypot(slope, offset))
     assert metrics['tokens'] == 4 and metrics['good'] == 1 and state.step == 1
+    # The state before was donated.
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
 
 
 @pytest.mark.parametrize('accumulation, data', ((2, 1), (4, 1), (2, 2)))
-def test_accumulation_weighs_by_tokens(accumulation, data):
+def test_micro_batches_count_by_their_tokens(accumulation, data):
     mesh = helpers.mesh_of(data=data)
-    optimizer = optax.sgd(0.1)
     with jax.set_mesh(mesh):
-        state, abstract = start(mesh, optimizer)
-        whole = make_train_step(loss_fn, optimizer, abstract)
-        parts = make_train_step(loss_fn, optimizer, abstract, accumulation)
+        state, whole = begin(optax.sgd(0.1), mesh=mesh)
         expected, expected_metrics = whole(state, rows(mesh))
-        state, _ = start(mesh, optimizer)
-        found, metrics = parts(state, rows(mesh))
-    helpers.assert_trees_close(found, expected, rtol=1e-6)
+        state, parts = begin(optax.sgd(0.1), mesh=mesh, accumulation=accumulation)
+        state, metrics = parts(state, rows(mesh))
+    helpers.assert_trees_close(state, expected, rtol=1e-6)
     helpers.assert_trees_close(metrics, expected_metrics, rtol=1e-6)
     assert metrics['tokens'] == 1 + 2 + 3 + 4
 
 
 @pytest.mark.parametrize('accumulation', (1, 2))
 @pytest.mark.parametrize('poison', (np.nan, np.inf, 3e38))
-def test_what_is_not_finite_changes_nothing_but_the_step(poison, accumulation):
-    mesh = helpers.mesh_of()
-    optimizer = optax.adam(0.1)
-    state, abstract = start(mesh, optimizer)
-    step = make_train_step(loss_fn, optimizer, abstract, accumulation)
-    state, _ = step(state, rows(mesh))
+def test_a_bad_step_changes_nothing_but_the_step_number(poison, accumulation):
+    state, step = begin(optax.adam(0.1), accumulation=accumulation)
+    state, _ = step(state, rows())
     before = jax.device_get(state)
-    batch = rows(mesh)
+    batch = rows()
     inputs = np.array(batch['inputs'])
     inputs[3, 0] = poison  # 3e38 squared is infinite: the loss alone overflows
     state, metrics = step(state, dict(batch, inputs=jnp.asarray(inputs)))
@@ -102,24 +96,19 @@ def test_what_is_not_finite_changes_nothing_but_the_step(poison, accumulation):
     assert state.step == before.step + 1
     helpers.assert_trees_close(state.params, before.params)
     helpers.assert_trees_close(state.opt_state, before.opt_state)
-    state, metrics = step(state, rows(mesh))
+    state, metrics = step(state, rows())
     assert metrics['good'] == 1
     assert state.params['slope'] != before.params['slope']
 
 
-def test_the_schedule_follows_the_steps_and_all_else_waits():
+def test_in_a_bad_step_only_the_schedule_advances():
     config = base()
     config.train.num_steps = 5
-    config.optim.update(
-        dict(name='lion', learning_rate=0.1, schedule='linear', warmup_steps=0)
-    )
-    config.optim.update(dict(ema=0.5, clip_norm=0.0))
-    mesh = helpers.mesh_of()
+    config.optim.update(name='lion', learning_rate=0.1, schedule='linear')
+    config.optim.update(warmup_steps=0, ema=0.5, clip_norm=0.0)
     params = dict(slope=jnp.float32(0.5), offset=jnp.float32(0.25))
-    optimizer = make_optimizer(config, params)
-    state, abstract = start(mesh, optimizer)
-    step = make_train_step(loss_fn, optimizer, abstract)
-    good, bad = rows(mesh), rows(mesh)
+    state, step = begin(make_optimizer(config, params))
+    good, bad = rows(), rows()
     bad['inputs'] = bad['inputs'] * jnp.nan
     state, _ = step(state, good)
     before = jax.device_get(state)
@@ -140,33 +129,24 @@ def test_the_schedule_follows_the_steps_and_all_else_waits():
     assert moved == pytest.approx(0.06, rel=1e-6)
 
 
-def test_a_gradient_alone_that_is_not_finite_is_refused():
+def test_a_finite_loss_with_a_bad_gradient_is_a_bad_step():
     def root(params, batch, key):
         total = jnp.sum(jnp.sqrt(params['slope'] * 0.0) + params['offset'])
         return total, dict(loss=total, tokens=jnp.float32(1))
 
-    mesh, optimizer = helpers.mesh_of(), optax.sgd(0.1)
-    state, abstract = start(mesh, optimizer)
-    state, metrics = make_train_step(root, optimizer, abstract)(state, rows(mesh))
+    state, step = begin(optax.sgd(0.1), root)
+    state, metrics = step(state, rows())
     assert np.isfinite(metrics['loss']) and metrics['good'] == 0
     assert state.params['offset'] == 0.25
 
 
 def test_a_batch_without_tokens_changes_nothing_and_is_finite():
-    mesh, optimizer = helpers.mesh_of(), optax.sgd(0.1)
-    state, abstract = start(mesh, optimizer)
-    batch = rows(mesh)
+    state, step = begin(optax.sgd(0.1))
+    batch = rows()
     batch['weights'] = 0 * batch['weights']
-    state, metrics = make_train_step(loss_fn, optimizer, abstract)(state, batch)
+    state, metrics = step(state, batch)
     assert metrics['loss'] == 0 and metrics['good'] == 1
     assert state.params['slope'] == 0.5
-
-
-def test_the_state_is_donated():
-    mesh, optimizer = helpers.mesh_of(), optax.sgd(0.1)
-    state, abstract = start(mesh, optimizer)
-    make_train_step(loss_fn, optimizer, abstract)(state, rows(mesh))
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
 
 def test_dropout_keys_come_from_seed_step_and_micro_batch():
@@ -174,16 +154,13 @@ def test_dropout_keys_come_from_seed_step_and_micro_batch():
         total = jax.random.uniform(key) + 0 * params['slope']
         return total, dict(loss=total, tokens=jnp.float32(1))
 
-    mesh, optimizer = helpers.mesh_of(), optax.sgd(0.1)
-
     def losses(seed, accumulation=1):
-        state, abstract = start(mesh, optimizer)
-        step = make_train_step(noise, optimizer, abstract, accumulation, seed)
-        found = []
+        state, step = begin(optax.sgd(0.1), noise, seed=seed, accumulation=accumulation)
+        values = []
         for _ in range(2):
-            state, metrics = step(state, rows(mesh))
-            found.append(float(metrics['loss']))
-        return found
+            state, metrics = step(state, rows())
+            values.append(float(metrics['loss']))
+        return values
 
     assert losses(0) == losses(0)
     assert len({*losses(0), *losses(1), *losses(0, 2)}) == 6
