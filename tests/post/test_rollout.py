@@ -1,4 +1,6 @@
-"""Rollouts: functions of weights, seed and step, on what is trained."""
+"""Rollouts: their rows, their seeds, and the engine that generates them."""
+
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -8,6 +10,7 @@ from gptjax.core.console import UserError
 from gptjax.data import chat_template
 from gptjax.infer.model_runner import count_compilations
 from gptjax.infer.request import Reply, Token
+from gptjax.models import settings
 from gptjax.post import rollout
 from gptjax.post.objectives.logprobs import token_logprobs
 from gptjax.post.problems.verifiable_tasks import make_task
@@ -17,34 +20,39 @@ from tests.post import starts
 
 
 @pytest.fixture(scope='module')
-def begun(tmp_path_factory):
-    """(config, trained, prompt format, task, sampler), from random weights."""
+def setup(tmp_path_factory):
+    """A model with random weights, a task and a sampler."""
     path = tmp_path_factory.mktemp('rollout')
     starts.write_start(path)
     config = init_from.inherit_config(starts.config(path, 'grpo'), path / 'run')
     trained = init_from.load_start(config, helpers.mesh_of())
     prompt_format = rollout.make_prompt_format(config, 'policy', trained.tokenizer)
     task = make_task(config.task, 0, prompt_format.fits)
-    sampler = rollout.Sampler(
-        trained.settings, trained.params, trained.tokenizer, slots=8
+    return SimpleNamespace(
+        config=config,
+        trained=trained,
+        prompt_format=prompt_format,
+        task=task,
+        sampler=make_sampler(trained),
     )
-    return config, trained, prompt_format, task, sampler
 
 
-def drawn(begun, seed=0, step=0, complete=None):
-    *_, prompt_format, task, sampler = begun
-    problems = [task.train(index) for index in range(4)]
-    return rollout.draw_rollout(
-        complete or sampler.complete, prompt_format, problems, 4, seed, step
-    )
+def make_sampler(trained, slots=8, **options):
+    return rollout.Sampler(*trained[:3], slots=slots, **options)
+
+
+def draw(setup, seed=0, step=0, sampler=None):
+    problems = [setup.task.train(index) for index in range(4)]
+    complete = (sampler or setup.sampler).complete
+    return rollout.draw_rollout(complete, setup.prompt_format, problems, 4, seed, step)
 
 
 # ---- the rows
 
 
-def test_a_row_has_prompt_reply_and_stop_token(begun):
-    _, trained, prompt_format, task, _ = begun
-    problem = task.train(0)
+def test_a_row_has_prompt_reply_and_stop_token(setup):
+    trained, prompt_format = setup.trained, setup.prompt_format
+    problem = setup.task.train(0)
     prompt = prompt_format.prompt(problem.messages)
     end = trained.tokenizer.specials['<|end|>']
     said = Token(70, -1.0), Token(71, -2.0)
@@ -55,7 +63,7 @@ def test_a_row_has_prompt_reply_and_stop_token(begun):
     )
 
     P = len(prompt)
-    # The token that ends a reply is part of it; padding is not.
+    # The stop token is a token of the reply, padding is not.
     for weights_T, length in zip(rows.batch['weights'], (3, 1), strict=True):
         expected_T = (np.arange(32) >= P - 1) & (np.arange(32) < P - 1 + length)
         np.testing.assert_array_equal(weights_T, expected_T)
@@ -70,9 +78,9 @@ def test_a_row_has_prompt_reply_and_stop_token(begun):
     assert rows.truncated_B.tolist() == [False, True]
 
 
-def test_a_prompt_and_a_right_reply_are_the_row_that_fine_tuning_has(begun):
-    _, trained, prompt_format, task, _ = begun
-    problem = task.train(1)
+def test_a_row_is_that_of_fine_tuning_on_the_same_messages(setup):
+    trained, prompt_format = setup.trained, setup.prompt_format
+    problem = setup.task.train(1)
     messages = [*problem.messages, dict(role='assistant', content=problem.answer)]
     tokens, learnt = chat_template.encode_conversation(
         messages, trained.tokenizer, 'turns'
@@ -86,37 +94,33 @@ def test_a_prompt_and_a_right_reply_are_the_row_that_fine_tuning_has(begun):
     assert batch['weights'][0, :length].tolist() == learnt[1:]
 
 
-# ---- what is drawn
+# ---- generating replies
 
 
-def test_a_rollout_is_a_function_of_seed_and_step(begun):
-    first = drawn(begun)
-    again = drawn(begun)
+def test_a_rollout_depends_on_seed_and_step(setup):
+    first, again = draw(setup), draw(setup)
     for name, array in first.batch.items():
         np.testing.assert_array_equal(array, again.batch[name])
     assert first.replies == again.replies
-    assert len(set(first.replies[:4])) > 1  # each reply has a seed of its own
-    for other in (drawn(begun, seed=1), drawn(begun, step=1)):
+    assert len(set(first.replies[:4])) > 1  # each reply has its own seed
+    for other in (draw(setup, seed=1), draw(setup, step=1)):
         assert other.replies != first.replies
 
 
 @pytest.mark.slow
-def test_how_many_are_drawn_at_once_changes_nothing(begun):
-    _, trained, *_ = begun
-    few = rollout.Sampler(trained.settings, trained.params, trained.tokenizer, slots=3)
-    one, other = drawn(begun), drawn(begun, complete=few.complete)
+def test_a_rollout_does_not_depend_on_the_slots(setup):
+    one, other = draw(setup), draw(setup, sampler=make_sampler(setup.trained, slots=3))
     np.testing.assert_array_equal(one.batch['targets'], other.batch['targets'])
-    # Another batch size is another program: the sums may be rounded otherwise.
+    # Another batch size is another program, which may round sums differently.
     np.testing.assert_allclose(one.sampled_BT, other.sampled_BT, atol=2e-5)
 
 
 @pytest.mark.parametrize('tensor', [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_the_samplers_logprobs_are_the_trainers(begun, tensor):
-    _, trained, *_ = begun
-    sampler = rollout.Sampler(
-        trained.settings, trained.params, trained.tokenizer, slots=8, tensor=tensor
-    )
-    rows = drawn(begun, complete=sampler.complete)
+def test_the_samplers_logprobs_are_those_of_training(setup, tensor):
+    trained, sampler = setup.trained, setup.sampler
+    if tensor > 1:
+        sampler = make_sampler(trained, tensor=tensor)
+    rows = draw(setup, sampler=sampler)
     logprobs_BT, _ = token_logprobs(trained.settings, trained.params, rows.batch)
     mask_BT = rows.batch['weights'] > 0
     np.testing.assert_allclose(
@@ -125,67 +129,47 @@ def test_the_samplers_logprobs_are_the_trainers(begun, tensor):
     assert rows.sampled_BT[~mask_BT].tolist() == [0.0] * int((~mask_BT).sum())
 
 
-def test_dropout_does_not_reach_a_rollout(begun):
-    config, trained, *_ = begun
-    model = config.model.copy_and_resolve_references()
+def test_a_rollout_has_no_dropout(setup):
+    model = setup.config.model.copy_and_resolve_references()
     model.update(residual_dropout=0.5, attention_dropout=0.5, embedding_dropout=0.5)
-    from gptjax.models import settings
-
-    dropping = settings.resolve(model, trained.tokenizer.vocab_size)
-    sampler = rollout.Sampler(dropping, trained.params, trained.tokenizer, slots=8)
-    one, other = drawn(begun), drawn(begun, complete=sampler.complete)
+    dropping = settings.resolve(model, setup.trained.tokenizer.vocab_size)
+    sampler = make_sampler(setup.trained._replace(settings=dropping))
+    one, other = draw(setup), draw(setup, sampler=sampler)
     np.testing.assert_array_equal(one.batch['targets'], other.batch['targets'])
 
 
-# ---- new weights
-
-
 @pytest.mark.slow
-def test_new_weights_compile_nothing_and_forget_what_was_read(begun):
-    _, trained, prompt_format, task, _ = begun
-    prompt = prompt_format.prompt(task.train(0).messages) * 2  # longer than a chunk
-    make = lambda params: rollout.Sampler(
-        trained.settings, params, trained.tokenizer, slots=8
-    )
-    other = jax.tree.map(lambda leaf: leaf * 1.5, trained.params)
+def test_new_weights_compile_nothing_and_clear_the_prefix_cache(setup):
+    trained, prompt_format = setup.trained, setup.prompt_format
+    messages = setup.task.train(0).messages
+    prompt = prompt_format.prompt(messages) * 2  # longer than a chunk
     greedy = rollout.sampling_parameters(prompt_format, temperature=0.0)
-    sampler, fresh = make(trained.params), make(other)
+    other = jax.tree.map(lambda leaf: leaf * 1.5, trained.params)
+    sampler = make_sampler(trained)
+    fresh = make_sampler(trained._replace(params=other))
     before = sampler.complete([prompt], [greedy])[0]
     sampler.update_weights(other, 'other')
     sampler.update_weights(trained.params, 'first')
     assert sampler.complete([prompt], [greedy])[0] == before
     count = count_compilations()
     sampler.update_weights(other, 'other')
-    found = sampler.complete([prompt], [greedy])[0]
+    after = sampler.complete([prompt], [greedy])[0]
     assert count_compilations() == count
-    assert found == fresh.complete([prompt], [greedy])[0] != before
-
-
-@pytest.mark.slow
-def test_weights_of_another_shape_are_refused(begun):
-    _, trained, *_ = begun
-    sampler = rollout.Sampler(
-        trained.settings, trained.params, trained.tokenizer, slots=2
-    )
-    wider = jax.tree.map(lambda leaf: leaf.astype(np.float16), trained.params)
+    assert after == fresh.complete([prompt], [greedy])[0] != before
+    half = jax.tree.map(lambda leaf: leaf.astype(np.float16), trained.params)
     with pytest.raises(ValueError, match='shape, dtype or sharding'):
-        sampler.update_weights(wider, 'half')
+        sampler.update_weights(half, 'half')
 
 
-# ---- refusals
-
-
-def test_no_reply_is_longer_than_the_context(begun):
-    config, trained, *_ = begun
-    config = config.copy_and_resolve_references()
-    config.policy.max_tokens = 32
-    with pytest.raises(UserError, match='policy.max_tokens=32: .*data.context=32'):
-        rollout.make_prompt_format(config, 'policy', trained.tokenizer)
-
-
-def test_a_template_without_a_stop_token_is_refused(begun):
-    config, trained, *_ = begun
-    config = config.copy_and_resolve_references()
-    config.chat.template = 'text'
-    with pytest.raises(UserError, match='chat.template=text'):
-        rollout.make_prompt_format(config, 'policy', trained.tokenizer)
+@pytest.mark.parametrize(
+    ('field', 'value', 'message'),
+    [
+        ('policy.max_tokens', 32, 'policy.max_tokens=32: .*data.context=32'),
+        ('chat.template', 'text', 'chat.template=text: replies need a stop token'),
+    ],
+)
+def test_a_prompt_format_that_cannot_be_is_refused(setup, field, value, message):
+    config = setup.config.copy_and_resolve_references()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=message):
+        rollout.make_prompt_format(config, 'policy', setup.trained.tokenizer)
