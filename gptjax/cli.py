@@ -170,7 +170,7 @@ def _best_of(words):
     from gptjax.eval import best_of
 
     make_artifacts(config, workdir, [])
-    print(best_of.best_of_text(best_of.best_of(config, workdir)))
+    best_of.print_best_of(best_of.best_of(config, workdir))
 
 
 def _overoptimize(words):
@@ -183,7 +183,7 @@ def _overoptimize(words):
     results = overoptimization.overoptimize(config, workdir)
     if results.get('reason') == 'interrupted':
         return print_summary(results)
-    print(overoptimization_page.overoptimization_text(results))
+    overoptimization_page.print_overoptimization(results)
     print(f'Made: {workdir / overoptimization.PAGE}')
 
 

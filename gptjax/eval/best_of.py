@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from gptjax.core import console, storage
 from gptjax.core.console import UserError
 from gptjax.eval.bootstrap import BootstrapSettings, compute_means
-from gptjax.eval.report.tables import text_table
+from gptjax.eval.report.tables import print_table
 from gptjax.parallel.mesh import make_mesh
 from gptjax.post import reward_functions, rollout
 from gptjax.post.policy_model import apply_compute_settings
@@ -191,18 +191,18 @@ def kl_of(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def best_of_text(results: Mapping) -> str:
-    """The curve as a table for the screen."""
+def print_best_of(results: Mapping) -> None:
+    """Prints the curve as a table."""
     rows = [('n', 'KL, nats', 'proxy', 'gold')]
     for point in results['points']:
         rewards = [format_reward(point[name]) for name in ('proxy', 'gold')]
         rows.append((str(point['n']), f'{point["kl"]:.2f}', *rewards))
-    return (
+    print(
         f'Best of n by the proxy, {results["samples"]} replies to each of '
         f'{results["problems"]:,} held-out problems, '
-        f'{results["bootstrap"]["level"]:.0%} intervals over problems\n'
-        + text_table(rows)
+        f'{results["bootstrap"]["level"]:.0%} intervals over problems'
     )
+    print_table(rows)
 
 
 def format_reward(figure: Mapping) -> str:

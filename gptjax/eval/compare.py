@@ -16,7 +16,7 @@ from gptjax.core.console import UserError
 from gptjax.eval import bootstrap, perplexity, results
 from gptjax.eval.bootstrap import BootstrapSettings
 from gptjax.eval.harness import core_suites
-from gptjax.eval.report.tables import format_number, label_of, text_table
+from gptjax.eval.report.tables import format_number, label_of, print_table
 from gptjax.eval.tasks import (
     choice_task,
     dialogue_task,
@@ -68,7 +68,7 @@ def compare(first: str, second: str, json_path: Path | None = None) -> dict:
     if json_path is not None:
         results.write_results(json_path, comparison)
     settings = BootstrapSettings(**first_tasks[next(iter(compared))]['bootstrap'])
-    print(_comparison_text(comparison, settings))
+    _print_comparison(comparison, settings)
     return comparison
 
 
@@ -178,7 +178,7 @@ def _difference(first, second, samples, p, level) -> dict:
     )
 
 
-def _comparison_text(comparison: Mapping, settings: BootstrapSettings) -> str:
+def _print_comparison(comparison: Mapping, settings: BootstrapSettings) -> None:
     rows: list[Sequence[str]] = [('task', 'figure', 'A', 'B', 'B - A', 'interval', 'p')]
     for task, differences in comparison['tasks'].items():
         for figure, row in differences.items():
@@ -187,12 +187,11 @@ def _comparison_text(comparison: Mapping, settings: BootstrapSettings) -> str:
             p = '' if row['p'] is None else f'{row["p"]:.3f}'
             rows.append((task, label_of(figure), *values, f'{low} … {high}', p))
             task = ''
-    lines = [
-        f'A: {comparison["first"]}',
-        f'B: {comparison["second"]}',
+    print(
+        f'A: {comparison["first"]}\nB: {comparison["second"]}\n'
         f'{settings.level:.0%} intervals of a paired bootstrap and p-values of a '
-        f'permutation test, {settings.resamples:,} resamples each',
-        text_table(rows, right_aligned=(2, 3, 4, 6)),
-        *(f'note: {note}' for note in comparison['notes']),
-    ]
-    return '\n'.join(lines)
+        f'permutation test, {settings.resamples:,} resamples each'
+    )
+    print_table(rows, right_aligned=(2, 3, 4, 6))
+    for note in comparison['notes']:
+        print(f'note: {note}')

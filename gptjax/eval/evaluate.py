@@ -11,7 +11,7 @@ from gptjax.core import console, run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.eval import held_out_documents, results
 from gptjax.eval.harness import core_suites
-from gptjax.eval.report.tables import tasks_text
+from gptjax.eval.report.tables import print_tasks
 from gptjax.eval.tasks import dialogue_task, examples, verifiable_replies
 from gptjax.eval.tasks.choice_task import evaluate_choices
 from gptjax.eval.tasks.generation_task import evaluate_generation
@@ -125,7 +125,7 @@ def evaluate(
         f'{workdir.name}, step {trained.step:,}. Intervals: {settings.level:.0%}, from '
         f'{settings.resamples:,} bootstrap resamples'
     )
-    print(tasks_text(heading, task_results))
+    print_tasks(heading, task_results)
     return evaluation
 
 

@@ -20,7 +20,7 @@ from gptjax.data.ratings import BEHAVIOUR, SPLITS, RatedConversation, read_ratin
 from gptjax.eval import bootstrap, rating_baselines, results
 from gptjax.eval.bootstrap import BootstrapSettings
 from gptjax.eval.rating_baselines import Pairs, draw_pairs
-from gptjax.eval.report.post_training_tables import MODEL, reward_text
+from gptjax.eval.report.reward_tables import MODEL, print_reward
 from gptjax.parallel import multihost
 from gptjax.parallel.mesh import make_mesh
 from gptjax.post.reward import standardisation
@@ -81,7 +81,7 @@ def evaluate_reward(config: ConfigDict, workdir: Path) -> dict:
         }
     if multihost.is_first_process():
         results.write_results(workdir / RESULTS, evaluation)
-        print(reward_text(evaluation))
+        print_reward(evaluation)
     return evaluation
 
 

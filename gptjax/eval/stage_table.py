@@ -10,7 +10,6 @@ of the seeds stands in the place of an interval.
 """
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -21,11 +20,10 @@ from gptjax.eval.compare import compare_task, read_evaluation
 from gptjax.eval.report.tables import (
     format_figure,
     format_interval,
-    html_page,
-    html_table,
     label_of,
-    text_table,
+    print_table,
 )
+from gptjax.eval.report.templates import render
 from gptjax.train.metrics import read_metrics
 
 # The figures of each kind of task in the table; all of them are in RUN/eval.json.
@@ -87,9 +85,10 @@ def write_stage_table(workdir: Path, words: Sequence[str]) -> dict:
         caption = (
             f'Means over {table["seeds"]} seeds (the lowest … the highest of them)'
         )
-    body = f'<h1>Stages</h1><p>{escape(caption)}.</p>{html_table(cells, heading)}'
-    storage.write_text(workdir / 'stages.html', html_page('Stages · gptjax', body))
-    print(f'{caption}\n{text_table([heading, *cells])}')
+    page = render('stages.html.j2', caption=caption, heading=heading, rows=cells)
+    storage.write_text(workdir / 'stages.html', page)
+    print(caption)
+    print_table([heading, *cells])
     return table
 
 
@@ -186,7 +185,7 @@ def _compare(
 
 def _table_cells(table: dict) -> list[tuple[str, ...]]:
     """The rows with the heading first; a cell that repeats the one above is empty."""
-    rows = [('task', 'figure', 'stage', 'seconds', 'value', 'beside', 'difference')]
+    rows = [('task', 'figure', 'stage', 'seconds', 'value', 'control', 'difference')]
     above = None
     for row in table['rows']:
         name = (row['task'], label_of(row['figure']))

@@ -21,7 +21,7 @@ from gptjax.data.packed_conversations import (
     open_training_dataset,
 )
 from gptjax.data.packed_dataset import PackedDataset
-from gptjax.eval.report import post_training_tables
+from gptjax.eval.report.run_report import write_report
 from tests.data.test_conversations import sums, write_chat
 
 BOS = 1
@@ -225,7 +225,7 @@ def test_cut_and_skipped_conversations_are_described(run, tmp_path):
     )
     assert '; 1 conversations skipped, as their system message' in description
     assert manifest['sources']['own']['skipped'] == {LONG_SYSTEM: 1}
-    page = post_training_tables.dialogue_data_section(manifest)
+    page = write_report(workdir).read_text(encoding='utf-8')
     assert f'<td>{own[0]["cut_tokens"]:,}</td>' in page and LONG_SYSTEM in page
 
     every = [dict(one, messages=[system, *one['messages']]) for one in some]

@@ -86,11 +86,12 @@ def config_of(folder, **changes):
 
 
 @pytest.mark.slow
-def test_the_stage_is_a_function_of_its_seed(tmp_path):
+def test_the_stage_is_a_function_of_its_seed(tmp_path, capsys):
     starts.write_start(tmp_path)
     config = init_from.inherit_config(config_of(tmp_path), tmp_path / 'run')
     found = best_of.best_of(config, tmp_path / 'run')
     assert [point['n'] for point in found['points']] == [1, 2, 4]
     assert found['points'][-1]['proxy']['value'] >= found['points'][0]['proxy']['value']
     assert best_of.best_of(config, tmp_path / 'run') == found
-    assert 'Best of n' in best_of.best_of_text(found)
+    best_of.print_best_of(found)
+    assert 'Best of n' in capsys.readouterr().out

@@ -45,19 +45,20 @@ FOUND = dict(
 )
 
 
-def test_page_says_where_gold_falls_while_the_proxy_rises():
+def test_page_says_where_gold_falls_while_the_proxy_rises(capsys):
     page = overoptimization_page.build_page('a & b', FOUND)
     assert '<title>a &amp; b' in page
     assert page.count('<svg') >= 2 and '√KL' in page
-    assert 'Best of n has its most gold, 0.400, at its end, √KL 0.50.' in page
+    assert 'Best of n: gold is highest, 0.400, at the last point, √KL 0.50.' in page
     assert (
-        'PPO has its most gold, 0.500, at √KL 1.00; at its end, √KL 2.00, the proxy is '
-        '1.00 higher and gold is 0.200.'
+        'PPO: gold is highest, 0.500, at √KL 1.00; at the last point, √KL 2.00, the '
+        'proxy is 1.00 higher and gold is 0.200.'
     ) in page
     assert 'the verifier finds right' in page
     judged = overoptimization_page.build_page('a', {**FOUND, 'judge': 'runs/x < y'})
-    assert 'what x &lt; y, another reward model, says' in judged
-    text = overoptimization_page.overoptimization_text(FOUND)
+    assert 'mean score of x &lt; y, another reward model' in judged
+    overoptimization_page.print_overoptimization(FOUND)
+    text = capsys.readouterr().out
     assert '80' in text and '0.200 (0.100 to 0.300)' in text
 
 

@@ -51,22 +51,24 @@ def test_json_reads_back_and_lists_of_numbers_are_one_line(tmp_path):
     assert '  "a": [1, 2.5, null],\n' in text and 'ü' in text
 
 
-def test_what_has_no_value_is_null():
+def test_what_has_no_value_is_null(capsys):
     empty = dict(accuracy=np.zeros(2), items=np.zeros(2))
     figures = bootstrap.compute_figures(
         empty, {'accuracy': bootstrap.mean_figure('accuracy')}, HOW
     )
     assert figures == {'accuracy': dict(value=None, interval=[None, None])}
-    assert '–' in tables.tasks_text('x', {'t': dict(figures=figures)})
+    tables.print_tasks('x', {'t': dict(figures=figures)})
+    assert '–' in capsys.readouterr().out
 
 
-def test_the_table_has_baselines_beside_every_figure():
+def test_the_table_has_the_baselines_of_every_figure(capsys):
     task = task_of([1, 0])
     results.add_baseline(task['figures'], 'chance', {'accuracy': dict(value=0.25)})
     task['figures']['bleu'] = dict(value=12.345, interval=[11.0, 13.0])
-    lines = tables.tasks_text('a run', {'mine': task}).splitlines()
+    tables.print_tasks('a run', {'mine': task})
+    lines = capsys.readouterr().out.splitlines()
     assert lines[0] == 'a run'
     assert lines[2].split()[:3] == ['mine', 'accuracy', '0.500']
-    assert lines[2].endswith('0.250 chance')
+    assert lines[2].rstrip().endswith('0.250 chance')
     assert lines[3].split() == ['BLEU', '12.3', '(11.0', '…', '13.0)']
     assert tables.label_of('bits_per_byte/mine') == 'bits per byte, mine'

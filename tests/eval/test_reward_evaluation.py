@@ -8,8 +8,8 @@ from gptjax.data.comparisons import Comparisons
 from gptjax.data.ratings import RatedConversation
 from gptjax.eval.bootstrap import BootstrapSettings, resample_counts
 from gptjax.eval.rating_baselines import Pairs, draw_pairs
-from gptjax.eval.report import post_training_tables
-from gptjax.eval.report.post_training_tables import MODEL
+from gptjax.eval.report import reward_tables
+from gptjax.eval.report.reward_tables import MODEL
 from gptjax.eval.reward_evaluation import (
     bin_probabilities,
     compute_pair_figures,
@@ -136,14 +136,15 @@ def make_evaluation(model, length):
     return figures, pairs
 
 
-def test_the_table_and_its_verdict():
+def test_the_table_and_its_verdict(capsys):
     rng = np.random.default_rng(0)
     found, pairs = make_evaluation(np.arange(30), rng.permutation(30))
-    text = post_training_tables.reward_text(found)
+    reward_tables.print_reward(found)
+    text = capsys.readouterr().out
     assert f'all ({len(pairs.better):,})' in text
     assert 'reward model  1.000 (1.000 … 1.000)' in text
     assert 'better than length' in text and 'grow by 1.250' in text
     found, _ = make_evaluation(rng.permutation(30), np.arange(30))
-    assert 'worse than length' in post_training_tables.verdict(found)
+    assert 'worse than length' in reward_tables.verdict(found)
     found, _ = make_evaluation(np.arange(30), np.arange(30))
-    assert 'not clearly different from length' in post_training_tables.verdict(found)
+    assert 'not clearly different from length' in reward_tables.verdict(found)

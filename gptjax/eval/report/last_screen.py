@@ -1,4 +1,4 @@
-"""The lines after a report was written: its path, the figures, the next command."""
+"""What the stage `report` prints: its path, the figures, the next command."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from gptjax.eval.report.tables import format_number
 
 
 def last_screen(workdir: Path, report: Path) -> str:
-    """A few lines for the terminal about a run directory."""
+    """The lines for the terminal."""
     lines = ['', f'Made: {report}']
     evaluation = workdir / 'eval.json'
     if evaluation.exists():
@@ -18,52 +18,52 @@ def last_screen(workdir: Path, report: Path) -> str:
         lines += _perplexity(evaluation) if 'results' in evaluation else []
         lines += _replies(evaluation)
     shown = _relative(workdir)
-    python = _relative(Path(sys.executable))
-    is_reward_model = (workdir / 'ratings').is_dir()  # nobody to talk to
+    gptjax = f'  {_relative(Path(sys.executable))} -m gptjax'
+    is_reward_model = (workdir / 'ratings').is_dir()
     results = workdir / 'results.json'
     if not (results.exists() if is_reward_model else run_dir.has_checkpoint(workdir)):
         environment = workdir / 'environment.json'
         environment = storage.read_json(environment) if environment.exists() else {}
-        command = f'{python} -m gptjax {stage_of(environment)} --workdir {shown}'
-        return '\n'.join([*lines, '', 'Next: train the model:', '', f'  {command}'])
-    if is_reward_model:
+        command = f'{gptjax} {stage_of(environment)} --workdir {shown}'
+        lines += ['', 'Next: train the model:', '', command]
+    elif is_reward_model:
         sft, select = (_relative(workdir.parent / name) for name in ('sft', 'select'))
         lines += [
             '',
             'Next: open the report in a browser, and let the reward model choose among '
             f'the replies of a fine-tuned run, as {sft}:',
             '',
-            f'  {python} -m gptjax select --config configs/select.py:reward={shown} '
+            f'{gptjax} select --config configs/select.py:reward={shown} '
             f'--workdir {select} --config.start.run={sft} '
             f'--config.task.path={sft}/dialogue',
         ]
-        return '\n'.join(lines)
-    lines += [
-        '',
-        'Next: open the report in a browser, and talk to the model, in a browser too '
-        'or here:',
-        '',
-        f'  {python} -m gptjax serve --workdir {shown}',
-        f'  {python} -m gptjax chat --workdir {shown}',
-    ]
+    else:
+        lines += [
+            '',
+            'Next: open the report in a browser, and talk to the model, in a browser '
+            'too or here:',
+            '',
+            f'{gptjax} serve --workdir {shown}',
+            f'{gptjax} chat --workdir {shown}',
+        ]
     return '\n'.join(lines)
 
 
 def _perplexity(evaluation):
-    results = evaluation['results']
+    results, bits = evaluation['results'], evaluation['baselines']['bits_per_byte']
     documents, text = results['documents'], results['bytes'] / 1e6
-    lines = [
+    return [
         '',
         f'On {documents:,} documents it never saw ({text:.2f} MB), bits per byte:',
         f'  {format_number(results["bits_per_byte"]):>6}  this model, step '
         f'{evaluation["checkpoint_step"]:,} '
         f'(context {results["context"]}, stride {results["stride"]})',
+        *(
+            f'  {bits[name]:6.3f}  {label}'
+            for name, label in BASELINES.items()
+            if bits.get(name) is not None
+        ),
     ]
-    for name, label in BASELINES.items():
-        bits = evaluation['baselines']['bits_per_byte'].get(name)
-        if bits is not None:
-            lines.append(f'  {bits:6.3f}  {label}')
-    return lines
 
 
 def _replies(evaluation):
@@ -82,6 +82,6 @@ def _replies(evaluation):
 
 
 def _relative(path: Path) -> Path:
-    """The path from here, where that is shorter."""
+    """The path from the current directory, if it is within it."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path

@@ -1,8 +1,11 @@
-"""Tables and pages of figures: as text for the screen, as HTML for a report."""
+"""Figures as text, and tables of them on the screen."""
 
+import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
-from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
 
 LABELS = {
     'bits_per_byte': 'bits per byte',
@@ -25,33 +28,43 @@ LABELS = {
     'accuracy_tokens': 'accuracy, per token',
     'accuracy_bytes': 'accuracy, per byte',
     'reply_bits': 'bits per byte of replies',
-    'reply_bits_open': 'the same, ends left out',
-    'stops': 'stops by itself',
+    'reply_bits_open': 'the same without end tokens',
+    'stops': 'ends by itself',
     'accuracy_drawn': 'accuracy, temperature 1',
-    'pass_at_8': 'one of 8 right',
-    'stops_drawn': 'stops, temperature 1',
+    'pass_at_8': 'pass@8',
+    'stops_drawn': 'ends, temperature 1',
     'reply_tokens': 'tokens in a reply',
 }
 
 
-# ---- figures as text
-
-
 def label_of(figure_name: str) -> str:
-    """'bits per byte, chitchat' of 'bits_per_byte/chitchat'."""
+    """'bits_per_byte/chitchat' → 'bits per byte, chitchat'."""
     name, _, source = figure_name.partition('/')
     return LABELS.get(name, name) + (f', {source}' if source else '')
 
 
 def format_number(value: float | None) -> str:
-    """Three digits behind the point of a small number; '–' of None."""
+    """1.2345 → '1.234', 12345.6 → '12,345.6', None → '–'."""
     if value is None:
         return '–'
     return f'{value:.3f}' if abs(value) < 10 else f'{value:,.1f}'
 
 
+def format_short(value: float) -> str:
+    """12345 → '12.3k', 340.2 → '340', 2.5134 → '2.513', infinity → '∞', NaN → '–'."""
+    if not math.isfinite(value):
+        return '∞' if value > 0 else '–'
+    size = abs(value)
+    for limit, letter in ((1e9, 'G'), (1e6, 'M'), (1e4, 'k')):
+        if size >= limit:
+            return f'{value / (1e3 if letter == "k" else limit):.3g}{letter}'
+    if size >= 1000 or value == int(value):
+        return f'{value:.0f}'
+    return f'{value:.4g}' if 1 <= size < 10 else f'{value:.3g}'
+
+
 def format_interval(interval: Sequence[float | None] | None) -> str:
-    """' (1.23 … 1.31)', to stand behind a value; '' of None."""
+    """[1.23, 1.31] → ' (1.230 … 1.310)', to follow a value; None → ''."""
     if not interval:
         return ''
     low, high = map(format_number, interval)
@@ -59,14 +72,14 @@ def format_interval(interval: Sequence[float | None] | None) -> str:
 
 
 def format_figure(figure: Mapping) -> str:
-    """'1.25 (1.23 … 1.31)' of {value, interval}; a baseline may have no interval."""
+    """{value, interval} → '1.250 (1.230 … 1.310)'; a baseline may have no interval."""
     return format_number(figure['value']) + format_interval(figure.get('interval'))
 
 
 def figure_rows(tasks: Mapping[str, dict]) -> Iterator[tuple]:
     """(task, label, value, interval, baselines) of each figure of each task.
 
-    The task's name is '' below its first row.
+    Only the first row of a task has the task's name.
     """
     for task_name, result in tasks.items():
         for figure_name, figure in result['figures'].items():
@@ -80,66 +93,29 @@ def figure_rows(tasks: Mapping[str, dict]) -> Iterator[tuple]:
             task_name = ''
 
 
-def text_table(rows: Sequence[Sequence[str]], right_aligned: Sequence[int] = ()) -> str:
-    """Aligned columns of text; the first row is the heading.
+def print_table(rows: Sequence[Sequence[str]], right_aligned: Sequence[int] = ()):
+    """Prints aligned columns; the first row is the heading.
 
-    `right_aligned` has the numbers of the columns that are aligned to the right.
+    On a narrow terminal the cells wrap; in a file or a pipe each row is one line.
+
+    Args:
+        right_aligned: the numbers of the columns that are aligned to the right.
     """
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if column in right_aligned else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append('  '.join(cells).rstrip())
-    return '\n'.join(lines)
+    table = Table(*rows[0], box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for number, column in enumerate(table.columns):
+        column.overflow = 'fold'
+        column.justify = 'right' if number in right_aligned else 'left'
+    for row in rows[1:]:
+        table.add_row(*row)
+    width = None if sys.stdout.isatty() else 10_000
+    Console(width=width, markup=False, emoji=False, highlight=False).print(table)
 
 
-def tasks_text(heading: str, tasks: Mapping[str, dict]) -> str:
-    """The figures of all tasks for the screen, a line each, with their baselines."""
-    rows = [('task', 'figure', 'value', 'interval', 'beside it')]
+def print_tasks(heading: str, tasks: Mapping[str, dict]) -> None:
+    """Prints the figures of all tasks, a line each, with their baselines."""
+    rows = [('task', 'figure', 'value', 'interval', 'baselines')]
     for *cells, baselines in figure_rows(tasks):
         texts = [f'{format_figure(f)} {label}' for label, f in baselines.items()]
         rows.append((*cells, ' · '.join(texts)))
-    return f'{heading}\n{text_table(rows, right_aligned=(2,))}'
-
-
-# ---- HTML
-
-Cell = str | tuple[str, str]  # its text, or (its text, a small note below it)
-
-
-def html_table(
-    rows: Sequence[Sequence[Cell]], heading: Sequence[str] = (), highlighted: str = ''
-) -> str:
-    """A table that scrolls sideways where the page is narrow; all text is escaped.
-
-    Line breaks in `heading` are kept; the row whose first cell is `highlighted` stands
-    out.
-    """
-    html = ''
-    if heading:
-        titles = (escape(title).replace('\n', '<br>') for title in heading)
-        html = f'<tr>{"".join(f"<th>{title}</th>" for title in titles)}</tr>'
-    for row in rows:
-        row_class = ' class="main"' if highlighted and row[0] == highlighted else ''
-        html += f'<tr{row_class}>{"".join(map(_html_cell, row))}</tr>'
-    return f'<div class="wide"><table>{html}</table></div>'
-
-
-def _html_cell(cell: Cell) -> str:
-    text, note = (cell, '') if isinstance(cell, str) else cell
-    note = f'<span class="about">{escape(note)}</span>' if note else ''
-    return f'<td>{escape(text)}{note}</td>'
-
-
-def html_page(title: str, body: str) -> str:
-    """A page that needs no other file: `body` is HTML, `title` is text."""
-    css = Path(__file__).with_name('report.css').read_text(encoding='utf-8')
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{escape(title)}</title><style>\n{css}</style></head>\n'
-        f'<body><main>\n{body}\n</main></body></html>\n'
-    )
+    print(heading)
+    print_table(rows, right_aligned=[2])

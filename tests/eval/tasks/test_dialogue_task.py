@@ -13,7 +13,8 @@ from gptjax.core.console import UserError
 from gptjax.data import chat_template, conversations
 from gptjax.data.conversations import conversation_id
 from gptjax.eval import results
-from gptjax.eval.report import post_training_tables, tables
+from gptjax.eval.report import tables
+from gptjax.eval.report.run_report import write_report
 from gptjax.eval.tasks.dialogue_task import (
     encode_recent_messages,
     evaluate_dialogue,
@@ -170,7 +171,7 @@ def test_likelihoods_by_hand(tokenizer, template, tmp_path):
     assert results.read_columns(found)['bytes'].sum() == size
 
 
-def test_stops_greedy_and_drawn(tokenizer, tmp_path):
+def test_stops_greedy_and_drawn(tokenizer, tmp_path, capsys):
     prompts_seen = []
 
     def complete(prompts, parameters):
@@ -193,16 +194,16 @@ def test_stops_greedy_and_drawn(tokenizer, tmp_path):
 
     earlier = evaluate_dialogue(make_predictor(tokenizer, 'text'), examples)
     results.add_baseline(found['figures'], 'earlier, before', earlier['figures'])
-    lead, facts = post_training_tables.dialogue_lead(dict(tasks=dict(dialogue=found)))
-    assert 'of earlier, before' in lead and facts
-    assert 'earlier, before' in tables.tasks_text('run', dict(dialogue=found))
+    tables.print_tasks('run', dict(dialogue=found))
+    assert 'earlier, before' in capsys.readouterr().out
     by_model = {'this <model>': found, 'earlier': earlier}
     write_transcripts(tmp_path, examples, by_model)
     transcripts = storage.read_json(tmp_path / 'samples' / 'dialogue.json')
     assert [t['id'] for t in transcripts] == [example.id for example in examples[:8]]
-    page = post_training_tables.transcripts_section(transcripts)
+    storage.write_json(tmp_path / 'eval.json', dict(tasks=dict(dialogue=found)))
+    page = write_report(tmp_path).read_text(encoding='utf-8')
+    assert 'of earlier, before' in page and 'bits per byte of replies</dt>' in page
     assert 'this &lt;model&gt;, likeliest' in page and examples[0].references[0] in page
-    assert post_training_tables.transcripts_section(None) == ''
 
 
 # ---- the stage
