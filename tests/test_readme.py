@@ -1,4 +1,7 @@
-"""The worked changes of the README: each patch applies, and its command shows it."""
+"""The README: its length, its links, and its worked changes.
+
+Each change is a patch that applies, and the command beside it shows it.
+"""
 
 import json
 import os
@@ -16,6 +19,28 @@ CHANGES = runs.ROOT / 'tests' / 'changes'
 README = (runs.ROOT / 'README.md').read_text()
 # `[NAME.diff](tests/changes/NAME.diff) | … | `COMMAND`` in the table of changes
 COMMANDS = dict(re.findall(r'tests/changes/(\w+)\.diff\).*`python -m (.*)` \|', README))
+
+
+def anchors(path) -> set[str]:
+    """What a link to a heading may say after '#': lower case, hyphens for spaces."""
+    titles = re.findall(r'^#+ (.*)$', path.read_text(), re.MULTILINE)
+    return {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in titles}
+
+
+def test_the_readme_can_be_finished():
+    assert len(README.splitlines()) <= 200 and len(README) <= 22_000
+
+
+def test_every_link_leads_somewhere():
+    tracked = [runs.ROOT / 'README.md', runs.ROOT / 'configs' / 'README.md']
+    for page in (*tracked, *(runs.ROOT / 'gptjax').rglob('README.md')):
+        for link in re.findall(r'\]\(([^)\s]+)\)', page.read_text()):
+            if link.startswith('http'):
+                continue
+            path, _, anchor = link.partition('#')
+            target = page.parent / path if path else page
+            assert target.exists(), f'{page}: {link}'
+            assert not anchor or anchor in anchors(target), f'{page}: {link}'
 
 
 def apply(name: str, tmp_path):
