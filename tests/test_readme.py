@@ -24,7 +24,9 @@ COMMANDS = dict(re.findall(r'tests/changes/(\w+)\.diff\).*`python -m (.*)` \|', 
 def anchors(path) -> set[str]:
     """What a link to a heading may say after '#': lower case, hyphens for spaces."""
     titles = re.findall(r'^#+ (.*)$', path.read_text(), re.MULTILINE)
-    return {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in titles}
+    return {
+        re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in titles
+    }
 
 
 def test_the_readme_can_be_finished():
