@@ -1,14 +1,14 @@
-"""The stage `best_of`: of n replies the one that a reward likes best.
+"""The stage `best_of`: of n replies, take the one with the highest reward.
 
-No weights change, and still the policy does: it is as if replies were drawn from
-another distribution, whose KL to the model's own is at most
+The weights do not change, but the distribution of replies does. Its KL to the model is
+at most
 
     KL = ln n - (n - 1) / n       (Stiennon et al. 2020, appendix G.3)
 
-and exactly that where no two replies score the same. The reward that chooses is the
-proxy (`task.rewards`, a reward model for one), the verifier's judgement the gold, or
-that of another reward model (`best_of.judge`): where the proxy errs, choosing harder
-gains proxy and at some point loses gold.
+with equality if no two replies have the same reward. The proxy (`task.rewards`, for
+example a reward model) chooses the reply. The gold reward, the verifier or another
+reward model (`best_of.judge`), says how good the choice is. If the proxy has errors, a
+larger n raises the proxy and, from some n on, lowers gold.
 """
 
 import contextlib
@@ -48,11 +48,11 @@ PROBLEMS_AT_ONCE = 16
 
 
 class Experiment(NamedTuple):
-    """A model, held-out problems, and the two rewards that score its replies."""
+    """A model, held-out problems, and the two rewards of replies to them."""
 
     trained: Trained
     prompt_format: PromptFormat
-    problems: list[Problem]  # held out
+    problems: list[Problem]
     proxy: Reward
     gold: Reward
 
@@ -85,7 +85,7 @@ def make_experiment(config: ConfigDict) -> Experiment:
 
 
 def make_gold_reward(section: ConfigDict, task: Task) -> Reward:
-    """The reward model of `best_of.judge`, or else whether the verifier agrees."""
+    """The reward model `best_of.judge`; if it is empty, the verifier."""
     if section.judge:
         name = 'best_of.judge'
         reward = reward_functions.model_reward(section.judge, name)
@@ -93,8 +93,8 @@ def make_gold_reward(section: ConfigDict, task: Task) -> Reward:
         name, reward = 'correct', reward_functions.correct(task)
     else:
         raise UserError(
-            'task.path has problems without answers, and what the proxy chooses cannot '
-            'be judged: add "answer" to each, or name a reward model that judges in '
+            'task.path has problems without answers, so that the verifier cannot judge '
+            'the chosen replies: add "answer" to each, or name a reward model in '
             'best_of.judge'
         )
     return partial(reward_functions.compute_rewards, name, reward)
@@ -103,7 +103,7 @@ def make_gold_reward(section: ConfigDict, task: Task) -> Reward:
 def measure_best_of(
     config: ConfigDict, experiment: Experiment, sampler: Sampler
 ) -> dict:
-    """The curve of best-of-n, `points`, with all that it rests on."""
+    """Draws and scores the replies; the curve of best of n is `points`."""
     section, N = config.best_of, config.best_of.samples
     drawn = draw_held_out_replies(experiment, sampler, N, config.seed, 'best_of')
     proxy_PN = experiment.proxy(drawn.problems, drawn.replies).reshape(-1, N)
@@ -125,7 +125,7 @@ def measure_best_of(
 def draw_held_out_replies(
     experiment: Experiment, sampler: Sampler, replies: int, seed: int, name: str
 ) -> Rollout:
-    """Replies to each held-out problem, a function of the seed and the draw's name."""
+    """Draws replies to each held-out problem; `seed` and `name` decide the keys."""
     problems, rollouts = experiment.problems, []
     draw = partial(rollout.draw_rollout, sampler.complete, experiment.prompt_format)
     with console.progress_bar('drawing replies', len(problems), 'problems') as advance:
@@ -172,7 +172,7 @@ def best_of_n(proxy_N, gold_N, n: int) -> tuple[float, float]:
 
         P(the best is at most v) = C(samples at most v, n) / C(N, n)
 
-    Samples of equal proxy are as likely to be taken, so their gold is averaged.
+    Each sample of equal proxy is equally likely to be taken: their gold is averaged.
     """
     values_K, kind_N, counts_K = np.unique(
         proxy_N, return_inverse=True, return_counts=True

@@ -1,10 +1,10 @@
-"""How sure a figure is: bootstrap intervals, and paired tests of two systems.
+"""Bootstrap intervals of figures, and paired tests of two systems.
 
-A figure is a function of sums over items: accuracy is `right / items`, corpus BLEU a
-formula over summed n-gram counts. So an item needs a few statistics only, and a
-resample (Efron 1979) is a row of counts times their matrix: a thousand resamples are
-one matrix product, and every figure of a task, and every system on the same items,
-sees the same ones.
+A figure is a function of sums over items: accuracy is `right / items`, corpus BLEU is
+a formula over summed n-gram counts. An item needs only a few statistics. A resample
+(Efron 1979) is a row of counts times the matrix of statistics, so that a thousand
+resamples are one matrix product. All figures of a task, and all systems on the same
+items, share the resamples.
 
     columns = {'right': [1, 0, 1], 'items': [1, 1, 1]}       statistics of 3 items
     counts  = [[2, 0, 1], [0, 3, 0], …]                      (R, items)
@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-Columns = Mapping[str, np.ndarray]  # (N,) float64 each: one number an item
+Columns = Mapping[str, np.ndarray]  # (N,) float64 each: a number for each item
 Figure = Callable[[Columns], np.ndarray]  # sums (…) of the columns to values (…)
 
-CELLS = 2**22  # counts alive at once: 32 MB
+CELLS = 2**22  # the most counts in memory at once: 32 MB
 
 
 class BootstrapSettings(NamedTuple):
@@ -32,7 +32,7 @@ class BootstrapSettings(NamedTuple):
 
     @classmethod
     def of(cls, section) -> 'BootstrapSettings':
-        """Those of a config's section `eval`."""
+        """From the config's section `eval`."""
         return cls(section.resamples, section.level, section.seed)
 
 
@@ -42,7 +42,7 @@ class BootstrapSettings(NamedTuple):
 def compute_figures(
     columns: Columns, figures: Mapping[str, Figure], settings: BootstrapSettings
 ) -> dict[str, dict]:
-    """{name: {value, interval}} of every figure, all on the same resamples."""
+    """{name: {value, interval}} of all figures, from the same resamples."""
     sums = sum_columns(columns)
     resampled = resample_sums(columns, settings.resamples, settings.seed)
     return {
@@ -67,7 +67,7 @@ def make_figure(value: float, samples: np.ndarray, level: float) -> dict:
 
 
 def finite_or_none(value: float) -> float | None:
-    """The value for JSON, which has neither NaN nor infinity."""
+    """NaN and infinity → None, because JSON has neither."""
     return float(value) if math.isfinite(value) else None
 
 
@@ -75,9 +75,9 @@ def finite_or_none(value: float) -> float | None:
 
 
 def resample_counts(items: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each item is drawn, with replacement, `items` draws a resample.
+    """Draws `items` items with replacement for each resample; yields their counts.
 
-    Yields (r, items) float64 whose rows sum to `items`; the r add up to `resamples`.
+    Yields (r, items) float64 whose rows sum to `items`; the r sum to `resamples`.
     """
     random = np.random.default_rng(seed)
     for rows in _chunks(items, resamples):
@@ -110,7 +110,7 @@ def mean_figure(column: str, number: str = 'items') -> Figure:
 
 
 def compute_interval(samples: np.ndarray, level: float) -> list[float]:
-    """[low, high] that hold the middle `level` of the samples that are not nan."""
+    """[low, high] of the middle `level` of the samples, without those that are NaN."""
     samples = samples[~np.isnan(samples)]
     if not len(samples):
         return [float('nan'), float('nan')]
@@ -124,7 +124,7 @@ def compute_interval(samples: np.ndarray, level: float) -> list[float]:
 def resample_differences(
     first: Columns, second: Columns, figure: Figure, resamples: int, seed: int
 ) -> np.ndarray:
-    """The figure of `second` less that of `first` on the same resamples, (R,)."""
+    """The figure of `second` minus that of `first` on the same resamples, (R,)."""
     return figure(resample_sums(second, resamples, seed)) - figure(
         resample_sums(first, resamples, seed)
     )
@@ -133,11 +133,11 @@ def resample_differences(
 def compute_p_value(
     first: Columns, second: Columns, figure: Figure, resamples: int, seed: int
 ) -> float:
-    """How often chance alone gives as large a difference: the two-sided p-value.
+    """The two-sided p-value: how often chance alone gives as large a difference.
 
-    Under the null hypothesis the two systems are one, and which result of an item
-    belongs to which is a coin's throw: approximate randomisation (Noreen 1989;
-    Riezler and Maxwell 2005). See `share_as_large`.
+    Under the null hypothesis the two systems are equal, and the two results of an item
+    may be swapped: approximate randomisation (Noreen 1989; Riezler and Maxwell 2005).
+    See `share_as_large`.
     """
     random = np.random.default_rng(seed)
     first_table, second_table = make_table(first), make_table(second)
@@ -156,9 +156,9 @@ def compute_p_value(
 
 
 def share_as_large(permuted: np.ndarray, observed: float) -> float:
-    """(1 + #{|d| >= |observed|}) / (1 + how many); nan where nothing was observed.
+    """(1 + #{|d| >= |observed|}) / (1 + #permutations); NaN without a finite `observed`.
 
-    A permutation without a value (0 / 0) counts as large: it speaks against nothing.
+    A permutation without a value (0 / 0) counts as large: it is no evidence.
     """
     if not np.isfinite(observed):
         return float('nan')
@@ -177,6 +177,6 @@ def _named(columns: Columns, sums: np.ndarray) -> Columns:
 
 
 def _chunks(items: int, resamples: int) -> list[int]:
-    """How many resamples are made at once."""
+    """The number of resamples in each chunk."""
     rows = max(1, CELLS // max(items, 1))
     return [min(rows, resamples - done) for done in range(0, resamples, rows)]

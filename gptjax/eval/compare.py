@@ -1,9 +1,9 @@
-"""Two evaluations of the same examples: is the difference more than chance?
+"""`eval --compare A B`: is the difference of two evaluations more than chance?
 
-The interval of a difference is a paired bootstrap: each resample draws examples, and
-both results get the same ones. The p-value is that of a permutation test: how often
-would a difference as large come up if, example by example, a coin decided whose result
-is whose? Neither is corrected for the number of figures.
+The interval of a difference is a paired bootstrap: each resample draws examples, the
+same for both evaluations. The p-value is that of a permutation test: how often is the
+difference as large if the two results of each example are swapped at random? Neither
+is corrected for the number of figures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from gptjax.eval.tasks import (
     verifiable_replies,
 )
 
-NEED_ONE_TOKENIZER = ('loss', 'token_perplexity')  # they count tokens
+NEED_ONE_TOKENIZER = ('loss', 'token_perplexity')  # divided by tokens
 FIGURES_OF_KIND = {
     'perplexity': perplexity.FIGURES,
     'generation': reply_metrics.FIGURES,
@@ -35,7 +35,7 @@ FIGURES_OF_KIND = {
 
 
 def compare(first: str, second: str, json_path: Path | None = None) -> dict:
-    """Compares every task that two results share; prints a table.
+    """Compares every task that two evaluations share; prints a table.
 
     `first` and `second` are run directories, or files that `eval --json` wrote.
     Returns, and writes to `json_path`, {task: {figure: {first, second, difference,
@@ -73,7 +73,7 @@ def compare(first: str, second: str, json_path: Path | None = None) -> dict:
 
 
 def read_evaluation(name: str) -> dict:
-    """The evaluation in a run directory or a file."""
+    """Reads the evaluation in a run directory or a file."""
     path = Path(name).expanduser()
     path = path / 'eval.json' if path.is_dir() else path
     if not path.exists():
@@ -81,12 +81,15 @@ def read_evaluation(name: str) -> dict:
     try:
         evaluation = storage.read_json(path)
     except ValueError as error:
-        raise UserError(f'--compare: {path} is no JSON ({error})') from error
+        raise UserError(
+            f'--compare: {path} is not valid JSON ({error}): run the stage eval again'
+        ) from error
     if not isinstance(evaluation, dict) or not {'tasks', 'tokenizer'} <= set(
         evaluation
     ):
         raise UserError(
-            f'--compare: {path} has no results item by item: run the stage eval again'
+            f'--compare: {path} has no results of single examples: run the stage eval '
+            'again'
         )
     return evaluation
 
@@ -112,11 +115,11 @@ def compare_task(
 
 
 def _in_same_order(task, first_result, second_result, first, second) -> dict:
-    """The second result with its examples in the order of the first's."""
+    """The second result, with the examples in the order of the first result."""
     if any(first_result[key] != second_result[key] for key in ('kind', 'columns')):
         raise UserError(
             f'--compare: {task} is another task in {second} than in {first}: evaluate '
-            'both anew'
+            'both again'
         )
     first_items = {item['id']: item for item in first_result['items']}
     second_items = {item['id']: item for item in second_result['items']}
@@ -136,7 +139,7 @@ def _in_same_order(task, first_result, second_result, first, second) -> dict:
 
 
 def _compute_differences(first_result: dict, second_result: dict) -> dict:
-    """{figure: {first, second, difference, interval, p}} over all and each source."""
+    """{figure: {first, second, difference, interval, p}}, overall and by source."""
     settings = BootstrapSettings(**first_result['bootstrap'])
     resamples, level, seed = settings
     columns = [results.read_columns(r) for r in (first_result, second_result)]

@@ -1,18 +1,17 @@
-"""How far can a proxy reward be trusted? The plot of Gao et al. 2022, by one command.
+"""The stage `overoptimize`: proxy and gold reward over KL, as in Gao et al. 2022.
 
-A proxy, a reward model trained on so many preferences, is optimised in two ways, and
-the gold reward, the task's verifier or a reward model of other data
-(`best_of.judge`), says what comes of it:
+A reward model, the proxy, is optimised by best of n and by PPO. The gold reward, the
+task's verifier or a reward model of other data (`best_of.judge`), measures both:
 
-    RUN/select    preferences out of the model's own replies
+    RUN/select    preferences between the model's own replies
     RUN/proxy     the reward model
-    RUN/ppo       PPO against it, with all its checkpoints
+    RUN/ppo       PPO with the proxy as its reward, and all its checkpoints
     RUN/overoptimization.json, .html
 
-Both ways are drawn over the square root of their KL to the model that they start from:
-of best-of-n it is known (`best_of.kl_of`), of PPO's checkpoints it is the mean of
-ln(p / q) over replies drawn from p. Where the proxy rises and gold falls, the proxy
-is over-optimised.
+The horizontal axis is the square root of the KL to the model that both start from. It
+is known for best of n (`best_of.kl_of`); for a checkpoint of PPO it is the mean of
+ln(p / q) over replies drawn from p. Where the proxy rises and gold falls, the proxy is
+over-optimised.
 """
 
 import contextlib
@@ -48,11 +47,11 @@ ROWS_AT_ONCE = 64  # replies whose log-probabilities are computed at once
 
 
 def overoptimize(config: ConfigDict, workdir: Path) -> dict:
-    """Makes what is missing of a proxy and a policy, then the plot.
+    """Trains the proxy and the policy if the config names none, then plots both.
 
     `config.parts` holds the configs of the stages `select`, `reward` and `ppo`.
-    Returns what is written to RUN/overoptimization.json; or where a signal stopped a
-    stage, its summary, with the reason 'interrupted'.
+    Returns what is written to RUN/overoptimization.json, or if a signal stopped a
+    stage, the summary of that stage, with the reason 'interrupted'.
     """
     _check_judges(config)
     section = config.overoptimization
@@ -73,7 +72,7 @@ def overoptimize(config: ConfigDict, workdir: Path) -> dict:
     sampler = make_sampler(experiment.trained, config.best_of)
     with contextlib.closing(sampler):
         results = best_of.measure_best_of(config, experiment, sampler)
-        # Both ways begin alike: a reply of the model itself is the best of one.
+        # PPO at step 0 is the model itself, as is best of n for n = 1.
         best_of_one = {
             name: results['points'][0][name]
             for name in ('kl', 'sqrt_kl', 'proxy', 'gold')
@@ -90,7 +89,7 @@ def overoptimize(config: ConfigDict, workdir: Path) -> dict:
 
 
 def _check_judges(config):
-    """Refuses now a judge that the last step would refuse, hours later."""
+    """Refuses a judge before hours of training, not after them."""
     proxy, judge = _absolute(config.overoptimization.proxy), config.best_of.judge
     if proxy:
         find_reward_run(str(proxy), 'overoptimization.proxy')
@@ -106,7 +105,7 @@ def _check_judges(config):
 
 
 def _train_proxy(config, selected, proxy):
-    """A reward model on pairs that the model's own replies make."""
+    """Trains a reward model on pairs of the model's own replies."""
     select_config = _stage_config(config, 'select', selected)
     counts = select_replies.select(select_config, selected)
     print(select_replies.describe_selected(counts), flush=True)
@@ -125,7 +124,7 @@ def _train_proxy(config, selected, proxy):
 
 
 def _train_policy(config, policy, proxy):
-    """PPO against the proxy."""
+    """Trains a policy by PPO with the proxy as its reward."""
     ppo_config = _stage_config(config, 'ppo', policy)
     ppo_config.task.rewards = _reward_section(proxy)
     run_dir.check_run(ppo_config, policy)
@@ -135,7 +134,7 @@ def _train_policy(config, policy, proxy):
 
 
 def _stage_config(config, name, workdir, changes=None):
-    """The config of a stage, with what all of them share."""
+    """The config of a stage, with the sections that all stages share."""
     stage_config = config.parts[name].copy_and_resolve_references()
     for shared in ('seed', 'start', 'mesh', 'task'):
         if shared in stage_config:
@@ -162,7 +161,7 @@ def _absolute(given: str) -> Path | None:
 def _policy_points(
     config, experiment: Experiment, sampler: Sampler, policy: Path
 ) -> list[dict]:
-    """A point a checkpoint, in order: `step`, `kl`, `sqrt_kl`, `proxy`, `gold`."""
+    """{step, kl, sqrt_kl, proxy, gold, …} of each checkpoint, in order."""
     policy_config = run_dir.read_config(policy)
     checkpoints = Checkpoints(policy / 'checkpoints', {}, read_only=True)
     steps = checkpoints.steps()
@@ -209,7 +208,7 @@ def _judge_replies(
     return dict(
         kl=kl,
         kl_interval=figures['kl']['interval'],
-        sqrt_kl=math.sqrt(max(kl, 0.0)),  # an estimate: near 0 it can be below
+        sqrt_kl=math.sqrt(max(kl, 0.0)),  # an estimate, which can be negative
         proxy=figures['proxy'],
         gold=figures['gold'],
         truncation_rate=float(np.mean(drawn.truncated_B)),

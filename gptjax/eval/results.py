@@ -1,18 +1,18 @@
-"""The result of a task: figures with intervals and baselines, and what they rest on.
+"""The result of a task: figures with intervals and baselines, and its examples.
 
-It is a dict, and a part of RUN/eval.json:
+It is a dict in RUN/eval.json:
 
     kind            'perplexity', 'generation', 'choice', 'dialogue', 'verifiable' or
-                    'means': which figures
+                    'means'; decides which figures there are
     figures         {name: {value, interval, baselines: {label: {value, interval}}}}
-    bootstrap       resamples, level, seed, of the intervals
-    settings        what else decides the figures
-    prompts_sha256  of all prompts in order
+    bootstrap       {resamples, level, seed} of the intervals
+    settings        all other settings that change the figures
+    prompts_sha256  hash of all prompts in order
     columns         names of the statistics of an example
     items           [{id, prompt_sha256, item_sha256, statistics, reply …}]
 
-The statistics are what the figures are functions of, so that two results can be
-compared example by example without the models.
+The figures are functions of the statistics, so that two results can be compared
+example by example without the models.
 """
 
 import json
@@ -36,7 +36,7 @@ def make_result(
     settings: Mapping,
     **more,
 ) -> dict:
-    """A task's result, as above; `examples` become its `items`."""
+    """Builds a task's result; `items` are the examples and their statistics."""
     table = make_table(columns)
     return dict(
         kind=kind,
@@ -61,19 +61,19 @@ def read_columns(result: Mapping) -> dict[str, np.ndarray]:
 
 
 def add_baseline(figures: dict, label: str, baseline: Mapping[str, dict]) -> None:
-    """Adds {name: {value, interval}} to the baselines of the figures so named."""
+    """Adds a baseline, {name: {value, interval}}, to the figures of these names."""
     for name, figure in baseline.items():
         kept = {key: figure[key] for key in ('value', 'interval') if key in figure}
         figures[name].setdefault('baselines', {})[label] = kept
 
 
 def write_results(path: Path, evaluation: Mapping) -> None:
-    """Writes JSON with a line for each list of numbers or short texts."""
+    """Writes JSON; a list of numbers or texts is one line."""
     storage.write_text(path, to_json(evaluation) + '\n')
 
 
 def to_json(value, indent: int = 0) -> str:
-    """JSON, indented, but lists of plain values stay in a line."""
+    """Indented JSON in which lists of numbers and texts stay on one line."""
     inner, outer = '\n' + ' ' * (indent + 2), '\n' + ' ' * indent
     if isinstance(value, Mapping) and value:
         lines = (
@@ -90,7 +90,7 @@ def to_json(value, indent: int = 0) -> str:
 
 
 def _shortest_number(cell: float) -> float | int | None:
-    """Whole numbers without '.0', as they are most of the file; None: not finite."""
+    """2.0 → 2, which makes the file smaller; infinity or NaN → None."""
     if not math.isfinite(cell):
         return None
     return int(cell) if cell == int(cell) else cell

@@ -1,4 +1,4 @@
-"""The stage `sample`: texts of a trained model."""
+"""The stage `sample`: a trained model continues prompts."""
 
 from pathlib import Path
 
@@ -21,10 +21,10 @@ def sample(
     seed: int = 0,
     step: int | None = None,
 ) -> list[dict]:
-    """Prints a text for each prompt as it is drawn, and returns them.
+    """Prints and returns a text for each prompt, with the settings that drew it.
 
-    Without prompts the config's are taken, and the texts become RUN/samples.json,
-    which the report shows, if they are the best checkpoint's (`step` None).
+    Without `prompts` it takes those of the config, and if `step` is None, the best
+    checkpoint, it writes RUN/samples.json, which the report shows.
     """
     settings = config.sample
     sampling = {name: settings[name] for name in SAMPLING}
@@ -56,10 +56,10 @@ def sample(
 
 
 def _check_lengths(config, workdir, prompts):
-    """Refuses a prompt that is too long before anything is loaded or drawn."""
+    """Refuses a prompt that is too long before the model is loaded."""
     path = workdir / 'tokenizer' / 'tokenizer.model'
     if not path.exists():
-        return  # loading says what is missing
+        return  # load_engine names what is missing
     tokenizer = Tokenizer.load(path)
     context = resolve(config.model, tokenizer.vocab_size).context
     for prompt in prompts:

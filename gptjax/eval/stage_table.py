@@ -1,12 +1,11 @@
-"""Several runs in one table: each stage against its control, over one seed or several.
+"""The stage `stages`: several runs in one table, each compared with its control.
 
     python -m gptjax stages --workdir runs sums_sft grpo=sums_more
 
-`grpo=sums_more` compares runs/grpo with its control runs/sums_more: from the same
-start and with the same compute, so that the difference is the stage's own; the seconds
-that each was trained are in the table. Where the runs lie in a folder a seed
-(runs/study/0/grpo, runs/study/1/grpo), figures are means over the seeds, and the range
-of the seeds stands in the place of an interval.
+`grpo=sums_more` compares runs/grpo with its control runs/sums_more. If a control has
+the same start and the same compute, the difference is due to the stage; the table shows
+the seconds of training of both. If each seed has a folder (runs/study/0/grpo,
+runs/study/1/grpo), figures are means over the seeds, and the interval is their range.
 """
 
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from gptjax.eval.report.tables import (
 from gptjax.eval.report.templates import render
 from gptjax.train.metrics import read_metrics
 
-# The figures of each kind of task in the table; all of them are in RUN/eval.json.
+# The table has these figures of each kind of task; RUN/eval.json has all of them.
 FIGURES_OF_KIND = dict(
     perplexity=('bits_per_byte',),
     dialogue=('reply_bits', 'accuracy_tokens', 'stops', 'stops_drawn'),
@@ -35,7 +34,7 @@ FIGURES_OF_KIND = dict(
 
 
 class Stage(NamedTuple):
-    """A run by its name, with one folder a seed, and the name of its control."""
+    """A run: its name, a folder for each seed, and the name of its control."""
 
     name: str
     folders: list[Path]
@@ -46,11 +45,11 @@ def write_stage_table(workdir: Path, words: Sequence[str]) -> dict:
     """Writes stages.json and stages.html into a folder of runs; prints the table.
 
     `words` are 'NAME' or 'NAME=CONTROL', in the order of the table. Returns {rows,
-    seeds, level}; a row has task, figure, stage, the seconds it was trained, value,
-    interval, control, difference and the difference's interval.
+    seeds, level}; a row has task, figure, stage, seconds (of training), value,
+    interval, and with a control: control, difference and difference_interval.
     """
     if not words:
-        raise UserError('stages: name the runs, as sums_sft grpo=sums_more')
+        raise UserError('stages: name the runs, for example sums_sft grpo=sums_more')
     stages = [_find_stage(workdir, word) for word in words]
     by_name = {stage.name: stage for stage in stages}
     for stage in stages:
@@ -65,7 +64,7 @@ def write_stage_table(workdir: Path, words: Sequence[str]) -> dict:
     if not rows:
         names = sorted({name for names in FIGURES_OF_KIND.values() for name in names})
         raise UserError(
-            f'stages: none of the runs was asked for {", ".join(names)}: run the stage '
+            f'stages: no run was evaluated on {", ".join(names)}: run the stage '
             'eval with --tasks first'
         )
     figures = list(dict.fromkeys((row['task'], row['figure']) for row in rows))
@@ -79,7 +78,8 @@ def write_stage_table(workdir: Path, words: Sequence[str]) -> dict:
     storage.write_json(workdir / 'stages.json', table)
     heading, *cells = _table_cells(table)
     caption = (
-        f'One seed; {level:.0%} bootstrap intervals over items, of differences paired'
+        f'One seed; {level:.0%} bootstrap intervals over examples, paired for '
+        'differences'
     )
     if table['seeds'] > 1:
         caption = (
@@ -98,7 +98,9 @@ def _find_stage(workdir: Path, word: str) -> Stage:
     if not folders[0].is_dir():
         folders = sorted(workdir.glob(f'*/{name}'))
     if not folders:
-        raise UserError(f'stages: {workdir} has no run {name}, nor has a folder in it')
+        raise UserError(
+            f'stages: neither {workdir} nor a folder in it has a run {name}'
+        )
     return Stage(name, folders, control or None)
 
 
@@ -111,7 +113,9 @@ def _stage_rows(
     for task, first_result in _tabulated_tasks(evaluations[stage.folders[0]]).items():
         for folder in stage.folders:
             if task not in _tabulated_tasks(evaluations[folder]):
-                raise UserError(f'stages: {folder} was not asked for {task}: run eval')
+                raise UserError(
+                    f'stages: {folder} was not evaluated on {task}: run eval'
+                )
         results = [evaluations[folder]['tasks'][task] for folder in stage.folders]
         for figure in FIGURES_OF_KIND[first_result['kind']]:
             row = dict(task=task, figure=figure, stage=stage.name, seconds=seconds)
@@ -124,7 +128,7 @@ def _stage_rows(
 
 
 def seconds_trained(workdir: Path) -> float:
-    """Seconds of a run's steps, or its rollouts, its first compilation included."""
+    """Seconds of a run's steps or rollouts, with the first compilation."""
     return sum(
         line['step_seconds']
         for line in read_metrics(workdir / 'metrics.jsonl')
@@ -141,9 +145,9 @@ def _tabulated_tasks(evaluation: dict) -> dict:
 
 
 def _over_seeds(figures: Sequence[dict]) -> dict:
-    """{value, interval}: of one seed its own, of several their mean and range.
+    """{value, interval} of one seed, or the mean and range over several seeds.
 
-    Both are None where a seed has no finite value.
+    Both are None if a seed has no finite value.
     """
     if len(figures) == 1:
         return dict(value=figures[0]['value'], interval=figures[0]['interval'])
@@ -156,7 +160,7 @@ def _over_seeds(figures: Sequence[dict]) -> dict:
 def _compare(
     stage: Stage, control: Stage, task: str, figure: str, evaluations: dict[Path, dict]
 ) -> dict:
-    """{control, difference, difference_interval} of a stage, seed by seed."""
+    """{control, difference, difference_interval}, computed for each seed."""
     seeds, control_seeds = (
         [f.parent.name for f in s.folders] if len(s.folders) > 1 else ['one']
         for s in (stage, control)
@@ -164,14 +168,14 @@ def _compare(
     if seeds != control_seeds:
         raise UserError(
             f'stages: {stage.name} has the seeds {", ".join(seeds)} and its control '
-            f'{control.name} {", ".join(control_seeds)}: run what is missing'
+            f'{control.name} {", ".join(control_seeds)}: run the missing ones'
         )
     differences = []
     for folder, control_folder in zip(stage.folders, control.folders, strict=True):
         pair = control_folder, folder
         if task not in evaluations[control_folder]['tasks']:
             raise UserError(
-                f'stages: {control_folder} was not asked for {task}: run eval'
+                f'stages: {control_folder} was not evaluated on {task}: run eval'
             )
         compared = compare_task(task, *map(str, pair), *(evaluations[f] for f in pair))
         differences.append(dict(compared[figure], value=compared[figure]['difference']))
@@ -184,7 +188,7 @@ def _compare(
 
 
 def _table_cells(table: dict) -> list[tuple[str, ...]]:
-    """The rows with the heading first; a cell that repeats the one above is empty."""
+    """The heading and the rows; only the first row of a figure has its name."""
     rows = [('task', 'figure', 'stage', 'seconds', 'value', 'control', 'difference')]
     above = None
     for row in table['rows']:

@@ -175,7 +175,7 @@ def test_what_cannot_be_compared_is_one_line(two, tmp_path, capsys):
         ((first,), '--compare A B'),
         ((first, tmp_path / 'none.json'), 'no such file: run the stage eval'),
         ((first, tmp_path), 'eval.json: no such file'),
-        ((first, broken), 'is no JSON'),
+        ((first, broken), 'is not valid JSON'),
         ((other, first), 'run the stage eval again'),
     ):
         assert runs.gptjax('eval', '--compare', *names) == 2

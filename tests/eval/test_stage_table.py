@@ -1,4 +1,4 @@
-"""Stages beside their controls, over one seed and over several."""
+"""Stages and their controls, over one seed and over several."""
 
 import json
 
@@ -107,9 +107,9 @@ def test_what_cannot_be_compared_is_named(tmp_path):
     write(tmp_path / 'sft', 10)
     with pytest.raises(UserError, match='name the runs'):
         stage_table.write_stage_table(tmp_path, [])
-    with pytest.raises(UserError, match='has no run grpo'):
+    with pytest.raises(UserError, match='has a run grpo'):
         stage_table.write_stage_table(tmp_path, ['sft', 'grpo'])
-    with pytest.raises(UserError, match='has no run more'):
+    with pytest.raises(UserError, match='has a run more'):
         stage_table.write_stage_table(tmp_path, ['sft=more'])
     (tmp_path / 'new').mkdir()
     with pytest.raises(UserError, match='run the stage eval first'):
@@ -118,6 +118,6 @@ def test_what_cannot_be_compared_is_named(tmp_path):
     with pytest.raises(UserError, match='lacks the item 19'):
         stage_table.write_stage_table(tmp_path, ['sft=other'])
     storage.write_json(tmp_path / 'new' / 'eval.json', dict(tasks={}, tokenizer='t'))
-    with pytest.raises(UserError, match='none of the runs was asked'):
+    with pytest.raises(UserError, match='no run was evaluated on'):
         stage_table.write_stage_table(tmp_path, ['new'])
     assert not (tmp_path / 'stages.json').exists()

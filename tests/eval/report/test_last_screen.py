@@ -13,7 +13,7 @@ def checkpoint(tmp_path):
     return folder
 
 
-def test_figures_beside_their_baselines(tmp_path):
+def test_figures_and_their_baselines(tmp_path):
     results = dict(documents=1297, bytes=654321, bits_per_byte=1.5875)
     results.update(context=128, stride=64)
     baselines = dict(bits_per_byte=dict(xz=2.59, xz_given_train=2.1312))
@@ -60,7 +60,7 @@ def test_without_a_checkpoint_the_next_command_trains(tmp_path, checkpoint):
     assert screen.endswith(f'-m gptjax sft --workdir {tmp_path}')
 
 
-def test_a_reward_model_chooses_and_is_not_talked_to(tmp_path):
+def test_the_next_command_of_a_reward_model_is_select(tmp_path):
     (tmp_path / 'ratings').mkdir()
     command = dict(command='python -m gptjax reward --workdir r')
     storage.write_json(tmp_path / 'environment.json', command)

@@ -1,4 +1,4 @@
-"""The page says what is in the run, is complete in itself and escapes text."""
+"""The report: its content, its missing parts, and that every text is escaped."""
 
 import json
 import re
@@ -15,7 +15,7 @@ EVIL = '<script>alert("&")</script>'
 
 
 class Balance(HTMLParser):
-    """Fails on a tag that is not closed in its turn."""
+    """Fails on a tag that is not closed in order."""
 
     def __init__(self):
         super().__init__()
@@ -126,7 +126,7 @@ def test_figures_that_are_not_finite_are_a_dash(run):
     assert re.search(r'given training text 2\.000 –', text)
 
 
-def test_a_model_that_loses_is_said_to_lose(run):
+def test_a_model_worse_than_its_baseline(run):
     evaluation = json.loads((run / 'eval.json').read_text())
     evaluation['baselines']['bits_per_byte']['xz_given_train'] = 1.28
     put(run, 'eval.json', evaluation)
@@ -136,7 +136,7 @@ def test_a_model_that_loses_is_said_to_lose(run):
     assert 'There are no baselines' in text_of(page_of(run))
 
 
-def test_opens_from_disk_with_nothing_else_and_texts_are_escaped(run):
+def test_the_page_fetches_nothing_and_escapes_texts(run):
     page = page_of(run)
     assert not re.search(r'<script|<link|<img|<iframe|src=|@import|url\(|https?:', page)
     assert page.count('<figure>') == 6
@@ -158,7 +158,7 @@ def test_opens_from_disk_with_nothing_else_and_texts_are_escaped(run):
         ('tokenizer/manifest.json', 'Cleaning of mine'),
     ],
 )
-def test_what_is_missing_is_said_to_be_missing(run, name, words):
+def test_the_page_names_missing_files(run, name, words):
     assert words not in text_of(page_of(run)) or 'Cleaning' in words
     (run / name).unlink()
     assert words in text_of(page_of(run))
@@ -185,7 +185,7 @@ def test_the_commands_make_the_run_again():
     assert provenance.commands({})[0] == 'python -m gptjax pretrain'
 
 
-def test_tasks_are_a_table_beside_their_baselines(run):
+def test_the_table_of_tasks_has_baselines(run):
     evaluation = json.loads((run / 'eval.json').read_text())
     evaluation['results']['intervals'] = dict(bits_per_byte=[1.2, 1.3])
     figure = dict(value=31.5, interval=[30.25, 33.0])
@@ -200,8 +200,7 @@ def test_tasks_are_a_table_beside_their_baselines(run):
     assert 'reply BLEU 31.5 (30.2 … 33.0) 12.0 another &lt;reference&gt;' in text
 
 
-def test_what_was_made_in_parts_is_made_again_as_a_whole():
-    """The newest command needs no --config; one from nothing does."""
+def test_the_config_comes_from_an_earlier_command_if_the_last_has_none():
     environment = dict(
         command='python -m gptjax prepare --workdir runs/a',
         config=['--config=configs/tiny.py', '--config.seed=3'],
