@@ -156,7 +156,7 @@ def compute_p_value(
 
 
 def share_as_large(permuted: np.ndarray, observed: float) -> float:
-    """(1 + #{|d| >= |observed|}) / (1 + #permutations); NaN without a finite `observed`.
+    """(1 + #{|d| >= |observed|}) / (1 + permutations); NaN if `observed` is not finite.
 
     A permutation without a value (0 / 0) counts as large: it is no evidence.
     """
