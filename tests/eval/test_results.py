@@ -72,3 +72,9 @@ def test_the_table_has_the_baselines_of_every_figure(capsys):
     assert lines[2].rstrip().endswith('0.250 chance')
     assert lines[3].split() == ['BLEU', '12.3', '(11.0', '…', '13.0)']
     assert tables.label_of('bits_per_byte/mine') == 'bits per byte, mine'
+
+
+def test_no_cell_is_cut_and_markup_is_text(capsys):
+    row = ('[b]x[/b] :smile:', 'y' * 300)
+    tables.print_table([('a', 'b'), row])
+    assert capsys.readouterr().out.splitlines()[1] == '  '.join(row)
