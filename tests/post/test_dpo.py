@@ -1,4 +1,4 @@
-"""The stage `dpo`: its pairs, its losses at the start, its steps, its bad input."""
+"""The stage `dpo`: pairs, losses at step 0, whole runs, bad input."""
 
 import json
 import math
@@ -21,23 +21,18 @@ from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.train import init_from
 from gptjax.train.load_model import load_model
 from gptjax.train.metrics import read_metrics
+from tests import helpers
 from tests.post import starts
 
-NUM_PAIRS = 40
+
+def pair(prompt, chosen, rejected):
+    prompt = [dict(role='user', content=prompt)]
+    return dict(prompt=prompt, chosen=chosen, rejected=rejected)
 
 
-def write_pairs(path, lines=None):
-    if lines is None:
-        lines = [
-            dict(
-                prompt=[dict(role='user', content=f'{n} + {n} =')],
-                chosen=str(2 * n),
-                rejected='I do not know',
-            )
-            for n in range(NUM_PAIRS)
-        ]
-    storage.write_text(path, '\n'.join(map(json.dumps, lines)) + '\n')
-    return path
+def write_pairs(path, pairs):
+    storage.write_text(path, '\n'.join(map(json.dumps, pairs)) + '\n')
+    return str(path)
 
 
 @pytest.fixture(scope='module')
@@ -45,7 +40,8 @@ def folder(tmp_path_factory):
     """A folder with a start run and a file of pairs."""
     folder = tmp_path_factory.mktemp('dpo')
     starts.write_start(folder)
-    write_pairs(folder / 'pairs.jsonl')
+    pairs = [pair(f'{n} + {n} =', str(2 * n), 'I do not know') for n in range(40)]
+    write_pairs(folder / 'pairs.jsonl', pairs)
     return folder
 
 
@@ -76,14 +72,14 @@ def one_device():
 
 @pytest.fixture(scope='module')
 def whole(folder, one_device):
-    """A run of DPO that was left alone: (config, workdir, lines of metrics.jsonl)."""
+    """An uninterrupted run of DPO: (config, workdir, lines of metrics.jsonl)."""
     workdir = folder / 'whole'
     config, lines = train(config_of(folder), workdir)
     return config, workdir, lines
 
 
 def prepare(config, workdir):
-    """The config as the stage adopts it, with RUN/pairs made."""
+    """The config that the stage gets, with RUN/pairs made."""
     config = init_from.inherit_config(config, workdir)
     dpo.check_config(config)
     data.build_pairs(config, workdir)
@@ -91,7 +87,7 @@ def prepare(config, workdir):
 
 
 def train(config, workdir):
-    """A whole run; (its adopted config, the lines of metrics.jsonl)."""
+    """A whole run: (config, lines of metrics.jsonl)."""
     config = prepare(config, workdir)
     run_dir.write_config(config, workdir)
     summary = dpo.train_on_pairs(config, workdir)
@@ -100,31 +96,33 @@ def train(config, workdir):
 
 
 class World:
-    """What a loss needs: a model, a batch of pairs, the reference's numbers."""
+    """What a loss needs: a model, pairs with reference log-probabilities, the loss."""
 
-    def __init__(self, folder, loss, **changes):
-        self.config = prepare(
-            config_of(folder, loss, **changes), folder / f'world-{loss}'
-        )
-        workdir = folder / f'world-{loss}'
-        self.mesh = make_mesh(self.config.mesh, jax.devices()[:1])
-        with jax.set_mesh(self.mesh):
-            self.start = init_from.load_start(self.config, self.mesh)
-            its = {split: data.read_pairs(workdir, split) for split in data.SPLITS}
+    def __init__(self, folder, loss, dtype='float32', **changes):
+        workdir = folder / f'world-{loss}-{dtype}'
+        self.config = prepare(config_of(folder, loss, **changes), workdir)
+        self.config.model.dtype = dtype
+        mesh = make_mesh(self.config.mesh, jax.devices()[:1])
+        pairs = {split: data.read_pairs(workdir, split) for split in data.SPLITS}
+        with jax.set_mesh(mesh):
+            start = init_from.load_start(self.config, mesh)
             self.splits = reference_logprobs.add_reference_logprobs(
-                self.config, workdir, its, self.mesh, self.start
+                self.config, workdir, pairs, mesh, start
             )
-        self.params = self.start.params
+        self.params, self.pad = start.params, start.tokenizer.pad_id
+        model = settings.resolve(self.config.model, start.tokenizer.vocab_size)
         self.loss_fn = dpo.make_pair_loss(
-            self.config, self.start.settings, dpo.make_policy(self.config)
+            self.config, model, dpo.make_policy(self.config)
         )
 
-    def batch(self, chosen, **changes):
-        pad = self.start.tokenizer.pad_id
-        arrays = reference_logprobs.make_pair_arrays(
-            self.splits['train'], chosen, 32, pad
+    def batch(self, chosen):
+        return reference_logprobs.make_pair_arrays(
+            self.splits['train'], np.array(chosen), 32, self.pad
         )
-        return dict(arrays, **changes)
+
+    def losses(self, chosen=range(8)):
+        """(loss, metrics) of a batch, summed over pairs."""
+        return jax.jit(self.loss_fn)(self.params, self.batch(chosen), None, 0.0)
 
 
 # ---- pairs
@@ -132,25 +130,18 @@ class World:
 
 def test_the_last_reply_alone_is_trained_and_its_end(folder):
     tokenizer = Tokenizer.load(folder / 'start' / 'tokenizer' / 'tokenizer.model')
-    end = tokenizer.specials['<|end|>']
-    earlier = [
-        dict(role='user', content='1 + 1 ='),
-        dict(role='assistant', content='2'),
-        dict(role='user', content='2 + 2 ='),
-    ]
+    texts = ('user', '1 + 1 ='), ('assistant', '2'), ('user', '2 + 2 =')
+    earlier = [dict(role=role, content=text) for role, text in texts]
     preference = data.Preference('a#1', earlier, '4', '5 5')
-    pair = data.encode_pair(preference, tokenizer, 'turns')
-    arrays = data.pad_rows(pair[1:], 32, tokenizer.pad_id)
-    for row, text in enumerate(('4', '5 5')):
-        trained = arrays['weights'][row] == 1
-        wanted = [*tokenizer.encode(text), end]
-        assert arrays['targets'][row][trained].tolist() == wanted
-        length = len(pair[1 + row].tokens) - 1
-        assert arrays['segments'][row].sum() == length
-        assert (
-            arrays['inputs'][row][:length].tolist()
-            == pair[1 + row].tokens[:-1].tolist()
-        )
+    rows = data.encode_pair(preference, tokenizer, 'turns')[1:]
+    arrays = data.pad_rows(rows, 32, tokenizer.pad_id)
+    for number, text in enumerate(('4', '5 5')):
+        trained = arrays['weights'][number] == 1
+        expected = [*tokenizer.encode(text), tokenizer.specials['<|end|>']]
+        assert arrays['targets'][number][trained].tolist() == expected
+        inputs = rows[number].tokens[:-1].tolist()
+        assert arrays['segments'][number].sum() == len(inputs)
+        assert arrays['inputs'][number][: len(inputs)].tolist() == inputs
 
 
 def test_batches_have_every_pair_once_a_pass():
@@ -166,9 +157,8 @@ def test_pairs_of_one_prompt_stay_together(folder):
     section.validation_fraction = 0.4
     pairs = [(str(n % 20), n) for n in range(60)]
     splits = data.split_pairs(pairs, section)
-    sides = {name: {n % 20 for n in its} for name, its in splits.items()}
-    assert sides['train'] | sides['validation'] == set(range(20))
-    assert not sides['train'] & sides['validation']
+    train, validation = ({n % 20 for n in splits[name]} for name in data.SPLITS)
+    assert train | validation == set(range(20)) and not train & validation
     # A hash that puts none of two prompts into validation: one goes there.
     section.validation_fraction = 1e-9
     splits = data.split_pairs(pairs, section)
@@ -176,21 +166,20 @@ def test_pairs_of_one_prompt_stay_together(folder):
 
 
 def test_mismatched_replies_are_of_another_prompt():
-    def pair(prompt, number):
-        rows = [np.array([1, prompt, 2, 10 * number + kind]) for kind in (3, 4)]
-        return data.Pair('', *(data.Row(row, 3) for row in rows))
+    def rows(prompt, number):
+        tokens = [np.array([1, prompt, 2, 10 * number + kind]) for kind in (3, 4)]
+        return (data.Row(row, 3) for row in tokens)
 
-    pairs = [pair(prompt, n) for n, prompt in enumerate((7, 7, 8, 7))]
-    rows = data.mismatch_replies(pairs, context=32)
-    assert [row.tokens.tolist() for row in rows] == [
+    pairs = [data.Pair('', *rows(p, n)) for n, p in enumerate((7, 7, 8, 7))]
+    mismatched = data.mismatch_replies(pairs, context=32)
+    assert [row.tokens.tolist() for row in mismatched] == [
         [1, 7, 2, 23],  # of pair 2, the next of another prompt
         [1, 7, 2, 24],
         [1, 8, 2, 33],
         [1, 7, 2, 24],  # past the end, from the beginning on
     ]
-    assert [len(row.tokens) for row in data.mismatch_replies(pairs, context=2)] == [
-        3
-    ] * 4
+    cut = data.mismatch_replies(pairs, context=2)
+    assert [len(row.tokens) for row in cut] == [3] * 4
     with pytest.raises(UserError, match='kto'):
         data.mismatch_replies(pairs[:2], context=32)
 
@@ -200,51 +189,36 @@ def test_mismatched_replies_are_of_another_prompt():
 
 def test_dpo_begins_at_ln_2_and_pulls_with_half_of_beta(folder):
     world = World(folder, 'dpo')
-    batch = world.batch(np.arange(8))
-    loss, metrics = jax.jit(world.loss_fn)(world.params, batch, None, 0.0)
+    loss, metrics = world.losses()
     # Two programs that compute the same: rounding of sums of some ten logarithms.
     assert float(loss) / 8 == pytest.approx(math.log(2), abs=1e-6)
     assert float(metrics['tokens']) == 8
 
-    # d loss / d ln p(reply) is -beta / 2 for the chosen, beta / 2 for the rejected
-    # one: so moving the reference, which stands against it, moves the loss back.
-    def by_reference(numbers):
-        return world.loss_fn(world.params, dict(batch, reference=numbers), None, 0.0)[0]
+    # d loss / d ln p is -beta / 2 of the chosen reply and beta / 2 of the rejected one.
+    # ln q has the opposite sign.
+    def by_reference(reference):
+        batch = dict(world.batch(range(8)), reference=reference)
+        return world.loss_fn(world.params, batch, None, 0.0)[0]
 
-    slopes = jax.grad(by_reference)(jnp.asarray(batch['reference']))
+    slopes = jax.grad(by_reference)(jnp.asarray(world.splits['train'].reference[:8]))
     beta = world.config.preference.beta
     np.testing.assert_allclose(slopes, [[beta / 2, -beta / 2]] * 8, rtol=1e-5)
 
 
 def test_dpo_begins_at_ln_2_in_another_dtype_than_its_start(folder):
-    its = prepare(config_of(folder), folder / 'world-bfloat16')
-    its.model.dtype = 'bfloat16'
-    mesh = make_mesh(its.mesh, jax.devices()[:1])
-    pairs = {s: data.read_pairs(folder / 'world-bfloat16', s) for s in data.SPLITS}
-    with jax.set_mesh(mesh):
-        start_ = init_from.load_start(its, mesh)
-        splits = reference_logprobs.add_reference_logprobs(
-            its, folder / 'world-bfloat16', pairs, mesh, start_
-        )
-    model = settings.resolve(its.model, start_.tokenizer.vocab_size)
-    loss_fn = dpo.make_pair_loss(its, model, dpo.make_policy(its))
-    pad = start_.tokenizer.pad_id
-    batch = reference_logprobs.make_pair_arrays(splits['train'], np.arange(8), 32, pad)
-    loss, _ = jax.jit(loss_fn)(start_.params, batch, None, 0.0)
+    loss, _ = World(folder, 'dpo', 'bfloat16').losses()
     # As bfloat16 rounds; by a reference in float32 it would be off by 3e-4.
     assert float(loss) / 8 == pytest.approx(math.log(2), abs=1e-4)
 
 
 @pytest.mark.parametrize('loss', ('ipo', 'kto', 'orpo', 'simpo'))
 def test_losses_at_the_start(loss, folder):
-    world = World(folder, loss)
-    batch = world.batch(np.arange(8))
-    total, metrics = jax.jit(world.loss_fn)(world.params, batch, None, 0.0)
+    total, metrics = World(folder, loss).losses()
     mean = {name: float(value) / 8 for name, value in metrics.items()}
     expected = {
         'ipo': (1 / (2 * 0.1)) ** 2,
         'kto': 0.5,
-        # Its odds are those of means over tokens: nearly even in an untrained model.
+        # Odds are of the mean over tokens: nearly even in an untrained model.
         'orpo': mean['nll'] + 0.1 * math.log(2),
         'simpo': math.log(1 + math.exp(1.0)),
     }[loss]
@@ -254,22 +228,19 @@ def test_losses_at_the_start(loss, folder):
 
 
 def test_nll_is_added_per_token_of_the_chosen_reply(folder):
-    plain, with_nll = World(folder, 'dpo'), World(folder, 'dpo')
-    with_nll.config.preference.nll = 0.5
-    batch = plain.batch(np.arange(8))
-    loss, metrics = plain.loss_fn(plain.params, batch, None, 0.0)
-    more, _ = with_nll.loss_fn(plain.params, batch, None, 0.0)
+    world = World(folder, 'dpo')
+    loss, metrics = world.losses()
+    more, _ = World(folder, 'dpo', **{'preference.nll': 0.5}).losses()
     assert float(more - loss) == pytest.approx(0.5 * float(metrics['nll']), rel=1e-4)
-    trained = batch['weights'][:, 0].sum(axis=-1)
-    mean = -np.mean(np.array(plain.splits['train'].reference[:8, 0]) / trained)
+    lengths = world.batch(range(8))['weights'][:, 0].sum(axis=-1)
+    mean = -np.mean(world.splits['train'].reference[:8, 0] / lengths)
     assert float(metrics['nll']) / 8 == pytest.approx(mean, rel=1e-4)
 
 
-def test_pairs_that_are_none_change_nothing(folder):
+def test_padding_pairs_change_nothing(folder):
     world = World(folder, 'dpo')
-    five = world.loss_fn(world.params, world.batch(np.arange(5)), None, 0.0)[1]
-    filled = np.array([0, 1, 2, 3, 4, -1, -1, -1])
-    eight = world.loss_fn(world.params, world.batch(filled), None, 0.0)[1]
+    _, five = world.losses(range(5))
+    _, eight = world.losses([0, 1, 2, 3, 4, -1, -1, -1])
     for name, value in five.items():
         # The rows are computed in a batch of another size.
         assert float(eight[name]) == pytest.approx(float(value), abs=1e-4), name
@@ -295,21 +266,13 @@ def test_a_run_learns_and_loads_as_a_model(whole):
     assert lines[-1]['loss'] < 0.6
     assert lines[-1]['accuracy'] == 1.0
     assert {'margin', 'nll', 'chosen_logprob', 'rejected_logprob'} <= lines[-1].keys()
-    assert (
-        load_model(config, workdir, make_mesh(config.mesh, jax.devices()[:1])).step == 4
-    )
+    assert load_model(config, workdir, helpers.mesh_of()).step == 4
 
 
 def same_losses(lines, others):
     for line, other in zip(lines, others, strict=True):
         # Sums in another order, and Adam's division by small second moments.
         assert other['loss'] == pytest.approx(line['loss'], rel=1e-3)
-
-
-@pytest.mark.slow
-def test_accumulation_changes_nothing(whole, folder, tmp_path):
-    parts = config_of(folder, **{'train.accumulation': 2})
-    same_losses(whole[-1], train(parts, tmp_path / 'parts')[1])
 
 
 @pytest.mark.slow
@@ -325,15 +288,19 @@ def test_accumulation_changes_nothing_of_kto(folder, tmp_path, one_device):
 @pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_bitwise(whole, folder, tmp_path):
     _, workdir, lines = whole
-    shutil.copytree(workdir, tmp_path / 'run')
-    shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '00000004')
-    reference_file = tmp_path / 'run' / reference_logprobs.NAME
-    before = reference_file.read_bytes()
-    _, again = train(config_of(folder), tmp_path / 'run')
-    kept = ('step', 'split', 'loss', 'grad_norm', 'margin', 'accuracy')
-    shown = [[line.get(name) for name in kept] for line in lines]
-    assert [[line.get(name) for name in kept] for line in again] == shown
-    assert reference_file.read_bytes() == before
+    run = shutil.copytree(workdir, tmp_path / 'run')
+    shutil.rmtree(run / 'checkpoints' / '00000004')
+    before = (run / reference_logprobs.NAME).read_bytes()
+    _, again = train(config_of(folder), run)
+    compared = lambda lines: [
+        [
+            line.get(name)
+            for name in ('step', 'split', 'loss', 'grad_norm', 'margin', 'accuracy')
+        ]
+        for line in lines
+    ]
+    assert compared(again) == compared(lines)
+    assert (run / reference_logprobs.NAME).read_bytes() == before
 
 
 @pytest.mark.slow
@@ -355,10 +322,8 @@ def test_lora_begins_at_the_base(folder, tmp_path, one_device):
     config, lines = train(config_of(folder, **{'lora.rank': 2}), tmp_path / 'run')
     assert lines[0]['loss'] == pytest.approx(math.log(2), abs=1e-6)
     assert lines[-1]['loss'] < math.log(2)
-    mesh = make_mesh(config.mesh, jax.devices()[:1])
-    assert (
-        load_model(config, tmp_path / 'run', mesh).step == 4
-    )  # merged, as plain weights
+    # Merged, as plain weights.
+    assert load_model(config, tmp_path / 'run', helpers.mesh_of()).step == 4
 
 
 @pytest.mark.slow
@@ -372,40 +337,40 @@ def test_another_mesh_gives_the_same_losses(whole, folder, tmp_path):
 # ---- bad input
 
 
-def message(folder, tmp_path, lines=None, **changes):
-    config = config_of(folder, **changes)
-    if lines is not None:
-        config.preference.path = str(write_pairs(tmp_path / 'pairs.jsonl', lines))
-    with pytest.raises(UserError) as error:
-        prepare(config, tmp_path / 'run')
-    return str(error.value)
-
-
-def line(prompt, chosen, rejected):
-    prompt = [dict(role='user', content=prompt)]
-    return dict(prompt=prompt, chosen=chosen, rejected=rejected)
-
-
-def test_bad_input_has_one_clear_error(folder, tmp_path):
-    ask = lambda *words, **changes: message(folder, tmp_path, *words, **changes)
-    assert 'preference.path' in ask(**{'preference.path': ''})
-    assert 'no such' in ask(**{'preference.path': str(tmp_path / 'none.jsonl')})
-    assert 'nothing to prefer' in ask([line('a', 'b', 'b')])
-    assert 'data.context=32' in ask([line('1 + ' * 40, 'b', 'c')])
-    assert 'one prompt' in ask([line('a', 'b', 'c'), line('a', 'd', 'e')])
-    assert 'no "chosen"' in ask([dict(prompt=[])])
-    smoothing = {'preference.label_smoothing': 0.1}
-    assert 'does nothing with preference.loss=ipo' in ask(loss='ipo', **smoothing)
-    named = {'preference.reference': 'runs/a'}
-    assert "use preference.reference=''" in ask(loss='simpo', **named)
+@pytest.mark.parametrize(
+    'changes, pairs, message',
+    (
+        ({'preference.path': ''}, None, 'preference.path'),
+        ({'preference.path': '/no/such'}, None, 'no such'),
+        ({}, [pair('a', 'b', 'b')], 'nothing to prefer'),
+        ({}, [pair('1 + ' * 40, 'b', 'c')], 'data.context=32'),
+        ({}, [pair('a', 'b', 'c'), pair('a', 'd', 'e')], 'one prompt'),
+        ({}, [dict(prompt=[])], 'no "chosen"'),
+        (
+            {'preference.loss': 'ipo', 'preference.label_smoothing': 0.1},
+            None,
+            'does nothing with preference.loss=ipo',
+        ),
+        (
+            {'preference.loss': 'simpo', 'preference.reference': 'runs/a'},
+            None,
+            "use preference.reference=''",
+        ),
+    ),
+)
+def test_bad_input_has_one_clear_error(folder, tmp_path, changes, pairs, message):
+    if pairs:
+        path = write_pairs(tmp_path / 'pairs.jsonl', pairs)
+        changes = {'preference.path': path}
+    with pytest.raises(UserError, match=message):
+        prepare(config_of(folder, **changes), tmp_path / 'run')
 
 
 def test_long_and_equal_pairs_are_counted(folder, tmp_path):
-    config = config_of(folder)
-    lines = [line(str(n), 'b', 'c') for n in range(4)]
-    lines += [line('5', 'b', 'b'), line('1 + ' * 40, 'b', 'c')]
-    config.preference.path = str(write_pairs(tmp_path / 'pairs.jsonl', lines))
-    prepare(config, tmp_path / 'run')
+    pairs = [pair(str(n), 'b', 'c') for n in range(4)]
+    pairs += [pair('5', 'b', 'b'), pair('1 + ' * 40, 'b', 'c')]
+    path = write_pairs(tmp_path / 'pairs.jsonl', pairs)
+    prepare(config_of(folder, **{'preference.path': path}), tmp_path / 'run')
     manifest = storage.read_json(tmp_path / 'run' / 'pairs' / 'manifest.json')
     assert manifest['lines'] == 6
     assert manifest['skipped'] == dict(equal=1, too_long=1)
