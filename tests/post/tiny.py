@@ -1,8 +1,7 @@
-"""Worlds so small that all replies can be written down, and expectations are sums.
+"""Worlds so small that all replies can be listed, and expectations are sums.
 
-A reply is drawn token by token until END, or until it is as long as allowed. The
-policy is a table: logits for each prefix that a reply can have. A world of one token
-is a bandit.
+A reply ends with END or at the maximum length. The policy is a table of logits, with
+one row for each prefix that a reply can have. A world of one token is a bandit.
 """
 
 from functools import cache, partial
@@ -15,22 +14,24 @@ import optax
 import pytest
 
 from gptjax.models import gpt
+from gptjax.post.objectives import advantages, kl, policy_losses
 from gptjax.post.objectives.logprobs import token_logprobs
 from gptjax.post.objectives.reply_tokens import reply_sums
 from tests import helpers
 
-END = 0  # and padding as well: nothing may tell them apart by their id
+END = 0  # padding too: no code may distinguish them by id
+BETA = 0.5  # coefficient of the KL
 
 
 class World(NamedTuple):
-    """All replies of a world: B rows.
+    """All B replies of a world.
 
     targets_BT: int32, padded with END.
-    mask_BT: bool, the reply with its END.
-    prefixes_BT: int32, the row of the policy's table that each target is drawn from;
-        0 on padding.
-    scores_B: float32, the reward of each reply.
-    reference_SV: float32 logits, a policy to stay near.
+    mask_BT: bool, the reply and END.
+    prefixes_BT: int32, the row of the policy that each target is drawn from; 0 on
+        padding.
+    scores_B: float32.
+    reference_SV: float32 logits of the reference policy.
     """
 
     targets_BT: np.ndarray
@@ -41,7 +42,7 @@ class World(NamedTuple):
 
 
 def make_world(vocab=3, longest=3, seed=0) -> World:
-    """With random scores and a random reference; 15 replies as it is."""
+    """A world with random scores and reference policy; 15 replies by default."""
     replies, prefixes = [], {}
 
     def grow(prefix):
@@ -72,7 +73,7 @@ def bandit(arms=4, seed=0) -> World:
 
 
 def logprobs(world: World, logits_SV, temperature=1.0):
-    """ln p of each target, (B, T), with something that is not 0 on padding."""
+    """ln p of each target, (B, T); not 0 on padding."""
     table_SV = jax.nn.log_softmax(logits_SV / temperature)
     return table_SV[world.prefixes_BT, world.targets_BT]
 
@@ -83,7 +84,7 @@ def log_replies(world: World, logits_SV):
 
 
 def probabilities(world: World, logits_SV):
-    """p of each reply, (B,); they add up to 1."""
+    """p of each reply, (B,)."""
     return jnp.exp(log_replies(world, logits_SV))
 
 
@@ -95,24 +96,20 @@ def reply_kl(world: World, logits_SV, reference_SV=None):
 
 
 def objective(world: World, logits_SV, beta=0.0):
-    """E[score] - beta KL, differentiable: what all algorithms are to maximise."""
+    """E[score] - beta KL, differentiable: all algorithms must maximise it."""
     expected = jnp.sum(probabilities(world, logits_SV) * world.scores_B)
     return expected - beta * reply_kl(world, logits_SV)
 
 
 def optimum(world: World, beta):
-    """The policy that maximises it: p(y) ~ q(y) exp(score(y) / beta), (B,)."""
+    """The policy that maximises `objective`: p(y) ~ q(y) exp(score(y) / beta), (B,)."""
     return jax.nn.softmax(
         log_replies(world, world.reference_SV) + world.scores_B / beta
     )
 
 
 def values(world: World, logits_SV, rewards_BT):
-    """The expected sum of rewards still to come at each prefix, by enumeration: (S,).
-
-    Rewards belong to the token drawn, so that replies with a prefix in common have
-    the same before it.
-    """
+    """The value function by enumeration: expected rewards after each prefix, (S,)."""
     p_B1 = probabilities(world, logits_SV)[:, None]
     rewards_BT = jnp.where(world.mask_BT, rewards_BT, 0.0)
     to_come_BT = jnp.cumsum(rewards_BT[:, ::-1], axis=-1)[:, ::-1]
@@ -122,14 +119,41 @@ def values(world: World, logits_SV, rewards_BT):
     return expected_S / nothing_S.at[world.prefixes_BT].add(reached_BT)
 
 
-def all_groups(world: World, size: int):
-    """Every group of `size` replies in every order: int32 (N, size)."""
-    return np.indices((len(world.scores_B),) * size).reshape(size, -1).T
+def draw(world: World, logits_SV):
+    """(ln p with gradient, ln p without, probability of each reply), on policy."""
+    logprobs_BT = logprobs(world, logits_SV)
+    p_B = jax.lax.stop_gradient(probabilities(world, logits_SV))
+    return logprobs_BT, jax.lax.stop_gradient(logprobs_BT), p_B
+
+
+def reinforce(
+    world: World,
+    logits_SV,
+    beta=BETA,
+    loss_beta=0.0,
+    kl_loss=kl.kl_loss,
+    reference_BT=None,
+    mask_BT=None,
+):
+    """The expected loss of REINFORCE, with the expected score as baseline.
+
+    `beta` is the coefficient of the KL in the reward, `loss_beta` of `kl_loss`.
+    """
+    if reference_BT is None:
+        reference_BT = logprobs(world, world.reference_SV)
+    mask_BT = world.mask_BT if mask_BT is None else mask_BT
+    logprobs_BT, old_BT, p_B = draw(world, logits_SV)
+    scores_B = kl.kl_in_score(world.scores_B, old_BT, reference_BT, mask_BT, beta)
+    advantages_B = advantages.reinforce(scores_B, jnp.sum(p_B * scores_B))
+    loss_BT, _ = policy_losses.reinforce(
+        logprobs_BT, old_BT, advantages_B[:, None], mask_BT
+    )
+    loss_BT += loss_beta * kl_loss(logprobs_BT, reference_BT, mask_BT)
+    return jnp.sum(p_B[:, None] * loss_BT)
 
 
 def descend(loss, params, steps=400, rate=0.1):
-    """Minimises by Adam, the rate falling to 0; `loss(params)` need only have the
-    right gradient."""
+    """Minimises `loss(params)` by Adam; the learning rate falls to 0."""
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
 
     @jax.jit
@@ -145,7 +169,14 @@ def descend(loss, params, steps=400, rate=0.1):
     return run(jax.tree.map(jnp.asarray, params))
 
 
-# A model as small, for what only a model has: soft cap, dropout, hidden vectors.
+def assert_optimal(world: World, logits_SV, beta=BETA):
+    """Adam stops within about 0.01 of the optimum."""
+    np.testing.assert_allclose(
+        probabilities(world, logits_SV), optimum(world, beta), atol=0.01
+    )
+
+
+# A model for what only a model has: soft cap, dropout, hidden vectors.
 MODEL = dict(num_layers=1, init_std=0.3, residual_dropout=0.3, logit_softcap=3.0)
 SETTINGS = helpers.model_settings(**MODEL)
 BATCH = helpers.packed_batch(batch=4)
@@ -158,24 +189,22 @@ def params():
 
 
 def expected_gradient(world: World, logits_SV, loss):
-    """Minus the gradient of E[sum over tokens of a loss], as an update would have it.
+    """Minus the gradient of E[sum over tokens of a loss], on policy.
 
     Args:
-        logits_SV: the policy that replies are drawn from and that is differentiated.
-        loss: from (logprobs_BT, the same without gradient) to loss_BT.
+        loss: (logprobs_BT, the same without gradient) -> loss_BT.
     """
-    p_B = probabilities(world, logits_SV)
 
     def total(logits_SV):
-        logprobs_BT = logprobs(world, logits_SV)
-        loss_BT = loss(logprobs_BT, jax.lax.stop_gradient(logprobs_BT))
+        logprobs_BT, old_BT, p_B = draw(world, logits_SV)
+        loss_BT = loss(logprobs_BT, old_BT)
         return jnp.sum(p_B[:, None] * jnp.where(world.mask_BT, loss_BT, 0.0))
 
     return -jax.jit(jax.grad(total))(jnp.asarray(logits_SV))
 
 
 def refuses(check, *wrong):
-    """`check`, which ours passes, fails for each of these."""
+    """Asserts that `check` fails for each wrong implementation."""
     for implementation in wrong:
         with pytest.raises(AssertionError):
             check(implementation)

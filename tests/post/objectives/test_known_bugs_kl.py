@@ -1,7 +1,6 @@
-"""Known bugs of the KL and of the policy that is sampled: each fails our checks.
+"""Known bugs of the KL and of the sampled policy: each injected bug fails a check.
 
-Every test has a `check` of the property and applies it to our function and to a wrong
-one.
+Each test has a `check` of a property, for our function and for wrong ones.
 """
 
 from functools import partial
@@ -17,87 +16,60 @@ from gptjax.post.objectives import kl, logprobs, policy_losses
 from tests import helpers
 from tests.post import tiny
 
-BETA = 0.5
 TREE, BANDIT = tiny.make_world(), tiny.bandit()
 POLICY_SV = TREE.reference_SV[::-1]
 
 
-# KL in the reward and in the loss at once; a reference that moves.
-
-
-def regularised(world, logits_SV, reference_BT, beta_reward, beta_loss):
-    """REINFORCE with the KL in either place."""
-    p_B = jax.lax.stop_gradient(tiny.probabilities(world, logits_SV))
-    logprobs_BT = tiny.logprobs(world, logits_SV)
-    reward_B = kl.kl_in_score(
-        world.scores_B, logprobs_BT, reference_BT, world.mask_BT, beta_reward
-    )
-    loss_BT, _ = policy_losses.reinforce(
-        *(logprobs_BT, logprobs_BT, reward_B[:, None], world.mask_BT)
-    )
-    loss_BT += beta_loss * kl.kl_loss(logprobs_BT, reference_BT, world.mask_BT)
-    return jnp.sum(p_B[:, None] * loss_BT)
+# ---- the KL in the reward and in the loss; a reference policy that moves
 
 
 def check_finds_the_optimum(loss):
-    logits_SV = tiny.descend(loss, BANDIT.reference_SV)
-    p_B = tiny.probabilities(BANDIT, logits_SV)
-    np.testing.assert_allclose(p_B, tiny.optimum(BANDIT, BETA), atol=0.01)
+    tiny.assert_optimal(BANDIT, tiny.descend(loss, BANDIT.reference_SV))
 
 
 def test_kl_counts_once():
-    reference_BT = tiny.logprobs(BANDIT, BANDIT.reference_SV)
-    loss = lambda *betas: lambda x: regularised(BANDIT, x, reference_BT, *betas)
-    check_finds_the_optimum(loss(BETA, 0.0))
-    check_finds_the_optimum(loss(0.0, BETA))
-    tiny.refuses(check_finds_the_optimum, loss(BETA, BETA))
+    loss = lambda *betas: lambda x: tiny.reinforce(BANDIT, x, *betas)
+    check_finds_the_optimum(loss(tiny.BETA, 0.0))
+    check_finds_the_optimum(loss(0.0, tiny.BETA))
+    tiny.refuses(check_finds_the_optimum, loss(tiny.BETA, tiny.BETA))
 
 
 def test_the_reference_stays_where_it_is():
-    fixed_BT = tiny.logprobs(BANDIT, BANDIT.reference_SV)
-    check_finds_the_optimum(lambda x: regularised(BANDIT, x, fixed_BT, BETA, 0.0))
-
     def moved(logits_SV):  # shares its parameters with the policy
         reference_BT = jax.lax.stop_gradient(tiny.logprobs(BANDIT, logits_SV))
-        return regularised(BANDIT, logits_SV, reference_BT, BETA, 0.0)
+        return tiny.reinforce(BANDIT, logits_SV, reference_BT=reference_BT)
 
+    check_finds_the_optimum(partial(tiny.reinforce, BANDIT))
     tiny.refuses(check_finds_the_optimum, moved)
 
 
-# Estimators of the KL: where each belongs, against autodiff of the exact KL.
-
+# ---- estimators of the KL: where each belongs, by the gradient of the exact KL
 
 EXACT = jax.jit(jax.grad(tiny.reply_kl, argnums=1))
 
 
-def assert_kl_gradient(world, gradient_SV):
-    exact_SV = EXACT(world, jnp.asarray(gradient_SV[0]))
-    np.testing.assert_allclose(gradient_SV[1], exact_SV, atol=2e-6)
-
-
 def check_in_the_loss(world, kl_loss):
     """Descending the loss descends the KL of whole replies."""
-    logits_SV = world.reference_SV[::-1] + np.float32([0, 1, -1, 2][: world_v(world)])
+    V = world.reference_SV.shape[1]
+    logits_SV = world.reference_SV[::-1] + np.float32([0, 1, -1, 2][:V])
     reference_BT = tiny.logprobs(world, world.reference_SV)
     ascent_SV = tiny.expected_gradient(
         world, logits_SV, lambda now, _: kl_loss(now, reference_BT, world.mask_BT)
     )
-    assert_kl_gradient(world, (logits_SV, -ascent_SV))
-
-
-def world_v(world):
-    return world.reference_SV.shape[1]
+    np.testing.assert_allclose(-ascent_SV, EXACT(world, logits_SV), atol=2e-6)
 
 
 def test_k2_belongs_in_the_loss():
-    masked = lambda estimator: lambda p, q, mask_BT: estimator(p, q)
-    check_in_the_loss(BANDIT, kl.kl_loss)
-    check_in_the_loss(BANDIT, kl.reply_kl_loss)
-    tiny.refuses(partial(check_in_the_loss, BANDIT), masked(kl.k1), masked(kl.k3))
-    # Replies of several tokens: a token's KL leaves out where it leads.
-    check_in_the_loss(TREE, kl.reply_kl_loss)
-    check_tree = partial(check_in_the_loss, TREE)
-    tiny.refuses(check_tree, kl.kl_loss, kl.k3_loss, masked(kl.k1))
+    unmasked = lambda estimator: lambda p, q, mask_BT: estimator(p, q)
+    check_bandit, check_tree = (
+        partial(check_in_the_loss, world) for world in (BANDIT, TREE)
+    )
+    check_bandit(kl.kl_loss)
+    check_bandit(kl.reply_kl_loss)
+    tiny.refuses(check_bandit, unmasked(kl.k1), unmasked(kl.k3))
+    # Replies of several tokens: the KL of a token ignores later tokens.
+    check_tree(kl.reply_kl_loss)
+    tiny.refuses(check_tree, kl.kl_loss, kl.k3_loss, unmasked(kl.k1))
 
 
 def test_k1_as_a_loss_has_no_gradient():
@@ -125,16 +97,14 @@ def test_k1_belongs_in_the_reward():
         reference_BT = tiny.logprobs(TREE, TREE.reference_SV)
 
         def loss(logprobs_BT, old_BT):
-            rewards_BT = kl_in_reward(
-                *(jnp.zeros_like(old_BT), old_BT, reference_BT, TREE.mask_BT, BETA)
-            )
+            zeros_BT, mask_BT = jnp.zeros_like(old_BT), TREE.mask_BT
+            rewards_BT = kl_in_reward(zeros_BT, old_BT, reference_BT, mask_BT, 0.5)
             return_B1 = jnp.sum(rewards_BT, axis=-1, keepdims=True)
-            return policy_losses.reinforce(
-                logprobs_BT, old_BT, return_B1, TREE.mask_BT
-            )[0]
+            return policy_losses.reinforce(logprobs_BT, old_BT, return_B1, mask_BT)[0]
 
         ascent_SV = tiny.expected_gradient(TREE, POLICY_SV, loss)
-        assert_kl_gradient(TREE, (POLICY_SV, -ascent_SV / BETA))
+        exact_SV = EXACT(TREE, POLICY_SV)
+        np.testing.assert_allclose(-ascent_SV / 0.5, exact_SV, atol=2e-6)
 
     def with_estimator(estimator, rewards_BT, logprobs_BT, reference_BT, mask_BT, beta):
         return rewards_BT - beta * estimator(logprobs_BT, reference_BT) * mask_BT
@@ -158,7 +128,7 @@ def test_the_reward_takes_no_gradient():
     tiny.refuses(check, lambda r, p, q, mask, beta: r - beta * (p - q) * mask)
 
 
-# Temperature, truncation, dropout: the trainer's policy is the sampler's.
+# ---- temperature, truncation, dropout: the sampled policy is the trained one
 
 
 def test_policy_and_reference_have_one_temperature():
@@ -188,10 +158,9 @@ def test_trained_on_what_was_sampled_from():
         logprobs_V, _ = logprobs.logits_logprobs(every_VV, jnp.arange(6))
         return jnp.sum(jax.lax.stop_gradient(drawn_V) * logprobs_V)
 
-    def check(way):
-        """E[gradient of ln p] = 0 where draws come from p: else baselines are biased,
-        and old log-probabilities are not the sampler's."""
-        gradient_V = gradient(logits_V, *way)
+    def check(sampling_and_temperature):
+        """E[gradient of ln p] = 0 for draws from p; otherwise baselines are biased."""
+        gradient_V = gradient(logits_V, *sampling_and_temperature)
         np.testing.assert_allclose(gradient_V, np.zeros(6), atol=1e-6)
 
     check((Sampling(), 1.0))
@@ -211,7 +180,7 @@ def test_the_first_ratios_are_1():
 
     @jax.jit
     def sampled_logprobs(params, temperature):
-        """As the sampler has them: of the full forward's logits and its own filter."""
+        """As in the sampler: from the logits of a full forward pass and its filter."""
         inputs = (tiny.BATCH[name] for name in ('inputs', 'segments', 'positions'))
         logits_BTV = gpt.bind(tiny.SETTINGS, params)(*inputs)
         rows_RV = logits_BTV.reshape(-1, logits_BTV.shape[-1])
@@ -239,34 +208,30 @@ def test_the_first_ratios_are_1():
     )
 
 
-# The adaptive coefficient is steered by the sum over a reply.
+# ---- the adaptive coefficient uses the sum over a reply
 
 
 def test_adaptive_kl_reads_the_sum_of_a_reply():
-    target = 0.3
-    mask_BT = TREE.mask_BT
+    target, mask_BT = 0.3, TREE.mask_BT
     reference_BT = tiny.logprobs(TREE, TREE.reference_SV)
 
+    def policy_of(p_B):
+        """(B, T) log-probabilities of the tokens of the policy with these replies."""
+        edges_SV = np.zeros(TREE.reference_SV.shape)
+        np.add.at(edges_SV, (TREE.prefixes_BT, TREE.targets_BT), mask_BT * p_B[:, None])
+        table_SV = np.log(edges_SV / edges_SV.sum(-1, keepdims=True))
+        return table_SV[TREE.prefixes_BT, TREE.targets_BT]
+
     def check(measure):
-        """A loop that optimises fully for each coefficient ends at the target."""
+        """If each coefficient is optimised to the end, the KL goes to the target."""
         controller = kl.AdaptiveKL(coefficient=3.0, target=target, horizon=64)
         for _ in range(200):
-            # The optimal policy as a table that gives each reply its probability.
             p_B = np.asarray(tiny.optimum(TREE, controller.coefficient))
-            logprobs_BT = policy_of(p_B)
-            mean = measure(logprobs_BT, reference_BT, mask_BT, p_B)
+            mean = measure(policy_of(p_B), reference_BT, mask_BT, p_B)
             controller = controller.after(mean, replies=64)
         log_q_B = np.asarray(tiny.log_replies(TREE, TREE.reference_SV))
         exact = np.sum(p_B * (np.log(p_B) - log_q_B))
         assert exact == pytest.approx(target, rel=0.02)
-
-    def policy_of(p_B):
-        """(B, T) log-probabilities of the tokens of the policy with these replies."""
-        S = TREE.reference_SV.shape[0]
-        edges_SV = np.zeros(TREE.reference_SV.shape)
-        np.add.at(edges_SV, (TREE.prefixes_BT, TREE.targets_BT), mask_BT * p_B[:, None])
-        table_SV = np.log(edges_SV / edges_SV.sum(-1, keepdims=True).reshape(S, 1))
-        return table_SV[TREE.prefixes_BT, TREE.targets_BT]
 
     def summed(logprobs_BT, reference_BT, mask_BT, p_B):
         return np.sum(p_B * kl.kl_per_reply(logprobs_BT, reference_BT, mask_BT))
