@@ -1,4 +1,4 @@
-"""Token losses by hand: values, gradients, and where clipping takes these away."""
+"""Token losses by hand: values, gradients, and where clipping removes gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +21,8 @@ def surrogate(ratio, advantage, objective=policy_losses.clipped, **options):
 
     differentiate = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (value, metrics), gradient = differentiate(np.float32(np.log(ratio)))
-    return (
-        float(value),
-        float(gradient),
-        {k: float(x[0, 0]) for k, x in metrics.items()},
-    )
+    metrics = {name: float(x[0, 0]) for name, x in metrics.items()}
+    return float(value), float(gradient), metrics
 
 
 @pytest.mark.parametrize(
@@ -33,8 +30,8 @@ def surrogate(ratio, advantage, objective=policy_losses.clipped, **options):
     (
         (1.0, 2.0, None),
         (1.1, 2.0, None),
-        (1.5, 2.0, 1.28),  # clip-higher's upper side
-        (0.5, 2.0, None),  # worse than before: nothing holds it back
+        (1.5, 2.0, 1.28),
+        (0.5, 2.0, None),  # the ratio moved against the advantage
         (1.5, -2.0, None),
         (0.5, -2.0, 0.8),
     ),
@@ -65,10 +62,10 @@ MASK = np.array([[0, 1, 1, 1], [1, 1, 0, 0]])
 OLD = np.float32([[-1, -2, -3, -4], [-1, -1, -1, -1]])
 
 
-def gspo_loss(logprobs_BT, advantages_B1, **options):
+def gspo_loss(logprobs_BT, advantages_B1):
     """The mean over replies."""
     loss_BT, metrics = policy_losses.gspo(
-        logprobs_BT, OLD, advantages_B1, MASK, **options
+        logprobs_BT, OLD, advantages_B1, MASK, low=0.2, high=0.2
     )
     weights_BT, counts_B = reply_tokens.sequence_weights(MASK)
     return jnp.sum(weights_BT * loss_BT) / jnp.sum(counts_B), metrics
@@ -85,11 +82,8 @@ def test_gspo_is_the_surrogate_of_the_replys_ratio():
         kept_B = jnp.clip(s_B, 0.8, 1.2) * advantages_B1[:, 0]
         return -jnp.mean(jnp.minimum(free_B, kept_B))
 
-    def ours(logprobs_BT):
-        return gspo_loss(logprobs_BT, advantages_B1, low=0.2, high=0.2)
-
-    differentiate = jax.jit(jax.value_and_grad(ours, has_aux=True))
-    (loss, metrics), gradient_BT = differentiate(logprobs_BT)
+    differentiate = jax.jit(jax.value_and_grad(gspo_loss, has_aux=True))
+    (loss, metrics), gradient_BT = differentiate(logprobs_BT, advantages_B1)
     expected = jax.jit(jax.value_and_grad(by_the_paper))(logprobs_BT)
     assert float(loss) == pytest.approx(float(expected[0]), rel=1e-6)
     np.testing.assert_allclose(gradient_BT, expected[1], atol=1e-6)
@@ -100,9 +94,10 @@ def test_gspo_is_the_surrogate_of_the_replys_ratio():
 
 def test_gspo_clips_whole_replies():
     logprobs_BT = jnp.asarray(OLD + np.float32([[0, 2, -1, -1], [0.5, 0.5, 0, 0]]))
-    ours = lambda x: gspo_loss(x, np.ones((2, 1)), low=0.2, high=0.2)[0]
-    gradient_BT = jax.jit(jax.grad(ours))(logprobs_BT)
-    # The first reply's tokens went far apart and its mean stayed: nothing is clipped.
+    gradient_BT, _ = jax.jit(jax.grad(gspo_loss, has_aux=True))(
+        logprobs_BT, np.ones((2, 1))
+    )
+    # The tokens of the first reply moved far, but not their mean: nothing is clipped.
     np.testing.assert_allclose(gradient_BT[0], -MASK[0] / 3 / 2, rtol=1e-6)
     assert not np.any(gradient_BT[1])
 
@@ -114,7 +109,7 @@ def test_only_the_policy_has_a_gradient(objective):
     def loss(logprobs_BT, old_BT, advantages_BT):
         return jnp.sum(objective(logprobs_BT, old_BT, advantages_BT, MASK)[0])
 
-    # So near that nothing is clipped.
+    # Nothing is clipped.
     arrays = (OLD + np.float32(1e-4), OLD, np.ones((2, 4)))
     gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*arrays)
     assert np.array_equal(gradients[0] != 0, MASK != 0)
@@ -124,20 +119,20 @@ def test_only_the_policy_has_a_gradient(objective):
 def test_value_loss():
     values, old, returns = (np.float32([x]) for x in ([1, 3, 3], [0, 0, 2], [2, 2, 2]))
     mask = np.array([[1, 1, 0]])
-    loss_BT, metrics = policy_losses.value_loss(values, old, returns, mask)
+    compute_loss = lambda values_BT, clip: policy_losses.value_loss(
+        values_BT, old, returns, mask, clip
+    )
+    loss_BT, metrics = compute_loss(values, 0.0)
     np.testing.assert_allclose(loss_BT, [[0.5, 0.5, 0]])
     assert not np.any(metrics['value_clip_fraction'])
-    # Kept within 0.5 of the old values 0 and 0: 0.5 is further from 2 than 1 and 3 are.
-    loss_BT, metrics = policy_losses.value_loss(values, old, returns, mask, clip=0.5)
+    # Within 0.5 of the old value 0: 0.5 is further from the return 2 than 1 and 3 are.
+    loss_BT, metrics = compute_loss(values, 0.5)
     np.testing.assert_allclose(loss_BT, [[1.125, 1.125, 0]])
     np.testing.assert_array_equal(metrics['value_clip_fraction'], [[1, 1, 0]])
-    total = lambda v: jnp.sum(
-        policy_losses.value_loss(v, old, returns, mask, clip=0.5)[0]
-    )
-    assert not np.any(jax.grad(total)(values))
-    # Where it moves away from the return it is never held back.
-    away = np.float32([[-3, 3, 3]])
-    assert jax.grad(total)(away)[0, 0] == pytest.approx(-5)
+    gradient = jax.grad(lambda values_BT: jnp.sum(compute_loss(values_BT, 0.5)[0]))
+    assert not np.any(gradient(values))
+    # A value that moves away from the return is not clipped.
+    assert gradient(np.float32([[-3, 3, 3]]))[0, 0] == pytest.approx(-5)
 
 
 def test_explained_variance():
@@ -146,12 +141,13 @@ def test_explained_variance():
     explained = lambda values: float(
         policy_losses.explained_variance(np.float32([values]), returns, mask)
     )
-    assert explained([1, 2, 3, 0]) == pytest.approx(1)
-    assert explained([2, 2, 2, 0]) == pytest.approx(0)
-    assert explained([5, 6, 7, 0]) == pytest.approx(
-        1
-    )  # a constant error is no variance
-    assert explained([3, 2, 1, 0]) == pytest.approx(-3)
+    for values, expected in (
+        ([1, 2, 3, 0], 1),
+        ([2, 2, 2, 0], 0),
+        ([5, 6, 7, 0], 1),  # a constant error has no variance
+        ([3, 2, 1, 0], -3),
+    ):
+        assert explained(values) == pytest.approx(expected)
     assert policy_losses.explained_variance(returns, 0 * returns, mask) == 0
 
 

@@ -10,48 +10,37 @@ import pytest
 from gptjax.post.objectives import preference_losses
 from tests.post import tiny
 
-BETA = 0.5
+BETA = tiny.BETA
 TREE = tiny.make_world()
-# ln q of chosen and rejected, three pairs, far apart.
-REFERENCE = jnp.float32([-3.0, -40.0, -7.5]), jnp.float32([-9.0, -2.0, -30.0])
 
 
 def sigmoid(x):
     return 1 / (1 + np.exp(-np.float64(x)))
 
 
-def root(function, low, high):
-    """Where a function that rises from below 0 to above 0 is 0."""
+def root(function):
+    """The root between -5 and 5 of an increasing function."""
+    low, high = -5, 5
     for _ in range(80):
         middle = (low + high) / 2
         low, high = (middle, high) if function(middle) < 0 else (low, middle)
     return middle
 
 
-def all_pairs():
-    """(chosen, rejected, how often) of every pair of replies, Bradley-Terry."""
-    B = len(TREE.scores_B)
-    chosen_N, rejected_N = np.indices((B, B)).reshape(2, -1)
-    scores_N = TREE.scores_B[chosen_N] - TREE.scores_B[rejected_N]
-    return chosen_N, rejected_N, sigmoid(scores_N).astype(np.float32) / B**2
-
-
 def test_dpo_finds_the_optimum_of_bradley_terry_preferences():
-    chosen_N, rejected_N, share_N = all_pairs()
+    B = len(TREE.scores_B)
+    chosen_N, rejected_N = sides = np.indices((B, B)).reshape(2, -1)
+    gap_N = TREE.scores_B[chosen_N] - TREE.scores_B[rejected_N]
+    share_N = sigmoid(gap_N).astype(np.float32) / B**2  # of all pairs
     reference_B = tiny.log_replies(TREE, TREE.reference_SV)
 
-    def solved(dpo):
+    def check(dpo):
         def loss(logits_SV):
             policy_B = tiny.log_replies(TREE, logits_SV)
             pairs = (x[rows] for x in (policy_B, reference_B) for rows in sides)
             return jnp.sum(share_N * dpo(*pairs)[0])
 
-        sides = (chosen_N, rejected_N)
-        return tiny.descend(loss, TREE.reference_SV, steps=600)
-
-    def check(dpo):
-        p_B = tiny.probabilities(TREE, solved(dpo))
-        np.testing.assert_allclose(p_B, tiny.optimum(TREE, BETA), atol=0.01)
+        tiny.assert_optimal(TREE, tiny.descend(loss, TREE.reference_SV, steps=600))
 
     check(partial(preference_losses.dpo, beta=BETA))
     tiny.refuses(
@@ -62,12 +51,13 @@ def test_dpo_finds_the_optimum_of_bradley_terry_preferences():
     )
 
 
-# One pair of two actions with log-odds x: p(chosen) = sigmoid(x), reference 1/2 each.
-# `share` is how often the chosen one really is preferred.
+# ---- one pair of two actions, p(chosen) = sigmoid(x), reference 1/2 each
+#
+# `share` is how often the first action is the preferred one.
 
 
 def preferred(loss, share, **options):
-    """The log-odds at which a loss of preferences is least; `loss(a, b)` of ln p."""
+    """The x that minimises `loss(ln p, ln p)` of preferences."""
 
     def total(x):
         a, b = jax.nn.log_sigmoid(x), jax.nn.log_sigmoid(-x)
@@ -101,7 +91,7 @@ def test_orpo_weighs_likelihood_and_odds():
     share, weight = 0.7, 0.5
     orpo = lambda a, b: preference_losses.orpo(a, b, weight)[0]
     expected = root(
-        lambda x: sigmoid(x) - share + 2 * weight * (sigmoid(2 * x) - share), -5, 5
+        lambda x: sigmoid(x) - share + 2 * weight * (sigmoid(2 * x) - share)
     )
     assert preferred(orpo, share) == pytest.approx(expected, abs=0.01)
     plain = lambda a, b: preference_losses.orpo(a, b, 0.0)[0]  # likelihood alone
@@ -117,21 +107,20 @@ def test_simpo_is_ahead_by_its_margin(margin):
         lambda x: (
             (1 - share) * sigmoid(beta * x + margin)
             - share * sigmoid(margin - beta * x)
-        ),
-        *(-5, 5),
+        )
     )
     assert preferred(simpo, share) == pytest.approx(expected, abs=0.01)
     if not margin:  # then it is the log-odds of the preference itself
         assert beta * expected == pytest.approx(np.log(0.7 / 0.3))
 
 
-def kto_loss(share, baseline=0.0, **options):
-    """Of ln p of an action that is desirable in `share` of the data."""
+def kto_loss(share, **options):
+    """A function of ln p of an action that is desirable in `share` of the data."""
 
     def loss(logprob_N):
         kto = lambda desirable: preference_losses.kto(
             *(logprob_N, jnp.log(jnp.full(1, 0.5)), jnp.array([desirable])),
-            *(baseline, 0.8),
+            *(0.0, 0.8),
             **options,
         )[0]
         return jnp.sum(share * kto(True) + (1 - share) * kto(False))
@@ -155,11 +144,8 @@ def test_kto_starts_with_a_quarter_of_beta():
     ((0.7, 1.0, True), (0.3, 1.0, False), (0.3, 3.0, True), (0.7, 0.3, False)),
 )
 def test_kto_follows_the_weighted_majority(share, weight, rises):
-    """Under contradiction it takes one side (the paper's theorem 4.3)."""
-
-    def loss(x):
-        return kto_loss(share, desirable_weight=weight)(jax.nn.log_sigmoid(x))
-
+    """For contradicting labels it takes one side (theorem 4.3 of the paper)."""
+    loss = lambda x: kto_loss(share, desirable_weight=weight)(jax.nn.log_sigmoid(x))
     x = float(tiny.descend(loss, jnp.zeros(1), steps=600, rate=0.3)[0])
     assert x > 3 if rises else x < -3
 
@@ -175,7 +161,6 @@ def test_kto_baseline_is_a_kl_and_takes_no_gradient():
 
 
 def test_nll_raises_the_chosen_reply():
-    """DPO's gap alone is also won by both falling; the term is not."""
     chosen_N = jnp.float32([-0.5, -2.0])
     np.testing.assert_array_equal(preference_losses.nll(chosen_N), -chosen_N)
     gradient = jax.grad(lambda x: jnp.sum(preference_losses.nll(x)))(chosen_N)
@@ -183,8 +168,10 @@ def test_nll_raises_the_chosen_reply():
 
 
 def test_metrics_of_pairs():
-    chosen_N, rejected_N = REFERENCE[0] + 1.0, REFERENCE[1] + jnp.float32([3, 0, 1])
-    _, metrics = preference_losses.dpo(chosen_N, rejected_N, *REFERENCE, beta=0.5)
+    # ln q of chosen and rejected, three pairs, far apart.
+    reference = jnp.float32([-3.0, -40.0, -7.5]), jnp.float32([-9.0, -2.0, -30.0])
+    policy = reference[0] + 1.0, reference[1] + jnp.float32([3, 0, 1])
+    _, metrics = preference_losses.dpo(*policy, *reference, beta=0.5)
     np.testing.assert_allclose(metrics['chosen_reward'], [0.5, 0.5, 0.5], rtol=1e-6)
     np.testing.assert_allclose(metrics['rejected_reward'], [1.5, 0, 0.5], rtol=1e-6)
     np.testing.assert_allclose(metrics['margin'], [-1.0, 0.5, 0.0], atol=1e-6)
@@ -206,6 +193,3 @@ def test_everything_stays_finite_far_out():
             lambda pair, loss=loss: jnp.sum(loss(*pair))
         )((far, near))
         assert np.isfinite(value) and np.all(np.isfinite(gradients))
-
-
-# Known bugs: each, put in, fails the check that ours passes.

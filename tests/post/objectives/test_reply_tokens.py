@@ -1,4 +1,6 @@
-"""Sums over replies, what their tokens weigh, and what sums are divided by, by hand."""
+"""Sums over replies, weights of tokens, and normalisers, by hand."""
+
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,29 +31,26 @@ def test_sums_and_means():
     np.testing.assert_array_equal(reply_tokens.reply_means(x_BT, MASK), [2, 0, 0])
 
 
-def test_every_token_the_same():
-    weights_BT, counts_B = reply_tokens.token_weights(MASK)
-    np.testing.assert_array_equal(weights_BT, MASK)
-    np.testing.assert_array_equal(counts_B, [3, 1, 0])
-    assert mean(weights_BT, counts_B) == (1 + 2 + 3 + 10) / 4
-
-
-def test_every_reply_the_same():
-    weights_BT, counts_B = reply_tokens.sequence_weights(MASK)
-    np.testing.assert_allclose(weights_BT.sum(-1), [1, 1, 0])
-    np.testing.assert_array_equal(counts_B, [1, 1, 0])
-    assert mean(weights_BT, counts_B) == pytest.approx(((1 + 2 + 3) / 3 + 10) / 2)
-
-
-def test_a_constant_length():
-    weights_BT, counts_B = reply_tokens.constant_weights(MASK, 8)
-    np.testing.assert_array_equal(weights_BT, MASK / 8)
-    np.testing.assert_array_equal(counts_B, [1, 1, 0])
-    assert mean(weights_BT, counts_B) == pytest.approx((6 / 8 + 10 / 8) / 2)
+@pytest.mark.parametrize(
+    'compute_weights, weights, counts, expected',
+    (
+        (reply_tokens.token_weights, [1, 1], [3, 1, 0], 16 / 4),
+        (reply_tokens.sequence_weights, [1 / 3, 1], [1, 1, 0], (6 / 3 + 10) / 2),
+        (
+            partial(reply_tokens.constant_weights, length=8),
+            *([1 / 8, 1 / 8], [1, 1, 0], (6 / 8 + 10 / 8) / 2),
+        ),
+    ),
+)
+def test_weights(compute_weights, weights, counts, expected):
+    weights_BT, counts_B = compute_weights(MASK)
+    np.testing.assert_allclose(weights_BT, MASK * np.array([*weights, 0])[:, None])
+    np.testing.assert_array_equal(counts_B, counts)
+    assert mean(weights_BT, counts_B) == pytest.approx(expected)
 
 
 def test_a_second_loss_is_a_mean_of_its_own():
-    """As PPO-ptx needs it: language text beside replies, one division for both."""
+    """As in PPO-ptx: text and replies in one step, with one division for both."""
     text_BT = np.array([[1, 1, 1, 1], [1, 1, 0, 0]])
     text_loss_BT = np.float32([[1, 2, 3, 4], [5, 6, 7, 8]])
     for compute_weights in (reply_tokens.token_weights, reply_tokens.sequence_weights):
@@ -70,15 +69,12 @@ def test_sums_are_what_the_step_divides():
     assert {name: float(value) for name, value in metrics.items()} == dict(
         x=16, reply_tokens=4, tokens=2
     )
-    # What the step hands back, and the metric as a mean over the replies' tokens.
+    # The step divides by 'tokens'; then the metric is the mean over reply tokens.
     divided = {name: value / metrics['tokens'] for name, value in metrics.items()}
     assert reply_tokens.metrics_per_token(divided, ['x'])['x'] == 4
-    assert (
-        reply_tokens.metrics_per_token(dict(x=0.0, reply_tokens=0.0), ['x'])['x'] == 0
-    )
-
-
-def test_what_weighs_nothing_may_be_anything():
+    empty = dict(x=0.0, reply_tokens=0.0)
+    assert reply_tokens.metrics_per_token(empty, ['x'])['x'] == 0
+    # Losses outside the mask are ignored.
     loss_BT = np.where(MASK, LOSS, np.nan)
     total, metrics = reply_tokens.sum_losses(
         loss_BT, dict(x=loss_BT), MASK, *reply_tokens.token_weights(MASK)
