@@ -61,8 +61,8 @@ def add_reference_logprobs(
     """The splits with their log-probabilities; reads or writes RUN/reference.npz.
 
     Args:
-        start: the model that a new run initialises from. None for a run that resumes,
-            which keeps the log-probabilities that it began with.
+        start: the model that the run initialises from, if it is loaded. With None, a
+            run that resumes keeps the log-probabilities that it began with.
 
     Raises:
         UserError: the model of `preference.reference` has another tokenizer, or a

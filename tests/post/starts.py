@@ -1,6 +1,6 @@
-"""An untrained model in a run directory, and configs of stages that start there."""
+"""A run directory with random weights, and configs of stages that start there."""
 
-import functools
+import json
 
 import jax
 
@@ -8,11 +8,11 @@ from configs import common
 from gptjax.core import run_dir, storage
 from gptjax.models import gpt, settings
 from gptjax.optim.optimizer import make_optimizer
-from gptjax.parallel.mesh import make_mesh
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.tokenizer.train_tokenizer import train_model
 from gptjax.train.checkpoint import Checkpoints
 from gptjax.train.state import abstract_state, create_state
+from tests import helpers
 
 PROBLEMS = [
     dict(prompt=f'{left} + {right} =', answer=str(left + right))
@@ -47,7 +47,7 @@ def config(tmp_path, section: str, **policy):
 
 
 def bare_config(section='grpo'):
-    """A config whose sections are enough for the checks of 'ppo' or 'grpo'."""
+    """A config with the sections that the checks of 'ppo' or 'grpo' need."""
     config = common.base()
     config.policy = common.policy_section()
     config[section] = getattr(common, f'{section}_section')()
@@ -57,32 +57,25 @@ def bare_config(section='grpo'):
 
 def write_start(tmp_path):
     """RUN/start with a tokenizer and random weights, and the file of sums."""
-    import json
-
     lines = '\n'.join(map(json.dumps, PROBLEMS))
     storage.write_text(tmp_path / 'problems.jsonl', lines + '\n')
     made = config(tmp_path, 'grpo')
     del made.start, made.task, made.policy, made.grpo
     run = tmp_path / 'start'
     text = ' '.join(problem['prompt'] for problem in PROBLEMS)
-    model = train_model([text], 'bpe', made.tokenizer.vocab_size)
-    storage.write_bytes(run / 'tokenizer' / 'tokenizer.model', model)
-    tokenizer = Tokenizer(model)
-    resolved = settings.resolve(made.model, tokenizer.vocab_size)
-    mesh = make_mesh(made.mesh, jax.devices()[:1])
+    content = train_model([text], 'bpe', made.tokenizer.vocab_size)
+    storage.write_bytes(run / 'tokenizer' / 'tokenizer.model', content)
+    tokenizer = Tokenizer(content)
+    model = settings.resolve(made.model, tokenizer.vocab_size)
+    mesh = helpers.mesh_of()
     with jax.set_mesh(mesh):
-        shapes = gpt.abstract_params(resolved)
+        shapes = gpt.abstract_params(model)
         optimizer = make_optimizer(made, shapes)
-        abstract = abstract_state(shapes, optimizer, gpt.param_axes(resolved), mesh)
-        state = create_state(
-            functools.partial(gpt.init_params, resolved),
-            optimizer,
-            abstract,
-            jax.random.key(0),
-        )
-        checkpoints = Checkpoints(
-            run / 'checkpoints', dict(tokenizer=tokenizer.fingerprint)
-        )
+        abstract = abstract_state(shapes, optimizer, gpt.param_axes(model), mesh)
+        init = lambda key: gpt.init_params(model, key)
+        state = create_state(init, optimizer, abstract, jax.random.key(0))
+        identity = dict(tokenizer=tokenizer.fingerprint)
+        checkpoints = Checkpoints(run / 'checkpoints', identity)
         checkpoints.save(0, state, dict(reason='finished'), 1.0)
         checkpoints.close()
     run_dir.write_config(made, run)

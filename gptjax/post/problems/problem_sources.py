@@ -143,8 +143,7 @@ def file_problems(section: ConfigDict, fits):
         if fits(problem.messages):
             split = choose_split(problem.id, section.held_out_fraction)
             splits[split].append(problem)
-    _require_every_split(path, splits, 'change task.held_out_fraction')
-    print_once(describe_splits(section, splits, len(problems), num_equal))
+    report_splits(section, splits, len(problems), num_equal)
     answered = all(p.answer for split in splits.values() for p in split)
     equals = lambda problem, reply: float(reply.strip() == problem.answer.strip())
     return lambda split, n: splits[split][:n], equals if answered else None
@@ -207,10 +206,10 @@ def _parse_problem(value: dict) -> Problem:
     return Problem(storage.fingerprint(messages)[:16], tuple(messages), answer, value)
 
 
-def describe_splits(
+def report_splits(
     section: ConfigDict, splits: dict, num_read: int, num_equal: int
-) -> str:
-    """The line for the screen: sizes of the splits, and why problems were left out.
+) -> None:
+    """Refuses an empty split; prints the sizes, and why problems were left out.
 
     Args:
         splits: the problems that fit.
@@ -218,26 +217,24 @@ def describe_splits(
         num_equal: number of repetitions.
     """
     sizes = {split: len(problems) for split, problems in splits.items()}
+    for split, size in sizes.items():
+        if not size:
+            raise UserError(
+                f'task.path={section.path}: no problem that fits the context is in the '
+                f'split {split}: give more problems, use a smaller max_tokens, or '
+                'change task.held_out_fraction'
+            )
     train = min(sizes['train'], section.problems)
     left_out = {
         'equal': num_equal,
         'too long': num_read - sum(sizes.values()),
         f'beyond task.problems={section.problems:,}': sizes['train'] - train,
     }
-    return (
+    print_once(
         f'problems: {train:,} for training, {sizes["validation"]:,} for validation, '
         f'{sizes["held_out"]:,} held out'
         + ''.join(f', {count:,} {why}' for why, count in left_out.items() if count)
     )
-
-
-def _require_every_split(path: Path, splits: dict, fix: str) -> None:
-    for split, problems in splits.items():
-        if not problems:
-            raise UserError(
-                f'task.path={path}: no problem that fits the context is in the split '
-                f'{split}: give more, or {fix}'
-            )
 
 
 # ---- a folder of conversations
@@ -269,8 +266,7 @@ def folder_problems(section: ConfigDict, fits):
                     split = choose_split(conversation_id(view), 0.5)
                 splits[split].append(problem)
                 seen.add(problem.id)
-    _require_every_split(folder, splits, 'use a smaller max_tokens')
-    print_once(describe_splits(section, splits, len(seen) + num_too_long, num_equal))
+    report_splits(section, splits, len(seen) + num_too_long, num_equal)
     return lambda split, n: splits[split][:n], None
 
 
