@@ -1,10 +1,10 @@
-"""What `bench train` and `bench decode` are measured with on a CPU.
+"""The models that `bench train` and `bench decode` measure on a CPU.
 
     python -m gptjax bench train --config configs/bench.py --against torch
     python -m gptjax bench decode --config configs/bench.py:llama --against torch
 
-By default GPT-2's parts; the variant `llama` has Llama's in the same size, which
-Hugging Face and llama.cpp both run.
+The default has the layers of GPT-2. The variant `llama` has the layers of Llama at the
+same size; both Hugging Face and llama.cpp can run it.
 """
 
 from configs import common
@@ -29,13 +29,13 @@ def get_config(variant: str = ''):
         qk_norm=False,
         bias=True,
         tie_embeddings=True,
-        unroll=6,  # layers in a row: the compiler fuses across their edges
+        unroll=6,  # the compiler can fuse operations of neighbouring layers
     )
     config.optim.update(
         name='adamw',
         learning_rate=1e-3,
         beta2=0.999,
-        weight_decay=0.01,  # torch.optim.AdamW's
+        weight_decay=0.01,  # as torch.optim.AdamW
         clip_norm=0.0,
         schedule='constant',
     )
@@ -44,7 +44,7 @@ def get_config(variant: str = ''):
 
 
 def llama():
-    """Rotary positions, RMS norm, SwiGLU, no biases, its own head; 16.9M parameters."""
+    """Rotary positions, RMS norm, SwiGLU, no bias, untied head; 16.9M parameters."""
     config = common.base()
     config.data.context = 512
     config.tokenizer.vocab_size = 8192

@@ -1,4 +1,4 @@
-"""What the classical NLP steps do to a generative model: one step, a small model.
+"""The effect of classical NLP preprocessing steps on a small generative model.
 
     for step in none lowercase remove_punctuation remove_stop_words \
             split_sentences tokenize_words; do
@@ -6,10 +6,10 @@
             --workdir runs/classical-$step
     done
 
-A minute each on two cores. Bits per byte of the changed text are not comparable
-when a step takes bytes away: multiply by (bytes after) / (bytes before), both in
-RUN/documents/manifest.json, for the bits that a byte of the original costs; what the
-step has taken away is then counted as free, and it is not: nobody can write it back.
+Each run takes a minute on two CPU cores. A step that removes bytes makes bits per byte
+incomparable: multiply by (bytes after) / (bytes before), which are in
+RUN/documents/manifest.json, to get the bits per byte of the original text. This counts
+the removed information as free, although it cannot be restored.
 """
 
 from configs import common

@@ -1,24 +1,24 @@
-"""One number, the depth, and everything else follows; the dial is nanochat's.
+"""The depth of the model decides all other settings, as in nanochat.
 
     python -m gptjax pretrain --config configs/depth.py:12 --workdir runs/depth12
 
-The variant is the number of layers; width is 64 times that (`presets.depth`).
-From it follow, in this order:
+The variant is the number of layers. The width is 64 times that (`presets.depth`). The
+other settings follow in this order:
 
-    matrices  P = 12 L width^2 + vocabulary width
-    tokens    D = 20 P                             Hoffmann et al. 2022
-    batch     B = B12 (D / D12)^0.38, to a power of two    Bergsma et al. 2025
-    rates     matrices' r12 sqrt(B / B12)          a larger batch has less noise
-              the rest's also times sqrt(768 / width)
-    steps     D / B
+    matrix parameters   P = 12 L width^2 + vocabulary width
+    tokens              D = 20 P                         Hoffmann et al. 2022
+    batch               B = B12 (D / D12)^0.38, a power of two    Bergsma et al. 2025
+    learning rates      r12 sqrt(B / B12), as a larger batch has less noise; times
+                        sqrt(768 / width) for parameters that are not matrices
+    steps               D / B
 
-where B12, D12 and r12 are those of depth 12, from which all others are carried.
-The rules are other people's, measured on other data: tune depth 12 first, and
-trust the carried rates within a factor of two.
+B12, D12 and r12 are the values at depth 12. The rules were measured by others on other
+data: tune depth 12 first, and expect the learning rates of other depths to be right
+within a factor of two.
 
-TFDS makes C4 of Common Crawl, for which it needs the packages apache-beam<2.65,
-langdetect, nltk==3.8.1 and tldextract. To train on another text, as the files of a
-folder: --config.data.sources.c4.kind=text --config.data.sources.c4.path=FOLDER
+TFDS builds C4 from Common Crawl, which needs the packages apache-beam<2.65, langdetect,
+nltk==3.8.1 and tldextract. To train on other text, such as the files of a folder, add
+--config.data.sources.c4.kind=text --config.data.sources.c4.path=FOLDER
 """
 
 import math
@@ -34,14 +34,14 @@ TOKENS_PER_PARAMETER = 20
 REFERENCE_DEPTH = 12
 REFERENCE_BATCH = 1 << 19  # tokens
 REFERENCE_MATRIX_RATE = 0.02  # of Muon
-REFERENCE_RATE = 3e-3  # of Adam, for embeddings, head and vectors
+REFERENCE_RATE = 3e-3  # of Adam, for embeddings, the head and vectors
 
 
 def get_config(variant: str = '12'):
     if not variant.isdecimal() or int(variant) < 1:
         raise UserError(
-            f'configs/depth.py has no variant {variant!r}: give a number of layers, '
-            'as configs/depth.py:12'
+            f'configs/depth.py has no variant {variant!r}: use a number of layers, '
+            'such as configs/depth.py:12'
         )
     layers = int(variant)
     model = presets.depth(layers)
@@ -62,7 +62,7 @@ def get_config(variant: str = '12'):
         matrix_learning_rate=REFERENCE_MATRIX_RATE * math.sqrt(batch_ratio),
         learning_rate=REFERENCE_RATE
         * math.sqrt(batch_ratio)
-        * math.sqrt(REFERENCE_DEPTH / layers),  # widths are as depths
+        * math.sqrt(REFERENCE_DEPTH / layers),  # the width is proportional to the depth
         schedule='wsd',
         warmup_steps=40,
         decay_fraction=0.5,
@@ -79,12 +79,14 @@ def get_config(variant: str = '12'):
 
 
 def matrix_params(layers: int) -> int:
-    """Parameters of layers' matrices and head; odd depths have some more."""
+    """Matrix parameters of the layers and the head; an odd depth has a few more."""
     width = 64 * layers
     return 12 * layers * width**2 + VOCAB_SIZE * width
 
 
 def batch_tokens(layers: int) -> int:
-    """Tokens of a batch, a power of two; the best grows as data^0.38."""
-    growth = matrix_params(layers) / matrix_params(REFERENCE_DEPTH)  # tokens' as well
+    """Tokens in a batch, a power of two that grows as D^0.38."""
+    growth = matrix_params(layers) / matrix_params(
+        REFERENCE_DEPTH
+    )  # D grows by the same factor
     return 1 << round(math.log2(REFERENCE_BATCH * growth**0.38))

@@ -1,14 +1,14 @@
-"""A policy from preferences: pairs of replies of which one is the better.
+"""Trains a policy on preference pairs.
 
     python -m gptjax dpo --config configs/dpo.py --workdir runs/dpo \\
         --config.start.run=runs/sft --config.preference.path=pairs.jsonl
     python -m gptjax dpo --config configs/dpo.py:simpo --workdir runs/simpo …
 
-Behind the colon stands the loss: `dpo` (the default), `cdpo` (labels that may be
-wrong), `dpo_nll` (with the language loss of chosen replies), `ipo`, `kto`, `orpo` or
-`simpo`. A line of the file is
-{"prompt": [{"role": "user", "content": "…"}], "chosen": "…", "rejected": "…"}; the
-stage `select` makes such files. --config.lora.rank=8 trains low-rank adapters alone.
+The variant is the loss: `dpo` (the default), `cdpo` (for labels that may be wrong),
+`dpo_nll` (with the language loss of chosen replies), `ipo`, `kto`, `orpo` or `simpo`.
+Each line of the file of pairs is
+{"prompt": [{"role": "user", "content": "…"}], "chosen": "…", "rejected": "…"}.
+The stage `select` makes such files. --config.lora.rank=8 trains only LoRA adapters.
 """
 
 from configs import common
@@ -35,7 +35,7 @@ def get_config(variant: str = 'dpo'):
     config.preference.update(VARIANTS[variant or 'dpo'])
     config.lora = common.lora_section()
     config.chat.template = 'turns'
-    config.data.context = 0  # the model's
+    config.data.context = 0  # that of the model
     config.optim.update(
         name='adamw', learning_rate=3e-5, schedule='linear', warmup_steps=10
     )

@@ -1,13 +1,12 @@
-"""GPT-2 (Radford et al. 2019) on OpenWebText, trained as nanoGPT does.
+"""GPT-2 (Radford et al. 2019) on OpenWebText, with the training of nanoGPT.
 
     python -m gptjax pretrain --config configs/gpt2.py:124M --workdir runs/gpt2
 
-Variants: 124M, 350M, 774M, 1558M. A reproduction of 124M reaches a validation
-loss of about 2.85 after all its steps, on eight A100s in four days.
+Variants: 124M, 350M, 774M, 1558M. nanoGPT's 124M reaches a validation loss of about
+2.85 after all steps, in four days on eight A100 GPUs.
 
-Departures from the paper: its text and its schedule were never published, so
-both are the reproduction's; the vocabulary is as large as GPT-2's, and trained
-on the text at hand.
+Departures from the paper: its data and schedule were never published, so both are
+those of nanoGPT. The vocabulary has GPT-2's size and is trained on OpenWebText.
 """
 
 from configs import common

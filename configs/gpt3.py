@@ -4,16 +4,19 @@
 
 Variants: small, medium, large, xl, 2.7B, 6.7B, 13B, 175B.
 
-Departures from the paper: C4 stands for its mixture of texts, which was never
-published; every layer's attention is dense (see `presets.gpt3`, which also says
-how two contradictory rows of the table are read); the batch has its full size
-from the first step, where the paper raises it over the first 4 to 12 billion
-tokens; and the learning rate falls until the end, where the paper's is at its
-tenth after 260 billion tokens.
+Departures from the paper:
 
-TFDS makes C4 of Common Crawl, for which it needs the packages apache-beam<2.65,
-langdetect, nltk==3.8.1 and tldextract. To train on another text, as the files of a
-folder: --config.data.sources.c4.kind=text --config.data.sources.c4.path=FOLDER
+- C4 replaces the paper's mixture of texts, which was never published.
+- Attention is dense in every layer. `presets.gpt3` says why, and how two
+  contradictory rows of the table are read.
+- The batch has its full size from the first step; the paper raises it over the first
+  4 to 12 billion tokens.
+- The learning rate decays until the end; in the paper it reaches a tenth after 260
+  billion tokens.
+
+TFDS builds C4 from Common Crawl, which needs the packages apache-beam<2.65, langdetect,
+nltk==3.8.1 and tldextract. To train on other text, such as the files of a folder, add
+--config.data.sources.c4.kind=text --config.data.sources.c4.path=FOLDER
 """
 
 from configs import common
@@ -21,7 +24,7 @@ from gptjax.models import presets
 
 TOKENS = 300e9
 WARMUP_TOKENS = 375e6
-# Examples of 2048 tokens: 0.5M tokens are 256 of them.
+# An example has 2048 tokens, so a batch of 0.5M tokens has 256 examples.
 TRAINING = {  # (examples in a batch, learning rate)
     'small': (256, 6.0e-4),
     'medium': (256, 3.0e-4),
@@ -30,7 +33,7 @@ TRAINING = {  # (examples in a batch, learning rate)
     '2.7B': (512, 1.6e-4),
     '6.7B': (1024, 1.2e-4),
     '13B': (1024, 1.0e-4),
-    '175B': (1568, 0.6e-4),  # 3.2M tokens, rounded to what 32 divides
+    '175B': (1568, 0.6e-4),  # 3.2M tokens, rounded to a multiple of 32 examples
 }
 
 

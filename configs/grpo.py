@@ -1,18 +1,19 @@
-"""Reinforcement learning by comparing replies to one prompt: GRPO and its kin.
+"""Reinforcement learning without a critic: GRPO and related algorithms.
 
     python -m gptjax grpo --config configs/grpo.py --workdir runs/grpo
     python -m gptjax grpo --config configs/grpo.py:dapo --workdir runs/dapo
     python -m gptjax grpo --config configs/grpo.py --workdir runs/mine \\
         --config.start.run=runs/sft --config.task.path=problems.jsonl
 
-Behind the colon: `grpo` (the default), `dr_grpo`, `dapo`, `gspo`, `rloo` or
-`reinforce`. It starts from a run of the stage sft whose task it shares; problems of
-your own are lines {"prompt": "…", "answer": "…"}.
+The variant is the algorithm: `grpo` (the default), `dr_grpo`, `dapo`, `gspo`, `rloo` or
+`reinforce`. The policy is initialised from a run of the stage sft that was trained on
+the same task. Each line of a file with your own problems is
+{"prompt": "…", "answer": "…"}.
 """
 
 from configs import common, problems
 
-# One update a rollout: nothing is clipped.
+# One update per rollout, so the probability ratio is 1 and never clipped.
 ONCE = {'train.batch_size': 512, 'train.num_steps': 60}
 
 VARIANTS = {
@@ -25,8 +26,8 @@ VARIANTS = {
         'grpo.clip_high': 0.28,
         'grpo.resampling': 3,
         'policy.overlong_buffer': 1,
-        # Groups that teach something fill the rollout, and bear a larger step; 40 of
-        # them take as long as 60.
+        # All groups of a rollout have unequal scores, which allows larger updates. 40
+        # rollouts with extra draws take as long as 60 without.
         'optim.learning_rate': 1.2e-3,
         'optim.matrix_learning_rate': 1.2e-2,
         'train.num_steps': 80,
@@ -70,7 +71,7 @@ def get_config(variant: str = 'grpo'):
     config.grpo = common.grpo_section()
     config.optim.update(problems.POLICY_OPTIMIZER)
     config.optim.update(learning_rate=3e-4, matrix_learning_rate=3e-3)
-    # 60 rollouts of 64 x 8 replies, two updates each
+    # 60 rollouts of 64 x 8 replies, with two updates each
     config.train.update(num_steps=120, batch_size=256, eval_every=10)
     config.checkpoint.every = 10
     config.update_from_flattened_dict(VARIANTS[variant or 'grpo'])

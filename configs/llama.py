@@ -4,21 +4,23 @@
 
 Variants: 1-7B, 1-13B, 1-33B, 1-65B, 2-7B, 2-13B, 2-70B, 3-8B, 3-70B, 3-405B.
 
-Departures from the papers: C4 stands for their mixtures of texts; the
-vocabulary is as large as theirs, and trained on the text at hand. Llama 3's
-batch, raised as training goes on, has one size here; the paper gives it for
-405B, and the smaller two take half.
+Departures from the papers:
 
-TFDS makes C4 of Common Crawl, for which it needs the packages apache-beam<2.65,
-langdetect, nltk==3.8.1 and tldextract. To train on another text, as the files of a
-folder: --config.data.sources.c4.kind=text --config.data.sources.c4.path=FOLDER
+- C4 replaces the papers' mixtures of texts.
+- The vocabulary has the papers' size and is trained on C4.
+- Llama 3 raises the batch size during training; here it is constant. The paper gives
+  it for 405B; 3-8B and 3-70B use half of it.
+
+TFDS builds C4 from Common Crawl, which needs the packages apache-beam<2.65, langdetect,
+nltk==3.8.1 and tldextract. To train on other text, such as the files of a folder, add
+--config.data.sources.c4.kind=text --config.data.sources.c4.path=FOLDER
 """
 
 from configs import common
 from gptjax.core.console import UserError
 from gptjax.models import presets
 
-VARIANTS = {  # (preset, tokens of the training, tokens of a batch, learning rate)
+VARIANTS = {  # (preset, training tokens, tokens in a batch, learning rate)
     '1-7B': (presets.llama1, 1.0e12, 4 << 20, 3e-4),
     '1-13B': (presets.llama1, 1.0e12, 4 << 20, 3e-4),
     '1-33B': (presets.llama1, 1.4e12, 4 << 20, 1.5e-4),
@@ -35,7 +37,7 @@ VARIANTS = {  # (preset, tokens of the training, tokens of a batch, learning rat
 def get_config(variant: str = '3-8B'):
     if variant not in VARIANTS:
         raise UserError(
-            f'Llama has no variant {variant!r}: use one of {", ".join(VARIANTS)}'
+            f'configs/llama.py has no variant {variant!r}: use {", ".join(VARIANTS)}'
         )
     make, tokens, tokens_per_step, learning_rate = VARIANTS[variant]
     preset = make(variant.split('-')[1])

@@ -4,11 +4,12 @@
     python -m gptjax ppo --config configs/ppo.py:reward=runs/reward \\
         --workdir runs/chat_ppo
 
-It starts from runs/sums_sft and is rewarded by the verifier of sums. Behind the colon
-a reward model's run takes its place: then it starts from runs/sft, and prompts are out
-of the conversations that this was taught. Others: --config.start.run=RUN, and
---config.task.path=FILE with lines {"prompt": "…"} or {"messages": […]}; for the
-verifier each has its "answer" too.
+The policy is initialised from runs/sums_sft, and the verifier of sums gives the reward.
+The variant `reward=RUN` is for dialogue: the reward model of RUN gives the reward, the
+policy is initialised from runs/sft, and the prompts come from the conversations that
+runs/sft was trained on. --config.start.run=RUN names another run, and
+--config.task.path=FILE other prompts: lines {"prompt": "…"} or {"messages": […]}, with
+an "answer" for the verifier.
 """
 
 from configs import common, problems
@@ -23,7 +24,7 @@ def get_config(variant: str = ''):
     config.ppo.warm_up = 2
     config.optim.update(problems.POLICY_OPTIMIZER)
     config.optim.update(learning_rate=1.5e-3, matrix_learning_rate=1.5e-2)
-    # 60 rollouts of 512 replies, two updates each
+    # 60 rollouts of 512 replies, with two updates each
     config.train.update(num_steps=120, batch_size=256, eval_every=10)
     config.checkpoint.every = 10
     if variant:

@@ -1,30 +1,31 @@
-"""What experiments share that begin with a fine-tuned model and a task of problems."""
+"""The base of experiments on a task with problems, after fine-tuning."""
 
 from configs import common
 
-# A policy gradient is mostly noise: the step goes to 0, and averages are evaluated.
-# Muon, as before: AdamW from 1e-4 to 4e-4 went nowhere on sums, at 1.5e-3 down.
+# Policy gradients are noisy, so the learning rate decays to 0 and averaged weights are
+# evaluated. The optimizer is Muon, as before: on sums, AdamW did not improve the policy
+# with learning rates from 1e-4 to 4e-4, and made it worse with 1.5e-3.
 POLICY_OPTIMIZER = dict(
     name='muon', schedule='linear', warmup_steps=5, beta2=0.99, ema=0.9
 )
 
 
 def base():
-    """A model of sums that answers, and its sums."""
+    """The fine-tuned model of sums, and the task of sums."""
     config = common.base()
     config.start = common.start_section('runs/sums_sft')
     config.task = common.task_section()
     config.chat.template = 'turns'
-    config.data.context = 0  # the model's
+    config.data.context = 0  # that of the model
     return config
 
 
 def use_reward_model(config, file: str, variant: str):
-    """Turns `config` to dialogue, and to the reward model of `reward=RUN` alone."""
+    """Changes `config` to dialogue and the reward model of the variant `reward=RUN`."""
     kind, _, run = variant.partition('=')
     if kind != 'reward' or not run:
         raise ValueError(
-            f'configs/{file}:{variant}: name a reward model as '
+            f'configs/{file}:{variant}: name a reward model by '
             f'configs/{file}:reward=RUN'
         )
     config.start.run = 'runs/sft'

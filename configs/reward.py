@@ -1,14 +1,15 @@
-"""A reward model from human ratings of conversations, or from your own preferences.
+"""A reward model, trained on human ratings of conversations or on your preferences.
 
     python -m gptjax reward --config configs/reward.py --workdir runs/reward
     python -m gptjax reward --config configs/reward.py:replied --workdir runs/replied
     python -m gptjax reward --config configs/reward.py:mine.jsonl --workdir runs/mine
 
-Behind the colon stands what is learned: `witty`, `interesting`, `upbeat` (without:
-their sum), what people did, `replied` or `continued`, or a file of lines
+The variant is the target: a rating (`witty`, `interesting`, `upbeat`; by default the
+sum of the three), what people did (`replied`, `continued`), or a file of preferences
+with lines
 {"prompt": [{"role": "user", "content": "…"}], "chosen": "…", "rejected": "…"},
-each of which is read reward.epochs times.
-It starts from a pretrained or fine-tuned run: --config.start.run=runs/sft.
+which is read reward.epochs times. The model is initialised from a pretrained or
+fine-tuned run, such as --config.start.run=runs/sft.
 """
 
 from configs import common
@@ -20,8 +21,8 @@ BEHAVIOUR = ('replied', 'continued')
 def get_config(variant: str = ''):
     config = common.base()
     config.start = common.start_section('runs/chitchat')
-    config.data.context = 0  # as the model's
-    config.chat.template = ''  # as the run's that it starts from
+    config.data.context = 0  # that of the model
+    config.chat.template = ''  # that of start.run
     config.reward = common.reward_section()
     if variant in BEHAVIOUR:
         config.reward.update(target=variant, loss='binary')
@@ -34,8 +35,8 @@ def get_config(variant: str = ''):
     config.optim.update(
         name='adamw', learning_rate=1e-3, schedule='linear', warmup_steps=10
     )
-    # 64 conversations in 8 groups: 224 pairs an update; 1,586 to train on / 64 = 25
-    # updates an epoch.
+    # 64 conversations in 8 groups have 224 pairs per update. There are 1,586
+    # conversations to train on: 1,586 / 64 = 25 updates per epoch.
     config.train.update(num_steps=60, batch_size=64, eval_every=15, patience=2)
     config.checkpoint.update(every=15, keep=1)
     return config

@@ -1,4 +1,4 @@
-"""A model for tests and first tries: 200 steps end within 90 seconds on two cores.
+"""A small model for tests and first tries: 200 steps in 90 seconds on two CPU cores.
 
 python -m gptjax pretrain --config configs/tiny.py --workdir runs/tiny
 """
@@ -13,7 +13,7 @@ def get_config(variant: str = ''):
     config.data.sources.chitchat.limit = 400
     config.data.context = 64
     config.tokenizer.vocab_size = 512
-    # heads, width and context divide by 4, the batch by 8: any mesh of 8 fits
+    # 4 divides heads, width and context, and 8 the batch: every mesh of 8 devices works
     config.model.update(num_layers=2, width=64, num_heads=4, num_kv_heads=4, context=64)
     config.train.update(num_steps=200, batch_size=16, eval_every=50, eval_batches=4)
     config.checkpoint.every = 50

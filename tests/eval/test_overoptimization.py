@@ -128,7 +128,7 @@ def test_bad_input_has_one_clear_error(folder, tmp_path):
     changes = {'best_of.judge': same, 'overoptimization.proxy': same}
     with pytest.raises(UserError, match='best_of.judge=.* is the proxy itself'):
         overoptimize(config_of(folder, **changes), tmp_path)
-    with pytest.raises(ValueError, match='name a reward model as'):
+    with pytest.raises(ValueError, match='name a reward model by'):
         experiment.get_config('more')
 
 
