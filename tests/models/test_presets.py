@@ -94,7 +94,7 @@ def test_every_config_has_a_default_variant(module):
         (gpt2, "GPT-2 has no variant '9T': use one of 124M, 350M, 774M, 1558M"),
         (gpt3, "GPT-3 has no variant '9T': use one of small, medium, .*, 175B"),
         (llama, "no variant '9T': use 1-7B, .*, 3-405B"),
-        (depth, "configs/depth.py has no variant '9T': give a number of layers"),
+        (depth, "configs/depth.py has no variant '9T': use a number of layers"),
     ],
 )
 def test_an_unknown_variant_is_refused_with_the_known_ones(module, message):
