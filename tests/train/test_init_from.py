@@ -71,7 +71,7 @@ def test_a_run_under_way_needs_the_earlier_one_no_more(trained_run, tmp_path):
 def test_what_cannot_be_started_from(trained_run, prepared_run, tmp_path):
     for run, step, message in (
         ('', -1, 'start.run is empty'),
-        (tmp_path / 'nowhere', -1, 'no run directory there: name one'),
+        (tmp_path / 'nowhere', -1, 'no run directory there: name a trained run'),
         (prepared_run, -1, 'has no checkpoint: train that run'),
         (
             trained_run,
