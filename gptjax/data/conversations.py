@@ -104,7 +104,7 @@ def _write_source(config, seen: set[bytes], name, source: Source, write: Write) 
 
 def make_views(conversation: Conversation) -> Iterator[tuple[str, list[dict]]]:
     """Yields (id, messages of `role` and `content`) for each assistant."""
-    # An id that ends as a view's id does gets a number too, for `conversation_id`.
+    # An id that already ends like '@3' is numbered, too: `conversation_id` cuts it off.
     numbered = len(conversation.assistants) > 1 or VIEW.search(conversation.id)
     for number, assistant in enumerate(conversation.assistants):
         identity = f'{conversation.id}@{number}' if numbered else conversation.id

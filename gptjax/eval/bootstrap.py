@@ -162,7 +162,7 @@ def share_as_large(permuted: np.ndarray, observed: float) -> float:
     """
     if not np.isfinite(observed):
         return float('nan')
-    # Sums in another order differ in their last bits: ties count as ties.
+    # The order of a sum changes its last bits, so nearly equal values count as equal.
     smaller = np.abs(permuted) < abs(observed) * (1 - 1e-9) - 1e-12
     return float((1 + np.sum(~smaller)) / (1 + len(permuted)))
 

@@ -67,7 +67,7 @@ def last_message(root: Message, role: str) -> tuple[Message, Message]:
 
 
 def text_before_tokens(reply: Message, tokenizer) -> str:
-    """The text of a reply that the user wrote, before the tokens."""
+    """The beginning of a reply that the user wrote, before the generated tokens."""
     text = tokenizer.decode(token.id for token in reply.tokens)
     # A stop string may have cut the text of the last token.
     while text and not reply.content.endswith(text):

@@ -104,7 +104,7 @@ def problems_fingerprint(section: ConfigDict) -> str:
 
 
 def write_task(config: ConfigDict, workdir: Path) -> dict:
-    """Writes RUN/task, conversations that end with the right answer; the manifest.
+    """Writes RUN/task and returns the manifest. Each problem is a conversation.
 
         RUN/task/train.jsonl, validation.jsonl, held_out.jsonl
 
