@@ -11,12 +11,19 @@ from ml_collections import ConfigDict
 
 from gptjax.core.console import UserError
 from gptjax.core.fields import NEEDED, SAME, Field
-from gptjax.core.schema import BASE, DECIDES_WEIGHTS, REWARD_PART, SCHEMA
+from gptjax.core.schema import BASE, REWARD_PART, SCHEMA
 
 Fields = dict[str, Field]  # the fields of a section by name
 
 # Removed fields, and the only value with which an older run can still be read.
 GONE = {'policy.top_k': 0, 'policy.top_p': 1.0, 'policy.min_p': 0.0}
+
+# After the first checkpoint of a run, only `free` fields of these sections may change.
+# The data and tokenizer stages check their own sections.
+DECIDES_WEIGHTS = (
+    *('seed', 'model', 'optim', 'train', 'start', 'sft', 'lora'),
+    *('reward', 'preference', 'task', 'policy', 'ppo', 'grpo'),
+)
 
 
 # ---- sections with their defaults

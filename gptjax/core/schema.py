@@ -45,10 +45,7 @@ SOURCE = dict(
 )
 
 REWARD_PART = dict(
-    function=Field(
-        'correct',
-        "key of REWARDS in reward_functions.py, or 'model' for a reward model",
-    ),
+    function=Field('correct', "key of REWARDS in reward_functions.py, or 'model'"),
     weight=Field(1.0, 'the total reward is the sum of weight * reward', FINITE),
     run=Field('', "run directory of the reward model, for function='model'"),
 )
@@ -177,7 +174,7 @@ TRAIN = dict(
 
 CHECKPOINT = dict(
     every=Field(
-        200, 'steps between checkpoints; the last step and SIGTERM save too', AT_LEAST_1
+        200, 'steps between checkpoints; the end and SIGTERM save, too', AT_LEAST_1
     ),
     keep=Field(2, 'number of newest checkpoints to keep', AT_LEAST_1),
     keep_best=Field(1, 'also keep this many with the lowest validation loss'),
@@ -328,9 +325,7 @@ POLICY = dict(
     kl_horizon=Field(0, 'replies over which the coefficient adapts; 0: never'),
     entropy=Field(0.0, 'coefficient of the entropy bonus in the loss'),
     missing_eos_penalty=Field(0.0, 'subtracted from the score of a truncated reply'),
-    overlong_buffer=Field(
-        0, 'tokens before max_tokens with a growing penalty; 0: none'
-    ),
+    overlong_buffer=Field(0, 'tokens before max_tokens with a rising penalty; 0: none'),
     reward_scale=Field(1.0, 'divides scores', POSITIVE),
     reward_running_scale=Field(False, 'also divide by the running standard deviation'),
     reward_clip=Field(0.0, 'maximum absolute value of scaled scores; 0: no clipping'),
@@ -440,11 +435,4 @@ SCHEMA = BASE | dict(  # sections that only some stages need
     select=SELECT,
     best_of=BEST_OF,
     overoptimization=OVEROPTIMIZATION,
-)
-
-# After the first checkpoint of a run, only `free` fields of these sections may change.
-# The data and tokenizer stages check their own sections.
-DECIDES_WEIGHTS = (
-    *('seed', 'model', 'optim', 'train', 'start', 'sft', 'lora'),
-    *('reward', 'preference', 'task', 'policy', 'ppo', 'grpo'),
 )
