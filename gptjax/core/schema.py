@@ -40,6 +40,7 @@ SOURCE = dict(
     text_field=Field('text', 'column or JSON key that holds the text'),
     id_field=Field('', "column or key of the id; '': 'id', or the line number"),
     weight=Field(0.0, 'share of the training examples; 0: in proportion to the size'),
+    clean=Field(('default',), 'data.clean, for chat no step', before=('data.clean',)),
     limit=Field(0, 'maximum number of documents to read; 0: all'),
     licence=Field('', 'licence for the manifest; tfds datasets state their own'),
 )
@@ -73,9 +74,7 @@ DATA = dict(
     max_repetition=Field(
         0.5, "'drop_repetitive' allows this share of repeated lines or 5-grams", SHARE
     ),
-    validation_fraction=Field(
-        0.05, 'share of documents held out, by a hash of the id', INNER_SHARE
-    ),
+    validation_fraction=Field(0.05, 'share held out, by a hash of the id', INNER_SHARE),
     context=Field(128, 'tokens in an example; 0: the context of the start.run model'),
     workers=Field(0, 'processes that clean and tokenize; 0: one per CPU'),
 )
@@ -250,6 +249,7 @@ REWARD = dict(
         one_of('sum', 'witty', 'interesting', 'upbeat', 'replied', 'continued'),
     ),
     preferences=Field('', 'train on pairs instead: JSON Lines file, folder or glob'),
+    clean=Field((), 'cleaning steps of preferences', before=('data.clean',)),
     test_fraction=Field(
         0.15,
         'share of conversations for testing; at least data.validation_fraction',

@@ -27,6 +27,7 @@ from gptjax.data.chat_template import check_role, conversation_text, merge_turns
 from gptjax.data.cleaning.cleaning_steps import (
     DROP_DUPLICATES,
     StepCount,
+    choose_steps,
     clean_text,
     is_duplicate,
     read_options,
@@ -58,8 +59,9 @@ class Conversation(NamedTuple):
 def write_conversations(config: ConfigDict, workdir: Path, folder: Path) -> dict:
     """Writes the views of all conversations; returns counts and licences by source.
 
-    Steps of `data.clean` that change text run on each message, so fine-tuning masks
-    what pretraining masks. Steps that drop documents see the conversation as one text.
+    Cleaning steps that change text run on each message, so what pretraining masks of a
+    dataset is masked here; chat files have no steps by default. Steps that drop
+    documents see the conversation as one text.
     """
     return write_sources(
         config.dialogue.sources,
@@ -71,7 +73,9 @@ def write_conversations(config: ConfigDict, workdir: Path, folder: Path) -> dict
 
 def _write_source(config, seen: set[bytes], name, source: Source, write: Write) -> dict:
     data = config.data
-    counts = {step: StepCount() for step in data.clean}
+    source_config = config.dialogue.sources[name]
+    clean = choose_steps(f'dialogue.sources.{name}', source_config, data)
+    counts = {step: StepCount() for step in clean}
     read, skipped = Counter(conversations=0, messages=0), Counter()
     splits = {split: Counter(conversations=0, views=0) for split in SPLITS}
     with console.progress_bar(f'dialogue {name}', source.total, source.unit) as advance:
@@ -90,7 +94,7 @@ def _write_source(config, seen: set[bytes], name, source: Source, write: Write) 
                 splits[split]['views'] += 1
     if not sum(count['views'] for count in splits.values()):
         raise UserError(
-            f'dialogue.sources.{name}.path={config.dialogue.sources[name].path}: none '
+            f'dialogue.sources.{name}.path={source_config.path}: none '
             f'of the {read["conversations"]} conversations is left ({dict(skipped)}): '
             'give a source in which the assistant answers'
         )
@@ -162,14 +166,19 @@ def choose_replies(
 
 
 def _clean(conversation, data, counts) -> Conversation:
-    """Cleans each message, and drops messages that are or become empty."""
-    steps, options = select_transforms(data.clean), read_options(data)
+    """Cleans each message, and drops messages that are or become empty.
+
+    Without steps, white space around a message stays too, as the server keeps it.
+    """
+    steps, options = select_transforms([*counts]), read_options(data)
     cleaned = (
         (speaker, clean_text(text, steps, options, counts))
         for speaker, text in conversation.messages
         if text and not text.isspace()
     )
-    messages = [(speaker, text.strip()) for speaker, text in cleaned if text]
+    messages = [
+        (speaker, text.strip() if counts else text) for speaker, text in cleaned if text
+    ]
     return conversation._replace(messages=messages)
 
 
@@ -183,8 +192,8 @@ def _reason_to_skip(conversation, data, counts, seen) -> str | None:
     if len(speakers) < 2:
         return 'one speaker'
     text = conversation_text(conversation.messages)
-    transforms = select_transforms(data.clean)
-    for name in data.clean:
+    transforms = select_transforms([*counts])
+    for name in counts:
         if name == DROP_DUPLICATES:
             dropped = is_duplicate(text, seen, counts[name])
         else:

@@ -31,6 +31,7 @@ from gptjax.data.cleaning.cleaning_steps import (
     Options,
     StepCount,
     check_steps,
+    choose_steps,
     clean_text,
     is_duplicate,
     read_options,
@@ -58,7 +59,7 @@ def build_documents(config: ConfigDict, workdir: Path) -> dict:
         workdir / 'documents',
         # A weight changes how often a document is read, not the documents.
         cleaning_settings(data)
-        | source_settings('data.sources', data.sources, 'weight'),
+        | source_settings('data.sources', data.sources, data, 'weight'),
         lambda folder: _write_documents(data, folder, workdir / 'datasets'),
         needs=[f'{split}.jsonl' for split in SPLITS],
         check=partial(refuse_changed_sources, 'data.sources', data.sources),
@@ -154,12 +155,13 @@ def _write_source(
     data: ConfigDict, seen: set[bytes], name: str, source: Source, write: Write
 ) -> dict:
     """Reads, cleans and writes a source; returns counts of its documents."""
-    counts = {step: StepCount() for step in data.clean}
+    clean = choose_steps(f'data.sources.{name}', data.sources[name], data)
+    counts = {step: StepCount() for step in clean}
     read, splits = Counter(empty=0), {split: Counter() for split in SPLITS}
     with console.progress_bar(f'cleaning {name}', source.total, source.unit) as advance:
         documents = _drop_empty(source.read(advance), read)
         # drop_duplicates sees all documents; the steps before and after it see chunks.
-        for compares, steps in groupby(data.clean, key=DROP_DUPLICATES.__eq__):
+        for compares, steps in groupby(clean, key=DROP_DUPLICATES.__eq__):
             if compares:
                 documents = (
                     (identity, text)
@@ -264,11 +266,21 @@ def cleaning_settings(data: ConfigDict) -> dict:
     return {f'data.{name}': data[name] for name in names}
 
 
-def source_settings(section: str, sources: ConfigDict, without: str = '') -> dict:
-    """The config fields of all sources except the field `without`."""
-    return {
+def source_settings(
+    section: str, sources: ConfigDict, data: ConfigDict, without: str = ''
+) -> dict:
+    """The config fields of all sources except the field `without`.
+
+    `clean` is among them if it gives other steps than data.clean.
+    """
+    settings = {
         f'{section}.{source}.{name}': value
         for source, fields in sources.items()
         for name, value in fields.items()
-        if name != without
+        if name not in (without, 'clean')
     }
+    for source, fields in sources.items():
+        steps = choose_steps(f'{section}.{source}', fields, data)
+        if steps != [*data.clean]:
+            settings[f'{section}.{source}.clean'] = steps
+    return settings

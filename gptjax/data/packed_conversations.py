@@ -67,7 +67,7 @@ def build_dialogue(config: ConfigDict, workdir: Path) -> dict:
         raise UserError('dialogue.sources is empty: name at least one source')
     inputs = {
         **cleaning_settings(config.data),
-        **source_settings('dialogue.sources', sources),
+        **source_settings('dialogue.sources', sources, config.data),
         'data.context': config.data.context,
         'chat.template': config.chat.template,
         'tokenizer': tokenizer.fingerprint,

@@ -13,6 +13,7 @@ from gptjax.core.console import UserError
 from gptjax.core.files import JSON_LINES, list_files, read_json_lines
 from gptjax.data.chat_template import check_role
 from gptjax.data.sources.file_source import read_message
+from gptjax.data.sources.records import replace_surrogates
 
 FORM = '{"prompt": [{"role": "user", "content": "…"}], "chosen": "…", "rejected": "…"}'
 
@@ -51,9 +52,8 @@ def read_preferences(path: str, field: str) -> tuple[list[Preference], dict]:
                         f'{location}: has no "{name}" that is a string: write {FORM}'
                     )
             identity, prompt = f'{file.name}#{number}', _read_prompt(value, location)
-            preferences.append(
-                Preference(identity, prompt, value['chosen'], value['rejected'])
-            )
+            replies = (replace_surrogates(value[n]) for n in ('chosen', 'rejected'))
+            preferences.append(Preference(identity, prompt, *replies))
     if not preferences:
         raise UserError(f'{field}={path}: has no preference: write lines of {FORM}')
     different = [one for one in preferences if one.chosen != one.rejected]
@@ -77,7 +77,8 @@ def _read_prompt(value: dict, location: str) -> list[dict]:
         place = f'{location}: prompt[{number}]'
         message = read_message(message, place, FORM)
         check_role(message['role'], place)
-        messages.append(dict(role=message['role'], content=message['content']))
+        content = replace_surrogates(message['content'])
+        messages.append(dict(role=message['role'], content=content))
     if messages[-1]['role'] == 'assistant':
         raise UserError(
             f'{location}: the prompt ends with a message of the assistant, and so do '

@@ -15,7 +15,8 @@ For chitchat, `reward.target` is a rating, the 'sum' of the ratings, or a behavi
     continued   of the first turns: 1 if the conversation went on after them, else 0.
                 For a random half these are all turns, else a random smaller number
 
-The cleaning steps of `data.clean` that change text run on each message. The last
+The steps of `data.clean` that change text run on each message of chitchat, those of
+`reward.clean` on users' pairs, by default none: replies are scored as written. The last
 speaker is the assistant, because the reward model judges the last reply.
 """
 
@@ -35,7 +36,12 @@ from gptjax.core.files import JSON_LINES, list_files
 from gptjax.core.hashing import hash_words
 from gptjax.data import rating_audit
 from gptjax.data.chitchat import RATING_NAMES, ChitchatConversation, read_chitchat
-from gptjax.data.cleaning.cleaning_steps import STEPS, read_options, select_transforms
+from gptjax.data.cleaning.cleaning_steps import (
+    STEPS,
+    choose_steps,
+    read_options,
+    select_transforms,
+)
 from gptjax.data.documents import assign_split
 from gptjax.data.preferences import Preference, read_preferences
 from gptjax.data.sources.open_source import describe_files, refuse_changed_files
@@ -79,8 +85,9 @@ def build_ratings(config: ConfigDict, workdir: Path) -> dict:
         inputs['reward.target'] = reward.target
     if reward.target in BEHAVIOUR:
         inputs['seed'] = config.seed
-    inputs['data.clean'] = data.clean
-    if 'split_sentences' in data.clean:  # the only text step that reads it
+    steps = _choose_steps(config)
+    inputs['data.clean'] = steps
+    if 'split_sentences' in steps:  # the only text step that reads it
         inputs['data.languages'] = data.languages
     return artifact.build(
         workdir / 'ratings',
@@ -123,7 +130,7 @@ def _write_ratings(config: ConfigDict, folder: Path, data_dir: Path) -> dict:
         preferences, counts = read_preferences(reward.preferences, FIELD)
         for preference in preferences:
             better, worse = (
-                _clean(rated, config.data) for rated in _rate_preference(preference)
+                _clean(rated, config) for rated in _rate_preference(preference)
             )
             if better.messages == worse.messages:
                 counts['equal'] += 1
@@ -135,7 +142,7 @@ def _write_ratings(config: ConfigDict, folder: Path, data_dir: Path) -> dict:
         for conversation in conversations:
             rated = rate_conversation(conversation, reward.target, config.seed)
             if rated:
-                by_split[split_by(conversation.id)].append(_clean(rated, config.data))
+                by_split[split_by(conversation.id)].append(_clean(rated, config))
     splits = {}
     for split, rated in by_split.items():
         splits[split] = _write_split(folder / f'{split}.jsonl', rated)
@@ -219,11 +226,18 @@ def _rate_preference(preference: Preference) -> list[RatedConversation]:
     ]
 
 
-def _clean(rated: RatedConversation, data: ConfigDict) -> RatedConversation:
-    options, messages = read_options(data), []
+def _choose_steps(config: ConfigDict) -> list[str]:
+    if not config.reward.preferences:
+        return [*config.data.clean]
+    return choose_steps('reward', config.reward, config.data)
+
+
+def _clean(rated: RatedConversation, config: ConfigDict) -> RatedConversation:
+    options, messages = read_options(config.data), []
+    steps = select_transforms(_choose_steps(config))
     for message in rated.messages:
         text = message['content']
-        for name in select_transforms(data.clean):
+        for name in steps:
             text = STEPS[name](text, options)
         messages.append(dict(message, content=text))
     return rated._replace(messages=messages)

@@ -14,6 +14,7 @@ USER, REPLY = (
     dict(role='user', content='where is the cat?'),
     dict(role='assistant', content='it sat down'),
 )
+CLEAN = ('data.clean',)
 SYSTEM = dict(role='system', content='Be kind.')
 
 
@@ -29,7 +30,7 @@ def write_chat(path, *conversations):
 def write(tmp_path, **sources):
     """(views by split, manifest of the sources)."""
     folder = tmp_path / 'made'
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     config = common.base()
     config.dialogue = common.dialogue_section(**sources)
     config.data.validation_fraction = 0.3
@@ -41,10 +42,11 @@ def write(tmp_path, **sources):
     return views, manifest
 
 
-def write_own(tmp_path, *lines):
+def write_own(tmp_path, *lines, **fields):
     """(messages by id, manifest of the source) of a chat file."""
     path = write_chat(tmp_path / 'a.jsonl', *lines)
-    views, manifest = write(tmp_path, own=common.source('chat', str(path)))
+    source = common.source('chat', str(path), **fields)
+    views, manifest = write(tmp_path, own=source)
     every = views['train'] + views['validation']
     return {view['id']: view['messages'] for view in every}, manifest['own']
 
@@ -65,12 +67,25 @@ def test_chat_files_are_read_as_they_are(tmp_path):
     assert manifest['own']['files'] == 2 and manifest['own']['skipped'] == {}
 
 
+def test_users_messages_stay_as_written(tmp_path):
+    code = '    @app.route("/")\n<h1>&lt;a  b</h1> \x1b[1m 0123456789 ann@example.org\n'
+    messages = [dict(USER, content='ok'), dict(REPLY, content=code)]
+    views, manifest = write_own(tmp_path, messages, messages)
+    assert list(views.values()) == [messages] * 2 and manifest['skipped'] == {}
+    with pytest.raises(
+        UserError, match=r"dialogue\.sources\.own\.clean: no step .*'x'"
+    ):
+        write_own(tmp_path, messages, clean=('x',))
+
+
 def test_messages_are_cleaned(tmp_path):
     parts = [dict(type='text', text='where is '), dict(type='text', text='the cat?')]
     hidden = dict(role='user', content='write to  ann@example.org \u200b')
     messages = [dict(USER, content=parts), hidden, dict(USER, content=' \u200b\n')]
     half = 'x\ud83d'  # half a surrogate pair
-    views, manifest = write_own(tmp_path, dict(id=half, messages=[*messages, REPLY]))
+    views, manifest = write_own(
+        tmp_path, dict(id=half, messages=[*messages, REPLY]), clean=CLEAN
+    )
     masked = dict(role='user', content='write to [email]')
     assert views == {'own/x\ufffd': [USER, masked, REPLY]}
     assert manifest['steps']['mask_emails']['documents_changed'] == 1
@@ -155,7 +170,8 @@ def test_what_pretraining_held_out_is_held_out(tmp_path):
     short = [USER | {'content': 'a'}, REPLY | {'content': 'b'}]
     twice = [dict(one, id=one['id'] + 'again') for one in sums(3)]
     lines = *sums(60), dict(id='short', messages=short), *twice
-    source = common.source('chat', str(write_chat(tmp_path / 'a.jsonl', *lines)))
+    path = write_chat(tmp_path / 'a.jsonl', *lines)
+    source = common.source('chat', str(path), clean=CLEAN)
     config = common.base()
     config.data.validation_fraction = 0.3
     config.data.sources = dict(own=source)

@@ -135,7 +135,9 @@ def write_preferences(path):
 def test_users_preferences(tmp_path):
     path = tmp_path / 'mine.jsonl'
     write_preferences(path)
-    config = make_config(preferences=str(path))
+    raw = ratings.build_ratings(make_config(preferences=str(path)), tmp_path / 'raw')
+    assert raw['preferences'] == dict(lines=60, equal=1)  # cleaned by no step
+    config = make_config(preferences=str(path), clean=('data.clean',))
     manifest = ratings.build_ratings(config, tmp_path / 'run')
     assert manifest['preferences'] == dict(lines=60, equal=2)
     assert 'audit' not in manifest

@@ -1,9 +1,9 @@
 """Cleaning steps: pure functions `(text, options) -> text`, or None to drop the text.
 
-`data.clean` lists the names of the steps in the order in which they run, and the
-manifest counts what each step changed and dropped. To add a step, write its function
-and add it to TRANSFORMS or FILTERS. Only `drop_duplicates` compares documents: see
-`is_duplicate`.
+`data.clean` lists the names of the steps in the order in which they run, and a source
+may have its own list. The manifest counts what each step changed and dropped. To add a
+step, write its function and add it to TRANSFORMS or FILTERS. Only `drop_duplicates`
+compares documents: see `is_duplicate`.
 """
 
 import hashlib
@@ -196,16 +196,31 @@ class StepCount:
             setattr(self, name, getattr(self, name) + value)
 
 
-def check_steps(names: Sequence[str]) -> None:
-    """Raises UserError if a name of data.clean is unknown or occurs twice."""
+def choose_steps(field: str, section: ConfigDict, data: ConfigDict) -> list[str]:
+    """The cleaning steps of a source, or of the pairs of `reward`.
+
+    In its field `clean`, 'data.clean' stands for the steps of data.clean. 'default' is
+    these too, except for chat files, which stay as their writers wrote them.
+    """
+    names = section.clean
+    if tuple(names) == ('default',):
+        names = () if section.kind == 'chat' else ('data.clean',)
+    groups = (data.clean if name == 'data.clean' else (name,) for name in names)
+    steps = [step for group in groups for step in group]
+    check_steps(steps, f'{field}.clean')
+    return steps
+
+
+def check_steps(names: Sequence[str], field: str = 'data.clean') -> None:
+    """Raises UserError if a name of `field` is unknown or occurs twice."""
     known = (*STEPS, DROP_DUPLICATES)
     for name in names:
         if name not in known:
             raise UserError(
-                f'data.clean: no step is called {name!r}: use {", ".join(known)}'
+                f'{field}: no step is called {name!r}: use {", ".join(known)}'
             )
         if names.count(name) > 1:
-            raise UserError(f'data.clean: {name!r} occurs twice: remove one')
+            raise UserError(f'{field}: {name!r} occurs twice: remove one')
 
 
 def is_duplicate(text: str, seen: set[bytes], count: StepCount) -> bool:

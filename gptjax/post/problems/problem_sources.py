@@ -21,6 +21,7 @@ from gptjax.core.console import UserError
 from gptjax.core.files import File, read_json_lines
 from gptjax.core.hashing import hash_fraction, hash_integer
 from gptjax.data.conversations import choose_replies, conversation_id
+from gptjax.data.sources.records import replace_surrogates
 from gptjax.parallel.multihost import print_once
 
 SPLITS = ('train', 'validation', 'held_out')
@@ -199,10 +200,12 @@ def _parse_problem(value: dict) -> Problem:
             )
         if not isinstance(message['content'], str):
             raise ValueError('"content" is not a string')
+        message['content'] = replace_surrogates(message['content'])
     if not messages or not isinstance(answer, str):
         raise ValueError(
             'has no message to reply to, or an answer that is not a string'
         )
+    answer = replace_surrogates(answer)
     return Problem(storage.fingerprint(messages)[:16], tuple(messages), answer, value)
 
 
