@@ -63,17 +63,16 @@ def repair_unicode(text: str, options: Options) -> str:
 def remove_control_characters(text: str, options: Options) -> str:
     """Removes invisible characters, and writes every line break as '\\n'.
 
-        'a\\0b\\r\\nc\\u200b' → 'ab\\nc'
+        'a\\0b\\r\\nc\\fd\\u200b' → 'ab\\nc\\nd'
 
     Removed are control characters except tab and line feed, byte-order marks, soft
     hyphens, zero-width spaces, marks of the writing direction, private-use characters
     and code points without a character. The joiners U+200C and U+200D stay, as
     Persian, Indian scripts and emoji need them.
     """
-    text = text.replace('\r\n', '\n').replace('\r', '\n')
     if text.isascii() and text.isprintable():
         return text
-    return _INVISIBLE.sub('', text)
+    return _INVISIBLE.sub('', _LINE_BREAK.sub('\n', text))
 
 
 _INVISIBLE = re.compile(
@@ -104,7 +103,7 @@ def normalize_whitespace(text: str, options: Options) -> str:
     return text.strip('\n').rstrip()
 
 
-_LINE_BREAK = re.compile('\r\n?|[\x0b\x0c\x85\u2028\u2029]')
+_LINE_BREAK = re.compile('\r\n?|[\x0b\x0c\x1c-\x1f\x85\u2028\u2029]')
 _OTHER_BLANK = re.compile('[\xa0\u1680\u2000-\u200a\u202f\u205f\u3000]')
 _LAST_BLANKS = re.compile(r'(?<![ \t])[ \t]+\n')  # one match per run: linear time
 _INNER_BLANKS = re.compile(r'(?<=\S)[ \t]{2,}')

@@ -42,6 +42,12 @@ def test_the_examples_in_the_docstring(step):
         ('repair_unicode', 'a &amp; b <3', 'a &amp; b <3'),
         ('remove_control_characters', 'a\0b\x1bc\x7fd\ufeffe\u200bf', 'abcdef'),
         ('remove_control_characters', 'a\tb\nc\r\nd\re', 'a\tb\nc\nd\ne'),
+        (
+            'remove_control_characters',
+            'a\vb\fc\x1cd\x1de\x1ef\x1fg',
+            '\n'.join('abcdefg'),
+        ),
+        ('normalize_whitespace', 'a\vb \x1c\x1fc', 'a\nb\n\nc'),
         ('remove_control_characters', 'می‌خواهم 👩‍🚀', 'می‌خواهم 👩‍🚀'),
         ('normalize_whitespace', 'a\u00a0b \t\n  c  ', 'a b\n  c'),
         ('normalize_whitespace', 'if x:\n    y  =\t1\n', 'if x:\n    y =\t1'),
