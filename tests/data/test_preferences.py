@@ -64,3 +64,9 @@ def test_files_without_a_preference_are_refused(tmp_path):
         read(tmp_path, '')
     with pytest.raises(UserError, match='no such file'):
         read_preferences(str(tmp_path / 'none.jsonl'), 'reward.preferences')
+
+
+def test_half_a_surrogate_pair_is_replaced(tmp_path):
+    half = 'x\ud83d'
+    (found,), _ = read(tmp_path, line([dict(role='user', content=half)], half, 'b'))
+    assert (found.prompt[0]['content'], found.chosen) == ('x\ufffd', 'x\ufffd')

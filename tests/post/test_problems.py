@@ -307,3 +307,10 @@ def test_other_conversations_are_another_task(tmp_path):
     assert verifiable_tasks.problems_fingerprint(path) == before
     folder_of(tmp_path, [say('a', 'e')], [say('c', 'd')])
     assert verifiable_tasks.problems_fingerprint(path) != before
+
+
+def test_half_a_surrogate_pair_is_replaced(tmp_path):
+    path = tmp_path / 'problems.jsonl'
+    path.write_text(json.dumps(dict(prompt='x\ud83d', answer='y\ud83d')))
+    (problem,), _ = problem_sources.read_problems(path)
+    assert problem.messages[0]['content'] == 'x\ufffd' and problem.answer == 'y\ufffd'
