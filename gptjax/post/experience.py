@@ -40,8 +40,7 @@ class Algorithm(NamedTuple):
     score_tokens: `(params, reference, batch)` → (B, T) arrays: the log-probabilities
         `old` and `reference`, and further ones for `compute_advantages`.
     compute_advantages: `(batch, scores_B, coefficient)` → (batch, metrics), for a whole
-        rollout on the host. It adds `advantages` to the batch, and further arrays for
-        `loss_fn`.
+        rollout. It adds `advantages` to the batch, and further arrays for `loss_fn`.
     loss_fn: `(params, batch, key, control, reference=None)`, for `make_train_step`.
         `control` has two scalars: `coefficient` of the KL, and `policy`, which is 0
         while only a critic is trained. `reference` is passed under LoRA.
@@ -133,6 +132,8 @@ def collect_experience(
     batch, algorithm_metrics = algorithm.compute_advantages(
         {**rollout.batch, **token_scores}, scores_B, reward_coefficient
     )
+    # With several processes, arrays of jax.numpy are global and cannot be split again.
+    batch = {name: np.asarray(array) for name, array in batch.items()}
 
     kl_B = kl_per_reply(token_scores['old'], token_scores['reference'], mask_BT)
     kl = float(np.sum(kl_B)) / max(1, num_replies)

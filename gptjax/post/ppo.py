@@ -121,9 +121,7 @@ def compute_advantages(section: ConfigDict, batch: dict, scores_B, coefficient):
     explained = policy_losses.explained_variance(batch['values'], returns_BT, mask_BT)
     if section.whiten:
         advantages_BT = advantages.whiten(advantages_BT, mask_BT)
-    batch = dict(
-        batch, advantages=np.asarray(advantages_BT), returns=np.asarray(returns_BT)
-    )
+    batch = dict(batch, advantages=advantages_BT, returns=returns_BT)
     return batch, dict(explained_variance=float(explained))
 
 
