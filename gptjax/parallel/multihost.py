@@ -7,12 +7,14 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from gptjax.core import storage
 from gptjax.core.console import UserError
 
 SHARED_SECONDS = 60.0  # in which a file shows on every process' disk
 POLL_SECONDS = 0.5
+NO_MESH = Mesh(np.empty((), object), ())
 
 
 def is_first_process() -> bool:
@@ -83,6 +85,32 @@ def run_on_first_process(workdir: Path, function: Callable[[], None]) -> None:
         ended.unlink(missing_ok=True)
     if error:
         raise error
+
+
+def compute_on_first_process(
+    function: Callable[[], np.ndarray], size: int
+) -> np.ndarray:
+    """The float32 array (size,) that `function` returns on the first process.
+
+    Every process returns these values. Where `function` raises, all raise: the first
+    process just that, the others a UserError.
+    """
+    if jax.process_count() == 1:
+        return function()
+    values, error = np.zeros(size, np.float32), None
+    if is_first_process():
+        try:
+            with jax.set_mesh(NO_MESH):  # one process cannot use arrays of all
+                values = np.asarray(function(), np.float32)
+        except Exception as raised:
+            error = raised
+    text = _message_for_others(error).encode() if error else b''
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    if length:
+        codes = np.resize(np.frombuffer(text, np.uint8), length)
+        text = bytes(multihost_utils.broadcast_one_to_all(codes))
+        raise error or UserError(text.decode())
+    return multihost_utils.broadcast_one_to_all(values)
 
 
 def _message_for_others(error: Exception) -> str:

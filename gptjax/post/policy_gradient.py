@@ -40,6 +40,7 @@ from gptjax.post.policy_model import (
 from gptjax.post.problems.verifiable_tasks import make_task, problems_fingerprint
 from gptjax.post.reward_functions import (
     make_reward,
+    on_first_process,
     rewards_fingerprint,
     verifier_reward,
 )
@@ -84,7 +85,8 @@ def train_policy(
     trained = apply_compute_settings(config, trained)
     prompt_format = make_prompt_format(config, 'policy', trained.tokenizer)
     task = make_task(config.task, config.seed, prompt_format.fits)
-    environment = Environment(prompt_format, task, make_reward(config.task, task))
+    reward = on_first_process(make_reward(config.task, task))
+    environment = Environment(prompt_format, task, reward)
     policy = make_policy_model(config, trained.settings)
     algorithm = make_algorithm(config, trained, policy, mesh)
 
@@ -279,7 +281,7 @@ def evaluate_policy(
     metrics = dict(reward=float(np.mean(reward(problems, texts))))
     metrics['loss'] = -metrics['reward']
     if task.score is not None:
-        scores = verifier_reward(task.score)(problems, texts)
+        scores = on_first_process(verifier_reward(task.score))(problems, texts)
         metrics['accuracy'] = float(np.mean(scores >= 1.0))
         metrics['loss'] = 1 - metrics['accuracy']
     return dict(

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from gptjax.core import run_dir, storage
 from gptjax.core.console import UserError
+from gptjax.parallel import multihost
 from gptjax.post.problems.problem_sources import Problem
 from gptjax.post.problems.verifiable_tasks import Task
 from gptjax.post.reward_model import RESULTS, load_reward_function
@@ -164,6 +165,13 @@ def verifier_reward(score: Callable[[Problem, str], float]) -> Reward:
     """The reward function of a verifier, `Task.score`."""
     score_all = lambda problems, replies: list(map(score, problems, replies))
     return partial(compute_rewards, 'the verifier', score_all)
+
+
+def on_first_process(reward: Reward) -> Reward:
+    """The reward, computed once for all processes: it may not be deterministic."""
+    return lambda problems, replies: multihost.compute_on_first_process(
+        partial(reward, problems, replies), len(problems)
+    )
 
 
 def _require_verifier(task, name):
