@@ -202,8 +202,11 @@ def model_fingerprint(trained: Trained) -> str:
 
 
 def inference_mesh(config: ConfigDict) -> Mesh:
-    """A mesh with the tensor axis alone, or of one device if there are too few."""
-    devices = jax.devices()
+    """A mesh with the tensor axis alone, or of one device if there are too few.
+
+    With several processes, each process has one on its own devices.
+    """
+    devices = jax.local_devices()
     tensor = len(devices) if config.mesh.tensor == -1 else config.mesh.tensor
     tensor = tensor if tensor <= len(devices) else 1
     sizes = ConfigDict(dict(data=1, fsdp=1, tensor=tensor, context=1))
