@@ -24,17 +24,19 @@ SHORT = (
     '--config.checkpoint.every=2',
     '--config.optim.warmup_steps=0',
 )
-# One of two processes, told what a cluster's environment would tell
+# One of several processes, told what a cluster's environment would tell
 # `jax.distributed.initialize`.
 PROCESS = """
 import sys, jax
 from gptjax.cli import main
 from gptjax.parallel import multihost
 multihost.SHARED_SECONDS = 3.0
-port, number, *argv = sys.argv[1:]
+port, count, number, *argv = sys.argv[1:]
 jax.config.update('jax_cpu_collectives_implementation', 'gloo')
 initialize = jax.distributed.initialize
-jax.distributed.initialize = lambda: initialize(f'localhost:{port}', 2, int(number))
+jax.distributed.initialize = lambda: initialize(
+    f'localhost:{port}', int(count), int(number)
+)
 sys.argv = ['gptjax', *argv, '--multihost']
 """
 COMPARED = ('step', 'split', 'loss', 'grad_norm', 'bits_per_byte')
@@ -95,16 +97,17 @@ def start(*words, devices: int = 1, **options) -> subprocess.Popen:
     )
 
 
-def start_two(
-    words, *others, before: str = '', devices: int = 4
+def start_cluster(
+    words, *others, before: str = '', devices: int = 4, count: int = 2
 ) -> list[subprocess.Popen]:
-    """Two processes, as one cluster.
+    """Several processes, as one cluster.
 
     Args:
         words: of the command line.
-        others: the second process' words, if they differ.
-        before: code that both run before the command.
+        others: the words of the other processes, if they differ.
+        before: code that all run before the command.
         devices: of each.
+        count: the number of processes.
     """
     with socket.socket() as free:
         free.bind(('localhost', 0))
@@ -112,14 +115,14 @@ def start_two(
     code = f'{PROCESS}\n{before}\nsys.exit(main(sys.argv))'
     return [
         subprocess.Popen(
-            [sys.executable, '-c', code, str(port), str(number), *map(str, its)],
+            [sys.executable, '-c', code, *map(str, (port, count, number, *its))],
             cwd=ROOT,
             env=environment(devices),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for number, its in enumerate((words, *(others or (words,))))
+        for number, its in enumerate((words, *(others or [words] * (count - 1))))
     ]
 
 

@@ -1,13 +1,15 @@
-"""A run directory with random weights, and configs of stages that start there."""
+"""Run directories with random weights, and configs of stages that start there."""
 
 import json
+import shutil
 
 import jax
 
 from configs import common
 from gptjax.core import run_dir, storage
-from gptjax.models import gpt, settings
+from gptjax.models import gpt, heads, settings
 from gptjax.optim.optimizer import make_optimizer
+from gptjax.post import reward_model
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.tokenizer.train_tokenizer import train_model
 from gptjax.train.checkpoint import Checkpoints
@@ -67,16 +69,41 @@ def write_start(tmp_path):
     storage.write_bytes(run / 'tokenizer' / 'tokenizer.model', content)
     tokenizer = Tokenizer(content)
     model = settings.resolve(made.model, tokenizer.vocab_size)
+    shapes, axes = gpt.abstract_params(model), gpt.param_axes(model)
+    identity = dict(tokenizer=tokenizer.fingerprint)
+    _write_run(
+        run, made, shapes, axes, identity, lambda key: gpt.init_params(model, key)
+    )
+    return run
+
+
+def write_reward(tmp_path):
+    """RUN/reward, a reward model with random weights that starts from RUN/start."""
+    run, made = tmp_path / 'reward', config(tmp_path, 'grpo')
+    del made.task, made.policy, made.grpo
+    made.reward = common.reward_section()
+    shutil.copytree(tmp_path / 'start' / 'tokenizer', run / 'tokenizer')
+    tokenizer = Tokenizer.load(run / 'tokenizer' / 'tokenizer.model')
+    model = settings.resolve(made.model, tokenizer.vocab_size)
+
+    def init(key):
+        head = heads.init_reward_head(model, key)
+        return {**gpt.init_params(model, key), **head}
+
+    identity = reward_model.reward_identity(made, tokenizer)
+    _write_run(run, made, *reward_model.reward_shapes(model), identity, init)
+    storage.write_json(run / reward_model.RESULTS, dict(center=0.1))
+    return run
+
+
+def _write_run(run, made, shapes, axes, identity, init):
+    """Writes the config and a checkpoint with the parameters of `init(key)`."""
     mesh = helpers.mesh_of()
     with jax.set_mesh(mesh):
-        shapes = gpt.abstract_params(model)
         optimizer = make_optimizer(made, shapes)
-        abstract = abstract_state(shapes, optimizer, gpt.param_axes(model), mesh)
-        init = lambda key: gpt.init_params(model, key)
+        abstract = abstract_state(shapes, optimizer, axes, mesh)
         state = create_state(init, optimizer, abstract, jax.random.key(0))
-        identity = dict(tokenizer=tokenizer.fingerprint)
         checkpoints = Checkpoints(run / 'checkpoints', identity)
         checkpoints.save(0, state, dict(reason='finished'), 1.0)
         checkpoints.close()
     run_dir.write_config(made, run)
-    return run

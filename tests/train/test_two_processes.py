@@ -43,7 +43,7 @@ def test_two_processes_are_one_run(prepared_run, tmp_path):
     expected = runs.records(alone)
 
     workdir = tmp_path / 'together'  # without data
-    first, second = runs.start_two(words_of(workdir))
+    first, second = runs.start_cluster(words_of(workdir))
     said = runs.finish(first)[0], runs.finish(second)[0]
     assert 'documents: ' in said[0] and 'finished at step 12' in said[0]
     # Gloo's threads also print, and may split these lines.
@@ -67,7 +67,7 @@ def test_two_processes_train_a_policy_as_one(tmp_path):
     starts.write_start(tmp_path)
     words = lambda name: (*policy('ppo', tmp_path, tmp_path / name), *MESH)
     runs.finish(runs.start(*words('alone'), devices=8))
-    for process in runs.start_two(words('together')):
+    for process in runs.start_cluster(words('together')):
         runs.finish(process)
     both = records(tmp_path / 'together'), records(tmp_path / 'alone')
     for together, alone in zip(*both, strict=True):
@@ -84,14 +84,14 @@ def test_a_signal_or_a_damaged_shard_of_one_process_is_seen_by_both(
     more = ('train.num_steps=30', 'train.eval_every=30', 'checkpoint.every=10')
     words = words_of(workdir, *(f'--config.{field}' for field in more))
     words += ('--config.mesh.tensor=1',)
-    processes = runs.start_two(words, devices=2)
+    processes = runs.start_cluster(words, devices=2)
     wait_until(processes[0], lambda: lines_of(workdir) >= 11)
     processes[1].terminate()  # alone
     said = [runs.finish(process, 75)[0] for process in processes][0]
     stopped = int(re.search(r'saved at step (\d+)', said)[1])
     assert 10 < stopped < 30
 
-    first, second = runs.start_two(words, before=DAMAGED, devices=2)
+    first, second = runs.start_cluster(words, before=DAMAGED, devices=2)
     said = runs.finish(first)[0]
     runs.finish(second)
     assert f'{stopped:08d} is damaged: in another process' in said
@@ -108,11 +108,13 @@ def test_all_processes_refuse_what_the_first_refuses(tmp_path):
         '--config.data.sources.chitchat.kind=text',
         '--config.data.sources.chitchat.path=/nowhere',
     )
-    for process in runs.start_two(words_of(tmp_path / 'run', *missing)):
+    for process in runs.start_cluster(words_of(tmp_path / 'run', *missing)):
         assert 'no such file' in runs.finish(process, code=2)[1]
 
 
 @pytest.mark.slow
 def test_a_run_directory_that_is_not_shared(tmp_path):
-    for process in runs.start_two(words_of(tmp_path / 'a'), words_of(tmp_path / 'b')):
+    for process in runs.start_cluster(
+        words_of(tmp_path / 'a'), words_of(tmp_path / 'b')
+    ):
         assert 'a folder that all of them share' in runs.finish(process, code=2)[1]

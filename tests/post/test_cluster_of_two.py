@@ -1,0 +1,195 @@
+"""Two processes train as one: the stages after pretraining, and rewards.
+
+A supervised run is compared as a whole. Of reinforcement learning, the first rollout is
+the same token for token, and the first update to the rounding of float32; rounding may
+change a later reply.
+"""
+
+import re
+
+import numpy as np
+import pytest
+
+from tests import runs
+from tests.post import starts, test_dpo, test_reward
+from tests.train import test_resume, test_sft
+
+LORA = '--config.lora.rank=2'
+SHORT = (
+    *('--config.optim.warmup_steps=0', '--config.train.num_steps=2'),
+    *('--config.train.batch_size=16', '--config.train.eval_every=1'),
+)
+POLICY = (
+    *SHORT,
+    *('--config.task.validation=4', '--config.policy.slots=8'),
+    *('--config.policy.prompts=4', '--config.policy.replies=4'),
+    '--config.policy.epochs=1',
+)
+PART = '--config.task.rewards.correct'
+REWARDS = f'{PART}.function=tests.post.rewards_by_process'
+FUNCTION = f'{REWARDS}.another_in_each'
+# Saves the first rollout of each process.
+RECORD = """
+import numpy as np
+from pathlib import Path
+from gptjax.post import policy_gradient
+collect = policy_gradient.collect_experience
+def recorded(config, *arguments):
+    batch, *others = collect(config, *arguments)
+    if arguments[-1] == 0:
+        [folder] = [w.split('=')[1] for w in argv if w.startswith('--workdir=')]
+        np.savez(Path(folder) / f'rollout-{jax.process_index()}.npz', **batch)
+    return batch, *others
+policy_gradient.collect_experience = recorded
+"""
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A run to start from, a reward model, and files of data."""
+    folder = tmp_path_factory.mktemp('cluster')
+    starts.write_start(folder)
+    starts.write_reward(folder)
+    test_sft.chat_file(folder)
+    test_reward.write_preferences(folder / 'preferences.jsonl')
+    pairs = [
+        test_dpo.pair(f'{n} + {n} =', str(2 * n), 'I do not know') for n in range(40)
+    ]
+    test_dpo.write_pairs(folder / 'pairs.jsonl', pairs)
+    return folder
+
+
+def run_both(words, tmp_path):
+    """The run directories of one process with one device, and of two such processes."""
+    both, processes = [tmp_path / 'alone', tmp_path / 'together'], []
+    for count, workdir in enumerate(both, 1):
+        processes += runs.start_cluster(
+            (*words, f'--workdir={workdir}'),
+            before=RECORD,
+            devices=1,
+            count=count,
+        )
+    try:
+        for process in processes:
+            runs.finish(process)
+    finally:
+        for process in processes:
+            process.kill()  # what waits for a process that failed
+    return both
+
+
+SUPERVISED = {
+    'sft': ('sft', 'sft.py:chat={}/mine.jsonl', '--config.sft.epochs=0'),
+    'sft_lora': ('sft', 'sft.py:chat={}/mine.jsonl', '--config.sft.epochs=0', LORA),
+    'reward': (
+        *('reward', 'reward.py:{}/preferences.jsonl', '--config.reward.epochs=0'),
+        '--config.eval.resamples=50',
+    ),
+    **{
+        loss: (
+            *('dpo', f'dpo.py:{loss}', '--config.preference.path={}/pairs.jsonl'),
+            '--config.preference.epochs=0',
+        )
+        for loss in ('dpo', 'kto')
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'name',
+    [
+        'dpo',
+        *(pytest.param(n, marks=pytest.mark.long) for n in SUPERVISED if n != 'dpo'),
+    ],
+)
+def test_supervised_stages(name, folder, tmp_path):
+    stage, config, *more = (word.format(folder) for word in SUPERVISED[name])
+    start = f'--config.start.run={folder / "start"}'
+    words = (stage, f'--config=configs/{config}', start, *SHORT, *more)
+    alone, together = map(test_resume.records, run_both(words, tmp_path))
+    assert [line['split'] for line in together] == ['train', 'validation'] * 2
+    for line, expected in zip(together, alone, strict=True):
+        assert line.pop('split') == expected.pop('split')
+        assert line == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def policy_words(stage, variant, folder, *more):
+    start = f'--config.start.run={folder / "start"}'
+    problems = f'--config.task.path={folder / "problems.jsonl"}'
+    config = f'--config=configs/{stage}.py{variant}'
+    return (stage, config, start, problems, *POLICY, *more)
+
+
+REINFORCEMENT = {
+    'grpo_function': ('grpo', '', FUNCTION),
+    'ppo_model': (
+        *('ppo', '', f'{PART}.function=model', f'{PART}.run={{}}/reward'),
+        *('--config.ppo.critic=network', '--config.ppo.critic_run={}/reward'),
+    ),
+    # No reply is right: the penalty for truncated ones moves the policy.
+    'ppo_verifier': ('ppo', '', '--config.policy.missing_eos_penalty=1.0'),
+    'ppo_lora': ('ppo', '', FUNCTION, LORA),
+    'grpo_model': ('grpo', '', f'{PART}.function=model', f'{PART}.run={{}}/reward'),
+    **{
+        name: ('grpo', f':{name}', FUNCTION)
+        for name in ('dr_grpo', 'dapo', 'gspo', 'rloo', 'reinforce')
+    },
+}
+OFTEN = ('grpo_function', 'ppo_model')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'name',
+    [
+        *OFTEN,
+        *(
+            pytest.param(n, marks=pytest.mark.long)
+            for n in REINFORCEMENT
+            if n not in OFTEN
+        ),
+    ],
+)
+def test_reinforcement_learning(name, folder, tmp_path):
+    stage, variant, *more = (word.format(folder) for word in REINFORCEMENT[name])
+    words = policy_words(stage, variant, folder, *more)
+    alone, together = run_both(words, tmp_path)
+    expected = np.load(alone / 'rollout-0.npz')
+    for process in range(2):
+        rollout = np.load(together / f'rollout-{process}.npz')
+        for tokens in ('inputs', 'targets', 'weights'):
+            np.testing.assert_array_equal(rollout[tokens], expected[tokens])
+        # The log-probabilities are those of another mesh, the rewards are the same.
+        for array in rollout.keys():
+            np.testing.assert_allclose(rollout[array], expected[array], 1e-5, 1e-6)
+    assert np.any(expected['advantages'])
+
+    lines = [test_resume.records(workdir) for workdir in (together, alone)]
+    for line, expected in zip(*(run[:2] for run in lines), strict=True):
+        assert line.pop('split') == expected.pop('split')
+        assert line == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert len(lines[0]) == len(lines[1])
+
+
+@pytest.mark.slow
+def test_a_signal_between_rollouts_of_several_updates(folder, tmp_path):
+    workdir = tmp_path / 'run'
+    words = policy_words('grpo', '', folder, f'--workdir={workdir}', FUNCTION)
+    changes = dict(batch_size=4, num_steps=400, eval_every=400)  # 4 updates a rollout
+    words += tuple(f'--config.train.{name}={changes[name]}' for name in changes)
+    processes = runs.start_cluster(words, devices=1)
+    test_resume.wait_until(processes[0], lambda: test_resume.lines_of(workdir) >= 3)
+    processes[1].terminate()  # alone
+    output = [runs.finish(process, 75)[0] for process in processes][0]
+    stopped = int(re.search(r'saved at step (\d+)', output)[1])
+    assert stopped % 4 == 0 and 8 <= stopped < 400
+    assert (workdir / 'checkpoints' / f'{stopped:08d}').is_dir()
+
+
+@pytest.mark.slow
+def test_a_reward_that_fails_on_the_first_process_ends_both(folder, tmp_path):
+    rewards = f'{REWARDS}.fails_later'
+    words = policy_words('grpo', '', folder, f'--workdir={tmp_path / "run"}', rewards)
+    for process in runs.start_cluster(words, devices=1):
+        assert "raised KeyError: 'no such judge'" in runs.finish(process, code=2)[1]
