@@ -6,7 +6,10 @@ Variants: 124M, 350M, 774M, 1558M. nanoGPT's 124M reaches a validation loss of a
 2.85 after all steps, in four days on eight A100 GPUs.
 
 Departures from the paper: its data and schedule were never published, so both are
-those of nanoGPT. The vocabulary has GPT-2's size and is trained on OpenWebText.
+those of nanoGPT, which trains 124M; the learning rates of the larger models are those
+of GPT-3. The vocabulary has GPT-2's size and is trained on OpenWebText.
+
+Read at the source: nanoGPT's train.py, config/train_gpt2.py and README.md.
 """
 
 from configs import common

@@ -14,6 +14,8 @@ Departures from the paper:
 - The learning rate decays until the end; in the paper it reaches a tenth after 260
   billion tokens.
 
+Read at the source: appendix B. From memory: tables 2.1 and 2.2.
+
 TFDS builds C4 from Common Crawl, which needs the packages apache-beam<2.65, langdetect,
 nltk==3.8.1 and tldextract. To train on other text, such as the files of a folder, add
 --config.data.sources.c4.kind=text --config.data.sources.c4.path=FOLDER

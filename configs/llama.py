@@ -9,7 +9,12 @@ Departures from the papers:
 - C4 replaces the papers' mixtures of texts.
 - The vocabulary has the papers' size and is trained on C4.
 - Llama 3 raises the batch size during training; here it is constant. The paper gives
-  it for 405B; 3-8B and 3-70B use half of it.
+  it for 405B; 3-8B and 3-70B use half of it. The cosine ends with the training; in the
+  paper it ends after 1.2M steps.
+
+Read at the source, in the text of the papers: all numbers of Llama 1 and 2 (sections
+2.3 and 2.2), and the schedule and the batch size of Llama 3 405B (section 3.4.1). From
+memory: the other numbers of Llama 3.
 
 TFDS builds C4 from Common Crawl, which needs the packages apache-beam<2.65, langdetect,
 nltk==3.8.1 and tldextract. To train on other text, such as the files of a folder, add
@@ -58,6 +63,7 @@ def get_config(variant: str = '3-8B'):
         final_scale=0.01 if third else 0.1,
         beta1=0.9,
         beta2=0.95,
+        epsilon=1e-5 if make is presets.llama2 else 1e-8,
         weight_decay=0.1,
         clip_norm=1.0,
     )

@@ -1,62 +1,65 @@
-"""Papers' experiments with the papers' own hyperparameters, one file a paper.
+"""Experiments of papers with the papers' own hyperparameters, one file per paper.
 
     python -m gptjax STAGE --config configs/papers/NAME.py:VARIANT --workdir RUN
 
-A variant is called after its stage: `sft`, `reward`, `ppo`, … `,tiny` behind it keeps
-the algorithm (epochs, minibatches of a rollout, clips, KL, normalisers, warm-up) and
-fits the rest to the model of configs/sums.py: data, lengths, batch and learning rate.
-So a paper's commands run on two cores too, with `,tiny` behind each variant and, in
-place of the pretraining of runs/base and of what a paper takes for granted,
+A variant has the name of its stage: `sft`, `reward`, `ppo`, … With `,tiny` after it,
+the algorithm stays (epochs, minibatches per rollout, clips, KL, normalisers, warm-up),
+and data, lengths, batch size and learning rate fit the small model of configs/sums.py.
+So a paper's commands run on two cores as well: add `,tiny` to each variant, and replace
+the pretraining of runs/base, and the runs that a paper takes from elsewhere, by
 
     python -m gptjax task     --config configs/sums.py     --workdir runs/sums
     python -m gptjax pretrain --config configs/sums.py     --workdir runs/sums
     python -m gptjax sft      --config configs/sums.py:sft --workdir runs/sums_sft
     python -m gptjax select   --config configs/select.py   --workdir runs/select
 
-the last for comparisons: of runs/sums_sft, or with --config.start.run of the paper's
-own run of sft.
+The last command makes comparisons from replies of runs/sums_sft, or of the paper's own
+run of sft with --config.start.run.
 
-What holds for all of them, and no paper's docstring says again:
+Each file says which numbers are from which section, table or script, and what was read
+there or written from memory. This holds for all of them:
 
-- What a paper does not say is the default of configs/common.py.
-- The text is the user's own, as files of the names below, and so are the models:
-  `start.run` decides size and positions. How it fits a machine (mesh, accumulation,
-  loss_chunk, the model's dtype and remat, which flags can change) is too.
+- Where a paper does not give a value, the default of configs/common.py is used.
+- The data is the user's own, in files with the names below. The models are as well:
+  `start.run` decides their size and positions. The fields that fit a run to a machine
+  (mesh, accumulation, loss_chunk, dtype, remat) are flags.
 - `sft` packs conversations into rows, and `train.batch_size` counts rows.
-- Adam is AdamW without decay. Gradients are clipped to a norm of 1 where the paper
-  says nothing of it. A warm-up rises from 1 / (steps + 1) of the peak.
-- Of a file of prompts a tenth is held out for validation and a tenth for `eval`, of
-  preferences what `reward` and `preference` say: a step count that the papers' sizes
-  give is an epoch of files as large as theirs after that.
-- A verifier of `task.path` wants the reply to be the answer, character by character;
-  of replies that reason first, a function in `task.rewards` has to find the answer.
+- Adam is AdamW without weight decay, and gradients are clipped to a norm of 1, unless
+  the paper says otherwise. A warm-up rises from 1 / (steps + 1) of the peak.
+- A tenth of a file of prompts is held out for validation and another tenth for `eval`;
+  for preferences, the sections `reward` and `preference` say how much. A number of
+  steps computed from the paper's sizes is one epoch of what remains of a file as large
+  as the paper's after that.
+- The verifier of `task.path` wants the reply to equal the answer, character by
+  character. If replies reason first, a function in `task.rewards` has to extract the
+  answer.
 """
 
 from configs import common, sums
 from gptjax.core.console import UserError
 
 BASE = 'runs/base'  # a pretrained run
-SFT = 'runs/sft'  # a fine-tuned one, where the paper takes it from elsewhere
+SFT = 'runs/sft'  # a fine-tuned run, where the paper takes one from elsewhere
 DEMONSTRATIONS = 'demonstrations.jsonl'  # {"messages": […]}
 COMPARISONS = 'comparisons.jsonl'  # {"prompt": […], "chosen": "…", "rejected": "…"}
-PROMPTS = 'prompts.jsonl'  # {"prompt": "…"}, for a verifier with "answer"
+PROMPTS = 'prompts.jsonl'  # {"prompt": "…"}; a verifier also needs "answer"
 
 TINY_STARTS = {BASE: 'runs/sums', SFT: 'runs/sums_sft'}
 TINY_COMPARISONS = 'runs/select/selected/pairs.jsonl'
-TINY_REPLIES = 1024  # in a rollout, at most
+TINY_REPLIES = 1024  # maximum replies in a rollout
 TINY_ROLLOUTS = 60
-TINY_TOKENS = 6  # of a reply, a sum
+TINY_TOKENS = 6  # maximum tokens of a reply, which is a sum
 
 
-def chosen(variants: dict, variant: str):
+def choose_variant(variants: dict, variant: str):
     """The config of a paper's variant, `NAME` or `NAME,tiny`.
 
     Args:
-        variants: from names to functions that make a config.
-        variant: what stands behind the colon.
+        variants: maps names to functions that make a config.
+        variant: the text after the colon of `--config`.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: the paper has no variant of that name.
     """
     name, comma, size = variant.partition(',')
     if name not in variants or (comma and size != 'tiny'):
@@ -68,16 +71,16 @@ def chosen(variants: dict, variant: str):
     return tiny(config) if comma else config
 
 
-# ---- what the papers' stages share
+# ---- settings that the papers' stages share
 
 
 def base(start: str):
-    """A stage after pretraining: Adam, a constant rate, and its last weights go on."""
+    """A stage after pretraining: Adam, a constant learning rate, the last weights."""
     config = common.base()
     config.start = common.start_section(start)
     config.chat.template = 'turns'
-    config.data.context = 0  # the model's
-    config.data.clean = ()  # numbers are not to be masked
+    config.data.context = 0  # the context of the model
+    config.data.clean = ()  # cleaning would mask numbers
     config.optim.update(name='adamw', schedule='constant', warmup_steps=0)
     config.checkpoint.update(keep=1, keep_best=0)
     return config
@@ -94,7 +97,7 @@ def sft(start: str = BASE):
 
 
 def reward(start: str):
-    """A reward model of comparisons, by the plain pairwise loss."""
+    """A reward model trained on comparisons by the pairwise loss, without centring."""
     config = base(start)
     config.reward = common.reward_section()
     config.reward.update(preferences=COMPARISONS, centring=0.0)
@@ -102,7 +105,7 @@ def reward(start: str):
 
 
 def policy(start: str, problems: int):
-    """A policy on prompts, rewarded by the task's verifier."""
+    """A policy trained on prompts; the reward is the task's verifier."""
     config = base(start)
     config.task = common.task_section()
     config.task.update(path=PROMPTS, problems=problems)
@@ -111,15 +114,15 @@ def policy(start: str, problems: int):
 
 
 def rewarded_by(run: str) -> dict:
-    """The section `task.rewards` with the reward model of a run alone."""
+    """The section `task.rewards` with one reward, the reward model of a run."""
     return dict(model=common.reward_part('model', run=run))
 
 
-# ---- the same on sums
+# ---- the same algorithms on sums
 
 
 def tiny(config):
-    """Fits a paper's config to a model of sums, in place; returns it."""
+    """Changes a paper's config in place so that it fits a model of sums; returns it."""
     config.start.run = TINY_STARTS.get(config.start.run, config.start.run)
     for section, fit in TINY.items():
         if section in config:
@@ -157,13 +160,13 @@ def _task(config):
 
 
 def _policy(config):
-    """As many updates of a rollout as the paper's; of fewer replies, if many."""
+    """Keeps the updates per rollout, with fewer replies if the paper has many."""
     policy, train = config.policy, config.train
-    less = max(1, policy.prompts * policy.replies // TINY_REPLIES)
-    replies = policy.prompts * policy.replies // less
-    train.batch_size //= less
+    divisor = max(1, policy.prompts * policy.replies // TINY_REPLIES)
+    replies = policy.prompts * policy.replies // divisor
+    train.batch_size //= divisor
     updates = policy.epochs * replies // train.batch_size
-    policy.update(prompts=policy.prompts // less, max_tokens=TINY_TOKENS, slots=128)
+    policy.update(prompts=policy.prompts // divisor, max_tokens=TINY_TOKENS, slots=128)
     policy.overlong_buffer = min(policy.overlong_buffer, 1)
     config.optim.learning_rate = 1e-4
     train.update(num_steps=TINY_ROLLOUTS * updates, eval_every=5 * updates)

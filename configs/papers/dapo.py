@@ -9,38 +9,46 @@ arXiv 2503.14476.
         --config.start.run=runs/base
     python -m gptjax grpo --config $c:grpo --workdir runs/dapo
 
-The variant takes `,tiny`. A context of 22,528 tokens are 20,480 of a reply and 2,048 of
-a prompt.
+The variant takes `,tiny`. The context of 22,528 tokens holds a reply of 20,480 and a
+prompt of 2,048.
 
-From the paper, section 4.1: AdamW, constant 1e-6 after a linear warm-up of 20 rollouts,
-512 prompts with 16 replies each, minibatches of 512 replies, 16 updates a rollout, an
-expected length of 16,384 tokens and 4,096 more in which the punishment grows, so 20,480
-at most, clips of 0.2 and 0.28. Sections 2.3, 2.4 and 3: no KL, a loss over all tokens
-of a minibatch, groups of equal replies drawn again, a reward of 1 or -1.
+From the paper, section 4.1: AdamW, a constant learning rate of 1e-6 after a linear
+warm-up of 20 rollouts, 512 prompts with 16 replies each, minibatches of 512 replies,
+so 16 updates per rollout, replies of 20,480 tokens at most with a penalty that grows
+over the last 4,096, clips of 0.2 and 0.28. Sections 2.3, 2.4 and 3: no KL, a loss over
+all tokens of a minibatch, groups with equal scores are drawn again, a reward of 1 or
+-1. Figure 1: the axis counts gradient updates and ends at 10,000, and DAPO passes the
+score of R1-Zero with half of its steps. So here are 312 rollouts, 4,992 updates.
 
 From the authors' script (verl, recipe/dapo/run_dapo_qwen2.5_32b.sh), as the paper does
-not say: decay 0.1, gradients clipped to 1, at most 10 draws of 1,536 prompts for a
-rollout. Its warm-up is 10 and not 20.
+not say: weight decay 0.1, gradients clipped to a norm of 1, at most 10 draws of 1,536
+prompts per rollout. The script leaves beta1 and beta2 at verl's default, 0.9 and 0.999.
 
-Not the same:
+Read at the source: everything above, in the text of the paper and in verl at commit
+4f80e465, which the authors name for their reproduction. The number of updates is read
+from the axis of a figure, so it is approximate.
+
+Known departures:
 
 - The paper starts from Qwen2.5-32B without fine-tuning. Here a reply has to end with a
-  token that the model was taught: a Llama of 33B after `sft` stands for it.
-- Problems are the user's own prompts.jsonl; DAPO-Math-17K is not fetched.
-- The reward is 2 or 0 in place of 1 or -1: in a group the differences are the same,
-  and so are the advantages, and the punishment of at most 1 has the same share.
-- Where the draws give too few groups, the rollout is smaller; the paper draws on.
-- 33 rollouts have as many groups as there are prompts, 33 x 512 of 17,000; the paper
-  does not say how many it made. Each has 30 x 512 places in the order of prompts to
-  itself, nearly a pass, and draws from as many as it takes: some prompts come more
-  often than others.
+  token that the model was taught, so a Llama of 33B after `sft` replaces it.
+- The problems are the user's own prompts.jsonl; DAPO-Math-17K is not downloaded.
+- The reward is 2 or 0 and not 1 or -1. The differences in a group are the same, so the
+  advantages are too, and the length penalty of at most 1 has the same share.
+- If 30 draws of 512 prompts give too few groups with unequal scores, the rollout is
+  smaller. The paper draws further prompts; the script stops with an error.
+- A rollout begins 30 x 512 places after the one before in the order of prompts, however
+  few of them it drew. So some prompts are drawn more often than others.
+- The script's warm-up has 10 rollouts, the paper's and this one 20.
+- The script also limits the loss where the advantage is negative and the probability
+  ratio is above 10 (`clip_ratio_c`). The paper does not mention it; it is not here.
 """
 
 from configs import common, papers
 
 
 def get_config(variant: str = 'grpo'):
-    return papers.chosen(dict(grpo=grpo), variant)
+    return papers.choose_variant(dict(grpo=grpo), variant)
 
 
 def grpo():
@@ -51,10 +59,11 @@ def grpo():
     config.policy.update(temperature=1.0, kl_reward=0.0, kl_loss=0.0)
     config.grpo = common.grpo_section()
     config.grpo.update(advantage='grpo', objective='clipped', normaliser='token')
-    # 10 x 1,536 prompts are 30 draws of 512
+    # 10 draws of 1,536 prompts are 30 of 512: the first and 29 more
     config.grpo.update(clip_low=0.2, clip_high=0.28, resampling=29)
     # 20 rollouts of 16 updates
     config.optim.update(learning_rate=1e-6, warmup_steps=20 * 16)
-    config.optim.update(weight_decay=0.1, clip_norm=1.0)
-    config.train.update(num_steps=17_000 // 512 * 16, batch_size=512)
+    config.optim.update(beta1=0.9, beta2=0.999, weight_decay=0.1, clip_norm=1.0)
+    # half of figure 1's 10,000 updates, in whole rollouts
+    config.train.update(num_steps=5000 // 16 * 16, batch_size=512)
     return config

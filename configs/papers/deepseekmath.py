@@ -9,27 +9,32 @@ Language Models", arXiv 2402.03300: GRPO with outcome supervision.
 
 Each variant takes `,tiny`.
 
-From the paper, section 3.2: `sft` 500 steps of 256 rows of 4K tokens, constant 5e-5;
-section 4.2: the reward model's 2e-5, GRPO's 1e-6, KL coefficient 0.04, 64 outputs a
-question, at most 1,024 tokens, batch 1,024, one update after each exploration stage,
-144,000 questions. Section 4.1: the advantage is (r - mean) / std, and each reply weighs
-the same.
+From the paper, section 3.2: `sft` takes 500 steps of 256 rows of 4K tokens, with a
+constant learning rate of 5e-5. Section 4.2: the reward model's learning rate is 2e-5;
+GRPO has a learning rate of 1e-6, a KL coefficient of 0.04, 64 outputs per question of
+at most 1,024 tokens, a batch of 1,024, one update after each rollout, 144,000
+questions. Section 4.1: the advantage is (r - mean) / std, and each reply has the same
+weight.
 
-Not the same:
+Read at the source: sections 3.2 and 4.2. From memory: section 4.1. The authors'
+repository (deepseek-ai/DeepSeek-Math) has no training code.
+
+Known departures:
 
 - The KL in the loss is k2, (ln p - ln q)^2 / 2, where the paper has k3, q / p - 1 -
-  ln(q / p) (equation 4). Near q both are the same to second order; but the gradient of
-  k3 is that of KL(q, p), the other direction, and k2's that of KL(p, q), which the
-  paper means (gptjax/post/objectives/kl.py). k3 is there as `k3_loss`, and
-  no field chooses it.
-- A Llama 2 of 7B stands for DeepSeekMath-Base, which was trained on mathematics and
-  code; questions and solutions are the user's own.
-- Outcomes alone are rewarded: process supervision (4.1.3) and the iterated reward model
-  and reference (4.1.4) are not here.
-- The batch of 1,024 is read as outputs, of 16 questions. 9,000 steps are one pass over
-  the questions; the paper does not say how many it made. Nor does it say: the clip (it
-  acts nowhere, as there is one update), the temperature, the batch and the steps of the
-  reward model, warm-up and Adam's constants of these stages.
+  ln(q / p) (equation 4). They agree near q to second order. But the gradient of k3 is
+  that of KL(q, p), the other direction, and the gradient of k2 is that of KL(p, q),
+  which the paper means (gptjax/post/objectives/kl.py). No field selects k3; the
+  function `k3_loss` computes it.
+- A Llama 2 of 7B replaces DeepSeekMath-Base, which was trained on mathematics and
+  code. Questions and solutions are the user's own.
+- Only outcomes are rewarded. Process supervision (4.1.3) and the reward model and
+  reference policy that are updated repeatedly (4.1.4) are not implemented.
+- The batch of 1,024 is read as outputs, so a rollout has 16 questions. 9,000 steps are
+  one pass over the questions; the paper does not say how many it made.
+- The paper also does not say: the clip range (it has no effect with one update per
+  rollout), the temperature, the batch size and steps of the reward model, the warm-up
+  and Adam's constants in these stages.
 """
 
 from configs import common, papers
@@ -38,7 +43,7 @@ RUNS = 'runs/deepseekmath'
 
 
 def get_config(variant: str = 'sft'):
-    return papers.chosen(dict(sft=sft, reward=reward, grpo=grpo), variant)
+    return papers.choose_variant(dict(sft=sft, reward=reward, grpo=grpo), variant)
 
 
 def sft():

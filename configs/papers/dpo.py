@@ -9,24 +9,28 @@ Secretly a Reward Model", arXiv 2305.18290: dialogue (Anthropic HH) and TL;DR.
 
 Each variant takes `,tiny`.
 
-From the paper, appendix B: beta 0.1, batch 64, learning rate 1e-6, linear warm-up of
-150 steps; of TL;DR beta 0.5. RMSprop is Adam with beta1 = 0, which is set; it corrects
-the second moment's bias in the first steps, which RMSprop does not, and the warm-up
-covers them.
+From the paper, appendix B: RMSprop, beta 0.1, batch size 64, learning rate 1e-6, linear
+warm-up of 150 steps; for TL;DR beta is 0.5.
 
-From the authors' code (eric-mitchell/direct-preference-optimization), as the paper does
-not say: one epoch, gradients clipped to a norm of 10, RMSprop's decay of 0.99 (the
-default of PyTorch's, which it uses), and all of `sft`: the same optimiser, batch 64,
-one epoch, 5e-7 (the code's default for DPO as well).
+From the authors' code (eric-mitchell/direct-preference-optimization, config/config.yaml
+and README.md), as the paper does not say: one epoch, gradients clipped to a norm of 10,
+no dropout, and all of `sft`: the same optimiser, batch size 64, one epoch, learning
+rate 5e-7 (which is the code's default for DPO as well).
 
-Not the same:
+Read at the source: all of these, in the text of appendix B and in the code. From
+memory: the decay rate of PyTorch's RMSprop, 0.99, which the code does not change, and
+the beta of the sentiment task.
 
-- The pairs are comparisons.jsonl, the chosen replies for `sft` demonstrations.jsonl.
-  The code cuts prompts to 256 and rows to 512 tokens; here the model's context does.
-- A GPT-3 of 2.7B stands for Pythia-2.8B. TL;DR has GPT-J 6B and an SFT model of other
-  people's; `dpo_tldr` starts from `sft` as well. The sentiment task (GPT-2 large, beta
-  0.05 to 5) is `--config.preference.beta=…`.
-- No dropout, in the policy as in the reference.
+Known departures:
+
+- RMSprop is written as Adam with beta1 = 0. Adam corrects the bias of the second moment
+  in the first steps and RMSprop does not; the warm-up covers those steps.
+- The pairs are comparisons.jsonl, and the chosen replies for `sft`
+  demonstrations.jsonl. The code truncates prompts to 256 tokens and rows to 512; here
+  the model's context limits them.
+- A GPT-3 of 2.7B replaces Pythia-2.8B. For TL;DR the paper uses GPT-J 6B after someone
+  else's SFT; `dpo_tldr` starts from the run of `sft` as well. For the sentiment task
+  (GPT-2 large, beta 0.05 to 5) use `--config.preference.beta=…`.
 """
 
 from configs import common, papers
@@ -35,7 +39,7 @@ RMSPROP = dict(beta1=0.0, beta2=0.99, epsilon=1e-8, warmup_steps=150, clip_norm=
 
 
 def get_config(variant: str = 'sft'):
-    return papers.chosen(dict(sft=sft, dpo=dpo, dpo_tldr=dpo_tldr), variant)
+    return papers.choose_variant(dict(sft=sft, dpo=dpo, dpo_tldr=dpo_tldr), variant)
 
 
 def sft():

@@ -10,30 +10,37 @@ feedback" (InstructGPT), arXiv 2203.02155: the 1.3B policy, PPO-ptx.
         --config.model.residual_dropout=0.0
     python -m gptjax ppo    --config $c:ppo    --workdir runs/instructgpt_ppo
 
-`sft` is the paper's supervised model and what the reward model starts from; `init`,
-with pretraining text mixed in, is what PPO starts from. Each variant takes `,tiny`.
+`sft` is the paper's supervised model, from which the reward model starts. `init` is
+fine-tuned with pretraining text mixed in, and PPO starts from it. Each variant takes
+`,tiny`.
 
-From the paper, appendix C: Adam with 0.9 and 0.95; C.1 the 16 epochs of `sft`, cosine
-to a tenth without warm-up, batch 32, learning rate 9.65e-6, and on the command line its
-residual dropout of 0.2; C.2 `reward`'s one epoch, 9e-6, cosine to a tenth, 64 prompts,
-and from table 6 its 33,207 prompts; C.3 `init`'s two epochs, 5e-6, batch 32, a tenth of
-pretraining text; C.4 PPO's KL of 0.02, 256,000 episodes, batch 512 in 8 minibatches,
-one inner epoch, a critic that begins as the reward model, warm-up of 10 iterations, EMA
-0.992, no discount, clip 0.2, temperature 1, 8 pretraining examples an episode times
-27.8; C: replies of 1k tokens at most, in a context of 2k.
+From the paper, appendix C: Adam with 0.9 and 0.95, a context of 2k tokens, replies of
+at most 1k. C.1, `sft`: 16 epochs, learning rate 9.65e-6, cosine to a tenth without
+warm-up, batch size 32, and the residual dropout of 0.2 of the command above. C.2,
+`reward`: one epoch, 9e-6, cosine to a tenth, 64 prompts per batch; table 9: 33,207
+prompts. C.3, `init`: two epochs, 5e-6, cosine to a tenth, batch size 32, a tenth of
+pretraining text. C.4, `ppo`: KL coefficient 0.02, 256,000 episodes, 31,144 prompts
+(table 9), batches of 512 in 8 minibatches, one epoch, a critic initialised from the
+reward model, a warm-up of 10 rollouts, EMA 0.992, no discount, a clip of 0.2,
+temperature 1, 8 pretraining examples per episode with a coefficient of 27.8.
 
-Not the same:
+Read at the source: all of these, in the text of appendices A, C and E. There is no
+public code.
 
-- The data was never published: demonstrations.jsonl, comparisons.jsonl, prompts.jsonl.
+Known departures:
+
+- The data was never published; the files are the user's own demonstrations.jsonl,
+  comparisons.jsonl and prompts.jsonl.
 - The reward model has the policy's size (6B in the paper), starts from `sft` (the paper
-  found it similar) and reads pairs of two: the paper compares the 4 to 9 replies to a
-  prompt in one batch. Its rewards are not shifted to 0 on demonstrations.
-- The critic has the policy's learning rate. That is not published: 9e-6 is the
-  critic's; the paper scans 2.55e-6 to 2.55e-5 (E.9).
+  found similar results) and is trained on pairs; the paper compares the 4 to 9 replies
+  to a prompt in one batch. Its rewards are not shifted to 0 on demonstrations.
+- The critic has the policy's learning rate. The policy's is not published: 9e-6 is the
+  critic's, and the paper scans 2.55e-6 to 2.55e-5 (E.9).
 - The warm-up begins near 0 and not at a tenth of the peak.
-- Not said in the paper: GAE's lambda, the clipping and the weight of the value loss,
+- The paper does not say: lambda of GAE, the clip and the coefficient of the value loss,
   whether advantages are whitened, over what the pretraining loss is averaged.
-- The paper chooses its models by reward on validation prompts; here the last go on.
+- The paper chooses its supervised model by reward on validation prompts (C.1) and its
+  PPO models by the labellers' scores (E.9). Here the last checkpoint is used.
 """
 
 from configs import common, papers
@@ -43,7 +50,7 @@ RUNS = 'runs/instructgpt'
 
 def get_config(variant: str = 'sft'):
     variants = dict(sft=sft, init=init, reward=reward, ppo=ppo)
-    return papers.chosen(variants, variant)
+    return papers.choose_variant(variants, variant)
 
 
 def sft():
@@ -84,7 +91,7 @@ def ppo():
     config.ppo = common.ppo_section()
     config.ppo.update(critic='network', critic_run=f'{RUNS}_reward')
     config.ppo.update(gamma=1.0, clip_low=0.2, clip_high=0.2)
-    # beside each minibatch of 64
+    # 8 pretraining examples for each of the 64 episodes of a minibatch
     config.ppo.update(ptx=27.8, ptx_run=papers.BASE, ptx_rows=8 * 64)
     # 10 iterations of 8 minibatches
     config.optim.update(learning_rate=9e-6, warmup_steps=80, beta2=0.95, ema=0.992)

@@ -9,22 +9,28 @@ the 1.3B models on TL;DR.
 
 Each variant takes `,tiny`.
 
-From the paper, appendix B.1: `sft` one epoch, 6.35e-5, cosine, batch 128; `reward` one
-epoch, 1.5e-5, cosine, batch 64; PPO with a value network that begins as the reward
-model, gamma 1, lambda 0.95, 4 epochs over each batch of rollouts, 1.5e-5 falling
-linearly, KL coefficient 0.05, batch 512, a million episodes. Section 3.2: 123,169
-posts, summaries of at most 48 tokens. The released comparisons of TL;DR are 64,832.
+From the paper, appendix B.1: `sft` has one epoch, a learning rate of 6.35e-5 with a
+cosine schedule, batch size 128; `reward` one epoch, 1.5e-5, cosine, batch size 64; PPO
+a value network initialised from the reward model, gamma 1, lambda 0.95, 4 epochs over
+each batch of rollouts, a learning rate of 1.5e-5 that falls linearly, a KL coefficient
+of 0.05, batch size 512, a million episodes. Section 3.2: 123,169 posts, summaries of at
+most 48 tokens. README.md of the authors' code (openai/summarize-from-feedback): 64,832
+comparisons of TL;DR.
 
-Not the same:
+Read at the source: all of these, in the text of the paper and in the authors' code,
+which samples and evaluates but does not train.
 
-- The text: demonstrations.jsonl with post and summary, prompts.jsonl with posts,
-  comparisons.jsonl. The paper's are public (openai/summarize-from-feedback), and are
-  not fetched. Its prompts are one padded string, here a turn of a chat.
-- The reward is not shifted to 0 on reference summaries, and of one seed: the paper
-  chooses among 3 to 10.
-- Not said in the paper: where the cosine ends (here at 0), whether a batch of rollouts
-  is split into minibatches (here not), the clips of ratio and value, the weight of the
-  value loss, the temperature of rollouts, Adam's constants.
+Known departures:
+
+- The text is the user's own: demonstrations.jsonl with posts and summaries,
+  prompts.jsonl with posts, comparisons.jsonl. The paper's data is public
+  (openai/summarize-from-feedback) and is not downloaded. The paper's prompt is one
+  padded string, here it is the message of a chat.
+- The reward is not shifted to 0 on reference summaries. The reward model has one seed;
+  the paper chooses among 3 to 10.
+- The paper does not say: where the cosine ends (here at 0), whether a batch of rollouts
+  is split into minibatches (here it is not), the clips of ratio and value, the
+  coefficient of the value loss, the temperature of rollouts, Adam's constants.
 """
 
 from configs import common, papers
@@ -33,7 +39,7 @@ RUNS = 'runs/summarize'
 
 
 def get_config(variant: str = 'sft'):
-    return papers.chosen(dict(sft=sft, reward=reward, ppo=ppo), variant)
+    return papers.choose_variant(dict(sft=sft, reward=reward, ppo=ppo), variant)
 
 
 def sft():

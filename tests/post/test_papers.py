@@ -43,7 +43,8 @@ POLICIES = [
     if stage in ('ppo', 'grpo') and not variant.endswith('tiny')
 ]
 
-# What the papers say; the docstrings in configs/papers say in which section.
+# What the papers and the authors' scripts say. The docstrings in configs/papers say in
+# which section.
 PUBLISHED = """
 instructgpt:sft
   sft: epochs 16
@@ -110,8 +111,9 @@ dr_grpo:grpo
 dapo:grpo
   policy: prompts 512, replies 16, epochs 1, max_tokens 20480, overlong_buffer 4096
   policy: kl_loss 0, kl_reward 0
-  train: batch_size 512
+  train: batch_size 512, num_steps 4992
   optim: learning_rate 1e-6, schedule constant, warmup_steps 320, weight_decay 0.1
+  optim: beta1 0.9, beta2 0.999, clip_norm 1
   grpo: advantage grpo, normaliser token, clip_low 0.2, clip_high 0.28, resampling 29
 gao:overoptimize
   best_of: samples 60000
