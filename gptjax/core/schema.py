@@ -326,6 +326,7 @@ POLICY = dict(
     entropy=Field(0.0, 'coefficient of the entropy bonus in the loss'),
     missing_eos_penalty=Field(0.0, 'subtracted from the score of a truncated reply'),
     overlong_buffer=Field(0, 'tokens before max_tokens with a rising penalty; 0: none'),
+    mask_truncated=Field(False, 'leave truncated replies out of the loss'),
     reward_scale=Field(1.0, 'divides scores', POSITIVE),
     reward_running_scale=Field(False, 'also divide by the running standard deviation'),
     reward_clip=Field(0.0, 'maximum absolute value of scaled scores; 0: no clipping'),

@@ -129,8 +129,11 @@ def collect_experience(
     scores_B = shape_scores(policy, raw_B, rollout, moments)
     token_scores = score_tokens(rollout.batch)
     reward_coefficient = adaptive.kl.coefficient if policy.kl_reward else 0.0
+    batch = {**rollout.batch, **token_scores}
+    if policy.mask_truncated:  # they still count in the mean score of their group
+        batch['weights'] = np.where(rollout.truncated_B[:, None], 0, mask_BT)
     batch, algorithm_metrics = algorithm.compute_advantages(
-        {**rollout.batch, **token_scores}, scores_B, reward_coefficient
+        batch, scores_B, reward_coefficient
     )
     # With several processes, arrays of jax.numpy are global and cannot be split again.
     batch = {name: np.asarray(array) for name, array in batch.items()}

@@ -16,7 +16,8 @@ the section `grpo`:
 The papers are Liu et al. 2025 (Dr. GRPO), Yu et al. 2025 (DAPO), Zheng et al. 2025
 (GSPO), Ahmadian et al. 2024 (RLOO) and Williams 1992 (REINFORCE). DAPO also replaces
 groups with equal scores (`grpo.resampling`) and penalises replies near the length limit
-(`policy.overlong_buffer`).
+(`policy.overlong_buffer`); before that, it left truncated replies out of the loss
+(`policy.mask_truncated`).
 """
 
 from functools import partial

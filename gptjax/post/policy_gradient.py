@@ -201,6 +201,7 @@ def make_training(
         f'{replies:,} replies and gives {updates:,} '
         f'{"update" if updates == 1 else "updates"}'
     )
+    print_once(f'policy: {describe_truncation(config.policy)}')
     return Training(
         update=update,
         validate=validate,
@@ -209,7 +210,8 @@ def make_training(
         validate_first=True,
         unit='rollouts',
         describe=lambda metrics: (
-            f'reward {metrics["reward"]:.3f}, kl {metrics["kl"]:.3f}'
+            f'reward {metrics["reward"]:.3f}, kl {metrics["kl"]:.3f}, '
+            f'truncated {metrics["truncation_rate"]:.1%}'
         ),
     )
 
@@ -290,6 +292,21 @@ def evaluate_policy(
             np.mean([len(r.tokens) + (r.ending is not None) for r in replies])
         ),
         truncation_rate=float(np.mean([r.ending is None for r in replies])),
+    )
+
+
+def describe_truncation(policy: ConfigDict) -> str:
+    """The line for the screen on replies that are cut off."""
+    fields = ('missing_eos_penalty', 'overlong_buffer', 'mask_truncated')
+    values = ', '.join(f'policy.{name}={policy[name]}' for name in fields)
+    effect = 'keep their reward, without a penalty, and train the policy'
+    if policy.missing_eos_penalty or policy.overlong_buffer:
+        effect = 'are penalised and train the policy'
+    if policy.mask_truncated:
+        effect = 'are left out of the loss'
+    return (
+        f'replies that are cut off at policy.max_tokens={policy.max_tokens} {effect} '
+        f'({values})'
     )
 
 

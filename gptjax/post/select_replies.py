@@ -305,7 +305,8 @@ def describe_selected(manifest: dict) -> str:
     skipped = _describe_skipped(manifest)
     return (
         f'selected: {manifest["kept"]:,} kept and {manifest["pairs"]:,} pairs of '
-        f'{manifest["replies"]:,} replies to {manifest["problems"]:,} problems{right}'
+        f'{manifest["replies"]:,} replies to {manifest["problems"]:,} problems{right}, '
+        f'{manifest["truncated"]:,} truncated and left out'
         + (f'; problems without a pair: {skipped}' if skipped else '')
     )
 

@@ -1,5 +1,6 @@
 """Experience from given replies and scores, without an engine."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from configs import common
 from gptjax.infer.request import Reply, Token
-from gptjax.post import experience, grpo
+from gptjax.post import experience, grpo, policy_gradient
 from gptjax.post.experience import Algorithm, Environment
 from gptjax.post.objectives.score_shaping import RunningMoments
 from gptjax.post.problems.problem_sources import Problem
@@ -204,6 +205,32 @@ def test_groups_that_fill_the_rollout_do_not_count():
     assert not empty.batch['advantages'].any()
     assert empty.metrics['score'] == 5  # of the groups without weight
     assert empty.adaptive == ((0.5, 6.0, 100), (0, 0, 0))
+
+
+def test_truncated_replies_can_be_left_out_of_the_loss():
+    kept, masked = (collected([1, 0, 0, 1], mask_truncated=m) for m in (False, True))
+    assert masked.batch['weights'].sum(axis=1).tolist() == [1, 2, 0, 1]
+    assert masked.batch['weights'].dtype == kept.batch['weights'].dtype
+    np.testing.assert_array_equal(
+        masked.batch['advantages'], kept.batch['advantages'] * masked.batch['weights']
+    )
+    # The metrics and the moments of scores are over all replies.
+    drop = lambda metrics: {**metrics, 'rollout_seconds': 0}
+    assert drop(masked.metrics) == drop(kept.metrics)
+    assert masked.adaptive == kept.adaptive
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({}, 'keep their reward, without a penalty, and train .*penalty=0.0, .*=False'),
+        ({'missing_eos_penalty': 0.5}, 'are penalised and train .*eos_penalty=0.5'),
+        ({'mask_truncated': True}, 'are left out of the loss .*mask_truncated=True'),
+    ],
+)
+def test_the_screen_says_how_truncated_replies_count(changes, words):
+    section = config(**changes).policy
+    assert re.search(words, policy_gradient.describe_truncation(section))
 
 
 @pytest.mark.parametrize('advantage', ['grpo', 'dr_grpo'])
