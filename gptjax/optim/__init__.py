@@ -1,1 +1,1 @@
-"""How the model changes: schedules, optimisers, averaged weights."""
+"""How training changes the weights: schedules, optimisers, averaged weights."""

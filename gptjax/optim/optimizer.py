@@ -1,4 +1,4 @@
-"""The optimiser of a run: clip, direction, weight decay, learning rate, EMA."""
+"""The optimiser of a run: clipping, update rule, weight decay, learning rate, EMA."""
 
 import operator
 from collections.abc import Callable
@@ -18,10 +18,10 @@ def make_optimizer(config, params) -> optax.GradientTransformation:
     """The transformation that `config.optim` describes.
 
         g <- g min(1, clip_norm / |g|)
-        u <- direction(g) + weight_decay w       (decay where `is_decayed`)
-        w <- w - peak schedule(step) u           (peak of `peak_learning_rate`)
+        u <- update_rule(g) + weight_decay w     (decay only where `is_decayed`)
+        w <- w - peak schedule(step) u           (peak: `peak_learning_rate`)
 
-    `params` may be shapes (`ShapeDtypeStruct`).
+    `params` may be arrays or their shapes (`ShapeDtypeStruct`).
     """
     optim = config.optim
     schedule = make_schedule(optim, config.train.num_steps)
@@ -49,7 +49,10 @@ def make_optimizer(config, params) -> optax.GradientTransformation:
 
 
 def make_learning_rate(config) -> Callable[[int], jax.Array]:
-    """A function from a step to its learning rate; with Muon, that of the rest."""
+    """A function from a step to its learning rate.
+
+    With Muon, this is the learning rate of parameters that are not matrices.
+    """
     schedule = jax.jit(make_schedule(config.optim, config.train.num_steps))
     return lambda step: config.optim.learning_rate * schedule(step)
 
@@ -65,29 +68,29 @@ def peak_learning_rate(optim, path) -> float:
 def is_decayed(path, param) -> bool:
     """Whether weights decay: matrices and embeddings do, vectors do not.
 
-    The axis L that stacks the layers does not count, and a bias is a vector
-    though attention shapes it (N, H).
+    The axis L that stacks the layers does not count. A bias is a vector, although
+    attention stores its biases as (N, H).
     """
     axes = param.ndim - any(key.key == 'layers' for key in path)
     return axes >= 2 and not path[-1].key.endswith('bias')
 
 
 class EmaState(NamedTuple):
-    count: jax.Array  # int32, updates so far
-    average: optax.Params  # the parameters' tree, shapes and dtypes
+    count: jax.Array  # int32, number of updates so far
+    average: optax.Params  # has the tree, shapes and dtypes of the parameters
 
 
 def track_ema(decay: float) -> optax.GradientTransformation:
-    """Leaves updates alone and averages the parameters they lead to.
+    """Returns updates unchanged and averages the parameters after each update.
 
         average <- d average + (1 - d) w,    d = min(decay, (1 + n) / (10 + n))
 
-    at update n = 1, 2, …: the first averages are short, so that they forget the
-    initial weights. It has to be the last of a chain.
+    at update n = 1, 2, …: the first averages cover few updates, so that they forget
+    the initial weights. This transformation has to be the last one of a chain.
     """
 
     def init(params):
-        # A copy: one buffer twice in a state could not be donated.
+        # Copies: JAX cannot donate a state that contains the same buffer twice.
         return EmaState(jnp.zeros([], jnp.int32), jax.tree.map(jnp.copy, params))
 
     def update(updates, state, params):
@@ -106,8 +109,8 @@ def track_ema(decay: float) -> optax.GradientTransformation:
 def set_schedule_step(opt_state, step):
     """The optimizer's state with the schedule at `step`.
 
-    optax counts the updates that were made. The schedule follows the steps, so that
-    an update that is skipped, as it was not finite, does not delay the decay.
+    optax counts updates, and an update that is not finite is skipped and not counted.
+    The schedule follows the steps, so a skipped update does not delay the decay.
     """
     is_schedule = lambda state: isinstance(state, optax.ScaleByScheduleState)
     set_count = lambda state: (
@@ -117,7 +120,7 @@ def set_schedule_step(opt_state, step):
 
 
 def ema_params(opt_state, params):
-    """The weights to evaluate: the average where one is kept, else `params`."""
+    """The weights to evaluate: the average if there is one, else `params`."""
     for state in opt_state:
         if isinstance(state, EmaState):
             return state.average
@@ -125,9 +128,12 @@ def ema_params(opt_state, params):
 
 
 def _check_matrices(params):
-    """Refuses a matrix of the layers that Muon, LoRA and the FLOP count would miss."""
+    """Refuses a matrix of the layers that INPUT_AXES does not name.
+
+    Muon, LoRA and the count of FLOPs would leave it out.
+    """
     for path, param in jax.tree_util.tree_leaves_with_path(params):
-        names = {key.key for key in path}  # LoRA's end with 'a' or 'b'
+        names = {key.key for key in path}  # LoRA adds a name, 'a' or 'b'
         matrix = 'layers' in names and is_decayed(path, param)
         assert not matrix or names & INPUT_AXES.keys(), (
             f'{jax.tree_util.keystr(path)} is a matrix of the layers that is not in '

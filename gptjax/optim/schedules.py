@@ -1,18 +1,18 @@
-"""Learning-rate schedules, as a scale that multiplies the peak.
+"""Learning-rate schedules. A schedule gives the factor that multiplies the peak.
 
 With s the step (from 0), W = warmup_steps, N = num_steps, f = final_scale and
-p = (s - W) / (N - W) the progress after the warm-up, the scale is
+p = (s - W) / (N - W) the progress after the warm-up, the factor is
 
-    warm-up       (s + 1) / (W + 1)            for s < W: above 0 at once, 1 at W
+    warm-up       (s + 1) / (W + 1)            for s < W: above 0 from step 0, 1 at W
     constant      1
     cosine        f + (1 - f) (1 + cos(pi p)) / 2
     linear        1 - (1 - f) p
     inverse_sqrt  max(f, sqrt((W + 1) / (s + 1)))
-    wsd           1, and over the last R = decay_fraction N steps (none of them
+    wsd           1, then over the last R = decay_fraction N steps (none of them
                   in the warm-up) linearly to f: 1 - (1 - f) (s - N + R) / R
 
-The scale is f at s = N, the step after the last: with f = 0 no update is thrown
-away. After it, it stays f.
+The factor reaches f at s = N, one step after the last update, so that with f = 0 the
+last update still changes the weights. It stays f after that.
 """
 
 import jax.numpy as jnp
@@ -24,8 +24,8 @@ from gptjax.core.console import UserError
 def make_schedule(optim, num_steps: int) -> optax.Schedule:
     """The schedule that `optim.schedule` names.
 
-    A function of the step, an integer or a traced int32 scalar, to a float32 scalar
-    above 0 and at most 1.
+    It maps a step (an integer or a traced int32 scalar) to a float32 scalar from 0 to
+    1.
     """
     warmup, final = optim.warmup_steps, optim.final_scale
     if warmup >= num_steps:

@@ -1,9 +1,9 @@
-"""The direction of an update, before weight decay and learning rate.
+"""Update rules: from gradients to the direction of an update.
 
-Each function returns an optax transformation that turns gradients into an ascent
-direction. State leaves that mirror parameters keep the parameters' paths as
-the end of theirs, and their shapes, so they can take the parameters' shardings;
-`adafactor` says what else it holds.
+Weight decay and the learning rate are applied afterwards. Each function returns an
+optax transformation whose output points uphill, like the gradients. A state leaf that
+belongs to a parameter has its shape, and its path ends with the parameter's path, so it
+gets the parameter's sharding. `adafactor` documents its exceptions.
 """
 
 import math
@@ -15,13 +15,14 @@ import optax
 
 from gptjax.models.linear import INPUT_AXES
 
-# Jordan's quintic: steep at 0, and it leaves singular values near 1, not at it.
+# Jordan's polynomial of degree 5. It is steep at 0. Singular values end near 1, not at
+# 1.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 
 
 def adamw(optim, params=None) -> optax.GradientTransformation:
-    """Adam (Kingma & Ba 2015, algorithm 1); the decoupled decay comes later."""
+    """Adam (Kingma & Ba 2015, algorithm 1); `make_optimizer` adds the weight decay."""
     return optax.scale_by_adam(optim.beta1, optim.beta2, optim.epsilon)
 
 
@@ -33,14 +34,18 @@ def lion(optim, params=None) -> optax.GradientTransformation:
 def adafactor(optim, params) -> optax.GradientTransformation:
     """Adafactor (Shazeer & Stern 2018, algorithm 4), without momentum.
 
-    Updates are clipped to an RMS of 1 and multiplied by the parameter's own RMS,
-    so `optim.learning_rate` is relative: some 1e-2. Both are taken layer by layer.
+    Updates are clipped to an RMS of 1 and multiplied by the RMS of the parameter, so
+    `optim.learning_rate` is relative to the weights, typically 1e-2. Each layer has an
+    RMS of its own.
 
-    A parameter whose two longest axes (L aside) have 128 elements or more holds
-    `v_row` and `v_col`, its shape less the longest and less the second longest
-    axis, and a placeholder `v` of (1,); any other holds `v` of its own shape and
-    placeholders `v_row` and `v_col`. Below `layers` all of them, and `count`, lead
-    with L.
+    Shapes of the state, where the axis L of the layers does not count: if the two
+    longest axes of a parameter have 128 elements or more, `v_row` has its shape without
+    the longest axis, `v_col` without the second longest, and `v` is a placeholder of
+    shape (1,). Otherwise `v` has the parameter's shape, and `v_row` and `v_col` are
+    placeholders. Under `layers`, each of them and `count` begin with the axis L.
+
+        a parameter (L, 512, 2048)    v_row (L, 512), v_col (L, 2048), v (L, 1)
+        a parameter (L, 512)          v_row (L, 1), v_col (L, 1), v (L, 512)
     """
     each = optax.chain(
         optax.scale_by_factored_rms(),
@@ -54,7 +59,7 @@ def adafactor(optim, params) -> optax.GradientTransformation:
 
 
 def muon(optim, params) -> optax.GradientTransformation:
-    """Muon for the matrices of the layers, Adam for everything else."""
+    """Muon for the matrices of the layers, Adam for all other parameters."""
     parts = jax.tree_util.tree_map_with_path(
         lambda path, _: 'matrices' if is_matrix(path) else 'rest', params
     )
@@ -62,7 +67,8 @@ def muon(optim, params) -> optax.GradientTransformation:
     return optax.partition(transforms, parts)
 
 
-# By their names in `optim.name`: `(the section optim, shapes of the parameters)`.
+# From a value of `optim.name` to a function of the section `optim` and the parameters
+# (or their shapes).
 OPTIMIZERS = dict(adamw=adamw, adafactor=adafactor, lion=lion, muon=muon)
 
 
@@ -73,7 +79,7 @@ def is_matrix(path) -> bool:
 
 
 class MuonState(NamedTuple):
-    momentum: optax.Updates  # the parameters' tree and shapes
+    momentum: optax.Updates  # has the tree and shapes of the parameters
 
 
 def scale_by_muon(momentum: float) -> optax.GradientTransformation:
@@ -81,11 +87,12 @@ def scale_by_muon(momentum: float) -> optax.GradientTransformation:
 
         m <- b m + (1 - b) g,    update = sqrt(max(1, out / in)) NS(b m + (1 - b) g)
 
-    with Nesterov's look-ahead and the factor by which a matrix of `in` rows and
-    `out` columns moves its outputs as far as a square one.
+    The update uses the momentum after the next step with the same gradient (Nesterov).
+    The factor makes a matrix of `in` rows and `out` columns change its outputs as much
+    as a square matrix does.
 
-    Unlike `optax.contrib.scale_by_muon` there is no bias correction, as in Jordan's
-    code: NS ignores the scale of what it is given.
+    As in Jordan's code there is no bias correction (`optax.contrib.scale_by_muon` has
+    one): NS divides its input by its norm, so a factor has no effect.
     """
 
     def init(params):
@@ -105,30 +112,31 @@ def scale_by_muon(momentum: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-# By default TPUs round what enters a product of float32 to bfloat16, and some GPUs to
-# TF32. Below, A would then drift away from x x^T and be amplified: singular values
-# of 17 and 270 came out instead of 1.
+# By default, TPUs round the inputs of a float32 product to bfloat16, and some GPUs to
+# TF32. Then A below differs more and more from x x^T, and the steps amplify the
+# difference: singular values of 17 and 270 were measured instead of 1.
 @jax.default_matmul_precision('highest')
 def newton_schulz(x: jax.Array) -> jax.Array:
-    """The nearest semi-orthogonal matrices, roughly: U V^T of x = U S V^T.
+    """Approximately the nearest semi-orthogonal matrices: U V^T for x = U S V^T.
 
-    Five steps of x <- (a I + b A + c A^2) x with A = x x^T, from x / |x|. They
-    leave singular values within 0.7 to 1.2 (those below 1e-3 of |x| less).
+    Five steps of x <- P x with P = a I + b A + c A^2 and A = x x^T, starting from
+    x / |x|. Afterwards the singular values are between 0.7 and 1.2, except that those
+    below 1e-3 of |x| remain smaller.
 
-    For wide matrices the factors before x are multiplied first and A is carried
-    along as A <- P A P (all of them commute), so that x itself enters two products
-    instead of ten: 50 rows^3 operations instead of 90 where columns = 4 rows. It
-    costs a digit or two: singular values below 1e-3 drown in the rounding of A,
-    and elements are right to 1e-3 of the largest, instead of 1e-5.
+    For wide matrices, the five factors P are multiplied with each other first, and A is
+    updated as A <- P A P (these matrices commute). So x enters two products instead of
+    ten: 50 rows^3 operations instead of 90 if columns = 4 rows. This costs one or two
+    digits of accuracy: singular values below 1e-3 are lost in the rounding of A, and
+    the error of an element is 1e-3 of the largest one, instead of 1e-5.
 
-    x is (..., rows, columns), float32, and so is the result.
+    x has shape (..., rows, columns) and dtype float32; the result has the same.
     """
     rows, columns = x.shape[-2:]
     if rows > columns:
         return newton_schulz(x.mT).mT
     a, b, c = QUINTIC
     x = x / (jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) + 1e-7)
-    if columns <= 1.5 * rows:  # below, the products of P cost more than they save
+    if columns <= 1.5 * rows:  # multiplying the factors would cost more
         for _ in range(NEWTON_SCHULZ_STEPS):
             gram = x @ x.mT
             x = a * x + (b * gram + c * (gram @ gram)) @ x
@@ -143,8 +151,8 @@ def newton_schulz(x: jax.Array) -> jax.Array:
 
 
 def _orthogonalize(path, update):
-    """NS of a parameter as a batch of (in, out) matrices, in float32, scaled."""
-    inputs = 1 + INPUT_AXES[_path_names(path)[-1]]  # and the layers
+    """Reshapes a parameter to a batch of (in, out) matrices, applies NS, scales it."""
+    inputs = 1 + INPUT_AXES[_path_names(path)[-1]]  # the axis L, then the input axes
     out_size = math.prod(update.shape[inputs:])
     matrices = update.astype(jnp.float32).reshape(len(update), -1, out_size)
     scale = max(1, out_size / matrices.shape[-2]) ** 0.5
@@ -152,12 +160,12 @@ def _orthogonalize(path, update):
 
 
 def _apply_per_layer(transform):
-    """`transform` of each layer by itself; its state leads with L as well."""
+    """Applies `transform` to each layer by itself; its state begins with the axis L."""
     return optax.GradientTransformation(
         jax.vmap(transform.init), jax.vmap(transform.update)
     )
 
 
 def _path_names(path) -> list[str]:
-    """('layers', 'mlp', 'up') of a parameter's key path."""
+    """The names in a parameter's key path, as ['layers', 'mlp', 'up']."""
     return [str(key.key) for key in path]

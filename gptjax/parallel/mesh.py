@@ -1,4 +1,4 @@
-"""The mesh: every device on named axes, from one config section."""
+"""The mesh: arranges all devices along named axes, by the config section `mesh`."""
 
 import jax
 import numpy as np
@@ -13,8 +13,10 @@ AXES = ('data', 'fsdp', 'tensor', 'context')
 def make_mesh(config: ConfigDict, devices=None) -> Mesh:
     """The mesh of the section `mesh` over all devices of all processes.
 
-    One of its sizes may be -1, for the devices that are left; they have to multiply
-    to the number of devices.
+    The sizes of the axes have to multiply to the number of devices. One of them may be
+    -1: it becomes what the others leave.
+
+        data=-1, tensor=2, fsdp=1, context=1 on 8 devices: data becomes 4
     """
     devices = jax.devices() if devices is None else devices
     sizes = {axis: int(config[axis]) for axis in AXES}
@@ -41,7 +43,7 @@ def make_mesh(config: ConfigDict, devices=None) -> Mesh:
         raise UserError(
             f'mesh uses {fixed} of {len(devices)} devices: set mesh.data=-1 to use all'
         )
-    # Auto: the compiler places what the rules leave open, so that a new
+    # Auto: the compiler chooses the shardings that no rule determines, so a new
     # operation in a model never fails to trace.
     return Mesh(
         np.asarray(devices).reshape([sizes[axis] for axis in AXES]),
@@ -51,7 +53,7 @@ def make_mesh(config: ConfigDict, devices=None) -> Mesh:
 
 
 def get_mesh(params) -> Mesh:
-    """The mesh that parameters lie on; without one, a mesh of their one device."""
+    """The mesh of the parameters' shardings, or else a mesh of their single device."""
     leaf = jax.tree.leaves(params)[0]
     mesh = getattr(leaf.sharding, 'mesh', None)
     return mesh or make_mesh({axis: 1 for axis in AXES}, list(leaf.devices()))

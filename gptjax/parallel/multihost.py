@@ -1,4 +1,4 @@
-"""Several processes, one program, one shared run directory."""
+"""Several processes that run the same program and share one run directory."""
 
 import time
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from jax.sharding import Mesh
 from gptjax.core import storage
 from gptjax.core.console import UserError
 
-SHARED_SECONDS = 60.0  # in which a file shows on every process' disk
+SHARED_SECONDS = 60.0  # time until every process sees a file that one of them wrote
 POLL_SECONDS = 0.5
 NO_MESH = Mesh(np.empty((), object), ())
 
 
 def is_first_process() -> bool:
-    """Whether this process writes what is written once."""
+    """Whether this is the process that writes the files of the run."""
     return jax.process_index() == 0
 
 
@@ -42,11 +42,11 @@ def any_process(condition: bool) -> bool:
 
 
 def run_on_first_process(workdir: Path, function: Callable[[], None]) -> None:
-    """The first process calls `function`; the others wait, however long.
+    """The first process calls `function`; the others wait, with no time limit.
 
-    They wait for a file in the run directory and not in a collective operation, which
-    gives up after minutes. Where `function` raises, all raise: the first process just
-    that, the others a UserError.
+    They wait for a file in the run directory, as a collective operation would fail
+    after minutes. If `function` raises, every process raises: the first one the same
+    error, the others a UserError.
     """
     if jax.process_count() == 1:
         return function()
@@ -69,7 +69,7 @@ def run_on_first_process(workdir: Path, function: Callable[[], None]) -> None:
         try:
             message = error and _message_for_others(error)
             storage.write_json(ended, {'error': message})
-        except OSError as raised:  # the disk may be full: to delete needs no room
+        except OSError as raised:  # the disk may be full, and deleting needs no space
             error = error or raised
             begun.unlink()
     else:
@@ -92,15 +92,15 @@ def compute_on_first_process(
 ) -> np.ndarray:
     """The float32 array (size,) that `function` returns on the first process.
 
-    Every process returns these values. Where `function` raises, all raise: the first
-    process just that, the others a UserError.
+    Every process returns these values. If `function` raises, every process raises: the
+    first one the same error, the others a UserError.
     """
     if jax.process_count() == 1:
         return function()
     values, error = np.zeros(size, np.float32), None
     if is_first_process():
         try:
-            with jax.set_mesh(NO_MESH):  # one process cannot use arrays of all
+            with jax.set_mesh(NO_MESH):  # one process alone cannot use global arrays
                 values = np.asarray(function(), np.float32)
         except Exception as raised:
             error = raised
@@ -120,7 +120,7 @@ def _message_for_others(error: Exception) -> str:
 
 
 def _wait_for_file(path: Path, seconds: float) -> bool:
-    """Whether the file can be seen within so many seconds."""
+    """Whether the file exists before the seconds have passed."""
     limit = time.monotonic() + seconds
     while not path.exists():
         if time.monotonic() > limit:

@@ -1,4 +1,4 @@
-"""One table of rules from the names of array axes to the axes of the mesh."""
+"""One table of rules that maps the names of array axes to axes of the mesh."""
 
 import math
 from collections.abc import Collection
@@ -8,8 +8,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gptjax.core.console import UserError
 
-# Axes of parameters first, then of activations. An axis that is not named
-# here is on every device.
+# Axes of parameters first, then of activations. An axis without a rule is not split:
+# every device holds all of it.
 RULES = {
     'embed': 'fsdp',  # D
     'heads': 'tensor',  # N
@@ -17,15 +17,15 @@ RULES = {
     'mlp': 'tensor',  # F
     'vocab': 'tensor',  # V
     'batch': ('data', 'fsdp'),  # B
-    'tokens': ('data', 'fsdp'),  # B times T, flat, where context is one
+    'tokens': ('data', 'fsdp'),  # B T as one axis, if mesh.context=1
     'time': 'context',  # T
 }
 
-# Where these do not divide they are whole on every device, as they are small
-# (the few heads of multi-query attention) or seldom even (50,257 tokens).
+# If the size of such an axis is not divisible, every device holds all of it: the axis
+# is small (the few heads of multi-query attention) or rarely divisible (50,257 tokens).
 MAY_BE_WHOLE = ('kv_heads', 'vocab')
 
-# The config field that a parameter's axis comes from, for messages.
+# The config field that sets the size of an axis, for messages.
 AXIS_FIELDS = {
     'embed': 'model.width',
     'heads': 'model.num_heads',
@@ -39,7 +39,10 @@ AXIS_FIELDS = {
 def partition_spec(axes: tuple, shape: tuple, mesh: Mesh) -> PartitionSpec:
     """The spec of an array of `shape`, given the logical names of its axes.
 
-    A dimension has to divide by its axes of the mesh.
+    The size of an axis has to be divisible by the size of its mesh axes.
+
+        ('embed', 'heads', None), (512, 8, 64), fsdp=2, tensor=4
+            -> PartitionSpec('fsdp', 'tensor')
     """
     spec = []
     for name, size in zip(axes, shape, strict=True):
@@ -60,7 +63,7 @@ def partition_spec(axes: tuple, shape: tuple, mesh: Mesh) -> PartitionSpec:
 
 
 def constrain(x, *axes):
-    """`x` with the rules' sharding, inside a jitted function; `x` without a mesh."""
+    """`x` with the sharding of the rules, in a jitted function; without a mesh, `x`."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
@@ -79,12 +82,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def put_on_mesh(batch, mesh: Mesh, without_tokens: Collection[str] = ()):
-    """A batch that every process holds whole, as global arrays.
+    """Makes global arrays of a batch that every process holds completely.
 
-    An array's first axis is split over the mesh's batch axes. The last axis of an
-    array with several is that of tokens, and is split over `context`. (`dataloader`
-    differs: there a process has read only the rows that its devices hold.)
-    `without_tokens` names arrays with several axes of which none is of tokens.
+    The first axis of an array is split over the mesh's batch axes. If an array has
+    several axes, the last one is the axis of tokens and is split over `context`.
+    (`dataloader` differs: there a process reads only the rows of its own devices.)
+    `without_tokens` names arrays with several axes but without an axis of tokens.
     """
 
     def put(path, array):
@@ -102,13 +105,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def state_shardings(state, axes_of_parameters, mesh: Mesh):
-    """Shardings of a whole training state: parameters and what mirrors them.
+    """The shardings of a whole training state: parameters and optimizer state.
 
-    A leaf of the optimizer state belongs to the parameter whose path its own
-    path ends with (optax keeps the parameters' tree inside its states), and
-    lives where that parameter lives if it has its shape too. Whatever else
-    there is (counts, factored moments) is on every device. `state` may also be
-    parameters alone.
+    optax keeps the parameters' tree inside its states. So a leaf of the optimizer state
+    belongs to a parameter if its path ends with the parameter's path, and it gets the
+    parameter's sharding if it has the same shape. All other leaves (counts, factored
+    moments) are replicated. `state` may also be only parameters.
+
+        opt_state[1].mu.layers.mlp.up    the sharding of params.layers.mlp.up
+        opt_state[1].count               replicated
     """
     is_axes = lambda x: isinstance(x, tuple)
     leaves = jax.tree_util.tree_leaves_with_path(axes_of_parameters, is_leaf=is_axes)
