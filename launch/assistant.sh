@@ -1,20 +1,25 @@
 #!/usr/bin/env bash
-# From a pretrained run to an assistant, each stage beside its control:
+# Trains an assistant from a pretrained run, and compares each stage with a control:
 #
 #   launch/assistant.sh [RUNS]
 #
-# RUNS is runs/ unless given and holds the pretrained run `chitchat`; local.sh makes
-# it. Makes beside it `sft` (dialogue), `reward` (a reward model from human ratings)
-# and, on sums that a program can verify, `sums` (a model from nothing), `sums_sft`,
-# `sums_dapo` (reinforcement learning by DAPO, a kind of GRPO) and its control
-# `sums_more` (fine-tuned again instead). The last screen and RUNS/stages.html have them
-# in one table, with the seconds that each was trained. Run again, it goes on where it
-# stopped.
+# RUNS (default: runs/) holds the pretrained run `chitchat`, which local.sh makes. This
+# script makes in RUNS:
+#
+#   sft        dialogue
+#   reward     a reward model, trained on human ratings
+#   sums       a model pretrained on sums, which a program can verify
+#   sums_sft   the same, fine-tuned
+#   sums_dapo  then reinforcement learning by DAPO, a variant of GRPO
+#   sums_more  its control: more fine-tuning instead
+#
+# It prints one table of all runs, with the training time of each, and writes it to
+# RUNS/stages.html. If you run it again, it continues where it stopped.
 set -euo pipefail
 
 here=$PWD/
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[ "$here" != "$PWD/" ] || here= # relative paths may stay so
+[ "$here" != "$PWD/" ] || here= # started here: relative paths need no prefix
 
 runs=${1:-runs}
 [ $# -eq 0 ] || [ "${runs#/}" != "$runs" ] || runs=$here$runs
@@ -23,7 +28,7 @@ runs=${1:-runs}
 need requirements.txt
 . launch/stage.sh
 
-# ---- dialogue, and a reward model of it
+# ---- dialogue and its reward model
 stage sft --config configs/sft.py --workdir "$runs/sft" \
     --config.start.run="$runs/chitchat"
 stage eval --workdir "$runs/chitchat" --tasks "dialogue:$runs/sft"
@@ -35,7 +40,7 @@ stage report --workdir "$runs/reward"
 
 # ---- sums
 if ! need launch/requirements.txt; then
-    echo 'Without reasoning-gym (it needs a C compiler) the sums are left out' >&2
+    echo 'Skipping the sums: no reasoning-gym (installing it needs a C compiler)' >&2
     stage stages --workdir "$runs" chitchat sft=chitchat
     exit
 fi
@@ -45,8 +50,8 @@ stage task --config configs/sums.py --workdir "$runs/sums" "${sums[@]}"
 stage pretrain --config configs/sums.py --workdir "$runs/sums" "${sums[@]}"
 stage sft --config configs/sums.py:sft --workdir "$runs/sums_sft" \
     --config.start.run="$runs/sums" "${taught[@]}"
-# sums_dapo has fewer updates than its config, as all of it is to take some 20 minutes,
-# and sums_more is fine-tuned for as long.
+# sums_dapo has fewer updates than in its config, so that this script takes about 20
+# minutes. sums_more is fine-tuned for as many seconds as sums_dapo is trained.
 stage sft --config configs/sums.py:sft --workdir "$runs/sums_more" \
     --config.start.run="$runs/sums_sft" "${taught[@]}" --config.train.num_steps=2300
 stage grpo --config configs/grpo.py:dapo --workdir "$runs/sums_dapo" \

@@ -1,18 +1,18 @@
-# Sourced from the repository's root by the scripts beside it. Makes .venv when it
-# is not there, sets $python to its interpreter and defines:
+# Sourced by the other scripts of this folder, from the repository's root. Makes .venv if
+# there is none, sets $python to its interpreter and defines:
 #   need FILE [INCLUDED]  installs a requirements file, once
-#   install ARGUMENTS     hands them to `uv pip install` or `pip install`
-# It uses uv where that is found, else Python's own venv and pip. PYTHON=… in the
-# environment names the Python to try first.
+#   install ARGUMENTS     passes them to `uv pip install` or `pip install`
+# It uses uv if that is installed, else Python's own venv and pip. The environment
+# variable PYTHON names the Python to try first.
 
 python=.venv/bin/python
 
-supported() { # PYTHON: is there a TensorFlow for it, and does it start at all?
+supported() { # PYTHON: whether it starts and TensorFlow supports its version
     "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
         >/dev/null 2>&1
 }
 
-find_python() { # prints the first supported one
+find_python() { # prints the path of the first supported Python
     local candidate
     for candidate in ${PYTHON:+"$PYTHON"} \
         python3 python3.13 python3.12 python3.11 python; do
@@ -26,7 +26,7 @@ find_python() { # prints the first supported one
 
 make_venv() {
     local base
-    rm -rf .venv # one that is broken, or was cut off half-way
+    rm -rf .venv # a broken or unfinished environment
     if ! base=$(find_python); then
         if ! command -v uv >/dev/null; then
             echo "No Python 3.11, 3.12 or 3.13 among python3, python3.13," \
@@ -34,7 +34,7 @@ make_venv() {
                 "PYTHON=/path/to/it" >&2
             return 1
         fi
-        base='>=3.11,<3.14' # uv downloads it
+        base='>=3.11,<3.14' # uv downloads such a Python
     fi
     if command -v uv >/dev/null; then
         echo "Making .venv with uv and Python $base"
@@ -51,8 +51,8 @@ make_venv() {
 }
 
 install() {
-    # Compiled now, as pip does it: where Python may not write beside its libraries
-    # (PYTHONDONTWRITEBYTECODE) each process would compile them again, for 10 seconds.
+    # Compiles now, as pip does. If Python may not write bytecode files
+    # (PYTHONDONTWRITEBYTECODE), each process would compile again, for 10 seconds.
     if command -v uv >/dev/null; then
         uv pip install --compile-bytecode --python "$python" "$@"
     else
@@ -61,7 +61,7 @@ install() {
     fi
 }
 
-need() { # a copy of what was installed says whether it still is what is asked for
+need() { # compares the files with a copy that it keeps of the installed ones
     local copy=".venv/installed-${1//\//-}"
     if cat "$@" | cmp -s - "$copy" 2>/dev/null; then
         return

@@ -1,30 +1,30 @@
 #!/usr/bin/env bash
-# From a fresh machine to a chat assistant:
+# Trains a chat assistant on a fresh machine:
 #
 #   launch/local.sh
 #
-# pretrains configs/chitchat.py into runs/chitchat, eight to ten minutes on two cores,
-# evaluates and samples it, and goes on with launch/assistant.sh.
+# pretrains configs/chitchat.py in runs/chitchat (eight to ten minutes on two cores),
+# evaluates it, prints samples, and continues with launch/assistant.sh.
 #
 #   launch/local.sh CONFIG [WORKDIR] [--config.field=value …]
 #
-# ends after pretraining, evaluation and samples. WORKDIR is runs/ with the config's
-# name unless given; what stands after it goes to every stage. Run again, either goes
-# on where it stopped. Ctrl-C and SIGTERM let training save first; the exit code is
-# that of the stage that failed or was stopped.
+# pretrains, evaluates and samples CONFIG, and stops then. The default of WORKDIR is runs/
+# and the name of the config. All further arguments are passed to every stage. If you run
+# it again, it continues where it stopped. On Ctrl-C and SIGTERM, training saves a
+# checkpoint first; the exit code is that of the stage that failed or was stopped.
 #
-# Relative CONFIG and WORKDIR count from where the command is typed; other paths,
-# as in --config.data.sources.mine.path, from the repository's root.
+# Relative paths of CONFIG and WORKDIR start at the current directory; other paths, as in
+# --config.data.sources.mine.path, start at the repository's root.
 set -euo pipefail
 
 here=$PWD/
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[ "$here" != "$PWD/" ] || here= # relative paths may stay so
+[ "$here" != "$PWD/" ] || here= # started here: relative paths need no prefix
 
 whole=yes
 [ $# -eq 0 ] || whole=
 config=configs/chitchat.py
-if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then # the next word is no flag
+if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then # the next argument is not a flag
     config=$1
     [ ! -e "$here${config%%:*}" ] || config=$here$config
     shift

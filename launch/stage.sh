@@ -1,8 +1,8 @@
-# Sourced by the scripts beside it, after environment.sh. Defines
-#   stage WORDS  runs `python -m gptjax WORDS` and ends the script if it fails
+# Sourced by the other scripts of this folder, after environment.sh. Defines
+#   stage ARGUMENTS  runs `python -m gptjax ARGUMENTS` and ends the script if it fails
 
-# A stage runs in the background, so that the shell can hand on a signal while it
-# waits; the shell's own end would leave the stage running alone.
+# A stage runs in the background, so that the shell can forward a signal to it. If the
+# shell ended by itself, the stage would continue without it.
 stage_process=
 stopping=
 hand_on() {
@@ -14,7 +14,7 @@ trap hand_on INT TERM
 
 stage() {
     local status
-    [ -z "$stopping" ] || exit 143 # as if by SIGTERM, between two stages
+    [ -z "$stopping" ] || exit 143 # the exit code of SIGTERM, which came between stages
     printf '\n== %s\n' "$*"
     "$python" -m gptjax "$@" &
     stage_process=$!
@@ -22,7 +22,7 @@ stage() {
         signalled=
         status=0
         wait "$stage_process" || status=$?
-        [ -n "$signalled" ] || break # the stage ended, and not only the waiting
+        [ -n "$signalled" ] || break # a signal ends `wait`, but not yet the stage
     done
     stage_process=
     return "$status"

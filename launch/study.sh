@@ -1,21 +1,24 @@
 #!/usr/bin/env bash
-# What each stage after fine-tuning is worth, over three seeds:
+# Measures the gain of each stage after fine-tuning, over three seeds:
 #
 #   launch/study.sh [RUNS [SEED …]]
 #
-# makes in RUNS/SEED (runs/study, seeds 0, 1 and 2) a model of sums, fine-tunes it on
-# 1,200 demonstrations, and goes on from there in every way that there is: `more` and
-# `longer` (the controls: more fine-tuning, for as long as the stages beside them),
-# `rejection` (fine-tuning on its own right replies), `dpo` and `dpo_nll` (on pairs of
-# its own replies), `ppo`, `grpo` and `dapo`.
-# The last screen and RUNS/stages.html have them in one table. Run again, it goes on
-# where it stopped. With seeds named it makes those alone and no table, so that several
-# machines, or cores, can share the work.
+# In RUNS/SEED (default: runs/study and the seeds 0, 1 and 2) it trains a model on sums,
+# fine-tunes it on 1,200 demonstrations, and continues from there by each method:
+#
+#   more, longer  controls: more fine-tuning, for as long as the other methods take
+#   rejection     fine-tuning on the model's own right replies
+#   dpo, dpo_nll  preference pairs of its own replies
+#   ppo, grpo, dapo
+#
+# It prints one table and writes it to RUNS/stages.html. If you run it again, it continues
+# where it stopped. If seeds are named, it trains only those and makes no table, so that
+# several machines or cores can share the work.
 set -euo pipefail
 
 here=$PWD/
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[ "$here" != "$PWD/" ] || here= # relative paths may stay so
+[ "$here" != "$PWD/" ] || here= # started here: relative paths need no prefix
 
 runs=${1:-runs/study}
 [ $# -eq 0 ] || [ "${runs#/}" != "$runs" ] || runs=$here$runs

@@ -3,9 +3,9 @@
 #
 #   launch/test.sh [--fast | --long] [arguments for pytest …]
 #
-# --fast leaves out the tests marked slow: five minutes on two idle cores.
-# --long adds those marked long: further variants of what the others test.
-# Paths count from the repository's root.
+# --fast skips the tests marked slow: five minutes on two idle cores.
+# --long adds the tests marked long, which test further variants.
+# Paths start at the repository's root.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Pretrains on every worker of a Cloud TPU VM, from your own machine:
+# Pretrains on all workers of a Cloud TPU VM; you run it on your own machine:
 #
 #   launch/tpu.sh NAME ZONE CONFIG WORKDIR [--config.field=value …]
 #
-# NAME and ZONE are the TPU's (gcloud compute tpus tpu-vm list). The working tree
-# is copied to ~/gptjax on all workers, the requirements and jax[tpu] are
-# installed there, once, and all run the same pretrain, which finds its peers.
-# CONFIG is a path in the repository. WORKDIR must be one folder to all workers:
-# Filestore, or a mounted bucket (gcsfuse --rename-dir-limit=100000, as folders are
-# renamed when they are whole); a TPU of one worker may use its own disk.
-# After a preemption the same command goes on from the newest checkpoint. Start it
-# in tmux: the training ends when the connection does.
+# NAME and ZONE are those of the TPU (gcloud compute tpus tpu-vm list). The script copies
+# the working tree to ~/gptjax on all workers, installs the requirements and jax[tpu]
+# there, once, and runs the same `pretrain` on each worker; the workers find each other.
+# CONFIG is a path in the repository. WORKDIR has to be one folder that all workers share:
+# Filestore, or a mounted bucket (gcsfuse --rename-dir-limit=100000, because complete
+# folders are renamed). A TPU with one worker may use its own disk.
+# After a preemption, the same command continues from the newest checkpoint. Run it in
+# tmux: the training ends when the connection ends.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -29,7 +29,7 @@ if [ ! -f "${config%%:*}" ]; then
     exit 2
 fi
 
-on_workers() { # COMMAND: on all at once, since each waits for the others
+on_workers() { # COMMAND: runs it on all workers at once, as they wait for each other
     gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" \
         --worker all --batch-size all --command "$1"
 }
@@ -37,7 +37,7 @@ on_workers() { # COMMAND: on all at once, since each waits for the others
 parcel=$(mktemp -d)
 trap 'rm -rf "$parcel"' EXIT
 echo "Copying the working tree to all workers of $name"
-# git is left behind: of it the workers need what environment.json says.
+# .git is not copied. The workers need only the revision, for environment.json.
 revision=$(git rev-parse HEAD 2>/dev/null) || revision=
 [ -z "$revision" ] || [ -z "$(git status --porcelain)" ] || revision+=+
 echo "$revision" >"$parcel/revision"
@@ -46,7 +46,7 @@ tar czf "$parcel/gptjax.tgz" --exclude __pycache__ \
 gcloud compute tpus tpu-vm scp "$parcel/gptjax.tgz" "$name:gptjax.tgz" \
     --zone "$zone" --worker all
 
-# The workers' own Python is often too old: uv brings a newer one.
+# The workers' own Python is often too old, so uv installs a newer one.
 echo 'Installing the requirements there (minutes the first time)'
 on_workers 'set -eu
 mkdir -p ~/gptjax
