@@ -243,7 +243,7 @@ class EndlessTokenizer:
     def bytes_of(self, token: int) -> bytes:
         return b'a'
 
-    def stream(self) -> StreamDecoder:
+    def stream(self, special_tokens: bool) -> StreamDecoder:
         return StreamDecoder(self)
 
 

@@ -149,7 +149,11 @@ class Engine:
                 prompt=prompt,
                 parameters=parameters,
                 on_update=on_update,
-                text=StreamedText(self.tokenizer, parameters.stop),
+                text=StreamedText(
+                    self.tokenizer,
+                    parameters.stop,
+                    special_tokens=not parameters.skip_special_tokens,
+                ),
                 max_tokens=min(parameters.max_tokens, room),
                 eos_id=self.tokenizer.eos_id,
             )

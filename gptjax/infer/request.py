@@ -88,6 +88,8 @@ class SamplingParameters:
     logprobs: int | None = None
     prompt_logprobs: bool = False  # also scores the tokens of the prompt
     grammar: Grammar | None = None  # an object for this request alone
+    # The text leaves special tokens out; otherwise it has their names, as '<|user|>'.
+    skip_special_tokens: bool = True
 
 
 class Token(NamedTuple):

@@ -20,8 +20,10 @@ class StreamedText:
     makes no difference: with the stop strings 'abc' and 'b', 'abc' gives 'a'.
     """
 
-    def __init__(self, tokenizer, stop: Sequence[str] = ()):
-        self._stream = tokenizer.stream()
+    def __init__(
+        self, tokenizer, stop: Sequence[str] = (), special_tokens: bool = False
+    ):
+        self._stream = tokenizer.stream(special_tokens)
         self._stop = tuple(stop)
         self._text = ''  # decoded, not returned yet
         self._tokens = []  # (token, start and end in `_text`), not returned yet

@@ -42,7 +42,7 @@ class Rollout(NamedTuple):
     """B rows with a reply each; the G replies to a prompt are neighbours.
 
     problems: the problem of each row.
-    replies: texts.
+    replies: texts, with the names of special tokens that are not the stop token.
     batch: inputs, targets, segments, positions int32 (B, T), weights float32 (B, T):
         1 where the target is a token of the reply.
     sampled_BT: float32, the engine's log-probabilities of the targets at temperature 1;
@@ -172,6 +172,7 @@ def sampling_parameters(prompt_format: PromptFormat, **changes) -> SamplingParam
         stop=tuple(stops),
         stop_tokens=tuple(stop_tokens),
         logprobs=0,
+        skip_special_tokens=False,  # 'Five.<|user|>' is not judged as 'Five.'
     )
     return SamplingParameters(**{**default, **changes})
 

@@ -115,7 +115,10 @@ def select(config: ConfigDict, workdir: Path) -> dict:
 
 
 class ScoredReply(NamedTuple):
-    """The text of a reply, its score, and whether the model ended it by itself."""
+    """The text of a reply, its score, and whether the model ended it as a message.
+
+    A reply that was cut off has no end, and one with a special token within is none.
+    """
 
     text: str
     score: float
@@ -136,7 +139,7 @@ def draw_replies(
     fingerprint = storage.fingerprint(
         {name: value for name, value in inputs.items() if name not in CHOICE_FIELDS}
     )
-    all_replies = []
+    all_replies, specials = [], tuple(prompt_format.tokenizer.specials)
     with contextlib.ExitStack() as stack:
         sampler = None
         advance = stack.enter_context(
@@ -159,7 +162,11 @@ def draw_replies(
                     number,
                 )
                 scored = [
-                    ScoredReply(text, float(score), not truncated)
+                    ScoredReply(
+                        text,
+                        float(score),
+                        not truncated and not any(name in text for name in specials),
+                    )
                     for text, score, truncated in zip(
                         rollout.replies,
                         reward(rollout.problems, rollout.replies),
@@ -306,7 +313,7 @@ def describe_selected(manifest: dict) -> str:
     return (
         f'selected: {manifest["kept"]:,} kept and {manifest["pairs"]:,} pairs of '
         f'{manifest["replies"]:,} replies to {manifest["problems"]:,} problems{right}, '
-        f'{manifest["truncated"]:,} truncated and left out'
+        f'{manifest["truncated"]:,} truncated or with special tokens, left out'
         + (f'; problems without a pair: {skipped}' if skipped else '')
     )
 

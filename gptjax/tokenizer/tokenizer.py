@@ -120,8 +120,8 @@ class Tokenizer:
         """The UTF-8 bytes of a token; b'' for a special token."""
         return self._bytes[token]
 
-    def stream(self) -> 'StreamDecoder':
-        return StreamDecoder(self)
+    def stream(self, special_tokens: bool = False) -> 'StreamDecoder':
+        return StreamDecoder(self, special_tokens)
 
     def _read_bytes(self, token: int) -> bytes:
         if self._model.is_control(token) or self._model.is_unknown(token):
@@ -135,16 +135,20 @@ class Tokenizer:
 class StreamDecoder:
     """Decodes tokens one at a time, and never returns part of a character.
 
-    The joined results of `push` and `finish` equal `decode` of all pushed tokens.
+    The joined results of `push` and `finish` equal `decode` of all pushed tokens. With
+    `special_tokens` they also have the names of special tokens: 'Hi!<|user|>'.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, special_tokens: bool = False):
         self._tokenizer = tokenizer
+        names = tokenizer.specials.items() if special_tokens else ()
+        self._special_names = {token: name.encode() for name, token in names}
         self._utf8 = codecs.getincrementaldecoder('utf-8')('replace')
 
     def push(self, token: int) -> str:
         """The text that `token` completes; '' while a character is unfinished."""
-        return self._utf8.decode(self._tokenizer.bytes_of(token))
+        content = self._special_names.get(token) or self._tokenizer.bytes_of(token)
+        return self._utf8.decode(content)
 
     @property
     def unfinished(self) -> bool:

@@ -26,7 +26,7 @@ def tokenizer():
     """One letter for each token."""
     stub = SimpleNamespace(eos_id=EOS)
     stub.bytes_of = lambda token: bytes([97 + token % 26])
-    stub.stream = lambda: StreamDecoder(stub)
+    stub.stream = lambda special: StreamDecoder(stub, special)
     return stub
 
 

@@ -19,7 +19,7 @@ TOKENS = [
 
 def tokenizer_of(token_bytes):
     stub = SimpleNamespace(bytes_of=token_bytes.__getitem__)
-    stub.stream = lambda: StreamDecoder(stub)
+    stub.stream = lambda special: StreamDecoder(stub, special)
     return stub
 
 

@@ -1,5 +1,6 @@
 """Rollouts: their rows, their seeds, and the engine that generates them."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -136,6 +137,26 @@ def test_a_rollout_has_no_dropout(setup):
     sampler = make_sampler(setup.trained._replace(settings=dropping))
     one, other = draw(setup), draw(setup, sampler=sampler)
     np.testing.assert_array_equal(one.batch['targets'], other.batch['targets'])
+
+
+def test_a_reply_is_judged_with_its_special_tokens(setup):
+    special = setup.trained.tokenizer.specials['<|user|>']
+    complete = lambda prompts, parameters: setup.sampler.complete(
+        prompts, [replace(each, logit_bias={special: 1e3}) for each in parameters]
+    )
+    problem = setup.task.train(0)
+    for replies in (
+        rollout.draw_rollout(complete, setup.prompt_format, [problem], 1, 0, 0).replies,
+        [
+            reply.text
+            for reply in rollout.generate_replies(
+                complete, setup.prompt_format, [problem], 0.0, 0
+            )
+        ],
+    ):
+        assert replies == ['<|user|>' * setup.prompt_format.max_tokens]
+    assert setup.task.score(problem, problem.answer) == 1
+    assert setup.task.score(problem, problem.answer + '<|user|>') == 0
 
 
 @pytest.mark.slow

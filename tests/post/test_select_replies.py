@@ -98,6 +98,25 @@ def test_replies_may_have_any_line_separator(tmp_path):
     assert select_replies.read_replies(path, 'another') is None
 
 
+def test_a_reply_with_a_special_token_is_no_message(tmp_path, monkeypatch):
+    texts = ['5', '5<|user|>', '5']
+    truncated_B = [False, False, True]
+    rollout = SimpleNamespace(problems=[], replies=texts, truncated_B=truncated_B)
+    stub = SimpleNamespace(complete=None, close=lambda: None)
+    monkeypatch.setattr(select_replies, 'draw_rollout', lambda *args: rollout)
+    monkeypatch.setattr(select_replies, 'make_sampler', lambda *args: stub)
+    config = common.base()
+    config.select = common.select_section()
+    config.select.replies = 3
+    prompt_format = SimpleNamespace(tokenizer=SimpleNamespace(specials={'<|user|>': 4}))
+    [replies] = select_replies.draw_replies(
+        *(config, tmp_path, None, prompt_format, [SimpleNamespace(id='p')]),
+        reward=lambda problems, replies: [1.0, 1.0, 1.0],
+        inputs={},
+    )
+    assert [reply.ended for reply in replies] == [True, False, False]
+
+
 # ---- the stage
 
 

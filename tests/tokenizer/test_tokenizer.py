@@ -55,6 +55,16 @@ def test_stream_is_decode_of_any_tokens(kind, data):
     assert ''.join(parts) == t.decode(tokens)
 
 
+def test_a_stream_can_name_special_tokens():
+    t = tokenizer('bpe')
+    first_byte = t.encode('🜁')[0]
+    tokens = [*t.encode('a'), t.specials['<|user|>'], first_byte, t.pad_id]
+    stream = t.stream(special_tokens=True)
+    texts = [stream.push(token) for token in tokens]
+    assert texts == ['a', '<|user|>', '', '\ufffd<pad>']
+    assert ''.join(map(t.stream().push, tokens)) == 'a'
+
+
 def test_stream_holds_a_character_back_until_its_last_byte():
     t = tokenizer('bpe')
     stream = t.stream()

@@ -97,6 +97,7 @@ def draw_replies(
     """The reply to each prompt; each example has a seed of its own.
 
     A reply ends at the example's stop strings, or where the chat template ends a turn.
+    Its text has the names of other special tokens, so that metrics see them.
     """
     template_stops, stop_tokens = chat_template.stop_conditions(
         predictor.template, predictor.tokenizer
@@ -107,6 +108,7 @@ def draw_replies(
             seed=hash_integer(predictor.settings.seed, 'reply', example.id) % 2**32,
             stop=tuple(template_stops if example.stop is None else example.stop),
             stop_tokens=tuple(stop_tokens),
+            skip_special_tokens=False,
         )
         for example in examples
     ]

@@ -89,5 +89,6 @@ def test_prompts_seeds_and_stops_of_a_reply():
     assert third == [1, *encode('Hi\n\n')]
     assert sampling.max_tokens == 16 and sampling.temperature == 0.5
     assert sampling.seed != other_sampling.seed
+    assert not sampling.skip_special_tokens  # metrics see them
     assert found['settings']['prompts_cut_from_the_left'] == 1
     assert found['items'][0]['reply'] == 'ok'
