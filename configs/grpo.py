@@ -25,7 +25,8 @@ VARIANTS = {
         'grpo.normaliser': 'token',
         'grpo.clip_high': 0.28,
         'grpo.resampling': 3,
-        'policy.overlong_buffer': 1,
+        'policy.overlong_buffer': 1,  # the only penalty of truncated replies
+        'policy.missing_eos_penalty': 0.0,
         # All groups of a rollout have unequal scores, which allows larger updates. 40
         # rollouts with extra draws take as long as 60 without.
         'optim.learning_rate': 1.2e-3,

@@ -31,7 +31,8 @@ def get_config(variant: str = ''):
     config.overoptimization = common.overoptimization_section()
 
     pairs, proxy, policy = select.get_config(), reward.get_config(), ppo.get_config()
-    policy.policy.update(kl_reward=0.0, max_tokens=6)  # no KL penalty
+    # The score of the proxy alone: no KL penalty, and none for truncated replies.
+    policy.policy.update(kl_reward=0.0, missing_eos_penalty=0.0, max_tokens=6)
     # Each part has a folder in RUN and flags: --config.parts.ppo.train.num_steps=800
     config.parts = common.ConfigDict(dict(select=pairs, reward=proxy, ppo=policy))
     if variant:

@@ -110,6 +110,7 @@ def policy(start: str, problems: int):
     config.task = common.task_section()
     config.task.update(path=PROMPTS, problems=problems)
     config.policy = common.policy_section()
+    config.policy.missing_eos_penalty = 0.0  # no paper here has one
     return config
 
 
