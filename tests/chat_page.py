@@ -1,6 +1,6 @@
-"""The chat page in a headless Chromium, and a server that says what a test wants.
+"""The chat page in a headless Chromium, and a scripted server.
 
-The fixtures `browser`, `scripted` and `open_page` are those of tests/serve.
+tests/serve uses the fixtures `browser`, `scripted` and `open_page`.
 """
 
 import json
@@ -21,7 +21,7 @@ CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 needs_browser = pytest.mark.skipif(
     CHROMIUM is None, reason='no Chromium on this machine: install chromium'
 )
-SECONDS = 20  # until something is there that must come
+SECONDS = 20  # limit of waiting for something that has to appear
 
 MARKDOWN = """\
 # Title
@@ -53,7 +53,7 @@ See [it](https://example.org/a_(b)) or https://example.org/c."""
 
 
 def split_tokens(text: str) -> list[bytes]:
-    """Tokens of a text: words with the space before them, the bytes of an emoji."""
+    """The tokens of a text: words with their leading space, bytes of an emoji."""
     tokens = []
     for word in re.findall(r' ?\w+|\n+|.', text):
         content = word.encode()
@@ -101,16 +101,17 @@ def refusal(status, message, code=None, **headers):
 
 
 class Scripted:
-    """Answers chat completions with `answer(body)`: a text, events, or a refusal.
+    """Answers chat completions with `answer(body)`: a text, events, or an error.
 
-    requests: the bodies that came, in order.
-    left: is set when a reader has gone before the end.
+    requests: the bodies of the requests, in order.
+    left: is set when a client disconnects before the end.
     """
 
     def __init__(self, port=0):
         self.answer = lambda body: 'Fine, thank you.'
         self.models = dict(small=128, other=128)
-        self.listing = None  # a refusal, in place of the models; not to who has the key
+        # An error instead of the list of models, unless the key is sent.
+        self.listing = None
         self.key = 'Bearer secret'
         self.requests = []
         self.left = threading.Event()
@@ -190,7 +191,7 @@ class Scripted:
 
 @pytest.fixture
 def scripted():
-    """A server that says what a test wants."""
+    """A server whose answers a test decides."""
     scripted = Scripted()
     yield scripted
     scripted.close()
@@ -208,7 +209,7 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, scripted):
-    """Opens the page; at the end nothing has violated the policy or raised."""
+    """Opens the page; checks at the end that nothing violated its policy or raised."""
     contexts, errors = [], []
 
     def record_console(message):
@@ -241,7 +242,7 @@ def open_page(browser, scripted):
 
 
 def open_tab(page, script=''):
-    """Another tab of the same browser with the page's conversation."""
+    """Opens the conversation of the page in another tab of the same browser."""
     other = page.context.new_page()
     if script:
         other.add_init_script(script)
@@ -258,7 +259,7 @@ def say(page, text, wait=True):
 
 
 def settle(page):
-    """Waits until no reply is being drawn."""
+    """Waits until no reply is streaming."""
     page.locator('.streaming').first.wait_for(state='detached')
 
 

@@ -9,7 +9,7 @@ import tempfile
 import jax
 import pytest
 
-# Before jax looks for devices. Eight stand for a small pod.
+# Set before jax looks for devices. Eight of them represent a small pod.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 _FLAG = '--xla_force_host_platform_device_count=8'
 if _FLAG not in os.environ.get('XLA_FLAGS', ''):
@@ -21,29 +21,30 @@ if 'GPTJAX_TESTS_COMPILED' not in os.environ:  # one folder for all test process
 
 from tests import runs  # noqa: E402
 
-# A shell's background job ignores Ctrl-C, and what it starts would as well.
+# A shell starts background jobs with Ctrl-C ignored, and child processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Most of a test's time is compilation. Processes that tests start are not told.
+# Most of a test's time is compilation. This setting does not reach the processes that
+# tests start.
 jax.config.update('jax_disable_most_optimizations', True)
-# The rest is tracing, which makes objects by the million: to look through them for
-# garbage as often as Python does is a tenth of all.
+# The rest is tracing, which makes millions of objects. Searching them for garbage as
+# often as Python does by default takes a tenth of the time.
 gc.collect()
 gc.freeze()
 gc.set_threshold(200_000, 20, 100)
 
 
 def pytest_xdist_auto_num_workers(config):
-    """A process a core, but four at most: each compiles for eight devices."""
+    """One process per core, at most four, as each compiles for eight devices."""
     return min(os.cpu_count(), 4)
 
 
-@pytest.hookimpl(tryfirst=True)  # before the slow ones are left out
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects the slow tests
 def pytest_collection_modifyitems(items):
-    """Tests of a run that was really trained are slow; their files come first.
+    """Marks the tests that train a real run as slow, and runs their files first.
 
-    A file runs in one test process: a long one that began last would keep the other
-    processes waiting.
+    All tests of a file run in one process. If a long file started last, the other
+    processes would wait for it.
     """
     for item in items:
         if {'prepared_run', 'trained_run'} & {*item.fixturenames}:
@@ -56,7 +57,7 @@ def pytest_collection_modifyitems(items):
 
 
 def made_once(tmp_path_factory, name, make):
-    """The folder `run` that `make(folder)` makes, once for all test processes."""
+    """Calls `make(folder)` once for all test processes and returns the folder."""
     shared = tmp_path_factory.getbasetemp()
     if 'PYTEST_XDIST_WORKER' in os.environ:
         shared = shared.parent
@@ -73,7 +74,7 @@ def made_once(tmp_path_factory, name, make):
 
 @pytest.fixture(scope='session')
 def prepared_run(tmp_path_factory):
-    """A run directory with the data of configs/tiny.py; copy it, leave it alone."""
+    """A run directory with the data of configs/tiny.py. Copy it; do not change it."""
 
     def make(workdir):
         words = ('prepare', '--config=configs/tiny.py', f'--workdir={workdir}')
@@ -84,7 +85,7 @@ def prepared_run(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def trained_run(prepared_run, tmp_path_factory):
-    """The same with a model that was trained for four steps."""
+    """A copy of `prepared_run` with a model that was trained for four steps."""
 
     def make(workdir):
         runs.copy(prepared_run, workdir)

@@ -1,4 +1,4 @@
-"""What several tests share: a small model, random packed batches, a mesh."""
+"""Helpers of several tests: a small model, random packed batches, a mesh."""
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ def model_settings(**model):
 
 
 def packed_batch(seed=0, batch=8, context=32, documents=3):
-    """A batch of random tokens: each row packs documents, the last padded."""
+    """A batch of random tokens. Each row packs documents; the last row has padding."""
     rng = np.random.default_rng(seed)
     shape = (batch, context)
     segments = np.zeros(shape, np.int32)
@@ -55,7 +55,7 @@ def mesh_of(data=1, fsdp=1, tensor=1, context=1):
 
 
 def assert_trees_close(left, right, rtol=0.0, atol=0.0):
-    """Leaf by leaf, saying which leaf differs."""
+    """Compares two trees leaf by leaf; a message names the leaf that differs."""
     jax.tree_util.tree_map_with_path(
         lambda path, a, b: np.testing.assert_allclose(
             np.asarray(a),
@@ -72,7 +72,8 @@ def assert_trees_close(left, right, rtol=0.0, atol=0.0):
 def assert_close_in_norm(left, right, bound):
     """|left - right| <= bound |right| of each leaf as a vector, in float64.
 
-    Rounding is told by this ratio: an element near 0 has a large error of its own.
+    This ratio measures rounding better than elements do: an element near 0 has a large
+    relative error.
     """
 
     def check(path, a, b):

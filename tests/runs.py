@@ -24,8 +24,8 @@ SHORT = (
     '--config.checkpoint.every=2',
     '--config.optim.warmup_steps=0',
 )
-# One of several processes, told what a cluster's environment would tell
-# `jax.distributed.initialize`.
+# The code of one of several processes. It passes to `jax.distributed.initialize` what a
+# cluster's environment would provide.
 PROCESS = """
 import sys, jax
 from gptjax.cli import main
@@ -43,7 +43,7 @@ COMPARED = ('step', 'split', 'loss', 'grad_norm', 'bits_per_byte')
 
 
 def gptjax(*words) -> int:
-    """Runs the command line in this process, as often as one likes; its exit code."""
+    """Runs the command line in this process, repeatedly if wanted; its exit code."""
     argv = ['gptjax', *map(str, words)]
     with typed(argv):
         return main(argv)
@@ -51,26 +51,26 @@ def gptjax(*words) -> int:
 
 @contextlib.contextmanager
 def typed(argv: list[str]):
-    """As if a process began with `argv`; its flags are forgotten afterwards."""
+    """Acts as a process that was started with `argv`; restores the flags afterwards."""
     before = flagsaver.save_flag_values()
     # ml_collections looks for the fields to change in sys.argv.
     with mock.patch.object(sys, 'argv', argv):
         try:
             yield
         finally:
-            # A library that was first imported in here stays imported, and looks for
-            # its flags; those of a config's fields are defined anew by each config.
+            # A library that was imported in here stays imported and needs its flags.
+            # The flags of a config's fields are defined again by each config.
             now = flagsaver.save_flag_values()
             new = {name: now[name] for name in now if not name.startswith('config.')}
             flagsaver.restore_flag_values(new | before)
 
 
 def environment(devices: int = 1, **more: str) -> dict[str, str]:
-    """Of a process that a test starts.
+    """The environment variables of a process that a test starts.
 
-    Most of such a process' time is compilation, of the same programs over and over:
-    what one has compiled the next ones find. For several devices, where that takes
-    longest, it is done as in the tests' own process.
+    Most of the time of such a process is compilation of the same programs, so the
+    processes share a cache. For several devices, where compilation takes longest, most
+    optimizations are off, as in the process of the tests.
     """
     if devices > 1:
         more['JAX_DISABLE_MOST_OPTIMIZATIONS'] = 'true'
@@ -86,7 +86,7 @@ def environment(devices: int = 1, **more: str) -> dict[str, str]:
 
 
 def start(*words, devices: int = 1, **options) -> subprocess.Popen:
-    """Runs the command line in a process of its own, its output in pipes."""
+    """Starts the command line in a new process; pipes receive its output."""
     options = dict(dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE), **options)
     return subprocess.Popen(
         [sys.executable, '-m', 'gptjax', *map(str, words)],
@@ -103,11 +103,11 @@ def start_cluster(
     """Several processes, as one cluster.
 
     Args:
-        words: of the command line.
+        words: the words of the command line.
         others: the words of the other processes, if they differ.
-        before: code that all run before the command.
-        devices: of each.
-        count: the number of processes.
+        before: code that each process runs before the command.
+        devices: number of devices per process.
+        count: number of processes.
     """
     with socket.socket() as free:
         free.bind(('localhost', 0))
@@ -127,7 +127,7 @@ def start_cluster(
 
 
 def finish(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
-    """(standard output, standard error) of a process that ends with `code`."""
+    """Waits for exit code `code`; returns (standard output, standard error)."""
     output, errors = process.communicate(timeout=300)
     assert process.returncode == code, f'{process.returncode}\n{output}\n{errors}'
     return output, errors
@@ -139,7 +139,7 @@ def copy(workdir: Path, to: Path) -> Path:
 
 
 def records(workdir: Path) -> list[dict]:
-    """What must be the same in two runs, of every line in metrics.jsonl."""
+    """The fields of each line in metrics.jsonl that have to be equal in two runs."""
     return [
         {name: line[name] for name in COMPARED if name in line}
         for line in read_metrics(workdir / 'metrics.jsonl')

@@ -30,13 +30,13 @@ def error_of(capsys, *words) -> str:
 
 
 def contents(folder):
-    """Every file below a folder and what is in it."""
+    """All files of a folder and its subfolders, with their contents."""
     return {p: p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
 
 
 @pytest.fixture
 def run(prepared_run, tmp_path):
-    """A run directory of its own, with the data of configs/tiny.py."""
+    """A new run directory with the data of configs/tiny.py."""
     return runs.copy(prepared_run, tmp_path / 'run')
 
 
@@ -109,7 +109,7 @@ def test_vocabulary_larger_than_the_text_allows(tmp_path, capsys):
     words = ('pretrain', TINY, f'--workdir={workdir}', *words)
     error = error_of(capsys, *words, '--config.tokenizer.vocab_size=30000')
     assert 'tokenizer.vocab_size=30000' in error and 'use at most' in error
-    assert (workdir / 'documents' / 'manifest.json').exists()  # not lost
+    assert (workdir / 'documents' / 'manifest.json').exists()  # the documents remain
 
 
 # ---- the config
@@ -240,7 +240,7 @@ def test_unwritable_places(tmp_path, capsys):
 
 
 def limited(size):
-    """For a new process: no file may grow beyond `size` bytes, as on a full disk."""
+    """For a new process: no file can grow beyond `size` bytes, as on a full disk."""
 
     def limit():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -262,7 +262,7 @@ def test_full_disk_while_data_is_made(tmp_path):
 
 
 def mounted(folder, size):
-    """Whether a small disk could be put at `folder`."""
+    """Whether a small disk could be mounted at `folder`."""
     folder.mkdir()
     words = ['mount', '-t', 'tmpfs', '-o', f'size={size}', 'none', str(folder)]
     if os.geteuid() or not shutil.which('mount'):
@@ -271,7 +271,7 @@ def mounted(folder, size):
 
 
 def check_full_disk(process, workdir, space_again):
-    """One line and exit code 2; then, with space, the run goes on to its end."""
+    """Expects one line and exit code 2; with more space the run reaches its end."""
     _, errors = runs.finish(process, code=2)
     lines = [line for line in errors.splitlines() if line.startswith('error: ')]
     assert len(lines) == 1 and 'free some space' in lines[0], errors
@@ -310,7 +310,7 @@ def test_full_disk_while_training(prepared_run, tmp_path):
 @pytest.mark.slow
 def test_files_that_may_not_grow_while_training(prepared_run, tmp_path):
     workdir = runs.copy(prepared_run, tmp_path / 'run')
-    # metrics.jsonl reaches its limit after some twenty steps
+    # metrics.jsonl reaches the limit after about twenty steps
     size = 8_000
     process = runs.start(*training(workdir))
     try:

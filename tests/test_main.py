@@ -344,6 +344,6 @@ sys.exit(code)
 
 
 def test_a_signal_while_garbage_is_collected_is_not_lost():
-    """Whatever is raised in a callback of the garbage collector is only printed."""
+    """Python only prints an error that a callback of the garbage collector raises."""
     words = [sys.executable, '-c', COLLECTING]
     assert subprocess.run(words, cwd=runs.ROOT).returncode == cli.CTRL_C

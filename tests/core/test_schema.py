@@ -1,4 +1,4 @@
-"""The schema: whole, as it says, and the one place where fields are checked."""
+"""The schema: all fields, their documentation and their checks."""
 
 import copy
 import importlib
@@ -24,7 +24,7 @@ from gptjax.post.objectives import preference_losses
 
 
 def everything():
-    """A config with each section that there is."""
+    """A config with every section."""
     config = common.base()
     for name in schema.SCHEMA.keys() - schema.BASE.keys() - {'dialogue'}:
         config[name] = getattr(common, f'{name}_section')()
@@ -33,7 +33,7 @@ def everything():
 
 
 def all_fields(section=schema.SCHEMA, prefix=''):
-    """(name, Field) of the whole table; an entry of the user's own is called `own`."""
+    """(name, Field) of every field; an entry that the user names is called `own`."""
     for name, field in section.items():
         if isinstance(field, dict):
             yield from all_fields(field, f'{prefix}{name}.')
@@ -50,7 +50,7 @@ NUMBERS = [n for n, f in FIELDS.items() if type(f.default) in (int, float)]
 
 
 def given(config, name, value):
-    """The config with a value of whatever type."""
+    """Sets a field to a value of any type; returns the config."""
     *sections, field = name.split('.')
     section = config
     for part in sections:
@@ -375,7 +375,8 @@ def test_an_old_config_is_completed():
     untouched = copy.deepcopy(old)
     assert complete(old) == whole
     assert old == untouched
-    # A checkpoint's identity is a hash of the rewards: entries stay as written.
+    # The identity of a checkpoint contains a hash of the rewards, so these entries are
+    # not completed.
     del old['task']['rewards']['correct']['run']
     completed = complete(old)
     assert completed['task']['rewards'] == old['task']['rewards'] != {}

@@ -1,4 +1,4 @@
-"""Conversations as segments and rows: nothing is trained twice or lost uncounted."""
+"""Conversations as segments and rows: no token is trained twice or lost uncounted."""
 
 import random
 import shutil
@@ -43,7 +43,7 @@ def turn(role, *said):
             ['1 9 20 21 9 30! 2!'],
             dict(pieces=1, turns=1),
         ),
-        # The second user's turn would fit into the first segment, but not its reply.
+        # The second user message would fit into the first segment, but not its reply.
         (
             9,
             [
@@ -56,7 +56,7 @@ def turn(role, *said):
             ['1 9 5 9 20 9 30!', '1 9 5 9 21 9 31!'],
             dict(pieces=2, turns=2),
         ),
-        # A reply after a reply has that one as context, which is not trained on again.
+        # If a reply follows a reply, the first one is context and is not trained again.
         (
             7,
             [('assistant', 30, 40), ('assistant', 31, 41), ('assistant', 32, 42)],
@@ -70,20 +70,20 @@ def turn(role, *said):
             ['1 9 20 9 30! 31! 32! 33! 34! 35! 36! 37! 38!'],
             dict(pieces=1, turns=1, cut_turns=1, cut_tokens=7),
         ),
-        # A turn before a reply that is too long loses its beginning.
+        # A message before a reply that is too long loses its beginning.
         (
             13,
             [('user', *range(20, 60)), ('assistant', 30, 2)],
             ['1 9 52 53 54 55 56 57 58 59 9 30! 2!'],
             dict(pieces=1, turns=1, cut_prompts=1),
         ),
-        # No reply, and no room
+        # There is no reply, and there is no room for one.
         (6, [('user', *range(20, 24)), ('user', 24, 25, 26)], [], {}),
         (8, [('system', *range(5)), ('assistant', 30)], [], dict(long_system=1)),
     ],
 )
 def test_segments_by_hand(room, turns, expected, counts):
-    """'!' follows a token that is trained on."""
+    """The tokens as text, with '!' after each token that is trained on."""
     found = Counter()
     segments = [
         ' '.join(
@@ -120,7 +120,7 @@ def test_every_reply_is_trained_once(room):
         assert len(trained) == len(set(trained)) and set(trained) <= set(said)
         assert len(trained) == len(said) - counts['cut_tokens']
         assert counts['turns'] == sum(one.trained for one in turns)
-        # Only what was cut lacks its end.
+        # Only truncated replies have no end.
         ends = {one.content[-1] for one in turns if one.trained}
         assert len(ends - set(trained)) == counts['cut_turns']
 
@@ -253,7 +253,7 @@ def test_a_share_of_each_batch_is_pretraining_text(run, new_run, made):
     is_text = choice.source > 0
     assert (is_text.reshape(100, 4).sum(axis=1) == 1).all()
     batch = rows.load(choice)
-    assert batch['weights'][is_text].mean() > 0.9  # text is trained on completely
+    assert batch['weights'][is_text].mean() > 0.9  # every token of text is trained on
     assert batch['weights'][~is_text].mean() < 0.6
     config.start.run, config.sft.pretraining_share = str(run.workdir), 0.5
     with pytest.raises(UserError, match='another context .16, here 40.*context=16'):

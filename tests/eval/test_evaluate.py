@@ -49,7 +49,7 @@ def test_results_and_baselines_are_written(evaluated, trained_run):
     validations = [r for r in runs.records(workdir) if r['split'] == 'validation']
     best = min(validations, key=lambda record: record['loss'])
     assert evaluation['checkpoint_step'] == best['step']
-    for path in (trained_run / 'checkpoints').rglob('*'):  # they stay as they were
+    for path in (trained_run / 'checkpoints').rglob('*'):  # they must not change
         if path.is_file():
             copy = workdir / path.relative_to(trained_run)
             assert copy.read_bytes() == path.read_bytes()
@@ -84,13 +84,14 @@ def test_every_mesh_gives_the_same(evaluated, config):
 
 def test_runs_that_cannot_be_evaluated(tmp_path, config):
     other = ConfigDict(config.to_dict())
-    other.eval.batch_size = 12  # the mesh does not divide it
+    other.eval.batch_size = 12  # not divisible by the mesh
     with pytest.raises(UserError, match='eval.batch_size=12 is not divisible'):
         evaluate(other, tmp_path)
     with pytest.raises(UserError, match='run the stage data first'):
         find_run_of_documents(config, tmp_path)
     storage.write_text(tmp_path / 'documents' / 'validation.jsonl', '{"id": "half')
-    storage.write_text(tmp_path / '.documents.unfinished', '')  # its process was killed
+    # As if the process had been killed.
+    storage.write_text(tmp_path / '.documents.unfinished', '')
     with pytest.raises(UserError, match='run the stage data first'):
         find_run_of_documents(config, tmp_path)
     with pytest.raises(UserError, match='run the stage pretrain first'):
@@ -109,7 +110,7 @@ def test_results_that_another_process_writes_meanwhile_stay(
     task = before['tasks']['perplexity']
 
     def ours(predictor, documents):
-        found = json.loads(path.read_text())  # the other process ends here
+        found = json.loads(path.read_text())  # another process would end here
         results.write_results(
             path, dict(found, tasks=dict(found['tasks'], theirs=task))
         )
@@ -220,7 +221,7 @@ def test_a_second_call_gives_the_same_and_keeps_earlier_results(
     assert list(found['tasks']) == list(before['tasks'])
     copied = json.loads((tasks_workdir / 'copy.json').read_text())
     assert copied == dict(found, tasks=dict(reply=found['tasks']['reply']))
-    # The numbers of devices differ, the replies do not.
+    # The numbers of devices differ, but the replies are the same.
     replies, replies_before = (
         [item['reply'] for item in evaluation['tasks']['reply']['items']]
         for evaluation in (found, before)

@@ -1,4 +1,4 @@
-"""Replies equal the full forward, and do not depend on what else the engine runs."""
+"""Replies equal the full forward pass and do not depend on other requests."""
 
 import random
 
@@ -26,7 +26,7 @@ from tests.infer.engines import (
     random_params,
 )
 
-# ---- equal to the full forward
+# ---- equal to the full forward pass
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_prompts_are_scored_before_the_reply(engine, full_forward):
         np.testing.assert_allclose(token.logprob, logprobs_V[token.id], atol=2e-4)
         top = np.sort(logprobs_V)[::-1][:3]
         np.testing.assert_allclose([p for _, p in token.top], top, atol=2e-4)
-        # If the token is among the alternatives, it has the identical float.
+        # If the token is one of the alternatives, both have the same float.
         assert dict(token.top).get(token.id, token.logprob) == token.logprob
 
 
@@ -87,7 +87,7 @@ def test_alternatives_are_sorted_and_have_the_identical_float_of_the_token(engin
 
 
 def run_schedule(engine, seed):
-    """Submits and cancels requests at random steps; checks each reply on its own.
+    """Submits and cancels requests at random steps; compares replies with runs alone.
 
     Returns the number of requests that were cancelled while they ran.
     """
@@ -96,7 +96,7 @@ def run_schedule(engine, seed):
     def random_request():
         length = draw.choice((1, 2, 15, 16, 17, 31, 33, 40))
         prompt = [draw.randrange(2, helpers.VOCAB) for _ in range(length)]
-        if draw.random() < 0.5:  # a beginning that other prompts have too
+        if draw.random() < 0.5:  # a prefix that other prompts share
             prompt = (PROMPTS[3][: draw.choice((16, 20, 33))] + prompt)[: CONTEXT - 1]
         return prompt, SamplingParameters(
             max_tokens=draw.randrange(0, 20),
@@ -176,9 +176,9 @@ def test_a_cached_prefix_changes_no_reply(engine, model, params):
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', ['float32', 'int8 cache', 'draft', 'bfloat16'])
 def test_long_and_short_neighbours_change_no_bit_of_the_optimised_program(kind):
-    """The other tests switch off most of XLA's optimisations; users do not.
+    """Compiles with all of XLA's optimisations, which the other tests switch off.
 
-    Which of the three pages of 128 positions are read depends on the other requests.
+    The other requests decide how many of the three pages of 128 positions are read.
     """
     model = helpers.model_settings(
         context=320, dtype='bfloat16' if kind == 'bfloat16' else 'float32'
@@ -215,7 +215,7 @@ def test_a_long_prompt_does_not_stall_running_replies(engine):
     before = len(running)
     while not long:
         engine.step()
-    # The prompt has four chunks; each step also draws a token of the running reply.
+    # The prompt has four chunks; each step also samples a token of the running reply.
     assert len(running) - before >= 4
 
 

@@ -1,7 +1,7 @@
 """The launch scripts, run with fake Pythons, uv and gcloud that log their arguments.
 
 The scripts and a tiny requirements.txt are copied to a folder with a space in its
-name. PATH holds nothing but the fakes and the few tools the scripts may rely on.
+name. PATH contains only the fakes and the few tools that the scripts may use.
 """
 
 import os
@@ -22,7 +22,7 @@ TOOLS = (
     *('mkdir', 'mktemp', 'rm', 'sleep', 'tar'),
 )
 
-# The base Python: answers the version check by its exit code, makes a venv.
+# The base Python: its exit code answers the version check, and it makes a venv.
 PYTHON = """#!/usr/bin/env bash
 case "$*" in
     -c*) exit {version_status} ;;
@@ -31,7 +31,7 @@ case "$*" in
         mkdir -p .venv/bin && cp "$FAKES/venv-python" .venv/bin/python ;;
 esac
 """
-# The Python in .venv: logs what it is asked; a stage ends as the test wants it.
+# The Python in .venv: logs its arguments; variables say how a stage ends.
 VENV_PYTHON = """#!/usr/bin/env bash
 [ "$1" != -c ] || exit 0
 [ "$*" != '-m pip --version' ] || exit 0
@@ -55,7 +55,7 @@ if [ "$1" = venv ]; then
 fi
 """
 UV_INSTALL = 'uv pip install --compile-bytecode --python .venv/bin/python'
-# Two workers, which are folders here; a command runs on both.
+# Two folders stand for two workers; a command runs in both.
 GCLOUD = """#!/usr/bin/env bash
 shift 3 # compute tpus tpu-vm
 echo "gcloud $1 ${*: -1}" >>"$LOG"
@@ -72,7 +72,7 @@ done
 
 
 class Machine:
-    """A copy of the scripts, and the fakes on PATH."""
+    """A copy of the scripts, with the fakes on PATH."""
 
     def __init__(self, folder: Path):
         self.root = folder / 'a clone'
@@ -115,7 +115,7 @@ class Machine:
         )
 
     def run(self, script, *arguments, **options) -> tuple[int, str]:
-        """The exit code and the output; the log starts anew."""
+        """Clears the log, runs a script and returns its exit code and output."""
         self.log_path.write_text('')
         process = self.start(script, *arguments, **options)
         output, _ = process.communicate(timeout=60)
@@ -372,7 +372,7 @@ def test_a_tpu_gets_the_code_the_requirements_and_the_command(machine):
     assert log.count(command) == 2
     assert log.count(f'{UV_INSTALL} -r launch/tpu-requirements.txt') == 2
     assert sum(line.startswith(UV_INSTALL) for line in log) == 2
-    # Started again, as after a preemption: what is installed stays.
+    # A second start, as after a preemption, installs nothing again.
     assert machine.run('launch/tpu.sh', 'pod', 'zone', *arguments)[0] == 0
     assert machine.log().count(command) == 2
     assert not any(line.startswith(UV_INSTALL) for line in machine.log())

@@ -14,7 +14,7 @@ from tests import helpers
 
 T = 32
 KEY = jax.random.key(0, impl='rbg')  # compiles in a fraction of the time
-# Together these use every choice of every field.
+# Together these models use every choice of every field.
 MODELS = {
     'default': dict(),
     'gpt2': dict(
@@ -43,7 +43,7 @@ every_model = pytest.mark.parametrize('name', MODELS)
 
 
 def random_params(model, seed=0):
-    """Parameters of order one, also biases and scales, so that each one matters."""
+    """Parameters of order one, biases and scales too, so that all change the logits."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -57,7 +57,7 @@ def random_params(model, seed=0):
 
 @lru_cache
 def make_forward(name):
-    """(settings, parameters, jitted logits of a batch), compiled once a module."""
+    """(settings, parameters, jitted logits of a batch), compiled once per module."""
     model = helpers.model_settings(**MODELS[name])
     params = random_params(model)
 
@@ -111,7 +111,7 @@ def naive_attention(model, layer, xs, segments, positions, window):
     group = model.num_heads // model.num_kv_heads
 
     def project(x, name, position):
-        """(heads, H) of a token, with norm and rotary position."""
+        """The projection (heads, H) of a token, with norm and rotary position."""
         heads = np.einsum('d,dnh->nh', x, params[name])
         heads = heads + params.get(f'{name}_bias', 0)
         if name == 'value':
@@ -177,7 +177,7 @@ def test_logits_equal_those_of_loops(name):
     expected = naive_logits(model, params, *arrays)
     # Measured: 2e-7 to 8e-7, float32 rounding (6e-8) through two layers.
     helpers.assert_close_in_norm(ours, expected, 3e-6)
-    assert expected.std() > 0.3  # not trivially equal
+    assert expected.std() > 0.3  # the logits are not all equal
 
 
 # ---- properties of every model ------------------------------------------------
@@ -292,7 +292,8 @@ def loss_and_gradient(**changes):
 def test_options_change_neither_loss_nor_gradient(changes):
     expected = loss_and_gradient()
     ours = loss_and_gradient(**changes)
-    # Measured: 0; for chunks of the loss 1.2e-7 and 5e-7, sums in another order.
+    # Measured: 0; with chunks of the loss 1.2e-7 and 5e-7, as the order of sums
+    # differs.
     helpers.assert_close_in_norm(ours[0], expected[0], 1e-6)
     helpers.assert_close_in_norm(ours[1], expected[1], 3e-6)
 

@@ -1,4 +1,4 @@
-"""The whole optimiser: against optax's own, masks, learning rates, averages."""
+"""The whole optimiser: compared with optax; masks, learning rates, averages."""
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def make_config(name, **fields):
 
 
 def train(transform, params, steps=3):
-    """`steps` updates by gradients that differ from step to step."""
+    """Makes `steps` updates with gradients that differ from step to step."""
     state = jax.jit(transform.init)(params)
     update = jax.jit(transform.update)
     for step in range(steps):
@@ -148,7 +148,7 @@ def test_each_group_has_its_learning_rate():
     assert peaks['head']['kernel'] == pytest.approx(0.7)
     assert peaks['layers']['mlp'] == {'up': 0.5, 'down': 0.5}
     assert peaks['layers']['attention']['query_bias'] == pytest.approx(0.1)
-    # Adam's first update is the gradient's sign times the learning rate.
+    # The first update of Adam is the sign of the gradient times the learning rate.
     after, _ = train(optimizer.make_optimizer(config, params), params, steps=1)
     moved = jax.tree.map(lambda a, b: jnp.abs(a - b), params, after)
     np.testing.assert_allclose(moved['embed']['token'], 0.3, rtol=1e-3)
@@ -192,7 +192,7 @@ def test_gradients_are_clipped_before_they_reach_the_moments():
 
     config = make_config('adamw')
     config.optim.clip_norm = 1.0
-    states = states_after(config, spike)[1:]  # without the clipping's own
+    states = states_after(config, spike)[1:]  # without the state of the clipping
     assert_close(states, states_after(make_config('adamw'), clipped), rtol=1e-5)
 
 
@@ -206,7 +206,7 @@ def test_ema_by_hand():
     want = jax.tree.map(lambda w, v: 2 / 11 * w + 9 / 11 * v, params, first)
     assert_close(optimizer.ema_params(state, first), want, rtol=1e-5)
     second, state = train(transform, params, steps=2)
-    # n = 2: d = min(0.25, 3 / 12), and from then on 0.25
+    # n = 2: d = min(0.25, 3 / 12), and 0.25 afterwards
     want = jax.tree.map(lambda w, v: 0.25 * w + 0.75 * v, want, second)
     assert_close(optimizer.ema_params(state, second), want, rtol=1e-5)
 
@@ -224,7 +224,7 @@ def test_the_first_average_is_a_copy_that_can_be_donated():
 
 @pytest.mark.parametrize('name', schema.OPTIM['name'].range.choices)
 def test_state_is_made_from_shapes_and_mirrors_the_parameters(name):
-    """A state leaf of a parameter ends with that parameter's path."""
+    """The path of a state leaf ends with the path of its parameter."""
     shapes = jax.eval_shape(make_params)
     paths = {
         jax.tree_util.keystr(path)

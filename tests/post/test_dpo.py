@@ -64,7 +64,7 @@ def config_of(folder, loss='dpo', **changes):
 
 @pytest.fixture(scope='module')
 def one_device():
-    """Runs compile for one device, in a fraction of the time."""
+    """Uses one device, for which compilation is much faster."""
     one = lambda section: make_mesh(section, jax.devices()[:1])
     with mock.patch.object(dpo, 'make_mesh', one):
         yield
@@ -79,7 +79,7 @@ def whole(folder, one_device):
 
 
 def prepare(config, workdir):
-    """The config that the stage gets, with RUN/pairs made."""
+    """Builds RUN/pairs and returns the config that the stage receives."""
     config = init_from.inherit_config(config, workdir)
     dpo.check_config(config)
     data.build_pairs(config, workdir)
@@ -87,7 +87,7 @@ def prepare(config, workdir):
 
 
 def train(config, workdir):
-    """A whole run: (config, lines of metrics.jsonl)."""
+    """Trains a run to its end; returns (config, lines of metrics.jsonl)."""
     config = prepare(config, workdir)
     run_dir.write_config(config, workdir)
     summary = dpo.train_on_pairs(config, workdir)
@@ -96,7 +96,7 @@ def train(config, workdir):
 
 
 class World:
-    """What a loss needs: a model, pairs with reference log-probabilities, the loss."""
+    """The inputs of a loss: a model, and pairs with reference log-probabilities."""
 
     def __init__(self, folder, loss, dtype='float32', **changes):
         workdir = folder / f'world-{loss}-{dtype}'
@@ -159,7 +159,7 @@ def test_pairs_of_one_prompt_stay_together(folder):
     splits = data.split_pairs(pairs, section)
     train, validation = ({n % 20 for n in splits[name]} for name in data.SPLITS)
     assert train | validation == set(range(20)) and not train & validation
-    # A hash that puts none of two prompts into validation: one goes there.
+    # With a hash that would put neither prompt into validation, one of them goes there.
     section.validation_fraction = 1e-9
     splits = data.split_pairs(pairs, section)
     assert len(splits['validation']) == 3
@@ -173,10 +173,10 @@ def test_mismatched_replies_are_of_another_prompt():
     pairs = [data.Pair('', *rows(p, n)) for n, p in enumerate((7, 7, 8, 7))]
     mismatched = data.mismatch_replies(pairs, context=32)
     assert [row.tokens.tolist() for row in mismatched] == [
-        [1, 7, 2, 23],  # of pair 2, the next of another prompt
+        [1, 7, 2, 23],  # of pair 2, the next pair with another prompt
         [1, 7, 2, 24],
         [1, 8, 2, 33],
-        [1, 7, 2, 24],  # past the end, from the beginning on
+        [1, 7, 2, 24],  # the search continues at the first pair
     ]
     cut = data.mismatch_replies(pairs, context=2)
     assert [len(row.tokens) for row in cut] == [3] * 4
@@ -190,7 +190,7 @@ def test_mismatched_replies_are_of_another_prompt():
 def test_dpo_begins_at_ln_2_and_pulls_with_half_of_beta(folder):
     world = World(folder, 'dpo')
     loss, metrics = world.losses()
-    # Two programs that compute the same: rounding of sums of some ten logarithms.
+    # Two programs compute the same sums of about ten logarithms with other rounding.
     assert float(loss) / 8 == pytest.approx(math.log(2), abs=1e-6)
     assert float(metrics['tokens']) == 8
 
@@ -207,7 +207,7 @@ def test_dpo_begins_at_ln_2_and_pulls_with_half_of_beta(folder):
 
 def test_dpo_begins_at_ln_2_in_another_dtype_than_its_start(folder):
     loss, _ = World(folder, 'dpo', 'bfloat16').losses()
-    # As bfloat16 rounds; by a reference in float32 it would be off by 3e-4.
+    # The rounding of bfloat16. With a reference in float32 the error would be 3e-4.
     assert float(loss) / 8 == pytest.approx(math.log(2), abs=1e-4)
 
 
@@ -218,7 +218,7 @@ def test_losses_at_the_start(loss, folder):
     expected = {
         'ipo': (1 / (2 * 0.1)) ** 2,
         'kto': 0.5,
-        # Odds are of the mean over tokens: nearly even in an untrained model.
+        # ORPO takes the odds of mean log-probabilities, nearly equal before training.
         'orpo': mean['nll'] + 0.1 * math.log(2),
         'simpo': math.log(1 + math.exp(1.0)),
     }[loss]
@@ -271,7 +271,7 @@ def test_a_run_learns_and_loads_as_a_model(whole):
 
 def same_losses(lines, others):
     for line, other in zip(lines, others, strict=True):
-        # Sums in another order, and Adam's division by small second moments.
+        # The order of sums differs, and Adam divides by small second moments.
         assert other['loss'] == pytest.approx(line['loss'], rel=1e-3)
 
 
@@ -281,7 +281,7 @@ def test_accumulation_changes_nothing_of_kto(folder, tmp_path, one_device):
     parts = config_of(folder, 'kto', **{'train.accumulation': 2})
     same_losses(lines, train(parts, tmp_path / 'parts')[1])
     assert lines[-1]['loss'] < 0.49
-    # Nothing has moved but rounding.
+    # Only rounding differs.
     assert lines[0]['kto_baseline'] == pytest.approx(0, abs=1e-5)
 
 
@@ -322,7 +322,7 @@ def test_lora_begins_at_the_base(folder, tmp_path, one_device):
     config, lines = train(config_of(folder, **{'lora.rank': 2}), tmp_path / 'run')
     assert lines[0]['loss'] == pytest.approx(math.log(2), abs=1e-6)
     assert lines[-1]['loss'] < math.log(2)
-    # Merged, as plain weights.
+    # Loading merges the adapter into plain weights.
     assert load_model(config, tmp_path / 'run', helpers.mesh_of()).step == 4
 
 
@@ -381,7 +381,7 @@ def test_a_reference_of_another_vocabulary_is_refused(folder, tmp_path, one_devi
     from gptjax.tokenizer.train_tokenizer import train_model
 
     other = starts.write_start(tmp_path)
-    # The same run with another tokenizer: of the same size, but not the same.
+    # The same run with another tokenizer whose vocabulary has the same size.
     model = train_model(['0 + 1 = 2 3 4 5 6 7 8 9 = 10 10 10'], 'bpe', 278)
     storage.write_bytes(other / 'tokenizer' / 'tokenizer.model', model)
     config = config_of(folder, **{'preference.reference': str(other)})

@@ -82,7 +82,7 @@ def without_clock(records):
 
 
 def interrupted_after(rollouts):
-    """`interruption` with a signal after this many rollouts."""
+    """Replaces `interruption`: a signal arrives after this number of rollouts."""
 
     @contextlib.contextmanager
     def interruption():
@@ -91,7 +91,7 @@ def interrupted_after(rollouts):
     return interruption
 
 
-SEEN = []  # (trained parameters, reference) at every rollout of `grpo_run`
+SEEN = []  # (trained parameters, reference parameters) of each rollout of `grpo_run`
 
 
 @pytest.fixture(scope='module')
@@ -99,7 +99,7 @@ def grpo_run(folder):
     collect = policy_gradient.collect_experience
 
     def watched(*args):
-        both = args[3].args  # of the partial `score_tokens`
+        both = args[3].args  # the arguments of the partial `score_tokens`
         SEEN.append(jax.tree.map(lambda x: np.array(x, copy=True), both))
         return collect(*args)
 
@@ -132,7 +132,7 @@ def test_the_first_ratio_is_one_and_the_usual_metrics_are_there(run, request):
         wanted = wanted | {'value_loss', 'explained_variance'}
     for record in records:
         assert wanted <= record.keys()
-        # The old log-probabilities are the trainer's own, before the first update.
+        # The old log-probabilities are computed by the trainer before the first update.
         assert record['first_ratio'] == pytest.approx(1, abs=1e-6)
         assert record['sampler_gap'] < 2e-5  # rounding of float32
         assert record['skipped'] == record['empty_rollouts'] == 0
@@ -159,7 +159,8 @@ def test_the_policy_changes_and_the_reference_does_not(folder, grpo_run, ppo_run
 
 @pytest.mark.slow
 def test_a_warm_up_trains_the_critic_alone(folder, ppo_run):
-    _, workdir = ppo_run  # two updates a rollout; the first rollout is the warm-up
+    # Two updates per rollout; the first rollout only trains the critic.
+    _, workdir = ppo_run
     first = params_of(folder / 'start')
     helpers.assert_trees_close(params_of(workdir, 2), first)  # bitwise
     moved = params_of(workdir, 4)['head']['kernel'] - first['head']['kernel']
@@ -241,7 +242,7 @@ def test_every_mesh_makes_the_same_updates(folder, ppo_run, sizes, monkeypatch):
     monkeypatch.setattr(loop, 'interruption', interrupted_after(2))
     _, workdir = train(folder, f'mesh{sizes}', 'ppo', change)
     _, alone = ppo_run
-    # Sums in another order, then Adam, whose first step divides by |gradient|.
+    # The order of sums differs, and the first step of Adam divides by |gradient|.
     helpers.assert_trees_close(params_of(workdir, 4), params_of(alone, 4), atol=1e-4)
     for ours, theirs in zip(lines(workdir), lines(alone)[:2], strict=True):
         assert ours['reward'] == theirs['reward']

@@ -1,4 +1,4 @@
-"""Problems: content decides the split, and (seed, index) the order."""
+"""Problems: the content decides the split, and (seed, index) decides the order."""
 
 import json
 import sys
@@ -50,18 +50,18 @@ def test_training_problems_split_further_as_documents_do(sums):
 
 def test_training_problems_are_a_function_of_seed_and_index(sums):
     again, other = map(make_task, (0, 1))
-    numbers = range(290, 610)  # over the edges of epochs
+    numbers = range(290, 610)  # across the boundary of two epochs
     first = ids(map(sums.train, numbers))
     assert first == ids(map(again.train, reversed(numbers)))[::-1]
     assert first != ids(map(other.train, numbers))
     assert sorted(first[10:310]) == sorted(ids(sums.demonstrations(300)))
-    # The same problems for every seed, so that seeds can be compared.
+    # All seeds have the same problems, so that seeds can be compared.
     assert ids(sums.held_out(50)) == ids(other.held_out(50))
     assert ids(sums.demonstrations(40)) == ids(other.demonstrations(40))
 
 
 def test_neighbouring_indices_of_the_generator_are_not_neighbours_here(sums):
-    # reasoning-gym seeds by the sum of seed and index, which would repeat problems.
+    # reasoning-gym uses seed + index as a seed, which would repeat problems.
     places = [problem.meta['metadata']['source_index'] for problem in sums.held_out(50)]
     assert min(abs(a - b) for a in places for b in places if a != b) > 1000
 
@@ -85,7 +85,7 @@ def test_a_small_task_has_all_problems_that_exist(sums):
     one_digit = dict(min_terms=2, max_terms=2, min_digits=1, max_digits=1)
     task = make_task(options=one_digit)
     splits = [task.demonstrations(999), task.validation(999), task.held_out(999)]
-    assert sum(map(len, splits)) == 200  # 10 x 10 and two signs
+    assert sum(map(len, splits)) == 200  # 10 x 10 pairs of numbers and two signs
     assert task.train(len(splits[0])).id in ids(splits[0])
 
 
@@ -100,7 +100,7 @@ def test_unknown_datasets_and_options(sums, monkeypatch):
 
 
 class Parsing:
-    """A dataset whose verifier parses the reply, and always raises if it is broken."""
+    """A dataset whose verifier parses the reply; a broken verifier always raises."""
 
     def __init__(self, broken):
         self.broken = broken
@@ -119,7 +119,7 @@ def test_a_verifier_that_raises(broken, monkeypatch):
     monkeypatch.setattr(problem_sources, 'make_gym_dataset', lambda *_: Parsing(broken))
     task = make_task()
     (problem,) = task.held_out(1)
-    if broken:  # at the right answer too
+    if broken:  # also for the right answer
         with pytest.raises(KeyError, match='no such entry'):
             task.score(problem, 'seven')
     else:
@@ -243,7 +243,7 @@ def test_prompts_of_conversations_are_not_trained_on_where_they_are_held_out(
     assert not validation & held_out and validation and held_out
     assert task.score is None
     printed = capsys.readouterr().out
-    # of the 41 to train on ten and 'question 3' are held out
+    # ten of the 41 training conversations, and 'question 3', are held out
     assert printed.startswith('problems: 30 for training') and ', 11 equal' in printed
 
 

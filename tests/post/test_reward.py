@@ -1,4 +1,4 @@
-"""The stage `reward`: layouts, resuming, what comes out, and what is refused."""
+"""The stage `reward`: meshes, resuming, results and errors."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ def make_batch(seed=0):
 
 
 def train_steps(sizes=(), accumulation=1):
-    """(loss, gradient norm) of two updates on a mesh, and the head after them."""
+    """Two updates on a mesh: their (loss, gradient norm), and the head afterwards."""
     config, mesh = helpers.config(), helpers.mesh_of(*sizes)
     config.optim.update(name='adamw', learning_rate=1e-2)
     config.reward = common.reward_section()
@@ -86,14 +86,14 @@ def one_device():
 @pytest.mark.parametrize('sizes', ((8, 1, 1, 1), (1, 2, 2, 2)), ids=str)
 def test_other_meshes_equal_one_device(sizes, one_device):
     metrics, head = train_steps(sizes)
-    # float32, summed in another order.
+    # The order of float32 sums differs.
     np.testing.assert_allclose(metrics, one_device[0], rtol=2e-5)
     helpers.assert_trees_close(head, one_device[1], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_micro_batches_equal_the_whole(one_device):
-    # Groups have different numbers of pairs: the sums are divided once, by all.
+    # Groups have different numbers of pairs, so the total sum is divided once, by all.
     metrics, _ = train_steps(accumulation=4)
     np.testing.assert_allclose(metrics, one_device[0], rtol=2e-5)
 
@@ -111,7 +111,7 @@ def test_a_score_depends_on_neither_padding_nor_neighbours():
     alone['last'] = batch['last'][1:2, 2:3]
     rewards = reward_model.compute_rewards(model, params, alone)
     np.testing.assert_allclose(rewards[0, 0], whole[1, 2], rtol=1e-5)
-    # Tokens after the last one are not seen.
+    # Tokens after the last one have no effect.
     batch['inputs'][1, 2, last + 1 :] = 5
     again = reward_model.compute_rewards(model, params, batch)
     assert again[1, 2] == whole[1, 2]
@@ -142,7 +142,7 @@ def test_wrong_fields(variant, field, value, message):
 
 
 def write_preferences(path):
-    """120 prompts; one word of the reply decides which is better."""
+    """Writes 120 prompts with pairs; one word decides which reply is better."""
     rng = np.random.default_rng(0)
     words = 'you we they see like have a day dog house again soon'.split()
 
@@ -193,11 +193,11 @@ def test_it_learns_what_is_preferred(finished):
     assert results['target'] == 'preferences' and 'spearman' not in results
     figures = results['accuracy']['all']
     assert figures['reward model']['value'] > 0.9
-    assert figures['bag of words']['value'] > 0.9  # a word tells it
+    assert figures['bag of words']['value'] > 0.9  # one word decides
     assert figures['length']['value'] < 0.8
     assert results['pairs']['all'] == results['conversations']['test'] // 2
     metrics = read_metrics(workdir / 'metrics.jsonl')
-    # The head is new.
+    # The head was not in the start run.
     assert metrics[0]['pairs'] == 16 and abs(metrics[0]['loss'] - np.log(2)) < 0.3
     assert metrics[-1]['split'] == 'validation' and metrics[-1]['accuracy'] > 0.9
 
@@ -213,7 +213,7 @@ def test_a_loaded_reward_is_centred(finished):
     assert rewards.dtype == np.float32 and rewards.shape == (len(conversations),)
     assert abs(rewards.mean()) < 1e-4
     assert np.mean(rewards[::2] > rewards[1::2]) > 0.9
-    # A reward depends on the conversation alone.
+    # A reward depends only on the conversation.
     np.testing.assert_allclose(reward_of(conversations[5:6]), rewards[5:6], atol=1e-5)
     assert reward_of([]).shape == (0,)
     # The first messages are dropped if the conversation is too long.
@@ -234,7 +234,7 @@ def test_a_finished_run_is_not_trained_again_and_reported(finished, capsys):
     assert 'configs/select.py:reward=' in capsys.readouterr().out
     page = (workdir / 'report.html').read_text()
     assert '<h2>Reward model</h2>' in page and '<h2>Ratings</h2>' in page
-    # Sections that do not fit a reward model are left out.
+    # The report has no sections that do not fit a reward model.
     assert 'class="missing"' not in page and 'gptjax eval' not in page
 
 
@@ -336,7 +336,7 @@ def test_ppo_with_such_a_critic(finished, with_turns, tmp_path):
     assert runs.gptjax(*words, f'--workdir={loaded}') == 0
     first = lambda run: read_metrics(run / 'metrics.jsonl')[1]
     assert first(zero)['value'] == 0 != first(loaded)['value']
-    # The policy is the same, and draws the same replies.
+    # The policy is the same and generates the same replies.
     assert first(zero)['reward'] == first(loaded)['reward']
 
 

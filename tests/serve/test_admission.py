@@ -1,6 +1,6 @@
-"""Failures: engines that fail, streams that nobody reads, slow bodies, our mistakes.
+"""Failures: engines that fail, streams that nobody reads, slow bodies, internal errors.
 
-The engine here does what a test wants; the application is called without a server.
+A scripted engine replaces the real one, and the application is called without a server.
 """
 
 import asyncio
@@ -27,9 +27,10 @@ HI = (Token(300),)
 
 
 class Engine:
-    """Gives listeners what `script` holds, a list of updates for each request.
+    """A scripted engine: `script` is a list of updates for each request.
 
-    It takes `room` requests; `cancelled` holds request ids in order.
+    It accepts `room` requests; `cancelled` lists the ids of cancelled requests in
+    order.
     """
 
     failure = None
@@ -64,8 +65,8 @@ def state_of(engine, *others, **options):
 class Client:
     """One request to the application.
 
-    It leaves right after the request, or after `leaves` messages of the answer, of
-    which it takes `reads`.
+    With `leaves` the client disconnects: right after the request (True), or after that
+    number of messages of the answer. It reads at most `reads` messages.
     """
 
     def __init__(self, fields, leaves=False, reads=10**6):
@@ -114,7 +115,7 @@ class Client:
 
     @property
     def error(self):
-        """The error of a whole answer, or the last event of a stream but [DONE]."""
+        """The error of a complete answer, or of the last event before [DONE]."""
         if self.status == 200:
             events = self.text.strip().split('\n\n')
             assert events[-1] == 'data: [DONE]'
@@ -130,7 +131,7 @@ def outcomes(state):
 
 @pytest.fixture(autouse=True)
 def no_statistics(monkeypatch):
-    """The scripted engine has none."""
+    """Removes the statistics, which the scripted engine does not have."""
     monkeypatch.setattr(
         'gptjax.serve.telemetry._EngineCollector.collect', lambda self: []
     )
@@ -162,7 +163,7 @@ def test_an_engine_that_died_while_nobody_listened():
     assert refused.status == 503 and refused.error['code'] == 'engine_failed'
     assert dict(refused.received[0]['headers'])[b'x-should-retry'] == b'false'
 
-    # The other model lives on.
+    # The other model still answers.
     assert Client(dict(model='n')).ask(state).status == 200
 
     def ready(query=''):
@@ -224,7 +225,7 @@ def test_a_stream_that_nobody_takes(monkeypatch):
 
 @pytest.mark.parametrize('fails', [True, False])
 def test_a_stream_of_which_nobody_takes_the_end(monkeypatch, fails):
-    """The last pieces are [DONE], and an error before it."""
+    """The last events are an error, if there is one, and [DONE]."""
     monkeypatch.setattr(responses, 'SEND_SECONDS', 0.05)
     updates = [Update('hi', HI), Update(finish='error' if fails else 'stop')]
     state = state_of(Engine(updates))
@@ -282,7 +283,7 @@ def test_a_grammar_that_fails_is_an_error():
 def test_a_body_that_never_comes(monkeypatch):
     monkeypatch.setattr(api_requests, 'READ_SECONDS', 0.05)
     client = Client({})
-    client._has_sent = True  # its body does not come, and it does not leave
+    client._has_sent = True  # it sends no body and stays connected
     client.ask(state_of(Engine()))
     assert client.status == 408 and client.error['code'] == 'timeout'
 
@@ -305,7 +306,7 @@ def test_a_mistake_of_ours_is_an_answer_without_its_inside(monkeypatch, caplog):
 
     monkeypatch.setattr(ServerState, 'start', broken)
     client = Client({})
-    with pytest.raises(ZeroDivisionError):  # what the server's log gets
+    with pytest.raises(ZeroDivisionError):  # the server logs this error
         client.ask(state_of(Engine()))
     assert client.status == 500 and client.error['code'] == 'internal_error'
     assert 'secret' not in client.text and 'POST /v1/completions' in caplog.text
@@ -329,7 +330,7 @@ def test_a_mistake_of_ours_is_counted(monkeypatch, place, stream):
 
 
 def test_texts_are_tokenized_off_the_event_loop(monkeypatch):
-    """A long text takes a while, in which replies are to go on."""
+    """Tokenizing a long text takes time; other replies have to continue meanwhile."""
     state, threads = state_of(Engine()), []
 
     def watched(function):

@@ -22,7 +22,7 @@ def client(server):
 
 @pytest.fixture(scope='module', autouse=True)
 def nothing_compiles(server):
-    """Whatever is called here, grammars and all, was compiled at the start."""
+    """These requests compile nothing: the server compiled everything at its start."""
     before = server.metric('gptjax_compilations_total')
     yield
     assert server.metric('gptjax_compilations_total') == before
@@ -47,7 +47,7 @@ def complete(client):
 
 
 def choices_of(chunks, index=0):
-    """The parts of one choice of a stream."""
+    """The chunks of one choice of a stream."""
     return [c for chunk in chunks for c in chunk.choices if c.index == index]
 
 
@@ -114,7 +114,7 @@ def test_chat_logprobs(chat):
     assert content
     for entry in content:
         assert len(entry.top_logprobs) == 4
-        assert entry.top_logprobs[0].logprob == entry.logprob  # the likeliest
+        assert entry.top_logprobs[0].logprob == entry.logprob  # the most probable token
         assert entry.token == entry.top_logprobs[0].token
         if entry.bytes and not entry.token.startswith('bytes:'):
             assert bytes(entry.bytes).decode() == entry.token
@@ -133,7 +133,7 @@ def test_content_may_be_parts_and_developer_is_system(chat):
 
 
 def test_a_reply_is_gone_on_with(chat, server):
-    """The assistant's beginning is part of the prompt, without an end of its turn."""
+    """The beginning of the reply is part of the prompt, without an end of its turn."""
     messages = [*MESSAGES, dict(role='assistant', content='The red')]
     body = dict(continue_final_message=True)
     reply = chat(messages=messages, extra_body=body)
@@ -230,13 +230,13 @@ def test_echo_with_logprobs_as_lm_evaluation_harness_asks(complete, server):
     assert max(echoed.top_logprobs[-1].values()) == echoed.token_logprobs[-1]
     assert choice.text.startswith('The red fox says')
 
-    # An end that is drawn at once is an entry as well.
+    # If the first sampled token is the end, it is an entry too.
     ended = complete(**fields, max_tokens=1, logit_bias={'2': 1000})
     logprobs = ended.choices[0].logprobs
     assert ended.choices[0].finish_reason == 'stop'
     assert len(logprobs.tokens) == len(ids) + 1 and logprobs.tokens[-1] == '<eos>'
 
-    # And nothing has to be drawn at all.
+    # A request may also sample no token.
     scored = complete(**fields, max_tokens=0)
     assert scored.choices[0].text == 'The red fox says'
     assert scored.choices[0].logprobs.token_logprobs == echoed.token_logprobs[:-1]

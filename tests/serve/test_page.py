@@ -1,4 +1,4 @@
-"""The chat page: talking, and what may go wrong."""
+"""The chat page: conversations and errors."""
 
 import threading
 
@@ -21,7 +21,7 @@ from tests.chat_page import (
 pytestmark = needs_browser
 
 
-# ---- talking -------------------------------------------------------------------
+# ---- conversations -------------------------------------------------------------------
 
 
 def test_a_conversation(scripted, open_page):
@@ -54,7 +54,7 @@ def test_settings_are_sent_and_kept(scripted, open_page):
     values |= dict(presence_penalty='0.4', frequency_penalty='-0.3')
     for name, value in values.items():
         page.fill(f'#field-{name}', value)
-    page.fill('#field-top_p', '7')  # out of its range: the nearest that is not
+    page.fill('#field-top_p', '7')  # out of range: becomes the nearest valid value
     page.click('#field-top_k')
     assert page.input_value('#field-top_p') == '1'
     page.uncheck('#probabilities')
@@ -86,7 +86,7 @@ def test_stop_and_continue(scripted, open_page, how):
     def slowly(body):
         yield chunk('So far')
         go_on.wait(SECONDS)
-        # Writing fails some time after the reader has gone.
+        # Writing fails some time after the client has disconnected.
         for _ in range(10000):
             yield chunk(' more' * 100)
 
@@ -128,7 +128,7 @@ def test_regenerate_edit_and_branch(scripted, open_page):
     last_reply(page).locator('[data-action=previous]').click()
     assert text_of(page) == 'Reply 2'
 
-    # Editing the first message begins another branch; arrows lead back.
+    # Editing the first message begins another branch; the arrows switch back.
     page.locator('.user').first.hover()
     page.locator('.user').first.locator('[data-action=edit]').click()
     area = page.locator('.editor textarea')
@@ -142,7 +142,7 @@ def test_regenerate_edit_and_branch(scripted, open_page):
     assert page.locator('.message').count() == 4
     assert text_of(page) == 'Reply 2'
 
-    # And an edited reply is a new version, with which the conversation goes on.
+    # An edited reply is a new version, and the conversation continues from it.
     last_reply(page).locator('[data-action=edit]').click()
     area.fill('My own words')
     page.get_by_role('button', name='Keep as a new version').click()
@@ -229,12 +229,12 @@ def test_the_oldest_messages_go_where_the_context_is_full(scripted, open_page):
     assert contents[0] == 'two' and contents[-1] == 'three'
     notice = last_reply(page).locator('.left-out').inner_text()
     assert notice == 'The first 2 messages do not fit the context any more.'
-    # A server that counts differently refuses, and less is sent.
+    # If the server counts more tokens and refuses, the page sends fewer messages.
     long = refusal(400, 'too long', 'context_length_exceeded')
     scripted.answer = lambda body: long if len(body['messages']) > 1 else 'Good.'
     say(page, 'four')
     assert text_of(page) == 'Good.'
-    # Where the last message alone is too long, that is what has to change.
+    # If the last message alone is too long, the user has to shorten it.
     scripted.answer = lambda body: long
     say(page, 'five')
     assert 'too long for this model. Too long.' in last_reply(page).inner_text()
@@ -275,7 +275,7 @@ def test_an_api_key_is_asked_for(scripted, open_page):
     page.get_by_label('API key').fill('secret')
     page.get_by_role('button', name='Use it').click()
     page.locator('#openers button').first.wait_for()
-    page.reload()  # this tab keeps it
+    page.reload()  # this tab keeps the key
     page.locator('#openers button').first.wait_for()
 
 
@@ -284,7 +284,7 @@ def test_an_api_key_is_asked_for(scripted, open_page):
 
 @pytest.fixture(scope='module')
 def address(served_run):
-    """Where a server with two checkpoints of random weights listens."""
+    """The address of a server with two checkpoints of random weights."""
     with servers.serving(served_run, f'--beside={served_run}@1') as server:
         yield server.address
 
@@ -306,7 +306,7 @@ def test_with_the_real_server(open_page, address):
     settle(page)
     assert '2 / 2' in last_reply(page).locator('.actions').inner_text()
 
-    # The same seed says the same again; two checkpoints say different things.
+    # The same seed gives the same reply; two checkpoints give different replies.
     page.click('#new')
     say(page, 'Hello <b>there</b>')
     assert text_of(page) == first
@@ -315,7 +315,7 @@ def test_with_the_real_server(open_page, address):
     page.locator('.facts', has_text='seed 5').nth(2).wait_for()
     assert page.locator('.notice.error').all_inner_texts() == []
     page.get_by_role('button', name='@1').click()
-    for _ in range(3):  # more than its context holds
+    for _ in range(3):  # more tokens than the context holds
         say(page, 'And then? ' * 20)
     assert page.locator('.notice.error').all_inner_texts() == []
     assert last_reply(page).locator('.left-out').is_visible()

@@ -86,7 +86,7 @@ def test_a_reply_cut_short_by_a_reload_can_go_on(scripted, open_page):
 
 
 def halting(scripted, *texts):
-    """Replies to messages of these texts stay half done until the event is set."""
+    """Replies to these messages stop half-way until the event is set."""
     rest = threading.Event()
 
     def answer(body):
@@ -147,7 +147,7 @@ def test_two_tabs_on_one_conversation_lose_no_message(scripted, open_page):
     other = open_tab(page)
     say(page, 'slow', wait=False)
     page.get_by_text('So far').wait_for()
-    # Another version of the first reply, in the other tab, while this one streams.
+    # The other tab regenerates the first reply while this tab streams.
     other.locator('.assistant').first.locator('[data-action=regenerate]').click()
     settle(other)
     branches = page.locator('.assistant').first.locator('.branches')
@@ -172,12 +172,12 @@ addEventListener('storage', (event) => event.stopImmediatePropagation(), true);
 
 @pytest.mark.slow
 def test_both_tabs_say_something_at_once(scripted, open_page):
-    """Neither hears of the other before both have written."""
+    """Both tabs write before either is informed about the other."""
     page = open_page(script=DEAF)
     say(page, 'first')
     other = open_tab(page, DEAF)
     say(page, 'one')
-    # The browser hands what one tab has stored to the other a moment later.
+    # The browser informs the other tab of a change with a short delay.
     other.wait_for_function("Object.values(localStorage).join().includes('one')")
     say(other, 'two')
     other.reload()
@@ -323,7 +323,7 @@ def test_what_the_terminal_saves_can_be_imported(scripted, open_page):
 
 
 def damaged(change):
-    """An export that `change` has spoilt."""
+    """An exported file after `change` has damaged it."""
     node = dict(role='user', content='Hello', children=[], chosen=0)
     lane = dict(model='small', root=dict(children=[node], chosen=0))
     one = dict(id='a1', title='', created=1, updated=1, system='', lanes=[lane])

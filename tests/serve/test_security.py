@@ -1,4 +1,4 @@
-"""Hosts, origins, keys, the page's policy; connections on which no request comes."""
+"""Hosts, origins, keys, the policy of the page; connections without a request."""
 
 import asyncio
 import base64
@@ -13,7 +13,7 @@ from gptjax.core.console import UserError
 from gptjax.serve import security, serve
 from gptjax.serve.security import Guard, content_policy
 
-SECONDS = 20  # until something is closed that must be
+SECONDS = 20  # limit of waiting for a connection that has to be closed
 GET = b'GET / HTTP/1.1\r\nHost: localhost\r\n\r\n'
 
 
@@ -187,8 +187,8 @@ def test_a_second_head_has_its_own_time(short):
             reader, writer = await connect()
             writer.write(GET)
             assert (await reader.readuntil(b'ok')).startswith(b'HTTP/1.1 200')
-            await asyncio.sleep(0.2)  # longer than a head may take
-            writer.write(GET.replace(b'/', b'/slow', 1))  # and so is the answer
+            await asyncio.sleep(0.2)  # longer than the limit for a head
+            writer.write(GET.replace(b'/', b'/slow', 1))  # the answer takes longer too
             assert (await reader.readuntil(b'ok')).startswith(b'HTTP/1.1 200')
             writer.write(GET[:-2])
             assert await reader.read() == b''
@@ -208,7 +208,7 @@ def test_one_connection_too_many_gets_503():
             assert head.startswith(b'HTTP/1.1 503') and b'Retry-After: 1' in head
             assert json.loads(body)['error']['code'] == 'full'
 
-            # Where one leaves there is room again.
+            # After one disconnects, there is room again.
             held[0][1].close()
             answer = b''
             while not answer.startswith(b'HTTP/1.1 200'):
@@ -221,7 +221,7 @@ def test_one_connection_too_many_gets_503():
 
 
 def test_small_answers_are_not_held_back():
-    """Without TCP_NODELAY they would wait for the client's acknowledgements."""
+    """Without TCP_NODELAY, events would wait for acknowledgements of the client."""
 
     async def scenario():
         async with serving() as connect:

@@ -1,4 +1,4 @@
-"""The stage `serve`: its flags, its start, its end."""
+"""The stage `serve`: flags, start and shutdown."""
 
 import asyncio
 import base64
@@ -21,7 +21,7 @@ from tests.servers import wait_for
 
 KEY = 'correct-horse-battery'
 COMPLETION = '/v1/completions'
-NO_END = {'2': -1000}  # EOS
+NO_END = {'2': -1000}  # the logit bias that excludes EOS
 LONG = dict(prompt='The red', max_tokens=500, logit_bias=NO_END)
 
 
@@ -97,7 +97,7 @@ def test_a_key_and_two_models(served_run, key_file):
 
 
 def check_key(server):
-    """Every route but /health wants it, as Bearer or as Basic's password."""
+    """Every route except /health needs the key, as Bearer or as Basic's password."""
     gets = ('/', '/ready', '/metrics', '/v1/models', '/openapi.json', '/nothing')
     posts = ('/v1/chat/completions', COMPLETION, '/tokenize')
     for path in (*gets, *posts):
@@ -118,7 +118,7 @@ def check_key(server):
 
 
 def check_models(server):
-    """Each model draws its own replies, and is known by its fingerprint."""
+    """Each model generates its own replies and has its own fingerprint."""
     entries = server.get('/v1/models')['data']
     assert [entry['id'] for entry in entries] == ['tiny', 'tiny@1']
     assert [entry['gptjax']['step'] for entry in entries] == [2, 1]
@@ -135,7 +135,7 @@ def check_models(server):
 
 
 def check_time_limit(server):
-    """A request that takes too long ends with an error, whole and as a stream."""
+    """A request that takes too long ends with an error, complete or as a stream."""
     ask = dict(LONG, prompt=['The red'] * 4, n=16)
     status, body, headers = servers.send(server, COMPLETION, json.dumps(ask).encode())
     assert status == 504 and body['error']['code'] == 'time_limit'
@@ -150,7 +150,7 @@ def check_time_limit(server):
 
 
 def stream(server, body, has_started=None) -> bytes:
-    """What is sent until the connection ends; sets `has_started` at its first bytes."""
+    """All bytes until the connection ends; sets `has_started` at the first bytes."""
     extra = [f'{name}: {value}' for name, value in server.headers.items()]
     connection = servers.connect(server)
     content = json.dumps(body).encode()
@@ -172,7 +172,7 @@ def is_draining(server):
 
 @pytest.mark.slow
 def test_sigterm_drains(served_run):
-    """Running replies end, new ones are refused, and the exit code is 0."""
+    """Running replies are completed, new requests are refused, the exit code is 0."""
     with servers.serving(served_run, '--slots=2') as server:
         assert server.ready_line == f'ready: {server.address}/\n'
         has_started = threading.Event()
@@ -201,7 +201,7 @@ def test_sigterm_drains(served_run):
 
 @pytest.mark.slow
 def test_a_second_signal_hurries(served_run):
-    """Running replies end with an error, and the exit code is 0 all the same."""
+    """Running replies end with an error, and the exit code is still 0."""
     with servers.serving(served_run, '--slots=2') as server:
         has_started = threading.Event()
         with ThreadPoolExecutor(1) as clients:
@@ -218,7 +218,7 @@ def test_a_second_signal_hurries(served_run):
 
 @pytest.mark.slow
 def test_sigterm_while_the_model_loads(served_run):
-    """/health answers at once, everything else says that it loads."""
+    """/health answers at once; all other routes say that the model is loading."""
     process = servers.launch(served_run)
     try:
         port = wait_for(lambda: listening_port(process.pid), 'it listens')
@@ -258,7 +258,7 @@ def test_models_that_load_after_the_signal_are_closed(monkeypatch):
 
 
 def listening_port(pid) -> int | None:
-    """The TCP port that a process listens on, as Linux tells it."""
+    """The TCP port that a process listens on, read from /proc."""
     inodes = set()
     folder = Path(f'/proc/{pid}/fd')
     for entry in folder.iterdir():

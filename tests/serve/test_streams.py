@@ -1,4 +1,4 @@
-"""Many clients at once: some leave, some do not read, some are too many."""
+"""Many clients at once: some disconnect, some do not read, some are refused."""
 
 import http.client
 import json
@@ -16,15 +16,15 @@ from tests import servers
 from tests.servers import CONTEXT, post_bytes, wait_for
 
 COMPLETION = '/v1/completions'
-NO_END = {'2': -1000}  # EOS
-MOST = 6  # replies that slots and queue of the fixture hold
+NO_END = {'2': -1000}  # the logit bias that excludes EOS
+MOST = 6  # the number of requests that slots and queue of the fixture hold
 LONG = dict(prompt='The red', max_tokens=CONTEXT, logit_bias=NO_END, n=MOST)
 LONG_TOKENS = MOST * (CONTEXT - 10)
 
 
 @pytest.fixture(autouse=True)
 def idle_before_and_after(server):
-    """Every test leaves all slots free, and replies as they always were."""
+    """After every test all slots are free, and replies are the same as before."""
     wait_for(server.is_idle, 'idle before')
     yield
     wait_for(server.is_idle, 'idle after')
@@ -36,7 +36,7 @@ def encode(body) -> bytes:
 
 
 def drop(connection: socket.socket) -> None:
-    """Closes as a process that dies does: with a reset."""
+    """Closes the connection with a reset, as if the process had died."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
     connection.close()
 
@@ -49,7 +49,7 @@ def drawn(server):
     return server.metric('gptjax_reply_tokens_total')
 
 
-# ---- clients that leave -------------------------------------------------------
+# ---- clients that disconnect -------------------------------------------------------
 
 
 @pytest.mark.parametrize('leave', [socket.socket.close, drop])
@@ -67,9 +67,9 @@ def test_a_client_that_leaves_frees_its_slots(server, stream, leave):
 
 
 def test_a_client_that_leaves_while_it_waits(server):
-    """Those before it run on, and it never gets a slot."""
+    """Earlier requests continue, and this one never gets a slot."""
     with ThreadPoolExecutor(2) as clients:
-        for _ in range(20):  # on a busy machine they may have ended before it waits
+        for _ in range(20):  # on a busy machine the others may end before it waits
             running = [
                 clients.submit(
                     servers.post, server, COMPLETION, dict(LONG, n=1, seed=seed)
@@ -92,18 +92,18 @@ def test_a_client_that_leaves_while_it_waits(server):
 
 
 def seen_while(running, condition) -> bool:
-    """Whether a condition is seen to hold before all of `running` have ended."""
+    """Whether a condition becomes true before all of `running` have ended."""
     while not all(client.done() for client in running):
         if condition():
             return True
     return False
 
 
-# ---- more clients than there is room ------------------------------------------
+# ---- more clients than slots and queue hold ------------------------------------------
 
 
 def test_a_burst_is_answered_or_told_to_come_again(server):
-    """Replies that are given are right; the others are 503 with Retry-After."""
+    """Accepted requests get the right replies; the others get 503 with Retry-After."""
     bodies = [dict(prompt='The red', max_tokens=150, seed=s) for s in range(30)]
     bodies = [dict(body, logit_bias=NO_END) for body in bodies]
     barrier = threading.Barrier(len(bodies))
@@ -144,7 +144,7 @@ def test_a_call_is_taken_whole_or_not_at_all(server):
 
 
 def test_a_slow_reader_holds_up_nobody(server):
-    """It fills what the system keeps for it and waits; the others get theirs."""
+    """It fills the buffers of the system and waits; others get their replies."""
     connection = servers.connect(server, receive_buffer=4096)
     body = dict(LONG, n=3, stream=True, logprobs=20)
     connection.sendall(post_bytes(COMPLETION, encode(body)))
@@ -153,7 +153,7 @@ def test_a_slow_reader_holds_up_nobody(server):
     other = dict(LONG, n=1, max_tokens=20)
     assert servers.post(server, COMPLETION, other)['usage']['completion_tokens'] == 20
 
-    # And what it reads at last is all there, in order.
+    # When it reads at last, everything is there, in order.
     received = bytearray()
     while not received.endswith(b'data: [DONE]\n\n\r\n0\r\n\r\n'):
         piece = connection.recv(65536)
@@ -165,7 +165,7 @@ def test_a_slow_reader_holds_up_nobody(server):
 
 
 def test_what_piles_up_unread_has_an_end(server):
-    """Too much unread, and the replies are stopped before they are whole."""
+    """If too much is unread, the replies are stopped before their end."""
     before, slow = drawn(server), outcomes(server, 'slow')
     connection = servers.connect(server, receive_buffer=4096)
     body = dict(LONG, stream=True, logprobs=20)
@@ -181,7 +181,7 @@ def test_what_piles_up_unread_has_an_end(server):
 
 
 def test_a_random_schedule(server):
-    """Arrivals, lengths, streams, and leaving at random: replies are what they are."""
+    """Random arrivals, lengths, streams and disconnections do not change replies."""
     rng = random.Random(7)
     words = ('red', 'fox', 'owl', '“')
     bodies = [
@@ -212,13 +212,13 @@ def test_a_random_schedule(server):
         alone = texts(server, body, None)
         if num_events is None:
             assert replies == alone
-        elif body['stream']:  # it left early, with the beginning
+        elif body['stream']:  # it disconnected early and has the beginning
             for text, whole in zip(replies, alone, strict=True):
                 assert whole.startswith(text)
 
 
 def texts(server, body, num_events):
-    """The texts of a reply; of a stream's first `num_events` only, then it leaves."""
+    """The texts of a reply. From a stream it reads `num_events`, then disconnects."""
     connection = http.client.HTTPConnection('127.0.0.1', server.port, timeout=60)
     headers = {'Content-Type': 'application/json'}
     connection.request('POST', COMPLETION, encode(body), headers)

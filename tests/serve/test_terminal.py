@@ -39,7 +39,7 @@ def tokenizer():
 
 
 class Engine:
-    """Answers with the texts in `replies`, a token an update; keeps its requests."""
+    """Sends the texts in `replies`, one token per update; records its requests."""
 
     context = 64
     trained_step = 7
@@ -47,7 +47,7 @@ class Engine:
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
         self.vocab_size = tokenizer.vocab_size
-        self.replies = []  # texts; None is what the user interrupts
+        self.replies = []  # texts; None: a reply that the user interrupts
         self.requests = []  # (prompt's text, parameters)
         self.cancelled = []
 
@@ -73,7 +73,7 @@ class Engine:
     def cancel(self, request_id):
         self.cancelled.append(request_id)
 
-    _thread = threading.current_thread()  # updates come by themselves
+    _thread = threading.current_thread()  # not None: `reply` does not step the engine
     reply = gptjax.infer.engine.Engine.reply
 
 
@@ -93,7 +93,7 @@ def session(engine):
 
 @pytest.fixture
 def chat(session, engine, capsys):
-    """Says lines, the engine answering with `replies`; (output, errors)."""
+    """Types lines while the engine replies with `replies`; returns (output, errors)."""
 
     def chat(*lines, replies=()):
         engine.replies = list(replies)
@@ -180,7 +180,7 @@ def test_why_and_pick(chat, engine, tokenizer):
     assert row[0] == '2' and row[2] == '50.0%'
     assert row[-6:] == ['2', '·cats', '25.0%', '3', '<eos>', '12.5%']
     assert engine.requests[1][0] == 'Hello\n\nI cats'
-    assert lines[-2:] == [text, 'I']  # the last ends there
+    assert lines[-2:] == [text, 'I']  # the picked reply ends at I
     assert printed.err.splitlines() == [
         'error: /pick 99: use a number, 1 to 1',
         'error: /pick 1 9: use a number, 1 to 3',
@@ -294,7 +294,7 @@ def test_an_engine_that_fails_or_refuses_is_an_error(chat, engine, error):
 
 @pytest.fixture
 def compiles_fast(monkeypatch):
-    """As the servers of these tests do."""
+    """Switches optimizations off, as the servers of these tests do."""
     monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 
 
@@ -309,7 +309,7 @@ def test_the_stage_reads_a_pipe(served_run, compiles_fast):
     assert '%' in output.splitlines()[-1]
 
 
-# Makes the pseudo-terminal the process's own, so that Ctrl-C is a signal to it.
+# Makes the pseudo-terminal the controlling terminal, so that Ctrl-C is a signal.
 OWN_TERMINAL = """
 import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -319,7 +319,7 @@ os.execv(sys.executable, [sys.executable, '-m', 'gptjax', *sys.argv[1:]])
 
 @pytest.mark.slow
 def test_the_stage_on_a_terminal(served_run, compiles_fast):
-    """Ctrl-C, history and Ctrl-D, as someone at a keyboard meets them."""
+    """Ctrl-C, history and Ctrl-D at a keyboard."""
     here, there = pty.openpty()
     words = [sys.executable, '-c', OWN_TERMINAL, 'chat', f'--workdir={served_run}']
     process = subprocess.Popen(
@@ -350,11 +350,11 @@ def test_the_stage_on_a_terminal(served_run, compiles_fast):
         press('/set max_tokens=1000 min_p=0\r')
         wait_for('max_tokens=1000')
         press('Hello there\r')
-        wait_for('seed ')  # the remark after the reply
+        wait_for('seed ')  # the line after the reply
         wait_for('› ')
         press('half a line\x03')
         wait_for('Ctrl-D or /quit ends the chat')
-        press('\x1b[A\r')  # the line before, from the history
+        press('\x1b[A\r')  # the previous line, from the history
         wait_for('Hello there')
         wait_for('seed ')
         wait_for('› ')

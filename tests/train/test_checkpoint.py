@@ -1,4 +1,4 @@
-"""Checkpoints: the same bits on any mesh, damage, and what does not fit."""
+"""Checkpoints: equal bits on every mesh, damaged files, mismatched states."""
 
 import shutil
 
@@ -17,7 +17,7 @@ IDENTITY = dict(tokenizer='a1b2')
 
 
 def state_of(number, mesh=None):
-    """A state with values drawn by the seed `number`, laid out on `mesh`."""
+    """A state on `mesh` with random values of the seed `number`."""
     mesh = mesh or helpers.mesh_of()
     rng = np.random.default_rng(number)
     weights = rng.normal(size=(64, 48)).astype(np.float32)
@@ -63,7 +63,7 @@ def read(folder, wanted=None, step=None, identity=IDENTITY, **options):
 
 @pytest.fixture(scope='module')
 def written(tmp_path_factory):
-    """A folder with the checkpoints 1 and 2; to be copied."""
+    """A folder with the checkpoints 1 and 2. Copy it; do not change it."""
     folder = tmp_path_factory.mktemp('written') / 'checkpoints'
     write(folder, 1, 2)
     return folder
@@ -209,7 +209,7 @@ def test_a_changed_array_is_named_if_it_is_read(options, folder):
     flip(largest(folder / '00000002'))
     assert read(folder, select=lambda state: state.params['scale'])[2] == []
     with pytest.raises(UserError, match='00000002 is damaged: move it away'):
-        read(folder, step=2)  # no other step is used instead
+        read(folder, step=2)  # it does not read another step instead
     assert (folder / '00000002').is_dir()
     message = 'params/kernel has changed since it was saved'
     assert message in read(folder, **options)[2][0]
@@ -267,8 +267,8 @@ def test_another_identity_is_refused(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             read(folder, identity={**saved, name: value})
-    # Names that one side lacks are not compared: readers of weights have few, and
-    # older checkpoints have no 'data'.
+    # Only names that both sides have are compared: a reader of weights has few names,
+    # and older checkpoints do not have 'data'.
     for identity in (IDENTITY, dict(saved, more='0a1b')):
         assert bits(read(folder, identity=identity)[0]) == bits(state_of(1))
 
@@ -293,7 +293,7 @@ def test_arrays_that_do_not_fit_are_named(change, message, folder):
     wanted = wanted._replace(params=change(wanted.params))
     with pytest.raises(UserError, match=message):
         read(folder, wanted)
-    assert bits(read(folder)[0]) == bits(state_of(2))  # nothing was renamed
+    assert bits(read(folder)[0]) == bits(state_of(2))  # no folder was renamed
 
 
 def test_describe_names_dtypes_and_shapes():

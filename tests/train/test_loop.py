@@ -26,7 +26,7 @@ def no_tensorboard(monkeypatch):
 
 
 def step(state, batch):
-    """Adds the batch to the one parameter; the loss is the sum so far."""
+    """Adds the batch to the only parameter; the loss is the sum so far."""
     good = bool(np.isfinite(batch))
     value = state.params['value'] + (batch if good else 0)
     loss = value if good else jnp.float32(batch)
@@ -53,9 +53,9 @@ def run(
     before_validation=lambda done: None,
     **training,
 ):
-    """Trains on `numbers`, one a step, from the newest checkpoint on.
+    """Trains on `numbers`, one per step, starting from the newest checkpoint.
 
-    losses: the validation loss by step; None: the parameter.
+    losses: from step to validation loss; None: the validation loss is the parameter.
     training: fields of `Training`.
     """
     stride = training.get('steps_per_update', 1)
@@ -98,7 +98,7 @@ def run(
 
 
 def lines_of(workdir):
-    """The metrics that do not depend on the time."""
+    """The metrics without those that depend on the clock."""
     compared = ('step', 'split', 'loss', 'skipped', 'bits_per_byte')
     lines = read_metrics(workdir / 'metrics.jsonl')
     return [[line.get(name) for name in compared] for line in lines]
@@ -155,7 +155,7 @@ def test_the_best_validation_is_saved_though_no_checkpoint_was_due(tmp_path):
     config.checkpoint.update(every=5, keep=2, keep_best=1)
     run(tmp_path / 'a', config, losses=losses)
     assert steps_of(tmp_path / 'a') == [6, 10, 12] and best_of(tmp_path / 'a') == 6
-    # A resumed run knows the best validation of before.
+    # A resumed run remembers its best validation.
     stop = signal_at(7, signal.SIGTERM)
     assert run(tmp_path / 'b', config, losses=losses, before=stop).signal
     outcome = run(tmp_path / 'b', config, losses=losses)
@@ -193,7 +193,7 @@ def test_too_many_bad_steps_stop_and_leave_the_checkpoints(tmp_path):
         'optim.learning_rate' in message and f'--workdir {tmp_path} --step 6' in message
     )
     assert steps_of(tmp_path) == [2, 4, 6]
-    # With other data the run resumes from there.
+    # With other data, the run resumes from that step.
     outcome = run(tmp_path, config_of(num_steps=8), numbers=[1, 2, 3, 4, 9, 9, 3, 5])
     assert float(outcome.state.params['value']) == 10 + 3 + 5
 
@@ -230,7 +230,7 @@ def test_a_profile_is_written_and_closed(tmp_path):
     run(tmp_path / 'a', config_of(profile_step=1))
     traces = [*(tmp_path / 'a' / 'profile').rglob('*.xplane.pb')]
     assert traces and traces[0].stat().st_size
-    for step in (4, 100, 1):  # the end of the run is before that of the profile
+    for step in (4, 100, 1):  # the run ends before the profile does
         run(tmp_path / f'b{step}', config_of(profile_step=step))
 
 
@@ -258,14 +258,14 @@ def test_a_stage_that_fails_saves_first(failing, saved, tmp_path):
         run(tmp_path / 'a', config_of(), **failing)
     assert steps_of(tmp_path / 'a') == saved
     assert float(run(tmp_path / 'a', config_of()).state.params['value']) == 21
-    # A validation that failed is made when the run resumes.
+    # A validation that failed is repeated when the run resumes.
     run(tmp_path / 'b', config_of())
     assert lines_of(tmp_path / 'a') == lines_of(tmp_path / 'b')
 
 
 def test_an_update_may_make_several_steps(tmp_path):
     config = config_of(num_steps=8, eval_every=4)
-    config.checkpoint.every = 3  # but never within an update
+    config.checkpoint.every = 3  # but no checkpoint within an update
     options = dict(steps_per_update=2, validate_first=True, fetch_late=False)
     options['numbers'] = [1, np.nan, 3, 4, 5, 6, 7, 8]
     outcome = run(tmp_path / 'a', config, **options)
@@ -281,7 +281,7 @@ def test_an_update_may_make_several_steps(tmp_path):
     assert steps_of(tmp_path / 'b') == [4]
     run(tmp_path / 'b', config, **options)
     assert lines_of(tmp_path / 'b') == lines_of(tmp_path / 'a')
-    # The best validation is saved, and patience counts validations.
+    # The step of the best validation is saved, and patience counts validations.
     config = config_of(num_steps=8, eval_every=2, patience=2)
     config.checkpoint.update(every=100, keep=1, keep_best=1)
     options['losses'] = {0: 0.9, 2: 0.5, 4: 0.7, 6: 0.6}

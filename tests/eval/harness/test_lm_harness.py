@@ -146,7 +146,7 @@ def test_sampling_parameters_of_a_task():
         lm_harness.parameters_of(dict(num_beams=4), 64)
 
 
-# ---- the three requests
+# ---- the three kinds of requests
 
 
 def test_likelihoods_of_choices(predictor, tasks):
@@ -241,13 +241,13 @@ def test_the_mean_above_chance(predictor, tasks, monkeypatch):
     assert figure['value'] == pytest.approx(
         ((one - 0.3) / 0.7 + (other - 0.5) / 0.5) / 2
     )
-    # In resamples of three examples from none to all are right.
+    # In a resample of three examples, between none and all are right.
     least = (-0.3 / 0.7 - 0.5 / 0.5) / 2
     assert least <= figure['interval'][0] < figure['value'] < figure['interval'][1] <= 1
 
 
 def test_the_tasks_of_the_suites_exist():
-    # The files of the installed harness: building its index takes seconds.
+    # Reads the files of the installed harness, as building its index takes seconds.
     folder = Path(lm_eval.__file__).parent / 'tasks'
     names = {
         line.split(':', 1)[1].strip()

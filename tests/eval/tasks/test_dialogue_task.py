@@ -1,4 +1,4 @@
-"""The task `dialogue`: examples, and figures of known models."""
+"""The task `dialogue`: examples, and results of models with known probabilities."""
 
 import json
 import math
@@ -137,7 +137,7 @@ def test_a_prompt_that_is_too_long_loses_its_oldest_messages(tokenizer):
     assert tokens[-1] == tokenizer.specials['<|assistant|>']
 
 
-# ---- figures
+# ---- results
 
 
 @pytest.mark.parametrize('template', chat_template.TEMPLATES)

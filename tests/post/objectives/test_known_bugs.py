@@ -1,6 +1,6 @@
-"""Known bugs of RL on language models: each injected bug fails a check of ours.
+"""Known bugs of RL on language models: each bug, put in on purpose, fails a check.
 
-Each test has a `check` of a property, for our function and for wrong ones.
+Each test has a `check` of a property. Our function passes it; wrong functions fail it.
 """
 
 from functools import partial
@@ -62,7 +62,7 @@ def test_integer_scores_have_fractional_advantages():
     tiny.refuses(check, lambda s: s - jnp.mean(s, -1, keepdims=True).astype(s.dtype))
 
 
-# ---- the mask: the end is in it, padding is not, though they share an id
+# ---- the mask contains the end but not the padding, though both have the same id
 
 
 def test_the_mask_has_the_end_and_no_padding():
@@ -75,7 +75,7 @@ def test_the_mask_has_the_end_and_no_padding():
     place_T = np.arange(targets_BT.shape[1])
 
     def check(mask):
-        """The probabilities of all replies add up to 1."""
+        """The probabilities of all replies sum to 1."""
         p_B = jnp.exp(reply_tokens.reply_sums(token_BT, mask(targets_BT)))
         assert float(jnp.sum(p_B)) == pytest.approx(1.0, abs=1e-5)
 
@@ -115,7 +115,7 @@ def test_without_its_end_in_the_mask_the_optimum_is_another():
 
 
 def textbook_gae(rewards_BT, values_BT, mask_BT, lam=0.95):
-    """Over all tokens, and masked afterwards."""
+    """GAE over all tokens, with the mask applied afterwards."""
     next_BT = jnp.pad(values_BT[:, 1:], ((0, 0), (0, 1)))
     deltas_BT = rewards_BT + next_BT - values_BT
     place_T = jnp.arange(rewards_BT.shape[1])
@@ -132,7 +132,7 @@ def test_the_value_of_padding_does_not_leak():
     exact_SV = jax.jit(jax.grad(tiny.objective, argnums=1))(TREE, POLICY_SV)
 
     def check(functions):
-        """With exact values the gradient is that of the expected score."""
+        """With exact values, the gradient equals that of the expected score."""
         terminal_rewards, gae = functions
         rewards_BT = terminal_rewards(TREE.scores_B, TREE.mask_BT)
         advantages_BT, _ = gae(rewards_BT, values_BT, TREE.mask_BT)
@@ -160,7 +160,7 @@ def test_the_value_of_padding_does_not_leak():
 
 
 def random_rows():
-    """(mask, and four random arrays), the replies ragged."""
+    """A mask and four random arrays; the replies have different lengths."""
     rng = np.random.default_rng(0)
     B, T = 6, 7
     first_B, end_B = rng.integers(0, 3, B), rng.integers(3, T + 1, B)
@@ -225,7 +225,7 @@ def test_padding_changes_nothing(compute, ours, wrong):
     def check(function):
         jitted = jax.jit(partial(compute, function))
         short = jitted(mask_BT, *arrays)
-        # More rows and columns, with numbers that would be seen.
+        # Further rows and columns, whose numbers would change a wrong result.
         long = jitted(pad(mask_BT, False), *(pad(x, 9.0) for x in arrays))
         for name, array in short.items():
             other = np.asarray(long[name])
@@ -245,7 +245,7 @@ def test_padding_changes_nothing(compute, ours, wrong):
 
 def test_the_loss_is_normalised_once():
     mask_BT, now_BT, old_BT, advantages_BT, _ = random_rows()
-    mask_BT[0] = False  # a row that only fills the batch
+    mask_BT[0] = False  # a padding row of the batch
     one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     optimizer = optax.sgd(1.0)
 
@@ -271,7 +271,7 @@ def test_the_loss_is_normalised_once():
         return [make_train_step(loss_fn, optimizer, abstract, n) for n in (1, 3)]
 
     def check(weights, steps):
-        """Both change the table alike."""
+        """Both change the table equally."""
         weights_BT, counts_B = weights
         batch = dict(
             rows=np.arange(len(mask_BT)),
@@ -305,7 +305,8 @@ def test_advantages_add_up_to_0_in_a_group():
 
     def check(advantage):
         sums_N = np.sum(np.asarray(advantage(scores_NG)), axis=-1)
-        np.testing.assert_allclose(sums_N, np.zeros(5), atol=2e-5)  # of scores to 40
+        # Scores are up to 40.
+        np.testing.assert_allclose(sums_N, np.zeros(5), atol=2e-5)
 
     for ours in (advantages.grpo, advantages.dr_grpo, advantages.rloo):
         check(ours)
@@ -314,7 +315,8 @@ def test_advantages_add_up_to_0_in_a_group():
         lambda s: (s - s.mean()) / s.std(),  # over the batch
         lambda s: (s - s.mean(0)) / s.std(0),  # over the wrong axis
         lambda s: s.reshape(4, 5).T - s.reshape(4, 5).T.mean(1, keepdims=True) + 1e-3,
-        lambda s: s - (s.sum(1, keepdims=True) - s) / s.shape[1],  # of the others, / G
+        # The sum of the others, divided by G and not by G - 1.
+        lambda s: s - (s.sum(1, keepdims=True) - s) / s.shape[1],
     )
 
 
@@ -340,7 +342,7 @@ def test_near_equal_scores_give_no_advantage():
 
 def test_overlong_replies_are_measured_in_tokens():
     texts = ['a b', 'internationalisation of', 'a b c d e f', 'i j k l m n o p q']
-    tokens = [len(text.split()) for text in texts]  # a token a word
+    tokens = [len(text.split()) for text in texts]  # one token per word
     mask_BT = np.arange(10) < np.array(tokens)[:, None]
 
     def check(penalty_B):

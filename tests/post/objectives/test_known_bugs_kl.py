@@ -1,6 +1,6 @@
-"""Known bugs of the KL and of the sampled policy: each injected bug fails a check.
+"""Known bugs of the KL and of the sampled policy: each one, put in, fails a check.
 
-Each test has a `check` of a property, for our function and for wrong ones.
+Each test has a `check` of a property. Our function passes it; wrong functions fail it.
 """
 
 from functools import partial
@@ -43,13 +43,13 @@ def test_the_reference_stays_where_it_is():
     tiny.refuses(check_finds_the_optimum, moved)
 
 
-# ---- estimators of the KL: where each belongs, by the gradient of the exact KL
+# ---- estimators of the KL: compared with the gradient of the exact KL
 
 EXACT = jax.jit(jax.grad(tiny.reply_kl, argnums=1))
 
 
 def check_in_the_loss(world, kl_loss):
-    """Descending the loss descends the KL of whole replies."""
+    """The gradient of the loss is that of the KL of whole replies."""
     V = world.reference_SV.shape[1]
     logits_SV = world.reference_SV[::-1] + np.float32([0, 1, -1, 2][:V])
     reference_BT = tiny.logprobs(world, world.reference_SV)
@@ -67,7 +67,7 @@ def test_k2_belongs_in_the_loss():
     check_bandit(kl.kl_loss)
     check_bandit(kl.reply_kl_loss)
     tiny.refuses(check_bandit, unmasked(kl.k1), unmasked(kl.k3))
-    # Replies of several tokens: the KL of a token ignores later tokens.
+    # In replies of several tokens, the KL of a token ignores later tokens.
     check_tree(kl.reply_kl_loss)
     tiny.refuses(check_tree, kl.kl_loss, kl.k3_loss, unmasked(kl.k1))
 
@@ -93,7 +93,7 @@ def test_k3_as_a_loss_is_the_kl_the_other_way_round():
 
 def test_k1_belongs_in_the_reward():
     def check(kl_in_reward):
-        """The policy gradient of rewards of 0 is that of -beta KL."""
+        """With rewards of 0, the policy gradient is that of -beta KL."""
         reference_BT = tiny.logprobs(TREE, TREE.reference_SV)
 
         def loss(logprobs_BT, old_BT):
@@ -115,7 +115,7 @@ def test_k1_belongs_in_the_reward():
 
 
 def test_the_reward_takes_no_gradient():
-    """A KL in the reward that is differentiated adds the gradient of k1 times p."""
+    """Differentiating the KL in the reward would add the gradient of k1 times p."""
 
     def check(kl_in_reward):
         def total(logprobs_BT):
@@ -135,7 +135,7 @@ def test_policy_and_reference_have_one_temperature():
     params = tiny.params()
 
     def check(temperatures):
-        """A policy that is the reference has no KL."""
+        """If the policy equals the reference, the KL is 0."""
         policy_BT, reference_BT = (
             tiny.compute(tiny.SETTINGS, params, tiny.BATCH, temperature)[0]
             for temperature in temperatures
@@ -159,7 +159,7 @@ def test_trained_on_what_was_sampled_from():
         return jnp.sum(jax.lax.stop_gradient(drawn_V) * logprobs_V)
 
     def check(sampling_and_temperature):
-        """E[gradient of ln p] = 0 for draws from p; otherwise baselines are biased."""
+        """E[gradient of ln p] = 0 for samples from p; else baselines are biased."""
         gradient_V = gradient(logits_V, *sampling_and_temperature)
         np.testing.assert_allclose(gradient_V, np.zeros(6), atol=1e-6)
 
@@ -180,7 +180,7 @@ def test_the_first_ratios_are_1():
 
     @jax.jit
     def sampled_logprobs(params, temperature):
-        """As in the sampler: from the logits of a full forward pass and its filter."""
+        """As in the sampler: the logits of a full forward pass, then its filter."""
         inputs = (tiny.BATCH[name] for name in ('inputs', 'segments', 'positions'))
         logits_BTV = gpt.bind(tiny.SETTINGS, params)(*inputs)
         rows_RV = logits_BTV.reshape(-1, logits_BTV.shape[-1])
@@ -216,14 +216,14 @@ def test_adaptive_kl_reads_the_sum_of_a_reply():
     reference_BT = tiny.logprobs(TREE, TREE.reference_SV)
 
     def policy_of(p_B):
-        """(B, T) log-probabilities of the tokens of the policy with these replies."""
+        """The log-probabilities (B, T) of these replies' tokens."""
         edges_SV = np.zeros(TREE.reference_SV.shape)
         np.add.at(edges_SV, (TREE.prefixes_BT, TREE.targets_BT), mask_BT * p_B[:, None])
         table_SV = np.log(edges_SV / edges_SV.sum(-1, keepdims=True))
         return table_SV[TREE.prefixes_BT, TREE.targets_BT]
 
     def check(measure):
-        """If each coefficient is optimised to the end, the KL goes to the target."""
+        """With the best policy for each coefficient, the KL converges to the target."""
         controller = kl.AdaptiveKL(coefficient=3.0, target=target, horizon=64)
         for _ in range(200):
             p_B = np.asarray(tiny.optimum(TREE, controller.coefficient))

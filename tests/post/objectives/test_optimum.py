@@ -1,8 +1,8 @@
-"""Every algorithm finds the known optimum of a world in which all replies are listed.
+"""Every algorithm finds the known optimum of a small problem that lists all replies.
 
-With a KL coefficient beta the best policy is p(y) ~ q(y) exp(score(y) / beta).
-Expectations are sums over all replies, or groups of replies, weighted by their
-probability. The gradient is the one that the functions of the algorithm give.
+With a KL coefficient beta, the best policy is p(y) ~ q(y) exp(score(y) / beta).
+Expectations are exact: sums over all replies, or groups of replies, weighted by their
+probability. The gradients are those of the functions of the algorithm.
 """
 
 from functools import partial
@@ -18,7 +18,7 @@ from tests.post import tiny
 
 BETA = tiny.BETA
 TREE, BANDIT = tiny.make_world(), tiny.bandit()
-POLICY_SV = TREE.reference_SV[::-1]  # one that is not optimal
+POLICY_SV = TREE.reference_SV[::-1]  # a policy that is not optimal
 
 
 def solve(world, loss, **options):
@@ -26,7 +26,7 @@ def solve(world, loss, **options):
 
 
 def compute_rewards(world, old_BT, beta):
-    """The reward of each token, with the KL in it."""
+    """The reward of each token, including the KL penalty."""
     reference_BT = tiny.logprobs(world, world.reference_SV)
     rewards_BT = advantages.terminal_rewards(world.scores_B, world.mask_BT)
     return kl.kl_in_reward(rewards_BT, old_BT, reference_BT, world.mask_BT, beta)
@@ -70,7 +70,7 @@ def grouped(
     return total / jnp.sum(p_R * counts_R)
 
 
-# By the names of the papers: advantage, normaliser, objective.
+# For each name in the papers: advantage, normaliser, objective.
 constant = lambda length: partial(reply_tokens.constant_weights, length=length)
 dr_grpo = partial(grouped, advantage=advantages.dr_grpo, compute_weights=constant(3))
 rloo = partial(
@@ -118,7 +118,7 @@ def test_a_larger_group():
     tiny.assert_optimal(BANDIT, solve(BANDIT, partial(grouped, size=4)))
 
 
-# ---- the KL in the loss (of one token: test_known_bugs_kl.py)
+# ---- the KL in the loss (test_known_bugs_kl.py has replies of one token)
 
 with_k2 = partial(tiny.reinforce, beta=0.0, loss_beta=BETA)
 
@@ -130,13 +130,13 @@ def test_k2_as_the_loss_of_whole_replies():
 
 
 def test_k2_of_each_token_has_another_optimum():
-    """p(a | s) ~ q(a | s) exp(Q(s, a) / beta), where Q has scores but no later KL."""
+    """p(a | s) ~ q(a | s) exp(Q(s, a) / beta), where Q leaves out the later KL."""
     logits_SV = solve(TREE, with_k2)
     with pytest.raises(AssertionError):
         tiny.assert_optimal(TREE, logits_SV)
     scores_BT = advantages.terminal_rewards(TREE.scores_B, TREE.mask_BT)
     values_S = tiny.values(TREE, logits_SV, scores_BT)
-    # Q is the score of a reply that ends here, else the value of the next prefix.
+    # Q is the score if the reply ends here, otherwise the value of the next prefix.
     next_BT = np.roll(values_S[TREE.prefixes_BT], -1, axis=1)
     q_BT = np.where(reply_tokens.last_token_mask(TREE.mask_BT), scores_BT, next_BT)
     q_SV = np.zeros(TREE.reference_SV.shape, np.float32)
@@ -170,7 +170,7 @@ reply_means = partial(grouped, advantage=advantages.rloo)
         (partial(ppo, lam=1.0), 1.0),
         (tiny.reinforce, 1.0),
         (rloo, 1.0),
-        # The constant length is 3, and the mean of the group includes the reply.
+        # The constant is 3, the maximum length; the mean of a group includes the reply.
         (dr_grpo, 1 / 3 * 1 / 2),
         (partial(dr_grpo, size=3), 1 / 3 * 2 / 3),
         (partial(reply_means, compute_weights=reply_tokens.token_weights), None),
@@ -180,17 +180,18 @@ def test_the_gradient_is_exact_up_to_its_scale(loss, scale):
     if scale is None:  # 1 / mean length
         scale = 1 / (tiny.probabilities(TREE, POLICY_SV) @ TREE.mask_BT.sum(-1))
     expected_SV = scale * exact_gradient()
-    np.testing.assert_allclose(ascent(loss), expected_SV, atol=2e-6)  # of about 0.1
+    # The gradients are about 0.1.
+    np.testing.assert_allclose(ascent(loss), expected_SV, atol=2e-6)
 
 
 def test_the_gradient_with_a_mean_for_each_reply_is_another():
-    """The bias that Dr. GRPO removes: long wrong replies are punished less."""
+    """The bias that Dr. GRPO removes: long wrong replies get a smaller penalty."""
     ours_SV, exact_SV = ascent(reply_means), exact_gradient()
     cosine = jnp.vdot(ours_SV, exact_SV) / (
         jnp.linalg.norm(ours_SV) * jnp.linalg.norm(exact_SV)
     )
     assert 0 < cosine < 0.999
-    # GSPO on policy has the same gradient.
+    # On-policy, GSPO has the same gradient.
     gspo_SV = ascent(partial(reply_means, objective=policy_losses.gspo))
     np.testing.assert_allclose(ours_SV, gspo_SV, atol=1e-6)
 
@@ -198,7 +199,7 @@ def test_the_gradient_with_a_mean_for_each_reply_is_another():
 # ---- PPO with learned values and several epochs per rollout
 
 
-@pytest.mark.parametrize('lam', (0.0, 0.95))  # 0: from its own estimates alone
+@pytest.mark.parametrize('lam', (0.0, 0.95))  # 0: only from its own estimates
 def test_value_loss_finds_the_value_function(lam):
     _, old_BT, p_B = tiny.draw(TREE, POLICY_SV)
     rewards_BT = compute_rewards(TREE, old_BT, BETA)
