@@ -27,8 +27,8 @@ from tests import helpers, runs
 
 CONTEXT = 512
 STEPS = (1, 2)
-WRITTEN = 1_600_000_000  # seconds since 1970, and the step's number
-SECONDS = 60.0  # until something is so that must become so
+WRITTEN = 1_600_000_000  # added to a step: the time of its checkpoint, in seconds
+SECONDS = 60.0  # limit of waiting for a condition that has to become true
 TEXTS = [
     f'The {colour} {animal} says: “{number} times {number} is {number**2}.”\n\n'
     for colour in ('red', 'green', 'blue', 'grün', 'белый')
@@ -75,8 +75,8 @@ def make_run(workdir: Path, template: str = 'text', **model) -> Path:
 class Server:
     """A running `python -m gptjax serve`.
 
-    address: as 'http://127.0.0.1:1234'.
-    ready_line: what it printed.
+    address: for example 'http://127.0.0.1:1234'.
+    ready_line: the line that it printed when it was ready.
     """
 
     process: subprocess.Popen
@@ -97,7 +97,7 @@ class Server:
         return json.loads(text) if kind == 'application/json' else text
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of a metric over all labels but those given."""
+        """The sum of a metric over all labels except the given ones."""
         total = 0.0
         for line in self.get('/metrics').split('\n'):
             labelled_name, _, value = line.rpartition(' ')
@@ -113,7 +113,7 @@ class Server:
 
 
 def wait_for(condition, what: str, seconds: float = SECONDS):
-    """The first true value of `condition()`; fails after `seconds`."""
+    """Waits for a true value of `condition()` and returns it; fails after `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if value := condition():
@@ -139,7 +139,7 @@ def launch(workdir: Path, *words) -> subprocess.Popen:
 
 @contextlib.contextmanager
 def serving(workdir: Path, *words, key: str | None = None) -> Iterator[Server]:
-    """A server that is ready; ended by SIGTERM, and it has to end well."""
+    """A server that is ready. SIGTERM ends it, and its exit code has to be 0."""
     process = launch(workdir, *words)
     try:
         line = process.stdout.readline()
@@ -158,7 +158,7 @@ def serving(workdir: Path, *words, key: str | None = None) -> Iterator[Server]:
 
 
 def connect(server: Server, receive_buffer: int | None = None) -> socket.socket:
-    """A bare connection, for what no HTTP client would do."""
+    """A plain socket, for requests that no HTTP client would send."""
     connection = socket.socket()
     if receive_buffer:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -168,7 +168,7 @@ def connect(server: Server, receive_buffer: int | None = None) -> socket.socket:
 
 
 def post_bytes(path: str, content: bytes, *headers: str) -> bytes:
-    """A request as it goes over the wire."""
+    """The bytes of a request."""
     lines = (
         f'POST {path} HTTP/1.1',
         'Host: localhost',
@@ -180,7 +180,7 @@ def post_bytes(path: str, content: bytes, *headers: str) -> bytes:
 
 
 def post(server: Server, path: str, body) -> dict:
-    """The answer to a body, whatever its status, as JSON."""
+    """The JSON of the answer to a body, for any status."""
     return send(server, path, json.dumps(body).encode())[1]
 
 

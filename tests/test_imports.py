@@ -1,4 +1,4 @@
-"""The house: imports point one way, files are short, heavy modules wait."""
+"""Rules of the code: imports point one way, files are short, slow imports are late."""
 
 import ast
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from tests import runs
 
 PACKAGE = runs.ROOT / 'gptjax'
-# What each folder may import besides itself: what stands left of it in DESIGN's order.
+# The other folders that each folder may import: those before it in the order.
 ORDER = {
     'core': '',
     'tokenizer': 'core',
@@ -27,9 +27,9 @@ ORDER['eval'] = f'{ORDER["post"]} post'
 for last in ('convert', 'tune', 'plan', 'serve', 'bench'):
     ORDER[last] = f'{ORDER["eval"]} eval'
 ORDER['papers'] = f'{ORDER["bench"]} convert tune plan serve bench'
-ORDER[''] = f'{ORDER["papers"]} papers'  # cli and what stands beside it
+ORDER[''] = f'{ORDER["papers"]} papers'  # cli and the other top modules
 
-# Modules that only functions import, where each folder may at all.
+# Modules that may be imported only inside functions, and the folders that may do so.
 LATE = {'tensorflow', 'tensorflow_datasets', 'clu', 'orbax', 'torch', 'transformers'}
 NEVER_AT_ONCE = {'data': {'jax', 'flax'}, 'tokenizer': {'jax', 'flax'}}
 
@@ -93,14 +93,14 @@ def test_imports(path):
     everywhere = {name.split('.')[0] for name in imports_of(path)}
     assert not everywhere & {'configs', 'tests'}
     at_once = {name.split('.')[0] for name in imports_of(path, within_functions=False)}
-    if not path.name.startswith(('chitchat_b', 'chatterbot_b')):  # TFDS loads those
+    if not path.name.startswith(('chitchat_b', 'chatterbot_b')):  # TFDS imports these
         assert not at_once & (LATE | NEVER_AT_ONCE.get(folder, set()))
     if folder not in ('core', 'data', 'train', 'bench', 'convert'):
         assert not everywhere & {'tensorflow', 'tensorflow_datasets', 'clu'}
 
 
 def loaded_by(code):
-    """The modules of a fresh Python after `code`."""
+    """The modules that a new Python process has imported after `code`."""
     code += '\nimport sys; print(" ".join(sys.modules))'
     done = subprocess.run(
         [sys.executable, '-c', code],

@@ -1,6 +1,6 @@
 """The README: its length, its links, and its worked changes.
 
-Each change is a patch that applies, and the command beside it shows it.
+Each change is a patch that applies, and its command shows the result.
 """
 
 import json
@@ -22,7 +22,7 @@ COMMANDS = dict(re.findall(r'tests/changes/(\w+)\.diff\).*`python -m (.*)` \|', 
 
 
 def anchors(path) -> set[str]:
-    """What a link to a heading may say after '#': lower case, hyphens for spaces."""
+    """The anchors of the headings: lower case, with hyphens for spaces."""
     titles = re.findall(r'^#+ (.*)$', path.read_text(), re.MULTILINE)
     return {
         re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in titles
@@ -46,19 +46,19 @@ def test_every_link_leads_somewhere():
 
 
 def apply(name: str, tmp_path):
-    """A copy of the tree with the change."""
+    """Copies the repository and applies the change."""
     ignored = shutil.ignore_patterns('__pycache__', 'frozen_runs')
     for folder in ('gptjax', 'configs', 'tests'):
         shutil.copytree(runs.ROOT / folder, tmp_path / folder, ignore=ignored)
     shutil.copy(runs.ROOT / 'pyproject.toml', tmp_path)
     patch = ['git', 'apply', str(CHANGES / f'{name}.diff')]
-    # Not a repository of its own, and none that happens to lie above it.
+    # git must not use a repository in a folder above.
     alone = dict(os.environ, GIT_CEILING_DIRECTORIES=str(tmp_path.parent))
     subprocess.run(patch, cwd=tmp_path, env=alone, check=True)
 
 
 def run_command(name: str, tmp_path, *flags) -> str:
-    """What the command of the README prints, with further flags that make it short."""
+    """Runs the command of the README, shortened by flags; returns what it prints."""
     words = [sys.executable, '-m', *shlex.split(COMMANDS[name]), *map(str, flags)]
     process = subprocess.run(
         words, cwd=tmp_path, env=runs.environment(), capture_output=True, text=True

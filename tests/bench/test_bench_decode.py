@@ -51,7 +51,7 @@ def test_every_reply_has_its_length():
     assert text == []
     workload = make_workload(5, settings.context, settings.vocab_size, slots=2)
     run_steps, times = bench_decode.make_engine_runner(settings, params, workload)
-    assert times.first_token == times.between_tokens == []  # without the warm-up
+    assert times.first_token == times.between_tokens == []  # the warm-up does not count
     assert len(run_steps(2)) == 2
     assert list(map(len, times.tokens)) == workload.lengths
     assert len(times.first_token) == 2 * 5
@@ -60,7 +60,7 @@ def test_every_reply_has_its_length():
 
 
 def fake_library(error=0.0, seconds=2.0):
-    """A library whose logits are ours plus `error`, and that takes `seconds`."""
+    """A library with our logits plus `error` that takes `seconds`."""
     commands = []
 
     @contextmanager
@@ -144,7 +144,7 @@ def test_a_draft_needs_a_run(tmp_path):
 
 @pytest.mark.slow
 def test_a_draft_that_equals_the_model(trained_run, tmp_path, capsys, monkeypatch):
-    """Every proposed token is accepted, up to rounding."""
+    """Every proposed token is accepted, except for rounding."""
     monkeypatch.setattr(comparison, 'SETTLE_SECONDS', 0)
     config = run_dir.read_config(trained_run)
     results = bench_decode.run(

@@ -1,4 +1,4 @@
-"""What a stage makes is made once, and whole or absent."""
+"""An artifact is made once, and it is complete or absent."""
 
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ from gptjax.core.console import UserError
 
 
 def build(folder, inputs, **options):
-    """The manifest of a folder with a file 'result' that says what `inputs` said."""
+    """Makes a folder with a file 'result' that has `inputs`; returns its manifest."""
 
     def make(folder):
         assert not [*folder.iterdir()]
@@ -67,7 +67,7 @@ def test_other_inputs_are_refused_by_name(tmp_path):
 
 
 class Killed(BaseException):
-    """As a signal: nothing is tidied up."""
+    """Like a signal: no cleanup runs."""
 
 
 @pytest.mark.parametrize('error', (Killed, RuntimeError))

@@ -1,4 +1,4 @@
-"""A conversation as a prompt and as what is trained on, token by token."""
+"""A conversation as a prompt and as training tokens, token by token."""
 
 import random
 
@@ -104,7 +104,7 @@ PARTS = ('the cat', '\n', '\n\n', ' ', '<|end|>', '<bos>', '<|user|>', 'Ã©', 'â–
 
 
 def conversations(count=40):
-    """Random ones: several turns of a role in a row, odd texts, empty ones."""
+    """Random conversations: repeated roles, unusual texts, empty texts."""
     random_ = random.Random(0)
     for _ in range(count):
         yield [
@@ -122,7 +122,7 @@ def test_a_prompt_is_what_training_had_before_each_reply(tokenizer, template):
     for messages in conversations():
         tokens, trained = encode_conversation(messages, tokenizer, template)
         assert len(tokens) == len(trained) and tokens[0] == tokenizer.bos_id
-        # What a message spells is never a special token.
+        # The text of a message never becomes a special token.
         special = [t for t in tokens if t in tokenizer.specials.values()]
         assert len(special) == (1 + 2 * len(messages) if template == 'turns' else 1)
         expected = [False] * len(tokens)

@@ -1,4 +1,4 @@
-"""Conversations from every source, cleaned, split, and how a source can be wrong."""
+"""Conversations from every source: cleaning, splits, and errors of a source."""
 
 import gzip
 import json
@@ -153,7 +153,7 @@ def test_a_source_that_cannot_be_used(tmp_path, line, words):
     assert message.startswith('dialogue.sources.mine.') and '\n' not in message
     for word in words:
         assert word in message, message
-    assert 'jsonl' not in message.replace('.jsonl', '')  # a kind that is refused
+    assert 'jsonl' not in message.replace('.jsonl', '')  # this kind is refused
 
 
 # ---- Splits
@@ -210,7 +210,7 @@ def test_each_of_two_people_is_the_assistant_once(tmp_path):
                 {a['role'], b['role']} == {'user', 'assistant'}
                 for a, b in zip(messages, other, strict=True)
             )
-            # The first speaker is the assistant of the view 0.
+            # In view 0, the first speaker is the assistant.
             assert (roles[0] == 'assistant') == (number == '0')
             pairs += 1
         else:

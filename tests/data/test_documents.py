@@ -1,4 +1,4 @@
-"""The stage as a whole: what it writes, counts, keeps apart and refuses."""
+"""The whole stage: files, counts, splits and errors."""
 
 import hashlib
 import json
@@ -80,7 +80,7 @@ def test_what_is_written_and_counted(config, tmp_path):
             assert source['splits'][split]['documents'] == by_source[name]
     for source in (lines, texts):
         removed = sum(step['characters_removed'] for step in source['steps'].values())
-        removed += source['read']['empty']  # one blank each
+        removed += source['read']['empty']  # an empty document has one blank character
         assert source['read']['characters'] - removed == source['kept']['characters']
 
 

@@ -42,7 +42,7 @@ def test_weights_are_exact(new_run):
     for begin in (0, 10**9):
         choice = packed.choose_training_rows(0, np.arange(4000) + begin)
         assert np.bincount(choice.source).tolist() == [1000, 3000]
-    # Each source has epochs of its own.
+    # Each source has its own epochs.
     size = packed.sources[0].num_rows
     rows = packed.choose_training_rows(0, np.arange(4 * size))
     assert sorted(rows.row[rows.source == 0]) == list(range(size))
@@ -119,7 +119,7 @@ def test_each_period_has_each_source_as_often_as_its_weight(weights, begin):
         first = begin // period * weight
         expected = list(range(first, first + weight))
         assert count[source == index].tolist() == expected
-    # A slot does not depend on the others.
+    # A slot does not depend on other slots.
     some = np.arange(period)[:: -1 - period // 10]
     for places in (some, some[:1], some[1:2], np.repeat(some, 2)):
         found = assign_sources(begin + places, weights)
@@ -175,7 +175,7 @@ def test_each_index_alone_and_any_shape(size, key, data):
 
 
 def test_the_order_never_changes():
-    """If these numbers change, runs made before cannot be resumed."""
+    """If these numbers change, existing runs can no longer be resumed."""
     assert permute(np.arange(10), 10, '0').tolist() == [2, 6, 7, 9, 4, 1, 3, 0, 8, 5]
     far = permute(np.array([0, 1, 10**12]), 2**50, 'key')
     assert far.tolist() == [60131117808725, 185295588098849, 224082356724139]

@@ -55,7 +55,7 @@ def test_conversations_and_splits(chitchat, tmp_path):
         assert one.value == 1 + int(one.id[1:]) % 9 + 15 and one.set == ''
         assert one.characters == 4 * len('turn 0')
     assert manifest['audit']['usable'] == 40
-    # Once made, RUN/ratings does not need chitchat.
+    # A complete RUN/ratings does not need chitchat.
     chitchat(None)
     assert ratings.build_ratings(config, tmp_path) == manifest
 
@@ -136,7 +136,7 @@ def test_users_preferences(tmp_path):
     path = tmp_path / 'mine.jsonl'
     write_preferences(path)
     raw = ratings.build_ratings(make_config(preferences=str(path)), tmp_path / 'raw')
-    assert raw['preferences'] == dict(lines=60, equal=1)  # cleaned by no step
+    assert raw['preferences'] == dict(lines=60, equal=1)  # no cleaning step
     config = make_config(preferences=str(path), clean=('data.clean',))
     manifest = ratings.build_ratings(config, tmp_path / 'run')
     assert manifest['preferences'] == dict(lines=60, equal=2)

@@ -1,4 +1,4 @@
-"""Two results side by side."""
+"""The comparison of two results."""
 
 import json
 
@@ -20,10 +20,10 @@ def write(path, tasks, tokenizer='t'):
 
 @pytest.fixture
 def two(tmp_path):
-    """Two systems on twenty items, of which the second gets more right."""
+    """Two systems on twenty items; the second has more right answers."""
     one = {'choice': task_of([1] * 5 + [0] * 15)}
     other = {'choice': task_of([1] * 17 + [0] * 3)}
-    for tasks in (one, other):  # as a task of that kind has it
+    for tasks in (one, other):  # as in a task of this kind
         task = tasks['choice']
         task['columns'] = ['accuracy', 'items', 'accuracy_tokens', 'accuracy_bytes']
         for item in task['items']:
@@ -41,7 +41,8 @@ def test_a_difference_with_its_interval_and_p_value(two, tmp_path, capsys):
     assert its['difference'] == pytest.approx(0.6)
     low, high = its['interval']
     assert 0.3 < low < 0.6 < high < 0.9
-    # Only 12 items differ, all one way: 2 of 2**12 permutations are as extreme.
+    # Only 12 items differ, all in one direction: 2 of 2**12 permutations are as
+    # extreme.
     assert its['p'] == pytest.approx(1 / (1 + HOW.resamples))
     assert json.loads(copy.read_text()) == found
     printed = capsys.readouterr().out
@@ -58,7 +59,7 @@ def test_a_result_does_not_differ_from_itself_in_any_order(two, tmp_path):
 
 def test_a_figure_without_a_value_is_null(two, tmp_path, capsys):
     _, _, one, _ = two
-    for item in one['choice']['items']:  # nobody chose anything: 0 / 0
+    for item in one['choice']['items']:  # no item counts: 0 / 0
         item['statistics'] = [0] * len(item['statistics'])
     path, copy = write(tmp_path / 'nothing.json', one), tmp_path / 'compared.json'
     compare(path, path, copy)

@@ -70,7 +70,7 @@ def folder(tmp_path_factory):
 
 
 def config_of(folder, **changes):
-    """The experiment on a file of sums, as small as it can be."""
+    """The smallest possible experiment on a file of sums."""
     config = experiment.get_config()
     config.start = common.start_section(str(folder / 'start'))
     config.task.path = str(folder / 'problems.jsonl')
@@ -133,13 +133,13 @@ def test_bad_input_has_one_clear_error(folder, tmp_path):
 
 
 def by_characters(items, replies):
-    """A reward under which hardly two replies are equal."""
+    """The number of characters, a reward that is rarely equal for two replies."""
     return [len(reply) for reply in replies]
 
 
 @pytest.mark.slow
 def test_one_command_makes_all_of_it(folder, tmp_path):
-    """Of a random model whose longest replies are chosen: files, not figures."""
+    """A random model whose longest replies are preferred; checks files, not results."""
     config = config_of(folder)
     function = 'tests.eval.test_overoptimization.by_characters'
     config.task.rewards = common.ConfigDict(dict(own=common.reward_part(function)))
@@ -161,5 +161,5 @@ def test_one_command_makes_all_of_it(folder, tmp_path):
     assert found['policy'][0]['gold'] == found['points'][0]['gold']
     assert storage.read_json(workdir / RESULTS) == json.loads(json.dumps(found))
     assert '√KL' in (workdir / PAGE).read_text()
-    # Again: every part is there, so the same numbers come out of the same draws.
+    # Run again: every part exists, so the same samples give the same numbers.
     assert overoptimize(config, workdir) == found

@@ -12,7 +12,7 @@ from gptjax.eval.perplexity import measure_documents, pack, summarize, windows_o
 
 
 class Bytes:
-    """A tokenizer with a token for each byte of UTF-8."""
+    """A tokenizer with one token per byte of UTF-8."""
 
     pad_id, bos_id, eos_id = 0, 1, 2
 
@@ -36,7 +36,7 @@ def uniform(batch):
 
 
 def by_context(batch):
-    """ln P is -1 / the number of inputs of the segment so far."""
+    """A model with ln P = -1 / the number of inputs of the segment so far."""
     return -1 / (1 + batch['positions']).astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Figures of a reward model: accuracy, intervals, correlation, calibration, table."""
+"""Results of a reward model: accuracy, intervals, correlation, calibration, table."""
 
 import numpy as np
 import pytest
@@ -125,7 +125,7 @@ def test_calibration_of_pairs_of_people_and_of_regression():
 
 
 def make_evaluation(model, length):
-    """The evaluation of these scores of the model and of the baseline 'length'."""
+    """Evaluates these scores as those of the model and of the baseline 'length'."""
     values = np.arange(len(model))
     items, test = make_items(values, np.full(len(model), 9))
     scores = {MODEL: np.asarray(model, float), 'length': np.asarray(length, float)}

@@ -57,7 +57,7 @@ def test_a_prompt_may_fill_the_context_only_without_a_reply(engine):
 
 def test_the_queue_is_bounded_and_served_in_order(one_slot):
     finished = []
-    for number in range(3):  # one gets the slot, two wait
+    for number in range(3):  # one request gets the slot, two wait
         on_update = lambda update, n=number: update.finish and finished.append(n)
         one_slot.submit([5], GREEDY, on_update)
     with pytest.raises(QueueFull):

@@ -44,7 +44,7 @@ def test_matrices_are_int8_to_half_a_step(name):
             assert (error <= 0.5001 * leaf.scales).all()
         else:
             assert leaf is exact
-    # Every matrix of the layers, and the head.
+    # All matrices of the layers and the head are quantised.
     per_layer = 7 if name.startswith('swiglu') else 6
     expected = 2 * per_layer + (not name.startswith('tied'))
     assert sum(is_small(leaf) for leaf in leaves) == expected
@@ -62,7 +62,8 @@ def test_scores_are_those_of_the_dequantised_numbers(name):
     for int8_options, float_options in (weights, cache, both):
         scores.append(compute_scores(model, params, **int8_options))
         expected = compute_scores(model, params, **float_options)
-        # Sums of some hundred float32 terms; quantisation changes far more.
+        # Rounding of sums of about a hundred float32 terms; quantisation changes far
+        # more.
         np.testing.assert_allclose(scores[-1], expected, atol=1e-4)
         assert np.abs(scores[-1] - exact).max() > 1e-3
     assert not np.array_equal(scores[0], scores[1])
@@ -72,7 +73,8 @@ def test_scores_are_those_of_the_dequantised_numbers(name):
     'fields, convert, share',
     [
         (MODELS['swiglu, grouped'], lambda params: params, 0.51),
-        (MODELS['tied, biases'], lambda params: params, 0.6),  # with its embeddings
+        # The embeddings are quantised too.
+        (MODELS['tied, biases'], lambda params: params, 0.6),
         (dict(tie_embeddings=True), quantize_params, 0.9),
     ],
 )
@@ -90,7 +92,7 @@ def test_casting_once_or_in_each_product_gives_the_same_logits(fields, convert, 
         return gpt.decode(model, params, tokens, positions.repeat(2, 0), cache)[0]
 
     np.testing.assert_array_equal(logits(cast), logits(whole))
-    # In float32 nothing is cast.
+    # In float32, no array is cast.
     same = jax.tree.map(jnp.array_equal, cast_params(whole, 'float32'), whole)
     assert all(jax.tree.leaves(same))
 

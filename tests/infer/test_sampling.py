@@ -1,4 +1,4 @@
-"""Filters against rows computed by hand, draws against their distribution."""
+"""Filters compared with rows computed by hand, samples with their distribution."""
 
 import jax
 import jax.numpy as jnp
@@ -37,19 +37,19 @@ def filtered(logits=LOGITS, **sampling):
         (dict(top_k=1), [0, 1, 0, 0]),
         (dict(top_k=2), [0, 5 / 8, 0, 3 / 8]),
         (dict(top_k=9), [0.15, 0.5, 0.05, 0.3]),
-        # The most likely until they sum to top_p, with the one that exceeds it.
+        # The most probable tokens until their sum exceeds top_p, the last one included.
         (dict(top_p=0.45), [0, 1, 0, 0]),
         (dict(top_p=0.55), [0, 5 / 8, 0, 3 / 8]),
         (dict(top_p=0.9), [3 / 19, 10 / 19, 0, 6 / 19]),
         (dict(top_p=1e-9), [0, 1, 0, 0]),
-        # A share of the largest, 0.5: at least 0.1, then at least 0.25.
+        # A share of the largest probability, 0.5: at least 0.1, then at least 0.25.
         (dict(min_p=0.2), [3 / 19, 10 / 19, 0, 6 / 19]),
         (dict(min_p=0.5), [0, 5 / 8, 0, 3 / 8]),
         (dict(min_p=1.0), [0, 1, 0, 0]),
         # Then 250/365 and 90/365 sum to more than 0.9.
         (dict(temperature=0.5), TEMPERATURE_HALF),
         (dict(temperature=0.5, top_p=0.9), [0, 250 / 340, 0, 90 / 340]),
-        # Top-k keeps three, of which two have 16/19; of all they have 16/20.
+        # Top-k keeps three. Two of them have 16/19 of these three, and 16/20 of all.
         (dict(top_k=3, top_p=0.82), [0, 5 / 8, 0, 3 / 8]),
         (dict(top_p=0.82), [3 / 19, 10 / 19, 0, 6 / 19]),
         # The smallest temperatures do not overflow.
@@ -104,7 +104,7 @@ def test_each_row_has_its_own_parameters():
     np.testing.assert_allclose(rows, expected, rtol=1e-5)
 
 
-# ---- draws
+# ---- samples
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_draws_have_the_distribution(sampling, expected):
     logits = jnp.tile(LOGITS, (count, 1))
     tokens = jit_draw(logits, seeds, jnp.full(count, 7), sampling)
     shares = np.bincount(tokens, minlength=4) / count
-    # Four standard deviations; none for tokens that are filtered out.
+    # Within four standard deviations, which are 0 for tokens that are filtered out.
     expected = np.asarray(expected)
     assert (np.abs(shares - expected) <= 4 * np.sqrt(expected / count)).all()
 
@@ -162,7 +162,7 @@ def test_argmax_is_the_first_largest_logit():
     tokens = jax.jit(argmax)(rows)
     np.testing.assert_array_equal(tokens, rows.argmax(axis=-1))
     assert tokens.dtype == jnp.int32
-    # A valid token even for NaN, as the embedding looks it up.
+    # Even NaN gives a valid token, as the embedding looks it up.
     assert 0 <= argmax(jnp.full((1, 37), np.nan))[0] < 37
 
 

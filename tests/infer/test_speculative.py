@@ -1,4 +1,4 @@
-"""A draft model changes the speed of a reply and not its distribution."""
+"""A draft model changes the speed of replies, but not their distribution."""
 
 import jax
 import jax.numpy as jnp
@@ -43,9 +43,9 @@ def fast(target):
 
 
 def accept(p, q, count=40_000):
-    """(draft tokens drawn from q, tokens, counts) of `accept_draft`, over many seeds.
+    """(draft tokens sampled from q, tokens, counts) of `accept_draft`, over many seeds.
 
-    p (T, V) and q (T - 1, V) are the same whatever tokens come before.
+    p (T, V) and q (T - 1, V) do not depend on the previous tokens.
     """
     rng = np.random.default_rng(0)
     drafts = np.stack([rng.choice(len(row), count, p=row) for row in q], axis=1)
@@ -71,7 +71,7 @@ def test_accepted_and_residual_tokens_have_the_targets_distribution():
     p = np.array([[0.5, 0.3, 0.2, 0.0], [0.1, 0.2, 0.3, 0.4], [0.25] * 4])
     q = np.array([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]])
     tokens, counts = accept(p, q)
-    # After a rejection the next step draws from p.
+    # After a rejection, the next step samples from p.
     redrawn = np.random.default_rng(1).choice(4, len(counts), p=p[1])
     second = np.where(counts > 1, tokens[:, 1], redrawn)
     assert_distributed(

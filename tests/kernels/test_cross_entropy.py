@@ -1,4 +1,4 @@
-"""Cross-entropy against NumPy, and in chunks against one chunk."""
+"""Cross-entropy compared with NumPy, and chunks compared with one chunk."""
 
 from functools import partial
 
@@ -75,7 +75,7 @@ def test_chunks_equal_one_chunk(options):
     chunked = value_and_gradients(
         cross_entropy, (*options.items(), ('chunk', 6)), *arrays
     )
-    # Measured: 1.4e-7, sums in another order.
+    # Measured: 1.4e-7, as the order of sums differs.
     helpers.assert_close_in_norm(chunked, whole, 1e-6)
 
 

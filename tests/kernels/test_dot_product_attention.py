@@ -1,4 +1,4 @@
-"""The reference equals a loop; attention in blocks and over pages equals it."""
+"""The reference equals a loop; attention in blocks and over pages equals both."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ from tests import helpers
 
 
 def tensors(B=2, T=64, N=4, K=2, H=8, seed=0):
-    """Queries, keys and values, large enough for a softmax that is not flat."""
+    """Queries, keys and values, large enough that the softmax is not uniform."""
     rng = np.random.default_rng(seed)
     shapes = [(B, T, N, H), (B, T, K, H), (B, T, K, H)]
     return [jnp.asarray(2 * rng.standard_normal(s), jnp.float32) for s in shapes]
@@ -64,7 +64,7 @@ def test_causal_mask_by_hand():
     np.testing.assert_array_equal(mask, expected)
     without_window = causal_mask(positions, positions, 0)[0]
     np.testing.assert_array_equal(without_window, np.tri(4, dtype=bool))
-    # Two rows that decode one token each, at positions 2 and 0.
+    # Two rows decode one token each, at positions 2 and 0.
     mask = causal_mask(jnp.array([[2], [0]]), positions, 0)[:, 0].astype(int)
     np.testing.assert_array_equal(mask, [[1, 1, 1, 0], [1, 0, 0, 0]])
 
@@ -110,7 +110,7 @@ def test_pages_that_no_query_sees_are_not_read_and_change_nothing(
     np.testing.assert_allclose(together, expected, rtol=1e-4, atol=1e-5)
 
 
-# 64 tokens are taken in blocks, 12 are not.
+# 64 tokens are computed in blocks, 12 are not.
 @pytest.mark.parametrize(
     'T, kv_heads, window, softcap', [(64, 4, 0, 0.0), (64, 2, 20, 1.5), (12, 1, 3, 1.5)]
 )

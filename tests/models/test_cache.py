@@ -1,4 +1,4 @@
-"""Decoding with a cache equals the full forward."""
+"""Decoding with a cache equals the full forward pass."""
 
 from functools import lru_cache
 
@@ -25,13 +25,13 @@ MODELS = {
     ),
     'no positions, one key head': dict(position='none', num_kv_heads=1),
 }
-# Tokens of each row in a step: a full chunk, part of a chunk, one.
+# Number of tokens of each row in a step: a full chunk, part of a chunk, one.
 TOKENS_PER_STEP = np.array([4, 3, 1])
 
 
 @pytest.fixture(autouse=True)
 def small_pages(monkeypatch):
-    """Pages so small that chunks cross page boundaries."""
+    """Makes pages so small that chunks cross page boundaries."""
     monkeypatch.setattr('gptjax.models.cache.MIN_PAGE_SIZE', 20)
 
 
@@ -106,7 +106,8 @@ def test_unwritten_positions_and_later_pages_are_never_read():
     model, _, decode = make_decoder('default')
     tokens = random_tokens()[:, :CHUNK]
     positions = np.broadcast_to(np.arange(CHUNK, dtype=np.int32), tokens.shape)
-    positions = np.where([[True], [True], [False]], positions, CONTEXT)  # one is idle
+    # The last row is idle.
+    positions = np.where([[True], [True], [False]], positions, CONTEXT)
     empty = empty_cache(model, 3, CONTEXT)
     used = tuple(
         LayerCache(
@@ -167,7 +168,7 @@ def test_an_int8_cache_is_close_to_a_float_cache_and_smaller():
         sum(leaf.nbytes for leaf in jax.tree.leaves(new_cache(model, 3, 8)))
         for new_cache in (empty_cache, empty_int8_cache)
     )
-    assert int8_size == exact_size * (8 + 4) / 32  # 8 numbers a head and one scale
+    assert int8_size == exact_size * (8 + 4) / 32  # 8 numbers per head and one scale
 
 
 @pytest.mark.parametrize('scale', [1e-30, 1.0, 1e30])

@@ -22,7 +22,7 @@ def section(rank=4, alpha=8.0, targets=('query', 'value', 'out', 'down')):
 
 
 def random_adapters(settings, config, seed=1):
-    """A and B that are both not zero."""
+    """Makes both A and B different from zero."""
     params = lora.init_params(settings, config, jax.random.key(seed))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
@@ -98,7 +98,7 @@ def test_gradients_are_projections_of_the_gradient_of_the_whole_matrix(model):
         ('a', scale * jnp.einsum('LFD,LrD->LFr', dW, B)),
         ('b', scale * jnp.einsum('LFr,LFD->LrD', A, dW)),
     ):
-        # Float32 sums over 256 tokens in another order.
+        # The order of float32 sums over 256 tokens differs.
         np.testing.assert_allclose(gradient_AB[name], expected, rtol=1e-3, atol=1e-4)
     assert size(gradient) < size(base)
 

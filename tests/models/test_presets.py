@@ -1,4 +1,4 @@
-"""Presets have the sizes of the papers, and every config builds."""
+"""Presets have the sizes of the papers, and every config makes a model."""
 
 import pytest
 
@@ -53,7 +53,7 @@ def test_parameters_are_exactly_the_released_models(make, name, expected):
 
 @pytest.mark.parametrize('name', presets.GPT3)
 def test_parameters_of_gpt3_are_the_papers_to_its_rounding(name):
-    # Its 350M are 356M by its own sizes, and its 2.7B are 2.65B.
+    # With the paper's own sizes, 350M is 356M and 2.7B is 2.65B.
     assert num_params(presets.gpt3(name)) == pytest.approx(GPT3_PAPER[name], rel=0.02)
 
 

@@ -1,4 +1,4 @@
-"""Muon against NumPy, Adafactor layer by layer against optax's own."""
+"""Muon compared with NumPy, Adafactor of each layer compared with optax."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,8 @@ from optax.contrib._muon import orthogonalize_via_newton_schulz
 from gptjax.optim import update_rules
 
 A, B, C = update_rules.QUINTIC
-newton_schulz = jax.jit(update_rules.newton_schulz)  # eager, each product compiles
+# Without jit, each product would be compiled separately.
+newton_schulz = jax.jit(update_rules.newton_schulz)
 
 
 def newton_schulz_in_float64(matrix):
@@ -66,7 +67,7 @@ def test_newton_schulz_ignores_scale_and_sign_passes_through():
 @pytest.mark.parametrize('shape', [(16, 16), (16, 64), (64, 16)])
 def test_no_product_of_newton_schulz_is_rounded_on_an_accelerator(shape):
     jaxpr = str(jax.make_jaxpr(update_rules.newton_schulz)(normal(*shape)))
-    # Of each product the precision of both that enter it.
+    # The precision of both inputs of each product.
     assert jaxpr.count('HIGHEST') == 2 * jaxpr.count('dot_general') > 20
 
 

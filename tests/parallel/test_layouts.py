@@ -1,4 +1,4 @@
-"""Every layout equals one device: losses, gradients, and where the state lives."""
+"""Every mesh equals one device: losses and gradients. The shardings of the state."""
 
 import itertools
 from functools import lru_cache
@@ -19,10 +19,10 @@ from gptjax.train.state import abstract_state, new_state
 from gptjax.train.step import make_train_step
 from tests import helpers
 
-# Every (data, fsdp, tensor, context) with product 8. Those with all of the
-# devices on one axis are quick tests, and so is one that uses three axes.
+# Every (data, fsdp, tensor, context) with product 8. Quick tests are those with all
+# devices on one axis, and one that uses three axes.
 QUICK = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 8), (1, 2, 2, 2)]
-LAYOUTS = [  # with the number of micro-batches
+LAYOUTS = [  # each with the number of micro-batches
     pytest.param(sizes, 2, marks=() if sizes in QUICK else pytest.mark.slow)
     for sizes in itertools.product((1, 2, 4, 8), repeat=4)
     if np.prod(sizes) == 8
@@ -38,7 +38,7 @@ def make_config(heads=4, accumulation=1, optimizer='adamw'):
 
 
 def begin(config, sizes, make_optimizer):
-    """(state, step, mesh, settings) on a mesh, the same parameters on each."""
+    """(state, step, mesh, settings) on a mesh; every mesh has the same parameters."""
     mesh = helpers.mesh_of(*sizes)
     model = settings.resolve(config.model, helpers.VOCAB)
     with jax.set_mesh(mesh):
@@ -60,7 +60,7 @@ def initial_params(model):
 
 
 def train(config, sizes):
-    """Losses and gradient norms of some steps on a mesh, and the last state."""
+    """The losses and gradient norms of some steps on a mesh, and the last state."""
     state, step, mesh, model = begin(config, sizes, make_optimizer)
     curve = []
     with jax.set_mesh(mesh):
@@ -72,8 +72,8 @@ def train(config, sizes):
 
 
 def gradients(config, sizes):
-    """The loss and the gradient of one batch, whole, on the host."""
-    # Plain gradient descent at rate 1 shows the step's own gradient.
+    """The loss and the gradient of one batch, as arrays on the host."""
+    # With plain gradient descent and learning rate 1, the update is the gradient.
     state, step, mesh, _ = begin(config, sizes, lambda *_: optax.sgd(1.0))
     before = jax.device_get(state.params)
     with jax.set_mesh(mesh):
@@ -120,7 +120,7 @@ def test_the_state_keeps_its_shardings_over_steps(sizes, optimizer):
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim), name
 
     jax.tree_util.tree_map_with_path(check, state, expected)
-    # The rule table really splits them: an eighth would be whole otherwise.
+    # The rules really split the arrays: each device holds a part.
     up = state.params['layers']['mlp']['up']
     assert up.addressable_shards[0].data.size == up.size // (sizes[1] * sizes[2])
     mirrors = [
@@ -136,11 +136,11 @@ def test_the_state_keeps_its_shardings_over_steps(sizes, optimizer):
     assert mirrors
 
     alone, *_ = train(config, (1, 1, 1, 1))
-    # The sign in Lion and the root in Adam make large what is rounding at first.
+    # The sign in Lion and the root in Adam amplify rounding.
     np.testing.assert_allclose(curve, alone, rtol=2e-3)
 
 
-# Where each parameter with an axis that the mesh may split lives, written by hand.
+# The sharding of each parameter with an axis that the mesh may split, written by hand.
 SPLIT = {
     'embed/token': ('tensor', 'fsdp'),  # V, D
     'head/kernel': ('fsdp', 'tensor'),  # D, V
@@ -160,7 +160,7 @@ SPLIT = {
 @pytest.mark.parametrize('sizes', [(2, 2, 2, 1), (1, 1, 2, 4)], ids=str)
 @pytest.mark.parametrize('optimizer', ['adamw', 'adafactor', 'lion', 'muon'])
 def test_state_lives_where_its_parameter_does_and_the_rest_everywhere(optimizer, sizes):
-    """Adafactor has placeholders and factors below the parameters' own paths."""
+    """Adafactor has placeholders and factors whose paths end like the parameters'."""
     config = make_config(4, optimizer=optimizer)
     # Matrices that Adafactor factors, and vectors that it does not.
     config.model.update(width=128, bias=True)

@@ -1,8 +1,8 @@
 """Two processes train as one: the stages after pretraining, and rewards.
 
-A supervised run is compared as a whole. Of reinforcement learning, the first rollout is
-the same token for token, and the first update to the rounding of float32; rounding may
-change a later reply.
+All losses of a supervised run are compared. In reinforcement learning, the tokens of
+the first rollout are equal, and the first update is equal up to the rounding of
+float32; rounding may change later replies.
 """
 
 import re
@@ -28,7 +28,7 @@ POLICY = (
 PART = '--config.task.rewards.correct'
 REWARDS = f'{PART}.function=tests.post.rewards_by_process'
 FUNCTION = f'{REWARDS}.another_in_each'
-# Saves the first rollout of each process.
+# Each process saves its first rollout.
 RECORD = """
 import numpy as np
 from pathlib import Path
@@ -46,7 +46,7 @@ policy_gradient.collect_experience = recorded
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """A run to start from, a reward model, and files of data."""
+    """A start run, a reward model, and files of data."""
     folder = tmp_path_factory.mktemp('cluster')
     starts.write_start(folder)
     starts.write_reward(folder)
@@ -74,7 +74,7 @@ def run_both(words, tmp_path):
             runs.finish(process)
     finally:
         for process in processes:
-            process.kill()  # what waits for a process that failed
+            process.kill()  # a process that waits for a failed one
     return both
 
 
@@ -127,7 +127,7 @@ REINFORCEMENT = {
         *('ppo', '', f'{PART}.function=model', f'{PART}.run={{}}/reward'),
         *('--config.ppo.critic=network', '--config.ppo.critic_run={}/reward'),
     ),
-    # No reply is right: the penalty for truncated ones moves the policy.
+    # No reply is right, so only the penalty for truncated replies changes the policy.
     'ppo_verifier': ('ppo', '', '--config.policy.missing_eos_penalty=1.0'),
     'ppo_lora': ('ppo', '', FUNCTION, LORA),
     'grpo_model': ('grpo', '', f'{PART}.function=model', f'{PART}.run={{}}/reward'),
@@ -160,7 +160,7 @@ def test_reinforcement_learning(name, folder, tmp_path):
         rollout = np.load(together / f'rollout-{process}.npz')
         for tokens in ('inputs', 'targets', 'weights'):
             np.testing.assert_array_equal(rollout[tokens], expected[tokens])
-        # The log-probabilities are those of another mesh, the rewards are the same.
+        # The log-probabilities are computed on another mesh; the rewards are equal.
         for array in rollout.keys():
             np.testing.assert_allclose(rollout[array], expected[array], 1e-5, 1e-6)
     assert np.any(expected['advantages'])
@@ -176,11 +176,11 @@ def test_reinforcement_learning(name, folder, tmp_path):
 def test_a_signal_between_rollouts_of_several_updates(folder, tmp_path):
     workdir = tmp_path / 'run'
     words = policy_words('grpo', '', folder, f'--workdir={workdir}', FUNCTION)
-    changes = dict(batch_size=4, num_steps=400, eval_every=400)  # 4 updates a rollout
+    changes = dict(batch_size=4, num_steps=400, eval_every=400)  # 4 updates per rollout
     words += tuple(f'--config.train.{name}={changes[name]}' for name in changes)
     processes = runs.start_cluster(words, devices=1)
     test_resume.wait_until(processes[0], lambda: test_resume.lines_of(workdir) >= 3)
-    processes[1].terminate()  # alone
+    processes[1].terminate()  # only this one
     output = [runs.finish(process, 75)[0] for process in processes][0]
     stopped = int(re.search(r'saved at step (\d+)', output)[1])
     assert stopped % 4 == 0 and 8 <= stopped < 400

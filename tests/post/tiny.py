@@ -1,7 +1,7 @@
-"""Worlds so small that all replies can be listed, and expectations are sums.
+"""Worlds: problems so small that all replies can be listed and expectations are sums.
 
-A reply ends with END or at the maximum length. The policy is a table of logits, with
-one row for each prefix that a reply can have. A world of one token is a bandit.
+A reply ends with END or at the maximum length. The policy is a table of logits with one
+row for each prefix of a reply. A world whose replies have one token is a bandit.
 """
 
 from functools import cache, partial
@@ -19,7 +19,7 @@ from gptjax.post.objectives.logprobs import token_logprobs
 from gptjax.post.objectives.reply_tokens import reply_sums
 from tests import helpers
 
-END = 0  # padding too: no code may distinguish them by id
+END = 0  # also the id of padding, so no code can distinguish them by id
 BETA = 0.5  # coefficient of the KL
 
 
@@ -28,7 +28,7 @@ class World(NamedTuple):
 
     targets_BT: int32, padded with END.
     mask_BT: bool, the reply and END.
-    prefixes_BT: int32, the row of the policy that each target is drawn from; 0 on
+    prefixes_BT: int32, the row of the policy from which each target is sampled; 0 for
         padding.
     scores_B: float32.
     reference_SV: float32 logits of the reference policy.
@@ -109,7 +109,7 @@ def optimum(world: World, beta):
 
 
 def values(world: World, logits_SV, rewards_BT):
-    """The value function by enumeration: expected rewards after each prefix, (S,)."""
+    """The exact value function: the expected rewards after each prefix, (S,)."""
     p_B1 = probabilities(world, logits_SV)[:, None]
     rewards_BT = jnp.where(world.mask_BT, rewards_BT, 0.0)
     to_come_BT = jnp.cumsum(rewards_BT[:, ::-1], axis=-1)[:, ::-1]
@@ -120,7 +120,7 @@ def values(world: World, logits_SV, rewards_BT):
 
 
 def draw(world: World, logits_SV):
-    """(ln p with gradient, ln p without, probability of each reply), on policy."""
+    """(ln p with gradient, ln p without, probability) of each reply, on policy."""
     logprobs_BT = logprobs(world, logits_SV)
     p_B = jax.lax.stop_gradient(probabilities(world, logits_SV))
     return logprobs_BT, jax.lax.stop_gradient(logprobs_BT), p_B
@@ -176,7 +176,8 @@ def assert_optimal(world: World, logits_SV, beta=BETA):
     )
 
 
-# A model for what only a model has: soft cap, dropout, hidden vectors.
+# A model, for properties that a table of logits lacks: soft cap, dropout, hidden
+# states.
 MODEL = dict(num_layers=1, init_std=0.3, residual_dropout=0.3, logit_softcap=3.0)
 SETTINGS = helpers.model_settings(**MODEL)
 BATCH = helpers.packed_batch(batch=4)

@@ -1,4 +1,4 @@
-"""Bad input gets the right error, in the shape of OpenAI's, and the server stays up."""
+"""Bad input gets the right error, in the form of OpenAI's; the server stays up."""
 
 import http.client
 import json
@@ -85,7 +85,7 @@ BAD_COMPLETIONS = [
 
 
 def error_of(answer, status):
-    """The error of an answer that has the shape, the status and the headers."""
+    """The error of an answer, after checks of its form, status and headers."""
     answer_status, body, headers = answer
     assert answer_status == status, (answer_status, body)
     assert body.keys() == {'error'}
@@ -145,7 +145,7 @@ def test_a_body_that_breaks_off(server):
     whole = servers.post_bytes(CHAT, b'{"messages": []}')
     connection.sendall(whole[:-4])
     connection.shutdown(socket.SHUT_WR)
-    connection.recv(1000)  # closed, or an error: it is not waited for
+    connection.recv(1000)  # closed or an error: the server does not wait
     connection.close()
     assert server.get('/ready') == dict(status='ready')
 

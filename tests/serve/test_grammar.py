@@ -1,4 +1,4 @@
-"""Replies drawn by a grammar are what its schema says."""
+"""Replies sampled with a grammar fit its schema."""
 
 import json
 
@@ -43,7 +43,7 @@ def grammars(tokenizer):
 
 
 def draw(grammar, tokenizer, rng, most=300):
-    """Tokens at random among those that are allowed, until the value ends."""
+    """Samples random tokens among the allowed ones until the value ends."""
     tokens = []
     while not grammar.ended():
         mask = grammar.allowed()
@@ -54,7 +54,7 @@ def draw(grammar, tokenizer, rng, most=300):
         token = int(rng.choice(allowed))
         if token == tokenizer.eos_id:
             break
-        assert tokenizer.bytes_of(token)  # no other special one
+        assert tokenizer.bytes_of(token)  # no other special token is allowed
         grammar.accept(token)
         tokens.append(token)
         assert len(tokens) < most

@@ -1,4 +1,4 @@
-"""The chat page for every eye and hand: contrast, names, keyboard, telephone."""
+"""Accessibility of the chat page: contrast, names, keyboard, small screens."""
 
 import pytest
 
@@ -15,7 +15,7 @@ from tests.chat_page import (
 pytestmark = [needs_browser, pytest.mark.slow]
 
 
-# Texts whose contrast with what is behind them is below 4.5 (WCAG 2.2, 1.4.3).
+# Lists texts whose contrast with the background is below 4.5 (WCAG 2.2, 1.4.3).
 CONTRAST = """() => {
   const canvas = new OffscreenCanvas(1, 1);
   const context = canvas.getContext('2d', { willReadFrequently: true });
@@ -164,7 +164,7 @@ def test_keyboard(scripted, open_page):
     assert page.locator('#shortcuts').is_visible()
     page.keyboard.press('Escape')
     assert page.locator('#shortcuts').is_hidden()
-    # Whatever has the focus shows it.
+    # The focused element is visibly marked.
     for _ in range(12):
         page.keyboard.press('Tab')
         if page.evaluate('document.activeElement === document.body'):

@@ -19,7 +19,7 @@ from tests.chat_page import (
 pytestmark = [needs_browser, pytest.mark.slow]
 
 
-# ---- Markdown, and model text that would be more than text ----------------------
+# ---- Markdown, and model text that must stay text ----------------------
 
 
 def test_markdown(scripted, open_page):
@@ -106,7 +106,7 @@ def test_streaming_leaves_what_is_there_alone(scripted, open_page):
     say(page, 'Hello', wait=False)
     body = last_reply(page).locator('.body')
     body.locator('strong').wait_for()
-    assert body.locator('strong').inner_text() == 'bold'  # its end is still to come
+    assert body.locator('strong').inner_text() == 'bold'  # the closing ** is missing
     parts = "[...b.querySelectorAll('p, ul, li, strong')]"
     body.evaluate(f'(b) => {parts}.forEach((e) => {{ e.old = 1; }})')
     rest.set()
@@ -139,7 +139,7 @@ def test_a_token_tells_its_probability_and_its_alternatives(scripted, open_page)
     page.mouse.move(5, 5)
     card.wait_for(state='hidden')
 
-    # An alternative begins a new version, which goes on from there.
+    # Choosing an alternative begins a new version that continues from it.
     scripted.answer = lambda body: ' more.'
     token.hover()
     card.get_by_role('button', name='cats').click()
@@ -153,7 +153,7 @@ def test_a_token_tells_its_probability_and_its_alternatives(scripted, open_page)
     last_reply(page).locator('.token', has_text='cats').hover()
     card.locator('.head', has_text='50.0%').wait_for()
 
-    # The end as an alternative needs no server; half a character is no text.
+    # The end as an alternative needs no request; part of a character is not text.
     num_requests = len(scripted.requests)
     last_reply(page).locator('.token', has_text='like').click()
     assert card.get_by_role('button', name='xf0').count() == 0
@@ -161,7 +161,7 @@ def test_a_token_tells_its_probability_and_its_alternatives(scripted, open_page)
     assert last_reply(page).locator('.body').text_content() == 'I'
     assert len(scripted.requests) == num_requests
 
-    # So does an empty line, to a model that knows no other end of a turn.
+    # Neither does an empty line, for a model that ends its turns with one.
     last_reply(page).locator('[data-action=previous]').click()
     last_reply(page).locator('.token', has_text='like').click()
     card.get_by_role('button', name='↵↵').click()
@@ -193,7 +193,7 @@ def test_tokens_by_keyboard_and_characters_of_several_tokens(scripted, open_page
     assert page.evaluate('document.activeElement.dataset.action') == 'pick'
     page.keyboard.press('Escape')
     assert page.evaluate('document.activeElement.textContent') == 'bye'
-    # In the middle of a character nothing can be chosen.
+    # Within a character, no alternative can be chosen.
     page.keyboard.press('ArrowLeft')
     page.keyboard.press('ArrowLeft')
     assert page.locator('#card [data-action=pick]').all_inner_texts() == [

@@ -87,7 +87,7 @@ def test_no_documents_and_no_text(tmp_path):
 
 
 def test_no_text_is_skipped():
-    """Not next to a NUL or SentencePiece's own marks, nor in the longest line."""
+    """Nothing is lost near a NUL or SentencePiece's marks, or in the longest line."""
     texts = [
         'cab cab cab\0 cab cab ▁ abba abba ▅ bebed bebed bebed',
         'abcdefgh' * 12_000 + ' gabfeh gabfeh gabfeh gabfeh',
@@ -111,7 +111,7 @@ def test_a_large_file_is_read_at_even_places(tmp_path):
 
 @pytest.mark.parametrize('lengths', [[50_000] * 12, [600_000], [100, 60_000] * 10])
 def test_long_documents_are_read_at_even_places_as_well(tmp_path, lengths):
-    # Every eight characters are unique, so the place of what is read can be found.
+    # Any eight characters are unique, so they show from where a text was read.
     texts = [''.join(f'{n:07d} ' for n in range(size // 8)) for size in lengths]
     texts = [f'{chr(97 + i)}{text}' for i, text in enumerate(texts)]
     read = list(read_texts(write_documents(tmp_path, texts), 200_000))

@@ -1,4 +1,4 @@
-"""A trained model out of a run: what of the state is read, and that it fits."""
+"""Loading a trained model: which parts of the state are read, and mismatches."""
 
 import jax
 import numpy as np
@@ -34,7 +34,7 @@ def start(tmp_path_factory):
 
 
 def write_run(start, workdir, kind, **model):
-    """(config, state) of a run in `workdir` whose state is random numbers."""
+    """(config, state) of a run in `workdir` with a random state."""
     config = run_dir.read_config(start)
     for name, fields in kind.items():
         if name != 'optim':
@@ -81,7 +81,7 @@ def test_the_weights_are_read_and_no_more(kind, start, tmp_path, monkeypatch):
     read = Checkpoints._read
     monkeypatch.setattr(Checkpoints, '_read', reading)
     trained = load_model.load_model(config, tmp_path / 'run', helpers.mesh_of())
-    # The last is its own state, with the step; that of the weights under LoRA is not.
+    # The last read is that of the run's own state and includes the step (4 bytes).
     size = sizes[-1] - 4
 
     expected = heads.without_critic(ema_params(state.opt_state, state.params))
@@ -102,7 +102,7 @@ def test_another_model_is_refused_by_name(start, tmp_path):
     )
     with pytest.raises(UserError, match=message):
         load_model.load_model(config, run, helpers.mesh_of())
-    # What is not read has to fit as well.
+    # The parts that are not read have to fit too.
     config.model.mlp_width = 64
     config.optim.ema = 0.5
     with pytest.raises(UserError, match='lacks the array opt_state/.*/average/'):
@@ -117,7 +117,7 @@ def test_an_engine_keeps_weights_as_it_computes_with_them(position, start, tmp_p
     half, whole = 'bfloat16', 'float32'
     token = half if position == 'rotary' else whole
     assert kept(load_model.load_engine(config, run, slots=2)) == {half, token}
-    # One conversion serves both: a draft in float32 keeps the model so.
+    # One conversion is shared: with a draft in float32, the model stays float32.
     rounded = load_model.load_engine(config, run, slots=2, draft=start)
     assert kept(rounded, draft=True) == {whole}
 

@@ -61,7 +61,7 @@ def undisturbed(prepared_run, tmp_path_factory):
 
 
 def records(workdir):
-    """The metrics that do not depend on the time."""
+    """The metrics without those that depend on the clock."""
     clocks = ('second', 'mfu')
     return [
         {
@@ -92,7 +92,7 @@ def has_checkpoint(workdir, step):
 
 
 def kill_and_resume(words, condition, delay=0.0):
-    """kill -9 once the condition holds, then the same command until it ends."""
+    """Sends kill -9 when the condition is true; then runs the command to its end."""
     process = runs.start(*words)
     wait_until(process, condition)
     time.sleep(delay)
@@ -195,7 +195,7 @@ def test_a_signal_saves_and_prints_so(
     reached = read_metrics(workdir / 'metrics.jsonl')[-1]['step']
     assert (workdir / 'checkpoints' / f'{reached:08d}').is_dir()
     if number == signal.SIGINT:
-        return  # resuming from it is the same
+        return  # resuming is the same as after SIGTERM
     output, _ = runs.finish(runs.start(*command(workdir)))
     assert f'resuming from the checkpoint of step {reached}' in output
     assert records(workdir) == undisturbed
@@ -224,9 +224,9 @@ def test_resuming_on_another_mesh(prepared_run, undisturbed, tmp_path):
         (r['step'], r['split']) for r in undisturbed
     ]
     for ours, theirs in zip(resumed, undisturbed, strict=True):
-        # Measured: 2e-7, float32 sums (6e-8) in another order over 40 steps.
+        # Measured: 2e-7. The order of float32 sums (6e-8) differs over 40 steps.
         assert ours['loss'] == pytest.approx(theirs['loss'], rel=1e-6)
-    # A finished run trains no further.
+    # A finished run is not trained again.
     before = (workdir / 'metrics.jsonl').read_bytes()
     assert runs.gptjax(*command(workdir, '--config.mesh.data=8')) == 0
     assert (workdir / 'metrics.jsonl').read_bytes() == before

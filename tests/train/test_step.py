@@ -65,7 +65,7 @@ def test_update_by_hand():
     assert metrics['loss'] == pytest.approx((0.25**2 + 3 * 0.75**2) / 4)
     assert metrics['grad_norm'] == pytest.approx(np.hypot(slope, offset))
     assert metrics['tokens'] == 4 and metrics['good'] == 1 and state.step == 1
-    # The state before was donated.
+    # The previous state was donated.
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
 
 
@@ -90,7 +90,7 @@ def test_a_bad_step_changes_nothing_but_the_step_number(poison, accumulation):
     before = jax.device_get(state)
     batch = rows()
     inputs = np.array(batch['inputs'])
-    inputs[3, 0] = poison  # 3e38 squared is infinite: the loss alone overflows
+    inputs[3, 0] = poison  # 3e38 squared is infinite: only the loss overflows
     state, metrics = step(state, dict(batch, inputs=jnp.asarray(inputs)))
     assert metrics['good'] == 0
     assert state.step == before.step + 1
@@ -116,7 +116,7 @@ def test_in_a_bad_step_only_the_schedule_advances():
     assert metrics['good'] == 0
 
     def leaves(state):
-        """All but the schedule's count."""
+        """The state without the count of the schedule."""
         is_schedule = lambda state: isinstance(state, optax.ScaleByScheduleState)
         states = [inner for inner in state.opt_state if not is_schedule(inner)]
         return jax.device_get((state.params, states))
@@ -124,7 +124,7 @@ def test_in_a_bad_step_only_the_schedule_advances():
     helpers.assert_trees_close(leaves(state), leaves(before))
     state, metrics = step(state, good)
     assert metrics['good'] == 1
-    # Lion moves each parameter by the learning rate: of step 2 of 5, 0.1 (1 - 2/5).
+    # Lion changes each parameter by the learning rate, in step 2 of 5: 0.1 (1 - 2/5).
     moved = abs(float(state.params['slope']) - float(before.params['slope']))
     assert moved == pytest.approx(0.06, rel=1e-6)
 

@@ -1,4 +1,4 @@
-"""Each cleaning step on texts that a person judged by eye."""
+"""Each cleaning step on texts whose right result was decided by a person."""
 
 import ast
 import re
@@ -69,14 +69,14 @@ def test_the_examples_in_the_docstring(step):
         ('mask_user_ids', '123456789012345678', '[id]'),
         ('mask_user_ids', 'd41d8cd98f00b204e9800998ecf8427e', '[id]'),
         ('mask_user_ids', '078-05-1120', '[id]'),
-        # What is not HTML
+        # Not HTML
         ('html_to_text', *['i <3 you, a < b and c > d'] * 2),
         ('html_to_text', *['the <b> tag and <insert swear word here>'] * 2),
         ('html_to_text', *['<<soap making date huh>> x</3'] * 2),
         ('html_to_text', *['see <link> or <input>'] * 2),
         ('html_to_text', *['R&D, AT&T; ham & eggs'] * 2),
         ('html_to_text', '&#39;n&#x27; &nosuchname;', "'n' &nosuchname;"),
-        # What is
+        # HTML
         ('html_to_text', 'never <em>I</em>\nline\n\nline', 'never I\nline\n\nline'),
         ('html_to_text', '<strong>no</strong> <grin> a < b <3', 'no <grin> a < b <3'),
         ('html_to_text', '<p>one\ntwo</p>three<br>four', 'one two\n\nthree\nfour'),

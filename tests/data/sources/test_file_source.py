@@ -1,4 +1,4 @@
-"""Every kind of source on small files, and every way in which one can be wrong."""
+"""Every kind of source on small files, and every error of a source."""
 
 import gzip
 import json
@@ -20,12 +20,12 @@ def documents(kind, path, data_dir='unused', **fields):
     advances = []
     found = list(opened.read(advances.append))
     if not source.limit:
-        assert sum(advances) == opened.total  # what the progress bar counts on
+        assert sum(advances) == opened.total  # the progress bar needs this total
     return found
 
 
 def refuses(words, kind, path, **fields):
-    """Asserts an error of one line with the field and then the words in order."""
+    """Asserts an error of one line that has the field, then the words in this order."""
     with pytest.raises(UserError) as caught:
         documents(kind, path, **fields)
     message = str(caught.value)
@@ -205,7 +205,7 @@ def test_parquet_errors(tmp_path):
 
 
 def test_files_through_tensorflow_as_on_gs(tmp_path):
-    """`ram://` of TensorFlow is read by the same code as `gs://`."""
+    """The same code reads `ram://` of TensorFlow and `gs://`."""
     gfile = files.import_tensorflow().io.gfile
     gfile.makedirs('ram://bucket/data/sub')
     for name, text in (('a.txt', 'one'), ('sub/b.txt', 'two'), ('c.csv', 'no')):
@@ -215,7 +215,7 @@ def test_files_through_tensorflow_as_on_gs(tmp_path):
     assert documents('text', 'ram://bucket/data') == expected
     assert documents('text', 'ram://bucket/data/*.txt') == [('a.txt#0', 'one')]
     refuses(['.path=', 'no such file'], 'text', 'ram://bucket/none.txt')
-    # TensorFlow raises no OSError for a scheme that it does not know.
+    # For an unknown scheme, TensorFlow raises an error that is not an OSError.
     refuses(['.path=none://a', 'not implemented', 'read'], 'text', 'none://a')
     refuses(['.path=none://a', 'not implemented', 'read'], 'tfds', 'none://a')
     gone = files.File('ram://bucket/none.txt', 'none.txt', 3)

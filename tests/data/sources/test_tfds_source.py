@@ -1,4 +1,4 @@
-"""Our TFDS builders, and other datasets of TFDS, made and read offline."""
+"""Our TFDS builders and other TFDS datasets, built and read offline."""
 
 import errno
 import importlib.metadata
@@ -155,4 +155,4 @@ def test_a_builder_where_no_folder_can_be_renamed_or_the_disk_is_full(
     monkeypatch.setattr(tfds, 'builder', lambda *path, **options: builder)
     with pytest.raises(OSError) as caught:
         open_tfds('chatterbot/french', tmp_path / 'datasets')
-    assert storage.unwritable(caught.value, tmp_path).endswith(full)  # as `main` asks
+    assert storage.unwritable(caught.value, tmp_path).endswith(full)  # `main` does this

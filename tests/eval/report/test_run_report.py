@@ -1,4 +1,4 @@
-"""The report: its content, its missing parts, and that every text is escaped."""
+"""The report: its content, missing parts, and escaping of every text."""
 
 import json
 import re
@@ -15,7 +15,7 @@ EVIL = '<script>alert("&")</script>'
 
 
 class Balance(HTMLParser):
-    """Fails on a tag that is not closed in order."""
+    """Fails if tags are not closed in order."""
 
     def __init__(self):
         super().__init__()
@@ -122,7 +122,7 @@ def test_figures_that_are_not_finite_are_a_dash(run):
     assert '– bits per byte on 12 documents that it was not trained on.' in text
     assert 'this model – – – – 12 1,000' in text
     assert 'on one 1.600 2.000 7.39 – 12' in text
-    assert 'on two 1.600 2.000 7.39 ∞ 12' in text  # of an older eval.json
+    assert 'on two 1.600 2.000 7.39 ∞ 12' in text  # an eval.json of an older version
     assert re.search(r'given training text 2\.000 –', text)
 
 

@@ -17,7 +17,7 @@ from tests import helpers
 
 
 def by_position(batch):
-    """ln P is -1 / the number of inputs read; token 7 is never the likeliest."""
+    """ln P = -1 / the number of inputs; token 7 is never the most probable."""
     positions = (1 + batch['positions']).astype(np.float32)
     return -1 / positions, batch['targets'] != 7
 

@@ -65,7 +65,8 @@ def test_the_best_reference_counts():
     # With the second reference: precision 2/2 and recall 2/3; bigrams 1/1 and 1/2.
     assert found['rouge1'] == found['rougeL'] == pytest.approx(4 / 5)
     assert found['rouge2'] == pytest.approx(2 / 3)
-    assert found['token_f1'] == found['exact_match'] == 1  # with the third
+    # The third reference is equal.
+    assert found['token_f1'] == found['exact_match'] == 1
 
 
 def test_rouge_lsum_compares_sentences():
@@ -125,7 +126,7 @@ def test_distinct_of_resamples_is_that_of_their_texts():
         assert found[row] == pytest.approx(reply_metrics.distinct(resample, 2))
     assert reply_metrics.move_mean(found, 0.5).mean() == pytest.approx(0.5)
     assert reply_metrics.move_mean(found, 0.5).std() == pytest.approx(found.std())
-    # With repeated words the share is far below 1, so nothing is clipped.
+    # With repeated words, the share is far below 1, so nothing is clipped.
     dull = [f'{text} {text} {text}' for text in texts(40, 9, least=6)]
     samples = reply_metrics.resample_distinct(dull, 1, 200, seed=0)
     assert samples.mean() == pytest.approx(reply_metrics.distinct(dull, 1))

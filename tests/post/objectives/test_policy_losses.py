@@ -11,7 +11,7 @@ ONE = np.ones((1, 1))
 
 
 def surrogate(ratio, advantage, objective=policy_losses.clipped, **options):
-    """(loss, its gradient to ln p, metrics) of one token."""
+    """(loss, its gradient with respect to ln p, metrics) of one token."""
 
     def loss(logprob):
         loss_BT, metrics = objective(
@@ -97,7 +97,8 @@ def test_gspo_clips_whole_replies():
     gradient_BT, _ = jax.jit(jax.grad(gspo_loss, has_aux=True))(
         logprobs_BT, np.ones((2, 1))
     )
-    # The tokens of the first reply moved far, but not their mean: nothing is clipped.
+    # The tokens of the first reply changed much, but not their mean: nothing is
+    # clipped.
     np.testing.assert_allclose(gradient_BT[0], -MASK[0] / 3 / 2, rtol=1e-6)
     assert not np.any(gradient_BT[1])
 
@@ -125,7 +126,8 @@ def test_value_loss():
     loss_BT, metrics = compute_loss(values, 0.0)
     np.testing.assert_allclose(loss_BT, [[0.5, 0.5, 0]])
     assert not np.any(metrics['value_clip_fraction'])
-    # Within 0.5 of the old value 0: 0.5 is further from the return 2 than 1 and 3 are.
+    # The value is clipped to 0.5, as the old value is 0. The return is 2, so 0.5 has
+    # the larger error than 1 and 3.
     loss_BT, metrics = compute_loss(values, 0.5)
     np.testing.assert_allclose(loss_BT, [[1.125, 1.125, 0]])
     np.testing.assert_array_equal(metrics['value_clip_fraction'], [[1, 1, 0]])

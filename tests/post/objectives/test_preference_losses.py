@@ -1,4 +1,4 @@
-"""Losses of pairs: closed forms, and the optimum that each paper's loss implies."""
+"""Losses of pairs: closed forms, and the optimum of each paper's loss."""
 
 from functools import partial
 
@@ -53,11 +53,11 @@ def test_dpo_finds_the_optimum_of_bradley_terry_preferences():
 
 # ---- one pair of two actions, p(chosen) = sigmoid(x), reference 1/2 each
 #
-# `share` is how often the first action is the preferred one.
+# `share` is the frequency with which the first action is preferred.
 
 
 def preferred(loss, share, **options):
-    """The x that minimises `loss(ln p, ln p)` of preferences."""
+    """The x that minimises the expected `loss(ln p, ln p)` of preferences."""
 
     def total(x):
         a, b = jax.nn.log_sigmoid(x), jax.nn.log_sigmoid(-x)
@@ -94,7 +94,7 @@ def test_orpo_weighs_likelihood_and_odds():
         lambda x: sigmoid(x) - share + 2 * weight * (sigmoid(2 * x) - share)
     )
     assert preferred(orpo, share) == pytest.approx(expected, abs=0.01)
-    plain = lambda a, b: preference_losses.orpo(a, b, 0.0)[0]  # likelihood alone
+    plain = lambda a, b: preference_losses.orpo(a, b, 0.0)[0]  # only the likelihood
     assert sigmoid(preferred(plain, share)) == pytest.approx(share, abs=0.01)
 
 
@@ -110,7 +110,7 @@ def test_simpo_is_ahead_by_its_margin(margin):
         )
     )
     assert preferred(simpo, share) == pytest.approx(expected, abs=0.01)
-    if not margin:  # then it is the log-odds of the preference itself
+    if not margin:  # then x is the log-odds of the preference
         assert beta * expected == pytest.approx(np.log(0.7 / 0.3))
 
 
@@ -134,7 +134,7 @@ def test_kto_starts_with_a_quarter_of_beta():
     for share, slope in ((1.0, -1.0), (0.0, 1.0), (0.5, 0.0)):
         gradient = jax.grad(kto_loss(share))(start)
         assert gradient[0] == pytest.approx(slope * 0.8 / 4, abs=1e-6)
-    # Far from the baseline, below as above, a reply teaches little.
+    # A reply far below or far above the baseline has a small gradient.
     for reward in (-30.0, 30.0):
         assert abs(jax.grad(kto_loss(1.0))(start + reward)[0]) < 1e-6
 
@@ -144,7 +144,7 @@ def test_kto_starts_with_a_quarter_of_beta():
     ((0.7, 1.0, True), (0.3, 1.0, False), (0.3, 3.0, True), (0.7, 0.3, False)),
 )
 def test_kto_follows_the_weighted_majority(share, weight, rises):
-    """For contradicting labels it takes one side (theorem 4.3 of the paper)."""
+    """With contradicting labels, one side gets all (theorem 4.3 of the paper)."""
     loss = lambda x: kto_loss(share, desirable_weight=weight)(jax.nn.log_sigmoid(x))
     x = float(tiny.descend(loss, jnp.zeros(1), steps=600, rate=0.3)[0])
     assert x > 3 if rises else x < -3
@@ -155,7 +155,7 @@ def test_kto_baseline_is_a_kl_and_takes_no_gradient():
     assert preference_losses.kto_baseline(*arrays) == 0.5
     assert preference_losses.kto_baseline(*arrays[::-1]) == 0.0
     assert not np.any(jax.grad(preference_losses.kto_baseline)(*arrays))
-    # It moves the point that rewards are measured from.
+    # It is the point from which rewards are measured.
     above = preference_losses.kto(*arrays, np.array([1, 0]), 2.0, 0.5)[0]
     np.testing.assert_allclose(above, [0.5, sigmoid(-1.5)], rtol=1e-6)
 
