@@ -1,5 +1,6 @@
 """Reads the files of users: by path, folder or glob, local or `gs://`, also `.gz`."""
 
+import codecs
 import glob
 import gzip
 import io
@@ -88,6 +89,15 @@ def _ending(file: str) -> str:
     return ending or os.path.basename(file)
 
 
+def replace_surrogates(text: str) -> str:
+    """Replaces lone surrogates, which UTF-8 cannot encode: 'a\\ud83d' → 'a\\ufffd'."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+    return text
+
+
 def is_remote(path: str) -> bool:
     return '://' in path
 
@@ -127,11 +137,17 @@ def read_lines(
         try:
             for number, line in enumerate(stream, start=1):
                 if number == 1:
-                    line = line.removeprefix(b'\xef\xbb\xbf')  # a byte-order mark
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                        raise UserError(
+                            f'{field}={file.path}: text in UTF-16: give text in UTF-8, '
+                            'or convert it with `iconv -f UTF-16 -t UTF-8`'
+                        )
                 if b'\0' in line:
                     raise UserError(
                         f'{field}={file.path}: line {number} has a NUL byte, so this '
-                        'is a binary file: give text in UTF-8'
+                        'is a binary file, or text in UTF-16: give text in UTF-8 '
+                        '(`iconv -f UTF-16LE -t UTF-8` converts it)'
                     )
                 yield number, line.decode('utf-8')
         except UnicodeDecodeError as error:
@@ -156,7 +172,8 @@ def read_json_lines(
     """Yields (line number from 1, location for errors, JSON object) of each line.
 
     Blank lines are skipped. Another line that is not a JSON object raises UserError,
-    with `example` in the message.
+    with `example` in the message. Half a surrogate pair in an escape, as in "a\\ud83d",
+    becomes U+FFFD.
     """
     for number, line in read_lines(file, field, advance):
         if not line.strip():
@@ -164,6 +181,9 @@ def read_json_lines(
         location = f'{field}={file.path}: line {number}'
         try:
             value = json.loads(line)
+            if '\\ud' in line or '\\uD' in line:
+                text = json.dumps(value, ensure_ascii=False)
+                value = json.loads(replace_surrogates(text))
         except RecursionError as error:
             raise UserError(
                 f'{location} is nested too deeply: correct or delete this line'
@@ -172,6 +192,12 @@ def read_json_lines(
             why = 'a number has thousands of digits'
             if isinstance(error, json.JSONDecodeError):
                 why = f'{error.msg} at character {error.pos}'
+            if '\r' in line.strip():
+                raise UserError(
+                    f'{location} is not valid JSON ({why}), and has carriage returns: '
+                    'if they end the lines, as on an old Mac, convert the file with '
+                    "`tr '\\r' '\\n'`"
+                ) from error
             raise UserError(
                 f'{location} is not valid JSON ({why}): correct or delete this line; '
                 f'each line is a JSON object, such as {example}'

@@ -37,7 +37,8 @@ def encode_conversation(
 
     Args:
         messages: dicts of `role` and `content`, in order. The content is always
-            encoded as text and never becomes a special token.
+            encoded as text and never becomes a special token. A reply with
+            `train=False` is not trained on.
         template: 'text' or 'turns'.
         unfinished: the last message was cut off, so its turn gets no end.
     """
@@ -50,7 +51,7 @@ class Turn(NamedTuple):
 
     prefix: list[int]  # the token of the role; empty in the template 'text'
     content: list[int]  # the text, and the end of the turn if it has one
-    trained: bool  # the model is trained on `content`: the role is assistant
+    trained: bool  # the model is trained on `content`, a reply
     system: bool  # the role is system
 
     @property
@@ -73,7 +74,12 @@ def encode_turns(
     written.append(write(messages[-1], tokenizer, not unfinished))
     contents = tokenizer.encode_batch([text for _, text, _ in written])
     return [
-        Turn(prefix, content + end, m['role'] == 'assistant', m['role'] == 'system')
+        Turn(
+            prefix,
+            content + end,
+            trained=m['role'] == 'assistant' and m.get('train', True),
+            system=m['role'] == 'system',
+        )
         for m, (prefix, _, end), content in zip(
             messages, written, contents, strict=True
         )

@@ -5,7 +5,8 @@
          [{"role": "user", "content": "hi"}, {"role": "assistant", "content": …}, …]}
 
 A line is a view of a conversation, in which one speaker is the assistant. If two
-people talk (chitchat), there is a view for each of them: `@0` and `@1`.
+people talk (chitchat), there is a view for each of them: `@0` and `@1`. A reply that
+gives no loss (weight 0) has `"train": false`.
 """
 
 import re
@@ -17,13 +18,14 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from gptjax.core import console
 from gptjax.core.console import UserError
-from gptjax.core.files import Advance, list_files
+from gptjax.core.files import Advance, list_files, replace_surrogates
 from gptjax.core.hashing import hash_integer
-from gptjax.data.chat_template import check_role, conversation_text, merge_turns
+from gptjax.data.chat_template import conversation_text, merge_turns
 from gptjax.data.cleaning.cleaning_steps import (
     DROP_DUPLICATES,
     StepCount,
@@ -36,7 +38,7 @@ from gptjax.data.cleaning.cleaning_steps import (
 from gptjax.data.documents import Write, assign_split, write_sources
 from gptjax.data.sources.file_source import read_messages
 from gptjax.data.sources.open_source import SUFFIXES, describe_source_files
-from gptjax.data.sources.records import SPLITS, Source, replace_surrogates
+from gptjax.data.sources.records import SPLITS, Source, record_messages
 from gptjax.data.sources.tfds_source import (
     count_examples,
     describe_dataset,
@@ -45,6 +47,7 @@ from gptjax.data.sources.tfds_source import (
 )
 
 VIEW = re.compile(r'@[0-9]+\Z')  # the end of a view's id
+UNTRAINED = 'assistant without loss'  # a speaker: replies that are not learned
 MAX_REPLY_BYTES = 512  # longer replies would dominate every average
 
 
@@ -112,9 +115,10 @@ def make_views(conversation: Conversation) -> Iterator[tuple[str, list[dict]]]:
     numbered = len(conversation.assistants) > 1 or VIEW.search(conversation.id)
     for number, assistant in enumerate(conversation.assistants):
         identity = f'{conversation.id}@{number}' if numbered else conversation.id
-        roles = {assistant: 'assistant', 'system': 'system'}
+        roles = {assistant: 'assistant', 'system': 'system', UNTRAINED: 'assistant'}
         messages = [
             dict(role=roles.get(speaker, 'user'), content=text)
+            | (dict(train=False) if speaker == UNTRAINED else {})
             for speaker, text in conversation.messages
         ]
         yield identity, messages
@@ -130,9 +134,9 @@ def choose_replies(
 ) -> list[tuple[str, list[dict], str]]:
     """Draws one assistant reply from each of `count` conversations; 0: from all.
 
-    A reply can be drawn if it answers a user's message, in any view, and has at most
-    MAX_REPLY_BYTES. Hashes of (seed, conversation id) decide which replies and which
-    conversations are drawn, and their order.
+    A reply can be drawn if it answers a user's message, in any view, gives a loss in
+    training, and has at most MAX_REPLY_BYTES. Hashes of (seed, conversation id) decide
+    which replies and which conversations are drawn, and their order.
 
     Args:
         views: lines of RUN/dialogue.
@@ -145,9 +149,11 @@ def choose_replies(
         messages = view['messages']
         for place in range(1, len(messages)):
             before, reply = messages[place - 1 : place + 1]
-            if (before['role'], reply['role']) == ('user', 'assistant') and len(
-                reply['content'].encode()
-            ) <= MAX_REPLY_BYTES:
+            if (
+                (before['role'], reply['role']) == ('user', 'assistant')
+                and reply.get('train', True)
+                and len(reply['content'].encode()) <= MAX_REPLY_BYTES
+            ):
                 name = conversation_id(view['id'])
                 replies.setdefault(name, []).append((view, place))
     if not replies:
@@ -240,11 +246,8 @@ def open_conversations(name: str, source: ConfigDict, data_dir: Path) -> Source:
 def _read_files(field, source, paths, advance) -> Iterator[Conversation]:
     for file in paths:
         has_reply, number = False, 0
-        for identity, location, messages in read_messages(
-            field, source, [file], advance
-        ):
-            turns = [(m['role'], replace_surrogates(m['content'])) for m in messages]
-            _check_roles(turns, location)
+        for identity, _, messages in read_messages(field, source, [file], advance):
+            turns = _turns_of(messages)
             number += 1
             has_reply |= any(role == 'assistant' for role, _ in turns)
             yield Conversation(replace_surrogates(identity), turns, ('assistant',))
@@ -266,42 +269,49 @@ def _make_tfds_reader(field, source, builder):
     features = builder.info.features
     inner = features['messages'] if 'messages' in features else {}
     inner = getattr(inner, 'feature', inner)
-    if 'role' in inner and 'content' in inner:
-        name, keys = 'messages', ('role', 'content')
-    elif 'sender' in inner and 'text' in inner:
-        name, keys = 'messages', ('sender', 'text')
-    elif 'utterances' in features:
-        name, keys = 'utterances', ()
-    else:
+    has_roles = 'role' in inner and 'content' in inner
+    has_senders = 'sender' in inner and 'text' in inner
+    if not (has_roles or has_senders or 'utterances' in features):
         raise UserError(
             f'{field}.path={source.path}: has no feature `messages` with role and '
             f'content, it has {", ".join(features)}: give a dataset of conversations'
         )
+    name = 'messages' if has_roles or has_senders else 'utterances'
 
     def decode(values):
-        return [value.decode('utf-8', errors='replace') for value in values]
+        return [
+            value.decode('utf-8', errors='replace')
+            if isinstance(value, bytes)
+            else value
+            for value in np.asarray(values).tolist()
+        ]
 
     def read(advance):
         for identity, location, value in read_feature(
             field, source, builder, name, advance
         ):
             assistants = ('assistant',)
-            if keys:
-                columns = (decode(value[key]) for key in keys)
-                turns = list(zip(*columns, strict=True))
-            else:
-                roles = cycle(('user', 'assistant'))
-                turns = list(zip(roles, decode(value), strict=False))
-            if 'sender' in keys:
+            if has_roles:
+                columns = {key: decode(column) for key, column in value.items()}
+                rows = zip(*columns.values(), strict=True)
+                messages = [dict(zip(columns, row, strict=True)) for row in rows]
+                record = dict(messages=messages)
+                turns = _turns_of(record_messages(record, 'messages', location))
+            elif has_senders:
+                turns = zip(decode(value['sender']), decode(value['text']), strict=True)
                 turns = merge_turns(turns)
                 assistants = tuple(dict.fromkeys(sender for sender, _ in turns))
             else:
-                _check_roles(turns, location)
+                roles = cycle(('user', 'assistant'))
+                turns = list(zip(roles, decode(value), strict=False))
             yield Conversation(identity, turns, assistants)
 
     return read
 
 
-def _check_roles(turns, location):
-    for number, (role, _) in enumerate(turns):
-        check_role(role, f'{location}: messages[{number}]')
+def _turns_of(messages: list[dict]) -> list[tuple[str, str]]:
+    """(speaker, text) of messages of `record_messages`."""
+    return [
+        (m['role'] if m.get('train', True) else UNTRAINED, m['content'])
+        for m in messages
+    ]

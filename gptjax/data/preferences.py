@@ -10,10 +10,13 @@ from typing import NamedTuple
 
 from gptjax.core import storage
 from gptjax.core.console import UserError
-from gptjax.core.files import JSON_LINES, list_files, read_json_lines
-from gptjax.data.chat_template import check_role
-from gptjax.data.sources.file_source import read_message
-from gptjax.data.sources.records import replace_surrogates
+from gptjax.core.files import (
+    JSON_LINES,
+    list_files,
+    read_json_lines,
+    replace_surrogates,
+)
+from gptjax.data.sources.records import record_messages
 
 FORM = '{"prompt": [{"role": "user", "content": "…"}], "chosen": "…", "rejected": "…"}'
 
@@ -51,9 +54,16 @@ def read_preferences(path: str, field: str) -> tuple[list[Preference], dict]:
                     raise UserError(
                         f'{location}: has no "{name}" that is a string: write {FORM}'
                     )
-            identity, prompt = f'{file.name}#{number}', _read_prompt(value, location)
-            replies = (replace_surrogates(value[n]) for n in ('chosen', 'rejected'))
-            preferences.append(Preference(identity, prompt, *replies))
+            prompt = record_messages(value, 'prompt', location, FORM)
+            if prompt[-1]['role'] == 'assistant':
+                raise UserError(
+                    f'{location}: the prompt ends with a message of the assistant, and '
+                    'so do the replies: end the prompt with a message of the user'
+                )
+            identity = replace_surrogates(f'{file.name}#{number}')
+            preferences.append(
+                Preference(identity, prompt, value['chosen'], value['rejected'])
+            )
     if not preferences:
         raise UserError(f'{field}={path}: has no preference: write lines of {FORM}')
     different = [one for one in preferences if one.chosen != one.rejected]
@@ -64,24 +74,3 @@ def read_preferences(path: str, field: str) -> tuple[list[Preference], dict]:
             'lines: there is nothing to prefer; give replies that differ'
         )
     return different, dict(lines=num_lines, equal=num_lines - len(different))
-
-
-def _read_prompt(value: dict, location: str) -> list[dict]:
-    prompt = value.get('prompt')
-    if not isinstance(prompt, list) or not prompt:
-        raise UserError(
-            f'{location}: has no "prompt" that is a list of messages: write {FORM}'
-        )
-    messages = []
-    for number, message in enumerate(prompt):
-        place = f'{location}: prompt[{number}]'
-        message = read_message(message, place, FORM)
-        check_role(message['role'], place)
-        content = replace_surrogates(message['content'])
-        messages.append(dict(role=message['role'], content=content))
-    if messages[-1]['role'] == 'assistant':
-        raise UserError(
-            f'{location}: the prompt ends with a message of the assistant, and so do '
-            'the replies: end the prompt with a message of the user'
-        )
-    return messages

@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 from gptjax.core.console import UserError
 from gptjax.data import chat_template
+from gptjax.data.sources.records import parse_message
 from gptjax.infer.request import LARGEST_SEED, LIMITS, SamplingParameters
 from gptjax.serve.api_errors import UNSUPPORTED, ApiError, bad_request, invalid_body
 from gptjax.serve.grammar import GrammarCompiler, schema_of_format
@@ -221,13 +222,10 @@ def encode_messages(
     body: ChatRequest | TokenizeRequest, model: ServedModel
 ) -> list[int]:
     """The token ids of a conversation, up to where the assistant's reply begins."""
-    messages = []
-    for message in body.messages:
-        content = message.content
-        if not isinstance(content, str):
-            content = ''.join(part.text for part in content)
-        role = 'system' if message.role == 'developer' else message.role
-        messages.append(dict(role=role, content=content))
+    messages = [
+        parse_message(message.model_dump(), f'messages[{number}]')
+        for number, message in enumerate(body.messages)
+    ]
     continue_final = bool(body.continue_final_message)
     if continue_final and messages[-1]['role'] != 'assistant':
         message = "the last message is not the assistant's"

@@ -53,6 +53,9 @@ def test_turns_are_between_special_tokens(tokenizer):
     ]
     assert tokens == [token for part, _ in parts for token in part]
     assert trained == [bool(is_trained) for part, is_trained in parts for _ in part]
+    messages[2] = dict(ASSISTANT, train=False)
+    without_loss = encode_conversation(messages, tokenizer, 'turns')
+    assert without_loss == (tokens, [False] * len(tokens))
     prompt = encode_prompt(messages, tokenizer, 'turns')
     assert prompt == [*tokens, special['<|assistant|>']]
     stops = chat_template.stop_conditions('turns', tokenizer)

@@ -9,6 +9,7 @@ from configs import common
 from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.data import conversations, documents
+from gptjax.data.sources import open_source
 
 USER, REPLY = (
     dict(role='user', content='where is the cat?'),
@@ -108,6 +109,22 @@ def test_a_conversation_without_replies_is_skipped_and_counted(tmp_path):
     assert manifest['skipped'] == {'no assistant turn': 1, 'one speaker': 1}
 
 
+def test_replies_of_weight_0_stay_without_loss(tmp_path):
+    wrong, right = dict(REPLY, weight=0), dict(REPLY, weight=1)
+    lines = [[USER, wrong, USER, right], [USER, dict(REPLY, train=False)]]
+    views, manifest = write_own(tmp_path, *lines)
+    (messages,) = views.values()
+    assert messages == [USER, dict(REPLY, train=False), USER, REPLY]
+    assert manifest['skipped'] == {'no assistant turn': 1}
+    views = [dict(id=f'{n}', messages=messages) for n in range(20)]
+    chosen = conversations.choose_replies(views, 0, 0)
+    assert [prompt for _, prompt, _ in chosen] == [messages[:3]] * 20
+    source = common.source('chat', str(tmp_path / 'a.jsonl'))
+    opened = open_source.open_source('mine', source, tmp_path)
+    with pytest.raises(UserError, match='line 1 has a reply of weight 0'):
+        list(opened.read(lambda size: None))
+
+
 @pytest.mark.parametrize(
     'line, words',
     [
@@ -119,8 +136,8 @@ def test_a_conversation_without_replies_is_skipped_and_counted(tmp_path):
         ),
         ('{"messages": [{"content": "a"}]}', ['line 1', 'messages[0]', '"role"']),
         (
-            '{"messages": [{"role": "assistant", "content": null, "tool_calls": []}]}',
-            ['messages[0] calls a tool', 'leave this line out'],
+            '{"messages": [{"role": "assistant", "content": null, "tool_calls": [0]}]}',
+            ['messages[0] has the field "tool_calls"', 'the line out'],
         ),
         (
             '{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}',

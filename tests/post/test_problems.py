@@ -174,8 +174,9 @@ def test_messages_end_with_the_answer_or_have_none(tmp_path):
 @pytest.mark.parametrize(
     ('line', 'message'),
     [
-        (dict(question='1'), 'line 2: has neither "prompt" nor "messages"'),
-        (dict(messages=[dict(role='robot', content='')]), "line 2: role 'robot'"),
+        (dict(question='1'), 'line 2 has no list "messages", .* of "prompt"'),
+        (dict(messages=[dict(role='robot', content='')]), "messages.0..role='robot'"),
+        (dict(prompt='1', answer=0), 'answer that is not a string'),
         (dict(messages=[dict(role='assistant', content='')]), 'no message to reply to'),
         ([1], 'line 2 is .* JSON object'),
     ],

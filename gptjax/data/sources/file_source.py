@@ -13,18 +13,15 @@ from gptjax.core.console import UserError
 from gptjax.core.files import Advance, File, open_raw, read_json_lines, read_lines
 from gptjax.data.chat_template import conversation_text
 from gptjax.data.sources.records import (
+    MESSAGES,
     Document,
     check_fields,
-    field_names,
     record_id,
+    record_messages,
     record_text,
 )
 
 PART_CHARACTERS = 10_000
-MESSAGES = (
-    '{"messages": [{"role": "user", "content": "…"}, '
-    '{"role": "assistant", "content": "…"}]}'
-)
 
 # ---- Text
 
@@ -68,11 +65,14 @@ def _cut_text(lines: Iterator[str], size: int = PART_CHARACTERS) -> Iterator[str
 
 
 def _cut_line(line: str, size: int) -> Iterator[str]:
-    """Cuts a line of more than 2 `size` after spaces, into parts of at most `size`."""
+    """Cuts a line of more than 2 `size` after spaces, into parts of at most `size`.
+
+    In a file with the line ends of an old Mac, '\\r' alone, it is cut after these.
+    """
     start = 0
     while len(line) - start > 2 * size:
-        space = line.rfind(' ', start, start + size)
-        end = space + 1 if space > start else start + size
+        found = (line.rfind(mark, start, start + size) for mark in '\r ')
+        end = next((place + 1 for place in found if place > start), start + size)
         yield line[start:end]
         start = end
     yield line[start:]
@@ -96,11 +96,16 @@ def read_chat(
     """One JSON object per line, with "messages": [{"role": …, "content": …}, …].
 
     The text is that of `conversation_text`, without roles. (Fine-tuning reads the
-    messages instead.)
+    messages instead.) All of it is learned, so a reply that gives no loss is refused.
     """
     alternative = f", or set {field}.kind='jsonl'"
     conversations = read_messages(field, source, paths, advance, alternative)
-    for identity, _, messages in conversations:
+    for identity, location, messages in conversations:
+        if any('train' in message for message in messages):
+            raise UserError(
+                f'{location} has a reply of weight 0, or train false, and pretraining '
+                f'learns all text: leave it out of {field}'
+            )
         text = conversation_text((m['role'], m['content']) for m in messages)
         yield identity, text
 
@@ -114,59 +119,14 @@ def read_messages(
 ) -> Iterator[tuple[str, str, list[dict]]]:
     """Yields (id, location for an error, messages) of chat files.
 
-    Every message has the strings `role` and `content`; other fields are kept. If
-    `content` is a list of texts, they are joined. Errors name an `alternative` to chat
-    files.
+    Messages are those of `record_messages`. Errors name an `alternative` to chat files.
     """
     for default_id, location, record in _read_records(field, paths, advance):
-        messages = record.get('messages')
-        if not isinstance(messages, list) or not messages:
-            raise UserError(
-                f'{location} has no list "messages", it has {field_names(record)}: '
-                f'convert each line to {MESSAGES}{alternative}'
-            )
-        messages = [
-            read_message(message, f'{location}: messages[{number}]')
-            for number, message in enumerate(messages)
-        ]
+        messages = record_messages(
+            record, 'messages', location, f'{MESSAGES}{alternative}'
+        )
         identity = record_id(record, field, source, location, default_id)
         yield identity, location, messages
-
-
-def read_message(message, location: str, example: str = MESSAGES) -> dict:
-    """Checks a message, and joins the texts of its content.
-
-    Errors show an `example` of a line.
-    """
-    if not isinstance(message, dict):
-        message = {}
-    content = message.get('content')
-    if isinstance(content, list):
-        message = dict(message, content=_join_texts(content, location))
-    elif content is None and ('tool_calls' in message or 'function_call' in message):
-        raise UserError(
-            f'{location} calls a tool and has no "content": write the call there as a '
-            'text, or leave this line out'
-        )
-    for name in ('role', 'content'):
-        if not isinstance(message.get(name), str):
-            raise UserError(
-                f'{location} has no "{name}" that is a string: write lines as {example}'
-            )
-    return message
-
-
-def _join_texts(content: list, location: str) -> str:
-    """[{"type": "text", "text": "a "}, {"type": "text", "text": "b"}] → 'a b'"""
-    for part in content:
-        kind = part.get('type') if isinstance(part, dict) else None
-        if kind != 'text' or not isinstance(part.get('text'), str):
-            raise UserError(
-                f'{location} has a part of "content" of the type {kind!r}: only text '
-                'is read, as {"type": "text", "text": "…"}: leave out the part, or '
-                'this line'
-            )
-    return ''.join(part['text'] for part in content)
 
 
 def _read_records(

@@ -33,6 +33,7 @@ from gptjax.core.files import (
     count_endings,
     is_remote,
     list_files,
+    replace_surrogates,
 )
 from gptjax.data.sources.file_source import (
     count_rows,
@@ -41,7 +42,7 @@ from gptjax.data.sources.file_source import (
     read_parquet,
     read_text,
 )
-from gptjax.data.sources.records import Document, Source, replace_surrogates
+from gptjax.data.sources.records import Document, Source
 from gptjax.data.sources.tfds_source import open_tfds
 
 # Endings of the files that are read if the path is a folder.
@@ -74,7 +75,7 @@ def open_source(name: str, source: ConfigDict, data_dir: str | os.PathLike) -> S
     def read(advance: Advance) -> Iterator[Document]:
         text = None
         for identity, text in islice(opened.read(advance), source.limit or None):
-            yield replace_surrogates(identity), replace_surrogates(text)
+            yield replace_surrogates(identity), text  # of a file's name
         if text is None:
             raise UserError(
                 f'{field}.path={source.path}: empty, it has no document: give a source '

@@ -1,8 +1,9 @@
-"""The id and the text of a record, and what every source has in common.
+"""The id, text and messages of a record, and what every source has in common.
 
 A record is a dict: a JSON line, a row of a table or an example of TFDS.
 """
 
+import json
 import numbers
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
@@ -11,9 +12,22 @@ from ml_collections import ConfigDict
 
 from gptjax.core.console import UserError
 from gptjax.core.files import Advance
+from gptjax.data.chat_template import check_role
 
 Document = tuple[str, str]  # id, text
 SPLITS = ('train', 'validation')
+MESSAGES = (
+    '{"messages": [{"role": "user", "content": "…"}, '
+    '{"role": "assistant", "content": "…"}]}'
+)
+# Fields of a record and of a message that would change what a model reads or learns.
+# They are refused, except with a value that changes nothing.
+RECORD_FIELDS = ('tools', 'functions', 'system', 'images', 'weight', 'train')
+MESSAGE_FIELDS = (
+    *('name', 'tool_calls', 'tool_call_id', 'function_call', 'refusal', 'train_detail'),
+    *('reasoning_content', 'thinking', 'image', 'images', 'audio'),
+)
+CHANGES_NOTHING = (None, '', [], {}, 1)  # 1 is a weight
 T = TypeVar('T')
 
 
@@ -41,17 +55,8 @@ def group_by_size(
         yield group
 
 
-def replace_surrogates(text: str) -> str:
-    """Replaces lone surrogates, which UTF-8 cannot encode: 'a\\ud83d' → 'a\\ufffd'."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
-    return text
-
-
 def record_text(record: dict, field: str, source: ConfigDict, location: str) -> str:
-    """The record's `text_field`; UserError if it is not a string.
+    """The record's `text_field`, '' for null; UserError if it is not a string.
 
     `field` is the name of the source in the config, 'data.sources.mine'; `location`
     names the record in an error.
@@ -62,13 +67,97 @@ def record_text(record: dict, field: str, source: ConfigDict, location: str) -> 
             f'{location} has no field {name!r}, it has {field_names(record)}: set '
             f'{field}.text_field to one of them'
         )
-    if not isinstance(record[name], str):
+    text = '' if record[name] is None else record[name]
+    if not isinstance(text, str):
         raise UserError(
-            f'{location}: {field}.text_field={name} holds a '
-            f'{type(record[name]).__name__}, no string: name another field, or mend '
-            'this line'
+            f'{location}: {field}.text_field={name} holds a {type(text).__name__}, no '
+            'string: name another field, or write strings there'
         )
-    return record[name]
+    return text
+
+
+def record_messages(
+    record: dict, name: str, location: str, example: str = MESSAGES
+) -> list[dict]:
+    """The record's list of messages `name`, each as `parse_message` returns it.
+
+    `location` names the record in an error, which shows an `example` of a line.
+    """
+    _refuse_fields(record, RECORD_FIELDS, location)
+    value = record.get(name)
+    if not isinstance(value, list) or not value:
+        found = f'it has {field_names(record)}: convert each line to'
+        if isinstance(value, str):
+            found = 'but a text: write the list without quotes around it, as in'
+        elif name in record:
+            found = f'but {json.dumps(value)[:40]}: write lines as'
+        raise UserError(f'{location} has no list "{name}", {found} {example}')
+    return [
+        parse_message(message, f'{location}: {name}[{number}]', example)
+        for number, message in enumerate(value)
+    ]
+
+
+def parse_message(message, location: str, example: str = MESSAGES) -> dict:
+    """Checks a message; returns its `role` and `content`, a text.
+
+    The role 'developer' becomes 'system', and the texts of a content in parts are
+    joined. A reply with weight 0, or train false, gets `train=False`: it gives no loss.
+    Other fields are ignored, or refused if they change what a model learns.
+    """
+    if not isinstance(message, dict):
+        message = {}
+    role, content = message.get('role'), message.get('content')
+    if isinstance(role, str):
+        role = 'system' if role == 'developer' else role
+        check_role(role, location)
+    _refuse_fields(message, MESSAGE_FIELDS, location)
+    if isinstance(content, list):
+        content = _join_texts(content, location)
+    for name, text in dict(role=role, content=content).items():
+        if not isinstance(text, str):
+            raise UserError(
+                f'{location} has no "{name}" that is a string: write lines as {example}'
+            )
+    weights = [message[n] for n in ('weight', 'train') if message.get(n) is not None]
+    for weight in weights:
+        if weight not in (0, 1):  # false and true are equal to them
+            raise UserError(
+                f'{location} has the weight {json.dumps(weight)}: use 0 or 1 (train: '
+                'false or true), no loss has other weights'
+            )
+        if weight and role != 'assistant':
+            raise UserError(
+                f'{location} of the role {role} has weight 1 or train true: leave that '
+                'out, only replies of the assistant are learned'
+            )
+    without_loss = role == 'assistant' and not all(weights)
+    return dict(role=role, content=content) | (
+        dict(train=False) if without_loss else {}
+    )
+
+
+def _join_texts(content: list, location: str) -> str:
+    """[{"type": "text", "text": "a "}, {"type": "text", "text": "b"}] → 'a b'"""
+    for part in content:
+        kind = part.get('type') if isinstance(part, dict) else None
+        if kind != 'text' or not isinstance(part.get('text'), str):
+            raise UserError(
+                f'{location} has a part of "content" of the type {kind!r}: only text '
+                'is read, as {"type": "text", "text": "…"}: leave out the part, or '
+                'this line'
+            )
+    return ''.join(part['text'] for part in content)
+
+
+def _refuse_fields(record: dict, names: Iterable[str], location: str) -> None:
+    for name in names:
+        if record.get(name) not in CHANGES_NOTHING:
+            raise UserError(
+                f'{location} has the field "{name}", which is not supported: write '
+                'what it says as the text of a message, or leave the field or the line '
+                'out'
+            )
 
 
 def record_id(

@@ -22,9 +22,12 @@ import numpy as np
 
 from gptjax.core import storage
 from gptjax.core.console import UserError
-from gptjax.core.files import File, read_json_lines
+from gptjax.core.files import File, read_json_lines, replace_surrogates
 from gptjax.core.hashing import hash_integer
 from gptjax.data.chat_template import ROLES, TURN_END
+from gptjax.data.sources.records import record_messages
+
+FORM = '{"prompt": [{"role": "user", "content": "…"}], "references": ["…"]}'
 
 
 class Example(NamedTuple):
@@ -123,10 +126,10 @@ def shuffle_references(examples: Sequence[Example], seed: int) -> list[str]:
 def read_example_file(path: Path) -> list[Example]:
     """The examples of a JSON Lines file; all have the same form."""
     examples, forms, seen = [], {}, {}
-    file = File(str(path), path.name)
+    file, name = File(str(path), path.name), replace_surrogates(path.name)
     for number, where, value in read_json_lines(file, '--tasks', '{"prompt": …}'):
         try:
-            example = _parse_example(value, f'{path.name}:{number}')
+            example = _parse_example(value, f'{name}:{number}', where)
         except ValueError as error:
             raise UserError(f'{where}: {error}') from error
         forms.setdefault('choices' if example.choices else 'references', number)
@@ -147,20 +150,17 @@ def read_example_file(path: Path) -> list[Example]:
     return examples
 
 
-def _parse_example(value: dict, name: str) -> Example:
+def _parse_example(value: dict, name: str, where: str) -> Example:
     """The example of one line. Raises ValueError with the reason and the fix."""
     if 'prompt' not in value:
         raise ValueError('"prompt" is missing: add one')
     prompt, stop = value['prompt'], value.get('stop')
-    if not isinstance(prompt, str) and not _are_messages(prompt):
-        raise ValueError(
-            '"prompt" is neither a string nor a list of messages: use {"role": "user", '
-            f'"content": "…"}}, roles {", ".join(ROLES)}'
-        )
+    if not isinstance(prompt, str):
+        prompt = record_messages(value, 'prompt', where, FORM)
     if stop is not None and not _are_texts(stop):
         raise ValueError('"stop" is not a list of strings: use ["\\n"]')
     common = dict(
-        id=str(value.get('id', name)),
+        id=name if value.get('id') is None else str(value['id']),
         prompt=prompt,
         stop=None if stop is None else tuple(stop),
     )
@@ -179,20 +179,6 @@ def _parse_example(value: dict, name: str) -> Example:
             f'0 to {len(choices) - 1}'
         )
     return Example(**common, choices=tuple(choices), answer=answer)
-
-
-def _are_messages(value) -> bool:
-    return (
-        bool(value)
-        and isinstance(value, list)
-        and all(
-            isinstance(message, dict)
-            and set(message) == {'role', 'content'}
-            and message['role'] in ROLES
-            and isinstance(message['content'], str)
-            for message in value
-        )
-    )
 
 
 def _are_texts(value) -> bool:

@@ -21,12 +21,13 @@ from gptjax.core.console import UserError
 from gptjax.core.files import File, read_json_lines
 from gptjax.core.hashing import hash_fraction, hash_integer
 from gptjax.data.conversations import choose_replies, conversation_id
-from gptjax.data.sources.records import replace_surrogates
+from gptjax.data.sources.records import record_messages
 from gptjax.parallel.multihost import print_once
 
 SPLITS = ('train', 'validation', 'held_out')
 MAX_DRAWS = 10_000  # in a row without a new problem, before the search ends
 LINE = '{"prompt": "…", "answer": "…"}'
+FORM = f'{LINE}, or "messages" instead of "prompt"'
 CONVERSATIONS = ('train.jsonl', 'validation.jsonl')  # the files in a folder
 
 
@@ -163,12 +164,7 @@ def read_problems(path: Path) -> tuple[list[Problem], int]:
     problems, first_lines, num_equal = {}, {}, 0
     file = File(str(path), path.name)
     for number, where, value in read_json_lines(file, 'task.path', LINE):
-        try:
-            problem = _parse_problem(value)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f'{where}: {error}: write {LINE}, or "messages" instead of "prompt"'
-            ) from error
+        problem = _parse_problem(value, where)
         first = problems.setdefault(problem.id, problem)
         if first.answer != problem.answer:
             raise UserError(
@@ -182,30 +178,25 @@ def read_problems(path: Path) -> tuple[list[Problem], int]:
     return list(problems.values()), num_equal
 
 
-def _parse_problem(value: dict) -> Problem:
-    if not {'prompt', 'messages'} & value.keys():
-        raise ValueError('has neither "prompt" nor "messages"')
-    answer = value.get('answer', '')
-    messages = value.get('messages')
-    if messages is None:
-        messages = [dict(role='user', content=value['prompt'])]
-    messages = [dict(role=m['role'], content=m['content']) for m in messages]
-    if messages and messages[-1]['role'] == 'assistant':
+def _parse_problem(value: dict, location: str) -> Problem:
+    record = value
+    if value.get('messages') is None and value.get('prompt') is not None:
+        record = {**value, 'messages': [dict(role='user', content=value['prompt'])]}
+    messages = record_messages(record, 'messages', location, FORM)
+    answer = '' if value.get('answer') is None else value['answer']
+    if messages[-1]['role'] == 'assistant':
         *messages, last = messages
-        answer = answer or last['content']
-    for message in messages:
-        if message['role'] not in ('system', 'user', 'assistant'):
-            raise ValueError(
-                f'role {message["role"]!r} (use system, user or assistant)'
+        if 'train' in last:
+            raise UserError(
+                f'{location}: the answer has weight 0, or train false: give a right '
+                'answer, or leave out this message'
             )
-        if not isinstance(message['content'], str):
-            raise ValueError('"content" is not a string')
-        message['content'] = replace_surrogates(message['content'])
+        answer = answer or last['content']
     if not messages or not isinstance(answer, str):
-        raise ValueError(
-            'has no message to reply to, or an answer that is not a string'
+        raise UserError(
+            f'{location} has no message to reply to, or an answer that is not a string:'
+            f' write {FORM}'
         )
-    answer = replace_surrogates(answer)
     return Problem(storage.fingerprint(messages)[:16], tuple(messages), answer, value)
 
 

@@ -70,7 +70,10 @@ def test_one_file_is_cut_at_empty_lines_and_nothing_is_lost(tmp_path):
         assert size <= len(text) < size + 1000 and text.endswith('\n\n')
 
 
-@pytest.mark.parametrize('text', ['word ' * 9000, 'x' * 45_000, 'word word\n' * 4500])
+@pytest.mark.parametrize(
+    'text',
+    ['word ' * 9000, 'x' * 45_000, 'word word\n' * 4500, 'Old Mac.\r\r' * 4500],
+)
 def test_one_file_without_empty_lines_is_cut_all_the_same(tmp_path, text):
     path = tmp_path / 'book.txt'
     path.write_text(text)
@@ -80,6 +83,8 @@ def test_one_file_without_empty_lines_is_cut_all_the_same(tmp_path, text):
     assert max(map(len, found)) <= 3 * file_source.PART_CHARACTERS
     if ' ' in text:
         assert all(piece[-1].isspace() for piece in found)
+    if '\r' in text:
+        assert all(piece.endswith('\r') for piece in found)
 
 
 def test_text_errors(tmp_path):
@@ -93,6 +98,9 @@ def test_text_errors(tmp_path):
     binary = tmp_path / 'image.txt'
     binary.write_bytes(b'ok\nok\n\x89PNG\0\0')
     refuses(['image.txt', 'line 3', 'binary'], 'text', binary)
+    for encoding in ('utf-16', 'utf-16-le'):  # with a byte-order mark, and without
+        binary.write_bytes('Notepad\n'.encode(encoding))
+        refuses(['image.txt', 'UTF-16', 'iconv -f UTF-16'], 'text', binary)
     latin = tmp_path / 'latin.txt'
     latin.write_bytes('ok\nschön'.encode('latin-1'))
     refuses(['latin.txt', 'line 2', 'UTF-8', '0xf6', 'iconv'], 'text', latin)
@@ -141,12 +149,12 @@ def test_jsonl_errors(tmp_path):
     path = tmp_path / 'a.jsonl'
     path.write_text('{"text": "one"}\n{"text": "two"\n')
     refuses(['.path=', 'a.jsonl', 'line 2', 'not valid JSON', 'correct'], 'jsonl', path)
+    path.write_bytes(b'{"text": "one"}\r{"text": "two"}\r')
+    refuses(['line 1', 'carriage returns', 'old Mac', '`tr '], 'jsonl', path)
     write_lines(path, {'text': 'one'}, {'body': 'two', 'n': 1})
     refuses(['line 2', "'text'", "'body', 'n'", '.text_field'], 'jsonl', path)
     write_lines(path, {'text': ['one']})
     refuses(['line 1', '.text_field=text', 'list', 'no string'], 'jsonl', path)
-    write_lines(path, {'text': None})
-    refuses(['line 1', 'NoneType'], 'jsonl', path)
     write_lines(path, {'text': 'one'})
     refuses(['line 1', '.id_field=key', "'text'"], 'jsonl', path, id_field='key')
     path.write_text('\n')
@@ -178,6 +186,9 @@ def test_parquet(tmp_path):
     assert documents('parquet', path) == expected
     assert documents('parquet', path, limit=3) == expected[:3]
     assert documents('parquet', tmp_path, id_field='n')[-1] == ('2499', 't2499')
+    parquet.write_table(pyarrow.table({'text': ['a', None]}), path)
+    null_is_empty = [('p.parquet#0', 'a'), ('p.parquet#1', '')]
+    assert documents('parquet', path) == null_is_empty
 
 
 def test_parquet_errors(tmp_path):
@@ -186,7 +197,8 @@ def test_parquet_errors(tmp_path):
     refuses(['.text_field=text', 'p.parquet', 'body, n'], 'parquet', path)
     named = dict(text_field='body')
     refuses(['.id_field=key', 'body, n'], 'parquet', path, id_field='key', **named)
-    refuses(['row 1', '.text_field=body', 'no string'], 'parquet', path, **named)
+    named = dict(text_field='n')
+    refuses(['row 0', '.text_field=n', 'no string'], 'parquet', path, **named)
     path.write_text('text')
     refuses(['.path=', 'not a Parquet file'], 'parquet', path)
     # A damaged page

@@ -88,7 +88,10 @@ def test_files_of_references_and_of_choices(read_lines):
     assert first == examples.Example('mine.jsonl:1', 'Q:', (' A',))
     assert second.id == '7' and second.stop == ('\n',)
     assert second.prompt == [dict(role='user', content='ü')]
-    (example,) = read_lines('{"prompt": "", "choices": ["a", "b"], "answer": 1}')
+    (example,) = read_lines(
+        '{"id": null, "prompt": "", "choices": ["a", "b"], "answer": 1}'
+    )
+    assert example.id == 'mine.jsonl:1'
     assert example.choices == ('a', 'b') and example.answer == 1
 
 
@@ -97,9 +100,9 @@ CHOICE = {'prompt': 'p', 'choices': ['a', 'b'], 'answer': 0}
 BAD_LINES = {
     '[1]': 'not a JSON object',
     '{"references": ["r"]}': '"prompt" is missing',
-    '{"prompt": 3, "references": ["r"]}': '"prompt" is neither',
-    '{"prompt": [], "references": ["r"]}': '"prompt" is neither',
-    '{"prompt": [{"role": "me", "content": ""}], "references": ["r"]}': 'roles system',
+    '{"prompt": 3, "references": ["r"]}': 'has no list "prompt", but 3',
+    '{"prompt": [], "references": ["r"]}': 'has no list "prompt", but []',
+    '{"prompt": [{"role": "me", "content": ""}], "references": ["r"]}': 'use system, ',
     '{"prompt": "p"}': 'give either "references", or "choices"',
     json.dumps({**CHOICE, 'references': ['r']}): 'give either',
     '{"prompt": "p", "references": "r"}': '"references" is not a list of strings',
