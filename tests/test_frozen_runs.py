@@ -1,11 +1,10 @@
-"""Runs that an older version made half-way are evaluated and gone on from.
+"""Half-finished runs of an older version can be evaluated and continued.
 
-`frozen_runs` has one run of every stage of training, stopped by SIGTERM and made on a
-CPU by the version that had a loop for each stage; `expected.json` says what that
-version made of them in the end. They are never made anew: a change that they do not
-survive is one that loses users' runs. (On the machine that made them the parameters
-come out the same to the bit; another CPU adds in another order, so figures are
-compared.)
+`frozen_runs` has one run of every training stage. The version that had a loop for each
+stage made them on a CPU and stopped them by SIGTERM; `expected.json` has the results of
+that version after the remaining steps. They are never made again: a change that breaks
+them would lose users' runs. (On the machine that made them, the final parameters are
+equal bit by bit. Another CPU sums in another order, so the tests compare metrics.)
 """
 
 import json
@@ -24,7 +23,7 @@ CLOSE = dict(rel=1e-3, abs=1e-4)
 
 @pytest.fixture
 def frozen(tmp_path):
-    """A copy in which runs name each other by where they lie now."""
+    """Copies the runs and changes the paths by which they refer to each other."""
     folder = tmp_path / 'runs'
     shutil.copytree(FOLDER, folder)
     for name in ('config.json', 'environment.json'):
@@ -48,7 +47,7 @@ def frozen(tmp_path):
 )
 def test_an_older_run_ends_as_it_would_have(name, frozen):
     expected, workdir = EXPECTED[name], frozen / name
-    # On one device, and from the repository's root, from which manifests name the data.
+    # On one device, in the repository's root, as the paths in manifests start there.
     runs.finish(runs.start(expected['stage'], f'--workdir={workdir}'))
     steps = [int(path.name) for path in (workdir / 'checkpoints').glob('0*')]
     assert expected['step'] in steps and expected['stopped_at'] < expected['step']

@@ -1,4 +1,4 @@
-"""Large blocks come in large pages, where the system has them."""
+"""Large blocks of memory use large pages if the system has them."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ import pytest
 from gptjax.core.process import TUNABLES
 from tests import runs
 
-# Fills a block of 128 MB; prints how often the system had to hand out a page.
+# Fills a block of 128 MB; prints how often the system had to provide a page.
 PROGRAM = """
 import ctypes, resource, sys
 from gptjax.core import process
@@ -24,7 +24,7 @@ ctypes.memset(c.malloc(ctypes.c_size_t(2**27)), 1, 2**27)
 print(faults() - before, *sys.argv[1:])
 """
 CHOICE = Path('/sys/kernel/mm/transparent_hugepage/enabled')
-# glibc can ask for them since 2.35.
+# glibc can request large pages since 2.35.
 LIBRARY, VERSION = platform.libc_ver()
 ABLE = LIBRARY == 'glibc' and [int(n) for n in VERSION.split('.')] >= [2, 35]
 SMALL = 2**27 // os.sysconf('SC_PAGE_SIZE')
@@ -41,7 +41,7 @@ def run(**environment) -> int:
         check=True,
     )
     pages, words = done.stdout.strip().split(' ', 1)
-    assert words == 'a b --c=d'  # what was typed is typed again
+    assert words == 'a b --c=d'  # the command line is repeated unchanged
     return int(pages)
 
 

@@ -8,7 +8,7 @@ from gptjax.core.console import UserError
 from tests import helpers
 from tests.bench.test_torch_gpt2 import fake_interpreter
 
-# A torch that takes 1000 seconds a step.
+# A fake torch that takes 1000 seconds per step.
 SLOW = """
 print('{}', flush=True)
 for line in sys.stdin:

@@ -37,7 +37,7 @@ def test_implementations_alternate_and_each_comes_first(monkeypatch):
 
 
 def test_speedup_compares_within_rounds():
-    # The machine halves its speed after the first round; the ratio stays.
+    # The machine has half the speed after the first round; the ratio does not change.
     ours = [[1.0, 1.0, 9.0], [2.0, 2.0, 2.0], [2.0, 2.0, 2.0]]
     theirs = [[1.5, 1.5, 1.5], [3.0, 3.0, 3.0], [4.0, 4.0, 4.0]]
     speedup = {'ratio': 1.5, 'low': 1.5, 'high': 2.0}
@@ -53,7 +53,7 @@ def test_available_cores_are_those_the_process_may_use(monkeypatch):
     affinity = lambda process: {1, 5, 6}
     monkeypatch.setattr(comparison.os, 'sched_getaffinity', affinity, raising=False)
     assert comparison.available_cores() == 3
-    monkeypatch.delattr(comparison.os, 'sched_getaffinity')  # as outside Linux
+    monkeypatch.delattr(comparison.os, 'sched_getaffinity')  # only Linux has it
     assert comparison.available_cores() == 8
     monkeypatch.setattr(comparison.os, 'cpu_count', lambda: None)
     assert comparison.available_cores() == 1

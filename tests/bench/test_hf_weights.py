@@ -61,7 +61,7 @@ def numpy_logits(sizes, arrays, tokens):
 def test_exported_weights_give_the_same_logits(parts, tmp_path):
     settings = helpers.model_settings(**parts, rotary_base=500.0, head_dim=12)
     params = gpt.init_params(settings, jax.random.key(1))
-    # Scales of norms differ from one, so that swapped norms are detected.
+    # The scales of norms are not one, so that swapped norms are detected.
     scale = lambda key, x: x * jax.random.uniform(key, x.shape, minval=0.5, maxval=2)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(2), len(leaves))

@@ -1,4 +1,4 @@
-"""The progress bar: lines in a file, a bar on a terminal, nothing when it is quick."""
+"""Progress: lines in a file, a bar on a terminal, nothing for fast work."""
 
 import os
 import pty
@@ -15,7 +15,7 @@ from tests import runs
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """Shows at once, and often."""
+    """Shows progress immediately and often."""
     monkeypatch.setattr(console, 'QUIET_SECONDS', 0.01)
     monkeypatch.setattr(console, 'LINE_SECONDS', 0.02)
 
@@ -54,15 +54,16 @@ def test_unknown_totals(total, impatient, capsys):
 def test_time_left_is_that_of_what_is_done_now(monkeypatch):
     now = 100.0
     monkeypatch.setattr(time, 'monotonic', lambda: now)
-    count = console.Count(1000, 500)  # half was done before, and takes no time
+    # Half was done earlier and does not count in the rate.
+    count = console.Count(1000, 500)
     assert count.seconds_left() is None
-    now = 130.0  # compiling: no part of the rate
+    now = 130.0  # the time of compilation does not count in the rate
     count.advance(10)
     assert count.seconds_left() is None
     now = 140.0
-    count.advance(90)  # 9 a second
+    count.advance(90)  # 9 per second
     assert count.seconds_left() == pytest.approx(400 / 9)
-    count.advance(900)  # more than there were
+    count.advance(900)  # beyond the total
     assert count.seconds_left() == 0
 
 
@@ -102,7 +103,7 @@ def test_bar_on_a_terminal(total):
     try:
         while part := os.read(ours, 4096):
             shown += part
-    except OSError:  # the other end is closed
+    except OSError:  # the terminal is closed
         pass
     assert process.wait(timeout=30) == 0
     text = re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '', shown.decode())

@@ -1,4 +1,4 @@
-"""Users' files are read, or one clear error names the file and the line."""
+"""Users' files are read, or an error names the file and the line."""
 
 import gzip
 import os

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Files are written completely or not at all."""
 
 import errno
 import hashlib
@@ -54,14 +54,15 @@ FULL = 'No space left on device'
         (OSError(errno.ENOSPC, FULL, '/runs/a/b'), f'/runs/a/b: {FULL}'),
         (OSError(errno.EACCES, 'No right', '/runs/a'), '/runs/a: No right'),
         (OSError(errno.ENOENT, 'No such', '/runs'), '/runs: No such'),
-        (OSError(errno.ENOSPC, FULL), FULL),  # while writing to a file that is open
+        (OSError(errno.ENOSPC, FULL), FULL),  # an error of writing to an open file
         (ValueError(f'RESOURCE_EXHAUSTED: {FULL}; a'), FULL),
         (OSError('1048576 requested and 4096 written'), FULL),
         (OSError('8 requested and 4 written, or so'), None),
         (ValueError('8 requested and 4 written'), None),
         (OSError(errno.EACCES, 'No right', '/etc/shadow'), None),
         (OSError(errno.EACCES, 'No right', '/runs/b'), None),
-        (OSError(errno.EPERM, 'Not permitted'), None),  # of a socket, a signal
+        # An error of a socket or a signal.
+        (OSError(errno.EPERM, 'Not permitted'), None),
         (OSError(errno.EEXIST, 'File exists', '/tmp/a'), None),
         (OSError(errno.ENOENT, 'No such file', '/runs/a/b'), None),
         (ValueError('out of range'), None),

@@ -78,11 +78,11 @@ def make_run(workdir: Path, context=16, sizes=(60, 25), weights=(0.0, 0.0)) -> R
 
 @pytest.fixture(scope='session')
 def run(tmp_path_factory) -> Run:
-    """Read only."""
+    """A run that tests only read."""
     return make_run(tmp_path_factory.mktemp('run'))
 
 
 @pytest.fixture
 def new_run(tmp_path):
-    """A function that makes a run directory of one's own."""
+    """A function that makes a new run directory."""
     return lambda **fields: make_run(tmp_path, **fields)

@@ -16,7 +16,7 @@ from gptjax.data.ratings import RatedConversation
 
 def messages(*texts):
     roles = ('user', 'assistant')
-    first = len(texts) % 2  # the last is the assistant's
+    first = len(texts) % 2  # the last message is the assistant's
     return [
         dict(role=roles[(first + place) % 2], content=text)
         for place, text in enumerate(texts)

@@ -11,7 +11,7 @@ DOCUMENTS = st.lists(
 
 
 def pack(documents, context, cuts=()):
-    """Rows of the documents, given to the packer in parts cut at `cuts`."""
+    """Packs the documents, which the packer receives in parts that end at `cuts`."""
     packer = Packer(context, PAD, BOS, np.uint16)
     rows = []
     for begin, end in zip([0, *cuts], [*cuts, len(documents)], strict=True):
@@ -44,7 +44,7 @@ def test_any_documents(documents, context):
     rows = pack(documents, context)
     assert rows.shape[1] == context + 1
     assert (rows[1:, 0] == rows[:-1, -1]).all()
-    # Only the last row is padded, and it is needed.
+    # Only the last row has padding, and no row is superfluous.
     assert (rows[:-1] != PAD).all() and (rows[-1, :2] != PAD).all()
 
     # Every token and every end is a target exactly once; no BOS is a target.

@@ -15,7 +15,7 @@ from gptjax.data.ratings import assign_three_way_split
 
 
 def conversation(name, people, ratings, turns=4, words=2):
-    """`people` in turn, each turn of so many words."""
+    """Messages by `people` in turn, each with the given number of words."""
     said = tuple((people[i % len(people)], 'so ' * words) for i in range(turns))
     names = ('witty', 'interesting', 'upbeat')
     return ChitchatConversation(
@@ -72,7 +72,7 @@ def test_pair_accuracy():
     assert pair_accuracy(values, values) == 1
     assert pair_accuracy(-values, values) == 0
     assert pair_accuracy(np.zeros(4), values) == 0.5
-    # Five pairs; (0, 1) is wrong, and of the four others two are ties.
+    # There are five pairs: (0, 1) is wrong, and two of the other four are ties.
     scores = np.array([1.0, 2.0, 1.0, 0.0])
     assert pair_accuracy(scores, values) == pytest.approx((0 + 0.5 + 1 + 1 + 1) / 5)
     assert np.isnan(pair_accuracy(scores, np.ones(4)))
@@ -80,7 +80,7 @@ def test_pair_accuracy():
 
 @pytest.mark.slow
 def test_chitchat_itself(prepared_run):
-    # Of chitchat-dataset 0.9.0; a new release of it may change these.
+    # The numbers of chitchat-dataset 0.9.0; a new release may change them.
     conversations = read_chitchat(prepared_run / 'datasets')
     found = audit_ratings(
         conversations, lambda name: assign_three_way_split(name, 0.15, 0.1)

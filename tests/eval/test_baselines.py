@@ -48,9 +48,9 @@ def test_tokens_are_counted_as_targets(run):
 def test_the_figures_of_a_run_are_cached(run, monkeypatch):
     result = baselines.compute_baselines(run, [{'text': 'ab'}], Halves())
     bits = result['bits_per_byte']
-    # Tokens after adding one to each of five: a 4/11, b 2/11, end 3/11.
+    # After adding one to each of five counts: a 4/11, b 2/11, end 3/11.
     assert bits['token_unigram'] == pytest.approx(-math.log2(4 * 2 * 3 / 11**3) / 2)
-    # Bytes: a 4, b 2 and the separator 3 of 6 + 256.
+    # Counts of bytes plus one, of 6 + 256: a 4, b 2, the separator 3.
     assert bits['byte_unigram'] == pytest.approx(-math.log2(4 * 2 * 3 / 262**3) / 2)
     assert bits['xz'] == 8 * result['sizes']['xz'] / 2
     assert result['validation_bytes'] == 2 and result['train_bytes'] == 6

@@ -1,4 +1,4 @@
-"""Best-of-n: the estimator against all subsets, the KL against its definition."""
+"""Best-of-n: the estimator equals a mean over all subsets, the KL its definition."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ HOW = BootstrapSettings(resamples=50, level=0.95, seed=0)
 
 
 def over_subsets(proxy_N, gold_N, n):
-    """The mean over all subsets, ties shared among those who have them."""
+    """The mean over all subsets; tied replies share the choice."""
     proxies, golds = [], []
     for subset in itertools.combinations(range(len(proxy_N)), n):
         top = max(proxy_N[place] for place in subset)
@@ -44,12 +44,13 @@ def test_a_perfect_proxy_finds_a_right_reply_as_pass_at_n_does():
 
 
 def test_kl_is_that_of_the_best_of_n_uniform_draws():
-    # The best of n has the density n u^(n - 1) in its rank u: KL = E[ln of that].
+    # The rank u of the best of n has the density n u^(n - 1), and KL = E[ln density].
     u = (np.arange(200_000) + 0.5) / 200_000
     for n in (1, 2, 16, 64):
         density = n * u ** (n - 1)
         kl = np.mean(density * np.log(np.maximum(density, 1e-300)))
-        assert best_of.kl_of(n) == pytest.approx(kl, abs=1e-4)  # of the sum's steps
+        # The numerical sum has an error of 1e-4.
+        assert best_of.kl_of(n) == pytest.approx(kl, abs=1e-4)
 
 
 def test_curve_has_a_point_for_each_power_of_two():

@@ -1,4 +1,4 @@
-"""Resamples, intervals and permutations, against enumeration and textbook values."""
+"""Resamples, intervals and permutations; enumeration and textbooks give the values."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ def test_every_resample_draws_as_many_items_as_there_are(cells, monkeypatch):
     monkeypatch.setattr(bootstrap, 'CELLS', cells)
     counts = np.concatenate([*bootstrap.resample_counts(7, 100, seed=3)])
     assert counts.shape == (100, 7) and (counts.sum(axis=1) == 7).all()
-    # Each item is drawn once on average, and (1 - 1/7)^7 of the time not at all.
+    # Each item is drawn once on average, and with probability (1 - 1/7)^7 never.
     assert counts.mean(axis=0) == pytest.approx(np.ones(7), abs=0.4)
     assert (counts == 0).mean() == pytest.approx((6 / 7) ** 7, abs=0.06)
     again, other = (
@@ -62,7 +62,7 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_distribution():
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
-    """Of 300 samples of a coin that shows heads 30% of the time; 95% is 285."""
+    """300 samples of a coin with 30% heads: 95% of them are 285."""
     random = np.random.default_rng(1)
     held = 0
     for seed in range(300):

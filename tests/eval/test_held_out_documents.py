@@ -75,7 +75,7 @@ def test_every_source_has_figures_intervals_and_a_baseline(workdir, documents):
     columns = results.read_columns(task)
     bits = columns['nats'].sum() / math.log(2) / columns['bytes'].sum()
     assert bits == pytest.approx(summary['bits_per_byte'])
-    # Baselines agree in every unit.
+    # The units of a baseline agree with each other.
     bits_per_nat = summary['tokens'] / math.log(2) / summary['bytes']
     for label, name in (
         ('token frequencies', 'token_unigram'),

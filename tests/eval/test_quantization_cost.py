@@ -1,4 +1,4 @@
-"""The cost of int8 on held-out text; and the options of engines that a run has."""
+"""The cost of int8 on held-out text, and the engine options of a run."""
 
 import shutil
 
@@ -38,7 +38,7 @@ def test_a_fine_tuned_run_is_measured_on_documents_of_its_start_run(
     assert change == quantization_cost.measure_change(
         config, trained_run, **quantization
     )
-    # Without the start run the cost is unknown, which is not an error.
+    # Without the start run, the cost is unknown. This is not an error.
     config.start.run = str(tmp_path / 'gone')
     describe = quantization_cost.describe_cost
     line = describe(config, tuned, None, **quantization)

@@ -66,7 +66,7 @@ def test_bag_of_words_is_at_the_minimum_of_its_objective(monkeypatch):
     values = np.array([1.0] * 5 + [0.0] * 5)
     pairs = draw_pairs(values, np.arange(10)[None], 100, 0)
     scores = score_bag_of_words(texts, range(10), pairs, pairs)
-    # The only feature is ln 2; the derivative by its weight is zero.
+    # The only feature is ln 2, and the derivative with respect to its weight is zero.
     difference = scores[0] - scores[9]
     weight = difference / np.log(2)
     slope = 0.1 * weight - np.log(2) / (1 + np.exp(difference))

@@ -36,7 +36,7 @@ def test_own_prompts_are_printed_as_they_are_drawn(workdir, config, capsys):
         assert f'--- {prompt!r}\n{record["text"]}\n' in printed
     assert [record['seed'] for record in texts] == [3, 4]
     assert not (workdir / 'samples.json').exists()
-    # The same seed draws the same; a row does not depend on the ones before it.
+    # The same seed gives the same text; a row does not depend on earlier rows.
     assert sample(config, workdir, ['naïve ▁'], seed=4)[0] == texts[1]
     assert sample(config, workdir, ['Hello'], seed=9)[0]['text'] != texts[0]['text']
 

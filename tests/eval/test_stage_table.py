@@ -15,7 +15,7 @@ HOW = BootstrapSettings(200, 0.95, 0)
 
 
 def write(folder, right, out_of=20):
-    """A run that solves the first `right` of its problems, however it is asked."""
+    """A run that solves the first `right` of its problems in each kind of decoding."""
     solved = np.arange(out_of) < right
     columns = {n: solved.astype(float) for n in ('greedy', 'drawn', 'passed')}
     columns.update(stopped=np.ones(out_of), items=np.ones(out_of))
@@ -48,7 +48,7 @@ def test_one_seed_has_bootstrap_intervals_and_paired_differences(tmp_path, capsy
     assert (row['value'], row['control'], row['seconds']) == (0.85, 'more', 17.5)
     assert row['difference'] == pytest.approx(0.25)
     low, high = row['difference_interval']
-    # Of 20 pairs 5 differ, all one way: below 0 is impossible, paired as they are.
+    # 5 of 20 pairs differ, all in one direction, so a paired difference is not below 0.
     assert 0 <= low < 0.25 < high < 0.5
     assert 'control' not in row_of(found, 'sft')
     printed = capsys.readouterr().out

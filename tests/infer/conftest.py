@@ -9,7 +9,7 @@ from tests.infer import engines
 
 @pytest.fixture(scope='package', autouse=True)
 def small_pages():
-    """Pages so small that prompts, replies and blocks cross page boundaries."""
+    """Makes pages so small that prompts, replies and blocks cross their boundaries."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('gptjax.models.cache.MIN_PAGE_SIZE', 40)
         yield

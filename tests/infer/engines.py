@@ -31,7 +31,7 @@ def tokenizer():
 
 
 def random_params(model, seed=0, scale=0.4):
-    """Weights large enough for distributions that are not flat."""
+    """Weights large enough that distributions are not uniform."""
     rng = np.random.default_rng(seed)
 
     def draw(leaf):
@@ -56,7 +56,7 @@ def ids(reply):
 
 
 class Even:
-    """A grammar that allows even tokens, and ends after four."""
+    """A grammar that allows tokens with even ids and ends after four."""
 
     def __init__(self):
         self.accepted = []

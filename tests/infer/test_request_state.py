@@ -1,4 +1,4 @@
-"""The text shown while a reply runs, against the decoded reply."""
+"""The text that is streamed while a reply runs, compared with the decoded reply."""
 
 from types import SimpleNamespace
 
@@ -85,20 +85,20 @@ def test_the_split_into_tokens_changes_no_stop(text, stop, cuts):
 @pytest.mark.parametrize(
     'ids, stop, texts',
     [
-        # A stop string over two tokens: its first half is held back.
+        # A stop string has two tokens: the text of the first is held back.
         ([0, 1, 0], ['ba'], ['a', '', '']),
-        # Held back, and not a stop string after all.
+        # Held back first, but it does not become a stop string.
         ([0, 1, 1], ['ba'], ['a', '', 'b', 'b']),
-        # Held back to the end.
+        # Held back until the end.
         ([0, 1], ['ba'], ['a', '', 'b']),
-        # Half a character, the whole one, then part of one that never ends.
+        # Half a character, a whole one, then part of a character that never ends.
         ([4, 5, 6, 7], [], ['', 'é', '', '', '\ufffd']),
         # A stop string in the middle of a token.
         ([2], ['b'], ['a']),
-        # Of two stop strings the one that is completed first, in one token or two.
+        # With two stop strings, the one that is completed first ends the reply.
         ([10], ['abc', 'b'], ['a']),
         ([0, 1], ['abc', 'b'], ['', 'a']),
-        # Of two that end together the longer one.
+        # If two end at the same character, the longer one ends the reply.
         ([10], ['bc', 'abc'], ['']),
         # The longest suffix of the text that begins a stop string is held back.
         ([1, 1, 3], ['bb\n'], ['', '', '']),

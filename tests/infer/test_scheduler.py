@@ -1,4 +1,4 @@
-"""The prefix cache keeps the beginnings of the prompts that were used last."""
+"""The prefix cache keeps the prefixes of the most recently used prompts."""
 
 import numpy as np
 

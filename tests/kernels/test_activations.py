@@ -1,4 +1,4 @@
-"""Activations by their formulas; GELU's gradient against the one that JAX derives."""
+"""Activations equal their formulas, and GELU's gradient the one of autodiff."""
 
 import jax
 import jax.numpy as jnp

@@ -12,7 +12,7 @@ from tests import helpers
 def test_reward_is_read_at_the_last_token():
     hidden_BTD = jnp.arange(12, dtype=jnp.float32).reshape(2, 3, 2)
     head = dict(kernel=jnp.array([1.0, 10.0]), bias=jnp.array(0.5))
-    # Row 0 ends at its token 1, (2, 3); row 1 at its token 2, (10, 11).
+    # Row 0 ends at token 1, whose vector is (2, 3); row 1 at token 2, (10, 11).
     expected = [2 + 30 + 0.5, 10 + 110 + 0.5]
     last_B = jnp.array([1, 2], jnp.int32)
     for hidden in (hidden_BTD, hidden_BTD.reshape(6, 2)):

@@ -35,7 +35,7 @@ def test_transposed_weights_compute_the_same(name, T):
         ]
 
     plain, transposed = both(params)
-    # Measured: 0 to 3e-7, float32 sums in another order.
+    # Measured: 0 to 3e-7, as the order of float32 sums differs.
     helpers.assert_close_in_norm(transposed, plain, 2e-6)
 
 
@@ -78,7 +78,7 @@ def test_several_weights_of_one_input():
     products = linear(x, *weights, outputs=2)
     for product, matrix in zip(products, weights, strict=True):
         np.testing.assert_allclose(product, np.einsum('bti,inh->btnh', x, matrix), 1e-5)
-    # A weight with two input axes, which are one axis of x.
+    # The two input axes of the weight are one axis of x.
     whole = linear(x, weights[0].reshape(2, 2, 10))
     assert whole.shape == (2, 3, math.prod(shapes[0][1:]))
     np.testing.assert_allclose(whole, products[0].reshape(2, 3, 10), 1e-6)

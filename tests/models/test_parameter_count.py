@@ -1,4 +1,4 @@
-"""Numbers of parameters and FLOPs, against published numbers and by hand."""
+"""Numbers of parameters and FLOPs, published or computed by hand."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from gptjax.models import parameter_count, presets, settings
 from tests import helpers
 
 
-# The README and logs of nanoGPT, which does not count the position vectors.
+# From the README and logs of nanoGPT, which does not count the position vectors.
 @pytest.mark.parametrize(
     'num_layers, num_heads, width, vocab_size, context, expected',
     [
@@ -74,7 +74,7 @@ def test_flops_of_full_and_causal_attention():
 
 def test_flops_of_windows_are_those_of_the_keys_seen():
     model = helpers.model_settings(windows=(3, 0))
-    # Of 8 queries, the window's see 1, 2, 3, 3, ... keys, the other's 1 to 8.
+    # With the window, the 8 queries see 1, 2, 3, 3, ... keys; without it 1 to 8.
     keys = (1 + 2 + 6 * 3) / 8 + (1 + 8) / 2
     matrices = 6 * parameter_count.matrix_params(model)
     assert parameter_count.train_flops_per_token(model, 8) == pytest.approx(

@@ -1,4 +1,4 @@
-"""The scale at hand-computed steps, and what holds at every step."""
+"""The factor at steps computed by hand, and properties of every step."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from gptjax.core import schema
 from gptjax.core.console import UserError
 from gptjax.optim.schedules import make_schedule
 
-ALL_STEPS = np.arange(500)  # one shape: each new one would be compiled
+ALL_STEPS = np.arange(500)  # one shape, as each new shape would be compiled
 
 
 def make_optim(schedule, warmup_steps=4, final_scale=0.1, decay_fraction=0.5):
@@ -31,7 +31,7 @@ def make_optim(schedule, warmup_steps=4, final_scale=0.1, decay_fraction=0.5):
         ('cosine', 0.1 + 0.9 / 2, 0.1 + 0.45 * (1 + np.cos(np.pi * 15 / 16)), 0.1),
         ('linear', 1 - 0.9 / 2, 1 - 0.9 * 15 / 16, 0.1),
         ('inverse_sqrt', (5 / 13) ** 0.5, 0.5, (5 / 21) ** 0.5),
-        # the last 10 of 20 steps fall: 2 and 9 of 10 are done
+        # the last 10 of 20 steps decay: 2 and 9 of these 10 are done
         ('wsd', 1 - 0.9 * 2 / 10, 1 - 0.9 * 9 / 10, 0.1),
     ],
 )

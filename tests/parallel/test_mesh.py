@@ -43,7 +43,7 @@ def test_the_rules_place_axes_and_refuse_what_does_not_divide():
     assert partition_spec(('embed', 'heads', None), (32, 4, 8), mesh) == P(
         'fsdp', 'tensor'
     )
-    # Few key-value heads and uneven vocabularies stay whole.
+    # Few key-value heads, or an indivisible vocabulary, are not split.
     assert partition_spec(('kv_heads',), (2,), mesh) == P()
     assert partition_spec(('vocab', 'embed'), (97, 32), mesh) == P(None, 'fsdp')
     with pytest.raises(UserError, match='model.num_heads=6 is not divisible by mesh.'):

@@ -1,4 +1,4 @@
-"""What the first process does for all, and how the others learn of its end."""
+"""What the first process does for all, and how the others notice its end."""
 
 import json
 
@@ -11,7 +11,7 @@ from gptjax.parallel import multihost
 
 @pytest.fixture
 def files_at_barrier(monkeypatch, tmp_path):
-    """One of two processes; the files in RUN when the processes meet."""
+    """Acts as one of two processes; records the files in RUN at the barrier."""
     found = {}
 
     def barrier(name):
@@ -47,7 +47,7 @@ def test_a_disk_too_full_to_tell(files_at_barrier, tmp_path, monkeypatch):
         multihost.run_on_first_process(tmp_path, fail)
     with pytest.raises(OSError, match='No space left'):
         multihost.run_on_first_process(tmp_path, lambda: None)
-    assert not files_at_barrier  # which the others see
+    assert not files_at_barrier  # the others notice that .begun is gone
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Run directories with random weights, and configs of stages that start there."""
+"""Start runs with random weights, and configs of stages that start from them."""
 
 import json
 import shutil

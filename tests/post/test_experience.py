@@ -56,7 +56,7 @@ def complete(prompts, parameters):
 
 
 def scoring(scores):
-    """A reward function that returns these scores, rollout by rollout."""
+    """A reward function that returns the given scores of each rollout."""
     given = iter(scores)
     return lambda problems, replies: np.array(next(given), np.float32)
 
@@ -137,7 +137,7 @@ def test_scores_are_scaled_and_then_penalised_for_length():
     np.testing.assert_allclose(scores_B, expected_B, rtol=1e-6)
 
 
-# ---- the whole
+# ---- all steps together
 
 
 def collected(*scores, warm_up=0, **policy):
@@ -194,7 +194,7 @@ def test_the_coefficient_follows_the_kl_once_the_policy_moves():
 
 
 def test_groups_that_fill_the_rollout_do_not_count():
-    # Of two draws only one group is mixed: its replies have 1 and 2 tokens.
+    # Only one group of two draws is mixed; its replies have 1 and 2 tokens.
     found = collected(
         [1, 0, 5, 5], [5, 5, 5, 5], kl_reward=0.5, kl_target=1.0, kl_horizon=100
     )
@@ -205,7 +205,7 @@ def test_groups_that_fill_the_rollout_do_not_count():
     assert found.adaptive.kl.coefficient == pytest.approx(0.5 * (1 + 0.2 * 2 / 100))
     empty = collected([5, 5, 5, 5], [5, 5, 5, 5], kl_reward=0.5, kl_horizon=100)
     assert not empty.batch['advantages'].any()
-    # Of the groups without weight; one of the four replies is truncated and loses 1.
+    # The groups have no weight. One of the four replies is truncated and loses 1.
     assert empty.metrics['score'] == 4.75
     assert empty.adaptive == ((0.5, 6.0, 100), (0, 0, 0))
 
@@ -217,7 +217,7 @@ def test_truncated_replies_can_be_left_out_of_the_loss():
     np.testing.assert_array_equal(
         masked.batch['advantages'], kept.batch['advantages'] * masked.batch['weights']
     )
-    # The metrics and the moments of scores are over all replies.
+    # All replies count in the metrics and in the moments of scores.
     drop = lambda metrics: {**metrics, 'rollout_seconds': 0}
     assert drop(masked.metrics) == drop(kept.metrics)
     assert masked.adaptive == kept.adaptive
@@ -251,7 +251,7 @@ def test_groups_whose_scores_differ_only_by_their_kl_have_no_advantage_in_grpo(
     scores_B = np.float32([1, 1, 1, 0])
     batch, _ = algorithm.compute_advantages(batch, scores_B, 0.1)
     found = batch['advantages'][:, 0]
-    if advantage == 'grpo':  # divided by the noise it would be -1 and 1
+    if advantage == 'grpo':  # a division by the noise would give -1 and 1
         np.testing.assert_allclose(found, [0, 0, 1, -1], atol=1e-6)
     else:
         np.testing.assert_allclose(found, [-0.001, 0.001, 0.499, -0.499], atol=1e-6)

@@ -31,7 +31,7 @@ def test_weight_decay_does_not_change_a_frozen_policy(kind):
     for tree in after[True][:2]:
         np.testing.assert_array_equal(tree['kernel'], params['embed']['kernel'])
     assert np.all(after[False][0]['kernel'] < 0.3)
-    # The critic is trained as without freezing.
+    # The critic is trained in the same way as without freezing.
     for tree, unfrozen in zip(after[True][2:], after[False][2:], strict=True):
         np.testing.assert_array_equal(tree['kernel'], unfrozen['kernel'])
         assert np.all(tree['kernel'] < 0.3)

@@ -1,4 +1,4 @@
-"""Rewards: float32 whatever a function returns, mixed by weight, and never silent."""
+"""Rewards: always float32, mixed by weight, with an error for bad values."""
 
 import numpy as np
 import pytest

@@ -64,7 +64,7 @@ def test_a_row_has_prompt_reply_and_stop_token(setup):
     )
 
     P = len(prompt)
-    # The stop token is a token of the reply, padding is not.
+    # The stop token belongs to the reply; padding does not.
     for weights_T, length in zip(rows.batch['weights'], (3, 1), strict=True):
         expected_T = (np.arange(32) >= P - 1) & (np.arange(32) < P - 1 + length)
         np.testing.assert_array_equal(weights_T, expected_T)
@@ -112,7 +112,7 @@ def test_a_rollout_depends_on_seed_and_step(setup):
 def test_a_rollout_does_not_depend_on_the_slots(setup):
     one, other = draw(setup), draw(setup, sampler=make_sampler(setup.trained, slots=3))
     np.testing.assert_array_equal(one.batch['targets'], other.batch['targets'])
-    # Another batch size is another program, which may round sums differently.
+    # Another batch size compiles another program, which may round differently.
     np.testing.assert_allclose(one.sampled_BT, other.sampled_BT, atol=2e-5)
 
 

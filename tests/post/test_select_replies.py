@@ -1,4 +1,4 @@
-"""Which replies are kept and which make a pair; files of the stage, and resuming it."""
+"""Kept replies and pairs; the files of the stage; resuming."""
 
 import json
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ def test_right_replies_are_kept_once_and_paired_with_wrong_ones(keep, pairs):
         ('5', 1.0, True),
         ('05', 1.0, True),
         ('6', 0.5, True),
-        ('5.', 1.0, False),  # cut off
+        ('5.', 1.0, False),  # truncated
         ('7', 0.0, False),
     )
     expected = ['5', '05'][:keep], [('5', '4'), ('05', '6')][:pairs], ''
@@ -142,7 +142,7 @@ def config_of(folder, **changes):
 
 
 def by_reward(folder, keep=1):
-    # Of the few tokens that a random model draws, some end a reply.
+    # A random model samples a stop token now and then, so some replies end.
     config = config_of(folder, **{'select.by': 'reward', 'select.keep': keep})
     config.select.update(replies=12, max_tokens=12)
     return config
@@ -167,7 +167,7 @@ def test_a_killed_run_goes_on_to_files_that_sft_and_dpo_read(folder, monkeypatch
     words = lambda text: len(text.split())
     assert all(words(p.chosen) < words(p.rejected) for p in preferences)
 
-    # Killed while the third file was drawn: two are there, and nothing is chosen.
+    # As if killed during the third file: two files exist, and nothing is selected.
     names = sorted(path.name for path in replies.iterdir())
     assert names == [f'{number:05d}.jsonl' for number in range(3)]
     for path in selected.iterdir():
@@ -178,7 +178,7 @@ def test_a_killed_run_goes_on_to_files_that_sft_and_dpo_read(folder, monkeypatch
     assert run(by_reward(folder), workdir) == manifest
     assert (replies / names[-1]).read_bytes() == last
     assert (replies / names[0]).stat().st_mtime_ns == kept
-    # Done: nothing is drawn, and another choice of the same replies draws nothing.
+    # A finished stage generates nothing; neither does another selection of its replies.
     monkeypatch.setattr(select_replies, 'make_sampler', None)
     assert run(by_reward(folder), workdir) == manifest
     for path in selected.iterdir():

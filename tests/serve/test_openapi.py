@@ -1,4 +1,4 @@
-"""The published document is valid and true."""
+"""The published document is valid and describes the server."""
 
 import subprocess
 import sys
@@ -30,12 +30,12 @@ def test_its_references_and_schemas_are_whole():
 
 @pytest.mark.slow
 def test_the_server_does_what_it_says(tmp_path):
-    """schemathesis draws requests from the document, and wrong ones beside it.
+    """schemathesis generates requests from the document, valid and invalid ones.
 
-    One of its checks is left out: requests that fit the schema are refused where
-    two fields contradict each other, which JSON Schema does not say here.
+    One of its checks is switched off: the server refuses requests whose fields
+    contradict each other, which the JSON Schema here does not express.
     """
-    run = servers.make_run(tmp_path / 'short', context=64)  # replies soon end
+    run = servers.make_run(tmp_path / 'short', context=64)  # so replies end soon
     with servers.serving(run) as server:
         done = subprocess.run(
             [
@@ -47,5 +47,5 @@ def test_the_server_does_what_it_says(tmp_path):
             capture_output=True, text=True, timeout=300, cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr
-        assert 'Tested: 11' in done.stdout  # all but the document itself
+        assert 'Tested: 11' in done.stdout  # all routes except that of the document
         assert server.get('/ready') == dict(status='ready')

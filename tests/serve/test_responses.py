@@ -1,4 +1,4 @@
-"""Tokens as the API shows them: characters in pieces, specials, two of one text."""
+"""Tokens in the API: parts of characters, special tokens, two tokens of one text."""
 
 import pytest
 
@@ -40,7 +40,7 @@ def test_chat_entries(tokenizer):
 
 
 def test_completion_entries(tokenizer):
-    """Offsets count characters; one that is unfinished has none yet."""
+    """Offsets count characters; an incomplete character does not count yet."""
     ids = [tokenizer.bos_id, *tokenizer.encode('🐈a')]
     tokens = [
         Token(ids[0]),

@@ -1,4 +1,4 @@
-"""What /openapi.json says of a request is what the server accepts."""
+"""The server accepts the requests that /openapi.json describes."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What a later run takes from an earlier one."""
+"""What a run takes from the run that it is initialised from."""
 
 import shutil
 
@@ -47,7 +47,7 @@ def test_how_the_model_is_trained_can_be_changed_and_its_shape_not(
     assert config == before
     with pytest.raises(UserError, match='model.width: model and tokenizer are those'):
         adopted(width=128)
-    # It stands when the run goes on, without being said again.
+    # The resumed run keeps it, without the flag.
     run_dir.write_config(config, tmp_path)
     (tmp_path / 'checkpoints' / '00000002').mkdir(parents=True)
     assert adopted() == config
@@ -63,7 +63,7 @@ def test_a_run_under_way_needs_the_earlier_one_no_more(trained_run, tmp_path):
         init_from.inherit_config(config_of(earlier), run)
     (run / 'checkpoints' / '00000002').mkdir(parents=True)
     assert init_from.inherit_config(config_of(earlier), run) == config
-    # Another step is another beginning.
+    # Another step is another start.
     with pytest.raises(UserError, match='no run directory there'):
         init_from.inherit_config(config_of(earlier, step=4), run)
 

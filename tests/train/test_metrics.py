@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line, whole, and each step once."""
+"""metrics.jsonl: one complete JSON object per line, and each step once."""
 
 import json
 import math
@@ -14,7 +14,7 @@ def test_lines_are_json_with_null_for_what_is_not_finite(tmp_path):
     metrics = writer(tmp_path, 0)
     metrics.write(1, 'train', dict(loss=math.nan, grad_norm=math.inf))
     metrics.write(1, 'validation', dict(loss=0.1 + 0.2))
-    text = (tmp_path / 'metrics.jsonl').read_text()  # before it is closed
+    text = (tmp_path / 'metrics.jsonl').read_text()  # before the writer is closed
     assert text == (
         '{"step": 1, "split": "train", "loss": null, "grad_norm": null}\n'
         '{"step": 1, "split": "validation", "loss": 0.30000000000000004}\n'

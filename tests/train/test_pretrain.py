@@ -1,4 +1,4 @@
-"""Continued pretraining: an earlier run's model and tokenizer, text of one's own."""
+"""Continued pretraining: the model and tokenizer of an earlier run, other text."""
 
 import pytest
 
@@ -51,7 +51,7 @@ def test_it_goes_on_where_the_earlier_run_ended(trained_run, tmp_path):
     was, now = validations(trained_run)[step], validations(run)
     assert now == pytest.approx({2: was, 4: was}, rel=1e-6)
 
-    # Of other text no other tokenizer is made.
+    # Other text does not train another tokenizer.
     words += ['--config.data.sources.chitchat.limit=200', f'--workdir={other}']
     assert runs.gptjax('prepare', *words) == 0
     name = 'tokenizer/tokenizer.model'

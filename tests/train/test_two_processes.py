@@ -46,7 +46,7 @@ def test_two_processes_are_one_run(prepared_run, tmp_path):
     first, second = runs.start_cluster(words_of(workdir))
     said = runs.finish(first)[0], runs.finish(second)[0]
     assert 'documents: ' in said[0] and 'finished at step 12' in said[0]
-    # Gloo's threads also print, and may split these lines.
+    # The threads of Gloo print too and may split these lines.
     for ours in ('documents: ', 'tokens: ', 'parameters', 'finished'):
         assert ours not in said[1]
     found = runs.records(workdir)
@@ -54,10 +54,10 @@ def test_two_processes_are_one_run(prepared_run, tmp_path):
         (r['step'], r['split']) for r in expected
     ]
     for ours, theirs in zip(found, expected, strict=True):
-        # Measured: 8e-8, float32 sums in another order.
+        # Measured: 8e-8, as the order of float32 sums differs.
         assert ours['loss'] == pytest.approx(theirs['loss'], rel=1e-6)
     assert not [*workdir.glob('.*')]
-    # One process resumes the run of two; it has finished.
+    # One process opens the finished run of two processes.
     output, _ = runs.finish(runs.start(*WORDS, f'--workdir={workdir}', devices=8))
     assert 'finished at step 12' in output
 
@@ -72,7 +72,7 @@ def test_two_processes_train_a_policy_as_one(tmp_path):
     both = records(tmp_path / 'together'), records(tmp_path / 'alone')
     for together, alone in zip(*both, strict=True):
         assert together.pop('split') == alone.pop('split')
-        # Float32 sums in another order; the replies are the same.
+        # The order of float32 sums differs; the replies are the same.
         assert together == pytest.approx(alone, rel=1e-3, abs=1e-4)
 
 
@@ -86,7 +86,7 @@ def test_a_signal_or_a_damaged_shard_of_one_process_is_seen_by_both(
     words += ('--config.mesh.tensor=1',)
     processes = runs.start_cluster(words, devices=2)
     wait_until(processes[0], lambda: lines_of(workdir) >= 11)
-    processes[1].terminate()  # alone
+    processes[1].terminate()  # only this one
     said = [runs.finish(process, 75)[0] for process in processes][0]
     stopped = int(re.search(r'saved at step (\d+)', said)[1])
     assert 10 < stopped < 30

@@ -1,11 +1,11 @@
-"""The same tasks through the HTTP server, by the harness's own client."""
+"""The same tasks through the HTTP server, with the client of the harness."""
 
 import pytest
 
 from tests import servers
 
 pytest.importorskip('lm_eval')
-pytest.importorskip('tenacity')  # of lm-eval[api]
+pytest.importorskip('tenacity')  # a requirement of lm-eval[api]
 
 from gptjax.eval.harness.lm_harness import HarnessModel  # noqa: E402
 from tests.eval.harness.test_lm_harness import evaluate, predictor, tasks  # noqa: E402
@@ -17,7 +17,7 @@ MAX_LENGTH = 61  # the client reserves three of 64 tokens for the reply and itse
 
 @pytest.fixture(scope='module')
 def evaluate_by_http(tasks, trained_run):
-    """A function from a task's name to what the harness's client returns."""
+    """A function from the name of a task to the results of the harness's client."""
     with servers.serving(trained_run) as server:
         arguments = dict(
             base_url=f'{server.address}/v1/completions',

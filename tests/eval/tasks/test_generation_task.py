@@ -10,7 +10,7 @@ from gptjax.infer.request import Reply
 
 
 class Letters:
-    """A tokenizer of ASCII: one token a character, after three specials."""
+    """A tokenizer of ASCII: one token per character, after three special tokens."""
 
     bos_id, eos_id, pad_id = 1, 2, 0
     specials = {'<bos>': 1}
@@ -38,7 +38,7 @@ EXAMPLES = [
 
 
 def evaluate_texts(texts):
-    """The figures of a model that replies with these texts."""
+    """The results of a model that replies with these texts."""
     texts = iter(texts)
 
     def complete(prompts, parameters):
@@ -84,11 +84,11 @@ def test_prompts_seeds_and_stops_of_a_reply():
     (first, sampling), (second, other_sampling), (third, _) = seen
     encode = Letters().encode
     assert first == [1, *encode('short')] and sampling.stop == ('\n', 'Q:')
-    assert second == encode('x' * 16)  # it loses its beginning
+    assert second == encode('x' * 16)  # the prompt loses its beginning
     assert other_sampling.stop == ('\n\n',)
     assert third == [1, *encode('Hi\n\n')]
     assert sampling.max_tokens == 16 and sampling.temperature == 0.5
     assert sampling.seed != other_sampling.seed
-    assert not sampling.skip_special_tokens  # metrics see them
+    assert not sampling.skip_special_tokens  # the metrics receive them
     assert found['settings']['prompts_cut_from_the_left'] == 1
     assert found['items'][0]['reply'] == 'ok'

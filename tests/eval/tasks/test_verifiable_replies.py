@@ -1,4 +1,4 @@
-"""Held-out problems: accuracy of greedy and drawn replies, and pass@8."""
+"""Held-out problems: accuracy of greedy and sampled replies, and pass@8."""
 
 import itertools
 import json
@@ -45,7 +45,7 @@ def test_figures_of_a_model_that_is_sometimes_right():
     requests = []
 
     def complete(prompts, parameters):
-        """Greedy replies to '0' are right, and two of eight drawn replies to '1'."""
+        """Right are greedy replies to '0' and two of eight sampled replies to '1'."""
         replies = []
         for prompt, parameter in zip(prompts, parameters, strict=True):
             problem = chr(prompt[2])

@@ -6,8 +6,8 @@ import pytest
 
 from gptjax.post.objectives import advantages
 
-# The second reply is truncated, the third is empty, the fourth has a gap of tokens that
-# were not drawn.
+# The second reply is truncated, the third is empty, the fourth has a gap: tokens that
+# the policy did not sample.
 MASK = np.array([[0, 1, 1, 1, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 1, 0, 1, 0]])
 
 
@@ -78,7 +78,7 @@ SCORES = np.array([[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 0]])
 
 
 def test_groups_by_hand():
-    root = np.sqrt(3)  # the standard deviation of one in four is sqrt(3) / 4
+    root = np.sqrt(3)  # one score of four is 1: the standard deviation is sqrt(3) / 4
     for advantage, of_one, of_the_rest in (
         (advantages.grpo, root, root / 3),
         (advantages.dr_grpo, 3 / 4, 1 / 4),
@@ -97,7 +97,7 @@ def test_reinforce_and_its_baseline():
 
 def test_informative_groups_have_scores_that_differ():
     assert list(advantages.informative(SCORES)) == [True, False, True]
-    # Nearly equal ones do not, whether they are large or small.
+    # Nearly equal scores have no advantage, whether they are large or small.
     near = np.float32([[0.7, 0.7 + 6e-8], [1e6, 1e6 + 1], [0.0, 1e-6], [0.7, 0.71]])
     assert list(advantages.informative(near)) == [False, False, False, True]
     assert np.any(advantages.grpo(near), axis=-1).tolist() == [False] * 3 + [True]

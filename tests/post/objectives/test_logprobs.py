@@ -1,4 +1,4 @@
-"""Log-probabilities and entropies against the full softmax, whole and in chunks."""
+"""Log-probabilities and entropies, whole and in chunks, equal the full softmax."""
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,12 @@ def test_against_the_full_softmax():
     params = tiny.params()
     ours = tiny.compute(SETTINGS, params, BATCH, 0.7)
     inputs = [BATCH[name] for name in ('inputs', 'segments', 'positions')]
-    # The model's own logits are soft-capped, and the temperature comes after that.
+    # The logits of the model are soft-capped first; the temperature comes after that.
     logits = jax.jit(lambda params: gpt.bind(SETTINGS, params)(*inputs))(params)
     logits = np.asarray(logits, np.float64) / 0.7
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     chosen = np.take_along_axis(p, BATCH['targets'][..., None], axis=-1)[..., 0]
-    # Logits come out of float32 matrix products.
+    # Logits are float32 matrix products.
     np.testing.assert_allclose(ours[0], np.log(chosen), atol=2e-5)
     np.testing.assert_allclose(ours[1], -np.sum(p * np.log(p), axis=-1), atol=2e-5)
     assert all(x.dtype == np.float32 for x in ours)
@@ -60,7 +60,7 @@ def test_chunks_have_the_values_and_the_gradient_of_the_whole():
     (_, whole), gradient = differentiate(tiny.params(), hidden, 0)
     # 7 parts of 20 tokens do not divide 128; 8 do.
     (_, parts), chunked_gradient = differentiate(tiny.params(), hidden, 20)
-    # A few units in the last place of numbers to 10, and of sums of such.
+    # A few units in the last place of numbers up to 10, and of their sums.
     helpers.assert_trees_close(parts, whole, atol=5e-6)
     helpers.assert_trees_close(chunked_gradient, gradient, rtol=1e-4, atol=1e-5)
 
@@ -82,7 +82,7 @@ def test_chunks_need_less_memory():
 
 
 def test_layouts_equal_one_device():
-    """Hidden vectors are (B, T, D) where the mesh splits time."""
+    """Hidden states have shape (B, T, D) if the mesh splits time."""
     one = tiny.compute(SETTINGS, tiny.params(), BATCH, 0.7)
     mesh = helpers.mesh_of(data=2, context=2, tensor=2)
     with jax.set_mesh(mesh):

@@ -26,7 +26,7 @@ def test_lengths_and_last_tokens():
 
 
 def test_sums_and_means():
-    x_BT = np.where(MASK, np.arange(4), -np.inf)  # what is left out may be anything
+    x_BT = np.where(MASK, np.arange(4), -np.inf)  # outside the mask, any value
     np.testing.assert_array_equal(reply_tokens.reply_sums(x_BT, MASK), [6, 0, 0])
     np.testing.assert_array_equal(reply_tokens.reply_means(x_BT, MASK), [2, 0, 0])
 
@@ -50,7 +50,7 @@ def test_weights(compute_weights, weights, counts, expected):
 
 
 def test_a_second_loss_is_a_mean_of_its_own():
-    """As in PPO-ptx: text and replies in one step, with one division for both."""
+    """PPO-ptx: text and replies in one step, divided by the same number."""
     text_BT = np.array([[1, 1, 1, 1], [1, 1, 0, 0]])
     text_loss_BT = np.float32([[1, 2, 3, 4], [5, 6, 7, 8]])
     for compute_weights in (reply_tokens.token_weights, reply_tokens.sequence_weights):

@@ -1,4 +1,4 @@
-"""Losses of the reward model against closed forms."""
+"""Losses of the reward model compared with closed forms."""
 
 import math
 
@@ -22,10 +22,10 @@ def softplus(x):
 def test_equal_scores_cost_ln_2_a_pair():
     values = array([3, 1, 2], [1, 1, 0])
     loss, metrics = reward_losses.pairwise(jnp.full((2, 3), 0.7), values)
-    # Three pairs, and two: of the second row's values two are equal.
+    # The rows have three pairs and two, as two values of the second row are equal.
     assert metrics['tokens'] == 5
     assert loss == pytest.approx(5 * math.log(2), rel=1e-6)
-    assert metrics['accuracy'] == 2.5  # a tie is half right
+    assert metrics['accuracy'] == 2.5  # a tie counts 1/2
     assert metrics['reward'] == pytest.approx(5 * 0.7)
     assert metrics['reward_gap'] == 0
     gradient = jax.grad(lambda s: reward_losses.pairwise(s, array([1, 0]))[0])
@@ -45,7 +45,7 @@ def test_pairwise_of_three_is_the_sum_over_pairs():
 def test_margin_moves_the_difference_by_the_difference_of_values():
     scores, values = array([1.5, 0.5]), array([2.0, -1.0])
     loss, metrics = reward_losses.pairwise(scores, values, margin=0.5)
-    # 1 - 0.5 * 3 = -0.5 is what is left of the difference.
+    # The margin leaves 1 - 0.5 * 3 = -0.5 of the difference.
     assert loss == pytest.approx(softplus(0.5), rel=1e-6)
     assert metrics['loss'] == loss
     apart, _ = reward_losses.pairwise(array([2.0, 0.5]), values, margin=0.5)

@@ -20,7 +20,7 @@ def test_missing_eos_penalty():
 
 
 def test_overlong_penalty():
-    # Longest 8, buffer 4: 0 up to 4 tokens, then -1/4 for each token, at least -1.
+    # Maximum 8, buffer 4: 0 up to 4 tokens, then -1/4 per token, at least -1.
     lengths_B = np.array([0, 4, 5, 6, 8, 9, 30])
     mask_BT = np.arange(32) < lengths_B[:, None]
     ours_B = score_shaping.overlong_penalty(mask_BT, longest=8, buffer=4)
@@ -37,7 +37,7 @@ def test_running_moments_are_those_of_everything_at_once():
     assert moments.count == 46
     assert moments.mean == pytest.approx(everything.mean(), rel=1e-6)
     assert moments.std == pytest.approx(everything.std(), rel=1e-6)
-    # Before scores differ:
+    # While all scores are equal:
     assert score_shaping.RunningMoments().std == 1.0
     assert score_shaping.RunningMoments().after([3, 3, 3]).std == 1.0
 
