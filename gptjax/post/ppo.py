@@ -60,9 +60,6 @@ def check_config(config: ConfigDict) -> None:
     if section.critic != 'network':
         why = f'where ppo.critic={section.critic}'
         config_checks.check_unused(config, 'ppo', ['critic_run'], why)
-    if config.policy.mask_truncated:
-        why = 'in ppo with policy.mask_truncated=True'
-        config_checks.check_unused(config, 'policy', ['missing_eos_penalty'], why)
 
 
 def make_algorithm(

@@ -226,8 +226,8 @@ def test_truncated_replies_can_be_left_out_of_the_loss():
 @pytest.mark.parametrize(
     ('changes', 'words'),
     [
-        ({}, 'keep their reward, without a penalty, and train .*penalty=0.0, .*=False'),
-        ({'missing_eos_penalty': 0.5}, 'are penalised and train .*eos_penalty=0.5'),
+        ({'missing_eos_penalty': 0.0}, 'keep their reward, without a penalty, and tra'),
+        ({}, 'are penalised and train .*eos_penalty=1.0, .*=False'),
         ({'mask_truncated': True}, 'are left out of the loss .*mask_truncated=True'),
     ],
 )

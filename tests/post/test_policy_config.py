@@ -61,11 +61,6 @@ def test_variants_that_are_not_there():
             'one update a rollout: .* = 256',
         ),
         ('ppo', {'ppo.critic_run': 'runs/reward'}, 'runs/reward does nothing where'),
-        (
-            'ppo',
-            {'policy.mask_truncated': True, 'policy.missing_eos_penalty': 1.0},
-            'missing_eos_penalty=1.0 does nothing in ppo with policy.mask_truncated',
-        ),
     ],
 )
 def test_fields_that_do_not_fit_each_other_are_refused(section, changes, message):
