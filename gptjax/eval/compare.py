@@ -116,7 +116,11 @@ def compare_task(
 
 def _in_same_order(task, first_result, second_result, first, second) -> dict:
     """The second result, with the examples in the order of the first result."""
-    if any(first_result[key] != second_result[key] for key in ('kind', 'columns')):
+    first_columns, second_columns = (
+        set(result['columns']).difference(reply_metrics.LATER_COLUMNS)
+        for result in (first_result, second_result)
+    )
+    if (first_result['kind'], first_columns) != (second_result['kind'], second_columns):
         raise UserError(
             f'--compare: {task} is another task in {second} than in {first}: evaluate '
             'both again'
@@ -143,8 +147,15 @@ def _compute_differences(first_result: dict, second_result: dict) -> dict:
     settings = BootstrapSettings(**first_result['bootstrap'])
     resamples, level, seed = settings
     columns = [results.read_columns(r) for r in (first_result, second_result)]
+    shared = [name for name in columns[0] if name in columns[1]]
+    columns = [{name: its[name] for name in shared} for its in columns]
     if first_result['kind'] in FIGURES_OF_KIND:
-        figures = FIGURES_OF_KIND[first_result['kind']]
+        lacking = set(reply_metrics.LATER_COLUMNS).difference(shared)
+        figures = {
+            name: figure
+            for name, figure in FIGURES_OF_KIND[first_result['kind']].items()
+            if name not in lacking
+        }
     else:
         figures = core_suites.figures_for(columns[0])
     sources = np.array([item.get('source', '') for item in first_result['items']])

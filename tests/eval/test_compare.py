@@ -167,6 +167,21 @@ def test_variety_is_compared_by_the_replies_themselves(tmp_path):
     assert (same['difference'], same['p']) == (0, 1)
 
 
+def test_an_older_evaluation_has_fewer_figures(tmp_path):
+    columns = reply_metrics.measure_replies(['5', 'six'], [['5'], ['6']])
+    items = [dict(id=n, prompt_sha256='', item_sha256='', reply='5') for n in 'ab']
+    new = results.make_result('generation', '', {}, columns, items, HOW, {})
+    for name in reply_metrics.LATER_COLUMNS:
+        del columns[name]
+    old = results.make_result('generation', '', {}, columns, items, HOW, {})
+    first, second = tmp_path / 'old.json', tmp_path / 'new.json'
+    write(first, {'reply': old}), write(second, {'reply': new})
+    for names in ((first, second), (second, first)):
+        found = compare(*map(str, names))['tasks']['reply']
+        assert found['exact_match']['difference'] == 0 and 'number' not in found
+    assert compare(str(second), str(second))['tasks']['reply']['exact']['first'] == 0.5
+
+
 def test_what_cannot_be_compared_is_one_line(two, tmp_path, capsys):
     first, second, *_ = two
     broken, other = tmp_path / 'broken.json', tmp_path / 'other_version.json'

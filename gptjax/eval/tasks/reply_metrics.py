@@ -1,14 +1,20 @@
-"""Metrics of generated replies: BLEU, chrF, ROUGE, F1, exact match and variety.
+"""Metrics of generated replies: BLEU, chrF, ROUGE, F1, equality and variety.
 
 Every metric is a function of sums of per-reply statistics, so the bootstrap does not
 read the texts again. With several references, BLEU counts n-grams of all of them, and
-chrF, ROUGE, F1 and exact match use the reference with the best score.
+the others use the reference with the best score.
 
     bleu                corpus BLEU by sacreBLEU, 0 to 100 (Papineni et al. 2002)
     chrf                corpus chrF2, 0 to 100 (Popović 2015)
     rouge1 … rougeLsum  F of rouge-score, mean over replies, 0 to 1 (Lin 2004)
     token_f1            F of common words, mean over replies (Rajpurkar et al. 2016)
-    exact_match         share of replies that equal a reference after normalisation
+    exact_match         share of replies that equal a reference after SQuAD's
+                        normalisation: no case, punctuation, a, an, the. It is not for
+                        numbers: '-3.5' and '35' are equal, and so are '' and 'A'
+    exact               share of replies that equal a reference as written, without the
+                        white space around them
+    number              share of replies whose last number has the value of a reference
+                        that is a number; replies without such a reference do not count
     repetition          share of 4-grams that repeat an earlier one of the same reply
                         (Welleck et al. 2020)
     distinct_1, _2      number of different n-grams / number of n-grams (Li et al. 2016)
@@ -19,6 +25,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from decimal import Decimal
 from importlib import metadata
 
 import numpy as np
@@ -46,6 +53,8 @@ def measure_replies(
         **_rouge_statistics(answers, references),
         token_f1=_best(token_f1, answers, references),
         exact_match=_best(exact_match, answers, references),
+        exact=_best(exact, answers, references),
+        **_number_statistics(answers, references),
         repetition=np.array([share or 0.0 for share in repetitions], np.float64),
         repetition_items=np.array([r is not None for r in repetitions], np.float64),
         words=np.array([len(answer.split()) for answer in answers], np.float64),
@@ -71,7 +80,9 @@ def signatures(references: Sequence[Sequence[str]]) -> dict[str, str]:
         **by_sacrebleu,
         rouge=f'rouge-score:{version}|stemmer:no|F1|multi:best|Lsum:sentencex-en',
         token_f1=words,
-        exact_match=words,
+        exact_match=f'SQuAD|{words}',
+        exact='as written, stripped|multi:best',
+        number='last number, by value|comma:thousands|multi:best',
         distinct='words:white space, lower-case',
         repetition=f'words:white space, lower-case|n:{REPETITION_ORDER}',
     )
@@ -217,13 +228,54 @@ def token_f1(answer: str, reference: str) -> float:
 
 
 def exact_match(answer: str, reference: str) -> float:
-    """1 if the normalised words are the same, else 0."""
+    """1 if the normalised words are the same, else 0: exact match of SQuAD."""
     return float(normalized_words(answer) == normalized_words(reference))
 
 
 def _best(score, answers, references):
     pairs = zip(answers, references, strict=True)
     return np.array([max(score(a, r) for r in own) for a, own in pairs], np.float64)
+
+
+# ---- as written, and numbers
+
+
+def exact(answer: str, reference: str) -> float:
+    """1 if the texts are the same without the white space around them, else 0."""
+    return float(answer.strip() == reference.strip())
+
+
+# A minus after a letter, a digit or a bracket is not a sign: '5-3' has the numbers 5
+# and 3. Commas between groups of three digits are left out: '1,234' is 1234, and '1,5'
+# has the numbers 1 and 5. Digits in words, fractions (1/2) or versions (1.2.3) do not
+# count.
+NUMBER = re.compile(
+    r"""(?<![\w.)\]/])[-+]?[$€£]?
+    (?>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)
+    (?:[eE][-+]?\d{1,3}(?!\d))?(?!/\d|\.\d)""",
+    re.VERBOSE,
+)
+
+
+def find_numbers(text: str) -> list[Decimal]:
+    """The numbers of a text: 'from -3.50 to 1,234.' → [-3.5, 1234]."""
+    matches = NUMBER.findall(text.replace('\N{MINUS SIGN}', '-'))
+    return [Decimal(re.sub('[,$€£]', '', match)) for match in matches]
+
+
+def read_number(text: str) -> Decimal | None:
+    """The value of a text that is a number and nothing else, or None."""
+    text = text.strip().replace('\N{MINUS SIGN}', '-')
+    return find_numbers(text)[0] if NUMBER.fullmatch(text) else None
+
+
+def _number_statistics(answers, references):
+    rows = []
+    for answer, own in zip(answers, references, strict=True):
+        wanted = {read_number(reference) for reference in own} - {None}
+        rows.append((bool(wanted), not wanted.isdisjoint(find_numbers(answer)[-1:])))
+    items, right = np.array(rows, np.float64).reshape(-1, 2).T
+    return dict(number=right, number_items=items)
 
 
 # ---- variety
@@ -323,12 +375,15 @@ def _word_grams(text: str, n: int):
     return (tuple(words[start : start + n]) for start in range(len(words) - n + 1))
 
 
-MEANS = (*ROUGE, 'token_f1', 'exact_match')
+MEANS = (*ROUGE, 'token_f1', 'exact_match', 'exact')
 FIGURES = dict(
     bleu=bleu,
     chrf=chrf,
     **{name: bootstrap.mean_figure(name) for name in MEANS},
+    number=bootstrap.mean_figure('number', 'number_items'),
     repetition=bootstrap.mean_figure('repetition', 'repetition_items'),
     words=bootstrap.mean_figure('words'),
 )
+# Columns, and figures of the same names, that evaluations of older versions lack.
+LATER_COLUMNS = ('exact', 'number', 'number_items')
 DISTINCT = {'distinct_1': 1, 'distinct_2': 2}  # not functions of sums: {name: n}

@@ -147,7 +147,8 @@ def evaluate_problems(
     return results.make_result(
         'verifiable',
         f'{len(problems):,} held-out problems of {section.path or section.name}; '
-        f'{samples} replies are drawn to each',
+        f'{samples} replies are drawn to each; a reply is right if it '
+        + ('equals "answer" as written' if section.path else 'gets 1 by the verifier'),
         figures,
         columns,
         examples,

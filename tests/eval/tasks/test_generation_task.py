@@ -67,6 +67,13 @@ def test_a_model_that_writes_other_references_is_as_good_as_its_baseline():
         assert baseline == {k: figures[name][k] for k in ('value', 'interval')}
 
 
+@pytest.mark.filterwarnings('error')
+def test_empty_replies_give_figures_and_no_warning():
+    figures = evaluate_texts([''] * len(EXAMPLES))
+    assert figures['bleu']['value'] == figures['exact']['value'] == 0
+    assert figures['distinct_1']['value'] is None
+
+
 def test_prompts_seeds_and_stops_of_a_reply():
     seen = []
 

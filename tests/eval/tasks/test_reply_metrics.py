@@ -100,6 +100,41 @@ def test_common_words_by_hand(answer, reference, f1, exact):
     assert reply_metrics.exact_match(answer, reference) == exact
 
 
+@pytest.mark.parametrize(
+    ('answer', 'reference', 'squad', 'exact', 'number'),
+    [
+        (' -3.50\n', '-3.5', 0, 0, 1),
+        ('3', '-3', 1, 0, 0),  # SQuAD removes the sign
+        ('35', '3.5', 1, 0, 0),
+        ('\N{MINUS SIGN}3', '-3', 0, 0, 1),
+        ('1,234', '1234', 1, 0, 1),
+        ('1,23', '123', 1, 0, 0),
+        ('It is $1,234.50.', '1234.5', 0, 0, 1),
+        ('-$2', '-2', 1, 0, 1),
+        ('7 - 3 = 4.', '4', 0, 0, 1),
+        ('7-3', '-3', 0, 0, 0),
+        ('4 or 5', '4', 0, 0, 0),  # the last one counts
+        ('1/2', '2', 0, 0, 0),
+        ('5e-1', '.5', 0, 0, 1),
+        ('', '0', 0, 0, 0),
+        (' 5 km', '5 km ', 1, 1, None),
+        ('paris', 'Paris', 1, 0, None),
+        ('', 'A', 1, 0, None),
+    ],
+)
+def test_equality_by_hand(answer, reference, squad, exact, number):
+    found = figures([answer], [[reference]])
+    assert (found['exact_match'], found['exact']) == (squad, exact)
+    assert found['number'] == pytest.approx(number or 0) or number is None
+    assert np.isnan(found['number']) == (number is None)
+
+
+def test_only_replies_with_a_number_as_reference_count_as_numbers():
+    references = [['3'], ['none'], ['no', '4.0']]
+    assert figures(['3', '3', '5'], references)['number'] == 1 / 2
+    assert figures(['3', '3', '4'], references)['number'] == 1
+
+
 def test_repetition_by_hand():
     assert reply_metrics.repetition('one two three') is None
     assert reply_metrics.repetition('a b c d e') == 0
