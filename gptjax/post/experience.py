@@ -50,6 +50,7 @@ class Algorithm(NamedTuple):
     warm_up: the number of first rollouts that train only a critic.
     identity: added to the identity of checkpoints.
     init_arguments: returns further arguments of `PolicyModel.init`, for a new run.
+    has_critic: whether the loss has a term for values, which learns from every reply.
     """
 
     score_tokens: Callable
@@ -61,6 +62,7 @@ class Algorithm(NamedTuple):
     warm_up: int = 0
     identity: dict[str, str] = {}
     init_arguments: Callable[[], tuple] = tuple
+    has_critic: bool = False
 
 
 class AdaptiveState(NamedTuple):

@@ -18,6 +18,11 @@ The papers are Liu et al. 2025 (Dr. GRPO), Yu et al. 2025 (DAPO), Zheng et al. 2
 groups with equal scores (`grpo.resampling`) and penalises replies near the length limit
 (`policy.overlong_buffer`); before that, it left truncated replies out of the loss
 (`policy.mask_truncated`).
+
+Where groups of equal scores are not replaced, their advantages are 0, but their replies
+count in the normaliser, and in the terms of KL and entropy. With resampling, a group
+that only fills the rollout is in no term and does not count: an update is the mean over
+its mixed groups, as strong with one as with many. Without any it changes nothing.
 """
 
 from functools import partial

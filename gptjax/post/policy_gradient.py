@@ -4,6 +4,9 @@ A rollout has `policy.prompts` x `policy.replies` replies. `policy.epochs` passe
 them are made, in updates of `train.batch_size` replies. As in every stage, steps count
 updates. Checkpoints are saved and signals are handled between rollouts. A rollout
 depends only on weights, seed and step, so a resumed run generates the same rollouts.
+
+An update without a live row (see `has_live_row`) is left out: parameters, moments and
+averages stay, and only the step number advances, and the learning rate with it.
 """
 
 import contextlib
@@ -113,7 +116,7 @@ def train_policy(
         ),
         record=dict(
             memory=[list(values) for values in new_adaptive_state(config.policy)],
-            empty_rollouts=0,  # rollouts with equal scores in all groups: no update
+            empty_rollouts=0,  # rollouts without a live row in any update
         ),
     )
     outcome = fit(config, workdir, stage)
@@ -164,27 +167,26 @@ def make_training(
             adaptive,
             number,
         )
-        if np.any(batch['advantages']):
-            warming_up = number < algorithm.warm_up
-            control = dict(
-                coefficient=np.float32(adaptive.kl.coefficient),
-                policy=np.float32(not warming_up),
-            )
-            state, steps = update_on_rollout(
-                config,
-                critic_step if warming_up else setup.step,
-                state,
-                batch,
-                (control, *frozen),
-                step,
-                algorithm.extra_arrays,
-                mesh,
-            )
+        warming_up = number < algorithm.warm_up
+        control = dict(
+            coefficient=np.float32(adaptive.kl.coefficient),
+            policy=np.float32(not warming_up),
+        )
+        state, steps = update_on_rollout(
+            config,
+            critic_step if warming_up else setup.step,
+            state,
+            batch,
+            (control, *frozen),
+            step,
+            algorithm,
+            mesh,
+        )
+        if steps:
             metrics.update(mean_metrics(steps, algorithm.token_metrics))
             metrics['good'] = [values['good'] for values in steps]
         else:
             record['empty_rollouts'] += 1
-            state = state._replace(step=state.step + updates)
         record['memory'] = [list(values) for values in next_adaptive]
         metrics['empty_rollouts'] = record['empty_rollouts']
         return state, metrics
@@ -223,33 +225,57 @@ def update_on_rollout(
     batch: dict,
     step_arguments: tuple,
     first: int,
-    extra_arrays: Callable | None,
+    algorithm: Algorithm,
     mesh: Mesh,
 ) -> tuple:
     """Makes the updates of a rollout: `policy.epochs` passes, shuffled each time.
+
+    Updates without a live row are left out.
 
     Args:
         batch: arrays on the host, with a row for each reply.
         step_arguments: arguments of `train_step` after state and batch.
         first: the number of the first update.
-        extra_arrays: see `Algorithm`.
 
     Returns:
-        (state, the metrics of each update on the host).
+        (state, the metrics of each update that was made, on the host).
     """
-    rows, B, steps = config.train.batch_size, len(batch['inputs']), []
+    rows, B = config.train.batch_size, len(batch['inputs'])
+    number, steps = first, []
     for epoch in range(config.policy.epochs):
         order = np.random.default_rng([config.seed, first, epoch]).permutation(B)
         for first_row in range(0, B, rows):
             chosen = np.sort(order[first_row : first_row + rows])
             arrays = {name: array[chosen] for name, array in batch.items()}
-            if extra_arrays:
-                arrays.update(extra_arrays(first + len(steps), arrays))
-            state, metrics = train_step(
-                state, put_on_mesh(arrays, mesh), *step_arguments
-            )
-            steps.append(metrics)
+            if not has_live_row(config.policy, algorithm, arrays):
+                state = state._replace(step=state.step + 1)
+            else:
+                if algorithm.extra_arrays:
+                    arrays.update(algorithm.extra_arrays(number, arrays))
+                state, metrics = train_step(
+                    state, put_on_mesh(arrays, mesh), *step_arguments
+                )
+                steps.append(metrics)
+            number += 1
     return state, [{n: float(value) for n, value in m.items()} for m in steps]
+
+
+def has_live_row(policy: ConfigDict, algorithm: Algorithm, arrays: dict) -> bool:
+    """Whether a row of an update counts in a term of the loss.
+
+        term                            live rows
+        advantages                      replies with an advantage that is not 0
+        KL in the loss, entropy,        replies with weight: all but those that only
+        values of a critic              fill the rollout of dynamic sampling
+        pretraining text (PPO-ptx)      all rows of text
+
+    The optimizer would move the parameters without a gradient too, by its momentum and
+    by weight decay.
+    """
+    if algorithm.extra_arrays:
+        return True
+    whole_replies = policy.kl_loss or policy.entropy or algorithm.has_critic
+    return bool(np.any(arrays['weights' if whole_replies else 'advantages']))
 
 
 def mean_metrics(steps: list[dict], token_metrics) -> dict[str, float]:

@@ -105,6 +105,7 @@ def make_algorithm(
         identity=identity,
         init_arguments=init_arguments,
         warm_up=section.warm_up,
+        has_critic=True,
     )
 
 

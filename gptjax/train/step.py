@@ -19,8 +19,9 @@ def make_train_step(
 ):
     """A jitted `step(state, batch, *frozen) -> (state, metrics)`; donates the state.
 
-    If the loss or the gradient is not finite, parameters and optimizer state stay, and
-    only the step number and the learning rate's schedule advance.
+    If the loss or the gradient is not finite, or no token of the batch has weight,
+    parameters and optimizer state stay, and only the step number and the learning
+    rate's schedule advance.
 
     Args:
         loss_fn: `(params, batch, key, *frozen) -> (loss, metrics)`. Both are sums over
@@ -34,7 +35,7 @@ def make_train_step(
     Returns:
         The step. Its metrics are float32 scalars: those of `loss_fn` divided by
         `tokens`, `tokens`, `grad_norm` (before clipping), and `good`, which is 1.0 if
-        the update was applied.
+        loss and gradient are finite.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     differentiate = jax.value_and_grad(loss_fn, has_aux=True)
@@ -68,7 +69,8 @@ def make_train_step(
     def step(state: TrainState, batch, *frozen):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         (loss, metrics), gradients = accumulated(state.params, batch, key, frozen)
-        tokens = jnp.maximum(metrics.pop('tokens'), 1.0)
+        weight = metrics.pop('tokens')
+        tokens = jnp.maximum(weight, 1.0)
         gradients = jax.tree.map(lambda g: g / tokens, gradients)
         grad_norm = optax.tree.norm(gradients)
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -82,7 +84,7 @@ def make_train_step(
         def keep(state):
             return state.params, set_schedule_step(state.opt_state, state.step + 1)
 
-        params, opt_state = jax.lax.cond(good, update, keep, state)
+        params, opt_state = jax.lax.cond(good & (weight > 0), update, keep, state)
         metrics = {name: value / tokens for name, value in metrics.items()}
         metrics.update(
             tokens=tokens, grad_norm=grad_norm, good=good.astype(jnp.float32)

@@ -141,12 +141,16 @@ def test_a_finite_loss_with_a_bad_gradient_is_a_bad_step():
 
 
 def test_a_batch_without_tokens_changes_nothing_and_is_finite():
-    state, step = begin(optax.sgd(0.1))
+    state, step = begin(optax.adamw(0.1, weight_decay=0.1))
+    state, _ = step(state, rows())  # from here on, momentum would move it
+    before = jax.device_get(state)
     batch = rows()
     batch['weights'] = 0 * batch['weights']
     state, metrics = step(state, batch)
     assert metrics['loss'] == 0 and metrics['good'] == 1
-    assert state.params['slope'] == 0.5
+    assert state.step == before.step + 1
+    helpers.assert_trees_close(state.params, before.params)
+    helpers.assert_trees_close(state.opt_state, before.opt_state)
 
 
 def test_dropout_keys_come_from_seed_step_and_micro_batch():

@@ -77,10 +77,13 @@ def whiten(x_BT, mask_BT, shift_mean=True):
 
     The mean becomes 0, or stays if `shift_mean` is False. Give a whole rollout:
     advantages that are whitened in parts cannot be compared. Values that are all
-    equal are not scaled.
+    equal are not scaled, and centred they are exactly 0.
     """
     mask_BT = jnp.asarray(mask_BT) != 0
     mean, variance = masked_moments(x_BT, mask_BT)
+    largest = jnp.max(jnp.where(mask_BT, x_BT, -jnp.inf))
+    smallest = jnp.min(jnp.where(mask_BT, x_BT, jnp.inf))
+    mean = jnp.where(largest == smallest, largest, mean)
     centred_BT = (x_BT - mean) / jnp.where(variance > EQUAL**2, jnp.sqrt(variance), 1.0)
     return jnp.where(mask_BT, centred_BT if shift_mean else centred_BT + mean, 0.0)
 
@@ -140,7 +143,7 @@ def reinforce(scores, baseline=None):
             gradient unbiased; None uses the mean of these scores.
     """
     scores = as_scores(scores)
-    return scores - (jnp.mean(scores) if baseline is None else baseline)
+    return _centred(scores, axis=None) if baseline is None else scores - baseline
 
 
 def informative(scores_NG):
@@ -164,5 +167,9 @@ def _groups(scores_NG):
     return scores_NG
 
 
-def _centred(scores_NG):
-    return scores_NG - jnp.mean(scores_NG, axis=-1, keepdims=True)
+def _centred(scores, axis=-1):
+    """scores - mean, exactly 0 if all are equal: Adam would scale up the rounding."""
+    mean = jnp.mean(scores, axis=axis, keepdims=True)
+    smallest = jnp.min(scores, axis=axis, keepdims=True)
+    equal = jnp.max(scores, axis=axis, keepdims=True) == smallest
+    return scores - jnp.where(equal, smallest, mean)

@@ -7,6 +7,15 @@
 `train.step.make_train_step` divides once, by the counts of all micro-batches and
 devices together (the metric 'tokens'). Weights and counts have one row per reply and
 are split like the batch; no part of the batch is normalised alone.
+
+A row without reply tokens has the count 0, with every normaliser: the loss of a batch
+that is partly filled is the mean over the rows that are there, as strong as that of a
+full batch, only noisier. A reply whose advantage is 0 does count, and weakens the term
+of the advantages.
+
+    rows of one token, losses of the advantages    1 3      1 3 0 0     1 3 - -
+    weight of the rows                             1 1      1 1 1 1     1 1 0 0
+    loss                                           4 / 2    4 / 4       4 / 2
 """
 
 import jax.numpy as jnp
