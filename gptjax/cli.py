@@ -251,6 +251,7 @@ def _sample(words):
     from gptjax.eval import samples
 
     config, workdir = open_run(words)
+    console.accept_any_text()
     _update_given(config, 'sample', min_p=FLAGS.min_p, **_sampling_flags())
     samples.sample(config, workdir, FLAGS.prompt, FLAGS.seed, FLAGS.step)
 
@@ -278,6 +279,7 @@ def _chat(words):
     from gptjax.serve import terminal
 
     config, workdir = open_run(words)
+    console.accept_any_text()
     terminal.chat(config, workdir, **_engine_options())
 
 

@@ -1,5 +1,6 @@
 """Messages to the user: one-line errors, and a progress bar with the time left."""
 
+import io
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +16,16 @@ class UserError(Exception):
 
     `main` prints the message as one line, without a traceback, and exits with code 2.
     """
+
+
+def accept_any_text() -> None:
+    """Standard input and output replace what their encoding does not have.
+
+    Lines of the input may end in '\\n', '\\r\\n' or '\\r'.
+    """
+    for stream, options in ((sys.stdin, dict(newline=None)), (sys.stdout, {})):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='replace', **options)
 
 
 class Count:

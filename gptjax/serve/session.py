@@ -105,7 +105,7 @@ def read_line(prompt: str, initial_text: str) -> str:
         line = sys.stdin.readline()
         if not line:
             raise EOFError
-        return line.removesuffix('\n')
+        return line.removesuffix('\n').removeprefix('\ufeff')  # a byte-order mark
     with contextlib.suppress(ImportError):  # not on every platform
         import readline
 

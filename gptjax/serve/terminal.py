@@ -201,11 +201,12 @@ def _pick(session, words):
 
 def _compare(session, words):
     reply, parent = last_message(session.root, 'assistant')
-    if not words.isdecimal():
+    step = _whole_number(words)
+    if step is None:
         raise UserError(
             f'/compare {words}'.rstrip() + ': give a step, as /compare 1000'
         )
-    engine = session.load(int(words))
+    engine = session.load(step)
     other_reply = Message('assistant', seed=reply.seed, parameters=reply.parameters)
     other_reply.model = f'{session.name}@{words}'
     draw(session, parent.add(other_reply), engine)
@@ -237,9 +238,10 @@ def _set(session, words):
 
 
 def _seed(session, words):
-    if words and not (words.isdecimal() and int(words) <= LARGEST_SEED):
+    seed = _whole_number(words)
+    if words and (seed is None or seed > LARGEST_SEED):
         raise UserError(f'/seed {words}: use a number from 0 to {LARGEST_SEED}')
-    session.seed = int(words) if words else None
+    session.seed = seed
     session.print(f'seed: {words or "a new one each time"}')
 
 
@@ -250,13 +252,14 @@ def _new(session, words):
 def _save(session, words):
     if not words:
         raise UserError('/save: give a file, as /save talk.json')
-    path = Path(words).expanduser()
     tokenizer = session.engine.tokenizer
     content = conversation_json(session.root, session.system, session.name, tokenizer)
     try:
+        path = Path(words).expanduser()
         storage.write_json(path, content)
-    except OSError as error:
-        raise UserError(f'/save {path}: {error.strerror}: use another path') from None
+    except (OSError, RuntimeError, ValueError) as error:  # also '~nobody', 'a\0'
+        why = getattr(error, 'strerror', None) or error
+        raise UserError(f'/save {words}: {why}: use another path') from None
     session.print(f'saved: {path}')
 
 
@@ -290,8 +293,14 @@ def _tokens_of(reply, command):
 
 
 def _parse_number(text, highest, command):
-    if not (text.isdecimal() and 1 <= int(text) <= highest):
+    number = _whole_number(text)
+    if number is None or not 1 <= number <= highest:
         raise UserError(
             f'{command} {text}'.rstrip() + f': use a number, 1 to {highest}'
         )
-    return int(text)
+    return number
+
+
+def _whole_number(text):
+    # Python refuses to convert thousands of digits.
+    return int(text) if text.isdecimal() and len(text) < 20 else None

@@ -1,6 +1,7 @@
 """The chat in the terminal: a scripted engine, and a real one in a pseudo-terminal."""
 
 import codecs
+import io
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import time
 import pytest
 
 import gptjax.infer.engine
+from gptjax.core import console
 from gptjax.infer.request import (
     ContextOverflow,
     EngineStopped,
@@ -222,6 +224,13 @@ def test_settings(chat, engine, session):
     assert session.parameters.max_tokens == 8
 
 
+def test_a_number_of_thousands_of_digits_is_an_error(chat):
+    long = '9' * 5000  # Python does not convert it
+    lines = [f'/{name} {long}' for name in ('seed', 'version', 'compare')]
+    printed = chat('Hello', *lines, replies=['Hi'])
+    assert printed.err.count('error: /') == 3
+
+
 def test_the_oldest_messages_go_where_the_context_is_full(chat, engine):
     printed = chat(
         *('cats ' * 40, 'dogs ' * 40, 'x' * 99, 'Hello'), replies=['a b', 'c', 'd']
@@ -249,10 +258,11 @@ def test_save(chat, session, tmp_path):
     path = tmp_path / 'talk.json'
     printed = chat(
         *('/system Be kind.', 'Hello', '/regenerate', f'/save {path}'),
-        *('/save', f'/save {path}/below'),
+        *('/save', f'/save {path}/below', '/save ~no_such_user/a', '/save a\0b'),
         replies=['I am fine 😀', 'cats'],
     )
-    assert 'give a file' in printed.err and 'use another path' in printed.err
+    assert 'give a file' in printed.err
+    assert printed.err.count('use another path') == 3
     file = json.loads(path.read_text())
     assert (file['format'], file['version']) == ('gptjax-conversations', 1)
     [one] = file['conversations']
@@ -267,12 +277,14 @@ def test_save(chat, session, tmp_path):
     assert kinds == {'', 'end', 'part'}
 
 
-def test_lines_of_a_pipe(monkeypatch, tmp_path):
-    path = tmp_path / 'lines'
-    path.write_text('one\ntwo')
-    with open(path) as lines:
+def test_lines_of_a_pipe(monkeypatch):
+    content = b'\xef\xbb\xbfone\r\n\ntw\xff\r\n/quit'
+    # As Python opens standard input: no byte may be wrong, and lines end in '\n' alone.
+    with io.TextIOWrapper(io.BytesIO(content), 'utf-8', 'strict', '\n') as lines:
         monkeypatch.setattr(sys, 'stdin', lines)
-        assert [read_line('› ', ''), read_line('› ', '')] == ['one', 'two']
+        console.accept_any_text()
+        said = [read_line('› ', '') for _ in range(4)]
+        assert said == ['one', '', 'tw\ufffd', '/quit']
         with pytest.raises(EOFError):
             read_line('› ', '')
 
@@ -352,10 +364,13 @@ def test_the_stage_on_a_terminal(served_run, compiles_fast):
         press('Hello there\r')
         wait_for('seed ')  # the line after the reply
         wait_for('› ')
+        os.write(here, b'na\xefve\r')  # as a terminal in Latin-1 sends it
+        wait_for('seed ')
+        wait_for('› ')
         press('half a line\x03')
         wait_for('Ctrl-D or /quit ends the chat')
         press('\x1b[A\r')  # the previous line, from the history
-        wait_for('Hello there')
+        wait_for('na')
         wait_for('seed ')
         wait_for('› ')
         press('\x04')
