@@ -317,7 +317,7 @@ POLICY = dict(
     epochs=Field(1, 'passes over a rollout', AT_LEAST_1),
     max_tokens=Field(16, 'maximum tokens of a reply, with the stop token', AT_LEAST_1),
     temperature=Field(1.0, 'temperature of sampling and of the loss', POSITIVE),
-    slots=Field(64, 'replies generated at once', AT_LEAST_1, free=True),
+    slots=Field(64, 'replies that an engine generates at once', AT_LEAST_1, free=True),
     generation_tensor=Field(1, 'devices per copy of weights', AT_LEAST_1, free=True),
     kl_reward=Field(0.0, 'coefficient of KL (k1) in the reward; excludes kl_loss'),
     kl_loss=Field(0.0, 'coefficient of KL (k2) in the loss'),
@@ -377,7 +377,7 @@ GRPO = dict(
 GENERATION = dict(
     max_tokens=Field(16, 'maximum tokens of a reply, with the stop token', AT_LEAST_1),
     temperature=Field(1.0, 'sampling temperature', POSITIVE),
-    slots=Field(64, 'replies generated at once', AT_LEAST_1),
+    slots=Field(64, 'replies that an engine generates at once', AT_LEAST_1),
     generation_tensor=Field(1, 'devices per copy of weights', AT_LEAST_1),
 )
 

@@ -1,5 +1,6 @@
 """Several processes that run the same program and share one run directory."""
 
+import pickle
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +112,17 @@ def compute_on_first_process(
         text = bytes(multihost_utils.broadcast_one_to_all(codes))
         raise error or UserError(text.decode())
     return multihost_utils.broadcast_one_to_all(values)
+
+
+def gather_lists(values: list) -> list:
+    """The values of all processes in one list; every process has to call this."""
+    if jax.process_count() == 1:
+        return values
+    data = np.frombuffer(pickle.dumps(values), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(data.size))
+    rows = multihost_utils.process_allgather(np.resize(data, max(sizes)))
+    gathered = (pickle.loads(row[:size]) for row, size in zip(rows, sizes, strict=True))
+    return [value for part in gathered for value in part]
 
 
 def _message_for_others(error: Exception) -> str:

@@ -130,6 +130,8 @@ def collect_experience(
     counted_B = counted_B if num_replies else ~counted_B
     scores_B = shape_scores(policy, raw_B, rollout, moments)
     token_scores = score_tokens(rollout.batch)
+    # The engine's log-probabilities have temperature 1, whatever that of the policy.
+    at_one_BT = token_scores.pop('at_temperature_1', token_scores['old'])
     reward_coefficient = adaptive.kl.coefficient if policy.kl_reward else 0.0
     batch = {**rollout.batch, **token_scores}
     if policy.mask_truncated:  # they still count in the mean score of their group
@@ -151,9 +153,8 @@ def collect_experience(
         rollout_seconds=rollout_seconds,
         **algorithm_metrics,
     )
-    if policy.temperature == 1.0:  # the temperature of the engine's log-probabilities
-        gap_BT = np.abs(rollout.sampled_BT - token_scores['old'])
-        metrics['sampler_gap'] = float(np.max(np.where(mask_BT, gap_BT, 0)))
+    gap_BT = np.abs(rollout.sampled_BT - at_one_BT)
+    metrics['sampler_gap'] = float(np.max(np.where(mask_BT, gap_BT, 0)))
     controller = adaptive.kl
     if rollout_number >= algorithm.warm_up:  # the policy moves only after the warm-up
         controller = controller.after(kl, num_replies)

@@ -33,6 +33,7 @@ from gptjax.post.experience import (
     new_adaptive_state,
     read_adaptive_state,
 )
+from gptjax.post.objectives.logprobs import token_logprobs
 from gptjax.post.objectives.reply_tokens import metrics_per_token
 from gptjax.post.policy_model import (
     PolicyModel,
@@ -141,6 +142,9 @@ def make_training(
         del weights
     setup.stack.enter_context(contextlib.closing(sampler))
     microbatch_rows = config.train.batch_size // config.train.accumulation
+    algorithm = algorithm._replace(
+        score_tokens=score_at_temperature_1(config, trained, policy, algorithm)
+    )
     score_tokens = make_token_scorer(algorithm, mesh, microbatch_rows)
     critic_step = setup.step
     if algorithm.warm_up and config.optim.weight_decay:
@@ -216,6 +220,29 @@ def make_training(
             f'truncated {metrics["truncation_rate"]:.1%}'
         ),
     )
+
+
+def score_at_temperature_1(
+    config: ConfigDict, trained: Trained, policy: PolicyModel, algorithm: Algorithm
+) -> Callable:
+    """`score_tokens` with `at_temperature_1`: log-probabilities as the engine's.
+
+    At another `policy.temperature` this takes one more forward pass.
+    """
+    if config.policy.temperature == 1.0:
+        return algorithm.score_tokens
+
+    def score_tokens(params, reference, batch):
+        scores = algorithm.score_tokens(params, reference, batch)
+        logprobs_BT, _ = token_logprobs(
+            trained.settings,
+            policy.compute(params, reference),
+            batch,
+            chunk=config.train.loss_chunk,
+        )
+        return dict(scores, at_temperature_1=logprobs_BT)
+
+    return score_tokens
 
 
 def update_on_rollout(

@@ -14,7 +14,8 @@ A row with the prompt `p q` and the reply `a b <|end|>`, padded to T = 6:
 A reply that was truncated at `policy.max_tokens` has no stop token.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -25,8 +26,10 @@ from gptjax.core.console import UserError
 from gptjax.core.hashing import hash_integer
 from gptjax.data import chat_template
 from gptjax.infer.engine import Engine
+from gptjax.infer.quantize import cast_params
 from gptjax.infer.request import Reply, SamplingParameters
 from gptjax.models import gpt
+from gptjax.parallel import multihost
 from gptjax.parallel.mesh import get_mesh, make_mesh
 from gptjax.parallel.sharding import replicated, state_shardings
 from gptjax.post.problems.problem_sources import Problem
@@ -241,48 +244,72 @@ def concatenate_rollouts(rollouts: Sequence[Rollout]) -> Rollout:
     )
 
 
-# ---- the engine
+# ---- the engines
 
 
 class Sampler:
-    """An engine that generates replies with the weights of a model in training.
+    """Engines that generate replies with the weights of a model in training.
 
-    The engine has its own mesh. With several processes, each process has an engine on
-    its own devices and generates the whole rollout; equal seeds give equal replies.
+    Every `tensor` devices of this process have an engine, with its own copy of the
+    weights in the model's compute dtype; `update_weights` copies them anew before each
+    rollout. The prompts are divided among the engines of all processes, and every
+    process gets all replies. All engines run the same programs, so a reply does not
+    depend on the engine that generates it.
 
     Args:
         params: of the policy, on the training mesh.
-        slots: the number of replies that are generated at once.
+        slots: the number of replies that an engine generates at once.
         tensor: the number of devices that share one copy of the weights.
     """
 
     def __init__(self, settings, params, tokenizer, slots: int, tensor: int = 1):
-        section = ConfigDict(dict(data=1, fsdp=1, tensor=tensor, context=1))
-        self.mesh = make_mesh(section, jax.local_devices()[:tensor])
-        self._shardings = state_shardings(
-            gpt.abstract_params(settings), gpt.param_axes(settings), self.mesh
-        )
+        sizes = ConfigDict(dict(data=1, fsdp=1, tensor=tensor, context=1))
+        devices = get_mesh(params).local_devices
+        shapes, axes = gpt.abstract_params(settings), gpt.param_axes(settings)
+        self._shardings = [
+            state_shardings(shapes, axes, make_mesh(sizes, devices[i : i + tensor]))
+            for i in range(0, max(1, len(devices) - tensor + 1), tensor)
+        ]
+        self._dtype = settings.dtype
         everywhere = replicated(get_mesh(params))
         self._gather = jax.jit(lambda params: params, out_shardings=everywhere)
-        self._engine = Engine(
-            settings, self._transfer(params), tokenizer, slots=slots, queue=slots
-        )
-        self._engine.warm_up()
+        self._engines = [
+            Engine(settings, weights, tokenizer, slots=slots, queue=slots)
+            for weights in self._transfer(params)
+        ]
+        self._threads = ThreadPoolExecutor(len(self._engines))
+        list(self._threads.map(Engine.warm_up, self._engines))
 
     def update_weights(self, params, name: str) -> None:
-        """Replaces the weights; `name` becomes the engine's fingerprint."""
-        self._engine.update_weights(self._transfer(params), name)
+        """Replaces the weights; `name` becomes the engines' fingerprint."""
+        for engine, weights in zip(self._engines, self._transfer(params), strict=True):
+            engine.update_weights(weights, name)
 
     def complete(self, prompts, parameters) -> list[Reply]:
-        return self._engine.complete(prompts, parameters)
+        """`Engine.complete`; with several processes, each calls it with all prompts."""
+        shares = np.array_split(np.arange(len(prompts)), jax.process_count())
+        parts = np.array_split(shares[jax.process_index()], len(self._engines))
+
+        def complete_part(engine, part):
+            return engine.complete(
+                [prompts[place] for place in part],
+                [parameters[place] for place in part],
+            )
+
+        replies = self._threads.map(complete_part, self._engines, parts)
+        return multihost.gather_lists([reply for part in replies for reply in part])
 
     def close(self) -> None:
-        self._engine.close()
+        for engine in self._engines:
+            engine.close()
+        self._threads.shutdown()
 
-    def _transfer(self, params):
+    def _transfer(self, params) -> Iterator:
+        """The weights for each engine."""
+        params = cast_params(params, self._dtype)
         if jax.process_count() > 1:  # other processes hold some of the shards
             params = jax.tree.map(lambda x: x.addressable_data(0), self._gather(params))
-        return jax.device_put(params, self._shardings)
+        return (jax.device_put(params, shardings) for shardings in self._shardings)
 
 
 def make_sampler(trained: Trained, section: ConfigDict) -> Sampler:

@@ -28,17 +28,21 @@ POLICY = (
 PART = '--config.task.rewards.correct'
 REWARDS = f'{PART}.function=tests.post.rewards_by_process'
 FUNCTION = f'{REWARDS}.another_in_each'
-# Each process saves its first rollout.
+# Each process saves its first rollout, and how many tokens its engines drew for it.
 RECORD = """
 import numpy as np
 from pathlib import Path
 from gptjax.post import policy_gradient
 collect = policy_gradient.collect_experience
-def recorded(config, *arguments):
-    batch, *others = collect(config, *arguments)
+def recorded(config, environment, complete, *arguments):
+    engines = complete.__self__._engines
+    count = lambda: sum(engine.stats().reply_tokens for engine in engines)
+    before = count()
+    batch, *others = collect(config, environment, complete, *arguments)
     if arguments[-1] == 0:
         [folder] = [w.split('=')[1] for w in argv if w.startswith('--workdir=')]
-        np.savez(Path(folder) / f'rollout-{jax.process_index()}.npz', **batch)
+        path = Path(folder) / f'rollout-{jax.process_index()}.npz'
+        np.savez(path, drawn=count() - before, **batch)
     return batch, *others
 policy_gradient.collect_experience = recorded
 """
@@ -155,9 +159,11 @@ def test_reinforcement_learning(name, folder, tmp_path):
     stage, variant, *more = (word.format(folder) for word in REINFORCEMENT[name])
     words = policy_words(stage, variant, folder, *more)
     alone, together = run_both(words, tmp_path)
-    expected = np.load(alone / 'rollout-0.npz')
-    for process in range(2):
-        rollout = np.load(together / f'rollout-{process}.npz')
+    expected = dict(np.load(alone / 'rollout-0.npz'))
+    rollouts = [dict(np.load(together / f'rollout-{i}.npz')) for i in range(2)]
+    drawn = [rollout.pop('drawn') for rollout in rollouts]
+    assert sum(drawn) == expected.pop('drawn') and min(drawn) > 0
+    for rollout in rollouts:
         for tokens in ('inputs', 'targets', 'weights'):
             np.testing.assert_array_equal(rollout[tokens], expected[tokens])
         # The log-probabilities are computed on another mesh; the rewards are equal.

@@ -270,6 +270,15 @@ def test_the_reward_rises(folder, section):
     assert np.mean(rewards[-3:]) > 3 * np.mean(rewards[:3])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('section', ['grpo', 'ppo'])
+def test_the_gap_to_the_sampler_does_not_depend_on_the_temperature(folder, section):
+    change = lambda config: config.train.update(num_steps=1, eval_every=1)
+    _, workdir = train(folder, f'{section}_hot', section, change, temperature=2.0)
+    [record] = lines(workdir)
+    assert record['sampler_gap'] < 2e-5  # rounding of float32
+
+
 # ---- LoRA, a critic network, another dtype
 
 

@@ -12,6 +12,7 @@ from gptjax.data import chat_template
 from gptjax.infer.model_runner import count_compilations
 from gptjax.infer.request import Reply, Token
 from gptjax.models import settings
+from gptjax.parallel.sharding import replicated
 from gptjax.post import rollout
 from gptjax.post.objectives.logprobs import token_logprobs
 from gptjax.post.problems.verifiable_tasks import make_task
@@ -40,6 +41,14 @@ def setup(tmp_path_factory):
 
 def make_sampler(trained, slots=8, **options):
     return rollout.Sampler(*trained[:3], slots=slots, **options)
+
+
+def with_settings(setup, **changes):
+    """The model with other settings."""
+    model = setup.config.model.copy_and_resolve_references()
+    model.update(changes)
+    resolved = settings.resolve(model, setup.trained.tokenizer.vocab_size)
+    return setup.trained._replace(settings=resolved)
 
 
 def draw(setup, seed=0, step=0, sampler=None):
@@ -116,11 +125,44 @@ def test_a_rollout_does_not_depend_on_the_slots(setup):
     np.testing.assert_allclose(one.sampled_BT, other.sampled_BT, atol=2e-5)
 
 
+def on_devices(trained, devices):
+    """The model on a training mesh of so many devices."""
+    everywhere = replicated(helpers.mesh_of(data=devices))
+    return trained._replace(params=jax.device_put(trained.params, everywhere))
+
+
+@pytest.mark.parametrize('devices', [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_a_rollout_does_not_depend_on_the_devices_and_uses_all(setup, devices):
+    one, sampler = draw(setup), make_sampler(on_devices(setup.trained, devices))
+    many = draw(setup, sampler=sampler)
+    np.testing.assert_array_equal(one.batch['targets'], many.batch['targets'])
+    np.testing.assert_array_equal(one.sampled_BT, many.sampled_BT)
+    drawn = [engine.stats().reply_tokens for engine in sampler._engines]
+    assert len(drawn) == devices and min(drawn) > 0
+    assert sum(drawn) == one.lengths_B.sum()
+    sampler.close()
+
+
+def test_a_bfloat16_model_rolls_out_with_bfloat16_weights(setup):
+    trained = with_settings(setup, dtype='bfloat16')
+    sampler = make_sampler(trained)
+    sampler.update_weights(trained.params, 'first')
+    [engine] = sampler._engines
+    weights = jax.tree_util.tree_leaves_with_path(engine._runner._params)
+    for path, weight in weights:
+        small = path[-1].key in ('scale', 'bias')
+        assert weight.dtype == ('float32' if small else 'bfloat16'), path
+    rows = draw(setup, sampler=sampler)
+    logprobs_BT, _ = token_logprobs(trained.settings, trained.params, rows.batch)
+    gap_BT = np.abs(rows.sampled_BT - logprobs_BT) * rows.batch['weights']
+    assert 0 < gap_BT.max() < 0.05
+
+
 @pytest.mark.parametrize('tensor', [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_samplers_logprobs_are_those_of_training(setup, tensor):
     trained, sampler = setup.trained, setup.sampler
-    if tensor > 1:
-        sampler = make_sampler(trained, tensor=tensor)
+    if tensor > 1:  # two engines
+        sampler = make_sampler(on_devices(trained, 4), tensor=tensor)
     rows = draw(setup, sampler=sampler)
     logprobs_BT, _ = token_logprobs(trained.settings, trained.params, rows.batch)
     mask_BT = rows.batch['weights'] > 0
@@ -131,10 +173,8 @@ def test_the_samplers_logprobs_are_those_of_training(setup, tensor):
 
 
 def test_a_rollout_has_no_dropout(setup):
-    model = setup.config.model.copy_and_resolve_references()
-    model.update(residual_dropout=0.5, attention_dropout=0.5, embedding_dropout=0.5)
-    dropping = settings.resolve(model, setup.trained.tokenizer.vocab_size)
-    sampler = make_sampler(setup.trained._replace(settings=dropping))
+    rates = dict(residual_dropout=0.5, attention_dropout=0.5, embedding_dropout=0.5)
+    sampler = make_sampler(with_settings(setup, **rates))
     one, other = draw(setup), draw(setup, sampler=sampler)
     np.testing.assert_array_equal(one.batch['targets'], other.batch['targets'])
 
