@@ -72,6 +72,13 @@ def made_once(tmp_path_factory, name, make):
     return folder
 
 
+@pytest.fixture
+def one_device(monkeypatch):
+    """Meshes of one device: on eight, eight engines would compile their programs."""
+    first = jax.devices()[:1]
+    monkeypatch.setattr(jax, 'devices', lambda *_: first)
+
+
 @pytest.fixture(scope='session')
 def prepared_run(tmp_path_factory):
     """A run directory with the data of configs/tiny.py. Copy it; do not change it."""

@@ -12,6 +12,7 @@ from gptjax.eval.bootstrap import BootstrapSettings
 from gptjax.train import init_from
 from tests.post import starts
 
+pytestmark = pytest.mark.usefixtures('one_device')
 HOW = BootstrapSettings(resamples=50, level=0.95, seed=0)
 
 

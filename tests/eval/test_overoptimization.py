@@ -20,6 +20,8 @@ from gptjax.train import init_from
 from gptjax.train.load_model import inference_mesh
 from tests.post import starts
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 
 def figure(value):
     return dict(value=value, interval=[value - 0.1, value + 0.1])

@@ -14,6 +14,8 @@ from gptjax.post.select_replies import Choice, ScoredReply, choose_best, choose_
 from gptjax.train import init_from
 from tests.post import starts
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 
 def drawn(*replies):
     return [ScoredReply(*reply) for reply in replies]
