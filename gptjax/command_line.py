@@ -8,6 +8,7 @@ from ml_collections import ConfigDict, config_flags
 
 from gptjax.core import run_dir
 from gptjax.core.console import UserError
+from gptjax.core.files import replace_surrogates
 
 FLAGS = flags.FLAGS
 
@@ -83,14 +84,21 @@ DRAWN = ('max_tokens', 'temperature', 'top_k', 'top_p', 'seed')
 def parse(argv: list[str], stages, variant_flags) -> tuple[str | None, list[str]]:
     """(stage, positional arguments); (None, []) for --help.
 
-    Raises UserError for a flag that the stage does not read. `variant_flags` has the
-    flags of 'bench data', 'eval --compare' and so on.
+    Raises UserError for a word that is not UTF-8, which neither a manifest nor a
+    checkpoint can hold, and for a flag that the stage does not read. `variant_flags`
+    has the flags of 'bench data', 'eval --compare' and so on.
     """
     if len(argv) < 2 or {'--help', '-h', '--helpfull', '-help'} & set(argv):
         return None, []
     stage = argv[1]
     if stage not in stages:
         raise UserError(f'no stage {stage!r}: use one of {", ".join(stages)}')
+    for word in argv:
+        if word != replace_surrogates(word):
+            raise UserError(
+                f'{word!a} is not UTF-8: type it in a terminal that uses UTF-8, or '
+                'rename the file'
+            )
     try:
         words = FLAGS([argv[0], *argv[2:]])
     except _FLAG_ERRORS as error:

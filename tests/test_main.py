@@ -61,6 +61,7 @@ def test_unknown_words_are_refused(capsys, tmp_path):
             'twice',
         ): "'twice': this stage has no such argument",
         ('pretrain', config, place, '--wrong=1'): 'wrong',
+        ('sample', place, '--prompt', 'caf\udce9'): r"'caf\udce9' is not UTF-8",
         ('pretrain', config): '--workdir is missing',
         ('pretrain', place): 'is not a run directory',
         ('pretrain', '--config=configs/none.py', place): 'configs/none.py',
