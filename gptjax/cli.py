@@ -43,13 +43,12 @@ def main(argv: list[str]) -> int:
         print('\ninterrupted; run the same command to continue', file=sys.stderr)
         return CTRL_C
     except Exception as error:
-        workdir = given_workdir()
-        reason = storage.unwritable(error, workdir)
+        reason = storage.unwritable(error, given_workdir())
         if reason is None:
             raise
         print(
-            f'error: --workdir={workdir}: cannot write there ({reason}): free some '
-            'space, or use another --workdir',
+            f'error: --workdir={FLAGS.workdir}: cannot write there ({reason}): free '
+            'some space, or use another --workdir',
             file=sys.stderr,
         )
         return USER_ERROR

@@ -141,14 +141,12 @@ def read_config(workdir: Path) -> ConfigDict:
 
 
 def _read(path: Path) -> dict:
-    reason = 'not an object'
     try:
-        value = storage.read_json(path)
-        if isinstance(value, dict):
-            return value
+        return storage.read_json(path)
     except ValueError as error:
-        reason = error
-    raise UserError(f'{path} is not valid JSON ({reason}): delete it, and add --config')
+        raise UserError(
+            f'{path} is not valid JSON ({error}): delete it, and add --config'
+        ) from error
 
 
 def to_json(config: ConfigDict) -> dict:

@@ -7,8 +7,6 @@ depends only on weights, seed and step, so a resumed run generates the same roll
 
 An update without a live row (see `has_live_row`) is left out: parameters, moments and
 averages stay, and only the step number advances, and the learning rate with it.
-
-    RUN/samples/validation/00000040.json    replies of the validation after 40 updates
 """
 
 import contextlib
@@ -21,12 +19,11 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from gptjax.core import storage
 from gptjax.core.console import UserError, progress_bar
 from gptjax.models import parameter_count
 from gptjax.optim.optimizer import ema_params
 from gptjax.parallel.mesh import make_mesh
-from gptjax.parallel.multihost import is_first_process, print_once
+from gptjax.parallel.multihost import print_once
 from gptjax.parallel.sharding import put_on_mesh
 from gptjax.post.experience import (
     Algorithm,
@@ -36,7 +33,6 @@ from gptjax.post.experience import (
     new_adaptive_state,
     read_adaptive_state,
 )
-from gptjax.post.objectives.kl import PITFALLS, RIGHT
 from gptjax.post.objectives.logprobs import token_logprobs
 from gptjax.post.objectives.reply_tokens import metrics_per_token
 from gptjax.post.policy_model import (
@@ -62,9 +58,6 @@ from gptjax.train import config_checks, init_from
 from gptjax.train.load_model import Trained, model_identity, uses_lora
 from gptjax.train.loop import Setup, Stage, Training, fit
 from gptjax.train.step import make_train_step
-
-SAMPLES = Path('samples', 'validation')  # in RUN
-NUM_SAMPLES = 16  # of a validation
 
 
 def train_policy(
@@ -120,8 +113,7 @@ def train_policy(
             **algorithm.identity,
         ),
         make_training=partial(
-            make_training,
-            *(config, workdir, mesh, environment, trained, policy, algorithm),
+            make_training, config, mesh, environment, trained, policy, algorithm
         ),
         record=dict(
             memory=[list(values) for values in new_adaptive_state(config.policy)],
@@ -134,7 +126,6 @@ def train_policy(
 
 def make_training(
     config: ConfigDict,
-    workdir: Path,
     mesh: Mesh,
     environment: Environment,
     trained: Trained,
@@ -145,10 +136,6 @@ def make_training(
     """Starts the engine; defines how rollouts become updates, and the validation."""
     reference = trained.params  # never donated, so these arrays stay valid
     updates = updates_per_rollout(config)
-    if is_first_process():  # a resumed run writes these samples again
-        for path in (workdir / SAMPLES).glob('[0-9]*.json'):
-            if int(path.stem) > int(setup.state.step):
-                path.unlink()
     with progress_bar('starting the engine', 0):
         weights = policy.merge(setup.state.params, reference)
         sampler = make_sampler(trained._replace(params=weights), config.policy)
@@ -211,11 +198,7 @@ def make_training(
     def validate(state, done):
         params = ema_params(state.opt_state, state.params)
         sampler.update_weights(policy.merge(params, reference), f'step {done}')
-        metrics, samples = evaluate_policy(config, environment, sampler)
-        if is_first_process():
-            path = workdir / SAMPLES / f'{done:08d}.json'
-            storage.write_json(path, dict(step=done, samples=samples))
-        return metrics
+        return evaluate_policy(config, environment, sampler)
 
     replies = config.policy.prompts * config.policy.replies
     print_once(
@@ -225,8 +208,6 @@ def make_training(
         f'{"update" if updates == 1 else "updates"}'
     )
     print_once(f'policy: {describe_truncation(config.policy)}')
-    if pitfall := describe_kl_pitfall(config.policy):
-        print_once(f'policy: {pitfall}')
     return Training(
         update=update,
         validate=validate,
@@ -340,11 +321,11 @@ def mean_metrics(steps: list[dict], token_metrics) -> dict[str, float]:
 
 def evaluate_policy(
     config: ConfigDict, environment: Environment, sampler: Sampler
-) -> tuple[dict[str, float], list[dict]]:
-    """(metrics, samples) of greedy replies to the validation problems.
+) -> dict[str, float]:
+    """Reward and accuracy of greedy replies to the validation problems.
 
     `loss`, which chooses the best checkpoint, is 1 - accuracy, or without a verifier
-    the negative reward. The samples are the first replies, for RUN/samples/validation.
+    the negative reward.
     """
     prompt_format, task, reward = environment
     problems = task.validation(config.task.validation)
@@ -352,31 +333,19 @@ def evaluate_policy(
         sampler.complete, prompt_format, problems, 0.0, config.seed
     )
     texts = [reply.text for reply in replies]
-    rewards = reward(problems, texts)
-    metrics = dict(reward=float(np.mean(rewards)))
+    metrics = dict(reward=float(np.mean(reward(problems, texts))))
     metrics['loss'] = -metrics['reward']
     if task.score is not None:
         scores = on_first_process(verifier_reward(task.score))(problems, texts)
         metrics['accuracy'] = float(np.mean(scores >= 1.0))
         metrics['loss'] = 1 - metrics['accuracy']
-    lengths = [len(r.tokens) + (r.ending is not None) for r in replies]
-    metrics['response_length'] = float(np.mean(lengths))
-    metrics['truncation_rate'] = float(np.mean([r.ending is None for r in replies]))
-    samples = [
-        dict(
-            id=problem.id,
-            prompt=list(problem.messages),
-            answer=problem.answer,
-            reply=reply.text,
-            reward=float(reward),
-            tokens=length,
-            truncated=reply.ending is None,
-        )
-        for problem, reply, reward, length in zip(
-            problems, replies, rewards, lengths, strict=True
-        )
-    ]
-    return metrics, samples[:NUM_SAMPLES]
+    return dict(
+        metrics,
+        response_length=float(
+            np.mean([len(r.tokens) + (r.ending is not None) for r in replies])
+        ),
+        truncation_rate=float(np.mean([r.ending is None for r in replies])),
+    )
 
 
 def describe_truncation(policy: ConfigDict) -> str:
@@ -394,18 +363,6 @@ def describe_truncation(policy: ConfigDict) -> str:
     )
 
 
-def describe_kl_pitfall(policy: ConfigDict) -> str:
-    """The warning that the estimator of the KL is not right where it is, or ''."""
-    for place, pitfalls in PITFALLS.items():
-        if policy[place] and policy.kl_estimator in pitfalls:
-            return (
-                f'warning: policy.kl_estimator={policy.kl_estimator} with '
-                f'policy.{place}={policy[place]}: {pitfalls[policy.kl_estimator]}: use '
-                f'policy.kl_estimator={RIGHT[place]}, unless you mean this'
-            )
-    return ''
-
-
 # ---- checks
 
 
@@ -417,9 +374,10 @@ def updates_per_rollout(config: ConfigDict) -> int:
 def check_policy(config: ConfigDict) -> None:
     """Refuses fields of the section `policy` that do not fit each other."""
     policy, train = config.policy, config.train
-    effect = 'does nothing in ppo and grpo'
-    config_checks.refuse_unused(config, 'train.profile_step', effect)
-    config_checks.check_unused(config, 'policy')
+    config_checks.check_unused(config, 'train', ['profile_step'], 'in ppo and grpo')
+    if not policy.kl_reward and not policy.kl_loss:
+        why = 'where policy.kl_reward and policy.kl_loss are 0'
+        config_checks.check_unused(config, 'policy', ['kl_horizon'], why)
     if policy.kl_reward and policy.kl_loss:
         raise UserError(
             f'policy.kl_reward={policy.kl_reward} and policy.kl_loss={policy.kl_loss} '
