@@ -1,6 +1,6 @@
 """Several processes that run the same program and share one run directory."""
 
-import pickle
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -115,14 +115,19 @@ def compute_on_first_process(
 
 
 def gather_lists(values: list) -> list:
-    """The values of all processes in one list; every process has to call this."""
+    """The JSON values of all processes in one list; every process has to call this.
+
+    With several processes, named tuples come back as lists.
+    """
     if jax.process_count() == 1:
         return values
-    data = np.frombuffer(pickle.dumps(values), np.uint8)
+    data = np.frombuffer(json.dumps(values).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(data.size))
     rows = multihost_utils.process_allgather(np.resize(data, max(sizes)))
-    gathered = (pickle.loads(row[:size]) for row, size in zip(rows, sizes, strict=True))
-    return [value for part in gathered for value in part]
+    gathered = zip(rows, sizes, strict=True)
+    return [
+        value for row, size in gathered for value in json.loads(row[:size].tobytes())
+    ]
 
 
 def _message_for_others(error: Exception) -> str:

@@ -27,7 +27,7 @@ from gptjax.core.hashing import hash_integer
 from gptjax.data import chat_template
 from gptjax.infer.engine import Engine
 from gptjax.infer.quantize import cast_params
-from gptjax.infer.request import Reply, SamplingParameters
+from gptjax.infer.request import Reply, SamplingParameters, Token
 from gptjax.models import gpt
 from gptjax.parallel import multihost
 from gptjax.parallel.mesh import get_mesh, make_mesh
@@ -297,7 +297,8 @@ class Sampler:
             )
 
         replies = self._threads.map(complete_part, self._engines, parts)
-        return multihost.gather_lists([reply for part in replies for reply in part])
+        gathered = multihost.gather_lists([reply for part in replies for reply in part])
+        return [_read_reply(*fields) for fields in gathered]
 
     def close(self) -> None:
         for engine in self._engines:
@@ -310,6 +311,14 @@ class Sampler:
         if jax.process_count() > 1:  # other processes hold some of the shards
             params = jax.tree.map(lambda x: x.addressable_data(0), self._gather(params))
         return (jax.device_put(params, shardings) for shardings in self._shardings)
+
+
+def _read_reply(text, tokens, prompt, finish, stopped_by, ending) -> Reply:
+    """The reply of another process: its fields were sent as JSON, without types."""
+    read = lambda token: Token(*token[:2], tuple(map(tuple, token[2])))
+    tokens = tuple(read(token) for token in tokens)
+    prompt = prompt and tuple(read(token) for token in prompt)
+    return Reply(text, tokens, prompt, finish, stopped_by, ending and read(ending))
 
 
 def make_sampler(trained: Trained, section: ConfigDict) -> Sampler:
