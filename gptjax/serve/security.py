@@ -213,7 +213,7 @@ class LimitedConnection(H11Protocol):
 def read_key(path: str) -> str:
     """The API key in a file."""
     try:
-        key = Path(path).expanduser().read_text(encoding='utf-8').strip()
+        key = Path(path).expanduser().read_text(encoding='utf-8-sig').strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, 'strerror', None) or 'not a text file'
         raise UserError(

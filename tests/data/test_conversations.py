@@ -2,7 +2,9 @@
 
 import gzip
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from configs import common
@@ -202,7 +204,29 @@ def test_what_pretraining_held_out_is_held_out(tmp_path):
     assert manifest['own']['skipped'] == dict(drop_short=1, drop_duplicates=3)
 
 
-# ---- Our own datasets
+# ---- Datasets of TFDS
+
+
+def test_messages_of_a_dataset_are_read_as_those_of_files(monkeypatch):
+    columns = dict(
+        role=np.array([b'developer', b'user', b'assistant'], object),
+        content=np.array([b'Be kind.', b'caf\xe9', b'no'], object),
+        weight=np.array([0, 0, 0.0], np.float32),
+        name=[b'', b'', b''],
+    )
+    rows = [('x', 'example 0', columns)]
+    monkeypatch.setattr(conversations, 'read_feature', lambda *_: iter(rows))
+    builder = SimpleNamespace(info=SimpleNamespace(features=dict(messages=columns)))
+    source = common.source('tfds', 'mine')
+    read = conversations._make_tfds_reader('mine', source, builder)
+    ((_, said, _),) = read(None)
+    assert said == [
+        *(('system', 'Be kind.'), ('user', 'caf\ufffd')),
+        (conversations.UNTRAINED, 'no'),
+    ]
+    columns['name'] = [b'', b'ann', b'']
+    with pytest.raises(UserError, match='messages.1. has the field "name"'):
+        list(read(None))
 
 
 @pytest.mark.slow

@@ -98,8 +98,9 @@ def test_text_errors(tmp_path):
     binary = tmp_path / 'image.txt'
     binary.write_bytes(b'ok\nok\n\x89PNG\0\0')
     refuses(['image.txt', 'line 3', 'binary'], 'text', binary)
-    for encoding in ('utf-16', 'utf-16-le'):  # with a byte-order mark, and without
-        binary.write_bytes('Notepad\n'.encode(encoding))
+    # With a byte-order mark, and without: then the NUL bytes of Latin letters tell.
+    for text, encoding in (('你好', 'utf-16'), ('Notepad\n', 'utf-16-le')):
+        binary.write_bytes(text.encode(encoding))
         refuses(['image.txt', 'UTF-16', 'iconv -f UTF-16'], 'text', binary)
     latin = tmp_path / 'latin.txt'
     latin.write_bytes('ok\nschön'.encode('latin-1'))
