@@ -22,7 +22,7 @@ groups with equal scores (`grpo.resampling`) and penalises replies near the leng
 Where groups of equal scores are not replaced, their advantages are 0, but their replies
 count in the normaliser, and in the terms of KL and entropy. With resampling, a group
 that only fills the rollout is in no term and does not count: an update is the mean over
-its mixed groups, as strong with one as with many. Without any it changes nothing.
+its mixed groups, as strong with one as with many, and without any it changes nothing.
 """
 
 from functools import partial

@@ -22,12 +22,16 @@ from tests.post.test_policy_gradient import lines, train
 ROWS = dict(
     inputs=np.zeros((4, 2)),
     weights=np.float32([[0, 1], [0, 1], [0, 1], [0, 0]]),  # row 3 fills the rollout
-    advantages=np.float32([[0, 0], [0, 2], [0, 0], [0, 0]]),
+    advantages=np.float32([[0, 0], [0, 1], [0, 0], [0, 0]]),
 )
 
 
-def updates_of(algorithm=None, epochs=2, **policy):
-    """(rows of each update that is made, the last step, numbers of text arrays)."""
+def updates_of(advantage, algorithm, epochs=2, **policy):
+    """(rows of each update that is made, the last step, numbers of text arrays).
+
+    Args:
+        advantage: of row 1; the others have 0.
+    """
     config = common.base()
     config.policy = common.policy_section()
     config.policy.update(policy, epochs=epochs)
@@ -42,7 +46,6 @@ def updates_of(algorithm=None, epochs=2, **policy):
         numbers.append(number)
         return {}
 
-    algorithm = algorithm or Algorithm(None, None, None, ())
     if algorithm.extra_arrays:
         algorithm = algorithm._replace(extra_arrays=text)
     with mock.patch.object(policy_gradient, 'put_on_mesh', lambda arrays, mesh: arrays):
@@ -50,7 +53,7 @@ def updates_of(algorithm=None, epochs=2, **policy):
             config,
             step,
             TrainState(np.int32(10), {}, ()),
-            dict(ROWS, row=np.arange(4)),
+            dict(ROWS, row=np.arange(4), advantages=advantage * ROWS['advantages']),
             (),
             10,
             algorithm,
@@ -63,18 +66,21 @@ def updates_of(algorithm=None, epochs=2, **policy):
 @pytest.mark.parametrize(
     ('policy', 'algorithm', 'live'),
     [
-        ({}, {}, [1, 1]),
+        ({}, {}, []),
         ({'kl_loss': 0.1}, {}, [0, 0, 1, 1, 2, 2]),
         ({'entropy': 0.1}, {}, [0, 0, 1, 1, 2, 2]),
-        ({'kl_reward': 0.1}, {}, [1, 1]),  # it is part of the advantages
+        ({'kl_reward': 0.1}, {}, []),  # it is part of the advantages
         ({}, {'has_critic': True}, [0, 0, 1, 1, 2, 2]),
         ({}, {'extra_arrays': True}, [0, 0, 1, 1, 2, 2, 3, 3]),
     ],
 )
-def test_updates_without_a_live_row_are_left_out(policy, algorithm, live):
+@pytest.mark.parametrize('advantage', [0, 2])
+def test_updates_without_a_live_row_are_left_out(policy, algorithm, live, advantage):
     algorithm = Algorithm(None, None, None, (), **algorithm)
-    made, step, numbers = updates_of(algorithm, **policy)
-    assert made == live
+    made, step, numbers = updates_of(advantage, algorithm, **policy)
+    # One reply with an advantage makes the others with weight part of its mean.
+    with_weight = [0, 0, 1, 1, 2, 2]
+    assert made == (live or with_weight if advantage else live)
     assert step == 10 + 2 * 4  # the number of every update, made or not
     assert numbers == (list(range(10, 18)) if algorithm.extra_arrays else [])
 
