@@ -35,16 +35,17 @@ from gptjax.data.cleaning.cleaning_steps import (
     read_options,
     select_transforms,
 )
-from gptjax.data.documents import Write, assign_split, write_sources
+from gptjax.data.documents import Write, write_sources
 from gptjax.data.sources.file_source import read_messages
 from gptjax.data.sources.open_source import SUFFIXES, describe_source_files
-from gptjax.data.sources.records import SPLITS, Source, record_messages
+from gptjax.data.sources.records import Source, record_messages
 from gptjax.data.sources.tfds_source import (
     count_examples,
     describe_dataset,
     prepare_builder,
     read_feature,
 )
+from gptjax.data.splits import Part, SplitWriter
 
 VIEW = re.compile(r'@[0-9]+\Z')  # the end of a view's id
 UNTRAINED = 'assistant without loss'  # a speaker: replies that are not learned
@@ -68,7 +69,7 @@ def write_conversations(config: ConfigDict, workdir: Path, folder: Path) -> dict
     """
     return write_sources(
         config.dialogue.sources,
-        folder,
+        SplitWriter(folder, config.data.validation_fraction, _cut_views),
         lambda name, source: open_conversations(name, source, workdir / 'datasets'),
         partial(_write_source, config, set()),
     )
@@ -80,7 +81,7 @@ def _write_source(config, seen: set[bytes], name, source: Source, write: Write) 
     clean = choose_steps(f'dialogue.sources.{name}', source_config, data)
     counts = {step: StepCount() for step in clean}
     read, skipped = Counter(conversations=0, messages=0), Counter()
-    splits = {split: Counter(conversations=0, views=0) for split in SPLITS}
+    is_empty = True
     with console.progress_bar(f'dialogue {name}', source.total, source.unit) as advance:
         for conversation in source.read(advance):
             read.update(conversations=1, messages=len(conversation.messages))
@@ -89,13 +90,13 @@ def _write_source(config, seen: set[bytes], name, source: Source, write: Write) 
             if reason:
                 skipped[reason] += 1
                 continue
-            split = assign_split(conversation.id, data.validation_fraction)
-            splits[split]['conversations'] += 1
-            for identity, messages in make_views(conversation):
-                view = dict(id=f'{name}/{identity}', source=name, messages=messages)
-                write(split, view)
-                splits[split]['views'] += 1
-    if not sum(count['views'] for count in splits.values()):
+            views = [
+                dict(id=f'{name}/{identity}', source=name, messages=messages)
+                for identity, messages in make_views(conversation)
+            ]
+            write(_make_part(conversation.id, views))
+            is_empty = False
+    if is_empty:
         raise UserError(
             f'dialogue.sources.{name}.path={source_config.path}: none '
             f'of the {read["conversations"]} conversations is left ({dict(skipped)}): '
@@ -105,8 +106,54 @@ def _write_source(config, seen: set[bytes], name, source: Source, write: Write) 
         read=dict(read),
         steps={step: asdict(count) for step, count in counts.items()},
         skipped=dict(skipped),
-        splits={split: dict(count) for split, count in splits.items()},
     )
+
+
+def _make_part(key: str, views: list[dict]) -> Part:
+    return Part(key, views, dict(conversations=1, views=len(views)))
+
+
+def _cut_views(part: Part) -> list[Part]:
+    """Cuts the only conversation in two, so that one can be held out.
+
+    It is cut before a message of the user, in the middle of those where both parts have
+    a reply. The system message is in both parts. Without such a message: [].
+    """
+    cut = [_cut_messages(view['messages']) for view in part.records]
+    if not all(cut):
+        return []
+    return [
+        _make_part(
+            f'{part.key}.{number}',
+            [
+                dict(view, id=_number_view(view['id'], number), messages=halves[number])
+                for view, halves in zip(part.records, cut, strict=True)
+            ],
+        )
+        for number in range(2)
+    ]
+
+
+def _cut_messages(messages: list[dict]) -> tuple[list[dict], list[dict]] | None:
+    roles = [message['role'] for message in messages]
+    head = [message for message in messages if message['role'] == 'system']
+    places = [
+        place
+        for place, role in enumerate(roles)
+        if (*roles[place - 1 : place], role) == ('assistant', 'user')
+        and 'assistant' in roles[place:]
+    ]
+    if not places:
+        return None
+    place = places[len(places) // 2]
+    rest = [message for message in messages[place:] if message['role'] != 'system']
+    return messages[:place], head + rest
+
+
+def _number_view(view_id: str, number: int) -> str:
+    """'chitchat/a07e@1' → 'chitchat/a07e.0@1'"""
+    name = conversation_id(view_id)
+    return f'{name}.{number}{view_id.removeprefix(name)}'
 
 
 def make_views(conversation: Conversation) -> Iterator[tuple[str, list[dict]]]:

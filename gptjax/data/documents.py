@@ -10,7 +10,6 @@ A few megabytes of text are in memory at a time, and 16-byte hashes of all docum
 for de-duplication.
 """
 
-import json
 import multiprocessing
 import os
 from collections import Counter, deque
@@ -25,7 +24,6 @@ from ml_collections import ConfigDict
 
 from gptjax.core import artifact, console, run_dir, storage
 from gptjax.core.console import UserError
-from gptjax.core.hashing import hash_fraction
 from gptjax.data.cleaning.cleaning_steps import (
     DROP_DUPLICATES,
     Options,
@@ -36,16 +34,19 @@ from gptjax.data.cleaning.cleaning_steps import (
     is_duplicate,
     read_options,
 )
+from gptjax.data.sources.file_source import cut_text
 from gptjax.data.sources.open_source import (
     describe_passed_over,
     open_source,
     refuse_changed_sources,
 )
 from gptjax.data.sources.records import SPLITS, Document, Source, group_by_size
+from gptjax.data.splits import Part, SplitWriter
 
 CHUNK_CHARACTERS = 2**18  # cleaned by one call
 CHUNKS_BEFORE_PROCESSES = 64  # for fewer chunks, starting processes costs more
-Write = Callable[[str, dict], None]  # write(split, record) writes a line
+NUM_PARTS = 20  # of a document that is the only one
+Write = Callable[[Part], None]
 PACKAGES = ('ftfy', 'selectolax', 'py3langid', 'sentencex', 'tensorflow-datasets')
 
 
@@ -79,7 +80,7 @@ DOCUMENTS = artifact.Artifact('documents', build_documents, describe_documents)
 def _write_documents(data: ConfigDict, folder: Path, data_dir: Path) -> dict:
     sources = write_sources(
         data.sources,
-        folder,
+        SplitWriter(folder, data.validation_fraction, _cut_document),
         lambda name, source: open_source(name, source, data_dir),
         partial(_write_source, data, set()),
     )
@@ -90,15 +91,6 @@ def _write_documents(data: ConfigDict, folder: Path, data_dir: Path) -> dict:
         )
         for split in SPLITS
     }
-    for split in SPLITS:
-        if not splits[split]['documents']:
-            total = _sum(splits.values())['documents']
-            change = 'smaller' if split == 'train' else 'larger'
-            raise UserError(
-                f'data.validation_fraction={data.validation_fraction} puts none of the '
-                f'{total} documents into {split}: use a {change} fraction, or more '
-                'documents (a single text file is cut into several)'
-            )
     return dict(
         fingerprint=storage.fingerprint([splits[name]['sha256'] for name in SPLITS]),
         licences={name: source['licence'] for name, source in sources.items()},
@@ -110,45 +102,29 @@ def _write_documents(data: ConfigDict, folder: Path, data_dir: Path) -> dict:
 
 def write_sources(
     sources: ConfigDict,
-    folder: Path,
+    writer: SplitWriter,
     open_source: Callable[[str, ConfigDict], Source],
     write_source: Callable[[str, Source, Write], dict],
 ) -> dict:
-    """Writes `folder`/train.jsonl and validation.jsonl from all sources.
+    """Writes the records of all sources in two splits.
 
-    `write_source(name, source, write)` writes records with `write(split, record)`, and
-    returns counts. Returns the manifest's entry of each source by name.
+    `write_source(name, source, write)` writes records with `write(part)`, and returns
+    counts. Returns the manifest's entry of each source by name.
     """
     described = {}
-    with (
-        open(folder / 'train.jsonl', 'w', encoding='utf-8') as train,
-        open(folder / 'validation.jsonl', 'w', encoding='utf-8') as validation,
-    ):
-        files = dict(train=train, validation=validation)
-
-        def write(split, record):
-            files[split].write(json.dumps(record, ensure_ascii=False) + '\n')
-
+    with writer:
         for name, config in sources.items():
             source = open_source(name, config)
             described[name] = dict(
                 kind=config.kind,
                 path=config.path,
                 **source.description,
-                **write_source(name, source, write),
+                **write_source(name, source, partial(writer.write, name)),
             )
+        sizes = writer.finish()
+    for name, source in described.items():
+        source['splits'] = {split: dict(size) for split, size in sizes[name].items()}
     return described
-
-
-def assign_split(identity: str, validation_fraction: float) -> str:
-    """Returns 'train' or 'validation', which depends on the document's id alone.
-
-    The SHA-256 of the id, as a number from 0 to 1, is compared with the fraction. So
-    other documents, sources and limits change nothing, and a larger fraction only
-    moves documents from training to validation. The id does not contain the source's
-    name: a conversation that two sources have is in the same split of both.
-    """
-    return 'validation' if hash_fraction(identity) < validation_fraction else 'train'
 
 
 def _write_source(
@@ -157,7 +133,7 @@ def _write_source(
     """Reads, cleans and writes a source; returns counts of its documents."""
     clean = choose_steps(f'data.sources.{name}', data.sources[name], data)
     counts = {step: StepCount() for step in clean}
-    read, splits = Counter(empty=0), {split: Counter() for split in SPLITS}
+    read, kept = Counter(empty=0), Counter()
     with console.progress_bar(f'cleaning {name}', source.total, source.unit) as advance:
         documents = _drop_empty(source.read(advance), read)
         # drop_duplicates sees all documents; the steps before and after it see chunks.
@@ -171,11 +147,9 @@ def _write_source(
             else:
                 documents = _clean(documents, list(steps), data, counts)
         for identity, text in documents:
-            split = assign_split(identity, data.validation_fraction)
-            write(split, dict(id=f'{name}/{identity}', source=name, text=text))
-            splits[split].update(_size(text))
-    kept = _sum(splits.values())
-    if not kept['documents']:
+            write(_make_part(name, identity, text))
+            kept.update(_size(text))
+    if not kept:
         if read['empty'] == read['documents']:
             raise UserError(
                 f'data.sources.{name}: all {read["empty"]} documents are empty: give '
@@ -190,9 +164,21 @@ def _write_source(
     return dict(
         read=dict(read),
         steps={step: asdict(count) for step, count in counts.items()},
-        kept=kept,
-        splits={split: _sum([count]) for split, count in splits.items()},
+        kept=dict(kept),
     )
+
+
+def _make_part(source: str, identity: str, text: str) -> Part:
+    record = dict(id=f'{source}/{identity}', source=source, text=text)
+    return Part(identity, [record], _size(text))
+
+
+def _cut_document(part: Part) -> list[Part]:
+    """Cuts the only document into about NUM_PARTS, so that one can be held out."""
+    (record,), name = part.records, part.records[0]['source']
+    lines = record['text'].splitlines(keepends=True)
+    texts = cut_text(lines, max(1, len(record['text']) // NUM_PARTS))
+    return [_make_part(name, f'{part.key}.{n}', text) for n, text in enumerate(texts)]
 
 
 def _clean(

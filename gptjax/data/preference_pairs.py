@@ -25,11 +25,11 @@ from gptjax.core import artifact, storage
 from gptjax.core.console import UserError
 from gptjax.core.files import JSON_LINES, list_files
 from gptjax.data import chat_template
-from gptjax.data.documents import assign_split
 from gptjax.data.packed_dataset import shuffle_epochs
 from gptjax.data.preferences import Preference, read_preferences
 from gptjax.data.sources.open_source import describe_files, refuse_changed_files
 from gptjax.data.sources.records import SPLITS
+from gptjax.data.splits import assign_split, fill_splits
 from gptjax.tokenizer.tokenizer import Tokenizer
 
 FIELD = 'preference.path'
@@ -137,29 +137,15 @@ def encode_pair(preference: Preference, tokenizer, template: str) -> Pair:
 def split_pairs(pairs: Sequence[tuple[str, Pair]], section) -> dict[str, list[Pair]]:
     """Splits pairs into training and validation, by a hash of the prompt.
 
-    So pairs of one prompt are in the same split. If all prompts would be in training,
-    the one with the smallest hash is moved to validation.
+    So pairs of one prompt are in the same split, if there are others.
 
     Args:
         pairs: (key of the prompt, pair), in order.
     """
     fraction = section.validation_fraction
-    split_of = {key: assign_split(key, fraction) for key, _ in pairs}
-    if len(split_of) == 1:
-        raise UserError(
-            f'preference.path={section.path}: all pairs have one prompt, and '
-            'validation needs another one: give pairs of more prompts'
-        )
-    if 'validation' not in split_of.values():
-        split_of[min(split_of, key=storage.fingerprint)] = 'validation'
-    if 'train' not in split_of.values():
-        raise UserError(
-            f'preference.validation_fraction={fraction} leaves no pair to train on: '
-            'use a smaller one, or give more pairs'
-        )
-    return {
-        name: [pair for key, pair in pairs if split_of[key] == name] for name in SPLITS
-    }
+    keys = [key for key, _ in pairs]
+    numbers = fill_splits(keys, lambda key: assign_split(key, fraction))
+    return {name: [pairs[n][1] for n in chosen] for name, chosen in numbers.items()}
 
 
 def read_pairs(workdir: Path, split: str) -> list[Pair]:
@@ -232,19 +218,27 @@ def pad_rows(rows: Sequence[Row], context: int, pad: int) -> dict[str, np.ndarra
     )
 
 
-def mismatch_replies(pairs: Sequence[Pair], context: int) -> list[Row]:
+def mismatch_replies(
+    pairs: Sequence[Pair], context: int, others: Sequence[Pair] = ()
+) -> list[Row]:
     """Joins each pair's prompt with a reply to another prompt, for KTO's baseline.
 
     The reply is from the next pair with another prompt: chosen and rejected replies
     alternate. Rows are cut to context + 1 tokens. With pairs (p, a, b), (q, c, d):
 
         → p c, q b
+
+    Args:
+        others: pairs of other splits, which are used if all `pairs` have one prompt.
     """
+    num_rows = len(pairs)
+    if len({pair.chosen.prompt for pair in pairs}) == 1:
+        pairs = [*pairs, *others]
     prompts = [pair.chosen.prompt for pair in pairs]
     if len(set(prompts)) == 1:
         raise UserError(
-            'preference.loss=kto needs replies to other prompts, and all pairs of a '
-            'split have the same prompt: give more prompts, or use another loss'
+            'preference.loss=kto needs replies to other prompts, and all pairs have '
+            'the same prompt: give more prompts, or use another loss'
         )
     count = len(pairs)
     following = [0] * count
@@ -253,7 +247,7 @@ def mismatch_replies(pairs: Sequence[Pair], context: int) -> list[Row]:
         same = prompts[here] == prompts[after]
         following[here] = following[after] if same else after
     rows = []
-    for number, pair in enumerate(pairs):
+    for number, pair in enumerate(pairs[:num_rows]):
         other = pairs[following[number]][1 + number % 2]
         length = pair.chosen.prompt_length
         reply = other.tokens[other.prompt_length :]

@@ -42,9 +42,9 @@ from gptjax.data.cleaning.cleaning_steps import (
     read_options,
     select_transforms,
 )
-from gptjax.data.documents import assign_split
 from gptjax.data.preferences import Preference, read_preferences
 from gptjax.data.sources.open_source import describe_files, refuse_changed_files
+from gptjax.data.splits import assign_split, fill_splits
 
 FIELD = 'reward.preferences'
 SPLITS = ('train', 'validation', 'test')
@@ -124,7 +124,7 @@ def _write_ratings(config: ConfigDict, folder: Path, data_dir: Path) -> dict:
             key, reward.test_fraction, reward.validation_fraction
         )
 
-    by_split = {split: [] for split in SPLITS}
+    keys, sets = [], []  # the conversations of a set are in one split
     if reward.preferences:
         source = describe_files(list_files(reward.preferences, JSON_LINES, FIELD))
         preferences, counts = read_preferences(reward.preferences, FIELD)
@@ -135,16 +135,19 @@ def _write_ratings(config: ConfigDict, folder: Path, data_dir: Path) -> dict:
             if better.messages == worse.messages:
                 counts['equal'] += 1
             else:
-                by_split[split_by(preference.split_key())] += [better, worse]
+                keys.append(preference.split_key())
+                sets.append([better, worse])
         described = dict(preferences=counts, source=source)
     else:
         conversations = read_chitchat(data_dir)
         for conversation in conversations:
             rated = rate_conversation(conversation, reward.target, config.seed)
             if rated:
-                by_split[split_by(conversation.id)].append(_clean(rated, config))
+                keys.append(conversation.id)
+                sets.append([_clean(rated, config)])
     splits = {}
-    for split, rated in by_split.items():
+    for split, chosen in fill_splits(keys, split_by, SPLITS).items():
+        rated = [one for number in chosen for one in sets[number]]
         splits[split] = _write_split(folder / f'{split}.jsonl', rated)
         _refuse_no_pairs(split, splits[split], reward)
     if not reward.preferences:  # here at least one conversation is usable

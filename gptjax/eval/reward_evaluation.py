@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 
 from gptjax.core import console
 from gptjax.data.comparisons import Comparisons, encode_ratings
-from gptjax.data.documents import assign_split
 from gptjax.data.ratings import BEHAVIOUR, SPLITS, RatedConversation, read_ratings
+from gptjax.data.splits import assign_split
 from gptjax.eval import bootstrap, rating_baselines, results
 from gptjax.eval.bootstrap import BootstrapSettings
 from gptjax.eval.rating_baselines import Pairs, draw_pairs

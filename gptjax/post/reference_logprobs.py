@@ -6,6 +6,7 @@ training needs no second model in memory.
 
 import io
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,7 +72,9 @@ def add_reference_logprobs(
     mismatched = {split: [] for split in pairs}
     if config.preference.loss == 'kto':
         mismatched = {
-            split: mismatch_replies(split_pairs, config.data.context)
+            split: mismatch_replies(
+                split_pairs, config.data.context, [*chain(*pairs.values())]
+            )
             for split, split_pairs in pairs.items()
         }
     inputs = storage.fingerprint(

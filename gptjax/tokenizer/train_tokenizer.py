@@ -50,12 +50,24 @@ OPTIONS = dict(
 )
 
 
+class VocabularyTooLarge(UserError):
+    """The text allows only `largest` tokens."""
+
+    def __init__(self, vocab_size: int, largest: int):
+        super().__init__(
+            f'tokenizer.vocab_size={vocab_size} is more than the training text allows: '
+            f'use at most {largest}, or more text'
+        )
+        self.largest = largest
+
+
 def train_tokenizer(config: ConfigDict, workdir: Path) -> dict:
     """Trains RUN/tokenizer on RUN/documents/train.jsonl; returns the manifest.
 
     The same text and config give the same model, byte for byte. At most
     `tokenizer.train_characters` are read, spread evenly over the file, so the time is
-    bounded for any amount of text.
+    bounded for any amount of text. If it allows fewer than `tokenizer.vocab_size`
+    tokens, the tokenizer has as many as it allows.
 
     The manifest has the model's SHA-256, and the UTF-8 bytes per token of the beginning
     of the validation split.
@@ -72,8 +84,10 @@ def train_tokenizer(config: ConfigDict, workdir: Path) -> dict:
 
 
 def describe_tokenizer(manifest: dict) -> str:
+    size, wanted = manifest['vocab_size'], manifest['settings']['tokenizer.vocab_size']
+    few = f', as the text allows no more (tokenizer.vocab_size={wanted})'
     return (
-        f'tokenizer: {manifest["vocab_size"]:,} tokens, '
+        f'tokenizer: {size:,} tokens{few if size < wanted else ""}, '
         f'{manifest["bytes_per_token"]:.2f} bytes per token'
     )
 
@@ -88,7 +102,7 @@ def _write_tokenizer(config: ConfigDict, documents: Path, folder: Path) -> dict:
     with console.progress_bar('training the tokenizer', 0, 'seconds') as advance:
         with ThreadPoolExecutor(1) as executor:
             training = executor.submit(
-                train_model, texts, settings.kind, settings.vocab_size
+                _train_up_to_size, texts, settings.kind, settings.vocab_size
             )
             while wait([training], timeout=1).not_done:
                 advance(1)
@@ -106,6 +120,13 @@ def _write_tokenizer(config: ConfigDict, documents: Path, folder: Path) -> dict:
         bytes_per_token=num_bytes / max(1, num_tokens),
         seconds=round(time.monotonic() - began, 2),
     )
+
+
+def _train_up_to_size(texts: list[str], kind: str, vocab_size: int) -> bytes:
+    try:
+        return train_model(texts, kind, vocab_size)
+    except VocabularyTooLarge as error:
+        return train_model(texts, kind, error.largest)
 
 
 def train_model(texts: list[str], kind: str, vocab_size: int) -> bytes:
@@ -126,6 +147,8 @@ def train_model(texts: list[str], kind: str, vocab_size: int) -> bytes:
             **OPTIONS,
         )
     except RuntimeError as error:
+        if match := re.search(r'too high.*<= (\d+)', str(error)):
+            raise VocabularyTooLarge(vocab_size, int(match[1])) from error
         raise UserError(_explain(str(error), vocab_size)) from error
     return written.getvalue()
 
@@ -193,11 +216,6 @@ def _sentences(texts: list[str]) -> Iterator[str]:
 
 def _explain(error: str, vocab_size: int) -> str:
     """Explains an error of SentencePiece, and what to do about it."""
-    if match := re.search(r'too high.*<= (\d+)', error):
-        return (
-            f'tokenizer.vocab_size={vocab_size} is more than the training text allows: '
-            f'use at most {match[1]}, or more text'
-        )
     if match := re.search(r'smaller than required_chars\. \d+ vs (\d+)', error):
         return (
             f'tokenizer.vocab_size={vocab_size} has no room for the special tokens, '

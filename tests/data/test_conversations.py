@@ -10,7 +10,7 @@ import pytest
 from configs import common
 from gptjax.core import storage
 from gptjax.core.console import UserError
-from gptjax.data import conversations, documents
+from gptjax.data import conversations, documents, splits
 from gptjax.data.sources import open_source
 
 USER, REPLY = (
@@ -260,7 +260,7 @@ def test_each_of_two_people_is_the_assistant_once(tmp_path):
     for split, group in views.items():
         for view in group:
             name = view['id'].partition('/')[2].split('@')[0]
-            assert documents.assign_split(name, 0.3) == split
+            assert splits.assign_split(name, 0.3) == split
     assert manifest['chitchat']['licence'] == 'MIT'
     assert manifest['chatterbot']['licence']
     assert manifest['chitchat']['skipped']['one speaker'] > 0

@@ -8,7 +8,7 @@ from configs import common
 from gptjax.core.console import UserError
 from gptjax.data import ratings
 from gptjax.data.chitchat import ChitchatConversation
-from gptjax.data.documents import assign_split
+from gptjax.data.splits import assign_split
 
 MAIL = 'mail me: ann@example.com'
 

@@ -344,7 +344,6 @@ def test_another_mesh_gives_the_same_losses(whole, folder, tmp_path):
         ({'preference.path': '/no/such'}, None, 'no such'),
         ({}, [pair('a', 'b', 'b')], 'nothing to prefer'),
         ({}, [pair('1 + ' * 40, 'b', 'c')], 'data.context=32'),
-        ({}, [pair('a', 'b', 'c'), pair('a', 'd', 'e')], 'one prompt'),
         ({}, [dict(prompt=[])], 'no "chosen"'),
         (
             {'preference.loss': 'ipo', 'preference.label_smoothing': 0.1},

@@ -7,7 +7,7 @@ import pytest
 
 from configs import common
 from gptjax.core.console import UserError
-from gptjax.data.documents import assign_split
+from gptjax.data.splits import assign_split
 from gptjax.post.problems import problem_sources, verifiable_tasks
 
 

@@ -5,7 +5,7 @@ record cannot be used. `field` is the name of the source in the config, for exam
 'data.sources.mine'. `advance` gets the bytes read, or for Parquet the rows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ml_collections import ConfigDict
 
@@ -39,7 +39,7 @@ def read_text(
     """
     if len(paths) == 1:
         lines = (line for _, line in read_lines(paths[0], f'{field}.path', advance))
-        for number, part in enumerate(_cut_text(lines)):
+        for number, part in enumerate(cut_text(lines)):
             yield f'{paths[0].name}#{number}', part
         return
     for file in paths:
@@ -48,7 +48,7 @@ def read_text(
             yield file.name, text
 
 
-def _cut_text(lines: Iterator[str], size: int = PART_CHARACTERS) -> Iterator[str]:
+def cut_text(lines: Iterable[str], size: int = PART_CHARACTERS) -> Iterator[str]:
     """Joins lines to documents of about `size` characters, cut at empty lines."""
     parts, length, has_text = [], 0, False
     for line in lines:

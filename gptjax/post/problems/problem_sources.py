@@ -22,6 +22,7 @@ from gptjax.core.files import File, read_json_lines
 from gptjax.core.hashing import hash_fraction, hash_integer
 from gptjax.data.conversations import choose_replies, conversation_id
 from gptjax.data.sources.records import record_messages
+from gptjax.data.splits import fill_splits
 from gptjax.parallel.multihost import print_once
 
 SPLITS = ('train', 'validation', 'held_out')
@@ -139,12 +140,14 @@ def make_gym_dataset(name: str, options: dict):
 def file_problems(section: ConfigDict, fits):
     """The problems of a JSON Lines file; a reply is right if it equals the answer."""
     path = Path(section.path).expanduser()
-    splits = {split: [] for split in SPLITS}
     problems, num_equal = read_problems(path)
-    for problem in problems:
-        if fits(problem.messages):
-            split = choose_split(problem.id, section.held_out_fraction)
-            splits[split].append(problem)
+    fitting = [problem for problem in problems if fits(problem.messages)]
+    numbers = fill_splits(
+        [problem.id for problem in fitting],
+        lambda name: choose_split(name, section.held_out_fraction),
+        SPLITS,
+    )
+    splits = {split: [fitting[n] for n in chosen] for split, chosen in numbers.items()}
     report_splits(section, splits, len(problems), num_equal)
     answered = all(p.answer for split in splits.values() for p in split)
     equals = lambda problem, reply: float(reply.strip() == problem.answer.strip())
@@ -246,7 +249,7 @@ def folder_problems(section: ConfigDict, fits):
         raise UserError(
             f'task.path={folder} is not complete: run the stage that makes it again'
         )
-    splits, seen = {split: [] for split in SPLITS}, set()
+    problems, seen = {name: [] for name in CONVERSATIONS}, set()
     num_equal = num_too_long = 0
     for name in reversed(CONVERSATIONS):  # so that held-out prompts are not trained on
         for view, prompt, _ in _choose_replies(folder / name):
@@ -255,11 +258,16 @@ def folder_problems(section: ConfigDict, fits):
             num_equal += problem.id in seen
             num_too_long += not messages
             if messages and problem.id not in seen:
-                split = 'train'
-                if name != 'train.jsonl':
-                    split = choose_split(conversation_id(view), 0.5)
-                splits[split].append(problem)
+                problems[name].append((conversation_id(view), problem))
                 seen.add(problem.id)
+    held_out = problems['validation.jsonl']
+    numbers = fill_splits(
+        [name for name, _ in held_out],
+        lambda name: choose_split(name, 0.5),
+        SPLITS[1:],
+    )
+    splits = {split: [held_out[n][1] for n in numbers[split]] for split in numbers}
+    splits['train'] = [problem for _, problem in problems['train.jsonl']]
     report_splits(section, splits, len(seen) + num_too_long, num_equal)
     return lambda split, n: splits[split][:n], None
 
