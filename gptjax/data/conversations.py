@@ -135,13 +135,17 @@ def _cut_views(part: Part) -> list[Part]:
 
 
 def _cut_messages(messages: list[dict]) -> tuple[list[dict], list[dict]] | None:
-    roles = [message['role'] for message in messages]
+    roles = [
+        message['role'] if message.get('train', True) else '' for message in messages
+    ]
     head = [message for message in messages if message['role'] == 'system']
     places = [
         place
         for place, role in enumerate(roles)
-        if (*roles[place - 1 : place], role) == ('assistant', 'user')
+        if role == 'user'
+        and 'assistant' in roles[:place]
         and 'assistant' in roles[place:]
+        and roles[place - 1] in ('assistant', '')
     ]
     if not places:
         return None

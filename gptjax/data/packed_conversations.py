@@ -153,12 +153,6 @@ def _refuse_empty_split(packed: dict, data: ConfigDict) -> None:
                 f'of it in all {num_long} conversations of the split {split}: shorten '
                 'it, or start from a model with a longer context'
             )
-        change = 'smaller' if split == 'train' else 'larger'
-        raise UserError(
-            f'data.validation_fraction={data.validation_fraction} puts no conversation '
-            f'with a reply into {split}: use a {change} fraction, or more '
-            'conversations in dialogue.sources'
-        )
 
 
 def open_training_dataset(config: ConfigDict, workdir: Path) -> PackedDataset:

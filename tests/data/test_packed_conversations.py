@@ -195,12 +195,6 @@ def test_made_once_and_refused_for_another_config(run, tmp_path):
     other.chat.template = 'text'
     with pytest.raises(UserError, match='chat.template: turns there, text here'):
         build_dialogue(other, workdir)
-    other = config.copy_and_resolve_references()
-    other.data.validation_fraction = 1e-6
-    run.copy_tokenizer(workdir / 'b')
-    with pytest.raises(UserError, match='no conversation .* into validation'):
-        build_dialogue(other, workdir / 'b')
-    assert not (workdir / 'b' / 'dialogue').exists()
     write_chat(workdir / 'own.jsonl', *sums(61))
     with pytest.raises(UserError, match='dialogue.sources.own.path=.*now there are 1'):
         build_dialogue(config, workdir)
