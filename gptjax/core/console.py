@@ -3,7 +3,7 @@
 import io
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from threading import Event, Thread
 
@@ -26,6 +26,25 @@ def accept_any_text() -> None:
     for stream, options in ((sys.stdin, dict(newline=None)), (sys.stdout, {})):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors='replace', **options)
+
+
+def describe_left_out(counts: Mapping[str, int], total: int, unit: str) -> str:
+    """Such as 'data.min_characters=16 left out 7 of 80 documents'; '' if nothing is.
+
+    It is a warning if more than a tenth is left out.
+
+    Args:
+        counts: by reason, which names the config field to change.
+    """
+    counts = {reason: count for reason, count in counts.items() if count}
+    warning = 'warning: ' if sum(counts.values()) > total / 10 else ''
+    parts = ', '.join(f'{why} left out {count:,}' for why, count in counts.items())
+    return f'{warning}{parts} of {total:,} {unit}' if counts else ''
+
+
+def join_lines(*lines: str) -> str:
+    """The lines that are not empty."""
+    return '\n'.join(filter(None, lines))
 
 
 class Count:

@@ -49,6 +49,12 @@ from gptjax.data.splits import Part, SplitWriter
 
 VIEW = re.compile(r'@[0-9]+\Z')  # the end of a view's id
 UNTRAINED = 'assistant without loss'  # a speaker: replies that are not learned
+# Why a conversation is left out, as the manifest names it and as the user reads it.
+SKIPPED = {
+    'empty': 'no text',
+    'no assistant turn': 'no message of the assistant',
+    'one speaker': 'only one speaker',
+}
 MAX_REPLY_BYTES = 512  # longer replies would dominate every average
 
 

@@ -32,6 +32,7 @@ from gptjax.data.cleaning.cleaning_steps import (
     choose_steps,
     clean_text,
     is_duplicate,
+    name_reason,
     read_options,
 )
 from gptjax.data.sources.file_source import cut_text
@@ -41,7 +42,7 @@ from gptjax.data.sources.open_source import (
     refuse_changed_sources,
 )
 from gptjax.data.sources.records import SPLITS, Document, Source, group_by_size
-from gptjax.data.splits import Part, SplitWriter
+from gptjax.data.splits import Part, SplitWriter, describe_shared
 
 CHUNK_CHARACTERS = 2**18  # cleaned by one call
 CHUNKS_BEFORE_PROCESSES = 64  # for fewer chunks, starting processes costs more
@@ -74,7 +75,28 @@ def describe_documents(manifest: dict) -> str:
     return f'documents: {", ".join(counts)}{describe_passed_over(manifest)}'
 
 
-DOCUMENTS = artifact.Artifact('documents', build_documents, describe_documents)
+def describe_left_out(manifest: dict) -> str:
+    """What was left out of each source and why, a line for each source."""
+    return console.join_lines(
+        *(
+            console.describe_left_out(
+                {'empty text': source['read']['empty']}
+                | {
+                    name_reason(step, manifest['settings']): count['documents_dropped']
+                    for step, count in source['steps'].items()
+                },
+                source['read']['documents'],
+                f'documents of {name}',
+            )
+            for name, source in manifest['sources'].items()
+        ),
+        describe_shared(manifest['splits'], 'documents'),
+    )
+
+
+DOCUMENTS = artifact.Artifact(
+    'documents', build_documents, describe_documents, describe_left_out
+)
 
 
 def _write_documents(data: ConfigDict, folder: Path, data_dir: Path) -> dict:

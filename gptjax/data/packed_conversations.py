@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from gptjax.core import artifact, storage
+from gptjax.core import artifact, console, storage
 from gptjax.core.console import UserError
 from gptjax.data.chat_template import (
     TURN_END,
@@ -35,13 +35,14 @@ from gptjax.data.chat_template import (
     encode_turns,
     join_turns,
 )
-from gptjax.data.cleaning.cleaning_steps import check_steps
-from gptjax.data.conversations import write_conversations
+from gptjax.data.cleaning.cleaning_steps import check_steps, name_reason
+from gptjax.data.conversations import SKIPPED, write_conversations
 from gptjax.data.documents import cleaning_settings, source_settings
 from gptjax.data.packed_dataset import PackedDataset, mix_datasets
 from gptjax.data.packing import ShardWriter, read_split
 from gptjax.data.sources.open_source import describe_passed_over, refuse_changed_sources
 from gptjax.data.sources.records import SPLITS
+from gptjax.data.splits import describe_shared
 from gptjax.tokenizer.tokenizer import Tokenizer
 
 MAX_OPEN_ROWS = 64  # rows that may still get segments
@@ -98,16 +99,34 @@ def describe_dialogue(manifest: dict) -> str:
             f'; {total["cut_turns"]:,} of {total["turns"]:,} replies cut to fit '
             f'{room}, which removes {share:.0%} of the tokens of all replies'
         )
-    skipped = [source['skipped'] for source in manifest['sources'].values()]
-    if num_long := sum(counts.get(LONG_SYSTEM, 0) for counts in skipped):
-        cut += (
-            f'; {num_long:,} conversations skipped, as their system message takes more '
-            f'than half of {room}'
-        )
     return f'replies: {", ".join(counts)}{cut}{describe_passed_over(manifest)}'
 
 
-DIALOGUE = artifact.Artifact('dialogue', build_dialogue, describe_dialogue)
+def describe_left_out(manifest: dict) -> str:
+    """What was left out of each source and why, a line for each source."""
+    reasons = dict(SKIPPED)
+    reasons[LONG_SYSTEM] = (
+        f'a system message of more than half of data.context={manifest["context"]}'
+    )
+    return console.join_lines(
+        *(
+            console.describe_left_out(
+                {
+                    reasons.get(why) or name_reason(why, manifest['settings']): count
+                    for why, count in source['skipped'].items()
+                },
+                source['read']['conversations'],
+                f'conversations of {name}',
+            )
+            for name, source in manifest['sources'].items()
+        ),
+        describe_shared(manifest['splits'], 'conversations'),
+    )
+
+
+DIALOGUE = artifact.Artifact(
+    'dialogue', build_dialogue, describe_dialogue, describe_left_out
+)
 
 
 def _write_dialogue(

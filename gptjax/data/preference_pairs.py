@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from gptjax.core import artifact, storage
+from gptjax.core import artifact, console, storage
 from gptjax.core.console import UserError
 from gptjax.core.files import JSON_LINES, list_files
 from gptjax.data import chat_template
@@ -29,7 +29,7 @@ from gptjax.data.packed_dataset import shuffle_epochs
 from gptjax.data.preferences import Preference, read_preferences
 from gptjax.data.sources.open_source import describe_files, refuse_changed_files
 from gptjax.data.sources.records import SPLITS
-from gptjax.data.splits import assign_split, fill_splits
+from gptjax.data.splits import assign_split, describe_shared, fill_splits
 from gptjax.tokenizer.tokenizer import Tokenizer
 
 FIELD = 'preference.path'
@@ -79,11 +79,25 @@ def describe_pairs(manifest: dict) -> str:
     counts = [
         f'{split["pairs"]:,} {name}' for name, split in manifest['splits'].items()
     ]
-    counts += [f'{count:,} {why} skipped' for why, count in manifest['skipped'].items()]
     return f'pairs: {", ".join(counts)}'
 
 
-PAIRS = artifact.Artifact('pairs', build_pairs, describe_pairs)
+def describe_left_out(manifest: dict) -> str:
+    skipped, context = manifest['skipped'], manifest['settings']['data.context']
+    return console.join_lines(
+        console.describe_left_out(
+            {
+                'equal replies': skipped['equal'],
+                f'data.context={context}': skipped['too_long'],
+            },
+            manifest['lines'],
+            'pairs',
+        ),
+        describe_shared(manifest['splits'], 'pairs'),
+    )
+
+
+PAIRS = artifact.Artifact('pairs', build_pairs, describe_pairs, describe_left_out)
 
 
 def _write_pairs(config: ConfigDict, folder: Path, tokenizer: Tokenizer) -> dict:

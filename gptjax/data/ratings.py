@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from gptjax.core import artifact, storage
+from gptjax.core import artifact, console, storage
 from gptjax.core.console import UserError
 from gptjax.core.files import JSON_LINES, list_files
 from gptjax.core.hashing import hash_words
@@ -44,7 +44,7 @@ from gptjax.data.cleaning.cleaning_steps import (
 )
 from gptjax.data.preferences import Preference, read_preferences
 from gptjax.data.sources.open_source import describe_files, refuse_changed_files
-from gptjax.data.splits import assign_split, fill_splits
+from gptjax.data.splits import assign_split, describe_shared, fill_splits
 
 FIELD = 'reward.preferences'
 SPLITS = ('train', 'validation', 'test')
@@ -105,15 +105,25 @@ def describe_ratings(manifest: dict) -> str:
     train = manifest['splits']['train']
     line = f'ratings: {", ".join(counts)}; {train["pairs"]:,} training pairs'
     if 'preferences' in manifest:
-        return f'{line}; {manifest["preferences"]["equal"]:,} equal ones skipped'
+        return line
     return f'{line}, {train["equal_pairs"]:,} with equal values skipped'
 
 
-def describe_audit(manifest: dict) -> str:
-    return rating_audit.describe_audit(manifest['audit']) if 'audit' in manifest else ''
+def describe_details(manifest: dict) -> str:
+    if 'audit' in manifest:
+        return rating_audit.describe_audit(manifest['audit'])
+    counts = manifest['preferences']
+    return console.join_lines(
+        console.describe_left_out(
+            {'equal replies': counts['equal']}, counts['lines'], 'pairs'
+        ),
+        describe_shared(manifest['splits'], 'pairs'),
+    )
 
 
-RATINGS = artifact.Artifact('ratings', build_ratings, describe_ratings, describe_audit)
+RATINGS = artifact.Artifact(
+    'ratings', build_ratings, describe_ratings, describe_details
+)
 
 
 def _write_ratings(config: ConfigDict, folder: Path, data_dir: Path) -> dict:

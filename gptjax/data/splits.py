@@ -7,7 +7,8 @@ conversations, preferences and problems of a file are all split here.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,6 +69,17 @@ def fill_splits(
         part = {*part}
         numbers[split] = [n for n, key in enumerate(keys) if key in part]
     return numbers
+
+
+def describe_shared(splits: Mapping[str, object], unit: str) -> str:
+    """A warning if two splits have the same content, else ''."""
+    for one, other in combinations(splits, 2):
+        if splits[one] == splits[other]:
+            return (
+                f'warning: too few {unit} to hold any out: {one} and {other} are the '
+                'same, so validation shows what was learnt by heart'
+            )
+    return ''
 
 
 class Part(NamedTuple):

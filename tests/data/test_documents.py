@@ -102,6 +102,15 @@ def test_split_of(identity, one, other):
         assert splits.assign_split(identity, max(one, other)) == 'validation'
 
 
+def test_what_is_left_out_is_told_with_the_field_to_change(config, tmp_path):
+    manifest = documents.build_documents(config, tmp_path / 'run')
+    assert documents.DOCUMENTS.details(manifest) == (
+        'empty text left out 1, data.min_characters=16 left out 1 of 40 documents of '
+        'lines\n'
+        'warning: drop_duplicates of data.clean left out 2 of 10 documents of texts'
+    )
+
+
 def test_steps_are_taken_in_order_around_duplicates(config, tmp_path):
     config.data.clean = ('normalize_whitespace', 'drop_duplicates', 'lowercase')
     manifest = documents.build_documents(config, tmp_path / 'run')

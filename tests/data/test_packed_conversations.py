@@ -14,6 +14,7 @@ from gptjax.core.console import UserError
 from gptjax.data import dataloader, ledger
 from gptjax.data.chat_template import Turn, encode_conversation
 from gptjax.data.packed_conversations import (
+    DIALOGUE,
     LONG_SYSTEM,
     build_dialogue,
     cut_conversation,
@@ -217,7 +218,10 @@ def test_cut_and_skipped_conversations_are_described(run, tmp_path):
         f'59 of 59 replies cut to fit data.context=12, which removes '
         f'{cut / (cut + kept):.0%} of the tokens of all replies' in description
     )
-    assert '; 1 conversations skipped, as their system message' in description
+    assert DIALOGUE.details(manifest) == (
+        'a system message of more than half of data.context=12 left out 1 of 60 '
+        'conversations of own'
+    )
     assert manifest['sources']['own']['skipped'] == {LONG_SYSTEM: 1}
     page = write_report(workdir).read_text(encoding='utf-8')
     assert f'<td>{own[0]["cut_tokens"]:,}</td>' in page and LONG_SYSTEM in page

@@ -152,7 +152,8 @@ def test_users_preferences(tmp_path):
         prompts[split] = {one.messages[0]['content'] for one in rated}
     assert not prompts['train'] & prompts['test']
     assert len(set.union(*prompts.values())) == 29
-    assert 'equal ones skipped' in ratings.RATINGS.describe(manifest)
+    left_out = ratings.RATINGS.details(manifest)
+    assert left_out == 'equal replies left out 2 of 60 pairs'
 
     with open(path, 'a') as file:
         file.write(path.read_text().splitlines()[-1] + '\n')

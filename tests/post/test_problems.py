@@ -148,9 +148,10 @@ def test_a_file_of_problems(tmp_path, capsys):
     assert task.score(train[0], f' {train[0].answer}\n') == 1.0
     assert task.score(train[0], 'no') == 0.0
     assert capsys.readouterr().out == (
-        f'problems: 20 for training, {validation} for validation, {held_out} held '
-        f'out, 3 equal, 2 too long, {60 - 2 - validation - held_out - 20} beyond '
-        'task.problems=20\n'
+        'warning: equal prompts left out 3, data.context (too long) left out 2, '
+        f'task.problems=20 left out {60 - 2 - validation - held_out - 20} of 63 '
+        f'problems\nproblems: 20 for training, {validation} for validation, '
+        f'{held_out} held out\n'
     )
 
 
@@ -245,7 +246,8 @@ def test_prompts_of_conversations_are_not_trained_on_where_they_are_held_out(
     assert task.score is None
     printed = capsys.readouterr().out
     # ten of the 41 training conversations, and 'question 3', are held out
-    assert printed.startswith('problems: 30 for training') and ', 11 equal' in printed
+    assert 'problems: 30 for training' in printed
+    assert printed.startswith('warning: equal prompts left out 11 of 71 problems')
 
 
 def test_a_prompt_that_does_not_fit_loses_its_oldest_messages(tmp_path):

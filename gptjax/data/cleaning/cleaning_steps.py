@@ -174,6 +174,27 @@ FILTERS = (keep_languages, drop_short, drop_long, drop_repetitive)
 STEPS = {step.__name__: step for step in (*TRANSFORMS, *FILTERS)}
 
 
+# The field of `data` that decides what a filter drops.
+FIELD_OF_FILTER = dict(
+    keep_languages='languages',
+    drop_short='min_characters',
+    drop_long='max_characters',
+    drop_repetitive='max_repetition',
+)
+
+
+def name_reason(step: str, settings: dict) -> str:
+    """Why a step drops text: 'data.min_characters=16', or 'drop_duplicates'.
+
+    Args:
+        settings: of the manifest, config fields by name.
+    """
+    if step not in FIELD_OF_FILTER:
+        return f'{step} of data.clean'
+    field = f'data.{FIELD_OF_FILTER[step]}'
+    return f'{field}={settings[field]}'
+
+
 def select_transforms(names: Sequence[str]) -> list[str]:
     """The named steps that change a text, in order."""
     return [name for name in names if STEPS.get(name) in TRANSFORMS]

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from gptjax.core import artifact, storage
+from gptjax.core import artifact, console, storage
 from gptjax.core.console import UserError
 from gptjax.core.files import File, read_json_lines
 from gptjax.core.hashing import hash_fraction, hash_integer
 from gptjax.data.conversations import choose_replies, conversation_id
 from gptjax.data.sources.records import record_messages
-from gptjax.data.splits import fill_splits
+from gptjax.data.splits import describe_shared, fill_splits
 from gptjax.parallel.multihost import print_once
 
 SPLITS = ('train', 'validation', 'held_out')
@@ -148,7 +148,7 @@ def file_problems(section: ConfigDict, fits):
         SPLITS,
     )
     splits = {split: [fitting[n] for n in chosen] for split, chosen in numbers.items()}
-    report_splits(section, splits, len(problems), num_equal)
+    report_splits(section, splits, len(problems) - len(fitting), num_equal)
     answered = all(p.answer for split in splits.values() for p in split)
     equals = lambda problem, reply: float(reply.strip() == problem.answer.strip())
     return lambda split, n: splits[split][:n], equals if answered else None
@@ -204,13 +204,13 @@ def _parse_problem(value: dict, location: str) -> Problem:
 
 
 def report_splits(
-    section: ConfigDict, splits: dict, num_read: int, num_equal: int
+    section: ConfigDict, splits: dict, num_too_long: int, num_equal: int
 ) -> None:
     """Refuses an empty split; prints the sizes, and why problems were left out.
 
     Args:
         splits: the problems that fit.
-        num_read: number of different problems, those that do not fit included.
+        num_too_long: number of problems that do not fit.
         num_equal: number of repetitions.
     """
     sizes = {split: len(problems) for split, problems in splits.items()}
@@ -222,16 +222,20 @@ def report_splits(
                 'change task.held_out_fraction'
             )
     train = min(sizes['train'], section.problems)
+    different = {problem.id for problems in splits.values() for problem in problems}
     left_out = {
-        'equal': num_equal,
-        'too long': num_read - sum(sizes.values()),
-        f'beyond task.problems={section.problems:,}': sizes['train'] - train,
+        'equal prompts': num_equal,
+        'data.context (too long)': num_too_long,
+        f'task.problems={section.problems}': sizes['train'] - train,
     }
-    print_once(
+    total = len(different) + num_too_long + num_equal
+    lines = console.join_lines(
+        console.describe_left_out(left_out, total, 'problems'),
+        describe_shared(splits, 'problems'),
         f'problems: {train:,} for training, {sizes["validation"]:,} for validation, '
-        f'{sizes["held_out"]:,} held out'
-        + ''.join(f', {count:,} {why}' for why, count in left_out.items() if count)
+        f'{sizes["held_out"]:,} held out',
     )
+    print_once(lines)
 
 
 # ---- a folder of conversations
@@ -268,7 +272,7 @@ def folder_problems(section: ConfigDict, fits):
     )
     splits = {split: [held_out[n][1] for n in numbers[split]] for split in numbers}
     splits['train'] = [problem for _, problem in problems['train.jsonl']]
-    report_splits(section, splits, len(seen) + num_too_long, num_equal)
+    report_splits(section, splits, num_too_long, num_equal)
     return lambda split, n: splits[split][:n], None
 
 
