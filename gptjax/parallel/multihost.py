@@ -114,26 +114,40 @@ def compute_on_first_process(
     return multihost_utils.broadcast_one_to_all(values)
 
 
-def gather_lists(values: list) -> list:
-    """The JSON values of all processes in one list; every process has to call this.
+def gather_lists(function: Callable[[], list]) -> list:
+    """The lists of JSON values that `function` returns in all processes, in one list.
 
-    With several processes, named tuples come back as lists.
+    If `function` raises in one process, every process raises, so that none waits for
+    it: a UserError if it was one. With several processes, named tuples come back as
+    lists.
     """
     if jax.process_count() == 1:
-        return values
-    data = np.frombuffer(json.dumps(values).encode(), np.uint8)
+        return function()
+    values, error, failure = [], None, None
+    try:
+        values = function()
+    except Exception as raised:
+        error = raised
+        failure = isinstance(error, UserError), _message_for_others(error)
+    data = np.frombuffer(json.dumps([values, failure]).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(data.size))
     rows = multihost_utils.process_allgather(np.resize(data, max(sizes)))
     gathered = zip(rows, sizes, strict=True)
-    return [
-        value for row, size in gathered for value in json.loads(row[:size].tobytes())
-    ]
+    parts = [json.loads(row[:size].tobytes()) for row, size in gathered]
+    for _, failure in parts:
+        if failure:
+            by_user, message = failure
+            raise error or (UserError if by_user else RuntimeError)(message)
+    return [value for values, _ in parts for value in values]
 
 
 def _message_for_others(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
-    return f'the first process: {type(error).__name__}: {error}'
+    name = 'the first process'
+    if not is_first_process():
+        name = f'process {jax.process_index()}'
+    return f'{name}: {type(error).__name__}: {error}'
 
 
 def _wait_for_file(path: Path, seconds: float) -> bool:

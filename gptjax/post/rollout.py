@@ -296,8 +296,11 @@ class Sampler:
                 [parameters[place] for place in part],
             )
 
-        replies = self._threads.map(complete_part, self._engines, parts)
-        gathered = multihost.gather_lists([reply for part in replies for reply in part])
+        def complete_share():
+            replies = self._threads.map(complete_part, self._engines, parts)
+            return [reply for part in replies for reply in part]
+
+        gathered = multihost.gather_lists(complete_share)
         return [_read_reply(*fields) for fields in gathered]
 
     def close(self) -> None:

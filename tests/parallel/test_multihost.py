@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from gptjax.core import storage
@@ -72,3 +73,26 @@ def test_one_process_runs_it_at_once(tmp_path):
     assert calls == [1] and not (tmp_path / 'run').exists()
     assert multihost.is_first_process()
     multihost.barrier('nobody else')
+
+
+@pytest.mark.parametrize('by_user, error', ((True, UserError), (False, RuntimeError)))
+def test_lists_are_joined_or_the_error_of_one_process_ends_all(
+    monkeypatch, by_user, error
+):
+    def act_as_one_of_two(theirs):
+        theirs = np.frombuffer(json.dumps(theirs).encode(), np.uint8)
+
+        def gather(ours):
+            same = theirs.size if ours.ndim == 0 else np.resize(theirs, ours.size)
+            return np.stack([ours, same])
+
+        monkeypatch.setattr(multihost.multihost_utils, 'process_allgather', gather)
+
+    monkeypatch.setattr(multihost.jax, 'process_count', lambda: 2)
+    act_as_one_of_two([['b', 'c'], None])
+    assert multihost.gather_lists(lambda: ['a']) == ['a', 'b', 'c']
+    with pytest.raises(MemoryError):
+        multihost.gather_lists(fail)
+    act_as_one_of_two([[], [by_user, 'process 1: the reason']])
+    with pytest.raises(error, match='process 1: the reason'):
+        multihost.gather_lists(lambda: ['a'])
