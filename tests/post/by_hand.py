@@ -65,7 +65,7 @@ SETTINGS = settings.resolve(make_config().model, VOCAB)
 def moved(params, seed: int, scale=0.15):
     """The parameters plus noise: NumPy arrays."""
     rng = np.random.default_rng(seed)
-    noise = lambda x: np.float32(x + scale * rng.normal(size=x.shape))
+    noise = lambda x: np.float32(np.asarray(x) + scale * rng.normal(size=x.shape))
     return jax.tree.map(noise, params)
 
 

@@ -211,41 +211,6 @@ def test_dpo_begins_at_ln_2_in_another_dtype_than_its_start(folder):
     assert float(loss) / 8 == pytest.approx(math.log(2), abs=1e-4)
 
 
-@pytest.mark.parametrize('loss', ('ipo', 'kto', 'orpo', 'simpo'))
-def test_losses_at_the_start(loss, folder):
-    total, metrics = World(folder, loss).losses()
-    mean = {name: float(value) / 8 for name, value in metrics.items()}
-    expected = {
-        'ipo': (1 / (2 * 0.1)) ** 2,
-        'kto': 0.5,
-        # ORPO takes the odds of mean log-probabilities, nearly equal before training.
-        'orpo': mean['nll'] + 0.1 * math.log(2),
-        'simpo': math.log(1 + math.exp(1.0)),
-    }[loss]
-    rough = loss in ('orpo', 'simpo')
-    assert float(total) / 8 == pytest.approx(expected, rel=0.05 if rough else 1e-5)
-    assert math.isfinite(mean['margin'])
-
-
-def test_nll_is_added_per_token_of_the_chosen_reply(folder):
-    world = World(folder, 'dpo')
-    loss, metrics = world.losses()
-    more, _ = World(folder, 'dpo', **{'preference.nll': 0.5}).losses()
-    assert float(more - loss) == pytest.approx(0.5 * float(metrics['nll']), rel=1e-4)
-    lengths = world.batch(range(8))['weights'][:, 0].sum(axis=-1)
-    mean = -np.mean(world.splits['train'].reference[:8, 0] / lengths)
-    assert float(metrics['nll']) / 8 == pytest.approx(mean, rel=1e-4)
-
-
-def test_padding_pairs_change_nothing(folder):
-    world = World(folder, 'dpo')
-    _, five = world.losses(range(5))
-    _, eight = world.losses([0, 1, 2, 3, 4, -1, -1, -1])
-    for name, value in five.items():
-        # The rows are computed in a batch of another size.
-        assert float(eight[name]) == pytest.approx(float(value), abs=1e-4), name
-
-
 # ---- runs
 
 
