@@ -184,6 +184,7 @@ class Experience:
         reference = forward(TRAINED.params, tokens, temperature=TEMPERATURE)['logprob']
         found = SimpleNamespace(
             compute=self.compute,
+            epochs=policy.epochs,
             tokens=tokens,
             mask=mask,
             ended=ended,
@@ -233,7 +234,8 @@ def check_updates(rollout, experience, loss, only=None, more=None):
         by_hand.assert_gradient(step.gradient, gradient)
         found = rows.compute(step.params, rows.tokens, temperature=TEMPERATURE)
         metrics.append(loss(found, rows)[1])
-    for epoch in np.split(np.array(drawn), len(drawn) // (N * G)):
+    assert len(drawn) == experience.epochs * N * G
+    for epoch in np.split(np.array(drawn), experience.epochs):
         assert sorted(epoch) == list(range(N * G))
     for name in metrics[0]:
         mean = np.mean([values[name] for values in metrics])
