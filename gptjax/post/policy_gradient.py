@@ -7,6 +7,8 @@ depends only on weights, seed and step, so a resumed run generates the same roll
 
 An update without a live row (see `has_live_row`) is left out: parameters, moments and
 averages stay, and only the step number advances, and the learning rate with it.
+
+    RUN/samples/validation/00000040.json    replies of the validation after 40 updates
 """
 
 import contextlib
@@ -19,11 +21,12 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from gptjax.core import storage
 from gptjax.core.console import UserError, progress_bar
 from gptjax.models import parameter_count
 from gptjax.optim.optimizer import ema_params
 from gptjax.parallel.mesh import make_mesh
-from gptjax.parallel.multihost import print_once
+from gptjax.parallel.multihost import is_first_process, print_once
 from gptjax.parallel.sharding import put_on_mesh
 from gptjax.post.experience import (
     Algorithm,
@@ -58,6 +61,9 @@ from gptjax.train import config_checks, init_from
 from gptjax.train.load_model import Trained, model_identity, uses_lora
 from gptjax.train.loop import Setup, Stage, Training, fit
 from gptjax.train.step import make_train_step
+
+SAMPLES = Path('samples', 'validation')  # in RUN
+NUM_SAMPLES = 16  # of a validation
 
 
 def train_policy(
@@ -113,7 +119,8 @@ def train_policy(
             **algorithm.identity,
         ),
         make_training=partial(
-            make_training, config, mesh, environment, trained, policy, algorithm
+            make_training,
+            *(config, workdir, mesh, environment, trained, policy, algorithm),
         ),
         record=dict(
             memory=[list(values) for values in new_adaptive_state(config.policy)],
@@ -126,6 +133,7 @@ def train_policy(
 
 def make_training(
     config: ConfigDict,
+    workdir: Path,
     mesh: Mesh,
     environment: Environment,
     trained: Trained,
@@ -136,6 +144,10 @@ def make_training(
     """Starts the engine; defines how rollouts become updates, and the validation."""
     reference = trained.params  # never donated, so these arrays stay valid
     updates = updates_per_rollout(config)
+    if is_first_process():  # a resumed run writes these samples again
+        for path in (workdir / SAMPLES).glob('[0-9]*.json'):
+            if int(path.stem) > int(setup.state.step):
+                path.unlink()
     with progress_bar('starting the engine', 0):
         weights = policy.merge(setup.state.params, reference)
         sampler = make_sampler(trained._replace(params=weights), config.policy)
@@ -198,7 +210,11 @@ def make_training(
     def validate(state, done):
         params = ema_params(state.opt_state, state.params)
         sampler.update_weights(policy.merge(params, reference), f'step {done}')
-        return evaluate_policy(config, environment, sampler)
+        metrics, samples = evaluate_policy(config, environment, sampler)
+        if is_first_process():
+            path = workdir / SAMPLES / f'{done:08d}.json'
+            storage.write_json(path, dict(step=done, samples=samples))
+        return metrics
 
     replies = config.policy.prompts * config.policy.replies
     print_once(
@@ -329,11 +345,11 @@ def mean_metrics(steps: list[dict], token_metrics) -> dict[str, float]:
 
 def evaluate_policy(
     config: ConfigDict, environment: Environment, sampler: Sampler
-) -> dict[str, float]:
-    """Reward and accuracy of greedy replies to the validation problems.
+) -> tuple[dict[str, float], list[dict]]:
+    """(metrics, samples) of greedy replies to the validation problems.
 
     `loss`, which chooses the best checkpoint, is 1 - accuracy, or without a verifier
-    the negative reward.
+    the negative reward. The samples are the first replies, for RUN/samples/validation.
     """
     prompt_format, task, reward = environment
     problems = task.validation(config.task.validation)
@@ -341,19 +357,31 @@ def evaluate_policy(
         sampler.complete, prompt_format, problems, 0.0, config.seed
     )
     texts = [reply.text for reply in replies]
-    metrics = dict(reward=float(np.mean(reward(problems, texts))))
+    rewards = reward(problems, texts)
+    metrics = dict(reward=float(np.mean(rewards)))
     metrics['loss'] = -metrics['reward']
     if task.score is not None:
         scores = on_first_process(verifier_reward(task.score))(problems, texts)
         metrics['accuracy'] = float(np.mean(scores >= 1.0))
         metrics['loss'] = 1 - metrics['accuracy']
-    return dict(
-        metrics,
-        response_length=float(
-            np.mean([len(r.tokens) + (r.ending is not None) for r in replies])
-        ),
-        truncation_rate=float(np.mean([r.ending is None for r in replies])),
-    )
+    lengths = [len(r.tokens) + (r.ending is not None) for r in replies]
+    metrics['response_length'] = float(np.mean(lengths))
+    metrics['truncation_rate'] = float(np.mean([r.ending is None for r in replies]))
+    samples = [
+        dict(
+            id=problem.id,
+            prompt=list(problem.messages),
+            answer=problem.answer,
+            reply=reply.text,
+            reward=float(reward),
+            tokens=length,
+            truncated=reply.ending is None,
+        )
+        for problem, reply, reward, length in zip(
+            problems, replies, rewards, lengths, strict=True
+        )
+    ]
+    return metrics, samples[:NUM_SAMPLES]
 
 
 def describe_truncation(policy: ConfigDict) -> str:

@@ -13,8 +13,11 @@ import pytest
 from configs import common
 from gptjax.core import run_dir, storage
 from gptjax.core.console import UserError
+from gptjax.infer.request import Reply, Token
 from gptjax.parallel.mesh import make_mesh
 from gptjax.post import grpo, policy_gradient, ppo
+from gptjax.post.experience import Environment
+from gptjax.post.problems.problem_sources import Problem
 from gptjax.post.rollout import make_sampler
 from gptjax.train import init_from, loop
 from gptjax.train.load_model import load_model
@@ -72,6 +75,11 @@ def params_of(workdir, step=None):
 
 def lines(workdir, split='train'):
     return [r for r in read_metrics(workdir / 'metrics.jsonl') if r['split'] == split]
+
+
+def samples_of(workdir):
+    paths = sorted((workdir / policy_gradient.SAMPLES).iterdir())
+    return {int(path.stem): path.read_bytes() for path in paths}
 
 
 def without_clock(records):
@@ -143,6 +151,48 @@ def test_the_first_ratio_is_one_and_the_usual_metrics_are_there(run, request):
     assert {'accuracy', 'reward', 'loss'} <= validations[-1].keys()
 
 
+def test_a_validation_keeps_its_first_replies():
+    problems = [
+        Problem(f'p{n}', (dict(role='user', content=f'{n} ='),), str(n))
+        for n in range(40)
+    ]
+
+    def complete(prompts, parameters):
+        return [
+            Reply(
+                str(n), (Token(9),), None, *('stop', None, None if n % 2 else Token(5))
+            )
+            for n in range(len(prompts))
+        ]
+
+    environment = Environment(
+        SimpleNamespace(
+            tokenizer=SimpleNamespace(specials={'<|end|>': 5}),
+            template='turns',
+            max_tokens=2,
+            temperature=1.0,
+            prompt=lambda messages: [1],
+        ),
+        SimpleNamespace(
+            validation=lambda n: problems[:n],
+            score=lambda problem, reply: float(reply == problem.answer),
+        ),
+        lambda problems, replies: np.arange(len(replies)) / 4,
+    )
+    config = SimpleNamespace(task=SimpleNamespace(validation=30), seed=0)
+    metrics, samples = policy_gradient.evaluate_policy(
+        config, environment, SimpleNamespace(complete=complete)
+    )
+    assert metrics['accuracy'] == 1 and metrics['truncation_rate'] == 0.5
+    assert len(samples) == policy_gradient.NUM_SAMPLES == 16
+    assert samples[3] == dict(
+        id='p3',
+        prompt=[dict(role='user', content='3 =')],
+        **dict(answer='3', reply='3', reward=0.75, tokens=1, truncated=True),
+    )
+    assert (samples[4]['tokens'], samples[4]['truncated']) == (2, False)
+
+
 @pytest.mark.slow
 def test_the_policy_changes_and_the_reference_does_not(folder, grpo_run, ppo_run):
     first = params_of(folder / 'start')
@@ -186,8 +236,12 @@ def test_a_stopped_run_resumes_bitwise(
         patch.setattr(loop, 'interruption', interrupted_after(rollouts))
         summary, workdir = train(folder, f'{section}_stopped', section, change)
         assert (summary['reason'], summary['step']) == ('interrupted', steps)
+    stale = workdir / policy_gradient.SAMPLES / '00000099.json'
+    storage.write_json(stale, {})  # of a validation that the resumed run has yet to do
     summary, _ = train(folder, f'{section}_stopped', section, change)
     assert summary['reason'] == 'finished'
+    assert samples_of(workdir) == samples_of(whole)
+    assert [*samples_of(whole)] == [r['step'] for r in lines(whole, 'validation')]
     metrics = [
         without_clock(read_metrics(run / 'metrics.jsonl')) for run in (workdir, whole)
     ]

@@ -6,6 +6,8 @@ is missing, the page names the command that writes it.
 
 from pathlib import Path
 
+import numpy as np
+
 from gptjax.core import storage
 from gptjax.data.rating_audit import audit_labels
 from gptjax.eval.report import charts, provenance, reward_tables
@@ -27,6 +29,7 @@ FILES = dict(
     tokenizer='tokenizer/manifest.json',
     prepared='prepared/manifest.json',
 )
+VALIDATIONS = 6  # whose replies the page shows
 BASELINES = {  # the strongest first
     'xz_given_train': 'xz -9e, given training text',
     'xz': 'xz -9e alone',
@@ -64,6 +67,7 @@ def write_report(workdir: Path) -> Path:
         facts=_facts(results, tasks, metrics),
         task_rows=_task_rows(tasks),
         charts=_training_charts(metrics, baselines),
+        validations=_read_validations(workdir / 'samples' / 'validation'),
         skipped=skipped[-1][1] if skipped else 0,
         audit_labels=audit_labels,
         provenance=provenance,
@@ -83,10 +87,10 @@ def _facts(results, tasks, metrics):
     if results:
         facts.append(('bits per byte', format_number(results['bits_per_byte']), ''))
         facts.append(('loss, nats a token', format_number(results['loss']), ''))
-    loss = _points(metrics, 'train', 'loss')
-    if not loss:
+    updates = _points(metrics, 'train', 'loss') or _points(metrics, 'train', 'reward')
+    if not updates:
         return facts
-    facts.append(('updates', f'{loss[-1][0]:,}', ''))
+    facts.append(('updates', f'{updates[-1][0]:,}', ''))
     tokens, seconds, rates = (
         [value for _, value in _points(metrics, 'train', name)]
         for name in ('tokens', 'step_seconds', 'tokens_per_second')
@@ -107,6 +111,13 @@ def _facts(results, tasks, metrics):
     return facts
 
 
+def _read_validations(folder):
+    """The replies of some validations: the first, the last, and others between."""
+    paths = sorted(folder.glob('[0-9]*.json'))
+    places = np.linspace(0, len(paths) - 1, min(VALIDATIONS, len(paths)))
+    return [storage.read_json(paths[place]) for place in places.astype(int)]
+
+
 def _task_rows(tasks):
     """The table of all tasks but perplexity, which has its own section."""
     tasks = {name: task for name, task in tasks.items() if name != 'perplexity'}
@@ -120,11 +131,12 @@ def _task_rows(tasks):
 def _training_charts(metrics, baselines):
     """HTML of a chart for each metric; charts without values are ''."""
     loss = _points(metrics, 'train', 'loss')
-    if not loss:
+    updates = loss or _points(metrics, 'train', 'reward')
+    if not updates:
         return []
-    validation = _points(metrics, 'validation', 'loss')
+    validation = _points(metrics, 'validation', 'loss') if loss else []
     validation_bits = _points(metrics, 'validation', 'bits_per_byte')
-    window = max(1, len(loss) // 50) | 1
+    window = max(1, len(updates) // 50) | 1
 
     def quiet(name):
         return Series('', 'quiet', charts.thin(_points(metrics, 'train', name)))
@@ -167,6 +179,7 @@ def _training_charts(metrics, baselines):
             note='On packed rows, which cut documents; the result above is over whole '
             'documents.',
         ),
+        *_policy_charts(metrics),
         charts.line_chart(
             'Learning rate',
             'peak × schedule',
@@ -195,6 +208,29 @@ def _training_charts(metrics, baselines):
             make_axis=charts.linear_axis_from_zero,
             note='Full counts all of attention, causal the half that is not masked.',
         ),
+    ]
+
+
+def _policy_charts(metrics):
+    """HTML of the charts of reinforcement learning; all are '' in other stages."""
+
+    def chart(title, unit, name, note='', scale=1):
+        sampled, greedy = (
+            [(step, scale * value) for step, value in _points(metrics, split, name)]
+            for split in ('train', 'validation')
+        )
+        series = [
+            Series('rollouts', 'train', charts.thin(sampled)),
+            Series('validation', 'validation', greedy),
+        ]
+        return charts.line_chart(title, unit, series, note=note)
+
+    note = 'Replies of rollouts are sampled, those of the validation are greedy.'
+    return [
+        chart('Reward', 'mean of replies, without penalties', 'reward', note),
+        chart('KL from the reference policy', 'nats a reply', 'kl'),
+        chart('Length of replies', 'tokens', 'response_length'),
+        chart('Truncated replies', 'percent', 'truncation_rate', scale=100),
     ]
 
 

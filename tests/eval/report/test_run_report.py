@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import markupsafe
 import pytest
 
+from gptjax.core import storage
 from gptjax.eval.report import provenance
 from gptjax.eval.report.run_report import write_report
 
@@ -143,6 +144,30 @@ def test_the_page_fetches_nothing_and_escapes_texts(run):
     assert 'prefers-color-scheme: dark' in page
     assert EVIL not in page and 'Hi &lt;b&gt;' in page and 'a &lt;run&gt;' in page
     assert markupsafe.escape(EVIL) in page
+
+
+def test_replies_of_validations_and_charts_of_reinforcement_learning(tmp_path):
+    records = [
+        dict(step=step, split=split, reward=0.5, kl=0.1, truncation_rate=0.25)
+        for step in (2, 4)
+        for split in ('train', 'validation')
+    ]
+    lines = ''.join(json.dumps(record) + '\n' for record in records)
+    (tmp_path / 'metrics.jsonl').write_text(lines)
+    for step in range(0, 20, 2):
+        sample = dict(id='p', prompt=[dict(role='user', content='1 + <1>')])
+        sample.update(answer='2', reply=f'{step}<|user|>', reward=0.5, tokens=3)
+        sample['truncated'] = step > 4
+        path = tmp_path / 'samples' / 'validation' / f'{step:08d}.json'
+        storage.write_json(path, dict(step=step, samples=[sample, sample]))
+    page = page_of(tmp_path)
+    text = text_of(page)
+    assert '1 + &lt;1&gt; 2 18&lt;|user|&gt; 0.500 3 truncated' in text
+    shown = re.findall(r'After (\d+) updates: mean .* 2 replies 0.500, (\d) tr', page)
+    assert shown == [('0', '0'), ('2', '0')] + [
+        (s, '2') for s in ('6', '10', '14', '18')
+    ]
+    assert page.count('<figure>') == 3 and 'no metrics.jsonl' not in text
 
 
 @pytest.mark.parametrize(
