@@ -43,12 +43,13 @@ def main(argv: list[str]) -> int:
         print('\ninterrupted; run the same command to continue', file=sys.stderr)
         return CTRL_C
     except Exception as error:
-        reason = storage.unwritable(error, given_workdir())
+        workdir = given_workdir()
+        reason = storage.unwritable(error, workdir)
         if reason is None:
             raise
         print(
-            f'error: --workdir={FLAGS.workdir}: cannot write there ({reason}): free '
-            'some space, or use another --workdir',
+            f'error: --workdir={workdir}: cannot write there ({reason}): free some '
+            'space, or use another --workdir',
             file=sys.stderr,
         )
         return USER_ERROR

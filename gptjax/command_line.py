@@ -1,13 +1,17 @@
 """The flags of the command line, and one-line messages for errors in them."""
 
+import importlib.machinery
+import importlib.util
 import os
+import sys
 import traceback
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from gptjax.core import run_dir
+from gptjax.core.config import add_missing_fields
 from gptjax.core.console import UserError
+from gptjax.core.files import replace_surrogates
 
 FLAGS = flags.FLAGS
 
@@ -83,21 +87,27 @@ DRAWN = ('max_tokens', 'temperature', 'top_k', 'top_p', 'seed')
 def parse(argv: list[str], stages, variant_flags) -> tuple[str | None, list[str]]:
     """(stage, positional arguments); (None, []) for --help.
 
-    Raises UserError for a flag that the stage does not read. `variant_flags` has the
-    flags of 'bench data', 'eval --compare' and so on.
+    Raises UserError for a word that is not UTF-8, which neither a manifest nor a
+    checkpoint can hold, and for a flag that the stage does not read. `variant_flags`
+    has the flags of 'bench data', 'eval --compare' and so on.
     """
     if len(argv) < 2 or {'--help', '-h', '--helpfull', '-help'} & set(argv):
         return None, []
     stage = argv[1]
     if stage not in stages:
         raise UserError(f'no stage {stage!r}: use one of {", ".join(stages)}')
+    for word in argv:
+        if word != replace_surrogates(word):
+            raise UserError(
+                f'{word!a} is not UTF-8: type it in a terminal that uses UTF-8, or '
+                'rename the file'
+            )
     try:
         words = FLAGS([argv[0], *argv[2:]])
-    except _FLAG_ERRORS as error:
-        raise UserError(_explain(error, argv)) from error
-    if not isinstance(FLAGS.config, ConfigDict | None):
-        path = FLAGS['config'].config_filename
-        raise UserError(f'--config={path}: no such file: use e.g. configs/tiny.py')
+    except UserError:
+        raise
+    except Exception as error:  # ml_collections raises errors of many types
+        raise UserError(_explain_flag_error(error, argv)) from error
     flags_read = {name: stages[name].flags for name in stages} | variant_flags
     _refuse_unread_flags(stage, words[1:], flags_read)
     return stage, words[1:]
@@ -128,63 +138,102 @@ def _refuse_unread_flags(stage, words, flags_read):
         raise UserError(f'--{flag.name}: `{variant}` ignores it{others}: leave it out')
 
 
-_FLAG_ERRORS = (
-    *(flags.Error, AttributeError, ImportError, KeyError, OSError, SyntaxError),
-    *(TypeError, ValueError),
-)
-
-
-def _explain(error, argv):
+def _explain_flag_error(error, argv):
     """A one-line message for an error in the flags."""
-    errors = [error]  # the last one, the innermost cause, is the most exact
-    while errors[-1].__cause__ or errors[-1].__context__:
-        errors.append(errors[-1].__cause__ or errors[-1].__context__)
-    cause = errors[-1]
     if isinstance(error, flags.UnrecognizedFlagError) and '.' in error.flagname:
         return f'--{error.flagname}: add --config, whose field this flag changes'
-    if isinstance(cause, SyntaxError):
-        return (
-            f'--config: {cause.filename}: line {cause.lineno} is not valid Python: '
-            'correct it'
-        )
-    for nested in errors:
-        if message := _explain_config_file_error(nested, argv):
-            return message
-    if isinstance(cause, OSError):
-        return f'--config: {cause.filename}: {cause.strerror}: correct the path'
+    cause = error
+    while cause.__cause__ or cause.__context__:  # the innermost is the most exact
+        cause = cause.__cause__ or cause.__context__
+    fields = [word.split('=')[0] for word in argv if word.startswith('--config.')]
     if isinstance(cause, AttributeError | KeyError) and cause.args:
         name = str(cause.args[0]).split("'")[0].strip('"')
-        fields = [word.split('=')[0] for word in argv if word.startswith('--config.')]
         field = next((f for f in fields if name in f.split('.')), None)
         if field:
             return f'{field}: no such config field: see gptjax/core/schema.py'
     message = _first_line(error)
-    message = message if str(cause) in message else str(cause)
-    return message if isinstance(error, flags.Error) else f'--config: {message}'
+    if str(cause) not in message:
+        message = f'{message}: {_first_line(cause)}'
+    named = isinstance(error, flags.Error)  # the message names the flag
+    return message if named else f'{", ".join(fields)}: {message}'
 
 
-def _explain_config_file_error(error, argv):
-    """'FILE: line N: Type: message', or None if the error is not in the config file."""
-    words = [word.removeprefix('--config=') for word in run_dir.config_words(argv)]
-    files = {os.path.abspath(word.split(':')[0]) for word in words}
-    frames = traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in frames if os.path.abspath(frame.filename) in files]
-    if not frames:
-        return None
-    message, frame = _first_line(error), frames[-1]
-    if isinstance(error, ValueError) and (frame.line or '').startswith('raise '):
-        return (
-            f'--config: {message}'  # a message that the config file wrote for its user
+# ---- the config file
+
+
+def read_config_file(path: str) -> ConfigDict:
+    """The config of 'FILE.py' or 'FILE.py:variant', completed by the schema.
+
+    Raises UserError, with the line of the file, for whatever its code raises.
+    """
+    file, colon, variant = path.partition(':')
+    if file.endswith('.json') or os.path.exists(os.path.join(file, 'config.json')):
+        raise UserError(
+            f'--config={file}: a config is a Python file, such as configs/tiny.py: to '
+            'continue a run, give its directory as --workdir and leave --config out; '
+            'for a new run with the same config, first copy config.json into a new '
+            'directory, and give that one'
         )
-    line = f'{frame.filename}: line {frame.lineno}'
+    if not os.path.isfile(file):
+        raise UserError(f'--config={file}: no such file: use e.g. configs/tiny.py')
+    try:
+        loader = importlib.machinery.SourceFileLoader('config_file', file)
+        spec = importlib.util.spec_from_loader(loader.name, loader)
+        module = sys.modules[loader.name] = importlib.util.module_from_spec(spec)
+        loader.exec_module(module)
+        config = module.get_config(*([variant] if colon else []))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_explain_config_error(error, file)) from error
+    if not isinstance(config, ConfigDict):
+        kind = 'nothing' if config is None else f'a {type(config).__name__}'
+        raise UserError(
+            f'--config={file}: get_config() returns {kind}: return a ConfigDict, such '
+            'as common.base() of configs/common.py'
+        )
+    add_missing_fields(config)  # so that flags can change them
+    return config
+
+
+def _explain_config_error(error, file):
+    """'--config: FILE: line N: Type: message' for an exception of a config file."""
+    if isinstance(error, SyntaxError) and error.lineno:
+        line = f'{error.filename}: line {error.lineno}'
+        return f'--config: {line} is not valid Python: correct it'
+    message, name = _first_line(error), type(error).__name__
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if os.path.abspath(frame.filename) == os.path.abspath(file)
+    ]
+    if not frames:
+        return f'--config: {file}: {name}: {message}: correct it'
+    code = frames[-1].line or ''
+    if isinstance(error, ValueError) and code.startswith('raise '):
+        return f'--config: {message}'  # the config file wrote it for its user
+    line = f'{frames[-1].filename}: line {frames[-1].lineno}'
     if 'since the config is locked' in message:
         field = message.split('"')[1]
         return f'--config: {line}: {field}: no such field (see gptjax/core/schema.py)'
-    return f'--config: {line}: {type(error).__name__}: {message}'
+    return f'--config: {line}: {name}: {message or code}'
 
 
 def _first_line(error):
     return str(error).strip().split('\n')[0]
+
+
+class _ConfigFileParser(flags.ArgumentParser):
+    """ml_collections' own parser wraps the errors of a config file in others."""
+
+    def parse(self, path):
+        return read_config_file(path).lock()
+
+
+FLAGS['config'].parser = _ConfigFileParser()
+
+
+# ---- lists of flags
 
 
 def own_flags() -> list[flags.Flag]:

@@ -81,8 +81,9 @@ def _check_steps(config, changes):
 
 
 def given_workdir() -> Path | None:
-    """The absolute path of --workdir."""
-    return Path(FLAGS.workdir).expanduser().absolute() if FLAGS.workdir else None
+    """The absolute path of --workdir; None also if the flags are not parsed."""
+    workdir = FLAGS['workdir'].value
+    return Path(workdir).expanduser().absolute() if workdir else None
 
 
 def make_artifacts(

@@ -61,6 +61,7 @@ def test_unknown_words_are_refused(capsys, tmp_path):
             'twice',
         ): "'twice': this stage has no such argument",
         ('pretrain', config, place, '--wrong=1'): 'wrong',
+        ('sample', place, '--prompt', 'caf\udce9'): r"'caf\udce9' is not UTF-8",
         ('pretrain', config): '--workdir is missing',
         ('pretrain', place): 'is not a run directory',
         ('pretrain', '--config=configs/none.py', place): 'configs/none.py',
@@ -207,6 +208,14 @@ def test_an_error_in_a_config_file_names_its_line(capsys, tmp_path):
         ),
         ("    return int('x')\n", 'line 3: ValueError: invalid literal'),
         ("    open('/nowhere/x')\n", 'line 3: FileNotFoundError: [Errno 2]'),
+        ('    confg.seed = 3\n', "line 3: NameError: name 'confg' is not defined"),
+        ('    return 1 // 0\n', 'line 3: ZeroDivisionError: integer division'),
+        ('    return [][0]\n', 'line 3: IndexError: list index out of range'),
+        ('    assert not common\n', 'line 3: AssertionError: assert not common'),
+        ("    raise RuntimeError('no GPU')\n", 'line 3: RuntimeError: no GPU'),
+        ('    return get_config()\n', 'line 3: RecursionError: maximum'),
+        ('    pass\n', 'get_config() returns nothing: return a ConfigDict'),
+        ('    return dict(seed=1)\n', 'get_config() returns a dict: return a'),
     ):
         path.write_text(f'from configs import common\ndef get_config():\n{body}')
         words = ('pretrain', f'--config={path}', place, '--config.train.num_steps=3')
@@ -229,6 +238,67 @@ def test_a_config_file_is_completed_and_its_unknown_fields_are_refused(
         )
         for words in (('pretrain', f'--workdir={tmp_path}/run'), ('bench', 'train')):
             assert message in error_of(capsys, *words, f'--config={path}')
+
+
+def test_what_is_no_config_file_is_one_line(capsys, tmp_path):
+    run_dir.write_config(common.base(), tmp_path)
+    other = tmp_path / 'other.py'
+    other.write_text('from configs import common\nbase = common.base')
+    binary = tmp_path / 'binary.py'
+    binary.write_bytes(b'\0\1')
+    for path, message in (
+        (tmp_path / 'config.json', 'config.json: a config is a Python file'),
+        (tmp_path, 'give its directory as --workdir and leave --config out'),
+        (tmp_path / 'none.py', 'none.py: no such file'),
+        ('', '--config=: no such file'),
+        (other, "other.py: AttributeError: module 'config_file' has no attribute"),
+        (binary, 'binary.py: '),
+    ):
+        words = ('data', f'--config={path}', f'--workdir={tmp_path}/run')
+        assert message in error_of(capsys, *words)
+        assert message in error_of(capsys, *words, '--config.seed=3')
+
+
+def test_flags_change_fields_that_a_config_file_leaves_out(capsys, tmp_path):
+    path, text = tmp_path / 'mine.py', tmp_path / 'text.jsonl'
+    text.write_text(''.join(f'{{"text": "A text, number {n}."}}\n' for n in range(99)))
+    path.write_text(
+        'from ml_collections import ConfigDict\ndef get_config():\n'
+        f"    own = dict(kind='jsonl', path={str(text)!r})\n"
+        '    c = ConfigDict(dict(data=dict(sources=dict(own=own)), seed=3))\n'
+        "    c.train = dict(num_steps=9, batch_size=c.get_ref('seed') * 2)\n"
+        '    return c\n'
+    )
+    flags = ('data.sources.own.limit=50', 'optim.learning_rate=3e-4', 'seed=4')
+    words = [f'--config.{flag}' for flag in flags]
+    words = ['data', f'--config={path}', f'--workdir={tmp_path}/run', *words]
+    assert runs.gptjax(*words) == 0
+    config = run_dir.read_config(tmp_path / 'run')
+    assert config.data.sources.own.limit == 50 and config.train.num_steps == 9
+    assert config.optim.learning_rate == 3e-4 and config.train.batch_size == 8
+    assert config.model.to_dict() == common.base().model.to_dict()
+
+
+def test_no_text_is_read_that_the_config_file_does_not_name(capsys, tmp_path):
+    path, place = tmp_path / 'mine.py', f'--workdir={tmp_path}/run'
+    for section in ('', 'data=dict(context=64)', 'data=dict(sources={})'):
+        path.write_text(
+            'from ml_collections import ConfigDict\ndef get_config():\n'
+            f'    return ConfigDict(dict({section}))\n'
+        )
+        error = error_of(capsys, 'pretrain', f'--config={path}', place)
+        assert 'data.sources is empty: name at least one source, such as' in error
+    assert not (tmp_path / 'run' / 'documents').exists()
+
+
+def test_an_error_before_flags_are_parsed_is_raised(monkeypatch):
+    def broken(*args):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(command_line, 'parse', broken)
+    with runs.typed(['gptjax']), pytest.raises(ZeroDivisionError):
+        flags.FLAGS.unparse_flags()
+        cli.main(['gptjax', 'report'])
 
 
 def test_a_place_for_json_is_tried_before_work_begins(capsys, tmp_path):

@@ -27,9 +27,9 @@ there or written from memory. This holds for all of them:
 - Adam is AdamW without weight decay, and gradients are clipped to a norm of 1, unless
   the paper says otherwise. A warm-up rises from 1 / (steps + 1) of the peak.
 - A tenth of a file of prompts is held out for validation and another tenth for `eval`;
-  for preferences, the sections `reward` and `preference` say how much. A number of
-  steps computed from the paper's sizes is one epoch of what remains of a file as large
-  as the paper's after that.
+  for preferences, the sections `reward` and `preference` say how much. Where the number
+  of steps is computed from the size of the paper's data, it is one epoch if your file
+  has that much left for training.
 - The verifier of `task.path` wants the reply to equal the answer, character by
   character. If replies reason first, a function in `task.rewards` has to extract the
   answer.

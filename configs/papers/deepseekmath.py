@@ -13,19 +13,15 @@ From the paper, section 3.2: `sft` takes 500 steps of 256 rows of 4K tokens, wit
 constant learning rate of 5e-5. Section 4.2: the reward model's learning rate is 2e-5;
 GRPO has a learning rate of 1e-6, a KL coefficient of 0.04, 64 outputs per question of
 at most 1,024 tokens, a batch of 1,024, one update after each rollout, 144,000
-questions. Section 4.1: the advantage is (r - mean) / std, and each reply has the same
-weight.
+questions. Section 4.1: the advantage is (r - mean) / std, each reply has the same
+weight, and the KL in the loss is k3, q / p - 1 - ln(q / p) (equation 4). Its gradient
+is that of KL(q, p); the run warns of this (gptjax/post/objectives/kl.py).
 
 Read at the source: sections 3.2 and 4.2. From memory: section 4.1. The authors'
 repository (deepseek-ai/DeepSeek-Math) has no training code.
 
 Known departures:
 
-- The KL in the loss is k2, (ln p - ln q)^2 / 2, where the paper has k3, q / p - 1 -
-  ln(q / p) (equation 4). They agree near q to second order. But the gradient of k3 is
-  that of KL(q, p), the other direction, and the gradient of k2 is that of KL(p, q),
-  which the paper means (gptjax/post/objectives/kl.py). No field selects k3; the
-  function `k3_loss` computes it.
 - A Llama 2 of 7B replaces DeepSeekMath-Base, which was trained on mathematics and
   code. Questions and solutions are the user's own.
 - Only outcomes are rewarded. Process supervision (4.1.3) and the reward model and
@@ -64,7 +60,7 @@ def grpo():
     config = papers.policy(f'{RUNS}_sft', problems=144_000)
     config.task.rewards = papers.rewarded_by(f'{RUNS}_reward')
     config.policy.update(prompts=16, replies=64, epochs=1, max_tokens=1024)
-    config.policy.kl_loss = 0.04
+    config.policy.update(kl_loss=0.04, kl_estimator='k3')
     config.grpo = common.grpo_section()
     config.grpo.update(advantage='grpo', objective='clipped', normaliser='sequence')
     config.optim.learning_rate = 1e-6

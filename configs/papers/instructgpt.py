@@ -87,7 +87,7 @@ def ppo():
     config = papers.policy(f'{RUNS}_init', problems=31_144)
     config.task.rewards = papers.rewarded_by(f'{RUNS}_reward')
     config.policy.update(prompts=512, replies=1, epochs=1, max_tokens=1024)
-    config.policy.update(temperature=1.0, kl_reward=0.02)
+    config.policy.update(temperature=1.0, kl_reward=0.02, kl_estimator='k1')
     config.ppo = common.ppo_section()
     config.ppo.update(critic='network', critic_run=f'{RUNS}_reward')
     config.ppo.update(gamma=1.0, clip_low=0.2, clip_high=0.2)

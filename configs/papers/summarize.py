@@ -62,7 +62,7 @@ def ppo():
     config = papers.policy(f'{RUNS}_sft', problems=123_169)
     config.task.rewards = papers.rewarded_by(f'{RUNS}_reward')
     config.policy.update(prompts=512, replies=1, epochs=4, max_tokens=48)
-    config.policy.kl_reward = 0.05
+    config.policy.update(kl_reward=0.05, kl_estimator='k1')
     config.ppo = common.ppo_section()
     config.ppo.update(critic='network', critic_run=f'{RUNS}_reward')
     config.ppo.update(gamma=1.0, lam=0.95)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from gptjax.core.console import UserError
 from gptjax.core.fields import NEEDED, SAME, Field
-from gptjax.core.schema import BASE, REWARD_PART, SCHEMA
+from gptjax.core.schema import BASE, REWARD_PART, SCHEMA, SOURCE
 
 Fields = dict[str, Field]  # the fields of a section by name
 
@@ -71,15 +71,33 @@ def lock(fields: dict) -> ConfigDict:
 def check_fields(config: ConfigDict) -> None:
     """Raises UserError for a value that its field may not have.
 
-    Sections that the schema does not know belong to the user and are not checked,
-    except `parts`, which holds one whole config for each stage of `overoptimize`.
+    Sections that the schema does not know belong to the user and may have any value
+    that RUN/config.json can hold, except `parts`, which holds one whole config for each
+    stage of `overoptimize`.
     """
+    config = config.to_dict()
     stages = config.get('parts', {}).items()
     configs = {'': config} | {f'parts.{name}.': stage for name, stage in stages}
     for prefix, checked in configs.items():
         for name, fields in SCHEMA.items():
             if name in checked:
                 _check(prefix + name, checked[name], fields)
+    for name, value in config.items():
+        _check_json(name, value)
+
+
+def _check_json(name: str, value: Any) -> None:
+    if isinstance(value, dict) and all(isinstance(inner, str) for inner in value):
+        for inner, inner_value in value.items():
+            _check_json(f'{name}.{inner}', inner_value)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_json(name, item)
+    elif not isinstance(value, str | int | float | None):
+        raise UserError(
+            f'{name}={value!r}: RUN/config.json cannot hold this value: use numbers, '
+            'texts, True or False, lists of these, or sections with texts as names'
+        )
 
 
 def _check(name: str, value: Any, field: Field | Fields) -> None:
@@ -92,14 +110,33 @@ def _check(name: str, value: Any, field: Field | Fields) -> None:
         raise UserError(f'{name}={value!r}: {field.advice(value)}')
     if isinstance(field.range, dict):
         for entry, section in value.items():
+            if field.range is SOURCE and (entry == '' or '/' in str(entry)):
+                raise UserError(
+                    f'{name}: {entry!r} cannot be the name of a source, because it is '
+                    'also that of a folder: use letters, digits, - and _'
+                )
             _check(f'{name}.{entry}', section, field.range)
 
 
 # ---- a new config
 
 
+def add_missing_fields(config: ConfigDict, whole: ConfigDict | None = None) -> None:
+    """Completes the config of a --config file in place, so that references stay."""
+    whole = complete_new(config) if whole is None else whole
+    for name, value in whole.items():
+        if name not in config:
+            with config.unlocked():
+                config[name] = value
+        elif isinstance(value, ConfigDict):
+            add_missing_fields(config[name], value)
+
+
 def complete_new(config: ConfigDict) -> ConfigDict:
     """The config of a --config file, with the default of every field that it lacks.
+
+    Only `data.sources` stays empty if it is missing: no run may train on text that its
+    config does not name.
 
     Raises UserError for a field that the schema does not know, such as a misspelt one.
     """
@@ -114,6 +151,7 @@ def _refuse_unknown_fields(section: dict, fields: dict, prefix: str = '') -> Non
         if field is None and fields is SCHEMA and isinstance(value, dict):
             # Another section belongs to the user; `parts` holds whole configs.
             for part, stage in value.items() if name == 'parts' else ():
+                _refuse_other_types(f'parts.{part}', stage)
                 _refuse_unknown_fields(stage, SCHEMA, f'parts.{part}.')
         elif field is None:
             nearest = difflib.get_close_matches(name, fields, 1)
@@ -123,18 +161,21 @@ def _refuse_unknown_fields(section: dict, fields: dict, prefix: str = '') -> Non
                 'gptjax/core/schema.py, which lists all fields'
             )
         elif isinstance(field, dict):
-            _refuse_unknown_in_section(value, field, full_name)
+            _refuse_other_types(full_name, value)
+            _refuse_unknown_fields(value, field, f'{full_name}.')
         elif isinstance(field.range, dict):
-            if not isinstance(value, dict):
-                raise UserError(f'{full_name}={value!r}: {field.advice(value)}')
+            _refuse_other_types(full_name, value, field)
             for entry, inner in value.items():
-                _refuse_unknown_in_section(inner, field.range, f'{full_name}.{entry}')
+                _refuse_unknown_fields(inner, field.range, f'{full_name}.{entry}.')
 
 
-def _refuse_unknown_in_section(value: Any, fields: Fields, name: str) -> None:
+def _refuse_other_types(name: str, value: Any, field: Field | None = None) -> None:
+    """Raises UserError if a section, or a field with entries, is something else."""
     if not isinstance(value, dict):
-        raise UserError(f'{name}={value!r}: use a section with fields')
-    _refuse_unknown_fields(value, fields, f'{name}.')
+        advice = field.advice(value) if field else 'use a section with fields'
+        raise UserError(f'{name}={value!r}: {advice}')
+    for entry, section in value.items() if field else ():
+        _refuse_other_types(f'{name}.{entry}', section)
 
 
 # ---- runs of other versions
@@ -150,10 +191,15 @@ def complete(config: dict, is_new: bool = False) -> dict:
     `model` that this version does not know: the model would compute something else.
     Other unknown fields, of a later version, are ignored.
     """
+    for name, value in config.items():
+        if isinstance(SCHEMA.get(name), dict) or name == 'parts':
+            _refuse_other_types(name, value)
     config = {
         name: dict(section) if isinstance(section, dict) else section
         for name, section in config.items()
     }
+    if is_new:
+        config['data'] = dict(sources={}) | config.get('data', {})
     for name, value in GONE.items():
         section, field = name.split('.')
         given = config.get(section, {}).pop(field, value)
@@ -174,8 +220,9 @@ def complete(config: dict, is_new: bool = False) -> dict:
         elif name in BASE and name not in config:
             config[name] = base_config()[name]
     if 'parts' in config:
-        stages = config['parts'].items()
-        config['parts'] = {name: complete(stage, is_new) for name, stage in stages}
+        for part, stage in config['parts'].items():
+            _refuse_other_types(f'parts.{part}', stage)
+            config['parts'][part] = complete(stage, is_new)
     return _to_dicts(config)
 
 
@@ -189,8 +236,15 @@ def _complete_section(name: str, section: dict, fields: Fields, is_new: bool) ->
                 raise UserError(f'{name}.{inner} is missing: give it a value')
             else:
                 completed[inner] = field.before
-        # A reward's entry stays as written: a checkpoint's identity is a hash of it.
-        elif isinstance(field.range, dict) and field.range is not REWARD_PART:
+        elif (
+            is_new and type(field.default) is int and isinstance(section[inner], float)
+        ):
+            if section[inner].is_integer():
+                completed[inner] = int(section[inner])  # 2.0 layers are 2
+        elif isinstance(field.range, dict):
+            _refuse_other_types(f'{name}.{inner}', section[inner], field)
+            if field.range is REWARD_PART:
+                continue  # as written: a checkpoint's identity is a hash of it
             completed[inner] = {
                 entry: _complete_section(
                     f'{name}.{inner}.{entry}', value, field.range, is_new

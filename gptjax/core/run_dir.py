@@ -141,12 +141,14 @@ def read_config(workdir: Path) -> ConfigDict:
 
 
 def _read(path: Path) -> dict:
+    reason = 'not an object'
     try:
-        return storage.read_json(path)
+        value = storage.read_json(path)
+        if isinstance(value, dict):
+            return value
     except ValueError as error:
-        raise UserError(
-            f'{path} is not valid JSON ({error}): delete it, and add --config'
-        ) from error
+        reason = error
+    raise UserError(f'{path} is not valid JSON ({reason}): delete it, and add --config')
 
 
 def to_json(config: ConfigDict) -> dict:

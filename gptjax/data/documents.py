@@ -56,7 +56,10 @@ def build_documents(config: ConfigDict, workdir: Path) -> dict:
     data = config.data
     check_steps(data.clean)
     if not data.sources:
-        raise UserError('data.sources is empty: name at least one source')
+        raise UserError(
+            'data.sources is empty: name at least one source, such as '
+            "dict(own=common.source('text', 'notes.txt'))"
+        )
     return artifact.build(
         workdir / 'documents',
         # A weight changes how often a document is read, not the documents.

@@ -6,7 +6,6 @@ from ml_collections import ConfigDict
 
 from gptjax.core import console, storage
 from gptjax.core.console import UserError
-from gptjax.core.files import replace_surrogates
 from gptjax.infer.request import LARGEST_SEED, ContextOverflow, SamplingParameters
 from gptjax.models.settings import resolve
 from gptjax.tokenizer.tokenizer import Tokenizer
@@ -31,7 +30,7 @@ def sample(
     sampling = {name: settings[name] for name in SAMPLING}
     if not 0 <= seed < LARGEST_SEED:
         raise UserError(f'--seed={seed}: use a number from 0 to {LARGEST_SEED - 1}')
-    all_prompts = [replace_surrogates(p) for p in prompts or settings.prompts]
+    all_prompts = prompts or settings.prompts
     _check_lengths(config, workdir, all_prompts)
     with console.progress_bar('loading the model', 0):
         engine = load_engine(config, workdir, step, slots=1)

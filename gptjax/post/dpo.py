@@ -73,7 +73,7 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
 
     # ---- batches ------------------------------------------------------------
     def make_training(setup: Setup) -> Training:
-        if config.preference.loss in WITHOUT_REFERENCE:
+        if config.preference.loss not in config_checks.WITH_REFERENCE:
             splits = without_reference(pairs)
         else:
             start_model = initial[0] if initial else base
@@ -147,18 +147,11 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
 def check_config(config: ConfigDict) -> None:
     """Refuses a config that cannot train, before data is prepared."""
     config_checks.check_config(config)
-    section = config.preference
-    why = f'with preference.loss={section.loss}'
-    if section.loss != 'dpo':
-        config_checks.check_unused(config, 'preference', ['label_smoothing'], why)
-    if section.loss in WITHOUT_REFERENCE:
-        config_checks.check_unused(config, 'preference', ['reference'], why)
+    config_checks.check_unused(config, 'preference')
     config_checks.check_dropout(config)
 
 
 # ---- losses
-
-WITHOUT_REFERENCE = ('orpo', 'simpo')
 
 
 def make_pair_loss(config: ConfigDict, model: FrozenConfigDict, bind_policy):

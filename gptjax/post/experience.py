@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from gptjax.parallel.sharding import put_on_mesh, replicated
 from gptjax.post.objectives.advantages import informative
-from gptjax.post.objectives.kl import AdaptiveKL, kl_per_reply
+from gptjax.post.objectives.kl import ESTIMATORS, RIGHT, AdaptiveKL, kl_per_reply
 from gptjax.post.objectives.score_shaping import (
     RunningMoments,
     missing_eos_penalty,
@@ -89,6 +89,12 @@ def new_adaptive_state(policy: ConfigDict) -> AdaptiveState:
     return AdaptiveState(
         AdaptiveKL(coefficient, policy.kl_target, policy.kl_horizon), RunningMoments()
     )
+
+
+def kl_estimator(policy: ConfigDict, place: str) -> Callable:
+    """The estimator of the KL in a place, 'kl_reward' or 'kl_loss'."""
+    chosen = policy[place] and policy.kl_estimator
+    return ESTIMATORS[chosen or RIGHT[place]]
 
 
 def read_adaptive_state(values: list) -> AdaptiveState:

@@ -34,7 +34,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gptjax.core.console import UserError
-from gptjax.post.experience import Algorithm
+from gptjax.post.experience import Algorithm, kl_estimator
 from gptjax.post.objectives import advantages, policy_losses, reply_tokens
 from gptjax.post.objectives.kl import kl_in_score
 from gptjax.post.objectives.logprobs import token_logprobs
@@ -64,14 +64,12 @@ def grpo(config: ConfigDict, workdir: Path) -> dict:
 def check_config(config: ConfigDict) -> None:
     """Refuses fields of the section `grpo` that do not fit each other."""
     section = config.grpo
+    config_checks.check_unused(config, 'grpo')
     if section.advantage != 'reinforce' and config.policy.replies < 2:
         raise UserError(
             f'policy.replies={config.policy.replies}: replies to a prompt are compared '
             "with each other: use 2 or more, or grpo.advantage='reinforce'"
         )
-    if section.objective == 'reinforce':
-        why = "with grpo.objective='reinforce', which clips nothing"
-        config_checks.check_unused(config, 'grpo', ['clip_low', 'clip_high'], why)
     if section.objective == 'reinforce' and updates_per_rollout(config) > 1:
         raise UserError(
             f"grpo.objective='reinforce' makes one update a rollout: use "
@@ -107,6 +105,8 @@ def make_algorithm(
         'sum': partial(reply_tokens.constant_weights, length=1),
     }[section.normaliser]
 
+    in_reward, in_loss = (kl_estimator(shared, at) for at in ('kl_reward', 'kl_loss'))
+
     def score_tokens(params, reference, batch):
         logprobs_BT, _ = compute_logprobs(policy.compute(params, reference), batch)
         return dict(old=logprobs_BT, reference=compute_logprobs(reference, batch)[0])
@@ -116,9 +116,8 @@ def make_algorithm(
         groups = (-1, shared.replies)
         informative_N = advantages.informative(jnp.reshape(scores_B, groups))
         if coefficient:
-            scores_B = kl_in_score(
-                scores_B, batch['old'], batch['reference'], mask_BT, coefficient
-            )
+            logprobs = (batch['old'], batch['reference'])
+            scores_B = kl_in_score(scores_B, *logprobs, mask_BT, coefficient, in_reward)
         advantages_NG = ADVANTAGES[section.advantage](jnp.reshape(scores_B, groups))
         if section.advantage == 'grpo':
             # If scores differ only by their KL, the std is noise: use no advantage.
@@ -143,6 +142,7 @@ def make_algorithm(
             mask_BT,
             shared.entropy,
             control['coefficient'] if shared.kl_loss else None,
+            in_loss,
         )
         return reply_tokens.sum_losses(
             loss_BT, {**metrics, **kl_metrics}, mask_BT, *normalise(mask_BT)

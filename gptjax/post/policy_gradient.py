@@ -36,6 +36,7 @@ from gptjax.post.experience import (
     new_adaptive_state,
     read_adaptive_state,
 )
+from gptjax.post.objectives.kl import PITFALLS, RIGHT
 from gptjax.post.objectives.logprobs import token_logprobs
 from gptjax.post.objectives.reply_tokens import metrics_per_token
 from gptjax.post.policy_model import (
@@ -224,6 +225,8 @@ def make_training(
         f'{"update" if updates == 1 else "updates"}'
     )
     print_once(f'policy: {describe_truncation(config.policy)}')
+    if pitfall := describe_kl_pitfall(config.policy):
+        print_once(f'policy: {pitfall}')
     return Training(
         update=update,
         validate=validate,
@@ -399,6 +402,18 @@ def describe_truncation(policy: ConfigDict) -> str:
     )
 
 
+def describe_kl_pitfall(policy: ConfigDict) -> str:
+    """The warning that the estimator of the KL is not right where it is, or ''."""
+    for place, pitfalls in PITFALLS.items():
+        if policy[place] and policy.kl_estimator in pitfalls:
+            return (
+                f'warning: policy.kl_estimator={policy.kl_estimator} with '
+                f'policy.{place}={policy[place]}: {pitfalls[policy.kl_estimator]}: use '
+                f'policy.kl_estimator={RIGHT[place]}, unless you mean this'
+            )
+    return ''
+
+
 # ---- checks
 
 
@@ -410,10 +425,9 @@ def updates_per_rollout(config: ConfigDict) -> int:
 def check_policy(config: ConfigDict) -> None:
     """Refuses fields of the section `policy` that do not fit each other."""
     policy, train = config.policy, config.train
-    config_checks.check_unused(config, 'train', ['profile_step'], 'in ppo and grpo')
-    if not policy.kl_reward and not policy.kl_loss:
-        why = 'where policy.kl_reward and policy.kl_loss are 0'
-        config_checks.check_unused(config, 'policy', ['kl_horizon'], why)
+    effect = 'does nothing in ppo and grpo'
+    config_checks.refuse_unused(config, 'train.profile_step', effect)
+    config_checks.check_unused(config, 'policy')
     if policy.kl_reward and policy.kl_loss:
         raise UserError(
             f'policy.kl_reward={policy.kl_reward} and policy.kl_loss={policy.kl_loss} '

@@ -1,12 +1,12 @@
 """PPO: proximal policy optimisation (Schulman et al. 2017) with a critic.
 
 As Stiennon et al. 2020 and Ouyang et al. 2022 train language models: the last token of
-a reply has the reward, every token has the penalty k1 of the KL to the reference,
-advantages are generalised (GAE), and ratios and values are clipped. The loss, divided
-by the number of reply tokens in an update, is
+a reply has the reward, every token has the penalty of the KL to the reference (k1, see
+objectives/kl.py), advantages are generalised (GAE), and ratios and values are clipped.
+The loss, divided by the number of reply tokens in an update, is
 
     clipped policy loss + value_coefficient x value loss
-        + kl_loss x k2 - entropy x entropy + ptx x language loss
+        + kl_loss x KL - entropy x entropy + ptx x language loss
 
 The last term is PPO-ptx, the loss on pretraining text, against forgetting. The critic
 is a head on the policy's hidden vectors (ppo.critic='head'), or a separate network that
@@ -29,9 +29,9 @@ from gptjax.core.console import UserError
 from gptjax.data.packed_dataset import PackedDataset
 from gptjax.models import gpt, heads
 from gptjax.parallel.mesh import batch_shards
-from gptjax.post.experience import Algorithm
+from gptjax.post.experience import Algorithm, kl_estimator
 from gptjax.post.objectives import advantages, policy_losses, reply_tokens
-from gptjax.post.objectives.kl import kl_in_reward
+from gptjax.post.objectives.kl import k1, kl_in_reward
 from gptjax.post.objectives.logprobs import hidden_logprobs, token_logprobs
 from gptjax.post.policy_gradient import train_policy
 from gptjax.post.policy_model import PolicyModel
@@ -56,10 +56,7 @@ def ppo(config: ConfigDict, workdir: Path) -> dict:
 
 def check_config(config: ConfigDict) -> None:
     """Refuses fields of the section `ppo` that do not fit each other."""
-    section = config.ppo
-    if section.critic != 'network':
-        why = f'where ppo.critic={section.critic}'
-        config_checks.check_unused(config, 'ppo', ['critic_run'], why)
+    config_checks.check_unused(config, 'ppo')
 
 
 def make_algorithm(
@@ -98,7 +95,11 @@ def make_algorithm(
 
     return Algorithm(
         score_tokens=score_tokens,
-        compute_advantages=partial(compute_advantages, section),
+        compute_advantages=partial(
+            compute_advantages,
+            section,
+            estimator=kl_estimator(config.policy, 'kl_reward'),
+        ),
         loss_fn=make_loss(config, policy, forward, settings),
         token_metrics=TOKEN_METRICS,
         extra_arrays=extra_arrays,
@@ -109,13 +110,19 @@ def make_algorithm(
     )
 
 
-def compute_advantages(section: ConfigDict, batch: dict, scores_B, coefficient):
-    """(the batch with `advantages` and `returns`, metrics), of a whole rollout."""
+def compute_advantages(
+    section: ConfigDict, batch: dict, scores_B, coefficient, estimator=k1
+):
+    """(the batch with `advantages` and `returns`, metrics), of a whole rollout.
+
+    Args:
+        coefficient: of the KL in the reward.
+        estimator: of that KL.
+    """
     mask_BT = batch['weights']
     rewards_BT = advantages.terminal_rewards(scores_B, mask_BT)
-    rewards_BT = kl_in_reward(
-        rewards_BT, batch['old'], batch['reference'], mask_BT, coefficient
-    )
+    logprobs = (batch['old'], batch['reference'])
+    rewards_BT = kl_in_reward(rewards_BT, *logprobs, mask_BT, coefficient, estimator)
     advantages_BT, returns_BT = advantages.gae(
         rewards_BT, batch['values'], mask_BT, section.gamma, section.lam
     )
@@ -132,6 +139,7 @@ def make_loss(
     """`Algorithm.loss_fn`: the formula at the top of this file."""
     section, shared = config.ppo, config.policy
     language_loss = make_language_loss(settings, config.train)
+    estimator = kl_estimator(shared, 'kl_loss')
 
     def loss_fn(params, batch, key, control, reference=None):
         del key  # no dropout, as in the engine
@@ -156,6 +164,7 @@ def make_loss(
             mask_BT,
             shared.entropy,
             control['coefficient'] if shared.kl_loss else None,
+            estimator,
         )
         value_BT, value_metrics = policy_losses.value_loss(
             values_BT, batch['values'], batch['returns'], mask_BT, section.value_clip

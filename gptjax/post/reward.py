@@ -188,6 +188,7 @@ def describe_data(train: Comparisons, context: int) -> str:
 
 def check_config(config: ConfigDict) -> None:
     """Refuses a config that cannot train, before data is prepared."""
+    config_checks.check_unused(config, 'reward')
     reward, train = config.reward, config.train
     target = 'preferences' if reward.preferences else reward.target
     behaviour = not reward.preferences and reward.target in BEHAVIOUR

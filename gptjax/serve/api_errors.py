@@ -79,6 +79,8 @@ def invalid_body(error: ValidationError, content: bytes) -> ApiError:
     errors = error.errors(include_url=False)
     if errors[0]['type'] == 'json_invalid':
         reason = errors[0]['ctx']['error']
+        if 'hex escape' in reason:
+            reason += ', perhaps half of a surrogate pair'
         message = f'the body is not JSON ({reason}): send a JSON object in UTF-8'
         return bad_request(None, message, 'invalid_json')
     body = from_json(content)
@@ -102,6 +104,10 @@ def invalid_body(error: ValidationError, content: bytes) -> ApiError:
     expected = ' or '.join(dict.fromkeys(expected)).replace(' after validation', '')
     if wrong['msg'].startswith('Input'):
         expected = f'it should be {expected}'
+    if path[-1:] == ['type'] and 'content' in path:
+        expected += ', the server reads no images or sound: leave this part out'
+    if kind == 'list_type' and isinstance(wrong['input'], str):
+        expected += ', not a text: send the list without quotes around it'
     value = repr(wrong['input'])
     value = value if len(value) <= 60 else f'{value[:56]} …'
     code = 'invalid_type' if kind.endswith('_type') else 'invalid_value'

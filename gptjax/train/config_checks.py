@@ -1,13 +1,15 @@
 """Refuses a config that cannot train, before any data is built."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
 from gptjax.core import run_dir
 from gptjax.core.console import UserError
+from gptjax.core.fields import Field
 from gptjax.core.schema import SCHEMA
 from gptjax.models import gpt, settings
 from gptjax.optim.optimizer import make_optimizer
@@ -67,20 +69,105 @@ def check_context(config: ConfigDict, mesh) -> None:
         )
 
 
-def check_unused(
-    config: ConfigDict, section: str, fields: Sequence[str], why: str
-) -> None:
-    """Refuses fields of a section that have no effect, unless they have the default.
+# ---- fields without an effect
 
-    `why` is part of the message: 'train.profile_step=3 does nothing in ppo and grpo'.
+
+class Used(NamedTuple):
+    """When a field has an effect.
+
+    name: of the field, such as 'ppo.ptx_rows'.
+    by: the fields that decide, as 'ppo.ptx', or several with spaces between them.
+    where: whether the field is used, from the values of those fields.
+    otherwise: what the field does if it is not used.
     """
-    for field in fields:
-        value, default = config[section][field], SCHEMA[section][field].default
-        if value != default:
-            raise UserError(
-                f'{section}.{field}={value} does nothing {why}: use '
-                f'{section}.{field}={default!r}'
-            )
+
+    name: str
+    by: str
+    where: Callable[..., bool]
+    otherwise: str = 'does nothing'
+
+
+def either(*choices: str) -> Callable[[str], bool]:
+    return lambda value: value in choices
+
+
+def given(*values) -> bool:
+    return any(values)
+
+
+def absent(value) -> bool:
+    return not value
+
+
+WITH_REFERENCE = ('dpo', 'ipo', 'kto')  # losses of preferences
+USED = (
+    Used('reward.target', 'reward.preferences', absent),
+    Used('reward.group', 'reward.preferences', absent),
+    Used('reward.clean', 'reward.preferences', given),
+    Used('reward.margin', 'reward.loss', either('pairwise')),
+    Used('reward.centring', 'reward.loss', either('pairwise')),
+    Used('preference.beta', 'preference.loss', either(*WITH_REFERENCE, 'simpo')),
+    Used('preference.label_smoothing', 'preference.loss', either('dpo')),
+    Used('preference.margin', 'preference.loss', either('simpo')),
+    Used('preference.odds_weight', 'preference.loss', either('orpo')),
+    Used('preference.desirable_weight', 'preference.loss', either('kto')),
+    Used('preference.undesirable_weight', 'preference.loss', either('kto')),
+    Used(
+        'preference.nll',
+        'preference.loss',
+        either(*WITH_REFERENCE, 'simpo'),
+        otherwise='counts the loss of chosen replies twice',
+    ),
+    Used('preference.reference', 'preference.loss', either(*WITH_REFERENCE)),
+    Used('policy.kl_estimator', 'policy.kl_reward policy.kl_loss', given),
+    Used('policy.kl_horizon', 'policy.kl_reward policy.kl_loss', given),
+    Used('policy.kl_target', 'policy.kl_horizon', given),
+    Used('ppo.critic_run', 'ppo.critic', either('network')),
+    Used('ppo.ptx_run', 'ppo.ptx', given),
+    Used('ppo.ptx_rows', 'ppo.ptx', given),
+    Used('grpo.clip_low', 'grpo.objective', either('clipped', 'gspo')),
+    Used('grpo.clip_high', 'grpo.objective', either('clipped', 'gspo')),
+    Used('grpo.resampling', 'policy.replies', lambda replies: replies > 1),
+)
+
+
+def check_unused(config: ConfigDict, section: str) -> None:
+    """Refuses fields of a section that have no effect, by `USED`."""
+    for name, by, where, otherwise in USED:
+        if not name.startswith(f'{section}.'):
+            continue
+        deciding = {field: _read(config, field) for field in by.split()}
+        if not where(*deciding.values()):
+            values = ' and '.join(f'{field}={deciding[field]}' for field in deciding)
+            choices = _field(by.split()[0]).range.choices
+            fitting = ' or '.join(choice for choice in choices if where(choice))
+            other = f', or {by}={fitting}' if fitting else ''
+            refuse_unused(config, name, f'{otherwise} where {values}', other)
+
+
+def refuse_unused(config: ConfigDict, name: str, effect: str, other='') -> None:
+    """Refuses a field with the given effect, unless it has the default.
+
+    Args:
+        effect: such as 'does nothing in ppo and grpo'.
+        other: another way to mend the config than the default.
+    """
+    value, default = _read(config, name), _field(name).default
+    if type(default)(value) != default:
+        raise UserError(f'{name}={value} {effect}: use {name}={default!r}{other}')
+
+
+def _read(config: ConfigDict, name: str):
+    section, field = name.split('.')
+    return config[section][field]
+
+
+def _field(name: str) -> Field:
+    section, field = name.split('.')
+    return SCHEMA[section][field]
+
+
+# ---- dropout
 
 
 def check_dropout(config: ConfigDict) -> None:

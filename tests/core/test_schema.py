@@ -324,6 +324,18 @@ def test_a_new_config_is_completed_with_defaults():
     assert core.complete_new(config).to_dict() == whole.to_dict()
 
 
+def test_only_a_config_that_names_the_default_corpus_reads_it():
+    new = core.complete_new(ConfigDict(dict(data=dict(context=64))))
+    assert new.data.sources.to_dict() == {} and new.data.context == 64
+    assert core.complete_new(ConfigDict()).data.sources.to_dict() == {}
+    assert 'chitchat' in complete({})['data']['sources']  # an older run
+
+
+def test_whole_numbers_of_a_new_config_are_whole():
+    new = core.complete_new(ConfigDict(dict(model=dict(num_layers=2.0))))
+    assert type(new.model.num_layers) is int
+
+
 @pytest.mark.parametrize(
     'name, message',
     (
@@ -353,6 +365,37 @@ def test_a_section_of_a_new_config_has_fields():
     for name in ('model', 'data.sources.chitchat', 'dialogue.sources'):
         with pytest.raises(UserError, match=f'^{name}=3: use '):
             core.complete_new(given(everything(), name, 3))
+
+
+@pytest.mark.parametrize('name', ('org/name', '', '/tmp'))
+def test_a_source_has_the_name_of_a_folder(name):
+    for section in ('data', 'dialogue'):
+        config = everything()
+        config[section].sources[name] = common.source('text', 'a.txt')
+        with pytest.raises(UserError, match=f"^{section}.sources: '{name}' cannot be"):
+            check_fields(core.complete_new(config))
+
+
+@pytest.mark.parametrize('value', (len, {3}, b'a', {3: 'a'}))
+def test_what_no_file_can_hold_is_refused(value):
+    for name in ('mine.a', 'task.options.more'):
+        config = everything()
+        config.mine = ConfigDict()
+        with pytest.raises(UserError, match=f'^{name}.*: RUN/config.json cannot hold'):
+            check_fields(core.complete_new(given(config, name, value)))
+
+
+@pytest.mark.parametrize('value', (None, 3, (3,), {3}, {'a': {'b': 1}}, [None], len))
+def test_any_value_of_any_field_is_allowed_or_one_line(value):
+    for name in (*FIELDS, *schema.SCHEMA, 'mine', 'parts', 'data.sources.own'):
+        config = given(everything(), name, value)
+        try:
+            core.add_missing_fields(config)
+            config = core.complete_new(config)
+            check_fields(config)
+            assert complete(run_dir.to_json(config))
+        except UserError as error:
+            assert '\n' not in str(error)
 
 
 # ---- runs of other versions

@@ -27,14 +27,6 @@ def config(trained_run):
     return config
 
 
-def test_a_prompt_that_is_not_utf_8_is_repaired(workdir, config, capsys):
-    # As Python reads the byte 0xe9 of the command line.
-    (record,) = sample(config, workdir, ['caf\udce9'])
-    assert (
-        record['prompt'] == 'caf\ufffd' and "--- 'caf\ufffd'" in capsys.readouterr().out
-    )
-
-
 @pytest.mark.slow
 def test_own_prompts_are_printed_as_they_are_drawn(workdir, config, capsys):
     texts = sample(config, workdir, ['Hello', 'naïve ▁'], seed=3)

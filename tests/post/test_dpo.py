@@ -313,7 +313,7 @@ def test_another_mesh_gives_the_same_losses(whole, folder, tmp_path):
         (
             {'preference.loss': 'ipo', 'preference.label_smoothing': 0.1},
             None,
-            'does nothing with preference.loss=ipo',
+            'does nothing where preference.loss=ipo',
         ),
         (
             {'preference.loss': 'simpo', 'preference.reference': 'runs/a'},

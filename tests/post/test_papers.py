@@ -61,7 +61,7 @@ instructgpt:reward
   reward: loss pairwise, margin 0, centring 0
 instructgpt:ppo
   policy: prompts 512, replies 1, epochs 1, max_tokens 1024, temperature 1
-  policy: kl_reward 0.02, kl_loss 0, kl_horizon 0
+  policy: kl_reward 0.02, kl_estimator k1, kl_loss 0, kl_horizon 0
   train: batch_size 64, num_steps 4000
   optim: schedule constant, warmup_steps 80, learning_rate 9e-6, ema 0.992
   ppo: critic network, critic_run runs/instructgpt_reward, gamma 1, clip_low 0.2
@@ -76,6 +76,7 @@ summarize:reward
   reward: centring 0
 summarize:ppo
   policy: prompts 512, epochs 4, max_tokens 48, kl_reward 0.05, kl_horizon 0
+  policy: kl_estimator k1
   train: batch_size 512, num_steps 7812
   optim: learning_rate 1.5e-5, schedule linear
   ppo: critic network, critic_run runs/summarize_reward, gamma 1, lam 0.95
@@ -98,6 +99,7 @@ deepseekmath:reward
   optim: learning_rate 2e-5
 deepseekmath:grpo
   policy: replies 64, epochs 1, max_tokens 1024, kl_loss 0.04, kl_reward 0
+  policy: kl_estimator k3
   train: batch_size 1024
   optim: learning_rate 1e-6
   grpo: advantage grpo, normaliser sequence

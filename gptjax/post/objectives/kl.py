@@ -3,13 +3,25 @@
 With d = ln p - ln q of a token drawn from the policy p, where q is the reference
 (Schulman 2020, Approximating KL divergence):
 
-            formula         as an estimate     the gradient, as a loss
-    k1      d               unbiased           0 on average
-    k2      d^2 / 2         biased             of KL(p, q)
-    k3      e^-d - 1 + d    unbiased, >= 0     of KL(q, p), the other direction
+            formula         as an estimate     the gradient, on average
+                                               in the reward            in the loss
+    k1      d               unbiased           of KL(p, q)              0
+    k2      d^2 / 2         biased             nearly 0 near q          of KL(p, q)
+    k3      e^-d - 1 + d    unbiased, >= 0     of KL(p, q) - KL(q, p),  of KL(q, p)
+                                               nearly 0 near q
 
-So the reward needs k1 and the loss needs k2. Use one of them: both together count the
-KL twice. k3 is for reports (GRPO's paper has it in the loss, see `k3_loss`).
+In the reward, where the gradient is that of ln p times the estimator, k1 is right; in
+the loss, which is differentiated, it is k2 (Tang and Munos 2025, arXiv 2506.09477; Liu
+et al. 2025, arXiv 2510.01555). `policy.kl_estimator` chooses another one, and the run
+prints what is wrong with it. Use one place: both together count the KL twice.
+
+The papers: InstructGPT and Stiennon et al. 2020 have k1 in the reward, DeepSeekMath
+(GRPO, eq. 4) has k3 in the loss, where KL(q, p) makes the policy cover what the
+reference does, and KL(p, q) keeps it away from what the reference does not do.
+
+All of this is for replies that p itself has drawn. In later updates on the same rollout
+they come from an older policy. The loss has no ratios for this and is then biased; the
+KL in the reward is part of the advantages, and the objective has the ratios.
 """
 
 from typing import NamedTuple
@@ -37,6 +49,22 @@ def k3(logprobs_BT, reference_BT):
     return jnp.expm1(log_ratio_BT) - log_ratio_BT
 
 
+ESTIMATORS = dict(k1=k1, k2=k2, k3=k3)
+RIGHT = dict(kl_reward='k1', kl_loss='k2')  # the estimator that belongs in each place
+PITFALLS = dict(
+    kl_reward=dict(
+        k2='it is biased, and its policy gradient nearly 0 near the reference',
+        k3='its policy gradient is biased: that of KL(policy, reference) - '
+        'KL(reference, policy), nearly 0 near the reference',
+    ),
+    kl_loss=dict(
+        k1='its gradient is 0 on average: it is only noise',
+        k3="its gradient is that of KL(reference, policy), as in GRPO's paper, not of "
+        'KL(policy, reference)',
+    ),
+)
+
+
 def kl_per_reply(logprobs_BT, reference_BT, mask_BT):
     """k1 summed over each reply, float32 (B,); the mean estimates the KL of replies.
 
@@ -45,35 +73,41 @@ def kl_per_reply(logprobs_BT, reference_BT, mask_BT):
     return reply_sums(k1(logprobs_BT, reference_BT), mask_BT)
 
 
-def kl_in_reward(rewards_BT, logprobs_BT, reference_BT, mask_BT, coefficient):
-    """rewards - coefficient x k1 of each token; no gradient flows.
+def kl_in_reward(
+    rewards_BT, logprobs_BT, reference_BT, mask_BT, coefficient, estimator=k1
+):
+    """rewards - coefficient x KL of each token; no gradient flows.
 
-    The expected sum is largest for p(y) ~ q(y) exp(r(y) / coefficient).
+    With k1 the expected sum is largest for p(y) ~ q(y) exp(r(y) / coefficient).
 
     Args:
         rewards_BT: from `advantages.terminal_rewards`.
         logprobs_BT, reference_BT: ln p of the policy that drew the replies, and ln q,
             at the same temperature.
+        estimator: k1, k2 or k3.
     """
-    penalty_BT = coefficient * k1(logprobs_BT, reference_BT)
+    penalty_BT = coefficient * estimator(logprobs_BT, reference_BT)
     rewards_BT = as_scores(rewards_BT) - penalty_BT
     return jax.lax.stop_gradient(jnp.where(mask_BT, rewards_BT, 0.0))
 
 
-def kl_in_score(scores_B, logprobs_BT, reference_BT, mask_BT, coefficient):
-    """scores - coefficient x the sum of k1 over each reply, (B,)."""
-    penalty_B = coefficient * kl_per_reply(logprobs_BT, reference_BT, mask_BT)
+def kl_in_score(
+    scores_B, logprobs_BT, reference_BT, mask_BT, coefficient, estimator=k1
+):
+    """scores - coefficient x the sum of the KL over each reply, (B,)."""
+    kl_B = reply_sums(estimator(logprobs_BT, reference_BT), mask_BT)
+    penalty_B = coefficient * kl_B
     return jax.lax.stop_gradient(as_scores(scores_B) - penalty_B)
 
 
-def kl_loss(logprobs_BT, reference_BT, mask_BT):
-    """k2 (B, T): the loss with the gradient of each token's KL, given the prefix.
+def kl_loss(logprobs_BT, reference_BT, mask_BT, estimator=k2):
+    """The KL of each token (B, T), a loss; the gradient of k2 is that of the exact KL.
 
     It ignores that a token leads to later tokens where the policies differ. So the
     optimum is that of `kl_in_reward` only for replies of one token; `reply_kl_loss`
     has this optimum for all replies.
     """
-    return jnp.where(mask_BT, k2(logprobs_BT, reference_BT), 0.0)
+    return jnp.where(mask_BT, estimator(logprobs_BT, reference_BT), 0.0)
 
 
 def reply_kl_loss(logprobs_BT, reference_BT, mask_BT):
@@ -86,15 +120,6 @@ def reply_kl_loss(logprobs_BT, reference_BT, mask_BT):
     whole_B1 = jax.lax.stop_gradient(jnp.sum(per_token_BT, axis=-1, keepdims=True))
     still_BT = jax.lax.stop_gradient(per_token_BT)
     return whole_B1 * (per_token_BT - still_BT / 2)
-
-
-def k3_loss(logprobs_BT, reference_BT, mask_BT):
-    """k3 (B, T), the KL term of GRPO (Shao et al. 2024, eq. 4), to reproduce the paper.
-
-    The gradient is that of KL(q, p): the policy must cover what the reference does.
-    KL(p, q) instead keeps the policy away from what the reference does not do.
-    """
-    return jnp.where(mask_BT, k3(logprobs_BT, reference_BT), 0.0)
 
 
 class AdaptiveKL(NamedTuple):

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from gptjax.post.objectives.advantages import masked_moments
-from gptjax.post.objectives.kl import kl_loss
+from gptjax.post.objectives.kl import k2, kl_loss
 from gptjax.post.objectives.reply_tokens import reply_means
 
 
@@ -101,6 +101,7 @@ def add_kl_and_entropy(
     mask_BT,
     entropy_coefficient,
     kl_coefficient=None,
+    kl_estimator=k2,
 ):
     """Adds kl_coefficient x `kl.kl_loss` - entropy_coefficient x entropy to the loss.
 
@@ -111,7 +112,7 @@ def add_kl_and_entropy(
     Returns:
         (loss, dict(entropy, kl_loss)), each (B, T).
     """
-    kl_BT = kl_loss(logprobs_BT, reference_BT, mask_BT)
+    kl_BT = kl_loss(logprobs_BT, reference_BT, mask_BT, kl_estimator)
     if kl_coefficient is not None:
         loss_BT += kl_coefficient * kl_BT
     loss_BT += jnp.where(mask_BT, -entropy_coefficient * entropy_BT, 0.0)

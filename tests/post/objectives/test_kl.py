@@ -1,5 +1,7 @@
 """Values of estimators and controller; gradients are in test_known_bugs_kl.py."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,7 +58,8 @@ def test_the_reward_and_the_score_lose_the_same():
 def test_losses_are_0_outside_the_mask_and_at_the_reference():
     logprobs_BT, mask_BT = jnp.float32([[-1.0, -5.0, -2.0]]), np.array([[1, 0, 1]])
     reference_BT = jnp.float32([[-1.5, -1.0, -1.0]])
-    for loss in (kl.kl_loss, kl.reply_kl_loss, kl.k3_loss):
+    k3_loss = partial(kl.kl_loss, estimator=kl.k3)
+    for loss in (kl.kl_loss, kl.reply_kl_loss, k3_loss):
         assert loss(logprobs_BT, reference_BT, mask_BT)[0, 1] == 0
         total = lambda p, loss=loss: jnp.sum(loss(p, reference_BT, mask_BT))
         assert jax.grad(total)(logprobs_BT)[0, 1] == 0

@@ -69,7 +69,7 @@ def test_k2_belongs_in_the_loss():
     tiny.refuses(check_bandit, unmasked(kl.k1), unmasked(kl.k3))
     # In replies of several tokens, the KL of a token ignores later tokens.
     check_tree(kl.reply_kl_loss)
-    tiny.refuses(check_tree, kl.kl_loss, kl.k3_loss, unmasked(kl.k1))
+    tiny.refuses(check_tree, kl.kl_loss, unmasked(kl.k3), unmasked(kl.k1))
 
 
 def test_k1_as_a_loss_has_no_gradient():
@@ -84,34 +84,53 @@ def test_k3_as_a_loss_is_the_kl_the_other_way_round():
     reference_BT = tiny.logprobs(BANDIT, BANDIT.reference_SV)
     logits_SV = jnp.zeros_like(BANDIT.reference_SV)
     gradient_SV = tiny.expected_gradient(
-        BANDIT, logits_SV, lambda now, _: kl.k3_loss(now, reference_BT, BANDIT.mask_BT)
+        BANDIT, logits_SV, lambda now, _: kl.k3(now, reference_BT)
     )
     other = lambda logits_SV: tiny.reply_kl(BANDIT, BANDIT.reference_SV, logits_SV)
     exact_SV = jax.jit(jax.grad(other))(logits_SV)
     np.testing.assert_allclose(-gradient_SV, exact_SV, atol=1e-6)
 
 
+def reward_gradient(world, logits_SV, kl_in_reward):
+    """The descent of the policy gradient, with the KL as the only reward."""
+    reference_BT, mask_BT = tiny.logprobs(world, world.reference_SV), world.mask_BT
+
+    def loss(logprobs_BT, old_BT):
+        zeros_BT = jnp.zeros_like(old_BT)
+        rewards_BT = kl_in_reward(zeros_BT, old_BT, reference_BT, mask_BT, 0.5)
+        return_B1 = jnp.sum(rewards_BT, axis=-1, keepdims=True)
+        return policy_losses.reinforce(logprobs_BT, old_BT, return_B1, mask_BT)[0]
+
+    return -tiny.expected_gradient(world, logits_SV, loss) / 0.5
+
+
 def test_k1_belongs_in_the_reward():
     def check(kl_in_reward):
         """With rewards of 0, the policy gradient is that of -beta KL."""
-        reference_BT = tiny.logprobs(TREE, TREE.reference_SV)
+        gradient_SV = reward_gradient(TREE, POLICY_SV, kl_in_reward)
+        np.testing.assert_allclose(gradient_SV, EXACT(TREE, POLICY_SV), atol=2e-6)
 
-        def loss(logprobs_BT, old_BT):
-            zeros_BT, mask_BT = jnp.zeros_like(old_BT), TREE.mask_BT
-            rewards_BT = kl_in_reward(zeros_BT, old_BT, reference_BT, mask_BT, 0.5)
-            return_B1 = jnp.sum(rewards_BT, axis=-1, keepdims=True)
-            return policy_losses.reinforce(logprobs_BT, old_BT, return_B1, mask_BT)[0]
-
-        ascent_SV = tiny.expected_gradient(TREE, POLICY_SV, loss)
-        exact_SV = EXACT(TREE, POLICY_SV)
-        np.testing.assert_allclose(-ascent_SV / 0.5, exact_SV, atol=2e-6)
-
-    def with_estimator(estimator, rewards_BT, logprobs_BT, reference_BT, mask_BT, beta):
-        return rewards_BT - beta * estimator(logprobs_BT, reference_BT) * mask_BT
-
+    with_estimator = lambda name: partial(
+        kl.kl_in_reward, estimator=kl.ESTIMATORS[name]
+    )
     check(kl.kl_in_reward)
-    check(partial(with_estimator, kl.k1))
-    tiny.refuses(check, partial(with_estimator, kl.k2), partial(with_estimator, kl.k3))
+    check(with_estimator('k1'))
+    tiny.refuses(check, with_estimator('k2'), with_estimator('k3'))
+
+
+def test_k2_and_k3_in_the_reward_have_nearly_no_gradient_near_the_reference():
+    def gradient(name, logits_SV):
+        in_reward = partial(kl.kl_in_reward, estimator=kl.ESTIMATORS[name])
+        return reward_gradient(BANDIT, logits_SV, in_reward)
+
+    other = lambda logits_SV: tiny.reply_kl(BANDIT, BANDIT.reference_SV, logits_SV)
+    far_SV = jnp.zeros_like(BANDIT.reference_SV)
+    exact_SV = EXACT(BANDIT, far_SV) - jax.jit(jax.grad(other))(far_SV)
+    np.testing.assert_allclose(gradient('k3', far_SV), exact_SV, atol=2e-6)
+    near_SV = BANDIT.reference_SV + np.float32([0, 1, -1, 2]) * 0.01
+    size = np.abs(gradient('k1', near_SV)).max()
+    for name in ('k2', 'k3'):
+        assert np.abs(gradient(name, near_SV)).max() < 0.05 * size
 
 
 def test_the_reward_takes_no_gradient():
