@@ -16,7 +16,13 @@ from ml_collections import ConfigDict
 
 from gptjax.parallel.sharding import put_on_mesh, replicated
 from gptjax.post.objectives.advantages import informative
-from gptjax.post.objectives.kl import ESTIMATORS, RIGHT, AdaptiveKL, kl_per_reply
+from gptjax.post.objectives.kl import (
+    ESTIMATORS,
+    PITFALLS,
+    RIGHT,
+    AdaptiveKL,
+    kl_per_reply,
+)
 from gptjax.post.objectives.score_shaping import (
     RunningMoments,
     missing_eos_penalty,
@@ -95,6 +101,18 @@ def kl_estimator(policy: ConfigDict, place: str) -> Callable:
     """The estimator of the KL in a place, 'kl_reward' or 'kl_loss'."""
     chosen = policy[place] and policy.kl_estimator
     return ESTIMATORS[chosen or RIGHT[place]]
+
+
+def describe_kl_pitfall(policy: ConfigDict) -> str:
+    """The warning that the estimator of the KL is not right where it is, or ''."""
+    for place, pitfalls in PITFALLS.items():
+        if policy[place] and policy.kl_estimator in pitfalls:
+            return (
+                f'warning: policy.kl_estimator={policy.kl_estimator} with '
+                f'policy.{place}={policy[place]}: {pitfalls[policy.kl_estimator]}: use '
+                f'policy.kl_estimator={RIGHT[place]}, unless you mean this'
+            )
+    return ''
 
 
 def read_adaptive_state(values: list) -> AdaptiveState:

@@ -32,11 +32,11 @@ from gptjax.post.experience import (
     Algorithm,
     Environment,
     collect_experience,
+    describe_kl_pitfall,
     make_token_scorer,
     new_adaptive_state,
     read_adaptive_state,
 )
-from gptjax.post.objectives.kl import PITFALLS, RIGHT
 from gptjax.post.objectives.logprobs import token_logprobs
 from gptjax.post.objectives.reply_tokens import metrics_per_token
 from gptjax.post.policy_model import (
@@ -400,18 +400,6 @@ def describe_truncation(policy: ConfigDict) -> str:
         f'replies that are cut off at policy.max_tokens={policy.max_tokens} {effect} '
         f'({values})'
     )
-
-
-def describe_kl_pitfall(policy: ConfigDict) -> str:
-    """The warning that the estimator of the KL is not right where it is, or ''."""
-    for place, pitfalls in PITFALLS.items():
-        if policy[place] and policy.kl_estimator in pitfalls:
-            return (
-                f'warning: policy.kl_estimator={policy.kl_estimator} with '
-                f'policy.{place}={policy[place]}: {pitfalls[policy.kl_estimator]}: use '
-                f'policy.kl_estimator={RIGHT[place]}, unless you mean this'
-            )
-    return ''
 
 
 # ---- checks

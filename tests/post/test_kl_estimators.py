@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gptjax.post import grpo, ppo
+from gptjax.post.experience import describe_kl_pitfall
 from gptjax.post.objectives.kl import ESTIMATORS, PITFALLS, RIGHT
-from gptjax.post.policy_gradient import describe_kl_pitfall
 from gptjax.train.load_model import Trained
 from tests import helpers
 from tests.post import starts
