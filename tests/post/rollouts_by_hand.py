@@ -276,7 +276,7 @@ def kl_and_entropy(policy, found, rows):
     """(the terms of the loss for each token, the KL)."""
     coefficient, name = 0, 'k2'
     if policy.kl_loss:
-        coefficient, name = rows.coefficient, policy.get('kl_estimator') or name
+        coefficient, name = rows.coefficient, policy.kl_estimator or name
     kl_BT = estimate_kl(name, found['logprob'] - rows.reference)
     return coefficient * kl_BT - policy.entropy * found['entropy'], kl_BT
 
@@ -284,5 +284,5 @@ def kl_and_entropy(policy, found, rows):
 def kl_penalty(policy, rows):
     """What the KL takes from the reward of each token; 0 outside the replies."""
     coefficient = rows.coefficient if policy.kl_reward else 0
-    kl_BT = estimate_kl(policy.get('kl_estimator') or 'k1', rows.old - rows.reference)
+    kl_BT = estimate_kl(policy.kl_estimator or 'k1', rows.old - rows.reference)
     return np.where(rows.mask, coefficient * kl_BT, 0)

@@ -65,10 +65,13 @@ VARIANTS = dict(
         dict(KL_IN_LOSS, mask_truncated=True),
         dict(advantage='dr_grpo', normaliser='constant'),
     ),
-    dapo=(KL_IN_LOSS, dict(normaliser='token', clip_high=0.28, resampling=1)),
+    dapo=(
+        dict(KL_IN_LOSS, kl_estimator='k3'),
+        dict(normaliser='token', clip_high=0.28, resampling=1),
+    ),
     gspo=(KL_IN_LOSS, dict(objective='gspo', clip_low=0.03, clip_high=0.04)),
     rloo=(
-        dict(KL_IN_REWARD, epochs=1),
+        dict(KL_IN_REWARD, epochs=1, kl_estimator='k3'),
         dict(advantage='rloo', objective='reinforce', normaliser='sum'),
     ),
     reinforce=(
@@ -176,8 +179,14 @@ def ptx_gradient(config, rollout, params, update):
 @pytest.mark.parametrize(
     'policy, section',
     [
-        (KL_IN_REWARD, dict(critic='head', value_clip=0.3, warm_up=1)),
-        (KL_IN_LOSS, dict(critic='network', value_clip=0.2, whiten=False)),
+        (
+            dict(KL_IN_REWARD, kl_estimator='k2'),
+            dict(critic='head', value_clip=0.3, warm_up=1),
+        ),
+        (
+            dict(KL_IN_LOSS, kl_estimator='k3'),
+            dict(critic='network', value_clip=0.2, whiten=False),
+        ),
         (KL_IN_LOSS, dict(critic='head', value_clip=0.0, ptx=0.43, ptx_rows=ROWS)),
     ],
     ids=['head', 'network', 'ptx'],
