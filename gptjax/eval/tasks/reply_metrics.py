@@ -10,7 +10,7 @@ the others use the reference with the best score.
     token_f1            F of common words, mean over replies (Rajpurkar et al. 2016)
     exact_match         share of replies that equal a reference after SQuAD's
                         normalisation: no case, punctuation, a, an, the. It is not for
-                        numbers: '-3.5' and '35' are equal, and so are '' and 'A'
+                        numbers: '-3.5' and '35' are equal
     exact               share of replies that equal a reference as written, without the
                         white space around them
     number              share of replies whose last number has the value of a reference
@@ -228,7 +228,13 @@ def token_f1(answer: str, reference: str) -> float:
 
 
 def exact_match(answer: str, reference: str) -> float:
-    """1 if the normalised words are the same, else 0: exact match of SQuAD."""
+    """1 if the normalised words are the same, else 0: exact match of SQuAD.
+
+    An empty reply is a question without an answer, which SQuAD's script scores 0. As
+    words it would equal 'A', of which nothing is left.
+    """
+    if reference and not answer.strip():
+        return 0.0
     return float(normalized_words(answer) == normalized_words(reference))
 
 

@@ -119,7 +119,7 @@ def test_common_words_by_hand(answer, reference, f1, exact):
         ('', '0', 0, 0, 0),
         (' 5 km', '5 km ', 1, 1, None),
         ('paris', 'Paris', 1, 0, None),
-        ('', 'A', 1, 0, None),
+        ('', 'A', 0, 0, None),  # no answer, though 'A' has no word that counts
     ],
 )
 def test_equality_by_hand(answer, reference, squad, exact, number):
