@@ -38,7 +38,7 @@ SOURCE = dict(
     path=Field('', 'file, folder or glob pattern; for tfds, the name of the dataset'),
     split=Field('train', 'split to read, only for tfds'),
     text_field=Field('text', 'column or JSON key that holds the text'),
-    id_field=Field('', "column or key of the id; '': 'id', or the line number"),
+    id_field=Field('', "column or key of the id; '': 'id' or the line; '#': the line"),
     weight=Field(0.0, 'share of the training examples; 0: in proportion to the size'),
     clean=Field(('default',), 'data.clean, for chat no step', before=('data.clean',)),
     limit=Field(0, 'maximum number of documents to read; 0: all'),

@@ -38,7 +38,7 @@ from gptjax.data.cleaning.cleaning_steps import (
 from gptjax.data.documents import Write, write_sources
 from gptjax.data.sources.file_source import read_messages
 from gptjax.data.sources.open_source import SUFFIXES, describe_source_files
-from gptjax.data.sources.records import Source, record_messages
+from gptjax.data.sources.records import Source, open_with_ids, record_messages
 from gptjax.data.sources.tfds_source import (
     count_examples,
     describe_dataset,
@@ -278,26 +278,30 @@ def open_conversations(name: str, source: ConfigDict, data_dir: Path) -> Source:
     is a dataset with the feature `messages` or `utterances`: see `_make_tfds_reader`.
     """
     field = f'dialogue.sources.{name}'
+    opened = open_with_ids(field, source, partial(_open, field, data_dir))
+
+    def read_up_to_limit(advance: Advance) -> Iterator[Conversation]:
+        return islice(opened.read(advance), source.limit or None)
+
+    return opened._replace(read=read_up_to_limit)
+
+
+def _open(field: str, data_dir: Path, source: ConfigDict) -> Source:
     if source.kind == 'chat':
         paths = list_files(source.path, SUFFIXES['chat'], f'{field}.path')
         description = describe_source_files(field, source, paths)
-        total, unit = description['bytes'], 'bytes'
         read = partial(_read_files, field, source, paths)
-    elif source.kind == 'tfds':
+        return Source(read, description['bytes'], 'bytes', description)
+    if source.kind == 'tfds':
         builder = prepare_builder(field, source, data_dir)
-        description = describe_dataset(source, builder)
-        total, unit = count_examples(field, source, builder), 'conversations'
+        total = count_examples(field, source, builder)
         read = _make_tfds_reader(field, source, builder)
-    else:
-        raise UserError(
-            f"{field}.kind={source.kind}: conversations are read from 'chat' files or "
-            "'tfds'"
-        )
-
-    def read_up_to_limit(advance: Advance) -> Iterator[Conversation]:
-        return islice(read(advance), source.limit or None)
-
-    return Source(read_up_to_limit, total, unit, description)
+        description = describe_dataset(source, builder)
+        return Source(read, total, 'conversations', description)
+    raise UserError(
+        f"{field}.kind={source.kind}: conversations are read from 'chat' files or "
+        "'tfds'"
+    )
 
 
 def _read_files(field, source, paths, advance) -> Iterator[Conversation]:

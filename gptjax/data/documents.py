@@ -93,6 +93,7 @@ def describe_left_out(manifest: dict) -> str:
             )
             for name, source in manifest['sources'].items()
         ),
+        *(source.get('ids', '') for source in manifest['sources'].values()),
         describe_shared(manifest['splits'], 'documents'),
     )
 

@@ -6,6 +6,7 @@ difference as large if the two results of each example are swapped at random? Ne
 is corrected for the number of figures.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -125,21 +126,30 @@ def _in_same_order(task, first_result, second_result, first, second) -> dict:
             f'--compare: {task} is another task in {second} than in {first}: evaluate '
             'both again'
         )
-    first_items = {item['id']: item for item in first_result['items']}
-    second_items = {item['id']: item for item in second_result['items']}
-    for id in first_items | second_items:
-        if not (id in first_items and id in second_items):
+    first_items, second_items = map(_number_items, (first_result, second_result))
+    first_ids, second_ids = ({id for id, *_ in i} for i in (first_items, second_items))
+    for id in [*first_ids, *second_ids]:
+        if not (id in first_ids and id in second_ids):
             raise UserError(
-                f'--compare: {task}: {second if id in first_items else first} lacks '
+                f'--compare: {task}: {second if id in first_ids else first} lacks '
                 f'the item {id}: evaluate both with the same data and eval settings'
             )
-    for id, item in first_items.items():
-        if item['item_sha256'] != second_items[id]['item_sha256']:
-            raise UserError(
-                f'--compare: {task}: the item {id} is another one in {second}: '
-                'evaluate both with the same data and eval settings'
-            )
-    return dict(second_result, items=[second_items[id] for id in first_items])
+    for id, *_ in first_items.keys() ^ second_items.keys():
+        raise UserError(
+            f'--compare: {task}: the item {id} is another one in {second}: '
+            'evaluate both with the same data and eval settings'
+        )
+    return dict(second_result, items=[second_items[key] for key in first_items])
+
+
+def _number_items(result: dict) -> dict[tuple, dict]:
+    """The items by (id, hash, number of equal items before it): ids may repeat."""
+    numbers, items = Counter(), {}
+    for item in result['items']:
+        key = item['id'], item['item_sha256']
+        items[*key, numbers[key]] = item
+        numbers[key] += 1
+    return items
 
 
 def _compute_differences(first_result: dict, second_result: dict) -> dict:

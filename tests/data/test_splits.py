@@ -46,10 +46,10 @@ def test_the_smallest_hash_is_moved():
 # ---- files
 
 
-def build(workdir, kind, path, **fields):
+def build(workdir, source, **fields):
     """The lines of both splits and the manifest of RUN/documents."""
     config = common.base()
-    config.data.sources = dict(own=common.source(kind, str(path)))
+    config.data.sources = dict(own=source)
     config.data.update(clean=(), **fields)
     manifest = documents.build_documents(config, workdir)
     folder = workdir / 'documents'
@@ -69,7 +69,11 @@ def build(workdir, kind, path, **fields):
 def test_a_short_text_is_cut_and_none_is_lost(tmp_path, name, fraction):
     text = ''.join(f'line {n} of a short text\n' for n in range(25))
     (tmp_path / name).write_text(text)
-    *splits, _ = build(tmp_path, 'text', tmp_path / name, validation_fraction=fraction)
+    *splits, _ = build(
+        tmp_path,
+        common.source('text', str(tmp_path / name)),
+        validation_fraction=fraction,
+    )
     lines = sorted((line for s in splits for line in s), key=place_of)
     assert ''.join(line['text'] for line in lines) == text and len(lines) > 4
 
@@ -83,7 +87,9 @@ def place_of(line):
 def test_a_few_documents_are_split(tmp_path, count, fraction):
     path = tmp_path / 'few.jsonl'
     path.write_text(''.join(f'{{"text": "text {n}"}}\n' for n in range(count)))
-    train, validation, _ = build(tmp_path, 'jsonl', path, validation_fraction=fraction)
+    train, validation, _ = build(
+        tmp_path, common.source('jsonl', str(path)), validation_fraction=fraction
+    )
     ids = [f'few.jsonl#{n + 1}' for n in range(count)]
     assert [one['id'] for one in validation] == [
         f'own/{min(ids, key=storage.fingerprint)}'
@@ -128,7 +134,44 @@ def test_the_file_of_a_split_does_not_depend_on_how_it_began(tmp_path):
     ids = [f'many.jsonl#{n + 1}' for n in range(200)]
     path = tmp_path / 'many.jsonl'
     path.write_text(''.join(f'{{"text": "text {n}"}}\n' for n in range(200)))
-    *splits, _ = build(tmp_path, 'jsonl', path)
+    *splits, _ = build(tmp_path, common.source('jsonl', str(path)))
     for split, lines in zip(SPLITS, splits, strict=True):
         expected = [f'own/{name}' for name in ids if assign_split(name, 0.05) == split]
         assert [line['id'] for line in lines] == expected
+
+
+@pytest.mark.parametrize('kind', ('jsonl', 'parquet', 'chat'))
+@pytest.mark.parametrize('values, name', ((1, 'id'), (3, 'label')))
+def test_a_field_that_repeats_a_few_values_is_no_id(tmp_path, kind, values, name):
+    path = tmp_path / f'a.{kind}'
+    records = [
+        dict(text=f'text {n}', messages=[USER, REPLY]) | {name: n % values}
+        for n in range(60)
+    ]
+    if kind == 'parquet':
+        pyarrow = pytest.importorskip('pyarrow')
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(records), path)
+    else:
+        path.write_text(''.join(json.dumps(one) + '\n' for one in records))
+    id_field = '' if name == 'id' else name
+    source = common.source(kind, str(path), id_field=id_field)
+    train, validation, manifest = build(tmp_path, source)
+    first = 0 if kind == 'parquet' else 1
+    assert {line['id'] for line in train + validation} == {
+        f'own/a.{kind}#{n}' for n in range(first, 60 + first)
+    }
+    note = f'60 records have {values} different {name!r}, so it is no id: the place'
+    assert note in documents.DOCUMENTS.details(manifest)
+
+
+def test_ids_that_a_few_records_share_stay(tmp_path):
+    """Parts of one document have its id: they are in one split."""
+    path = tmp_path / 'parts.jsonl'
+    lines = (dict(id=f'book {n % 25}', text=f'part {n}') for n in range(100))
+    path.write_text(''.join(json.dumps(one) + '\n' for one in lines))
+    train, validation, manifest = build(tmp_path, common.source('jsonl', str(path)))
+    assert 'ids' not in manifest['sources']['own']
+    names = [{line['id'] for line in split} for split in (train, validation)]
+    assert all(names) and not names[0] & names[1] and len(names[0] | names[1]) == 25

@@ -89,6 +89,24 @@ def test_different_items_are_refused_by_name(two, tmp_path):
         compare(first, path)
 
 
+def test_items_with_the_same_id_are_paired_by_their_content(two, tmp_path):
+    *_, one, other = two
+    for tasks in (one, other):
+        for item in tasks['choice']['items']:
+            item['id'] = 'same'
+    other['choice']['items'].reverse()
+    first, second = (
+        write(tmp_path / f'{name}.json', tasks)
+        for name, tasks in dict(a=one, b=other).items()
+    )
+    its = compare(first, second)['tasks']['choice']['accuracy']
+    assert its['p'] == pytest.approx(1 / (1 + HOW.resamples))  # as with ids
+    other['choice']['items'][0]['item_sha256'] = 'another'
+    path = write(tmp_path / 'c.json', other)
+    with pytest.raises(UserError, match='the item same is another one'):
+        compare(first, path)
+
+
 def test_tasks_of_one_result_alone_are_noted(two, tmp_path):
     first, second, one, other = two
     other['reply'] = other['choice']

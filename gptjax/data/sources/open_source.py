@@ -2,7 +2,7 @@
 
 A document has an id and a text. The split, the manifest and the ledger use the id. It
 is the record's `id_field`. If that is '', it is the record's field 'id', or without
-one the file and line, as 'folder/file.jsonl#12'.
+one the file and line, as 'folder/file.jsonl#12'; see `open_with_ids`.
 
 | kind    | path                                       | a document is          |
 |---------|--------------------------------------------|------------------------|
@@ -42,7 +42,7 @@ from gptjax.data.sources.file_source import (
     read_parquet,
     read_text,
 )
-from gptjax.data.sources.records import Document, Source
+from gptjax.data.sources.records import Document, Source, open_with_ids
 from gptjax.data.sources.tfds_source import open_tfds
 
 # Endings of the files that are read if the path is a folder.
@@ -56,21 +56,12 @@ READERS = dict(text=read_text, jsonl=read_jsonl, parquet=read_parquet, chat=read
 
 
 def open_source(name: str, source: ConfigDict, data_dir: str | os.PathLike) -> Source:
-    """Opens the source `name` of data.sources, without reading documents yet.
+    """Opens the source `name` of data.sources; reads only the first ids yet.
 
     Our TFDS builders write to `data_dir`; other datasets stay in the folder of TFDS.
     """
     field = f'data.sources.{name}'
-    if source.kind == 'tfds':
-        opened = open_tfds(field, source, data_dir)
-    else:
-        paths = list_files(source.path, SUFFIXES[source.kind], f'{field}.path')
-        description = describe_source_files(field, source, paths)
-        total, unit = description['bytes'], 'bytes'
-        if source.kind == 'parquet':
-            total, unit = count_rows(field, source, paths), 'documents'
-        read_kind = partial(READERS[source.kind], field, source, paths)
-        opened = Source(read_kind, total, unit, description)
+    opened = open_with_ids(field, source, partial(_open, field, data_dir))
 
     def read(advance: Advance) -> Iterator[Document]:
         text = None
@@ -83,6 +74,18 @@ def open_source(name: str, source: ConfigDict, data_dir: str | os.PathLike) -> S
             )
 
     return opened._replace(read=read)
+
+
+def _open(field: str, data_dir: str | os.PathLike, source: ConfigDict) -> Source:
+    if source.kind == 'tfds':
+        return open_tfds(field, source, data_dir)
+    paths = list_files(source.path, SUFFIXES[source.kind], f'{field}.path')
+    description = describe_source_files(field, source, paths)
+    total, unit = description['bytes'], 'bytes'
+    if source.kind == 'parquet':
+        total, unit = count_rows(field, source, paths), 'documents'
+    read_kind = partial(READERS[source.kind], field, source, paths)
+    return Source(read_kind, total, unit, description)
 
 
 def describe_files(paths: list[File]) -> dict:

@@ -5,7 +5,9 @@ A record is a dict: a JSON line, a row of a table or an example of TFDS.
 
 import json
 import numbers
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import NamedTuple, TypeVar
 
 from ml_collections import ConfigDict
@@ -27,6 +29,8 @@ MESSAGE_FIELDS = (
     *('name', 'tool_calls', 'tool_call_id', 'function_call', 'refusal', 'train_detail'),
     *('reasoning_content', 'thinking', 'image', 'images', 'audio'),
 )
+PLACE = '#'  # as `id_field`: the file and line are the id, whatever fields there are
+MANY_IDS = 20  # with more values, a field is an id
 CHANGES_NOTHING = (None, '', [], {}, 1)  # 1 is a weight
 T = TypeVar('T')
 
@@ -38,6 +42,41 @@ class Source(NamedTuple):
     total: float  # the sum of all numbers that `advance` gets
     unit: str  # of the total, 'documents' or 'bytes'
     description: dict  # for the manifest: licence, citation, version or files
+
+
+def open_with_ids(
+    field: str, source: ConfigDict, open_source: Callable[[ConfigDict], Source]
+) -> Source:
+    """Opens a source; the records' places are the ids if the given ones are no ids.
+
+    A class label or the name of a corpus, which a few values repeat in all records,
+    cannot split them. Ids of up to MANY_IDS values that occur more than three times on
+    average, or a single value, count as such. The description then has a note, 'ids'.
+
+    Args:
+        open_source: opens the source with a config, of which `id_field` may be PLACE.
+    """
+    opened = open_source(source)
+    if source.kind == 'text':  # the ids are names of files
+        return opened
+    ids, records = Counter(), opened.read(lambda amount: None)
+    try:
+        for identity, *_ in islice(records, source.limit or None):
+            ids[identity] += 1
+            if len(ids) > MANY_IDS:
+                return opened
+    except UserError:  # it comes again when the records are read
+        return opened
+    if ids.total() <= (3 * len(ids) if len(ids) > 1 else 1):
+        return opened
+    places = source.copy_and_resolve_references()
+    places.id_field = PLACE
+    opened = open_source(places)
+    note = (
+        f'{field}.id_field: {ids.total():,} records have {len(ids)} different '
+        f'{source.id_field or "id"!r}, so it is no id: the place of each is used'
+    )
+    return opened._replace(description=dict(opened.description, ids=note))
 
 
 def group_by_size(
@@ -164,6 +203,8 @@ def record_id(
     record: dict, field: str, source: ConfigDict, location: str, default: str
 ) -> str:
     """The record's `id_field`. If that is '': the field 'id', or else `default`."""
+    if source.id_field == PLACE:
+        return default
     value = record.get(source.id_field or 'id')
     if isinstance(value, bytes):
         value = value.decode('utf-8', errors='replace')
@@ -183,6 +224,8 @@ def check_fields(field: str, source: ConfigDict, path: str, names: Iterable) -> 
     """Refuses a `text_field` or `id_field` that the table at `path` does not have."""
     for option in ('text_field', 'id_field'):
         name = source[option]
+        if name == PLACE and option == 'id_field':
+            continue
         if (name or option == 'text_field') and name not in names:
             raise UserError(
                 f'{field}.{option}={name}: {path} has no such field, it has '

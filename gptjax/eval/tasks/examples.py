@@ -125,7 +125,7 @@ def shuffle_references(examples: Sequence[Example], seed: int) -> list[str]:
 
 def read_example_file(path: Path) -> list[Example]:
     """The examples of a JSON Lines file; all have the same form."""
-    examples, forms, seen = [], {}, {}
+    examples, places, forms = [], [], {}
     file, name = File(str(path), path.name), replace_surrogates(path.name)
     for number, where, value in read_json_lines(file, '--tasks', '{"prompt": …}'):
         try:
@@ -138,15 +138,14 @@ def read_example_file(path: Path) -> list[Example]:
                 f'{where} has {[*forms][1]!r}, and line '
                 f'{[*forms.values()][0]} has {[*forms][0]!r}: use one form in a file'
             )
-        if example.id in seen:
-            raise UserError(
-                f'{where} has the same id {example.id!r} as line {seen[example.id]}: '
-                'give each line its own id, or none'
-            )
-        seen[example.id] = number
         examples.append(example)
+        places.append(f'{name}:{number}')
     if not examples:
         raise UserError(f'--tasks={path}: the file is empty: write one example a line')
+    if len({example.id for example in examples}) < len(examples):
+        print(f'--tasks={path}: its ids repeat, so the lines are used as ids')
+        pairs = zip(examples, places, strict=True)
+        examples = [example._replace(id=place) for example, place in pairs]
     return examples
 
 

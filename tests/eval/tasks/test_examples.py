@@ -113,7 +113,6 @@ BAD_LINES = {
     json.dumps({**CHOICE, 'answer': True}): '"answer" is true',
     '{"prompt": "p", "choices": ["a", "b"]}': '"answer" is null',
     json.dumps(CHOICE): "has 'choices', and line 1 has 'references'",
-    '{"id": "mine.jsonl:1", "prompt": "p", "references": ["r"]}': 'the same id',
 }
 
 
@@ -123,6 +122,13 @@ def test_the_error_of_a_bad_line_has_its_number(line, read_lines, tmp_path):
         read_lines(GOOD, '', line)
     assert str(error.value).startswith(f'--tasks={tmp_path}/mine.jsonl: line 3')
     assert BAD_LINES[line] in str(error.value)
+
+
+def test_ids_that_repeat_are_replaced_by_lines(read_lines, capsys):
+    lines = [json.dumps(dict(id='sums', prompt=p, references=['r'])) for p in 'ab']
+    found = [example.id for example in read_lines(*lines)]
+    assert found == ['mine.jsonl:1', 'mine.jsonl:2']
+    assert 'its ids repeat, so the lines are used' in capsys.readouterr().out
 
 
 def test_missing_and_empty_files(read_lines, tmp_path):
