@@ -70,6 +70,8 @@ def build(
                 )
         check(manifest, folder)
         return manifest
+    if (folder / MANIFEST).exists():
+        print(f'{folder / MANIFEST} is damaged: building {folder} again')
     folder.mkdir(parents=True, exist_ok=True)
     for path in [*folder.iterdir()]:
         if path.is_dir() and not path.is_symlink():
@@ -109,11 +111,8 @@ def _unfinished_path(folder):
 
 def find_manifest(folder: Path) -> dict | None:
     """The manifest of a complete folder, else None."""
-    try:
-        manifest = storage.read_json(folder / MANIFEST)
-    except (FileNotFoundError, ValueError):
-        return None
-    return manifest if isinstance(manifest, dict) else None
+    path = folder / MANIFEST
+    return storage.parse_undamaged(path.read_bytes()) if path.exists() else None
 
 
 def require(folder: Path, stage: str) -> dict:

@@ -110,7 +110,7 @@ def write_environment(workdir: Path) -> None:
     `config` holds the --config flags of the last command that had any.
     """
     path = workdir / 'environment.json'
-    earlier = _read(path) if path.exists() else {}
+    earlier = storage.read_undamaged(path) or {}
     words = config_words(sys.argv[1:]) or earlier.get('config', [])
     storage.write_json(path, dict(environment(), config=words))
 
@@ -137,18 +137,10 @@ def read_config(workdir: Path) -> ConfigDict:
             f'--workdir={workdir} is not a run directory (it has no config.json): use '
             'a directory that a stage has made, or add --config'
         )
-    return from_json(complete(_read(path)))
-
-
-def _read(path: Path) -> dict:
-    reason = 'not an object'
-    try:
-        value = storage.read_json(path)
-        if isinstance(value, dict):
-            return value
-    except ValueError as error:
-        reason = error
-    raise UserError(f'{path} is not valid JSON ({reason}): delete it, and add --config')
+    value = storage.parse_undamaged(path.read_bytes())
+    if value is None:
+        raise UserError(f'{path} is not a JSON object: delete it, and add --config')
+    return from_json(complete(value))
 
 
 def to_json(config: ConfigDict) -> dict:

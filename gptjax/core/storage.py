@@ -5,8 +5,10 @@ import hashlib
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 
@@ -37,6 +39,36 @@ def write_json(path: Path | str, value) -> None:
 
 def read_json(path: Path | str):
     return json.loads(Path(path).read_text(encoding='utf-8'))
+
+
+def read_undamaged(path: Path | str, kind: type = dict):
+    """The JSON value in a small file of a run, of type `kind`.
+
+    None if there is no such file, or if it is damaged, for example after a power
+    failure: then a line says that the file is ignored.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        return None
+    value = parse_undamaged(content, kind)
+    if value is None:
+        _report_damage(path)
+    return value
+
+
+@cache  # once for each file
+def _report_damage(path):
+    print(f'{path} is damaged: it is ignored', file=sys.stderr)
+
+
+def parse_undamaged(content: bytes, kind: type = dict):
+    """The JSON value of type `kind`; None if it is something else."""
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, kind) else None
 
 
 def read_jsonl(

@@ -62,10 +62,9 @@ def compute_baselines(
         ]
     )
     cache_path = (cache_run or workdir) / 'baselines.json'
-    if cache_path.exists():
-        cached = storage.read_json(cache_path)
-        if cached['inputs'] == fingerprint:
-            return cached
+    cached = storage.read_undamaged(cache_path) or {}
+    if cached.get('inputs') == fingerprint:
+        return cached
 
     began = time.monotonic()
     counts = count_tokens(workdir / 'prepared' / 'train', tokenizer)

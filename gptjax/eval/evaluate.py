@@ -115,7 +115,7 @@ def evaluate(
         run=workdir.name,
         fingerprint=fingerprint,
         tokenizer=trained.tokenizer.fingerprint,
-        tasks={**earlier.get('tasks', {}), **task_results},
+        tasks={**(earlier.get('tasks') or {}), **task_results},
     )
     if step is None:
         results.write_results(eval_path, evaluation)
@@ -131,7 +131,7 @@ def evaluate(
 
 def _read_earlier_results(path: Path, fingerprint: str) -> dict:
     """The contents of eval.json, if they are of the same weights and tokenizer."""
-    evaluation = storage.read_json(path) if path.exists() else {}
+    evaluation = storage.read_undamaged(path) or {}
     return evaluation if evaluation.get('fingerprint') == fingerprint else {}
 
 

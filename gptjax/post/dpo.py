@@ -77,7 +77,9 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
             splits = without_reference(pairs)
         else:
             start_model = initial[0] if initial else base
-            splits = add_reference_logprobs(config, workdir, pairs, mesh, start_model)
+            splits = add_reference_logprobs(
+                config, workdir, pairs, mesh, start_model, is_new=bool(initial)
+            )
         compute_baseline = make_kto_baseline(config, model, bind_policy)
         evaluate = jax.jit(lambda params, *rest: loss_fn(params, *rest)[1])
 

@@ -5,6 +5,8 @@ training needs no second model in memory.
 """
 
 import io
+import zipfile
+import zlib
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -58,12 +60,14 @@ def add_reference_logprobs(
     pairs: dict[str, list[Pair]],
     mesh: Mesh,
     start: Trained | None,
+    is_new: bool,
 ) -> dict[str, Split]:
     """The splits with their log-probabilities; reads or writes RUN/reference.npz.
 
     Args:
-        start: the model that the run initialises from, if it is loaded. With None, a
-            run that resumes keeps the log-probabilities that it began with.
+        start: the model that the run initialises from, if it is loaded.
+        is_new: False for a run that resumes, which keeps the log-probabilities that it
+            began with and loads no reference for them.
 
     Raises:
         UserError: the model of `preference.reference` has another tokenizer, or a
@@ -81,13 +85,15 @@ def add_reference_logprobs(
         [storage.read_json(workdir / 'pairs' / 'manifest.json'), config.preference.loss]
     )
     reference = model = None
-    if start is not None:
+    if is_new:
+        start = start or load_start(config, mesh)
         reference = _load_reference(config, start, mesh)
         model = model_fingerprint(reference)
     arrays = _read_arrays(workdir / NAME, inputs, model)
     if arrays is None:
         if reference is None:
-            reference = _load_reference(config, load_start(config, mesh), mesh)
+            start = start or load_start(config, mesh)
+            reference = _load_reference(config, start, mesh)
             model = model_fingerprint(reference)
         compute_logprobs = make_logprobs(config, reference, mesh)
         arrays = {}
@@ -113,12 +119,16 @@ def add_reference_logprobs(
 def _read_arrays(path: Path, inputs: str, model: str | None) -> dict | None:
     """The arrays of RUN/reference.npz; None if other pairs or another model made them.
 
-    With `model` None, those of any model are accepted.
+    With `model` None, those of any model are accepted. A damaged file counts as absent.
     """
     if not path.exists():
         return None
-    with np.load(path) as stored:
-        arrays = dict(stored)
+    try:
+        with np.load(path) as stored:
+            arrays = dict(stored)
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        multihost.print_once(f'{path} is damaged: it is made again')
+        return None
     same = str(arrays.pop('about')) == inputs
     same &= str(arrays.pop('weights')) == model or model is None
     return arrays if same else None

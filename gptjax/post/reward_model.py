@@ -134,9 +134,12 @@ def load_reward_model(config: ConfigDict, workdir: Path, mesh: Mesh) -> Trained:
 def read_center(workdir: Path) -> np.float32:
     """The mean reward of the training conversations of a finished run."""
     path = workdir / RESULTS
-    if not path.exists():
-        raise UserError(f'{path} is not there: run the stage reward to its end')
-    return np.float32(storage.read_json(path)['center'])
+    results = storage.read_undamaged(path)
+    if results is None:
+        raise UserError(
+            f'{path} is not there, or damaged: run the stage reward to its end'
+        )
+    return np.float32(results['center'])
 
 
 def load_reward_function(

@@ -191,16 +191,14 @@ def write_replies(path: Path, fingerprint: str, problems, replies) -> None:
 
 
 def read_replies(path: Path, fingerprint: str) -> list[list[ScoredReply]] | None:
-    """The replies in a file; None if it is absent or has another fingerprint."""
+    """The replies in a file; None if it is absent, damaged or of other problems."""
     if not path.exists():
         return None
-    lines = path.read_text(encoding='utf-8').split('\n')[:-1]
-    if json.loads(lines[0])['about'] != fingerprint:
+    lines = path.read_bytes().split(b'\n')[:-1]
+    about, *values = map(storage.parse_undamaged, lines or [b''])
+    if about is None or None in values or about.get('about') != fingerprint:
         return None
-    return [
-        [ScoredReply(*reply) for reply in json.loads(line)['replies']]
-        for line in lines[1:]
-    ]
+    return [[ScoredReply(*reply) for reply in value['replies']] for value in values]
 
 
 # ---- the choice among the replies to one problem

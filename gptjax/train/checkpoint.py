@@ -65,14 +65,22 @@ class Checkpoints:
             ),
         )
         self._losses = {}
+        self._damage = {}  # why the losses of some steps cannot be read
 
     def steps(self) -> list[int]:
         """The steps of the complete checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """The step with the lowest recorded loss; None if no checkpoint has a loss."""
+        """The step with the lowest recorded loss; None if no checkpoint has a loss.
+
+        A checkpoint whose loss cannot be read is reported: it may have been the best.
+        """
         losses = {step: self._loss_of(step) for step in self.steps()}
+        for step, reason in self._damage.items():
+            multihost.print_once(
+                f'checkpoint {self._path(step)} is damaged: {reason}: it is left out'
+            )
         scored = [(loss, step) for step, loss in losses.items() if loss is not None]
         return min(scored)[1] if scored else None
 
@@ -135,7 +143,7 @@ class Checkpoints:
             except Exception as error:
                 if not _is_damage(error):
                     raise
-                reason = str(error).strip().split('\n')[0][:120]
+                reason = _first_line(error)
             # Each process reads its own shards: one may fail where others succeed.
             if not multihost.any_process(reason is not None):
                 self._set_aside(damaged)
@@ -209,6 +217,7 @@ class Checkpoints:
                 if not _is_damage(error):
                     raise
                 self._losses[step] = None  # `restore` reports the damage
+                self._damage[step] = _first_line(error)
         return self._losses[step]
 
     def _set_aside(self, steps):
@@ -223,6 +232,7 @@ class Checkpoints:
         self._manager.reload()
         for step in steps:
             self._losses.pop(step, None)
+            self._damage.pop(step, None)
 
     def _check(self, step, content, abstract):
         label = f'checkpoint {step} in {self.folder}'
@@ -299,6 +309,10 @@ DAMAGE_CODES = (
 )
 # Orbax's messages about a missing item or file contain these words.
 DAMAGE_WORDS = ('was not found in the checkpoint', 'pytree structure error')
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split('\n')[0][:120]
 
 
 def _is_damage(error: BaseException) -> bool:

@@ -52,6 +52,12 @@ def load_model(
         raise UserError(
             f'--workdir={workdir} has no checkpoint: run the stage pretrain first'
         )
+    if (workdir / 'ratings').is_dir():
+        raise UserError(
+            f'--workdir={workdir} is a reward model, which writes no text: use another '
+            'run. The stage `reward` prints its accuracy and saves it in '
+            f'{workdir}/results.json, and `report` shows it'
+        )
     tokenizer, model = load_tokenizer(config, workdir)
     base = load_base(config, mesh)
     with jax.set_mesh(mesh):

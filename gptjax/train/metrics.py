@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 from gptjax.core import storage
@@ -9,12 +10,19 @@ from gptjax.core.files import import_tensorflow
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The records of a metrics.jsonl, without a last line that is incomplete."""
+    """The records of a metrics.jsonl, without a last line that is incomplete.
+
+    Other lines that are damaged are skipped, and a message says how many.
+    """
     if not path.exists():
         return []
     # Bytes, because a killed run may have stopped in the middle of a character.
-    lines = path.read_bytes().split(b'\n')
-    return [json.loads(line) for line in lines[:-1]]
+    lines = path.read_bytes().split(b'\n')[:-1]
+    values = [storage.parse_undamaged(line) for line in lines]
+    records = [value for value in values if value and {'step', 'split'} <= {*value}]
+    if num_damaged := len(lines) - len(records):
+        print(f'{path}: damaged lines skipped: {num_damaged}', file=sys.stderr)
+    return records
 
 
 class MetricsWriter:

@@ -91,7 +91,7 @@ def test_what_was_not_finished_is_absent_and_made_anew(error, tmp_path):
 
 
 @pytest.mark.parametrize('content', ('{"inputs": "a', '[]', '', b'\xff'))
-def test_a_broken_manifest_counts_as_absent(content, tmp_path):
+def test_a_broken_manifest_counts_as_absent(content, tmp_path, capsys):
     folder = tmp_path / 'documents'
     made = build(folder, {})
     content = content if isinstance(content, bytes) else content.encode()
@@ -99,6 +99,7 @@ def test_a_broken_manifest_counts_as_absent(content, tmp_path):
     with pytest.raises(UserError, match='documents is not there: run .* `data`'):
         artifact.require(folder, 'data')
     assert build(folder, {}) == made
+    assert 'manifest.json is damaged: building' in capsys.readouterr().out
 
 
 def test_a_manifest_that_does_not_say_what_made_it_is_refused(tmp_path):

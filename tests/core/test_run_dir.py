@@ -59,6 +59,8 @@ def test_environment_keeps_the_config_that_was_named(tmp_path, monkeypatch):
     assert later['config'] == first['config']
     assert later['command'] == 'python -m gptjax pretrain --workdir=r'
     assert written('pretrain', '--config=b.py')['config'] == ['--config=b.py']
+    (tmp_path / 'environment.json').write_bytes(b'')  # damaged: a resume goes on
+    assert written('pretrain', '--workdir=r')['config'] == []
 
 
 @pytest.mark.parametrize(
@@ -133,11 +135,12 @@ def test_a_first_checkpoint_that_was_not_finished_is_none(tmp_path):
 def test_no_run_directory_and_a_broken_config(tmp_path):
     with pytest.raises(UserError, match='not a run directory'):
         run_dir.read_config(tmp_path)
-    (tmp_path / 'config.json').write_text('{"seed":')
-    with pytest.raises(
-        UserError, match=r'config\.json is not valid JSON .*: delete it'
-    ):
-        run_dir.read_config(tmp_path)
+    for content in ('{"seed":', '[]', ''):
+        (tmp_path / 'config.json').write_text(content)
+        with pytest.raises(
+            UserError, match=r'config\.json is not a JSON object: delete it'
+        ):
+            run_dir.read_config(tmp_path)
 
 
 def test_differences_are_named_in_order():

@@ -19,6 +19,22 @@ def test_what_is_written_is_read(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ['a.json']
 
 
+DAMAGED = (b'', b'\0\0\0\0\0', b'{"a": ', b'3', b'null', b'\xff\xfe{', b'[' * 10**5)
+
+
+@pytest.mark.parametrize('content', DAMAGED)
+def test_a_damaged_file_is_ignored_with_a_word(content, tmp_path, capsys):
+    path = tmp_path / 'eval.json'
+    assert storage.read_undamaged(path) is None
+    assert capsys.readouterr().err == ''
+    path.write_bytes(content)
+    for kind in (dict, list, dict):
+        assert storage.read_undamaged(path, kind) is None
+    assert capsys.readouterr().err == f'{path} is damaged: it is ignored\n'
+    storage.write_json(path, {'a': 1})
+    assert storage.read_undamaged(path) == {'a': 1}
+
+
 @pytest.mark.parametrize('broken', ('fsync', 'replace'))
 def test_a_failed_write_leaves_the_old_file(broken, tmp_path, monkeypatch):
     path = tmp_path / 'a.txt'

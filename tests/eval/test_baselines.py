@@ -63,6 +63,10 @@ def test_the_figures_of_a_run_are_cached(run, monkeypatch):
     assert not calls
     baselines.compute_baselines(run, [{'text': 'ba'}], Halves())
     assert calls
+    for content in ('', '{}'):
+        (run / 'baselines.json').write_text(content)
+        again = baselines.compute_baselines(run, [{'text': 'ab'}], Halves())
+        assert again['bits_per_byte'] == bits
 
 
 def test_training_text_helps_to_compress():

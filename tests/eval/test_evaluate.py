@@ -123,6 +123,14 @@ def test_results_that_another_process_writes_meanwhile_stay(
     assert found['results'] == before['results']
 
 
+def test_damaged_results_count_as_none(tmp_path, capsys):
+    path = tmp_path / 'eval.json'
+    for content in (b'', b'[]', b'{}'):
+        path.write_bytes(content)
+        assert stage._read_earlier_results(path, 'weights') == {}
+    assert 'eval.json is damaged: it is ignored' in capsys.readouterr().err
+
+
 def test_reading_a_model_shows_a_progress_bar(config, tmp_path, monkeypatch, capsys):
     shown = []
 

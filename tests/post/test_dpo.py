@@ -107,7 +107,7 @@ class World:
         with jax.set_mesh(mesh):
             start = init_from.load_start(self.config, mesh)
             self.splits = reference_logprobs.add_reference_logprobs(
-                self.config, workdir, pairs, mesh, start
+                self.config, workdir, pairs, mesh, start, is_new=True
             )
         self.params, self.pad = start.params, start.tokenizer.pad_id
         model = settings.resolve(self.config.model, start.tokenizer.vocab_size)
@@ -266,6 +266,11 @@ def test_a_run_that_was_stopped_goes_on_bitwise(whole, folder, tmp_path):
     ]
     assert compared(again) == compared(lines)
     assert (run / reference_logprobs.NAME).read_bytes() == before
+    # A damaged file is made again.
+    shutil.rmtree(run / 'checkpoints' / '00000004')
+    (run / reference_logprobs.NAME).write_bytes(before[: len(before) // 2])
+    assert compared(train(config_of(folder), run)[1]) == compared(lines)
+    assert (run / reference_logprobs.NAME).stat().st_size == len(before)
 
 
 @pytest.mark.slow
@@ -283,10 +288,16 @@ def test_a_run_does_not_go_on_with_other_pairs(whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_lora_begins_at_the_base(folder, tmp_path, one_device):
+def test_lora_begins_at_the_base(folder, tmp_path, one_device, monkeypatch):
     config, lines = train(config_of(folder, **{'lora.rank': 2}), tmp_path / 'run')
     assert lines[0]['loss'] == pytest.approx(math.log(2), abs=1e-6)
     assert lines[-1]['loss'] < math.log(2)
+    # A run that resumes has the log-probabilities, and loads no reference.
+    run = shutil.copytree(tmp_path / 'run', tmp_path / 'again')
+    shutil.rmtree(run / 'checkpoints' / '00000004')
+    with monkeypatch.context() as patch:
+        patch.setattr(reference_logprobs, '_load_reference', None)
+        assert train(config, run)[1][-1]['loss'] == lines[-1]['loss']
     # Loading merges the adapter into plain weights.
     assert load_model(config, tmp_path / 'run', helpers.mesh_of()).step == 4
 

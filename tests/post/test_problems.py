@@ -199,6 +199,10 @@ def test_answers_as_conversations_are_the_same_for_all_seeds(sums, tmp_path):
     assert manifest['problems'] == dict(train=40, validation=20, held_out=50)
     config.seed = 7
     assert write_task('b')['sha256'] == manifest['sha256']
+    config.task.demonstrations = 0
+    assert write_task('none')['problems']['train'] == 0
+    assert (tmp_path / 'none' / 'task' / 'train.jsonl').read_bytes() == b''
+    config.task.demonstrations = 40
     lines = (tmp_path / 'a/task/train.jsonl').read_text().splitlines()
     problem = sums.demonstrations(1)[0]
     answer = dict(role='assistant', content=problem.answer)

@@ -257,6 +257,12 @@ def test_it_needs_a_finished_run(trained_run, finished, tmp_path):
     mesh = helpers.mesh_of()
     with pytest.raises(UserError, match='run the stage reward to its end'):
         reward_model.load_reward_function(config, tmp_path, mesh)
+    shutil.copytree(finished[2], tmp_path / 'run')
+    (tmp_path / 'run' / 'results.json').write_bytes(b'')
+    with pytest.raises(UserError, match='results.json is not there, or damaged: run'):
+        reward_model.load_reward_function(config, tmp_path / 'run', mesh)
+    with pytest.raises(UserError, match='is a reward model, .* and `report` shows it'):
+        load_model(config, finished[2], mesh)
     with pytest.raises(UserError, match='no reward model there'):
         reward_model.load_reward_model(
             run_dir.read_config(trained_run), trained_run, mesh

@@ -98,6 +98,10 @@ def test_replies_may_have_any_line_separator(tmp_path):
     select_replies.write_replies(path, 'about', [SimpleNamespace(id='p')], replies)
     assert select_replies.read_replies(path, 'about') == replies
     assert select_replies.read_replies(path, 'another') is None
+    content = path.read_bytes()
+    for damaged in (b'', b'\n', content.replace(b'{"id', b'\0"id'), b'{"about": 3}\n'):
+        path.write_bytes(damaged)
+        assert select_replies.read_replies(path, 'about') is None
 
 
 def test_a_reply_with_a_special_token_is_no_message(tmp_path, monkeypatch):

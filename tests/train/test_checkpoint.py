@@ -204,6 +204,18 @@ def test_damage_is_reported_and_the_checkpoint_before_is_used(damage, folder):
     assert bits(state) == bits(state_of(2)) and lines == []
 
 
+@pytest.mark.parametrize('damage', [name for name in DAMAGES if 'record' in name])
+def test_a_damaged_best_checkpoint_is_said_before_another_is_used(
+    damage, folder, capsys
+):
+    DAMAGES[damage](folder / '00000002')
+    checkpoints = Checkpoints(folder, {}, read_only=True)
+    assert checkpoints.best_step() in (1, None)
+    checkpoints.close()
+    printed = capsys.readouterr().out
+    assert '00000002 is damaged: ' in printed and printed.count('\n') == 1
+
+
 @pytest.mark.parametrize('options', ({}, dict(select=lambda state: state.params)))
 def test_a_changed_array_is_named_if_it_is_read(options, folder):
     flip(largest(folder / '00000002'))

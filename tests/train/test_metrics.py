@@ -48,5 +48,16 @@ def test_a_last_line_that_was_cut_off_is_left_out(tmp_path):
     assert path.read_text() == whole
 
 
+def test_damaged_lines_are_skipped_with_a_word(tmp_path, capsys):
+    path = tmp_path / 'metrics.jsonl'
+    whole = [json.dumps(dict(step=n, split='train', loss=2.0)).encode() for n in (1, 2)]
+    for damage in (b'\0\0\0\0\0', b'', b'{"step": ', b'3', b'{"step": 1}', b'\xff'):
+        path.write_bytes(b'\n'.join([whole[0], damage, whole[1], b'']))
+        assert [record['step'] for record in read_metrics(path)] == [1, 2]
+        assert f'{path}: damaged lines skipped: 1' in capsys.readouterr().err
+    writer(tmp_path, 5).close()  # a run resumes
+    assert path.read_bytes() == b'\n'.join([*whole, b''])
+
+
 def test_no_file_is_no_records(tmp_path):
     assert read_metrics(tmp_path / 'metrics.jsonl') == []

@@ -12,18 +12,14 @@ from gptjax.eval.report.tables import format_number
 def last_screen(workdir: Path, report: Path) -> str:
     """The lines for the terminal."""
     lines = ['', f'Made: {report}']
-    evaluation = workdir / 'eval.json'
-    if evaluation.exists():
-        evaluation = storage.read_json(evaluation)
-        lines += _perplexity(evaluation) if 'results' in evaluation else []
-        lines += _replies(evaluation)
+    evaluation = storage.read_undamaged(workdir / 'eval.json') or {}
+    lines += _perplexity(evaluation) + _replies(evaluation)
     shown = _relative(workdir)
     gptjax = f'  {_relative(Path(sys.executable))} -m gptjax'
     is_reward_model = (workdir / 'ratings').is_dir()
     results = workdir / 'results.json'
     if not (results.exists() if is_reward_model else run_dir.has_checkpoint(workdir)):
-        environment = workdir / 'environment.json'
-        environment = storage.read_json(environment) if environment.exists() else {}
+        environment = storage.read_undamaged(workdir / 'environment.json') or {}
         command = f'{gptjax} {stage_of(environment)} --workdir {shown}'
         lines += ['', 'Next: train the model:', '', command]
     elif is_reward_model:
@@ -50,7 +46,10 @@ def last_screen(workdir: Path, report: Path) -> str:
 
 
 def _perplexity(evaluation):
-    results, bits = evaluation['results'], evaluation['baselines']['bits_per_byte']
+    results = evaluation.get('results')
+    if not results:
+        return []
+    bits = (evaluation.get('baselines') or {}).get('bits_per_byte', {})
     documents, text = results['documents'], results['bytes'] / 1e6
     return [
         '',
@@ -67,7 +66,7 @@ def _perplexity(evaluation):
 
 
 def _replies(evaluation):
-    task = evaluation.get('tasks', {}).get('dialogue')
+    task = (evaluation.get('tasks') or {}).get('dialogue')
     if not task:
         return []
     figure = task['figures']['reply_bits']

@@ -30,6 +30,7 @@ FILES = dict(
     prepared='prepared/manifest.json',
 )
 VALIDATIONS = 6  # whose replies the page shows
+LISTS = ('samples', 'transcripts')  # the others are dicts
 BASELINES = {  # the strongest first
     'xz_given_train': 'xz -9e, given training text',
     'xz': 'xz -9e alone',
@@ -40,8 +41,10 @@ BASELINES = {  # the strongest first
 
 def write_report(workdir: Path) -> Path:
     """Writes RUN/report.html from the files in RUN; returns its path."""
-    paths = {name: workdir / file for name, file in FILES.items()}
-    run = {n: storage.read_json(p) if p.exists() else None for n, p in paths.items()}
+    run = {
+        name: storage.read_undamaged(workdir / file, list if name in LISTS else dict)
+        for name, file in FILES.items()
+    }
     metrics = read_metrics(workdir / 'metrics.jsonl')
     evaluation = run['evaluation'] or {}
     results, tasks = evaluation.get('results'), evaluation.get('tasks') or {}

@@ -132,8 +132,8 @@ def write_task(config: ConfigDict, workdir: Path) -> dict:
                     )
                 reply = dict(role='assistant', content=problem.answer)
                 chat = dict(id=problem.id, messages=[*problem.messages, reply])
-                lines.append(json.dumps(chat, ensure_ascii=False))
-            storage.write_text(files[split], '\n'.join(lines) + '\n')
+                lines.append(json.dumps(chat, ensure_ascii=False) + '\n')
+            storage.write_text(files[split], ''.join(lines))
         return dict(
             problems={split: len(problems) for split, problems in splits.items()},
             sha256={s: storage.sha256_of_file(path) for s, path in files.items()},

@@ -43,6 +43,17 @@ def test_figures_that_are_not_finite_are_a_dash(tmp_path):
     assert '   2.590  xz -9e alone' in lines and '   2.500  before' in lines
 
 
+def test_an_evaluation_without_baselines_or_a_damaged_one(tmp_path):
+    results = dict(documents=1, bytes=9, bits_per_byte=2.5, context=8, stride=4)
+    evaluation = dict(results=results, checkpoint_step=3, tasks=None)
+    storage.write_json(tmp_path / 'eval.json', evaluation)
+    screen = last_screen(tmp_path, tmp_path / 'report.html')
+    assert '   2.500  this model, step 3' in screen and 'xz' not in screen
+    (tmp_path / 'eval.json').write_bytes(b'')
+    (tmp_path / 'environment.json').write_bytes(b'')
+    assert 'gptjax serve' in last_screen(tmp_path, tmp_path / 'report.html')
+
+
 def test_without_an_evaluation_the_next_command_is_there(tmp_path):
     screen = last_screen(tmp_path, tmp_path / 'report.html')
     assert 'bits per byte' not in screen and 'gptjax serve' in screen

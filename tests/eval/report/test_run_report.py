@@ -9,7 +9,7 @@ import pytest
 
 from gptjax.core import storage
 from gptjax.eval.report import provenance
-from gptjax.eval.report.run_report import write_report
+from gptjax.eval.report.run_report import FILES, write_report
 
 VOID = {'meta', 'br', 'hr', 'img', 'link', 'input'}
 EVIL = '<script>alert("&")</script>'
@@ -187,6 +187,13 @@ def test_the_page_names_missing_files(run, name, words):
     assert words not in text_of(page_of(run)) or 'Cleaning' in words
     (run / name).unlink()
     assert words in text_of(page_of(run))
+
+
+@pytest.mark.parametrize('name', FILES.values())
+def test_a_damaged_file_is_as_one_that_is_missing(run, name, capsys):
+    put(run, name, 3)
+    assert page_of(run)
+    assert f'{run / name} is damaged: it is ignored' in capsys.readouterr().err
 
 
 def test_an_empty_run_has_a_page(tmp_path):
