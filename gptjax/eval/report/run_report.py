@@ -118,7 +118,8 @@ def _read_validations(folder):
     """The replies of some validations: the first, the last, and others between."""
     paths = sorted(folder.glob('[0-9]*.json'))
     places = np.linspace(0, len(paths) - 1, min(VALIDATIONS, len(paths)))
-    return [storage.read_json(paths[place]) for place in places.astype(int)]
+    read = [storage.read_undamaged(paths[place]) for place in places.astype(int)]
+    return [replies for replies in read if replies]
 
 
 def _task_rows(tasks):
