@@ -5,11 +5,17 @@ the first rollout are equal, and the first update is equal up to the rounding of
 float32; rounding may change later replies.
 """
 
+import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 
+from configs import common
+from gptjax.core import storage
+from gptjax.data.documents import build_documents
+from gptjax.data.packed_documents import build_packed_documents
 from tests import runs
 from tests.post import starts, test_dpo, test_reward
 from tests.train import test_resume, test_sft
@@ -60,7 +66,20 @@ def folder(tmp_path_factory):
         test_dpo.pair(f'{n} + {n} =', str(2 * n), 'I do not know') for n in range(40)
     ]
     test_dpo.write_pairs(folder / 'pairs.jsonl', pairs)
+    write_text(folder)
     return folder
+
+
+def write_text(folder):
+    """RUN/text: packed text with the tokenizer of RUN/start."""
+    text, config = folder / 'text', starts.config(folder, 'ppo')
+    sums = [dict(text=f'{n} + {n} = {2 * n}') for n in range(100)]
+    storage.write_text(folder / 'sums.jsonl', '\n'.join(map(json.dumps, sums)))
+    config.data.sources = dict(sums=common.source('jsonl', str(folder / 'sums.jsonl')))
+    config.data.update(clean=(), validation_fraction=0.2)
+    shutil.copytree(folder / 'start' / 'tokenizer', text / 'tokenizer')
+    build_documents(config, text)
+    build_packed_documents(config, text)
 
 
 def run_both(words, tmp_path):
@@ -99,6 +118,18 @@ SUPERVISED = {
 }
 
 
+def words_for(name, folder):
+    """The words of a stage in `SUPERVISED` or `REINFORCEMENT`."""
+    if name == 'pretrain':
+        return ('pretrain', '--config=configs/tiny.py')
+    if name in REINFORCEMENT:
+        stage, variant, *more = (word.format(folder) for word in REINFORCEMENT[name])
+        return policy_words(stage, variant, folder, *more)
+    stage, config, *more = (word.format(folder) for word in SUPERVISED[name])
+    start = f'--config.start.run={folder / "start"}'
+    return (stage, f'--config=configs/{config}', start, *SHORT, *more)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'name',
@@ -108,9 +139,7 @@ SUPERVISED = {
     ],
 )
 def test_supervised_stages(name, folder, tmp_path):
-    stage, config, *more = (word.format(folder) for word in SUPERVISED[name])
-    start = f'--config.start.run={folder / "start"}'
-    words = (stage, f'--config=configs/{config}', start, *SHORT, *more)
+    words = words_for(name, folder)
     alone, together = map(test_resume.records, run_both(words, tmp_path))
     assert [line['split'] for line in together] == ['train', 'validation'] * 2
     for line, expected in zip(together, alone, strict=True):
@@ -134,6 +163,10 @@ REINFORCEMENT = {
     # No reply is right, so only the penalty for truncated replies changes the policy.
     'ppo_verifier': ('ppo', '', '--config.policy.missing_eos_penalty=1.0'),
     'ppo_lora': ('ppo', '', FUNCTION, LORA),
+    'ppo_ptx': (
+        *('ppo', '', FUNCTION, '--config.ppo.ptx=1.0', '--config.ppo.ptx_rows=4'),
+        '--config.ppo.ptx_run={}/text',
+    ),
     'grpo_model': ('grpo', '', f'{PART}.function=model', f'{PART}.run={{}}/reward'),
     **{
         name: ('grpo', f':{name}', FUNCTION)
@@ -156,8 +189,7 @@ OFTEN = ('grpo_function', 'ppo_model')
     ],
 )
 def test_reinforcement_learning(name, folder, tmp_path):
-    stage, variant, *more = (word.format(folder) for word in REINFORCEMENT[name])
-    words = policy_words(stage, variant, folder, *more)
+    words = words_for(name, folder)
     alone, together = run_both(words, tmp_path)
     expected = dict(np.load(alone / 'rollout-0.npz'))
     rollouts = [dict(np.load(together / f'rollout-{i}.npz')) for i in range(2)]
@@ -178,19 +210,59 @@ def test_reinforcement_learning(name, folder, tmp_path):
     assert len(lines[0]) == len(lines[1])
 
 
+INTERRUPTED = (
+    'pretrain',
+    'sft',
+    'reward',
+    'dpo',
+    'kto',
+    'ppo_model',
+    'ppo_ptx',
+    'dapo',
+)
+
+
 @pytest.mark.slow
-def test_a_signal_between_rollouts_of_several_updates(folder, tmp_path):
-    workdir = tmp_path / 'run'
-    words = policy_words('grpo', '', folder, f'--workdir={workdir}', FUNCTION)
-    changes = dict(batch_size=4, num_steps=400, eval_every=400)  # 4 updates per rollout
-    words += tuple(f'--config.train.{name}={changes[name]}' for name in changes)
-    processes = runs.start_cluster(words, devices=1)
+@pytest.mark.parametrize(
+    'name',
+    ['grpo_function', *(pytest.param(n, marks=pytest.mark.long) for n in INTERRUPTED)],
+)
+def test_a_signal_to_one_process_and_a_kill(name, folder, tmp_path, request):
+    """With 4 updates per rollout: a checkpoint is saved between rollouts."""
+    steps = 160 if name in REINFORCEMENT else 400
+    changes = dict(batch_size=4, num_steps=steps, eval_every=80, eval_batches=2)
+    words = (
+        *words_for(name, folder),
+        *(f'--config.train.{field}={value}' for field, value in changes.items()),
+        '--config.checkpoint.every=40',
+    )
+    whole, workdir = tmp_path / 'whole', tmp_path / 'run'
+    if name == 'pretrain':
+        for copy in (whole, workdir):
+            runs.copy(request.getfixturevalue('prepared_run'), copy)
+    start = lambda run: runs.start_cluster((*words, f'--workdir={run}'), devices=1)
+    for process in start(whole):
+        runs.finish(process)
+
+    processes = start(workdir)
     test_resume.wait_until(processes[0], lambda: test_resume.lines_of(workdir) >= 3)
     processes[1].terminate()  # only this one
     output = [runs.finish(process, 75)[0] for process in processes][0]
     stopped = int(re.search(r'saved at step (\d+)', output)[1])
-    assert stopped % 4 == 0 and 8 <= stopped < 400
+    assert 3 <= stopped < steps
+    assert name not in REINFORCEMENT or stopped % 4 == 0
     assert (workdir / 'checkpoints' / f'{stopped:08d}').is_dir()
+
+    lines, processes = test_resume.lines_of(workdir), start(workdir)
+    test_resume.wait_until(
+        processes[0], lambda: test_resume.lines_of(workdir) >= lines + 2
+    )
+    for process in processes:
+        process.kill()
+        process.communicate()
+    for process in start(workdir):
+        runs.finish(process)
+    assert test_resume.records(workdir) == test_resume.records(whole)
 
 
 @pytest.mark.slow

@@ -281,7 +281,7 @@ def test_rollouts_with_equal_scores_are_counted_and_change_nothing(folder):
         config.task.rewards = dict(right=common.reward_part('correct'))
         config.policy.missing_eos_penalty = 0.0  # else some scores differ
 
-    summary, workdir = train(folder, 'empty', 'grpo', change)
+    summary, workdir = train(folder, 'empty', 'grpo', change, missing_eos_penalty=0.0)
     assert summary['empty_rollouts'] == 4
     helpers.assert_trees_close(params_of(workdir, 4), params_of(folder / 'start'))
     assert [r['empty_rollouts'] for r in lines(workdir)] == [1, 2, 3, 4]
