@@ -168,6 +168,8 @@ def test_replies_of_validations_and_charts_of_reinforcement_learning(tmp_path):
         (s, '2') for s in ('6', '10', '14', '18')
     ]
     assert page.count('<figure>') == 3 and 'no metrics.jsonl' not in text
+    path.write_bytes(b'')  # the last one is damaged
+    assert 'After 18 updates' not in page_of(tmp_path)
 
 
 @pytest.mark.parametrize(
