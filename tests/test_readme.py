@@ -100,11 +100,9 @@ def test_an_optimizer(tmp_path):
 
 def test_a_cleaning_step(tmp_path):
     apply('cleaning_step', tmp_path)
-    for number in range(40):
-        note = tmp_path / 'notes' / f'{number}.txt'
-        note.parent.mkdir(exist_ok=True)
-        note.write_text('See https://example.org/a?b today.')
-    run_command('cleaning_step', tmp_path, '--config.data.validation_fraction=0.2')
+    notes = 'See https://example.org/a?b today.\n\n' * 40
+    (tmp_path / 'notes.txt').write_text(notes)
+    run_command('cleaning_step', tmp_path)
     text = (tmp_path / 'runs/links/documents/train.jsonl').read_text()
     assert 'See [link] today.' in text and 'example.org' not in text
 
@@ -134,8 +132,10 @@ print(REWARDS['asks_back'](None)([0, 0], ['Why?', 'So.']))
     assert python(code, tmp_path) == '[1.0, 0.0]\n'
 
 
+@pytest.mark.slow
 def test_a_paper(tmp_path):
     apply('paper', tmp_path)
+    assert 'at step 20: validation loss' in run_command('paper', tmp_path)
     code = """
 from configs.papers import pythia
 from gptjax.models import parameter_count, settings
