@@ -11,7 +11,8 @@ def get_config(variant: str = ''):
         raise ValueError(f'configs/chitchat.py has no variant {variant!r}')
     config = common.base()
     config.tokenizer.vocab_size = 4096
-    config.model.unroll = 3  # a scan over one iteration is an eighth faster on a CPU
+    # All 3 layers in one iteration of the scan: an eighth faster on a CPU than 1 layer.
+    config.model.unroll = 3
     config.optim.learning_rate = 1e-2
     config.train.update(num_steps=1800, eval_every=300)
     config.checkpoint.every = 300

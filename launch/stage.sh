@@ -1,8 +1,8 @@
 # Sourced by the other scripts of this folder, after environment.sh. Defines
 #   stage ARGUMENTS  runs `python -m gptjax ARGUMENTS` and ends the script if it fails
 
-# A stage runs in the background, so that the shell can forward a signal to it. If the
-# shell ended by itself, the stage would continue without it.
+# A stage runs in the background, so that the shell can forward a signal to it.
+# Otherwise a signal could end the shell alone, and the stage would go on running.
 stage_process=
 stopping=
 hand_on() {

@@ -161,7 +161,7 @@ def _task(config):
 
 
 def _policy(config):
-    """Keeps the updates per rollout, with fewer replies if the paper has many."""
+    """Divides the replies and the batch by one number: as many updates a rollout."""
     policy, train = config.policy, config.train
     divisor = max(1, policy.prompts * policy.replies // TINY_REPLIES)
     replies = policy.prompts * policy.replies // divisor

@@ -123,8 +123,8 @@ def _in_same_order(task, first_result, second_result, first, second) -> dict:
     )
     if (first_result['kind'], first_columns) != (second_result['kind'], second_columns):
         raise UserError(
-            f'--compare: {task} is another task in {second} than in {first}: evaluate '
-            'both again'
+            f'--compare: {task} has another kind or other columns in {second} than in '
+            f'{first}: evaluate both again, with the same task'
         )
     first_items, second_items = map(_number_items, (first_result, second_result))
     first_ids, second_ids = ({id for id, *_ in i} for i in (first_items, second_items))
@@ -136,7 +136,7 @@ def _in_same_order(task, first_result, second_result, first, second) -> dict:
             )
     for id, *_ in first_items.keys() ^ second_items.keys():
         raise UserError(
-            f'--compare: {task}: the item {id} is another one in {second}: '
+            f'--compare: {task}: the item {id} has another content in {second}: '
             'evaluate both with the same data and eval settings'
         )
     return dict(second_result, items=[second_items[key] for key in first_items])

@@ -33,21 +33,23 @@ class Pairs(NamedTuple):
         return (difference > 0) + 0.5 * (difference == 0)
 
 
-def draw_pairs(values_N: np.ndarray, sets: np.ndarray, most: int, seed: int) -> Pairs:
-    """The pairs of unequal values within the sets; a random `most` of them at most.
+def draw_pairs(
+    values_N: np.ndarray, sets: np.ndarray, max_pairs: int, seed: int
+) -> Pairs:
+    """The pairs of conversations of one set whose values differ, at most `max_pairs`.
 
     `sets` is int (sets, K): the indices of conversations to compare with each other.
     """
     K, random = sets.shape[1], np.random.default_rng(seed)
-    if len(sets) > 1 or K * (K - 1) // 2 <= most:
+    if len(sets) > 1 or K * (K - 1) // 2 <= max_pairs:
         columns = np.array(list(combinations(range(K), 2)))
         first, second = sets[:, columns].reshape(-1, 2).T
     else:
-        first, second = sets[0][random.integers(K, size=(2, 4 * most))]
+        first, second = sets[0][random.integers(K, size=(2, 4 * max_pairs))]
     unequal = values_N[first] != values_N[second]
     first, second = first[unequal], second[unequal]
-    if len(first) > most:
-        kept = np.sort(random.permutation(len(first))[:most])
+    if len(first) > max_pairs:
+        kept = np.sort(random.permutation(len(first))[:max_pairs])
         first, second = first[kept], second[kept]
     swapped = values_N[first] < values_N[second]
     return Pairs(np.where(swapped, second, first), np.where(swapped, first, second))

@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from gptjax.core import storage
 from gptjax.core.console import UserError
 
-SHARED_SECONDS = 60.0  # time until every process sees a file that one of them wrote
+# Without a new file of another process for so long, the folder is not a shared one.
+SHARED_SECONDS = 60.0
 POLL_SECONDS = 0.5
 NO_MESH = Mesh(np.empty((), object), ())
 

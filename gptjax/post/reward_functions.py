@@ -168,7 +168,7 @@ def verifier_reward(score: Callable[[Problem, str], float]) -> Reward:
 
 
 def on_first_process(reward: Reward) -> Reward:
-    """The reward, computed once for all processes: it may not be deterministic."""
+    """The reward, computed once and sent to all processes, as it may be random."""
     return lambda problems, replies: multihost.compute_on_first_process(
         partial(reward, problems, replies), len(problems)
     )

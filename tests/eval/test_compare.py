@@ -81,11 +81,11 @@ def test_different_items_are_refused_by_name(two, tmp_path):
         compare(path, first)
     other['choice']['items'].append(dict(item, item_sha256='another'))
     path = write(tmp_path / 'changed.json', other)
-    with pytest.raises(UserError, match=f'the item i3 is another one in {path}'):
+    with pytest.raises(UserError, match=f'the item i3 has another content in {path}'):
         compare(first, path)
     other['choice']['columns'] = ['x', 'y', 'z', 'w']
     path = write(tmp_path / 'columns.json', other)
-    with pytest.raises(UserError, match='choice is another task in'):
+    with pytest.raises(UserError, match='choice has another kind or other columns in'):
         compare(first, path)
 
 
@@ -103,7 +103,7 @@ def test_items_with_the_same_id_are_paired_by_their_content(two, tmp_path):
     assert its['p'] == pytest.approx(1 / (1 + HOW.resamples))  # as with ids
     other['choice']['items'][0]['item_sha256'] = 'another'
     path = write(tmp_path / 'c.json', other)
-    with pytest.raises(UserError, match='the item same is another one'):
+    with pytest.raises(UserError, match='the item same has another content'):
         compare(first, path)
 
 

@@ -10,18 +10,18 @@ from gptjax.eval.rating_baselines import Pairs, draw_pairs, score_bag_of_words
 
 def test_pairs_are_those_of_unequal_values_within_a_set():
     values = np.array([2.0, 1.0, 2.0, 3.0])
-    pairs = draw_pairs(values, np.arange(4)[None], most=10, seed=0)
+    pairs = draw_pairs(values, np.arange(4)[None], max_pairs=10, seed=0)
     found = sorted(zip(pairs.better.tolist(), pairs.worse.tolist(), strict=True))
     assert found == [(0, 1), (2, 1), (3, 0), (3, 1), (3, 2)]
     values = np.array([1.0, 0.0, 0.0, 1.0, 1.0, 1.0])
-    pairs = draw_pairs(values, np.arange(6).reshape(3, 2), most=10, seed=0)
+    pairs = draw_pairs(values, np.arange(6).reshape(3, 2), max_pairs=10, seed=0)
     assert pairs.better.tolist() == [0, 3] and pairs.worse.tolist() == [1, 2]
 
 
 def test_too_many_pairs_are_sampled_by_the_seed():
     values = np.arange(100.0)
     pairs, again = (
-        draw_pairs(values, np.arange(100)[None], most=50, seed=0) for _ in range(2)
+        draw_pairs(values, np.arange(100)[None], max_pairs=50, seed=0) for _ in range(2)
     )
     assert len(pairs.better) == len(pairs.worse) == 50
     assert (values[pairs.better] > values[pairs.worse]).all()

@@ -35,7 +35,7 @@ class ScoredChoices(NamedTuple):
 
     logprobs: Sequence[float]  # ln P of each answer given the prompt
     without_prompt: Sequence[float]  # ln P of each answer given BOS alone
-    tokens: Sequence[int]  # in each answer
+    num_tokens: Sequence[int]  # of each answer
     num_bytes: Sequence[int]
     right: int  # the index of the right answer
 
@@ -116,7 +116,7 @@ def score_choices(
             ScoredChoices(
                 logprobs=logprobs[own],
                 without_prompt=without_prompt[own],
-                tokens=[len(choice) for _, choice in pairs[own]],
+                num_tokens=[len(choice) for _, choice in pairs[own]],
                 num_bytes=[len(text.encode()) for text in example.choices],
                 right=example.answer,
             )
@@ -133,13 +133,13 @@ def choice_columns(scored: Sequence[ScoredChoices]) -> dict[str, np.ndarray]:
                 _choose(choices, field, rule) == choices.right for choices in scored
             ]
             columns[prefix + rule] = np.array(right, np.float64)
-    columns['chance'] = np.array([1 / len(c.tokens) for c in scored], np.float64)
+    columns['chance'] = np.array([1 / len(c.num_tokens) for c in scored], np.float64)
     return columns
 
 
 def _choose(choices: ScoredChoices, field: str, rule: str) -> int:
     """The index of the likeliest answer; the first one of a tie."""
-    lengths = dict(accuracy_tokens=choices.tokens, accuracy_bytes=choices.num_bytes)
+    lengths = dict(accuracy_tokens=choices.num_tokens, accuracy_bytes=choices.num_bytes)
     divisors = np.maximum(lengths.get(rule, 1), 1)
     return int(np.argmax(np.asarray(getattr(choices, field)) / divisors))
 

@@ -9,7 +9,7 @@ from gptjax.post.objectives.reply_tokens import reply_lengths
 
 
 def as_scores(scores):
-    """Scores of any numeric dtype as float32; as integers 0.7 would become 0."""
+    """Scores of any numeric dtype as float32, in which all later arithmetic is done."""
     return jnp.asarray(scores, jnp.float32)
 
 

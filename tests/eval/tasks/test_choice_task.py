@@ -59,7 +59,7 @@ def test_the_three_rules_by_hand():
     choices = ScoredChoices(
         logprobs=[-2.0, -3.0, -4.5],
         without_prompt=[-9.0, -8.0, -7.0],
-        tokens=[1, 1, 3],
+        num_tokens=[1, 1, 3],
         num_bytes=[2, 10, 9],
         right=0,
     )
