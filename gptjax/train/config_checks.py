@@ -79,12 +79,14 @@ class Used(NamedTuple):
     by: the fields that decide, as 'ppo.ptx', or several with spaces between them.
     where: whether the field is used, from the values of those fields.
     otherwise: what the field does if it is not used.
+    section: whose check refuses it; '': that of the field.
     """
 
     name: str
     by: str
     where: Callable[..., bool]
     otherwise: str = 'does nothing'
+    section: str = ''
 
 
 def either(*choices: str) -> Callable[[str], bool]:
@@ -97,6 +99,10 @@ def given(*values) -> bool:
 
 def absent(value) -> bool:
     return not value
+
+
+def never(*values) -> bool:
+    return False
 
 
 WITH_REFERENCE = ('dpo', 'ipo', 'kto')  # losses of preferences
@@ -128,13 +134,21 @@ USED = (
     Used('grpo.clip_low', 'grpo.objective', either('clipped', 'gspo')),
     Used('grpo.clip_high', 'grpo.objective', either('clipped', 'gspo')),
     Used('grpo.resampling', 'policy.replies', lambda replies: replies > 1),
+    *(  # of the loss of text, which these stages do not have; PPO-ptx has it
+        Used(f'train.{name}', by, where, section=by.split('.')[0])
+        for name in ('z_loss', 'label_smoothing')
+        for by, where in (
+            *(('reward.loss', never), ('preference.loss', never)),
+            *(('grpo.objective', never), ('ppo.ptx', given)),
+        )
+    ),
 )
 
 
 def check_unused(config: ConfigDict, section: str) -> None:
-    """Refuses fields of a section that have no effect, by `USED`."""
-    for name, by, where, otherwise in USED:
-        if not name.startswith(f'{section}.'):
+    """Refuses fields that have no effect in a section's stage, by `USED`."""
+    for name, by, where, otherwise, checked in USED:
+        if (checked or name.split('.')[0]) != section:
             continue
         deciding = {field: _read(config, field) for field in by.split()}
         if not where(*deciding.values()):

@@ -71,14 +71,23 @@ def test_fields_of_preference_losses(field, loss):
         ('grpo.clip_low', 0.1, {'grpo.objective': 'reinforce'}, {}),
         ('grpo.clip_high', 0.1, {'grpo.objective': 'reinforce'}, {}),
         ('grpo.resampling', 3, {'policy.replies': 1}, {}),
+        ('train.z_loss', 0.1, {}, {'ppo.ptx': 0.5}),
+        ('train.label_smoothing', 0.1, {}, {'ppo.ptx': 0.5}),
     ],
 )
 def test_fields_of_other_losses(name, value, unused, used):
-    section = name.split('.')[0]
+    section = name.split('.')[0].replace('train', 'ppo')
     check_unused(config_of(unused), section)  # with the default
     check_unused(config_of({**used, name: value}), section)
     with pytest.raises(UserError, match=f'^{name}=.* does nothing where .*use {name}='):
         check_unused(config_of({**unused, name: value}), section)
+
+
+@pytest.mark.parametrize('name', ('train.z_loss', 'train.label_smoothing'))
+@pytest.mark.parametrize('section', ('preference', 'reward', 'grpo'))
+def test_fields_of_the_loss_of_text(section, name):
+    with pytest.raises(UserError, match=f'^{name}=0.1 does nothing .*{name}=0.0$'):
+        check_unused(config_of({name: 0.1}), section)
 
 
 def test_experiments_use_all_their_fields():
