@@ -6,6 +6,7 @@ checkpoint, it needs the earlier run only as LoRA's frozen weights or as the ref
 model.
 """
 
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,16 @@ CHANGEABLE = (
     *('model.embedding_dropout', 'model.attention_dropout', 'model.residual_dropout'),
     *('model.dtype', 'model.remat', 'model.unroll'),
 )
+
+# The commands that make the runs which the configs start from.
+MADE_BY = {
+    'runs/chitchat': 'run launch/local.sh, or the stage `pretrain --config '
+    'configs/chitchat.py --workdir runs/chitchat`',
+    'runs/sft': 'run launch/local.sh, or the stage `sft --config configs/sft.py '
+    '--workdir runs/sft`',
+    'runs/sums': 'run launch/local.sh',
+    'runs/sums_sft': 'run launch/local.sh',
+}
 
 
 def inherit_config(
@@ -102,9 +113,10 @@ def _inherited_before(workdir: Path, run: Path, step: int) -> ConfigDict | None:
 
 def read_start_config(run: Path) -> ConfigDict:
     if not (run / 'config.json').exists():
+        advice = MADE_BY.get(os.path.relpath(run), 'run the stage that makes it')
         raise UserError(
-            f'start.run={run}: no run directory there: name a trained run, as '
-            '--config.start.run=runs/chitchat'
+            f'start.run={run}: no run directory there: {advice}, or name another '
+            'trained run with --config.start.run'
         )
     try:
         return run_dir.read_config(run)

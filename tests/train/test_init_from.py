@@ -68,10 +68,12 @@ def test_a_run_under_way_needs_the_earlier_one_no_more(trained_run, tmp_path):
         init_from.inherit_config(config_of(earlier, step=4), run)
 
 
-def test_what_cannot_be_started_from(trained_run, prepared_run, tmp_path):
+def test_what_cannot_be_started_from(trained_run, prepared_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for run, step, message in (
         ('', -1, 'start.run is empty'),
-        (tmp_path / 'nowhere', -1, 'no run directory there: name a trained run'),
+        (tmp_path / 'nowhere', -1, 'there: run the stage that makes it, or name ano'),
+        ('runs/chitchat', -1, 'there: .*`pretrain --config configs/chitchat.py --wo'),
         (prepared_run, -1, 'has no checkpoint: train that run'),
         (
             trained_run,
