@@ -93,16 +93,16 @@ def print_summary(summary: dict, unit: str = '') -> int:
     """Prints how training ended, and returns the exit code."""
     from gptjax.parallel.multihost import print_once
 
+    step = f'step {summary["step"]:,}'
+    if 'rollouts' in summary:
+        step += f' (rollout {summary["rollouts"]:,})'
     if summary['reason'] == 'interrupted':
-        print_once(
-            f'saved at step {summary["step"]:,}; run the same command to continue'
-        )
+        print_once(f'saved at {step}; run the same command to continue')
         return CTRL_C if summary['signal'] == signal.SIGINT else INTERRUPTED
     validation = summary['validation']
     bits = f', {validation["bits_per_byte"]:.4f} {unit}' if unit else ''
     print_once(
-        f'{summary["reason"]} at step {summary["step"]:,}: validation loss '
-        f'{validation["loss"]:.4f}{bits}'
+        f'{summary["reason"]} at {step}: validation loss {validation["loss"]:.4f}{bits}'
     )
     return 0
 

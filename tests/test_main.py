@@ -26,6 +26,15 @@ def error_of(capsys, *words) -> str:
     return line
 
 
+def test_the_last_line_of_training_has_the_rollouts(capsys):
+    end = dict(reason='finished', step=42, validation=dict(loss=0.5))
+    for more, where in ({}, 'step 42'), (dict(rollouts=21), 'step 42 (rollout 21)'):
+        cli.print_summary(end | more)
+        assert (
+            capsys.readouterr().out == f'finished at {where}: validation loss 0.5000\n'
+        )
+
+
 def test_help_lists_every_stage_and_flag(capsys):
     for words in ((), ('--help',), ('pretrain', '--help'), ('-h',)):
         assert runs.gptjax(*words) == 0
