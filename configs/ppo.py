@@ -7,9 +7,9 @@
 The policy is initialised from runs/sums_sft, and the verifier of sums gives the reward.
 The variant `reward=RUN` is for dialogue: the reward model of RUN gives the reward, the
 policy is initialised from runs/sft, and the prompts come from the conversations that
-runs/sft was trained on. --config.start.run=RUN names another run, and
---config.task.path=FILE other prompts: lines {"prompt": "…"} or {"messages": […]}, with
-an "answer" for the verifier.
+runs/sft was trained on. --config.start.run=RUN names another run, whose conversations
+are used then, and --config.task.path=FILE other prompts: lines {"prompt": "…"} or
+{"messages": […]}, with an "answer" for the verifier.
 """
 
 from configs import common, problems

@@ -29,5 +29,6 @@ def use_reward_model(config, file: str, variant: str):
             f'configs/{file}:reward=RUN'
         )
     config.start.run = 'runs/sft'
-    config.task.path = 'runs/sft/dialogue'
+    # A reference, so that a flag that names another run also changes the path.
+    config.task.path = config.start.get_ref('run') + '/dialogue'
     config.task.rewards = dict(model=common.reward_part('model', run=run))

@@ -74,7 +74,9 @@ def make_experiment(config: ConfigDict) -> Experiment:
     with jax.set_mesh(mesh):
         trained = apply_compute_settings(config, load_start(config, mesh))
     prompt_format = make_prompt_format(config, 'best_of', trained.tokenizer)
-    task = make_task(config.task, config.seed, prompt_format.fits)
+    task = make_task(
+        config.task, config.seed, prompt_format.fits, prompt_format.room_advice
+    )
     return Experiment(
         trained,
         prompt_format,

@@ -79,7 +79,7 @@ def train_policy(
         make_algorithm: `(config, model of start.run, policy model, mesh)` → algorithm.
 
     Returns:
-        The summary of `Outcome`, with `empty_rollouts`.
+        The summary of `Outcome`, with `rollouts` and `empty_rollouts`.
 
     Raises:
         UserError: fields of the config do not fit each other, a reward fails, or
@@ -95,7 +95,9 @@ def train_policy(
     identity = model_identity(trained.tokenizer, trained)
     trained = apply_compute_settings(config, trained)
     prompt_format = make_prompt_format(config, 'policy', trained.tokenizer)
-    task = make_task(config.task, config.seed, prompt_format.fits)
+    task = make_task(
+        config.task, config.seed, prompt_format.fits, prompt_format.room_advice
+    )
     reward = on_first_process(make_reward(config.task, task))
     environment = Environment(prompt_format, task, reward)
     policy = make_policy_model(config, trained.settings)
@@ -129,7 +131,10 @@ def train_policy(
         ),
     )
     outcome = fit(config, workdir, stage)
-    return outcome.summary(empty_rollouts=outcome.record['empty_rollouts'])
+    return outcome.summary(
+        rollouts=int(outcome.state.step) // updates_per_rollout(config),
+        empty_rollouts=outcome.record['empty_rollouts'],
+    )
 
 
 def make_training(

@@ -67,6 +67,7 @@ class PromptFormat(NamedTuple):
 
     context: T, the tokens of a row.
     max_tokens: of a reply.
+    section: of the config, for messages.
     """
 
     tokenizer: object
@@ -74,6 +75,7 @@ class PromptFormat(NamedTuple):
     context: int
     max_tokens: int
     temperature: float
+    section: str = 'eval'
 
     def prompt(self, messages: Sequence[dict]) -> list[int]:
         return chat_template.encode_prompt(
@@ -83,6 +85,16 @@ class PromptFormat(NamedTuple):
     def fits(self, messages: Sequence[dict]) -> bool:
         """Whether a row has room for the prompt and the longest reply."""
         return len(self.prompt(messages)) + self.max_tokens <= self.context
+
+    @property
+    def room_advice(self) -> str:
+        """How to make more prompts fit, for the error of a task without problems."""
+        field = f'--config.{self.section}.max_tokens={self.max_tokens}'
+        room = self.context - self.max_tokens
+        return (
+            f'use less than {field}, which leaves {room} of '
+            f'data.context={self.context} tokens for the prompt'
+        )
 
 
 def make_prompt_format(config: ConfigDict, name: str, tokenizer) -> PromptFormat:
@@ -99,7 +111,7 @@ def make_prompt_format(config: ConfigDict, name: str, tokenizer) -> PromptFormat
             f'data.context={context}'
         )
     return PromptFormat(
-        tokenizer, 'turns', context, section.max_tokens, section.temperature
+        tokenizer, 'turns', context, section.max_tokens, section.temperature, name
     )
 
 

@@ -84,7 +84,9 @@ def select(config: ConfigDict, workdir: Path) -> dict:
 
     def make(folder: Path) -> dict:
         prompt_format = make_prompt_format(config, 'select', trained.tokenizer)
-        task = make_task(config.task, config.seed, prompt_format.fits)
+        task = make_task(
+            config.task, config.seed, prompt_format.fits, prompt_format.room_advice
+        )
         problems = {}
         for index in range(section.problems):
             problem = task.train(index)

@@ -6,9 +6,12 @@ import sys
 import pytest
 
 from configs import common
+from configs import ppo as ppo_configs
+from gptjax.core.config import complete_new
 from gptjax.core.console import UserError
 from gptjax.data.splits import assign_split
 from gptjax.post.problems import problem_sources, verifiable_tasks
+from gptjax.post.rollout import PromptFormat
 
 
 def section(**fields):
@@ -155,8 +158,32 @@ def test_a_file_of_problems(tmp_path, capsys):
     )
 
 
+def test_the_error_of_prompts_that_are_too_long_names_the_fields(tmp_path):
+    prompt_format = PromptFormat(None, 'turns', 64, 48, 1.0, 'policy')
+    with pytest.raises(UserError) as error:
+        verifiable_tasks.make_task(
+            section(path=write(tmp_path / 'sums.jsonl', *SUMS)),
+            0,
+            lambda messages: False,
+            prompt_format.room_advice,
+        )
+    for part in ('60 are too long', '--config.policy.max_tokens=48', 'data.context=64'):
+        assert part in str(error.value)
+
+
+def test_the_conversations_of_dialogue_follow_the_start():
+    config = ppo_configs.get_config('reward=runs/judge')
+    assert config.task.path == 'runs/sft/dialogue'
+    config.start.run = 'runs/mine'
+    assert config.task.path == 'runs/mine/dialogue'
+    config.task.path = 'mine.jsonl'
+    assert complete_new(config).task.path == 'mine.jsonl'
+
+
 def test_one_prompt_with_two_answers_is_refused(tmp_path):
     write(tmp_path / 'a.jsonl', *SUMS[:3], dict(SUMS[1], answer='7'))
+    with pytest.raises(UserError, match='is not there: .*task.path=runs/sft/dialogue'):
+        make_task(path=str(tmp_path / 'dialogue'))
     with pytest.raises(UserError, match='lines 2 and 4 have the same prompt and diff'):
         problem_sources.read_problems(tmp_path / 'a.jsonl')
 

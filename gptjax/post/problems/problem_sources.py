@@ -1,7 +1,8 @@
 """Sources of problems: reasoning-gym, a file of the user, or a folder of conversations.
 
-Each source is a function of the section `task` and of `fits(messages)`, which says if a
-prompt leaves room for a reply. It returns two functions:
+Each source is a function of the section `task`, of `fits(messages)`, which says if a
+prompt leaves room for a reply, and of `advice` on this room, for the error if there are
+no problems. It returns two functions:
 
     problems_of(split, n)     the first n problems of 'train', 'validation', 'held_out'
     score(problem, reply)     the score of the verifier, 1.0 if the reply is right; None
@@ -62,7 +63,7 @@ def choose_split(problem_id: str, fraction: float) -> str:
 # ---- reasoning-gym
 
 
-def gym_problems(section: ConfigDict, fits):
+def gym_problems(section: ConfigDict, fits, advice: str):
     """Problems of a dataset of reasoning-gym with its verifier.
 
     The package seeds a problem by seed + index, so neighbouring seeds share almost all
@@ -92,8 +93,7 @@ def gym_problems(section: ConfigDict, fits):
         if not problems:
             raise UserError(
                 f'task.name={section.name}: no {split} problem fits the context in '
-                f'{MAX_DRAWS:,} draws: change task.options or data.context, or use a '
-                'smaller max_tokens'
+                f'{MAX_DRAWS:,} draws: change task.options, or {advice}'
             )
         return list(problems.values())
 
@@ -137,7 +137,7 @@ def make_gym_dataset(name: str, options: dict):
 # ---- a file
 
 
-def file_problems(section: ConfigDict, fits):
+def file_problems(section: ConfigDict, fits, advice: str):
     """The problems of a JSON Lines file; a reply is right if it equals the answer."""
     path = Path(section.path).expanduser()
     problems, num_equal = read_problems(path)
@@ -148,7 +148,7 @@ def file_problems(section: ConfigDict, fits):
         SPLITS,
     )
     splits = {split: [fitting[n] for n in chosen] for split, chosen in numbers.items()}
-    report_splits(section, splits, len(problems) - len(fitting), num_equal)
+    report_splits(section, splits, len(problems) - len(fitting), num_equal, advice)
     answered = all(p.answer for split in splits.values() for p in split)
     equals = lambda problem, reply: float(reply.strip() == problem.answer.strip())
     return lambda split, n: splits[split][:n], equals if answered else None
@@ -204,7 +204,7 @@ def _parse_problem(value: dict, location: str) -> Problem:
 
 
 def report_splits(
-    section: ConfigDict, splits: dict, num_too_long: int, num_equal: int
+    section: ConfigDict, splits: dict, num_too_long: int, num_equal: int, advice: str
 ) -> None:
     """Refuses an empty split; prints the sizes, and why problems were left out.
 
@@ -212,14 +212,16 @@ def report_splits(
         splits: the problems that fit.
         num_too_long: number of problems that do not fit.
         num_equal: number of repetitions.
+        advice: how to make more problems fit.
     """
     sizes = {split: len(problems) for split, problems in splits.items()}
+    too_long = f' ({num_too_long:,} are too long): {advice},' if num_too_long else ':'
     for split, size in sizes.items():
         if not size:
             raise UserError(
                 f'task.path={section.path}: no problem that fits the context is in the '
-                f'split {split}: give more problems, use a smaller max_tokens, or '
-                'change task.held_out_fraction'
+                f'split {split}{too_long} give more problems, or change '
+                'task.held_out_fraction'
             )
     train = min(sizes['train'], section.problems)
     different = {problem.id for problems in splits.values() for problem in problems}
@@ -241,7 +243,7 @@ def report_splits(
 # ---- a folder of conversations
 
 
-def folder_problems(section: ConfigDict, fits):
+def folder_problems(section: ConfigDict, fits, advice: str):
     """The messages before one reply in each conversation; there is no verifier.
 
     The reply is chosen as in evaluation. A prompt that does not fit loses its first
@@ -272,7 +274,7 @@ def folder_problems(section: ConfigDict, fits):
     )
     splits = {split: [held_out[n][1] for n in numbers[split]] for split in numbers}
     splits['train'] = [problem for _, problem in problems['train.jsonl']]
-    report_splits(section, splits, num_too_long, num_equal)
+    report_splits(section, splits, num_too_long, num_equal, advice)
     return lambda split, n: splits[split][:n], None
 
 

@@ -45,13 +45,19 @@ class Task(NamedTuple):
     score: Callable[[Problem, str], float] | None
 
 
-def make_task(section: ConfigDict, seed: int, fits=lambda messages: True) -> Task:
+def make_task(
+    section: ConfigDict,
+    seed: int,
+    fits=lambda messages: True,
+    advice: str = 'use shorter prompts',
+) -> Task:
     """The task of the config section `task`.
 
     Args:
         seed: for the order of training problems.
         fits: messages -> whether they leave room for a reply. Problems that do not fit
             are left out, conversations are shortened.
+        advice: how to make more of them fit, for the error if there are none.
 
     Raises:
         UserError: the dataset does not exist, or the options or the file are wrong.
@@ -60,9 +66,14 @@ def make_task(section: ConfigDict, seed: int, fits=lambda messages: True) -> Tas
         make_problems = gym_problems
     elif Path(section.path).expanduser().is_dir():
         make_problems = folder_problems
+    elif not Path(section.path).expanduser().exists():
+        raise UserError(
+            f'task.path={section.path} is not there: name a file of problems, or a '
+            'folder of conversations as in --config.task.path=runs/sft/dialogue'
+        )
     else:
         make_problems = file_problems
-    problems_of, score = make_problems(section, fits)
+    problems_of, score = make_problems(section, fits, advice)
     training_problems = lru_cache(maxsize=1)(
         lambda: problems_of('train', section.problems)
     )
