@@ -113,11 +113,11 @@ def _stage_rows(
     for task, first_result in _tabulated_tasks(evaluations[stage.folders[0]]).items():
         for folder in stage.folders:
             if task not in _tabulated_tasks(evaluations[folder]):
-                raise UserError(
-                    f'stages: {folder} was not evaluated on {task}: run eval'
-                )
+                raise _not_evaluated(folder, task, stage.folders[0])
         results = [evaluations[folder]['tasks'][task] for folder in stage.folders]
         for figure in FIGURES_OF_KIND[first_result['kind']]:
+            if any(figure not in result['figures'] for result in results):
+                continue  # the accuracies of very few conversations
             row = dict(task=task, figure=figure, stage=stage.name, seconds=seconds)
             row.update(_over_seeds([result['figures'][figure] for result in results]))
             if stage.control:
@@ -125,6 +125,17 @@ def _stage_rows(
                 row.update(_compare(stage, control, task, figure, evaluations))
             rows.append(row)
     return rows
+
+
+def _not_evaluated(folder: Path, task: str, evaluated: Path) -> UserError:
+    """The error for a run without a task that the run `evaluated` has."""
+    name = task
+    if task == 'dialogue' and not (folder / 'dialogue').is_dir():
+        name = f'dialogue:{evaluated}'  # whose conversations
+    return UserError(
+        f'stages: {folder} was not evaluated on {task}: run `eval --workdir {folder} '
+        f'--tasks {name}`'
+    )
 
 
 def seconds_trained(workdir: Path) -> float:
@@ -174,9 +185,7 @@ def _compare(
     for folder, control_folder in zip(stage.folders, control.folders, strict=True):
         pair = control_folder, folder
         if task not in evaluations[control_folder]['tasks']:
-            raise UserError(
-                f'stages: {control_folder} was not evaluated on {task}: run eval'
-            )
+            raise _not_evaluated(control_folder, task, folder)
         compared = compare_task(task, *map(str, pair), *(evaluations[f] for f in pair))
         differences.append(dict(compared[figure], value=compared[figure]['difference']))
     overall = _over_seeds(differences)

@@ -26,7 +26,7 @@ def write(folder, right, out_of=20):
     folder.mkdir(parents=True)
     evaluation = dict(tasks=dict(task=task), tokenizer='t')
     results.write_results(folder / 'eval.json', evaluation)
-    lines = [dict(split='train', step_seconds=seconds) for seconds in (right, 0.5)]
+    lines = [dict(split='train', step=1, step_seconds=s) for s in (right, 0.5)]
     lines.insert(1, dict(split='validation', step=1))
     text = ''.join(json.dumps(line) + '\n' for line in lines)
     storage.write_text(folder / 'metrics.jsonl', text)
@@ -118,6 +118,8 @@ def test_what_cannot_be_compared_is_named(tmp_path):
     with pytest.raises(UserError, match='lacks the item 19'):
         stage_table.write_stage_table(tmp_path, ['sft=other'])
     storage.write_json(tmp_path / 'new' / 'eval.json', dict(tasks={}, tokenizer='t'))
+    with pytest.raises(UserError, match='new was .*run `eval .*/new --tasks task`'):
+        stage_table.write_stage_table(tmp_path, ['sft=new'])
     with pytest.raises(UserError, match='no run was evaluated on'):
         stage_table.write_stage_table(tmp_path, ['new'])
     assert not (tmp_path / 'stages.json').exists()

@@ -125,7 +125,7 @@ def score_choices(
 
 
 def choice_columns(scored: Sequence[ScoredChoices]) -> dict[str, np.ndarray]:
-    """Statistics of every example by name, (N,) float64 each."""
+    """Statistics of every example by name, (N,) float64 each; NaN with one choice."""
     columns = dict(items=np.ones(len(scored)))
     for prefix, field in (('', 'logprobs'), ('blind_', 'without_prompt')):
         for rule in RULES:
@@ -134,7 +134,11 @@ def choice_columns(scored: Sequence[ScoredChoices]) -> dict[str, np.ndarray]:
             ]
             columns[prefix + rule] = np.array(right, np.float64)
     columns['chance'] = np.array([1 / len(c.num_tokens) for c in scored], np.float64)
-    return columns
+    single = columns['chance'] == 1
+    return {
+        name: np.where(single & (name != 'items'), np.nan, column)
+        for name, column in columns.items()
+    }
 
 
 def _choose(choices: ScoredChoices, field: str, rule: str) -> int:

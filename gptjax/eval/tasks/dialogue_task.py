@@ -60,7 +60,10 @@ FIGURES_BY_SOURCE = ('reply_bits', 'accuracy', 'stops')
 
 
 def read_dialogue_examples(workdir: Path, settings) -> list[Example]:
-    """Examples with a reference and choices, from held-out conversations."""
+    """Examples with a reference and choices, from held-out conversations.
+
+    If there are too few replies to choose from, the only choice is the right reply.
+    """
     path = workdir / 'dialogue' / 'validation.jsonl'
     if not path.exists() or artifact.is_unfinished(path.parent):
         raise UserError(
@@ -70,6 +73,13 @@ def read_dialogue_examples(workdir: Path, settings) -> list[Example]:
     conversations = list(storage.read_jsonl(path))
     chosen = choose_replies(conversations, settings.conversations, settings.seed)
     replies = [Example(id, prompt, (reply,)) for id, prompt, reply in chosen]
+    different = {example.references for example in replies}
+    if len(different) < settings.choices:
+        print(
+            f'dialogue: the accuracies are left out: eval.choices={settings.choices} '
+            f'is more than the {len(different)} different replies'
+        )
+        return [example._replace(choices=example.references) for example in replies]
     choices = choice_examples(replies, settings.choices, settings.seed)
     return [
         with_choices._replace(references=with_reply.references)
@@ -145,6 +155,12 @@ def evaluate_dialogue(predictor: Predictor, examples: Sequence[Example]) -> dict
             for name, figure in compute_figures(chosen, by_source).items():
                 figures[f'{name}/{source}'] = figure
 
+    if np.isnan(columns['chance']).all():  # there was nothing to choose from
+        figures = {
+            name: figure
+            for name, figure in figures.items()
+            if name.split('/')[0] not in choice_task.RULES
+        }
     return results.make_result(
         'dialogue',
         'replies in held-out conversations; intervals over conversations',

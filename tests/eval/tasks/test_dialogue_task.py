@@ -13,8 +13,10 @@ from gptjax.core.console import UserError
 from gptjax.data import chat_template, conversations
 from gptjax.data.conversations import conversation_id
 from gptjax.eval import results
+from gptjax.eval.compare import compare
 from gptjax.eval.report import tables
 from gptjax.eval.report.run_report import write_report
+from gptjax.eval.stage_table import write_stage_table
 from gptjax.eval.tasks.dialogue_task import (
     encode_recent_messages,
     evaluate_dialogue,
@@ -169,6 +171,23 @@ def test_likelihoods_by_hand(tokenizer, template, tmp_path):
     assert blind['value'] == pytest.approx(value('reply_bits'))
     assert {'reply_bits/chitchat', 'accuracy/own'} <= figures.keys()
     assert results.read_columns(found)['bytes'].sum() == size
+
+
+def test_one_conversation_has_no_reply_to_choose_from(tokenizer, tmp_path, capsys):
+    run = run_with(tmp_path, view('own/1', 'what is it?', 'the mat'))
+    examples = read_dialogue_examples(run, settings())
+    assert 'eval.choices=4 is more than the 1 different' in capsys.readouterr().out
+    found = evaluate_dialogue(make_predictor(tokenizer, 'turns'), examples)
+    figures = found['figures']
+    assert not any('accuracy' in name for name in figures)
+    assert figures['reply_bits']['value'] > 0 and figures['stops']['value'] == 1
+    evaluation = dict(tasks=dict(dialogue=found), tokenizer='t')
+    results.write_results(run / 'eval.json', evaluation)
+    assert 'NaN' not in (run / 'eval.json').read_text()
+    compare(str(run), str(run))
+    storage.write_text(run / 'metrics.jsonl', '')
+    write_stage_table(tmp_path.parent, [f'{run.name}={run.name}'])
+    tables.print_tasks('run', dict(dialogue=found))
 
 
 def test_stops_greedy_and_drawn(tokenizer, tmp_path, capsys):
