@@ -16,6 +16,8 @@ import jax
 from ml_collections import ConfigDict
 
 from gptjax.core import console
+from gptjax.core.artifact import find_manifest
+from gptjax.core.console import UserError
 from gptjax.core.files import import_tensorflow
 from gptjax.data import dataloader
 from gptjax.data.packed_dataset import PackedDataset
@@ -33,6 +35,11 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     warm / training. Without RUN/metrics.jsonl the last two are None.
     """
     prepared = workdir / 'prepared'
+    if find_manifest(prepared) is None:
+        raise UserError(
+            f'bench data: {prepared} is not there: it needs a run with packed '
+            'documents: run `prepare --config configs/NAME.py --workdir RUN` first'
+        )
     packed = PackedDataset(prepared, 'train')
     batch_size = config.train.batch_size
     sharding = batch_sharding(make_mesh(config.mesh))

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from gptjax.bench import bench_data
 from gptjax.core import storage
+from gptjax.core.console import UserError
 from gptjax.data.packed_documents import build_packed_documents
 from gptjax.tokenizer.train_tokenizer import train_tokenizer
 
@@ -31,6 +32,11 @@ def make_run(workdir):
     train_tokenizer(config, workdir)
     build_packed_documents(config, workdir)
     return config
+
+
+def test_a_run_without_packed_documents(tmp_path):
+    with pytest.raises(UserError, match='run `prepare --config .* --workdir RUN` firs'):
+        bench_data.run(ConfigDict(), tmp_path)
 
 
 @pytest.mark.slow
