@@ -100,12 +100,17 @@ def visible_token(tokenizer, token: int) -> str:
 
 
 def read_line(prompt: str, initial_text: str) -> str:
-    """Reads a line of standard input; on a terminal with readline's editing."""
+    """Reads a line of standard input; on a terminal with readline's editing.
+
+    Elsewhere the prompt and the line are printed, as a terminal would show them.
+    """
     if not sys.stdin.isatty():
         line = sys.stdin.readline()
         if not line:
             raise EOFError
-        return line.removesuffix('\n').removeprefix('\ufeff')  # a byte-order mark
+        line = line.removesuffix('\n').removeprefix('\ufeff')  # a byte-order mark
+        print(f'{prompt}{escape_controls(line)}', flush=True)
+        return line
     with contextlib.suppress(ImportError):  # not on every platform
         import readline
 

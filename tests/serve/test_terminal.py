@@ -277,7 +277,7 @@ def test_save(chat, session, tmp_path):
     assert kinds == {'', 'end', 'part'}
 
 
-def test_lines_of_a_pipe(monkeypatch):
+def test_lines_of_a_pipe(monkeypatch, capsys):
     content = b'\xef\xbb\xbfone\r\n\ntw\xff\r\n/quit'
     # As Python opens standard input: no byte may be wrong, and lines end in '\n' alone.
     with io.TextIOWrapper(io.BytesIO(content), 'utf-8', 'strict', '\n') as lines:
@@ -287,6 +287,7 @@ def test_lines_of_a_pipe(monkeypatch):
         assert said == ['one', '', 'tw\ufffd', '/quit']
         with pytest.raises(EOFError):
             read_line('› ', '')
+    assert capsys.readouterr().out == '› one\n› \n› tw\ufffd\n› /quit\n'
 
 
 @pytest.mark.parametrize('error', [None, QueueFull, EngineStopped])
