@@ -7,8 +7,8 @@
 # the working tree to ~/gptjax on all workers, installs the requirements and jax[tpu]
 # there, once, and runs the same `pretrain` on each worker; the workers find each other.
 # CONFIG is a path in the repository. WORKDIR has to be one folder that all workers share:
-# Filestore, or a mounted bucket (gcsfuse --rename-dir-limit=100000, because complete
-# folders are renamed). A TPU with one worker may use its own disk.
+# Filestore, or a mounted bucket: complete folders are renamed, which gcsfuse does with
+# --rename-dir-limit=100000 or in a bucket with a hierarchical namespace. A TPU with one worker may use its own disk.
 # After a preemption, the same command continues from the newest checkpoint. Run it in
 # tmux: the training ends when the connection ends.
 set -euo pipefail
