@@ -210,30 +210,6 @@ def test_reinforcement_learning(name, folder, tmp_path):
     assert len(lines[0]) == len(lines[1])
 
 
-@pytest.mark.slow
-@pytest.mark.long
-def test_later_rewards_lie_within_the_interval_over_seeds(folder, tmp_path):
-    """After many rollouts, two processes differ from one as another seed does."""
-    words = policy_words('grpo', '', folder, FUNCTION)
-    words = (*words, '--config.train.num_steps=60', '--config.train.eval_every=60')
-
-    def last_rewards(name, seed, count):
-        workdir = tmp_path / name
-        flags = (f'--config.seed={seed}', f'--workdir={workdir}')
-        for process in runs.start_cluster((*words, *flags), devices=1, count=count):
-            runs.finish(process)
-        lines = test_resume.records(workdir)
-        rewards = [line['reward'] for line in lines if line['split'] == 'train']
-        return np.mean(rewards[:5]), np.mean(rewards[-20:])
-
-    first, alone = np.transpose([last_rewards(f'{n}', n, 1) for n in range(5)])
-    _, together = last_rewards('together', 0, 2)
-    # 95% of further runs: t = 2.776 for five runs
-    width = 2.776 * np.std(alone, ddof=1) * np.sqrt(1 + 1 / len(alone))
-    assert abs(together - np.mean(alone)) < width
-    assert np.mean(alone) - width > np.mean(first)  # they have learned
-
-
 INTERRUPTED = (
     'pretrain',
     'sft',
