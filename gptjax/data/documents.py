@@ -80,21 +80,36 @@ def describe_documents(manifest: dict) -> str:
 
 def describe_left_out(manifest: dict) -> str:
     """What was left out of each source and why, a line for each source."""
+
+    def count_left_out(source):
+        dropped = {
+            name_reason(step, manifest['settings']): count['documents_dropped']
+            for step, count in source['steps'].items()
+        }
+        return {'empty text': source['read']['empty']} | dropped
+
+    return describe_sources(manifest, 'documents', count_left_out)
+
+
+def describe_sources(
+    manifest: dict, unit: str, count_left_out: Callable[[dict], dict[str, int]]
+) -> str:
+    """Lines about each source of an artifact: what was left out, ids that are none.
+
+    Args:
+        unit: 'documents' or 'conversations', what the sources consist of.
+        count_left_out: a source of the manifest -> counts by reason.
+    """
+    sources = manifest['sources'].items()
     return console.join_lines(
         *(
             console.describe_left_out(
-                {'empty text': source['read']['empty']}
-                | {
-                    name_reason(step, manifest['settings']): count['documents_dropped']
-                    for step, count in source['steps'].items()
-                },
-                source['read']['documents'],
-                f'documents of {name}',
+                count_left_out(source), source['read'][unit], f'{unit} of {name}'
             )
-            for name, source in manifest['sources'].items()
+            for name, source in sources
         ),
-        *(source.get('ids', '') for source in manifest['sources'].values()),
-        describe_shared(manifest['splits'], 'documents'),
+        *(source.get('ids', '') for _, source in sources),
+        describe_shared(manifest['splits'], unit),
     )
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from gptjax.core import artifact, console, storage
+from gptjax.core import artifact, storage
 from gptjax.core.console import UserError
 from gptjax.data.chat_template import (
     TURN_END,
@@ -37,12 +37,15 @@ from gptjax.data.chat_template import (
 )
 from gptjax.data.cleaning.cleaning_steps import check_steps, name_reason
 from gptjax.data.conversations import SKIPPED, write_conversations
-from gptjax.data.documents import cleaning_settings, source_settings
+from gptjax.data.documents import (
+    cleaning_settings,
+    describe_sources,
+    source_settings,
+)
 from gptjax.data.packed_dataset import PackedDataset, mix_datasets
 from gptjax.data.packing import ShardWriter, read_split
 from gptjax.data.sources.open_source import describe_passed_over, refuse_changed_sources
 from gptjax.data.sources.records import SPLITS
-from gptjax.data.splits import describe_shared
 from gptjax.tokenizer.tokenizer import Tokenizer
 
 MAX_OPEN_ROWS = 64  # rows that may still get segments
@@ -108,21 +111,14 @@ def describe_left_out(manifest: dict) -> str:
     reasons[LONG_SYSTEM] = (
         f'a system message of more than half of data.context={manifest["context"]}'
     )
-    return console.join_lines(
-        *(
-            console.describe_left_out(
-                {
-                    reasons.get(why) or name_reason(why, manifest['settings']): count
-                    for why, count in source['skipped'].items()
-                },
-                source['read']['conversations'],
-                f'conversations of {name}',
-            )
-            for name, source in manifest['sources'].items()
-        ),
-        *(source.get('ids', '') for source in manifest['sources'].values()),
-        describe_shared(manifest['splits'], 'conversations'),
-    )
+
+    def count_left_out(source):
+        return {
+            reasons.get(why) or name_reason(why, manifest['settings']): count
+            for why, count in source['skipped'].items()
+        }
+
+    return describe_sources(manifest, 'conversations', count_left_out)
 
 
 DIALOGUE = artifact.Artifact(
