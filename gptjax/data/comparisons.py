@@ -36,16 +36,22 @@ class Comparisons(NamedTuple):
 
 
 def encode_end(
-    messages: Sequence[dict], tokenizer, template: str, context: int
+    messages: Sequence[dict],
+    tokenizer,
+    template: str,
+    context: int,
+    unfinished: bool = False,
 ) -> EncodedConversation:
     """Encodes the last turns that fit into `context` tokens.
+
+    An `unfinished` last message was cut off, so its turn gets no end.
 
     The end is kept because the reward judges the last reply. If the last turn alone
     is too long, its last tokens are kept: with context 4
 
         <bos> <|user|> a <|end|> <|assistant|> b c <|end|> → <bos> b c <|end|>
     """
-    turns = encode_turns(messages, tokenizer, template)
+    turns = encode_turns(messages, tokenizer, template, unfinished)
     room = context - 1
     kept = len(turns)
     while kept and turns[kept - 1].num_tokens <= room:

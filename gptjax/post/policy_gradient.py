@@ -53,6 +53,7 @@ from gptjax.post.reward_functions import (
     verifier_reward,
 )
 from gptjax.post.rollout import (
+    ReplyText,
     Sampler,
     generate_replies,
     make_prompt_format,
@@ -364,7 +365,7 @@ def evaluate_policy(
     replies = generate_replies(
         sampler.complete, prompt_format, problems, 0.0, config.seed
     )
-    texts = [reply.text for reply in replies]
+    texts = [ReplyText.of(reply) for reply in replies]
     rewards = reward(problems, texts)
     metrics = dict(reward=float(np.mean(rewards)))
     metrics['loss'] = -metrics['reward']

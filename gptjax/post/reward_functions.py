@@ -1,6 +1,7 @@
 """Reward functions, and weighted sums of them.
 
-A reward function takes N problems and N replies to them and returns N numbers. To add
+A reward function takes N problems and N replies to them, which are strings with the
+attribute `truncated` (`rollout.ReplyText`), and returns N numbers. To add
 one, write it here and name it in REWARDS, or put its full name into the config, like
 'package.module.function'. A config never contains code.
 """
@@ -54,12 +55,11 @@ def model_reward(run: str, field: str) -> Reward:
     rewards = load_reward_function(config, workdir, inference_mesh(config))
 
     def reward(problems, replies):
-        return rewards(
-            [
-                [*problem.messages, dict(role='assistant', content=reply)]
-                for problem, reply in zip(problems, replies, strict=True)
-            ]
-        )
+        conversations = [
+            [*problem.messages, dict(role='assistant', content=reply)]
+            for problem, reply in zip(problems, replies, strict=True)
+        ]
+        return rewards(conversations, [getattr(reply, 'truncated', False) for reply in replies])
 
     return reward
 

@@ -144,12 +144,13 @@ def read_center(workdir: Path) -> np.float32:
 
 def load_reward_function(
     config: ConfigDict, workdir: Path, mesh: Mesh
-) -> Callable[[Sequence[list[dict]]], np.ndarray]:
-    """`rewards(conversations) -> (N,)` float32, for best-of-n and PPO.
+) -> Callable[..., np.ndarray]:
+    """`rewards(conversations, truncated=None) -> (N,)` float32, for best-of-n and PPO.
 
     A conversation is a list of messages; the reward is for the last message, given the
-    others. The mean reward of the training conversations is subtracted, so 0 is the
-    average. Conversations that do not fit the context lose their first messages.
+    others. A message that is truncated gets no end, as it was generated without one.
+    The mean reward of the training conversations is subtracted, so 0 is the average.
+    Conversations that do not fit the context lose their first messages.
 
     Raises:
         UserError: the run has no reward model, or is not finished.
@@ -159,10 +160,11 @@ def load_reward_function(
     context, template = config.data.context, config.chat.template
     scorer = make_reward_scorer(trained.settings, trained.tokenizer, context, mesh)
 
-    def rewards(conversations):
+    def rewards(conversations, truncated=None):
+        truncated = truncated or [False] * len(conversations)
         encoded = [
-            encode_end(messages, trained.tokenizer, template, context)
-            for messages in conversations
+            encode_end(messages, trained.tokenizer, template, context, unfinished)
+            for messages, unfinished in zip(conversations, truncated, strict=True)
         ]
         return scorer(trained.params, encoded) - center
 

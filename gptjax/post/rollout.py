@@ -41,6 +41,18 @@ Complete = Callable[
 ]
 
 
+class ReplyText(str):
+    """The text of a reply; `truncated` says whether the reply has no stop token."""
+
+    truncated: bool
+
+    @classmethod
+    def of(cls, reply: Reply) -> 'ReplyText':
+        text = cls(reply.text)
+        text.truncated = reply.ending is None
+        return text
+
+
 class Rollout(NamedTuple):
     """B rows with a reply each; the G replies to a prompt are neighbours.
 
@@ -55,7 +67,7 @@ class Rollout(NamedTuple):
     """
 
     problems: list[Problem]
-    replies: list[str]
+    replies: list[ReplyText]
     batch: dict[str, np.ndarray]
     sampled_BT: np.ndarray
     lengths_B: np.ndarray
@@ -215,7 +227,7 @@ def build_rollout(
         lengths[row] = len(reply_tokens)
     return Rollout(
         problems=list(problems),
-        replies=[reply.text for reply in replies],
+        replies=[ReplyText.of(reply) for reply in replies],
         batch=dict(
             inputs=inputs,
             targets=targets,

@@ -177,7 +177,7 @@ def test_a_validation_keeps_its_first_replies():
             validation=lambda n: problems[:n],
             score=lambda problem, reply: float(reply == problem.answer),
         ),
-        lambda problems, replies: np.arange(len(replies)) / 4,
+        lambda problems, replies: [n / 4 - r.truncated for n, r in enumerate(replies)],
     )
     config = SimpleNamespace(task=SimpleNamespace(validation=30), seed=0)
     metrics, samples = policy_gradient.evaluate_policy(
@@ -188,9 +188,10 @@ def test_a_validation_keeps_its_first_replies():
     assert samples[3] == dict(
         id='p3',
         prompt=[dict(role='user', content='3 =')],
-        **dict(answer='3', reply='3', reward=0.75, tokens=1, truncated=True),
+        **dict(answer='3', reply='3', reward=-0.25, tokens=1, truncated=True),
     )
-    assert (samples[4]['tokens'], samples[4]['truncated']) == (2, False)
+    fourth = dict(reward=1.0, tokens=2, truncated=False)
+    assert {name: samples[4][name] for name in fourth} == fourth
 
 
 @pytest.mark.slow

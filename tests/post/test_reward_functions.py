@@ -5,10 +5,16 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common
+from gptjax.core import run_dir
 from gptjax.core.console import UserError
-from gptjax.post import reward_functions
+from gptjax.data.comparisons import EncodedConversation
+from gptjax.infer.request import Reply, Token
+from gptjax.post import reward_functions, reward_model
 from gptjax.post.problems.problem_sources import Problem
 from gptjax.post.problems.verifiable_tasks import Task
+from gptjax.post.rollout import PromptFormat, build_rollout
+from tests import helpers
+from tests.post import starts
 
 PROBLEMS = [
     Problem(str(n), (dict(role='user', content=f'{n}?'),), str(n)) for n in range(4)
@@ -104,3 +110,36 @@ def test_functions_that_do_not_exist():
 def test_a_verifier_needs_answers(name):
     with pytest.raises(UserError, match=f'{name} needs answers.*ppo.py:reward=RUN'):
         make_reward(None, a=common.reward_part(name))
+
+
+def test_a_reward_model_reads_the_tokens_of_a_rollout(tmp_path):
+    """A whole reply with its stop token; a truncated one as it was cut, without one."""
+    starts.write_start(tmp_path)
+    run, mesh = starts.write_reward(tmp_path), helpers.mesh_of()
+    trained = reward_model.load_reward_model(run_dir.read_config(run), run, mesh)
+    tokenizer = trained.tokenizer
+    prompt_format = PromptFormat(tokenizer, 'turns', 32, 6, 1.0)
+    end = Token(tokenizer.specials['<|end|>'], -1.0)
+    said = tuple(Token(token, -1.0) for token in tokenizer.encode('2 + 1'))
+    drawn = build_rollout(
+        prompt_format,
+        [PROBLEMS[0]] * 2,
+        [prompt_format.prompt(PROBLEMS[0].messages)] * 2,
+        [
+            Reply('2 + 1', said, None, 'length', None, None),
+            Reply('2 + 1', said, None, 'stop', end.id, end),
+        ],
+    )
+    rows = []
+    for row, length in enumerate(drawn.batch['segments'].sum(axis=1)):
+        first, targets_T = drawn.batch['inputs'][row, 0], drawn.batch['targets'][row]
+        rows.append(EncodedConversation(np.append(first, targets_T[:length]), 0, False))
+    assert [row.tokens[-1] == end.id for row in rows] == [False, True]
+    scorer = reward_model.make_reward_scorer(trained.settings, tokenizer, 32, mesh)
+    expected = scorer(trained.params, rows) - reward_model.read_center(run)
+    reward = make_reward(model=common.reward_part('model', run=str(run)))
+    rewards = reward(drawn.problems, drawn.replies)
+    np.testing.assert_allclose(rewards, expected, rtol=1e-6)
+    assert drawn.replies == ['2 + 1'] * 2 and abs(rewards[0] - rewards[1]) > 0.01
+    # A text that does not say is a whole reply.
+    np.testing.assert_allclose(reward([PROBLEMS[0]], ['2 + 1']), rewards[1:], 1e-5)
