@@ -59,7 +59,9 @@ def model_reward(run: str, field: str) -> Reward:
             [*problem.messages, dict(role='assistant', content=reply)]
             for problem, reply in zip(problems, replies, strict=True)
         ]
-        return rewards(conversations, [getattr(reply, 'truncated', False) for reply in replies])
+        return rewards(
+            conversations, [getattr(reply, 'truncated', False) for reply in replies]
+        )
 
     return reward
 
