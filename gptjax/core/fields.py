@@ -49,6 +49,10 @@ WINDOWS = Range(
     lambda x: x and all(type(window) is int and window >= 0 for window in x),
     'the numbers of tokens that the layers see, 0 for all',
 )
+FREQUENCIES = Range(
+    lambda x: all(type(number) in (int, float) and number > 0 for number in x),
+    'a positive number for each rotated pair of a head, or none',
+)
 OPTIONS = Range(lambda x: True, 'names with a value each')
 
 DEFAULT_RANGES = {

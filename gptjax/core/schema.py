@@ -12,6 +12,7 @@ from gptjax.core.fields import (
     BELOW_HALF,
     BELOW_ONE,
     FINITE,
+    FREQUENCIES,
     INNER_SHARE,
     LESS_THAN_HALF,
     MESH_SIZE,
@@ -52,6 +53,8 @@ REWARD_PART = dict(
 )
 
 # ---- sections, in the order of the pipeline
+
+MLPS = 'gelu', 'gelu_exact', 'swiglu', 'geglu', 'relu2'
 
 DATA = dict(
     sources=Field(
@@ -95,14 +98,31 @@ MODEL = dict(
     context=Field(128, 'maximum number of positions', AT_LEAST_1, before=NEEDED),
     position=Field('rotary', 'position encoding', one_of('rotary', 'learned', 'none')),
     rotary_base=Field(10_000.0, 'base of the rotary wavelengths', POSITIVE),
-    norm=Field('rmsnorm', 'norm before each sublayer', one_of('rmsnorm', 'layernorm')),
+    rotary_share=Field(1.0, 'share of each head that is rotated', SOME_SHARE),
+    rotary_frequencies=Field((), 'radians a position; (): rotary_base', FREQUENCIES),
+    rotary_scale=Field(1.0, 'factor of rotated queries and keys (YaRN)', POSITIVE),
+    rotary_local_base=Field(0.0, 'base in layers with a window; 0: as in the others'),
+    norm=Field('rmsnorm', 'kind of norm', one_of('rmsnorm', 'layernorm')),
+    norm_place=Field(
+        'before',
+        'norms before each sublayer, after it (OLMo 2), or both (Gemma 2)',
+        one_of('before', 'after', 'both'),
+    ),
+    norm_offset=Field(0.0, 'added to the scale of RMS norms; Gemma: 1'),
     norm_epsilon=Field(1e-5, 'added to the variance'),
-    mlp=Field('relu2', 'kind of feed-forward layer', one_of('gelu', 'swiglu', 'relu2')),
-    qk_norm=Field(True, 'normalise the queries and keys of each head'),
+    mlp=Field('relu2', 'kind of feed-forward layer', one_of(*MLPS)),
+    parallel=Field(False, 'attention and feed-forward read the same input (GPT-NeoX)'),
+    qk_norm=Field(True, 'normalise the queries and keys'),
+    qk_norm_axis=Field(
+        'head', 'of each head, or all heads at once', one_of('head', 'all')
+    ),
+    query_scale=Field(0.0, 'factor of the scores; 0: 1 / sqrt(head_dim)'),
     windows=Field((0,), 'tokens that each layer attends to, repeated; 0: all', WINDOWS),
     attention_softcap=Field(0.0, 'c in c * tanh(score / c); 0: no cap'),
     logit_softcap=Field(0.0, 'c in c * tanh(logit / c); 0: no cap'),
     bias=Field(False, 'biases in the linear layers and layer norms'),
+    qkv_bias=Field(False, 'biases of queries, keys and values (Qwen 2)'),
+    embedding_scale=Field(1.0, 'factor of the embeddings', POSITIVE),
     tie_embeddings=Field(False, 'use the embedding as the output head'),
     embedding_dropout=Field(0.0, 'dropout rate of the embeddings', BELOW_ONE),
     attention_dropout=Field(0.0, 'dropout rate of the attention weights', BELOW_ONE),

@@ -37,6 +37,11 @@ def _gelu_backward(x, gradient):
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
+def gelu_exact(x):
+    """x times the normal distribution function of x (Hendrycks and Gimpel 2016)."""
+    return jax.nn.gelu(x, approximate=False)
+
+
 def relu2(x):
     """max(x, 0)^2 (So et al. 2021, Primer)."""
     positive = jnp.maximum(x, 0)
@@ -46,3 +51,13 @@ def relu2(x):
 def silu_product(gate, up):
     """gate sigmoid(gate) up, the activation of SwiGLU (Shazeer 2020)."""
     return jax.nn.silu(gate) * up
+
+
+def gelu_product(gate, up):
+    """gelu(gate) up, the activation of GEGLU (Shazeer 2020) with GPT-2's GELU."""
+    return gelu(gate) * up
+
+
+# By `model.mlp`: of one projection, or of two, the gate and the other one.
+ACTIVATIONS = dict(gelu=gelu, gelu_exact=gelu_exact, relu2=relu2)
+GATED = dict(swiglu=silu_product, geglu=gelu_product)

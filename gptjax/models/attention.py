@@ -1,5 +1,7 @@
 """Self-attention: projections, rotary positions, query-key norm, cache."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -21,22 +23,30 @@ from gptjax.models.linear import linear
 from gptjax.parallel.sharding import constrain
 
 
-def rotary_angles(positions_BT, head_dim, base):
-    """Position times base^(-2 i / H) for each pair i: float32 (B, T, h), h = H / 2."""
-    exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+def rotary_angles(positions_BT, size, base):
+    """Position times base^(-2 i / R) for each pair i: float32 (B, T, R/2).
+
+    R = `size` is the number of rotated elements of a head.
+    """
+    exponents = jnp.arange(0, size, 2, dtype=jnp.float32) / size
     return positions_BT[..., None].astype(jnp.float32) * base**-exponents
 
 
-def rotate(x_BTNH, angles_BTh):
-    """Rotates the pairs (x[i], x[i + H/2]) by their angles (Su et al. 2021).
+def rotate(x_BTNH, angles_BTh, scale=1.0):
+    """Rotates the pairs (x[i], x[i + h]) of the first 2 h elements by their angles.
 
-    Hugging Face's Llama has the same pairs.
+    The other elements of a head do not change (GPT-NeoX). The paper is Su et al. 2021;
+    Hugging Face's models have the same pairs.
+
+    Args:
+        scale: of the rotated elements (YaRN).
     """
-    cos = jnp.cos(angles_BTh)[:, :, None].astype(x_BTNH.dtype)  # (B, T, 1, h)
-    sin = jnp.sin(angles_BTh)[:, :, None].astype(x_BTNH.dtype)
-    first, second = jnp.split(x_BTNH, 2, axis=-1)  # (B, T, N, h) each
+    cos = (scale * jnp.cos(angles_BTh))[:, :, None].astype(x_BTNH.dtype)  # (B, T, 1, h)
+    sin = (scale * jnp.sin(angles_BTh))[:, :, None].astype(x_BTNH.dtype)
+    h = angles_BTh.shape[-1]
+    first, second, rest = jnp.split(x_BTNH, [h, 2 * h], axis=-1)
     return jnp.concatenate(
-        [first * cos - second * sin, second * cos + first * sin], axis=-1
+        [first * cos - second * sin, second * cos + first * sin, rest], axis=-1
     )
 
 
@@ -55,13 +65,15 @@ class Attention(nnx.Module):
         self.out = normal_param(
             rngs, (N, H, D), ('heads', None, 'embed'), output_std(config)
         )
-        self.query_bias = bias_param(config, (N, H), ('heads', None))
-        self.key_bias = bias_param(config, (K, H), ('kv_heads', None))
-        self.value_bias = bias_param(config, (K, H), ('kv_heads', None))
-        self.out_bias = bias_param(config, (D,), (None,))
+        has_bias = config.bias or config.qkv_bias
+        self.query_bias = bias_param(has_bias, (N, H), ('heads', None))
+        self.key_bias = bias_param(has_bias, (K, H), ('kv_heads', None))
+        self.value_bias = bias_param(has_bias, (K, H), ('kv_heads', None))
+        self.out_bias = bias_param(config.bias, (D,), (None,))
         if config.qk_norm:
-            self.query_norm = make_norm(config, H)
-            self.key_norm = make_norm(config, H)
+            over_all = config.qk_norm_axis == 'all'
+            self.query_norm = make_norm(config, N * H if over_all else H)
+            self.key_norm = make_norm(config, K * H if over_all else H)
 
     def __call__(self, x, context, window, key=None, cache=None):
         """Attends within the documents of a batch, or to a cache.
@@ -77,7 +89,7 @@ class Attention(nnx.Module):
             (output in the shape of `x`, the cache with these tokens).
         """
         config = self.config
-        query, keys, values = self._project(x, context)
+        query, keys, values = self._project(x, context, window)
         drop = None
         if key is not None and config.attention_dropout:
 
@@ -106,7 +118,7 @@ class Attention(nnx.Module):
         mixed = mixed.reshape(*x.shape[:-1], -1)  # (B, T, N H) or (B T, N H)
         return add_bias(linear(mixed, self.out), self.out_bias), cache
 
-    def _project(self, x, context):
+    def _project(self, x, context, window):
         """Queries (B, T, N, H), keys and values (B, T, K, H) for attention."""
         config = self.config
         query, keys, values = linear(x, self.query, self.key, self.value, outputs=2)
@@ -114,7 +126,12 @@ class Attention(nnx.Module):
         keys = add_bias(keys, self.key_bias)
         values = add_bias(values, self.value_bias)
         if config.qk_norm:
-            query, keys = self.query_norm(query), self.key_norm(keys)
+            query = self._normalise(query, self.query_norm)
+            keys = self._normalise(keys, self.key_norm)
+        if config.query_scale:  # attention multiplies the scores by 1 / sqrt(H)
+            query = query * jnp.asarray(
+                config.query_scale * math.sqrt(config.head_dim), query.dtype
+            )
         B, T = context.positions_BT.shape
         query, keys, values = (
             x.reshape(B, T, *x.shape[-2:]) for x in (query, keys, values)
@@ -123,6 +140,15 @@ class Attention(nnx.Module):
         keys = constrain(keys, 'batch', 'time', 'kv_heads', None)
         values = constrain(values, 'batch', 'time', 'kv_heads', None)
         if config.position == 'rotary':
-            query = rotate(query, context.angles_BTh)
-            keys = rotate(keys, context.angles_BTh)
+            angles_BTh = context.angles_BTh
+            if config.rotary_local_base:
+                angles_BTh = jnp.where(window == 0, *angles_BTh)
+            query = rotate(query, angles_BTh, config.rotary_scale)
+            keys = rotate(keys, angles_BTh, config.rotary_scale)
         return query, keys, values
+
+    def _normalise(self, x, norm):
+        """The norm of each head (..., H), or of all heads together."""
+        if self.config.qk_norm_axis == 'head':
+            return norm(x)
+        return norm(x.reshape(*x.shape[:-2], -1)).reshape(x.shape)

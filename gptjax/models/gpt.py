@@ -17,6 +17,7 @@ from gptjax.kernels.cross_entropy import head_logits
 from gptjax.models import layers
 from gptjax.models.attention import Attention, rotary_angles
 from gptjax.models.linear import Transposed
+from gptjax.models.settings import rotated_size
 from gptjax.parallel.sharding import axis_size, constrain
 
 # What jax.checkpoint saves for the backward pass; the rest is computed again.
@@ -32,29 +33,44 @@ class Context(NamedTuple):
 
     segments_BT: jax.Array  # int32, the document of each token, 0 for padding
     positions_BT: jax.Array  # int32, the position in the document
-    angles_BTh: jax.Array | None  # float32, of rotary positions; h = H / 2
+    # float32, of rotary positions, h pairs of a head. With `rotary_local_base` two of
+    # them, for layers without a window and for layers with one.
+    angles_BTh: jax.Array | tuple[jax.Array, jax.Array] | None
 
 
 class Block(nnx.Module):
-    """x + attention(norm x), then x + feed_forward(norm x)."""
+    """x + attention(norm x), then x + feed_forward(norm x).
+
+    `model.norm_place` puts norms after the sublayers too, or only there, and
+    `model.parallel` adds both sublayers to the same x.
+    """
 
     def __init__(self, config, *, rngs):
+        before = config.norm_place in ('before', 'both')
+        after = config.norm_place in ('after', 'both')
+        norm = lambda used: layers.make_norm(config) if used else None
         self.config = config
-        self.attention_norm = layers.make_norm(config)
+        self.attention_norm = norm(before)
         self.attention = Attention(config, rngs=rngs)
-        self.mlp_norm = layers.make_norm(config)
+        self.attention_out_norm = norm(after)
+        self.mlp_norm = norm(before)
         self.mlp = layers.FeedForward(config, rngs=rngs)
+        self.mlp_out_norm = norm(after)
 
     def __call__(self, x, context, window, key=None, cache=None):
         attention_key, first_key, second_key = (
             (None,) * 3 if key is None else jax.random.split(key, 3)
         )
         rate = self.config.residual_dropout
+        apply = lambda norm, x: x if norm is None else norm(x)
         mixed, cache = self.attention(
-            self.attention_norm(x), context, window, attention_key, cache
+            apply(self.attention_norm, x), context, window, attention_key, cache
         )
-        x = x + layers.dropout(mixed, rate, first_key)
-        x = x + layers.dropout(self.mlp(self.mlp_norm(x)), rate, second_key)
+        mixed = apply(self.attention_out_norm, mixed)
+        middle = x + layers.dropout(mixed, rate, first_key)
+        mlp_input = x if self.config.parallel else middle
+        out = apply(self.mlp_out_norm, self.mlp(apply(self.mlp_norm, mlp_input)))
+        x = middle + layers.dropout(out, rate, second_key)
         return checkpoint_name(x, 'block_output'), cache
 
 
@@ -130,7 +146,15 @@ class GPT(nnx.Module):
             x = layers.dropout(x, config.embedding_dropout, embedding_key)
         angles = None
         if config.position == 'rotary':
-            angles = rotary_angles(positions_BT, config.head_dim, config.rotary_base)
+            size = rotated_size(config)
+            if config.rotary_frequencies:
+                frequencies_h = jnp.asarray(config.rotary_frequencies, jnp.float32)
+                angles = positions_BT[..., None].astype(jnp.float32) * frequencies_h
+            else:
+                angles = rotary_angles(positions_BT, size, config.rotary_base)
+            if config.rotary_local_base:
+                local = rotary_angles(positions_BT, size, config.rotary_local_base)
+                angles = angles, local
         return x, Context(segments_BT, positions_BT, angles)
 
     def _scan(self, run, x, key):

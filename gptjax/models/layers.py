@@ -24,9 +24,9 @@ def constant_param(shape, axes, value):
     return nnx.Param(jnp.full(shape, value, jnp.float32), axes=axes)
 
 
-def bias_param(config, shape, axes):
-    """Zeros, or None if the config has no biases."""
-    return constant_param(shape, axes, 0.0) if config.bias else None
+def bias_param(has_bias: bool, shape, axes):
+    """Zeros, or None without biases."""
+    return constant_param(shape, axes, 0.0) if has_bias else None
 
 
 def dropout(x, rate, key):
@@ -38,10 +38,14 @@ def dropout(x, rate, key):
 
 
 class RMSNorm(nnx.Module):
-    """x / sqrt(mean(x^2) + epsilon) scale (Zhang and Sennrich 2019), in float32."""
+    """x / sqrt(mean(x^2) + epsilon) scale (Zhang and Sennrich 2019), in float32.
+
+    With `config.norm_offset` the factor is scale + offset; it is 1 at first.
+    """
 
     def __init__(self, size, axis, config):
-        self.scale = constant_param((size,), (axis,), 1.0)
+        self.scale = constant_param((size,), (axis,), 1.0 - config.norm_offset)
+        self.offset = config.norm_offset
         self.epsilon = config.norm_epsilon
 
     def __call__(self, x):
@@ -49,7 +53,10 @@ class RMSNorm(nnx.Module):
         scale = jax.lax.rsqrt(
             jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon
         )
-        return (x32 * scale * self.scale[...]).astype(x.dtype)
+        factor = self.scale[...]
+        if self.offset:
+            factor = factor + self.offset
+        return (x32 * scale * factor).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -57,7 +64,7 @@ class LayerNorm(nnx.Module):
 
     def __init__(self, size, axis, config):
         self.scale = constant_param((size,), (axis,), 1.0)
-        self.bias = bias_param(config, (size,), (axis,))
+        self.bias = bias_param(config.bias, (size,), (axis,))
         self.epsilon = config.norm_epsilon
 
     def __call__(self, x):
@@ -86,30 +93,28 @@ def output_std(config) -> float:
 
 
 class FeedForward(nnx.Module):
-    """down(activation(up x)), or down(silu(gate x) up x) for SwiGLU."""
+    """down(activation(up x)), or down(activation(gate x) up x), gated."""
 
     def __init__(self, config, *, rngs):
         D, F = config.width, config.mlp_width
         up_axes = ('embed', 'mlp')
         self.config = config
         self.up = normal_param(rngs, (D, F), up_axes, config.init_std)
-        if config.mlp == 'swiglu':
+        if config.mlp in activations.GATED:
             self.gate = normal_param(rngs, (D, F), up_axes, config.init_std)
         self.down = normal_param(rngs, (F, D), ('mlp', 'embed'), output_std(config))
-        self.up_bias = bias_param(config, (F,), ('mlp',))
-        self.down_bias = bias_param(config, (D,), (None,))
+        self.up_bias = bias_param(config.bias, (F,), ('mlp',))
+        self.down_bias = bias_param(config.bias, (D,), (None,))
 
     def __call__(self, x):
         """x: (..., D) in the compute dtype; returns the same shape."""
-        if self.config.mlp == 'swiglu':
+        kind = self.config.mlp
+        if kind in activations.GATED:
             up, gate = linear(x, self.up, self.gate)  # (..., F) each
-            middle = activations.silu_product(gate, add_bias(up, self.up_bias))
+            middle = activations.GATED[kind](gate, add_bias(up, self.up_bias))
         else:
             up = add_bias(linear(x, self.up), self.up_bias)
-            activation = (
-                activations.relu2 if self.config.mlp == 'relu2' else activations.gelu
-            )
-            middle = activation(up)
+            middle = activations.ACTIVATIONS[kind](up)
         return add_bias(linear(middle, self.down), self.down_bias)
 
 
@@ -124,6 +129,7 @@ class Embedding(nnx.Module):
         learned = config.position == 'learned'
         shape, axes = (config.context, D), (None, 'embed')
         self.position = normal_param(rngs, shape, axes, std) if learned else None
+        self.scale = config.embedding_scale
 
     def __call__(self, tokens_BT, positions_BT, dtype):
         """(B, T, D) in `dtype`."""
@@ -132,7 +138,8 @@ class Embedding(nnx.Module):
             # Padding may have positions past the last one.
             position = jnp.take(self.position[...], positions_BT, axis=0, mode='clip')
             x = x + position
-        return x.astype(dtype)
+        x = x.astype(dtype)
+        return x if self.scale == 1.0 else x * jnp.asarray(self.scale, dtype)
 
 
 def head_std(config) -> float:
