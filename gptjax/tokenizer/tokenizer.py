@@ -139,8 +139,14 @@ class StreamDecoder:
     `special_tokens` they also have the names of special tokens: 'Hi!<|user|>'.
     """
 
-    def __init__(self, tokenizer: Tokenizer, special_tokens: bool = False):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        special_tokens: bool = False,
+        strip_space: bool = False,
+    ):
         self._tokenizer = tokenizer
+        self._strip_space = strip_space  # at the start: Llama 2
         names = tokenizer.specials.items() if special_tokens else ()
         self._special_names = {token: name.encode() for name, token in names}
         self._utf8 = codecs.getincrementaldecoder('utf-8')('replace')
@@ -148,6 +154,8 @@ class StreamDecoder:
     def push(self, token: int) -> str:
         """The text that `token` completes; '' while a character is unfinished."""
         content = self._special_names.get(token) or self._tokenizer.bytes_of(token)
+        if self._strip_space and content:
+            content, self._strip_space = content.removeprefix(b' '), False
         return self._utf8.decode(content)
 
     @property
