@@ -1,1 +1,1 @@
-"""Models of other libraries, in and out."""
+"""Where else can it go? Models of other libraries, in and out."""

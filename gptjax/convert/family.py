@@ -3,10 +3,10 @@
 A family is one file `hf_NAME.py` with a `Family`. A rule says which of our parameters a
 tensor holds:
 
-    model.layers.3.self_attn.q_proj.weight (N H, D)  LINEAR  layer 3 of attention/query
     model.embed_tokens.weight (V, D)                 SAME    embed/token
-    transformer.h.3.attn.c_attn.weight (D, 3 N H)    CONV1D  layer 3 of attention/query,
-                                                             attention/key, attention/value
+    model.layers.3.self_attn.q_proj.weight (N H, D)  LINEAR  attention/query of layer 3
+    transformer.h.3.attn.c_attn.weight (D, 3 N H)    CONV1D  attention/query, then key,
+                                                             then value, of layer 3
 
 Our weights have the inputs first, and heads as an axis of their own: (D, N, H).
 """

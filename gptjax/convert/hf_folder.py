@@ -168,8 +168,8 @@ def _list_file(folder: Path, name: str) -> dict[str, Stored]:
         pickled = sorted(folder.glob('*.bin'))
         if pickled:
             raise UserError(
-                f'{pickled[0]}: pickled weights can run code and are not read: save the '
-                'model as safetensors (save_pretrained of transformers does)'
+                f'{pickled[0]}: pickled weights can run code and are not read: save '
+                'the model as safetensors (save_pretrained of transformers does)'
             )
         raise UserError(f'{folder} lacks {name}: copy or download it again')
     with _open(folder / name) as file:

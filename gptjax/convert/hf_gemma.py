@@ -8,6 +8,8 @@ from gptjax.convert import hf_llama
 from gptjax.convert.family import SAME, Family, Rule, require_fields, require_values
 from gptjax.convert.rotary_scaling import rotary_fields
 
+PARTS = dict(mlp='geglu', norm_place='both', norm_offset=1.0)
+
 
 def model_fields(config):
     require_values(config, hidden_activation='gelu_pytorch_tanh', attention_bias=False)
@@ -26,24 +28,53 @@ def model_fields(config):
             local = dict(rope_theta=config.get('rope_local_base_freq', 10_000.0))
         local = rotary_fields(local, head_dim, 'sliding_attention')
         fields['rotary_local_base'] = local['rotary_base']
-    # The reference multiplies by sqrt(D) in the dtype of the model; bfloat16 rounds it.
-    scale = math.sqrt(fields['width'])
-    return fields | dict(
-        mlp='geglu',
-        norm_place='both',
-        norm_offset=1.0,
-        embedding_scale=float(np.float32(scale)),
-        query_scale=config['query_pre_attn_scalar'] ** -0.5,
-        windows=hf_llama.windows_of(config, num_layers),
-        attention_softcap=config.get('attn_logit_softcapping') or 0.0,
-        logit_softcap=config.get('final_logit_softcapping') or 0.0,
-        qk_norm=is_third,
-        tie_embeddings=config.get('tie_word_embeddings', True),
+    return (
+        fields
+        | PARTS
+        | dict(
+            embedding_scale=embedding_scale(fields['width']),
+            query_scale=config['query_pre_attn_scalar'] ** -0.5,
+            windows=hf_llama.windows_of(config, num_layers),
+            attention_softcap=config.get('attn_logit_softcapping') or 0.0,
+            logit_softcap=config.get('final_logit_softcapping') or 0.0,
+            qk_norm=is_third,
+            tie_embeddings=config.get('tie_word_embeddings', True),
+        )
     )
 
 
 def hf_fields(settings):
-    raise NotImplementedError
+    is_third = settings.qk_norm
+    any_parts = 'query_scale', 'windows', 'logit_softcap', 'qk_norm', 'tie_embeddings'
+    any_parts += ('rotary_local_base',) if is_third else ('attention_softcap',)
+    require_fields(
+        settings,
+        **hf_llama.ANY,
+        **dict.fromkeys(any_parts),
+        **{name: (value,) for name, value in PARTS.items()},
+        embedding_scale=(embedding_scale(settings.width),),
+    )
+    scale = settings.query_scale or settings.head_dim**-0.5
+    fields = hf_llama.common_hf_fields(settings) | hf_llama.hf_windows(settings)
+    fields |= dict(
+        hidden_activation='gelu_pytorch_tanh',
+        query_pre_attn_scalar=round(scale**-2, 6),
+        attn_logit_softcapping=settings.attention_softcap or None,
+        final_logit_softcapping=settings.logit_softcap or None,
+    )
+    if is_third:
+        local_base = settings.rotary_local_base or settings.rotary_base
+        fields['rope_local_base_freq'] = local_base
+        fields['rope_parameters'] = dict(
+            full_attention=fields['rope_parameters'],
+            sliding_attention=dict(rope_type='default', rope_theta=local_base),
+        )
+    return fields
+
+
+def embedding_scale(width: int) -> float:
+    """sqrt(D). The reference rounds it to the dtype of the model."""
+    return float(np.float32(math.sqrt(width)))
 
 
 def rules(settings):

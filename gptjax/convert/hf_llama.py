@@ -2,6 +2,8 @@
 
 from gptjax.convert.family import SAME, Family, Rule, require_fields, require_values
 from gptjax.convert.rotary_scaling import rotary_fields
+from gptjax.core.console import UserError
+from gptjax.models.gpt import layer_windows
 
 
 def model_fields(config):
@@ -34,6 +36,18 @@ def windows_of(config, num_layers):
     window = config.get('sliding_window') or 0
     types = config.get('layer_types') or ['full_attention'] * num_layers
     return tuple(window if kind == 'sliding_attention' else 0 for kind in types)
+
+
+def hf_windows(settings):
+    """`layer_types` and `sliding_window`, of which there is one."""
+    windows = layer_windows(settings)
+    sizes = {*windows} - {0}
+    if len(sizes) > 1:
+        raise UserError(
+            f'model.windows={settings.windows}: this family has one size of windows'
+        )
+    kinds = ['sliding_attention' if window else 'full_attention' for window in windows]
+    return dict(layer_types=kinds, sliding_window=sizes.pop() if sizes else None)
 
 
 ANY = dict.fromkeys(('num_kv_heads', 'head_dim', 'rotary_base', 'norm_epsilon'))
@@ -86,13 +100,13 @@ def end_rules(settings):
 
 def attention_rules():
     for theirs, ours in dict(q='query', k='key', v='value', o='out').items():
-        name = 'model.layers.{}.self_attn.%s_proj.weight' % theirs
+        name = f'model.layers.{{}}.self_attn.{theirs}_proj.weight'
         yield Rule(name, (f'attention/{ours}',))
 
 
 def mlp_rules():
     for name in ('gate', 'up', 'down'):
-        yield Rule('model.layers.{}.mlp.%s_proj.weight' % name, (f'mlp/{name}',))
+        yield Rule(f'model.layers.{{}}.mlp.{name}_proj.weight', (f'mlp/{name}',))
 
 
 FAMILY = Family(

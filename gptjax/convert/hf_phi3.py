@@ -1,7 +1,7 @@
 """Phi-3: Llama with joined projections."""
 
 from gptjax.convert import hf_llama
-from gptjax.convert.family import SAME, Family, Rule, require_fields, require_values
+from gptjax.convert.family import SAME, Family, Rule, require_values
 
 
 def model_fields(config):

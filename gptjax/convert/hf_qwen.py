@@ -33,15 +33,11 @@ def hf_fields(settings):
         qkv_bias=(not settings.qk_norm,),
         windows=None,
     )
-    windows = [
-        settings.windows[i % len(settings.windows)] for i in range(settings.num_layers)
-    ]
-    kinds = ['sliding_attention' if window else 'full_attention' for window in windows]
+    windows = hf_llama.hf_windows(settings)
     return hf_llama.common_hf_fields(settings) | dict(
+        windows,
         hidden_act='silu',
-        use_sliding_window=any(windows),
-        sliding_window=max(windows) or None,
-        layer_types=kinds,
+        use_sliding_window=windows['sliding_window'] is not None,
     )
 
 

@@ -1,1 +1,1 @@
-"""What are the symbols? Train, load and inspect SentencePiece models."""
+"""What are the symbols? SentencePiece models and `tokenizer.json`."""

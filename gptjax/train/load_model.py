@@ -10,6 +10,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from gptjax.core import run_dir, storage
 from gptjax.core.console import UserError
+from gptjax.core.model_schema import LATER, MODEL
 from gptjax.infer.engine import Engine
 from gptjax.infer.quantize import cast_params, quantize_params
 from gptjax.models import gpt, heads, lora, settings
@@ -203,8 +204,13 @@ def load_draft(workdir: Path, mesh: Mesh, tokenizer: Tokenizer) -> Trained:
 
 def model_fingerprint(trained: Trained) -> str:
     """A hash of the settings, weights and tokenizer."""
-    model = trained.settings.to_dict(), checksums(trained.params)
-    return storage.fingerprint([*model, trained.tokenizer.fingerprint])
+    settings = {
+        name: value
+        for name, value in trained.settings.items()
+        if not (name in LATER and value == MODEL[name].default)
+    }
+    parts = [settings, checksums(trained.params), trained.tokenizer.fingerprint]
+    return storage.fingerprint(parts)
 
 
 def inference_mesh(config: ConfigDict) -> Mesh:

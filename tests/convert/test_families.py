@@ -1,4 +1,4 @@
-"""Our model gives the logits of Hugging Face's, for a tiny random model of each family."""
+"""Our model gives the logits of `transformers`, for a tiny one of each family."""
 
 import jax
 import numpy as np
