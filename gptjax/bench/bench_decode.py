@@ -137,10 +137,10 @@ def run(
         hf_weights.check(settings, against)
     engine_options = {OURS: {}}
     if draft:
-        from gptjax.tokenizer.tokenizer import Tokenizer
+        from gptjax.tokenizer.load_tokenizer import load_tokenizer
         from gptjax.train.load_model import inference_mesh, load_draft
 
-        tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
+        tokenizer = load_tokenizer(workdir / 'tokenizer')
         draft_model = load_draft(draft, inference_mesh(config), tokenizer)
         engine_options['with the draft'] = dict(
             draft=(draft_model.settings, draft_model.params), guesses=guesses

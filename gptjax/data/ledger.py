@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from gptjax.core.console import UserError
 from gptjax.data.packed_conversations import open_training_dataset
 from gptjax.data.packed_dataset import PackedDataset
-from gptjax.tokenizer.tokenizer import CHAT_TURNS, Tokenizer
+from gptjax.tokenizer.load_tokenizer import load_tokenizer
+from gptjax.tokenizer.tokenizer import CHAT_TURNS
 
 
 def batch_documents(config: ConfigDict, workdir: Path, step: int) -> list[list[str]]:
@@ -25,7 +26,7 @@ def batch_documents(config: ConfigDict, workdir: Path, step: int) -> list[list[s
 def describe_batch(config: ConfigDict, workdir: Path, step: int) -> Iterator[str]:
     """Yields lines that show the training batch of a step, row by row."""
     dataset, choice = _open_batch(config, workdir, step)
-    tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
+    tokenizer = load_tokenizer(workdir / 'tokenizer')
     if tokenizer.fingerprint != dataset.tokenizer:
         raise UserError(
             f'{dataset.folder} was made with another tokenizer: delete it '

@@ -46,7 +46,7 @@ from gptjax.data.packed_dataset import PackedDataset, mix_datasets
 from gptjax.data.packing import ShardWriter, read_split
 from gptjax.data.sources.open_source import describe_passed_over, refuse_changed_sources
 from gptjax.data.sources.records import SPLITS
-from gptjax.tokenizer.tokenizer import Tokenizer
+from gptjax.tokenizer.load_tokenizer import AnyTokenizer, load_tokenizer
 
 MAX_OPEN_ROWS = 64  # rows that may still get segments
 LONG_SYSTEM = 'long system message'  # why a conversation is skipped
@@ -60,7 +60,7 @@ def build_dialogue(config: ConfigDict, workdir: Path) -> dict:
     trained turns and tokens, padding, and what was skipped or cut. It has the size and
     SHA-256 of every file.
     """
-    tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
+    tokenizer = load_tokenizer(workdir / 'tokenizer')
     check_steps(config.data.clean)
     if config.data.context < 8:
         raise UserError(
@@ -127,7 +127,7 @@ DIALOGUE = artifact.Artifact(
 
 
 def _write_dialogue(
-    config: ConfigDict, workdir: Path, folder: Path, tokenizer: Tokenizer
+    config: ConfigDict, workdir: Path, folder: Path, tokenizer: AnyTokenizer
 ) -> dict:
     began = time.monotonic()
     sources = write_conversations(config, workdir, folder)
@@ -217,7 +217,7 @@ class _SourceWriter:
     small, and the number of open rows bounds the memory.
     """
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, config: ConfigDict):
+    def __init__(self, folder: Path, tokenizer: AnyTokenizer, config: ConfigDict):
         self.tokenizer = tokenizer
         self.template = config.chat.template
         self.size = config.data.context + 1

@@ -22,7 +22,7 @@ from gptjax.core import artifact
 from gptjax.core.console import UserError
 from gptjax.data.packing import Packer, ShardWriter, read_split
 from gptjax.data.sources.records import SPLITS, group_by_size
-from gptjax.tokenizer.tokenizer import Tokenizer
+from gptjax.tokenizer.load_tokenizer import AnyTokenizer, load_tokenizer
 
 BATCH_CHARACTERS = 2**22  # tokenised by one call
 
@@ -35,7 +35,7 @@ def build_packed_documents(config: ConfigDict, workdir: Path) -> dict:
     and SHA-256 of every file.
     """
     documents = artifact.require(workdir / 'documents', 'data')
-    tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
+    tokenizer = load_tokenizer(workdir / 'tokenizer')
     if config.data.context < 1:
         raise UserError(f'data.context={config.data.context}: give at least 1')
     weights = {name: source.weight for name, source in config.data.sources.items()}
@@ -84,7 +84,7 @@ PACKED_DOCUMENTS = artifact.Artifact(
 
 
 def _pack_split(
-    path: Path, folder: Path, tokenizer: Tokenizer, data: ConfigDict
+    path: Path, folder: Path, tokenizer: AnyTokenizer, data: ConfigDict
 ) -> dict:
     """Writes the rows of one split; returns the manifest's entries by source."""
     writers = {}
@@ -111,7 +111,7 @@ def _pack_split(
 class _SourceWriter:
     """Packs the documents of one split and source into rows on disk."""
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, context: int):
+    def __init__(self, folder: Path, tokenizer: AnyTokenizer, context: int):
         self.shards = ShardWriter(folder, tokenizer, context)
         self.packer = Packer(
             context, tokenizer.pad_id, tokenizer.bos_id, self.shards.dtype

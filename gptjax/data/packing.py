@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.core import console, storage
-from gptjax.tokenizer.tokenizer import Tokenizer
+from gptjax.tokenizer.load_tokenizer import AnyTokenizer
 
 SHARD_TOKENS = 2**25  # 64 MiB of uint16
 
@@ -87,7 +87,7 @@ class ShardWriter:
     `dtype` is the smallest one that holds the vocabulary's ids.
     """
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, context: int):
+    def __init__(self, folder: Path, tokenizer: AnyTokenizer, context: int):
         folder.mkdir(parents=True)
         self.folder = folder
         self.dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32

@@ -30,7 +30,7 @@ from gptjax.data.preferences import Preference, read_preferences
 from gptjax.data.sources.open_source import describe_files, refuse_changed_files
 from gptjax.data.sources.records import SPLITS
 from gptjax.data.splits import assign_split, describe_shared, fill_splits
-from gptjax.tokenizer.tokenizer import Tokenizer
+from gptjax.tokenizer.load_tokenizer import AnyTokenizer, load_tokenizer
 
 FIELD = 'preference.path'
 
@@ -58,7 +58,7 @@ class Pair(NamedTuple):
 def build_pairs(config: ConfigDict, workdir: Path) -> dict:
     """Makes RUN/pairs with the tokenizer of RUN; returns the manifest."""
     section = config.preference
-    tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
+    tokenizer = load_tokenizer(workdir / 'tokenizer')
     inputs = {
         'preference.path': section.path,
         'preference.validation_fraction': section.validation_fraction,
@@ -100,7 +100,7 @@ def describe_left_out(manifest: dict) -> str:
 PAIRS = artifact.Artifact('pairs', build_pairs, describe_pairs, describe_left_out)
 
 
-def _write_pairs(config: ConfigDict, folder: Path, tokenizer: Tokenizer) -> dict:
+def _write_pairs(config: ConfigDict, folder: Path, tokenizer: AnyTokenizer) -> dict:
     section = config.preference
     if not section.path:
         raise UserError(

@@ -8,7 +8,7 @@ from gptjax.core import console, storage
 from gptjax.core.console import UserError
 from gptjax.infer.request import LARGEST_SEED, ContextOverflow, SamplingParameters
 from gptjax.models.settings import resolve
-from gptjax.tokenizer.tokenizer import Tokenizer
+from gptjax.tokenizer.load_tokenizer import find_tokenizer, load_tokenizer
 from gptjax.train.load_model import load_engine
 
 SAMPLING = ('temperature', 'top_k', 'top_p', 'min_p')  # fields of `sample`
@@ -57,10 +57,9 @@ def sample(
 
 def _check_lengths(config, workdir, prompts):
     """Refuses a prompt that is too long before the model is loaded."""
-    path = workdir / 'tokenizer' / 'tokenizer.model'
-    if not path.exists():
+    if find_tokenizer(workdir / 'tokenizer') is None:
         return  # load_engine names what is missing
-    tokenizer = Tokenizer.load(path)
+    tokenizer = load_tokenizer(workdir / 'tokenizer')
     context = resolve(config.model, tokenizer.vocab_size).context
     for prompt in prompts:
         tokens = 1 + len(tokenizer.encode(prompt))

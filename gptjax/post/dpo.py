@@ -36,7 +36,7 @@ from gptjax.train import config_checks
 from gptjax.train.init_from import first_params, load_start
 from gptjax.train.load_model import (
     load_base,
-    load_tokenizer,
+    load_run_tokenizer,
     model_identity,
     trained_shapes,
     uses_lora,
@@ -56,7 +56,7 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
     """
     # ---- policy and pairs ---------------------------------------------------
     mesh = make_mesh(config.mesh)
-    tokenizer, model = load_tokenizer(config, workdir)
+    tokenizer, model = load_run_tokenizer(config, workdir)
     pairs = {split: read_pairs(workdir, split) for split in SPLITS}
     config = with_steps(config, config.preference.epochs, len(pairs['train']))
     context, batch_size = config.data.context, config.train.batch_size

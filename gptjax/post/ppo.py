@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from gptjax.core import run_dir, storage
+from gptjax.core import run_dir
 from gptjax.core.console import UserError
 from gptjax.data.packed_dataset import PackedDataset
 from gptjax.models import gpt, heads
@@ -37,6 +37,7 @@ from gptjax.post.policy_gradient import train_policy
 from gptjax.post.policy_model import PolicyModel
 from gptjax.post.reward_functions import find_reward_run
 from gptjax.post.reward_model import load_reward_model, read_center
+from gptjax.tokenizer.load_tokenizer import load_tokenizer
 from gptjax.train import config_checks
 from gptjax.train.load_model import Trained
 from gptjax.train.loop import Command
@@ -247,8 +248,8 @@ def open_text(config: ConfigDict) -> PackedDataset:
             'runs/chitchat, or set ppo.ptx=0'
         )
     packed = PackedDataset(run / 'prepared', 'train')
-    tokenizer = Path(config.start.run) / 'tokenizer' / 'tokenizer.model'
-    if packed.tokenizer != storage.sha256_of_file(tokenizer):
+    tokenizer = load_tokenizer(Path(config.start.run) / 'tokenizer')
+    if packed.tokenizer != tokenizer.fingerprint:
         raise UserError(
             f'ppo.ptx_run={run} was prepared with another tokenizer than '
             f'start.run={config.start.run}: use the run that pretrained this model'

@@ -30,7 +30,7 @@ from gptjax.post.reward_model import (
     reward_shapes,
 )
 from gptjax.train import config_checks, init_from
-from gptjax.train.load_model import load_tokenizer
+from gptjax.train.load_model import load_run_tokenizer
 from gptjax.train.loop import Command, Setup, Stage, Training, fit, with_steps
 from gptjax.train.pretrain import throughput
 
@@ -64,7 +64,7 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
     """
     # ---- model and data -----------------------------------------------------
     mesh = make_mesh(config.mesh)
-    tokenizer, model = load_tokenizer(config, workdir)
+    tokenizer, model = load_run_tokenizer(config, workdir)
     context, batch_size = config.data.context, config.train.batch_size
     rated = {split: read_ratings(workdir, split) for split in ('train', 'validation')}
     with progress_bar('encoding conversations', 0):

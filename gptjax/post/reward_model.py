@@ -24,7 +24,7 @@ from gptjax.models import gpt, heads, settings
 from gptjax.optim.optimizer import ema_params, make_optimizer
 from gptjax.parallel.mesh import batch_shards
 from gptjax.parallel.sharding import put_on_mesh, replicated
-from gptjax.tokenizer.tokenizer import Tokenizer
+from gptjax.tokenizer.load_tokenizer import AnyTokenizer, load_tokenizer
 from gptjax.train.checkpoint import Checkpoints
 from gptjax.train.load_model import Trained
 from gptjax.train.state import TrainState, abstract_state
@@ -97,7 +97,7 @@ def abstract_reward_state(config: ConfigDict, model, mesh: Mesh) -> TrainState:
     return abstract_state(shapes, make_optimizer(config, shapes), axes, mesh)
 
 
-def reward_identity(config: ConfigDict, tokenizer: Tokenizer) -> dict:
+def reward_identity(config: ConfigDict, tokenizer: AnyTokenizer) -> dict:
     """What a checkpoint depends on besides weights: how conversations are encoded."""
     return dict(
         tokenizer=tokenizer.fingerprint,
@@ -116,7 +116,7 @@ def load_reward_model(config: ConfigDict, workdir: Path, mesh: Mesh) -> Trained:
         raise UserError(
             f'--workdir={workdir}: no reward model there: run the stage reward first'
         )
-    tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
+    tokenizer = load_tokenizer(workdir / 'tokenizer')
     model = settings.resolve(config.model, tokenizer.vocab_size)
     with jax.set_mesh(mesh):
         abstract = abstract_reward_state(config, model, mesh)

@@ -7,7 +7,7 @@ import numpy as np
 
 from gptjax.serve.api_errors import ApiError, bad_request
 from gptjax.serve.schemas import ResponseFormat
-from gptjax.tokenizer.tokenizer import Tokenizer
+from gptjax.tokenizer.load_tokenizer import AnyTokenizer
 
 # No line breaks: a small model would fill a reply with them, and the stop string of a
 # chat may be an empty line.
@@ -56,7 +56,7 @@ class JsonGrammar:
 class GrammarCompiler:
     """Compiles JSON schemas to grammars for the tokens of one tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: AnyTokenizer):
         import llguidance
 
         self._llguidance = llguidance
@@ -94,7 +94,7 @@ class GrammarCompiler:
 class _Vocabulary:
     """A tokenizer with llguidance's interface: the bytes of each token."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: AnyTokenizer):
         names = {token: name.encode() for name, token in tokenizer.specials.items()}
         self.bos_token_id = tokenizer.bos_id
         self.eos_token_id = tokenizer.eos_id

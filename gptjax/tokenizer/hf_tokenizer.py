@@ -9,53 +9,77 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.tokenizer.tokenizer import SPACE, StreamDecoder
 
+SETTINGS = 'tokenizer_settings.json'
+# A token that a chat template writes between messages is special, even where
+# tokenizer.json does not say so: DeepSeek's '<｜User｜>'.
+CONTROL = re.compile('<([|｜]).*\\1>')
+# White space in the library, for special tokens that swallow it.
+WHITE_SPACE = '[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*'
+
 
 class HFTokenizer:
-    """A vocabulary; the attributes are those of `Tokenizer`, and
+    """A vocabulary; the attributes are those of `Tokenizer`.
 
     vocab_size: V of the model, which may be larger than the tokenizer's.
-    bos_id: starts a text; the token that ends one if there is none of its own.
-    eos_ids: every token that ends a reply.
-    chat_template: the Jinja template of conversations, or None.
+    bos_id, eos_id: start and end of a document. A model without a BOS has learned that
+        a document begins after the end of another one, so both are the same token.
+    pad_id: a token that no text has, which need not be the padding of other libraries.
     """
 
     def __init__(self, content: bytes, settings: dict):
         """
         Args:
             content: of tokenizer.json.
-            settings: `vocab_size`, the ids `bos`, `eos` (a list) and `pad` or None, and
-                `chat_template`.
+            settings: `vocab_size`; the ids `bos`, `start` and `eos` (two lists), for
+                `bos_id`, `start_ids` and `eos_ids`, whose first is `eos_id`;
+                `chat_template` or None.
         """
         import tokenizers
 
-        self._model = tokenizers.Tokenizer.from_str(content.decode('utf-8'))
-        self._model.no_padding()
-        self._model.no_truncation()
-        self._model.encode_special_tokens = True  # as text, not as special tokens
         described = json.loads(content)
-        added = described.get('added_tokens') or []
-        self.specials = {a['content']: a['id'] for a in added if a['special']}
+        self.vocab_size = settings['vocab_size']
+        self.chat_template = settings['chat_template']
+        changed = _change_added_tokens(described, self.vocab_size, self.chat_template)
+        text = json.dumps(described) if changed else content.decode('utf-8')
+        self._model = _make_model(tokenizers, text)
+        self._inner_text = text.replace('"first"', '"never"')
+        self._inner_model = self._model
+        if '"prepend_scheme"' in text and self._inner_text != text:
+            self._inner_model = _make_model(tokenizers, self._inner_text)
+        self._added = described.get('added_tokens') or []
+        self.specials = {a['content']: a['id'] for a in self._added if a['special']}
+        self.bos_id, self.start_ids = settings['bos'], list(settings['start'])
         self.eos_ids = tuple(settings['eos'])
         self.eos_id = self.eos_ids[0]
-        self.bos_id = self.eos_id if settings['bos'] is None else settings['bos']
-        self.pad_id = self.eos_id if settings['pad'] is None else settings['pad']
-        self.chat_template = settings['chat_template']
-        last = max(self._model.get_vocab(with_added_tokens=True).values())
-        self.vocab_size = max(settings['vocab_size'], last + 1)
-        self.fingerprint = hashlib.sha256(
-            content + json.dumps(settings, sort_keys=True).encode()
-        ).hexdigest()
-        self._strips_space = '"Strip"' in json.dumps(described.get('decoder'))
+        decoder = json.dumps(described.get('decoder'))
+        self._strips_space = '"Strip"' in decoder or '"Metaspace"' in decoder
         self._bytes = _read_vocabulary(described, self._model, self.vocab_size)
         for token in self.specials.values():
             self._bytes[token] = b''
+        self.pad_id = self._choose_padding()
+
+    @classmethod
+    def load(cls, path: Path) -> 'HFTokenizer':
+        """Reads `SETTINGS` and the tokenizer.json beside it."""
+        content = path.with_name('tokenizer.json').read_bytes()
+        settings = storage.parse_undamaged(path.read_bytes()) or {}
+        if settings.get('sha256') != hashlib.sha256(content).hexdigest():
+            raise UserError(
+                f'{path.parent}: tokenizer.json or {SETTINGS} is damaged: import or '
+                'copy the model again'
+            )
+        tokenizer = cls(content, settings)
+        tokenizer.fingerprint = storage.sha256_of_file(path)
+        return tokenizer
 
     def encode(self, text: str) -> list[int]:
         """The token ids of `text`, without special tokens."""
@@ -63,9 +87,7 @@ class HFTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text; half a surrogate pair becomes '?'."""
-        repaired = [text.encode('utf-8', 'replace').decode() for text in texts]
-        encoded = self._model.encode_batch_fast(repaired, add_special_tokens=False)
-        return [encoding.ids for encoding in encoded]
+        return _encode(self._model, texts)
 
     def encode_arrays(
         self, texts: Sequence[str], num_threads: int = 1
@@ -74,17 +96,105 @@ class HFTokenizer:
         del num_threads
         return [np.asarray(ids, np.int32) for ids in self.encode_batch(texts)]
 
+    def split_specials(self, text: str) -> list[int | str]:
+        """The ids of special tokens that a text names, and the parts between them.
+
+        '<|user|>Hi<|end|>' -> [7, 'Hi', 8]
+        """
+        parts, end = [], 0
+        for match in self._special_pattern.finditer(text):
+            parts.append(text[end : match.start()])
+            name = match[0]
+            if name not in self.specials:  # with the white space that it swallows
+                name = name.strip()
+            parts.append(self.specials[name])
+            end = match.end()
+        return [part for part in (*parts, text[end:]) if part != '']
+
+    def encode_parts(self, parts: Sequence[int | str]) -> list[list[int]]:
+        """The ids of each part of `split_specials`; texts have no special tokens.
+
+        Joined, they are the library's ids of the whole text with special tokens.
+        """
+        texts = [part for part in parts if isinstance(part, str)]
+        first = bool(parts) and isinstance(parts[0], str)
+        encoded = iter(
+            [
+                *_encode(self._model, texts[:first]),
+                *_encode(self._inner_model, texts[first:]),
+            ]
+        )
+        return [next(encoded) if isinstance(part, str) else [part] for part in parts]
+
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of `tokens`; invalid UTF-8 becomes '\\ufffd'."""
-        stream = self.stream()
-        return ''.join(stream.push(token) for token in tokens) + stream.finish()
+        content = b''.join(self._bytes[token] for token in tokens)
+        if self._strips_space:  # Llama 2 puts a space before every text
+            content = content.removeprefix(b' ')
+        return content.decode('utf-8', 'replace')
 
     def bytes_of(self, token: int) -> bytes:
         """The UTF-8 bytes of a token; b'' for a special token."""
         return self._bytes[token]
 
     def stream(self, special_tokens: bool = False) -> StreamDecoder:
-        return StreamDecoder(self, special_tokens, self._strips_space)
+        """A decoder of tokens that continue a text: it strips no space."""
+        return StreamDecoder(self, special_tokens)
+
+    @cached_property
+    def _special_pattern(self):
+        patterns = [
+            (WHITE_SPACE if token['lstrip'] else '')
+            + re.escape(token['content'])
+            + (WHITE_SPACE if token['rstrip'] else '')
+            for token in sorted(self._added, key=lambda token: -len(token['content']))
+            if token['special']
+        ]
+        return re.compile('|'.join(patterns) or '(?!)')
+
+    def _choose_padding(self) -> int:
+        """A byte that UTF-8 never has, or else a special or unused token."""
+        kept = {self.bos_id, *self.start_ids, *self.eos_ids}
+        unused = (token for token, text in enumerate(self._bytes) if not text)
+        byte = (token for token, text in enumerate(self._bytes) if text == b'\xff')
+        for token in (*byte, *unused):
+            if token not in kept:
+                return token
+        raise UserError('tokenizer.json has no token for padding: use another model')
+
+
+def _make_model(tokenizers, text: str):
+    model = tokenizers.Tokenizer.from_str(text)
+    model.no_padding()
+    model.no_truncation()
+    model.encode_special_tokens = True  # as text, not as special tokens
+    return model
+
+
+def _encode(model, texts: Sequence[str]) -> list[list[int]]:
+    repaired = [text.encode('utf-8', 'replace').decode() for text in texts]
+    encoded = model.encode_batch_fast(repaired, add_special_tokens=False)
+    return [encoding.ids for encoding in encoded]
+
+
+def _change_added_tokens(described: dict, size: int, template: str | None) -> bool:
+    """Drops added tokens that the model has not; marks those of `CONTROL` as special.
+
+    Gemma 3 has a token for pictures, which its models of text alone have not.
+    """
+    added = described.get('added_tokens') or []
+    kept = [token for token in added if token['id'] < size]
+    marked = [
+        token
+        for token in kept
+        if not token['special']
+        and CONTROL.fullmatch(token['content'])
+        and token['content'] in (template or '')
+    ]
+    for token in marked:
+        token['special'] = True
+    described['added_tokens'] = kept
+    return bool(marked) or len(kept) < len(added)
 
 
 def _read_vocabulary(described: dict, model, size: int) -> list[bytes]:
@@ -106,7 +216,7 @@ def _read_vocabulary(described: dict, model, size: int) -> list[bytes]:
 
 
 def _byte_level(name: str, added: set[str]) -> bytes:
-    if name in added:
+    if name in added or not BYTE_OF.keys() >= {*name}:
         return name.encode()
     return bytes(BYTE_OF[character] for character in name)
 
@@ -126,10 +236,3 @@ def _byte_characters() -> dict[str, int]:
 
 
 BYTE_OF = _byte_characters()
-SETTINGS = 'tokenizer_settings.json'
-
-
-def load_hf_tokenizer(folder: Path) -> HFTokenizer:
-    """Reads tokenizer.json and our settings beside it."""
-    settings = json.loads((folder / SETTINGS).read_text('utf-8'))
-    return HFTokenizer((folder / 'tokenizer.json').read_bytes(), settings)

@@ -33,6 +33,9 @@ class Tokenizer:
     Attributes:
         vocab_size: V, including special and byte tokens.
         pad_id, bos_id, eos_id: padding, document start and document end.
+        start_ids: what a prompt and a conversation begin with: BOS, or nothing.
+        eos_ids: every token that ends a reply.
+        chat_template: a Jinja template of conversations, or None.
         specials: id of every special token by name.
         fingerprint: SHA-256 of the model file, hexadecimal.
     """
@@ -57,6 +60,8 @@ class Tokenizer:
         self.pad_id = self.specials[PAD]
         self.bos_id = self.specials[BOS]
         self.eos_id = self.specials[EOS]
+        self.start_ids, self.eos_ids = [self.bos_id], (self.eos_id,)
+        self.chat_template = None
         self._bytes = [self._read_bytes(token) for token in range(self.vocab_size)]
         self._space_ids = [
             self._model.piece_to_id(f'<0x{byte:02X}>') for byte in SPACE.encode()
@@ -139,14 +144,8 @@ class StreamDecoder:
     `special_tokens` they also have the names of special tokens: 'Hi!<|user|>'.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        special_tokens: bool = False,
-        strip_space: bool = False,
-    ):
+    def __init__(self, tokenizer: Tokenizer, special_tokens: bool = False):
         self._tokenizer = tokenizer
-        self._strip_space = strip_space  # at the start: Llama 2
         names = tokenizer.specials.items() if special_tokens else ()
         self._special_names = {token: name.encode() for name, token in names}
         self._utf8 = codecs.getincrementaldecoder('utf-8')('replace')
@@ -154,8 +153,6 @@ class StreamDecoder:
     def push(self, token: int) -> str:
         """The text that `token` completes; '' while a character is unfinished."""
         content = self._special_names.get(token) or self._tokenizer.bytes_of(token)
-        if self._strip_space and content:
-            content, self._strip_space = content.removeprefix(b' '), False
         return self._utf8.decode(content)
 
     @property

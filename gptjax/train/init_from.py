@@ -21,6 +21,7 @@ from gptjax.core import console, run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.models import lora
 from gptjax.parallel import multihost
+from gptjax.tokenizer.load_tokenizer import find_tokenizer
 from gptjax.train.checkpoint import Checkpoints
 from gptjax.train.load_model import Trained, load_start_run, uses_lora
 
@@ -142,17 +143,17 @@ def _choose_step(run: Path, step: int) -> int:
 
 
 def _copy_tokenizer(run: Path, workdir: Path) -> None:
-    source = run / 'tokenizer' / 'tokenizer.model'
-    target = workdir / 'tokenizer' / 'tokenizer.model'
-    if not source.exists():
+    source, folder = find_tokenizer(run / 'tokenizer'), workdir / 'tokenizer'
+    target = find_tokenizer(folder)
+    if source is None:
         raise UserError(f'start.run={run} has no tokenizer: name a trained run')
-    if target.exists():
+    if target is not None:
         if storage.sha256_of_file(target) != storage.sha256_of_file(source):
             raise UserError(
                 f'--workdir={workdir} has another tokenizer than start.run={run}: use '
                 'another --workdir'
             )
         return
-    # tokenizer.model is copied last: if it exists, the copy is complete.
+    # The file that `find_tokenizer` finds is copied last: then the copy is complete.
     for path in sorted(source.parent.iterdir(), key=lambda path: path == source):
-        storage.write_bytes(target.with_name(path.name), path.read_bytes())
+        storage.write_bytes(folder / path.name, path.read_bytes())

@@ -17,7 +17,11 @@ from gptjax.models import gpt, heads, lora, settings
 from gptjax.models.cache import empty_cache, empty_int8_cache
 from gptjax.optim.optimizer import ema_params, make_optimizer
 from gptjax.parallel.mesh import make_mesh
-from gptjax.tokenizer.tokenizer import Tokenizer
+from gptjax.tokenizer.load_tokenizer import (
+    AnyTokenizer,
+    find_tokenizer,
+    load_tokenizer,
+)
 from gptjax.train.checkpoint import Checkpoints, checksums
 from gptjax.train.state import abstract_state
 
@@ -27,15 +31,15 @@ class Trained(NamedTuple):
 
     settings: FrozenConfigDict
     params: Any
-    tokenizer: Tokenizer
+    tokenizer: AnyTokenizer
     step: int
 
 
-def load_tokenizer(
+def load_run_tokenizer(
     config: ConfigDict, workdir: Path
-) -> tuple[Tokenizer, FrozenConfigDict]:
+) -> tuple[AnyTokenizer, FrozenConfigDict]:
     """RUN's tokenizer, and the settings of a model with its vocabulary."""
-    tokenizer = Tokenizer.load(workdir / 'tokenizer' / 'tokenizer.model')
+    tokenizer = load_tokenizer(workdir / 'tokenizer')
     return tokenizer, settings.resolve(config.model, tokenizer.vocab_size)
 
 
@@ -48,8 +52,7 @@ def load_model(
     are merged into those of `start.run`.
     """
     folder = workdir / 'checkpoints'
-    path = workdir / 'tokenizer' / 'tokenizer.model'
-    if not folder.is_dir() or not path.exists():
+    if not folder.is_dir() or find_tokenizer(workdir / 'tokenizer') is None:
         raise UserError(
             f'--workdir={workdir} has no checkpoint: run the stage pretrain first'
         )
@@ -59,7 +62,7 @@ def load_model(
             'run. The stage `reward` prints its accuracy and saves it in '
             f'{workdir}/results.json, and `report` shows it'
         )
-    tokenizer, model = load_tokenizer(config, workdir)
+    tokenizer, model = load_run_tokenizer(config, workdir)
     base = load_base(config, mesh)
     with jax.set_mesh(mesh):
         shapes, axes = trained_shapes(config, model)
@@ -105,7 +108,7 @@ def load_base(config: ConfigDict, mesh: Mesh) -> Trained | None:
     return load_start_run(config.start, mesh) if uses_lora(config) else None
 
 
-def model_identity(tokenizer: Tokenizer, base: Trained | None) -> dict[str, str]:
+def model_identity(tokenizer: AnyTokenizer, base: Trained | None) -> dict[str, str]:
     """`Checkpoints.identity`: hashes of the tokenizer and of LoRA's frozen model."""
     identity = dict(tokenizer=tokenizer.fingerprint)
     return identity if base is None else dict(identity, start=model_fingerprint(base))
@@ -183,14 +186,14 @@ def load_engine(
     )
 
 
-def load_draft(workdir: Path, mesh: Mesh, tokenizer: Tokenizer) -> Trained:
+def load_draft(workdir: Path, mesh: Mesh, tokenizer: AnyTokenizer) -> Trained:
     """The draft model of speculative decoding.
 
     Raises:
         UserError: it has another tokenizer, or no checkpoint.
     """
-    path = workdir / 'tokenizer' / 'tokenizer.model'
-    if path.exists() and Tokenizer.load(path).fingerprint != tokenizer.fingerprint:
+    path = find_tokenizer(workdir / 'tokenizer')
+    if path and load_tokenizer(path.parent).fingerprint != tokenizer.fingerprint:
         raise UserError(
             f'--draft={workdir} was trained with another tokenizer: copy the folders '
             'documents, tokenizer and prepared of --workdir, and train the draft on '

@@ -24,7 +24,7 @@ from gptjax.parallel.sharding import batch_sharding
 from gptjax.tokenizer.train_tokenizer import TOKENIZER
 from gptjax.train import config_checks
 from gptjax.train.init_from import load_start
-from gptjax.train.load_model import load_tokenizer, uses_lora
+from gptjax.train.load_model import load_run_tokenizer, uses_lora
 from gptjax.train.loop import Command, Setup, Stage, Training, fit
 from gptjax.train.losses import make_language_loss
 from gptjax.train.peak_flops import peak_tflops
@@ -38,7 +38,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
     """
     # ---- model --------------------------------------------------------------
     mesh = make_mesh(config.mesh)
-    tokenizer, model = load_tokenizer(config, workdir)
+    tokenizer, model = load_run_tokenizer(config, workdir)
     num_params = parameter_count.num_params(model)
     loss_fn = make_language_loss(model, config.train)
     prepared = workdir / 'prepared'

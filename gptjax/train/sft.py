@@ -14,7 +14,7 @@ from gptjax.train import config_checks, loop
 from gptjax.train.init_from import first_params, read_start_config
 from gptjax.train.load_model import (
     load_base,
-    load_tokenizer,
+    load_run_tokenizer,
     model_identity,
     trained_shapes,
     uses_lora,
@@ -33,7 +33,7 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
     """
     # ---- model --------------------------------------------------------------
     mesh = make_mesh(config.mesh)
-    tokenizer, model = load_tokenizer(config, workdir)
+    tokenizer, model = load_run_tokenizer(config, workdir)
     rows = packed_conversations.open_training_dataset(config, workdir)
     config = with_steps(config, rows)
     loss_fn = make_language_loss(model, config.train)

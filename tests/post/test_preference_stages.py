@@ -142,7 +142,7 @@ def test_dpo(variant, tmp_path, monkeypatch):
         config,
         tmp_path,
         read_pairs=lambda workdir, split: PAIRS[split],
-        load_tokenizer=lambda config, workdir: (TOKENIZER, SETTINGS),
+        load_run_tokenizer=lambda config, workdir: (TOKENIZER, SETTINGS),
         load_base=lambda config, mesh: TRAINED if lora else None,
         load_start=lambda config, mesh: TRAINED,
     )
@@ -278,7 +278,7 @@ def test_reward(target, section, tmp_path, monkeypatch):
         config,
         tmp_path,
         read_ratings=lambda workdir, split: conversations,
-        load_tokenizer=lambda config, workdir: (TOKENIZER, SETTINGS),
+        load_run_tokenizer=lambda config, workdir: (TOKENIZER, SETTINGS),
     )
     init, *arguments = stage.init()
     first = by_hand.host(init(*arguments))

@@ -65,7 +65,7 @@ def text(number):
 def test_updates_and_validation(module, train, sections, tmp_path, monkeypatch):
     config = by_hand.make_config(**sections)
     lora = 'lora' in sections
-    patches = dict(load_tokenizer=lambda config, workdir: (TOKENIZER, SETTINGS))
+    patches = dict(load_run_tokenizer=lambda config, workdir: (TOKENIZER, SETTINGS))
     if module is sft:
         patches['load_base'] = lambda config, mesh: TRAINED if lora else None
         patches['first_params'] = lambda *_: None
