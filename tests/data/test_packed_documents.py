@@ -112,7 +112,7 @@ def test_a_large_vocabulary_is_stored_in_32_bits(new_run, monkeypatch):
     tokenizer.encode_arrays = lambda *args: [
         tokens + 69_000 for tokens in encode(*args)
     ]
-    monkeypatch.setattr(packed_documents.Tokenizer, 'load', lambda path: tokenizer)
+    monkeypatch.setattr(packed_documents, 'load_tokenizer', lambda folder: tokenizer)
     entry = build_packed_documents(run.config, run.workdir)['splits']['train']['a']
     rows = stored_rows(run, 'train', 'a')
     assert entry['dtype'] == rows.dtype.name == 'uint32'
