@@ -8,7 +8,11 @@ import tokenizers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
-TEXT = ['Hello  world!\n\tÄ € 🙂👍🏽 user assistant system', 'a b  c   d', '12 <s>'] * 50
+TEXT = [
+    'Hello  world!\n\tÄ € 🙂👍🏽 user assistant system',
+    'a b  c   d',
+    '12 <s>',
+] * 50
 SPECIALS = ['<pad>', '<s>', '</s>', '<|im_start|>', '<|im_end|>', '[INST]', '<|end|>']
 
 
@@ -81,7 +85,18 @@ def make_strings(count: int, names: list[str], seed: int = 0) -> list[str]:
     """Strings of spaces, newlines, emoji, joiners, all of Unicode, special tokens."""
     rng = random.Random(seed)
     spaces = [*'    \t\n\r\x00\x07\x1f\u200d\ufeff\u2581\xa0\u3000\u2028', '\r\n', '  ']
-    words = ['Hello', ' the', "'s", '123', 'e\u0301', '中文', '👨‍👩‍👧', '🙂', '<0x41>', '\ufffd']
+    words = [
+        'Hello',
+        ' the',
+        "'s",
+        '123',
+        'e\u0301',
+        '中文',
+        '👨‍👩‍👧',
+        '🙂',
+        '<0x41>',
+        '\ufffd',
+    ]
 
     def piece():
         match rng.randrange(6):
