@@ -238,7 +238,7 @@ class EngineTimes:
 class EndlessTokenizer:
     """A tokenizer whose EOS is never drawn; every token is the letter a."""
 
-    eos_id = -1
+    eos_ids = ()
 
     def bytes_of(self, token: int) -> bytes:
         return b'a'

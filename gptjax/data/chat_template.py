@@ -43,7 +43,7 @@ def encode_conversation(
         unfinished: the last message was cut off, so its turn gets no end.
     """
     turns = encode_turns(messages, tokenizer, template, unfinished)
-    return join_turns([tokenizer.bos_id], turns)
+    return join_turns(tokenizer.start_ids, turns)
 
 
 class Turn(NamedTuple):
@@ -132,6 +132,25 @@ def encode_prompt(
     if continue_last or template == 'text':
         return tokens
     return [*tokens, tokenizer.specials['<|assistant|>']]
+
+
+def uses_jinja(tokenizer, template: str) -> bool:
+    """Whether conversations are written by the template that the tokenizer has."""
+    return template == 'turns' and tokenizer.chat_template is not None
+
+
+def begins_with_bos(tokenizer, template: str) -> bool:
+    """Whether a conversation has BOS at its beginning, and nowhere else."""
+    jinja = uses_jinja(tokenizer, template)
+    return not jinja and tokenizer.start_ids == [tokenizer.bos_id]
+
+
+def encode_text_prompt(text: str, tokenizer) -> list[int]:
+    """The tokens after which the model continues `text`; at least one.
+
+    A model without a BOS continues no text after the end of another document.
+    """
+    return [*tokenizer.start_ids, *tokenizer.encode(text)] or [tokenizer.bos_id]
 
 
 def stop_conditions(

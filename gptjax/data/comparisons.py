@@ -52,7 +52,8 @@ def encode_end(
         <bos> <|user|> a <|end|> <|assistant|> b c <|end|> → <bos> b c <|end|>
     """
     turns = encode_turns(messages, tokenizer, template, unfinished)
-    room = context - 1
+    head = tokenizer.start_ids
+    room = context - len(head)
     kept = len(turns)
     while kept and turns[kept - 1].num_tokens <= room:
         kept -= 1
@@ -61,7 +62,7 @@ def encode_end(
     if cut:
         kept -= 1
     tokens, _ = join_turns([], turns[kept:])
-    tokens = [tokenizer.bos_id, *tokens[-(context - 1) :]]
+    tokens = [*head, *tokens[len(head) - context :]]
     return EncodedConversation(np.array(tokens, np.int32), kept, cut)
 
 

@@ -49,7 +49,8 @@ def describe_batch(config: ConfigDict, workdir: Path, step: int) -> Iterator[str
         inputs, segments = batch['inputs'][number], batch['segments'][number]
         for segment, name in enumerate(source.documents(row, dataset.context), 1):
             tokens = inputs[segments == segment]
-            part = 'from its start' if tokens[0] == tokenizer.bos_id else 'continued'
+            whole = source.masked or tokens[0] == tokenizer.bos_id
+            part = 'from its start' if whole else 'continued'
             yield f'  {name} ({part}, {len(tokens)} tokens)'
             text = _decode_with_roles(tokens, tokenizer)
             yield from (f'    {line}' for line in text.split('\n'))
@@ -70,7 +71,12 @@ def _open_batch(config, workdir, step):
 
 def _decode_with_roles(tokens, tokenizer) -> str:
     """Decodes tokens, and writes special ones by name: '<|user|>Hi!<|end|>'."""
-    names = {tokenizer.specials[name]: name for name in CHAT_TURNS}
+    ours = CHAT_TURNS[0] in tokenizer.specials  # BOS and EOS are not written
+    names = {
+        token: name
+        for name, token in tokenizer.specials.items()
+        if name in CHAT_TURNS or not ours
+    }
     parts = []
     for special, run in itertools.groupby(tokens.tolist(), names.__contains__):
         run = list(run)

@@ -3,6 +3,8 @@
     RUN/dialogue/train.jsonl, validation.jsonl     see conversations.py
     RUN/dialogue/train/chitchat/tokens-00000.npy   rows (n, T + 1)
     RUN/dialogue/train/chitchat/trained-00000.npy  bool, the same shape
+    RUN/dialogue/train/chitchat/begins-00000.npy   bool, where segments begin, if BOS
+                                                   does not tell it
     RUN/dialogue/train/chitchat/starts.npy, documents.jsonl   see packing.py
     RUN/dialogue/manifest.json
 
@@ -32,6 +34,7 @@ from gptjax.core.console import UserError
 from gptjax.data.chat_template import (
     TURN_END,
     Turn,
+    begins_with_bos,
     encode_turns,
     join_turns,
 )
@@ -43,7 +46,7 @@ from gptjax.data.documents import (
     source_settings,
 )
 from gptjax.data.packed_dataset import PackedDataset, mix_datasets
-from gptjax.data.packing import ShardWriter, read_split
+from gptjax.data.packing import ShardWriter, name_specials, read_split
 from gptjax.data.sources.open_source import describe_passed_over, refuse_changed_sources
 from gptjax.data.sources.records import SPLITS
 from gptjax.tokenizer.load_tokenizer import AnyTokenizer, load_tokenizer
@@ -146,7 +149,7 @@ def _write_dialogue(
         template=config.chat.template,
         vocab_size=tokenizer.vocab_size,
         tokenizer=tokenizer.fingerprint,
-        specials=tokenizer.specials,
+        specials=name_specials(tokenizer),
         weights={n: source.weight for n, source in config.dialogue.sources.items()},
         licences={name: source['licence'] for name, source in sources.items()},
         sources=sources,
@@ -221,6 +224,7 @@ class _SourceWriter:
         self.tokenizer = tokenizer
         self.template = config.chat.template
         self.size = config.data.context + 1
+        self.begins_with_bos = begins_with_bos(tokenizer, config.chat.template)
         self.shards = ShardWriter(folder, tokenizer, config.data.context)
         self.open_rows = []  # rows: (tokens so far, [(id, tokens, trained), …])
         self.counts = Counter(
@@ -231,7 +235,7 @@ class _SourceWriter:
         turns = encode_turns(messages, self.tokenizer, self.template)
         self.counts['views'] += 1
         for tokens, trained in cut_conversation(
-            turns, self.tokenizer.bos_id, self.size, self.counts
+            turns, self.tokenizer.start_ids, self.size, self.counts
         ):
             self._add_segment(identity, tokens, trained)
 
@@ -263,7 +267,7 @@ class _SourceWriter:
 
     def _write_row(self, row):
         tokens = np.full((1, self.size), self.tokenizer.pad_id, self.shards.dtype)
-        trained = np.zeros((1, self.size), bool)
+        trained, begins = np.zeros((2, 1, self.size), bool)
         # In the stream of rows, a row has as many positions as it has inputs.
         first, starts = self.shards.num_rows * (self.size - 1), []
         begin = 0
@@ -272,17 +276,21 @@ class _SourceWriter:
             tokens[0, begin:end] = segment_tokens
             trained[0, begin:end] = segment_trained
             starts.append(first + begin)
+            begins[0, begin] = True
             begin = end
         self.counts['padding'] += self.size - begin
         self.shards.add_documents([identity for identity, _, _ in row], starts)
-        self.shards.add_rows(tokens=tokens, trained=trained)
+        arrays = dict(tokens=tokens, trained=trained)
+        if not self.begins_with_bos:
+            arrays['begins'] = begins
+        self.shards.add_rows(**arrays)
 
 
 # ---- Conversations cut into segments
 
 
 def cut_conversation(
-    turns: list[Turn], bos: int, room: int, counts: Counter
+    turns: list[Turn], start_ids: list[int], room: int, counts: Counter
 ) -> Iterator[Segment]:
     """Cuts a conversation between turns into segments of at most `room` tokens.
 
@@ -304,7 +312,7 @@ def cut_conversation(
     num_system = next(
         (number for number, turn in enumerate(turns) if not turn.system), len(turns)
     )
-    head, _ = join_turns([bos], turns[:num_system])
+    head, _ = join_turns(start_ids, turns[:num_system])
     turns = turns[num_system:]
     if len(head) > room // 2:
         counts['long_system'] += 1

@@ -127,13 +127,18 @@ class PackedDataset:
         pad = self.specials['<pad>']
         rows = np.full((len(choice.row), self.context + 1), pad, np.uint32)
         trained = np.ones(rows.shape, bool)
+        begins = np.zeros(rows.shape, bool)
         for index, source in enumerate(self.sources):
             here = choice.source == index
             rows[here] = source.read(choice.row[here])
             if source.masked:
                 trained[here] = source.read(choice.row[here], 'trained')
+            if source.has_begins:
+                begins[here] = source.read(choice.row[here], 'begins')
+            else:
+                begins[here] = rows[here] == self.specials['<bos>']
         batch = packing.unpack(
-            rows, pad, self.specials['<bos>'], self.specials['<eos>']
+            rows, pad, self.specials['<bos>'], self.specials['<eos>'], begins
         )
         return dict(batch, weights=batch['weights'] * trained[:, 1:])
 
@@ -167,6 +172,7 @@ class PackedSource:
     Attributes:
         files: size and SHA-256 of each file.
         masked: whether there is a mask of the tokens to train on.
+        has_begins: whether there is a mask of the tokens that begin a segment.
     """
 
     def __init__(self, folder: Path, entry: dict, stage: str):
@@ -174,6 +180,7 @@ class PackedSource:
         self.num_rows = entry['rows']
         self.files = entry['files']
         self.masked = 'trained-00000.npy' in self.files
+        self.has_begins = 'begins-00000.npy' in self.files
         self._folder = folder
         self._rows_per_shard = entry['rows_per_shard']
         self._shards = {}
@@ -188,7 +195,10 @@ class PackedSource:
                 )
 
     def read(self, rows: np.ndarray, array: str = 'tokens') -> np.ndarray:
-        """Reads rows (n, T + 1) of 'tokens' or of the mask 'trained' by number (n,)."""
+        """Reads rows (n, T + 1) by number (n,).
+
+        `array` is 'tokens', or the name of a mask: 'trained' or 'begins'.
+        """
         shard_of, place = np.divmod(rows, self._rows_per_shard)
         first = self._shard(array, 0)
         read = np.empty((len(rows), first.shape[1]), first.dtype)

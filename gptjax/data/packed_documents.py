@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from gptjax.core import artifact
 from gptjax.core.console import UserError
-from gptjax.data.packing import Packer, ShardWriter, read_split
+from gptjax.data.packing import Packer, ShardWriter, name_specials, read_split
 from gptjax.data.sources.records import SPLITS, group_by_size
 from gptjax.tokenizer.load_tokenizer import AnyTokenizer, load_tokenizer
 
@@ -52,7 +52,7 @@ def build_packed_documents(config: ConfigDict, workdir: Path) -> dict:
             context=config.data.context,
             vocab_size=tokenizer.vocab_size,
             tokenizer=tokenizer.fingerprint,
-            specials=tokenizer.specials,
+            specials=name_specials(tokenizer),
             weights=weights,
             licences=documents['licences'],
             splits={

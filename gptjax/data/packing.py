@@ -26,6 +26,7 @@ import numpy as np
 
 from gptjax.core import console, storage
 from gptjax.tokenizer.load_tokenizer import AnyTokenizer
+from gptjax.tokenizer.tokenizer import BOS, EOS, PAD
 
 SHARD_TOKENS = 2**25  # 64 MiB of uint16
 
@@ -35,6 +36,12 @@ def read_split(path: Path) -> Iterator[dict]:
     size = path.stat().st_size / 1e6
     with console.progress_bar(f'tokenising {path.stem}', size, 'MB') as advance:
         yield from storage.read_jsonl(path, lambda num_bytes: advance(num_bytes / 1e6))
+
+
+def name_specials(tokenizer: AnyTokenizer) -> dict[str, int]:
+    """The special tokens by name, with the three that `unpack` needs."""
+    ids = {PAD: tokenizer.pad_id, BOS: tokenizer.bos_id, EOS: tokenizer.eos_id}
+    return {**tokenizer.specials, **ids}
 
 
 class Packer:
@@ -141,8 +148,13 @@ class ShardWriter:
         self._num_written = min(self._num_written + self.rows_per_shard, self.num_rows)
 
 
-def unpack(rows: np.ndarray, pad: int, bos: int, eos: int) -> dict[str, np.ndarray]:
+def unpack(
+    rows: np.ndarray, pad: int, bos: int, eos: int, begins: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """Makes the model's arrays from stored rows (B, T + 1); see the table above.
+
+    Args:
+        begins: bool, where segments begin; None: at every BOS.
 
     Returns:
         inputs, targets, segments, positions: (B, T) int32. Segments count from 1 and
@@ -151,14 +163,15 @@ def unpack(rows: np.ndarray, pad: int, bos: int, eos: int) -> dict[str, np.ndarr
     """
     inputs_BT, next_BT = rows[:, :-1].astype(np.int32), rows[:, 1:].astype(np.int32)
     weights_BT = (inputs_BT != pad) & (next_BT != pad)
-    starts_BT = inputs_BT == bos
+    begins = rows == bos if begins is None else begins
+    starts_BT = begins[:, :-1].copy()
     starts_BT[:, 0] = True
     place_T = np.arange(inputs_BT.shape[1], dtype=np.int32)
     start_BT = np.maximum.accumulate(np.where(starts_BT, place_T, 0), axis=1)
     segments_BT = np.cumsum(starts_BT, axis=1, dtype=np.int32)
     return {
         'inputs': inputs_BT,
-        'targets': np.where(next_BT == bos, np.int32(eos), next_BT),
+        'targets': np.where(begins[:, 1:], np.int32(eos), next_BT),
         'segments': np.where(inputs_BT == pad, np.int32(0), segments_BT),
         'positions': place_T - start_BT,
         'weights': weights_BT.astype(np.float32),

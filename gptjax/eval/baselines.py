@@ -146,8 +146,10 @@ def count_tokens(folder: Path, tokenizer) -> np.ndarray:
     for shard in shards:
         rows = np.load(shard, mmap_mode='r', allow_pickle=False)
         counts += np.bincount(rows[:, 1:].ravel(), minlength=tokenizer.vocab_size)
-    counts[tokenizer.eos_id] += counts[tokenizer.bos_id]
-    counts[[tokenizer.bos_id, tokenizer.pad_id]] = 0
+    counts[tokenizer.pad_id] = 0
+    if tokenizer.bos_id != tokenizer.eos_id:
+        counts[tokenizer.eos_id] += counts[tokenizer.bos_id]
+        counts[tokenizer.bos_id] = 0
     return counts
 
 

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from gptjax.core import console, storage
 from gptjax.core.console import UserError
+from gptjax.data.chat_template import encode_text_prompt
 from gptjax.infer.request import LARGEST_SEED, ContextOverflow, SamplingParameters
 from gptjax.models.settings import resolve
 from gptjax.tokenizer.load_tokenizer import find_tokenizer, load_tokenizer
@@ -43,7 +44,7 @@ def sample(
         )
         text = prompt
         print(prompt, end='', flush=True)
-        tokens = [engine.tokenizer.bos_id, *engine.tokenizer.encode(prompt)]
+        tokens = encode_text_prompt(prompt, engine.tokenizer)
         for update in engine.reply(tokens, parameters):
             text += update.text
             print(update.text, end='', flush=True)
@@ -62,6 +63,6 @@ def _check_lengths(config, workdir, prompts):
     tokenizer = load_tokenizer(workdir / 'tokenizer')
     context = resolve(config.model, tokenizer.vocab_size).context
     for prompt in prompts:
-        tokens = 1 + len(tokenizer.encode(prompt))
+        tokens = len(encode_text_prompt(prompt, tokenizer))
         if tokens >= context:
             raise ContextOverflow(tokens, context)

@@ -155,7 +155,7 @@ class Engine:
                     special_tokens=not parameters.skip_special_tokens,
                 ),
                 max_tokens=min(parameters.max_tokens, room),
-                eos_id=self.tokenizer.eos_id,
+                eos_ids=self.tokenizer.eos_ids,
             )
             self._requests[request.request_id] = request
             self._waiting.append(request)

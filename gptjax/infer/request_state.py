@@ -84,7 +84,7 @@ class RequestState:
     on_update: Callable[[Update], None]
     text: StreamedText
     max_tokens: int  # of the reply: the smaller of the parameter and the context's room
-    eos_id: int
+    eos_ids: Sequence[int]
     slot: int | None = None  # None while the request waits
     num_prefilled: int = 0  # tokens of the prompt in the slot's cache
     num_drawn: int = 0  # tokens of the reply
@@ -96,8 +96,8 @@ class RequestState:
         """Adds a drawn token to the reply; the last update has `finish`."""
         parameters = self.parameters
         self.num_drawn += 1
-        if token.id == self.eos_id or token.id in parameters.stop_tokens:
-            stopped_by = None if token.id == self.eos_id else token.id
+        if token.id in self.eos_ids or token.id in parameters.stop_tokens:
+            stopped_by = None if token.id in self.eos_ids else token.id
             return self.text.finish()._replace(
                 finish='stop', stopped_by=stopped_by, ending=token
             )

@@ -196,11 +196,11 @@ async def _tokenizer_info(request: Request) -> Response:
         fingerprint=tokenizer.fingerprint,
         special_tokens=tokenizer.specials,
         chat_template=JINJA_TEMPLATES.get(model.template),
-        bos_token=names[tokenizer.bos_id],
+        bos_token=names.get(tokenizer.bos_id),
         bos_token_id=tokenizer.bos_id,
-        eos_token=names[tokenizer.eos_id],
+        eos_token=names.get(tokenizer.eos_id),
         eos_token_id=tokenizer.eos_id,
-        pad_token=names[tokenizer.pad_id],
+        pad_token=names.get(tokenizer.pad_id),
         pad_token_id=tokenizer.pad_id,
     )
     return JsonResponse(content)

@@ -155,7 +155,7 @@ def parse_completion_request(
     if isinstance(prompts, str) or isinstance(prompts[0], int):
         prompts = [prompts]
     prompts = [
-        [tokenizer.bos_id, *tokenizer.encode(prompt)]
+        chat_template.encode_text_prompt(prompt, tokenizer)
         if isinstance(prompt, str)
         else check_token_ids(prompt, model, 'prompt')
         for prompt in prompts
@@ -260,7 +260,7 @@ def encode_prompt(body: TokenizeRequest, model: ServedModel) -> list[int]:
         return encode_messages(body, model)
     tokenizer = model.tokenizer
     if body.add_special_tokens is not False:
-        return [tokenizer.bos_id, *tokenizer.encode(body.prompt)]
+        return chat_template.encode_text_prompt(body.prompt, tokenizer)
     if body.prompt in tokenizer.specials:
         return [tokenizer.specials[body.prompt]]
     return tokenizer.encode(body.prompt)

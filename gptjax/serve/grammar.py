@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -26,11 +27,12 @@ class JsonGrammar:
     `failure` is the reason; other replies continue.
     """
 
-    def __init__(self, matcher, vocab_size: int, eos_id: int):
+    def __init__(self, matcher, vocab_size: int, eos_ids: Sequence[int]):
         self._matcher = matcher
         self._words = (vocab_size + 31) // 32
         self._only_eos = np.zeros(self._words, np.uint32)
-        self._only_eos[eos_id // 32] = 1 << eos_id % 32
+        for token in eos_ids:
+            self._only_eos[token // 32] |= 1 << token % 32
 
     @property
     def failure(self) -> str | None:
@@ -44,7 +46,9 @@ class JsonGrammar:
             mask = np.frombuffer(self._matcher.compute_bitmask(), '<u4')
         if self._matcher.is_error():
             return self._only_eos
-        return mask[: self._words]
+        mask = mask[: self._words]
+        # llguidance knows one EOS; where it may come, so may the others.
+        return mask | self._only_eos if (mask & self._only_eos).any() else mask
 
     def accept(self, token: int) -> None:
         self._matcher.consume_token(token)
@@ -60,7 +64,7 @@ class GrammarCompiler:
         import llguidance
 
         self._llguidance = llguidance
-        self._sizes = tokenizer.vocab_size, tokenizer.eos_id
+        self._sizes = tokenizer.vocab_size, tokenizer.eos_ids
         self._tokenizer = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(_Vocabulary(tokenizer)),
             n_vocab=tokenizer.vocab_size,

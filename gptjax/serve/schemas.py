@@ -289,11 +289,11 @@ class TokenizerInfo(BaseModel):
     model_max_length: int
     fingerprint: str
     special_tokens: dict[str, int]
-    bos_token: str
+    bos_token: str | None
     bos_token_id: int
-    eos_token: str
+    eos_token: str | None
     eos_token_id: int
-    pad_token: str
+    pad_token: str | None
     pad_token_id: int
     chat_template: str | None
 

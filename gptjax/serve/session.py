@@ -89,7 +89,8 @@ def visible_token(tokenizer, token: int) -> str:
     """The text of a token on a terminal: ' a\\n' → '·a↵'."""
     content = tokenizer.bytes_of(token)
     if not content:
-        return next(name for name, id in tokenizer.specials.items() if id == token)
+        names = {id: name for name, id in tokenizer.specials.items()}
+        return names.get(token, f'<{token}>')
     text = content.decode('utf-8', 'backslashreplace')
     text = text.replace('\n', '↵').replace('\t', '⇥')
     if text[0] == ' ':
@@ -283,7 +284,7 @@ def _tokens_json(reply, tokenizer):
 
 def _alternative_json(tokenizer, token, logprob):
     """[text, ln P, kind]; kind: 'end' of the reply, 'part' of a character, or ''."""
-    if token in (tokenizer.eos_id, tokenizer.specials['<|end|>']):
+    if token in (*tokenizer.eos_ids, tokenizer.specials.get('<|end|>')):
         return [visible_token(tokenizer, token), logprob, 'end']
     text = ''
     with contextlib.suppress(UnicodeDecodeError):

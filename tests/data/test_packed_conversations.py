@@ -90,7 +90,7 @@ def test_segments_by_hand(room, turns, expected, counts):
         ' '.join(
             f'{t}!' if trained else f'{t}' for t, trained in zip(*one, strict=True)
         )
-        for one in cut_conversation([turn(*one) for one in turns], BOS, room, found)
+        for one in cut_conversation([turn(*one) for one in turns], [BOS], room, found)
     ]
     assert segments == expected and found == counts
 
@@ -108,7 +108,7 @@ def test_every_reply_is_trained_once(room):
         if random_.random() < 0.3:
             turns.insert(0, turn('system', 5, 6))
         counts = Counter()
-        found = list(cut_conversation(turns, BOS, room, counts))
+        found = list(cut_conversation(turns, [BOS], room, counts))
         trained = []
         for tokens, mask in found:
             assert len(tokens) == len(mask) <= room and tokens[0] == BOS

@@ -65,7 +65,7 @@ def test_a_bar_until_the_first_piece_and_none_while_it_is_printed(
         return result
 
     engine = SimpleNamespace(
-        tokenizer=SimpleNamespace(bos_id=1, encode=lambda text: [2]),
+        tokenizer=SimpleNamespace(start_ids=[1], encode=lambda text: [2]),
         trained_step=4,
         warm_up=lambda: note('compiled'),
         reply=lambda *_: note('drawn', [SimpleNamespace(text='!')]),

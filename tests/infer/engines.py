@@ -24,7 +24,7 @@ PROMPTS = [[5], [5, 6, 7, 8, 9], [*range(20, 37)], [*range(3, 20)] * 3, [9] * 16
 
 def tokenizer():
     """One letter for each token."""
-    stub = SimpleNamespace(eos_id=EOS)
+    stub = SimpleNamespace(eos_ids=(EOS,))
     stub.bytes_of = lambda token: bytes([97 + token % 26])
     stub.stream = lambda special: StreamDecoder(stub, special)
     return stub

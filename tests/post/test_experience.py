@@ -22,6 +22,8 @@ TOKENIZER = SimpleNamespace(
     pad_id=0,
     bos_id=1,
     eos_id=2,
+    start_ids=[1],
+    chat_template=None,
     specials={name: number for number, name in enumerate(ROLES, 3)},
     encode_batch=lambda texts: [[9] * len(text) for text in texts],
 )

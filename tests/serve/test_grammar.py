@@ -110,7 +110,7 @@ def test_a_grammar_that_fails_ends_its_reply_and_nothing_else(tokenizer):
         def is_stopped(self):
             return True
 
-    grammar = JsonGrammar(Broken(), 400, tokenizer.eos_id)
+    grammar = JsonGrammar(Broken(), 400, tokenizer.eos_ids)
     bits = np.unpackbits(grammar.allowed().view(np.uint8), bitorder='little')
     assert np.flatnonzero(bits).tolist() == [tokenizer.eos_id]
     assert grammar.ended() and grammar.failure == 'too complex'

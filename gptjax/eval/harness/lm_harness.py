@@ -2,11 +2,11 @@
 
     lm_eval.simple_evaluate(model=HarnessModel(predictor), tasks=['arc_easy'])
 
-Every prompt begins with exactly one BOS, also the empty one. '<bos>' inside a text is
-encoded as text. The harness passes prompts as strings, so special tokens of the chat
-template become Unicode noncharacters (from U+FDD0), which no text contains:
+Every prompt begins with exactly one BOS, also the empty one, if the model has a BOS.
+'<bos>' inside a text is encoded as text. The harness passes prompts as strings, so
+special tokens of the chat template become Unicode noncharacters, which no text has:
 
-    tokens of '<|user|>Hi<|end|>' → '\\ufdd6Hi\\ufdd4' → the same tokens
+    tokens of '<|user|>Hi<|end|>' → '\\ufdd0Hi\\ufdd1' → the same tokens
 """
 
 import re
@@ -43,13 +43,7 @@ class HarnessModel(TemplateLM):
         self.predictor = predictor._replace(context=self.max_length)
         self.add_bos = add_bos
         self.cut = 0  # requests so far that were too long and lost tokens
-        names = sorted(predictor.tokenizer.specials)
-        if len(names) > LAST_MARK - FIRST_MARK + 1:
-            raise ValueError(f'{len(names)} special tokens: at most 32 are supported')
-        self._specials = {
-            chr(mark): predictor.tokenizer.specials[name]
-            for mark, name in enumerate(names, FIRST_MARK)
-        }
+        self._specials = {}  # by their marks, in the order in which prompts use them
 
     @property
     def eot_token_id(self) -> int:
@@ -74,8 +68,9 @@ class HarnessModel(TemplateLM):
             elif part:
                 tokens += self.predictor.tokenizer.encode(part)
         add = self.add_bos if add_special_tokens is None else add_special_tokens
-        if add and tokens[:1] != [self.prefix_token_id]:
-            return [self.prefix_token_id, *tokens]
+        start = self.predictor.tokenizer.start_ids
+        if add and tokens[: len(start)] != start:
+            return [*start, *tokens]
         return tokens
 
     # ---- likelihood
@@ -152,15 +147,25 @@ class HarnessModel(TemplateLM):
             self.predictor.template,
             continue_last=not add_generation_prompt,
         )
-        marks = {token: mark for mark, token in self._specials.items()}
+        specials = {*tokenizer.specials.values()}
         text, plain = '', []
-        for token in tokens[tokens[:1] == [tokenizer.bos_id] :]:
-            if token in marks:
-                text += tokenizer.decode(plain) + marks[token]
+        for token in tokens[tokens[:1] == tokenizer.start_ids :]:
+            if token in specials:
+                text += tokenizer.decode(plain) + self._mark_of(token)
                 plain = []
             else:
                 plain.append(token)
         return text + tokenizer.decode(plain)
+
+    def _mark_of(self, token: int) -> str:
+        for mark, known in self._specials.items():
+            if known == token:
+                return mark
+        mark = chr(FIRST_MARK + len(self._specials))
+        if mark > chr(LAST_MARK):
+            raise UserError('the chat template has over 32 special tokens')
+        self._specials[mark] = token
+        return mark
 
 
 def parameters_of(arguments: dict, max_length: int) -> SamplingParameters:

@@ -51,7 +51,7 @@ class Predictor(NamedTuple):
     def encode_prompt(self, prompt: str | Sequence[dict]) -> list[int]:
         """BOS and the tokens of a text; or messages in the chat template."""
         if isinstance(prompt, str):
-            return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
+            return chat_template.encode_text_prompt(prompt, self.tokenizer)
         return chat_template.encode_prompt(list(prompt), self.tokenizer, self.template)
 
     def score_pairs(self, pairs: Sequence[tuple]) -> list[Scored]:

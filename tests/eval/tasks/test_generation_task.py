@@ -13,6 +13,7 @@ class Letters:
     """A tokenizer of ASCII: one token per character, after three special tokens."""
 
     bos_id, eos_id, pad_id = 1, 2, 0
+    start_ids, chat_template = [1], None
     specials = {'<bos>': 1}
 
     def encode(self, text):

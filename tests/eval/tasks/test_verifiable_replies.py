@@ -32,6 +32,7 @@ class Letters:
     """A tokenizer that only encodes prompts."""
 
     pad_id, bos_id, eos_id = 0, 1, 2
+    start_ids, chat_template = [1], None
     specials = {'<|user|>': 3, '<|assistant|>': 4, '<|end|>': 5, '<|system|>': 6}
 
     def encode_batch(self, texts):
