@@ -1,13 +1,13 @@
 """Documents and conversations of models that have no BOS, and none between segments."""
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from gptjax.data.chat_template import encode_text_prompt
 from gptjax.data.packed_conversations import _SourceWriter
 from gptjax.data.packed_dataset import PackedSource
 from gptjax.data.packing import Packer, unpack
 from gptjax.tokenizer.import_tokenizer import import_tokenizer
-from tests.helpers import dict_config
 from tests.tokenizer import made_tokenizers
 
 
@@ -40,7 +40,7 @@ def test_prompts(tmp_path):
 
 def test_segments_of_conversations_are_kept_apart(tmp_path):
     tokenizer = tokenizer_of(tmp_path)
-    config = dict_config(data=dict(context=30), chat=dict(template='text'))
+    config = ConfigDict(dict(data=dict(context=30), chat=dict(template='text')))
     writer = _SourceWriter(tmp_path / 'rows', tokenizer, config)
     texts = [('a b', 'Hello'), ('d', 'a b c')]
     for number, (question, answer) in enumerate(texts):
