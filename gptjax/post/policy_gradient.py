@@ -299,7 +299,7 @@ def update_on_rollout(
         for first_row in range(0, B, rows):
             chosen = np.sort(order[first_row : first_row + rows])
             arrays = {name: array[chosen] for name, array in batch.items()}
-            if not has_live_row(config.policy, algorithm, batch, arrays):
+            if not has_live_row(config.policy, algorithm, arrays):
                 state = state._replace(step=state.step + 1)
             else:
                 if algorithm.extra_arrays:
@@ -312,14 +312,11 @@ def update_on_rollout(
     return state, [{n: float(value) for n, value in m.items()} for m in steps]
 
 
-def has_live_row(
-    policy: ConfigDict, algorithm: Algorithm, rollout: dict, arrays: dict
-) -> bool:
+def has_live_row(policy: ConfigDict, algorithm: Algorithm, arrays: dict) -> bool:
     """Whether a row of an update counts in a term of the loss.
 
         term                            live rows
-        advantages                      replies with weight, unless the advantages of
-                                        the whole rollout are 0
+        advantages                      replies whose advantages are not 0
         KL in the loss, entropy,        replies with weight
         values of a critic
         pretraining text (PPO-ptx)      all rows of text
@@ -328,14 +325,13 @@ def has_live_row(
     gradient too, the optimizer would move the parameters, by momentum and weight decay.
 
     Args:
-        rollout: the arrays of the whole rollout.
-        arrays: those of the update.
+        arrays: of the update.
     """
     if algorithm.extra_arrays:
         return True
-    other_terms = policy.kl_loss or policy.entropy or algorithm.has_critic
-    count = other_terms or np.any(rollout['advantages'])
-    return bool(count and np.any(arrays['weights']))
+    if policy.kl_loss or policy.entropy or algorithm.has_critic:
+        return bool(np.any(arrays['weights']))
+    return bool(np.any(arrays['advantages']))
 
 
 def mean_metrics(steps: list[dict], token_metrics) -> dict[str, float]:

@@ -78,9 +78,8 @@ def updates_of(advantage, algorithm, epochs=2, **policy):
 def test_updates_without_a_live_row_are_left_out(policy, algorithm, live, advantage):
     algorithm = Algorithm(None, None, None, (), **algorithm)
     made, step, numbers = updates_of(advantage, algorithm, **policy)
-    # One reply with an advantage makes the others with weight part of its mean.
-    with_weight = [0, 0, 1, 1, 2, 2]
-    assert made == (live or with_weight if advantage else live)
+    # Only row 1 has an advantage; the others of its rollout have none to learn from.
+    assert made == (live or [1, 1] if advantage else live)
     assert step == 10 + 2 * 4  # the number of every update, made or not
     assert numbers == (list(range(10, 18)) if algorithm.extra_arrays else [])
 
