@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import ml_dtypes  # noqa: F401  numpy knows bfloat16 once it is imported
 import numpy as np
 from ml_collections import ConfigDict
@@ -20,16 +22,19 @@ from gptjax.convert import (
     hf_qwen,
 )
 from gptjax.convert.family import PLAIN, Family, Rule, expand, read_tensor, tensor_shape
+from gptjax.core.config import check_fields
 from gptjax.core.console import UserError
 from gptjax.core.schema import MODEL
 from gptjax.models import gpt
 from gptjax.models.settings import resolve
+from gptjax.train.checkpoint import name_of
 
 FAMILIES = (
     *(hf_gpt2.FAMILY, hf_gpt_neox.FAMILY, hf_llama.FAMILY, hf_qwen.FAMILY),
     *(hf_gemma.FAMILY, hf_olmo2.FAMILY, hf_phi3.FAMILY),
 )
 INDEX = 'model.safetensors.index.json'
+DTYPES = 'F32', 'BF16', 'F16'
 
 
 def find_family(config: Mapping) -> Family:
@@ -53,21 +58,51 @@ class Folder:
         self.config = self._read_json('config.json')
         self.family = find_family(self.config)
         try:
-            fields = self.family.model_fields(self.config)
-        except (KeyError, TypeError, ValueError) as error:
+            self.model = make_model(self.family.model_fields(self.config))
+            check_fields(ConfigDict(dict(model=self.model)))
+            self.settings = resolve(self.model, int(self.config['vocab_size']))
+        except UserError as error:
+            raise UserError(f'{path}: {error}') from None
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise UserError(
-                f'{path}/config.json: a field is missing or has another type ({error})'
+                f'{path}/config.json: a field is missing or has another type '
+                f'({type(error).__name__}: {error}): copy or download it again'
             ) from None
-        self.model = make_model(fields)
-        self.settings = resolve(self.model, int(self.config['vocab_size']))
         self._tensors = self._list_tensors()
         self._check_tensors()
 
-    def read_params(self, put: Callable[[str, np.ndarray], Any]) -> dict:
-        """Our parameters, one after another as `put(name, float32 array)`."""
-        made = {}
-        for name, sources in self._sources().items():
-            made[name] = put(name, self._read_param(name, sources))
+    @property
+    def architecture(self) -> str:
+        """The name of the class, such as 'LlamaForCausalLM'."""
+        return self.family.architectures[self.config['model_type']]
+
+    @property
+    def weight_files(self) -> list[str]:
+        """The names of the files that hold tensors."""
+        return sorted({stored.file for stored in self._tensors.values()})
+
+    @property
+    def num_tensors(self) -> int:
+        """How many tensors `read_params` reads."""
+        return sum(len(sources) for sources in self._sources().values())
+
+    def dtypes(self) -> dict[str, str]:
+        """By the name of a tensor of the model: 'BF16', 'F16' or 'F32'."""
+        rules = self.family.rules(self.settings)
+        names = [rule.name for rule, _ in expand(rules, self.settings.num_layers)]
+        return {name: self._tensors[name].dtype for name in names}
+
+    def read_params(self, abstract, advance: Callable[[], None] = lambda: None) -> dict:
+        """Our parameters with the dtypes and shardings of `abstract`.
+
+        Besides the shards, one tensor of the folder is in memory at a time. `advance`
+        is called for each.
+        """
+        leaves = _flatten(abstract)
+        made = {
+            name: self._read_param(leaves[name], sources, advance)
+            for name, sources in self._sources().items()
+        }
         return _nest(made)
 
     def _sources(self):
@@ -81,14 +116,29 @@ class Folder:
                 sources.setdefault(name, []).append((rule, index, layer))
         return sources
 
-    def _read_param(self, name, sources):
-        shape = self._shapes[name]
-        array = np.empty(shape, np.float32)
-        for rule, index, layer in sources:
-            shapes = self._target_shapes(rule, layer)
-            part = read_tensor(rule, self._read_tensor(rule.name), shapes)[index]
-            array[... if layer is None else layer] = part
-        return array
+    def _read_param(self, leaf, sources, advance):
+        def bounds(index):
+            axes = zip(index, leaf.shape, strict=True)
+            return tuple(axis.indices(size)[:2] for axis, size in axes)
+
+        indices = leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
+        shards = {}
+        for index in indices:
+            sizes = [end - start for start, end in bounds(index)]
+            shards[bounds(index)] = _empty(sizes, leaf.dtype)
+        for rule, target, layer in sources:
+            tensor = self._read_tensor(rule.name)
+            part = read_tensor(rule, tensor, self._target_shapes(rule, layer))[target]
+            for index, shard in shards.items():
+                cut = tuple(slice(*ends) for ends in index)
+                if layer is None:
+                    shard[...] = part[cut]
+                elif index[0][0] <= layer < index[0][1]:
+                    shard[layer - index[0][0]] = part[cut[1:]]
+            advance()
+        return jax.make_array_from_callback(
+            leaf.shape, leaf.sharding, lambda index: shards[bounds(index)]
+        )
 
     def _target_shapes(self, rule: Rule, layer):
         if layer is None:
@@ -111,19 +161,30 @@ class Folder:
         return content
 
     def _list_tensors(self) -> dict[str, 'Stored']:
+        files = ['model.safetensors']
         if (self.path / INDEX).exists():
-            files = sorted(set(self._read_json(INDEX).get('weight_map', {}).values()))
-        else:
-            files = ['model.safetensors']
+            stored_in = self._read_json(INDEX).get('weight_map')
+            files = [*stored_in.values()] if isinstance(stored_in, dict) else [None]
+            if not all(isinstance(f, str) and f == Path(f).name for f in files):
+                raise UserError(
+                    f'{self.path}/{INDEX}: weight_map does not name files of this '
+                    'folder: copy or download it again'
+                )
+            files = sorted({*files})
         tensors = {}
         for name in files:
             tensors |= _list_file(self.path, name)
         return tensors
 
     def _check_tensors(self):
-        self._shapes = {
-            _name(path): leaf.shape for path, leaf in _leaves(self.settings)
-        }
+        L = self.settings.num_layers
+        if L > len(self._tensors):
+            raise UserError(
+                f'{self.path} has {len(self._tensors):,} tensors, and config.json says '
+                f'{L:,} layers: copy or download both again'
+            )
+        abstract = _flatten(gpt.abstract_params(self.settings))
+        self._shapes = {name: leaf.shape for name, leaf in abstract.items()}
         expected = {
             rule.name: tensor_shape(rule, self._target_shapes(rule, layer))
             for rule, layer in expand(
@@ -142,13 +203,19 @@ class Folder:
             if names:
                 raise UserError(
                     f'{self.path} {words} {min(names)} ({len(names):,} in all): its '
-                    'config.json does not describe its weights'
+                    'config.json does not describe its weights: copy or download both '
+                    'again'
                 )
         for name, shape in expected.items():
             if self._tensors[name].shape != shape:
                 raise UserError(
                     f'{self.path}: {name} is {self._tensors[name].shape}, and '
-                    f'config.json says {shape}'
+                    f'config.json says {shape}: copy or download both again'
+                )
+            if self._tensors[name].dtype not in DTYPES:
+                raise UserError(
+                    f'{self.path}: {name} has the dtype {self._tensors[name].dtype}: '
+                    f'save the model with one of {", ".join(DTYPES)}'
                 )
 
     def _read_tensor(self, name) -> np.ndarray:
@@ -157,10 +224,11 @@ class Folder:
 
 
 class Stored(NamedTuple):
-    """Where a tensor is, and its shape."""
+    """Where a tensor is, its shape and its dtype."""
 
     file: str
     shape: tuple[int, ...]
+    dtype: str
 
 
 def _list_file(folder: Path, name: str) -> dict[str, Stored]:
@@ -173,9 +241,10 @@ def _list_file(folder: Path, name: str) -> dict[str, Stored]:
             )
         raise UserError(f'{folder} lacks {name}: copy or download it again')
     with _open(folder / name) as file:
+        slices = {tensor: file.get_slice(tensor) for tensor in file.keys()}
         return {
-            tensor: Stored(name, tuple(file.get_slice(tensor).get_shape()))
-            for tensor in file.keys()
+            tensor: Stored(name, tuple(part.get_shape()), part.get_dtype())
+            for tensor, part in slices.items()
         }
 
 
@@ -199,14 +268,19 @@ def make_model(fields: Mapping) -> ConfigDict:
     return ConfigDict({**defaults, **PLAIN, **fields})
 
 
-def _leaves(settings):
-    import jax
+def _empty(shape, dtype) -> np.ndarray:
+    """An array that JAX on a CPU uses without a copy: it starts at a multiple of 64."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
 
-    return jax.tree_util.tree_leaves_with_path(gpt.abstract_params(settings))
 
-
-def _name(path) -> str:
-    return '/'.join(key.key for key in path)
+def _flatten(tree) -> dict[str, Any]:
+    """{'a': {'b': 1}} -> {'a/b': 1}."""
+    return {
+        name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def _nest(flat: Mapping[str, Any]) -> dict:
