@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from gptjax import command_line
 from gptjax.command_line import DRAWN, ENGINE, FLAGS, HOSTS, RUN
+from gptjax.convert_stages import run_import
 from gptjax.core import console, process, storage
 from gptjax.core.config import check_fields, complete_new
 from gptjax.core.console import UserError
@@ -83,6 +84,11 @@ def run_training(module: str, words) -> tuple:
     """Runs a training stage; returns (exit code, config, workdir)."""
     command = importlib.import_module(module).COMMAND
     config, workdir = open_run(words, command.sections, command.example)
+    if (workdir / 'imported').is_dir():
+        raise UserError(
+            f'--workdir={workdir} is an imported model: train in another --workdir, '
+            f'with --config.start.run={workdir}'
+        )
     config = command.complete(config, workdir)
     command.check(config)
     make_artifacts(config, workdir, command.artifacts(config))
@@ -254,7 +260,8 @@ def _sample(words):
     config, workdir = open_run(words)
     console.accept_any_text()
     _update_given(config, 'sample', min_p=FLAGS.min_p, **_sampling_flags())
-    samples.sample(config, workdir, FLAGS.prompt, FLAGS.seed, FLAGS.step)
+    given = FLAGS.prompt, FLAGS.seed, FLAGS.step
+    samples.sample(config, workdir, *given, _json_file())
 
 
 def _serve(words):
@@ -397,7 +404,9 @@ STAGES = {
         _eval,
     ),
     'sample': CommandStage(
-        'generate text from prompts', (*RUN, *DRAWN, 'min_p', 'prompt', 'step'), _sample
+        'generate text from prompts',
+        (*RUN, *DRAWN, 'min_p', 'prompt', 'step', 'json'),
+        _sample,
     ),
     'report': CommandStage('write an HTML page about the run', RUN, _report),
     'stages': CommandStage(
@@ -412,6 +421,11 @@ STAGES = {
         _serve,
     ),
     'chat': CommandStage('talk to the model in the terminal', (*RUN, *ENGINE), _chat),
+    'import': CommandStage(
+        'make a run of the folder of a Hugging Face model',
+        ('from', 'workdir', 'dtype'),
+        run_import,
+    ),
     'bench': CommandStage(
         'measure the speed: `bench data`, `bench train` or `bench decode`',
         None,

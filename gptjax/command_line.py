@@ -46,7 +46,7 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     'tasks', None, 'eval: perplexity, reply, choice, dialogue, FILE.jsonl, …'
 )
-flags.DEFINE_string('json', None, 'eval: also write the results to this file')
+flags.DEFINE_string('json', None, 'eval, sample: also write results to this file')
 flags.DEFINE_string('compare', None, 'eval: compare two runs or result files, A B')
 flags.DEFINE_string('host', '127.0.0.1', 'serve: address to listen on')
 flags.DEFINE_integer('port', 8000, 'serve: port to listen on; 0: any free port')
@@ -77,6 +77,11 @@ flags.DEFINE_bool(
     'multihost', False, 'this is one of several processes on a TPU or GPU cluster'
 )
 
+
+flags.DEFINE_string('from', None, 'import: the folder of a Hugging Face model')
+flags.DEFINE_enum(
+    'dtype', 'float32', ['float32', 'bfloat16'], 'import: dtype of the weights'
+)
 
 RUN = ('config', 'workdir')
 HOSTS = (*RUN, 'multihost')  # for stages that can run on several hosts

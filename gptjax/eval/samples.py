@@ -21,11 +21,14 @@ def sample(
     prompts: list[str] | None = None,
     seed: int = 0,
     step: int | None = None,
+    json_path: Path | None = None,
 ) -> list[dict]:
     """Prints and returns a text for each prompt, with the settings that drew it.
 
     Without `prompts` it takes those of the config, and if `step` is None, the best
-    checkpoint, it writes RUN/samples.json, which the report shows.
+    checkpoint, it writes RUN/samples.json, which the report shows. `json_path` is a
+    further file: an object for each text (for one text, no list) with the token ids
+    `prompt_ids` and `reply_ids` too. An EOS that ended a reply is one of them.
     """
     settings = config.sample
     sampling = {name: settings[name] for name in SAMPLING}
@@ -36,7 +39,7 @@ def sample(
     with console.progress_bar('loading the model', 0):
         engine = load_engine(config, workdir, step, slots=1)
         engine.warm_up()
-    texts = []
+    texts, ids = [], []
     for number, prompt in enumerate(all_prompts):
         print(f'--- {prompt!r}')
         parameters = SamplingParameters(
@@ -45,14 +48,21 @@ def sample(
         text = prompt
         print(prompt, end='', flush=True)
         tokens = encode_text_prompt(prompt, engine.tokenizer)
+        reply = []
         for update in engine.reply(tokens, parameters):
             text += update.text
+            reply += [token.id for token in update.tokens]
+            reply += [update.ending.id] if update.ending else []
             print(update.text, end='', flush=True)
         print()
         provenance = dict(seed=seed + number, step=engine.trained_step, **sampling)
         texts.append(dict(prompt=prompt, text=text, **provenance))
+        ids.append(dict(prompt_ids=tokens, reply_ids=reply))
     if not prompts and step is None:
         storage.write_json(workdir / 'samples.json', texts)
+    if json_path is not None:
+        rows = [text | tokens for text, tokens in zip(texts, ids, strict=True)]
+        storage.write_json(json_path, rows[0] if len(rows) == 1 else rows)
     return texts
 
 

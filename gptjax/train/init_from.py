@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -99,7 +100,12 @@ def first_params(
     if uses_lora(config):
         init = partial(lora.init_params, model, config.lora)
         return init, jax.random.key(config.seed)
-    return lambda params: params, (start or load_start(config, mesh)).params
+    return float32_params, (start or load_start(config, mesh)).params
+
+
+def float32_params(params):
+    """The weights that are trained; those of an imported run may be bfloat16."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
 
 
 def _inherited_before(workdir: Path, run: Path, step: int) -> ConfigDict | None:

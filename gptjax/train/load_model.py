@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from gptjax.core import run_dir, storage
+from gptjax.core import artifact, run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.core.model_schema import LATER, MODEL
 from gptjax.infer.engine import Engine
@@ -24,6 +25,8 @@ from gptjax.tokenizer.load_tokenizer import (
 )
 from gptjax.train.checkpoint import Checkpoints, checksums
 from gptjax.train.state import abstract_state
+
+IMPORTED = 'imported'  # the folder of a run that the stage `import` made
 
 
 class Trained(NamedTuple):
@@ -49,7 +52,7 @@ def load_model(
     """The model of a checkpoint: of `step`, or with the lowest loss, or the newest.
 
     The weights are the moving average if `optim.ema` is on. The weights of a LoRA run
-    are merged into those of `start.run`.
+    are merged into those of `start.run`. They are float32, except in imported runs.
     """
     folder = workdir / 'checkpoints'
     if not folder.is_dir() or find_tokenizer(workdir / 'tokenizer') is None:
@@ -65,9 +68,13 @@ def load_model(
     tokenizer, model = load_run_tokenizer(config, workdir)
     base = load_base(config, mesh)
     with jax.set_mesh(mesh):
-        shapes, axes = trained_shapes(config, model)
-        optimizer = make_optimizer(config, shapes)
-        abstract = abstract_state(shapes, optimizer, axes, mesh)
+        imported = artifact.find_manifest(workdir / IMPORTED)
+        if imported is not None:
+            abstract = abstract_imported(model, imported['settings']['dtype'], mesh)
+        else:
+            shapes, axes = trained_shapes(config, model)
+            optimizer = make_optimizer(config, shapes)
+            abstract = abstract_state(shapes, optimizer, axes, mesh)
         checkpoints = Checkpoints(
             folder, model_identity(tokenizer, base), read_only=True
         )
@@ -83,6 +90,14 @@ def load_model(
     if base is not None:
         params = merge_lora(config, base.params, params, mesh)
     return Trained(model, params, tokenizer, int(trained_step))
+
+
+def abstract_imported(model: FrozenConfigDict, dtype: str, mesh: Mesh):
+    """The state of an imported run: weights in `dtype`, and no optimizer's state."""
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), gpt.abstract_params(model)
+    )
+    return abstract_state(shapes, optax.identity(), gpt.param_axes(model), mesh)
 
 
 def _step_and_weights(state):

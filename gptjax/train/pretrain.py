@@ -23,7 +23,7 @@ from gptjax.parallel.multihost import print_once
 from gptjax.parallel.sharding import batch_sharding
 from gptjax.tokenizer.train_tokenizer import TOKENIZER
 from gptjax.train import config_checks
-from gptjax.train.init_from import load_start
+from gptjax.train.init_from import float32_params, load_start
 from gptjax.train.load_model import load_run_tokenizer, uses_lora
 from gptjax.train.loop import Command, Setup, Stage, Training, fit
 from gptjax.train.losses import make_language_loss
@@ -45,7 +45,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
 
     def init():
         if 'start' in config:
-            return lambda params: params, load_start(config, mesh).params
+            return float32_params, load_start(config, mesh).params
         return partial(gpt.init_params, model), jax.random.key(config.seed)
 
     # ---- data ---------------------------------------------------------------

@@ -3,25 +3,15 @@
 import jax
 import numpy as np
 import pytest
+import torch
+import transformers
 
 from gptjax.convert.hf_folder import Folder
 from gptjax.models import gpt
+from tests.convert import made_models
 
-torch = pytest.importorskip('torch')
-transformers = pytest.importorskip('transformers')
-
-SIZES = dict(
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    vocab_size=50,
-    max_position_embeddings=64,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=2,
-)
+SIZES = made_models.SIZES | dict(vocab_size=50, max_position_embeddings=64)
+del SIZES['head_dim']
 GPT2 = dict(n_embd=32, n_layer=3, n_head=4, vocab_size=50, n_positions=64)
 NEOX = {name: value for name, value in SIZES.items() if 'value' not in name}
 LLAMA3 = dict(
@@ -110,9 +100,8 @@ def saved(request, tmp_path_factory):
     model = transformers.AutoModelForCausalLM.from_config(
         config, attn_implementation='eager'
     ).eval()
+    made_models.randomise(model)
     with torch.no_grad():
-        for parameter in model.parameters():  # biases and norms too
-            parameter.add_(0.3 * torch.randn_like(parameter))
         tokens_BT = torch.randint(0, 50, (2, 40))
         logits_BTV = model(tokens_BT).logits.numpy()
     folder = tmp_path_factory.mktemp(request.param)

@@ -11,6 +11,7 @@ from gptjax.core import run_dir
 from gptjax.core.console import UserError
 from gptjax.eval import samples
 from gptjax.eval.samples import sample
+from gptjax.infer.request import Update
 from gptjax.train.load_model import inference_mesh
 from tests import runs
 
@@ -68,7 +69,7 @@ def test_a_bar_until_the_first_piece_and_none_while_it_is_printed(
         tokenizer=SimpleNamespace(start_ids=[1], encode=lambda text: [2]),
         trained_step=4,
         warm_up=lambda: note('compiled'),
-        reply=lambda *_: note('drawn', [SimpleNamespace(text='!')]),
+        reply=lambda *_: note('drawn', [Update('!')]),
     )
     monkeypatch.setattr(samples.console, 'progress_bar', bar)
     monkeypatch.setattr(samples, 'load_engine', lambda *_, **__: note('read', engine))

@@ -27,6 +27,7 @@ FILES = dict(
     dialogue='dialogue/manifest.json',
     documents='documents/manifest.json',
     tokenizer='tokenizer/manifest.json',
+    imported='imported/manifest.json',
     prepared='prepared/manifest.json',
 )
 VALIDATIONS = 6  # whose replies the page shows
