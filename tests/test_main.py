@@ -202,7 +202,7 @@ def test_sample_hands_on_its_checkpoint(monkeypatch):
     monkeypatch.setattr(samples, 'sample', lambda *args: calls.append(args))
     monkeypatch.setattr(cli, 'open_run', lambda words: (common.base(), None))
     assert runs.gptjax('sample', '--step=7', '--prompt=a', '--seed=3') == 0
-    assert calls[0][2:] == (['a'], 3, 7)
+    assert calls[0][2:] == (['a'], 3, 7, None)
 
 
 def test_an_error_in_a_config_file_names_its_line(capsys, tmp_path):
