@@ -57,8 +57,21 @@ def test_a_second_import_changes_nothing_and_another_folder_is_refused(
     assert 'was made with another config' in capsys.readouterr().err
 
 
-def test_the_run_itself_is_not_trained(imported, capsys):
+def test_the_run_is_trained_on_in_another_one(imported, tmp_path, capsys):
     _, _, run = imported
+    notes = tmp_path / 'notes.txt'
+    notes.write_text(
+        '\n\n'.join(f'This is paragraph {i} of some notes.' for i in range(99))
+    )
+    flags = (
+        *('pretrain', f'--config=configs/more.py:{notes}', f'--config.start.run={run}'),
+        *('--config.train.num_steps=1', '--config.train.eval_batches=1'),
+        *('--config.optim.warmup_steps=0', '--config.optim.learning_rate=0.0'),
+        '--config.optim.matrix_learning_rate=0.0',
+    )
+    later = tmp_path / 'later'
+    assert runs.gptjax(*flags, '--workdir', later) == 0
+    jax.tree.map(np.testing.assert_array_equal, load(later).params, load(run).params)
     assert runs.gptjax('pretrain', '--workdir', run) == 2
     assert 'is an imported model' in capsys.readouterr().err
 
