@@ -1,7 +1,7 @@
 """Encodes messages as tokens: prompts, and conversations with a mask for training.
 
-There are two templates. 'text' writes a conversation in the way that a pretrained
-model has read it: as plain text in which an empty line ends each turn.
+There are two templates of ours. 'text' writes a conversation in the way that a
+pretrained model has read it: as plain text in which an empty line ends each turn.
 
     <bos> Be kind. ¶ ¶ Hi! ¶ ¶ Hello, how are you? ¶ ¶ Fine. ¶ ¶
 
@@ -10,15 +10,19 @@ model has read it: as plain text in which an empty line ends each turn.
     <bos> <|system|> Be kind. <|end|> <|user|> Hi! <|end|>
     <|assistant|> Hello, how are you? <|end|> <|user|> Fine. <|end|> <|assistant|>
 
+The template 'turns' of an imported chat model is its own: see jinja_template.py.
+
 Every stage, the evaluation and the server encode messages here. So a prompt has
 exactly the tokens that training had before a reply.
 """
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import compress
 from typing import NamedTuple
 
 from gptjax.core.console import UserError
+from gptjax.data import jinja_template
 
 ROLES = ('system', 'user', 'assistant')
 TEMPLATES = ('text', 'turns')
@@ -42,8 +46,18 @@ def encode_conversation(
         template: 'text' or 'turns'.
         unfinished: the last message was cut off, so its turn gets no end.
     """
+    _check_messages(messages, template)
+    if uses_jinja(tokenizer, template):
+        return jinja_template.encode_conversation(messages, tokenizer, unfinished)
     turns = encode_turns(messages, tokenizer, template, unfinished)
     return join_turns(tokenizer.start_ids, turns)
+
+
+def _check_messages(messages, template):
+    if template not in TEMPLATES:
+        raise UserError(f'chat.template={template}: use {" or ".join(TEMPLATES)}')
+    if not messages:
+        raise UserError('messages is empty: send at least one')
 
 
 class Turn(NamedTuple):
@@ -62,13 +76,19 @@ class Turn(NamedTuple):
 def encode_turns(
     messages: Sequence[dict], tokenizer, template: str, unfinished: bool = False
 ) -> list[Turn]:
-    """Encodes each message; the arguments are those of `encode_conversation`."""
-    if template not in TEMPLATES:
-        raise UserError(f'chat.template={template}: use {" or ".join(TEMPLATES)}')
-    if not messages:
-        raise UserError('messages is empty: send at least one')
+    """Encodes each message; the arguments are those of `encode_conversation`.
+
+    This is for our templates: a Jinja template has no parts that are a message's alone.
+    """
+    _check_messages(messages, template)
     for number, message in enumerate(messages):
         check_role(message['role'], f'messages[{number}]')
+    if template == 'turns' and '<|end|>' not in tokenizer.specials:
+        raise UserError(
+            'chat.template=turns: the tokenizer of this model has no chat template and '
+            'no tokens for turns: use --config.chat.template=text, or import a chat '
+            'model'
+        )
     write = {'text': _write_text_turn, 'turns': _write_special_turn}[template]
     written = [write(message, tokenizer, True) for message in messages[:-1]]
     written.append(write(messages[-1], tokenizer, not unfinished))
@@ -123,12 +143,15 @@ def encode_prompt(
 
     With `continue_last` the model continues the last message, an assistant's.
     """
-    tokens, _ = encode_conversation(messages, tokenizer, template, continue_last)
+    _check_messages(messages, template)
     if continue_last and messages[-1]['role'] != 'assistant':
         raise UserError(
             'continue_final_message: the last message has another role: send the '
             'beginning of the reply as the last one, of the role assistant'
         )
+    if uses_jinja(tokenizer, template):
+        return jinja_template.encode_prompt(messages, tokenizer, continue_last)
+    tokens, _ = encode_conversation(messages, tokenizer, template, continue_last)
     if continue_last or template == 'text':
         return tokens
     return [*tokens, tokenizer.specials['<|assistant|>']]
@@ -145,6 +168,35 @@ def begins_with_bos(tokenizer, template: str) -> bool:
     return not jinja and tokenizer.start_ids == [tokenizer.bos_id]
 
 
+def encode_reply(
+    messages: Sequence[dict],
+    reply: str,
+    tokenizer,
+    template: str,
+    unfinished: bool = False,
+) -> list[int]:
+    """The tokens of a reply after the prompt of `messages`, with its end."""
+    message = dict(role='assistant', content=reply)
+    if not uses_jinja(tokenizer, template):
+        (turn,) = encode_turns([message], tokenizer, template, unfinished)
+        return turn.content
+    before = [dict(message, train=False) for message in messages]
+    tokens, trained = jinja_template.encode_conversation(
+        [*before, message], tokenizer, unfinished
+    )
+    return [*compress(tokens, trained)]
+
+
+def beginning_of_reply(tokenizer, template: str) -> list[int]:
+    """The tokens that a reply without a prompt follows: BOS, and its turn's first."""
+    if uses_jinja(tokenizer, template):
+        tokens = [*tokenizer.start_ids, *jinja_template.beginning_of_reply(tokenizer)]
+        return tokens or [tokenizer.bos_id]
+    empty = dict(role='assistant', content='')
+    (turn,) = encode_turns([empty], tokenizer, template)
+    return [tokenizer.bos_id, *turn.prefix]
+
+
 def encode_text_prompt(text: str, tokenizer) -> list[int]:
     """The tokens after which the model continues `text`; at least one.
 
@@ -159,6 +211,8 @@ def stop_conditions(
     """(stop strings, stop tokens) that end the assistant's message."""
     if template == 'text':
         return (TURN_END,), ()
+    if uses_jinja(tokenizer, template):
+        return (), jinja_template.end_tokens(tokenizer)
     return (), (tokenizer.specials['<|end|>'],)
 
 

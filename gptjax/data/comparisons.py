@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gptjax.data.chat_template import encode_turns, join_turns
+from gptjax.data.chat_template import encode_turns, join_turns, uses_jinja
+from gptjax.data.cut_conversations import encode_last_turns
 from gptjax.data.packed_dataset import shuffle_epochs
 from gptjax.data.ratings import RatedConversation
 
@@ -51,6 +52,11 @@ def encode_end(
 
         <bos> <|user|> a <|end|> <|assistant|> b c <|end|> → <bos> b c <|end|>
     """
+    if uses_jinja(tokenizer, template):
+        tokens, dropped, cut = encode_last_turns(
+            messages, tokenizer, context, unfinished
+        )
+        return EncodedConversation(np.array(tokens, np.int32), dropped, cut)
     turns = encode_turns(messages, tokenizer, template, unfinished)
     head = tokenizer.start_ids
     room = context - len(head)

@@ -21,7 +21,6 @@ with a BOS, and then padding. With T = 11 and a conversation of two turns:
 
 import time
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
 from itertools import compress
 from pathlib import Path
@@ -31,15 +30,10 @@ from ml_collections import ConfigDict
 
 from gptjax.core import artifact, storage
 from gptjax.core.console import UserError
-from gptjax.data.chat_template import (
-    TURN_END,
-    Turn,
-    begins_with_bos,
-    encode_turns,
-    join_turns,
-)
+from gptjax.data.chat_template import TURN_END, begins_with_bos
 from gptjax.data.cleaning.cleaning_steps import check_steps, name_reason
 from gptjax.data.conversations import SKIPPED, write_conversations
+from gptjax.data.cut_conversations import cut_messages
 from gptjax.data.documents import (
     cleaning_settings,
     describe_sources,
@@ -53,7 +47,6 @@ from gptjax.tokenizer.load_tokenizer import AnyTokenizer, load_tokenizer
 
 MAX_OPEN_ROWS = 64  # rows that may still get segments
 LONG_SYSTEM = 'long system message'  # why a conversation is skipped
-Segment = tuple[list[int], list[bool]]  # tokens, whether each is trained on
 
 
 def build_dialogue(config: ConfigDict, workdir: Path) -> dict:
@@ -232,10 +225,9 @@ class _SourceWriter:
         )
 
     def add(self, identity: str, messages: list[dict]) -> None:
-        turns = encode_turns(messages, self.tokenizer, self.template)
         self.counts['views'] += 1
-        for tokens, trained in cut_conversation(
-            turns, self.tokenizer.start_ids, self.size, self.counts
+        for tokens, trained in cut_messages(
+            messages, self.tokenizer, self.template, self.size, self.counts
         ):
             self._add_segment(identity, tokens, trained)
 
@@ -284,84 +276,3 @@ class _SourceWriter:
         if not self.begins_with_bos:
             arrays['begins'] = begins
         self.shards.add_rows(**arrays)
-
-
-# ---- Conversations cut into segments
-
-
-def cut_conversation(
-    turns: list[Turn], start_ids: list[int], room: int, counts: Counter
-) -> Iterator[Segment]:
-    """Cuts a conversation between turns into segments of at most `room` tokens.
-
-    Every segment begins with BOS and the system message, and ends with a reply. Turns
-    without a reply are left out. A reply is in one segment with the turn that it
-    answers. If a reply alone is too long, its end is cut off; if the turn that it
-    answers is too long, that turn's beginning is cut off. With room 9:
-
-        system S, user A, assistant B, user C, assistant D
-        → <bos> S A B, <bos> S C D
-
-    Args:
-        room: T + 1.
-        counts: gets `pieces` (segments), `turns` (trained), `cut_turns` and
-            `cut_tokens` (of replies), `cut_prompts` (turns before a reply) and
-            `long_system` (conversations skipped, as the system message takes more than
-            half of the room).
-    """
-    num_system = next(
-        (number for number, turn in enumerate(turns) if not turn.system), len(turns)
-    )
-    head, _ = join_turns(start_ids, turns[:num_system])
-    turns = turns[num_system:]
-    if len(head) > room // 2:
-        counts['long_system'] += 1
-        return
-    room -= len(head)
-    segments, used = [[]], 0
-    for place, turn in enumerate(turns):
-        fits = used + turn.num_tokens <= room
-        if fits and (segments[-1] or not turn.trained or place == 0):
-            segments[-1].append(turn)
-            used += turn.num_tokens
-            continue
-        before = turns[place - 1] if turn.trained and place else None
-        segments.append(_begin_segment(before, turn, room, counts))
-        used = sum(turn.num_tokens for turn in segments[-1])
-    for segment in segments:
-        while segment and not segment[-1].trained:
-            segment.pop()
-        if segment:
-            counts.update(pieces=1, turns=sum(turn.trained for turn in segment))
-            yield join_turns(head, segment)
-
-
-def _begin_segment(
-    before: Turn | None, turn: Turn, room: int, counts: Counter
-) -> list[Turn]:
-    """The first turns of a segment: `turn`, after the turn `before` that it answers."""
-    if before is None:
-        if turn.num_tokens <= room:
-            return [turn]
-        if not turn.trained:
-            return []  # the segment of the reply gets the end of this turn
-        return [_cut_end(turn, room, counts)]
-    reply = turn
-    most = max(room * 3 // 4, room - before.num_tokens)
-    if turn.num_tokens > most:
-        reply = _cut_end(turn, most, counts)
-    context = before._replace(trained=False)
-    left = room - reply.num_tokens - len(context.prefix)
-    if len(context.content) > left:
-        counts['cut_prompts'] += 1
-        context = context._replace(
-            content=context.content[len(context.content) - left :]
-        )
-    return [context, reply]
-
-
-def _cut_end(turn: Turn, size: int, counts: Counter) -> Turn:
-    """Keeps the first `size` tokens of a turn."""
-    kept = turn.content[: size - len(turn.prefix)]
-    counts.update(cut_turns=1, cut_tokens=len(turn.content) - len(kept))
-    return turn._replace(content=kept)

@@ -142,9 +142,11 @@ def encode_pair(preference: Preference, tokenizer, template: str) -> Pair:
     """Encodes a preference; both rows have the same prompt."""
     prompt = chat_template.encode_prompt(preference.prompt, tokenizer, template)
     rows = []
-    for messages in preference.conversations():
-        tokens, _ = chat_template.encode_conversation(messages, tokenizer, template)
-        rows.append(Row(np.array(tokens, np.int32), len(prompt)))
+    for *before, reply in preference.conversations():
+        reply = chat_template.encode_reply(
+            before, reply['content'], tokenizer, template
+        )
+        rows.append(Row(np.array([*prompt, *reply], np.int32), len(prompt)))
     return Pair(preference.id, *rows)
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,6 +27,15 @@ CONTROL = re.compile('<([|｜]).*\\1>')
 WHITE_SPACE = '[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*'
 
 
+class Part(NamedTuple):
+    """A special token, or the text between two of them."""
+
+    text: str  # of a special token: its name
+    start: int  # in the whole text
+    end: int
+    token: int | None = None  # the id of a special token
+
+
 class HFTokenizer:
     """A vocabulary; the attributes are those of `Tokenizer`.
 
@@ -33,6 +43,7 @@ class HFTokenizer:
     bos_id, eos_id: start and end of a document. A model without a BOS has learned that
         a document begins after the end of another one, so both are the same token.
     pad_id: a token that no text has, which need not be the padding of other libraries.
+    names: of special tokens, by what they are for.
     """
 
     def __init__(self, content: bytes, settings: dict):
@@ -41,13 +52,14 @@ class HFTokenizer:
             content: of tokenizer.json.
             settings: `vocab_size`; the ids `bos`, `start` and `eos` (two lists), for
                 `bos_id`, `start_ids` and `eos_ids`, whose first is `eos_id`;
-                `chat_template` or None.
+                `chat_template` or None, and `names`, which it may write, as
+                {'bos_token': '<s>'}.
         """
         import tokenizers
 
         described = json.loads(content)
         self.vocab_size = settings['vocab_size']
-        self.chat_template = settings['chat_template']
+        self.chat_template, self.names = settings['chat_template'], settings['names']
         changed = _change_added_tokens(described, self.vocab_size, self.chat_template)
         text = json.dumps(described) if changed else content.decode('utf-8')
         self._model = _make_model(tokenizers, text)
@@ -96,35 +108,31 @@ class HFTokenizer:
         del num_threads
         return [np.asarray(ids, np.int32) for ids in self.encode_batch(texts)]
 
-    def split_specials(self, text: str) -> list[int | str]:
-        """The ids of special tokens that a text names, and the parts between them.
+    def split_specials(self, text: str) -> list[Part]:
+        """The special tokens that a text names, and the texts between them.
 
-        '<|user|>Hi<|end|>' -> [7, 'Hi', 8]
+        '<|user|>Hi<|end|>' -> 7 at 0 to 8, 'Hi' at 8 to 10, 8 at 10 to 17
         """
         parts, end = [], 0
         for match in self._special_pattern.finditer(text):
-            parts.append(text[end : match.start()])
+            parts.append(Part(text[end : match.start()], end, match.start()))
             name = match[0]
             if name not in self.specials:  # with the white space that it swallows
                 name = name.strip()
-            parts.append(self.specials[name])
             end = match.end()
-        return [part for part in (*parts, text[end:]) if part != '']
+            parts.append(Part(name, *match.span(), self.specials[name]))
+        parts.append(Part(text[end:], end, len(text)))
+        return [part for part in parts if part.end > part.start]
 
-    def encode_parts(self, parts: Sequence[int | str]) -> list[list[int]]:
-        """The ids of each part of `split_specials`; texts have no special tokens.
+    def encode_parts(self, parts: Sequence[Part]) -> list[list[int]]:
+        """The ids of each part, in which texts have no special tokens.
 
         Joined, they are the library's ids of the whole text with special tokens.
         """
-        texts = [part for part in parts if isinstance(part, str)]
-        first = bool(parts) and isinstance(parts[0], str)
-        encoded = iter(
-            [
-                *_encode(self._model, texts[:first]),
-                *_encode(self._inner_model, texts[first:]),
-            ]
-        )
-        return [next(encoded) if isinstance(part, str) else [part] for part in parts]
+        first = [p.text for p in parts if p.token is None and not p.start]
+        later = [p.text for p in parts if p.token is None and p.start]
+        encoded = iter(_encode(self._model, first) + _encode(self._inner_model, later))
+        return [next(encoded) if p.token is None else [p.token] for p in parts]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of `tokens`; invalid UTF-8 becomes '\\ufffd'."""

@@ -87,13 +87,11 @@ def _read_settings(source: Path, content: bytes, vocab_size: int) -> dict:
     config = _read(source, 'special_tokens_map.json')
     config |= _read(source, 'tokenizer_config.json')
 
-    def find(name):
-        """The id of the token `name` of the config, or None."""
-        token = config.get(name)
-        token = token.get('content') if isinstance(token, dict) else token
-        return model.token_to_id(token) if isinstance(token, str) else None
-
-    bos, eos = find('bos_token'), find('eos_token')
+    names = _read_names(config)
+    bos, eos = (
+        model.token_to_id(names[name]) if name in names else None
+        for name in ('bos_token', 'eos_token')
+    )
     start = _added_before(model)
     if not start and config.get('add_bos_token') and bos is not None:
         start = [bos]
@@ -121,7 +119,18 @@ def _read_settings(source: Path, content: bytes, vocab_size: int) -> dict:
         start=start,
         eos=eos,
         chat_template=_read_chat_template(source, config),
+        names=names,
     )
+
+
+def _read_names(config: dict) -> dict[str, str]:
+    """The names of special tokens: {'bos_token': '<s>', 'eos_token': '</s>'}."""
+    names = {}
+    for key, token in config.items():
+        token = token.get('content') if isinstance(token, dict) else token
+        if key.endswith('_token') and isinstance(token, str):
+            names[key] = token
+    return names
 
 
 def _check_size(source, largest: int, vocab_size: int, every: int) -> None:

@@ -13,11 +13,11 @@ from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.data import dataloader, ledger
 from gptjax.data.chat_template import Turn, encode_conversation
+from gptjax.data.cut_conversations import cut_conversation
 from gptjax.data.packed_conversations import (
     DIALOGUE,
     LONG_SYSTEM,
     build_dialogue,
-    cut_conversation,
     describe_dialogue,
     open_training_dataset,
 )

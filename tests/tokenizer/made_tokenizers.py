@@ -16,13 +16,13 @@ TEXT = [
 SPECIALS = ['<pad>', '<s>', '</s>', '<|im_start|>', '<|im_end|>', '[INST]', '<|end|>']
 
 
-def byte_level() -> Tokenizer:
+def byte_level(specials=SPECIALS) -> Tokenizer:
     """As GPT-2 and Qwen: no BOS is put before a text."""
     model = Tokenizer(models.BPE())
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
-        special_tokens=SPECIALS,
+        special_tokens=list(specials),
         vocab_size=340,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -31,14 +31,14 @@ def byte_level() -> Tokenizer:
     return model
 
 
-def sentencepiece(metaspace: bool = False) -> Tokenizer:
+def sentencepiece(specials=SPECIALS, metaspace: bool = False) -> Tokenizer:
     """As Llama 2: BOS and a space are put before a text.
 
     With `metaspace` the space is put only before the first part of a text with special
     tokens, as newer files do.
     """
     bytes_ = [f'<0x{byte:02X}>' for byte in range(256)]
-    names = [*SPECIALS, *bytes_, '▁', *'abcdeHlowrs', '▁a', 'ab', '▁H', 'll']
+    names = [*specials, *bytes_, '▁', *'abcdeHlowrs', '▁a', 'ab', '▁H', 'll']
     merges = [('▁', 'a'), ('a', 'b'), ('▁', 'H'), ('l', 'l')]
     vocabulary = {name: i for i, name in enumerate(names)}
     model = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True))
@@ -58,15 +58,15 @@ def sentencepiece(metaspace: bool = False) -> Tokenizer:
             decoders.Strip(' ', 1, 0),
         ]
     )
-    model.add_special_tokens(SPECIALS)
+    model.add_special_tokens(list(specials))
     model.post_processor = TemplateProcessing(
         single='<s> $A', special_tokens=[('<s>', names.index('<s>'))]
     )
     return model
 
 
-def metaspace() -> Tokenizer:
-    return sentencepiece(True)
+def metaspace(specials=SPECIALS) -> Tokenizer:
+    return sentencepiece(specials, True)
 
 
 KINDS = byte_level, sentencepiece, metaspace

@@ -30,6 +30,7 @@ from gptjax.core import artifact, storage
 from gptjax.core.console import UserError
 from gptjax.data import chat_template
 from gptjax.data.conversations import choose_replies
+from gptjax.data.cut_conversations import split_beginning
 from gptjax.eval import bootstrap, results
 from gptjax.eval.tasks import choice_task
 from gptjax.eval.tasks.examples import Example, choice_examples
@@ -140,7 +141,10 @@ def evaluate_dialogue(predictor: Predictor, examples: Sequence[Example]) -> dict
     results.add_baseline(figures, 'without the prompt', without_prompt)
     results.add_baseline(figures, 'chance', choice_task.chance_figures(columns))
     lengths = np.array(
-        [len(_encode_reply(predictor, example.references[0])) for example in examples]
+        [
+            len(_encode_reply(predictor, example, example.references[0]))
+            for example in examples
+        ]
     )
     people = dict(
         stops=dict(value=float((lengths <= predictor.max_reply_tokens).mean())),
@@ -191,20 +195,17 @@ def evaluate_dialogue(predictor: Predictor, examples: Sequence[Example]) -> dict
 def _score_replies(predictor, examples, prompts) -> tuple[dict, np.ndarray]:
     """Statistics of each example's reply; and its nats without the prompt, (N,)."""
     tokenizer, template = predictor.tokenizer, predictor.template
-    # Without a prompt a reply follows BOS and the tokens that begin its turn.
-    empty = dict(role='assistant', content='')
-    (empty_turn,) = chat_template.encode_turns([empty], tokenizer, template)
     choice_pairs, unended_pairs = [], []
     for example, prompt in zip(examples, prompts, strict=True):
         for choice in example.choices:
-            choice_pairs.append((prompt, _encode_reply(predictor, choice)))
-        reply = _encode_reply(predictor, example.references[0], unfinished=True)
+            choice_pairs.append((prompt, _encode_reply(predictor, example, choice)))
+        reply = _encode_reply(predictor, example, example.references[0], True)
         unended_pairs.append((prompt, reply))
     scored, unended_logprobs = choice_task.score_choices(
         predictor,
         examples,
         choice_pairs,
-        [tokenizer.bos_id, *empty_turn.prefix],
+        chat_template.beginning_of_reply(tokenizer, template),
         unended_pairs,
     )
     columns = dict(
@@ -225,16 +226,20 @@ def encode_recent_messages(predictor: Predictor, messages: Sequence[dict]) -> li
     room = predictor.max_prompt_tokens
     system = [m for m in messages[:1] if m['role'] == 'system']
     recent = list(messages[len(system) :])
+    jinja = chat_template.uses_jinja(predictor.tokenizer, predictor.template)
+    if jinja:
+        recent = split_beginning(recent)[1] or recent
     while True:
         tokens = predictor.encode_prompt([*system, *recent])
         if len(tokens) <= room or len(recent) == 1:
             return tokens[-room:]
         recent = recent[1:]
+        if jinja:
+            recent = split_beginning(recent)[1] or recent
 
 
-def _encode_reply(predictor, text, unfinished=False) -> list[int]:
-    message = dict(role='assistant', content=text)
-    (turn,) = chat_template.encode_turns(
-        [message], predictor.tokenizer, predictor.template, unfinished
+def _encode_reply(predictor, example, text, unfinished=False) -> list[int]:
+    tokenizer, template = predictor.tokenizer, predictor.template
+    return chat_template.encode_reply(
+        example.prompt, text, tokenizer, template, unfinished
     )
-    return turn.content

@@ -1,0 +1,232 @@
+"""Conversations in Jinja templates: ids of transformers, and the mask of replies."""
+
+import random
+import time
+from itertools import compress
+
+import pytest
+
+from gptjax.core.console import UserError
+from gptjax.data import chat_template, jinja_template
+from gptjax.tokenizer.import_tokenizer import import_tokenizer
+from tests.data.made_templates import CHATML, IM, TEMPLATES, Made, make_tokenizer
+from tests.tokenizer import made_tokenizers
+from tests.tokenizer.made_tokenizers import SPECIALS, make_strings
+
+LOOP = "{% set ns = namespace(x='x') %}{% for i in range(99999) %}"
+NAMES = pytest.mark.parametrize('name', TEMPLATES)
+
+
+def say(*texts, system=None):
+    messages = [
+        dict(role=('user', 'assistant')[number % 2], content=text)
+        for number, text in enumerate(texts)
+    ]
+    return [dict(role='system', content=system)] * (system is not None) + messages
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    tokenizers = {}
+
+    def get(name):
+        if name not in tokenizers:
+            folder = tmp_path_factory.mktemp(name)
+            tokenizers[name] = make_tokenizer(folder, TEMPLATES[name])
+        return tokenizers[name]
+
+    return get
+
+
+def encode(messages, tokenizer, **options):
+    return chat_template.encode_conversation(messages, tokenizer, 'turns', **options)
+
+
+def make_conversations(name, count=60):
+    """Conversations of random texts without the names of special tokens."""
+    rng = random.Random(1)
+    texts = [t.strip() or 'x' for t in make_strings(400, [' the '])]
+    for _ in range(count):
+        system = 'Be brief.' if TEMPLATES[name].system and rng.random() < 0.5 else None
+        number = 2 if not TEMPLATES[name].stable else rng.choice([2, 4, 6])
+        yield say(*rng.choices(texts, k=number), system=system)
+
+
+@NAMES
+def test_ids_equal_those_of_transformers(name, made):
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer, model = made(name)
+    theirs = PreTrainedTokenizerFast(
+        tokenizer_object=model,
+        bos_token='<s>',
+        eos_token='</s>',
+        chat_template=TEMPLATES[name].template,
+        clean_up_tokenization_spaces=False,
+    )
+
+    def apply(messages, **options):
+        return theirs.apply_chat_template(messages, return_dict=False, **options)
+
+    for messages in make_conversations(name):
+        prompt = chat_template.encode_prompt(messages[:-1], tokenizer, 'turns')
+        assert prompt == apply(messages[:-1], add_generation_prompt=True)
+        tokens, trained = encode(messages, tokenizer)
+        assert tokens == apply(messages), messages
+        if name == 'marked':
+            mask = theirs.apply_chat_template(
+                messages, return_dict=True, return_assistant_tokens_mask=True
+            )['assistant_masks']
+            assert trained == [bool(value) for value in mask]
+
+
+@NAMES
+def test_replies_and_their_ends_are_trained_on(name, made):
+    tokenizer, _ = made(name)
+    end = tokenizer.specials[TEMPLATES[name].end]
+    assert chat_template.stop_conditions('turns', tokenizer) == ((), (end,))
+    for messages in make_conversations(name, 20):
+        tokens, trained = encode(messages, tokenizer)
+        replies = [m['content'] for m in messages if m['role'] == 'assistant']
+        kept = [*compress(tokens, trained)]
+        assert kept.count(end) == len(replies) and kept[-1] == end
+        spans = []
+        for token in kept:
+            spans += [[]] if not spans or spans[-1][-1:] == [end] else []
+            spans[-1].append(token)
+        for span, reply in zip(spans, replies, strict=True):
+            said = b''.join(map(tokenizer.bytes_of, span)).decode().strip()
+            said = said.removeprefix('<think>\n\n</think>')
+            assert said.replace('▁', ' ').strip() == reply.replace('▁', ' ').strip()
+        # A prompt has exactly the tokens that stand before each reply.
+        for number, message in enumerate(messages):
+            if message['role'] != 'assistant' or name == 'marked':
+                continue
+            prompt = chat_template.encode_prompt(messages[:number], tokenizer, 'turns')
+            assert tokens[: len(prompt)] == prompt and trained[len(prompt)]
+            assert not trained[len(prompt) - 1]
+
+
+@NAMES
+def test_texts_never_become_special_tokens(name, made):
+    tokenizer, _ = made(name)
+    specials = {*tokenizer.specials.values()}
+    plain = say('a', 'b')
+    expected = [t for t in encode(plain, tokenizer)[0] if t in specials]
+    names = [*tokenizer.specials, *SPECIALS]
+    for user, reply in zip(
+        make_strings(200, names, 1), make_strings(200, names, 2), strict=True
+    ):
+        messages = say(user, reply)
+        if not tokenizer.decode(tokenizer.encode(user)).strip():
+            continue
+        tokens, _ = encode(messages, tokenizer)
+        assert [t for t in tokens if t in specials] == expected, messages
+    for begun in names:  # nor do texts with the template around them
+        for cut in range(1, len(begun)):
+            messages = say(begun[:cut], begun[cut:])
+            tokens, _ = encode(messages, tokenizer)
+            assert [t for t in tokens if t in specials] == expected
+
+
+def test_a_prompt_ends_where_it_ends_in_use(tmp_path):
+    """A newline of the reply is not joined with that of the prompt."""
+    model = made_tokenizers.byte_level(['<s>', '</s>', *IM])
+    model.add_tokens(['\n\n'])
+    size = made_tokenizers.write_folder(tmp_path, model, chat_template=CHATML)
+    tokenizer = import_tokenizer(tmp_path, tmp_path / 'run', size)
+    messages = say('a', '\n\nHi')
+    prompt = chat_template.encode_prompt(messages[:1], tokenizer, 'turns')
+    tokens, trained = encode(messages, tokenizer)
+    assert tokens[: len(prompt)] == prompt and trained.index(True) == len(prompt)
+    kept = [*compress(tokens, trained)]
+    assert kept[:-1] == tokenizer.encode('\n\nHi')
+    ids = lambda text: model.encode(text, add_special_tokens=False).ids
+    assert ids('assistant\n\n\nHi') != ids('assistant\n') + ids('\n\nHi')
+
+
+def test_untrained_unfinished_and_continued_replies(made):
+    tokenizer, _ = made('smollm')
+    messages = say('a', 'b', 'c', 'd')
+    messages[1]['train'] = False
+    tokens, trained = encode(messages, tokenizer)
+    kept = [*compress(tokens, trained)]
+    end = tokenizer.specials['<|im_end|>']
+    assert kept == [*tokenizer.encode('d'), end]
+    open_tokens, open_trained = encode(messages, tokenizer, unfinished=True)
+    assert open_tokens == tokens[: len(open_tokens)]
+    assert [*compress(open_tokens, open_trained)] == tokenizer.encode('d')
+    prompt = chat_template.encode_prompt(messages, tokenizer, 'turns', True)
+    assert prompt == open_tokens
+    reply = chat_template.encode_reply(messages[:1], 'b', tokenizer, 'turns')
+    assert reply == [*tokenizer.encode('b'), end]
+    begin = [tokenizer.specials['<|im_start|>'], *tokenizer.encode('assistant\n')]
+    assert chat_template.beginning_of_reply(tokenizer, 'turns') == begin
+
+
+def test_templates_that_refuse(made):
+    tokenizer, _ = made('gemma_2')
+    with pytest.raises(UserError, match='refuses the messages: no system messages'):
+        encode(say('a', 'b', system='c'), tokenizer)
+    tokenizer, _ = made('qwen_3')
+    with pytest.raises(jinja_template.UnstableTemplate, match='generation'):
+        encode(say('a', 'b', 'c', 'd'), tokenizer)
+
+
+def test_tools_and_their_answers(made):
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer, model = made('qwen_25')
+    call = dict(function=dict(name='add', arguments=dict(a=1, b='<|im_end|>')))
+    messages = [
+        *say('1 + 1?'),
+        dict(role='assistant', content='', tool_calls=[call]),
+        dict(role='tool', content='2 <|im_end|>'),
+        dict(role='assistant', content='It is 2.'),
+    ]
+    tokens, trained = encode(messages, tokenizer)
+    end = tokenizer.specials['<|im_end|>']
+    assert tokens.count(end) == 5 and [*compress(tokens, trained)].count(end) == 2
+    call['function']['arguments']['b'] = messages[2]['content'] = 'x'
+    theirs = PreTrainedTokenizerFast(
+        tokenizer_object=model, chat_template=TEMPLATES['qwen_25'].template
+    )
+    expected = theirs.apply_chat_template(messages, return_dict=False)
+    assert encode(messages, tokenizer)[0] == expected
+
+
+def test_contents_in_parts(tmp_path, made):
+    parts = lambda text: [dict(type='text', text=text)]
+    tokenizer, _ = made('gemma_3')
+    messages = say('a', 'b')
+    in_parts = [dict(m, content=parts(m['content'])) for m in messages]
+    assert encode(in_parts, tokenizer) == encode(messages, tokenizer)
+    # A template that reads only parts gets texts in parts.
+    template = CHATML.replace("m['content']", "m['content'][0]['text']")
+    only, _ = make_tokenizer(tmp_path, Made(template, IM))
+    assert encode(messages, only) == encode(messages, made('smollm')[0])
+
+
+@pytest.mark.parametrize(
+    'template, words',
+    [
+        (f'{LOOP}{LOOP}{{% endfor %}}{{% endfor %}}', 'runs for over 0.5 s'),
+        ("{{ 'x' * 10**10 }}", 'memory'),
+        (f'{LOOP}{{% set ns.x = ns.x ~ ns.x %}}{{% endfor %}}', 'memory|over'),
+        ('{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}', 'calls itself|recursion'),
+        ("{{ raise_exception('not this') }}", 'refuses the messages: not this'),
+        ('{{ messages.__class__.__mro__ }}', 'refuses the messages: .*unsafe'),
+        ('{% for', 'refuses the messages'),
+        ('{{ 10 ** (10**10) }}', 'over|memory'),
+    ],
+)
+def test_hostile_templates_end_in_time(tmp_path, monkeypatch, template, words):
+    monkeypatch.setattr(jinja_template, 'PROCESSOR_SECONDS', 0.5)
+    monkeypatch.setattr(jinja_template, 'REAL_SECONDS', 3.0)
+    tokenizer, _ = make_tokenizer(tmp_path, Made(template, IM))
+    began = time.monotonic()
+    with pytest.raises(UserError, match=words):
+        jinja_template.encode_prompt(say('a'), tokenizer)
+    assert time.monotonic() - began < 60
+    good, _ = make_tokenizer(tmp_path / 'good', Made(CHATML, IM))
+    assert jinja_template.encode_prompt(say('a'), good)
