@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from gptjax import command_line
 from gptjax.command_line import DRAWN, ENGINE, FLAGS, HOSTS, RUN
-from gptjax.convert_stages import run_import
+from gptjax.convert_stages import run_export, run_import
 from gptjax.core import console, process, storage
 from gptjax.core.config import check_fields, complete_new
 from gptjax.core.console import UserError
@@ -425,6 +425,11 @@ STAGES = {
         'make a run of the folder of a Hugging Face model',
         ('from', 'workdir', 'dtype'),
         run_import,
+    ),
+    'export': CommandStage(
+        'write a run as the folder of a Hugging Face model',
+        ('workdir', 'to', 'step', 'dtype'),
+        run_export,
     ),
     'bench': CommandStage(
         'measure the speed: `bench data`, `bench train` or `bench decode`',

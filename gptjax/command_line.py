@@ -79,8 +79,12 @@ flags.DEFINE_bool(
 
 
 flags.DEFINE_string('from', None, 'import: the folder of a Hugging Face model')
+flags.DEFINE_string('to', None, 'export: a new folder')
 flags.DEFINE_enum(
-    'dtype', 'float32', ['float32', 'bfloat16'], 'import: dtype of the weights'
+    'dtype',
+    None,
+    ['float32', 'bfloat16'],
+    'import, export: dtype of the weights; import: default float32',
 )
 
 RUN = ('config', 'workdir')

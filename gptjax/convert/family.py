@@ -45,8 +45,8 @@ class Family(NamedTuple):
 
     architectures: by `model_type` of config.json, the name of the class.
     model_fields: config.json -> fields of `config.model` that are not the default.
-    hf_fields: settings of a model -> fields of config.json; UserError if the family
-        lacks a part of the model.
+    hf_fields: settings of a model -> fields of config.json, with `model_type` if the
+        family has several; `Missing` if it lacks a part of the model.
     rules: settings of a model -> the rules of its tensors.
     ignored: ends of names of tensors that hold no parameter, such as masks.
     """
@@ -96,19 +96,27 @@ def require_values(config: Mapping, **values) -> None:
             )
 
 
+class Missing(Exception):
+    """The family lacks parts of a model: `fields`, such as "model.mlp='relu2'"."""
+
+    def __init__(self, fields: list[str]):
+        super().__init__(', '.join(fields))
+        self.fields = fields
+
+
 def require_fields(settings, **supported) -> None:
     """Refuses a model with a part that the family lacks.
 
     `supported` has a tuple of values for each field that may differ from `PLAIN`, and
     None for fields of which every value is supported.
     """
+    missing = []
     for name, plain in PLAIN.items():
         values = supported.get(name, (plain,))
         if values is not None and settings[name] not in values:
-            raise UserError(
-                f'model.{name}={settings[name]!r} has no counterpart in this family, '
-                f'which has {" or ".join(map(repr, values))}'
-            )
+            missing.append(f'model.{name}={settings[name]!r}')
+    if missing:
+        raise Missing(missing)
 
 
 # ---- one tensor

@@ -98,7 +98,7 @@ class Folder:
         Besides the shards, one tensor of the folder is in memory at a time. `advance`
         is called for each.
         """
-        leaves = _flatten(abstract)
+        leaves = flatten(abstract)
         made = {
             name: self._read_param(leaves[name], sources, advance)
             for name, sources in self._sources().items()
@@ -183,7 +183,7 @@ class Folder:
                 f'{self.path} has {len(self._tensors):,} tensors, and config.json says '
                 f'{L:,} layers: copy or download both again'
             )
-        abstract = _flatten(gpt.abstract_params(self.settings))
+        abstract = flatten(gpt.abstract_params(self.settings))
         self._shapes = {name: leaf.shape for name, leaf in abstract.items()}
         expected = {
             rule.name: tensor_shape(rule, self._target_shapes(rule, layer))
@@ -276,7 +276,7 @@ def _empty(shape, dtype) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def _flatten(tree) -> dict[str, Any]:
+def flatten(tree) -> dict[str, Any]:
     """{'a': {'b': 1}} -> {'a/b': 1}."""
     return {
         name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

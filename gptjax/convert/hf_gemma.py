@@ -57,6 +57,7 @@ def hf_fields(settings):
     scale = settings.query_scale or settings.head_dim**-0.5
     fields = hf_llama.common_hf_fields(settings) | hf_llama.hf_windows(settings)
     fields |= dict(
+        model_type='gemma3_text' if is_third else 'gemma2',
         hidden_activation='gelu_pytorch_tanh',
         query_pre_attn_scalar=round(scale**-2, 6),
         attn_logit_softcapping=settings.attention_softcap or None,

@@ -1,8 +1,14 @@
 """Llama 1, 2 and 3, and what shares its layout: SmolLM, TinyLlama, Yi, Mistral."""
 
-from gptjax.convert.family import SAME, Family, Rule, require_fields, require_values
+from gptjax.convert.family import (
+    SAME,
+    Family,
+    Missing,
+    Rule,
+    require_fields,
+    require_values,
+)
 from gptjax.convert.rotary_scaling import rotary_fields
-from gptjax.core.console import UserError
 from gptjax.models.gpt import layer_windows
 
 
@@ -43,9 +49,7 @@ def hf_windows(settings):
     windows = layer_windows(settings)
     sizes = {*windows} - {0}
     if len(sizes) > 1:
-        raise UserError(
-            f'model.windows={settings.windows}: this family has one size of windows'
-        )
+        raise Missing([f'model.windows={settings.windows}'])
     kinds = ['sliding_attention' if window else 'full_attention' for window in windows]
     return dict(layer_types=kinds, sliding_window=sizes.pop() if sizes else None)
 
@@ -54,13 +58,13 @@ ANY = dict.fromkeys(('num_kv_heads', 'head_dim', 'rotary_base', 'norm_epsilon'))
 
 
 def hf_fields(settings):
-    require_fields(settings, **ANY, tie_embeddings=(False, True), windows=None)
-    (window, *others) = sorted(set(settings.windows))
-    if others:
-        require_fields(settings, **ANY, tie_embeddings=(False, True))
-    return common_hf_fields(settings) | dict(
-        hidden_act='silu', sliding_window=window or None
-    )
+    window = settings.windows[0]
+    same = ((window,) * len(settings.windows),)
+    require_fields(settings, **ANY, tie_embeddings=(False, True), windows=same)
+    fields = common_hf_fields(settings) | dict(hidden_act='silu', model_type='llama')
+    if window:  # only Mistral's code reads it
+        fields |= dict(sliding_window=window, model_type='mistral')
+    return fields
 
 
 def common_hf_fields(settings):

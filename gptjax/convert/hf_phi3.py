@@ -13,7 +13,7 @@ def model_fields(config):
 
 
 def hf_fields(settings):
-    return hf_llama.hf_fields(settings)
+    return hf_llama.hf_fields(settings) | dict(model_type='phi3')
 
 
 def rules(settings):

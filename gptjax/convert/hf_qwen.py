@@ -36,6 +36,7 @@ def hf_fields(settings):
     windows = hf_llama.hf_windows(settings)
     return hf_llama.common_hf_fields(settings) | dict(
         windows,
+        model_type='qwen3' if settings.qk_norm else 'qwen2',
         hidden_act='silu',
         use_sliding_window=windows['sliding_window'] is not None,
     )

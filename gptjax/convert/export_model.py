@@ -1,0 +1,263 @@
+"""The stage `export`: writes a run as the folder of a Hugging Face model.
+
+A run that was imported, or trained from such a run, keeps the config.json and the
+tokenizer's files that it came with. Any other run becomes a model of the first family
+that has all parts of it.
+"""
+
+import math
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_dtypes
+import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from gptjax.convert.family import (
+    PLAIN,
+    Family,
+    Missing,
+    Rule,
+    expand,
+    tensor_shape,
+    write_tensor,
+)
+from gptjax.convert.hf_folder import (
+    FAMILIES,
+    INDEX,
+    find_family,
+    flatten,
+    make_model,
+)
+from gptjax.convert.import_model import SMALL_FILES
+from gptjax.core import artifact, run_dir, storage
+from gptjax.core.console import UserError, progress_bar
+from gptjax.models.settings import resolve
+from gptjax.tokenizer.load_tokenizer import AnyTokenizer, find_tokenizer
+from gptjax.train.load_model import (
+    IMPORTED,
+    inference_mesh,
+    load_model,
+    load_run_tokenizer,
+)
+
+SHARD_BYTES = 5 * 10**9
+DTYPES = dict(F32=np.float32, BF16=ml_dtypes.bfloat16, F16=np.float16)
+NAMES = dict(F32='float32', BF16='bfloat16', F16='float16')
+SIZES = 'num_layers', 'width', 'num_heads', 'mlp_width', 'context', 'vocab_size'
+
+
+class Description(NamedTuple):
+    """What a folder says of a model.
+
+    config: of config.json.
+    source: the folder RUN/imported whose tokenizer and generation settings are kept.
+    dtypes: by the name of a tensor, 'F32', 'BF16' or 'F16'; None: the same for all.
+    """
+
+    family: Family
+    config: dict[str, Any]
+    source: Path | None = None
+    dtypes: Mapping[str, str] | None = None
+
+
+def export_model(
+    config: ConfigDict,
+    workdir: Path,
+    target: Path,
+    step: int | None = None,
+    dtype: str | None = None,
+) -> None:
+    """Writes the folder `target`, whole or not at all.
+
+    Args:
+        step: of the checkpoint; None: the best.
+        dtype: 'float32' or 'bfloat16'; None: that of each tensor of an imported model,
+            and float32 for weights that were trained here.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f'--to={target}: there is something already: name a new folder')
+    # A run that no family has is refused before its weights are read.
+    tokenizer, settings = load_run_tokenizer(config, workdir)
+    description = describe(config, workdir, settings)
+    with progress_bar('reading the model', 0):
+        trained = load_model(config, workdir, inference_mesh(config), step)
+    dtypes = description.dtypes
+    if dtype is not None or dtypes is None:
+        kind = 'BF16' if dtype == 'bfloat16' else 'F32'
+        rules = description.family.rules(settings)
+        names = [rule.name for rule, _ in expand(rules, settings.num_layers)]
+        dtypes = dict.fromkeys(names, kind)
+    draft = target.with_name(f'.{target.name}.draft')
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        write_weights(draft, description.family, trained, dtypes)
+        _write_settings(draft, description, dtypes)
+        _write_tokenizer(draft, description, workdir, tokenizer)
+        if target.exists():
+            target.rmdir()  # it is empty
+        draft.rename(target)
+    except BaseException as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        reason = storage.unwritable(error, target.parent)
+        if reason is None:
+            raise
+        raise UserError(
+            f'--to={target}: cannot write there ({reason}): free some space, or name '
+            'another folder'
+        ) from error
+    print(f'{description.config["architectures"][0]} in {target}')
+
+
+# ---- which family
+
+
+def describe(
+    config: ConfigDict, workdir: Path, settings: FrozenConfigDict
+) -> Description:
+    """The family of the model, and its config.json.
+
+    Raises:
+        UserError: no family has all parts of it; the message names them.
+    """
+    run, itself = workdir, True
+    while run is not None:
+        manifest = artifact.find_manifest(run / IMPORTED)
+        if manifest is not None:
+            hf_config = storage.read_json(run / IMPORTED / 'config.json')
+            family = find_family(hf_config)
+            hf_config.setdefault('architectures', [manifest['architecture']])
+            if _is_same(family, hf_config, settings):
+                dtypes = manifest['dtypes'] if itself else None
+                return Description(family, hf_config, run / IMPORTED, dtypes)
+        start = config.get('start', {}).get('run')
+        run, itself = Path(start) if start else None, False
+        if run is not None and (run / 'config.json').exists():
+            config = run_dir.read_config(run)
+        else:
+            break
+    return _describe_new(settings)
+
+
+def _is_same(family: Family, hf_config: Mapping, settings: FrozenConfigDict) -> bool:
+    model = make_model(family.model_fields(hf_config))
+    theirs = resolve(model, int(hf_config['vocab_size']))
+    return all(theirs[name] == settings[name] for name in (*PLAIN, *SIZES))
+
+
+def _describe_new(settings: FrozenConfigDict) -> Description:
+    missing = {}
+    for family in FAMILIES:
+        try:
+            fields = family.hf_fields(settings)
+        except Missing as error:
+            missing[next(iter(family.architectures))] = error.fields
+            continue
+        kind = fields.setdefault('model_type', next(iter(family.architectures)))
+        fields['architectures'] = [family.architectures[kind]]
+        return Description(family, fields)
+    nearest = min(missing, key=lambda name: len(missing[name]))
+    raise UserError(
+        f'no family has all parts of this model: the nearest, {nearest}, lacks '
+        f'{", ".join(missing[nearest])}: train one that has them, such as '
+        'configs/chitchat.py:export'
+    )
+
+
+# ---- weights
+
+
+def write_weights(
+    folder: Path, family: Family, trained, dtypes: Mapping[str, str]
+) -> None:
+    """Writes safetensors files of at most 5 GB each, and an index if there are more."""
+    from safetensors.numpy import save_file
+
+    params = flatten(trained.params)
+    tensors = [*expand(family.rules(trained.settings), trained.settings.num_layers)]
+    shards = [*_split(tensors, params, dtypes)]
+    stored_in, total = {}, 0
+    with progress_bar('writing', len(tensors), 'tensors') as advance:
+        for number, shard in enumerate(shards, 1):
+            file = 'model.safetensors'
+            if len(shards) > 1:
+                file = f'model-{number:05d}-of-{len(shards):05d}.safetensors'
+            arrays = {}
+            for rule, layer in shard:
+                parts = [np.asarray(part) for part in _parts(rule, layer, params)]
+                dtype = DTYPES[dtypes[rule.name]]
+                tensor = write_tensor(rule, parts).astype(dtype)
+                arrays[rule.name] = np.ascontiguousarray(tensor)
+                stored_in[rule.name] = file
+                total += tensor.nbytes
+                advance(1)
+            # transformers 4 reads no file without this.
+            save_file(arrays, folder / file, metadata=dict(format='pt'))
+    if len(shards) > 1:
+        index = dict(metadata=dict(total_size=total), weight_map=stored_in)
+        storage.write_json(folder / INDEX, index)
+
+
+def _split(tensors, params, dtypes) -> Iterator[list]:
+    shard, size = [], 0
+    for rule, layer in tensors:
+        shapes = [part.shape for part in _parts(rule, layer, params, jax.eval_shape)]
+        itemsize = np.dtype(DTYPES[dtypes[rule.name]]).itemsize
+        num_bytes = math.prod(tensor_shape(rule, shapes)) * itemsize
+        if shard and size + num_bytes > SHARD_BYTES:
+            yield shard
+            shard, size = [], 0
+        shard.append((rule, layer))
+        size += num_bytes
+    yield shard
+
+
+def _parts(rule: Rule, layer: int | None, params, evaluate=lambda f, x: f(x)):
+    """Our parameters that a tensor holds; of shapes alone with `jax.eval_shape`."""
+    if layer is None:
+        return [params[target] for target in rule.targets]
+    stacked = [params[f'layers/{target}'] for target in rule.targets]
+    return [evaluate(lambda array: array[layer], array) for array in stacked]
+
+
+# ---- other files
+
+
+def _write_settings(
+    folder: Path, description: Description, dtypes: Mapping[str, str]
+) -> None:
+    """Writes config.json. transformers 4 reads `torch_dtype`, 5 also `dtype`."""
+    kind, _ = Counter(dtypes.values()).most_common(1)[0]
+    fields = dict(description.config)
+    if 'dtype' not in fields or 'torch_dtype' in fields:
+        fields['torch_dtype'] = NAMES[kind]
+    if 'dtype' in fields or 'torch_dtype' not in fields:
+        fields['dtype'] = NAMES[kind]
+    storage.write_json(folder / 'config.json', fields)
+
+
+def _write_tokenizer(
+    folder: Path, description: Description, workdir: Path, tokenizer: AnyTokenizer
+) -> None:
+    """Writes the tokenizer, and the tokens that start and end a text."""
+    if description.source is not None:
+        for name in SMALL_FILES:
+            path = description.source / name
+            if name != 'config.json' and path.exists():
+                storage.write_bytes(folder / name, path.read_bytes())
+        return
+    path = find_tokenizer(workdir / 'tokenizer')
+    storage.write_bytes(folder / path.name, path.read_bytes())
+    ids = dict(
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.pad_id,
+    )
+    config = storage.read_json(folder / 'config.json')
+    storage.write_json(folder / 'config.json', config | ids)
+    storage.write_json(folder / 'generation_config.json', ids)
