@@ -89,9 +89,7 @@ def export_model(
     dtypes = description.dtypes
     if dtype is not None or dtypes is None:
         kind = 'BF16' if dtype == 'bfloat16' else 'F32'
-        rules = description.family.rules(settings)
-        names = [rule.name for rule, _ in expand(rules, settings.num_layers)]
-        dtypes = dict.fromkeys(names, kind)
+        dtypes = dict.fromkeys(tensor_names(description, settings), kind)
     draft = target.with_name(f'.{target.name}.draft')
     shutil.rmtree(draft, ignore_errors=True)
     try:
@@ -141,7 +139,7 @@ def describe(
             config = run_dir.read_config(run)
         else:
             break
-    return _describe_new(settings)
+    return describe_new(settings)
 
 
 def _is_same(family: Family, hf_config: Mapping, settings: FrozenConfigDict) -> bool:
@@ -150,7 +148,7 @@ def _is_same(family: Family, hf_config: Mapping, settings: FrozenConfigDict) -> 
     return all(theirs[name] == settings[name] for name in (*PLAIN, *SIZES))
 
 
-def _describe_new(settings: FrozenConfigDict) -> Description:
+def describe_new(settings: FrozenConfigDict) -> Description:
     missing = {}
     for family in FAMILIES:
         try:
@@ -223,6 +221,11 @@ def _parts(rule: Rule, layer: int | None, params, evaluate=lambda f, x: f(x)):
         return [params[target] for target in rule.targets]
     stacked = [params[f'layers/{target}'] for target in rule.targets]
     return [evaluate(lambda array: array[layer], array) for array in stacked]
+
+
+def tensor_names(description: Description, settings: FrozenConfigDict) -> list[str]:
+    rules = description.family.rules(settings)
+    return [rule.name for rule, _ in expand(rules, settings.num_layers)]
 
 
 # ---- other files

@@ -5,7 +5,14 @@ import math
 import numpy as np
 
 from gptjax.convert import hf_llama
-from gptjax.convert.family import SAME, Family, Rule, require_fields, require_values
+from gptjax.convert.family import (
+    SAME,
+    Family,
+    Missing,
+    Rule,
+    require_fields,
+    require_values,
+)
 from gptjax.convert.rotary_scaling import rotary_fields
 
 PARTS = dict(mlp='geglu', norm_place='both', norm_offset=1.0)
@@ -55,11 +62,14 @@ def hf_fields(settings):
         embedding_scale=(embedding_scale(settings.width),),
     )
     scale = settings.query_scale or settings.head_dim**-0.5
+    scalar = round(scale**-2)  # it has to be a whole number
+    if not math.isclose(scalar**-0.5, scale, rel_tol=1e-6):
+        raise Missing([f'model.query_scale={scale}'])
     fields = hf_llama.common_hf_fields(settings) | hf_llama.hf_windows(settings)
     fields |= dict(
         model_type='gemma3_text' if is_third else 'gemma2',
         hidden_activation='gelu_pytorch_tanh',
-        query_pre_attn_scalar=round(scale**-2, 6),
+        query_pre_attn_scalar=scalar,
         attn_logit_softcapping=settings.attention_softcap or None,
         final_logit_softcapping=settings.logit_softcap or None,
     )

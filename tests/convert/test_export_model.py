@@ -1,0 +1,104 @@
+"""Runs leave as folders that `transformers` reads."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from gptjax.convert import export_model
+from gptjax.convert.hf_folder import Folder
+from gptjax.core.console import UserError
+from gptjax.eval.perplexity import windows_of
+from gptjax.tokenizer.load_tokenizer import load_tokenizer
+from gptjax.train.load_model import Trained
+from tests import helpers, runs
+from tests.convert import made_models
+from tests.convert.test_families import MODELS, read_params, saved  # noqa: F401
+
+# transformers describes these in config.json, and our settings have only the result.
+SCALED = 'llama3', 'llama_linear', 'llama_yarn', 'phi3_long', 'gemma3'
+EXPORTED = [name for name in MODELS if name not in SCALED]
+
+
+@pytest.mark.parametrize('saved', EXPORTED, indirect=True)
+def test_an_export_gives_the_same_logits_and_comes_back_bitwise(saved, tmp_path):  # noqa: F811
+    path, tokens_BT, logits_BTV = saved
+    folder = Folder(path)
+    trained = Trained(folder.settings, read_params(folder), None, 0)
+    description = export_model.describe_new(folder.settings)
+    dtypes = dict.fromkeys(
+        export_model.tensor_names(description, folder.settings), 'F32'
+    )
+    export_model.write_weights(tmp_path, description.family, trained, dtypes)
+    (tmp_path / 'config.json').write_text(json.dumps(description.config))
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, attn_implementation='eager', dtype=torch.float32
+    )
+    with torch.no_grad():
+        theirs_BTV = model(torch.tensor(tokens_BT)).logits.numpy()
+    scale = np.abs(logits_BTV).max()
+    np.testing.assert_allclose(theirs_BTV, logits_BTV, atol=2e-5 * scale, rtol=0)
+    again = Folder(tmp_path)
+    assert again.settings == folder.settings
+    jax.tree.map(np.testing.assert_array_equal, read_params(again), trained.params)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_import_then_export_gives_the_same_folder(tmp_path, dtype, monkeypatch):
+    folder, run, out = (tmp_path / name for name in ('folder', 'run', 'out'))
+    made_models.write_folder(folder, 'Gemma2', dtype=dtype)
+    assert runs.gptjax('import', '--from', folder, '--workdir', run) == 0
+    assert runs.gptjax('export', '--workdir', run, '--to', out) == 0
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == sorted(path.name for path in out.iterdir())
+    for name in names:
+        assert (out / name).read_bytes() == (folder / name).read_bytes(), name
+
+    monkeypatch.setattr(export_model, 'SHARD_BYTES', 50_000)
+    sharded, back = tmp_path / 'sharded', tmp_path / 'back'
+    assert runs.gptjax('export', '--workdir', run, '--to', sharded) == 0
+    assert len([*sharded.glob('*.safetensors')]) > 1
+    assert runs.gptjax('import', '--from', sharded, '--workdir', back) == 0
+    again = read_params(Folder(sharded))
+    jax.tree.map(np.testing.assert_array_equal, again, read_params(Folder(folder)))
+
+
+def test_a_model_without_a_family_is_refused_with_its_fields():
+    with pytest.raises(UserError, match=r"lacks model\.mlp='relu2': train one"):
+        export_model.describe_new(helpers.model_settings(mlp='relu2', qk_norm=True))
+
+
+@pytest.mark.slow
+def test_bits_per_byte_are_those_under_transformers(prepared_run, tmp_path):
+    run = runs.copy(prepared_run, tmp_path / 'run')
+    flags = '--config.model.mlp=swiglu', '--config.model.qk_norm=False'
+    flags += ('--config.eval.documents=6',)
+    assert runs.gptjax('pretrain', *runs.SHORT, *flags, '--workdir', run) == 0
+    assert runs.gptjax('eval', '--workdir', run) == 0
+    out = tmp_path / 'out'
+    assert runs.gptjax('export', '--workdir', run, '--to', out) == 0
+    model = transformers.AutoModelForCausalLM.from_pretrained(out)
+    tokenizer = load_tokenizer(run / 'tokenizer')
+    evaluation = json.loads((run / 'eval.json').read_text())
+    scored = {e['id'] for e in evaluation['tasks']['perplexity']['examples']}
+    nats = num_bytes = 0
+    for line in (run / 'documents' / 'validation.jsonl').read_text().splitlines():
+        document = json.loads(line)
+        if document['id'] not in scored:
+            continue
+        ids = tokenizer.encode(document['text'])
+        stream = torch.tensor([tokenizer.bos_id, *ids, tokenizer.eos_id])
+        num_bytes += len(document['text'].encode())
+        for _, start, first, end in windows_of([stream], 64, 32):
+            with torch.no_grad():
+                logits_TV = model(stream[None, start:end]).logits[0].double()
+            targets = stream[first + 1 : end + 1]
+            logprobs = logits_TV.log_softmax(-1)[first - start :]
+            nats -= float(logprobs.gather(1, targets[:, None]).sum())
+    ours = evaluation['results']['bits_per_byte']
+    assert ours == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-4)
