@@ -20,6 +20,16 @@ from gptjax.tokenizer.tokenizer import Tokenizer
 DOCUMENT_ENDS = ('<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>')
 
 
+# Kept as they are, for the export: in a folder below RUN/tokenizer.
+ORIGINALS = tuple(
+    f'original/{name}'
+    for name in (
+        *('tokenizer_config.json', 'special_tokens_map.json', 'chat_template.jinja'),
+        *('added_tokens.json', 'tokenizer.model', 'vocab.json', 'merges.txt'),
+    )
+)
+
+
 def import_tokenizer(source: Path, folder: Path, vocab_size: int) -> AnyTokenizer:
     """Writes RUN/tokenizer (`folder`), and returns the tokenizer.
 
@@ -47,6 +57,9 @@ def import_tokenizer(source: Path, folder: Path, vocab_size: int) -> AnyTokenize
     settings = _read_settings(source, content, vocab_size)
     tokenizer = _check_content(path, content, settings)
     storage.write_bytes(folder / path.name, content)
+    for name in ORIGINALS:
+        if (original := source / Path(name).name).exists():
+            storage.write_bytes(folder / name, original.read_bytes())
     storage.write_json(folder / SETTINGS, settings)
     tokenizer.fingerprint = storage.sha256_of_file(folder / SETTINGS)
     return tokenizer

@@ -161,5 +161,7 @@ def _copy_tokenizer(run: Path, workdir: Path) -> None:
             )
         return
     # The file that `find_tokenizer` finds is copied last: then the copy is complete.
-    for path in sorted(source.parent.iterdir(), key=lambda path: path == source):
-        storage.write_bytes(folder / path.name, path.read_bytes())
+    for path in sorted(source.parent.rglob('*'), key=lambda path: path == source):
+        if path.is_file():
+            copy = folder / path.relative_to(source.parent)
+            storage.write_bytes(copy, path.read_bytes())
