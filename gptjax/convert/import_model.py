@@ -74,7 +74,7 @@ def import_model(source: Path, workdir: Path, dtype: str = 'float32') -> None:
         _write_checkpoint(folder, workdir, dtype)
         if not is_run:
             run_dir.write_environment(workdir)
-            run_dir.write_config(_make_config(folder, dtype), workdir)
+            run_dir.write_config(_make_config(folder, workdir, dtype), workdir)
     size = sum(leaf.size for leaf in jax.tree.leaves(_abstract(folder)))
     print(f'{folder.architecture}: {size:,} parameters in {workdir}')
 
@@ -98,12 +98,14 @@ def _write_tokenizer(folder: Folder, into: Path) -> dict:
     return dict(vocab_size=tokenizer.vocab_size)
 
 
-def _make_config(folder: Folder, dtype: str) -> ConfigDict:
+def _make_config(folder: Folder, workdir: Path, dtype: str) -> ConfigDict:
     config = base_config()
     config.model = folder.model
     config.model.dtype = dtype
     config.data.context = min(config.data.context, folder.model.context)
     config.tokenizer.vocab_size = folder.settings.vocab_size
+    if load_tokenizer(workdir / 'tokenizer').chat_template is not None:
+        config.chat.template = 'turns'  # that of the model
     return config
 
 
