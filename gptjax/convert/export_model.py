@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from gptjax.convert.export_tokenizer import export_tokenizer
 from gptjax.convert.family import (
     PLAIN,
     Family,
@@ -36,8 +37,8 @@ from gptjax.convert.hf_folder import (
 from gptjax.convert.import_model import SMALL_FILES
 from gptjax.core import artifact, run_dir, storage
 from gptjax.core.console import UserError, progress_bar
+from gptjax.data.chat_template import stop_conditions
 from gptjax.models.settings import resolve
-from gptjax.tokenizer.load_tokenizer import AnyTokenizer, find_tokenizer
 from gptjax.train.load_model import (
     IMPORTED,
     inference_mesh,
@@ -82,7 +83,7 @@ def export_model(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f'--to={target}: there is something already: name a new folder')
     # A run that no family has is refused before its weights are read.
-    tokenizer, settings = load_run_tokenizer(config, workdir)
+    _, settings = load_run_tokenizer(config, workdir)
     description = describe(config, workdir, settings)
     with progress_bar('reading the model', 0):
         trained = load_model(config, workdir, inference_mesh(config), step)
@@ -96,7 +97,7 @@ def export_model(
         draft.mkdir(parents=True)
         write_weights(draft, description.family, trained, dtypes)
         _write_settings(draft, description, dtypes)
-        _write_tokenizer(draft, description, workdir, tokenizer)
+        _write_tokenizer(draft, description, config, workdir)
         if target.exists():
             target.rmdir()  # it is empty
         draft.rename(target)
@@ -245,7 +246,7 @@ def _write_settings(
 
 
 def _write_tokenizer(
-    folder: Path, description: Description, workdir: Path, tokenizer: AnyTokenizer
+    folder: Path, description: Description, config: ConfigDict, workdir: Path
 ) -> None:
     """Writes the tokenizer, and the tokens that start and end a text."""
     if description.source is not None:
@@ -254,13 +255,16 @@ def _write_tokenizer(
             if name != 'config.json' and path.exists():
                 storage.write_bytes(folder / name, path.read_bytes())
         return
-    path = find_tokenizer(workdir / 'tokenizer')
-    storage.write_bytes(folder / path.name, path.read_bytes())
+    tokenizer, settings = load_run_tokenizer(config, workdir)
+    template = config.chat.template
+    export_tokenizer(workdir / 'tokenizer', folder, template, settings.context)
+    _, stop_tokens = stop_conditions(template, tokenizer)
+    ends = [*dict.fromkeys((*tokenizer.eos_ids, *stop_tokens))]
     ids = dict(
         bos_token_id=tokenizer.bos_id,
-        eos_token_id=tokenizer.eos_id,
+        eos_token_id=ends if len(ends) > 1 else ends[0],
         pad_token_id=tokenizer.pad_id,
     )
-    config = storage.read_json(folder / 'config.json')
-    storage.write_json(folder / 'config.json', config | ids)
+    written = storage.read_json(folder / 'config.json')
+    storage.write_json(folder / 'config.json', written | ids)
     storage.write_json(folder / 'generation_config.json', ids)
