@@ -1,4 +1,4 @@
-"""Reward functions that differ between the processes of a run."""
+"""Reward functions for runs with several processes."""
 
 import jax
 import numpy as np
@@ -15,3 +15,8 @@ def fails_later(problems, replies):
     if len(replies) > 4 and jax.process_index() == 0:
         raise KeyError('no such judge')
     return np.zeros(len(replies))
+
+
+def share_of_ascii(problems, replies):
+    """The share of ASCII characters: about half of random bytes, and soon learned."""
+    return [np.mean([c.isascii() for c in reply] or [0]) for reply in replies]
