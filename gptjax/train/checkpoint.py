@@ -17,6 +17,9 @@ from gptjax.core.console import UserError
 from gptjax.parallel import multihost
 
 
+FILE_BYTES = 2**27  # of a file of arrays; so much is in memory until it is written
+
+
 class Checkpoints:
     """The checkpoints of a run, saved in the background while training continues.
 
@@ -107,11 +110,10 @@ class Checkpoints:
         content['sha256'] = storage.fingerprint(content)
         self._losses[step] = loss
         args = self._ocp.args
+        saved = args.PyTreeSave(state, ocdbt_target_data_file_size=FILE_BYTES)
         self._manager.save(
             step,
-            args=args.Composite(
-                state=args.PyTreeSave(state), record=args.JsonSave(content)
-            ),
+            args=args.Composite(state=saved, record=args.JsonSave(content)),
             force=True,
         )
 
@@ -331,6 +333,7 @@ def _is_damage(error: BaseException) -> bool:
 
 # ---- checksums
 
+LARGE_BYTES = 2**26  # such arrays one by one: the compiler copies what it sums
 UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
 
 
@@ -342,8 +345,13 @@ def checksums(tree) -> dict[str, int]:
     changed element always changes the sum; other changes are missed once in 2^32.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    sums = np.asarray(_compute_checksums([leaf for _, leaf in leaves])).tolist()
-    return {name_of(path): int(s) for (path, _), s in zip(leaves, sums, strict=True)}
+    large = [leaf for leaf in leaves if leaf[1].nbytes >= LARGE_BYTES]
+    small = [leaf for leaf in leaves if leaf[1].nbytes < LARGE_BYTES]
+    sums = {}
+    for group in ([small] if small else []) + [[leaf] for leaf in large]:
+        values = np.asarray(_compute_checksums([leaf for _, leaf in group])).tolist()
+        sums |= zip((name_of(path) for path, _ in group), values, strict=True)
+    return {name_of(path): sums[name_of(path)] for path, _ in leaves}
 
 
 def name_of(path) -> str:
