@@ -44,6 +44,11 @@ def find_family(config: Mapping) -> Family:
     for family in FAMILIES:
         if name in family.architectures:
             return family
+    if name == 'gemma3':
+        raise UserError(
+            'config.json: this Gemma 3 has a vision tower, which is not supported: '
+            'save its text part (language_model) as a folder of its own'
+        )
     raise UserError(
         f'config.json: model_type={name!r} is not supported: use one of '
         f'{", ".join(known)}'
@@ -56,13 +61,14 @@ class Folder:
     def __init__(self, path: Path):
         self.path = path
         self.config = self._read_json('config.json')
-        self.family = find_family(self.config)
         try:
+            self.family = find_family(self.config)
             self.model = make_model(self.family.model_fields(self.config))
             check_fields(ConfigDict(dict(model=self.model)))
             self.settings = resolve(self.model, int(self.config['vocab_size']))
         except UserError as error:
-            raise UserError(f'{path}: {error}') from None
+            text = str(error).removeprefix('config.json: ')
+            raise UserError(f'{path}/config.json: {text}') from None
         except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise UserError(
                 f'{path}/config.json: a field is missing or has another type '

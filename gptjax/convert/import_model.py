@@ -1,8 +1,8 @@
 """The stage `import`: makes a run of the folder of a Hugging Face model.
 
+    RUN/tokenizer/     the tokenizer
     RUN/imported/      config.json and the other small files of the folder, unchanged;
                        the manifest has the SHA-256 of all its files
-    RUN/tokenizer/     the tokenizer
     RUN/checkpoints/   one checkpoint, of step 0, without a state of the optimizer
     RUN/config.json    written last: without it, RUN is no run yet
 
@@ -62,14 +62,14 @@ def import_model(source: Path, workdir: Path, dtype: str = 'float32') -> None:
             dtypes=folder.dtypes(),
         )
         artifact.build(
-            workdir / IMPORTED,
-            inputs,
-            lambda into: _copy_small_files(folder, into, described),
-        )
-        artifact.build(
             workdir / 'tokenizer',
             dict(imported=storage.fingerprint(inputs)),
             lambda into: _write_tokenizer(folder, into),
+        )
+        artifact.build(
+            workdir / IMPORTED,
+            inputs,
+            lambda into: _copy_small_files(folder, into, described),
         )
         _write_checkpoint(folder, workdir, dtype)
         if not is_run:

@@ -16,8 +16,7 @@ from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.parallel import multihost
 
-
-FILE_BYTES = 2**27  # of a file of arrays; so much is in memory until it is written
+FILE_BYTES = 2**26  # of a file of arrays; so much is in memory until it is written
 
 
 class Checkpoints:
