@@ -332,7 +332,7 @@ def _is_damage(error: BaseException) -> bool:
 
 # ---- checksums
 
-LARGE_BYTES = 2**26  # such arrays one by one: the compiler copies what it sums
+LARGE_BYTES = 2**26
 UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
 
 
@@ -344,13 +344,18 @@ def checksums(tree) -> dict[str, int]:
     changed element always changes the sum; other changes are missed once in 2^32.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    large = [leaf for leaf in leaves if leaf[1].nbytes >= LARGE_BYTES]
-    small = [leaf for leaf in leaves if leaf[1].nbytes < LARGE_BYTES]
-    sums = {}
-    for group in ([small] if small else []) + [[leaf] for leaf in large]:
-        values = np.asarray(_compute_checksums([leaf for _, leaf in group])).tolist()
-        sums |= zip((name_of(path) for path, _ in group), values, strict=True)
-    return {name_of(path): sums[name_of(path)] for path, _ in leaves}
+    is_large = lambda leaf: leaf.ndim >= 3 and leaf.nbytes >= LARGE_BYTES
+    small = [(name_of(path), leaf) for path, leaf in leaves if not is_large(leaf)]
+    sums = {name_of(path): _sum_layers(leaf) for path, leaf in leaves if is_large(leaf)}
+    values = _compute_checksums([leaf for _, leaf in small]) if small else ()
+    sums |= zip((name for name, _ in small), np.asarray(values).tolist(), strict=True)
+    return {name_of(path): int(sums[name_of(path)]) for path, _ in leaves}
+
+
+def _sum_layers(stacked) -> int:
+    """The checksum of a large array, whose temporary copies have one layer each."""
+    sums = [_compute_layer_checksum(stacked, i) for i in range(stacked.shape[0])]
+    return sum(int(checksum) for checksum in sums) % 2**32
 
 
 def name_of(path) -> str:
@@ -363,11 +368,18 @@ def _compute_checksums(arrays):
     return jnp.stack([_compute_checksum(array) for array in arrays])
 
 
-def _compute_checksum(array):
+@jax.jit
+def _compute_layer_checksum(stacked, layer):
+    array = jax.lax.dynamic_index_in_dim(stacked, layer, keepdims=False)
+    return _compute_checksum(array, layer)
+
+
+def _compute_checksum(array, first=0):
+    """Of an array, or of its part at the index `first` of a further axis in front."""
     if array.dtype == bool:
         array = array.astype(jnp.uint8)
     bits = jax.lax.bitcast_convert_type(array, UNSIGNED[array.dtype.itemsize])
-    index = jnp.zeros((), jnp.uint32)
+    index = jnp.asarray(first, jnp.uint32)
     for axis, size in enumerate(bits.shape):
         along_axis = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
         index = index * np.uint32(size % 2**32) + along_axis

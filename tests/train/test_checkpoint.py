@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gptjax.core.console import UserError
+from gptjax.train import checkpoint
 from gptjax.train.checkpoint import Checkpoints, checksums, describe
 from gptjax.train.state import TrainState
 from tests import helpers
@@ -336,6 +337,16 @@ def test_a_checksum_changes_with_every_bit(dtype):
     swapped = array[::-1].copy()
     swapped[0, 0], swapped[0, 1] = array[0, 1], array[0, 0]
     assert checksums([jnp.asarray(swapped)])['0'] != before
+
+
+def test_checksums_of_large_arrays_are_the_same(monkeypatch):
+    arrays = [
+        jax.random.normal(jax.random.key(0), (5, 7, 3), dtype)
+        for dtype in (jnp.float32, jnp.bfloat16)
+    ]
+    before = checksums(arrays)
+    monkeypatch.setattr(checkpoint, 'LARGE_BYTES', 0)
+    assert checksums(arrays) == before
 
 
 def test_checksums_of_nan_and_zero_differ():
