@@ -193,7 +193,7 @@ def read_config_file(path: str) -> ConfigDict:
         config = module.get_config(*([variant] if colon else []))
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(_explain_config_error(error, file)) from error
     if not isinstance(config, ConfigDict):
         kind = 'nothing' if config is None else f'a {type(config).__name__}'

@@ -222,6 +222,8 @@ def test_an_error_in_a_config_file_names_its_line(capsys, tmp_path):
         ('    return [][0]\n', 'line 3: IndexError: list index out of range'),
         ('    assert not common\n', 'line 3: AssertionError: assert not common'),
         ("    raise RuntimeError('no GPU')\n", 'line 3: RuntimeError: no GPU'),
+        ('    raise SystemExit\n', 'line 3: SystemExit: raise SystemExit'),
+        ("    import sys; sys.exit('no GPU')\n", 'line 3: SystemExit: no GPU'),
         ('    return get_config()\n', 'line 3: RecursionError: maximum'),
         ('    pass\n', 'get_config() returns nothing: return a ConfigDict'),
         ('    return dict(seed=1)\n', 'get_config() returns a dict: return a'),
@@ -240,6 +242,7 @@ def test_a_config_file_is_completed_and_its_unknown_fields_are_refused(
     for change, message in (
         ('model = dict(num_layers=2, width=32)', 'model.num_heads=3 does not divide'),
         ('data.sources.chitchat.wieght = 2', 'data.sources.chitchat.wieght=2: there'),
+        ("sample.prompts = ('a\\ud83d',)", "sample.prompts='a\\ud83d': half of a surrog"),
     ):
         path.write_text(
             'from configs import common\ndef get_config():\n    c = common.base()\n'

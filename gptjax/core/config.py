@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from gptjax.core.console import UserError
 from gptjax.core.fields import NEEDED, SAME, Field
+from gptjax.core.files import replace_surrogates
 from gptjax.core.schema import BASE, REWARD_PART, SCHEMA, SOURCE
 
 Fields = dict[str, Field]  # the fields of a section by name
@@ -93,6 +94,11 @@ def _check_json(name: str, value: Any) -> None:
     elif isinstance(value, list | tuple):
         for item in value:
             _check_json(name, item)
+    elif isinstance(value, str) and value != replace_surrogates(value):
+        raise UserError(
+            f'{name}={value!a}: half of a surrogate pair is no character: write whole '
+            'characters'
+        )
     elif not isinstance(value, str | int | float | None):
         raise UserError(
             f'{name}={value!r}: RUN/config.json cannot hold this value: use numbers, '

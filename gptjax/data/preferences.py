@@ -54,6 +54,12 @@ def read_preferences(path: str, field: str) -> tuple[list[Preference], dict]:
                     raise UserError(
                         f'{location}: has no "{name}" that is a string: write {FORM}'
                     )
+            if value.get('margin'):
+                raise UserError(
+                    f'{location} has the field "margin", which no loss reads: leave it '
+                    'out, or use one margin for all lines: reward.margin, or '
+                    'preference.margin of simpo'
+                )
             prompt = record_messages(value, 'prompt', location, FORM)
             if prompt[-1]['role'] == 'assistant':
                 raise UserError(

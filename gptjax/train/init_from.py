@@ -7,6 +7,7 @@ model.
 """
 
 import os
+import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -154,12 +155,14 @@ def _copy_tokenizer(run: Path, workdir: Path) -> None:
     if source is None:
         raise UserError(f'start.run={run} has no tokenizer: name a trained run')
     if target is not None:
-        if storage.sha256_of_file(target) != storage.sha256_of_file(source):
+        if storage.sha256_of_file(target) == storage.sha256_of_file(source):
+            return
+        if (workdir / 'config.json').exists():
             raise UserError(
                 f'--workdir={workdir} has another tokenizer than start.run={run}: use '
                 'another --workdir'
             )
-        return
+        shutil.rmtree(folder)  # a command copied it, and then refused its data
     # The file that `find_tokenizer` finds is copied last: then the copy is complete.
     for path in sorted(source.parent.rglob('*'), key=lambda path: path == source):
         if path.is_file():

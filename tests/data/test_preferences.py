@@ -40,6 +40,7 @@ def test_lines_become_preferences(tmp_path):
         ('[1]', 'not a JSON object'),
         ('{"prompt": []}', 'has no "chosen"'),
         (line(chosen=3), 'has no "chosen" that is a string'),
+        (line()[:-1] + ', "margin": 1}', 'has the field "margin", which no loss reads'),
         (line(prompt=[]), 'has no list "prompt"'),
         (line(prompt='Hi!'), 'has no list "prompt", but a text: write the list'),
         (line([dict(role='user')]), r'prompt\[0\] has no "content"'),

@@ -80,7 +80,8 @@ def test_the_verifier_judges_numbers(sums):
 def test_problems_that_do_not_fit_are_left_out(sums):
     short = lambda messages: len(messages[0]['content']) < 68
     assert all(short(p.messages) for p in make_task(fits=short).held_out(50))
-    with pytest.raises(UserError, match='no train problem fits the context'):
+    message = r'split train that fits the context \([1-9].* too long\): .* shorter'
+    with pytest.raises(UserError, match=message):
         make_task(fits=lambda messages: False).train(0)
 
 
@@ -90,6 +91,9 @@ def test_a_small_task_has_all_problems_that_exist(sums):
     splits = [task.demonstrations(999), task.validation(999), task.held_out(999)]
     assert sum(map(len, splits)) == 200  # 10 x 10 pairs of numbers and two signs
     assert task.train(len(splits[0])).id in ids(splits[0])
+    message = r'split validation .*\(0 are too long\): .* so that there are more prob'
+    with pytest.raises(UserError, match=message):
+        make_task(options=one_digit, held_out_fraction=1e-9).validation(9)
 
 
 def test_unknown_datasets_and_options(sums, monkeypatch):

@@ -83,6 +83,13 @@ def test_what_cannot_be_started_from(trained_run, prepared_run, tmp_path, monkey
     ):
         with pytest.raises(UserError, match=message):
             init_from.inherit_config(config_of(run, step), tmp_path / 'run')
-    storage.write_text(tmp_path / 'run' / 'tokenizer' / 'tokenizer.model', 'other')
+    copy = tmp_path / 'run' / 'tokenizer' / 'tokenizer.model'
+    storage.write_text(copy, 'other')
+    # Without a config the copy is what a refused command with another start left.
+    init_from.inherit_config(config_of(trained_run), tmp_path / 'run')
+    own = trained_run / 'tokenizer' / 'tokenizer.model'
+    assert copy.read_bytes() == own.read_bytes()
+    storage.write_text(copy, 'other')
+    storage.write_text(tmp_path / 'run' / 'config.json', '{}')
     with pytest.raises(UserError, match='has another tokenizer than start.run='):
         init_from.inherit_config(config_of(trained_run), tmp_path / 'run')

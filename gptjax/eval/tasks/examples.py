@@ -91,9 +91,10 @@ def choice_examples(
         (truth,) = example.references
         others = sorted(replies - {truth})
         if len(others) < num_choices - 1:
+            smaller = 'a smaller number, or ' if others else '--tasks=reply, or '
             raise UserError(
                 f'eval.choices={num_choices} is more than the {len(replies)} different '
-                'replies: use a smaller number, or more eval.conversations'
+                f'replies: use {smaller}more eval.conversations'
             )
         random = np.random.default_rng(
             [seed, hash_integer(seed, 'choices', example.id)]

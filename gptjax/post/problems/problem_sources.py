@@ -72,7 +72,7 @@ def gym_problems(section: ConfigDict, fits, advice: str):
     dataset = make_gym_dataset(section.name, section.options.to_dict())
 
     def problems_of(split, n):
-        problems, draws_without_new = {}, 0
+        problems, draws_without_new, num_too_long = {}, 0, 0
         for place in itertools.count():
             if len(problems) == n or draws_without_new == MAX_DRAWS:
                 break
@@ -85,15 +85,20 @@ def gym_problems(section: ConfigDict, fits, advice: str):
             )
             draws_without_new += 1
             if (
-                choose_split(problem.id, section.held_out_fraction) == split
-                and problem.id not in problems
-                and fits(problem.messages)
+                choose_split(problem.id, section.held_out_fraction) != split
+                or problem.id in problems
             ):
+                continue
+            if fits(problem.messages):
                 problems[problem.id], draws_without_new = problem, 0
+            else:
+                num_too_long += 1
         if not problems:
+            more = ' so that there are more problems, or task.held_out_fraction'
             raise UserError(
-                f'task.name={section.name}: no {split} problem fits the context in '
-                f'{MAX_DRAWS:,} draws: change task.options, or {advice}'
+                f'task.name={section.name}: none of {MAX_DRAWS:,} draws is a problem of '
+                f'the split {split} that fits the context ({num_too_long:,} are too '
+                f'long): change task.options{f", or {advice}" if num_too_long else more}'
             )
         return list(problems.values())
 

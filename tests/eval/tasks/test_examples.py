@@ -54,8 +54,10 @@ def test_the_reply_is_one_of_the_choices(documents):
         assert len(set(example.choices)) == 4
         assert set(example.choices) <= set(reference_of.values())
     assert {example.answer for example in found} == {0, 1, 2, 3}
-    with pytest.raises(UserError, match='eval.choices=99'):
+    with pytest.raises(UserError, match='eval.choices=99 .*: use a smaller number, or'):
         examples.choice_examples(replies, 99, seed=0)
+    with pytest.raises(UserError, match='the 1 different replies: use --tasks=reply, '):
+        examples.choice_examples(replies[:1], 4, seed=0)
 
 
 def test_shuffled_references_are_of_other_examples():
