@@ -242,7 +242,10 @@ def test_a_config_file_is_completed_and_its_unknown_fields_are_refused(
     for change, message in (
         ('model = dict(num_layers=2, width=32)', 'model.num_heads=3 does not divide'),
         ('data.sources.chitchat.wieght = 2', 'data.sources.chitchat.wieght=2: there'),
-        ("sample.prompts = ('a\\ud83d',)", "sample.prompts='a\\ud83d': half of a surrog"),
+        (
+            "sample.prompts = ('a\\ud83d',)",
+            "sample.prompts='a\\ud83d': half of a surrog",
+        ),
     ):
         path.write_text(
             'from configs import common\ndef get_config():\n    c = common.base()\n'

@@ -94,11 +94,13 @@ def gym_problems(section: ConfigDict, fits, advice: str):
             else:
                 num_too_long += 1
         if not problems:
-            more = ' so that there are more problems, or task.held_out_fraction'
+            fix = ' so that there are more problems, or task.held_out_fraction'
+            if num_too_long:
+                fix = f', or {advice}'
             raise UserError(
-                f'task.name={section.name}: none of {MAX_DRAWS:,} draws is a problem of '
-                f'the split {split} that fits the context ({num_too_long:,} are too '
-                f'long): change task.options{f", or {advice}" if num_too_long else more}'
+                f'task.name={section.name}: none of {MAX_DRAWS:,} draws is a problem '
+                f'of the split {split} that fits the context ({num_too_long:,} are '
+                f'too long): change task.options{fix}'
             )
         return list(problems.values())
 
