@@ -137,11 +137,16 @@ def join_turns(
 
 
 def encode_prompt(
-    messages: Sequence[dict], tokenizer, template: str, continue_last: bool = False
+    messages: Sequence[dict],
+    tokenizer,
+    template: str,
+    continue_last: bool = False,
+    tools: Sequence[dict] | None = None,
 ) -> list[int]:
     """Encodes the tokens after which the model writes the assistant's next message.
 
-    With `continue_last` the model continues the last message, an assistant's.
+    With `continue_last` the model continues the last message, an assistant's. `tools`
+    are described to a model whose own template can do it.
     """
     _check_messages(messages, template)
     if continue_last and messages[-1]['role'] != 'assistant':
@@ -150,7 +155,7 @@ def encode_prompt(
             'beginning of the reply as the last one, of the role assistant'
         )
     if uses_jinja(tokenizer, template):
-        return jinja_template.encode_prompt(messages, tokenizer, continue_last)
+        return jinja_template.encode_prompt(messages, tokenizer, continue_last, tools)
     tokens, _ = encode_conversation(messages, tokenizer, template, continue_last)
     if continue_last or template == 'text':
         return tokens

@@ -26,6 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,25 +81,41 @@ def encode_conversation(
         return _encode_marked(messages, tokenizer, unfinished)
     last = len(messages) - 1
     renders = [_variables(messages, unfinished=unfinished)]
+    renders.append(
+        _variables(messages, ends=[n for n in replies if n < last or not unfinished])
+    )
     for number in replies:
         renders.append(_variables(messages[:number], True))
         if number < last:
             renders.append(_variables(messages[: number + 1]))
-    text, *others = _render(tokenizer, renders)
-    if unfinished:
-        text = _cut_off(text)
+    text, marked, *others = _render(tokenizer, renders)
+    text = _cut_off(text) if unfinished else text
+    specials = _special_ends(text, tokenizer)
+    # The number of special tokens before the end of each reply's content.
+    places = [
+        len(_special_ends(before, tokenizer))
+        for before in accumulate(marked.split(CUT[0])[:-1])
+    ]
     spans = []  # of replies with their ends
-    for number in replies:
+    for place, number in enumerate(replies):
         prompt = others.pop(0)
         whole = others.pop(0) if number < last else text
-        if not (whole.startswith(prompt) and text.startswith(whole)):
+        end = len(whole)
+        if unfinished and number == last:
+            pass
+        elif messages[number].get('tool_calls') or len(places) != len(replies):
+            end = max(_special_ends(whole, tokenizer), default=end)
+        elif places[place] < len(specials):
+            end = min(specials[places[place]], end)
+        stays = whole.startswith(prompt) and text[:end] == whole[:end]
+        if not stays or end < len(prompt):
             raise UnstableTemplate(
                 'the chat template writes a reply, or what is before it, in another '
                 f'way when other messages follow (messages[{number}]), so it is not '
                 'known what to train on: mark replies in it by {% generation %} … '
                 '{% endgeneration %}'
             )
-        spans.append((len(prompt), len(whole)))
+        spans.append((len(prompt), end))
     return _encode_spans(text, spans, tokenizer)
 
 
@@ -163,31 +180,23 @@ def _encode_marked(messages, tokenizer, unfinished):
         for span, message in zip(spans, replies, strict=True)
         if message.get('train', True)
     ]
-    return _encode_spans(text, spans, tokenizer, exact=True)
+    return _encode_spans(text, spans, tokenizer)
 
 
-def _encode_spans(text, spans, tokenizer, exact=False):
-    """(tokens, whether each is trained on): those of spans up to the last special one.
-
-    After it a template may write a newline, which no model has to learn. With `exact`
-    the spans are trained on as they are.
-    """
-    cuts = []
-    specials = [p for p in tokenizer.split_specials(text) if p.token is not None]
-    ends = []
-    for start, end in spans:
-        inside = [p.end for p in specials if start <= p.start and p.end <= end]
-        if inside and not exact and not text[inside[-1] : end].strip():
-            end = inside[-1]
-        ends.append(end)
-        cuts += [start, end]
+def _encode_spans(text, spans, tokenizer):
+    """(tokens, whether each is in a span)."""
     tokens, trained = [], []
-    spans = [(start, end) for (start, _), end in zip(spans, ends, strict=True)]
-    for piece in _encode(text, cuts, tokenizer):
+    for piece in _encode(text, [cut for span in spans for cut in span], tokenizer):
         inside = any(start <= piece.start < end for start, end in spans)
         tokens += piece.tokens
         trained += [inside] * len(piece.tokens)
     return tokens, trained
+
+
+def _special_ends(text: str, tokenizer) -> list[int]:
+    """Where the special tokens of a rendering end."""
+    parts = tokenizer.split_specials(text)
+    return [part.end for part in parts if part.token is not None]
 
 
 def _encode(text: str, cuts: Sequence[int], tokenizer) -> list[Piece]:
@@ -310,15 +319,18 @@ def _guard(tokenizer) -> Guard:
     return Guard([*tokenizer.specials])
 
 
-def _variables(messages, add_generation_prompt=False, unfinished=False, tools=None):
-    """The variables of one rendering."""
+def _variables(
+    messages, add_generation_prompt=False, unfinished=False, tools=None, ends=()
+):
+    """The variables of one rendering, with CUT at the ends of some messages."""
     messages = [
         {name: value for name, value in message.items() if name != 'train'}
         for message in messages
     ]
-    if unfinished:
-        content = messages[-1]['content'] + CUT
-        messages[-1] = dict(messages[-1], content=content)
+    for number in [*ends, *([len(messages) - 1] if unfinished else [])]:
+        message = messages[number]
+        if isinstance(message.get('content'), str):
+            messages[number] = dict(message, content=message['content'] + CUT)
     return dict(
         messages=messages,
         add_generation_prompt=add_generation_prompt,

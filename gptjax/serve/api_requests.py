@@ -1,6 +1,8 @@
 """From the body of an HTTP request to a request for replies by the engine."""
 
 import asyncio
+import contextlib
+import json
 import secrets
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ from gptjax.serve.grammar import GrammarCompiler, schema_of_format
 from gptjax.serve.schemas import (
     ChatRequest,
     CompletionRequest,
+    Message,
     Schema,
     TokenizeRequest,
 )
@@ -222,20 +225,57 @@ def encode_messages(
     body: ChatRequest | TokenizeRequest, model: ServedModel
 ) -> list[int]:
     """The token ids of a conversation, up to where the assistant's reply begins."""
-    messages = [
-        parse_message(message.model_dump(), f'messages[{number}]')
-        for number, message in enumerate(body.messages)
-    ]
+    own = chat_template.uses_jinja(model.tokenizer, model.template)
+    if body.tools and not own:
+        raise bad_request('tools', 'the chat template takes none: leave it out')
+    read = _read_for_template if own else _read_message
+    messages = [read(message, n) for n, message in enumerate(body.messages)]
     continue_final = bool(body.continue_final_message)
     if continue_final and messages[-1]['role'] != 'assistant':
         message = "the last message is not the assistant's"
         raise bad_request('continue_final_message', message)
     try:
         return chat_template.encode_prompt(
-            messages, model.tokenizer, model.template, continue_final
+            messages, model.tokenizer, model.template, continue_final, body.tools
         )
     except UserError as error:
         raise bad_request('messages', str(error)) from error
+
+
+def _read_message(message: Message, number: int) -> dict:
+    """A message for a template of ours, which has three roles."""
+    location = f'messages[{number}]'
+    if message.role == 'tool':
+        raise bad_request(f'{location}.role', "use 'system', 'user' or 'assistant'")
+    for name in ('name', 'tool_calls', 'tool_call_id'):
+        if getattr(message, name):
+            reason = 'the chat template of this model takes none: leave it out'
+            raise bad_request(f'{location}.{name}', reason)
+    if message.content is None:
+        raise bad_request(
+            f'{location}.content', 'it is missing: send a string or an array'
+        )
+    return parse_message(message.model_dump(), location)
+
+
+def _read_for_template(message: Message, number: int) -> dict:
+    """A message for the template of an imported model, which decides what it takes."""
+    content = message.content or ''
+    if not isinstance(content, str):
+        content = ''.join(part.text for part in content)
+    role = 'system' if message.role == 'developer' else message.role
+    if message.content is None and not message.tool_calls:
+        raise bad_request(
+            f'messages[{number}].content', 'it is missing: send a string or an array'
+        )
+    given = message.model_dump(
+        include={'name', 'tool_calls', 'tool_call_id'}, exclude_none=True
+    )
+    for call in given.get('tool_calls', ()):
+        # Templates write the arguments as JSON, and clients send JSON in a string.
+        with contextlib.suppress(ValueError, TypeError):
+            call['function']['arguments'] = json.loads(call['function']['arguments'])
+    return dict(given, role=role, content=content)
 
 
 def check_token_ids(tokens: list[int], model: ServedModel, field: str) -> list[int]:

@@ -52,19 +52,33 @@ class TextPart(Schema):
     text: str
 
 
+class CalledFunction(Schema):
+    name: Annotated[str, Field(max_length=256)]
+    arguments: str | dict[str, Any] = Field(description='JSON, or as a string.')
+
+
+class ToolCall(Schema):
+    id: str | None = None
+    type: Literal['function'] | None = None
+    function: CalledFunction
+
+
 class Message(Schema):
-    role: Literal['system', 'developer', 'user', 'assistant']
-    content: str | _array(TextPart, most=64)
+    role: Literal['system', 'developer', 'user', 'assistant', 'tool']
+    content: str | _array(TextPart, most=64) | None = None
+    name: Annotated[str, Field(max_length=256)] | None = None
+    # For imported models whose chat template takes them:
+    tool_calls: _array(ToolCall, most=64, least=0) | None = None
+    tool_call_id: Annotated[str, Field(max_length=256)] | None = None
     # Clients send back the messages of earlier responses, with these fields.
-    name: None = None
     refusal: None = None
     audio: None = None
     function_call: None = None
-    tool_calls: EmptyList = None
     annotations: EmptyList = None
 
 
 Messages = _array(Message, most=1024)
+Tools = _array(dict[str, Any], most=128, least=0)
 
 
 class JsonSchema(Schema):
@@ -132,7 +146,7 @@ class ChatRequest(GenerationFields):
     )
     prediction: Any = None  # ignored
     parallel_tool_calls: Any = None  # ignored
-    tools: EmptyList = None
+    tools: Tools | None = Field(None, description='Shown by a template that can.')
     functions: EmptyList = None
     tool_choice: Literal['none', 'auto'] | None = None
     function_call: Literal['none', 'auto'] | None = None
@@ -156,6 +170,7 @@ class TokenizeRequest(Schema):
     messages: Messages | None = None
     add_special_tokens: bool | None = Field(None, description='Default: true.')
     continue_final_message: bool | None = None
+    tools: Tools | None = None
     return_token_strs: bool | None = None
 
 

@@ -3,6 +3,7 @@
 import functools
 import json
 import random
+import subprocess
 
 import pytest
 import tokenizers
@@ -15,6 +16,7 @@ from gptjax.tokenizer.load_tokenizer import load_tokenizer
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.tokenizer.train_tokenizer import train_model
 from tests.tokenizer import made_tokenizers
+from tests.tokenizer.downloads import other_python
 from tests.tokenizer.made_tokenizers import make_strings
 
 
@@ -96,6 +98,42 @@ def test_transformers_reads_it(tmp_path):
     assert apply(messages) == whole
     prompt = chat_template.encode_prompt(messages[:2], ours, 'turns')
     assert apply(messages[:2], add_generation_prompt=True) == prompt
+
+
+READ_IT = """
+import json, sys
+from transformers import AutoTokenizer, __version__
+assert __version__.startswith('4.')
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+given = json.load(open(sys.argv[2]))
+for text, ids in given['texts']:
+    assert tokenizer(text, split_special_tokens=True)['input_ids'] == ids, text
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+for messages, ids in given['chats']:
+    assert tokenizer.apply_chat_template(messages) == ids, messages
+"""
+
+
+@pytest.mark.long
+def test_transformers_4_reads_it(tmp_path):
+    python = other_python('transformers-4', 'transformers<5', 'jinja2', 'sentencepiece')
+    ours = export(tmp_path)
+    texts = make_texts(20_000)
+    chats = [
+        [dict(role='user', content=a), dict(role='assistant', content=b)]
+        for a, b in zip(
+            make_strings(500, ['a']), make_strings(500, ['b'], 1), strict=True
+        )
+    ]
+    encode = lambda messages: chat_template.encode_conversation(messages, ours, 'turns')
+    given = dict(
+        texts=[[text, chat_template.encode_text_prompt(text, ours)] for text in texts],
+        chats=[[messages, encode(messages)[0]] for messages in chats],
+    )
+    (tmp_path / 'given.json').write_text(json.dumps(given))
+    command = python, '-c', READ_IT, tmp_path / 'hf', tmp_path / 'given.json'
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1000:]
 
 
 def test_the_template_text(tmp_path):

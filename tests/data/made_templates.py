@@ -159,6 +159,11 @@ TEMPLATES = dict(
     llama_2=Made(LLAMA_2, (), SENTENCEPIECE, end='</s>'),
     llama_2_new=Made(LLAMA_2, (), METASPACE, end='</s>'),
     llama_3=Made(LLAMA_3, HEADERS, end='<|eot_id|>'),
+    llama_3_old=Made(  # writes the beginning of a reply, asked for or not
+        LLAMA_3.replace('if add_generation_prompt', 'if true'),
+        HEADERS,
+        end='<|eot_id|>',
+    ),
     gemma_2=Made(GEMMA_2, TURNS, SENTENCEPIECE, system=False, end='<end_of_turn>'),
     gemma_3=Made(GEMMA_3, TURNS, end='<end_of_turn>'),
     phi_3=Made(
