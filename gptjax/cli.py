@@ -423,12 +423,12 @@ STAGES = {
     'chat': CommandStage('talk to the model in the terminal', (*RUN, *ENGINE), _chat),
     'import': CommandStage(
         'make a run of the folder of a Hugging Face model',
-        ('from', 'workdir', 'dtype'),
+        ('from', 'workdir', 'dtype', 'base'),
         run_import,
     ),
     'export': CommandStage(
         'write a run as the folder of a Hugging Face model',
-        ('workdir', 'to', 'step', 'dtype'),
+        ('workdir', 'to', 'step', 'dtype', 'adapter'),
         run_export,
     ),
     'bench': CommandStage(

@@ -9,6 +9,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,8 +81,7 @@ def export_model(
         dtype: 'float32' or 'bfloat16'; None: that of each tensor of an imported model,
             and float32 for weights that were trained here.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f'--to={target}: there is something already: name a new folder')
+    refuse_existing(target)
     # A run that no family has is refused before its weights are read.
     _, settings = load_run_tokenizer(config, workdir)
     description = describe(config, workdir, settings)
@@ -91,13 +91,27 @@ def export_model(
     if dtype is not None or dtypes is None:
         kind = 'BF16' if dtype == 'bfloat16' else 'F32'
         dtypes = dict.fromkeys(tensor_names(description, settings), kind)
+    with new_folder(target) as draft:
+        write_weights(draft, description.family, trained, dtypes)
+        _write_settings(draft, description, dtypes)
+        _write_tokenizer(draft, description, config, workdir)
+    print(f'{description.config["architectures"][0]} in {target}')
+
+
+def refuse_existing(target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f'--to={target}: there is something already: name a new folder')
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to write in, which becomes `target` once it is whole."""
+    refuse_existing(target)
     draft = target.with_name(f'.{target.name}.draft')
     shutil.rmtree(draft, ignore_errors=True)
     try:
         draft.mkdir(parents=True)
-        write_weights(draft, description.family, trained, dtypes)
-        _write_settings(draft, description, dtypes)
-        _write_tokenizer(draft, description, config, workdir)
+        yield draft
         if target.exists():
             target.rmdir()  # it is empty
         draft.rename(target)
@@ -110,7 +124,6 @@ def export_model(
             f'--to={target}: cannot write there ({reason}): free some space, or name '
             'another folder'
         ) from error
-    print(f'{description.config["architectures"][0]} in {target}')
 
 
 # ---- which family
@@ -127,7 +140,7 @@ def describe(
     run, itself = workdir, True
     while run is not None:
         manifest = artifact.find_manifest(run / IMPORTED)
-        if manifest is not None:
+        if manifest is not None and 'dtypes' in manifest:  # else of an adapter
             hf_config = storage.read_json(run / IMPORTED / 'config.json')
             family = find_family(hf_config)
             hf_config.setdefault('architectures', [manifest['architecture']])

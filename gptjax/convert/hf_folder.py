@@ -109,7 +109,7 @@ class Folder:
             name: self._read_param(leaves[name], sources, advance)
             for name, sources in self._sources().items()
         }
-        return _nest(made)
+        return nest(made)
 
     def _sources(self):
         """By our name of a parameter: [(rule, index of the target, layer)]."""
@@ -254,6 +254,14 @@ def _list_file(folder: Path, name: str) -> dict[str, Stored]:
         }
 
 
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a small file."""
+    if not path.exists():
+        raise UserError(f'{path}: no such file: copy or download it again')
+    with _open(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
+
+
 @contextlib.contextmanager
 def _open(path: Path):
     from safetensors import SafetensorError, safe_open
@@ -289,7 +297,7 @@ def flatten(tree) -> dict[str, Any]:
     }
 
 
-def _nest(flat: Mapping[str, Any]) -> dict:
+def nest(flat: Mapping[str, Any]) -> dict:
     """{'a/b': 1} -> {'a': {'b': 1}}."""
     tree = {}
     for name, value in flat.items():

@@ -124,7 +124,7 @@ def _write_checkpoint(folder: Folder, workdir: Path, dtype: str) -> None:
             jax.set_mesh(mesh),
             progress_bar('reading', folder.num_tensors, 'tensors') as advance,
         ):
-            abstract = abstract_imported(folder.settings, dtype, mesh)
+            abstract = abstract_imported(base_config(), folder.settings, dtype, mesh)
             params = folder.read_params(abstract.params, advance)
             step = jax.numpy.zeros_like(abstract.step, device=abstract.step.sharding)
             advance(0, 'saving')

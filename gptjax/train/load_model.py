@@ -54,6 +54,17 @@ def load_model(
     The weights are the moving average if `optim.ema` is on. The weights of a LoRA run
     are merged into those of `start.run`. They are float32, except in imported runs.
     """
+    trained, base = load_parts(config, workdir, mesh, step)
+    if base is None:
+        return trained
+    params = merge_lora(config, base.params, trained.params, mesh)
+    return trained._replace(params=params)
+
+
+def load_parts(
+    config: ConfigDict, workdir: Path, mesh: Mesh, step: int | None = None
+) -> tuple[Trained, Trained | None]:
+    """`load_model` before merging: (what RUN trained, LoRA's frozen model or None)."""
     folder = workdir / 'checkpoints'
     if not folder.is_dir() or find_tokenizer(workdir / 'tokenizer') is None:
         raise UserError(
@@ -70,7 +81,8 @@ def load_model(
     with jax.set_mesh(mesh):
         imported = artifact.find_manifest(workdir / IMPORTED)
         if imported is not None:
-            abstract = abstract_imported(model, imported['settings']['dtype'], mesh)
+            dtype = imported['settings']['dtype']
+            abstract = abstract_imported(config, model, dtype, mesh)
         else:
             shapes, axes = trained_shapes(config, model)
             optimizer = make_optimizer(config, shapes)
@@ -87,17 +99,16 @@ def load_model(
     if restored is None:
         raise UserError(f'{folder} is empty: run the stage pretrain first')
     trained_step, params = restored[0]
-    if base is not None:
-        params = merge_lora(config, base.params, params, mesh)
-    return Trained(model, params, tokenizer, int(trained_step))
+    return Trained(model, params, tokenizer, int(trained_step)), base
 
 
-def abstract_imported(model: FrozenConfigDict, dtype: str, mesh: Mesh):
+def abstract_imported(
+    config: ConfigDict, model: FrozenConfigDict, dtype: str, mesh: Mesh
+):
     """The state of an imported run: weights in `dtype`, and no optimizer's state."""
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), gpt.abstract_params(model)
-    )
-    return abstract_state(shapes, optax.identity(), gpt.param_axes(model), mesh)
+    shapes, axes = trained_shapes(config, model)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
+    return abstract_state(shapes, optax.identity(), axes, mesh)
 
 
 def _step_and_weights(state):
