@@ -31,13 +31,16 @@ def run_import(words: Sequence[str]) -> None:
 
 
 def run_export(words: Sequence[str]) -> None:
-    from gptjax.convert import export_model, peft_adapter
+    from gptjax.convert import export_model, gguf_file, peft_adapter
 
     lacks_workdir = given_workdir() is None
     target = _folder('to', 'export', 'a new folder', lacks_workdir)
     config, workdir = open_run(words)
     if FLAGS.adapter:
         peft_adapter.export_adapter(config, workdir, target, FLAGS.step)
+        return
+    if target.suffix == '.gguf':
+        gguf_file.export_gguf(config, workdir, target, FLAGS.step, FLAGS.dtype)
         return
     export_model.export_model(config, workdir, target, FLAGS.step, FLAGS.dtype)
 

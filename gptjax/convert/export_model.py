@@ -201,9 +201,7 @@ def write_weights(
                 file = f'model-{number:05d}-of-{len(shards):05d}.safetensors'
             arrays = {}
             for rule, layer in shard:
-                parts = [np.asarray(part) for part in _parts(rule, layer, params)]
-                dtype = DTYPES[dtypes[rule.name]]
-                tensor = write_tensor(rule, parts).astype(dtype)
+                tensor = _tensor(rule, layer, params).astype(DTYPES[dtypes[rule.name]])
                 arrays[rule.name] = np.ascontiguousarray(tensor)
                 stored_in[rule.name] = file
                 total += tensor.nbytes
@@ -213,6 +211,17 @@ def write_weights(
     if len(shards) > 1:
         index = dict(metadata=dict(total_size=total), weight_map=stored_in)
         storage.write_json(folder / INDEX, index)
+
+
+def iterate_tensors(family: Family, trained) -> Iterator[tuple[str, np.ndarray]]:
+    """The name and the values of each tensor, in the dtype of our parameters."""
+    params, settings = flatten(trained.params), trained.settings
+    for rule, layer in expand(family.rules(settings), settings.num_layers):
+        yield rule.name, _tensor(rule, layer, params)
+
+
+def _tensor(rule: Rule, layer: int | None, params) -> np.ndarray:
+    return write_tensor(rule, [np.asarray(p) for p in _parts(rule, layer, params)])
 
 
 def _split(tensors, params, dtypes) -> Iterator[list]:

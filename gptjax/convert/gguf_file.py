@@ -1,0 +1,169 @@
+"""Writes a run as a GGUF file for llama.cpp: the Llama layout, by the package `gguf`.
+
+llama.cpp rotates neighbouring pairs of a head, and we rotate (x[i], x[i + h]). So the
+rows of queries and keys change their order: 0 1 2 3 with pairs (0, 2), (1, 3) becomes
+0 2 1 3. Scaled rotary frequencies are a tensor of factors, which llama.cpp divides by.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+from ml_collections import ConfigDict
+
+from gptjax.convert import hf_llama
+from gptjax.convert.export_model import Description, describe, iterate_tensors
+from gptjax.convert.export_tokenizer import TEMPLATES
+from gptjax.core import storage
+from gptjax.core.console import UserError, progress_bar
+from gptjax.data.chat_template import stop_conditions
+from gptjax.tokenizer.tokenizer import Tokenizer
+from gptjax.train.load_model import inference_mesh, load_model, load_run_tokenizer
+
+CONVERTER = 'export a folder, and convert it with convert_hf_to_gguf.py of llama.cpp'
+
+
+def export_gguf(
+    config: ConfigDict,
+    workdir: Path,
+    target: Path,
+    step: int | None = None,
+    dtype: str | None = None,
+) -> None:
+    """Writes the file `target`, whole or not at all; vectors are float32.
+
+    Args:
+        dtype: of matrices, 'float32' or 'bfloat16'; None: float32.
+
+    Raises:
+        UserError: the model is no Llama, or its tokenizer none of ours.
+    """
+    try:
+        import gguf
+    except ImportError:
+        raise UserError('--to=FILE.gguf needs a package: pip install gguf') from None
+    if target.exists():
+        raise UserError(f'--to={target}: there is something already: name a new file')
+    tokenizer, settings = load_run_tokenizer(config, workdir)
+    description = describe(config, workdir, settings)
+    _check(description, settings, tokenizer)
+    with progress_bar('reading the model', 0):
+        trained = load_model(config, workdir, inference_mesh(config), step)
+    draft = target.with_name(f'.{target.name}.draft')
+    try:
+        draft.parent.mkdir(parents=True, exist_ok=True)
+        writer = gguf.GGUFWriter(draft, 'llama')
+        _add_settings(writer, settings, dtype)
+        _add_tokenizer(writer, config, workdir, tokenizer)
+        _add_tensors(writer, description, trained, dtype)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        draft.rename(target)
+    except OSError as error:
+        reason = storage.unwritable(error, target.parent)
+        if reason is None:
+            raise
+        raise UserError(
+            f'--to={target}: cannot write there ({reason}): free some space, or name '
+            'another file'
+        ) from error
+    finally:
+        draft.unlink(missing_ok=True)
+    print(f'llama in {target}')
+
+
+def _check(description: Description, settings, tokenizer) -> None:
+    kind = description.config['model_type']
+    if description.family is not hf_llama.FAMILY or kind != 'llama':
+        raise UserError(
+            f'--to=FILE.gguf: only the Llama layout leaves as GGUF, and this is '
+            f'{kind}: {CONVERTER}'
+        )
+    if settings.rotary_scale != 1:
+        raise UserError(
+            f'model.rotary_scale={settings.rotary_scale}: GGUF has no such factor: '
+            f'{CONVERTER}'
+        )
+    if not isinstance(tokenizer, Tokenizer):
+        raise UserError(
+            '--to=FILE.gguf: this run has a tokenizer.json, and only our own '
+            f'tokenizers leave as GGUF: {CONVERTER}'
+        )
+
+
+def _add_settings(writer, settings, dtype) -> None:
+    import gguf
+
+    kinds = dict(bfloat16=gguf.LlamaFileType.MOSTLY_BF16)
+    writer.add_file_type(kinds.get(dtype, gguf.LlamaFileType.ALL_F32))
+    writer.add_vocab_size(settings.vocab_size)
+    writer.add_context_length(settings.context)
+    writer.add_embedding_length(settings.width)
+    writer.add_block_count(settings.num_layers)
+    writer.add_feed_forward_length(settings.mlp_width)
+    writer.add_head_count(settings.num_heads)
+    writer.add_head_count_kv(settings.num_kv_heads)
+    writer.add_key_length(settings.head_dim)
+    writer.add_value_length(settings.head_dim)
+    writer.add_rope_dimension_count(settings.head_dim)
+    writer.add_rope_freq_base(settings.rotary_base)
+    writer.add_layer_norm_rms_eps(settings.norm_epsilon)
+
+
+def _add_tokenizer(writer, config, workdir, tokenizer: Tokenizer) -> None:
+    """The SentencePiece model: its pieces, their scores and their kinds."""
+    import gguf
+
+    path = workdir / 'tokenizer' / 'tokenizer.model'
+    model = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+    kinds = gguf.TokenType
+    pieces, scores, types = [], [], []
+    for token in range(tokenizer.vocab_size):
+        pieces.append(model.id_to_piece(token).encode())
+        scores.append(model.get_score(token))
+        special = model.is_control(token) or model.is_unknown(token)
+        plain = kinds.BYTE if model.is_byte(token) else kinds.NORMAL
+        types.append(kinds.CONTROL if special else plain)
+    writer.add_tokenizer_model('llama')
+    writer.add_tokenizer_pre('default')
+    writer.add_token_list(pieces)
+    writer.add_token_scores(scores)
+    writer.add_token_types(types)
+    writer.add_bos_token_id(tokenizer.bos_id)
+    writer.add_eos_token_id(tokenizer.eos_id)
+    writer.add_pad_token_id(tokenizer.pad_id)
+    writer.add_add_bos_token(True)
+    writer.add_add_space_prefix(False)
+    writer.add_chat_template(TEMPLATES[config.chat.template])
+    _, stop_tokens = stop_conditions(config.chat.template, tokenizer)
+    for token in {*stop_tokens} - {tokenizer.eos_id}:
+        writer.add_eot_token_id(token)
+
+
+def _add_tensors(writer, description, trained, dtype) -> None:
+    import gguf
+
+    settings, kinds = trained.settings, gguf.GGMLQuantizationType
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, settings.num_layers)
+    for name, tensor in iterate_tensors(description.family, trained):
+        tensor = np.ascontiguousarray(tensor, np.float32)
+        if name.endswith(('q_proj.weight', 'k_proj.weight')):
+            tensor = _pair_neighbours(tensor, settings.head_dim)
+        theirs = names.get_name(name, ('.weight',))
+        if dtype == 'bfloat16' and tensor.ndim > 1:
+            rounded = gguf.quantize(tensor, kinds.BF16)
+            writer.add_tensor(theirs, rounded, raw_dtype=kinds.BF16)
+        else:
+            writer.add_tensor(theirs, tensor)
+    if settings.rotary_frequencies:
+        scaled_h = np.asarray(settings.rotary_frequencies, np.float32)
+        exponents_h = np.arange(len(scaled_h)) / len(scaled_h)
+        factors_h = settings.rotary_base**-exponents_h / scaled_h
+        writer.add_tensor('rope_freqs.weight', factors_h.astype(np.float32))
+
+
+def _pair_neighbours(weight: np.ndarray, head_dim: int) -> np.ndarray:
+    split = weight.reshape(-1, 2, head_dim // 2, weight.shape[1])
+    return np.ascontiguousarray(split.swapaxes(1, 2).reshape(weight.shape))
