@@ -9,6 +9,7 @@ people talk (chitchat), there is a view for each of them: `@0` and `@1`. A reply
 gives no loss (weight 0) has `"train": false`.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -38,7 +39,12 @@ from gptjax.data.cleaning.cleaning_steps import (
 from gptjax.data.documents import Write, write_sources
 from gptjax.data.sources.file_source import read_messages
 from gptjax.data.sources.open_source import SUFFIXES, describe_source_files
-from gptjax.data.sources.records import Source, open_with_ids, record_messages
+from gptjax.data.sources.records import (
+    TOOL_FIELDS,
+    Source,
+    open_with_ids,
+    record_messages,
+)
 from gptjax.data.sources.tfds_source import (
     count_examples,
     describe_dataset,
@@ -58,6 +64,13 @@ SKIPPED = {
 MAX_REPLY_BYTES = 512  # longer replies would dominate every average
 
 
+class ToolSpeaker(NamedTuple):
+    """Who calls a tool, or a tool; with further fields of the message, as JSON."""
+
+    role: str
+    fields: str
+
+
 class Conversation(NamedTuple):
     """One conversation. Its id is that of the source, and decides the split."""
 
@@ -66,7 +79,9 @@ class Conversation(NamedTuple):
     assistants: tuple[str, ...]  # speakers; each is the assistant of one view
 
 
-def write_conversations(config: ConfigDict, workdir: Path, folder: Path) -> dict:
+def write_conversations(
+    config: ConfigDict, workdir: Path, folder: Path, with_tools: bool = False
+) -> dict:
     """Writes the views of all conversations; returns counts and licences by source.
 
     Cleaning steps that change text run on each message, so what pretraining masks of a
@@ -76,7 +91,9 @@ def write_conversations(config: ConfigDict, workdir: Path, folder: Path) -> dict
     return write_sources(
         config.dialogue.sources,
         SplitWriter(folder, config.data.validation_fraction, _cut_views),
-        lambda name, source: open_conversations(name, source, workdir / 'datasets'),
+        lambda name, source: open_conversations(
+            name, source, workdir / 'datasets', with_tools
+        ),
         partial(_write_source, config, set()),
     )
 
@@ -174,11 +191,21 @@ def make_views(conversation: Conversation) -> Iterator[tuple[str, list[dict]]]:
         identity = f'{conversation.id}@{number}' if numbered else conversation.id
         roles = {assistant: 'assistant', 'system': 'system', UNTRAINED: 'assistant'}
         messages = [
-            dict(role=roles.get(speaker, 'user'), content=text)
-            | (dict(train=False) if speaker == UNTRAINED else {})
+            _make_message(speaker, text, roles)
             for speaker, text in conversation.messages
         ]
         yield identity, messages
+
+
+def _make_message(speaker, text: str, roles: dict[str, str]) -> dict:
+    if isinstance(speaker, ToolSpeaker):
+        untrained = speaker.role == UNTRAINED
+        message = dict(role=roles.get(speaker.role, speaker.role), content=text)
+        message |= json.loads(speaker.fields)
+    else:
+        untrained = speaker == UNTRAINED
+        message = dict(role=roles.get(speaker, 'user'), content=text)
+    return message | (dict(train=False) if untrained else {})
 
 
 def conversation_id(view_id: str) -> str:
@@ -209,6 +236,7 @@ def choose_replies(
             if (
                 (before['role'], reply['role']) == ('user', 'assistant')
                 and reply.get('train', True)
+                and not reply.get('tool_calls')
                 and len(reply['content'].encode()) <= MAX_REPLY_BYTES
             ):
                 name = conversation_id(view['id'])
@@ -235,12 +263,14 @@ def _clean(conversation, data, counts) -> Conversation:
     """
     steps, options = select_transforms([*counts]), read_options(data)
     cleaned = (
-        (speaker, clean_text(text, steps, options, counts))
+        (speaker, clean_text(text, steps, options, counts) or '')
         for speaker, text in conversation.messages
-        if text and not text.isspace()
+        if isinstance(speaker, ToolSpeaker) or (text and not text.isspace())
     )
     messages = [
-        (speaker, text.strip() if counts else text) for speaker, text in cleaned if text
+        (speaker, text.strip() if counts else text)
+        for speaker, text in cleaned
+        if text or isinstance(speaker, ToolSpeaker)
     ]
     return conversation._replace(messages=messages)
 
@@ -271,14 +301,16 @@ def _reason_to_skip(conversation, data, counts, seen) -> str | None:
 # ---- Sources
 
 
-def open_conversations(name: str, source: ConfigDict, data_dir: Path) -> Source:
+def open_conversations(
+    name: str, source: ConfigDict, data_dir: Path, with_tools: bool = False
+) -> Source:
     """Opens a source of `dialogue.sources`; `read(advance)` yields `Conversation`s.
 
     'chat' is users' files: JSON Lines with `messages` of `role` and `content`. 'tfds'
     is a dataset with the feature `messages` or `utterances`: see `_make_tfds_reader`.
     """
     field = f'dialogue.sources.{name}'
-    opened = open_with_ids(field, source, partial(_open, field, data_dir))
+    opened = open_with_ids(field, source, partial(_open, field, data_dir, with_tools))
 
     def read_up_to_limit(advance: Advance) -> Iterator[Conversation]:
         return islice(opened.read(advance), source.limit or None)
@@ -286,11 +318,11 @@ def open_conversations(name: str, source: ConfigDict, data_dir: Path) -> Source:
     return opened._replace(read=read_up_to_limit)
 
 
-def _open(field: str, data_dir: Path, source: ConfigDict) -> Source:
+def _open(field: str, data_dir: Path, with_tools: bool, source: ConfigDict) -> Source:
     if source.kind == 'chat':
         paths = list_files(source.path, SUFFIXES['chat'], f'{field}.path')
         description = describe_source_files(field, source, paths)
-        read = partial(_read_files, field, source, paths)
+        read = partial(_read_files, field, source, paths, with_tools)
         return Source(read, description['bytes'], 'bytes', description)
     if source.kind == 'tfds':
         builder = prepare_builder(field, source, data_dir)
@@ -304,10 +336,11 @@ def _open(field: str, data_dir: Path, source: ConfigDict) -> Source:
     )
 
 
-def _read_files(field, source, paths, advance) -> Iterator[Conversation]:
+def _read_files(field, source, paths, with_tools, advance) -> Iterator[Conversation]:
     for file in paths:
         has_reply, number = False, 0
-        for identity, _, messages in read_messages(field, source, [file], advance):
+        records = read_messages(field, source, [file], advance, '', with_tools)
+        for identity, _, messages in records:
             turns = _turns_of(messages)
             number += 1
             has_reply |= any(role == 'assistant' for role, _ in turns)
@@ -372,7 +405,11 @@ def _make_tfds_reader(field, source, builder):
 
 def _turns_of(messages: list[dict]) -> list[tuple[str, str]]:
     """(speaker, text) of messages of `record_messages`."""
-    return [
-        (m['role'] if m.get('train', True) else UNTRAINED, m['content'])
-        for m in messages
-    ]
+    turns = []
+    for message in messages:
+        speaker = message['role'] if message.get('train', True) else UNTRAINED
+        fields = {n: value for n, value in message.items() if n in TOOL_FIELDS}
+        if fields or speaker == 'tool':
+            speaker = ToolSpeaker(speaker, json.dumps(fields))
+        turns.append((speaker, message['content']))
+    return turns

@@ -101,28 +101,29 @@ def _shorten(system, messages, tokenizer, room, counts) -> Segment | None:
     tokens, trained = jinja_template.encode_conversation(
         [*system, *before, reply], tokenizer
     )
-    num_reply = sum(trained)
-    most = max(room * 3 // 4, room - (len(tokens) - num_reply))
-    cut = max(0, num_reply - most)
-    for _ in range(3):
-        excess = trained.index(True) + num_reply - cut - room
-        if excess <= 0 or not before:
+    num_reply, num_prompt = sum(trained), trained.index(True)
+    content = tokenizer.encode(before[0]['content']) if before else []
+    shared = room - (num_prompt - len(content))  # for the content and the reply
+    if shared < 2:
+        counts['long_system'] += bool(system)
+        return None
+    kept = min(num_reply, max(shared * 3 // 4, shared - len(content)))
+    for more in range(5):  # a text that begins later may have other tokens
+        excess = num_prompt + kept - room
+        if excess <= 0:
             break
-        content = tokenizer.encode(before[0]['content'])
-        if excess >= len(content):
-            counts['long_system'] += bool(system)
-            return None
-        counts['cut_prompts'] += 1
-        text = tokenizer.decode(content[excess:])
+        text = tokenizer.decode(content[excess + more :])
         before = [dict(before[0], content=text), *before[1:]]
         tokens, trained = jinja_template.encode_conversation(
             [*system, *before, reply], tokenizer
         )
-    end = trained.index(True) + num_reply - cut
+        content, num_prompt = tokenizer.encode(text), trained.index(True)
+        counts['cut_prompts'] += 1
+    end = num_prompt + kept
     if end > room:
         return None
-    if cut:
-        counts.update(cut_turns=1, cut_tokens=cut)
+    if kept < num_reply:
+        counts.update(cut_turns=1, cut_tokens=num_reply - kept)
     return tokens[:end], trained[:end]
 
 

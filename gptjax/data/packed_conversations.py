@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 
 from gptjax.core import artifact, storage
 from gptjax.core.console import UserError
-from gptjax.data.chat_template import TURN_END, begins_with_bos
+from gptjax.data.chat_template import TURN_END, begins_with_bos, uses_jinja
 from gptjax.data.cleaning.cleaning_steps import check_steps, name_reason
 from gptjax.data.conversations import SKIPPED, write_conversations
 from gptjax.data.cut_conversations import cut_messages
@@ -126,7 +126,8 @@ def _write_dialogue(
     config: ConfigDict, workdir: Path, folder: Path, tokenizer: AnyTokenizer
 ) -> dict:
     began = time.monotonic()
-    sources = write_conversations(config, workdir, folder)
+    with_tools = uses_jinja(tokenizer, config.chat.template)
+    sources = write_conversations(config, workdir, folder, with_tools)
     packed = {split: _pack_split(folder, split, tokenizer, config) for split in SPLITS}
     _refuse_empty_split(packed, config.data)
     for by_source in packed.values():

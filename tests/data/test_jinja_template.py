@@ -1,13 +1,19 @@
 """Conversations in Jinja templates: ids of transformers, and the mask of replies."""
 
+import json
 import random
 import time
+from collections import Counter
 from itertools import compress
 
 import pytest
 
+from configs import common
+from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.data import chat_template, jinja_template
+from gptjax.data.conversations import write_conversations
+from gptjax.data.cut_conversations import cut_messages, encode_last_turns
 from gptjax.tokenizer.import_tokenizer import import_tokenizer
 from tests.data.made_templates import CHATML, IM, TEMPLATES, Made, make_tokenizer
 from tests.tokenizer import made_tokenizers
@@ -164,6 +170,42 @@ def test_untrained_unfinished_and_continued_replies(made):
     assert chat_template.beginning_of_reply(tokenizer, 'turns') == begin
 
 
+@pytest.mark.parametrize('name', ['smollm', 'llama_2', 'qwen_3', 'marked'])
+def test_segments_fit_and_have_every_reply_once(name, made):
+    tokenizer, _ = made(name)
+    end = tokenizer.specials[TEMPLATES[name].end]
+    turns = [f'{word} {n}' for n in range(8) for word in ('the question', 'answer')]
+    messages = say(*turns, system='Be brief.')
+    whole = list(cut_messages(messages, tokenizer, 'turns', 5000, Counter()))
+    assert len(whole) == (8 if name == 'qwen_3' else 1)
+    room, counts = 150, Counter()
+    segments = list(cut_messages(messages, tokenizer, 'turns', room, counts))
+    kept = [token for segment in segments for token in compress(*segment)]
+    assert counts['turns'] == kept.count(end) == 8
+    assert counts['pieces'] == len(segments) > 1
+    for tokens, _ in segments:
+        assert len(tokens) <= room
+        text = b''.join(map(tokenizer.bytes_of, tokens)).decode()
+        assert 'Be brief.' in text and 'question' in text
+    # A reply, or what it answers, that is too long alone.
+    for long in (say('a', 'the answer ' * 40), say('the question ' * 40, 'b')):
+        ((tokens, trained),) = cut_messages(long, tokenizer, 'turns', 70, Counter())
+        assert len(tokens) <= 70 and any(trained)
+        assert tokens[-1] == end or long[0]['content'] == 'a'
+
+
+def test_the_end_of_a_conversation(made):
+    tokenizer, _ = made('smollm')
+    messages = say(*'abcdef')
+    whole, _ = encode(messages, tokenizer)
+    for room in range(1, len(whole) + 1):
+        tokens, dropped, cut = encode_last_turns(messages, tokenizer, room)
+        assert len(tokens) <= room
+        assert tokens == whole[len(whole) - len(tokens) :]
+        assert cut == (len(tokens) < len(encode(messages[4:], tokenizer)[0]))
+        assert dropped in (0, 2, 4)
+
+
 def test_templates_that_refuse(made):
     tokenizer, _ = made('gemma_2')
     with pytest.raises(UserError, match='refuses the messages: no system messages'):
@@ -193,6 +235,31 @@ def test_tools_and_their_answers(made):
     )
     expected = theirs.apply_chat_template(messages, return_dict=False)
     assert encode(messages, tokenizer)[0] == expected
+
+
+def test_tools_in_training_files(tmp_path, made):
+    tokenizer, _ = made('qwen_25')
+    call = dict(type='function', function=dict(name='add', arguments=dict(a=1)))
+    messages = [
+        *say('1 + 1?'),
+        dict(role='assistant', content=None, tool_calls=[call]),
+        dict(role='tool', content='2', name='add'),
+        dict(role='assistant', content='It is 2.'),
+    ]
+    lines = [json.dumps(dict(messages=messages)) + '\n'] * 2
+    (tmp_path / 'chat.jsonl').write_text(''.join(lines))
+    config = common.base()
+    source = common.source('chat', str(tmp_path / 'chat.jsonl'))
+    config.dialogue = common.dialogue_section(own=source)
+    (tmp_path / 'made').mkdir()
+    write_conversations(config, tmp_path, tmp_path / 'made', with_tools=True)
+    (view,) = storage.read_jsonl(tmp_path / 'made' / 'train.jsonl')
+    messages[1]['content'] = ''
+    assert view['messages'] == messages
+    (segment,) = cut_messages(messages, tokenizer, 'turns', 500, Counter())
+    kept = tokenizer.decode(compress(*segment))
+    expected = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+    assert kept == expected + 'It is 2.'
 
 
 def test_contents_in_parts(tmp_path, made):

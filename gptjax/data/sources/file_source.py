@@ -116,6 +116,7 @@ def read_messages(
     paths: list[File],
     advance: Advance,
     alternative: str = '',
+    with_tools: bool = False,
 ) -> Iterator[tuple[str, str, list[dict]]]:
     """Yields (id, location for an error, messages) of chat files.
 
@@ -123,7 +124,7 @@ def read_messages(
     """
     for default_id, location, record in _read_records(field, paths, advance):
         messages = record_messages(
-            record, 'messages', location, f'{MESSAGES}{alternative}'
+            record, 'messages', location, f'{MESSAGES}{alternative}', with_tools
         )
         identity = record_id(record, field, source, location, default_id)
         yield identity, location, messages

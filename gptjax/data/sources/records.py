@@ -29,6 +29,7 @@ MESSAGE_FIELDS = (
     *('name', 'tool_calls', 'tool_call_id', 'function_call', 'refusal', 'train_detail'),
     *('reasoning_content', 'thinking', 'image', 'images', 'audio'),
 )
+TOOL_FIELDS = ('name', 'tool_calls', 'tool_call_id', 'reasoning_content')
 PLACE = '#'  # as `id_field`: the file and line are the id, whatever fields there are
 MANY_IDS = 20  # with more values, a field is an id
 CHANGES_NOTHING = (None, '', [], {}, 1)  # 1 is a weight
@@ -116,7 +117,11 @@ def record_text(record: dict, field: str, source: ConfigDict, location: str) -> 
 
 
 def record_messages(
-    record: dict, name: str, location: str, example: str = MESSAGES
+    record: dict,
+    name: str,
+    location: str,
+    example: str = MESSAGES,
+    with_tools: bool = False,
 ) -> list[dict]:
     """The record's list of messages `name`, each as `parse_message` returns it.
 
@@ -132,25 +137,33 @@ def record_messages(
             found = f'but {json.dumps(value)[:40]}: write lines as'
         raise UserError(f'{location} has no list "{name}", {found} {example}')
     return [
-        parse_message(message, f'{location}: {name}[{number}]', example)
+        parse_message(message, f'{location}: {name}[{number}]', example, with_tools)
         for number, message in enumerate(value)
     ]
 
 
-def parse_message(message, location: str, example: str = MESSAGES) -> dict:
+def parse_message(
+    message, location: str, example: str = MESSAGES, with_tools: bool = False
+) -> dict:
     """Checks a message; returns its `role` and `content`, a text.
 
     The role 'developer' becomes 'system', and the texts of a content in parts are
     joined. A reply with weight 0, or train false, gets `train=False`: it gives no loss.
     Other fields are ignored, or refused if they change what a model learns.
+    `with_tools` takes the role 'tool' and the fields TOOL_FIELDS, for the template of
+    an imported model.
     """
     if not isinstance(message, dict):
         message = {}
     role, content = message.get('role'), message.get('content')
     if isinstance(role, str):
         role = 'system' if role == 'developer' else role
-        check_role(role, location)
-    _refuse_fields(message, MESSAGE_FIELDS, location)
+        if not (with_tools and role == 'tool'):
+            check_role(role, location)
+    tools = {n: message[n] for n in TOOL_FIELDS if with_tools and message.get(n)}
+    _refuse_fields(message, [n for n in MESSAGE_FIELDS if n not in tools], location)
+    if content is None and 'tool_calls' in tools:
+        content = ''
     if isinstance(content, list):
         content = _join_texts(content, location)
     for name, text in dict(role=role, content=content).items():
@@ -171,9 +184,8 @@ def parse_message(message, location: str, example: str = MESSAGES) -> dict:
                 'out, only replies of the assistant are learned'
             )
     without_loss = role == 'assistant' and not all(weights)
-    return dict(role=role, content=content) | (
-        dict(train=False) if without_loss else {}
-    )
+    trained = dict(train=False) if without_loss else {}
+    return dict(role=role, content=content) | trained | tools
 
 
 def _join_texts(content: list, location: str) -> str:
