@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from gptjax.core.console import UserError
 from gptjax.data import jinja_template
+from gptjax.tokenizer.tokenizer import CHAT_TURNS
 
 ROLES = ('system', 'user', 'assistant')
 TEMPLATES = ('text', 'turns')
@@ -83,7 +84,7 @@ def encode_turns(
     _check_messages(messages, template)
     for number, message in enumerate(messages):
         check_role(message['role'], f'messages[{number}]')
-    if template == 'turns' and '<|end|>' not in tokenizer.specials:
+    if template == 'turns' and not {*CHAT_TURNS} <= tokenizer.specials.keys():
         raise UserError(
             'chat.template=turns: the tokenizer of this model has no chat template and '
             'no tokens for turns: use --config.chat.template=text, or import a chat '

@@ -221,6 +221,8 @@ def encode_last_turns(
         was cut off).
     """
     system, rest = split_beginning(messages)
+    if not rest:  # only replies
+        system, rest = [], list(messages)
     starts = [n for n, m in enumerate(rest) if m['role'] == 'user' or n == 0]
     for start in starts:
         tokens, _ = jinja_template.encode_conversation(

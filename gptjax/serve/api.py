@@ -190,7 +190,7 @@ async def _tokenizer_info(request: Request) -> Response:
     tokenizer = model.tokenizer
     names = {token: name for name, token in tokenizer.specials.items()}
     content = schemas.TokenizerInfo(
-        tokenizer_class='SentencePiece',
+        tokenizer_class=tokenizer.kind,
         vocab_size=tokenizer.vocab_size,
         model_max_length=model.engine.context,
         fingerprint=tokenizer.fingerprint,

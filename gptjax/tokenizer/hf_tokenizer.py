@@ -46,6 +46,8 @@ class HFTokenizer:
     names: of special tokens, by what they are for.
     """
 
+    kind = 'tokenizer.json'
+
     def __init__(self, content: bytes, settings: dict):
         """
         Args:

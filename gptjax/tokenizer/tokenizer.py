@@ -40,6 +40,8 @@ class Tokenizer:
         fingerprint: SHA-256 of the model file, hexadecimal.
     """
 
+    kind = 'SentencePiece'
+
     def __init__(self, model: bytes):
         """Reads the bytes of a model that `train_tokenizer` wrote.
 

@@ -204,6 +204,8 @@ def test_the_end_of_a_conversation(made):
         assert tokens == whole[len(whole) - len(tokens) :]
         assert cut == (len(tokens) < len(encode(messages[4:], tokenizer)[0]))
         assert dropped in (0, 2, 4)
+    alone = [dict(role='assistant', content='a')]
+    assert encode_last_turns(alone, tokenizer, 99)[0] == encode(alone, tokenizer)[0]
 
 
 def test_templates_that_refuse(made):

@@ -1,9 +1,11 @@
 """Documents and conversations of models that have no BOS, and none between segments."""
 
 import numpy as np
+import pytest
 from ml_collections import ConfigDict
 
-from gptjax.data.chat_template import encode_text_prompt
+from gptjax.core.console import UserError
+from gptjax.data.chat_template import encode_prompt, encode_text_prompt
 from gptjax.data.packed_conversations import _SourceWriter
 from gptjax.data.packed_dataset import PackedSource
 from gptjax.data.packing import Packer, unpack
@@ -36,6 +38,12 @@ def test_prompts(tmp_path):
     assert encode_text_prompt('', tokenizer) == [tokenizer.bos_id]
     llama = tokenizer_of(tmp_path / 'llama', made_tokenizers.sentencepiece)
     assert encode_text_prompt('a', llama) == [llama.bos_id, *llama.encode('a')]
+
+
+def test_a_model_without_a_chat_template_has_no_turns(tmp_path):
+    messages = [dict(role='user', content='a')]
+    with pytest.raises(UserError, match='no chat template.*chat.template=text'):
+        encode_prompt(messages, tokenizer_of(tmp_path), 'turns')
 
 
 def test_segments_of_conversations_are_kept_apart(tmp_path):
