@@ -26,6 +26,7 @@ ORDER['post'] = f'{ORDER["train"]} train'
 ORDER['eval'] = f'{ORDER["post"]} post'
 for last in ('convert', 'tune', 'plan', 'serve', 'bench'):
     ORDER[last] = f'{ORDER["eval"]} eval'
+ORDER['bench'] += ' convert'  # weights for other libraries
 ORDER['papers'] = f'{ORDER["bench"]} convert tune plan serve bench'
 ORDER[''] = f'{ORDER["papers"]} papers'  # cli and the other top modules
 

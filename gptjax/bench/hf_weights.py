@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.core.console import UserError
+from gptjax.core.model_schema import LATER, MODEL
 
 # The values of model fields that each library supports.
 TORCH = dict(position=['rotary'], norm=['rmsnorm'], bias=[False], windows=[(0,)])
 TORCH |= dict(tie_embeddings=[False], attention_softcap=[0.0], logit_softcap=[0.0])
 TORCH |= dict(dtype=['float32'], mlp=['swiglu', 'relu2'], qk_norm=[False, True])
+TORCH |= {name: [MODEL[name].default] for name in LATER}
 LLAMA_CPP = TORCH | dict(mlp=['swiglu'], qk_norm=[False])
 SUPPORTED = {'torch': TORCH, 'llama.cpp': LLAMA_CPP}
 
@@ -30,43 +32,26 @@ def check(settings, against: str) -> None:
             )
 
 
-def state_dict(params: dict) -> dict[str, np.ndarray]:
-    """The parameters with Hugging Face's names, float32, layers unstacked.
+def state_dict(settings, params: dict) -> dict[str, np.ndarray]:
+    """The parameters with Hugging Face's names, float32, layers unstacked."""
+    # The other library's environment may not have JAX.
+    from gptjax.convert import hf_qwen
+    from gptjax.convert.family import expand, write_tensor
+    from gptjax.convert.hf_folder import flatten
 
-    PyTorch stores a linear map as (outputs, inputs), with all heads in one axis. Rotary
-    positions rotate the same pairs in both.
-    """
-    import jax  # the other library's environment may not have it
-
-    params = jax.tree.map(np.asarray, params)
-    layers = params['layers']
-    D = params['embed']['token'].shape[1]
-    from_width = lambda weight: weight.reshape(D, -1).T  # (D, …) -> (…, D)
-    to_width = lambda weight: weight.reshape(-1, D).T  # (…, D) -> (D, …)
-    named = {
-        'model.embed_tokens.weight': params['embed']['token'],
-        'model.norm.weight': params['final_norm']['scale'],
-        'lm_head.weight': from_width(params['head']['kernel']),
-    }
-    for i in range(len(layers['mlp']['up'])):
-        attention, mlp = layers['attention'], layers['mlp']
-        weights = {
-            'input_layernorm': layers['attention_norm']['scale'][i],
-            'self_attn.q_proj': from_width(attention['query'][i]),
-            'self_attn.k_proj': from_width(attention['key'][i]),
-            'self_attn.v_proj': from_width(attention['value'][i]),
-            'self_attn.o_proj': to_width(attention['out'][i]),
-            'post_attention_layernorm': layers['mlp_norm']['scale'][i],
-            'mlp.up_proj': from_width(mlp['up'][i]),
-            'mlp.down_proj': to_width(mlp['down'][i]),
-        }
-        if 'gate' in mlp:
-            weights['mlp.gate_proj'] = from_width(mlp['gate'][i])
-        if 'query_norm' in attention:
-            weights['self_attn.q_norm'] = attention['query_norm']['scale'][i]
-            weights['self_attn.k_norm'] = attention['key_norm']['scale'][i]
-        named |= {f'model.layers.{i}.{k}.weight': v for k, v in weights.items()}
-    return {k: np.ascontiguousarray(v, np.float32) for k, v in named.items()}
+    arrays = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
+    named = {}
+    for rule, layer in expand(hf_qwen.rules(settings), settings.num_layers):
+        (target,) = rule.targets
+        if layer is None:
+            array = arrays[target]
+        elif f'layers/{target}' in arrays:
+            array = arrays[f'layers/{target}'][layer]
+        else:
+            continue  # a squared ReLU has no gate
+        tensor = write_tensor(rule, [array])
+        named[rule.name] = np.ascontiguousarray(tensor, np.float32)
+    return named
 
 
 def sizes(settings) -> dict:
@@ -90,7 +75,7 @@ def sizes(settings) -> dict:
 def write(path: Path, settings, params: dict) -> None:
     """Writes `state_dict` and `sizes` (as 'config.NAME') to an .npz file."""
     fields = {f'config.{name}': value for name, value in sizes(settings).items()}
-    np.savez(path, **fields, **state_dict(params))
+    np.savez(path, **fields, **state_dict(settings, params))
 
 
 def read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
