@@ -192,7 +192,7 @@ def needs(*packages):
     ],
 )
 def test_real_libraries_draw_the_same_tokens(against, parts, capsys):
-    config = helpers.config(num_kv_heads=2, **parts)
+    config = helpers.config(**(dict(num_kv_heads=2) | parts))
     config.tokenizer.vocab_size = helpers.VOCAB
     bench_decode.run(config, against=against, python=sys.executable, requests={3: 1})
     total = sum(make_workload(3, 32, helpers.VOCAB).lengths)
