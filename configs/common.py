@@ -50,6 +50,7 @@ def reward_part(
     function: str,
     weight: float = schema.REWARD_PART['weight'].default,
     run: str = schema.REWARD_PART['run'].default,
+    on: str = schema.REWARD_PART['on'].default,
 ) -> ConfigDict:
     """One reward of the mixture `task.rewards`.
 
@@ -58,8 +59,9 @@ def reward_part(
             reward model, or the full name of a function that can be imported.
         weight: the total reward is the sum of weight * reward.
         run: the run directory of a reward model.
+        on: the problems that it counts for: 'all', 'answered' or 'open'.
     """
-    return ConfigDict(dict(function=function, weight=weight, run=run))
+    return ConfigDict(dict(function=function, weight=weight, run=run, on=on))
 
 
 # The other sections: `common.sft_section(epochs=1.0)` changes one of the defaults.

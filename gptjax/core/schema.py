@@ -48,6 +48,11 @@ SOURCE = dict(
 REWARD_PART = dict(
     function=Field('correct', "key of REWARDS in reward_functions.py, or 'model'"),
     weight=Field(1.0, 'the total reward is the sum of weight * reward', FINITE),
+    on=Field(
+        'all',
+        "problems that it counts for: 'answered', or 'open', which have no answer",
+        one_of('all', 'answered', 'open'),
+    ),
     run=Field('', "run directory of the reward model, for function='model'"),
 )
 
@@ -258,6 +263,8 @@ TASK = dict(
         'your problems instead: JSON Lines with "prompt" and "answer", or a folder '
         'with train.jsonl and validation.jsonl of conversations, such as RUN/dialogue',
     ),
+    chats=Field('', 'folder of conversations whose prompts are mixed in for training'),
+    chat_share=Field(0.25, 'share of these prompts among all', SHARE),
     held_out_fraction=Field(
         0.1, 'share of problems held out, by a hash of the content', LESS_THAN_HALF
     ),

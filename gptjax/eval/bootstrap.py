@@ -12,7 +12,7 @@ items, share the resamples.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +49,24 @@ def compute_figures(
         name: make_figure(compute(sums), compute(resampled), settings.level)
         for name, compute in figures.items()
     }
+
+
+def compute_figures_by_group(
+    groups: Sequence[str],
+    columns: Columns,
+    figures: Mapping[str, Figure],
+    settings: BootstrapSettings,
+) -> dict[str, dict]:
+    """{name/group: {value, interval}} over the items of each group; {} of one group."""
+    names, groups = list(dict.fromkeys(groups)), np.array(groups)
+    if len(names) == 1:
+        return {}
+    computed = {}
+    for group in names:
+        chosen = {name: column[groups == group] for name, column in columns.items()}
+        for name, figure in compute_figures(chosen, figures, settings).items():
+            computed[f'{name}/{group}'] = figure
+    return computed
 
 
 def compute_means(columns: Columns, settings: BootstrapSettings) -> dict[str, dict]:

@@ -9,6 +9,7 @@ one, write it here and name it in REWARDS, or put its full name into the config,
 import importlib
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -106,17 +107,27 @@ def make_reward(section: ConfigDict, task: Task) -> Reward:
             function = REWARDS[part.function](task)
         else:
             function = _import_reward(f'task.rewards.{name}.function', part.function)
-        parts.append((f'task.rewards.{name}', part.weight, function))
+        parts.append((f'task.rewards.{name}', part, function))
 
     def reward(problems, replies):
         total = np.zeros(len(problems), np.float32)
-        for name, weight, function in parts:
-            total += np.float32(weight) * compute_rewards(
-                name, function, problems, replies
-            )
+        for name, part, function in parts:
+            counts = [part.on in ('all', kind_of(problem)) for problem in problems]
+            if any(counts):
+                total[counts] += np.float32(part.weight) * compute_rewards(
+                    name,
+                    function,
+                    list(compress(problems, counts)),
+                    list(compress(replies, counts)),
+                )
         return total
 
     return reward
+
+
+def kind_of(problem: Problem) -> str:
+    """'answered' or 'open', as in `task.rewards.NAME.on`."""
+    return 'answered' if problem.answer else 'open'
 
 
 def compute_rewards(

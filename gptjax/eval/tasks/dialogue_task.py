@@ -151,14 +151,13 @@ def evaluate_dialogue(predictor: Predictor, examples: Sequence[Example]) -> dict
         reply_tokens=dict(value=float(lengths.mean())),
     )
     results.add_baseline(figures, 'the people', people)
-    sources = np.array([example.id.split('/')[0] for example in examples])
-    if len(set(sources)) > 1:
-        by_source = {name: FIGURES[name] for name in FIGURES_BY_SOURCE}
-        for source in dict.fromkeys(sources):
-            chosen = {n: column[sources == source] for n, column in columns.items()}
-            for name, figure in compute_figures(chosen, by_source).items():
-                figures[f'{name}/{source}'] = figure
-
+    sources = [example.id.split('/')[0] for example in examples]
+    figures |= bootstrap.compute_figures_by_group(
+        sources,
+        columns,
+        {name: FIGURES[name] for name in FIGURES_BY_SOURCE},
+        predictor.bootstrap_settings,
+    )
     if np.isnan(columns['chance']).all():  # there was nothing to choose from
         figures = {
             name: figure
@@ -173,7 +172,7 @@ def evaluate_dialogue(predictor: Predictor, examples: Sequence[Example]) -> dict
         [
             dict(
                 example.identity(),
-                source=str(source),
+                source=source,
                 reply=greedy.text.strip(),
                 drawn=drawn.text.strip(),
             )

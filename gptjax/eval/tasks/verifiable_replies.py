@@ -2,7 +2,8 @@
 
 The figures are the accuracy of greedy replies, the accuracy at temperature 1, and
 pass@8: the probability that at least one of 8 replies is right, estimated without bias
-from `task.samples` replies (Chen et al. 2021, section 2.1).
+from `task.samples` replies (Chen et al. 2021, section 2.1). Problems
+with a `skill` also give them by skill.
 """
 
 import math
@@ -17,7 +18,11 @@ from ml_collections import ConfigDict
 from gptjax.core import console, run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.eval import results
-from gptjax.eval.bootstrap import compute_figures, mean_figure
+from gptjax.eval.bootstrap import (
+    compute_figures,
+    compute_figures_by_group,
+    mean_figure,
+)
 from gptjax.eval.tasks.predictor import Predictor
 from gptjax.post import rollout
 from gptjax.post.problems.problem_sources import Problem
@@ -34,6 +39,7 @@ FIGURES = {
     f'pass_at_{PASS_AT}': mean_figure('passed'),
     'stops': mean_figure('stopped'),
 }
+FIGURES_BY_SKILL = ('accuracy', 'accuracy_drawn')
 
 
 def find_problem_task(
@@ -125,18 +131,23 @@ def evaluate_problems(
         stopped=np.array([float(reply.finish == 'stop') for reply in greedy]),
         items=np.ones(len(problems)),
     )
+    skills = [dict(problem.meta or {}).get('skill', '') for problem in problems]
     examples = [
         dict(
             id=problem.id,
+            source=skill,
             prompt_sha256=storage.fingerprint(list(problem.messages)),
             item_sha256=storage.fingerprint([problem.messages, problem.answer]),
+            messages=list(problem.messages),
             reply=reply.text,
             answer=problem.answer,
         )
-        for problem, reply in zip(problems, greedy, strict=True)
+        for problem, skill, reply in zip(problems, skills, greedy, strict=True)
     ]
     bootstrap_settings = predictor.bootstrap_settings
     figures = compute_figures(columns, FIGURES, bootstrap_settings)
+    by_skill = {name: FIGURES[name] for name in FIGURES_BY_SKILL}
+    figures |= compute_figures_by_group(skills, columns, by_skill, bootstrap_settings)
     always_right = are_right(problems, [commonest] * len(problems))
     baseline = compute_figures(
         dict(greedy=always_right, items=columns['items']),

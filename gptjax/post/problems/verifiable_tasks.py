@@ -7,6 +7,7 @@ problem at an index is a function of (seed, index).
 """
 
 import json
+import math
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from gptjax.post.problems.problem_sources import (
     folder_problems,
     gym_problems,
 )
+from gptjax.post.problems.skills import skill_problems
 
 
 class Task(NamedTuple):
@@ -63,7 +65,7 @@ def make_task(
         UserError: the dataset does not exist, or the options or the file are wrong.
     """
     if not section.path:
-        make_problems = gym_problems
+        make_problems = skill_problems if section.name == 'skills' else gym_problems
     elif Path(section.path).expanduser().is_dir():
         make_problems = folder_problems
     elif not Path(section.path).expanduser().exists():
@@ -77,16 +79,14 @@ def make_task(
     training_problems = lru_cache(maxsize=1)(
         lambda: problems_of('train', section.problems)
     )
-
-    @lru_cache(maxsize=2)
-    def order(epoch):
-        rng = np.random.default_rng([seed, epoch])
-        return rng.permutation(len(training_problems()))
-
-    def train(index):
-        epoch, place = divmod(index, len(training_problems()))
-        return training_problems()[order(epoch)[place]]
-
+    train = shuffle_epochs(training_problems, seed)
+    if section.chats:
+        chats = section.copy_and_resolve_references()
+        chats.path = section.chats
+        chats_of, _ = folder_problems(chats, fits, advice)
+        open_problems = lambda: chats_of('train', section.problems)
+        train = mix(train, shuffle_epochs(open_problems, seed), section.chat_share)
+        score = score and score_answered(score)
     return Task(
         train=train,
         demonstrations=lambda n: training_problems()[:n],
@@ -96,17 +96,64 @@ def make_task(
     )
 
 
+def shuffle_epochs(
+    problems: Callable[[], list[Problem]], seed: int
+) -> Callable[[int], Problem]:
+    """index -> problem; each epoch is another permutation of all."""
+
+    @lru_cache(maxsize=2)
+    def order(epoch):
+        rng = np.random.default_rng([seed, epoch])
+        return rng.permutation(len(problems()))
+
+    def problem_at(index):
+        epoch, place = divmod(index, len(problems()))
+        return problems()[order(epoch)[place]]
+
+    return problem_at
+
+
+def mix(
+    first: Callable[[int], Problem], second: Callable[[int], Problem], share: float
+) -> Callable[[int], Problem]:
+    """index -> problem, of which `share` are of the second source, evenly spread.
+
+    share 1/4:  first 0, first 1, first 2, second 0, first 3, …
+    """
+
+    def problem_at(index):
+        before, after = (math.floor(share * place) for place in (index, index + 1))
+        return second(before) if after > before else first(index - before)
+
+    return problem_at
+
+
+def score_answered(score):
+    """The verifier, with 0 for problems without an answer."""
+    return lambda problem, reply: score(problem, reply) if problem.answer else 0.0
+
+
 def problems_fingerprint(section: ConfigDict) -> str:
     """A hash of the source of problems; for files, of their content."""
+    if section.chats:
+        chats = _files_fingerprint('task.chats', section.chats)
+        section = section.copy_and_resolve_references()
+        section.chats = ''
+        return storage.fingerprint([problems_fingerprint(section), chats])
     if not section.path:
         return storage.fingerprint([section.name, section.options.to_dict()])
-    path = Path(section.path).expanduser()
+    return _files_fingerprint('task.path', section.path)
+
+
+def _files_fingerprint(field: str, path: str) -> str:
+    """A hash of the content of a file of problems or a folder of conversations."""
+    path = Path(path).expanduser()
     files = [path / name for name in CONVERSATIONS] if path.is_dir() else [path]
     try:
         return storage.fingerprint([storage.sha256_of_file(file) for file in files])
     except OSError as error:
         raise UserError(
-            f'task.path={path}: {error}: name a file of problems or a folder of '
+            f'{field}={path}: {error}: name a file of problems or a folder of '
             'conversations'
         ) from error
 
