@@ -37,8 +37,8 @@ OPPOSITES = (
     'hot cold, big small, up down, left right, day night, good bad, fast slow, '
     'happy sad, old young, open closed, black white, full empty, hard soft, high low, '
     'in out, light dark, long short, loud quiet, rich poor, strong weak, wet dry, '
-    'yes no, first last, early late, easy difficult, near far, clean dirty, sweet sour, '
-    'true false, win lose'
+    'yes no, first last, early late, easy difficult, near far, clean dirty, '
+    'sweet sour, true false, win lose'
 )
 CAPITALS = (
     'France Paris, Italy Rome, Spain Madrid, Germany Berlin, England London, '
@@ -294,6 +294,7 @@ SKILLS = dict(
     ),
 )
 
+TALK_SHARE = EARLIER_SHARE = 0.2  # of problems after some talk, after another problem
 # What people put around a question.
 BEFORE = ('', '', '', '', 'please ', 'hey, ', 'ok, ', 'now ', 'can you tell me, ')
 AFTER = ('', '?', '?', '?', '.', ' please', ' please?')
@@ -330,7 +331,7 @@ def skill_problems(section, fits, advice: str):
             draws_without_new += 1
             rng = random.Random(hash_integer(split, place))
             problem = draw_problem(rng, shares, split, section.held_out_fraction)
-            if problem and problem.id not in problems and fits(problem.messages):
+            if problem.id not in problems and fits(problem.messages):
                 problems[problem.id], draws_without_new = problem, 0
         if not problems:
             raise UserError(
@@ -345,21 +346,16 @@ def skill_problems(section, fits, advice: str):
 
 def draw_problem(
     rng: random.Random, shares: dict, split: str, fraction: float
-) -> Problem | None:
-    """A random problem; None if one of its questions belongs to another split."""
+) -> Problem:
+    """A random problem of the split."""
     [skill] = rng.choices([*shares], [*shares.values()])
-    talk = rng.choice(TALK) if rng.random() < 0.2 else ()
-    earlier = [rng.choice([*shares])] if rng.random() < 0.2 else []
-    turns = [*talk]
-    for name in [*earlier, skill]:
-        question = draw_question(rng, name, split, fraction)
-        if question is None:
-            return None
-        turns += question
-    *turns, answer = turns
+    turns = [*rng.choice(TALK)] if rng.random() < TALK_SHARE else []
+    if rng.random() < EARLIER_SHARE:
+        turns += draw_question(rng, rng.choice([*shares]), split, fraction)
+    question, answer = draw_question(rng, skill, split, fraction)
     messages = tuple(
         dict(role=('user', 'assistant')[place % 2], content=content)
-        for place, content in enumerate(turns)
+        for place, content in enumerate([*turns, question])
     )
     identity = storage.fingerprint(messages)[:16]
     return Problem(identity, messages, answer, dict(skill=skill))
@@ -367,17 +363,21 @@ def draw_problem(
 
 def draw_question(
     rng: random.Random, name: str, split: str, fraction: float
-) -> tuple[str, str] | None:
-    """(a question of the skill, its answer), or None if it is of another split."""
+) -> tuple[str, str]:
+    """(a question of the skill and split, its answer)."""
     skill, held_out = SKILLS[name], split == 'held_out'
-    values, answer = skill.draw(rng)
     wordings = skill.new_wordings if held_out else skill.wordings
-    text = (
-        rng.choice(BEFORE) + rng.choice(wordings).format(**values) + rng.choice(AFTER)
-    )
-    home = choose_split(f'{name} {text if skill.is_fact else values}', fraction)
-    if skill.is_fact and home != 'validation':
-        home = 'held_out' if held_out else 'train'
-    if home != split:
-        return None
-    return text[0].upper() + text[1:] if rng.random() < 0.2 else text, answer
+    while True:
+        values, answer = skill.draw(rng)
+        text = rng.choice(wordings).format(**values)
+        text = rng.choice(BEFORE) + text + rng.choice(AFTER)
+        # Sorted, so that 3 + 5 and 5 + 3 are in the same split.
+        asked = text if skill.is_fact else sorted(map(str, values.values()))
+        home = choose_split(f'{name} {asked}', fraction)
+        if skill.is_fact and home != 'validation':
+            home = 'held_out' if held_out else 'train'
+        if home == split:
+            break
+    if rng.random() < 0.2:
+        text = text[0].upper() + text[1:]
+    return text, answer
