@@ -48,6 +48,27 @@ if a < b:
 ---
 See [it](https://example.org/a_(b)) or https://example.org/c."""
 
+HTML = '<img src=x onerror=alert(1)>'  # stays text wherever it comes from
+
+
+def model_card(name: str, **accuracies) -> dict:
+    """The card of a model; replies drawn at temperature 1 are right 0.1 less often."""
+    skills = [
+        dict(name=skill, problems=40, accuracy=value, accuracy_drawn=value - 0.1)
+        | dict(interval=[value - 0.05, value + 0.05])
+        for skill, value in accuracies.items()
+    ]
+    can, cannot = ([s for s in skills if (s['accuracy'] >= 0.5) == b] for b in (1, 0))
+    suggestions = [dict(skill=s, text=f'{s["name"]} {HTML}?') for s in can]
+    source = dict(name=HTML, version='', licence='', amount=7, unit='documents')
+    stage = dict(run='first', stage=None, step=1200, sources=[source, source])
+    figures = [dict(label='accuracy', value=0.7, interval=None)]
+    tasks = [dict(name='task', about=HTML, level=0.95, figures=figures)]
+    last = dict(stage, run='last', stage='sft', sources=[])
+    card = dict(id=name, parameters=1234, context=128, vocabulary=512)
+    card |= dict(stages=[stage, last], can=can, cannot=cannot, remarks=['It is small.'])
+    return card | dict(tasks=tasks, suggestions=suggestions)
+
 
 # ---- the server ----------------------------------------------------------------
 
@@ -110,6 +131,7 @@ class Scripted:
     def __init__(self, port=0):
         self.answer = lambda body: 'Fine, thank you.'
         self.models = dict(small=128, other=128)
+        self.cards = {}  # of models by name; the others have none
         # An error instead of the list of models, unless the key is sent.
         self.listing = None
         self.key = 'Bearer secret'
@@ -150,6 +172,10 @@ class Scripted:
                     self.send(200, html.encode(), 'text/html; charset=utf-8', **headers)
                 elif scripted.listing and self.headers['Authorization'] != scripted.key:
                     self.refuse(*scripted.listing)
+                elif self.path.startswith('/model_card'):
+                    card = scripted.cards.get(self.path.rpartition('=')[2])
+                    status = 200 if card else 404
+                    self.send(status, json.dumps(card or {}).encode())
                 else:
                     facts = dict(step=7, template='text', description='Two layers')
                     data = [

@@ -68,6 +68,7 @@ class Engine:
         guesses: tokens that the draft model proposes in a step.
         fingerprint: a hash of the weights.
         trained_step: the training step of the checkpoint.
+        trained_fingerprint: the hash in RUN/eval.json, of the weights as trained.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Engine:
         guesses: int = 4,
         fingerprint: str = '',
         trained_step: int = 0,
+        trained_fingerprint: str = '',
     ):
         if slots < 1:
             raise UserError(f'slots={slots}: use a positive number')
@@ -94,6 +96,7 @@ class Engine:
         self.vocab_size = settings.vocab_size
         self.fingerprint = fingerprint
         self.trained_step = trained_step
+        self.trained_fingerprint = trained_fingerprint
         self.failure = None  # the error that stopped the engine
         self._runner = ModelRunner(
             settings, params, slots, chunk, new_cache, convert, draft, guesses

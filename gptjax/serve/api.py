@@ -151,6 +151,12 @@ async def _model(request: Request) -> Response:
     return JsonResponse(_describe(find_model(models, request.path_params['id'])))
 
 
+async def _model_card(request: Request) -> Response:
+    """What the files of the first model's run say about it; ?model=ID for another."""
+    models = _ready_state(request).models
+    return JsonResponse(find_model(models, request.query_params.get('model')).card)
+
+
 # ---- tokens -------------------------------------------------------------------
 
 
@@ -240,6 +246,7 @@ OPERATIONS = (
     Operation('/openapi.json', _openapi, 'application/json'),
     Operation('/v1/models', _models, schemas.ModelList),
     Operation('/v1/models/{id:path}', _model, schemas.Model),
+    Operation('/model_card', _model_card, schemas.ModelCard, query='model'),
     Operation(
         '/v1/chat/completions', _chat, ChatCompletion, ChatRequest, schemas.ChatChunk
     ),

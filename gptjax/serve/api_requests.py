@@ -19,6 +19,7 @@ from gptjax.serve.schemas import (
     ChatRequest,
     CompletionRequest,
     Message,
+    ModelCard,
     Schema,
     TokenizeRequest,
 )
@@ -42,6 +43,7 @@ class ServedModel(NamedTuple):
     step: int
     created: int  # when the checkpoint was written, in seconds since 1970
     description: str  # one line for people
+    card: ModelCard
 
     @property
     def tokenizer(self):

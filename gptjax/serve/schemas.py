@@ -287,6 +287,62 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
+class CardSource(BaseModel):
+    name: str
+    version: str
+    licence: str
+    amount: int | None
+    unit: str = Field(description='Of `amount`: documents, conversations, …')
+
+
+class CardStage(BaseModel):
+    run: str
+    stage: str | None = Field(description='None: the files do not say.')
+    step: int | None
+    sources: list[CardSource] = Field(description='What it was trained on.')
+
+
+class CardFigure(BaseModel):
+    label: str
+    value: float
+    interval: tuple[float, float] | None
+
+
+class CardTask(BaseModel):
+    name: str
+    about: str
+    level: float = Field(description='Confidence level of the intervals.')
+    figures: list[CardFigure]
+
+
+class CardSkill(BaseModel):
+    name: str
+    problems: int = Field(description='Held-out problems that it was measured on.')
+    accuracy: float = Field(description='Share of right replies at temperature 0.')
+    interval: tuple[float, float] | None = Field(description='Of `accuracy`.')
+    accuracy_drawn: float = Field(description='The same at temperature 1.')
+
+
+class Suggestion(BaseModel):
+    text: str = Field(description='A held-out question of the skill.')
+    skill: CardSkill
+
+
+class ModelCard(BaseModel):
+    id: str
+    parameters: int
+    context: int
+    vocabulary: int
+    stages: list[CardStage] = Field(description='The first one first.')
+    can: list[CardSkill] = Field(description='At least half of the replies are right.')
+    cannot: list[CardSkill]
+    tasks: list[CardTask]
+    remarks: list[str]
+    suggestions: list[Suggestion] = Field(
+        description='Of skills that are right half of the times at both temperatures.'
+    )
+
+
 class Tokens(BaseModel):
     count: int
     max_model_len: int

@@ -222,6 +222,7 @@ def _load_models(options: Options, runs: dict) -> dict[str, ServedModel]:
     """Loads the models; their engines are compiled and started."""
     from gptjax.eval import quantization_cost
     from gptjax.models import parameter_count, settings
+    from gptjax.serve.model_card import make_card
     from gptjax.train.load_model import load_engine
 
     models = {}
@@ -246,7 +247,7 @@ def _load_models(options: Options, runs: dict) -> dict[str, ServedModel]:
             engine.warm_up()
             engine.start()
             model_settings = settings.resolve(config.model, engine.vocab_size)
-            millions = parameter_count.num_params(model_settings) / 1e6
+            num_params = parameter_count.num_params(model_settings)
             models[name] = ServedModel(
                 id=name,
                 engine=engine,
@@ -255,8 +256,11 @@ def _load_models(options: Options, runs: dict) -> dict[str, ServedModel]:
                 step=engine.trained_step,
                 created=_checkpoint_time(folder, engine.trained_step),
                 description=(
-                    f'{millions:.1f} million parameters after '
+                    f'{num_params / 1e6:.1f} million parameters after '
                     f'{engine.trained_step:,} updates'
+                ),
+                card=make_card(
+                    folder, name, engine, num_params, options.weights, options.cache
                 ),
             )
             advance(1)

@@ -191,7 +191,8 @@ def load_engine(
             raise UserError(f'--{name}={value}: use one of {", ".join(known)}')
     mesh = inference_mesh(config)
     trained = load_model(config, workdir, mesh, step)
-    identity = [model_fingerprint(trained), weights, cache]
+    trained_fingerprint = model_fingerprint(trained)
+    identity = [trained_fingerprint, weights, cache]
     dtype = jnp.dtype(trained.settings.dtype)
     if draft is not None:
         draft_model = load_draft(draft, mesh, trained.tokenizer)
@@ -206,6 +207,7 @@ def load_engine(
         trained.tokenizer,
         fingerprint=storage.fingerprint(identity),
         trained_step=trained.step,
+        trained_fingerprint=trained_fingerprint,
         convert=lambda params: cast_params(WEIGHTS[weights](params), dtype),
         new_cache=CACHES[cache],
         **options,

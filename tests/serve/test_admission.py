@@ -58,7 +58,7 @@ class Engine:
 def state_of(engine, *others, **options):
     state = ServerState(**options)
     for name, one in zip(('m', 'n'), (engine, *others), strict=False):
-        state.models[name] = ServedModel(name, one, None, 'text', 1, 0, 'a model')
+        state.models[name] = ServedModel(name, one, None, 'text', 1, 0, 'a model', None)
     return state
 
 

@@ -315,6 +315,16 @@ def test_any_json_object(complete):
 # ---- everything else ----------------------------------------------------------
 
 
+def test_the_model_card(server):
+    card = server.get('/model_card')
+    assert card == server.get('/model_card?model=tiny')
+    [stage] = card['stages']
+    assert (card['id'], stage['run'], stage['step']) == ('tiny', 'tiny', 2)
+    assert card['context'] == CONTEXT and card['suggestions'] == []
+    status, body, _ = servers.send(server, '/model_card?model=other', None, 'GET')
+    assert status == 404 and body['error']['code'] == 'model_not_found'
+
+
 def test_models(client):
     [model] = client.models.list().data
     assert model.id == 'tiny' and model.owned_by == 'gptjax'

@@ -47,5 +47,5 @@ def test_the_server_does_what_it_says(tmp_path):
             capture_output=True, text=True, timeout=300, cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr
-        assert 'Tested: 11' in done.stdout  # all routes except that of the document
+        assert 'Tested: 12' in done.stdout  # all routes except that of the document
         assert server.get('/ready') == dict(status='ready')

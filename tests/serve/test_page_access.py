@@ -5,6 +5,7 @@ import pytest
 from tests.chat_page import (
     MARKDOWN,
     last_reply,
+    model_card,
     needs_browser,
     refusal,
     reply,
@@ -60,6 +61,7 @@ NAMELESS = """() => {
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 def test_everything_has_a_name_and_can_be_read(scripted, open_page, scheme):
+    scripted.cards['small'] = model_card('small', add=0.9, sort=0.2)
     page = open_page(color_scheme=scheme)
     problems = []
 
@@ -68,6 +70,9 @@ def test_everything_has_a_name_and_can_be_read(scripted, open_page, scheme):
         problems.extend(page.evaluate(NAMELESS))
 
     look()
+    page.keyboard.press('Alt+a')
+    look()
+    page.keyboard.press('Escape')
     scripted.answer = lambda body: MARKDOWN
     say(page, 'Hello')
     page.click('#show-settings')
@@ -181,6 +186,8 @@ def test_keyboard(scripted, open_page):
 
 def test_a_telephone(scripted, open_page):
     scripted.answer = lambda body: MARKDOWN + '\n\n' + 'unbreakable' * 30
+    skills = dict(count_letter=0.9, opposite=0.8, subtract=0.7, sort=0.6, add=0.2)
+    scripted.cards['small'] = model_card('small', **skills)
     page = open_page(width=360, height=640, has_touch=True, is_mobile=True)
 
     def fits():
@@ -189,6 +196,12 @@ def test_a_telephone(scripted, open_page):
         return page.evaluate(width) <= 360 and page.evaluate(rows) <= 360
 
     assert fits() and page.locator('#sidebar').is_hidden()
+    assert page.locator('#latest').is_hidden()  # though the suggestions can scroll
+    page.locator('#show-about').tap()
+    about = page.locator('#about').bounding_box()
+    assert about['x'] >= 0 and about['x'] + about['width'] <= 360
+    assert page.evaluate('about.scrollWidth <= about.clientWidth')
+    page.get_by_role('button', name='Close').tap()
     say(page, 'Hello ' + 'long' * 60)
     assert fits()
     last_reply(page).locator('.token', has_text='bold').first.tap()
