@@ -63,6 +63,7 @@ def model_card(name: str, **accuracies) -> dict:
     source = dict(name=HTML, version='', licence='', amount=7, unit='documents')
     stage = dict(run='first', stage=None, step=1200, sources=[source, source])
     figures = [dict(label='accuracy', value=0.7, interval=None)]
+    figures[0]['baselines'] = dict(chance=0.25)
     tasks = [dict(name='task', about=HTML, level=0.95, figures=figures)]
     last = dict(stage, run='last', stage='sft', sources=[])
     card = dict(id=name, parameters=1234, context=128, vocabulary=512)

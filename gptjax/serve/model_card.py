@@ -79,6 +79,7 @@ class Manifest(File):
 class Figure(File):
     value: float | None
     interval: tuple[float | None, float | None] | None = None
+    baselines: dict[str, 'Figure'] = {}
 
 
 class Bootstrap(File):
@@ -283,16 +284,17 @@ def _describe_task(name: str, result: Result) -> CardTask:
     names = FIGURES_OF_KIND.get(result.kind) or [
         figure for figure in result.figures if '/' not in figure
     ]
-    return CardTask(
-        name=name,
-        about=result.about,
-        level=result.bootstrap.level,
-        figures=[
-            CardFigure(label=label_of(n), value=f.value, interval=_interval(f))
-            for n in names
-            if (f := result.figures.get(n)) and f.value is not None
-        ],
-    )
+    figures = []
+    for figure_name in names:
+        figure = result.figures.get(figure_name)
+        if figure is None or figure.value is None:
+            continue
+        others = figure.baselines.items()
+        baselines = {label: f.value for label, f in others if f.value is not None}
+        about = dict(label=label_of(figure_name), interval=_interval(figure))
+        figures.append(CardFigure(value=figure.value, baselines=baselines, **about))
+    level = result.bootstrap.level
+    return CardTask(name=name, about=result.about, level=level, figures=figures)
 
 
 def _interval(figure: Figure) -> tuple[float, float] | None:

@@ -306,6 +306,7 @@ class CardFigure(BaseModel):
     label: str
     value: float
     interval: tuple[float, float] | None
+    baselines: dict[str, float]
 
 
 class CardTask(BaseModel):

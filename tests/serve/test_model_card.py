@@ -38,6 +38,10 @@ def evaluation(accuracies, items, **changes):
     for skill, accuracy in accuracies.items():
         figures[f'accuracy/{skill}'] = figure(accuracy)
         figures[f'accuracy_drawn/{skill}'] = figure(accuracy - 0.1)
+    figures['accuracy']['baselines'] = {
+        "always '4'": figure(0.1),
+        'none': dict(value=None),
+    }
     bootstrap = dict(level=0.95, resamples=10, seed=0)
     task = dict(kind='verifiable', about='problems', bootstrap=bootstrap)
     task |= dict(figures=figures, items=items)
@@ -119,6 +123,7 @@ def test_skills_and_suggestions(run):
     [task] = card.tasks
     assert [figure.label for figure in task.figures][0] == 'accuracy'
     assert task.figures[0].interval == (0.7 - 0.05, 0.7 + 0.05)
+    assert task.figures[0].baselines == {"always '4'": 0.1}
     quantized = make_card(run, 'assistant', ENGINE, 1000, weights='int8')
     assert 'without quantization' in quantized.remarks[-1]
 

@@ -46,7 +46,7 @@ def test_the_card(scripted, open_page):
         'sort\t20%\t15 to 25%\t10%',
         'It is small.',
         f'task: {HTML}',
-        'accuracy\t0.700\t–',
+        'accuracy\nchance: 0.250\n\t0.700\t–',
     ):
         assert line in text, line
     assert text.index('count letter') < text.index('cannot') < text.index('sort\t')
@@ -61,7 +61,7 @@ def test_the_card(scripted, open_page):
     page.click('#compare')
     page.get_by_role('button', name='What it can and cannot do').click()
     assert page.locator('#about h3').all_inner_texts() == ['small', 'other']
-    assert 'No skill was measured.' in about.inner_text()
+    assert 'It was not measured by skill.' in about.inner_text()
     about.get_by_role('button', name='Close').click()
 
 
