@@ -1,25 +1,13 @@
-"""Small problems with one right answer, asked in many wordings: `task.name=skills`.
+"""Skills that a small model can learn: questions with one right answer, and wordings.
 
-    user: hi
-    assistant: Hello! What can I do for you?
-    user: what is 17 plus 25?
-    assistant: 42
-
-A problem is a question of one skill (what is asked) in one wording (how it is asked),
-sometimes after some talk or after another problem with its answer. Held-out problems
-ask questions that are in no other split, in wordings that are in no other split.
+The letters of words are apart (`reverse k i t e`), because a model sees the pieces of
+its tokenizer and not their letters. Digits are single pieces in our tokenizer.
 """
 
-import itertools
 import random
 import string
 from collections.abc import Callable
 from typing import NamedTuple
-
-from gptjax.core import storage
-from gptjax.core.console import UserError
-from gptjax.core.hashing import hash_integer
-from gptjax.post.problems.problem_sources import MAX_DRAWS, Problem, choose_split
 
 DAYS = 'Monday Tuesday Wednesday Thursday Friday Saturday Sunday'.split()
 MONTHS = (
@@ -52,7 +40,7 @@ class Skill(NamedTuple):
     """One kind of question.
 
     draw: random numbers -> (the values for the wordings, the answer).
-    wordings: texts with {names} of the values.
+    wordings: texts with {names} of the values; the first is the shortest.
     new_wordings: texts that only held-out problems use.
     is_fact: the questions are few and have to be known, so held-out problems ask the
         same ones, in new wordings.
@@ -139,8 +127,8 @@ SKILLS = dict(
     add=Skill(
         add,
         (
-            'what is {a} plus {b}',
             '{a} + {b}',
+            'what is {a} plus {b}',
             '{a} + {b} =',
             'what is {a} + {b}',
             'add {a} and {b}',
@@ -159,8 +147,8 @@ SKILLS = dict(
     subtract=Skill(
         subtract,
         (
-            'what is {a} minus {b}',
             '{a} - {b}',
+            'what is {a} minus {b}',
             '{a} - {b} =',
             'what is {a} - {b}',
             'subtract {b} from {a}',
@@ -179,6 +167,7 @@ SKILLS = dict(
     compare=Skill(
         compare,
         (
+            '{word} of {a} and {b}',
             'which is {word}, {a} or {b}',
             'which number is {word}, {a} or {b}',
             'what is {word}, {a} or {b}',
@@ -193,6 +182,7 @@ SKILLS = dict(
     count_letter=Skill(
         count_letter,
         (
+            '{letter} in {letters}',
             'how many {letter} are in {letters}',
             'how often is {letter} in {letters}',
             'count the {letter} in {letters}',
@@ -209,6 +199,7 @@ SKILLS = dict(
     reverse=Skill(
         reverse,
         (
+            '{letters} backwards',
             'reverse {letters}',
             'what is {letters} backwards',
             'write {letters} backwards',
@@ -237,6 +228,7 @@ SKILLS = dict(
     calendar=Skill(
         calendar,
         (
+            '{kind} {word} {name}',
             'what {kind} comes {word} {name}',
             'which {kind} is {word} {name}',
             'which {kind} comes {word} {name}',
@@ -267,8 +259,8 @@ SKILLS = dict(
     opposite=Skill(
         opposite,
         (
-            'what is the opposite of {word}',
             'opposite of {word}',
+            'what is the opposite of {word}',
             'name the opposite of {word}',
             'what word is the opposite of {word}',
             'give me the opposite of {word}',
@@ -281,8 +273,8 @@ SKILLS = dict(
     capital=Skill(
         capital,
         (
-            'what is the capital of {country}',
             'capital of {country}',
+            'what is the capital of {country}',
             'which city is the capital of {country}',
             'name the capital of {country}',
             'what is the capital city of {country}',
@@ -293,91 +285,3 @@ SKILLS = dict(
         is_fact=True,
     ),
 )
-
-TALK_SHARE = EARLIER_SHARE = 0.2  # of problems after some talk, after another problem
-# What people put around a question.
-BEFORE = ('', '', '', '', 'please ', 'hey, ', 'ok, ', 'now ', 'can you tell me, ')
-AFTER = ('', '?', '?', '?', '.', ' please', ' please?')
-TALK = (
-    ('hi', 'Hello! What can I do for you?'),
-    ('hello', 'Hi! Ask me something.'),
-    ('hey there', 'Hi! How can I help?'),
-    ('good morning', 'Good morning! What can I do for you?'),
-    ('hi, how are you?', 'I am fine, thank you. How can I help?'),
-    ('can you help me?', 'Sure. What is it?'),
-    ('thank you', 'You are welcome!'),
-    ('i have a question', 'Sure, go ahead.'),
-)
-
-
-def skill_problems(section, fits, advice: str):
-    """Problems of the skills in `task.options`, {skill: share}; {}: all equally often.
-
-    The arguments and results are those of all sources of problems. `Problem.meta` has
-    the name of the skill, by which `eval` reports.
-    """
-    shares = section.options.to_dict() or dict.fromkeys(SKILLS, 1)
-    if unknown := set(shares) - set(SKILLS):
-        raise UserError(
-            f'task.options: skills has no {", ".join(sorted(unknown))}: use '
-            f'{", ".join(SKILLS)}'
-        )
-
-    def problems_of(split: str, n: int) -> list[Problem]:
-        problems, draws_without_new = {}, 0
-        for place in itertools.count():
-            if len(problems) == n or draws_without_new == MAX_DRAWS:
-                break
-            draws_without_new += 1
-            rng = random.Random(hash_integer(split, place))
-            problem = draw_problem(rng, shares, split, section.held_out_fraction)
-            if problem.id not in problems and fits(problem.messages):
-                problems[problem.id], draws_without_new = problem, 0
-        if not problems:
-            raise UserError(
-                f'task.name=skills: no {split} problem fits the context in '
-                f'{MAX_DRAWS:,} draws: {advice}'
-            )
-        return list(problems.values())
-
-    equals = lambda problem, reply: float(reply.strip() == problem.answer)
-    return problems_of, equals
-
-
-def draw_problem(
-    rng: random.Random, shares: dict, split: str, fraction: float
-) -> Problem:
-    """A random problem of the split."""
-    [skill] = rng.choices([*shares], [*shares.values()])
-    turns = [*rng.choice(TALK)] if rng.random() < TALK_SHARE else []
-    if rng.random() < EARLIER_SHARE:
-        turns += draw_question(rng, rng.choice([*shares]), split, fraction)
-    question, answer = draw_question(rng, skill, split, fraction)
-    messages = tuple(
-        dict(role=('user', 'assistant')[place % 2], content=content)
-        for place, content in enumerate([*turns, question])
-    )
-    identity = storage.fingerprint(messages)[:16]
-    return Problem(identity, messages, answer, dict(skill=skill))
-
-
-def draw_question(
-    rng: random.Random, name: str, split: str, fraction: float
-) -> tuple[str, str]:
-    """(a question of the skill and split, its answer)."""
-    skill, held_out = SKILLS[name], split == 'held_out'
-    wordings = skill.new_wordings if held_out else skill.wordings
-    while True:
-        values, answer = skill.draw(rng)
-        text = rng.choice(wordings).format(**values)
-        text = rng.choice(BEFORE) + text + rng.choice(AFTER)
-        # Sorted, so that 3 + 5 and 5 + 3 are in the same split.
-        asked = text if skill.is_fact else sorted(map(str, values.values()))
-        home = choose_split(f'{name} {asked}', fraction)
-        if skill.is_fact and home != 'validation':
-            home = 'held_out' if held_out else 'train'
-        if home == split:
-            break
-    if rng.random() < 0.2:
-        text = text[0].upper() + text[1:]
-    return text, answer

@@ -1,0 +1,138 @@
+"""Problems of skills, asked in many wordings: `task.name=skills`, or `drills`.
+
+    user: hi
+    assistant: Hello! What can I do for you?
+    user: what is 17 plus 25?
+    assistant: 42
+
+A problem is a question of one skill (what is asked) in one wording (how it is asked),
+sometimes after some talk or after another problem with its answer. Held-out problems
+ask questions that are in no other split, in wordings that are in no other split.
+
+Drills have the shortest wording alone and nothing around it, so that a model practises
+much in few tokens:
+
+    user: 17 + 25
+    assistant: 42
+"""
+
+import itertools
+import random
+
+from ml_collections import ConfigDict
+
+from gptjax.core import storage
+from gptjax.core.console import UserError
+from gptjax.core.hashing import hash_integer
+from gptjax.post.problems.problem_sources import MAX_DRAWS, Problem, choose_split
+from gptjax.post.problems.skills import SKILLS
+
+NAMES = ('skills', 'drills')
+# Shares of problems after some talk, after another problem, and of questions that
+# begin with a capital letter.
+TALK_SHARE = EARLIER_SHARE = CAPITAL_SHARE = 0.2
+# What people put around a question.
+BEFORE = ('', '', '', '', 'please ', 'hey, ', 'ok, ', 'now ', 'can you tell me, ')
+AFTER = ('', '?', '?', '?', '.', ' please', ' please?')
+TALK = (
+    ('hi', 'Hello! What can I do for you?'),
+    ('hello', 'Hi! Ask me something.'),
+    ('hey there', 'Hi! How can I help?'),
+    ('good morning', 'Good morning! What can I do for you?'),
+    ('hi, how are you?', 'I am fine, thank you. How can I help?'),
+    ('can you help me?', 'Sure. What is it?'),
+    ('thank you', 'You are welcome!'),
+    ('i have a question', 'Sure, go ahead.'),
+)
+
+
+def skill_problems(section: ConfigDict, fits, advice: str):
+    """Problems of the skills in `task.options`, {skill: share}; {}: all equally often.
+
+    The arguments and results are those of all sources of problems. `Problem.meta` has
+    the name of the skill, by which `eval` reports.
+    """
+    shares = section.options.to_dict() or dict.fromkeys(SKILLS, 1)
+    if unknown := set(shares) - set(SKILLS):
+        raise UserError(
+            f'task.options: skills has no {", ".join(sorted(unknown))}: use '
+            f'{", ".join(SKILLS)}'
+        )
+
+    draw = draw_drill if section.name == 'drills' else draw_problem
+
+    def problems_of(split: str, n: int) -> list[Problem]:
+        problems, draws_without_new = {}, 0
+        for place in itertools.count():
+            if len(problems) == n or draws_without_new == MAX_DRAWS:
+                break
+            draws_without_new += 1
+            rng = random.Random(hash_integer(split, place))
+            problem = draw(rng, shares, split, section.held_out_fraction)
+            if problem.id not in problems and fits(problem.messages):
+                problems[problem.id], draws_without_new = problem, 0
+        if not problems:
+            raise UserError(
+                f'task.name={section.name}: no {split} problem fits the context in '
+                f'{MAX_DRAWS:,} draws: {advice}'
+            )
+        return list(problems.values())
+
+    equals = lambda problem, reply: float(reply.strip() == problem.answer)
+    return problems_of, equals
+
+
+def draw_problem(
+    rng: random.Random, shares: dict, split: str, fraction: float
+) -> Problem:
+    """A random problem of the split, in any wording."""
+    [skill] = rng.choices([*shares], [*shares.values()])
+    turns = [*rng.choice(TALK)] if rng.random() < TALK_SHARE else []
+    if rng.random() < EARLIER_SHARE:
+        turns += draw_question(rng, rng.choice([*shares]), split, fraction)
+    question, answer = draw_question(rng, skill, split, fraction)
+    return _make_problem(skill, [*turns, question], answer)
+
+
+def draw_drill(
+    rng: random.Random, shares: dict, split: str, fraction: float
+) -> Problem:
+    """A random question of the split in its shortest wording."""
+    [skill] = rng.choices([*shares], [*shares.values()])
+    values, answer = draw_values(rng, skill, split, fraction)
+    return _make_problem(skill, [SKILLS[skill].wordings[0].format(**values)], answer)
+
+
+def _make_problem(skill: str, turns: list[str], answer: str) -> Problem:
+    messages = tuple(
+        dict(role=('user', 'assistant')[place % 2], content=content)
+        for place, content in enumerate(turns)
+    )
+    identity = storage.fingerprint(messages)[:16]
+    return Problem(identity, messages, answer, dict(skill=skill))
+
+
+def draw_question(
+    rng: random.Random, name: str, split: str, fraction: float
+) -> tuple[str, str]:
+    """(a question of the skill and split as text, its answer)."""
+    skill = SKILLS[name]
+    values, answer = draw_values(rng, name, split, fraction)
+    wordings = skill.new_wordings if split == 'held_out' else skill.wordings
+    text = rng.choice(wordings).format(**values)
+    text = rng.choice(BEFORE) + text + rng.choice(AFTER)
+    if rng.random() < CAPITAL_SHARE:
+        text = text[0].upper() + text[1:]
+    return text, answer
+
+
+def draw_values(
+    rng: random.Random, name: str, split: str, fraction: float
+) -> tuple[dict, str]:
+    """(the values of a question of the skill and split, its answer)."""
+    while True:
+        values, answer = SKILLS[name].draw(rng)
+        # Sorted, so that 3 + 5 and 5 + 3 are in the same split.
+        home = choose_split(f'{name} {sorted(map(str, values.values()))}', fraction)
+        if SKILLS[name].is_fact or home == split:
+            return values, answer
