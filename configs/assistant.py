@@ -12,6 +12,5 @@ them, which `pretrain` reads beside the text of chitchat and `sft` beside its di
 these (rejection sampling). launch/local.sh runs all of it with its evaluation.
 """
 
-
 PROBLEMS = 'runs/pretrained/task/train.jsonl'
 SELECTED = 'runs/select/selected/chats.jsonl'

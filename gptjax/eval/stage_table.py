@@ -23,6 +23,7 @@ from gptjax.eval.report.tables import (
     print_table,
 )
 from gptjax.eval.report.templates import render
+from gptjax.eval.tasks import verifiable_replies
 from gptjax.train.metrics import read_metrics
 
 # The table has these figures of each kind of task; RUN/eval.json has all of them.
@@ -74,7 +75,8 @@ def write_stage_table(workdir: Path, words: Sequence[str]) -> dict:
         for evaluation in evaluations.values()
         for result in _tabulated_tasks(evaluation).values()
     }
-    table = dict(rows=rows, seeds=len(stages[0].folders), level=level)
+    skills = skill_rows(stages, evaluations)
+    table = dict(rows=rows, skills=skills, seeds=len(stages[0].folders), level=level)
     storage.write_json(workdir / 'stages.json', table)
     heading, *cells = _table_cells(table)
     caption = (
@@ -85,10 +87,20 @@ def write_stage_table(workdir: Path, words: Sequence[str]) -> dict:
         caption = (
             f'Means over {table["seeds"]} seeds (the lowest … the highest of them)'
         )
-    page = render('stages.html.j2', caption=caption, heading=heading, rows=cells)
+    skill_cells = _skill_cells(skills, [stage.name for stage in stages])
+    page = render(
+        'stages.html.j2',
+        caption=caption,
+        heading=heading,
+        rows=cells,
+        skills=skill_cells,
+    )
     storage.write_text(workdir / 'stages.html', page)
     print(caption)
     print_table([heading, *cells])
+    if skill_cells:
+        print('\nSkills by stage')
+        print_table(skill_cells)
     return table
 
 
@@ -125,6 +137,42 @@ def _stage_rows(
                 row.update(_compare(stage, control, task, figure, evaluations))
             rows.append(row)
     return rows
+
+
+def skill_rows(stages: Sequence[Stage], evaluations: dict[Path, dict]) -> list[dict]:
+    """Accuracies by skill: dicts of skill, figure, stage, value and interval.
+
+    They are those of the stages that were evaluated on problems with skills.
+    """
+    rows = []
+    for stage in stages:
+        results = [evaluations[folder]['tasks'] for folder in stage.folders]
+        if not all(verifiable_replies.NAME in tasks for tasks in results):
+            continue
+        figures = [tasks[verifiable_replies.NAME]['figures'] for tasks in results]
+        for name in figures[0]:
+            figure, _, skill = name.partition('/')
+            if skill:
+                over_seeds = _over_seeds([its[name] for its in figures])
+                rows.append(
+                    dict(skill=skill, figure=figure, stage=stage.name, **over_seeds)
+                )
+    return rows
+
+
+def _skill_cells(rows: Sequence[dict], stages: Sequence[str]) -> list[tuple[str, ...]]:
+    """The heading and a row for each figure of each skill; a column for each stage."""
+    if not rows:
+        return []
+    cells = {(r['skill'], r['figure'], r['stage']): format_figure(r) for r in rows}
+    stages = [name for name in stages if any(key[2] == name for key in cells)]
+    table = [('skill', 'figure', *stages)]
+    for skill in sorted({row['skill'] for row in rows}):
+        for figure in verifiable_replies.FIGURES_BY_SKILL:
+            shown = [cells.get((skill, figure, stage), '') for stage in stages]
+            is_first = figure == verifiable_replies.FIGURES_BY_SKILL[0]
+            table.append((skill if is_first else '', label_of(figure), *shown))
+    return table
 
 
 def _not_evaluated(folder: Path, task: str, evaluated: Path) -> UserError:

@@ -57,6 +57,23 @@ def test_one_seed_has_bootstrap_intervals_and_paired_differences(tmp_path, capsy
     assert '+0.250' in (tmp_path / 'stages.html').read_text()
 
 
+def test_skills_have_a_column_for_each_stage(tmp_path, capsys):
+    write(tmp_path / 'before', 10)
+    for name, right in (('sft', 0.5), ('grpo', 0.75)):
+        write(tmp_path / name, 10)
+        evaluation = storage.read_json(tmp_path / name / 'eval.json')
+        figure = dict(value=right, interval=[right - 0.1, right + 0.1])
+        evaluation['tasks']['task']['figures']['accuracy/add'] = figure
+        storage.write_json(tmp_path / name / 'eval.json', evaluation)
+    found = stage_table.write_stage_table(tmp_path, ['before', 'sft', 'grpo=sft'])
+    shown = [(row['skill'], row['stage'], row['value']) for row in found['skills']]
+    assert shown == [('add', 'sft', 0.5), ('add', 'grpo', 0.75)]
+    *_, heading, greedy, _ = capsys.readouterr().out.splitlines()
+    assert heading.split() == ['skill', 'figure', 'sft', 'grpo']
+    assert greedy.index('0.750 (0.650 … 0.850)') == heading.index('grpo')
+    assert '0.750 (0.650 … 0.850)' in (tmp_path / 'stages.html').read_text()
+
+
 def test_several_seeds_have_means_and_ranges(tmp_path, capsys):
     for seed, (control, better) in enumerate([(10, 12), (8, 14), (12, 12)]):
         write(tmp_path / str(seed) / 'more', control)
