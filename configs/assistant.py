@@ -11,8 +11,8 @@
     grpo      :grpo     --workdir runs/assistant_grpo   or by reinforcement learning
 
 The skills are those of gptjax/post/problems/skills.py. `improve` is rejection sampling:
-fine-tuning on the model's own right replies. The variant `more` is its control, which is
-fine-tuned on the demonstrations for as long.
+fine-tuning on the model's own right replies. Its control is the variant `more`, which
+is fine-tuned on the demonstrations for as long.
 """
 
 from configs import common, problems
