@@ -311,6 +311,28 @@ def test_what_is_held_out_stays_so_whatever_fits(tmp_path):
     assert held_out[0] == held_out[1]
 
 
+@pytest.mark.parametrize('share', [0.25, 0.5])
+def test_prompts_of_chats_are_mixed_into_the_training_problems(tmp_path, share):
+    chats = [say(f'question {n}', 'b') for n in range(40)]
+    chats = str(folder_of(tmp_path, chats, chats[:9]))
+    plain, mixed = (
+        make_task(name='drills', problems=30, chats=path, chat_share=share)
+        for path in ('', chats)
+    )
+    drawn = [mixed.train(n) for n in range(20)]
+    answered = [problem for problem in drawn if problem.answer]
+    assert len(answered) == 20 * (1 - share)
+    assert answered == [plain.train(n) for n in range(len(answered))]
+    assert mixed.held_out(20) == plain.held_out(20)
+    scores = [mixed.score(problem, problem.answer) for problem in drawn]
+    assert scores == [float(bool(problem.answer)) for problem in drawn]
+
+
+def test_chats_that_are_not_there_are_named_by_their_field(tmp_path):
+    with pytest.raises(UserError, match='task.chats='):
+        make_task(name='drills', chats=str(tmp_path / 'none')).train(3)
+
+
 @pytest.mark.parametrize(
     'line',
     (

@@ -54,6 +54,21 @@ def named(function):
     return common.reward_part(f'{__name__}.{function.__name__}')
 
 
+def test_a_reward_counts_for_answered_or_for_open_problems():
+    problems = [*PROBLEMS[:2], PROBLEMS[2]._replace(answer=''), PROBLEMS[3]]
+    name = f'{__name__}.{by_length.__name__}'
+    reward = make_reward(
+        right=common.reward_part('score', on='answered'),
+        long=common.reward_part(name, weight=2.0, on='open'),
+    )
+    lengths = [2.0 * len(reply) for reply in REPLIES]
+    np.testing.assert_array_equal(
+        reward(problems, REPLIES), np.float32([1, 0.7, lengths[2], 0])
+    )
+    everywhere = make_reward(long=common.reward_part(name, weight=2.0))
+    np.testing.assert_array_equal(everywhere(problems, REPLIES), np.float32(lengths))
+
+
 def test_correct_is_whole_and_score_has_parts():
     for name, expected in dict(correct=[1, 0, 0, 0], score=[1, 0.7, 0, 0]).items():
         rewards = make_reward(a=common.reward_part(name))(PROBLEMS, REPLIES)

@@ -250,7 +250,7 @@ def report_splits(
 # ---- a folder of conversations
 
 
-def folder_problems(section: ConfigDict, fits, advice: str):
+def folder_problems(section: ConfigDict, fits, advice: str, field: str = 'task.path'):
     """The messages before one reply in each conversation; there is no verifier.
 
     The reply is chosen as in evaluation. A prompt that does not fit loses its first
@@ -260,12 +260,12 @@ def folder_problems(section: ConfigDict, fits, advice: str):
     folder = Path(section.path).expanduser()
     if artifact.is_unfinished(folder):
         raise UserError(
-            f'task.path={folder} is not complete: run the stage that makes it again'
+            f'{field}={folder} is not complete: run the stage that makes it again'
         )
     problems, seen = {name: [] for name in CONVERSATIONS}, set()
     num_equal = num_too_long = 0
     for name in reversed(CONVERSATIONS):  # so that held-out prompts are not trained on
-        for view, prompt, _ in _choose_replies(folder / name):
+        for view, prompt, _ in _choose_replies(folder / name, field):
             messages = _shorten(prompt, fits)
             problem = Problem(storage.fingerprint(messages)[:16], messages)
             num_equal += problem.id in seen
@@ -285,23 +285,23 @@ def folder_problems(section: ConfigDict, fits, advice: str):
     return lambda split, n: splits[split][:n], None
 
 
-def _choose_replies(path: Path):
+def _choose_replies(path: Path, field: str):
     """`choose_replies` for a file of conversations."""
     hint = 'name a file of problems, or a folder of the stage sft, such as RUN/dialogue'
     file = File(str(path), path.name)
     try:
-        views = [view for _, _, view in read_json_lines(file, 'task.path')]
+        views = [view for _, _, view in read_json_lines(file, field)]
     except UserError as error:
         raise UserError(f'{error}; {hint}') from error
     try:
         return choose_replies(views, 0, 0)
     except UserError as error:
         raise UserError(
-            f'task.path={path}: no conversation has a reply to a user: {hint}'
+            f'{field}={path}: no conversation has a reply to a user: {hint}'
         ) from error
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f'task.path={path}: {type(error).__name__}: {error}: {hint}'
+            f'{field}={path}: {type(error).__name__}: {error}: {hint}'
         ) from error
 
 

@@ -21,7 +21,7 @@ import random
 
 from ml_collections import ConfigDict
 
-from gptjax.core import storage
+from gptjax.core import schema, storage
 from gptjax.core.console import UserError
 from gptjax.core.hashing import hash_integer
 from gptjax.post.problems.problem_sources import MAX_DRAWS, Problem, choose_split
@@ -52,7 +52,9 @@ def skill_problems(section: ConfigDict, fits, advice: str):
     The arguments and results are those of all sources of problems. `Problem.meta` has
     the name of the skill, by which `eval` reports.
     """
-    shares = section.options.to_dict() or dict.fromkeys(SKILLS, 1)
+    shares = section.options.to_dict()
+    if not shares or shares == schema.TASK['options'].default:  # that of chain_sum
+        shares = dict.fromkeys(SKILLS, 1)
     if unknown := set(shares) - set(SKILLS):
         raise UserError(
             f'task.options: skills has no {", ".join(sorted(unknown))}: use '

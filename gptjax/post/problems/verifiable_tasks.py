@@ -83,7 +83,7 @@ def make_task(
     if section.chats:
         chats = section.copy_and_resolve_references()
         chats.path = section.chats
-        chats_of, _ = folder_problems(chats, fits, advice)
+        chats_of, _ = folder_problems(chats, fits, advice, 'task.chats')
         open_problems = lambda: chats_of('train', section.problems)
         train = mix(train, shuffle_epochs(open_problems, seed), section.chat_share)
         score = score and score_answered(score)
