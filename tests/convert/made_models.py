@@ -1,9 +1,11 @@
 """Folders of tiny random models, made by `transformers`."""
 
-import torch
-import transformers
+import pytest
 
 from tests.tokenizer import made_tokenizers
+
+torch = pytest.importorskip('torch')
+transformers = pytest.importorskip('transformers')
 
 SIZES = dict(
     hidden_size=32,

@@ -6,8 +6,6 @@ import math
 import jax
 import numpy as np
 import pytest
-import torch
-import transformers
 
 from gptjax.convert import export_model
 from gptjax.convert.hf_folder import Folder
@@ -18,6 +16,9 @@ from gptjax.train.load_model import Trained
 from tests import helpers, runs
 from tests.convert import made_models
 from tests.convert.test_families import MODELS, read_params, saved  # noqa: F401
+
+torch = pytest.importorskip('torch')
+transformers = pytest.importorskip('transformers')
 
 # transformers describes these in config.json, and our settings have only the result.
 SCALED = 'llama3', 'llama_linear', 'llama_yarn', 'phi3_long', 'gemma3'

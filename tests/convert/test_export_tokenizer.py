@@ -77,7 +77,7 @@ def export(tmp_path, template='turns'):
 
 
 def test_transformers_reads_it(tmp_path):
-    from transformers import AutoTokenizer
+    AutoTokenizer = pytest.importorskip('transformers').AutoTokenizer
 
     ours = export(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path / 'hf')
@@ -138,7 +138,7 @@ def test_transformers_4_reads_it(tmp_path):
 
 def test_the_template_text(tmp_path):
     """Its text is ours; ids differ only where a token would span two messages."""
-    from transformers import AutoTokenizer
+    AutoTokenizer = pytest.importorskip('transformers').AutoTokenizer
 
     ours = export(tmp_path, 'text')
     theirs = AutoTokenizer.from_pretrained(tmp_path / 'hf')

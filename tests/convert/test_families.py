@@ -3,12 +3,13 @@
 import jax
 import numpy as np
 import pytest
-import torch
-import transformers
 
 from gptjax.convert.hf_folder import Folder
 from gptjax.models import gpt
 from tests.convert import made_models
+
+torch = pytest.importorskip('torch')
+transformers = pytest.importorskip('transformers')
 
 SIZES = made_models.SIZES | dict(vocab_size=50, max_position_embeddings=64)
 del SIZES['head_dim']

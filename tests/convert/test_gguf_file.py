@@ -1,6 +1,5 @@
 """Runs of the Llama layout leave as GGUF, and others are refused by name."""
 
-import gguf
 import jax
 import numpy as np
 import pytest
@@ -13,6 +12,8 @@ from gptjax.core import run_dir
 from gptjax.train.load_model import inference_mesh, load_model
 from tests import runs
 from tests.convert import made_models
+
+gguf = pytest.importorskip('gguf')
 
 
 @pytest.mark.slow

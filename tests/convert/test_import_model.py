@@ -5,7 +5,6 @@ import json
 import jax
 import numpy as np
 import pytest
-import torch
 
 from gptjax.core import run_dir
 from gptjax.eval.report import run_report
@@ -13,6 +12,8 @@ from gptjax.train.init_from import float32_params
 from gptjax.train.load_model import inference_mesh, load_model
 from tests import runs
 from tests.convert import made_models
+
+torch = pytest.importorskip('torch')
 
 
 @pytest.fixture(scope='module')

@@ -4,10 +4,7 @@ import json
 
 import jax.numpy as jnp
 import numpy as np
-import peft
 import pytest
-import torch
-import transformers
 from safetensors.numpy import load_file, save_file
 
 from gptjax.core import run_dir
@@ -15,6 +12,10 @@ from gptjax.models import gpt
 from gptjax.train.load_model import inference_mesh, load_model
 from tests import runs
 from tests.convert import made_models
+
+peft = pytest.importorskip('peft')
+torch = pytest.importorskip('torch')
+transformers = pytest.importorskip('transformers')
 
 TOKENS_BT = np.random.default_rng(0).integers(0, 300, (2, 30))
 

@@ -60,7 +60,9 @@ def make_conversations(name, count=60):
 
 @NAMES
 def test_ids_equal_those_of_transformers(name, made):
-    from transformers import PreTrainedTokenizerFast
+    PreTrainedTokenizerFast = pytest.importorskip(
+        'transformers'
+    ).PreTrainedTokenizerFast
 
     tokenizer, model = made(name)
     theirs = PreTrainedTokenizerFast(
@@ -218,7 +220,9 @@ def test_templates_that_refuse(made):
 
 
 def test_tools_and_their_answers(made):
-    from transformers import PreTrainedTokenizerFast
+    PreTrainedTokenizerFast = pytest.importorskip(
+        'transformers'
+    ).PreTrainedTokenizerFast
 
     tokenizer, model = made('qwen_25')
     call = dict(function=dict(name='add', arguments=dict(a=1, b='<|im_end|>')))
