@@ -152,7 +152,7 @@ def skill_rows(stages: Sequence[Stage], evaluations: dict[Path, dict]) -> list[d
         figures = [tasks[verifiable_replies.NAME]['figures'] for tasks in results]
         for name in figures[0]:
             figure, _, skill = name.partition('/')
-            if skill:
+            if skill and all(name in its for its in figures):
                 over_seeds = _over_seeds([its[name] for its in figures])
                 rows.append(
                     dict(skill=skill, figure=figure, stage=stage.name, **over_seeds)

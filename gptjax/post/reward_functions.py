@@ -23,6 +23,7 @@ from gptjax.post.problems.verifiable_tasks import Task
 from gptjax.post.reward_model import RESULTS, load_reward_function
 from gptjax.train.load_model import inference_mesh
 
+ALL = ('on', 'all')  # the default of a part of task.rewards
 Reward = Callable[[Sequence[Problem], Sequence[str]], np.ndarray]
 
 
@@ -87,7 +88,12 @@ def rewards_fingerprint(section: ConfigDict) -> str:
         for name, part in section.rewards.items()
         if part.function == 'model'
     }
-    return storage.fingerprint([run_dir.to_json(section.rewards), reward_models])
+    parts = {
+        # Older runs were made without the field, and keep their hash.
+        name: {key: value for key, value in part.items() if (key, value) != ALL}
+        for name, part in run_dir.to_json(section.rewards).items()
+    }
+    return storage.fingerprint([parts, reward_models])
 
 
 def make_reward(section: ConfigDict, task: Task) -> Reward:
@@ -112,7 +118,8 @@ def make_reward(section: ConfigDict, task: Task) -> Reward:
     def reward(problems, replies):
         total = np.zeros(len(problems), np.float32)
         for name, part, function in parts:
-            counts = [part.on in ('all', kind_of(problem)) for problem in problems]
+            on = part.get('on', 'all')  # older configs have none
+            counts = [on in ('all', kind_of(problem)) for problem in problems]
             if any(counts):
                 total[counts] += np.float32(part.weight) * compute_rewards(
                     name,

@@ -13,9 +13,10 @@ and the index of the problem. A run that was killed continues after its last fil
 """
 
 import contextlib
+import itertools
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,8 +28,12 @@ from gptjax.core.console import UserError
 from gptjax.core.hashing import hash_fraction
 from gptjax.parallel.mesh import make_mesh
 from gptjax.post.policy_model import apply_compute_settings
-from gptjax.post.problems.problem_sources import Problem
-from gptjax.post.problems.verifiable_tasks import make_task, problems_fingerprint
+from gptjax.post.problems.problem_sources import MAX_DRAWS, Problem
+from gptjax.post.problems.verifiable_tasks import (
+    make_task,
+    problem_inputs,
+    problems_fingerprint,
+)
 from gptjax.post.reward_functions import (
     Reward,
     make_reward,
@@ -77,23 +82,19 @@ def select(config: ConfigDict, workdir: Path) -> dict:
         'problems': problems_fingerprint(config.task),
         'rewards': rewards_fingerprint(config.task),
     }
-    for name in ('select', 'task'):
-        for field, value in run_dir.to_json(config[name]).items():
-            if f'{name}.{field}' not in IRRELEVANT_FIELDS:
-                inputs[f'{name}.{field}'] = value
+    fields = run_dir.to_json(section).items()
+    fields = {f'select.{name}': value for name, value in fields}
+    fields |= problem_inputs(run_dir.to_json(config.task))
+    for field, value in fields.items():
+        if field not in IRRELEVANT_FIELDS:
+            inputs[field] = value
 
     def make(folder: Path) -> dict:
         prompt_format = make_prompt_format(config, 'select', trained.tokenizer)
         task = make_task(
             config.task, config.seed, prompt_format.fits, prompt_format.room_advice
         )
-        problems = {}
-        for index in range(section.problems):
-            problem = task.train(index)
-            if problem.id in problems:  # the task has no further problems
-                break
-            problems[problem.id] = problem
-        problems = list(problems.values())
+        problems = first_problems(task.train, section.problems)
         if section.by == 'reward':
             reward, choose = make_reward(config.task, task), choose_best
         elif task.score is None:
@@ -111,6 +112,17 @@ def select(config: ConfigDict, workdir: Path) -> dict:
         return write_selected(config, folder, problems, replies, choices)
 
     return artifact.build(workdir / 'selected', inputs, make, needs=FILES)
+
+
+def first_problems(train: Callable[[int], Problem], n: int) -> list[Problem]:
+    """The first n different training problems, or all if there are fewer."""
+    problems, repeats = {}, 0
+    for index in itertools.count():
+        if len(problems) == n or repeats == MAX_DRAWS:
+            return list(problems.values())
+        problem = train(index)
+        repeats = repeats + 1 if problem.id in problems else 0
+        problems.setdefault(problem.id, problem)
 
 
 # ---- replies

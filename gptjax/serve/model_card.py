@@ -19,7 +19,9 @@ from gptjax.eval.stage_table import FIGURES_OF_KIND
 from gptjax.serve import schemas
 from gptjax.serve.schemas import CardFigure, CardSkill, CardSource, CardStage, CardTask
 
-LEARNED = 0.5  # accuracy from which the card says that the model has a skill
+# Accuracy from which the card says that the model has a skill. Where there are two
+# answers, guessing alone has one half.
+LEARNED = 0.7
 MAX_SUGGESTIONS = 6
 SMALL = 1e9  # parameters
 # For each data set of a run: its count of examples in the manifest, their name on the
@@ -215,7 +217,9 @@ def trace_stages(workdir: Path, step: int) -> list[CardStage]:
         if config and config.policy is not None and config.task:
             sources += _problem_sources(config.task)
             parts = config.task.rewards.values()
-            reward_runs = [Path(p.run) for p in parts if p.function == 'model']
+            reward_runs = [
+                Path(p.run).expanduser() for p in parts if p.function == 'model'
+            ]
         stages.append(_describe_stage(workdir, step, sources))
         for run in reward_runs:
             stages.append(_describe_stage(run, None, _built_sources(run)))

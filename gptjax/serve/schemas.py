@@ -335,12 +335,14 @@ class ModelCard(BaseModel):
     context: int
     vocabulary: int
     stages: list[CardStage] = Field(description='The first one first.')
-    can: list[CardSkill] = Field(description='At least half of the replies are right.')
+    can: list[CardSkill] = Field(
+        description='At least 70% of the greedy replies are right.'
+    )
     cannot: list[CardSkill]
     tasks: list[CardTask]
     remarks: list[str]
     suggestions: list[Suggestion] = Field(
-        description='Of skills that are right half of the times at both temperatures.'
+        description='Of skills with at least 70% right replies at both temperatures.'
     )
 
 

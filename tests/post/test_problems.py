@@ -11,7 +11,9 @@ from gptjax.core.config import complete_new
 from gptjax.core.console import UserError
 from gptjax.data.splits import assign_split
 from gptjax.post.problems import problem_sources, verifiable_tasks
+from gptjax.post.problems.verifiable_tasks import problem_inputs
 from gptjax.post.rollout import PromptFormat
+from gptjax.post.select_replies import first_problems
 
 
 def section(**fields):
@@ -326,6 +328,23 @@ def test_prompts_of_chats_are_mixed_into_the_training_problems(tmp_path, share):
     assert mixed.held_out(20) == plain.held_out(20)
     scores = [mixed.score(problem, problem.answer) for problem in drawn]
     assert scores == [float(bool(problem.answer)) for problem in drawn]
+
+
+def test_without_chats_the_inputs_are_those_of_older_versions():
+    task = section()
+    inputs = problem_inputs(task.to_dict())
+    assert not {'task.chats', 'task.chat_share'} & inputs.keys()
+    assert 'on' not in inputs['task.rewards']['correct']
+    assert problem_inputs(section(chats='chats').to_dict())['task.chat_share'] == 0.25
+
+
+def test_the_first_problems_are_all_different(tmp_path):
+    chats = [say(f'question {n}', 'b') for n in range(5)]
+    chats = str(folder_of(tmp_path, chats, chats[:1]))
+    task = make_task(name='drills', problems=30, chats=chats)
+    for n, expected in ((20, 20), (99, 34)):
+        problems = first_problems(task.train, n)
+        assert len({problem.id for problem in problems}) == len(problems) == expected
 
 
 def test_chats_that_are_not_there_are_named_by_their_field(tmp_path):

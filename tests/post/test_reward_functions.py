@@ -69,6 +69,22 @@ def test_a_reward_counts_for_answered_or_for_open_problems():
     np.testing.assert_array_equal(everywhere(problems, REPLIES), np.float32(lengths))
 
 
+def test_rewards_of_older_configs_count_for_all_and_keep_their_hash():
+    new = common.reward_part('score')
+    old = ConfigDict({key: value for key, value in new.items() if key != 'on'})
+    np.testing.assert_array_equal(
+        make_reward(a=old)(PROBLEMS, REPLIES), make_reward(a=new)(PROBLEMS, REPLIES)
+    )
+    hashes = {
+        reward_functions.rewards_fingerprint(ConfigDict(dict(rewards=dict(a=part))))
+        for part in (old, new)
+    }
+    assert len(hashes) == 1
+    part = common.reward_part('score', on='answered')
+    other = ConfigDict(dict(rewards=dict(a=part)))
+    assert reward_functions.rewards_fingerprint(other) not in hashes
+
+
 def test_correct_is_whole_and_score_has_parts():
     for name, expected in dict(correct=[1, 0, 0, 0], score=[1, 0.7, 0, 0]).items():
         rewards = make_reward(a=common.reward_part(name))(PROBLEMS, REPLIES)

@@ -111,9 +111,35 @@ def test_options_are_shares_of_skills():
     section.options = dict(add=1)
     problems = make_task(section, seed=0).held_out(50)
     assert {problem.meta['skill'] for problem in problems} == {'add'}
-    section.options = dict(juggle=1)
-    with pytest.raises(UserError, match='task.options: skills has no juggle'):
+    section.options = dict(add=1, capital=0)
+    asked = [
+        message['content']
+        for p in make_task(section, seed=0).held_out(100)
+        for message in p.messages
+    ]
+    assert not any('capital' in text for text in asked)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(juggle=1), 'task.options: skills has no juggle'),
+        (dict(add=-1, sort=1), 'task.options.add=-1'),
+        (dict(add=float('nan')), 'task.options.add=nan'),
+        (dict(add='x'), 'task.options.add=x'),
+        (dict(add=0), 'all shares are 0'),
+    ],
+)
+def test_shares_that_cannot_be_are_refused(options, message):
+    section = common.task_section(name='skills')
+    section.options = options
+    with pytest.raises(UserError, match=message):
         make_task(section, seed=0)
+
+
+def test_a_split_without_questions_is_an_error_in_bounded_time():
+    with pytest.raises(UserError, match='task.held_out_fraction=1e-09'):
+        make(held_out_fraction=1e-9).held_out(30)
 
 
 @pytest.mark.parametrize('share', [0.25, 0.5, 1 / 3])

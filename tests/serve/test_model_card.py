@@ -34,7 +34,7 @@ def item(skill, *contents, right=1):
 
 def evaluation(accuracies, items, **changes):
     """eval.json with a result by skill; drawn replies are less often right by 0.1."""
-    figures = {'accuracy': figure(0.7), 'accuracy_drawn': figure(0.6)}
+    figures = {'accuracy': figure(0.8), 'accuracy_drawn': figure(0.7)}
     for skill, accuracy in accuracies.items():
         figures[f'accuracy/{skill}'] = figure(accuracy)
         figures[f'accuracy_drawn/{skill}'] = figure(accuracy - 0.1)
@@ -106,7 +106,7 @@ def test_the_data_of_all_stages(run):
 
 def test_skills_and_suggestions(run):
     accuracies = {f'skill{n}': 0.99 - n / 100 for n in range(7)}
-    accuracies |= dict(half=0.5, less=0.49)
+    accuracies |= dict(most=0.7, less=0.69)
     items = [item(skill, f'{skill}?') for skill in accuracies]
     items.insert(0, item('skill1', 'hi', 'Hello!', 'not this one'))
     items.insert(1, item('skill1', ' the first question ', right=0))
@@ -119,10 +119,10 @@ def test_skills_and_suggestions(run):
     assert card.can[1].problems == 3
     texts = [suggestion.text for suggestion in card.suggestions]
     assert texts[:3] == ['skill0?', 'the first question', 'skill2?']
-    assert len(texts) == 6 and 'half?' not in texts
+    assert len(texts) == 6 and 'most?' not in texts
     [task] = card.tasks
     assert [figure.label for figure in task.figures][0] == 'accuracy'
-    assert task.figures[0].interval == (0.7 - 0.05, 0.7 + 0.05)
+    assert task.figures[0].interval == (0.8 - 0.05, 0.8 + 0.05)
     assert task.figures[0].baselines == {"always '4'": 0.1}
     quantized = make_card(run, 'assistant', ENGINE, 1000, weights='int8')
     assert 'without quantization' in quantized.remarks[-1]
@@ -132,7 +132,7 @@ def test_one_skill_has_the_figures_of_the_task(run):
     storage.write_json(run / 'eval.json', evaluation({}, [item('add', '2 + 2')]))
     card = make_card(run, 'assistant', ENGINE, 1000)
     assert [(s.skill.name, s.skill.accuracy) for s in card.suggestions] == [
-        ('add', 0.7)
+        ('add', 0.8)
     ]
 
 

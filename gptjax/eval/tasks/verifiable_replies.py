@@ -131,7 +131,7 @@ def evaluate_problems(
         stopped=np.array([float(reply.finish == 'stop') for reply in greedy]),
         items=np.ones(len(problems)),
     )
-    skills = [dict(problem.meta or {}).get('skill', '') for problem in problems]
+    skills = [skill_of(problem) for problem in problems]
     examples = [
         dict(
             id=problem.id,
@@ -171,6 +171,12 @@ def evaluate_problems(
             template=prompt_format.template,
         ),
     )
+
+
+def skill_of(problem: Problem) -> str:
+    """The skill that a problem names, or ''. A user's line may have any value there."""
+    skill = dict(problem.meta or {}).get('skill')
+    return skill if isinstance(skill, str) else ''
 
 
 def pass_at(k: int, drawn: int, right: int) -> float:

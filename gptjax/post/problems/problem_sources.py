@@ -211,7 +211,12 @@ def _parse_problem(value: dict, location: str) -> Problem:
 
 
 def report_splits(
-    section: ConfigDict, splits: dict, num_too_long: int, num_equal: int, advice: str
+    section: ConfigDict,
+    splits: dict,
+    num_too_long: int,
+    num_equal: int,
+    advice: str,
+    field: str = 'task.path',
 ) -> None:
     """Refuses an empty split; prints the sizes, and why problems were left out.
 
@@ -220,13 +225,14 @@ def report_splits(
         num_too_long: number of problems that do not fit.
         num_equal: number of repetitions.
         advice: how to make more problems fit.
+        field: the config field that names the source.
     """
     sizes = {split: len(problems) for split, problems in splits.items()}
     too_long = f' ({num_too_long:,} are too long): {advice},' if num_too_long else ':'
     for split, size in sizes.items():
         if not size:
             raise UserError(
-                f'task.path={section.path}: no problem that fits the context is in the '
+                f'{field}={section.path}: no problem that fits the context is in the '
                 f'split {split}{too_long} give more problems, or change '
                 'task.held_out_fraction'
             )
@@ -281,7 +287,7 @@ def folder_problems(section: ConfigDict, fits, advice: str, field: str = 'task.p
     )
     splits = {split: [held_out[n][1] for n in numbers[split]] for split in numbers}
     splits['train'] = [problem for _, problem in problems['train.jsonl']]
-    report_splits(section, splits, num_too_long, num_equal, advice)
+    report_splits(section, splits, num_too_long, num_equal, advice, field)
     return lambda split, n: splits[split][:n], None
 
 

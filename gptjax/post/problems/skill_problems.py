@@ -7,7 +7,9 @@
 
 A problem is a question of one skill (what is asked) in one wording (how it is asked),
 sometimes after some talk or after another problem with its answer. Held-out problems
-ask questions that are in no other split, in wordings that are in no other split.
+ask questions that are in no other split, in wordings that are in no other split. Facts
+(days, opposites, capitals) are few and have to be known: there only the wordings of
+held-out problems are new, and validation asks what training asks.
 
 Drills have the shortest wording alone and nothing around it, so that a model practises
 much in few tokens:
@@ -17,6 +19,7 @@ much in few tokens:
 """
 
 import itertools
+import math
 import random
 
 from ml_collections import ConfigDict
@@ -32,8 +35,8 @@ NAMES = ('skills', 'drills')
 # begin with a capital letter.
 TALK_SHARE = EARLIER_SHARE = CAPITAL_SHARE = 0.2
 # What people put around a question.
-BEFORE = ('', '', '', '', 'please ', 'hey, ', 'ok, ', 'now ', 'can you tell me, ')
-AFTER = ('', '?', '?', '?', '.', ' please', ' please?')
+BEFORE = ('', '', '', 'hey, ', 'ok, ')
+AFTER = ('', '?')
 TALK = (
     ('hi', 'Hello! What can I do for you?'),
     ('hello', 'Hi! Ask me something.'),
@@ -52,15 +55,7 @@ def skill_problems(section: ConfigDict, fits, advice: str):
     The arguments and results are those of all sources of problems. `Problem.meta` has
     the name of the skill, by which `eval` reports.
     """
-    shares = section.options.to_dict()
-    if not shares or shares == schema.TASK['options'].default:  # that of chain_sum
-        shares = dict.fromkeys(SKILLS, 1)
-    if unknown := set(shares) - set(SKILLS):
-        raise UserError(
-            f'task.options: skills has no {", ".join(sorted(unknown))}: use '
-            f'{", ".join(SKILLS)}'
-        )
-
+    shares = read_shares(section.options.to_dict())
     draw = draw_drill if section.name == 'drills' else draw_problem
 
     def problems_of(split: str, n: int) -> list[Problem]:
@@ -84,14 +79,35 @@ def skill_problems(section: ConfigDict, fits, advice: str):
     return problems_of, equals
 
 
+def read_shares(options: dict) -> dict[str, float]:
+    """The skills with their shares; without options, or with the default of
+    `chain_sum`, all skills equally often."""
+    if not options or options == schema.TASK['options'].default:
+        return dict.fromkeys(SKILLS, 1.0)
+    for name, share in options.items():
+        if name not in SKILLS:
+            raise UserError(
+                f'task.options: skills has no {name}: use {", ".join(SKILLS)}'
+            )
+        if not (isinstance(share, int | float) and 0 <= share < math.inf):
+            raise UserError(f'task.options.{name}={share}: use a share of at least 0')
+    if not any(options.values()):
+        raise UserError('task.options: all shares are 0: make one larger')
+    return options
+
+
+def draw_skill(rng: random.Random, shares: dict[str, float]) -> str:
+    return rng.choices([*shares], [*shares.values()])[0]
+
+
 def draw_problem(
     rng: random.Random, shares: dict, split: str, fraction: float
 ) -> Problem:
     """A random problem of the split, in any wording."""
-    [skill] = rng.choices([*shares], [*shares.values()])
+    skill = draw_skill(rng, shares)
     turns = [*rng.choice(TALK)] if rng.random() < TALK_SHARE else []
     if rng.random() < EARLIER_SHARE:
-        turns += draw_question(rng, rng.choice([*shares]), split, fraction)
+        turns += draw_question(rng, draw_skill(rng, shares), split, fraction)
     question, answer = draw_question(rng, skill, split, fraction)
     return _make_problem(skill, [*turns, question], answer)
 
@@ -100,7 +116,7 @@ def draw_drill(
     rng: random.Random, shares: dict, split: str, fraction: float
 ) -> Problem:
     """A random question of the split in its shortest wording."""
-    [skill] = rng.choices([*shares], [*shares.values()])
+    skill = draw_skill(rng, shares)
     values, answer = draw_values(rng, skill, split, fraction)
     return _make_problem(skill, [SKILLS[skill].wordings[0].format(**values)], answer)
 
@@ -123,7 +139,8 @@ def draw_question(
     wordings = skill.new_wordings if split == 'held_out' else skill.wordings
     text = rng.choice(wordings).format(**values)
     text = rng.choice(BEFORE) + text + rng.choice(AFTER)
-    if rng.random() < CAPITAL_SHARE:
+    # Not in 'k i t e backwards', whose reverse would be another one.
+    if rng.random() < CAPITAL_SHARE and text[1:2] != ' ':
         text = text[0].upper() + text[1:]
     return text, answer
 
@@ -132,9 +149,13 @@ def draw_values(
     rng: random.Random, name: str, split: str, fraction: float
 ) -> tuple[dict, str]:
     """(the values of a question of the skill and split, its answer)."""
-    while True:
+    for _ in range(MAX_DRAWS):
         values, answer = SKILLS[name].draw(rng)
-        # Sorted, so that 3 + 5 and 5 + 3 are in the same split.
-        home = choose_split(f'{name} {sorted(map(str, values.values()))}', fraction)
-        if SKILLS[name].is_fact or home == split:
+        # 3 + 5 and 5 + 3, larger and bigger of two numbers are in the same split.
+        asked = sorted(str(value) for key, value in values.items() if key != 'word')
+        if SKILLS[name].is_fact or choose_split(f'{name} {asked}', fraction) == split:
             return values, answer
+    raise UserError(
+        f'task.held_out_fraction={fraction}: no question of {name} is in the split '
+        f'{split}: use a larger fraction'
+    )

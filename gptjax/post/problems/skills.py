@@ -22,11 +22,10 @@ MORE, LESS = (
     ('shorter', 'younger', 'slower', 'weaker'),
 )
 OPPOSITES = (
-    'hot cold, big small, up down, left right, day night, good bad, fast slow, '
-    'happy sad, old young, open closed, black white, full empty, hard soft, high low, '
-    'in out, light dark, long short, loud quiet, rich poor, strong weak, wet dry, '
-    'yes no, first last, early late, easy difficult, near far, clean dirty, '
-    'sweet sour, true false, win lose'
+    'hot cold, big small, up down, day night, good bad, fast slow, happy sad, '
+    'open closed, black white, full empty, high low, in out, loud quiet, rich poor, '
+    'strong weak, wet dry, first last, early late, near far, clean dirty, '
+    'true false, push pull'
 )
 CAPITALS = (
     'France Paris, Italy Rome, Spain Madrid, Germany Berlin, England London, '
@@ -65,16 +64,16 @@ def subtract(rng):
 def compare(rng):
     a, b = rng.sample(range(100), 2)
     larger = rng.random() < 0.5
-    words = ('larger', 'bigger', 'greater') if larger else ('smaller', 'lower', 'less')
+    words = ('larger', 'bigger') if larger else ('smaller', 'lower')
     answer = max(a, b) if larger else min(a, b)
-    return dict(a=a, b=b, word=rng.choice(words[:2])), str(answer)
+    return dict(a=a, b=b, word=rng.choice(words)), str(answer)
 
 
 def count_letter(rng):
     wanted = rng.choice(string.ascii_lowercase)
     count = rng.randrange(5)
     others = string.ascii_lowercase.replace(wanted, '')
-    letters = [wanted] * count + rng.choices(others, k=rng.randint(3, 7) - count + 1)
+    letters = [wanted] * count + rng.choices(others, k=rng.randint(4, 8) - count)
     rng.shuffle(letters)
     return dict(letter=wanted, letters=' '.join(letters)), str(count)
 
@@ -136,7 +135,7 @@ SKILLS = dict(
             'how much is {a} plus {b}',
             'calculate {a} + {b}',
             'what do you get if you add {a} and {b}',
-            'i have {a} apples and get {b} more. how many do i have',
+            'i have {a} and get {b} more. how many do i have',
         ),
         (
             'how much is {a} + {b}',
@@ -155,13 +154,13 @@ SKILLS = dict(
             'take {b} away from {a}',
             'how much is {a} minus {b}',
             'calculate {a} - {b}',
-            'what is the difference of {a} and {b}',
-            'i have {a} apples and eat {b}. how many are left',
+            'what is the difference between {a} and {b}',
+            'i have {a} and lose {b}. how many are left',
         ),
         (
             'how much is {a} - {b}',
             'what do you get if you take {b} from {a}',
-            'tell me the difference of {a} and {b}',
+            'tell me the difference between {a} and {b}',
         ),
     ),
     compare=Skill(

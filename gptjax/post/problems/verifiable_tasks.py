@@ -2,8 +2,8 @@
 
 Problems come from `task.path`, a file or a folder, or from the dataset `task.name` of
 reasoning-gym. All are different. A hash of the content decides the split (for a folder,
-the file does), so splits share no problem and are the same for all seeds. The training
-problem at an index is a function of (seed, index).
+the file does), so splits share no problem, except facts of `skills`, and are the same
+for all seeds. The training problem at an index is a function of (seed, index).
 """
 
 import json
@@ -81,10 +81,7 @@ def make_task(
     )
     train = shuffle_epochs(training_problems, seed)
     if section.chats:
-        chats = section.copy_and_resolve_references()
-        chats.path = section.chats
-        chats_of, _ = folder_problems(chats, fits, advice, 'task.chats')
-        open_problems = lambda: chats_of('train', section.problems)
+        open_problems = lru_cache(maxsize=1)(lambda: read_chats(section, fits, advice))
         train = mix(train, shuffle_epochs(open_problems, seed), section.chat_share)
         score = score and score_answered(score)
     return Task(
@@ -94,6 +91,14 @@ def make_task(
         held_out=partial(problems_of, 'held_out'),
         score=score,
     )
+
+
+def read_chats(section: ConfigDict, fits, advice: str) -> list[Problem]:
+    """The training problems of the folder `task.chats`; they have no answer."""
+    chats = section.copy_and_resolve_references()
+    chats.path = section.chats
+    problems_of, _ = folder_problems(chats, fits, advice, 'task.chats')
+    return problems_of('train', section.problems)
 
 
 def shuffle_epochs(
@@ -145,6 +150,20 @@ def problems_fingerprint(section: ConfigDict) -> str:
     return _files_fingerprint('task.path', section.path)
 
 
+def problem_inputs(section: dict) -> dict:
+    """The fields of `task` that problems are made from, for a manifest.
+
+    Without chats it has no field of them, as in manifests of older versions.
+    """
+    inputs = {f'task.{name}': value for name, value in section.items()}
+    if not section['chats']:
+        del inputs['task.chats'], inputs['task.chat_share']
+    for part in inputs['task.rewards'].values():
+        if part.get('on') == 'all':
+            del part['on']
+    return inputs
+
+
 def _files_fingerprint(field: str, path: str) -> str:
     """A hash of the content of a file of problems or a folder of conversations."""
     path = Path(path).expanduser()
@@ -169,7 +188,10 @@ def write_task(config: ConfigDict, workdir: Path) -> dict:
     train.jsonl has the first `task.demonstrations` training problems.
     """
     section = config.task
-    inputs = {f'task.{name}': value for name, value in section.to_dict().items()}
+    # Prompts of chats have no answers, so they are no demonstrations.
+    section = section.copy_and_resolve_references()
+    section.chats = ''
+    inputs = problem_inputs(section.to_dict())
     inputs['problems'] = problems_fingerprint(section)
 
     def make(folder: Path) -> dict:
