@@ -49,6 +49,7 @@ class Family(NamedTuple):
         family has several; `Missing` if it lacks a part of the model.
     rules: settings of a model -> the rules of its tensors.
     ignored: ends of names of tensors that hold no parameter, such as masks.
+    prefix: of all names but the head's; folders of the bare model lack it.
     """
 
     architectures: dict[str, str]
@@ -56,6 +57,7 @@ class Family(NamedTuple):
     hf_fields: Callable[[Any], dict[str, Any]]
     rules: Callable[[Any], Sequence[Rule]]
     ignored: tuple[str, ...] = ()
+    prefix: str = ''
 
 
 # Fields of `config.model` that every family states; the others have these values.
@@ -160,8 +162,14 @@ def write_tensor(rule: Rule, arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 def tensor_shape(rule: Rule, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The shape of the tensor that holds parameters of these shapes."""
-    empty = [np.broadcast_to(np.zeros((), np.int8), shape) for shape in shapes]
-    return write_tensor(rule, empty).shape
+    if rule.layout == SAME:
+        return shapes[0]
+    outputs = [
+        _num_outputs(*target) for target in zip(rule.targets, shapes, strict=True)
+    ]
+    inputs = math.prod(shapes[0]) // outputs[0]
+    shape = (sum(outputs), inputs) if inputs > 1 else (sum(outputs),)
+    return shape[::-1] if rule.layout == CONV1D else shape
 
 
 def _num_outputs(target: str, shape: tuple[int, ...]) -> int:

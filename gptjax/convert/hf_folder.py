@@ -61,20 +61,19 @@ class Folder:
     def __init__(self, path: Path):
         self.path = path
         self.config = self._read_json('config.json')
-        try:
+        with self._reading_config():
             self.family = find_family(self.config)
+            if self.config.get('quantization_config'):
+                raise UserError(
+                    'quantization_config: quantized weights are not supported: save '
+                    f'the model with one of {", ".join(DTYPES)}'
+                )
+        self._tensors = self._list_tensors()
+        with self._reading_config():
+            self._check_layers()
             self.model = make_model(self.family.model_fields(self.config))
             check_fields(ConfigDict(dict(model=self.model)))
             self.settings = resolve(self.model, int(self.config['vocab_size']))
-        except UserError as error:
-            text = str(error).removeprefix('config.json: ')
-            raise UserError(f'{path}/config.json: {text}') from None
-        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-            raise UserError(
-                f'{path}/config.json: a field is missing or has another type '
-                f'({type(error).__name__}: {error}): copy or download it again'
-            ) from None
-        self._tensors = self._list_tensors()
         self._check_tensors()
 
     @property
@@ -153,6 +152,20 @@ class Folder:
 
     # ---- files
 
+    @contextlib.contextmanager
+    def _reading_config(self):
+        """Errors name the file."""
+        try:
+            yield
+        except UserError as error:
+            text = str(error).removeprefix('config.json: ')
+            raise UserError(f'{self.path}/config.json: {text}') from None
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+            raise UserError(
+                f'{self.path}/config.json: a field is missing or has another type '
+                f'({type(error).__name__}: {error}): copy or download it again'
+            ) from None
+
     def _read_json(self, name):
         try:
             content = json.loads((self.path / name).read_text('utf-8'))
@@ -160,7 +173,7 @@ class Folder:
             raise UserError(
                 f'{self.path} has no {name}: name a folder of a Hugging Face model'
             ) from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f'{self.path}/{name} is not JSON ({error})') from None
         if not isinstance(content, dict):
             raise UserError(f'{self.path}/{name} is not a JSON object')
@@ -180,15 +193,25 @@ class Folder:
         tensors = {}
         for name in files:
             tensors |= _list_file(self.path, name)
-        return tensors
+        prefix = self.family.prefix
+        if any(name.startswith(prefix) for name in tensors):
+            return tensors
+        return {
+            name if name.startswith('lm_head.') else prefix + name: stored
+            for name, stored in tensors.items()
+        }
+
+    def _check_layers(self):
+        """Before anything is made for each layer."""
+        for name in ('num_hidden_layers', 'n_layer'):
+            L = self.config.get(name, 0)
+            if isinstance(L, int) and L > len(self._tensors):
+                raise UserError(
+                    f'there are {len(self._tensors):,} tensors, and {name}={L:,}: copy '
+                    'or download both again'
+                )
 
     def _check_tensors(self):
-        L = self.settings.num_layers
-        if L > len(self._tensors):
-            raise UserError(
-                f'{self.path} has {len(self._tensors):,} tensors, and config.json says '
-                f'{L:,} layers: copy or download both again'
-            )
         abstract = flatten(gpt.abstract_params(self.settings))
         self._shapes = {name: leaf.shape for name, leaf in abstract.items()}
         expected = {
@@ -225,14 +248,16 @@ class Folder:
                 )
 
     def _read_tensor(self, name) -> np.ndarray:
-        with _open(self.path / self._tensors[name].file) as file:
-            return file.get_tensor(name)
+        stored = self._tensors[name]
+        with _open(self.path / stored.file) as file:
+            return file.get_tensor(stored.name)
 
 
 class Stored(NamedTuple):
-    """Where a tensor is, its shape and its dtype."""
+    """Where a tensor is, under which name, its shape and its dtype."""
 
     file: str
+    name: str
     shape: tuple[int, ...]
     dtype: str
 
@@ -249,7 +274,7 @@ def _list_file(folder: Path, name: str) -> dict[str, Stored]:
     with _open(folder / name) as file:
         slices = {tensor: file.get_slice(tensor) for tensor in file.keys()}
         return {
-            tensor: Stored(name, tuple(part.get_shape()), part.get_dtype())
+            tensor: Stored(name, tensor, tuple(part.get_shape()), part.get_dtype())
             for tensor, part in slices.items()
         }
 

@@ -85,4 +85,5 @@ FAMILY = Family(
     hf_fields,
     rules,
     ignored=('.attn.bias', '.attn.masked_bias'),
+    prefix='transformer.',
 )

@@ -14,9 +14,10 @@ from gptjax.models.gpt import layer_windows
 
 def model_fields(config):
     require_values(config, hidden_act='silu', attention_bias=False, mlp_bias=False)
+    # Some Llamas keep the field of the Mistral they were made of; it has no effect.
+    window = config.get('sliding_window') if config['model_type'] == 'mistral' else 0
     return common_fields(config) | dict(
-        tie_embeddings=config.get('tie_word_embeddings', False),
-        windows=(config.get('sliding_window') or 0,),
+        tie_embeddings=config.get('tie_word_embeddings', False), windows=(window or 0,)
     )
 
 

@@ -415,10 +415,16 @@ class Process:
             self._process.stdin.flush()
             return json.loads(self._read_line())
         except (OSError, ValueError):  # it was killed: no memory, or no time
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+            self._end()
             return dict(error='needs too much memory or time')
+        except BaseException:  # Ctrl-C: the next answer would be that of this request
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._process = None
 
     def _read_line(self) -> bytes:
         output, parts = self._process.stdout.fileno(), []

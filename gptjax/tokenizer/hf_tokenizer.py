@@ -5,6 +5,7 @@ It has the methods of our `Tokenizer`. Two kinds are read: byte-level BPE (GPT-2
 never read out of a text: '<|im_end|>' in a user's message is encoded as its characters.
 """
 
+import copy
 import hashlib
 import json
 import re
@@ -65,9 +66,9 @@ class HFTokenizer:
         changed = _change_added_tokens(described, self.vocab_size, self.chat_template)
         text = json.dumps(described) if changed else content.decode('utf-8')
         self._model = _make_model(tokenizers, text)
-        self._inner_text = text.replace('"first"', '"never"')
-        self._inner_model = self._model
-        if '"prepend_scheme"' in text and self._inner_text != text:
+        self._inner_text, self._inner_model = text, self._model
+        if inner := _never_prepend(described.get('pre_tokenizer')):
+            self._inner_text = json.dumps({**described, 'pre_tokenizer': inner})
             self._inner_model = _make_model(tokenizers, self._inner_text)
         self._added = described.get('added_tokens') or []
         self.specials = {a['content']: a['id'] for a in self._added if a['special']}
@@ -185,6 +186,17 @@ def _encode(model, texts: Sequence[str]) -> list[list[int]]:
     repaired = [text.encode('utf-8', 'replace').decode() for text in texts]
     encoded = model.encode_batch_fast(repaired, add_special_tokens=False)
     return [encoding.ids for encoding in encoded]
+
+
+def _never_prepend(pre_tokenizer: dict | None) -> dict | None:
+    """For text within a document: the pre-tokenizer without a space before the first
+    word, or None if it writes none or writes it everywhere."""
+    pre_tokenizer = copy.deepcopy(pre_tokenizer or {})
+    parts = pre_tokenizer.get('pretokenizers') or [pre_tokenizer]
+    changed = [part for part in parts if part.get('prepend_scheme') == 'first']
+    for part in changed:
+        part['prepend_scheme'] = 'never'
+    return pre_tokenizer if changed else None
 
 
 def _change_added_tokens(described: dict, size: int, template: str | None) -> bool:

@@ -50,5 +50,12 @@ def create_state(init, optimizer, abstract: TrainState, *args) -> TrainState:
     that `init` closed over would become constants of the compiled program.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    make = lambda *args: new_state(init(*args), optimizer)
+
+    def make(*args):
+        # A model imported in bfloat16 is trained in float32, as its checkpoints say.
+        params = jax.tree.map(
+            lambda array, leaf: array.astype(leaf.dtype), init(*args), abstract.params
+        )
+        return new_state(params, optimizer)
+
     return jax.jit(make, out_shardings=shardings)(*args)

@@ -82,7 +82,17 @@ BAD = {
     'activation': (change_config(hidden_act='relu'), "hidden_act='relu' is not supp"),
     'shape': (change_config(intermediate_size=49), 'config.json says (49, 32)'),
     'layers': (change_config(num_hidden_layers=4), 'lacks model.layers.3.'),
-    'billions': (change_config(num_hidden_layers=10**9), '1,000,000,000 layers'),
+    'billions': (change_config(num_hidden_layers=10**9), 'num_hidden_layers=1,000,0'),
+    'billions_of_gemma': (
+        change_config(num_hidden_layers=10**9, model_type='gemma2'),
+        'num_hidden_layers=1,000,0',
+    ),
+    'wide': (change_config(intermediate_size=10**12), 'config.json says (1000000000'),
+    'deep': (lambda f: (f / 'config.json').write_text('[' * 10**5), 'is not JSON'),
+    'quantized': (
+        change_config(quantization_config=dict(quant_method='awq')),
+        'quantization_config: quantized weights are not supported',
+    ),
     'heads': (change_config(num_attention_heads=0), 'config.json'),
     'type': (change_config(hidden_size='wide'), 'config.json'),
     'few': (change_tensors(lambda t: t.pop(NORM)), f'lacks {NORM} (1 in all)'),

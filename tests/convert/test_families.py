@@ -1,5 +1,7 @@
 """Our model gives the logits of `transformers`, for a tiny one of each family."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -135,3 +137,27 @@ def test_logits_equal_those_of_transformers(saved):
     )
     scale = np.abs(logits_BTV).max()
     np.testing.assert_allclose(ours_BTV, logits_BTV, atol=2e-5 * scale, rtol=0)
+
+
+def test_gpt2_as_the_bare_model_has_it(tmp_path):
+    """The names of the published GPT-2 have no prefix."""
+    sizes = dict(n_layer=2, n_embd=32, n_head=4, n_positions=64, vocab_size=50)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
+    model.save_pretrained(tmp_path / 'whole')
+    model.transformer.save_pretrained(tmp_path / 'bare')
+    whole, bare = (Folder(tmp_path / name) for name in ('whole', 'bare'))
+    assert whole.dtypes() == bare.dtypes()
+    jax.tree.map(np.testing.assert_array_equal, read_params(whole), read_params(bare))
+
+
+def test_only_mistral_has_the_window_of_its_config(tmp_path):
+    windows = {}
+    for kind in ('Llama', 'Mistral'):
+        folder = tmp_path / kind
+        made_models.write_folder(folder, kind)
+        path = folder / 'config.json'
+        path.write_text(
+            json.dumps(json.loads(path.read_text()) | dict(sliding_window=8))
+        )
+        windows[kind] = Folder(folder).model.windows
+    assert windows == dict(Llama=(0,), Mistral=(8,))

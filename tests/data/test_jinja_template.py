@@ -303,3 +303,17 @@ def test_hostile_templates_end_in_time(tmp_path, monkeypatch, template, words):
     assert time.monotonic() - began < 60
     good, _ = make_tokenizer(tmp_path / 'good', Made(CHATML, IM))
     assert jinja_template.encode_prompt(say('a'), good)
+
+
+def test_after_ctrl_c_an_answer_is_not_that_of_the_request_before(made, monkeypatch):
+    tokenizer, _ = made('qwen_25')
+    expected = encode(say('a', 'b'), tokenizer)
+
+    def interrupt(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(jinja_template.Process, '_read_line', interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            encode(say('c', 'd'), tokenizer)
+    assert encode(say('a', 'b'), tokenizer) == expected

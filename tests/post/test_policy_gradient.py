@@ -167,7 +167,7 @@ def test_a_validation_keeps_its_first_replies():
 
     environment = Environment(
         SimpleNamespace(
-            tokenizer=SimpleNamespace(specials={'<|end|>': 5}),
+            tokenizer=SimpleNamespace(specials={'<|end|>': 5}, chat_template=None),
             template='turns',
             max_tokens=2,
             temperature=1.0,

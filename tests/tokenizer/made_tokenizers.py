@@ -40,6 +40,9 @@ def sentencepiece(specials=SPECIALS, metaspace: bool = False) -> Tokenizer:
     bytes_ = [f'<0x{byte:02X}>' for byte in range(256)]
     names = [*specials, *bytes_, '▁', *'abcdeHlowrs', '▁a', 'ab', '▁H', 'll']
     merges = [('▁', 'a'), ('a', 'b'), ('▁', 'H'), ('l', 'l')]
+    # A token that is called as the value of prepend_scheme.
+    names += [*'fit', 'fi', 'fir', 'firs', 'first']
+    merges += [('f', 'i'), ('fi', 'r'), ('fir', 's'), ('firs', 't')]
     vocabulary = {name: i for i, name in enumerate(names)}
     model = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True))
     if metaspace:

@@ -168,3 +168,15 @@ def test_dropout_keys_come_from_seed_step_and_micro_batch():
 
     assert losses(0) == losses(0)
     assert len({*losses(0), *losses(1), *losses(0, 2)}) == 6
+
+
+def test_a_new_state_has_the_dtypes_of_its_description():
+    """Weights that were imported in bfloat16 are trained in float32."""
+    optimizer, mesh = optax.adam(0.1), helpers.mesh_of()
+    axes = dict(slope=())
+    shapes = dict(slope=jax.ShapeDtypeStruct((), jnp.float32))
+    abstract = abstract_state(shapes, optimizer, axes, mesh)
+    given = dict(slope=jnp.bfloat16(0.5))
+    state = create_state(lambda params: params, optimizer, abstract, given)
+    dtypes = jax.tree.map(lambda leaf: leaf.dtype, (state, abstract))
+    assert dtypes[0] == dtypes[1]
