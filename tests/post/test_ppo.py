@@ -48,7 +48,7 @@ def test_text_that_does_not_fit_is_refused(prepared_run, tmp_path):
         ppo.open_text(config_for(prepared_run, ptx_run=str(tmp_path)))
     other = runs.copy(prepared_run, tmp_path / 'other')
     with open(other / 'tokenizer' / 'tokenizer.model', 'ab') as file:
-        file.write(b'\n')
+        file.write(b'\xc0\x3e\x01')  # a field that SentencePiece does not know
     with pytest.raises(UserError, match='prepared with another tokenizer'):
         config = config_for(prepared_run)
         config.start.run = str(other)
