@@ -92,6 +92,7 @@ class Machine:
         (self.root / 'configs' / 'tiny.py').touch()
         (self.root / 'requirements.txt').write_text('jax\n')
         (self.root / 'tests' / 'requirements.txt').write_text('pytest\n')
+        (self.root / 'tests' / 'torch-requirements.txt').write_text('torch\n')
         self.fakes.mkdir()
         for tool in TOOLS:
             (self.fakes / tool).symlink_to(shutil.which(tool))
@@ -346,6 +347,7 @@ def test_ci_checks_the_format_then_runs_every_test(machine):
     machine.run('launch/test.sh')
     assert machine.run('.ci/run')[0] == 0
     assert machine.log() == [
+        'pip install -r tests/torch-requirements.txt',
         'ruff format --check .',
         'ruff check .',
         f'pytest -m not long {EVERY_CORE}',
