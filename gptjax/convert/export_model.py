@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from gptjax.convert.export_tokenizer import export_tokenizer
+from gptjax.convert.export_tokenizer import export_tokenizer, write_chat_template
 from gptjax.convert.family import (
     PLAIN,
     Family,
@@ -38,8 +38,9 @@ from gptjax.convert.hf_folder import (
 from gptjax.convert.import_model import SMALL_FILES
 from gptjax.core import artifact, run_dir, storage
 from gptjax.core.console import UserError, progress_bar
-from gptjax.data.chat_template import stop_conditions
+from gptjax.data.chat_template import stop_conditions, to_jinja
 from gptjax.models.settings import resolve
+from gptjax.tokenizer.import_tokenizer import read_chat_template
 from gptjax.train.load_model import (
     IMPORTED,
     inference_mesh,
@@ -50,6 +51,8 @@ from gptjax.train.load_model import (
 SHARD_BYTES = 5 * 10**9
 DTYPES = dict(F32=np.float32, BF16=ml_dtypes.bfloat16, F16=np.float16)
 NAMES = dict(F32='float32', BF16='bfloat16', F16='float16')
+# Sections of the stages that train on conversations in `chat.template`.
+CHAT_SECTIONS = {'sft', 'preference', 'policy'}
 SIZES = 'num_layers', 'width', 'num_heads', 'mlp_width', 'context', 'vocab_size'
 
 
@@ -270,23 +273,29 @@ def _write_settings(
 def _write_tokenizer(
     folder: Path, description: Description, config: ConfigDict, workdir: Path
 ) -> None:
-    """Writes the tokenizer, and the tokens that start and end a text."""
-    if description.source is not None:
-        for name in SMALL_FILES:
-            path = description.source / name
-            if name != 'config.json' and path.exists():
-                storage.write_bytes(folder / name, path.read_bytes())
-        return
+    """Writes the tokenizer, its template, and the tokens that start and end a text.
+
+    An imported model keeps its files, unless it was trained in another chat template.
+    """
     tokenizer, settings = load_run_tokenizer(config, workdir)
-    template = config.chat.template
-    export_tokenizer(workdir / 'tokenizer', folder, template, settings.context)
+    template, imported = config.chat.template, description.source
+    if imported is None:
+        export_tokenizer(workdir / 'tokenizer', folder, template, settings.context)
+    else:
+        for name in SMALL_FILES:
+            if name != 'config.json' and (imported / name).exists():
+                storage.write_bytes(folder / name, (imported / name).read_bytes())
+    jinja = to_jinja(template, tokenizer)
+    if CHAT_SECTIONS & {*config} and read_chat_template(folder) != jinja:
+        write_chat_template(folder, jinja)
+    elif imported is not None:
+        return
     _, stop_tokens = stop_conditions(template, tokenizer)
     ends = [*dict.fromkeys((*tokenizer.eos_ids, *stop_tokens))]
-    ids = dict(
-        bos_token_id=tokenizer.bos_id,
-        eos_token_id=ends if len(ends) > 1 else ends[0],
-        pad_token_id=tokenizer.pad_id,
-    )
-    written = storage.read_json(folder / 'config.json')
-    storage.write_json(folder / 'config.json', written | ids)
-    storage.write_json(folder / 'generation_config.json', ids)
+    ids = dict(eos_token_id=ends if len(ends) > 1 else ends[0])
+    if imported is None:
+        ids |= dict(bos_token_id=tokenizer.bos_id, pad_token_id=tokenizer.pad_id)
+    for name in ('config.json', 'generation_config.json'):
+        path = folder / name
+        written = storage.read_json(path) if path.exists() else {}
+        storage.write_json(path, written | ids)

@@ -16,28 +16,10 @@ import sentencepiece
 
 from gptjax.core import storage
 from gptjax.core.console import UserError
+from gptjax.data.chat_template import to_jinja
 from gptjax.tokenizer.import_tokenizer import ORIGINALS
 from gptjax.tokenizer.load_tokenizer import find_tokenizer
-from gptjax.tokenizer.tokenizer import BOS, CHAT_TURNS, EOS, PAD, SPACE
-
-# Our templates (chat_template.py) in Jinja. A text of the template 'text' is encoded
-# as a whole there, and message by message here.
-TURNS = (
-    '{{ bos_token }}{% for message in messages %}'
-    "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
-    "{{ raise_exception('roles are system, user and assistant') }}{% endif %}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
-TEXT = (
-    '{{ bos_token }}{% for message in messages %}'
-    "{% set lines = message['content'].lstrip('\\n').split('\\n') %}"
-    "{% set written = namespace(text='') %}{% for line in lines %}"
-    '{% if loop.first or loop.last or line.strip() %}'
-    "{% set written.text = written.text + ('' if loop.first else '\\n') + line %}"
-    "{% endif %}{% endfor %}{{ written.text.rstrip('\\n') + '\\n\\n' }}{% endfor %}"
-)
-TEMPLATES = dict(turns=TURNS, text=TEXT)
+from gptjax.tokenizer.tokenizer import BOS, CHAT_TURNS, EOS, PAD, SPACE, Tokenizer
 
 
 def export_tokenizer(folder: Path, target: Path, template: str, context: int) -> None:
@@ -56,7 +38,6 @@ def export_tokenizer(folder: Path, target: Path, template: str, context: int) ->
     model = path.read_bytes()
     storage.write_text(target / 'tokenizer.json', to_tokenizer_json(model))
     storage.write_bytes(target / 'tokenizer.model', model)
-    storage.write_text(target / 'chat_template.jinja', TEMPLATES[template])
     names = dict(bos_token=BOS, eos_token=EOS, pad_token=PAD)
     storage.write_json(
         target / 'tokenizer_config.json',
@@ -64,7 +45,6 @@ def export_tokenizer(folder: Path, target: Path, template: str, context: int) ->
             tokenizer_class='PreTrainedTokenizerFast',
             **names,
             additional_special_tokens=list(CHAT_TURNS),
-            chat_template=TEMPLATES[template],
             add_prefix_space=False,
             clean_up_tokenization_spaces=False,
             model_max_length=context,
@@ -74,6 +54,15 @@ def export_tokenizer(folder: Path, target: Path, template: str, context: int) ->
         target / 'special_tokens_map.json',
         dict(names, additional_special_tokens=list(CHAT_TURNS)),
     )
+    write_chat_template(target, to_jinja(template, Tokenizer(model)))
+
+
+def write_chat_template(target: Path, jinja: str) -> None:
+    """Writes a template to both places where versions of transformers look for it."""
+    storage.write_text(target / 'chat_template.jinja', jinja)
+    path = target / 'tokenizer_config.json'
+    fields = storage.read_json(path) if path.exists() else {}
+    storage.write_json(path, fields | dict(chat_template=jinja))
 
 
 def to_tokenizer_json(model: bytes) -> str:

@@ -13,10 +13,9 @@ from ml_collections import ConfigDict
 
 from gptjax.convert import hf_llama
 from gptjax.convert.export_model import Description, describe, iterate_tensors
-from gptjax.convert.export_tokenizer import TEMPLATES
 from gptjax.core import storage
 from gptjax.core.console import UserError, progress_bar
-from gptjax.data.chat_template import stop_conditions
+from gptjax.data.chat_template import stop_conditions, to_jinja
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.train.load_model import inference_mesh, load_model, load_run_tokenizer
 
@@ -136,7 +135,7 @@ def _add_tokenizer(writer, config, workdir, tokenizer: Tokenizer) -> None:
     writer.add_pad_token_id(tokenizer.pad_id)
     writer.add_add_bos_token(True)
     writer.add_add_space_prefix(False)
-    writer.add_chat_template(TEMPLATES[config.chat.template])
+    writer.add_chat_template(to_jinja(config.chat.template, tokenizer))
     _, stop_tokens = stop_conditions(config.chat.template, tokenizer)
     for token in {*stop_tokens} - {tokenizer.eos_id}:
         writer.add_eot_token_id(token)

@@ -18,9 +18,10 @@ from gptjax.convert.hf_folder import Folder
 from gptjax.core import artifact, run_dir, storage
 from gptjax.core.config import base_config
 from gptjax.core.console import UserError, progress_bar
+from gptjax.data.chat_template import from_jinja
 from gptjax.models import gpt
 from gptjax.parallel.mesh import make_mesh
-from gptjax.tokenizer.import_tokenizer import import_tokenizer
+from gptjax.tokenizer.import_tokenizer import import_tokenizer, read_chat_template
 from gptjax.tokenizer.load_tokenizer import load_tokenizer
 from gptjax.train.checkpoint import Checkpoints
 from gptjax.train.load_model import IMPORTED, abstract_imported, model_identity
@@ -51,6 +52,7 @@ def import_model(source: Path, workdir: Path, dtype: str = 'float32') -> None:
         raise UserError(
             f'--workdir={workdir} is a run that was not imported: use another --workdir'
         )
+    template = from_jinja(read_chat_template(source))
     with run_dir.locked(workdir):
         with progress_bar('hashing the files', 0):
             hashes = _hash_files(folder)
@@ -64,7 +66,7 @@ def import_model(source: Path, workdir: Path, dtype: str = 'float32') -> None:
         artifact.build(
             workdir / 'tokenizer',
             dict(imported=storage.fingerprint(inputs)),
-            lambda into: _write_tokenizer(folder, into),
+            lambda into: _write_tokenizer(folder, template, into),
         )
         artifact.build(
             workdir / IMPORTED,
@@ -74,7 +76,7 @@ def import_model(source: Path, workdir: Path, dtype: str = 'float32') -> None:
         _write_checkpoint(folder, workdir, dtype)
         if not is_run:
             run_dir.write_environment(workdir)
-            run_dir.write_config(_make_config(folder, workdir, dtype), workdir)
+            run_dir.write_config(_make_config(folder, template, dtype), workdir)
     size = sum(leaf.size for leaf in jax.tree.leaves(_abstract(folder)))
     print(f'{folder.architecture}: {size:,} parameters in {workdir}')
 
@@ -93,19 +95,19 @@ def _copy_small_files(folder: Folder, into: Path, described: dict) -> dict:
     return described
 
 
-def _write_tokenizer(folder: Folder, into: Path) -> dict:
-    tokenizer = import_tokenizer(folder.path, into, folder.settings.vocab_size)
+def _write_tokenizer(folder: Folder, template: str | None, into: Path) -> dict:
+    size, is_other = folder.settings.vocab_size, template is None
+    tokenizer = import_tokenizer(folder.path, into, size, is_other)
     return dict(vocab_size=tokenizer.vocab_size)
 
 
-def _make_config(folder: Folder, workdir: Path, dtype: str) -> ConfigDict:
+def _make_config(folder: Folder, template: str | None, dtype: str) -> ConfigDict:
     config = base_config()
     config.model = folder.model
     config.model.dtype = dtype
     config.data.context = min(config.data.context, folder.model.context)
     config.tokenizer.vocab_size = folder.settings.vocab_size
-    if load_tokenizer(workdir / 'tokenizer').chat_template is not None:
-        config.chat.template = 'turns'  # that of the model
+    config.chat.template = template or 'turns'  # that of the model
     return config
 
 

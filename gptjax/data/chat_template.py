@@ -28,6 +28,22 @@ from gptjax.tokenizer.tokenizer import CHAT_TURNS
 ROLES = ('system', 'user', 'assistant')
 TEMPLATES = ('text', 'turns')
 TURN_END = '\n\n'  # in the template 'text'
+# The templates after BOS, for other libraries. A text of the template 'text' is encoded
+# as a whole there, and message by message here.
+JINJA = dict(
+    turns='{% for message in messages %}'
+    "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
+    "{{ raise_exception('roles are system, user and assistant') }}{% endif %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}",
+    text='{% for message in messages %}'
+    "{% set lines = message['content'].lstrip('\\n').split('\\n') %}"
+    "{% set written = namespace(text='') %}{% for line in lines %}"
+    '{% if loop.first or loop.last or line.strip() %}'
+    "{% set written.text = written.text + ('' if loop.first else '\\n') + line %}"
+    "{% endif %}{% endfor %}{{ written.text.rstrip('\\n') + '\\n\\n' }}{% endfor %}",
+)
+JINJA_BOS = '{{ bos_token }}'
 
 
 def encode_conversation(
@@ -166,6 +182,21 @@ def encode_prompt(
 def uses_jinja(tokenizer, template: str) -> bool:
     """Whether conversations are written by the template that the tokenizer has."""
     return template == 'turns' and tokenizer.chat_template is not None
+
+
+def to_jinja(template: str, tokenizer) -> str:
+    """The template for libraries that write conversations by Jinja."""
+    if uses_jinja(tokenizer, template):
+        return tokenizer.chat_template
+    return (JINJA_BOS if tokenizer.start_ids else '') + JINJA[template]
+
+
+def from_jinja(jinja: str | None) -> str | None:
+    """The template of ours that `jinja` is; 'text' for no template, None for others."""
+    if jinja is None:
+        return 'text'
+    ours = {written: template for template, written in JINJA.items()}
+    return ours.get(jinja.removeprefix(JINJA_BOS))
 
 
 def begins_with_bos(tokenizer, template: str) -> bool:

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from gptjax.data.chat_template import JINJA
 from gptjax.serve import api_requests, schemas
 from gptjax.serve.admission import ServerState
 from gptjax.serve.api_errors import ApiError
@@ -195,13 +196,16 @@ async def _tokenizer_info(request: Request) -> Response:
     model = find_model(state.models, request.query_params.get('model'))
     tokenizer = model.tokenizer
     names = {token: name for name, token in tokenizer.specials.items()}
+    # For clients that write the prompt of a conversation themselves, as text. Text
+    # cannot express special tokens, so a template that writes some is not given.
+    jinja = JINJA['text'] if model.template == 'text' else None
     content = schemas.TokenizerInfo(
         tokenizer_class=tokenizer.kind,
         vocab_size=tokenizer.vocab_size,
         model_max_length=model.engine.context,
         fingerprint=tokenizer.fingerprint,
         special_tokens=tokenizer.specials,
-        chat_template=JINJA_TEMPLATES.get(model.template),
+        chat_template=jinja,
         bos_token=names.get(tokenizer.bos_id),
         bos_token_id=tokenizer.bos_id,
         eos_token=names.get(tokenizer.eos_id),
@@ -210,13 +214,6 @@ async def _tokenizer_info(request: Request) -> Response:
         pad_token_id=tokenizer.pad_id,
     )
     return JsonResponse(content)
-
-
-# For clients that write the prompt of a conversation themselves, as text. Text cannot
-# express special tokens, so the prompt format 'turns' has no template.
-JINJA_TEMPLATES = dict(
-    text="{% for message in messages %}{{ message['content'] }}\n\n{% endfor %}"
-)
 
 
 # ---- replies ------------------------------------------------------------------

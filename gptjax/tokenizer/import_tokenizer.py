@@ -30,18 +30,22 @@ ORIGINALS = tuple(
 )
 
 
-def import_tokenizer(source: Path, folder: Path, vocab_size: int) -> AnyTokenizer:
+def import_tokenizer(
+    source: Path, folder: Path, vocab_size: int, other_template: bool = False
+) -> AnyTokenizer:
     """Writes RUN/tokenizer (`folder`), and returns the tokenizer.
 
     A tokenizer of ours that was exported to `source` is taken back as it was.
 
     Args:
         vocab_size: V of the model.
+        other_template: the chat template of `source` is none of ours, and only a
+            tokenizer of tokenizer.json keeps it.
 
     Raises:
         UserError: a file is missing or damaged, or the tokenizer is another model's.
     """
-    ours = _read_ours(source)
+    ours = None if other_template else _read_ours(source)
     if ours is not None:
         tokenizer = Tokenizer(ours)
         _check_size(source, tokenizer.vocab_size, vocab_size, tokenizer.vocab_size)
@@ -131,7 +135,7 @@ def _read_settings(source: Path, content: bytes, vocab_size: int) -> dict:
         bos=start[-1] if start else eos[0],
         start=start,
         eos=eos,
-        chat_template=_read_chat_template(source, config),
+        chat_template=read_chat_template(source),
         names=names,
     )
 
@@ -172,11 +176,12 @@ def _ends_of_replies(source: Path) -> list[int]:
     return []
 
 
-def _read_chat_template(source: Path, config: dict) -> str | None:
+def read_chat_template(source: Path) -> str | None:
+    """The Jinja template of a folder, or None."""
     path = source / 'chat_template.jinja'
     if path.exists():
         return path.read_text('utf-8')
-    template = config.get('chat_template')
+    template = _read(source, 'tokenizer_config.json').get('chat_template')
     if isinstance(template, list):  # several, by name
         named = {entry.get('name'): entry.get('template') for entry in template}
         template = named.get('default')
