@@ -24,6 +24,9 @@ def cut_messages(
     the others, from a message of the user on. If the template writes earlier replies
     in another way than the last one (Qwen 3 leaves out thoughts), each reply is
     learned in a segment of its own, as the model would write it.
+
+    Raises:
+        RefusedMessages: before the first segment, by a Jinja template.
     """
     if not uses_jinja(tokenizer, template):
         turns = encode_turns(messages, tokenizer, template)

@@ -42,7 +42,11 @@ REAL_SECONDS = 60.0  # after which the process that renders is killed
 EXAMPLE = 'What is it?'
 
 
-class UnstableTemplate(UserError):
+class RefusedMessages(UserError):
+    """The template does not write this conversation, or not so that it can be learned."""
+
+
+class UnstableTemplate(RefusedMessages):
     """The rendering of the first messages is not how that of all messages begins."""
 
 
@@ -69,8 +73,9 @@ def encode_conversation(
     there, since a prompt ends there when the model is used.
 
     Raises:
-        UserError: the template refuses the messages.
+        RefusedMessages: the template refuses the messages.
         UnstableTemplate: there are replies whose place cannot be found.
+        UserError: the template needs too much memory or time.
     """
     replies = [
         number
@@ -171,7 +176,7 @@ def _encode_marked(messages, tokenizer, unfinished):
     text, spans = _remove_marks(text)
     replies = [message for message in messages if message['role'] == 'assistant']
     if len(replies) != len(spans):
-        raise UserError(
+        raise RefusedMessages(
             f'the chat template marks {len(spans)} parts by {{% generation %}}, and '
             f'there are {len(replies)} replies: mark each reply once'
         )
@@ -397,8 +402,10 @@ class Process:
             answer = self._ask(json.dumps(request).encode() + b'\n')
         if 'texts' in answer:
             return answer['texts']
-        does = 'refuses the messages: ' if answer.get('raised') else ''
-        raise UserError(f'the chat template of the model {does}{answer["error"]}')
+        template = 'the chat template of the model'
+        if answer.get('raised'):
+            raise RefusedMessages(f'{template} refuses the messages: {answer["error"]}')
+        raise UserError(f'{template} {answer["error"]}')
 
     def _ask(self, line: bytes) -> dict:
         if self._process is None or self._owner != os.getpid():

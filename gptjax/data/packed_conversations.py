@@ -39,6 +39,7 @@ from gptjax.data.documents import (
     describe_sources,
     source_settings,
 )
+from gptjax.data.jinja_template import RefusedMessages
 from gptjax.data.packed_dataset import PackedDataset, mix_datasets
 from gptjax.data.packing import ShardWriter, name_specials, read_split
 from gptjax.data.sources.open_source import describe_passed_over, refuse_changed_sources
@@ -47,6 +48,7 @@ from gptjax.tokenizer.load_tokenizer import AnyTokenizer, load_tokenizer
 
 MAX_OPEN_ROWS = 64  # rows that may still get segments
 LONG_SYSTEM = 'long system message'  # why a conversation is skipped
+MAX_REFUSALS = 8  # different reasons of a Jinja template that are counted by name
 
 
 def build_dialogue(config: ConfigDict, workdir: Path) -> dict:
@@ -108,11 +110,13 @@ def describe_left_out(manifest: dict) -> str:
         f'a system message of more than half of data.context={manifest["context"]}'
     )
 
+    def name(why):
+        if 'chat template' in why:
+            return f'"{why}"'
+        return reasons.get(why) or name_reason(why, manifest['settings'])
+
     def count_left_out(source):
-        return {
-            reasons.get(why) or name_reason(why, manifest['settings']): count
-            for why, count in source['skipped'].items()
-        }
+        return {name(why): count for why, count in source['skipped'].items()}
 
     return describe_sources(manifest, 'conversations', count_left_out)
 
@@ -132,9 +136,12 @@ def _write_dialogue(
     _refuse_empty_split(packed, config.data)
     for by_source in packed.values():
         for name, counts in by_source.items():
-            if num_long := counts.pop('long_system', 0):
-                skipped = sources[name]['skipped']
-                skipped[LONG_SYSTEM] = skipped.get(LONG_SYSTEM, 0) + num_long
+            left_out = {LONG_SYSTEM: counts.pop('long_system', 0)}
+            left_out |= counts.pop('refused')
+            skipped = sources[name]['skipped']
+            for why, count in left_out.items():
+                if count:
+                    skipped[why] = skipped.get(why, 0) + count
     return dict(
         fingerprint=storage.fingerprint(
             [storage.sha256_of_file(folder / f'{split}.jsonl') for split in SPLITS]
@@ -159,6 +166,13 @@ def _refuse_empty_split(packed: dict, data: ConfigDict) -> None:
     for split, by_source in packed.items():
         if any(counts['rows'] for counts in by_source.values()):
             continue
+        refused = sum((counts['refused'] for counts in by_source.values()), Counter())
+        for why, _ in refused.most_common(1):
+            raise UserError(
+                f'dialogue.sources: all {refused.total()} conversations of the split '
+                f'{split} are left out, most often because {why}: change the '
+                'conversations, or start from another model'
+            )
         num_long = sum(counts.get('long_system', 0) for counts in by_source.values())
         if num_long:
             raise UserError(
@@ -221,22 +235,29 @@ class _SourceWriter:
         self.begins_with_bos = begins_with_bos(tokenizer, config.chat.template)
         self.shards = ShardWriter(folder, tokenizer, config.data.context)
         self.open_rows = []  # rows: (tokens so far, [(id, tokens, trained), …])
+        self.refused = Counter()  # conversations, by the reason of a Jinja template
         self.counts = Counter(
             views=0, pieces=0, turns=0, predicted_tokens=0, bytes=0, padding=0
         )
 
     def add(self, identity: str, messages: list[dict]) -> None:
         self.counts['views'] += 1
-        for tokens, trained in cut_messages(
-            messages, self.tokenizer, self.template, self.size, self.counts
-        ):
-            self._add_segment(identity, tokens, trained)
+        try:
+            for tokens, trained in cut_messages(
+                messages, self.tokenizer, self.template, self.size, self.counts
+            ):
+                self._add_segment(identity, tokens, trained)
+        except RefusedMessages as error:  # before the first segment
+            why = str(error)
+            if len(self.refused) >= MAX_REFUSALS and why not in self.refused:
+                why = 'the chat template does not write them, for other reasons'
+            self.refused[why] += 1
 
     def finish(self) -> dict:
         """Writes the open rows; returns the manifest's entry."""
         for _, row in self.open_rows:
             self._write_row(row)
-        return dict(self.counts, **self.shards.finish())
+        return dict(self.counts, refused=self.refused, **self.shards.finish())
 
     def _add_segment(self, identity, tokens, trained):
         fitting = [

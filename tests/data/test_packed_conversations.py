@@ -23,6 +23,7 @@ from gptjax.data.packed_conversations import (
 )
 from gptjax.data.packed_dataset import PackedDataset
 from gptjax.eval.report.run_report import write_report
+from tests.data.made_templates import TEMPLATES, make_tokenizer
 from tests.data.test_conversations import sums, write_chat
 
 BOS = 1
@@ -231,6 +232,31 @@ def test_cut_and_skipped_conversations_are_described(run, tmp_path):
     shutil.rmtree(workdir / 'dialogue')
     with pytest.raises(UserError, match='data.context=12: the system message takes'):
         build_dialogue(config, workdir)
+
+
+def test_refused_conversations_are_skipped_and_counted(tmp_path):
+    make_tokenizer(tmp_path, TEMPLATES['gemma_2'])
+    (tmp_path / 'run').rename(tmp_path / 'tokenizer')
+    system = dict(role='system', content='Be brief.')
+    *some, first, last = sums(60)
+    refused = [dict(one, messages=[system, *one['messages']]) for one in (first, last)]
+    config = common.base()
+    path = write_chat(tmp_path / 'own.jsonl', *some, *refused)
+    config.dialogue = common.dialogue_section(own=common.source('chat', str(path)))
+    config.chat.template = 'turns'
+    config.data.update(context=128, validation_fraction=0.2)
+    manifest = build_dialogue(config, tmp_path)
+    why = 'the chat template of the model refuses the messages: no system messages'
+    assert manifest['sources']['own']['skipped'] == {why: 2}
+    assert sum(split['own']['turns'] for split in manifest['splits'].values()) == 58
+    assert (
+        DIALOGUE.details(manifest) == f'"{why}" left out 2 of 60 conversations of own'
+    )
+
+    write_chat(path, *(dict(o, messages=[system, *o['messages']]) for o in some))
+    shutil.rmtree(tmp_path / 'dialogue')
+    with pytest.raises(UserError, match=f'all .* of the split train .*{why}'):
+        build_dialogue(config, tmp_path)
 
 
 def test_a_batch_shows_conversations(made):
