@@ -104,6 +104,8 @@ def _shorten(system, messages, tokenizer, room, counts) -> Segment | None:
     tokens, trained = jinja_template.encode_conversation(
         [*system, *before, reply], tokenizer
     )
+    if True not in trained:  # the template leaves out such a reply
+        return None
     num_reply, num_prompt = sum(trained), trained.index(True)
     content = tokenizer.encode(before[0]['content']) if before else []
     shared = room - (num_prompt - len(content))  # for the content and the reply

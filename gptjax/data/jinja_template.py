@@ -17,33 +17,21 @@ So each has to be a prefix of the next, and of the whole conversation. A templat
 """
 
 import functools
-import json
-import os
 import re
-import select
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import NamedTuple
 
 from gptjax.core.console import UserError
 from gptjax.data.render_jinja import GENERATION_BEGINS, GENERATION_ENDS
+from gptjax.data.render_process import PROCESS, RefusedMessages
 from gptjax.tokenizer.hf_tokenizer import Part
 
 FIRST_HIDDEN = 0xD800  # half surrogates from here stand for characters of names
 CUT = '\udffd '  # put after a message that is not finished; templates strip the space
 GENERATION = re.compile(r'\{%[-+]?\s*generation\b')
-PROCESSOR_SECONDS = 5.0  # for the renderings of a conversation
-REAL_SECONDS = 60.0  # after which the process that renders is killed
+MAX_DEPTH = 100  # of lists and objects in a message
 EXAMPLE = 'What is it?'
-
-
-class RefusedMessages(UserError):
-    """The template does not write this conversation, or not so that it can be learned."""
 
 
 class UnstableTemplate(RefusedMessages):
@@ -285,24 +273,37 @@ class Guard:
         edges = sorted({name[0] for name in names} | {name[-1] for name in names})
         self._hidden = {c: chr(FIRST_HIDDEN + i) for i, c in enumerate(edges)}
         self._shown = {ord(mark): c for c, mark in self._hidden.items()}
-        by_length = sorted(names, key=len, reverse=True)
-        self._pattern = re.compile('|'.join(map(re.escape, by_length)) or '(?!)')
+        # The first character of a name, before the rest of it: '<(?=s>|/s>)'.
+        rests = {c: [n[1:] for n in names if n[0] == c] for c in {n[0] for n in names}}
+        parts = [
+            f'{re.escape(c)}(?={"|".join(map(re.escape, ends))})'
+            for c, ends in rests.items()
+        ]
+        self._pattern = re.compile('|'.join(parts) or '(?!)')
         self._longest = max(map(len, names), default=0)
         self._beginnings = {n[:k] for n in names for k in range(1, len(n))}
         self._ends = {n[-k:] for n in names for k in range(1, len(n))}
 
-    def hide(self, value):
-        """`value`, of JSON, with changed texts."""
+    def hide(self, value, depth: int = 0):
+        """`value`, of JSON, with changed texts.
+
+        Keys that are names (`role`) stay, since the template looks for them.
+        """
+        if depth > MAX_DEPTH:
+            raise RefusedMessages(
+                f'a message for the chat template is nested over {MAX_DEPTH} levels'
+            )
         if isinstance(value, dict):
-            return {key: self.hide(inner) for key, inner in value.items()}
+            keys = [k if k.isidentifier() else self._hide_text(k) for k in value]
+            inner = [self.hide(inner, depth + 1) for inner in value.values()]
+            return dict(zip(keys, inner, strict=True))
         if isinstance(value, list | tuple):
-            return [self.hide(inner) for inner in value]
+            return [self.hide(inner, depth + 1) for inner in value]
         return self._hide_text(value) if isinstance(value, str) else value
 
     def _hide_text(self, text: str) -> str:
         text = text.encode('utf-8', 'replace').decode()
-        while match := self._pattern.search(text):
-            text = self._hide_at(text, match.start())
+        text = self._pattern.sub(lambda match: self._hidden[match[0]], text)
         # A template may complete a name that a message only begins or ends.
         body, first = text.rstrip(), len(text) - len(text.lstrip())
         for size in range(1, min(self._longest, len(body)) + 1):
@@ -378,72 +379,3 @@ def _render(tokenizer, renders: list[dict]) -> list[str]:
         tools = guard.hide(variables['tools'])
         hidden.append(dict(variables, messages=messages, tools=tools))
     return PROCESS.render(tokenizer, hidden)
-
-
-# ---- The process that renders
-
-
-class Process:
-    """A process of `render_jinja.py`, started when it is needed."""
-
-    def __init__(self):
-        self._lock = threading.Lock()
-        self._process, self._owner = None, None
-
-    def render(self, tokenizer, renders: list[dict]) -> list[str]:
-        """The texts of `renders`, variables each; UserError if the template fails."""
-        request = dict(
-            template=tokenizer.chat_template,
-            variables=tokenizer.names,
-            renders=renders,
-            seconds=PROCESSOR_SECONDS,
-        )
-        with self._lock:
-            answer = self._ask(json.dumps(request).encode() + b'\n')
-        if 'texts' in answer:
-            return answer['texts']
-        template = 'the chat template of the model'
-        if answer.get('raised'):
-            raise RefusedMessages(f'{template} refuses the messages: {answer["error"]}')
-        raise UserError(f'{template} {answer["error"]}')
-
-    def _ask(self, line: bytes) -> dict:
-        if self._process is None or self._owner != os.getpid():
-            script = Path(__file__).with_name('render_jinja.py')
-            self._process = subprocess.Popen(
-                [sys.executable, '-P', str(script)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
-            self._owner = os.getpid()
-        try:
-            self._process.stdin.write(line)
-            self._process.stdin.flush()
-            return json.loads(self._read_line())
-        except (OSError, ValueError):  # it was killed: no memory, or no time
-            self._end()
-            return dict(error='needs too much memory or time')
-        except BaseException:  # Ctrl-C: the next answer would be that of this request
-            self._end()
-            raise
-
-    def _end(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._process = None
-
-    def _read_line(self) -> bytes:
-        output, parts = self._process.stdout.fileno(), []
-        end = time.monotonic() + REAL_SECONDS
-        while not parts or not parts[-1].endswith(b'\n'):
-            left = end - time.monotonic()
-            if left <= 0 or not select.select([output], [], [], left)[0]:
-                raise OSError('time is over')
-            parts.append(os.read(output, 2**20))
-            if not parts[-1]:
-                raise OSError('the process has ended')
-        return b''.join(parts)
-
-
-PROCESS = Process()

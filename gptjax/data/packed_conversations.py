@@ -39,9 +39,9 @@ from gptjax.data.documents import (
     describe_sources,
     source_settings,
 )
-from gptjax.data.jinja_template import RefusedMessages
 from gptjax.data.packed_dataset import PackedDataset, mix_datasets
 from gptjax.data.packing import ShardWriter, name_specials, read_split
+from gptjax.data.render_process import RefusedMessages
 from gptjax.data.sources.open_source import describe_passed_over, refuse_changed_sources
 from gptjax.data.sources.records import SPLITS
 from gptjax.tokenizer.load_tokenizer import AnyTokenizer, load_tokenizer

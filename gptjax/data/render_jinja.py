@@ -1,11 +1,11 @@
 """A process that renders Jinja templates of conversations, which may be hostile.
 
-`jinja_template.py` starts it as a script. It reads a JSON object a line and answers
+`render_process.py` starts it as a script. It reads a JSON object a line and answers
 with one: `template`, `variables`, a list `renders` of further variables, and `seconds`
 of processor time give `texts` or an `error`. Templates run in Jinja's sandbox, with a
 limit of memory and time, so one that loops or grows ends with an error.
 
-The environment is the one that `transformers` gives chat templates.
+The environment is the one that `transformers` gives chat templates, except for TODAY.
 """
 
 import contextlib
@@ -23,6 +23,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MEMORY_BYTES = 2**30
 MAX_CHARACTERS = 2**25  # of all texts of a line
+# The date for templates that write today's: a prompt does not change with the day, and
+# is that of training. Llama's own template has this one where no date is known.
+TODAY = datetime(2024, 7, 26)
 # Around what `{% generation %}` encloses. Half surrogates: no message has them.
 GENERATION_BEGINS, GENERATION_ENDS = '\udffe', '\udfff'
 
@@ -71,12 +74,15 @@ def _compile(template: str) -> jinja2.Template:
 
 
 def _render(request: dict) -> dict:
-    now = datetime.now()  # one moment for all texts of a conversation
     try:
         template = _compile(request['template'])
         texts = []
         for variables in request['renders']:
-            every = {**request['variables'], **variables, 'strftime_now': now.strftime}
+            every = {
+                **request['variables'],
+                **variables,
+                'strftime_now': TODAY.strftime,
+            }
             texts.append(template.render(every))
             if sum(map(len, texts)) > MAX_CHARACTERS:
                 return dict(error=f'writes over {MAX_CHARACTERS:,} characters')

@@ -276,7 +276,13 @@ def _read_for_template(message: Message, number: int) -> dict:
     for call in given.get('tool_calls', ()):
         # Templates write the arguments as JSON, and clients send JSON in a string.
         with contextlib.suppress(ValueError, TypeError):
-            call['function']['arguments'] = json.loads(call['function']['arguments'])
+            try:
+                arguments = json.loads(call['function']['arguments'])
+            except RecursionError:
+                raise bad_request(
+                    f'messages[{number}].tool_calls', 'nested too deeply: send less'
+                ) from None
+            call['function']['arguments'] = arguments
     return dict(given, role=role, content=content)
 
 

@@ -82,8 +82,13 @@ def _read_ours(source: Path) -> bytes | None:
 def _check_content(path: Path, content: bytes, settings: dict) -> HFTokenizer:
     try:
         return HFTokenizer(content, settings)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f'{path}: a field is missing or wrong ({error!r})') from None
+    except UserError:
+        raise
+    except Exception as error:  # the library raises no narrower class
+        raise UserError(
+            f'{path}: a field is missing or wrong ({str(error)[:200]}): copy or '
+            'download it again'
+        ) from None
 
 
 def _read_settings(source: Path, content: bytes, vocab_size: int) -> dict:

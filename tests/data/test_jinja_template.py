@@ -11,7 +11,7 @@ import pytest
 from configs import common
 from gptjax.core import storage
 from gptjax.core.console import UserError
-from gptjax.data import chat_template, jinja_template
+from gptjax.data import chat_template, jinja_template, render_process
 from gptjax.data.conversations import write_conversations
 from gptjax.data.cut_conversations import cut_messages, encode_last_turns
 from gptjax.tokenizer.import_tokenizer import import_tokenizer
@@ -280,6 +280,54 @@ def test_contents_in_parts(tmp_path, made):
     assert encode(messages, only) == encode(messages, made('smollm')[0])
 
 
+def test_many_names_take_little_time(made):
+    tokenizer, _ = made('smollm')
+    began = time.monotonic()
+    guard = jinja_template.Guard([*tokenizer.specials])
+    hidden = guard.hide('<|im_end|>a' * 10**5)
+    assert time.monotonic() - began < 20  # it was quadratic
+    assert guard.show(hidden) == '<|im_end|>a' * 10**5
+    assert not any(name in hidden for name in tokenizer.specials)
+    # One that begins within another is hidden too.
+    assert jinja_template.Guard(['aba']).hide('cababac') == 'c\ud800b\ud800bac'
+
+
+def test_keys_of_arguments_never_become_special_tokens(made):
+    tokenizer, _ = made('qwen_25')
+    messages = [
+        *say('1 + 1?'),
+        dict(role='assistant', content='', tool_calls=[dict(function=dict(a=1))]),
+    ]
+    function = messages[1]['tool_calls'][0]['function']
+    end = tokenizer.specials['<|im_end|>']
+    expected = encode(messages, tokenizer)[0].count(end)
+    function['arguments'] = {'a <|im_end|>': {'<|im_end|>': 2}}
+    tokens, _ = encode(messages, tokenizer)
+    assert tokens.count(end) == expected
+    assert '"a <|im_end|>": {"<|im_end|>": 2}' in tokenizer.decode(tokens)
+    for _ in range(2000):
+        function['arguments'] = [function['arguments']]
+    with pytest.raises(UserError, match='nested over 100 levels'):
+        encode(messages, tokenizer)
+
+
+def test_the_date_is_the_same_on_every_day(tmp_path):
+    dated, _ = make_tokenizer(tmp_path, Made("{{ strftime_now('%d %b %Y') }}", IM))
+    tokens = jinja_template.encode_prompt(say('a'), dated)
+    assert dated.decode(tokens) == '26 Jul 2024'
+
+
+def test_a_long_reply_that_the_template_leaves_out(tmp_path):
+    template = (
+        "{% for m in messages %}<|im_start|>{% if m['role'] == 'user' %}"
+        "{{ m['content'] + '<|im_end|>' }}{% else %}"
+        '{% generation %}{% endgeneration %}{% endif %}{% endfor %}'
+    )
+    tokenizer, _ = make_tokenizer(tmp_path, Made(template, IM))
+    messages = say('a' * 100, 'b')
+    assert not [*cut_messages(messages, tokenizer, 'turns', 50, Counter())]
+
+
 @pytest.mark.parametrize(
     'template, words',
     [
@@ -294,8 +342,8 @@ def test_contents_in_parts(tmp_path, made):
     ],
 )
 def test_hostile_templates_end_in_time(tmp_path, monkeypatch, template, words):
-    monkeypatch.setattr(jinja_template, 'PROCESSOR_SECONDS', 0.5)
-    monkeypatch.setattr(jinja_template, 'REAL_SECONDS', 3.0)
+    monkeypatch.setattr(render_process, 'PROCESSOR_SECONDS', 0.5)
+    monkeypatch.setattr(render_process, 'REAL_SECONDS', 3.0)
     tokenizer, _ = make_tokenizer(tmp_path, Made(template, IM))
     began = time.monotonic()
     with pytest.raises(UserError, match=words):
@@ -313,7 +361,7 @@ def test_after_ctrl_c_an_answer_is_not_that_of_the_request_before(made, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr(jinja_template.Process, '_read_line', interrupt)
+        context.setattr(render_process.Process, '_read_line', interrupt)
         with pytest.raises(KeyboardInterrupt):
             encode(say('c', 'd'), tokenizer)
     assert encode(say('a', 'b'), tokenizer) == expected

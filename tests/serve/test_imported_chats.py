@@ -60,6 +60,15 @@ def test_what_the_template_refuses(tmp_path):
         encode(model, [dict(role='user')])
 
 
+@pytest.mark.parametrize('depth', [500, 10**5])
+def test_arguments_that_are_nested_too_deeply(model, depth):
+    call = dict(function=dict(name='add', arguments='[' * depth + ']' * depth))
+    deep = dict(role='assistant', content=None, tool_calls=[call])
+    with pytest.raises(ApiError, match='nested') as error:
+        encode(model, [USER, deep, ANSWER[1]])
+    assert error.value.status == 400
+
+
 def test_other_templates_take_no_tools(model):
     text = SimpleNamespace(tokenizer=model.tokenizer, template='text')
     with pytest.raises(ApiError, match='tools'):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from gptjax.core.console import UserError
+from gptjax.tokenizer import hf_tokenizer
 from gptjax.tokenizer.import_tokenizer import import_tokenizer
 from gptjax.tokenizer.load_tokenizer import find_tokenizer, load_tokenizer
 from gptjax.tokenizer.tokenizer import Tokenizer
@@ -115,6 +116,16 @@ def test_errors(tmp_path):
         load_tokenizer(tmp_path / 'run')
     with pytest.raises(UserError, match='no such file: make it with the stage'):
         load_tokenizer(tmp_path / 'nothing')
+
+
+def test_any_error_of_the_library_is_told(tmp_path, monkeypatch):
+    def fail(*args):
+        raise Exception('expected `,` or `}`')
+
+    size = write_folder(tmp_path / 'hf', made_tokenizers.byte_level())
+    monkeypatch.setattr(hf_tokenizer, '_make_model', fail)
+    with pytest.raises(UserError, match='tokenizer.json: a field is .*expected `,`'):
+        import_tokenizer(tmp_path / 'hf', tmp_path / 'run', size)
 
 
 def test_our_own_comes_back(tmp_path):
