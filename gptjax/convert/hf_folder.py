@@ -33,7 +33,7 @@ FAMILIES = (
     *(hf_gpt2.FAMILY, hf_gpt_neox.FAMILY, hf_llama.FAMILY, hf_qwen.FAMILY),
     *(hf_gemma.FAMILY, hf_olmo2.FAMILY, hf_phi3.FAMILY),
 )
-INDEX = 'model.safetensors.index.json'
+SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 DTYPES = 'F32', 'BF16', 'F16'
 
 
@@ -180,7 +180,7 @@ class Folder:
         return content
 
     def _list_tensors(self) -> dict[str, 'Stored']:
-        files = ['model.safetensors']
+        files = [SINGLE]
         if (self.path / INDEX).exists():
             stored_in = self._read_json(INDEX).get('weight_map')
             files = [*stored_in.values()] if isinstance(stored_in, dict) else [None]
@@ -264,8 +264,8 @@ class Stored(NamedTuple):
 
 def _list_file(folder: Path, name: str) -> dict[str, Stored]:
     if not (folder / name).exists():
-        pickled = sorted(folder.glob('*.bin'))
-        if pickled:
+        pickled = sorted(folder.glob('pytorch_model*.bin'))
+        if pickled and name == SINGLE:  # else a shard of safetensors is missing
             raise UserError(
                 f'{pickled[0]}: pickled weights can run code and are not read: save '
                 'the model as safetensors (save_pretrained of transformers does)'

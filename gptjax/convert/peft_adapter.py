@@ -42,6 +42,7 @@ from gptjax.train.load_model import (
 from gptjax.train.state import TrainState
 
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
+PICKLED = 'adapter_model.bin'
 PREFIX = 'base_model.model.'
 # Fields of adapter_config.json that change what is computed, and their plain values.
 PLAIN = dict(
@@ -122,6 +123,11 @@ def import_adapter(source: Path, base: Path, workdir: Path) -> None:
     if (workdir / 'config.json').exists():
         raise UserError(f'--workdir={workdir} is a run already: use another --workdir')
     described = _read_config(source)
+    if (pickled := source / PICKLED).exists() and not (source / WEIGHTS).exists():
+        raise UserError(
+            f'{pickled}: pickled weights can run code and are not read: load the '
+            'adapter with peft, and save it with save_pretrained, as safetensors'
+        )
     tensors = read_safetensors(source / WEIGHTS)
     config = base_config()
     start = init_from.read_start_config(base)
@@ -153,11 +159,19 @@ def _read_config(source: Path) -> dict[str, Any]:
     described = storage.parse_undamaged((source / CONFIG).read_bytes())
     if described is None or described.get('peft_type') != 'LORA':
         raise UserError(f'{source}/{CONFIG} does not describe a LoRA adapter')
-    for name, plain in PLAIN.items():
+    # The last is in new versions of peft alone, and so is not written.
+    for name, plain in (PLAIN | dict(alora_invocation_tokens=None)).items():
         if described.get(name) not in (None, plain, [], {}):
             raise UserError(
                 f'{source}/{CONFIG}: {name}={described[name]!r} is not supported: '
                 'merge the adapter with peft, and import the whole model'
+            )
+    for name, kind in dict(r=int, lora_alpha=int | float).items():
+        value = described.get(name)
+        if not isinstance(value, kind) or value <= 0:
+            raise UserError(
+                f'{source}/{CONFIG}: {name}={value!r} is no number above 0: copy or '
+                'download it again'
             )
     return described
 

@@ -185,7 +185,10 @@ def read_chat_template(source: Path) -> str | None:
     """The Jinja template of a folder, or None."""
     path = source / 'chat_template.jinja'
     if path.exists():
-        return path.read_text('utf-8')
+        try:
+            return path.read_text('utf-8')
+        except UnicodeDecodeError as error:
+            raise UserError(f'{path} is not UTF-8 ({error}): copy it again') from None
     template = _read(source, 'tokenizer_config.json').get('chat_template')
     if isinstance(template, list):  # several, by name
         named = {entry.get('name'): entry.get('template') for entry in template}

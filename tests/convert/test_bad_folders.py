@@ -49,6 +49,13 @@ def lose_a_shard(folder):
     names = {name: 'model-00002-of-00002.safetensors' for name in ('a', 'b')}
     text = json.dumps(dict(weight_map=names))
     (folder / 'model.safetensors.index.json').write_text(text)
+    (folder / 'training_args.bin').write_text('')
+    (folder / 'pytorch_model.bin').write_text('')
+
+
+def lose_all_weights(folder):
+    (folder / 'model.safetensors').unlink()
+    (folder / 'training_args.bin').write_text('')
 
 
 def name_a_file_elsewhere(folder):
@@ -74,7 +81,11 @@ BAD = {
     'shard': (lose_a_shard, 'lacks model-00002-of-00002.safetensors: copy'),
     'elsewhere': (name_a_file_elsewhere, 'does not name files of this folder'),
     'pickled': (pickle, 'pickled weights can run code and are not read: save the'),
-    'no_weights': (lambda f: (f / 'model.safetensors').unlink(), 'lacks model.saf'),
+    'no_weights': (lose_all_weights, 'lacks model.safetensors: copy'),
+    'template': (
+        lambda f: (f / 'chat_template.jinja').write_bytes(b'{{ "\xff" }}'),
+        'chat_template.jinja is not UTF-8',
+    ),
     'no_config': (lambda f: (f / 'config.json').unlink(), 'has no config.json'),
     'no_json': (lambda f: (f / 'config.json').write_text('{'), 'is not JSON'),
     'unknown': (change_config(model_type='mamba'), "'mamba' is not supported: use one"),

@@ -105,10 +105,15 @@ def test_bad_adapters_are_refused(made, tmp_path, capsys):
     for fields, message in (
         (dict(use_dora=True), 'use_dora=True is not supported'),
         (dict(peft_type='IA3'), 'does not describe a LoRA adapter'),
+        (dict(alora_invocation_tokens=[3]), 'alora_invocation_tokens=[3] is not supp'),
+        (dict(r=None), 'adapter_config.json: r=None is no number above 0'),
+        (dict(lora_alpha='5'), "lora_alpha='5' is no number above 0"),
     ):
         (changed / 'adapter_config.json').write_text(json.dumps(config | fields))
         refused(changed, run, message)
     (changed / 'adapter_config.json').write_text(json.dumps(config))
+    (changed / 'adapter_model.bin').write_bytes(b'')
+    refused(changed, run, 'save it with save_pretrained, as safetensors')
     name = max(tensors)
     save_file(tensors | {'more': tensors[name]}, changed / 'adapter_model.safetensors')
     refused(changed, run, 'has an unknown tensor, more')
