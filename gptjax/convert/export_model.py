@@ -94,39 +94,47 @@ def export_model(
     if dtype is not None or dtypes is None:
         kind = 'BF16' if dtype == 'bfloat16' else 'F32'
         dtypes = dict.fromkeys(tensor_names(description, settings), kind)
-    with new_folder(target) as draft:
+    with writing_draft(target) as draft:
+        draft.mkdir()
         write_weights(draft, description.family, trained, dtypes)
         _write_settings(draft, description, dtypes)
         _write_tokenizer(draft, description, config, workdir)
     print(f'{description.config["architectures"][0]} in {target}')
 
 
-def refuse_existing(target: Path) -> None:
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f'--to={target}: there is something already: name a new folder')
-
-
 @contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """A folder to write in, which becomes `target` once it is whole."""
+def writing_draft(target: Path) -> Iterator[Path]:
+    """A path for a file or a folder, which becomes `target` once it is whole."""
     refuse_existing(target)
     draft = target.with_name(f'.{target.name}.draft')
-    shutil.rmtree(draft, ignore_errors=True)
+    _remove(draft)
     try:
-        draft.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield draft
         if target.exists():
             target.rmdir()  # it is empty
         draft.rename(target)
     except BaseException as error:
-        shutil.rmtree(draft, ignore_errors=True)
+        _remove(draft)
         reason = storage.unwritable(error, target.parent)
         if reason is None:
             raise
         raise UserError(
             f'--to={target}: cannot write there ({reason}): free some space, or name '
-            'another folder'
+            'another place'
         ) from error
+
+
+def refuse_existing(target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f'--to={target}: there is something already: name a new place')
+
+
+def _remove(draft: Path) -> None:
+    if draft.is_dir():
+        shutil.rmtree(draft, ignore_errors=True)
+    else:
+        draft.unlink(missing_ok=True)
 
 
 # ---- which family
@@ -265,7 +273,7 @@ def _write_settings(
     fields = dict(description.config)
     if 'dtype' not in fields or 'torch_dtype' in fields:
         fields['torch_dtype'] = NAMES[kind]
-    if 'dtype' in fields or 'torch_dtype' not in fields:
+    if 'dtype' in fields:
         fields['dtype'] = NAMES[kind]
     storage.write_json(folder / 'config.json', fields)
 

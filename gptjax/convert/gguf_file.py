@@ -12,8 +12,13 @@ import sentencepiece
 from ml_collections import ConfigDict
 
 from gptjax.convert import hf_llama
-from gptjax.convert.export_model import Description, describe, iterate_tensors
-from gptjax.core import storage
+from gptjax.convert.export_model import (
+    Description,
+    describe,
+    iterate_tensors,
+    refuse_existing,
+    writing_draft,
+)
 from gptjax.core.console import UserError, progress_bar
 from gptjax.data.chat_template import stop_conditions, to_jinja
 from gptjax.tokenizer.tokenizer import Tokenizer
@@ -41,16 +46,13 @@ def export_gguf(
         import gguf
     except ImportError:
         raise UserError('--to=FILE.gguf needs a package: pip install gguf') from None
-    if target.exists():
-        raise UserError(f'--to={target}: there is something already: name a new file')
+    refuse_existing(target)
     tokenizer, settings = load_run_tokenizer(config, workdir)
     description = describe(config, workdir, settings)
     _check(description, settings, tokenizer)
     with progress_bar('reading the model', 0):
         trained = load_model(config, workdir, inference_mesh(config), step)
-    draft = target.with_name(f'.{target.name}.draft')
-    try:
-        draft.parent.mkdir(parents=True, exist_ok=True)
+    with writing_draft(target) as draft:
         writer = gguf.GGUFWriter(draft, 'llama')
         _add_settings(writer, settings, dtype)
         _add_tokenizer(writer, config, workdir, tokenizer)
@@ -59,17 +61,6 @@ def export_gguf(
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        draft.rename(target)
-    except OSError as error:
-        reason = storage.unwritable(error, target.parent)
-        if reason is None:
-            raise
-        raise UserError(
-            f'--to={target}: cannot write there ({reason}): free some space, or name '
-            'another file'
-        ) from error
-    finally:
-        draft.unlink(missing_ok=True)
     print(f'llama in {target}')
 
 

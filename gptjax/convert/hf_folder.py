@@ -1,7 +1,6 @@
 """Folders of Hugging Face models: config.json and safetensors, one file or several."""
 
 import contextlib
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from gptjax.convert import (
 from gptjax.convert.family import PLAIN, Family, Rule, expand, read_tensor, tensor_shape
 from gptjax.core.config import check_fields
 from gptjax.core.console import UserError
+from gptjax.core.files import read_json_object
 from gptjax.core.schema import MODEL
 from gptjax.models import gpt
 from gptjax.models.settings import resolve
@@ -168,16 +168,11 @@ class Folder:
 
     def _read_json(self, name):
         try:
-            content = json.loads((self.path / name).read_text('utf-8'))
+            return read_json_object(self.path / name)
         except FileNotFoundError:
             raise UserError(
                 f'{self.path} has no {name}: name a folder of a Hugging Face model'
             ) from None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f'{self.path}/{name} is not JSON ({error})') from None
-        if not isinstance(content, dict):
-            raise UserError(f'{self.path}/{name} is not a JSON object')
-        return content
 
     def _list_tensors(self) -> dict[str, 'Stored']:
         files = [SINGLE]

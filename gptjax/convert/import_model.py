@@ -21,18 +21,18 @@ from gptjax.core.console import UserError, progress_bar
 from gptjax.data.chat_template import from_jinja
 from gptjax.models import gpt
 from gptjax.parallel.mesh import make_mesh
-from gptjax.tokenizer.import_tokenizer import import_tokenizer, read_chat_template
+from gptjax.tokenizer.import_tokenizer import (
+    FILES,
+    import_tokenizer,
+    read_chat_template,
+)
 from gptjax.tokenizer.load_tokenizer import load_tokenizer
 from gptjax.train.checkpoint import Checkpoints
 from gptjax.train.load_model import IMPORTED, abstract_imported, model_identity
 from gptjax.train.state import TrainState
 
 # Files besides the weights: `export` writes those of them that RUN/imported has.
-SMALL_FILES = (
-    *('config.json', 'generation_config.json', 'chat_template.jinja'),
-    *('tokenizer.json', 'tokenizer_config.json', 'tokenizer.model'),
-    *('special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'merges.txt'),
-)
+SMALL_FILES = 'config.json', 'generation_config.json', 'tokenizer.json', *FILES
 
 
 def import_model(source: Path, workdir: Path, dtype: str = 'float32') -> None:

@@ -20,12 +20,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from gptjax.convert.export_model import describe, new_folder
+from gptjax.convert.export_model import describe, writing_draft
 from gptjax.convert.family import LINEAR, Family
 from gptjax.convert.hf_folder import flatten, nest, read_safetensors
 from gptjax.core import artifact, run_dir, storage
 from gptjax.core.config import base_config, check_fields
 from gptjax.core.console import UserError
+from gptjax.core.files import read_json_object
 from gptjax.models import lora
 from gptjax.train import init_from
 from gptjax.train.checkpoint import Checkpoints
@@ -108,7 +109,8 @@ def export_adapter(
         target_modules=sorted(targets),
         inference_mode=True,
     )
-    with new_folder(target) as draft:
+    with writing_draft(target) as draft:
+        draft.mkdir()
         save_file(tensors, draft / WEIGHTS, metadata=dict(format='pt'))
         storage.write_json(draft / CONFIG, described)
     print(f'adapter of rank {config.lora.rank} in {target}')
@@ -156,8 +158,8 @@ def import_adapter(source: Path, base: Path, workdir: Path) -> None:
 
 
 def _read_config(source: Path) -> dict[str, Any]:
-    described = storage.parse_undamaged((source / CONFIG).read_bytes())
-    if described is None or described.get('peft_type') != 'LORA':
+    described = read_json_object(source / CONFIG)
+    if described.get('peft_type') != 'LORA':
         raise UserError(f'{source}/{CONFIG} does not describe a LoRA adapter')
     # The last is in new versions of peft alone, and so is not written.
     for name, plain in (PLAIN | dict(alora_invocation_tokens=None)).items():

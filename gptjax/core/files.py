@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from gptjax.core.console import UserError
@@ -208,6 +209,19 @@ def read_json_lines(
                 f'one JSON object per line, such as {example}'
             )
         yield number, location, value
+
+
+def read_json_object(path: Path) -> dict:
+    """The JSON object in a small file of the user; FileNotFoundError without one."""
+    try:
+        content = json.loads(path.read_text('utf-8'))
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f'{path} is not JSON ({error}): copy or download it again'
+        ) from None
+    if not isinstance(content, dict):
+        raise UserError(f'{path} is not a JSON object: copy or download it again')
+    return content
 
 
 class _CountingStream(io.RawIOBase):

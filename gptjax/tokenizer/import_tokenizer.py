@@ -6,11 +6,11 @@ generation_config.json and config.json (every token that ends a reply).
 """
 
 import hashlib
-import json
 from pathlib import Path
 
 from gptjax.core import storage
 from gptjax.core.console import UserError
+from gptjax.core.files import read_json_object
 from gptjax.tokenizer.hf_tokenizer import SETTINGS, HFTokenizer
 from gptjax.tokenizer.load_tokenizer import AnyTokenizer
 from gptjax.tokenizer.tokenizer import Tokenizer
@@ -18,16 +18,12 @@ from gptjax.tokenizer.tokenizer import Tokenizer
 # What ends a document, in this order. Chat models often name the end of a reply as
 # their EOS, but were trained on documents with one of these before.
 DOCUMENT_ENDS = ('<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>')
-
-
-# Kept as they are, for the export: in a folder below RUN/tokenizer.
-ORIGINALS = tuple(
-    f'original/{name}'
-    for name in (
-        *('tokenizer_config.json', 'special_tokens_map.json', 'chat_template.jinja'),
-        *('added_tokens.json', 'tokenizer.model', 'vocab.json', 'merges.txt'),
-    )
+# Files beside tokenizer.json, kept for the export: in RUN/tokenizer/original.
+FILES = (
+    *('tokenizer_config.json', 'special_tokens_map.json', 'chat_template.jinja'),
+    *('added_tokens.json', 'tokenizer.model', 'vocab.json', 'merges.txt'),
 )
+ORIGINALS = tuple(f'original/{name}' for name in FILES)
 
 
 def import_tokenizer(
@@ -199,12 +195,4 @@ def read_chat_template(source: Path) -> str | None:
 def _read(source: Path, name: str) -> dict:
     """A JSON object; {} if the folder has no such file."""
     path = source / name
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text('utf-8'))
-    except ValueError as error:
-        raise UserError(f'{path} is not JSON ({error}): copy it again') from None
-    if not isinstance(content, dict):
-        raise UserError(f'{path} is not a JSON object: copy it again')
-    return content
+    return read_json_object(path) if path.exists() else {}

@@ -10,7 +10,8 @@ def commands(environment: dict) -> list[str]:
     """The shell commands that repeat the run, from the checkout of its code on."""
     words = shlex.split(environment.get('command') or '')
     config = environment.get('config') or _flags(words, '--config')
-    names = '--from', '--dtype', '--workdir'  # the first two are those of `import`
+    # The first three are those of `import`.
+    names = '--from', '--base', '--dtype', '--workdir'
     flags = config + [word for name in names for word in _flags(words, name)]
     workdir_flag = _flags(words, '--workdir') or ['--workdir', 'RUN']
     lines = []

@@ -245,3 +245,8 @@ def test_the_config_comes_from_an_earlier_command_if_the_last_has_none():
     )
     environment['command'] = 'python -m gptjax sft --workdir runs/b'
     assert provenance.commands(environment)[0].startswith('python -m gptjax sft --conf')
+
+
+def test_an_imported_adapter_is_repeated_with_its_base():
+    command = 'python -m gptjax import --from a --base runs/b --workdir runs/c'
+    assert provenance.commands(dict(command=command))[0] == command
