@@ -5,12 +5,14 @@ tokenizer's files that it came with. Any other run becomes a model of the first 
 that has all parts of it.
 """
 
+import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +33,7 @@ from gptjax.convert.family import (
 from gptjax.convert.hf_folder import (
     FAMILIES,
     INDEX,
+    SINGLE,
     find_family,
     flatten,
     make_model,
@@ -49,6 +52,7 @@ from gptjax.train.load_model import (
 )
 
 SHARD_BYTES = 5 * 10**9
+# In the order in which the library safetensors writes them.
 DTYPES = dict(F32=np.float32, BF16=ml_dtypes.bfloat16, F16=np.float16)
 NAMES = dict(F32='float32', BF16='bfloat16', F16='float16')
 # Sections of the stages that train on conversations in `chat.template`.
@@ -195,33 +199,77 @@ def describe_new(settings: FrozenConfigDict) -> Description:
 # ---- weights
 
 
+class Planned(NamedTuple):
+    """A tensor that is to be written. dtype: 'F32', 'BF16' or 'F16'."""
+
+    rule: Rule
+    layer: int | None
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(DTYPES[self.dtype]).itemsize
+
+
 def write_weights(
     folder: Path, family: Family, trained, dtypes: Mapping[str, str]
 ) -> None:
     """Writes safetensors files of at most 5 GB each, and an index if there are more."""
-    from safetensors.numpy import save_file
-
     params = flatten(trained.params)
-    tensors = [*expand(family.rules(trained.settings), trained.settings.num_layers)]
-    shards = [*_split(tensors, params, dtypes)]
-    stored_in, total = {}, 0
+    tensors = plan_tensors(family, trained, dtypes)
+    shards = [*_split(tensors)]
+    stored_in = {}
     with progress_bar('writing', len(tensors), 'tensors') as advance:
         for number, shard in enumerate(shards, 1):
-            file = 'model.safetensors'
+            file = SINGLE
             if len(shards) > 1:
                 file = f'model-{number:05d}-of-{len(shards):05d}.safetensors'
-            arrays = {}
-            for rule, layer in shard:
-                tensor = _tensor(rule, layer, params).astype(DTYPES[dtypes[rule.name]])
-                arrays[rule.name] = np.ascontiguousarray(tensor)
-                stored_in[rule.name] = file
-                total += tensor.nbytes
-                advance(1)
-            # transformers 4 reads no file without this.
-            save_file(arrays, folder / file, metadata=dict(format='pt'))
+            stored_in |= {tensor.rule.name: file for tensor in shard}
+            _write_file(folder / file, shard, params, advance)
     if len(shards) > 1:
+        total = sum(tensor.num_bytes for tensor in tensors)
         index = dict(metadata=dict(total_size=total), weight_map=stored_in)
         storage.write_json(folder / INDEX, index)
+
+
+def _write_file(path: Path, shard: Sequence[Planned], params, advance) -> None:
+    """Writes a safetensors file, with one tensor at a time in memory.
+
+    The format: eight bytes with the size of the header, the header, which is JSON, and
+    the tensors, in the order of the library safetensors, which writes the same bytes.
+    """
+    order = [*DTYPES]
+    shard = sorted(shard, key=lambda one: (order.index(one.dtype), one.rule.name))
+    header = dict(__metadata__=dict(format='pt'))  # transformers 4 needs it
+    end = 0
+    for tensor in shard:
+        start, end = end, end + tensor.num_bytes
+        header[tensor.rule.name] = dict(
+            dtype=tensor.dtype, shape=tensor.shape, data_offsets=(start, end)
+        )
+    text = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode()
+    text += b' ' * (-len(text) % 8)
+    with open(path, 'wb') as file:
+        file.write(len(text).to_bytes(8, 'little') + text)
+        for tensor in shard:
+            array = _tensor(tensor.rule, tensor.layer, params)
+            array = array.astype(DTYPES[tensor.dtype], copy=False)
+            file.write(np.ascontiguousarray(array).view(np.uint8))
+            advance(1)
+
+
+def plan_tensors(
+    family: Family, trained, dtypes: Mapping[str, str] = MappingProxyType({})
+) -> list[Planned]:
+    """The tensors of a model, in the order of `iterate_tensors`; 'F32' by default."""
+    params, settings = flatten(trained.params), trained.settings
+    planned = []
+    for rule, layer in expand(family.rules(settings), settings.num_layers):
+        shapes = [part.shape for part in _parts(rule, layer, params, jax.eval_shape)]
+        dtype, shape = dtypes.get(rule.name, 'F32'), tensor_shape(rule, shapes)
+        planned.append(Planned(rule, layer, dtype, shape))
+    return planned
 
 
 def iterate_tensors(family: Family, trained) -> Iterator[tuple[str, np.ndarray]]:
@@ -235,17 +283,14 @@ def _tensor(rule: Rule, layer: int | None, params) -> np.ndarray:
     return write_tensor(rule, [np.asarray(p) for p in _parts(rule, layer, params)])
 
 
-def _split(tensors, params, dtypes) -> Iterator[list]:
+def _split(tensors: Sequence[Planned]) -> Iterator[list[Planned]]:
     shard, size = [], 0
-    for rule, layer in tensors:
-        shapes = [part.shape for part in _parts(rule, layer, params, jax.eval_shape)]
-        itemsize = np.dtype(DTYPES[dtypes[rule.name]]).itemsize
-        num_bytes = math.prod(tensor_shape(rule, shapes)) * itemsize
-        if shard and size + num_bytes > SHARD_BYTES:
+    for tensor in tensors:
+        if shard and size + tensor.num_bytes > SHARD_BYTES:
             yield shard
             shard, size = [], 0
-        shard.append((rule, layer))
-        size += num_bytes
+        shard.append(tensor)
+        size += tensor.num_bytes
     yield shard
 
 

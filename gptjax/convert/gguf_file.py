@@ -16,6 +16,7 @@ from gptjax.convert.export_model import (
     Description,
     describe,
     iterate_tensors,
+    plan_tensors,
     refuse_existing,
     writing_draft,
 )
@@ -56,10 +57,7 @@ def export_gguf(
         writer = gguf.GGUFWriter(draft, 'llama')
         _add_settings(writer, settings, dtype)
         _add_tokenizer(writer, config, workdir, tokenizer)
-        _add_tensors(writer, description, trained, dtype)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
+        _write_tensors(writer, description, trained, dtype)
         writer.close()
     print(f'llama in {target}')
 
@@ -132,26 +130,42 @@ def _add_tokenizer(writer, config, workdir, tokenizer: Tokenizer) -> None:
         writer.add_eot_token_id(token)
 
 
-def _add_tensors(writer, description, trained, dtype) -> None:
+def _write_tensors(writer, description, trained, dtype) -> None:
+    """Writes what was added, and the tensors, with one at a time in memory."""
     import gguf
 
     settings, kinds = trained.settings, gguf.GGMLQuantizationType
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, settings.num_layers)
+    for tensor in plan_tensors(description.family, trained):
+        if dtype == 'bfloat16' and len(tensor.shape) > 1:
+            tensor = tensor._replace(dtype='BF16')
+        name, kind = names.get_name(tensor.rule.name, ('.weight',)), kinds[tensor.dtype]
+        shape, size = tensor.shape, tensor.num_bytes
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), size, kind)
+    factors_h = _rotary_factors(settings)
+    if factors_h is not None:
+        shape, size = factors_h.shape, factors_h.nbytes
+        writer.add_tensor_info('rope_freqs.weight', shape, factors_h.dtype, size)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
     for name, tensor in iterate_tensors(description.family, trained):
         tensor = np.ascontiguousarray(tensor, np.float32)
         if name.endswith(('q_proj.weight', 'k_proj.weight')):
             tensor = _pair_neighbours(tensor, settings.head_dim)
-        theirs = names.get_name(name, ('.weight',))
         if dtype == 'bfloat16' and tensor.ndim > 1:
-            rounded = gguf.quantize(tensor, kinds.BF16)
-            writer.add_tensor(theirs, rounded, raw_dtype=kinds.BF16)
-        else:
-            writer.add_tensor(theirs, tensor)
-    if settings.rotary_frequencies:
-        scaled_h = np.asarray(settings.rotary_frequencies, np.float32)
-        exponents_h = np.arange(len(scaled_h)) / len(scaled_h)
-        factors_h = settings.rotary_base**-exponents_h / scaled_h
-        writer.add_tensor('rope_freqs.weight', factors_h.astype(np.float32))
+            tensor = gguf.quantize(tensor, kinds.BF16)
+        writer.write_tensor_data(tensor)
+    if factors_h is not None:
+        writer.write_tensor_data(factors_h)
+
+
+def _rotary_factors(settings) -> np.ndarray | None:
+    if not settings.rotary_frequencies:
+        return None
+    scaled_h = np.asarray(settings.rotary_frequencies, np.float32)
+    exponents_h = np.arange(len(scaled_h)) / len(scaled_h)
+    return (settings.rotary_base**-exponents_h / scaled_h).astype(np.float32)
 
 
 def _pair_neighbours(weight: np.ndarray, head_dim: int) -> np.ndarray:

@@ -1,16 +1,20 @@
 """Runs leave as folders that `transformers` reads."""
 
+import itertools
 import json
 import math
+import tracemalloc
 
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
-from gptjax.convert import export_model
+from gptjax.convert import export_model, hf_llama
 from gptjax.convert.hf_folder import Folder
 from gptjax.core.console import UserError
 from gptjax.eval.perplexity import windows_of
+from gptjax.models import gpt
 from gptjax.tokenizer.load_tokenizer import load_tokenizer
 from gptjax.train.load_model import Trained
 from tests import helpers, runs
@@ -67,6 +71,33 @@ def test_import_then_export_gives_the_same_folder(tmp_path, dtype, monkeypatch):
     assert runs.gptjax('import', '--from', sharded, '--workdir', back) == 0
     again = read_params(Folder(sharded))
     jax.tree.map(np.testing.assert_array_equal, again, read_params(Folder(folder)))
+
+
+def test_one_tensor_at_a_time_is_in_memory_and_the_file_is_that_of_the_library(
+    tmp_path,
+):
+    settings = helpers.model_settings(mlp='swiglu', width=128, num_layers=4)
+    params = jax.tree.map(
+        lambda leaf: jax.numpy.arange(leaf.size).reshape(leaf.shape) % 999.0,
+        gpt.abstract_params(settings),
+    )
+    trained = Trained(settings, params, None, 0)
+    tensors = export_model.iterate_tensors(hf_llama.FAMILY, trained)
+    kinds = itertools.cycle([*export_model.DTYPES])
+    dtypes = dict(zip([name for name, _ in tensors], kinds, strict=False))
+    tracemalloc.start()
+    try:
+        export_model.write_weights(tmp_path, hf_llama.FAMILY, trained, dtypes)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    written = (tmp_path / 'model.safetensors').read_bytes()
+    assert peak < len(written) / 2
+    arrays = {
+        name: np.ascontiguousarray(tensor.astype(export_model.DTYPES[dtypes[name]]))
+        for name, tensor in export_model.iterate_tensors(hf_llama.FAMILY, trained)
+    }
+    assert written == safetensors.numpy.save(arrays, dict(format='pt'))
 
 
 def test_a_model_without_a_family_is_refused_with_its_fields():
