@@ -15,10 +15,10 @@ from typing import NamedTuple
 from gptjax import command_line
 from gptjax.command_line import DRAWN, ENGINE, FLAGS, HOSTS, RUN
 from gptjax.convert_stages import run_export, run_import
-from gptjax.core import console, process, storage
-from gptjax.core.config import check_fields, complete_new
+from gptjax.core import process, storage
 from gptjax.core.console import UserError
 from gptjax.core.process import CTRL_C, INTERRUPTED
+from gptjax.model_stages import run_bench, run_chat, run_eval, run_sample, run_serve
 from gptjax.open_run import HELD, given_workdir, make_artifacts, open_run
 
 # Without these, TensorFlow prints messages about hardware that it does not use.
@@ -194,112 +194,7 @@ def _overoptimize(words):
     print(f'Made: {workdir / overoptimization.PAGE}')
 
 
-# ---- evaluation, serving, benchmarks ----------------------------------------------
-
-
-def _eval(words):
-    copy = _json_file()
-    if FLAGS.compare is not None:
-        from gptjax.eval import compare
-
-        if len(words) != 1:
-            raise UserError(
-                '--compare needs two run directories or result files: --compare A B'
-            )
-        compare.compare(FLAGS.compare, words[0], copy)
-        return
-    config, workdir = open_run(words)
-    if (FLAGS.weights, FLAGS.cache) != ('whole', 'whole'):
-        from gptjax.eval import quantization_cost
-
-        kinds = dict(weights=FLAGS.weights, cache=FLAGS.cache)
-        with console.progress_bar('measuring the cost of quantization', 0):
-            change = quantization_cost.measure_change(
-                config, workdir, FLAGS.step, **kinds
-            )
-        print(quantization_cost.format_change(change, **kinds))
-        if copy:
-            storage.write_json(copy, dict(kinds, **change))
-        return
-    from gptjax.eval import evaluate
-
-    seed = FLAGS.seed if FLAGS['seed'].present else None
-    _update_given(config, 'eval', seed=seed, **_sampling_flags())
-    evaluate.evaluate(config, workdir, FLAGS.tasks, copy, FLAGS.step)
-
-
-def _json_file() -> Path | None:
-    """The path of --json; raises UserError if it cannot be written."""
-    if not FLAGS.json:
-        return None
-    path = Path(FLAGS.json).expanduser().absolute()
-    if path.is_dir():
-        raise UserError(f'--json={path} is a folder: give a file name')
-    try:
-        storage.try_writing(path)
-    except OSError as error:
-        raise UserError(
-            f'--json={path}: cannot write there ({error.strerror}): use another file'
-        ) from error
-    return path
-
-
-def _sampling_flags() -> dict:
-    names = ('max_tokens', 'temperature', 'top_k', 'top_p')
-    return {name: FLAGS[name].value for name in names}
-
-
-def _update_given(config, section, **changes) -> None:
-    config[section].update({k: v for k, v in changes.items() if v is not None})
-    check_fields(config)
-
-
-def _sample(words):
-    from gptjax.eval import samples
-
-    config, workdir = open_run(words)
-    console.accept_any_text()
-    _update_given(config, 'sample', min_p=FLAGS.min_p, **_sampling_flags())
-    given = FLAGS.prompt, FLAGS.seed, FLAGS.step
-    samples.sample(config, workdir, *given, _json_file())
-
-
-def _serve(words):
-    from gptjax.serve import serve
-
-    config, workdir = open_run(words)
-    options = serve.Options(
-        host=FLAGS.host,
-        port=FLAGS.port,
-        step=FLAGS.step,
-        beside=FLAGS.beside,
-        api_key_file=FLAGS.api_key_file,
-        allowed_hosts=FLAGS.allowed_hosts,
-        slots=FLAGS.slots,
-        queue=FLAGS.queue,
-        time_limit=FLAGS.time_limit,
-        **_engine_options(),
-    )
-    serve.serve(config, workdir, options)
-
-
-def _chat(words):
-    from gptjax.serve import terminal
-
-    config, workdir = open_run(words)
-    console.accept_any_text()
-    terminal.chat(config, workdir, **_engine_options())
-
-
-def _engine_options():
-    """The options of `load_engine` that `serve` and `chat` share."""
-    return dict(
-        weights=FLAGS.weights, cache=FLAGS.cache, draft=_draft(), guesses=FLAGS.guesses
-    )
-
-
-def _draft():
-    return Path(FLAGS.draft).expanduser().absolute() if FLAGS.draft else None
+# ---- reports of runs ------------------------------------------------------------
 
 
 def _report(words):
@@ -316,46 +211,6 @@ def _stages(words):
     if not FLAGS.workdir:
         raise UserError('--workdir is missing: give the folder of the runs, e.g. runs')
     stage_table.write_stage_table(Path(FLAGS.workdir).expanduser().absolute(), words)
-
-
-def _bench(words):
-    command_line.refuse_words(words[1:])
-    if words[:1] == ['data']:
-        from gptjax.bench import bench_data
-
-        config, workdir = open_run([])
-        bench_data.run(config, workdir)
-    elif words[:1] == ['train']:
-        from gptjax.bench import bench_train
-
-        if FLAGS.config is None:
-            raise UserError('--config is missing: use e.g. configs/bench.py')
-        config = complete_new(FLAGS.config)
-        check_fields(config)
-        bench_train.run(config, FLAGS.against, FLAGS.against_python)
-    elif words[:1] == ['decode']:
-        from gptjax.bench import bench_decode
-
-        if FLAGS.workdir:
-            config, workdir = open_run([])
-        elif FLAGS.config is None:
-            raise UserError('--config is missing: use e.g. configs/bench.py:llama')
-        else:
-            config, workdir = complete_new(FLAGS.config), None
-            check_fields(config)
-        bench_decode.run(
-            config,
-            workdir,
-            FLAGS.step,
-            against=FLAGS.against,
-            python=FLAGS.against_python,
-            slots=FLAGS.slots if FLAGS['slots'].present else None,
-            draft=_draft(),
-            guesses=FLAGS.guesses,
-        )
-    else:
-        known = '`bench decode`, `bench data` or `bench train`'
-        raise UserError(f'bench {" ".join(words)}: use {known}')
 
 
 STAGES = {
@@ -401,12 +256,12 @@ STAGES = {
     'eval': CommandStage(
         'evaluate a model and its baselines; --compare A B compares two runs',
         (*RUN, *DRAWN, 'tasks', 'json', 'step', 'weights', 'cache'),
-        _eval,
+        run_eval,
     ),
     'sample': CommandStage(
         'generate text from prompts',
-        (*RUN, *DRAWN, 'min_p', 'prompt', 'step', 'json'),
-        _sample,
+        (*RUN, *DRAWN, 'min_p', 'prompt', 'context', 'step', 'json'),
+        run_sample,
     ),
     'report': CommandStage('write an HTML page about the run', RUN, _report),
     'stages': CommandStage(
@@ -418,9 +273,11 @@ STAGES = {
             *(*RUN, *ENGINE, 'step', 'beside', 'host', 'port', 'slots', 'queue'),
             *('time_limit', 'api_key_file', 'allowed_hosts'),
         ),
-        _serve,
+        run_serve,
     ),
-    'chat': CommandStage('talk to the model in the terminal', (*RUN, *ENGINE), _chat),
+    'chat': CommandStage(
+        'talk to the model in the terminal', (*RUN, *ENGINE), run_chat
+    ),
     'import': CommandStage(
         'make a run of the folder of a Hugging Face model',
         ('from', 'workdir', 'dtype', 'base'),
@@ -434,7 +291,7 @@ STAGES = {
     'bench': CommandStage(
         'measure the speed: `bench data`, `bench train` or `bench decode`',
         None,
-        _bench,
+        run_bench,
     ),
 }
 # The flags of stages that read other flags in some variants.

@@ -73,6 +73,12 @@ flags.DEFINE_string(
     'serve, chat, bench decode: run of a smaller model that drafts tokens',
 )
 flags.DEFINE_integer('guesses', 4, 'with --draft: tokens drafted in a step')
+flags.DEFINE_integer(
+    'context',
+    None,
+    'serve, chat, sample: maximum tokens of a prompt and its reply together; default: '
+    "the model's, at most 4096",
+)
 flags.DEFINE_bool(
     'multihost', False, 'this is one of several processes on a TPU or GPU cluster'
 )
@@ -91,7 +97,7 @@ flags.DEFINE_enum(
 
 RUN = ('config', 'workdir')
 HOSTS = (*RUN, 'multihost')  # for stages that can run on several hosts
-ENGINE = ('weights', 'cache', 'draft', 'guesses')
+ENGINE = ('weights', 'cache', 'draft', 'guesses', 'context')
 DRAWN = ('max_tokens', 'temperature', 'top_k', 'top_p', 'seed')
 
 

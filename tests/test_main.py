@@ -12,7 +12,7 @@ import pytest
 from absl import flags
 
 from configs import common
-from gptjax import cli, command_line
+from gptjax import cli, command_line, model_stages
 from gptjax.core import run_dir
 from gptjax.core.console import UserError
 from tests import runs
@@ -200,9 +200,9 @@ def test_sample_hands_on_its_checkpoint(monkeypatch):
 
     calls = []
     monkeypatch.setattr(samples, 'sample', lambda *args: calls.append(args))
-    monkeypatch.setattr(cli, 'open_run', lambda words: (common.base(), None))
+    monkeypatch.setattr(model_stages, 'open_run', lambda words: (common.base(), None))
     assert runs.gptjax('sample', '--step=7', '--prompt=a', '--seed=3') == 0
-    assert calls[0][2:] == (['a'], 3, 7, None)
+    assert calls[0][2:] == (['a'], 3, 7, None, None)
 
 
 def test_an_error_in_a_config_file_names_its_line(capsys, tmp_path):

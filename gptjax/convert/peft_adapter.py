@@ -24,7 +24,7 @@ from gptjax.convert.export_model import describe, writing_draft
 from gptjax.convert.family import LINEAR, Family
 from gptjax.convert.hf_folder import flatten, nest, read_safetensors
 from gptjax.core import artifact, run_dir, storage
-from gptjax.core.config import base_config, check_fields
+from gptjax.core.config import base_config, check_fields, default_context
 from gptjax.core.console import UserError
 from gptjax.core.files import read_json_object
 from gptjax.models import lora
@@ -140,7 +140,7 @@ def import_adapter(source: Path, base: Path, workdir: Path) -> None:
     check_fields(config)
     params = _read_params(source, tensors, modules, config.lora, settings)
     config.start = ConfigDict(dict(run=str(base), step=-1))
-    config.data.context = 0
+    config.data.context = default_context(settings.context, start.data.context)
     with run_dir.locked(workdir):
         hashes = {n: storage.sha256_of_file(source / n) for n in (CONFIG, WEIGHTS)}
         config = init_from.inherit_config(config, workdir)

@@ -5,6 +5,7 @@ RUN/config.json  ->  complete      ->  check_fields
 """
 
 import difflib
+import sys
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 from gptjax.core.console import UserError
 from gptjax.core.fields import NEEDED, SAME, Field
 from gptjax.core.files import replace_surrogates
-from gptjax.core.schema import BASE, REWARD_PART, SCHEMA, SOURCE
+from gptjax.core.schema import BASE, DEFAULT_CONTEXT, REWARD_PART, SCHEMA, SOURCE
 
 Fields = dict[str, Field]  # the fields of a section by name
 
@@ -182,6 +183,49 @@ def _refuse_other_types(name: str, value: Any, field: Field | None = None) -> No
         raise UserError(f'{name}={value!r}: {advice}')
     for entry, section in value.items() if field else ():
         _refuse_other_types(f'{name}.{entry}', section)
+
+
+# ---- how many of the model's positions are used
+
+
+def default_context(longest: int, known: int = 0) -> int:
+    """The context of a model with `longest` positions, if no number is given.
+
+    It is `longest`, but at most DEFAULT_CONTEXT, or `known`, which worked before. The
+    memory of the cache, and that of a row in training, grows with it.
+    """
+    return min(longest, max(DEFAULT_CONTEXT, known))
+
+
+def choose_context(run: str, longest: int, flag: int | None) -> int:
+    """The value of --context, checked; else the default, with a line if that is less.
+
+    `run` is the name of the model that has `longest` positions.
+    """
+    if flag is None:
+        context = default_context(longest)
+        if context < longest:
+            print(
+                f'{run}: the context has {context:,} of {longest:,} tokens: use '
+                '--context=N for more, which takes more memory',
+                file=sys.stderr,
+            )
+        return context
+    if not 2 <= flag <= longest:
+        raise UserError(
+            f'--context={flag}: {run} has {longest} positions: use a number from 2 to '
+            f'{longest}'
+        )
+    return flag
+
+
+def cache_context(longest: int, needed: int) -> int:
+    """Positions of a cache for prompts and replies of `needed` tokens at most.
+
+    A model of at most DEFAULT_CONTEXT positions has a cache of all of them, as it had
+    in older versions: log-probabilities depend on the length of the cache by rounding.
+    """
+    return longest if longest <= DEFAULT_CONTEXT else min(longest, needed)
 
 
 # ---- runs of other versions

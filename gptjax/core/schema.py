@@ -27,6 +27,9 @@ from gptjax.core.fields import (
 )
 from gptjax.core.model_schema import MODEL
 
+# A longer model uses so many positions, unless a command or config names a number.
+DEFAULT_CONTEXT = 4096
+
 # ---- entries whose names the user chooses
 
 SOURCE = dict(
@@ -80,7 +83,11 @@ DATA = dict(
         0.5, "'drop_repetitive' allows this share of repeated lines or 5-grams", SHARE
     ),
     validation_fraction=Field(0.05, 'share held out, by a hash of the id', INNER_SHARE),
-    context=Field(128, 'tokens in an example; 0: the context of the start.run model'),
+    context=Field(
+        128,
+        f"tokens in an example; 0: start.run's model.context, at most the larger of "
+        f'{DEFAULT_CONTEXT:,} and its data.context',
+    ),
     workers=Field(0, 'processes that clean and tokenize; 0: one per CPU'),
 )
 

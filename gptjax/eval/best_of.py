@@ -60,7 +60,7 @@ class Experiment(NamedTuple):
 def best_of(config: ConfigDict, workdir: Path) -> dict:
     """Draws N replies to each held-out problem; writes and returns RUN/best_of.json."""
     experiment = make_experiment(config)
-    sampler = make_sampler(experiment.trained, config.best_of)
+    sampler = make_sampler(experiment.trained, config.best_of, config.data.context)
     with contextlib.closing(sampler):
         results = measure_best_of(config, experiment, sampler)
     storage.write_json(workdir / RESULTS, results)

@@ -69,7 +69,7 @@ def overoptimize(config: ConfigDict, workdir: Path) -> dict:
     config = config.copy_and_resolve_references()
     config.task.rewards = _reward_section(proxy)
     experiment = best_of.make_experiment(config)
-    sampler = make_sampler(experiment.trained, config.best_of)
+    sampler = make_sampler(experiment.trained, config.best_of, config.data.context)
     with contextlib.closing(sampler):
         results = best_of.measure_best_of(config, experiment, sampler)
         # PPO at step 0 is the model itself, as is best of n for n = 1.

@@ -5,10 +5,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from gptjax.core import console, storage
+from gptjax.core.config import choose_context
 from gptjax.core.console import UserError
 from gptjax.data.chat_template import encode_text_prompt
 from gptjax.infer.request import LARGEST_SEED, ContextOverflow, SamplingParameters
-from gptjax.models.settings import resolve
 from gptjax.tokenizer.load_tokenizer import find_tokenizer, load_tokenizer
 from gptjax.train.load_model import load_engine
 
@@ -22,6 +22,7 @@ def sample(
     seed: int = 0,
     step: int | None = None,
     json_path: Path | None = None,
+    context: int | None = None,
 ) -> list[dict]:
     """Prints and returns a text for each prompt, with the settings that drew it.
 
@@ -29,15 +30,17 @@ def sample(
     checkpoint, it writes RUN/samples.json, which the report shows. `json_path` is a
     further file: an object for each text (for one text, no list) with the token ids
     `prompt_ids` and `reply_ids` too. An EOS that ended a reply is one of them.
+    `context` is the flag, see `choose_context`.
     """
     settings = config.sample
     sampling = {name: settings[name] for name in SAMPLING}
     if not 0 <= seed < LARGEST_SEED:
         raise UserError(f'--seed={seed}: use a number from 0 to {LARGEST_SEED - 1}')
     all_prompts = prompts or settings.prompts
-    _check_lengths(config, workdir, all_prompts)
+    context = choose_context(workdir.name, config.model.context, context)
+    _check_lengths(config, workdir, all_prompts, context)
     with console.progress_bar('loading the model', 0):
-        engine = load_engine(config, workdir, step, slots=1)
+        engine = load_engine(config, workdir, step, slots=1, context=context)
         engine.warm_up()
     texts, ids = [], []
     for number, prompt in enumerate(all_prompts):
@@ -66,13 +69,12 @@ def sample(
     return texts
 
 
-def _check_lengths(config, workdir, prompts):
+def _check_lengths(config, workdir, prompts, context):
     """Refuses a prompt that is too long before the model is loaded."""
     if find_tokenizer(workdir / 'tokenizer') is None:
         return  # load_engine names what is missing
     tokenizer = load_tokenizer(workdir / 'tokenizer')
-    context = resolve(config.model, tokenizer.vocab_size).context
     for prompt in prompts:
         tokens = len(encode_text_prompt(prompt, tokenizer))
         if tokens >= context:
-            raise ContextOverflow(tokens, context)
+            raise ContextOverflow(tokens, context, config.model.context)

@@ -57,6 +57,8 @@ class Engine:
     Args:
         params: as trained (layers stacked), on one device or on a mesh whose only
             axis larger than one is 'tensor'.
+        context: the most tokens of a prompt and its reply together, which the cache of
+            a slot has room for; None: the context of the model.
         slots: requests that run at the same time.
         chunk: tokens of a prompt that one prefill reads.
         queue: requests that may wait for a slot.
@@ -77,6 +79,7 @@ class Engine:
         params,
         tokenizer,
         *,
+        context: int | None = None,
         slots: int = 8,
         chunk: int = 64,
         queue: int = 64,
@@ -92,14 +95,23 @@ class Engine:
         if slots < 1:
             raise UserError(f'slots={slots}: use a positive number')
         self.tokenizer = tokenizer
-        self.context = settings.context  # largest number of tokens, prompt and reply
+        self.context = context or settings.context
+        self._longest_context = settings.context
         self.vocab_size = settings.vocab_size
         self.fingerprint = fingerprint
         self.trained_step = trained_step
         self.trained_fingerprint = trained_fingerprint
         self.failure = None  # the error that stopped the engine
         self._runner = ModelRunner(
-            settings, params, slots, chunk, new_cache, convert, draft, guesses
+            settings,
+            params,
+            self.context,
+            slots,
+            chunk,
+            new_cache,
+            convert,
+            draft,
+            guesses,
         )
         self._scheduler = Scheduler(self._runner, prefix_bytes, self._end_request)
         self._max_waiting = queue
@@ -141,7 +153,7 @@ class Engine:
             )
         room = self.context - len(prompt)
         if room < min(1, parameters.max_tokens):
-            raise ContextOverflow(len(prompt), self.context)
+            raise ContextOverflow(len(prompt), self.context, self._longest_context)
         with self._lock:
             if self.failure or self._closing:
                 raise EngineStopped(self.failure or 'the engine is closing')

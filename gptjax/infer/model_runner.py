@@ -31,13 +31,15 @@ MIN_CHUNK = 16  # tokens; a shorter last chunk of a prompt is padded
 class ModelRunner:
     """The weights, the state of the slots, and the programs that compute them.
 
-    The arguments are those of `Engine`; `chunk` is at most a quarter of the context.
+    The arguments are those of `Engine`; `chunk` is at most a quarter of the model's
+    context, so that prompts are cut in the same way whatever the length of the cache.
     """
 
     def __init__(
         self,
         settings: FrozenConfigDict,
         params,
+        context: int,
         slots: int,
         chunk: int,
         new_cache: Callable,
@@ -46,7 +48,7 @@ class ModelRunner:
         guesses: int,
     ):
         self.mesh = get_mesh(params)
-        self.context = settings.context
+        self.context = context
         self.vocab_size = settings.vocab_size
         self.slots = slots
         self.chunk = min(chunk, max(MIN_CHUNK, settings.context // 4))
@@ -61,18 +63,18 @@ class ModelRunner:
 
             self._prepare = prepare
             self._params = self._prepare(params)
-            cache = new_cache(settings, slots, settings.context)
+            cache = new_cache(settings, slots, context)
             if draft is None:
-                self._programs = device_slots.make_programs(settings, settings.context)
+                self._programs = device_slots.make_programs(settings, context)
             else:
-                _check_draft(settings, draft[0], guesses)
+                _check_draft(settings, draft[0], context, guesses)
                 self._programs = speculative.make_programs(
-                    settings, draft[0], guesses, settings.context
+                    settings, draft[0], guesses, context
                 )
                 self._params = (self._params, self._prepare(draft[1]))
-                cache = (cache, new_cache(draft[0], slots, settings.context))
+                cache = (cache, new_cache(draft[0], slots, context))
             self._state = jax.jit(device_slots.empty_slots, static_argnums=(1, 2))(
-                cache, settings.vocab_size, settings.context
+                cache, settings.vocab_size, context
             )
         # (B, ceil(V / 32)), one bit for each token.
         shape = slots, -(-settings.vocab_size // 32)
@@ -187,18 +189,18 @@ class ModelRunner:
         return min(size, max(self.chunk, length))
 
 
-def _check_draft(settings, draft, guesses):
+def _check_draft(settings, draft, context, guesses):
     if draft.vocab_size != settings.vocab_size:
         raise UserError(
             f'draft.vocab_size={draft.vocab_size} differs from '
             f'model.vocab_size={settings.vocab_size}: train the draft model with the '
             "model's tokenizer"
         )
-    if draft.context < settings.context and draft.position == 'learned':
+    if draft.context < context and draft.position == 'learned':
         raise UserError(
-            f'draft.context={draft.context} is shorter than '
-            f'model.context={settings.context}: train a draft model with a context at '
-            'least as long'
+            f'draft.context={draft.context} is shorter than the context of {context} '
+            'in use: train a draft model with a context at least as long, or use a '
+            f'shorter one (--context={draft.context})'
         )
     if guesses < 1:
         raise UserError(f'guesses={guesses}: use a positive number')

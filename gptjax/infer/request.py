@@ -164,12 +164,16 @@ class EngineStopped(Exception):
 
 
 class ContextOverflow(UserError):
-    """The prompt leaves no room for a reply."""
+    """The prompt leaves no room for a reply.
 
-    def __init__(self, prompt_tokens: int, context: int):
+    `longest` is the context of the model, if that may be longer than the one in use.
+    """
+
+    def __init__(self, prompt_tokens: int, context: int, longest: int = 0):
         super().__init__(
             f'the prompt has {prompt_tokens} tokens and the context {context}: '
             f'shorten it to {context - 1} at most, so that a reply has room'
+            + (f', or use --context up to {longest}' if longest > context else '')
         )
         self.prompt_tokens = prompt_tokens
         self.context = context

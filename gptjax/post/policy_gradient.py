@@ -157,7 +157,9 @@ def make_training(
                 path.unlink()
     with progress_bar('starting the engine', 0):
         weights = policy.merge(setup.state.params, reference)
-        sampler = make_sampler(trained._replace(params=weights), config.policy)
+        sampler = make_sampler(
+            trained._replace(params=weights), config.policy, config.data.context
+        )
         del weights
     setup.stack.enter_context(contextlib.closing(sampler))
     microbatch_rows = config.train.batch_size // config.train.accumulation

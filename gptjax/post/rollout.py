@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from gptjax.core.config import cache_context
 from gptjax.core.console import UserError
 from gptjax.core.hashing import hash_integer
 from gptjax.data import chat_template
@@ -283,10 +284,19 @@ class Sampler:
     Args:
         params: of the policy, on the training mesh.
         slots: the number of replies that an engine generates at once.
+        context: the most tokens of a prompt and its reply; None: that of the model.
         tensor: the number of devices that share one copy of the weights.
     """
 
-    def __init__(self, settings, params, tokenizer, slots: int, tensor: int = 1):
+    def __init__(
+        self,
+        settings,
+        params,
+        tokenizer,
+        slots: int,
+        context: int | None = None,
+        tensor: int = 1,
+    ):
         sizes = ConfigDict(dict(data=1, fsdp=1, tensor=tensor, context=1))
         devices = get_mesh(params).local_devices
         shapes, axes = gpt.abstract_params(settings), gpt.param_axes(settings)
@@ -298,7 +308,9 @@ class Sampler:
         everywhere = replicated(get_mesh(params))
         self._gather = jax.jit(lambda params: params, out_shardings=everywhere)
         self._engines = [
-            Engine(settings, weights, tokenizer, slots=slots, queue=slots)
+            Engine(
+                settings, weights, tokenizer, context=context, slots=slots, queue=slots
+            )
             for weights in self._transfer(params)
         ]
         self._threads = ThreadPoolExecutor(len(self._engines))
@@ -348,12 +360,16 @@ def _read_reply(text, tokens, prompt, finish, stopped_by, ending) -> Reply:
     return Reply(text, tokens, prompt, finish, stopped_by, ending and read(ending))
 
 
-def make_sampler(trained: Trained, section: ConfigDict) -> Sampler:
-    """A sampler with the `slots` and `generation_tensor` of a config section."""
+def make_sampler(trained: Trained, section: ConfigDict, context: int) -> Sampler:
+    """A sampler with the `slots` and `generation_tensor` of a config section.
+
+    `context` is that of the `PromptFormat`: prompts that do not fit are left out.
+    """
     return Sampler(
         trained.settings,
         trained.params,
         trained.tokenizer,
         slots=section.slots,
+        context=cache_context(trained.settings.context, context),
         tensor=section.generation_tensor,
     )

@@ -165,7 +165,7 @@ def draw_replies(
             replies = read_replies(path, fingerprint)
             if replies is None:
                 if sampler is None:
-                    sampler = make_sampler(trained, section)
+                    sampler = make_sampler(trained, section, config.data.context)
                     stack.enter_context(contextlib.closing(sampler))
                 rollout = draw_rollout(
                     sampler.complete,

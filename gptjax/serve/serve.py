@@ -18,6 +18,7 @@ import uvicorn
 from ml_collections import ConfigDict
 
 from gptjax.core import console, run_dir
+from gptjax.core.config import choose_context
 from gptjax.core.console import UserError
 from gptjax.serve import security
 from gptjax.serve.admission import ServerState
@@ -44,6 +45,7 @@ class Options:
     beside: Sequence[str] = ()  # more models to serve, each RUN or RUN@STEP
     api_key_file: str | None = None
     allowed_hosts: Sequence[str] = ()  # names of this server in the Host header
+    context: int | None = None  # see `choose_context`
     slots: int = 8
     queue: int = 64
     time_limit: float = 300.0  # seconds a request may take
@@ -83,11 +85,16 @@ def serve(config: ConfigDict, workdir: Path, options: Options) -> None:
                 f'--beside: two models have the name {name}: rename a folder'
             )
         run_of_name[name] = run
-    for _, folder, _ in runs:
+    for number, (name, run) in enumerate(run_of_name.items()):
+        run_config, folder, _ = run
         if not (folder / 'checkpoints').is_dir():
             raise UserError(
                 f'{folder}: no checkpoint there: run the stage pretrain first'
             )
+        longest, flag = run_config.model.context, options.context
+        if number and flag:  # --context is about the first; others may be shorter
+            flag = min(flag, longest)
+        run_of_name[name] = *run, choose_context(name, longest, flag)
     with contextlib.closing(listen(options.host, options.port)) as listener:
         loaded = asyncio.run(_run_server(options, listener, key, run_of_name))
     if not loaded:
@@ -171,7 +178,7 @@ async def _run_server(
 ) -> bool:
     """Serves until a signal; returns whether the models had been loaded by then.
 
-    `runs` maps the name of each model to (config, folder, step).
+    `runs` maps the name of each model to (config, folder, step, context).
     """
     logging.basicConfig(
         level=logging.WARNING, format='%(asctime)s %(levelname)s %(message)s'
@@ -227,11 +234,12 @@ def _load_models(options: Options, runs: dict) -> dict[str, ServedModel]:
 
     models = {}
     with console.progress_bar('loading', len(runs), 'models') as advance:
-        for name, (config, folder, step) in runs.items():
+        for name, (config, folder, step, context) in runs.items():
             engine = load_engine(
                 config,
                 folder,
                 step,
+                context=context,
                 slots=options.slots,
                 queue=options.queue,
                 weights=options.weights,

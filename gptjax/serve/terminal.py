@@ -10,6 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from gptjax.core import console, storage
+from gptjax.core.config import choose_context
 from gptjax.core.console import UserError
 from gptjax.infer.request import (
     LARGEST_SEED,
@@ -55,20 +56,26 @@ HELP = """\
 Ctrl-C stops a reply. A line that ends in \\ goes on in the next. //x sends /x."""
 
 
-def chat(config: ConfigDict, workdir: Path, **options) -> None:
+def chat(
+    config: ConfigDict, workdir: Path, context: int | None = None, **options
+) -> None:
     """Chats on standard input and output until /quit or the end of the input.
 
-    `options` are arguments of `load_engine`.
+    `context` is the flag, see `choose_context`; `options` are arguments of
+    `load_engine`.
     """
     from gptjax.eval import quantization_cost
     from gptjax.train.load_model import load_engine
 
+    context = choose_context(workdir.name, config.model.context, context)
     with contextlib.ExitStack() as stack:
 
         @functools.cache
         def load(step):
             with console.progress_bar('loading the model', 0):
-                engine = load_engine(config, workdir, step, slots=1, **options)
+                engine = load_engine(
+                    config, workdir, step, slots=1, context=context, **options
+                )
                 engine.warm_up()
             engine.start()
             stack.callback(engine.close)

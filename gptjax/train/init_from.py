@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from gptjax.core import console, run_dir, storage
+from gptjax.core.config import default_context
 from gptjax.core.console import UserError
 from gptjax.models import lora
 from gptjax.parallel import multihost
@@ -52,8 +53,9 @@ def inherit_config(
 
     The sections `model` and `tokenizer` become those of that run, `start.run` becomes
     absolute, `start.step=-1` becomes the number of a checkpoint, and `data.context=0`
-    becomes the context of the model. Once RUN has a checkpoint, these values are read
-    from RUN's own config, because the earlier run may have been deleted or changed.
+    becomes the context of the model, at most `default_context`. Once RUN has a
+    checkpoint, these values are read from RUN's own config, because the earlier run may
+    have been deleted or changed.
 
     `changes` are inherited fields that flags set, as {'model.residual_dropout': 0.1}.
 
@@ -81,7 +83,14 @@ def inherit_config(
         config[name] = earlier[name]
     config.update_from_flattened_dict(changes)
     if config.data.context == 0:
-        config.data.context = config.model.context
+        longest = config.model.context
+        config.data.context = default_context(longest, earlier.data.context)
+        if config.data.context < longest:
+            multihost.print_once(
+                f'data.context=0: rows have {config.data.context:,} of the '
+                f'{longest:,} tokens of the model: use --config.data.context=N for '
+                'more, which takes more memory'
+            )
     return config
 
 

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from gptjax.core import artifact, run_dir, storage
+from gptjax.core.config import default_context
 from gptjax.core.console import UserError
 from gptjax.core.model_schema import LATER, MODEL
 from gptjax.infer.engine import Engine
@@ -172,6 +173,7 @@ def load_engine(
     workdir: Path,
     step: int | None = None,
     *,
+    context: int | None = None,
     weights: str = 'whole',
     cache: str = 'whole',
     draft: Path | None = None,
@@ -180,6 +182,7 @@ def load_engine(
     """An engine for a checkpoint, which is chosen as in `load_model`.
 
     Args:
+        context: the most tokens of a prompt and its reply; None: `default_context`.
         weights: 'whole' (the model's dtype), or 'int8'.
         cache: of keys and values: 'whole' or 'int8'.
         draft: the run of a smaller model with the same tokenizer, for speculative
@@ -205,6 +208,7 @@ def load_engine(
         trained.settings,
         trained.params,
         trained.tokenizer,
+        context=context or default_context(trained.settings.context),
         fingerprint=storage.fingerprint(identity),
         trained_step=trained.step,
         trained_fingerprint=trained_fingerprint,

@@ -83,6 +83,29 @@ def test_alternatives_are_sorted_and_have_the_identical_float_of_the_token(engin
         assert token.top == ((token.id, token.logprob),)
 
 
+@pytest.mark.parametrize('context', (80, 50))
+def test_the_length_of_the_cache_changes_no_token(context):
+    """Log-probabilities are equal to rounding, two units in the last place of 8.
+
+    They are not bitwise equal: the number of pages decides how XLA fuses the products
+    with the values and their sum, and the number of positions how a sum is vectorised.
+    """
+    model = helpers.model_settings(num_kv_heads=2, windows=(9, 0), context=160)
+    params = random_params(model)
+    parameters = change(DRAWN, prompt_logprobs=True, logit_bias=NO_EOS)
+    engines = [new_engine(model, params, context=size) for size in (160, context)]
+    assert [engine.context for engine in engines] == [160, context]
+    prompts = [*PROMPTS[:3], PROMPTS[3][: context - 20]]
+    for sampling in (parameters, change(parameters, temperature=0.0)):
+        whole, short = (engine.complete(prompts, sampling) for engine in engines)
+        assert [ids(reply) for reply in short] == [ids(reply) for reply in whole]
+        values = [
+            [t.logprob for reply in some for t in (*reply.prompt[1:], *reply.tokens)]
+            for some in (short, whole)
+        ]
+        np.testing.assert_allclose(*values, rtol=0, atol=2e-6)
+
+
 # ---- independent of other requests
 
 

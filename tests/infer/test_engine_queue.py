@@ -48,8 +48,16 @@ def test_a_prompt_may_fill_the_context_only_without_a_reply(engine):
     with pytest.raises(ContextOverflow, match=message) as caught:
         engine.submit([4] * CONTEXT, GREEDY, print)
     assert (caught.value.prompt_tokens, caught.value.context) == (CONTEXT, CONTEXT)
+    assert '--context' not in str(caught.value)  # it is that of the model
     scored = SamplingParameters(max_tokens=0, prompt_logprobs=True)
     assert len(engine.complete([[4] * CONTEXT], scored)[0].prompt) == CONTEXT
+
+
+def test_a_shorter_context_than_the_models_says_how_to_raise_it(model, params):
+    short = Engine(model, params, tokenizer(), context=CONTEXT - 24, slots=1)
+    message = f'at most, so that a reply has room, or use --context up to {CONTEXT}'
+    with pytest.raises(ContextOverflow, match=message):
+        short.submit([4] * (CONTEXT - 24), GREEDY, print)
 
 
 # ---- the queue, cancelling, the thread

@@ -198,7 +198,7 @@ def test_invalid_drafts_are_refused(target):
     other = resolve(helpers.config(context=CONTEXT).model, helpers.VOCAB + 1)
     for settings, guesses, message in (
         (other, 4, 'draft.vocab_size=97 differs from model.vocab_size=96'),
-        (short, 4, 'draft.context=16 is shorter than model.context=32'),
+        (short, 4, 'draft.context=16 is shorter than the context of 32'),
         (target[0], 0, 'guesses=0'),
     ):
         draft = settings, target[1]

@@ -59,10 +59,10 @@ def train(folder, name, section, change=lambda config: None, **more):
 SAMPLERS = []
 
 
-def shared_sampler(trained, section):
+def shared_sampler(trained, section, context):
     """One engine for all runs: compiling it takes longer than the tests."""
     if not SAMPLERS:
-        SAMPLERS.append(make_sampler(trained, section))
+        SAMPLERS.append(make_sampler(trained, section, context))
         SAMPLERS[0].close = lambda: None
     SAMPLERS[0].update_weights(trained.params, 'first')
     return SAMPLERS[0]

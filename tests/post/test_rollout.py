@@ -117,6 +117,14 @@ def test_a_rollout_depends_on_seed_and_step(setup):
         assert other.replies != first.replies
 
 
+@pytest.mark.parametrize('longest, cache', ((64, 64), (4096, 4096), (131_072, 48)))
+def test_the_cache_of_a_long_model_holds_a_row(setup, monkeypatch, longest, cache):
+    monkeypatch.setattr(rollout, 'Sampler', lambda *_, **options: options)
+    trained = with_settings(setup, context=longest)
+    options = rollout.make_sampler(trained, setup.config.policy, 48)
+    assert options['context'] == cache
+
+
 @pytest.mark.slow
 def test_a_rollout_does_not_depend_on_the_slots(setup):
     one, other = draw(setup), draw(setup, sampler=make_sampler(setup.trained, slots=3))

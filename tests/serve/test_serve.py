@@ -22,6 +22,7 @@ from tests.servers import wait_for
 KEY = 'correct-horse-battery'
 COMPLETION = '/v1/completions'
 NO_END = {'2': -1000}  # the logit bias that excludes EOS
+SHORT = 384  # a context that is shorter than the model's
 LONG = dict(prompt='The red', max_tokens=500, logit_bias=NO_END)
 
 
@@ -59,6 +60,11 @@ def test_bad_flags_are_one_line(served_run, tmp_path, capsys):
         (run, '--time_limit=0'): '--time_limit=0.0',
         (run, '--api_key_file=/nowhere'): 'openssl rand -hex 32 > /nowhere',
         (run, f'--api_key_file={short}'): '8 or more ASCII characters',
+        (
+            run,
+            '--context=1',
+        ): '--context=1: tiny has 512 positions: use a number from 2',
+        (run, '--context=513'): '--context=513: tiny has 512',
         (run, '--beside=/nowhere'): '--beside=/nowhere: ',
         (run, f'--beside={served_run}'): 'two models have the name tiny',
     }
@@ -88,11 +94,13 @@ def test_a_checkpoint_that_is_not_there(served_run):
 def test_a_key_and_two_models(served_run, key_file):
     words = (f'--api_key_file={key_file}', f'--beside={served_run}@1', '--slots=2')
     further = ('--host=0.0.0.0', '--allowed_hosts=chat.example', '--time_limit=1')
+    further = (*further, f'--context={SHORT}')
     with servers.serving(served_run, *words, *further, key=KEY) as server:
         check_key(server)
         for host, status in (('CHAT.example.:443', 200), ('evil.example', 403)):
             assert servers.send(server, '/ready', None, 'GET', Host=host)[0] == status
         check_models(server)
+        check_context(server)
         check_time_limit(server)
 
 
@@ -132,6 +140,19 @@ def check_models(server):
     assert default == tiny != other
     assert len({answer['system_fingerprint'] for answer in answers}) == 2
     assert server.get('/tokenizer_info?model=tiny@1')['bos_token'] == '<bos>'
+
+
+def check_context(server):
+    """What reports the context reports the one in use; an error names the flag."""
+    for model in ('tiny', 'tiny@1'):
+        entry = server.get(f'/v1/models/{model}')
+        assert entry['max_model_len'] == entry['gptjax']['context'] == SHORT
+        assert server.get(f'/tokenizer_info?model={model}')['model_max_length'] == SHORT
+        assert server.get(f'/model_card?model={model}')['context'] == SHORT
+    ask = dict(prompt=[9] * SHORT)
+    status, body, _ = servers.send(server, COMPLETION, json.dumps(ask).encode())
+    assert status == 400 and body['error']['code'] == 'context_length_exceeded'
+    assert f'use --context up to {servers.CONTEXT}' in body['error']['message']
 
 
 def check_time_limit(server):

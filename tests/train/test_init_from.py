@@ -33,6 +33,20 @@ def test_model_and_tokenizer_are_the_earlier_runs(trained_run, tmp_path):
     )
 
 
+def test_rows_of_a_long_model_are_limited(trained_run, tmp_path, monkeypatch, capsys):
+    earlier = run_dir.read_config(trained_run)
+    inherit = lambda: init_from.inherit_config(config_of(trained_run), tmp_path)
+    monkeypatch.setattr('gptjax.core.config.DEFAULT_CONTEXT', 16)
+    # A run that was trained on longer rows goes on with them.
+    assert inherit().data.context == earlier.data.context == earlier.model.context > 16
+    assert capsys.readouterr().out == ''
+    earlier.data.context = 8  # as in the run of an imported model
+    monkeypatch.setattr(init_from, 'read_start_config', lambda run: earlier)
+    assert inherit().data.context == 16
+    printed = capsys.readouterr().out
+    assert printed.startswith('data.context=0: rows have 16 of the 64 tokens of the')
+
+
 def test_how_the_model_is_trained_can_be_changed_and_its_shape_not(
     trained_run, tmp_path
 ):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from gptjax.core import console
+from gptjax.core.config import cache_context
 from gptjax.core.hashing import hash_integer
 from gptjax.data import chat_template
 from gptjax.eval.bootstrap import BootstrapSettings
@@ -73,8 +74,16 @@ def open_predictor(
 
         def complete(prompts, parameters):
             if not engines:
-                slots = settings.batch_size
-                engine = load_engine(config, workdir, trained.step, slots=slots)
+                engine = load_engine(
+                    config,
+                    workdir,
+                    trained.step,
+                    slots=settings.batch_size,
+                    context=cache_context(
+                        trained.settings.context,
+                        config.data.context + settings.max_tokens,
+                    ),
+                )
                 engines.append(stack.enter_context(contextlib.closing(engine)))
             return engines[0].complete(prompts, parameters)
 
