@@ -86,8 +86,8 @@ def export_adapter(
         parameter, factor = name.removeprefix('layers/').rsplit('/', 1)
         if parameter not in modules:
             raise UserError(
-                f'--adapter: {parameter} has no matrix of its own in this family: '
-                'leave --adapter out, and the adapter is merged'
+                f'--adapter: {parameter} is part of a joined or transposed matrix in '
+                'this family: leave --adapter out, and the adapter is merged'
             )
         targets.add(modules[parameter].rsplit('.', 1)[1])
         for layer, matrix in enumerate(np.asarray(array)):
@@ -135,7 +135,16 @@ def import_adapter(source: Path, base: Path, workdir: Path) -> None:
     start = init_from.read_start_config(base)
     config.update(model=start.model, tokenizer=start.tokenizer, chat=start.chat)
     _, settings = load_run_tokenizer(start, base)
-    modules = _modules(describe(start, base, settings).family, settings)
+    family = describe(start, base, settings).family
+    modules = _modules(family, settings)
+    for rule in family.rules(settings):
+        module = rule.name.removesuffix('.weight')
+        adapted = f'{PREFIX}{module.format(0)}.lora_A.weight' in tensors
+        if adapted and module not in modules.values():
+            raise UserError(
+                f'{source} adapts {module.rsplit(".", 1)[1]}, which is not supported '
+                'in this family: merge the adapter with peft, and import the whole model'
+            )
     config.lora = _lora_section(described, tensors, modules)
     check_fields(config)
     params = _read_params(source, tensors, modules, config.lora, settings)

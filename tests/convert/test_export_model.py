@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import subprocess
 import tracemalloc
 
 import jax
@@ -20,6 +21,7 @@ from gptjax.train.load_model import Trained
 from tests import helpers, runs
 from tests.convert import made_models
 from tests.convert.test_families import MODELS, read_params, saved  # noqa: F401
+from tests.tokenizer.downloads import other_python
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
@@ -29,17 +31,23 @@ SCALED = 'llama3', 'llama_linear', 'llama_yarn', 'phi3_long', 'gemma3'
 EXPORTED = [name for name in MODELS if name not in SCALED]
 
 
-@pytest.mark.parametrize('saved', EXPORTED, indirect=True)
-def test_an_export_gives_the_same_logits_and_comes_back_bitwise(saved, tmp_path):  # noqa: F811
-    path, tokens_BT, logits_BTV = saved
-    folder = Folder(path)
+def export_as_new(folder, target):
+    """Exports a model as if it had been trained here; returns its parameters."""
     trained = Trained(folder.settings, read_params(folder), None, 0)
     description = export_model.describe_new(folder.settings)
     dtypes = dict.fromkeys(
         export_model.tensor_names(description, folder.settings), 'F32'
     )
-    export_model.write_weights(tmp_path, description.family, trained, dtypes)
-    (tmp_path / 'config.json').write_text(json.dumps(description.config))
+    export_model.write_weights(target, description.family, trained, dtypes)
+    (target / 'config.json').write_text(json.dumps(description.config))
+    return trained.params
+
+
+@pytest.mark.parametrize('saved', EXPORTED, indirect=True)
+def test_an_export_gives_the_same_logits_and_comes_back_bitwise(saved, tmp_path):  # noqa: F811
+    path, tokens_BT, logits_BTV = saved
+    folder = Folder(path)
+    params = export_as_new(folder, tmp_path)
 
     model = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, attn_implementation='eager', dtype=torch.float32
@@ -50,7 +58,33 @@ def test_an_export_gives_the_same_logits_and_comes_back_bitwise(saved, tmp_path)
     np.testing.assert_allclose(theirs_BTV, logits_BTV, atol=2e-5 * scale, rtol=0)
     again = Folder(tmp_path)
     assert again.settings == folder.settings
-    jax.tree.map(np.testing.assert_array_equal, read_params(again), trained.params)
+    jax.tree.map(np.testing.assert_array_equal, read_params(again), params)
+
+
+READ_IT = """
+import sys
+import numpy as np, torch, transformers
+assert transformers.__version__.startswith('4.')
+model = transformers.AutoModelForCausalLM.from_pretrained(
+    sys.argv[1], attn_implementation='eager', dtype=torch.float32
+)
+tokens_BT, logits_BTV = np.load(sys.argv[2]).values()
+theirs_BTV = model(torch.tensor(tokens_BT)).logits.detach().numpy()
+scale = np.abs(logits_BTV).max()
+np.testing.assert_allclose(theirs_BTV, logits_BTV, atol=2e-5 * scale, rtol=0)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('saved', EXPORTED, indirect=True)
+def test_transformers_4_gives_the_same_logits(saved, tmp_path):  # noqa: F811
+    path, *tokens_and_logits = saved
+    python = other_python('transformers-4-torch', 'transformers<5', 'torch==2.13.0')
+    export_as_new(Folder(path), tmp_path)
+    np.savez(tmp_path / 'given.npz', *tokens_and_logits)
+    command = python, '-c', READ_IT, tmp_path, tmp_path / 'given.npz'
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1000:]
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])

@@ -17,6 +17,8 @@ SIZES = made_models.SIZES | dict(vocab_size=50, max_position_embeddings=64)
 del SIZES['head_dim']
 GPT2 = dict(n_embd=32, n_layer=3, n_head=4, vocab_size=50, n_positions=64)
 NEOX = {name: value for name, value in SIZES.items() if 'value' not in name}
+PLAIN = dict(rope_type='default', rope_theta=500.0)
+QUARTER = PLAIN | dict(partial_rotary_factor=0.25)
 LLAMA3 = dict(
     rope_type='llama3',
     rope_theta=500.0,
@@ -42,10 +44,13 @@ LONG = dict(
 MODELS = {
     'gpt2': ('GPT2Config', GPT2),
     'gpt2_untied': ('GPT2Config', GPT2 | dict(tie_word_embeddings=False, n_inner=40)),
-    'pythia': ('GPTNeoXConfig', NEOX),
+    'pythia': ('GPTNeoXConfig', NEOX | dict(rope_parameters=QUARTER)),
     'neox_serial': ('GPTNeoXConfig', NEOX | dict(use_parallel_residual=False)),
     'llama': ('LlamaConfig', SIZES),
-    'llama_tied': ('LlamaConfig', SIZES | dict(tie_word_embeddings=True, head_dim=6)),
+    'llama_tied': (
+        'LlamaConfig',
+        SIZES | dict(tie_word_embeddings=True, head_dim=6, rope_parameters=PLAIN),
+    ),
     'llama3': ('LlamaConfig', SIZES | dict(rope_parameters=LLAMA3)),
     'llama_linear': (
         'LlamaConfig',
@@ -59,7 +64,7 @@ MODELS = {
         'Qwen2Config',
         SIZES | dict(use_sliding_window=True, sliding_window=5, max_window_layers=1),
     ),
-    'qwen3': ('Qwen3Config', SIZES | dict(head_dim=16)),
+    'qwen3': ('Qwen3Config', SIZES | dict(head_dim=16, rope_parameters=PLAIN)),
     'gemma2': (
         'Gemma2Config',
         SIZES

@@ -125,3 +125,17 @@ def test_bad_adapters_are_refused(made, tmp_path, capsys):
     flags = '--workdir', run, '--to', tmp_path / 'out', '--adapter'
     assert runs.gptjax('export', *flags) == 2
     assert 'is no LoRA run' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'kind, target', {'GPTNeoX': 'query_key_value', 'Phi3': 'gate_up_proj'}.items()
+)
+def test_an_adapter_of_joined_projections_is_refused(tmp_path, capsys, kind, target):
+    base, run, adapter = (tmp_path / name for name in ('base', 'run', 'adapter'))
+    model = made_models.write_folder(base, kind)
+    config = peft.LoraConfig(r=3, target_modules=[target], task_type='CAUSAL_LM')
+    peft.get_peft_model(model, config).save_pretrained(adapter)
+    assert runs.gptjax('import', '--from', base, '--workdir', run) == 0
+    assert import_adapter(adapter, run, tmp_path / 'adapted') == 2
+    message = f'adapts {target}, which is not supported in this family: merge'
+    assert message in capsys.readouterr().err
