@@ -142,8 +142,8 @@ def import_adapter(source: Path, base: Path, workdir: Path) -> None:
         adapted = f'{PREFIX}{module.format(0)}.lora_A.weight' in tensors
         if adapted and module not in modules.values():
             raise UserError(
-                f'{source} adapts {module.rsplit(".", 1)[1]}, which is not supported '
-                'in this family: merge the adapter with peft, and import the whole model'
+                f'{source} adapts {module.rsplit(".")[-1]}, which is not supported in '
+                'this family: merge the adapter with peft, and import the whole model'
             )
     config.lora = _lora_section(described, tensors, modules)
     check_fields(config)
