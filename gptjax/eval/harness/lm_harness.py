@@ -32,15 +32,12 @@ class HarnessModel(TemplateLM):
 
     Args:
         add_bos: begin prompts with BOS. The harness's own HTTP client does not.
-        max_length: the number of tokens that the model reads; None: the run's context.
     """
 
-    def __init__(
-        self, predictor: Predictor, add_bos: bool = True, max_length: int | None = None
-    ):
+    def __init__(self, predictor: Predictor, add_bos: bool = True):
         super().__init__()
-        self.max_length = max_length or predictor.context
-        self.predictor = predictor._replace(context=self.max_length)
+        self.max_length = predictor.context  # tokens that the model reads
+        self.predictor = predictor
         self.add_bos = add_bos
         self.cut = 0  # requests so far that were too long and lost tokens
         self._specials = {}  # by their marks, in the order in which prompts use them

@@ -34,7 +34,7 @@ def replies(found, name):
 
 
 def test_choices_score_the_same(predictor, tasks, evaluate_by_http):
-    model = HarnessModel(predictor, add_bos=False, max_length=MAX_LENGTH)
+    model = HarnessModel(predictor._replace(context=MAX_LENGTH), add_bos=False)
     ours, theirs = (
         evaluate('tiny_choice', tasks, model),
         evaluate_by_http('tiny_choice'),

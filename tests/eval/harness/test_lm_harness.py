@@ -278,7 +278,7 @@ def test_every_error_is_one_line(trained_run, tasks, tmp_path, capsys, monkeypat
 
 
 def test_requests_that_are_cut_are_counted(predictor, tasks):
-    model = lm_harness.HarnessModel(predictor, max_length=16)
+    model = lm_harness.HarnessModel(predictor._replace(context=16))
     evaluate('tiny_choice', tasks, model)
     lengths = [
         len(predictor.tokenizer.encode(question + choice))
