@@ -32,6 +32,7 @@ from gptjax.bench.comparison import (
     time_alternately,
 )
 from gptjax.core import console
+from gptjax.core.config import default_context
 from gptjax.core.console import UserError
 from gptjax.infer.engine import Engine
 from gptjax.infer.request import SamplingParameters
@@ -135,6 +136,7 @@ def run(
     settings, params, text = _load_model(config, workdir, step)
     if against:
         hf_weights.check(settings, against)
+    context = default_context(settings.context)
     engine_options = {OURS: {}}
     if draft:
         from gptjax.tokenizer.load_tokenizer import load_tokenizer
@@ -142,6 +144,8 @@ def run(
 
         tokenizer = load_tokenizer(workdir / 'tokenizer')
         draft_model = load_draft(draft, inference_mesh(config), tokenizer)
+        if draft_model.settings.position == 'learned':  # it has no more positions
+            context = min(context, draft_model.settings.context)
         engine_options['with the draft'] = dict(
             draft=(draft_model.settings, draft_model.params), guesses=guesses
         )
@@ -154,24 +158,22 @@ def run(
                 stack, folder, settings, params, against, python
             )
         for n, rounds in requests.items():
-            workload = make_workload(
-                n, settings.context, settings.vocab_size, slots, text
-            )
+            workload = make_workload(n, context, settings.vocab_size, slots, text)
             results |= _measure(
-                settings, params, workload, engine_options, libraries, rounds
+                settings, params, context, workload, engine_options, libraries, rounds
             )
-    _print_report(settings, results)
+    _print_report(settings, context, results)
     return results
 
 
-def _measure(settings, params, workload, engine_options, libraries, rounds):
+def _measure(settings, params, context, workload, engine_options, libraries, rounds):
     """(implementation, requests) -> its summary, for one workload."""
     n = len(workload.prompts)
     print(f'{OURS}, {_format_requests(n)}: compiling', flush=True)
     implementations, times, tokens = {}, {}, {}
     for name, options in engine_options.items():
         implementations[name], times[name] = make_engine_runner(
-            settings, params, workload, **options
+            settings, params, workload, context=context, **options
         )
         tokens[name] = times[name].tokens
     for name, call in libraries.items():
@@ -347,8 +349,7 @@ def compare_logits(call: Callable, folder: Path, settings, params) -> float:
 # ---- what is printed ----------------------------------------------------------
 
 
-def _print_report(settings, results):
-    context = settings.context
+def _print_report(settings, context, results):
     print(
         f'\n{parameter_count.num_params(settings):,} parameters; prompts of '
         f'{context // 32} to {context // 4} tokens, replies of {context // 16} to '

@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from gptjax.bench import bench_decode, comparison, hf_weights
 from gptjax.bench.bench_decode import make_workload
 from gptjax.core import run_dir
 from gptjax.core.console import UserError
+from gptjax.tokenizer import load_tokenizer
+from gptjax.train import load_model
 from tests import helpers
 from tests.bench.test_hf_weights import LLAMA, numpy_logits
 
@@ -140,6 +143,26 @@ def test_what_is_not_supported_is_refused(fields, against, message, monkeypatch)
 def test_a_draft_needs_a_run(tmp_path):
     with pytest.raises(UserError, match='^--draft=.* needs a trained model: use'):
         bench_decode.run(llama_config(), draft=tmp_path)
+
+
+@pytest.mark.parametrize(
+    'position, context', [(None, 4096), ('rotary', 4096), ('learned', 1024)]
+)
+def test_the_context_is_limited(position, context, tmp_path, monkeypatch):
+    """A draft model with learned positions has no more of them."""
+    model = helpers.model_settings(context=8192)
+    monkeypatch.setattr(bench_decode, '_load_model', lambda *_: (model, None, []))
+    draft = position and helpers.model_settings(context=1024, position=position)
+    loaded = SimpleNamespace(settings=draft, params=None)
+    monkeypatch.setattr(load_model, 'load_draft', lambda *_: loaded)
+    monkeypatch.setattr(load_tokenizer, 'load_tokenizer', lambda _: None)
+    measured = []
+    monkeypatch.setattr(bench_decode, '_measure', lambda *a: measured.append(a) or {})
+    run = tmp_path if position else None
+    bench_decode.run(helpers.config(), tmp_path, requests={1: 1}, draft=run)
+    _, _, used, workload, *_ = measured[0]
+    assert used == context
+    assert workload == make_workload(1, context, model.vocab_size)
 
 
 @pytest.mark.slow
