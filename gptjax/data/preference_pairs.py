@@ -119,11 +119,17 @@ def _write_pairs(config: ConfigDict, folder: Path, tokenizer: AnyTokenizer) -> d
         else:
             pairs.append((preference.split_key(), pair))
     if not pairs:
+        longest = config.model.context
+        longer = (
+            f'use --config.data.context=N with N up to {longest}'
+            if config.data.context < longest
+            else 'start from a model with a longer context'
+        )
         raise UserError(
             f'preference.path={section.path}: all {counts["lines"]} pairs are skipped: '
             f'in {skipped["equal"]} both replies are the same, {skipped["too_long"]} '
             f'are longer than data.context={config.data.context}: give others, or '
-            'start from a model with a longer context'
+            f'{longer}'
         )
     splits = {
         name: _write_split(folder / f'{name}.npz', split)

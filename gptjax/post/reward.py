@@ -50,7 +50,7 @@ def complete_config(config: ConfigDict, workdir: Path) -> ConfigDict:
             raise UserError(
                 f'data.context={config.data.context}: the model of start.run has '
                 f'learned positions for {config.model.context} tokens: use at most '
-                'that, or 0 for exactly that'
+                'that'
             )
         config.model.context = config.data.context
     return config

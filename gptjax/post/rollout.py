@@ -81,6 +81,7 @@ class PromptFormat(NamedTuple):
     context: T, the tokens of a row.
     max_tokens: of a reply.
     section: of the config, for messages.
+    longest: the positions of the model, for messages.
     """
 
     tokenizer: object
@@ -89,6 +90,7 @@ class PromptFormat(NamedTuple):
     max_tokens: int
     temperature: float
     section: str = 'eval'
+    longest: int = 0
 
     def prompt(self, messages: Sequence[dict]) -> list[int]:
         return chat_template.encode_prompt(
@@ -107,6 +109,7 @@ class PromptFormat(NamedTuple):
         return (
             f'use less than {field}, which leaves {room} of '
             f'data.context={self.context} tokens for the prompt'
+            + _larger_context(self.context, self.longest)
         )
 
 
@@ -121,11 +124,22 @@ def make_prompt_format(config: ConfigDict, name: str, tokenizer) -> PromptFormat
     if section.max_tokens >= context:
         raise UserError(
             f'{name}.max_tokens={section.max_tokens}: use less than '
-            f'data.context={context}'
+            f'data.context={context}' + _larger_context(context, config.model.context)
         )
     return PromptFormat(
-        tokenizer, 'turns', context, section.max_tokens, section.temperature, name
+        tokenizer,
+        'turns',
+        context,
+        section.max_tokens,
+        section.temperature,
+        name,
+        config.model.context,
     )
+
+
+def _larger_context(context: int, longest: int) -> str:
+    """Advice for errors, if the model has more positions than `data.context`."""
+    return f', or a larger data.context, up to {longest}' if context < longest else ''
 
 
 # ---- generating replies

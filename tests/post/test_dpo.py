@@ -319,7 +319,12 @@ def test_another_mesh_gives_the_same_losses(whole, folder, tmp_path):
         ({'preference.path': ''}, None, 'preference.path'),
         ({'preference.path': '/no/such'}, None, 'no such'),
         ({}, [pair('a', 'b', 'b')], 'nothing to prefer'),
-        ({}, [pair('1 + ' * 40, 'b', 'c')], 'data.context=32'),
+        ({}, [pair('1 + ' * 40, 'b', 'c')], 'data.context=32: .* a longer context$'),
+        (
+            {'data.context': 16},
+            [pair('1 + ' * 40, 'b', 'c')],
+            '--config.data.context=N with N up to 32$',
+        ),
         ({}, [dict(prompt=[])], 'no "chosen"'),
         (
             {'preference.loss': 'ipo', 'preference.label_smoothing': 0.1},
@@ -336,7 +341,7 @@ def test_another_mesh_gives_the_same_losses(whole, folder, tmp_path):
 def test_bad_input_has_one_clear_error(folder, tmp_path, changes, pairs, message):
     if pairs:
         path = write_pairs(tmp_path / 'pairs.jsonl', pairs)
-        changes = {'preference.path': path}
+        changes = changes | {'preference.path': path}
     with pytest.raises(UserError, match=message):
         prepare(config_of(folder, **changes), tmp_path / 'run')
 

@@ -117,7 +117,7 @@ def test_a_rollout_depends_on_seed_and_step(setup):
         assert other.replies != first.replies
 
 
-@pytest.mark.parametrize('longest, cache', ((64, 64), (4096, 4096), (131_072, 48)))
+@pytest.mark.parametrize('longest, cache', ((64, 64), (4096, 4096), (131_072, 128)))
 def test_the_cache_of_a_long_model_holds_a_row(setup, monkeypatch, longest, cache):
     monkeypatch.setattr(rollout, 'Sampler', lambda *_, **options: options)
     trained = with_settings(setup, context=longest)
@@ -242,3 +242,16 @@ def test_a_prompt_format_that_cannot_be_is_refused(setup, field, value, message)
     config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=message):
         rollout.make_prompt_format(config, 'policy', setup.trained.tokenizer)
+
+
+def test_a_model_with_more_positions_gets_the_advice_to_use_them(setup):
+    config = setup.config.copy_and_resolve_references()
+    make = lambda: rollout.make_prompt_format(config, 'policy', None)
+    advice = 'or a larger data.context, up to 64'
+    config.model.context = config.data.context
+    assert advice not in make().room_advice
+    config.model.context = 64
+    assert make().room_advice.endswith(advice)
+    config.policy.max_tokens = config.data.context
+    with pytest.raises(UserError, match=f'{advice}$'):
+        make()
