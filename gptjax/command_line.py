@@ -77,7 +77,7 @@ flags.DEFINE_integer(
     'context',
     None,
     'serve, chat, sample: maximum tokens of a prompt and its reply together; default: '
-    "the model's, at most 4096",
+    "the model's, at most the larger of 4096 and the run's data.context",
 )
 flags.DEFINE_bool(
     'multihost', False, 'this is one of several processes on a TPU or GPU cluster'

@@ -197,13 +197,14 @@ def default_context(longest: int, known: int = 0) -> int:
     return min(longest, max(DEFAULT_CONTEXT, known))
 
 
-def choose_context(run: str, longest: int, flag: int | None) -> int:
+def choose_context(run: str, longest: int, flag: int | None, known: int = 0) -> int:
     """The value of --context, checked; else the default, with a line if that is less.
 
-    `run` is the name of the model that has `longest` positions.
+    `run` is the name of the model that has `longest` positions; `known` is the
+    `data.context` that it was trained with.
     """
     if flag is None:
-        context = default_context(longest)
+        context = default_context(longest, known)
         if context < longest:
             print(
                 f'{run}: the context has {context:,} of {longest:,} tokens: use '
@@ -222,10 +223,13 @@ def choose_context(run: str, longest: int, flag: int | None) -> int:
 def cache_context(longest: int, needed: int) -> int:
     """Positions of a cache for prompts and replies of `needed` tokens at most.
 
+    They are a multiple of 128, the smallest page of a cache, if the model has so many.
     A model of at most DEFAULT_CONTEXT positions has a cache of all of them, as it had
     in older versions: log-probabilities depend on the length of the cache by rounding.
     """
-    return longest if longest <= DEFAULT_CONTEXT else min(longest, needed)
+    if longest <= DEFAULT_CONTEXT:
+        return longest
+    return min(longest, -(-needed // 128) * 128)
 
 
 # ---- runs of other versions

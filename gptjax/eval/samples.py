@@ -37,7 +37,9 @@ def sample(
     if not 0 <= seed < LARGEST_SEED:
         raise UserError(f'--seed={seed}: use a number from 0 to {LARGEST_SEED - 1}')
     all_prompts = prompts or settings.prompts
-    context = choose_context(workdir.name, config.model.context, context)
+    context = choose_context(
+        workdir.name, config.model.context, context, config.data.context
+    )
     _check_lengths(config, workdir, all_prompts, context)
     with console.progress_bar('loading the model', 0):
         engine = load_engine(config, workdir, step, slots=1, context=context)

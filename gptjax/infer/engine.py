@@ -94,8 +94,13 @@ class Engine:
     ):
         if slots < 1:
             raise UserError(f'slots={slots}: use a positive number')
+        self.context = settings.context if context is None else context
+        if not 1 <= self.context <= settings.context:
+            raise UserError(
+                f'context={context}: the model has {settings.context} positions: use '
+                f'a number from 1 to {settings.context}'
+            )
         self.tokenizer = tokenizer
-        self.context = context or settings.context
         self._longest_context = settings.context
         self.vocab_size = settings.vocab_size
         self.fingerprint = fingerprint

@@ -85,16 +85,12 @@ def serve(config: ConfigDict, workdir: Path, options: Options) -> None:
                 f'--beside: two models have the name {name}: rename a folder'
             )
         run_of_name[name] = run
-    for number, (name, run) in enumerate(run_of_name.items()):
-        run_config, folder, _ = run
+    for _, folder, _ in run_of_name.values():
         if not (folder / 'checkpoints').is_dir():
             raise UserError(
                 f'{folder}: no checkpoint there: run the stage pretrain first'
             )
-        longest, flag = run_config.model.context, options.context
-        if number and flag:  # --context is about the first; others may be shorter
-            flag = min(flag, longest)
-        run_of_name[name] = *run, choose_context(name, longest, flag)
+    run_of_name = _with_contexts(run_of_name, options.context)
     with contextlib.closing(listen(options.host, options.port)) as listener:
         loaded = asyncio.run(_run_server(options, listener, key, run_of_name))
     if not loaded:
@@ -103,6 +99,25 @@ def serve(config: ConfigDict, workdir: Path, options: Options) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+
+def _with_contexts(run_of_name: dict, flag: int | None) -> dict:
+    """(config, folder, step, context) of each model, by its name.
+
+    The model with the most positions decides which --context is allowed; the others
+    have at most their own positions.
+    """
+    longest = {name: run[0].model.context for name, run in run_of_name.items()}
+    if flag is not None:
+        largest = max(longest, key=longest.get)
+        choose_context(largest, longest[largest], flag)
+    contexts = {
+        name: choose_context(
+            name, longest[name], flag and min(flag, longest[name]), run[0].data.context
+        )
+        for name, run in run_of_name.items()
+    }
+    return {name: (*run, contexts[name]) for name, run in run_of_name.items()}
 
 
 def _parse_run(text: str) -> tuple[ConfigDict, Path, int | None]:

@@ -67,7 +67,9 @@ def chat(
     from gptjax.eval import quantization_cost
     from gptjax.train.load_model import load_engine
 
-    context = choose_context(workdir.name, config.model.context, context)
+    context = choose_context(
+        workdir.name, config.model.context, context, config.data.context
+    )
     with contextlib.ExitStack() as stack:
 
         @functools.cache

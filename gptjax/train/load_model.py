@@ -182,7 +182,8 @@ def load_engine(
     """An engine for a checkpoint, which is chosen as in `load_model`.
 
     Args:
-        context: the most tokens of a prompt and its reply; None: `default_context`.
+        context: the most tokens of a prompt and its reply; None: `default_context`
+            after training with `data.context`.
         weights: 'whole' (the model's dtype), or 'int8'.
         cache: of keys and values: 'whole' or 'int8'.
         draft: the run of a smaller model with the same tokenizer, for speculative
@@ -204,11 +205,16 @@ def load_engine(
         dtype = jnp.promote_types(dtype, draft_model.settings.dtype)
         # With a draft model the same seed gives another reply.
         identity += [model_fingerprint(draft_model), options.get('guesses')]
+    longest = trained.settings.context
+    if context is None:
+        context = default_context(longest, config.data.context)
+    if context < longest:  # replies end earlier
+        identity.append(context)
     return Engine(
         trained.settings,
         trained.params,
         trained.tokenizer,
-        context=context or default_context(trained.settings.context),
+        context=context,
         fingerprint=storage.fingerprint(identity),
         trained_step=trained.step,
         trained_fingerprint=trained_fingerprint,

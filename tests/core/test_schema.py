@@ -481,6 +481,9 @@ def test_the_context_is_the_models_up_to_a_limit(capsys):
     for flag in (-1, 0, 1, 131_073):
         with pytest.raises(UserError, match=f'^--context={flag}: llama has 131072'):
             core.choose_context('llama', 131_072, flag)
-    assert core.cache_context(131_072, 300) == 300
+    assert core.choose_context('dapo', 131_072, None, known=22_528) == 22_528
+    for needed, cache in ((1, 128), (300, 384), (384, 384), (131_071, 131_072)):
+        assert core.cache_context(131_072, needed) == cache
+    assert core.cache_context(5000, 4999) == 5000
     assert core.default_context(131_072, 8192) == 8192  # longer rows worked before
     assert core.default_context(8192, 131_072) == 8192

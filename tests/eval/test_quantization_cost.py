@@ -51,14 +51,18 @@ def test_engines_of_a_run(trained_run, config):
     text = 'How was your day?'
     bits_per_byte, size = quantization_cost.bits_per_byte(alone, [text])
     assert size == len(text) and 0 < bits_per_byte < 20
-    assert load_engine(config, trained_run, slots=2).fingerprint == alone.fingerprint
+    longest = config.model.context
+    full = load_engine(config, trained_run, slots=2, context=longest)
+    assert full.fingerprint == alone.fingerprint
+    # Replies end earlier where the context in use is shorter.
+    short = load_engine(config, trained_run, slots=1, context=longest - 1)
     # A run may be its own draft. Sampled replies depend on the number of guesses.
     drafting, other = (
         load_engine(config, trained_run, slots=1, draft=trained_run, guesses=guesses)
         for guesses in (2, 3)
     )
     engines = (alone, drafting, other)
-    assert len({engine.fingerprint for engine in engines}) == 3
+    assert len({engine.fingerprint for engine in (*engines, short)}) == 4
     greedy = SamplingParameters(max_tokens=12, temperature=0.0)
     prompt = [alone.tokenizer.bos_id]
     replies = [engine.complete([prompt], greedy)[0].text for engine in engines[:2]]

@@ -60,6 +60,12 @@ def test_a_shorter_context_than_the_models_says_how_to_raise_it(model, params):
         short.submit([4] * (CONTEXT - 24), GREEDY, print)
 
 
+@pytest.mark.parametrize('context', (-1, 0, CONTEXT + 1))
+def test_a_context_that_the_model_lacks_is_refused(model, params, context):
+    with pytest.raises(UserError, match=f'^context={context}: the model has {CONTEXT}'):
+        Engine(model, params, tokenizer(), context=context)
+
+
 # ---- the queue, cancelling, the thread
 
 

@@ -14,9 +14,10 @@ from types import SimpleNamespace
 import pytest
 
 from gptjax.core import storage
+from gptjax.core.console import UserError
 from gptjax.serve import serve
 from gptjax.serve.admission import ServerState
-from tests import runs, servers
+from tests import helpers, runs, servers
 from tests.servers import wait_for
 
 KEY = 'correct-horse-battery'
@@ -70,6 +71,25 @@ def test_bad_flags_are_one_line(served_run, tmp_path, capsys):
     }
     for words, message in refused.items():
         assert message in error_of(capsys, *words), words
+
+
+def test_the_longest_model_decides_which_contexts_are_allowed(capsys):
+    def contexts(flag, **sizes):
+        runs = {}
+        for name, (context, rows) in sizes.items():
+            config = helpers.config(context=context)
+            config.data.context = rows
+            runs[name] = config, Path(name), None
+        return [run[3] for run in serve._with_contexts(runs, flag).values()]
+
+    models = dict(small=(1024, 128), large=(131_072, 128), trained=(32_768, 22_528))
+    assert contexts(None, **models) == [1024, 4096, 22_528]
+    assert 'large: the context has 4,096 of' in capsys.readouterr().err
+    assert contexts(8192, **models) == [1024, 8192, 8192]
+    assert contexts(131_072, **models) == [1024, 131_072, 32_768]
+    for flag in (0, 131_073):
+        with pytest.raises(UserError, match=f'={flag}: large .* from 2 to 131072$'):
+            contexts(flag, **models)
 
 
 def test_a_port_in_use(served_run, capsys):
