@@ -104,9 +104,8 @@ def encode_conversation(
         if not stays or end < len(prompt):
             raise UnstableTemplate(
                 'the chat template writes a reply, or what is before it, in another '
-                f'way when other messages follow (messages[{number}]), so it is not '
-                'known what to train on: mark replies in it by {% generation %} … '
-                '{% endgeneration %}'
+                'way when other messages follow, so it is not known what to train on: '
+                'mark replies in it by {% generation %} … {% endgeneration %}'
             )
         spans.append((len(prompt), end))
     return _encode_spans(text, spans, tokenizer)

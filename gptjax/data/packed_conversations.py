@@ -32,7 +32,7 @@ from gptjax.core import artifact, storage
 from gptjax.core.console import UserError
 from gptjax.data.chat_template import TURN_END, begins_with_bos, uses_jinja
 from gptjax.data.cleaning.cleaning_steps import check_steps, name_reason
-from gptjax.data.conversations import SKIPPED, write_conversations
+from gptjax.data.conversations import SKIPPED, conversation_id, write_conversations
 from gptjax.data.cut_conversations import cut_messages
 from gptjax.data.documents import (
     cleaning_settings,
@@ -49,6 +49,8 @@ from gptjax.tokenizer.load_tokenizer import AnyTokenizer, load_tokenizer
 MAX_OPEN_ROWS = 64  # rows that may still get segments
 LONG_SYSTEM = 'long system message'  # why a conversation is skipped
 MAX_REFUSALS = 8  # different reasons of a Jinja template that are counted by name
+# If a Jinja template refuses the first ones of a split, it is not asked about others.
+FIRST_CONVERSATIONS = 1000
 
 
 def build_dialogue(config: ConfigDict, workdir: Path) -> dict:
@@ -136,12 +138,9 @@ def _write_dialogue(
     _refuse_empty_split(packed, config.data)
     for by_source in packed.values():
         for name, counts in by_source.items():
-            left_out = {LONG_SYSTEM: counts.pop('long_system', 0)}
-            left_out |= counts.pop('refused')
             skipped = sources[name]['skipped']
-            for why, count in left_out.items():
-                if count:
-                    skipped[why] = skipped.get(why, 0) + count
+            for why, count in counts.pop('left_out').items():
+                skipped[why] = skipped.get(why, 0) + count
     return dict(
         fingerprint=storage.fingerprint(
             [storage.sha256_of_file(folder / f'{split}.jsonl') for split in SPLITS]
@@ -166,20 +165,25 @@ def _refuse_empty_split(packed: dict, data: ConfigDict) -> None:
     for split, by_source in packed.items():
         if any(counts['rows'] for counts in by_source.values()):
             continue
-        refused = sum((counts['refused'] for counts in by_source.values()), Counter())
-        for why, _ in refused.most_common(1):
-            raise UserError(
-                f'dialogue.sources: all {refused.total()} conversations of the split '
-                f'{split} are left out, most often because {why}: change the '
-                'conversations, or start from another model'
-            )
-        num_long = sum(counts.get('long_system', 0) for counts in by_source.values())
+        left_out = sum((counts['left_out'] for counts in by_source.values()), Counter())
+        num_long = left_out.pop(LONG_SYSTEM, 0)
+        if left_out:
+            raise _refused(f'all {left_out.total()}', split, left_out)
         if num_long:
             raise UserError(
                 f'data.context={data.context}: the system message takes more than half '
                 f'of it in all {num_long} conversations of the split {split}: shorten '
                 'it, or start from a model with a longer context'
             )
+
+
+def _refused(which: str, split: str, reasons: Counter) -> UserError:
+    ((why, _),) = reasons.most_common(1)
+    return UserError(
+        f'dialogue.sources: {which} conversations of the split {split} are left out, '
+        f'most often because {why}: change the conversations, or start from another '
+        'model'
+    )
 
 
 def open_training_dataset(config: ConfigDict, workdir: Path) -> PackedDataset:
@@ -211,14 +215,33 @@ def open_training_dataset(config: ConfigDict, workdir: Path) -> PackedDataset:
 
 
 def _pack_split(folder: Path, split: str, tokenizer, config) -> dict:
-    """Writes the rows of one split; returns the manifest's entries by source."""
-    writers = {}
-    for view in read_split(folder / f'{split}.jsonl'):
+    """Writes the rows of one split; returns the manifest's entries by source.
+
+    Views that a Jinja template refuses are removed from the split's file, since
+    evaluation and reinforcement learning read it too.
+    """
+    writers, refused, path = {}, [], folder / f'{split}.jsonl'
+    for number, view in enumerate(read_split(path)):
         name = view['source']
         if name not in writers:
             writers[name] = _SourceWriter(folder / split / name, tokenizer, config)
-        writers[name].add(view['id'], view['messages'])
+        if not writers[name].add(view['id'], view['messages']):
+            refused.append(number)
+        if len(refused) == number + 1 == FIRST_CONVERSATIONS:
+            reasons = sum((writer.left_out for writer in writers.values()), Counter())
+            raise _refused(f'the first {len(refused):,}', split, reasons)
+    if refused:
+        _remove_lines(path, {*refused})
     return {name: writers[name].finish() for name in sorted(writers)}
+
+
+def _remove_lines(path: Path, numbers: set[int]) -> None:
+    draft = path.replace(path.with_suffix('.draft'))
+    with open(draft, 'rb') as lines, open(path, 'wb') as file:
+        file.writelines(
+            line for number, line in enumerate(lines) if number not in numbers
+        )
+    draft.unlink()
 
 
 class _SourceWriter:
@@ -235,12 +258,14 @@ class _SourceWriter:
         self.begins_with_bos = begins_with_bos(tokenizer, config.chat.template)
         self.shards = ShardWriter(folder, tokenizer, config.data.context)
         self.open_rows = []  # rows: (tokens so far, [(id, tokens, trained), …])
-        self.refused = Counter()  # conversations, by the reason of a Jinja template
+        self.left_out = Counter()  # conversations, by the reason
+        self.last_left_out = ''  # the id of the conversation
         self.counts = Counter(
             views=0, pieces=0, turns=0, predicted_tokens=0, bytes=0, padding=0
         )
 
-    def add(self, identity: str, messages: list[dict]) -> None:
+    def add(self, identity: str, messages: list[dict]) -> bool:
+        """Packs a view; returns whether the template writes it."""
         self.counts['views'] += 1
         try:
             for tokens, trained in cut_messages(
@@ -249,15 +274,26 @@ class _SourceWriter:
                 self._add_segment(identity, tokens, trained)
         except RefusedMessages as error:  # before the first segment
             why = str(error)
-            if len(self.refused) >= MAX_REFUSALS and why not in self.refused:
+            if len(self.left_out) >= MAX_REFUSALS and why not in self.left_out:
                 why = 'the chat template does not write them, for other reasons'
-            self.refused[why] += 1
+            self._count_left_out(identity, why)
+            return False
+        if self.counts.pop('long_system', 0):
+            self._count_left_out(identity, LONG_SYSTEM)
+        return True
 
     def finish(self) -> dict:
         """Writes the open rows; returns the manifest's entry."""
         for _, row in self.open_rows:
             self._write_row(row)
-        return dict(self.counts, refused=self.refused, **self.shards.finish())
+        return dict(self.counts, left_out=self.left_out, **self.shards.finish())
+
+    def _count_left_out(self, identity: str, why: str) -> None:
+        """Counts a conversation once: its views follow one another."""
+        conversation = conversation_id(identity)
+        if conversation != self.last_left_out:
+            self.left_out[why] += 1
+        self.last_left_out = conversation
 
     def _add_segment(self, identity, tokens, trained):
         fitting = [

@@ -92,6 +92,8 @@ def _render(request: dict) -> dict:
         return dict(error=f'uses over {MEMORY_BYTES >> 20} MiB of memory')
     except RecursionError:
         return dict(error='calls itself without an end')
+    except jinja2.TemplateSyntaxError as error:  # whatever the messages are
+        return dict(error=f'cannot be compiled: {error.message}, line {error.lineno}')
     except Exception as error:  # a template can raise any
         message = str(error) or type(error).__name__
         return dict(error=message[:500], raised=True)

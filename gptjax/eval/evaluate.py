@@ -98,6 +98,7 @@ def evaluate(
         for run_task in other_tasks:
             task_results.update(run_task(predictor, documents))
         if dialogue_names:
+            conversations = dialogue_task.skip_refused(predictor, conversations)
             task_results['dialogue'] = dialogue_task.evaluate_dialogue(
                 predictor, conversations
             )
@@ -143,14 +144,14 @@ def _add_start_as_baseline(config, settings, workdir, mesh, conversations, resul
         try:
             with console.progress_bar('reading the model of the start run', 0):
                 trained = load_start_run(config.start, mesh)
-        except UserError as error:
-            print(f'dialogue has no start run as a baseline: {error}')
-        else:
             start_config = run_dir.read_config(start)
             with open_predictor(
                 start_config, settings, start, trained, mesh
             ) as predictor:
                 baseline = dialogue_task.evaluate_dialogue(predictor, conversations)
+        except UserError as error:  # such as what its chat template refuses
+            print(f'dialogue has no start run as a baseline: {error}')
+        else:
             label = f'{start.name}, before'
             results.add_baseline(result['figures'], label, baseline['figures'])
             by_model[label] = baseline

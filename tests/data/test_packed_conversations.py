@@ -11,19 +11,20 @@ import pytest
 from configs import common
 from gptjax.core import storage
 from gptjax.core.console import UserError
-from gptjax.data import dataloader, ledger
+from gptjax.data import dataloader, ledger, packed_conversations
 from gptjax.data.chat_template import Turn, encode_conversation
 from gptjax.data.cut_conversations import cut_conversation
 from gptjax.data.packed_conversations import (
     DIALOGUE,
     LONG_SYSTEM,
+    _SourceWriter,
     build_dialogue,
     describe_dialogue,
     open_training_dataset,
 )
 from gptjax.data.packed_dataset import PackedDataset
 from gptjax.eval.report.run_report import write_report
-from tests.data.made_templates import TEMPLATES, make_tokenizer
+from tests.data.made_templates import TEMPLATES, Made, make_tokenizer
 from tests.data.test_conversations import sums, write_chat
 
 BOS = 1
@@ -234,21 +235,35 @@ def test_cut_and_skipped_conversations_are_described(run, tmp_path):
         build_dialogue(config, workdir)
 
 
-def test_refused_conversations_are_skipped_and_counted(tmp_path):
-    make_tokenizer(tmp_path, TEMPLATES['gemma_2'])
+def make_with_template(tmp_path, made):
+    """(config, tokenizer) of a run with a chat template of its own."""
+    tokenizer, _ = make_tokenizer(tmp_path, made)
     (tmp_path / 'run').rename(tmp_path / 'tokenizer')
-    system = dict(role='system', content='Be brief.')
-    *some, first, last = sums(60)
-    refused = [dict(one, messages=[system, *one['messages']]) for one in (first, last)]
     config = common.base()
-    path = write_chat(tmp_path / 'own.jsonl', *some, *refused)
+    path = write_chat(tmp_path / 'own.jsonl', *sums(60))
     config.dialogue = common.dialogue_section(own=common.source('chat', str(path)))
     config.chat.template = 'turns'
     config.data.update(context=128, validation_fraction=0.2)
+    return config, tokenizer
+
+
+def test_refused_conversations_are_skipped_and_counted(tmp_path, monkeypatch):
+    config, _ = make_with_template(tmp_path, TEMPLATES['gemma_2'])
+    system = dict(role='system', content='Be brief.')
+    *some, first, last = sums(60)
+    refused = [dict(one, messages=[system, *one['messages']]) for one in (first, last)]
+    path = write_chat(tmp_path / 'own.jsonl', *some, *refused)
     manifest = build_dialogue(config, tmp_path)
     why = 'the chat template of the model refuses the messages: no system messages'
     assert manifest['sources']['own']['skipped'] == {why: 2}
     assert sum(split['own']['turns'] for split in manifest['splits'].values()) == 58
+    kept = [
+        view['messages']
+        for split in ('train', 'validation')
+        for view in storage.read_jsonl(tmp_path / 'dialogue' / f'{split}.jsonl')
+    ]
+    assert len(kept) == 58 and system not in sum(kept, [])
+    assert len([*(tmp_path / 'dialogue').glob('*')]) == 5  # no draft is left
     assert (
         DIALOGUE.details(manifest) == f'"{why}" left out 2 of 60 conversations of own'
     )
@@ -257,6 +272,31 @@ def test_refused_conversations_are_skipped_and_counted(tmp_path):
     shutil.rmtree(tmp_path / 'dialogue')
     with pytest.raises(UserError, match=f'all .* of the split train .*{why}'):
         build_dialogue(config, tmp_path)
+    monkeypatch.setattr(packed_conversations, 'FIRST_CONVERSATIONS', 20)
+    with pytest.raises(UserError, match=f'the first 20 conver.* split train .*{why}'):
+        build_dialogue(config, tmp_path)
+
+
+@pytest.mark.parametrize('broken', ['{% for m in messages %}', '{{ 1 | unknown }}'])
+def test_a_template_that_cannot_be_compiled_ends_the_build(tmp_path, broken):
+    config, _ = make_with_template(tmp_path, Made(broken, ()))
+    with pytest.raises(UserError, match='the chat template .* cannot be compiled: '):
+        build_dialogue(config, tmp_path)
+
+
+def test_a_conversation_is_counted_once(tmp_path):
+    config, tokenizer = make_with_template(tmp_path, TEMPLATES['gemma_2'])
+    system = dict(role='system', content=' '.join(map(str, range(50))))
+    config.data.context = 12
+    (messages,) = (one['messages'] for one in sums(1))
+    for template, why in (('turns', 'no system messages'), ('text', LONG_SYSTEM)):
+        config.chat.template = template
+        writer = _SourceWriter(tmp_path / template, tokenizer, config)
+        for identity in ('own/a@0', 'own/a@1', 'own/b@0'):
+            kept = writer.add(identity, [system, *messages])
+            assert kept == (template == 'text')
+        ((reason, count),) = writer.left_out.items()
+        assert why in reason and count == 2
 
 
 def test_a_batch_shows_conversations(made):

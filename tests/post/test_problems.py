@@ -9,6 +9,7 @@ from configs import common
 from configs import ppo as ppo_configs
 from gptjax.core.config import complete_new
 from gptjax.core.console import UserError
+from gptjax.data.render_process import RefusedMessages
 from gptjax.data.splits import assign_split
 from gptjax.post.problems import problem_sources, verifiable_tasks
 from gptjax.post.problems.verifiable_tasks import problem_inputs
@@ -297,6 +298,19 @@ def test_a_prompt_that_does_not_fit_loses_its_oldest_messages(tmp_path):
     assert [problem.messages for problem in train] in (
         [(*head, dict(role='user', content=text))] for text in ('one', 'three')
     )
+
+
+def test_a_prompt_that_the_template_refuses_is_left_out(tmp_path, capsys):
+    def fits(messages):
+        if messages[-1]['content'] == '5':
+            raise RefusedMessages('no')
+        return True
+
+    chats = [say(str(i), 'b') for i in range(20)]
+    folder = folder_of(tmp_path, chats, chats[10:])
+    train = make_task(fits=fits, path=str(folder)).demonstrations(99)
+    assert len(train) == 9
+    assert 'the chat template (it refuses them) left out 1' in capsys.readouterr().out
 
 
 def test_what_is_held_out_stays_so_whatever_fits(tmp_path):

@@ -31,6 +31,7 @@ from gptjax.core.console import UserError
 from gptjax.data import chat_template
 from gptjax.data.conversations import choose_replies
 from gptjax.data.cut_conversations import split_beginning
+from gptjax.data.render_process import RefusedMessages
 from gptjax.eval import bootstrap, results
 from gptjax.eval.tasks import choice_task
 from gptjax.eval.tasks.examples import Example, choice_examples
@@ -108,6 +109,31 @@ def write_transcripts(
 
 
 # ---- the evaluation
+
+
+def skip_refused(predictor: Predictor, examples: list[Example]) -> list[Example]:
+    """The examples that the model's chat template writes; prints how many it refuses.
+
+    They may be of a run with another template.
+    """
+    if not chat_template.uses_jinja(predictor.tokenizer, predictor.template):
+        return examples
+    kept, refusals = [], []
+    for example in examples:
+        try:
+            encode_recent_messages(predictor, example.prompt)
+            _encode_reply(predictor, example, example.references[0])
+            kept.append(example)
+        except RefusedMessages as error:
+            refusals.append(error)
+    if not kept:
+        raise refusals[-1]
+    if refusals:
+        print(
+            f'dialogue: left out {len(refusals):,} of {len(examples):,} conversations: '
+            f'{refusals[-1]}'
+        )
+    return kept
 
 
 def evaluate_dialogue(predictor: Predictor, examples: Sequence[Example]) -> dict:
@@ -225,20 +251,23 @@ def encode_recent_messages(predictor: Predictor, messages: Sequence[dict]) -> li
     room = predictor.max_prompt_tokens
     system = [m for m in messages[:1] if m['role'] == 'system']
     recent = list(messages[len(system) :])
-    jinja = chat_template.uses_jinja(predictor.tokenizer, predictor.template)
-    if jinja:
-        recent = split_beginning(recent)[1] or recent
     while True:
+        recent = _begin_with_user(predictor, recent)
         tokens = predictor.encode_prompt([*system, *recent])
         if len(tokens) <= room or len(recent) == 1:
             return tokens[-room:]
         recent = recent[1:]
-        if jinja:
-            recent = split_beginning(recent)[1] or recent
+
+
+def _begin_with_user(predictor, messages: Sequence[dict]) -> list[dict]:
+    """Without the first replies, which many Jinja templates refuse."""
+    if not chat_template.uses_jinja(predictor.tokenizer, predictor.template):
+        return [*messages]
+    system, rest = split_beginning(messages)
+    return [*system, *rest] if rest else [*messages]
 
 
 def _encode_reply(predictor, example, text, unfinished=False) -> list[int]:
     tokenizer, template = predictor.tokenizer, predictor.template
-    return chat_template.encode_reply(
-        example.prompt, text, tokenizer, template, unfinished
-    )
+    messages = _begin_with_user(predictor, example.prompt)
+    return chat_template.encode_reply(messages, text, tokenizer, template, unfinished)

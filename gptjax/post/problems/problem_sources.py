@@ -12,7 +12,9 @@ no problems. It returns two functions:
 import itertools
 import warnings
 from bisect import bisect_left
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -22,6 +24,7 @@ from gptjax.core.console import UserError
 from gptjax.core.files import File, read_json_lines
 from gptjax.core.hashing import hash_fraction, hash_integer
 from gptjax.data.conversations import choose_replies, conversation_id
+from gptjax.data.render_process import RefusedMessages
 from gptjax.data.sources.records import record_messages
 from gptjax.data.splits import describe_shared, fill_splits
 from gptjax.parallel.multihost import print_once
@@ -217,6 +220,7 @@ def report_splits(
     num_equal: int,
     advice: str,
     field: str = 'task.path',
+    others: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
     """Refuses an empty split; prints the sizes, and why problems were left out.
 
@@ -226,6 +230,7 @@ def report_splits(
         num_equal: number of repetitions.
         advice: how to make more problems fit.
         field: the config field that names the source.
+        others: numbers of other problems that are left out, by reason.
     """
     sizes = {split: len(problems) for split, problems in splits.items()}
     too_long = f' ({num_too_long:,} are too long): {advice},' if num_too_long else ':'
@@ -242,8 +247,9 @@ def report_splits(
         'equal prompts': num_equal,
         'data.context (too long)': num_too_long,
         f'task.problems={section.problems}': sizes['train'] - train,
+        **others,
     }
-    total = len(different) + num_too_long + num_equal
+    total = len(different) + num_too_long + num_equal + sum(others.values())
     lines = console.join_lines(
         console.describe_left_out(left_out, total, 'problems'),
         describe_shared(splits, 'problems'),
@@ -269,10 +275,14 @@ def folder_problems(section: ConfigDict, fits, advice: str, field: str = 'task.p
             f'{field}={folder} is not complete: run the stage that makes it again'
         )
     problems, seen = {name: [] for name in CONVERSATIONS}, set()
-    num_equal = num_too_long = 0
+    num_equal, num_too_long, refusals = 0, 0, []
     for name in reversed(CONVERSATIONS):  # so that held-out prompts are not trained on
         for view, prompt, _ in _choose_replies(folder / name, field):
-            messages = _shorten(prompt, fits)
+            try:
+                messages = _shorten(prompt, fits)
+            except RefusedMessages as error:
+                refusals.append(error)
+                continue
             problem = Problem(storage.fingerprint(messages)[:16], messages)
             num_equal += problem.id in seen
             num_too_long += not messages
@@ -287,7 +297,10 @@ def folder_problems(section: ConfigDict, fits, advice: str, field: str = 'task.p
     )
     splits = {split: [held_out[n][1] for n in numbers[split]] for split in numbers}
     splits['train'] = [problem for _, problem in problems['train.jsonl']]
-    report_splits(section, splits, num_too_long, num_equal, advice, field)
+    if refusals and not any(problems.values()):
+        raise refusals[-1]
+    refused = {'the chat template (it refuses them)': len(refusals)}
+    report_splits(section, splits, num_too_long, num_equal, advice, field, refused)
     return lambda split, n: splits[split][:n], None
 
 

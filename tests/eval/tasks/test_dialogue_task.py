@@ -18,15 +18,19 @@ from gptjax.eval.report import tables
 from gptjax.eval.report.run_report import write_report
 from gptjax.eval.stage_table import write_stage_table
 from gptjax.eval.tasks.dialogue_task import (
+    _encode_reply,
     encode_recent_messages,
     evaluate_dialogue,
     read_dialogue_examples,
+    skip_refused,
     write_transcripts,
 )
+from gptjax.eval.tasks.examples import Example
 from gptjax.eval.tasks.predictor import Predictor
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.tokenizer.train_tokenizer import train_model
 from tests import runs
+from tests.data.made_templates import TEMPLATES, make_tokenizer
 
 CONTEXT = 64
 
@@ -137,6 +141,24 @@ def test_a_prompt_that_is_too_long_loses_its_oldest_messages(tokenizer):
     tokens = encode_recent_messages(predictor, [long])
     assert len(tokens) == CONTEXT - 16
     assert tokens[-1] == tokenizer.specials['<|assistant|>']
+
+
+def test_conversations_that_the_template_refuses_are_left_out(tmp_path, capsys):
+    tokenizer, _ = make_tokenizer(tmp_path, TEMPLATES['gemma_2'])
+    predictor = make_predictor(tokenizer, 'turns')
+    hi, system = (dict(role=role, content='hi') for role in ('user', 'system'))
+    begun = Example('a', [dict(hi, role='assistant'), hi], ('yes',))
+    asked, refused = begun._replace(prompt=[hi]), begun._replace(prompt=[system, hi])
+    assert skip_refused(predictor, [begun, refused]) == [begun]
+    assert 'left out 1 of 2 conversations: ' in capsys.readouterr().out
+    # The reply after a prompt is that after the prompt that is encoded.
+    assert _encode_reply(predictor, begun, 'yes') == _encode_reply(
+        predictor, asked, 'yes'
+    )
+    with pytest.raises(UserError, match='no system messages'):
+        skip_refused(predictor, [refused])
+    text = make_predictor(tokenizer, 'text')
+    assert skip_refused(text, [refused]) == [refused]
 
 
 # ---- results
