@@ -7,12 +7,12 @@ that has all parts of it.
 
 import json
 import math
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -100,9 +100,9 @@ def export_model(
         dtypes = dict.fromkeys(tensor_names(description, settings), kind)
     with writing_draft(target) as draft:
         draft.mkdir()
-        write_weights(draft, description.family, trained, dtypes)
         _write_settings(draft, description, dtypes)
         _write_tokenizer(draft, description, config, workdir)
+        write_weights(draft, description.family, trained, dtypes)
     print(f'{description.config["architectures"][0]} in {target}')
 
 
@@ -111,10 +111,13 @@ def writing_draft(target: Path) -> Iterator[Path]:
     """A path for a file or a folder, which becomes `target` once it is whole."""
     refuse_existing(target)
     draft = target.with_name(f'.{target.name}.draft')
-    _remove(draft)
     try:
+        _remove(draft)
         target.parent.mkdir(parents=True, exist_ok=True)
         yield draft
+        for path in draft.iterdir() if draft.is_dir() else [draft]:
+            with open(path, 'rb') as file:
+                os.fsync(file.fileno())
         if target.exists():
             target.rmdir()  # it is empty
         draft.rename(target)
@@ -132,13 +135,17 @@ def writing_draft(target: Path) -> Iterator[Path]:
 def refuse_existing(target: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f'--to={target}: there is something already: name a new place')
+    parent = next(path for path in target.absolute().parents if path.exists())
+    if not parent.is_dir():
+        raise UserError(f'--to={target}: {parent} is a file: name another place')
 
 
 def _remove(draft: Path) -> None:
-    if draft.is_dir():
-        shutil.rmtree(draft, ignore_errors=True)
-    else:
-        draft.unlink(missing_ok=True)
+    with suppress(OSError):
+        if draft.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)
+        else:
+            draft.unlink()
 
 
 # ---- which family
@@ -152,23 +159,35 @@ def describe(
     Raises:
         UserError: no family has all parts of it; the message names them.
     """
-    run, itself = workdir, True
-    while run is not None:
+    for _, run in iterate_runs(config, workdir):
         manifest = artifact.find_manifest(run / IMPORTED)
         if manifest is not None and 'dtypes' in manifest:  # else of an adapter
             hf_config = storage.read_json(run / IMPORTED / 'config.json')
             family = find_family(hf_config)
             hf_config.setdefault('architectures', [manifest['architecture']])
             if _is_same(family, hf_config, settings):
-                dtypes = manifest['dtypes'] if itself else None
+                dtypes = manifest['dtypes'] if run == workdir else None
                 return Description(family, hf_config, run / IMPORTED, dtypes)
-        start = config.get('start', {}).get('run')
-        run, itself = Path(start) if start else None, False
-        if run is not None and (run / 'config.json').exists():
-            config = run_dir.read_config(run)
-        else:
-            break
     return describe_new(settings)
+
+
+def iterate_runs(config: ConfigDict, run: Path) -> Iterator[tuple[ConfigDict, Path]]:
+    """A run, the run that it started from, and so on."""
+    yield config, run
+    while start := config.get('start', {}).get('run'):
+        run = Path(start)
+        if not (run / 'config.json').exists():
+            return
+        config = run_dir.read_config(run)
+        yield config, run
+
+
+def trained_template(config: ConfigDict, workdir: Path) -> str | None:
+    """The chat template of the last training on conversations; None: there was none."""
+    for run_config, _ in iterate_runs(config, workdir):
+        if CHAT_SECTIONS & {*run_config}:
+            return run_config.chat.template
+    return None
 
 
 def _is_same(family: Family, hf_config: Mapping, settings: FrozenConfigDict) -> bool:
@@ -254,21 +273,23 @@ def _write_file(path: Path, shard: Sequence[Planned], params, advance) -> None:
         file.write(len(text).to_bytes(8, 'little') + text)
         for tensor in shard:
             array = _tensor(tensor.rule, tensor.layer, params)
-            array = array.astype(DTYPES[tensor.dtype], copy=False)
-            file.write(np.ascontiguousarray(array).view(np.uint8))
+            if array.shape != tensor.shape:
+                raise ValueError(f'{tensor}: the array has the shape {array.shape}')
+            array = np.ascontiguousarray(array, DTYPES[tensor.dtype])
+            file.write(array.view(np.uint8))
             advance(1)
 
 
 def plan_tensors(
-    family: Family, trained, dtypes: Mapping[str, str] = MappingProxyType({})
+    family: Family, trained, dtypes: Mapping[str, str] | None = None
 ) -> list[Planned]:
-    """The tensors of a model, in the order of `iterate_tensors`; 'F32' by default."""
+    """The tensors of a model, in the order of `iterate_tensors`; None: all 'F32'."""
     params, settings = flatten(trained.params), trained.settings
     planned = []
     for rule, layer in expand(family.rules(settings), settings.num_layers):
         shapes = [part.shape for part in _parts(rule, layer, params, jax.eval_shape)]
-        dtype, shape = dtypes.get(rule.name, 'F32'), tensor_shape(rule, shapes)
-        planned.append(Planned(rule, layer, dtype, shape))
+        dtype = 'F32' if dtypes is None else dtypes[rule.name]
+        planned.append(Planned(rule, layer, dtype, tensor_shape(rule, shapes)))
     return planned
 
 
@@ -331,7 +352,8 @@ def _write_tokenizer(
     An imported model keeps its files, unless it was trained in another chat template.
     """
     tokenizer, settings = load_run_tokenizer(config, workdir)
-    template, imported = config.chat.template, description.source
+    trained, imported = trained_template(config, workdir), description.source
+    template = trained or config.chat.template
     if imported is None:
         export_tokenizer(workdir / 'tokenizer', folder, template, settings.context)
     else:
@@ -339,7 +361,7 @@ def _write_tokenizer(
             if name != 'config.json' and (imported / name).exists():
                 storage.write_bytes(folder / name, (imported / name).read_bytes())
     jinja = to_jinja(template, tokenizer)
-    if CHAT_SECTIONS & {*config} and read_chat_template(folder) != jinja:
+    if trained is not None and read_chat_template(folder) != jinja:
         write_chat_template(folder, jinja)
     elif imported is not None:
         return

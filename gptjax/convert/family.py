@@ -152,7 +152,7 @@ def write_tensor(rule: Rule, arrays: Sequence[np.ndarray]) -> np.ndarray:
         parts.append(
             array.reshape(outputs) if is_bias else array.reshape(-1, outputs).T
         )
-    tensor = np.concatenate(parts)
+    tensor = parts[0] if len(parts) == 1 else np.concatenate(parts)
     if rule.layout == BY_HEAD:  # (3 N H, …) -> (N 3 H, …)
         heads = arrays[0].shape[-2]
         split = tensor.reshape(len(arrays), heads, -1, *tensor.shape[1:])

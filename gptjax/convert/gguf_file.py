@@ -18,6 +18,7 @@ from gptjax.convert.export_model import (
     iterate_tensors,
     plan_tensors,
     refuse_existing,
+    trained_template,
     writing_draft,
 )
 from gptjax.core.console import UserError, progress_bar
@@ -124,8 +125,9 @@ def _add_tokenizer(writer, config, workdir, tokenizer: Tokenizer) -> None:
     writer.add_pad_token_id(tokenizer.pad_id)
     writer.add_add_bos_token(True)
     writer.add_add_space_prefix(False)
-    writer.add_chat_template(to_jinja(config.chat.template, tokenizer))
-    _, stop_tokens = stop_conditions(config.chat.template, tokenizer)
+    template = trained_template(config, workdir) or config.chat.template
+    writer.add_chat_template(to_jinja(template, tokenizer))
+    _, stop_tokens = stop_conditions(template, tokenizer)
     for token in {*stop_tokens} - {tokenizer.eos_id}:
         writer.add_eot_token_id(token)
 

@@ -96,8 +96,8 @@ def _copy_small_files(folder: Folder, into: Path, described: dict) -> dict:
 
 
 def _write_tokenizer(folder: Folder, template: str | None, into: Path) -> dict:
-    size, is_other = folder.settings.vocab_size, template is None
-    tokenizer = import_tokenizer(folder.path, into, size, is_other)
+    size = folder.settings.vocab_size
+    tokenizer = import_tokenizer(folder.path, into, size, template)
     return dict(vocab_size=tokenizer.vocab_size)
 
 

@@ -108,7 +108,10 @@ def try_writing(path: Path | str) -> None:
 
 # Errors of a full disk; an OSError with one of these may lack the file name.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+REFUSED = (
+    *(errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY),
+)
 SHORT_WRITE = re.compile(r'\d+ requested and \d+ written')  # NumPy's
 
 

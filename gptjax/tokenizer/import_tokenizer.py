@@ -27,7 +27,7 @@ ORIGINALS = tuple(f'original/{name}' for name in FILES)
 
 
 def import_tokenizer(
-    source: Path, folder: Path, vocab_size: int, other_template: bool = False
+    source: Path, folder: Path, vocab_size: int, template: str | None = 'turns'
 ) -> AnyTokenizer:
     """Writes RUN/tokenizer (`folder`), and returns the tokenizer.
 
@@ -35,13 +35,14 @@ def import_tokenizer(
 
     Args:
         vocab_size: V of the model.
-        other_template: the chat template of `source` is none of ours, and only a
-            tokenizer of tokenizer.json keeps it.
+        template: the one of ours that `source` has. None: it has another, which only
+            a tokenizer of tokenizer.json keeps. It keeps none that is 'text', which
+            would become the meaning of 'turns'.
 
     Raises:
         UserError: a file is missing or damaged, or the tokenizer is another model's.
     """
-    ours = None if other_template else _read_ours(source)
+    ours = None if template is None else _read_ours(source)
     if ours is not None:
         tokenizer = Tokenizer(ours)
         _check_size(source, tokenizer.vocab_size, vocab_size, tokenizer.vocab_size)
@@ -55,6 +56,8 @@ def import_tokenizer(
         )
     content = path.read_bytes()
     settings = _read_settings(source, content, vocab_size)
+    if template == 'text':
+        settings['chat_template'] = None
     tokenizer = _check_content(path, content, settings)
     storage.write_bytes(folder / path.name, content)
     for name in ORIGINALS:
@@ -187,6 +190,11 @@ def read_chat_template(source: Path) -> str | None:
             raise UserError(f'{path} is not UTF-8 ({error}): copy it again') from None
     template = _read(source, 'tokenizer_config.json').get('chat_template')
     if isinstance(template, list):  # several, by name
+        if not all(isinstance(entry, dict) for entry in template):
+            raise UserError(
+                f'{source}/tokenizer_config.json: chat_template is a list without '
+                'names: write the template itself there'
+            )
         named = {entry.get('name'): entry.get('template') for entry in template}
         template = named.get('default')
     return template if isinstance(template, str) else None

@@ -108,7 +108,7 @@ def test_import_then_export_gives_the_same_folder(tmp_path, dtype, monkeypatch):
 
 
 def test_one_tensor_at_a_time_is_in_memory_and_the_file_is_that_of_the_library(
-    tmp_path,
+    tmp_path, monkeypatch
 ):
     settings = helpers.model_settings(mlp='swiglu', width=128, num_layers=4)
     params = jax.tree.map(
@@ -132,6 +132,32 @@ def test_one_tensor_at_a_time_is_in_memory_and_the_file_is_that_of_the_library(
         for name, tensor in export_model.iterate_tensors(hf_llama.FAMILY, trained)
     }
     assert written == safetensors.numpy.save(arrays, dict(format='pt'))
+    monkeypatch.setattr(export_model, 'tensor_shape', lambda rule, shapes: (1,))
+    with pytest.raises(ValueError, match='the array has the shape'):
+        export_model.write_weights(tmp_path, hf_llama.FAMILY, trained, dtypes)
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    file, target = tmp_path / 'file', tmp_path / 'out'
+    file.write_text('')
+    with pytest.raises(UserError, match='file is a file: name another place'):
+        export_model.refuse_existing(file / 'a' / 'out')
+    # Another program writes there in the meantime.
+    with (
+        pytest.raises(UserError, match='out: Directory not empty'),
+        export_model.writing_draft(target) as draft,
+    ):
+        draft.mkdir()
+        target.mkdir()
+        (target / 'a').write_text('')
+    with (
+        pytest.raises(UserError, match='b.*: Not a directory'),
+        export_model.writing_draft(tmp_path / 'b' / 'out') as draft,
+    ):
+        draft.parent.rmdir()
+        draft.parent.write_text('')
+        draft.mkdir()
+    assert {*tmp_path.iterdir()} == {file, target, tmp_path / 'b'}
 
 
 def test_a_model_without_a_family_is_refused_with_its_fields():

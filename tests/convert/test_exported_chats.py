@@ -8,7 +8,7 @@ import pytest
 from configs import common
 from gptjax.convert.export_tokenizer import export_tokenizer
 from gptjax.core import run_dir
-from gptjax.data.chat_template import JINJA, encode_prompt, stop_conditions
+from gptjax.data.chat_template import JINJA, JINJA_BOS, encode_prompt, stop_conditions
 from gptjax.tokenizer.load_tokenizer import load_tokenizer
 from gptjax.tokenizer.train_tokenizer import train_model
 from tests import runs
@@ -72,6 +72,22 @@ def test_a_chat_run_of_ours_comes_back(base, tmp_path, template):
     other = tmp_path / 'other'
     go('import', '--from', out, '--workdir', other)
     assert prompt_of(other) == prompt_of(tuned)
+    # 'turns' stays what it is, whatever the run was trained in.
+    ours, theirs = (load_tokenizer(run / 'tokenizer') for run in (base, other))
+    assert encode_prompt(CHAT, ours, 'turns') == encode_prompt(CHAT, theirs, 'turns')
+
+
+def test_the_template_is_that_of_the_last_training_on_conversations(base, tmp_path):
+    tuned, more, out = (tmp_path / name for name in ('tuned', 'more', 'out'))
+    fine_tune(base, tuned, 'turns')
+    shutil.copytree(base, more)
+    config = run_dir.read_config(more)
+    config.start = common.start_section(str(tuned))
+    config.chat.template = 'text'
+    run_dir.write_config(config, more)
+    go('export', '--workdir', more, '--to', out)
+    written = (out / 'chat_template.jinja').read_text()
+    assert written.removeprefix(JINJA_BOS) == JINJA['turns']
 
 
 def test_an_imported_base_model_leaves_with_the_template_that_it_was_trained_in(
