@@ -2,7 +2,7 @@
 
     python -m gptjax pretrain --config configs/more.py:notes.txt --workdir runs/more
 
-The model and tokenizer come from runs/chitchat; --config.start.run=RUN names another
+The model and tokenizer come from runs/base; --config.start.run=RUN names another
 run. The variant is the same as that of configs/own.py.
 """
 
@@ -14,7 +14,7 @@ def get_config(variant: str = ''):
         config = own.get_config(variant)
     except ValueError as error:
         raise ValueError(str(error).replace('own.py', 'more.py')) from error
-    config.start = common.start_section('runs/chitchat')
+    config.start = common.start_section('runs/base')
     config.data.context = 0  # that of the model
     # a quarter of the peak learning rates of configs/chitchat.py
     config.optim.update(

@@ -20,7 +20,7 @@ BEHAVIOUR = ('replied', 'continued')
 
 def get_config(variant: str = ''):
     config = common.base()
-    config.start = common.start_section('runs/chitchat')
+    config.start = common.start_section('runs/base')
     config.data.context = 0  # that of the model
     config.chat.template = ''  # that of start.run
     config.reward = common.reward_section()

@@ -3,7 +3,7 @@
     python -m gptjax sft --config configs/sft.py --workdir runs/sft
     python -m gptjax sft --config configs/sft.py:chat=mine.jsonl --workdir runs/mine
 
-The model is initialised from runs/chitchat; --config.start.run=RUN names another run.
+The model is initialised from runs/base; --config.start.run=RUN names another run.
 The variant `chat=PATH` replaces chitchat and chatterbot by your own conversations: a
 file, a folder or a glob of JSON Lines
 {"messages": [{"role": "user", "content": "Hi!"}, {"role": "assistant", …}]}.
@@ -18,7 +18,7 @@ from configs import common
 
 def get_config(variant: str = ''):
     config = common.base()
-    config.start = common.start_section('runs/chitchat')
+    config.start = common.start_section('runs/base')
     config.sft = common.sft_section()
     config.lora = common.lora_section()
     config.chat.template = 'turns'

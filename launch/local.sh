@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# Trains a chat assistant on a fresh machine:
+# Trains a chat assistant on a fresh machine, in about 20 minutes on two cores:
 #
 #   launch/local.sh
 #
-# pretrains configs/chitchat.py in runs/chitchat (eight to ten minutes on two cores),
-# evaluates it, prints samples, and continues with launch/assistant.sh.
+# does what launch/assistant.sh says.
 #
 #   launch/local.sh CONFIG [WORKDIR] [--config.field=value …]
 #
@@ -21,8 +20,7 @@ here=$PWD/
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ "$here" != "$PWD/" ] || here= # started here: relative paths need no prefix
 
-whole=yes
-[ $# -eq 0 ] || whole=
+[ $# -gt 0 ] || exec launch/assistant.sh
 config=configs/chitchat.py
 if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then # the next argument is not a flag
     config=$1
@@ -44,4 +42,3 @@ need requirements.txt
 for name in pretrain eval sample report; do
     stage "$name" --config "$config" --workdir "$workdir" "$@"
 done
-[ -z "$whole" ] || exec launch/assistant.sh

@@ -260,9 +260,7 @@ PREFERENCE = dict(
 
 # Problems, and the rewards of replies to them.
 TASK = dict(
-    name=Field(
-        'chain_sum', "dataset of reasoning-gym; 'skills' or 'drills' of our own"
-    ),
+    name=Field('chain_sum', "dataset of reasoning-gym; 'skills' are our own"),
     options=Field(
         dict(min_terms=2, max_terms=2, min_digits=1, max_digits=2),
         'options of the dataset',

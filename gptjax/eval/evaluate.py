@@ -38,9 +38,10 @@ def evaluate(
 
     Args:
         tasks: names separated by commas: 'perplexity', 'reply', 'choice', 'dialogue'
-            (or 'dialogue:RUN', with that run's conversations), 'task' (or 'task:RUN',
-            with that run's problems), files of examples, 'lm_eval:NAME', 'core',
-            'chatcore'. None: what the run was trained on.
+            ('dialogue:RUN', with that run's conversations; 'dialogue:RUN:a+b', with
+            those of its sources a and b), 'task' (or 'task:RUN', with that run's
+            problems), files of examples, 'lm_eval:NAME', 'core', 'chatcore'.
+            None: what the run was trained on.
         json_path: a second file, with the results of this call alone.
         step: the checkpoint's; None: the best checkpoint.
 
@@ -69,9 +70,9 @@ def evaluate(
     other_tasks = [find_task(n, config) for n in names if n not in dialogue_names]
     conversations = []
     if dialogue_names:
-        _, _, run = dialogue_names[0].partition(':')
-        folder = Path(run).expanduser().absolute() if run else workdir
-        conversations = dialogue_task.read_dialogue_examples(folder, settings)
+        conversations = dialogue_task.read_dialogue_examples(
+            dialogue_names[0], workdir, settings
+        )
 
     with console.progress_bar('reading the model', 0):
         trained = load_model(config, workdir, mesh, step)

@@ -245,7 +245,7 @@ def open_text(config: ConfigDict) -> PackedDataset:
     if not section.ptx_run:
         raise UserError(
             f'ppo.ptx={section.ptx}: set ppo.ptx_run to the run with the text, as '
-            'runs/chitchat, or set ppo.ptx=0'
+            'runs/base, or set ppo.ptx=0'
         )
     packed = PackedDataset(run / 'prepared', 'train')
     tokenizer = load_tokenizer(Path(config.start.run) / 'tokenizer')

@@ -37,12 +37,12 @@ CHANGEABLE = (
 
 # The commands that make the runs which the configs start from.
 MADE_BY = {
-    'runs/chitchat': 'run launch/local.sh, or the stage `pretrain --config '
-    'configs/chitchat.py --workdir runs/chitchat`',
+    'runs/base': 'run launch/local.sh',
     'runs/sft': 'run launch/local.sh, or the stage `sft --config configs/sft.py '
     '--workdir runs/sft`',
-    'runs/sums': 'run launch/local.sh',
-    'runs/sums_sft': 'run launch/local.sh',
+    'runs/skills': 'run launch/local.sh',
+    'runs/sums': 'configs/sums.py has the commands',
+    'runs/sums_sft': 'configs/sums.py has the commands',
 }
 
 

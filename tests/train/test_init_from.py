@@ -87,7 +87,7 @@ def test_what_cannot_be_started_from(trained_run, prepared_run, tmp_path, monkey
     for run, step, message in (
         ('', -1, 'start.run is empty'),
         (tmp_path / 'nowhere', -1, 'there: run the stage that makes it, or name ano'),
-        ('runs/chitchat', -1, 'there: .*`pretrain --config configs/chitchat.py --wo'),
+        ('runs/base', -1, 'there: run launch/local.sh'),
         (prepared_run, -1, 'has no checkpoint: train that run'),
         (
             trained_run,

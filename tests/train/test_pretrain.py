@@ -21,7 +21,7 @@ def get_config(variant=''):
 def test_the_config_is_that_of_ones_own_text_with_a_start():
     config = more.get_config('jsonl=logs/')
     assert config.data.sources.own.kind == 'jsonl'
-    assert config.start.run == 'runs/chitchat' and config.data.context == 0
+    assert config.start.run == 'runs/base' and config.data.context == 0
     with pytest.raises(ValueError, match='^configs/more.py: add your data'):
         more.get_config()
 

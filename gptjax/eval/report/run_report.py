@@ -31,6 +31,7 @@ FILES = dict(
     prepared='prepared/manifest.json',
 )
 VALIDATIONS = 6  # whose replies the page shows
+PROBLEM_REPLIES = 10
 LISTS = ('samples', 'transcripts')  # the others are dicts
 BASELINES = {  # the strongest first
     'xz_given_train': 'xz -9e, given training text',
@@ -71,6 +72,8 @@ def write_report(workdir: Path) -> Path:
         facts=_facts(results, tasks, metrics),
         task_rows=_task_rows(tasks),
         charts=_training_charts(metrics, baselines),
+        # Held-out problems are in random order.
+        problem_replies=tasks.get('task', {}).get('items', [])[:PROBLEM_REPLIES],
         validations=_read_validations(workdir / 'samples' / 'validation'),
         skipped=skipped[-1][1] if skipped else 0,
         audit_labels=audit_labels,

@@ -1,7 +1,8 @@
 """The task `dialogue`: replies in conversations that the model was not trained on.
 
-One reply of a person is taken from each conversation of RUN/dialogue's held-out split.
-The figures are
+One reply of a person is taken from each conversation of RUN/dialogue's held-out split;
+`dialogue:RUN:SOURCES` leaves out those of other sources, such as answers to problems. The
+figures are
 
     reply_bits         bits per byte of the reply, given the messages before it. The
                        end of the turn is predicted too: its bits count, and it has no
@@ -61,18 +62,30 @@ FIGURES_BY_SOURCE = ('reply_bits', 'accuracy', 'stops')
 # ---- examples and transcripts
 
 
-def read_dialogue_examples(workdir: Path, settings) -> list[Example]:
+def read_dialogue_examples(name: str, workdir: Path, settings) -> list[Example]:
     """Examples with a reference and choices, from held-out conversations.
 
-    If there are too few replies to choose from, the only choice is the right reply.
+    `name` is 'dialogue', 'dialogue:RUN' with another run's conversations, or
+    'dialogue:RUN:chitchat+own' with those of some sources. If
+    there are too few replies to choose from, the only choice is the right reply.
     """
-    path = workdir / 'dialogue' / 'validation.jsonl'
+    _, run, sources = [*name.split(':', 2), '', ''][:3]
+    folder = Path(run).expanduser().absolute() if run else workdir
+    path = folder / 'dialogue' / 'validation.jsonl'
     if not path.exists() or artifact.is_unfinished(path.parent):
         raise UserError(
             f'--tasks=dialogue: {path} does not exist: name a fine-tuned run whose '
             'conversations to use, as in --tasks=dialogue:runs/sft'
         )
     conversations = list(storage.read_jsonl(path))
+    if sources:
+        there = {view['source'] for view in conversations}
+        if missing := set(sources.split('+')) - there:
+            raise UserError(
+                f'--tasks={name}: {folder} has no held-out conversation of '
+                f'{", ".join(sorted(missing))}: use {", ".join(sorted(there))}'
+            )
+        conversations = [v for v in conversations if v['source'] in sources.split('+')]
     chosen = choose_replies(conversations, settings.conversations, settings.seed)
     replies = [Example(id, prompt, (reply,)) for id, prompt, reply in chosen]
     different = {example.references for example in replies}

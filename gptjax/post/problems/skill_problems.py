@@ -1,4 +1,4 @@
-"""Problems of skills, asked in many wordings: `task.name=skills`, or `drills`.
+"""Problems of skills, asked in many wordings: `task.name=skills`.
 
     user: hi
     assistant: Hello! What can I do for you?
@@ -11,11 +11,8 @@ ask questions that are in no other split, in wordings that are in no other split
 (days, opposites, capitals) are few and have to be known: there only the wordings of
 held-out problems are new, and validation asks what training asks.
 
-Drills have the shortest wording alone and nothing around it, so that a model practises
-much in few tokens:
-
-    user: 17 + 25
-    assistant: 42
+A part of the training problems are drills: the shortest wording alone, in which a model
+practises much in few tokens (`17 + 25`).
 """
 
 import itertools
@@ -30,8 +27,8 @@ from gptjax.core.hashing import hash_integer
 from gptjax.post.problems.problem_sources import MAX_DRAWS, Problem, choose_split
 from gptjax.post.problems.skills import SKILLS
 
-NAMES = ('skills', 'drills')
-# Shares of problems after some talk, after another problem, and of questions that
+DRILL_SHARE = 0.4  # of the training problems
+# Shares of other problems after some talk, after another problem, and of questions that
 # begin with a capital letter.
 TALK_SHARE = EARLIER_SHARE = CAPITAL_SHARE = 0.2
 # What people put around a question.
@@ -52,11 +49,12 @@ TALK = (
 def skill_problems(section: ConfigDict, fits, advice: str):
     """Problems of the skills in `task.options`, {skill: share}; {}: all equally often.
 
+    The shares are those of training problems; evaluation asks all skills equally often.
+
     The arguments and results are those of all sources of problems. `Problem.meta` has
     the name of the skill, by which `eval` reports.
     """
     shares = read_shares(section.options.to_dict())
-    draw = draw_drill if section.name == 'drills' else draw_problem
 
     def problems_of(split: str, n: int) -> list[Problem]:
         problems, draws_without_new = {}, 0
@@ -65,12 +63,12 @@ def skill_problems(section: ConfigDict, fits, advice: str):
                 break
             draws_without_new += 1
             rng = random.Random(hash_integer(split, place))
-            problem = draw(rng, shares, split, section.held_out_fraction)
+            problem = draw_problem(rng, shares, split, section.held_out_fraction)
             if problem.id not in problems and fits(problem.messages):
                 problems[problem.id], draws_without_new = problem, 0
         if not problems:
             raise UserError(
-                f'task.name={section.name}: no {split} problem fits the context in '
+                f'task.name=skills: no {split} problem fits the context in '
                 f'{MAX_DRAWS:,} draws: {advice}'
             )
         return list(problems.values())
@@ -104,24 +102,18 @@ def draw_problem(
     rng: random.Random, shares: dict, split: str, fraction: float
 ) -> Problem:
     """A random problem of the split, in any wording."""
+    if split != 'train':  # reported by skill, so all skills are as frequent
+        shares = {name: 1.0 for name, share in shares.items() if share}
     skill = draw_skill(rng, shares)
-    turns = [*rng.choice(TALK)] if rng.random() < TALK_SHARE else []
-    if rng.random() < EARLIER_SHARE:
-        turns += draw_question(rng, draw_skill(rng, shares), split, fraction)
-    question, answer = draw_question(rng, skill, split, fraction)
-    return _make_problem(skill, [*turns, question], answer)
-
-
-def draw_drill(
-    rng: random.Random, shares: dict, split: str, fraction: float
-) -> Problem:
-    """A random question of the split in its shortest wording."""
-    skill = draw_skill(rng, shares)
-    values, answer = draw_values(rng, skill, split, fraction)
-    return _make_problem(skill, [SKILLS[skill].wordings[0].format(**values)], answer)
-
-
-def _make_problem(skill: str, turns: list[str], answer: str) -> Problem:
+    if split == 'train' and rng.random() < DRILL_SHARE:
+        values, answer = draw_values(rng, skill, split, fraction)
+        turns = [SKILLS[skill].wordings[0].format(**values)]
+    else:
+        turns = [*rng.choice(TALK)] if rng.random() < TALK_SHARE else []
+        if rng.random() < EARLIER_SHARE:
+            turns += draw_question(rng, draw_skill(rng, shares), split, fraction)
+        question, answer = draw_question(rng, skill, split, fraction)
+        turns.append(question)
     messages = tuple(
         dict(role=('user', 'assistant')[place % 2], content=content)
         for place, content in enumerate(turns)

@@ -17,10 +17,7 @@ MONTHS = (
 NAMES = (
     'Ann Bob Carl Dora Emma Fred Gina Hugo Ida Jack Kim Leo Mia Ned Olga Paul'.split()
 )
-MORE, LESS = (
-    ('taller', 'older', 'faster', 'stronger'),
-    ('shorter', 'younger', 'slower', 'weaker'),
-)
+COMPARATIVES = 'taller shorter older younger faster slower stronger weaker'.split()
 OPPOSITES = (
     'hot cold, big small, up down, day night, good bad, fast slow, happy sad, '
     'open closed, black white, full empty, high low, in out, loud quiet, rich poor, '
@@ -71,9 +68,9 @@ def compare(rng):
 
 def count_letter(rng):
     wanted = rng.choice(string.ascii_lowercase)
-    count = rng.randrange(5)
+    count = rng.randrange(4)
     others = string.ascii_lowercase.replace(wanted, '')
-    letters = [wanted] * count + rng.choices(others, k=rng.randint(4, 8) - count)
+    letters = [wanted] * count + rng.choices(others, k=rng.randint(3, 6) - count)
     rng.shuffle(letters)
     return dict(letter=wanted, letters=' '.join(letters)), str(count)
 
@@ -103,12 +100,11 @@ def calendar(rng):
 
 def logic(rng):
     first, second = rng.sample(NAMES, 2)
-    kind = rng.randrange(4)
-    claim = rng.choice([(first, second, MORE, kind), (second, first, LESS, kind)])
-    asked = rng.choice([(first, second), (second, first)])
-    said = f'{claim[0]} is {claim[2][kind]} than {claim[1]}'
-    question = f'is {asked[0]} {MORE[kind]} than {asked[1]}'
-    return dict(said=said, question=question), 'Yes' if asked[0] == first else 'No'
+    word, is_true = rng.choice(COMPARATIVES), rng.random() < 0.5
+    asked = (first, second) if is_true else (second, first)
+    said = f'{first} is {word} than {second}'
+    question = f'is {asked[0]} {word} than {asked[1]}'
+    return dict(said=said, question=question), 'Yes' if is_true else 'No'
 
 
 def opposite(rng):

@@ -26,7 +26,7 @@ from gptjax.post.problems.problem_sources import (
     folder_problems,
     gym_problems,
 )
-from gptjax.post.problems.skill_problems import NAMES, skill_problems
+from gptjax.post.problems.skill_problems import skill_problems
 
 
 class Task(NamedTuple):
@@ -65,7 +65,7 @@ def make_task(
         UserError: the dataset does not exist, or the options or the file are wrong.
     """
     if not section.path:
-        make_problems = skill_problems if section.name in NAMES else gym_problems
+        make_problems = skill_problems if section.name == 'skills' else gym_problems
     elif Path(section.path).expanduser().is_dir():
         make_problems = folder_problems
     elif not Path(section.path).expanduser().exists():

@@ -70,8 +70,9 @@ def run_with(tmp_path, *views):
     return tmp_path
 
 
-def read_examples(tmp_path, **fields):
-    return read_dialogue_examples(run_with(tmp_path, *views()), settings(**fields))
+def read_examples(tmp_path, name='dialogue', **fields):
+    run = run_with(tmp_path, *views())
+    return read_dialogue_examples(name, run, settings(**fields))
 
 
 def make_predictor(tokenizer, template, complete=None, **fields):
@@ -94,7 +95,7 @@ def reply(text, finish='stop', tokens=3):
 def test_conversations_with_similar_names_are_different(tmp_path):
     names = ['own/ann@gmail.com', 'own/ann@yahoo.com', 'own/ann']
     run = run_with(tmp_path, *(view(name, 'hi', f'hello {name}') for name in names))
-    found = read_dialogue_examples(run, settings(choices=2))
+    found = read_dialogue_examples('dialogue', run, settings(choices=2))
     assert sorted(example.id for example in found) == sorted(names)
 
 
@@ -116,13 +117,26 @@ def test_one_reply_of_each_conversation(tmp_path):
     assert ids(read_examples(tmp_path, seed=1)) != ids(found)
 
 
+def test_the_sources_of_another_run_can_be_chosen(tmp_path):
+    own = [v for v in views() if v['source'] == 'own']
+    expected = read_dialogue_examples(
+        'dialogue', run_with(tmp_path / 'own', *own), settings()
+    )
+    name = f'dialogue:{run_with(tmp_path / "all", *views())}:'
+    assert read_dialogue_examples(name + 'own', tmp_path, settings()) == expected
+    both = read_dialogue_examples(name + 'own+chitchat', tmp_path, settings())
+    assert both == read_examples(tmp_path)
+    with pytest.raises(UserError, match='no held-out conversation of b: use chitchat'):
+        read_dialogue_examples(name + 'own+b', tmp_path, settings())
+
+
 def test_runs_without_a_reply_to_evaluate(tmp_path):
     with pytest.raises(UserError, match='--tasks=dialogue:runs/sft'):
-        read_dialogue_examples(tmp_path, settings())
+        read_dialogue_examples('dialogue', tmp_path, settings())
     alone = view('own/1', 'hello, anybody?', first='assistant')
     long = view('own/2', 'hm', 'x' * (conversations.MAX_REPLY_BYTES + 1))
     with pytest.raises(UserError, match='has a reply to a user'):
-        read_dialogue_examples(run_with(tmp_path, alone, long), settings())
+        read_dialogue_examples('dialogue', run_with(tmp_path, alone, long), settings())
 
 
 def test_a_prompt_that_is_too_long_loses_its_oldest_messages(tokenizer):
@@ -197,7 +211,7 @@ def test_likelihoods_by_hand(tokenizer, template, tmp_path):
 
 def test_one_conversation_has_no_reply_to_choose_from(tokenizer, tmp_path, capsys):
     run = run_with(tmp_path, view('own/1', 'what is it?', 'the mat'))
-    examples = read_dialogue_examples(run, settings())
+    examples = read_dialogue_examples('dialogue', run, settings())
     assert 'eval.choices=4 is more than the 1 different' in capsys.readouterr().out
     found = evaluate_dialogue(make_predictor(tokenizer, 'turns'), examples)
     figures = found['figures']

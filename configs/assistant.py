@@ -1,0 +1,93 @@
+"""An assistant: each stage starts from the one before. `launch/local.sh` runs them all.
+
+    task      configs/assistant.py            runs/base       problems of ten skills
+    pretrain  configs/assistant.py            runs/base       text, problems as text
+    sft       configs/assistant.py:skills     runs/skills     dialogue and skills
+    select    configs/assistant.py:select     runs/replies    its right replies
+    sft       configs/assistant.py:improve    runs/assistant  learns from these
+
+`improve` is rejection sampling. Its control, `more`, is fine-tuned on demonstrations
+for as long. The skills are those of gptjax/post/problems/skills.py.
+"""
+
+from configs import common
+
+DEMONSTRATIONS = 'runs/base/task/train.jsonl'
+SELECTED = 'runs/replies/selected/chats.jsonl'
+# What takes longer to learn is practised more often.
+PRACTICE = dict(
+    add=3.0,
+    subtract=2.5,
+    compare=2.0,
+    count_letter=2.0,
+    logic=1.5,
+    reverse=1.2,
+    sort=1.0,
+    calendar=0.6,
+    opposite=0.5,
+    capital=0.4,
+)
+VARIANTS = ('skills', 'select', 'improve', 'more')
+
+
+def get_config(variant: str = ''):
+    if variant and variant not in VARIANTS:
+        raise ValueError(
+            f'configs/assistant.py has no variant {variant!r}: use '
+            f'{", ".join(VARIANTS)}, or leave it out'
+        )
+    config = common.base()
+    if not variant:
+        return pretrain(config)
+    config.start = common.start_section('runs/skills')
+    if variant == 'skills':
+        config.start.run = 'runs/base'
+    config.chat.template = 'turns'
+    config.data.context = 0  # that of the model
+    if variant == 'select':
+        config.task = problems()
+        config.select = common.select_section(problems=6000, max_tokens=12, slots=128)
+    else:
+        fine_tune(config, variant)
+    return config
+
+
+def problems():
+    """Problems of the skills; demonstrations of them are text for `pretrain`."""
+    task = common.task_section(name='skills', demonstrations=60_000, problems=60_000)
+    task.options = PRACTICE
+    return task
+
+
+def pretrain(config):
+    config.task = problems()
+    config.tokenizer.vocab_size = 4096
+    config.data.sources = dict(
+        chitchat=common.source('tfds', 'chitchat', weight=0.6),
+        skills=common.source('chat', DEMONSTRATIONS, weight=0.4),
+    )
+    config.model.unroll = 3
+    config.optim.learning_rate = 1e-2
+    config.train.update(num_steps=1600, eval_every=400)
+    config.checkpoint.every = 400
+    return config
+
+
+def fine_tune(config, variant: str):
+    config.sft = common.sft_section(epochs=0.0)
+    config.lora = common.lora_section()
+    config.dialogue = common.dialogue_section(
+        chitchat=common.source('tfds', 'chitchat', weight=0.4),
+        chatterbot=common.source('tfds', 'chatterbot/english', weight=0.05),
+        skills=common.source('chat', DEMONSTRATIONS, weight=0.55),
+    )
+    if variant == 'improve':
+        config.dialogue.sources.skills.weight = 0.25
+        config.dialogue.sources.own = common.source('chat', SELECTED, weight=0.3)
+    config.optim.update(
+        name='muon', learning_rate=3e-3, matrix_learning_rate=1e-2, schedule='linear'
+    )
+    config.train.update(num_steps=600, batch_size=16, eval_every=300, eval_batches=20)
+    # Accuracy rises after the validation loss has begun to rise, so the last checkpoint
+    # is kept and not the one with the lowest loss.
+    config.checkpoint.update(every=300, keep=1, keep_best=0)
