@@ -1,8 +1,8 @@
 """The task `dialogue`: replies in conversations that the model was not trained on.
 
 One reply of a person is taken from each conversation of RUN/dialogue's held-out split;
-`dialogue:RUN:SOURCES` leaves out those of other sources, such as answers to problems. The
-figures are
+`dialogue:RUN:SOURCES` leaves out those of other sources, such as answers to
+problems. The figures are
 
     reply_bits         bits per byte of the reply, given the messages before it. The
                        end of the turn is predicted too: its bits count, and it has no
