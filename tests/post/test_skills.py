@@ -2,8 +2,10 @@
 
 import random
 import re
+from collections import Counter
 from itertools import combinations
 
+import numpy as np
 import pytest
 
 from configs import common
@@ -65,13 +67,9 @@ def test_the_answers_of_letters_are_right():
 
 def test_logic_follows_from_what_is_said():
     for text, right in draw('logic'):
-        (first, said, second), (asked, about) = (
-            re.search(r'(\w+) is (\w+) than (\w+)', text).groups(),
-            re.search(r'is (\w+) \w+ than (\w+)', text).groups(),
-        )
-        is_more = said in ('taller', 'older', 'faster', 'stronger')
-        more, less = (first, second) if is_more else (second, first)
-        assert right == ('Yes' if (asked, about) == (more, less) else 'No'), text
+        said, asked = re.findall(r'(\w+) (?:is )?(\w+) than (\w+)', text)
+        assert said[1] == asked[1] and {said[0], said[2]} == {asked[0], asked[2]}
+        assert right == ('Yes' if said == asked else 'No'), text
 
 
 def test_splits_share_no_question_and_no_held_out_wording():
@@ -152,3 +150,25 @@ def test_mixed_sources_keep_their_order_and_share(share):
     assert sum(which == 'second' for which, _ in drawn) == pytest.approx(
         120 * share, abs=1
     )
+
+
+def test_training_practises_by_shares_and_evaluation_asks_all_skills_as_often():
+    section = common.task_section(name='skills', problems=400)
+    section.options = dict(add=8.0, sort=1.0, reverse=1.0, logic=0.0)
+    task = make_task(section, seed=0)
+    count = lambda problems: Counter(problem.meta['skill'] for problem in problems)
+    train, held_out = count(task.demonstrations(300)), count(task.held_out(300))
+    assert train.keys() == held_out.keys() == {'add', 'sort', 'reverse'}
+    assert train['add'] > 200 and 60 < held_out['add'] < 140
+
+
+def test_some_training_problems_are_drills_and_held_out_ones_are_not():
+    section = common.task_section(name='skills', problems=400)
+    section.options = dict(add=1.0)
+    task = make_task(section, seed=0)
+    are_drills = lambda problems: [
+        bool(re.fullmatch(r'\d+ \+ \d+', problem.messages[0]['content']))
+        for problem in problems
+    ]
+    assert 0.3 < np.mean(are_drills(task.demonstrations(300))) < 0.6
+    assert not any(are_drills(task.held_out(300)))
