@@ -17,15 +17,15 @@ SELECTED = 'runs/replies/selected/chats.jsonl'
 # What takes longer to learn is practised more often.
 PRACTICE = dict(
     add=3.0,
-    subtract=2.5,
+    subtract=3.0,
+    count_letter=2.5,
     compare=2.0,
-    count_letter=2.0,
-    logic=1.5,
-    reverse=1.2,
-    sort=1.0,
-    calendar=0.6,
-    opposite=0.5,
-    capital=0.4,
+    reverse=2.0,
+    sort=1.2,
+    logic=1.0,
+    calendar=0.5,
+    opposite=0.4,
+    capital=0.3,
 )
 VARIANTS = ('skills', 'select', 'improve', 'more')
 
@@ -46,7 +46,9 @@ def get_config(variant: str = ''):
     config.data.context = 0  # that of the model
     if variant == 'select':
         config.task = problems()
-        config.select = common.select_section(problems=6000, max_tokens=12, slots=128)
+        config.select = common.select_section(
+            problems=8000, replies=4, max_tokens=12, slots=128
+        )
     else:
         fine_tune(config, variant)
     return config
@@ -55,6 +57,7 @@ def get_config(variant: str = ''):
 def problems():
     """Problems of the skills; demonstrations of them are text for `pretrain`."""
     task = common.task_section(name='skills', demonstrations=60_000, problems=60_000)
+    task.held_out = 400
     task.options = PRACTICE
     return task
 
@@ -63,13 +66,13 @@ def pretrain(config):
     config.task = problems()
     config.tokenizer.vocab_size = 4096
     config.data.sources = dict(
-        chitchat=common.source('tfds', 'chitchat', weight=0.6),
-        skills=common.source('chat', DEMONSTRATIONS, weight=0.4),
+        chitchat=common.source('tfds', 'chitchat', weight=0.7),
+        skills=common.source('chat', DEMONSTRATIONS, weight=0.3),
     )
     config.model.unroll = 3
     config.optim.learning_rate = 1e-2
-    config.train.update(num_steps=1600, eval_every=400)
-    config.checkpoint.every = 400
+    config.train.update(num_steps=1900, eval_every=475)
+    config.checkpoint.every = 475
     return config
 
 
@@ -77,17 +80,19 @@ def fine_tune(config, variant: str):
     config.sft = common.sft_section(epochs=0.0)
     config.lora = common.lora_section()
     config.dialogue = common.dialogue_section(
-        chitchat=common.source('tfds', 'chitchat', weight=0.4),
+        chitchat=common.source('tfds', 'chitchat', weight=0.45),
         chatterbot=common.source('tfds', 'chatterbot/english', weight=0.05),
-        skills=common.source('chat', DEMONSTRATIONS, weight=0.55),
+        skills=common.source('chat', DEMONSTRATIONS, weight=0.5, limit=2000),
     )
     if variant == 'improve':
-        config.dialogue.sources.skills.weight = 0.25
-        config.dialogue.sources.own = common.source('chat', SELECTED, weight=0.3)
+        config.dialogue.sources.skills.weight = 0.1
+        config.dialogue.sources.own = common.source('chat', SELECTED, weight=0.4)
     config.optim.update(
         name='muon', learning_rate=3e-3, matrix_learning_rate=1e-2, schedule='linear'
     )
-    config.train.update(num_steps=600, batch_size=16, eval_every=300, eval_batches=20)
+    num_steps = dict(skills=700, improve=450, more=800)[variant]
+    config.train.update(num_steps=num_steps, batch_size=16, eval_batches=20)
+    config.train.eval_every = 350
     # Accuracy rises after the validation loss has begun to rise, so the last checkpoint
     # is kept and not the one with the lowest loss.
-    config.checkpoint.update(every=300, keep=1, keep_best=0)
+    config.checkpoint.update(every=350, keep=1, keep_best=0)
