@@ -72,8 +72,7 @@ def write_report(workdir: Path) -> Path:
         facts=_facts(results, tasks, metrics),
         task_rows=_task_rows(tasks),
         charts=_training_charts(metrics, baselines),
-        # Held-out problems are in random order.
-        problem_replies=tasks.get('task', {}).get('items', [])[:PROBLEM_REPLIES],
+        problem_replies=_problem_replies(tasks),
         validations=_read_validations(workdir / 'samples' / 'validation'),
         skipped=skipped[-1][1] if skipped else 0,
         audit_labels=audit_labels,
@@ -124,6 +123,12 @@ def _read_validations(folder):
     places = np.linspace(0, len(paths) - 1, min(VALIDATIONS, len(paths)))
     read = [storage.read_undamaged(paths[place]) for place in places.astype(int)]
     return [replies for replies in read if replies]
+
+
+def _problem_replies(tasks):
+    """The first held-out problems, which are in random order; older files lack them."""
+    items = tasks.get('task', {}).get('items', [])
+    return [item for item in items if 'messages' in item][:PROBLEM_REPLIES]
 
 
 def _task_rows(tasks):

@@ -234,6 +234,18 @@ def test_the_table_of_tasks_has_baselines(run):
     assert 'reply BLEU 31.5 (30.2 … 33.0) 12.0 another &lt;reference&gt;' in text
 
 
+def test_replies_to_problems_say_which_are_right(run):
+    evaluation = json.loads((run / 'eval.json').read_text())
+    item = dict(messages=[dict(role='user', content='2 <b> 2')], answer='4')
+    items = [dict(item, reply='4', statistics=[1, 0]) for _ in range(9)]
+    items += [dict(item, reply=reply, statistics=[0, 1]) for reply in ('five', 'six')]
+    evaluation['tasks'] = dict(task=dict(figures={}, items=[dict(id='old'), *items]))
+    put(run, 'eval.json', evaluation)
+    text = text_of(page_of(run))
+    assert text.count('2 &lt;b&gt; 2 4 ✓ 4') == 9
+    assert '2 &lt;b&gt; 2 4 five' in text and '4 six' not in text
+
+
 def test_the_config_comes_from_an_earlier_command_if_the_last_has_none():
     environment = dict(
         command='python -m gptjax prepare --workdir runs/a',
