@@ -53,6 +53,7 @@ for run in base skills more assistant; do
         --tasks "task:$runs/base,dialogue:$runs/skills:chitchat+chatterbot"
 done
 stage stages --workdir "$runs" base skills more=skills assistant=more
-for run in base reward skills more assistant; do
-    stage report --workdir "$runs/$run"
+for run in base reward skills more; do
+    stage report --workdir "$runs/$run" >/dev/null
 done
+stage report --workdir "$runs/assistant"
