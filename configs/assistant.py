@@ -82,11 +82,11 @@ def fine_tune(config, variant: str):
     config.dialogue = common.dialogue_section(
         chitchat=common.source('tfds', 'chitchat', weight=0.45),
         chatterbot=common.source('tfds', 'chatterbot/english', weight=0.05),
-        skills=common.source('chat', DEMONSTRATIONS, weight=0.5, limit=2000),
+        skills=common.source('chat', DEMONSTRATIONS, weight=0.5),
     )
     if variant == 'improve':
-        config.dialogue.sources.skills.weight = 0.1
-        config.dialogue.sources.own = common.source('chat', SELECTED, weight=0.4)
+        config.dialogue.sources.skills.weight = 0.2
+        config.dialogue.sources.own = common.source('chat', SELECTED, weight=0.3)
     config.optim.update(
         name='muon', learning_rate=3e-3, matrix_learning_rate=1e-2, schedule='linear'
     )
