@@ -1,13 +1,15 @@
-"""An assistant: each stage starts from the one before. `launch/local.sh` runs them all.
+"""An assistant: each stage starts from one before. `launch/local.sh` runs them all.
 
     task      configs/assistant.py            runs/base       problems of ten skills
     pretrain  configs/assistant.py            runs/base       text, problems as text
     sft       configs/assistant.py:skills     runs/skills     dialogue and skills
-    select    configs/assistant.py:select     runs/replies    its right replies
-    sft       configs/assistant.py:improve    runs/assistant  learns from these
+    sft       configs/assistant.py:more       runs/assistant  more of it, from skills
+    select    configs/assistant.py:select     runs/replies    right replies of skills
+    sft       configs/assistant.py:own        runs/own        learns from these
 
-`improve` is rejection sampling. Its control, `more`, is fine-tuned on demonstrations
-for as long. The skills are those of gptjax/post/problems/skills.py.
+`own` is rejection sampling. It takes as long as `more` and gives less, as
+gptjax/post/README.md shows, so the assistant is that of `more`. The skills are those of
+gptjax/post/problems/skills.py.
 """
 
 from configs import common
@@ -27,7 +29,7 @@ PRACTICE = dict(
     opposite=0.4,
     capital=0.3,
 )
-VARIANTS = ('skills', 'select', 'improve', 'more')
+VARIANTS = ('skills', 'more', 'select', 'own')
 
 
 def get_config(variant: str = ''):
@@ -84,13 +86,13 @@ def fine_tune(config, variant: str):
         chatterbot=common.source('tfds', 'chatterbot/english', weight=0.05),
         skills=common.source('chat', DEMONSTRATIONS, weight=0.5),
     )
-    if variant == 'improve':
+    if variant == 'own':
         config.dialogue.sources.skills.weight = 0.2
         config.dialogue.sources.own = common.source('chat', SELECTED, weight=0.3)
     config.optim.update(
         name='muon', learning_rate=3e-3, matrix_learning_rate=1e-2, schedule='linear'
     )
-    num_steps = dict(skills=700, improve=450, more=800)[variant]
+    num_steps = dict(skills=700, more=800, own=450)[variant]
     config.train.update(num_steps=num_steps, batch_size=16, eval_batches=20)
     config.train.eval_every = 350
     # Accuracy rises after the validation loss has begun to rise, so the last checkpoint

@@ -3,14 +3,14 @@
 #
 #   launch/assistant.sh [RUNS]
 #
-# RUNS (default: runs/) gets these runs, each from the one before it:
+# RUNS (default: runs/) gets these runs, each from one before it:
 #
 #   base       pretraining on conversations and on problems of ten skills
 #   reward     a reward model, trained on human ratings, from base
 #   skills     fine-tuning on dialogue and on demonstrations of the skills, from base
-#   replies    its own replies to further problems, the right ones chosen
-#   assistant  fine-tuning on these: rejection sampling
-#   more       its control: more demonstrations instead, for as long
+#   assistant  more of the same, from skills
+#   replies    right replies of skills to further problems
+#   own        fine-tuning on these for as long as assistant: rejection sampling
 #
 # It prints one table of all stages, with the training time of each, and writes it to
 # RUNS/stages.html. If you run it again, it continues where it stopped.
@@ -41,19 +41,19 @@ stage reward --config configs/reward.py --workdir "$runs/reward" \
     --config.start.run="$runs/base"
 stage sft --config $config:skills --workdir "$runs/skills" \
     --config.start.run="$runs/base" "$demonstrations"
+stage sft --config $config:more --workdir "$runs/assistant" "$from_skills" \
+    "$demonstrations"
 stage select --config $config:select --workdir "$runs/replies" "$from_skills"
-stage sft --config $config:improve --workdir "$runs/assistant" "$from_skills" \
-    "$demonstrations" \
+stage sft --config $config:own --workdir "$runs/own" "$from_skills" "$demonstrations" \
     --config.dialogue.sources.own.path="$runs/replies/selected/chats.jsonl"
-stage sft --config $config:more --workdir "$runs/more" "$from_skills" "$demonstrations"
 
 # ---- what each stage gave
-for run in base skills more assistant; do
+for run in base skills own assistant; do
     stage eval --workdir "$runs/$run" \
         --tasks "task:$runs/base,dialogue:$runs/skills:chitchat+chatterbot"
 done
-stage stages --workdir "$runs" base skills more=skills assistant=more
-for run in base reward skills more; do
+stage stages --workdir "$runs" base skills assistant=skills own=assistant
+for run in base reward skills own; do
     stage report --workdir "$runs/$run" >/dev/null
 done
 stage report --workdir "$runs/assistant"
