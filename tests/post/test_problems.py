@@ -361,7 +361,7 @@ def test_without_chats_the_inputs_are_those_of_older_versions():
 def test_the_first_problems_are_all_different(tmp_path):
     chats = [say(f'question {n}', 'b') for n in range(5)]
     chats = str(folder_of(tmp_path, chats, chats[:1]))
-    task = make_task(name='skills', options={'reverse': 1}, problems=30, chats=chats)
+    task = make_task(name='skills', problems=30, chats=chats)
     for n, expected in ((20, 20), (99, 34)):
         problems = first_problems(task.train, n)
         assert len({problem.id for problem in problems}) == len(problems) == expected
@@ -369,9 +369,7 @@ def test_the_first_problems_are_all_different(tmp_path):
 
 def test_chats_that_are_not_there_are_named_by_their_field(tmp_path):
     with pytest.raises(UserError, match='task.chats='):
-        make_task(
-            name='skills', options={'reverse': 1}, chats=str(tmp_path / 'none')
-        ).train(3)
+        make_task(name='skills', chats=str(tmp_path / 'none')).train(3)
 
 
 @pytest.mark.parametrize(
