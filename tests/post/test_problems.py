@@ -334,7 +334,6 @@ def test_prompts_of_chats_are_mixed_into_the_training_problems(tmp_path, share):
     plain, mixed = (
         make_task(
             name='skills',
-            options={'reverse': 1},
             problems=30,
             chats=path,
             chat_share=share,
