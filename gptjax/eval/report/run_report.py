@@ -127,8 +127,15 @@ def _read_validations(folder):
 
 def _problem_replies(tasks):
     """The first held-out problems, which are in random order; older files lack them."""
-    items = tasks.get('task', {}).get('items', [])
-    return [item for item in items if 'messages' in item][:PROBLEM_REPLIES]
+    task = tasks.get('task', {})
+    items = [item for item in task.get('items', []) if 'messages' in item]
+    if not items:
+        return []
+    greedy = task['columns'].index('greedy')
+    return [
+        dict(item, is_right=item['statistics'][greedy] >= 1)
+        for item in items[:PROBLEM_REPLIES]
+    ]
 
 
 def _task_rows(tasks):

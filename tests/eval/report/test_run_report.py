@@ -237,9 +237,10 @@ def test_the_table_of_tasks_has_baselines(run):
 def test_replies_to_problems_say_which_are_right(run):
     evaluation = json.loads((run / 'eval.json').read_text())
     item = dict(messages=[dict(role='user', content='2 <b> 2')], answer='4')
-    items = [dict(item, reply='4', statistics=[1, 0]) for _ in range(9)]
-    items += [dict(item, reply=reply, statistics=[0, 1]) for reply in ('five', 'six')]
-    evaluation['tasks'] = dict(task=dict(figures={}, items=[dict(id='old'), *items]))
+    items = [dict(item, reply='4', statistics=[0, 1]) for _ in range(9)]
+    items += [dict(item, reply=reply, statistics=[1, 0]) for reply in ('five', 'six')]
+    task = dict(columns=['drawn', 'greedy'], items=[dict(id='old'), *items])
+    evaluation['tasks'] = dict(task=dict(task, figures={}))
     put(run, 'eval.json', evaluation)
     text = text_of(page_of(run))
     assert text.count('2 &lt;b&gt; 2 4 ✓ 4') == 9
