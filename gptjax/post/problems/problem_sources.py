@@ -135,8 +135,8 @@ def make_gym_dataset(name: str, options: dict):
 
     if name not in factory.DATASETS:
         raise UserError(
-            f'task.name={name}: reasoning-gym has no such dataset: use skills (our own) '
-            f'or one of {", ".join(sorted(factory.DATASETS))}'
+            f'task.name={name}: reasoning-gym has no such dataset: use skills (our '
+            f'own) or one of {", ".join(sorted(factory.DATASETS))}'
         )
     try:
         return reasoning_gym.create_dataset(name, seed=0, size=2**48, **options)
