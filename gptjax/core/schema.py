@@ -82,6 +82,9 @@ DATA = dict(
     max_repetition=Field(
         0.5, "'drop_repetitive' allows this share of repeated lines or 5-grams", SHARE
     ),
+    near_duplicate_similarity=Field(
+        0.8, "'drop_near_duplicates' drops text this similar to another", SOME_SHARE
+    ),
     validation_fraction=Field(0.05, 'share held out, by a hash of the id', INNER_SHARE),
     context=Field(
         128,

@@ -28,15 +28,15 @@ from gptjax.core.files import Advance, list_files, replace_surrogates
 from gptjax.core.hashing import hash_integer
 from gptjax.data.chat_template import conversation_text, merge_turns
 from gptjax.data.cleaning.cleaning_steps import (
-    DROP_DUPLICATES,
+    COMPARING,
     StepCount,
     choose_steps,
     clean_text,
-    is_duplicate,
     read_options,
     select_transforms,
 )
-from gptjax.data.documents import Write, write_sources
+from gptjax.data.documents import Write, used_steps, write_sources
+from gptjax.data.quality.comparing_steps import Comparisons, prepare_text
 from gptjax.data.sources.file_source import read_messages
 from gptjax.data.sources.open_source import SUFFIXES, describe_source_files
 from gptjax.data.sources.records import (
@@ -88,17 +88,22 @@ def write_conversations(
     dataset is masked here; chat files have no steps by default. Steps that drop
     documents see the conversation as one text.
     """
-    return write_sources(
-        config.dialogue.sources,
-        SplitWriter(folder, config.data.validation_fraction, _cut_views),
-        lambda name, source: open_conversations(
-            name, source, workdir / 'datasets', with_tools
-        ),
-        partial(_write_source, config, set()),
-    )
+    sources = config.dialogue.sources
+    steps = used_steps('dialogue.sources', sources, config.data)
+    with Comparisons(config.data, steps, folder) as comparisons:
+        return write_sources(
+            sources,
+            SplitWriter(folder, config.data.validation_fraction, _cut_views),
+            lambda name, source: open_conversations(
+                name, source, workdir / 'datasets', with_tools
+            ),
+            partial(_write_source, config, comparisons),
+        )
 
 
-def _write_source(config, seen: set[bytes], name, source: Source, write: Write) -> dict:
+def _write_source(
+    config, comparisons: Comparisons, name, source: Source, write: Write
+) -> dict:
     data = config.data
     source_config = config.dialogue.sources[name]
     clean = choose_steps(f'dialogue.sources.{name}', source_config, data)
@@ -109,7 +114,8 @@ def _write_source(config, seen: set[bytes], name, source: Source, write: Write) 
         for conversation in source.read(advance):
             read.update(conversations=1, messages=len(conversation.messages))
             conversation = _clean(conversation, data, counts)
-            reason = _reason_to_skip(conversation, data, counts, seen)
+            compare = partial(comparisons.compare, source=name)
+            reason = _reason_to_skip(conversation, data, counts, compare)
             if reason:
                 skipped[reason] += 1
                 continue
@@ -275,7 +281,7 @@ def _clean(conversation, data, counts) -> Conversation:
     return conversation._replace(messages=messages)
 
 
-def _reason_to_skip(conversation, data, counts, seen) -> str | None:
+def _reason_to_skip(conversation, data, counts, compare) -> str | None:
     """Why the conversation is left out, as the manifest names it; None: it is kept."""
     speakers = {speaker for speaker, _ in conversation.messages}
     if not conversation.messages:
@@ -285,13 +291,15 @@ def _reason_to_skip(conversation, data, counts, seen) -> str | None:
     if len(speakers) < 2:
         return 'one speaker'
     text = conversation_text(conversation.messages)
-    transforms = select_transforms([*counts])
+    transforms, options = select_transforms([*counts]), read_options(data)
     for name in counts:
-        if name == DROP_DUPLICATES:
-            dropped = is_duplicate(text, seen, counts[name])
+        if name in COMPARING:
+            prepared = prepare_text(name, text, options)
+            found = dict(text=text, prepared=prepared, count=counts[name])
+            dropped = compare(name, identity=conversation.id, **found) is None
         else:
             dropped = name not in transforms and (
-                clean_text(text, [name], read_options(data), counts) is None
+                clean_text(text, [name], options, counts) is None
             )
         if dropped:
             return name

@@ -2,12 +2,13 @@
 
     RUN/documents/train.jsonl, validation.jsonl
         {"id": "chitchat/a07e…", "source": "chitchat", "text": "Hello\\n\\nHi!"}
+    RUN/documents/removed.jsonl: see quality/comparing_steps.py
     RUN/documents/manifest.json
         by source: what was read, what each step changed and dropped, what was kept;
         hashes of the two files; licences, citations, versions
 
-A few megabytes of text are in memory at a time, and 16-byte hashes of all documents,
-for de-duplication.
+A few megabytes of text are in memory at a time, and what the steps that compare
+documents need of each: for `drop_duplicates` a hash of 16 bytes.
 """
 
 import multiprocessing
@@ -25,15 +26,22 @@ from ml_collections import ConfigDict
 from gptjax.core import artifact, console, run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.data.cleaning.cleaning_steps import (
-    DROP_DUPLICATES,
+    COMPARING,
+    DROP_NEAR_DUPLICATES,
+    FIELDS_OF_STEP,
     Options,
     StepCount,
     check_steps,
     choose_steps,
     clean_text,
-    is_duplicate,
     name_reason,
     read_options,
+)
+from gptjax.data.quality.comparing_steps import (
+    PREPARED,
+    Comparisons,
+    list_files_of,
+    prepare_text,
 )
 from gptjax.data.sources.file_source import cut_text
 from gptjax.data.sources.open_source import (
@@ -49,6 +57,7 @@ CHUNKS_BEFORE_PROCESSES = 64  # for fewer chunks, starting processes costs more
 NUM_PARTS = 20  # of a document that is the only one
 Write = Callable[[Part], None]
 PACKAGES = ('ftfy', 'selectolax', 'py3langid', 'sentencex', 'tensorflow-datasets')
+PACKAGE_OF_STEP = {DROP_NEAR_DUPLICATES: 'datasketch'}
 
 
 def build_documents(config: ConfigDict, workdir: Path) -> dict:
@@ -66,7 +75,10 @@ def build_documents(config: ConfigDict, workdir: Path) -> dict:
         cleaning_settings(data)
         | source_settings('data.sources', data.sources, data, 'weight'),
         lambda folder: _write_documents(data, folder, workdir / 'datasets'),
-        needs=[f'{split}.jsonl' for split in SPLITS],
+        needs=[
+            *(f'{split}.jsonl' for split in SPLITS),
+            *list_files_of(used_steps('data.sources', data.sources, data)),
+        ],
         check=partial(refuse_changed_sources, 'data.sources', data.sources),
     )
 
@@ -119,12 +131,14 @@ DOCUMENTS = artifact.Artifact(
 
 
 def _write_documents(data: ConfigDict, folder: Path, data_dir: Path) -> dict:
-    sources = write_sources(
-        data.sources,
-        SplitWriter(folder, data.validation_fraction, _cut_document),
-        lambda name, source: open_source(name, source, data_dir),
-        partial(_write_source, data, set()),
-    )
+    steps = used_steps('data.sources', data.sources, data)
+    with Comparisons(data, steps, folder) as comparisons:
+        sources = write_sources(
+            data.sources,
+            SplitWriter(folder, data.validation_fraction, _cut_document),
+            lambda name, source: open_source(name, source, data_dir),
+            partial(_write_source, data, comparisons),
+        )
     splits = {
         split: dict(
             _sum(source['splits'][split] for source in sources.values()),
@@ -137,7 +151,9 @@ def _write_documents(data: ConfigDict, folder: Path, data_dir: Path) -> dict:
         licences={name: source['licence'] for name, source in sources.items()},
         splits=splits,
         sources=sources,
-        packages=run_dir.package_versions(PACKAGES),
+        packages=run_dir.package_versions(
+            (*PACKAGES, *(PACKAGE_OF_STEP[step] for step in steps & {*PACKAGE_OF_STEP}))
+        ),
     )
 
 
@@ -169,7 +185,7 @@ def write_sources(
 
 
 def _write_source(
-    data: ConfigDict, seen: set[bytes], name: str, source: Source, write: Write
+    data: ConfigDict, comparisons: Comparisons, name: str, source: Source, write: Write
 ) -> dict:
     """Reads, cleans and writes a source; returns counts of its documents."""
     clean = choose_steps(f'data.sources.{name}', data.sources[name], data)
@@ -177,16 +193,14 @@ def _write_source(
     read, kept = Counter(empty=0), Counter()
     with console.progress_bar(f'cleaning {name}', source.total, source.unit) as advance:
         documents = _drop_empty(source.read(advance), read)
-        # drop_duplicates sees all documents; the steps before and after it see chunks.
-        for compares, steps in groupby(clean, key=DROP_DUPLICATES.__eq__):
-            if compares:
-                documents = (
-                    (identity, text)
-                    for identity, text in documents
-                    if not is_duplicate(text, seen, counts[DROP_DUPLICATES])
-                )
-            else:
+        # A step that compares sees all documents; those around it see chunks.
+        for compares, steps in groupby(clean, key=lambda step: step in COMPARING):
+            if not compares:
                 documents = _clean(documents, list(steps), data, counts)
+                continue
+            for step in steps:
+                compare = partial(comparisons.compare, step, name, count=counts[step])
+                documents = _compare(documents, step, data, compare)
         for identity, text in documents:
             write(_make_part(name, identity, text))
             kept.update(_size(text))
@@ -229,10 +243,8 @@ def _clean(
     counts: dict[str, StepCount],
 ) -> Iterator[Document]:
     """Yields the cleaned documents, in order with any number of processes."""
-    workers = data.workers or os.cpu_count()
     clean = partial(_clean_chunk, steps=steps, options=read_options(data))
-    chunks = group_by_size(documents, lambda pair: len(pair[1]), CHUNK_CHARACTERS)
-    for chunk, chunk_counts in _map_in_processes(clean, chunks, workers):
+    for chunk, chunk_counts in _map_chunks(clean, documents, _count_workers(data)):
         for step, count in chunk_counts.items():
             counts[step].add(count)
         yield from chunk
@@ -246,11 +258,29 @@ def _clean_chunk(
     return [(i, text) for i, text in cleaned if text is not None], counts
 
 
-def _map_in_processes(function, chunks: Iterator, workers: int) -> Iterator:
-    """Maps in order; uses processes after the first CHUNKS_BEFORE_PROCESSES chunks.
+def _compare(
+    documents: Iterable[Document], step: str, data: ConfigDict, compare: Callable
+) -> Iterator[Document]:
+    """Yields what a comparing step keeps; processes prepare the texts for it."""
+    prepare = partial(_prepare_chunk, step=step, options=read_options(data))
+    workers = _count_workers(data) if step in PREPARED else 1
+    for chunk in _map_chunks(prepare, documents, workers):
+        for identity, text, prepared in chunk:
+            kept = compare(identity, text, prepared)
+            if kept is not None:
+                yield identity, kept
+
+
+def _prepare_chunk(documents: list[Document], step: str, options: Options) -> list:
+    return [(i, text, prepare_text(step, text, options)) for i, text in documents]
+
+
+def _map_chunks(function, documents: Iterable[Document], workers: int) -> Iterator:
+    """Maps chunks in order; uses processes after the first CHUNKS_BEFORE_PROCESSES.
 
     A process takes a second to start, in which one core cleans six megabytes.
     """
+    chunks = group_by_size(documents, lambda pair: len(pair[1]), CHUNK_CHARACTERS)
     yield from map(function, islice(chunks, CHUNKS_BEFORE_PROCESSES))
     if workers == 1:
         yield from map(function, chunks)
@@ -264,6 +294,10 @@ def _map_in_processes(function, chunks: Iterator, workers: int) -> Iterator:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
+
+
+def _count_workers(data: ConfigDict) -> int:
+    return data.workers or os.cpu_count()
 
 
 def _drop_empty(documents: Iterable[Document], count: Counter) -> Iterator[Document]:
@@ -293,12 +327,22 @@ def cleaning_settings(data: ConfigDict) -> dict:
     return {f'data.{name}': data[name] for name in names}
 
 
+def used_steps(section: str, sources: ConfigDict, data: ConfigDict) -> set[str]:
+    """The cleaning steps of all sources of a config section."""
+    return {
+        step
+        for name, source in sources.items()
+        for step in choose_steps(f'{section}.{name}', source, data)
+    }
+
+
 def source_settings(
     section: str, sources: ConfigDict, data: ConfigDict, without: str = ''
 ) -> dict:
     """The config fields of all sources except the field `without`.
 
-    `clean` is among them if it gives other steps than data.clean.
+    `clean` is among them if it gives other steps than data.clean, and the fields of
+    FIELDS_OF_STEP if a source has the step.
     """
     settings = {
         f'{section}.{source}.{name}': value
@@ -310,4 +354,7 @@ def source_settings(
         steps = choose_steps(f'{section}.{source}', fields, data)
         if steps != [*data.clean]:
             settings[f'{section}.{source}.clean'] = steps
+    for step in used_steps(section, sources, data):
+        for field in FIELDS_OF_STEP.get(step, ()):
+            settings[f'data.{field}'] = data[field]
     return settings

@@ -38,9 +38,11 @@ from gptjax.data.documents import (
     cleaning_settings,
     describe_sources,
     source_settings,
+    used_steps,
 )
 from gptjax.data.packed_dataset import PackedDataset, mix_datasets
 from gptjax.data.packing import ShardWriter, name_specials, read_split
+from gptjax.data.quality.comparing_steps import list_files_of
 from gptjax.data.render_process import RefusedMessages
 from gptjax.data.sources.open_source import describe_passed_over, refuse_changed_sources
 from gptjax.data.sources.records import SPLITS
@@ -80,7 +82,10 @@ def build_dialogue(config: ConfigDict, workdir: Path) -> dict:
         workdir / 'dialogue',
         inputs,
         lambda folder: _write_dialogue(config, workdir, folder, tokenizer),
-        needs=[f'{split}.jsonl' for split in SPLITS],
+        needs=[
+            *(f'{split}.jsonl' for split in SPLITS),
+            *list_files_of(used_steps('dialogue.sources', sources, config.data)),
+        ],
         check=partial(refuse_changed_sources, 'dialogue.sources', sources),
     )
 

@@ -2,8 +2,8 @@
 
 `data.clean` lists the names of the steps in the order in which they run, and a source
 may have its own list. The manifest counts what each step changed and dropped. To add a
-step, write its function and add it to TRANSFORMS or FILTERS. Only `drop_duplicates`
-compares documents: see `is_duplicate`.
+step, write its function and add it to TRANSFORMS or FILTERS. The steps in COMPARING
+compare documents: see data/quality/comparing_steps.py.
 """
 
 import hashlib
@@ -19,6 +19,8 @@ from gptjax.core.console import UserError
 from gptjax.data.cleaning import classical, markup, masking
 
 DROP_DUPLICATES = 'drop_duplicates'
+DROP_NEAR_DUPLICATES = 'drop_near_duplicates'
+COMPARING = (DROP_DUPLICATES, DROP_NEAR_DUPLICATES)
 
 
 class Options(NamedTuple):
@@ -180,7 +182,11 @@ FIELD_OF_FILTER = dict(
     drop_short='min_characters',
     drop_long='max_characters',
     drop_repetitive='max_repetition',
+    drop_near_duplicates='near_duplicate_similarity',
 )
+# Fields of `data` that are settings of an artifact only if it uses the step, so that
+# artifacts that are older than the step stay valid.
+FIELDS_OF_STEP = dict(drop_near_duplicates=('near_duplicate_similarity',))
 
 
 def name_reason(step: str, settings: dict) -> str:
@@ -233,7 +239,7 @@ def choose_steps(field: str, section: ConfigDict, data: ConfigDict) -> list[str]
 
 def check_steps(names: Sequence[str], field: str = 'data.clean') -> None:
     """Raises UserError if a name of `field` is unknown or occurs twice."""
-    known = (*STEPS, DROP_DUPLICATES)
+    known = (*STEPS, *COMPARING)
     for name in names:
         if name not in known:
             raise UserError(
