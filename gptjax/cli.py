@@ -20,6 +20,7 @@ from gptjax.core.console import UserError
 from gptjax.core.process import CTRL_C, INTERRUPTED
 from gptjax.model_stages import run_bench, run_chat, run_eval, run_sample, run_serve
 from gptjax.open_run import HELD, given_workdir, make_artifacts, open_run
+from gptjax.sharing_stages import run_pack, run_report, run_unpack
 
 # Without these, TensorFlow prints messages about hardware that it does not use.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -194,15 +195,7 @@ def _overoptimize(words):
     print(f'Made: {workdir / overoptimization.PAGE}')
 
 
-# ---- reports of runs ------------------------------------------------------------
-
-
-def _report(words):
-    from gptjax.eval.report import last_screen, run_report
-
-    _, workdir = open_run(words)
-    path = run_report.write_report(workdir)
-    print(last_screen.last_screen(workdir, path))
+# ---- a table of runs ------------------------------------------------------------
 
 
 def _stages(words):
@@ -263,7 +256,7 @@ STAGES = {
         (*RUN, *DRAWN, 'min_p', 'prompt', 'context', 'step', 'json'),
         run_sample,
     ),
-    'report': CommandStage('write an HTML page about the run', RUN, _report),
+    'report': CommandStage('write an HTML page about the run', RUN, run_report),
     'stages': CommandStage(
         'write a table of several runs and their controls', ('workdir',), _stages
     ),
@@ -287,6 +280,12 @@ STAGES = {
         'write a run as the folder of a Hugging Face model',
         ('workdir', 'to', 'step', 'dtype', 'adapter'),
         run_export,
+    ),
+    'pack': CommandStage(
+        'write a run as one file: pack RUN --to FILE', ('to',), run_pack
+    ),
+    'unpack': CommandStage(
+        'make a run of such a file: unpack FILE --workdir RUN', ('workdir',), run_unpack
     ),
     'bench': CommandStage(
         'measure the speed: `bench data`, `bench train` or `bench decode`',

@@ -86,7 +86,7 @@ flags.DEFINE_bool(
 
 flags.DEFINE_string('from', None, 'import: the folder of a Hugging Face model')
 flags.DEFINE_string('base', None, 'import: the run that an adapter of peft adapts')
-flags.DEFINE_string('to', None, 'export: a new folder, or a new FILE.gguf')
+flags.DEFINE_string('to', None, 'export: a new folder or FILE.gguf; pack: a new file')
 flags.DEFINE_bool('adapter', False, 'export: of a LoRA run, the adapter for peft alone')
 flags.DEFINE_enum(
     'dtype',

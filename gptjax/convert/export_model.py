@@ -7,11 +7,8 @@ that has all parts of it.
 
 import json
 import math
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +38,7 @@ from gptjax.convert.hf_folder import (
 from gptjax.convert.import_model import SMALL_FILES
 from gptjax.core import artifact, run_dir, storage
 from gptjax.core.console import UserError, progress_bar
+from gptjax.core.storage import refuse_existing, writing_draft
 from gptjax.data.chat_template import stop_conditions, to_jinja
 from gptjax.models.settings import resolve
 from gptjax.tokenizer.import_tokenizer import read_chat_template
@@ -104,48 +102,6 @@ def export_model(
         _write_tokenizer(draft, description, config, workdir)
         write_weights(draft, description.family, trained, dtypes)
     print(f'{description.config["architectures"][0]} in {target}')
-
-
-@contextmanager
-def writing_draft(target: Path) -> Iterator[Path]:
-    """A path for a file or a folder, which becomes `target` once it is whole."""
-    refuse_existing(target)
-    draft = target.with_name(f'.{target.name}.draft')
-    try:
-        _remove(draft)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield draft
-        for path in draft.iterdir() if draft.is_dir() else [draft]:
-            with open(path, 'rb') as file:
-                os.fsync(file.fileno())
-        if target.exists():
-            target.rmdir()  # it is empty
-        draft.rename(target)
-    except BaseException as error:
-        _remove(draft)
-        reason = storage.unwritable(error, target.parent)
-        if reason is None:
-            raise
-        raise UserError(
-            f'--to={target}: cannot write there ({reason}): free some space, or name '
-            'another place'
-        ) from error
-
-
-def refuse_existing(target: Path) -> None:
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f'--to={target}: there is something already: name a new place')
-    parent = next(path for path in target.absolute().parents if path.exists())
-    if not parent.is_dir():
-        raise UserError(f'--to={target}: {parent} is a file: name another place')
-
-
-def _remove(draft: Path) -> None:
-    with suppress(OSError):
-        if draft.is_dir():
-            shutil.rmtree(draft, ignore_errors=True)
-        else:
-            draft.unlink()
 
 
 # ---- which family

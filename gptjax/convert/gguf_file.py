@@ -17,11 +17,10 @@ from gptjax.convert.export_model import (
     describe,
     iterate_tensors,
     plan_tensors,
-    refuse_existing,
     trained_template,
-    writing_draft,
 )
 from gptjax.core.console import UserError, progress_bar
+from gptjax.core.storage import refuse_existing, writing_draft
 from gptjax.data.chat_template import stop_conditions, to_jinja
 from gptjax.tokenizer.tokenizer import Tokenizer
 from gptjax.train.load_model import inference_mesh, load_model, load_run_tokenizer

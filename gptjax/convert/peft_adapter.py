@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from gptjax.convert.export_model import describe, writing_draft
+from gptjax.convert.export_model import describe
 from gptjax.convert.family import LINEAR, Family
 from gptjax.convert.hf_folder import flatten, nest, read_safetensors
 from gptjax.core import artifact, run_dir, storage
@@ -109,7 +109,7 @@ def export_adapter(
         target_modules=sorted(targets),
         inference_mode=True,
     )
-    with writing_draft(target) as draft:
+    with storage.writing_draft(target) as draft:
         draft.mkdir()
         save_file(tensors, draft / WEIGHTS, metadata=dict(format='pt'))
         storage.write_json(draft / CONFIG, described)

@@ -5,11 +5,15 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+
+from gptjax.core.console import UserError
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:
@@ -105,6 +109,59 @@ def try_writing(path: Path | str) -> None:
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(b' ')
 
+
+# ---- what a command makes where the user says
+
+
+@contextmanager
+def writing_draft(target: Path, flag: str = '--to') -> Iterator[Path]:
+    """A path for a file or a folder, which becomes `target` once it is whole.
+
+    `flag` names the target in messages.
+    """
+    refuse_existing(target, flag)
+    draft = target.with_name(f'.{target.name}.draft')
+    try:
+        _remove(draft)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield draft
+        for path in draft.rglob('*') if draft.is_dir() else [draft]:
+            if path.is_file():
+                with open(path, 'rb') as file:
+                    os.fsync(file.fileno())
+        if target.exists():
+            target.rmdir()  # it is empty
+        draft.rename(target)
+    except BaseException as error:
+        _remove(draft)
+        reason = unwritable(error, target.parent)
+        if reason is None:
+            raise
+        raise UserError(
+            f'{flag}={target}: cannot write there ({reason}): free some space, or name '
+            'another place'
+        ) from error
+
+
+def refuse_existing(target: Path, flag: str = '--to') -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(
+            f'{flag}={target}: there is something already: name a new place'
+        )
+    parent = next(path for path in target.absolute().parents if path.exists())
+    if not parent.is_dir():
+        raise UserError(f'{flag}={target}: {parent} is a file: name another place')
+
+
+def _remove(draft: Path) -> None:
+    with suppress(OSError):
+        if draft.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)
+        else:
+            draft.unlink()
+
+
+# ---- errors of writing
 
 # Errors of a full disk; an OSError with one of these may lack the file name.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

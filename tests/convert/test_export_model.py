@@ -13,6 +13,7 @@ import safetensors.numpy
 
 from gptjax.convert import export_model, hf_llama
 from gptjax.convert.hf_folder import Folder
+from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.eval.perplexity import windows_of
 from gptjax.models import gpt
@@ -141,18 +142,18 @@ def test_places_that_cannot_be_written(tmp_path):
     file, target = tmp_path / 'file', tmp_path / 'out'
     file.write_text('')
     with pytest.raises(UserError, match='file is a file: name another place'):
-        export_model.refuse_existing(file / 'a' / 'out')
+        storage.refuse_existing(file / 'a' / 'out')
     # Another program writes there in the meantime.
     with (
         pytest.raises(UserError, match='out: Directory not empty'),
-        export_model.writing_draft(target) as draft,
+        storage.writing_draft(target) as draft,
     ):
         draft.mkdir()
         target.mkdir()
         (target / 'a').write_text('')
     with (
         pytest.raises(UserError, match='b.*: Not a directory'),
-        export_model.writing_draft(tmp_path / 'b' / 'out') as draft,
+        storage.writing_draft(tmp_path / 'b' / 'out') as draft,
     ):
         draft.parent.rmdir()
         draft.parent.write_text('')
