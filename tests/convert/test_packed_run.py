@@ -11,9 +11,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from gptjax.convert import packed_run
+from gptjax.convert.packed_run import pack_run, unpack_run
 from gptjax.core import run_dir, storage
 from gptjax.core.console import UserError
-from gptjax.convert.packed_run import pack_run, unpack_run
 from tests import runs
 
 LONG = 'folder/' * 20 + 'naïve 名.txt'  # longer than a tar's plain header holds
