@@ -118,9 +118,15 @@ def _data(words):
     from gptjax.data import ledger
     from gptjax.data.documents import DOCUMENTS
 
+    if FLAGS.report and (FLAGS.step is not None or FLAGS.multihost):
+        raise UserError('--report: leave out --step and --multihost with it')
     config, workdir = open_run(words)
     if FLAGS.step is None:
         make_artifacts(config, workdir, [DOCUMENTS])
+        if FLAGS.report:
+            from gptjax.eval.report import data_report
+
+            print(f'Made: {data_report.write_data_report(config, workdir)}')
         return
     for line in ledger.describe_batch(config, workdir, FLAGS.step):
         print(line)
@@ -208,8 +214,8 @@ def _stages(words):
 
 STAGES = {
     'data': CommandStage(
-        'build, clean and split the documents; with --step, print a batch',
-        (*HOSTS, 'step'),
+        'build, clean and split the documents; --report: a page; --step: a batch',
+        (*HOSTS, 'step', 'report'),
         _data,
     ),
     'tokenizer': CommandStage(

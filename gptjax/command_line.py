@@ -24,6 +24,7 @@ flags.DEFINE_integer(
     None,
     'data: print the batch of this step; other stages: use this checkpoint',
 )
+flags.DEFINE_bool('report', False, 'data: also write a page, RUN/data.html')
 flags.DEFINE_multi_string('prompt', None, 'sample: continue this text')
 flags.DEFINE_integer('max_tokens', None, 'sample, eval: maximum tokens of a reply')
 flags.DEFINE_integer('seed', 0, 'sample, eval: seed of sampling')

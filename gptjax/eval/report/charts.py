@@ -1,10 +1,11 @@
-"""Line charts as inline SVG, drawn by `line_chart.html.j2` at the places given here.
+"""Charts as inline SVG, drawn by the templates `…_chart.html.j2` at places given here.
 
 Colours are CSS classes, so that one chart serves the light and the dark page. Each
 chart shrinks to the width of a phone, and shows the values at a step on hover.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -109,6 +110,35 @@ def line_chart(
         levels=[(*level, y) for level, y in zip(levels, level_heights, strict=True)],
         labelled=zip(labelled, _move_apart(ends, 2 * LABEL_HEIGHT), strict=True),
         columns=_hover_columns(series, to_x, title, across),
+    )
+
+
+def histogram(
+    title: str, unit: str, quiet: Sequence[int], main: Sequence[int], note: str = ''
+) -> str:
+    """HTML of a histogram over powers of two; '' without values.
+
+    Args:
+        quiet: whole numbers; the pale bars count them.
+        main: whole numbers; the bars in front count them.
+    """
+    if not len(quiet) and not len(main):
+        return ''
+    pale, dark = (Counter(int(x).bit_length() for x in xs) for xs in (quiet, main))
+    first = min([*pale, *dark])
+    last = max(first + 7, *pale, *dark)  # one bar would fill the chart
+    axis = linear_axis_from_zero([*pale.values(), *dark.values()])
+    right, bins = WIDTH - 16, range(first, last + 1)
+    width = (right - LEFT) / len(bins)
+    bars = [
+        (LEFT + width * place, 2**size >> 1, pale[size], dark[size])
+        for place, size in enumerate(bins)
+    ]
+    return render(
+        'histogram_chart.html.j2',
+        **dict(title=title, unit=unit, note=note, axis=axis, bars=bars, bar=width),
+        **dict(width=WIDTH, height=HEIGHT, top=TOP, bottom=BOTTOM, left=LEFT),
+        **dict(right=right, label_every=math.ceil(len(bins) / 8)),
     )
 
 

@@ -1,0 +1,188 @@
+"""`data --report`: RUN/data.html, one page about the documents of a run.
+
+`data_survey.py` reads the sources again for lengths, languages and samples; the counts
+are those of RUN/documents/manifest.json. Equal sources give an equal page.
+"""
+
+import statistics
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from gptjax.core import console, storage
+from gptjax.core.artifact import require
+from gptjax.core.console import UserError
+from gptjax.data.cleaning.cleaning_steps import name_reason
+from gptjax.eval.report import charts, data_survey
+from gptjax.eval.report.tables import format_short
+from gptjax.eval.report.templates import render
+from gptjax.tokenizer.tokenizer import Tokenizer
+
+TOP = 8  # languages, sites or speakers of a source
+REMOVED_SAMPLES = 3  # of each step that compares documents
+
+
+def write_data_report(config: ConfigDict, workdir: Path) -> Path:
+    """Writes RUN/data.html; returns its path. The documents have to be there."""
+    manifest = require(workdir / 'documents', 'data')
+    with console.progress_bar('reading the sources again', 0):
+        surveys = data_survey.survey_sources(config, workdir)
+    tokenizer = _read_tokenizer(workdir)
+    sources = {
+        name: _describe_source(name, manifest, survey, tokenizer)
+        for name, survey in surveys.items()
+    }
+    page = render(
+        'data_report.html.j2',
+        name=workdir.name,
+        facts=_facts(manifest),
+        sources=sources,
+        totals=_total_row(manifest),
+        charts=_length_charts(surveys),
+        duplicates=_duplicate_rows(manifest),
+        removed=_removed_samples(workdir),
+        tokenizer=tokenizer,
+        limits=data_survey,
+        whole=all(survey['is_whole'] for survey in surveys.values()),
+    )
+    path = workdir / 'data.html'
+    storage.write_text(path, page)
+    return path
+
+
+def _facts(manifest):
+    """(label, value) of each figure at the top of the page."""
+    splits = manifest['splits']
+    total = Counter()
+    for split in splits.values():
+        total.update({name: split[name] for name in ('documents', 'characters')})
+    mean = total['characters'] / max(1, total['documents'])
+    return [
+        ('documents kept', f'{total["documents"]:,}'),
+        ('characters kept', format_short(total['characters'])),
+        ('characters a document', format_short(round(mean))),
+        ('held out', f'{splits["validation"]["documents"]:,}'),
+        ('sources', f'{len(manifest["sources"]):,}'),
+    ]
+
+
+def _total_row(manifest) -> dict:
+    """{'read', 'kept'} → documents and characters of all sources."""
+    return {
+        kind: {
+            unit: sum(source[kind][unit] for source in manifest['sources'].values())
+            for unit in ('documents', 'characters')
+        }
+        for kind in ('read', 'kept')
+    }
+
+
+def _length_charts(surveys) -> list[str]:
+    unit = 'characters, by powers of two'
+    figures = [
+        charts.histogram(name, unit, survey['read'], survey['kept'])
+        for name, survey in surveys.items()
+    ]
+    if len(surveys) == 1:
+        return figures
+    read, kept = (
+        [length for survey in surveys.values() for length in survey[kind]]
+        for kind in ('read', 'kept')
+    )
+    return [charts.histogram('All sources', unit, read, kept), *figures]
+
+
+def _describe_source(name, manifest, survey, tokenizer) -> dict:
+    source = manifest['sources'][name]
+    steps = []
+    left = source['read']['documents'] - source['read']['empty']
+    for step, count in source['steps'].items():
+        left -= count['documents_dropped']
+        samples = survey['samples'].get(step, dict(changed=[], dropped=[]))
+        reason = name_reason(step, manifest['settings'])
+        steps.append(dict(count, name=step, left=left, reason=reason, **samples))
+    return dict(
+        source,
+        surveyed=len(survey['read']),
+        is_whole=survey['is_whole'],
+        median=statistics.median_high(survey['kept'] or [0]),
+        languages=_count_languages(survey['documents']),
+        fields=_top_values(survey['fields']),
+        tokens=_count_tokens(survey['documents'], tokenizer),
+        steps=steps,
+    )
+
+
+def _count_languages(texts: list[str]) -> list[tuple[str, float]]:
+    """(language, share of the texts); what py3langid says of their beginnings."""
+    import py3langid
+
+    counts = Counter(py3langid.classify(text[:2000])[0] for text in texts)
+    top = counts.most_common(TOP)
+    rest = counts.total() - sum(count for _, count in top)
+    shares = [*top, ('others', rest)] if rest else top
+    return [(language, count / counts.total()) for language, count in shares]
+
+
+def _top_values(fields: dict[str, Counter]) -> list[dict]:
+    """The commonest values of each field; fields without a repeated value are no use."""
+    return [
+        dict(
+            field=field,
+            different=len(counts),
+            total=counts.total(),
+            top=sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:TOP],
+        )
+        for field, counts in fields.items()
+        if len(counts) < counts.total()
+    ]
+
+
+def _read_tokenizer(workdir: Path) -> Tokenizer | None:
+    path = workdir / 'tokenizer' / 'tokenizer.model'
+    try:
+        return Tokenizer.load(path) if path.exists() else None
+    except UserError as error:
+        print(f'the page is without tokens: {error}')
+        return None
+
+
+def _count_tokens(texts: list[str], tokenizer) -> dict:
+    """Words and, with a tokenizer, tokens of the sampled texts."""
+    words = Counter(word for text in texts for word in text.casefold().split())
+    counts = dict(documents=len(texts), words=words.total(), different=len(words))
+    if tokenizer is None:
+        return counts
+    tokens = tokenizer.encode_arrays(texts)
+    num_tokens = sum(map(len, tokens))
+    num_bytes = sum(len(text.encode()) for text in texts)
+    used = len(np.unique(np.concatenate(tokens))) if num_tokens else 0
+    return dict(
+        counts,
+        tokens=num_tokens,
+        used=used,
+        bytes_per_token=num_bytes / num_tokens if num_tokens else None,
+    )
+
+
+def _duplicate_rows(manifest) -> list[tuple]:
+    """(step, {source → dropped}) of the steps that compare documents."""
+    steps = {}
+    for name, source in manifest['sources'].items():
+        for step, count in source['steps'].items():
+            if 'duplicate' in step or 'contaminat' in step:
+                steps.setdefault(step, {})[name] = count['documents_dropped']
+    return list(steps.items())
+
+
+def _removed_samples(workdir: Path) -> list[dict]:
+    """Lines of RUN/documents/removed.jsonl, some of each step, chosen by a hash."""
+    samples = {}
+    for line in data_survey.read_removed(workdir):
+        sample = samples.setdefault(
+            line['step'], data_survey.HashSample(REMOVED_SAMPLES)
+        )
+        sample.add(lambda line=line: line, line['step'], line['id'])
+    return [line for sample in samples.values() for line in sample.values()]

@@ -1,0 +1,204 @@
+"""Reads the sources of a run again, and traces what each cleaning step does to them.
+
+RUN/documents is not changed. At most CHARACTERS are read, the first ones of each
+source. Samples are the documents with the smallest hashes, so that the same sources
+give the same page.
+"""
+
+import heapq
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from gptjax.core import storage
+from gptjax.core.hashing import hash_integer
+from gptjax.data.cleaning.cleaning_steps import (
+    DROP_DUPLICATES,
+    STEPS,
+    StepCount,
+    choose_steps,
+    is_duplicate,
+    read_options,
+)
+from gptjax.data.sources.open_source import open_source
+from gptjax.data.sources.record_fields import read_fields
+from gptjax.eval.report.text_difference import excerpt, mark_difference
+
+CHARACTERS = 20_000_000  # that are read again, an equal share for each source
+SAMPLES = 3  # that a step changed, and that it dropped
+SAMPLED_DOCUMENTS = 400  # of a source, for languages and tokens
+SAMPLED_CHARACTERS = 10_000  # of each of these
+RECORDS = 2_000  # whose fields are counted
+VALUE_CHARACTERS = 60  # of a field's value
+REMOVED = 100_000  # lines of RUN/documents/removed.jsonl that are read
+# Fields that say where a text comes from or who speaks.
+FIELDS = (
+    *('url', 'link', 'source', 'site', 'domain', 'host'),
+    *('speaker', 'author', 'user', 'role', 'sender', 'messages', 'conversations'),
+    *('language', 'lang', 'category', 'categories', 'topic', 'license', 'licence'),
+)
+SPEAKER_FIELDS = ('name', 'speaker', 'sender', 'role', 'from')  # of a message
+_LINK = re.compile(r'https?://(?:www\.)?([\w.-]+\w)')
+
+
+class HashSample:
+    """The `size` values whose keys have the smallest hashes, in the order of these."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self._heap = []  # (-hash, value), the largest hash first
+
+    def add(self, make: Callable, *key) -> None:
+        """Adds `make()`, if the hash of `key` is among the smallest."""
+        place = -hash_integer(*key)
+        if len(self._heap) < self.size:
+            heapq.heappush(self._heap, (place, len(self._heap), make()))
+        elif place > self._heap[0][0]:
+            heapq.heapreplace(self._heap, (place, self._heap[0][1], make()))
+
+    def values(self) -> list:
+        return [value for *_, value in sorted(self._heap, reverse=True)]
+
+
+def survey_sources(config: ConfigDict, workdir: Path) -> dict[str, dict]:
+    """What `_survey_source` finds in each of data.sources."""
+    data, seen = config.data, set()
+    removed = {(line['step'], line['id']) for line in read_removed(workdir)}
+    characters = CHARACTERS // len(data.sources)
+    return {
+        name: _survey_source(name, data, workdir, characters, seen, removed)
+        for name in data.sources
+    }
+
+
+def read_removed(workdir: Path) -> Iterator[dict]:
+    """The first lines of RUN/documents/removed.jsonl: what comparisons removed."""
+    path = workdir / 'documents' / 'removed.jsonl'
+    if path.exists():
+        yield from islice(storage.read_jsonl(path), REMOVED)
+
+
+def _survey_source(
+    name: str,
+    data: ConfigDict,
+    workdir: Path,
+    characters: int,
+    seen: set[bytes],
+    removed: set[tuple[str, str]],
+) -> dict:
+    """Figures and samples of a source.
+
+    Args:
+        characters: that are read.
+        seen: hashes of the documents before, see `is_duplicate`.
+        removed: (step, id) of documents that steps removed which compare documents.
+
+    Returns:
+        read, kept: the characters of each document.
+        is_whole: whether all of the source was read.
+        samples: step → 'changed', 'dropped' → samples.
+        documents: the beginnings of SAMPLED_DOCUMENTS kept documents.
+        fields: field of the records, or 'links in the text' → Counter of its values.
+    """
+    source = data.sources[name]
+    steps = choose_steps(f'data.sources.{name}', source, data)
+    samples = {
+        step: dict(changed=HashSample(SAMPLES), dropped=HashSample(SAMPLES))
+        for step in steps
+    }
+    documents, links = HashSample(SAMPLED_DOCUMENTS), Counter()
+    read, kept, is_whole = [], [], True
+    opened = open_source(name, source, workdir / 'datasets')
+    left = characters
+    for identity, text in opened.read(lambda amount: None):
+        if left <= 0:
+            is_whole = False
+            break
+        left -= len(text)
+        read.append(len(text))
+        if not text or text.isspace():
+            continue
+        known = f'{name}/{identity}'
+        for step, before, after in _trace(text, steps, data, seen, removed, known):
+            text = after
+            _add_sample(samples[step], step, known, before, after)
+        if text is None:
+            continue
+        kept.append(len(text))
+        links.update(_LINK.findall(text) if '://' in text else ())
+        documents.add(lambda text=text: text[:SAMPLED_CHARACTERS], known)
+    fields = {'links in the text': links} if links else {}
+    records = read_fields(name, source, workdir / 'datasets', FIELDS)
+    fields |= count_values(islice(records, min(RECORDS, len(read))))
+    return dict(
+        read=read,
+        kept=kept,
+        is_whole=is_whole,
+        samples={
+            step: {kind: sample.values() for kind, sample in kinds.items()}
+            for step, kinds in samples.items()
+        },
+        documents=documents.values(),
+        fields=fields,
+    )
+
+
+def _trace(text, steps, data, seen, removed, identity) -> Iterator[tuple]:
+    """Yields (step, text before, text after or None) until a step drops the text."""
+    options = read_options(data)
+    for step in steps:
+        if step in STEPS:
+            after = STEPS[step](text, options)
+        elif step == DROP_DUPLICATES:
+            after = None if is_duplicate(text, seen, StepCount()) else text
+        else:
+            after = None if (step, identity) in removed else text
+        if after is None or not after or after.isspace():
+            yield step, text, None
+            return
+        yield step, text, after
+        text = after
+
+
+def _add_sample(kinds, step, identity, before, after):
+    if after is None:
+        make = lambda: dict(id=identity, before=excerpt(before), after=None)
+        kinds['dropped'].add(make, step, identity)
+    elif after != before:
+
+        def make():
+            marked = mark_difference(before, after)
+            return dict(id=identity, before=marked[0], after=marked[1])
+
+        kinds['changed'].add(make, step, identity)
+
+
+# ---- the fields of records
+
+
+def count_values(records: Iterable[dict]) -> dict[str, Counter]:
+    """Counts the values of each field by name: hosts of links, speakers of messages."""
+    counts = {}
+    for record in records:
+        for field, value in record.items():
+            for name, one in _values_of(field, value):
+                counts.setdefault(name, Counter())[one] += 1
+    return counts
+
+
+def _values_of(field: str, value) -> Iterator[tuple[str, str]]:
+    if isinstance(value, list):
+        for one in value:
+            if not isinstance(one, dict):
+                yield from _values_of(field, one)
+                continue
+            name = next((n for n in SPEAKER_FIELDS if one.get(n)), None)
+            if name:
+                yield f'{field}.{name}', str(one[name])
+    elif isinstance(value, str) and value:
+        link = _LINK.match(value)
+        yield field, link[1] if link else value[:VALUE_CHARACTERS]
