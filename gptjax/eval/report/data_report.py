@@ -127,7 +127,7 @@ def _count_languages(texts: list[str]) -> list[tuple[str, float]]:
 
 
 def _top_values(fields: dict[str, Counter]) -> list[dict]:
-    """The commonest values of each field; fields without a repeated value are no use."""
+    """The commonest values of each field that repeats one."""
     return [
         dict(
             field=field,
