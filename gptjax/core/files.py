@@ -30,6 +30,10 @@ class File(NamedTuple):
     size: int = 0  # bytes
 
 
+# The stage that makes a folder of a run with users' files, by the folder's name.
+MADE_BY = dict(task='task', selected='select', dialogue='sft')
+
+
 def list_files(path: str, suffixes: tuple[str, ...], field: str) -> list[File]:
     """The files of `path`, sorted by name.
 
@@ -63,8 +67,11 @@ def list_files(path: str, suffixes: tuple[str, ...], field: str) -> list[File]:
             if not paths:
                 raise UserError(f'{field}={path}: no file matches: give another glob')
         else:
+            stage = MADE_BY.get(os.path.basename(os.path.dirname(path)))
+            made = f'make it with the stage `{stage}`, or ' if stage else ''
             raise UserError(
-                f'{field}={path}: no such file: give an existing file, folder or glob'
+                f'{field}={path}: no such file: {made}give an existing file, folder or '
+                'glob'
             )
         files = [
             File(file, file[len(root) :].lstrip('/' + os.sep), system.size(file))

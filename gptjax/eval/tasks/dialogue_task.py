@@ -66,8 +66,8 @@ def read_dialogue_examples(name: str, workdir: Path, settings) -> list[Example]:
     """Examples with a reference and choices, from held-out conversations.
 
     `name` is 'dialogue', 'dialogue:RUN' with another run's conversations, or
-    'dialogue:RUN:chitchat+own' with those of some sources. If
-    there are too few replies to choose from, the only choice is the right reply.
+    'dialogue:RUN:chitchat+own' with those of some sources. If there are too few
+    replies to choose from, the only choice is the right reply.
     """
     _, run, sources = [*name.split(':', 2), '', ''][:3]
     folder = Path(run).expanduser().absolute() if run else workdir

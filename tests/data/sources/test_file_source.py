@@ -89,6 +89,7 @@ def test_one_file_without_empty_lines_is_cut_all_the_same(tmp_path, text):
 
 def test_text_errors(tmp_path):
     refuses(['.path=', 'no such file', 'folder or glob'], 'text', tmp_path / 'no.txt')
+    refuses(['make it with the stage `task`'], 'chat', tmp_path / 'task' / 'no.jsonl')
     refuses(['.path=', 'no file matches'], 'text', tmp_path / '*.txt')
     refuses(['.path=', 'no file in this folder', '.txt'], 'text', tmp_path)
     empty = tmp_path / 'empty.txt'
