@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from gptjax import command_line
@@ -205,11 +204,15 @@ def _overoptimize(words):
 
 
 def _stages(words):
-    from gptjax.eval import stage_table
+    from gptjax.eval import stage_table, validation_table
 
-    if not FLAGS.workdir:
+    workdir = given_workdir()
+    if not workdir:
         raise UserError('--workdir is missing: give the folder of the runs, e.g. runs')
-    stage_table.write_stage_table(Path(FLAGS.workdir).expanduser().absolute(), words)
+    if FLAGS.validation:
+        validation_table.write_validation_table(workdir, words)
+    else:
+        stage_table.write_stage_table(workdir, words)
 
 
 STAGES = {
@@ -264,7 +267,9 @@ STAGES = {
     ),
     'report': CommandStage('write an HTML page about the run', RUN, run_report),
     'stages': CommandStage(
-        'write a table of several runs and their controls', ('workdir',), _stages
+        'write a table of several runs and their controls',
+        ('workdir', 'validation'),
+        _stages,
     ),
     'serve': CommandStage(
         'serve an API and a chat page on this machine',

@@ -49,6 +49,9 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string('json', None, 'eval, sample: also write results to this file')
 flags.DEFINE_string('compare', None, 'eval: compare two runs or result files, A B')
+flags.DEFINE_bool(
+    'validation', False, 'stages: compare the validations of training, without eval'
+)
 flags.DEFINE_string('host', '127.0.0.1', 'serve: address to listen on')
 flags.DEFINE_integer('port', 8000, 'serve: port to listen on; 0: any free port')
 flags.DEFINE_multi_string('beside', [], 'serve: also serve this model, RUN or RUN@STEP')

@@ -207,6 +207,7 @@ DIALOGUE = dict(
 SFT = dict(
     epochs=Field(3.0, 'passes over the conversations; 0: train.num_steps decides'),
     pretraining_share=Field(0.0, 'share of rows from the text of start.run', BELOW_ONE),
+    neftune_alpha=Field(0.0, 'size of the noise on embeddings (NEFTune); 0: none'),
 )
 
 # Low-rank adaptation (Hu et al. 2021): W + (alpha / rank) A B, where W is frozen.

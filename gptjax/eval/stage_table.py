@@ -51,11 +51,11 @@ def write_stage_table(workdir: Path, words: Sequence[str]) -> dict:
     """
     if not words:
         raise UserError('stages: name the runs, for example sums_sft grpo=sums_more')
-    stages = [_find_stage(workdir, word) for word in words]
+    stages = [find_stage(workdir, word) for word in words]
     by_name = {stage.name: stage for stage in stages}
     for stage in stages:
         if stage.control and stage.control not in by_name:
-            by_name[stage.control] = _find_stage(workdir, stage.control)
+            by_name[stage.control] = find_stage(workdir, stage.control)
     evaluations = {
         folder: read_evaluation(str(folder))
         for stage in by_name.values()
@@ -104,7 +104,8 @@ def write_stage_table(workdir: Path, words: Sequence[str]) -> dict:
     return table
 
 
-def _find_stage(workdir: Path, word: str) -> Stage:
+def find_stage(workdir: Path, word: str) -> Stage:
+    """The runs of 'NAME' or 'NAME=CONTROL': workdir/NAME, or workdir/SEED/NAME."""
     name, _, control = word.partition('=')
     folders = [workdir / name]
     if not folders[0].is_dir():

@@ -94,7 +94,7 @@ class GPT(nnx.Module):
         logits = self.logits(self.hidden(inputs_BT, segments_BT, positions_BT, key))
         return logits.reshape(*inputs_BT.shape, logits.shape[-1])
 
-    def hidden(self, inputs_BT, segments_BT, positions_BT, key=None):
+    def hidden(self, inputs_BT, segments_BT, positions_BT, key=None, noise_alpha=0.0):
         """The last hidden vectors after the final norm, which the head reads.
 
         Two documents of two tokens in one row: segments 1 1 2 2, positions 0 1 0 1.
@@ -102,14 +102,15 @@ class GPT(nnx.Module):
         Args:
             segments_BT: int32, the number of the document; 0 is padding.
             positions_BT: int32, the position in the document.
-            key: of dropout; None: no dropout.
+            key: of dropout and noise; None: neither.
+            noise_alpha: of the noise on the embeddings, see `add_embedding_noise`.
 
         Returns:
             (B T, D) in the compute dtype, or (B, T, D) if the mesh splits time. With
             one flat axis the compiler fuses the operations between matrix products;
             flattening a split axis would move data between devices.
         """
-        x, context = self._embed(inputs_BT, segments_BT, positions_BT, key)
+        x, context = self._embed(inputs_BT, segments_BT, positions_BT, key, noise_alpha)
         axes = 'batch', 'time', None
         if axis_size('context') == 1:
             x, axes = x.reshape(-1, x.shape[-1]), ('tokens', None)  # (B T, D)
@@ -138,10 +139,13 @@ class GPT(nnx.Module):
             return self.embed.token[...].T.astype(dtype)
         return self.head.kernel[...].astype(dtype)
 
-    def _embed(self, tokens_BT, segments_BT, positions_BT, key):
+    def _embed(self, tokens_BT, segments_BT, positions_BT, key, noise_alpha=0.0):
         config = self.config
         x = self.embed(tokens_BT, positions_BT, jnp.dtype(config.dtype))
         if key is not None:
+            if noise_alpha:
+                noise_key = jax.random.fold_in(key, config.num_layers + 1)
+                x = layers.add_embedding_noise(x, segments_BT, noise_alpha, noise_key)
             embedding_key = jax.random.fold_in(key, config.num_layers)
             x = layers.dropout(x, config.embedding_dropout, embedding_key)
         angles = None

@@ -37,6 +37,20 @@ def dropout(x, rate, key):
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
 
 
+def add_embedding_noise(x_BTD, segments_BT, alpha, key):
+    """NEFTune (Jain et al. 2023): x + alpha / sqrt(L D) u, u uniform in [-1, 1].
+
+    L is the number of tokens of the segment (a conversation), so that packing does not
+    change the noise. As in the authors' code, padding neither counts nor gets noise.
+    """
+    same_BTS = segments_BT[:, :, None] == segments_BT[:, None, :]
+    length_BT1 = jnp.sum(same_BTS, axis=-1, dtype=jnp.float32)[..., None]
+    size_BT1 = alpha / jnp.sqrt(length_BT1 * x_BTD.shape[-1])
+    noise_BTD = jax.random.uniform(key, x_BTD.shape, minval=-1.0, maxval=1.0) * size_BT1
+    is_token_BT1 = segments_BT[..., None] > 0
+    return x_BTD + jnp.where(is_token_BT1, noise_BTD, 0.0).astype(x_BTD.dtype)
+
+
 class RMSNorm(nnx.Module):
     """x / sqrt(mean(x^2) + epsilon) scale (Zhang and Sennrich 2019), in float32.
 

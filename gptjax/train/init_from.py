@@ -26,12 +26,13 @@ from gptjax.models import lora
 from gptjax.parallel import multihost
 from gptjax.tokenizer.load_tokenizer import find_tokenizer
 from gptjax.train.checkpoint import Checkpoints
+from gptjax.train.config_checks import DROPOUT
 from gptjax.train.load_model import Trained, load_start_run, uses_lora
 
 INHERITED = ('model', 'tokenizer')  # sections taken from the earlier run
 # Fields of these sections that a later stage may change: they keep the weights' shapes.
 CHANGEABLE = (
-    *('model.embedding_dropout', 'model.attention_dropout', 'model.residual_dropout'),
+    *(f'model.{name}' for name in DROPOUT),
     *('model.dtype', 'model.remat', 'model.unroll'),
 )
 
@@ -51,11 +52,11 @@ def inherit_config(
 ) -> ConfigDict:
     """The config completed from the run `start.run`; copies the tokenizer of that run.
 
-    The sections `model` and `tokenizer` become those of that run, `start.run` becomes
-    absolute, `start.step=-1` becomes the number of a checkpoint, and `data.context=0`
-    becomes the context of the model, at most `default_context`. Once RUN has a
-    checkpoint, these values are read from RUN's own config, because the earlier run may
-    have been deleted or changed.
+    The sections `model` and `tokenizer` become those of that run, except dropout rates
+    above 0 in the config. `start.run` becomes absolute, `start.step=-1` becomes the
+    number of a checkpoint, and `data.context=0` becomes the context of the model, at
+    most `default_context`. Once RUN has a checkpoint, these values are read from RUN's
+    own config, because the earlier run may have been deleted or changed.
 
     `changes` are inherited fields that flags set, as {'model.residual_dropout': 0.1}.
 
@@ -70,6 +71,8 @@ def inherit_config(
                 f'it out; you can change only {", ".join(CHANGEABLE)}'
             )
     config = config.copy_and_resolve_references()
+    rates = {f'model.{name}': config.model[name] for name in DROPOUT}
+    changes = {name: rate for name, rate in rates.items() if rate} | dict(changes)
     if not config.start.run:
         raise UserError('start.run is empty: name the run directory to initialise from')
     run = Path(config.start.run).expanduser().absolute()

@@ -7,12 +7,14 @@ from gptjax.kernels.cross_entropy import cross_entropy
 from gptjax.models import gpt
 
 
-def make_language_loss(settings: FrozenConfigDict, train: ConfigDict):
+def make_language_loss(
+    settings: FrozenConfigDict, train: ConfigDict, neftune_alpha: float = 0.0
+):
     """The `loss_fn` of next-token prediction for `make_train_step`.
 
     It is `(params, batch, key) -> (loss, metrics)`. The loss includes z-loss and label
     smoothing; `metrics['loss']` is the cross-entropy alone. Both are sums over the
-    tokens. With key=None there is no dropout.
+    tokens. With key=None, as in validation, there is no dropout and no NEFTune noise.
     """
     options = dict(
         chunk=train.loss_chunk,
@@ -20,7 +22,7 @@ def make_language_loss(settings: FrozenConfigDict, train: ConfigDict):
         z_loss=train.z_loss,
         label_smoothing=train.label_smoothing,
     )
-    dropout = any(
+    is_random = neftune_alpha > 0 or any(
         settings[f'{place}_dropout'] for place in ('embedding', 'attention', 'residual')
     )
 
@@ -30,7 +32,8 @@ def make_language_loss(settings: FrozenConfigDict, train: ConfigDict):
             batch['inputs'],
             batch['segments'],
             batch['positions'],
-            key if dropout else None,
+            key if is_random else None,
+            neftune_alpha,
         )
         shape = hidden.shape[:-1]
         targets, weights = (

@@ -36,7 +36,7 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
     tokenizer, model = load_run_tokenizer(config, workdir)
     rows = packed_conversations.open_training_dataset(config, workdir)
     config = with_steps(config, rows)
-    loss_fn = make_language_loss(model, config.train)
+    loss_fn = make_language_loss(model, config.train, config.sft.neftune_alpha)
     base = load_base(config, mesh)
     frozen = () if base is None else (base.params,)
     if base is not None:

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from configs import small_data
+
 ROOT = Path(__file__).parents[2]
 EVERY_CORE = '-n auto --dist loadfile --no-loadscope-reorder --durations=15'
 SCRIPTS = sorted([*ROOT.glob('launch/*.sh'), ROOT / '.ci' / 'run'])
 TOOLS = (
     *('basename', 'bash', 'cat', 'chmod', 'cmp', 'cp', 'dirname', 'env', 'gzip'),
-    *('mkdir', 'mktemp', 'rm', 'sleep', 'tar'),
+    *('mkdir', 'mktemp', 'mv', 'rm', 'sleep', 'tar'),
 )
 
 # The base Python: its exit code answers the version check, and it makes a venv.
@@ -318,6 +320,35 @@ def test_a_study_has_every_stage_of_every_seed_beside_its_control(machine):
     machine.run('launch/study.sh', '/runs', '1')
     again = [line.split() for line in machine.log() if line.startswith('gptjax')]
     assert again == [line for line in words if any('/runs/1/' in w for w in line)]
+
+
+def test_a_study_of_small_data_trains_every_variant_once(machine, tmp_path):
+    runs = tmp_path / 'runs'
+    (runs / 'data' / 'documents').mkdir(parents=True)  # as if `prepare` had made it
+    machine.run('launch/study_data.sh', runs, FAILING_STAGE='sft')
+    before = [line for line in machine.log() if '--config.seed=0' in line]
+    assert [line.split()[1] for line in before].count('sft') == 1
+    assert (runs / 'text' / '0' / 'control' / 'documents').is_dir()
+    assert machine.run('launch/study_data.sh', runs)[0] == 0  # it goes on
+    words = [line.split() for line in machine.log() if line.startswith('gptjax')]
+    tables = {line[4]: line[5:] for line in words if line[1] == 'stages'}
+    for kind, stage, prefix in (('text', 'pretrain', ''), ('dialogue', 'sft', 'sft_')):
+        own = {v for v in small_data.VARIANTS if v.startswith('sft') == bool(prefix)}
+        names = {v.removeprefix(prefix) for v in own - {'sft'}}
+        control, *others = tables[f'{runs}/{kind}']
+        assert control == 'control'
+        assert {*others} == {f'{name}=control' for name in names - {'control'}}
+        trained = [line for line in words if line[1] == stage]
+        if kind == 'text':  # those of seed 0 were finished before the failure
+            trained += [line.split() for line in before if ' pretrain ' in line]
+        of_default_seeds = [
+            (line[3].split(':')[1], line[5].split('/')[-2:])
+            for line in trained
+            if line[6] in ('--config.seed=0', '--config.seed=1', '--config.seed=2')
+        ]
+        assert sorted(of_default_seeds) == sorted(
+            (prefix + name, [seed, name]) for seed in '012' for name in names
+        )
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])

@@ -344,3 +344,19 @@ def test_without_dropout_the_key_changes_nothing():
     shapes = jax.eval_shape(lambda: make_batch())
     jaxpr = jax.make_jaxpr(loss_fn)(params, shapes, jax.random.key(0))
     assert 'random_bits' not in str(jaxpr)
+
+
+# ---- noise on the embeddings ---------------------------------------------------
+
+
+def test_noise_of_a_segment_has_the_size_of_neftune():
+    segments = np.repeat([[1, 2, 0]], [9, 81, 10], axis=1)
+    x = jnp.ones((1, 100, 64))
+    noise = layers.add_embedding_noise(x, segments, 6.0, jax.random.key(0)) - x
+    for span, length in ((slice(0, 9), 9), (slice(9, 90), 81)):
+        bound = 6.0 / math.sqrt(length * 64)
+        drawn = np.asarray(noise[0, span])
+        assert 0.98 * bound < np.abs(drawn).max() <= bound * (1 + 1e-5)
+        assert drawn.std() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+        assert abs(drawn.mean()) < 0.1 * bound
+    assert not noise[0, 90:].any()  # padding

@@ -61,6 +61,12 @@ def test_how_the_model_is_trained_can_be_changed_and_its_shape_not(
     assert config == before
     with pytest.raises(UserError, match='model.width: model and tokenizer are those'):
         adopted(width=128)
+    # A config file, too, can set dropout: 0 is the default and inherits.
+    with_dropout = config_of(trained_run)
+    with_dropout.model.residual_dropout = 0.3
+    inherit = lambda named: init_from.inherit_config(with_dropout, tmp_path, named)
+    assert inherit({}).model.residual_dropout == 0.3
+    assert inherit({'model.residual_dropout': 0.0}).model.residual_dropout == 0.0
     # The resumed run keeps it, without the flag.
     run_dir.write_config(config, tmp_path)
     (tmp_path / 'checkpoints' / '00000002').mkdir(parents=True)

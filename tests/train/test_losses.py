@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from gptjax.models import gpt
+from gptjax.parallel.sharding import batch_sharding
 from gptjax.train.losses import make_language_loss
 from tests import helpers
 
@@ -17,13 +18,12 @@ def model():
     return settings, params, helpers.packed_batch(batch=4)
 
 
-def losses(model, batch, key=None, **train):
+def losses(model, batch, key=None, neftune_alpha=0.0, **train):
     settings, params, _ = model
     config = helpers.config()
     config.train.update(train)
-    loss, metrics = jax.jit(make_language_loss(settings, config.train))(
-        params, batch, key
-    )
+    loss_fn = make_language_loss(settings, config.train, neftune_alpha)
+    loss, metrics = jax.jit(loss_fn)(params, batch, key)
     return float(loss), {name: float(value) for name, value in metrics.items()}
 
 
@@ -50,3 +50,32 @@ def test_dropout_needs_a_key_and_a_rate(model):
     dropping = (settings, *model[1:])
     assert losses(dropping, batch)[0] == pytest.approx(losses(model, batch)[0])
     assert losses(dropping, batch, key)[0] != pytest.approx(losses(model, batch)[0])
+
+
+def test_neftune_is_a_function_of_its_key_and_off_in_validation(model):
+    batch, key = model[2], jax.random.key(1)
+    noisy = losses(model, batch, key, neftune_alpha=5.0)
+    assert noisy == losses(model, batch, key, neftune_alpha=5.0)
+    assert noisy != losses(model, batch, jax.random.key(2), neftune_alpha=5.0)
+    assert noisy[0] != pytest.approx(losses(model, batch)[0], rel=1e-5)
+    assert losses(model, batch, None, neftune_alpha=5.0) == losses(model, batch)
+
+
+def test_neftune_is_the_same_on_every_mesh(model):
+    settings, params, batch = model
+    loss_fn = make_language_loss(settings, helpers.config().train, 5.0)
+    found = []
+    for sizes in (dict(), dict(fsdp=2, tensor=2, context=2)):
+        mesh = helpers.mesh_of(**sizes)
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(batch, batch_sharding(mesh))
+            found.append(float(jax.jit(loss_fn)(params, placed, jax.random.key(1))[0]))
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
+
+
+def test_label_smoothing_is_not_in_the_validation_loss(model):
+    smooth, plain = (
+        losses(model, model[2], label_smoothing=0.2),
+        losses(model, model[2]),
+    )
+    assert smooth[1] == plain[1] and smooth[0] != pytest.approx(plain[0], rel=1e-4)
