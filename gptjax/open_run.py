@@ -37,6 +37,7 @@ def open_run(
         config = run_dir.read_config(workdir)
         _check_sections(config, str(workdir / 'config.json'), sections, example)
         check_fields(config)
+        _check_augmentations(config, sections)
         return config, workdir
     config = complete_new(FLAGS.config)
     changes = command_line.changed_fields()
@@ -52,6 +53,7 @@ def open_run(
         }
         config = init_from.inherit_config(config, workdir, inherited)
     check_fields(config)
+    _check_augmentations(config, sections)
     run_dir.check_run(config, workdir)
     return config, workdir
 
@@ -63,6 +65,14 @@ def _check_sections(config, config_name, sections, example):
                 f'{config_name}: the section `{section}`, which this stage needs, is '
                 f'missing: use another config, e.g. {example}'
             )
+
+
+def _check_augmentations(config, sections):
+    """Refuses `data.augment` for stages that train or sample from an earlier run."""
+    if config.data.augment and sections and 'sft' not in sections:
+        from gptjax.data.augmentation.augmentations import refuse_augmentations
+
+        refuse_augmentations(config.data)
 
 
 def _check_steps(config, changes):

@@ -19,7 +19,7 @@ from gptjax.core.console import UserError
 from gptjax.data.chat_template import to_jinja
 from gptjax.tokenizer.import_tokenizer import ORIGINALS
 from gptjax.tokenizer.load_tokenizer import find_tokenizer
-from gptjax.tokenizer.tokenizer import BOS, CHAT_TURNS, EOS, PAD, SPACE, Tokenizer
+from gptjax.tokenizer.tokenizer import BOS, EOS, PAD, SPACE, Tokenizer
 
 
 def export_tokenizer(folder: Path, target: Path, template: str, context: int) -> None:
@@ -38,13 +38,15 @@ def export_tokenizer(folder: Path, target: Path, template: str, context: int) ->
     model = path.read_bytes()
     storage.write_text(target / 'tokenizer.json', to_tokenizer_json(model))
     storage.write_bytes(target / 'tokenizer.model', model)
+    tokenizer = Tokenizer(model)
+    others = [name for name in tokenizer.specials if name not in (PAD, BOS, EOS)]
     names = dict(bos_token=BOS, eos_token=EOS, pad_token=PAD)
     storage.write_json(
         target / 'tokenizer_config.json',
         dict(
             tokenizer_class='PreTrainedTokenizerFast',
             **names,
-            additional_special_tokens=list(CHAT_TURNS),
+            additional_special_tokens=others,
             add_prefix_space=False,
             clean_up_tokenization_spaces=False,
             model_max_length=context,
@@ -52,9 +54,9 @@ def export_tokenizer(folder: Path, target: Path, template: str, context: int) ->
     )
     storage.write_json(
         target / 'special_tokens_map.json',
-        dict(names, additional_special_tokens=list(CHAT_TURNS)),
+        dict(names, additional_special_tokens=others),
     )
-    write_chat_template(target, to_jinja(template, Tokenizer(model)))
+    write_chat_template(target, to_jinja(template, tokenizer))
 
 
 def write_chat_template(target: Path, jinja: str) -> None:

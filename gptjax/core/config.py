@@ -13,7 +13,14 @@ from ml_collections import ConfigDict
 from gptjax.core.console import UserError
 from gptjax.core.fields import NEEDED, SAME, Field
 from gptjax.core.files import replace_surrogates
-from gptjax.core.schema import BASE, DEFAULT_CONTEXT, REWARD_PART, SCHEMA, SOURCE
+from gptjax.core.schema import (
+    AUGMENTATION,
+    BASE,
+    DEFAULT_CONTEXT,
+    REWARD_PART,
+    SCHEMA,
+    SOURCE,
+)
 
 Fields = dict[str, Field]  # the fields of a section by name
 
@@ -21,7 +28,7 @@ Fields = dict[str, Field]  # the fields of a section by name
 GONE = {'policy.top_k': 0, 'policy.top_p': 1.0, 'policy.min_p': 0.0}
 
 # After the first checkpoint of a run, only `free` fields of these sections may change.
-# The data and tokenizer stages check their own sections.
+# The data and tokenizer stages check their own sections, `data` without AUGMENTATION.
 DECIDES_WEIGHTS = (
     *('seed', 'model', 'optim', 'train', 'start', 'sft', 'lora'),
     *('reward', 'preference', 'task', 'policy', 'ppo', 'grpo'),
@@ -320,6 +327,8 @@ def decides_weights(name: str) -> bool:
     A field that the schema does not know comes from another version and does not.
     """
     section, _, field = name.partition('.')
+    if section == 'data':
+        return field in AUGMENTATION
     if section not in DECIDES_WEIGHTS or not field:
         return section in DECIDES_WEIGHTS
     known = SCHEMA[section].get(field.split('.')[0])

@@ -61,6 +61,25 @@ REWARD_PART = dict(
 
 # ---- sections, in the order of the pipeline
 
+# Changes of training rows; each augmentation reads only its own field.
+AUGMENTATION = dict(
+    augment=Field((), 'augmentations of training rows, in order; augmentations.py'),
+    augment_replies=Field(False, 'also change the replies that sft trains on'),
+    subword_alpha=Field(
+        0.1, 'bpe: share of merges dropped; unigram: exponent; 0: no sampling', SHARE
+    ),
+    token_dropout_rate=Field(0.1, 'share of inputs replaced by random tokens', SHARE),
+    token_masking_rate=Field(0.1, 'share of inputs replaced by a blank token', SHARE),
+    typo_rate=Field(0.02, "share of letters mistyped by 'character_noise'", SHARE),
+    reorder_distance=Field(3, "most places that 'reorder_words' moves a word"),
+    shuffle_rate=Field(0.5, "share of texts for 'shuffle_sentences'", SHARE),
+    rotation_rate=Field(0.5, "share of texts for 'rotate_document'", SHARE),
+    deletion_rate=Field(0.1, "share of words that 'delete_spans' deletes", SHARE),
+    synonyms=Field('', 'table of synonyms: TSV or JSON Lines; see synonyms.py'),
+    synonym_rate=Field(0.1, "share of listed words for 'replace_synonyms'", SHARE),
+    fim_rate=Field(0.5, "share of texts for 'fill_in_the_middle'", SHARE),
+)
+
 DATA = dict(
     sources=Field(
         dict(chitchat=dict(kind='tfds', path='chitchat')),
@@ -91,6 +110,7 @@ DATA = dict(
         f"tokens in an example; 0: start.run's model.context, at most the larger of "
         f'{DEFAULT_CONTEXT:,} and its data.context',
     ),
+    **AUGMENTATION,
     workers=Field(0, 'processes that clean and tokenize; 0: one per CPU'),
 )
 

@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gptjax.core.console import UserError
+from gptjax.data.augmentation.augmented_dataset import augment_dataset
 from gptjax.data.packed_conversations import open_training_dataset
 from gptjax.data.packed_dataset import PackedDataset
 from gptjax.tokenizer.load_tokenizer import load_tokenizer
@@ -33,6 +34,7 @@ def describe_batch(config: ConfigDict, workdir: Path, step: int) -> Iterator[str
             'and run its stage again'
         )
     batch = dataset.load(choice)
+    augmented = augment_dataset(dataset, config, tokenizer).load(choice)
     yield (
         f'step {step}: {len(choice.row)} rows of {dataset.context} tokens, '
         f'{int(batch["weights"].sum()):,} to predict'
@@ -53,6 +55,10 @@ def describe_batch(config: ConfigDict, workdir: Path, step: int) -> Iterator[str
             part = 'from its start' if whole else 'continued'
             yield f'  {name} ({part}, {len(tokens)} tokens)'
             text = _decode_with_roles(tokens, tokenizer)
+            yield from (f'    {line}' for line in text.split('\n'))
+        if config.data.augment:
+            yield f'  augmented by {", ".join(config.data.augment)}'
+            text = _decode_with_roles(augmented['inputs'][number], tokenizer)
             yield from (f'    {line}' for line in text.split('\n'))
 
 

@@ -124,6 +124,10 @@ class PackedDataset:
 
         An empty slot is all padding. Weights are 0 where a mask excludes the target.
         """
+        return self.unpack(*self.read(choice))
+
+    def read(self, choice: RowChoice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(tokens, mask of the trained ones, where segments begin), each (n, T + 1)."""
         pad = self.specials['<pad>']
         rows = np.full((len(choice.row), self.context + 1), pad, np.uint32)
         trained = np.ones(rows.shape, bool)
@@ -137,9 +141,12 @@ class PackedDataset:
                 begins[here] = source.read(choice.row[here], 'begins')
             else:
                 begins[here] = rows[here] == self.specials['<bos>']
-        batch = packing.unpack(
-            rows, pad, self.specials['<bos>'], self.specials['<eos>'], begins
-        )
+        return rows, trained, begins
+
+    def unpack(self, rows, trained, begins) -> dict[str, np.ndarray]:
+        """The arrays (n, T) of what `read` returns."""
+        pad, bos, eos = (self.specials[name] for name in ('<pad>', '<bos>', '<eos>'))
+        batch = packing.unpack(rows, pad, bos, eos, begins)
         return dict(batch, weights=batch['weights'] * trained[:, 1:])
 
 

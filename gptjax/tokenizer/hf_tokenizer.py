@@ -148,6 +148,10 @@ class HFTokenizer:
         """The UTF-8 bytes of a token; b'' for a special token."""
         return self._bytes[token]
 
+    def find_token(self, name: str) -> int | None:
+        """The id of an added token by name."""
+        return next((a['id'] for a in self._added if a['content'] == name), None)
+
     def stream(self, special_tokens: bool = False) -> StreamDecoder:
         """A decoder of tokens that continue a text: it strips no space."""
         return StreamDecoder(self, special_tokens)

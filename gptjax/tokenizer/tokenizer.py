@@ -24,6 +24,8 @@ from gptjax.core.console import UserError
 # unknown, so this token is used as padding.
 PAD, BOS, EOS = '<pad>', '<bos>', '<eos>'
 CHAT_TURNS = ('<|system|>', '<|user|>', '<|assistant|>', '<|end|>')
+# The tokens of fill-in-the-middle, which a tokenizer has only for that augmentation.
+FILL_IN_THE_MIDDLE = ('<|fim_prefix|>', '<|fim_middle|>', '<|fim_suffix|>')
 SPACE = '▁'  # stands for ' ' in SentencePiece
 
 
@@ -37,6 +39,7 @@ class Tokenizer:
         eos_ids: every token that ends a reply.
         chat_template: a Jinja template of conversations, or None.
         specials: id of every special token by name.
+        byte_ids: the token of each byte.
         fingerprint: SHA-256 of the model file, hexadecimal.
     """
 
@@ -59,15 +62,20 @@ class Tokenizer:
                 raise ValueError(f'the model has no token {name}')
             self.specials[name] = token
         del self.specials[SPACE]
+        for name in FILL_IN_THE_MIDDLE:
+            token = self._model.piece_to_id(name)
+            if self._model.id_to_piece(token) == name and self._model.is_control(token):
+                self.specials[name] = token
         self.pad_id = self.specials[PAD]
         self.bos_id = self.specials[BOS]
         self.eos_id = self.specials[EOS]
         self.start_ids, self.eos_ids = [self.bos_id], (self.eos_id,)
         self.chat_template = None
         self._bytes = [self._read_bytes(token) for token in range(self.vocab_size)]
-        self._space_ids = [
-            self._model.piece_to_id(f'<0x{byte:02X}>') for byte in SPACE.encode()
+        self.byte_ids = [
+            self._model.piece_to_id(f'<0x{byte:02X}>') for byte in range(256)
         ]
+        self._space_ids = [self.byte_ids[byte] for byte in SPACE.encode()]
 
     @classmethod
     def load(cls, path: Path | str) -> 'Tokenizer':
@@ -126,6 +134,19 @@ class Tokenizer:
     def bytes_of(self, token: int) -> bytes:
         """The UTF-8 bytes of a token; b'' for a special token."""
         return self._bytes[token]
+
+    def find_token(self, name: str) -> int | None:
+        """The id of a special token by name."""
+        return self.specials.get(name)
+
+    def read_pieces(self) -> dict[str, tuple[int, float]]:
+        """(id, score) of each piece of text, without special tokens and bytes."""
+        fixed = {*self.specials.values(), *self.byte_ids}
+        return {
+            self._bytes[token].decode(): (token, self._model.get_score(token))
+            for token in range(self.vocab_size)
+            if token not in fixed
+        }
 
     def stream(self, special_tokens: bool = False) -> 'StreamDecoder':
         return StreamDecoder(self, special_tokens)

@@ -11,7 +11,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -20,7 +20,15 @@ from ml_collections import ConfigDict
 
 from gptjax.core import artifact, console, storage
 from gptjax.core.console import UserError
-from gptjax.tokenizer.tokenizer import BOS, CHAT_TURNS, EOS, PAD, SPACE, Tokenizer
+from gptjax.tokenizer.tokenizer import (
+    BOS,
+    CHAT_TURNS,
+    EOS,
+    FILL_IN_THE_MIDDLE,
+    PAD,
+    SPACE,
+    Tokenizer,
+)
 
 SENTENCE_CHARACTERS = 4000
 NUM_PARTS = 1000  # parts of a large file from which text is read
@@ -44,7 +52,6 @@ OPTIONS = dict(
     eos_id=2,
     eos_piece=EOS,
     pad_id=-1,
-    control_symbols=list(CHAT_TURNS),
     num_threads=NUM_THREADS,
     minloglevel=2,
 )
@@ -75,12 +82,18 @@ def train_tokenizer(config: ConfigDict, workdir: Path) -> dict:
     documents = artifact.require(workdir / 'documents', 'data')
     inputs = {f'tokenizer.{name}': value for name, value in config.tokenizer.items()}
     inputs['documents'] = documents['fingerprint']
+    if _fills_in_the_middle(config):
+        inputs['data.augment'] = 'fill_in_the_middle'
     return artifact.build(
         workdir / 'tokenizer',
         inputs,
         lambda folder: _write_tokenizer(config, workdir / 'documents', folder),
         needs=['tokenizer.model'],
     )
+
+
+def _fills_in_the_middle(config: ConfigDict) -> bool:
+    return 'fill_in_the_middle' in config.data.augment
 
 
 def describe_tokenizer(manifest: dict) -> str:
@@ -102,7 +115,11 @@ def _write_tokenizer(config: ConfigDict, documents: Path, folder: Path) -> dict:
     with console.progress_bar('training the tokenizer', 0, 'seconds') as advance:
         with ThreadPoolExecutor(1) as executor:
             training = executor.submit(
-                _train_up_to_size, texts, settings.kind, settings.vocab_size
+                _train_up_to_size,
+                texts,
+                settings.kind,
+                settings.vocab_size,
+                FILL_IN_THE_MIDDLE if _fills_in_the_middle(config) else (),
             )
             while wait([training], timeout=1).not_done:
                 advance(1)
@@ -122,20 +139,23 @@ def _write_tokenizer(config: ConfigDict, documents: Path, folder: Path) -> dict:
     )
 
 
-def _train_up_to_size(texts: list[str], kind: str, vocab_size: int) -> bytes:
+def _train_up_to_size(texts: list[str], kind: str, vocab_size: int, *more) -> bytes:
     try:
-        return train_model(texts, kind, vocab_size)
+        return train_model(texts, kind, vocab_size, *more)
     except VocabularyTooLarge as error:
-        return train_model(texts, kind, error.largest)
+        return train_model(texts, kind, error.largest, *more)
 
 
-def train_model(texts: list[str], kind: str, vocab_size: int) -> bytes:
+def train_model(
+    texts: list[str], kind: str, vocab_size: int, more_specials: Sequence[str] = ()
+) -> bytes:
     """Trains a SentencePiece model; returns its bytes.
 
     Args:
         kind: 'bpe' (Sennrich et al. 2016) or 'unigram' (Kudo 2018).
         vocab_size: includes the special tokens and the 256 bytes. If the texts do not
             allow this size, the UserError names the nearest one that they allow.
+        more_specials: special tokens besides those that every tokenizer has.
     """
     written = io.BytesIO()
     try:
@@ -143,7 +163,9 @@ def train_model(texts: list[str], kind: str, vocab_size: int) -> bytes:
             sentence_iterator=_sentences(texts),
             model_writer=written,
             model_type=kind,
-            vocab_size=max(NUM_FIXED, vocab_size),  # below this it names no size
+            # Below the first number it names no size.
+            vocab_size=max(NUM_FIXED + len(more_specials), vocab_size),
+            control_symbols=[*CHAT_TURNS, *more_specials],
             **OPTIONS,
         )
     except RuntimeError as error:

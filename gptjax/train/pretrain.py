@@ -13,6 +13,11 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from gptjax.core import artifact, storage
 from gptjax.core.console import UserError
 from gptjax.data import dataloader, ledger
+from gptjax.data.augmentation.augmentations import (
+    augmentation_identity,
+    check_augmentations,
+)
+from gptjax.data.augmentation.augmented_dataset import augment_dataset
 from gptjax.data.documents import DOCUMENTS
 from gptjax.data.packed_dataset import PackedDataset
 from gptjax.data.packed_documents import PACKED_DOCUMENTS
@@ -56,7 +61,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
             f'{config.train.batch_size * config.data.context:,} tokens a step'
         )
         batches = dataloader.training_batches(
-            PackedDataset(prepared, 'train'),
+            augment_dataset(PackedDataset(prepared, 'train'), config, tokenizer),
             config.seed,
             config.train.batch_size,
             batch_sharding(mesh),
@@ -79,6 +84,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
         identity=dict(
             tokenizer=tokenizer.fingerprint,
             data=artifact.require(prepared, 'prepare')['inputs'],
+            **augmentation_identity(config.data),
         ),
         make_training=make_training,
     )
@@ -88,6 +94,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
 def check_config(config: ConfigDict) -> None:
     """Refuses a config that cannot train, before any data is built."""
     config_checks.check_config(config)
+    check_augmentations(config.data)
     if uses_lora(config):
         raise UserError(
             f'lora.rank={config.lora.rank}: `pretrain` trains all parameters: use '

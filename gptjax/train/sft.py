@@ -6,6 +6,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from gptjax.data import dataloader, packed_conversations
+from gptjax.data.augmentation.augmentations import (
+    augmentation_identity,
+    check_augmentations,
+)
+from gptjax.data.augmentation.augmented_dataset import augment_dataset
 from gptjax.models import lora, parameter_count, settings
 from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.multihost import print_once
@@ -52,7 +57,7 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
             f'{config.train.batch_size} rows of {config.data.context} tokens'
         )
         batches = dataloader.training_batches(
-            rows,
+            augment_dataset(rows, config, tokenizer),
             config.seed,
             config.train.batch_size,
             batch_sharding(mesh),
@@ -74,7 +79,11 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
         axes=axes,
         loss_fn=loss_fn,
         init=lambda: first_params(config, model, base, mesh),
-        identity=dict(model_identity(tokenizer, base), data=rows.fingerprint),
+        identity=dict(
+            model_identity(tokenizer, base),
+            data=rows.fingerprint,
+            **augmentation_identity(config.data),
+        ),
         make_training=make_training,
     )
     return fit(config, workdir, stage).summary(parameters=num_params)
@@ -83,6 +92,7 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
 def check_config(config: ConfigDict) -> None:
     """Refuses a config that cannot train, before any data is built."""
     config_checks.check_config(config)
+    check_augmentations(config.data, dialogue=True)
     trained_shapes(config, settings.resolve(config.model, config.tokenizer.vocab_size))
     if uses_lora(config) and config.chat.template == 'turns':
         if read_start_config(Path(config.start.run)).chat.template == 'text':

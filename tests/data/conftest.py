@@ -41,13 +41,21 @@ def write_documents(path, documents):
     storage.write_text(path, ''.join(json.dumps(line) + '\n' for line in lines))
 
 
-def make_run(workdir: Path, context=16, sizes=(60, 25), weights=(0.0, 0.0)) -> Run:
+def make_run(
+    workdir: Path,
+    context=16,
+    sizes=(60, 25),
+    weights=(0.0, 0.0),
+    words=WORDS,
+    kind='bpe',
+    augment=(),
+) -> Run:
     """A prepared run with `sizes` training documents of the sources 'a' and 'b'."""
     draw = random.Random(0)
     documents = {}
     for split, share in {'train': 1.0, 'validation': 0.4}.items():
         every = [
-            (f'{name}/{split}-{i}', name, ' '.join(draw.choices(WORDS, k=1 + i % 23)))
+            (f'{name}/{split}-{i}', name, ' '.join(draw.choices(words, k=1 + i % 23)))
             for name, size in zip('ab', sizes, strict=True)
             for i in range(int(size * share))
         ]
@@ -65,9 +73,14 @@ def make_run(workdir: Path, context=16, sizes=(60, 25), weights=(0.0, 0.0)) -> R
             'data': {
                 'sources': {'a': {'weight': weights[0]}, 'b': {'weight': weights[1]}},
                 'context': context,
+                'augment': augment,
                 'workers': 2,
             },
-            'tokenizer': {'kind': 'bpe', 'vocab_size': 290, 'train_characters': 10**6},
+            'tokenizer': {
+                'kind': kind,
+                'vocab_size': 290 + 20 * bool(augment),
+                'train_characters': 10**6,
+            },
             'train': {'batch_size': 8},
         }
     )

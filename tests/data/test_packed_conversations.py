@@ -131,10 +131,10 @@ def test_every_reply_is_trained_once(room):
 # ---- Rows
 
 
-def make(run, workdir, template='turns', context=40):
-    """(config, RUN) with the rows of sixty small conversations."""
+def make(run, workdir, template='turns', context=40, chats=()):
+    """(config, RUN) with the rows of sixty small conversations, or of `chats`."""
     config = common.base()
-    path = write_chat(workdir / 'own.jsonl', *sums(60))
+    path = write_chat(workdir / 'own.jsonl', *(chats or sums(60)))
     config.dialogue = common.dialogue_section(own=common.source('chat', str(path)))
     config.sft = common.sft_section()
     config.chat.template = template

@@ -27,7 +27,7 @@ def write_documents(workdir, train_texts, validation_texts=('held out text',)):
 
 def train(workdir, vocab_size=320):
     fields = dict(kind='bpe', vocab_size=vocab_size, train_characters=1_000_000)
-    config = ConfigDict({'tokenizer': fields})
+    config = ConfigDict({'tokenizer': fields, 'data': {'augment': ()}})
     return train_tokenizer.train_tokenizer(config, workdir)
 
 
