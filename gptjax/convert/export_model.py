@@ -35,6 +35,7 @@ from gptjax.convert.hf_folder import (
     flatten,
     make_model,
 )
+from gptjax.convert.hub_card import write_card
 from gptjax.convert.import_model import SMALL_FILES
 from gptjax.core import artifact, run_dir, storage
 from gptjax.core.console import UserError, progress_bar
@@ -90,9 +91,11 @@ def export_model(
     # A run that no family has is refused before its weights are read.
     _, settings = load_run_tokenizer(config, workdir)
     description = describe(config, workdir, settings)
+    architecture = description.config['architectures'][0]
     with progress_bar('reading the model', 0):
         trained = load_model(config, workdir, inference_mesh(config), step)
     dtypes = description.dtypes
+    rounded = dtypes is None and dtype == 'bfloat16'
     if dtype is not None or dtypes is None:
         kind = 'BF16' if dtype == 'bfloat16' else 'F32'
         dtypes = dict.fromkeys(tensor_names(description, settings), kind)
@@ -100,8 +103,9 @@ def export_model(
         draft.mkdir()
         _write_settings(draft, description, dtypes)
         _write_tokenizer(draft, description, config, workdir)
+        write_card(draft, target.name, workdir, trained, architecture, rounded)
         write_weights(draft, description.family, trained, dtypes)
-    print(f'{description.config["architectures"][0]} in {target}')
+    print(f'{architecture} in {target}')
 
 
 # ---- which family

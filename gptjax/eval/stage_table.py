@@ -17,6 +17,7 @@ from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.eval.compare import compare_task, read_evaluation
 from gptjax.eval.report.tables import (
+    FIGURES_OF_KIND,
     format_figure,
     format_interval,
     label_of,
@@ -25,13 +26,6 @@ from gptjax.eval.report.tables import (
 from gptjax.eval.report.templates import render
 from gptjax.eval.tasks import verifiable_replies
 from gptjax.train.metrics import read_metrics
-
-# The table has these figures of each kind of task; RUN/eval.json has all of them.
-FIGURES_OF_KIND = dict(
-    perplexity=('bits_per_byte',),
-    dialogue=('reply_bits', 'accuracy_tokens', 'stops', 'stops_drawn'),
-    verifiable=('accuracy', 'accuracy_drawn', 'pass_at_8'),
-)
 
 
 class Stage(NamedTuple):

@@ -1,143 +1,19 @@
-"""The model card: what the files of a run say about its model, and what to ask it.
+"""The model card of the page: what the model can do, and what to ask it."""
 
-Every line of it comes from a file of the run or of the runs before it. A file that is
-missing or damaged leaves its part out; it does not keep the server from starting.
-"""
-
-import contextlib
-import sys
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from gptjax.eval.report.provenance import stage_of
-from gptjax.eval.report.tables import label_of
-from gptjax.eval.stage_table import FIGURES_OF_KIND
+from gptjax.eval.model_facts import (
+    VerifiableResult,
+    describe_task,
+    measured_skills,
+    read_facts,
+)
 from gptjax.serve import schemas
-from gptjax.serve.schemas import CardFigure, CardSkill, CardSource, CardStage, CardTask
 
 # Accuracy from which the card says that the model has a skill. Where there are two
 # answers, guessing alone has one half.
 LEARNED = 0.7
 MAX_SUGGESTIONS = 6
-SMALL = 1e9  # parameters
-# For each data set of a run: its count of examples in the manifest, their name on the
-# card, and the name of the source where the manifest has only one.
-DATA_SETS = dict(
-    documents=('documents', 'documents', ''),
-    dialogue=('conversations', 'conversations', ''),
-    ratings=('items', 'rated conversations', 'ratings'),
-    pairs=('pairs', 'preference pairs', 'pairs'),
-)
-
-# ---- the files, as far as the card reads them
-
-
-class File(BaseModel):
-    model_config = ConfigDict(allow_inf_nan=False)
-
-
-class Start(File):
-    run: str = ''
-    step: int = 0
-
-
-class RewardPart(File):
-    function: str = ''
-    run: str = ''
-
-
-class Task(File):
-    name: str
-    path: str = ''
-    chats: str = ''
-    rewards: dict[str, RewardPart] = {}
-
-
-class Config(File):
-    start: Start = Start()
-    task: Task | None = None
-    policy: dict | None = None  # the section of reinforcement learning
-
-
-class Environment(File):
-    command: str
-
-
-class Source(File):
-    version: str = ''
-    licence: str = ''
-    splits: dict[str, dict[str, Any]]
-
-
-class Manifest(File):
-    sources: dict[str, Source] = {}
-    splits: dict[str, dict[str, Any]]
-
-
-class Figure(File):
-    value: float | None
-    interval: tuple[float | None, float | None] | None = None
-    baselines: dict[str, 'Figure'] = {}
-
-
-class Bootstrap(File):
-    level: float
-
-
-class Result(File):
-    kind: str
-    about: str
-    bootstrap: Bootstrap
-    figures: dict[str, Figure]
-
-
-class Message(File):
-    role: str
-    content: str
-
-
-class Item(File):
-    source: str = ''
-    messages: list[Message] = []  # older files have none
-
-
-class VerifiableResult(Result):
-    items: list[Item]
-
-
-class Evaluation(File):
-    checkpoint_step: int
-    fingerprint: str
-    tasks: dict[str, dict]
-
-
-Kind = TypeVar('Kind', bound=File)
-
-
-def _read(path: Path, kind: type[Kind]) -> Kind | None:
-    """A file of a run; None if it is missing, damaged or has another form."""
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        problem = error.strerror
-    except ValidationError as error:
-        problem = _describe(error)
-    print(f'{path}: {problem}: it is ignored', file=sys.stderr)
-    return None
-
-
-def _describe(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    return ': '.join(['.'.join(map(repr, first['loc'])), first['msg']]).lstrip(': ')
-
-
-# ---- the card
 
 
 def make_card(
@@ -153,33 +29,18 @@ def make_card(
     weights, cache: the flags of `serve`; the figures are those of the weights as
         trained.
     """
-    stages = trace_stages(workdir, engine.trained_step)
-    remarks = []
-    if num_params < SMALL:
-        remarks.append('It is a small model: expect mistakes.')
-    if all(stage.sources for stage in stages):
-        remarks.append('It knows nothing beyond the data it was trained on.')
-    else:
-        remarks.append('Its files do not name all data that it was trained on.')
-    tasks, skills = [], []
-    evaluation = _read(workdir / 'eval.json', Evaluation)
-    if evaluation is None:
-        remarks.append('It has not been evaluated, so there are no figures.')
-    elif evaluation.fingerprint != engine.trained_fingerprint:
+    facts = read_facts(
+        workdir, engine.trained_step, engine.trained_fingerprint, num_params
+    )
+    remarks, skills = facts.remarks, []
+    for result in facts.results.values():
+        if isinstance(result, VerifiableResult):
+            skills += measured_skills(result)
+    if facts.is_evaluated and (weights, cache) != ('whole', 'whole'):
         remarks.append(
-            'This checkpoint has not been evaluated: the figures in eval.json are '
-            f'those of other weights, of step {evaluation.checkpoint_step:,}.'
+            f'It is served with weights {weights} and cache {cache}; the figures were '
+            'measured without quantization.'
         )
-    else:
-        for task, result in _results(evaluation):
-            tasks.append(_describe_task(task, result))
-            if isinstance(result, VerifiableResult):
-                skills += measured_skills(result)
-        if (weights, cache) != ('whole', 'whole'):
-            remarks.append(
-                f'It is served with weights {weights} and cache {cache}; the figures '
-                'were measured without quantization.'
-            )
     skills.sort(key=lambda pair: -pair[0].accuracy)
     suggestions = [
         schemas.Suggestion(text=question, skill=skill)
@@ -191,147 +52,10 @@ def make_card(
         parameters=num_params,
         context=engine.context,
         vocabulary=engine.vocab_size,
-        stages=stages,
+        stages=facts.stages,
         can=[skill for skill, _ in skills if skill.accuracy >= LEARNED],
         cannot=[skill for skill, _ in skills if skill.accuracy < LEARNED],
-        tasks=tasks,
+        tasks=[describe_task(*item) for item in facts.results.items()],
         remarks=remarks,
         suggestions=suggestions[:MAX_SUGGESTIONS],
     )
-
-
-# ---- what it was trained on
-
-
-def trace_stages(workdir: Path, step: int) -> list[CardStage]:
-    """The stages from the first run to the checkpoint `step` of RUN.
-
-    A run whose config cannot be read is the first one, and has no sources.
-    """
-    stages, runs = [], set()
-    while workdir not in runs:
-        runs.add(workdir)
-        config = _read(workdir / 'config.json', Config)
-        sources = _built_sources(workdir) if config else []
-        reward_runs = []
-        if config and config.policy is not None and config.task:
-            sources += _problem_sources(config.task)
-            parts = config.task.rewards.values()
-            reward_runs = [
-                Path(p.run).expanduser() for p in parts if p.function == 'model'
-            ]
-        stages.append(_describe_stage(workdir, step, sources))
-        for run in reward_runs:
-            stages.append(_describe_stage(run, None, _built_sources(run)))
-        if config and config.start.run:
-            workdir, step = Path(config.start.run), config.start.step
-    return stages[::-1]
-
-
-def _describe_stage(run: Path, step: int | None, sources: list) -> CardStage:
-    stage = None
-    if environment := _read(run / 'environment.json', Environment):
-        with contextlib.suppress(ValueError):  # a quotation mark without its partner
-            stage = stage_of(environment.model_dump())
-    return CardStage(run=run.name, stage=stage, step=step, sources=sources)
-
-
-def _built_sources(run: Path) -> list[CardSource]:
-    """The sources of all data sets in RUN."""
-    return [source for name in DATA_SETS for source in _manifest_sources(run / name)]
-
-
-def _manifest_sources(folder: Path) -> list[CardSource]:
-    """The sources of one data set, with the sizes of their training splits."""
-    manifest = _read(folder / 'manifest.json', Manifest)
-    if manifest is None:
-        return []
-    count, unit, name = DATA_SETS[folder.name]
-    sources = manifest.sources or {name: Source(splits=manifest.splits)}
-    found = []
-    for name, source in sources.items():
-        amount = source.splits.get('train', {}).get(count)
-        amount = amount if isinstance(amount, int) else None
-        about = dict(version=source.version, licence=source.licence)
-        found.append(CardSource(name=name, amount=amount, unit=unit, **about))
-    return found
-
-
-def _problem_sources(task: Task) -> list[CardSource]:
-    """The sources of the problems and prompts of reinforcement learning."""
-    plain = dict(version='', licence='', amount=None)
-    sources = []
-    if not task.path:
-        sources.append(CardSource(name=task.name, unit='problems', **plain))
-    for path in filter(None, (task.path, task.chats)):
-        folder = Path(path).expanduser()
-        known = _manifest_sources(folder) if folder.name in DATA_SETS else []
-        sources += known or [CardSource(name=folder.name, unit='problems', **plain)]
-    return sources
-
-
-# ---- what was measured
-
-
-def _results(evaluation: Evaluation) -> Iterator[tuple[str, Result]]:
-    for task, value in evaluation.tasks.items():
-        kind = VerifiableResult if value.get('kind') == 'verifiable' else Result
-        try:
-            yield task, kind.model_validate(value)
-        except ValidationError as error:
-            problem = _describe(error)
-            print(f'eval.json: {task!r}: {problem}: it is ignored', file=sys.stderr)
-
-
-def _describe_task(name: str, result: Result) -> CardTask:
-    """The task's figures; those by skill or source stay in eval.json."""
-    names = FIGURES_OF_KIND.get(result.kind) or [
-        figure for figure in result.figures if '/' not in figure
-    ]
-    figures = []
-    for figure_name in names:
-        figure = result.figures.get(figure_name)
-        if figure is None or figure.value is None:
-            continue
-        others = figure.baselines.items()
-        baselines = {label: f.value for label, f in others if f.value is not None}
-        about = dict(label=label_of(figure_name), interval=_interval(figure))
-        figures.append(CardFigure(value=figure.value, baselines=baselines, **about))
-    level = result.bootstrap.level
-    return CardTask(name=name, about=result.about, level=level, figures=figures)
-
-
-def _interval(figure: Figure) -> tuple[float, float] | None:
-    return figure.interval if figure.interval and None not in figure.interval else None
-
-
-def measured_skills(result: VerifiableResult) -> list[tuple[CardSkill, str]]:
-    """(skill, question) of each skill; the question is '' if none is a single message.
-
-    The question is the first one in the file, whether or not the reply was right.
-    """
-    skills = []
-    counts = Counter(item.source for item in result.items)
-    for name in filter(None, counts):
-        # A single skill has no figures of its own: they are those of the task.
-        suffix = f'/{name}' if len(counts) > 1 else ''
-        accuracy, drawn = (
-            result.figures.get(figure + suffix, Figure(value=None))
-            for figure in ('accuracy', 'accuracy_drawn')
-        )
-        if None in (accuracy.value, drawn.value):
-            continue
-        questions = (
-            item.messages[0].content.strip()
-            for item in result.items
-            if item.source == name and [m.role for m in item.messages] == ['user']
-        )
-        skill = CardSkill(
-            name=name,
-            problems=counts[name],
-            accuracy=accuracy.value,
-            interval=_interval(accuracy),
-            accuracy_drawn=drawn.value,
-        )
-        skills.append((skill, next(questions, '')))
-    return skills

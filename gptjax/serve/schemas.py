@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.responses import JSONResponse
 
+from gptjax.eval.model_facts import CardSkill, CardStage, CardTask
 from gptjax.infer.request import BIAS_LIMITS, LIMITS
 
 
@@ -285,43 +286,6 @@ class Model(BaseModel):
 class ModelList(BaseModel):
     object: Literal['list']
     data: list[Model]
-
-
-class CardSource(BaseModel):
-    name: str
-    version: str
-    licence: str
-    amount: int | None
-    unit: str = Field(description='Of `amount`: documents, conversations, …')
-
-
-class CardStage(BaseModel):
-    run: str
-    stage: str | None = Field(description='None: the files do not say.')
-    step: int | None
-    sources: list[CardSource] = Field(description='What it was trained on.')
-
-
-class CardFigure(BaseModel):
-    label: str
-    value: float
-    interval: tuple[float, float] | None
-    baselines: dict[str, float]
-
-
-class CardTask(BaseModel):
-    name: str
-    about: str
-    level: float = Field(description='Confidence level of the intervals.')
-    figures: list[CardFigure]
-
-
-class CardSkill(BaseModel):
-    name: str
-    problems: int = Field(description='Held-out problems that it was measured on.')
-    accuracy: float = Field(description='Share of right replies at temperature 0.')
-    interval: tuple[float, float] | None = Field(description='Of `accuracy`.')
-    accuracy_drawn: float = Field(description='The same at temperature 1.')
 
 
 class Suggestion(BaseModel):

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from huggingface_hub import ModelCard
 
 from gptjax.convert import export_model, hf_llama
 from gptjax.convert.hf_folder import Folder
@@ -94,8 +95,8 @@ def test_import_then_export_gives_the_same_folder(tmp_path, dtype, monkeypatch):
     made_models.write_folder(folder, 'Gemma2', dtype=dtype)
     assert runs.gptjax('import', '--from', folder, '--workdir', run) == 0
     assert runs.gptjax('export', '--workdir', run, '--to', out) == 0
-    names = sorted(path.name for path in folder.iterdir())
-    assert names == sorted(path.name for path in out.iterdir())
+    names = {path.name for path in folder.iterdir()}
+    assert names | {'README.md'} == {path.name for path in out.iterdir()}
     for name in names:
         assert (out / name).read_bytes() == (folder / name).read_bytes(), name
 
@@ -191,3 +192,5 @@ def test_bits_per_byte_are_those_under_transformers(prepared_run, tmp_path):
             nats -= float(logprobs.gather(1, targets[:, None]).sum())
     ours = evaluation['results']['bits_per_byte']
     assert ours == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
+    [written] = ModelCard.load(out / 'README.md').data.eval_results
+    assert (written.metric_type, written.metric_value) == ('bits_per_byte', ours)

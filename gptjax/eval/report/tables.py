@@ -37,6 +37,12 @@ LABELS = {
     'stops_drawn': 'ends, temperature 1',
     'reply_tokens': 'tokens in a reply',
 }
+# Tables and cards have these figures of each kind of task; RUN/eval.json has all.
+FIGURES_OF_KIND = dict(
+    perplexity=('bits_per_byte',),
+    dialogue=('reply_bits', 'accuracy_tokens', 'stops', 'stops_drawn'),
+    verifiable=('accuracy', 'accuracy_drawn', 'pass_at_8'),
+)
 
 
 def label_of(figure_name: str) -> str:
