@@ -43,14 +43,14 @@ def export_gguf(
     Raises:
         UserError: the model is no Llama, or its tokenizer none of ours.
     """
-    try:
-        import gguf
-    except ImportError:
-        raise UserError('--to=FILE.gguf needs a package: pip install gguf') from None
     refuse_existing(target)
     tokenizer, settings = load_run_tokenizer(config, workdir)
     description = describe(config, workdir, settings)
     _check(description, settings, tokenizer)
+    try:
+        import gguf
+    except ImportError:
+        raise UserError('--to=FILE.gguf needs a package: pip install gguf') from None
     with progress_bar('reading the model', 0):
         trained = load_model(config, workdir, inference_mesh(config), step)
     with writing_draft(target) as draft:

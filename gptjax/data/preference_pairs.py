@@ -13,6 +13,7 @@ The prompt `p q` and the reply `a b <|end|>` make this row, padded to T = 6:
 """
 
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from gptjax.core.files import JSON_LINES, list_files
 from gptjax.data import chat_template
 from gptjax.data.packed_dataset import shuffle_epochs
 from gptjax.data.preferences import Preference, read_preferences
+from gptjax.data.render_process import RefusedMessages
 from gptjax.data.sources.open_source import describe_files, refuse_changed_files
 from gptjax.data.sources.records import SPLITS
 from gptjax.data.splits import assign_split, describe_shared, fill_splits
@@ -84,11 +86,13 @@ def describe_pairs(manifest: dict) -> str:
 
 def describe_left_out(manifest: dict) -> str:
     skipped, context = manifest['skipped'], manifest['settings']['data.context']
+    refused = manifest.get('refused', {})
     return console.join_lines(
         console.describe_left_out(
             {
                 'equal replies': skipped['equal'],
                 f'data.context={context}': skipped['too_long'],
+                **{f'"{why}"': count for why, count in refused.items()},
             },
             manifest['lines'],
             'pairs',
@@ -110,14 +114,26 @@ def _write_pairs(config: ConfigDict, folder: Path, tokenizer: AnyTokenizer) -> d
     source = describe_files(list_files(section.path, JSON_LINES, FIELD))
     preferences, counts = read_preferences(section.path, FIELD)
     pairs, skipped = [], dict(equal=counts['equal'], too_long=0)
+    refused = Counter()
     for preference in preferences:
-        pair = encode_pair(preference, tokenizer, config.chat.template)
+        try:
+            pair = encode_pair(preference, tokenizer, config.chat.template)
+        except RefusedMessages as error:
+            refused[str(error)] += 1
+            continue
         if np.array_equal(pair.chosen.tokens, pair.rejected.tokens):
             skipped['equal'] += 1
         elif max(len(row.tokens) for row in pair[1:]) > config.data.context + 1:
             skipped['too_long'] += 1
         else:
             pairs.append((preference.split_key(), pair))
+    if refused and not pairs:
+        ((why, count),) = refused.most_common(1)
+        raise UserError(
+            f'preference.path={section.path}: no pair is left: {count} of '
+            f'{counts["lines"]} are left out because {why}: change the pairs, or start '
+            'from another model'
+        )
     if not pairs:
         longest = config.model.context
         longer = (
@@ -139,6 +155,7 @@ def _write_pairs(config: ConfigDict, folder: Path, tokenizer: AnyTokenizer) -> d
         source=source,
         lines=counts['lines'],
         skipped=skipped,
+        **(dict(refused=dict(refused)) if refused else {}),
         splits=splits,
         fingerprint=storage.fingerprint(splits),
     )

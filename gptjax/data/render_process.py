@@ -41,7 +41,10 @@ class Process:
         template = 'the chat template of the model'
         if answer.get('raised'):
             raise RefusedMessages(f'{template} refuses the messages: {answer["error"]}')
-        raise UserError(f'{template} {answer["error"]}')
+        raise UserError(
+            f'{template} {answer["error"]}: import it with another one, or use '
+            '--config.chat.template=text'
+        )
 
     def _ask(self, line: bytes) -> dict:
         if self._process is None or self._owner != os.getpid():
