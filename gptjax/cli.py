@@ -14,7 +14,7 @@ from typing import NamedTuple
 from gptjax import command_line
 from gptjax.command_line import DRAWN, ENGINE, FLAGS, HOSTS, RUN
 from gptjax.convert_stages import run_export, run_import
-from gptjax.core import process, storage
+from gptjax.core import process, run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.core.process import CTRL_C, INTERRUPTED
 from gptjax.model_stages import run_bench, run_chat, run_eval, run_sample, run_serve
@@ -131,6 +131,26 @@ def _data(words):
         print(line)
 
 
+def _classifier(words):
+    from gptjax.data.quality import classifier_training
+    from gptjax.eval.report.tables import print_table
+
+    command_line.refuse_words(words)
+    for name in ('good', 'bad', 'workdir'):
+        if not FLAGS[name].value:
+            raise UserError(
+                f'--{name} is missing: use --good FOLDER --bad FOLDER --workdir RUN'
+            )
+    workdir = given_workdir()
+    HELD.enter_context(run_dir.locked(workdir))
+    manifest = classifier_training.build_classifier(FLAGS.good, FLAGS.bad, workdir)
+    line, *tables = classifier_training.describe_classifier(manifest)
+    print(line)
+    for rows in tables:
+        print()
+        print_table(rows, right_aligned=range(1, len(rows[0])))
+
+
 def _tokenizer(words):
     from gptjax.tokenizer.train_tokenizer import TOKENIZER
 
@@ -221,6 +241,11 @@ STAGES = {
         (*HOSTS, 'step', 'report'),
         _data,
     ),
+    'classifier': CommandStage(
+        'train a quality classifier from folders of good and bad texts',
+        ('good', 'bad', 'workdir'),
+        _classifier,
+    ),
     'tokenizer': CommandStage(
         'train the tokenizer on the training split', HOSTS, _tokenizer
     ),
@@ -299,7 +324,7 @@ STAGES = {
         'make a run of such a file: unpack FILE --workdir RUN', ('workdir',), run_unpack
     ),
     'bench': CommandStage(
-        'measure the speed: `bench data`, `bench train` or `bench decode`',
+        'measure: `bench data`, `bench train`, `bench decode`, `bench masking`',
         None,
         run_bench,
     ),
@@ -309,6 +334,7 @@ VARIANT_FLAGS = {
     'eval --compare': ('compare', 'json'),
     'eval --weights and --cache': (*RUN, 'json', 'step', 'weights', 'cache'),
     'bench data': RUN,
+    'bench masking': (),
     'bench train': ('config', 'against', 'against_python'),
     'bench decode': (
         *(*RUN, 'step', 'slots', 'against', 'against_python'),

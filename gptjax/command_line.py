@@ -25,6 +25,8 @@ flags.DEFINE_integer(
     'data: print the batch of this step; other stages: use this checkpoint',
 )
 flags.DEFINE_bool('report', False, 'data: also write a page, RUN/data.html')
+flags.DEFINE_string('good', None, 'classifier: file, folder or glob of good texts')
+flags.DEFINE_string('bad', None, 'classifier: the same of texts of low quality')
 flags.DEFINE_multi_string('prompt', None, 'sample: continue this text')
 flags.DEFINE_integer('max_tokens', None, 'sample, eval: maximum tokens of a reply')
 flags.DEFINE_integer('seed', 0, 'sample, eval: seed of sampling')

@@ -155,6 +155,10 @@ def run_bench(words: Sequence[str]) -> None:
             draft=_draft(),
             guesses=FLAGS.guesses,
         )
+    elif words[:1] == ['masking']:
+        from gptjax.bench import bench_masking
+
+        bench_masking.run()
     else:
-        known = '`bench decode`, `bench data` or `bench train`'
+        known = '`bench decode`, `bench data`, `bench train` or `bench masking`'
         raise UserError(f'bench {" ".join(words)}: use {known}')
