@@ -62,7 +62,7 @@ def test_unknown_words_are_refused(capsys, tmp_path):
     broken = tmp_path / 'broken.py'
     broken.write_text('import nothing')
     refused = {
-        ('bake',): "no stage 'bake': use one of data, tokenizer",
+        ('bake',): "no stage 'bake': use one of data, classifier, tokenizer",
         (
             'pretrain',
             config,
