@@ -34,7 +34,11 @@ FORMS = {
         email=(
             *('{first}.{last}@{domain}', '{first}??@{domain}', '{first}@mail.{domain}'),
             *('{first}+{word}@{domain}', "{first}.o'{last}@{domain}"),
-            *('mailto:{first}@{domain}', '{first} at gmail dot com', '{last}[at]gmx.de'),
+            *(
+                'mailto:{first}@{domain}',
+                '{first} at gmail dot com',
+                '{last}[at]gmx.de',
+            ),
         ),
         phone=(
             *('(%??) %??-????', '%??-%??-????', '%??.%??.????', '%??%??%???'),
@@ -62,14 +66,23 @@ FORMS = {
     'held out': dict(
         email=(
             *('{first}-{last}@{word}.co.uk', '{last}@{word}.museum', 'jörg@{domain}'),
-            *('{FIRST}.{LAST}@{DOMAIN}', '{first}_%?@{word}-{last}.io', '{first}@müller.de'),
+            *(
+                '{FIRST}.{LAST}@{DOMAIN}',
+                '{first}_%?@{word}-{last}.io',
+                '{first}@müller.de',
+            ),
             *('{first} AT yahoo DOT com', '{first}.{last} (at) gmail (dot) com'),
             *('{first} at {word} dot org', '{first}@{word} dot com'),
         ),
         phone=(
             *('+34 6?? ??? ???', '6?? ??? ???', '+39 3?? ??? ????', '3%? ??? ????'),
             *('+61 4?? ??? ???', '04?? ??? ???', '+91 9???? ?????', '9???? ?????'),
-            *('+55 11 9????-????', '(11) 9????-????', '+81 3 ???? ????', '03-????-????'),
+            *(
+                '+55 11 9????-????',
+                '(11) 9????-????',
+                '+81 3 ???? ????',
+                '03-????-????',
+            ),
             *('090-????-????', '+48 ??? ??? ???', '079 ??? ?? ??', '07??? ??????'),
             *('020 7??? ????', '06-%???????', '070-??? ?? ??', '+86 138 ???? ????'),
             *('138 ???? ????', '8 (9??) ???-??-??', '0170 ???????', '0151/????????'),
@@ -80,7 +93,11 @@ FORMS = {
             *('{first}.{last}#%??%', 'IG: {first}_{last}', 'twitter.com/{first}_??'),
         ),
         id=(
-            *('{UUID}', '~~~~~~~~~~a~~~~~~~~~~1~~~~~~~~~~~~~~~~~~', '<@!%????????????????>'),
+            *(
+                '{UUID}',
+                '~~~~~~~~~~a~~~~~~~~~~1~~~~~~~~~~~~~~~~~~',
+                '<@!%????????????????>',
+            ),
             *('<@&%????????????????>', '%???????????????', '4???-????-????-????'),
             *('3%?? ?????? ?????', 'DE%? ???? ???? ???? ???? ??', '%?? ?? ????'),
             *('U024{ID}H', 'user_8~~~~~~~~~~~'),
@@ -88,11 +105,27 @@ FORMS = {
         price=('US$ 30000??', '£1000000', '12,500.?? EUR', '1.250.0?? kr', '30000%??'),
         date=('%. 5. 201?', '2018050%', '05-1%-2018', '1999–200%', '2019.0%.1?'),
         version=('10.0.19%??.38??', '2026.1%.0rc1', 'python3.1?', '1.0.0-beta.%'),
-        isbn=('0-306-4%615-?', '97803064%615?', 'ISSN 2%49-36??', '10.10%8/s415??-020-2649-2'),
+        isbn=(
+            '0-306-4%615-?',
+            '97803064%615?',
+            'ISSN 2%49-36??',
+            '10.10%8/s415??-020-2649-2',
+        ),
         score=('10%-99', '3:%', '1-0 2-1 3-%', '15-40'),
         time=('1?.38', '@ 7:1? pm', '@7', '@noon', '2018-05-02T1?:00:00Z'),
-        number=('52.5200??, 13.4049??', '1e-1?', '6.02214076e23', '1,234,5%7', '+1 000 0??'),
-        code=('@property', '@dataclass(frozen=True)', '@app.route("/%")', '@param name'),
+        number=(
+            '52.5200??, 13.4049??',
+            '1e-1?',
+            '6.02214076e23',
+            '1,234,5%7',
+            '+1 000 0??',
+        ),
+        code=(
+            '@property',
+            '@dataclass(frozen=True)',
+            '@app.route("/%")',
+            '@param name',
+        ),
         other=('@ home', 'hi@', 'C#', 'hotmail.com', 'and/or', 'PR#10%?', 'AC/DC'),
     ),
 }
@@ -124,8 +157,9 @@ def make_labelled_texts(split: str, per_form: int, seed: int = 0) -> Iterator[La
         for form in forms:
             draw = random.Random(f'{seed} {split} {kind} {form}')
             sentences = SENTENCES[split]
-            chosen = sentences.get(kind) or (
-                sentences['masked' if kind in MASKED else 'kept']
+            chosen = (
+                sentences.get(kind)
+                or (sentences['masked' if kind in MASKED else 'kept'])
             )
             for _ in range(per_form):
                 value = _fill(form, draw)

@@ -110,5 +110,5 @@ def _load_weights(path: str) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _weights_at(path, modified):
-    """`modified` is part of the key: a classifier that is trained again is read again."""
+    """A classifier that is trained again is read again, as `modified` is in the key."""
     return read_classifier(path).weights
