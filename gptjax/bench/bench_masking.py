@@ -1,9 +1,9 @@
 """`bench masking`: recall and precision of the masking steps on made-up texts.
 
 A value counts as found if all of its letters and digits are masked, by whichever step.
-A mask counts as right if it lies within a value to be masked. personal_data.py makes the
-texts and labels. As a value of one form is found always or hardly ever, the intervals
-are those of as many draws as there are forms.
+A mask counts as right if it lies within a value to be masked. personal_data.py makes
+the texts. As a value of one form is found always or hardly ever, the intervals are
+those of as many draws as there are forms.
 """
 
 import re
