@@ -46,6 +46,9 @@ SOURCE = dict(
     clean=Field(('default',), 'data.clean, for chat no step', before=('data.clean',)),
     limit=Field(0, 'maximum number of documents to read; 0: all'),
     licence=Field('', 'licence for the manifest; tfds datasets state their own'),
+    licence_field=Field(
+        '', "column or key of a record's licence; '': that of the source"
+    ),
 )
 
 REWARD_PART = dict(
@@ -86,6 +89,7 @@ DATA = dict(
         'where documents come from, under names of your choice',
         SOURCE,
     ),
+    licences=Field((), "licences to use, such as ('MIT', 'CC-BY-4.0'); (): all"),
     clean=Field(
         (
             *('repair_unicode', 'html_to_text', 'remove_control_characters'),
@@ -104,6 +108,9 @@ DATA = dict(
     near_duplicate_similarity=Field(
         0.8, "'drop_near_duplicates' drops text this similar to another", SOME_SHARE
     ),
+    evaluation_sets=Field((), "JSON Lines or text files, for 'decontaminate'"),
+    decontaminate_ngram=Field(13, 'words that a document may not share', AT_LEAST_1),
+    bad_words=Field('', "text file, a word in a line, for 'c4_bad_words'"),
     validation_fraction=Field(0.05, 'share held out, by a hash of the id', INNER_SHARE),
     context=Field(
         128,

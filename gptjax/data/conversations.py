@@ -35,12 +35,14 @@ from gptjax.data.cleaning.cleaning_steps import (
     read_options,
     select_transforms,
 )
-from gptjax.data.documents import Write, used_steps, write_sources
+from gptjax.data.documents import used_steps, write_sources
 from gptjax.data.quality.comparing_steps import Comparisons, prepare_text
 from gptjax.data.sources.file_source import read_messages
 from gptjax.data.sources.open_source import SUFFIXES, describe_source_files
 from gptjax.data.sources.records import (
+    OTHER_LICENCE,
     TOOL_FIELDS,
+    Licences,
     Source,
     open_with_ids,
     record_messages,
@@ -77,6 +79,7 @@ class Conversation(NamedTuple):
     id: str
     messages: Sequence[tuple[str, str]]  # (speaker, text) in order
     assistants: tuple[str, ...]  # speakers; each is the assistant of one view
+    licence: str = ''  # of its record
 
 
 def write_conversations(
@@ -90,23 +93,26 @@ def write_conversations(
     """
     sources = config.dialogue.sources
     steps = used_steps('dialogue.sources', sources, config.data)
+    licences = Licences(config.data.licences)
+    licences.check_sources('dialogue.sources', sources)
     with Comparisons(config.data, steps, folder) as comparisons:
         return write_sources(
             sources,
             SplitWriter(folder, config.data.validation_fraction, _cut_views),
             lambda name, source: open_conversations(
-                name, source, workdir / 'datasets', with_tools
+                name, source, workdir / 'datasets', with_tools, licences
             ),
-            partial(_write_source, config, comparisons),
+            partial(_write_source, config, comparisons, licences),
         )
 
 
 def _write_source(
-    config, comparisons: Comparisons, name, source: Source, write: Write
+    config, comparisons: Comparisons, licences: Licences, name, source: Source, write
 ) -> dict:
     data = config.data
     source_config = config.dialogue.sources[name]
-    clean = choose_steps(f'dialogue.sources.{name}', source_config, data)
+    field = f'dialogue.sources.{name}'
+    clean = choose_steps(field, source_config, data)
     counts = {step: StepCount() for step in clean}
     read, skipped = Counter(conversations=0, messages=0), Counter()
     is_empty = True
@@ -125,6 +131,9 @@ def _write_source(
             ]
             write(_make_part(conversation.id, views))
             is_empty = False
+    left_out = licences.count_left_out(field)
+    skipped.update(left_out)
+    read.update(conversations=left_out.get(OTHER_LICENCE, 0))
     if is_empty:
         raise UserError(
             f'dialogue.sources.{name}.path={source_config.path}: none '
@@ -135,6 +144,7 @@ def _write_source(
         read=dict(read),
         steps={step: asdict(count) for step, count in counts.items()},
         skipped=dict(skipped),
+        **licences.describe(field, source_config),
     )
 
 
@@ -310,7 +320,11 @@ def _reason_to_skip(conversation, data, counts, compare) -> str | None:
 
 
 def open_conversations(
-    name: str, source: ConfigDict, data_dir: Path, with_tools: bool = False
+    name: str,
+    source: ConfigDict,
+    data_dir: Path,
+    with_tools: bool = False,
+    licences: Licences | None = None,
 ) -> Source:
     """Opens a source of `dialogue.sources`; `read(advance)` yields `Conversation`s.
 
@@ -320,8 +334,13 @@ def open_conversations(
     field = f'dialogue.sources.{name}'
     opened = open_with_ids(field, source, partial(_open, field, data_dir, with_tools))
 
+    licences, stated = licences or Licences(), opened.description['licence']
+    licences.check(field, source, stated)
+
     def read_up_to_limit(advance: Advance) -> Iterator[Conversation]:
-        return islice(opened.read(advance), source.limit or None)
+        for conversation in islice(opened.read(advance), source.limit or None):
+            if licences.allow(field, conversation.licence or stated):
+                yield conversation
 
     return opened._replace(read=read_up_to_limit)
 
@@ -348,11 +367,12 @@ def _read_files(field, source, paths, with_tools, advance) -> Iterator[Conversat
     for file in paths:
         has_reply, number = False, 0
         records = read_messages(field, source, [file], advance, '', with_tools)
-        for identity, _, messages in records:
+        for identity, _, messages, licence in records:
             turns = _turns_of(messages)
             number += 1
             has_reply |= any(role == 'assistant' for role, _ in turns)
-            yield Conversation(replace_surrogates(identity), turns, ('assistant',))
+            identity = replace_surrogates(identity)
+            yield Conversation(identity, turns, ('assistant',), licence)
         if not has_reply:
             raise UserError(
                 f'{field}.path={file.path}: none of its {number} conversations has a '
@@ -389,7 +409,7 @@ def _make_tfds_reader(field, source, builder):
         ]
 
     def read(advance):
-        for identity, location, value in read_feature(
+        for identity, location, value, licence in read_feature(
             field, source, builder, name, advance
         ):
             assistants = ('assistant',)
@@ -406,7 +426,7 @@ def _make_tfds_reader(field, source, builder):
             else:
                 roles = cycle(('user', 'assistant'))
                 turns = list(zip(roles, decode(value), strict=False))
-            yield Conversation(identity, turns, assistants)
+            yield Conversation(identity, turns, assistants, licence)
 
     return read
 

@@ -27,29 +27,40 @@ from gptjax.core import artifact, console, run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.data.cleaning.cleaning_steps import (
     COMPARING,
-    DROP_NEAR_DUPLICATES,
     FIELDS_OF_STEP,
     Options,
     StepCount,
     check_steps,
     choose_steps,
     clean_text,
+    expand_groups,
     name_reason,
     read_options,
 )
 from gptjax.data.quality.comparing_steps import (
+    PACKAGE_OF_STEP,
     PREPARED,
     Comparisons,
+    describe_steps,
     list_files_of,
     prepare_text,
+    refuse_unused_fields,
 )
+from gptjax.data.quality.decontamination import refuse_changed_evaluation_sets
 from gptjax.data.sources.file_source import cut_text
 from gptjax.data.sources.open_source import (
     describe_passed_over,
     open_source,
     refuse_changed_sources,
 )
-from gptjax.data.sources.records import SPLITS, Document, Source, group_by_size
+from gptjax.data.sources.records import (
+    OTHER_LICENCE,
+    SPLITS,
+    Document,
+    Licences,
+    Source,
+    group_by_size,
+)
 from gptjax.data.splits import Part, SplitWriter, describe_shared
 
 CHUNK_CHARACTERS = 2**18  # cleaned by one call
@@ -57,7 +68,6 @@ CHUNKS_BEFORE_PROCESSES = 64  # for fewer chunks, starting processes costs more
 NUM_PARTS = 20  # of a document that is the only one
 Write = Callable[[Part], None]
 PACKAGES = ('ftfy', 'selectolax', 'py3langid', 'sentencex', 'tensorflow-datasets')
-PACKAGE_OF_STEP = {DROP_NEAR_DUPLICATES: 'datasketch'}
 
 
 def build_documents(config: ConfigDict, workdir: Path) -> dict:
@@ -79,8 +89,16 @@ def build_documents(config: ConfigDict, workdir: Path) -> dict:
             *(f'{split}.jsonl' for split in SPLITS),
             *list_files_of(used_steps('data.sources', data.sources, data)),
         ],
-        check=partial(refuse_changed_sources, 'data.sources', data.sources),
+        check=partial(refuse_changed_inputs, 'data.sources', data.sources),
     )
+
+
+def refuse_changed_inputs(
+    section: str, sources: ConfigDict, manifest: dict, folder: Path
+) -> None:
+    """Raises UserError if files have changed that `folder` was made from."""
+    refuse_changed_sources(section, sources, manifest, folder)
+    refuse_changed_evaluation_sets(manifest, folder)
 
 
 def describe_documents(manifest: dict) -> str:
@@ -98,7 +116,9 @@ def describe_left_out(manifest: dict) -> str:
             name_reason(step, manifest['settings']): count['documents_dropped']
             for step, count in source['steps'].items()
         }
-        return {'empty text': source['read']['empty']} | dropped
+        other = source['read'].get(OTHER_LICENCE, 0)
+        reason = other and name_reason(OTHER_LICENCE, manifest['settings'])
+        return {'empty text': source['read']['empty'], reason: other} | dropped
 
     return describe_sources(manifest, 'documents', count_left_out)
 
@@ -132,12 +152,15 @@ DOCUMENTS = artifact.Artifact(
 
 def _write_documents(data: ConfigDict, folder: Path, data_dir: Path) -> dict:
     steps = used_steps('data.sources', data.sources, data)
+    refuse_unused_fields(data, steps)
+    licences = Licences(data.licences)
+    licences.check_sources('data.sources', data.sources)
     with Comparisons(data, steps, folder) as comparisons:
         sources = write_sources(
             data.sources,
             SplitWriter(folder, data.validation_fraction, _cut_document),
-            lambda name, source: open_source(name, source, data_dir),
-            partial(_write_source, data, comparisons),
+            lambda name, source: open_source(name, source, data_dir, licences),
+            partial(_write_source, data, comparisons, licences),
         )
     splits = {
         split: dict(
@@ -151,6 +174,7 @@ def _write_documents(data: ConfigDict, folder: Path, data_dir: Path) -> dict:
         licences={name: source['licence'] for name, source in sources.items()},
         splits=splits,
         sources=sources,
+        **describe_steps(data, steps),
         packages=run_dir.package_versions(
             (*PACKAGES, *(PACKAGE_OF_STEP[step] for step in steps & {*PACKAGE_OF_STEP}))
         ),
@@ -185,10 +209,16 @@ def write_sources(
 
 
 def _write_source(
-    data: ConfigDict, comparisons: Comparisons, name: str, source: Source, write: Write
+    data: ConfigDict,
+    comparisons: Comparisons,
+    licences: Licences,
+    name: str,
+    source: Source,
+    write: Write,
 ) -> dict:
     """Reads, cleans and writes a source; returns counts of its documents."""
-    clean = choose_steps(f'data.sources.{name}', data.sources[name], data)
+    field = f'data.sources.{name}'
+    clean = choose_steps(field, data.sources[name], data)
     counts = {step: StepCount() for step in clean}
     read, kept = Counter(empty=0), Counter()
     with console.progress_bar(f'cleaning {name}', source.total, source.unit) as advance:
@@ -204,7 +234,15 @@ def _write_source(
         for identity, text in documents:
             write(_make_part(name, identity, text))
             kept.update(_size(text))
+    left_out = licences.count_left_out(field)
+    read.update(left_out, documents=left_out.get(OTHER_LICENCE, 0))
     if not kept:
+        if read[OTHER_LICENCE] + read['empty'] == read['documents'] > read['empty']:
+            raise UserError(
+                f'data.licences={[*data.licences]}: allows none of the '
+                f'{read["documents"]} documents of {field}, which have other licences: '
+                'add theirs, or leave out the source'
+            )
         if read['empty'] == read['documents']:
             raise UserError(
                 f'data.sources.{name}: all {read["empty"]} documents are empty: give '
@@ -220,6 +258,7 @@ def _write_source(
         read=dict(read),
         steps={step: asdict(count) for step, count in counts.items()},
         kept=dict(kept),
+        **licences.describe(field, data.sources[name]),
     )
 
 
@@ -323,8 +362,10 @@ def _sum(sizes: Iterable[dict]) -> dict:
 
 def cleaning_settings(data: ConfigDict) -> dict:
     """The config fields that decide which text is kept, and in which split."""
+    of_steps = {field for fields in FIELDS_OF_STEP.values() for field in fields}
     names = 'clean', *Options._fields, 'validation_fraction'
-    return {f'data.{name}': data[name] for name in names}
+    settings = {f'data.{name}': data[name] for name in names if name not in of_steps}
+    return settings | ({'data.licences': data.licences} if data.licences else {})
 
 
 def used_steps(section: str, sources: ConfigDict, data: ConfigDict) -> set[str]:
@@ -348,11 +389,11 @@ def source_settings(
         f'{section}.{source}.{name}': value
         for source, fields in sources.items()
         for name, value in fields.items()
-        if name not in (without, 'clean')
+        if name not in (without, 'clean') and (value or name != 'licence_field')
     }
     for source, fields in sources.items():
         steps = choose_steps(f'{section}.{source}', fields, data)
-        if steps != [*data.clean]:
+        if steps != expand_groups(data.clean):
             settings[f'{section}.{source}.clean'] = steps
     for step in used_steps(section, sources, data):
         for field in FIELDS_OF_STEP.get(step, ()):

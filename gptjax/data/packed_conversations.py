@@ -37,14 +37,15 @@ from gptjax.data.cut_conversations import cut_messages
 from gptjax.data.documents import (
     cleaning_settings,
     describe_sources,
+    refuse_changed_inputs,
     source_settings,
     used_steps,
 )
 from gptjax.data.packed_dataset import PackedDataset, mix_datasets
 from gptjax.data.packing import ShardWriter, name_specials, read_split
-from gptjax.data.quality.comparing_steps import list_files_of
+from gptjax.data.quality.comparing_steps import describe_steps, list_files_of
 from gptjax.data.render_process import RefusedMessages
-from gptjax.data.sources.open_source import describe_passed_over, refuse_changed_sources
+from gptjax.data.sources.open_source import describe_passed_over
 from gptjax.data.sources.records import SPLITS
 from gptjax.tokenizer.load_tokenizer import AnyTokenizer, load_tokenizer
 
@@ -86,7 +87,7 @@ def build_dialogue(config: ConfigDict, workdir: Path) -> dict:
             *(f'{split}.jsonl' for split in SPLITS),
             *list_files_of(used_steps('dialogue.sources', sources, config.data)),
         ],
-        check=partial(refuse_changed_sources, 'dialogue.sources', sources),
+        check=partial(refuse_changed_inputs, 'dialogue.sources', sources),
     )
 
 
@@ -158,6 +159,10 @@ def _write_dialogue(
         weights={n: source.weight for n, source in config.dialogue.sources.items()},
         licences={name: source['licence'] for name, source in sources.items()},
         sources=sources,
+        **describe_steps(
+            config.data,
+            used_steps('dialogue.sources', config.dialogue.sources, config.data),
+        ),
         splits={
             split: {n: counts for n, counts in by_source.items() if counts['rows']}
             for split, by_source in packed.items()

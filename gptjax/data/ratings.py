@@ -39,6 +39,7 @@ from gptjax.data.chitchat import RATING_NAMES, ChitchatConversation, read_chitch
 from gptjax.data.cleaning.cleaning_steps import (
     STEPS,
     choose_steps,
+    expand_groups,
     read_options,
     select_transforms,
 )
@@ -241,7 +242,7 @@ def _rate_preference(preference: Preference) -> list[RatedConversation]:
 
 def _choose_steps(config: ConfigDict) -> list[str]:
     if not config.reward.preferences:
-        return [*config.data.clean]
+        return expand_groups(config.data.clean)
     return choose_steps('reward', config.reward, config.data)
 
 

@@ -214,12 +214,12 @@ def test_messages_of_a_dataset_are_read_as_those_of_files(monkeypatch):
         weight=np.array([0, 0, 0.0], np.float32),
         name=[b'', b'', b''],
     )
-    rows = [('x', 'example 0', columns)]
+    rows = [('x', 'example 0', columns, '')]
     monkeypatch.setattr(conversations, 'read_feature', lambda *_: iter(rows))
     builder = SimpleNamespace(info=SimpleNamespace(features=dict(messages=columns)))
     source = common.source('tfds', 'mine')
     read = conversations._make_tfds_reader('mine', source, builder)
-    ((_, said, _),) = read(None)
+    ((_, said, *_),) = read(None)
     assert said == [
         *(('system', 'Be kind.'), ('user', 'caf\ufffd')),
         (conversations.UNTRAINED, 'no'),

@@ -17,10 +17,14 @@ from ml_collections import ConfigDict
 
 from gptjax.core.console import UserError
 from gptjax.data.cleaning import classical, markup, masking
+from gptjax.data.quality.quality_rules import GROUPS, LINE_RULES, TEXT_RULES
 
 DROP_DUPLICATES = 'drop_duplicates'
 DROP_NEAR_DUPLICATES = 'drop_near_duplicates'
-COMPARING = (DROP_DUPLICATES, DROP_NEAR_DUPLICATES)
+DECONTAMINATE = 'decontaminate'
+REPEATED_SPANS = 'c4_repeated_spans'
+COMPARING = (DROP_DUPLICATES, DROP_NEAR_DUPLICATES, DECONTAMINATE, REPEATED_SPANS)
+BAD_WORDS = 'c4_bad_words'
 
 
 class Options(NamedTuple):
@@ -30,6 +34,7 @@ class Options(NamedTuple):
     min_characters: int
     max_characters: int
     max_repetition: float
+    bad_words: str
 
 
 def read_options(data: ConfigDict) -> Options:
@@ -170,23 +175,30 @@ TRANSFORMS = (
     classical.remove_stop_words,
     classical.split_sentences,
     classical.tokenize_words,
+    *LINE_RULES,
 )
 # Steps that keep a document unchanged or drop it, or a whole conversation.
-FILTERS = (keep_languages, drop_short, drop_long, drop_repetitive)
+FILTERS = (keep_languages, drop_short, drop_long, drop_repetitive, *TEXT_RULES)
 STEPS = {step.__name__: step for step in (*TRANSFORMS, *FILTERS)}
 
 
-# The field of `data` that decides what a filter drops.
+# The field of `data` that decides what is left out, by the reason.
 FIELD_OF_FILTER = dict(
     keep_languages='languages',
     drop_short='min_characters',
     drop_long='max_characters',
     drop_repetitive='max_repetition',
     drop_near_duplicates='near_duplicate_similarity',
+    c4_bad_words='bad_words',
+    other_licence='licences',
 )
 # Fields of `data` that are settings of an artifact only if it uses the step, so that
 # artifacts that are older than the step stay valid.
-FIELDS_OF_STEP = dict(drop_near_duplicates=('near_duplicate_similarity',))
+FIELDS_OF_STEP = dict(
+    drop_near_duplicates=('near_duplicate_similarity',),
+    decontaminate=('evaluation_sets', 'decontaminate_ngram'),
+    c4_bad_words=('bad_words',),
+)
 
 
 def name_reason(step: str, settings: dict) -> str:
@@ -221,6 +233,22 @@ class StepCount:
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
+    def add_change(self, before: str, text: str | None) -> str | None:
+        """Counts what a step made of a text; None if it dropped or emptied it."""
+        if not text or text.isspace():
+            self.documents_dropped += 1
+            self.characters_removed += len(before)
+            return None
+        if text != before:
+            self.documents_changed += 1
+            self.characters_removed += len(before) - len(text)
+        return text
+
+
+def expand_groups(names: Iterable[str]) -> list[str]:
+    """The names of steps, with those of its rules for 'gopher', 'c4' and 'fineweb'."""
+    return [step for name in names for step in GROUPS.get(name, (name,))]
+
 
 def choose_steps(field: str, section: ConfigDict, data: ConfigDict) -> list[str]:
     """The cleaning steps of a source, or of the pairs of `reward`.
@@ -232,19 +260,18 @@ def choose_steps(field: str, section: ConfigDict, data: ConfigDict) -> list[str]
     if tuple(names) == ('default',):
         names = () if section.kind == 'chat' else ('data.clean',)
     groups = (data.clean if name == 'data.clean' else (name,) for name in names)
-    steps = [step for group in groups for step in group]
+    steps = expand_groups(step for group in groups for step in group)
     check_steps(steps, f'{field}.clean')
     return steps
 
 
 def check_steps(names: Sequence[str], field: str = 'data.clean') -> None:
     """Raises UserError if a name of `field` is unknown or occurs twice."""
-    known = (*STEPS, *COMPARING)
+    known, names = (*STEPS, *COMPARING), expand_groups(names)
     for name in names:
         if name not in known:
-            raise UserError(
-                f'{field}: no step is called {name!r}: use {", ".join(known)}'
-            )
+            names_known = ', '.join((*known, *GROUPS))
+            raise UserError(f'{field}: no step is called {name!r}: use {names_known}')
         if names.count(name) > 1:
             raise UserError(f'{field}: {name!r} occurs twice: remove one')
 
@@ -262,8 +289,7 @@ def is_duplicate(text: str, seen: set[bytes], count: StepCount) -> bool:
     plain = ' '.join(unicodedata.normalize('NFKC', text).casefold().split())
     key = hashlib.blake2b(plain.encode(), digest_size=16).digest()
     if key in seen:
-        count.documents_dropped += 1
-        count.characters_removed += len(text)
+        count.add_change(text, None)
         return True
     seen.add(key)
     return False
@@ -276,14 +302,8 @@ def clean_text(
     for name in steps:
         before = text
         text = STEPS[name](before, options)
-        if text is before:
-            continue
-        count = counts[name]
-        if not text or text.isspace():
-            count.documents_dropped += 1
-            count.characters_removed += len(before)
+        if text is not before:
+            text = counts[name].add_change(before, text)
+        if text is None:
             return None
-        if text != before:
-            count.documents_changed += 1
-            count.characters_removed += len(before) - len(text)
     return text

@@ -1,48 +1,95 @@
 """Runs the steps that compare a document with others, and lists what they removed.
 
-RUN/documents/removed.jsonl, RUN/dialogue/removed.jsonl
-    {"id": "web/7", "source": "web", "step": "drop_near_duplicates",
-     "match": "books/3", "similarity": 0.91, "text": "the first 200 characters"}
+    RUN/documents/removed.jsonl, RUN/dialogue/removed.jsonl
+        {"id": "web/7", "source": "web", "step": "drop_near_duplicates",
+         "match": "books/3", "similarity": 0.91, "text": "the first 200 characters"}
+
+`decontaminate` gives the file and line of the example as `match`, and `ngram`.
 """
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from gptjax.core.console import UserError
 from gptjax.data.cleaning.cleaning_steps import (
+    BAD_WORDS,
+    DECONTAMINATE,
     DROP_DUPLICATES,
     DROP_NEAR_DUPLICATES,
+    REPEATED_SPANS,
     Options,
     StepCount,
     is_duplicate,
 )
+from gptjax.data.quality.decontamination import (
+    describe_evaluation_sets,
+    find_ngram,
+    read_evaluation_sets,
+)
 from gptjax.data.quality.near_duplicates import NearDuplicateIndex, sign
+from gptjax.data.quality.quality_rules import (
+    read_bad_words,
+    remove_repeated_spans,
+    split_sentences_of_lines,
+)
 
 REMOVED = 'removed.jsonl'
-LISTED = (DROP_NEAR_DUPLICATES,)  # steps that list what they removed
-PREPARED = (DROP_NEAR_DUPLICATES,)  # steps that `prepare_text` works for
+LISTED = {DROP_NEAR_DUPLICATES, DECONTAMINATE}  # steps that list what they removed
 LISTED_CHARACTERS = 200
+# What a step needs of a text: a pure function (text, options), for any process.
+PREPARED = {
+    DROP_NEAR_DUPLICATES: lambda text, options: sign(text),
+    REPEATED_SPANS: split_sentences_of_lines,
+}
+PACKAGE_OF_STEP = {DROP_NEAR_DUPLICATES: 'datasketch'}
 
 
-def list_files_of(steps: Iterable[str]) -> list[str]:
+def list_files_of(steps: set[str]) -> list[str]:
     """The files that these steps write."""
-    return [REMOVED] if {*LISTED} & {*steps} else []
+    return [REMOVED] if LISTED & steps else []
+
+
+def describe_steps(data: ConfigDict, steps: set[str]) -> dict:
+    """The manifest's entries for the inputs of these steps."""
+    if DECONTAMINATE not in steps:
+        return {}
+    return dict(evaluation_sets=describe_evaluation_sets(data.evaluation_sets))
+
+
+def refuse_unused_fields(data: ConfigDict, steps: set[str]) -> None:
+    """Raises UserError if a file is given for a step that no source has."""
+    for step, name in {
+        DECONTAMINATE: 'evaluation_sets',
+        BAD_WORDS: 'bad_words',
+    }.items():
+        if data[name] and step not in steps:
+            raise UserError(
+                f'data.{name}={data[name]}: no source has the step {step!r} that reads '
+                'it: add the step to data.clean'
+            )
 
 
 def prepare_text(step: str, text: str, options: Options):
-    """What `Comparisons.compare` needs of a text: a pure function, for any process."""
-    return sign(text) if step == DROP_NEAR_DUPLICATES else None
+    """What `Comparisons.compare` needs of a text."""
+    return PREPARED[step](text, options) if step in PREPARED else None
 
 
 class Comparisons:
-    """The documents of all sources so far, as the comparing steps need them."""
+    """The documents of all sources so far, as the comparing steps need them.
 
-    def __init__(self, data: ConfigDict, steps: Iterable[str], folder: Path):
-        self._seen = set()
+    It reads the files that the steps need first; UserError if it cannot.
+    """
+
+    def __init__(self, data: ConfigDict, steps: set[str], folder: Path):
+        self._texts, self._spans = set(), set()  # hashes
         self._near = NearDuplicateIndex(data.near_duplicate_similarity)
-        self._file = None
+        self._ngrams, self._file = None, None
+        if BAD_WORDS in steps:
+            read_bad_words(data.bad_words)
+        if DECONTAMINATE in steps:
+            self._ngrams = read_evaluation_sets(data)
         for name in list_files_of(steps):
             self._file = open(folder / name, 'w', encoding='utf-8')
 
@@ -68,20 +115,20 @@ class Comparisons:
             prepared: the value of `prepare_text`.
         """
         if step == DROP_DUPLICATES:
-            return None if is_duplicate(text, self._seen, count) else text
-        found = self._near.add(f'{source}/{identity}', prepared)
-        if found is None:
+            return None if is_duplicate(text, self._texts, count) else text
+        if step == REPEATED_SPANS:
+            kept = remove_repeated_spans(text, prepared, self._spans)
+            return count.add_change(text, kept)
+        name = f'{source}/{identity}'
+        if step == DECONTAMINATE:
+            found = find_ngram(text, self._ngrams)
+            reason = found and dict(match=found[1], ngram=found[0])
+        else:
+            found = self._near.add(name, prepared)
+            reason = found and dict(match=found[0], similarity=round(found[1], 4))
+        if not found:
             return text
-        match, similarity = found
-        count.documents_dropped += 1
-        count.characters_removed += len(text)
-        record = dict(
-            id=f'{source}/{identity}',
-            source=source,
-            step=step,
-            match=match,
-            similarity=round(similarity, 4),
-            text=text[:LISTED_CHARACTERS],
-        )
+        start = text[:LISTED_CHARACTERS]
+        record = dict(id=name, source=source, step=step, **reason, text=start)
         self._file.write(json.dumps(record, ensure_ascii=False) + '\n')
-        return None
+        return count.add_change(text, None)

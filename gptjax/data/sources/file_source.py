@@ -1,7 +1,7 @@
 """Reads the sources that are files: text, JSON Lines, chat files and Parquet.
 
-Each reader yields (id, text), and raises UserError with the file and the line if a
-record cannot be used. `field` is the name of the source in the config, for example
+Each reader yields (id, text, licence), and raises UserError with the file and the line
+if a record cannot be used. `field` is the name of the source in the config, for example
 'data.sources.mine'. `advance` gets the bytes read, or for Parquet the rows.
 """
 
@@ -14,9 +14,10 @@ from gptjax.core.files import Advance, File, open_raw, read_json_lines, read_lin
 from gptjax.data.chat_template import conversation_text
 from gptjax.data.sources.records import (
     MESSAGES,
-    Document,
+    LicensedDocument,
     check_fields,
     record_id,
+    record_licence,
     record_messages,
     record_text,
 )
@@ -28,7 +29,7 @@ PART_CHARACTERS = 10_000
 
 def read_text(
     field: str, source: ConfigDict, paths: list[File], advance: Advance
-) -> Iterator[Document]:
+) -> Iterator[LicensedDocument]:
     """Several files are one document each; a single file is cut into documents.
 
     As one document, a single file could not be split into training and validation. It
@@ -40,12 +41,12 @@ def read_text(
     if len(paths) == 1:
         lines = (line for _, line in read_lines(paths[0], f'{field}.path', advance))
         for number, part in enumerate(cut_text(lines)):
-            yield f'{paths[0].name}#{number}', part
+            yield f'{paths[0].name}#{number}', part, ''
         return
     for file in paths:
         text = ''.join(line for _, line in read_lines(file, f'{field}.path', advance))
         if text.strip():
-            yield file.name, text
+            yield file.name, text, ''
 
 
 def cut_text(lines: Iterable[str], size: int = PART_CHARACTERS) -> Iterator[str]:
@@ -83,16 +84,17 @@ def _cut_line(line: str, size: int) -> Iterator[str]:
 
 def read_jsonl(
     field: str, source: ConfigDict, paths: list[File], advance: Advance
-) -> Iterator[Document]:
+) -> Iterator[LicensedDocument]:
     """One JSON object per line is one document; empty lines are skipped."""
     for default_id, location, record in _read_records(field, paths, advance):
         text = record_text(record, field, source, location)
-        yield record_id(record, field, source, location, default_id), text
+        identity = record_id(record, field, source, location, default_id)
+        yield identity, text, record_licence(record, field, source, location)
 
 
 def read_chat(
     field: str, source: ConfigDict, paths: list[File], advance: Advance
-) -> Iterator[Document]:
+) -> Iterator[LicensedDocument]:
     """One JSON object per line, with "messages": [{"role": …, "content": …}, …].
 
     The text is that of `conversation_text`, without roles. (Fine-tuning reads the
@@ -100,14 +102,14 @@ def read_chat(
     """
     alternative = f", or set {field}.kind='jsonl'"
     conversations = read_messages(field, source, paths, advance, alternative)
-    for identity, location, messages in conversations:
+    for identity, location, messages, licence in conversations:
         if any('train' in message for message in messages):
             raise UserError(
                 f'{location} has a reply of weight 0, or train false, and pretraining '
                 f'learns all text: leave it out of {field}'
             )
         text = conversation_text((m['role'], m['content']) for m in messages)
-        yield identity, text
+        yield identity, text, licence
 
 
 def read_messages(
@@ -117,8 +119,8 @@ def read_messages(
     advance: Advance,
     alternative: str = '',
     with_tools: bool = False,
-) -> Iterator[tuple[str, str, list[dict]]]:
-    """Yields (id, location for an error, messages) of chat files.
+) -> Iterator[tuple[str, str, list[dict], str]]:
+    """Yields (id, location for an error, messages, licence) of chat files.
 
     Messages are those of `record_messages`. Errors name an `alternative` to chat files.
     """
@@ -127,7 +129,8 @@ def read_messages(
             record, 'messages', location, f'{MESSAGES}{alternative}', with_tools
         )
         identity = record_id(record, field, source, location, default_id)
-        yield identity, location, messages
+        licence = record_licence(record, field, source, location)
+        yield identity, location, messages, licence
 
 
 def _read_records(
@@ -145,14 +148,17 @@ def _read_records(
 
 def read_parquet(
     field: str, source: ConfigDict, paths: list[File], advance: Advance
-) -> Iterator[Document]:
+) -> Iterator[LicensedDocument]:
     """One row is one document; a thousand rows are read at a time."""
     import pyarrow
 
     for file in paths:
         row = 0
         with _open_parquet(field, source, file) as table:
-            chosen = (source.text_field, source.id_field or 'id')
+            chosen = (
+                *(source.text_field, source.id_field or 'id'),
+                source.licence_field,
+            )
             columns = [name for name in table.schema_arrow.names if name in chosen]
             batches = table.iter_batches(batch_size=1000, columns=columns)
             try:
@@ -160,7 +166,9 @@ def read_parquet(
                     location = f'{field}.path={file.path}: row {row}'
                     text = record_text(record, field, source, location)
                     default_id = f'{file.name}#{row}'
-                    yield record_id(record, field, source, location, default_id), text
+                    identity = record_id(record, field, source, location, default_id)
+                    licence = record_licence(record, field, source, location)
+                    yield identity, text, licence
                     advance(1)
                     row += 1
             except (pyarrow.ArrowException, OSError, ValueError) as error:

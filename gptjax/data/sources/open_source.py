@@ -42,7 +42,7 @@ from gptjax.data.sources.file_source import (
     read_parquet,
     read_text,
 )
-from gptjax.data.sources.records import Document, Source, open_with_ids
+from gptjax.data.sources.records import Document, Licences, Source, open_with_ids
 from gptjax.data.sources.tfds_source import open_tfds
 
 # Endings of the files that are read if the path is a folder.
@@ -55,18 +55,28 @@ SUFFIXES = {
 READERS = dict(text=read_text, jsonl=read_jsonl, parquet=read_parquet, chat=read_chat)
 
 
-def open_source(name: str, source: ConfigDict, data_dir: str | os.PathLike) -> Source:
+def open_source(
+    name: str,
+    source: ConfigDict,
+    data_dir: str | os.PathLike,
+    licences: Licences | None = None,
+) -> Source:
     """Opens the source `name` of data.sources; reads only the first ids yet.
 
-    Our TFDS builders write to `data_dir`; other datasets stay in the folder of TFDS.
+    `read(advance)` yields (id, text) of the documents that `licences` allows. Our TFDS
+    builders write to `data_dir`; other datasets stay in the folder of TFDS.
     """
     field = f'data.sources.{name}'
     opened = open_with_ids(field, source, partial(_open, field, data_dir))
+    licences, stated = licences or Licences(), opened.description['licence']
+    licences.check(field, source, stated)
 
     def read(advance: Advance) -> Iterator[Document]:
         text = None
-        for identity, text in islice(opened.read(advance), source.limit or None):
-            yield replace_surrogates(identity), text  # of a file's name
+        documents = islice(opened.read(advance), source.limit or None)
+        for identity, text, licence in documents:
+            if licences.allow(field, licence or stated):
+                yield replace_surrogates(identity), text  # of a file's name
         if text is None:
             raise UserError(
                 f'{field}.path={source.path}: empty, it has no document: give a source '

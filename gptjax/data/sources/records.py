@@ -5,8 +5,8 @@ A record is a dict: a JSON line, a row of a table or an example of TFDS.
 
 import json
 import numbers
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
@@ -17,6 +17,8 @@ from gptjax.core.files import Advance
 from gptjax.data.chat_template import check_role
 
 Document = tuple[str, str]  # id, text
+LicensedDocument = tuple[str, str, str]  # with the licence of its record, or ''
+OTHER_LICENCE = 'other_licence'  # why a document is left out, in manifests
 SPLITS = ('train', 'validation')
 MESSAGES = (
     '{"messages": [{"role": "user", "content": "…"}, '
@@ -39,10 +41,56 @@ T = TypeVar('T')
 class Source(NamedTuple):
     """An opened source; `read(advance)` yields its documents."""
 
-    read: Callable[[Advance], Iterator[Document]]
+    read: Callable[[Advance], Iterator]
     total: float  # the sum of all numbers that `advance` gets
     unit: str  # of the total, 'documents' or 'bytes'
     description: dict  # for the manifest: licence, citation, version or files
+
+
+class Licences:
+    """Leaves out what data.licences does not allow, and counts it by source.
+
+    Licences are compared without case: 'mit' is 'MIT'. If none are given, all are
+    allowed.
+    """
+
+    def __init__(self, allowed: Sequence[str] = ()):
+        self._allowed = {licence.strip().casefold() for licence in allowed}
+        self._names = ', '.join(allowed)
+        self._left_out, self._counts = Counter(), defaultdict(Counter)
+
+    def allow(self, field: str, licence: str) -> bool:
+        """Whether a document of the source `field` with this licence may be used."""
+        licence = licence.strip()
+        allowed = not self._allowed or licence.casefold() in self._allowed
+        self._counts[field][licence] += 1
+        self._left_out[field] += not allowed
+        return allowed
+
+    def count_left_out(self, field: str) -> dict[str, int]:
+        """What the manifest counts of a source, if licences are given."""
+        return {OTHER_LICENCE: self._left_out[field]} if self._allowed else {}
+
+    def describe(self, field: str, source: ConfigDict) -> dict:
+        """The manifest's entry of a source whose records state their licences."""
+        counts = self._counts[field]
+        return (
+            dict(licences=dict(sorted(counts.items()))) if source.licence_field else {}
+        )
+
+    def check_sources(self, section: str, sources: ConfigDict) -> None:
+        """Raises UserError if no licence of a source is known; a dataset is opened."""
+        for name, source in sources.items():
+            if source.kind != 'tfds':
+                self.check(f'{section}.{name}', source, source.licence)
+
+    def check(self, field: str, source: ConfigDict, licence: str) -> None:
+        if self._allowed and not (licence or source.licence_field):
+            raise UserError(
+                f'{field}.licence is empty, and data.licences allows {self._names}: '
+                f'give the licence of the source, or the field of its records that '
+                f'has it as {field}.licence_field'
+            )
 
 
 def open_with_ids(
@@ -232,9 +280,25 @@ def record_id(
     return default
 
 
+def record_licence(record: dict, field: str, source: ConfigDict, location: str) -> str:
+    """The record's `licence_field`; '' for null, or if the config names none."""
+    name = source.licence_field
+    if not name:
+        return ''
+    value = '' if name in record and record[name] is None else record.get(name)
+    if isinstance(value, bytes):
+        value = value.decode('utf-8', errors='replace')
+    if not isinstance(value, str):
+        raise UserError(
+            f'{location}: {field}.licence_field={name} holds no string, the fields are '
+            f"{field_names(record)}: name another, or ''"
+        )
+    return value
+
+
 def check_fields(field: str, source: ConfigDict, path: str, names: Iterable) -> None:
-    """Refuses a `text_field` or `id_field` that the table at `path` does not have."""
-    for option in ('text_field', 'id_field'):
+    """Refuses a field of the config that the table at `path` does not have."""
+    for option in ('text_field', 'id_field', 'licence_field'):
         name = source[option]
         if name == PLACE and option == 'id_field':
             continue

@@ -20,7 +20,13 @@ from ml_collections import ConfigDict
 
 from gptjax.core.console import UserError
 from gptjax.core.files import Advance, exists, import_tensorflow, is_remote
-from gptjax.data.sources.records import Document, Source, check_fields, record_id
+from gptjax.data.sources.records import (
+    LicensedDocument,
+    Source,
+    check_fields,
+    record_id,
+    record_licence,
+)
 
 OWN_BUILDERS = ('chitchat', 'chatterbot')  # NAME_builder.py in this folder
 CATALOG = 'https://www.tensorflow.org/datasets/catalog'
@@ -151,8 +157,8 @@ def find_package(distribution: str) -> tuple[Path, str]:
 
 def _read_texts(
     field: str, source: ConfigDict, builder, advance: Advance
-) -> Iterator[Document]:
-    for identity, _, text in read_feature(
+) -> Iterator[LicensedDocument]:
+    for identity, _, text, licence in read_feature(
         field, source, builder, source.text_field, advance
     ):
         if not isinstance(text, bytes):
@@ -160,20 +166,23 @@ def _read_texts(
                 f'{field}.text_field={source.text_field}: holds no string in '
                 f'{source.path}: name another of {", ".join(builder.info.features)}'
             )
-        yield identity, text.decode('utf-8', errors='replace')
+        yield identity, text.decode('utf-8', errors='replace'), licence
 
 
 def read_feature(
     field: str, source: ConfigDict, builder, name: str, advance: Advance
 ) -> Iterator[tuple]:
-    """Yields (id, location for an error, value of the feature `name`) by example."""
+    """Yields (id, location for an error, the feature `name`, licence) by example."""
     id_field = source.id_field or 'id'
-    names = [name, id_field] if id_field in builder.info.features else [name]
-    for place, example in enumerate(read_examples(builder, source.split, names)):
+    names = {name, id_field, source.licence_field} & {*builder.info.features}
+    for place, example in enumerate(
+        read_examples(builder, source.split, sorted(names))
+    ):
         location = f'{field}.path={source.path}: example {place}'
         default = f'{source.split}#{place}'
         identity = record_id(example, field, source, location, default)
-        yield identity, location, example[name]
+        licence = record_licence(example, field, source, location)
+        yield identity, location, example[name], licence
         advance(1)
 
 

@@ -23,7 +23,7 @@ USER = dict(role='user', content='hi')
 def read_chat_file(path):
     source = common.source('chat', str(path))
     files = list_files(str(path), ('.jsonl',), 'mine')
-    ((_, _, messages),) = file_source.read_messages('mine', source, files, print)
+    ((_, _, messages, _),) = file_source.read_messages('mine', source, files, print)
     return messages
 
 
