@@ -44,9 +44,9 @@ from gptjax.data.quality.comparing_steps import (
     describe_steps,
     list_files_of,
     prepare_text,
+    refuse_changed_steps,
     refuse_unused_fields,
 )
-from gptjax.data.quality.decontamination import refuse_changed_evaluation_sets
 from gptjax.data.sources.file_source import cut_text
 from gptjax.data.sources.open_source import (
     describe_passed_over,
@@ -98,7 +98,7 @@ def refuse_changed_inputs(
 ) -> None:
     """Raises UserError if files have changed that `folder` was made from."""
     refuse_changed_sources(section, sources, manifest, folder)
-    refuse_changed_evaluation_sets(manifest, folder)
+    refuse_changed_steps(manifest, folder)
 
 
 def describe_documents(manifest: dict) -> str:

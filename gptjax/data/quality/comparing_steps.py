@@ -13,6 +13,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from gptjax.core.console import UserError
+from gptjax.core.files import list_files
 from gptjax.data.cleaning.cleaning_steps import (
     BAD_WORDS,
     DECONTAMINATE,
@@ -24,7 +25,7 @@ from gptjax.data.cleaning.cleaning_steps import (
     is_duplicate,
 )
 from gptjax.data.quality.decontamination import (
-    describe_evaluation_sets,
+    ENDINGS,
     find_ngram,
     read_evaluation_sets,
 )
@@ -34,6 +35,7 @@ from gptjax.data.quality.quality_rules import (
     remove_repeated_spans,
     split_sentences_of_lines,
 )
+from gptjax.data.sources.open_source import describe_files, refuse_changed_files
 
 REMOVED = 'removed.jsonl'
 LISTED = {DROP_NEAR_DUPLICATES, DECONTAMINATE}  # steps that list what they removed
@@ -42,6 +44,11 @@ LISTED_CHARACTERS = 200
 PREPARED = {
     DROP_NEAR_DUPLICATES: lambda text, options: sign(text),
     REPEATED_SPANS: split_sentences_of_lines,
+}
+# The field of `data` that names the files that a step reads, and their endings.
+FILES_OF_STEP = {
+    DECONTAMINATE: ('evaluation_sets', ENDINGS),
+    BAD_WORDS: ('bad_words', ('.txt',)),
 }
 PACKAGE_OF_STEP = {DROP_NEAR_DUPLICATES: 'datasketch'}
 
@@ -52,10 +59,25 @@ def list_files_of(steps: set[str]) -> list[str]:
 
 
 def describe_steps(data: ConfigDict, steps: set[str]) -> dict:
-    """The manifest's entries for the inputs of these steps."""
-    if DECONTAMINATE not in steps:
-        return {}
-    return dict(evaluation_sets=describe_evaluation_sets(data.evaluation_sets))
+    """The manifest's entries for these steps: number and size of files, by path."""
+    files = {}
+    for step in sorted(steps & {*FILES_OF_STEP}):
+        name, endings = FILES_OF_STEP[step]
+        paths = [data[name]] if isinstance(data[name], str) else data[name]
+        field = f'data.{name}'
+        files[name] = {
+            path: describe_files(list_files(path, endings, field)) for path in paths
+        }
+    return dict(files_of_steps=files) if files else {}
+
+
+def refuse_changed_steps(manifest: dict, folder: Path) -> None:
+    """Raises UserError if a file of `describe_steps` has changed."""
+    for name, endings in FILES_OF_STEP.values():
+        described = manifest.get('files_of_steps', {}).get(name, {})
+        for path, source in described.items():
+            field, source = f'data.{name}', dict(source=source)
+            refuse_changed_files(field, path, endings, source, folder)
 
 
 def refuse_unused_fields(data: ConfigDict, steps: set[str]) -> None:

@@ -13,7 +13,7 @@ by chance, only a document of exactly these words is dropped.
 a text and this table.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -27,11 +27,7 @@ from gptjax.core.files import (
     read_lines,
 )
 from gptjax.data.quality.words import join_ngrams, split_words
-from gptjax.data.sources.open_source import (
-    SUFFIXES,
-    describe_files,
-    refuse_changed_files,
-)
+from gptjax.data.sources.open_source import SUFFIXES
 from gptjax.data.sources.records import field_names
 
 FIELD = 'data.evaluation_sets'
@@ -92,17 +88,6 @@ def find_ngram(text: str, ngrams: EvaluationNgrams) -> tuple[str, str] | None:
                 if ngram in known:
                     return ngram, known[ngram]
     return None
-
-
-def describe_evaluation_sets(paths: Iterable[str]) -> dict:
-    """The manifest's entry: number and size of files, by path."""
-    return {path: describe_files(list_files(path, ENDINGS, FIELD)) for path in paths}
-
-
-def refuse_changed_evaluation_sets(manifest: Mapping, folder) -> None:
-    """Raises UserError if files of the manifest's evaluation sets have changed."""
-    for path, described in manifest.get('evaluation_sets', {}).items():
-        refuse_changed_files(FIELD, path, ENDINGS, dict(source=described), folder)
 
 
 def _read_examples(file: File) -> Iterator[tuple[str, str]]:

@@ -169,14 +169,20 @@ def _join_lines(lines: list[str]) -> str:
 
 
 def c4_terminal_punctuation(text: str, options) -> str:
-    """Removes lines that do not end with '.', '!', '?' or '"', or end with '...'."""
+    """Removes lines that do not end with '.', '!', '?' or '"', or end with '...'.
+
+    'It is.\\nHome\\nSo...\\n\\nNo!' → 'It is.\\n\\nNo!'
+    """
     return _keep_lines(
         text, lambda line: line.endswith(END_MARKS) and not line.endswith('...')
     )
 
 
 def c4_short_lines(text: str, options) -> str:
-    """Removes lines of fewer than 5 words."""
+    """Removes lines of fewer than 5 words.
+
+    'one two three four\\n1 2 3 4 5' → '1 2 3 4 5'
+    """
     return _keep_lines(text, lambda line: len(line.split()) >= MIN_LINE_WORDS)
 
 
@@ -209,7 +215,7 @@ def read_bad_words(path: str) -> re.Pattern:
 
 
 def c4_javascript(text: str, options) -> str:
-    """Removes lines with the word Javascript."""
+    """Removes lines with the word Javascript: 'Use JavaScript.\\nHi' → 'Hi'"""
     return _keep_lines(text, lambda line: 'javascript' not in line.lower())
 
 
@@ -224,12 +230,15 @@ def c4_curly_brackets(text: str, options) -> str | None:
 
 
 def c4_citations(text: str, options) -> str:
-    """Removes marks of Wikipedia: 'It is old[1].[citation needed]' → 'It is old.'"""
+    """Removes marks of Wikipedia: 'Old[1].[citation needed] [x]' → 'Old. [x]'"""
     return _CITATION.sub('', text)
 
 
 def c4_policy_lines(text: str, options) -> str:
-    """Removes lines about terms of use, privacy and cookies."""
+    """Removes lines about terms of use, privacy and cookies.
+
+    'Our Privacy Policy\\nHello' → 'Hello'
+    """
     return _keep_lines(text, lambda line: not any(p in line.lower() for p in POLICY))
 
 
