@@ -194,7 +194,8 @@ def c4_sentences(text: str, options) -> str | None:
 
 def c4_bad_words(text: str, options) -> str | None:
     """Drops text that contains a word or phrase of the file data.bad_words."""
-    return None if read_bad_words(options.bad_words).search(text) else text
+    path = options.bad_words  # '' is refused before anything is read
+    return None if path and read_bad_words(path).search(text) else text
 
 
 @lru_cache
