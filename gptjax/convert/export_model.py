@@ -37,6 +37,7 @@ from gptjax.convert.hf_folder import (
 )
 from gptjax.convert.hub_card import write_card
 from gptjax.convert.import_model import SMALL_FILES
+from gptjax.convert.rotary_scaling import older_fields
 from gptjax.core import artifact, run_dir, storage
 from gptjax.core.console import UserError, progress_bar
 from gptjax.core.storage import refuse_existing, writing_draft
@@ -126,6 +127,8 @@ def describe(
             family = find_family(hf_config)
             hf_config.setdefault('architectures', [manifest['architecture']])
             if _is_same(family, hf_config, settings):
+                if run != workdir:
+                    hf_config = older_fields(hf_config) | hf_config
                 dtypes = manifest['dtypes'] if run == workdir else None
                 return Description(family, hf_config, run / IMPORTED, dtypes)
     return describe_new(settings)

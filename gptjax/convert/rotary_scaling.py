@@ -50,6 +50,28 @@ def rotary_fields(config: Mapping, head_dim: int, kind: str = '') -> dict[str, A
     )
 
 
+def older_fields(config: Mapping) -> dict[str, Any]:
+    """`rope_parameters` as transformers 4 reads it, which passes over the newer form."""
+    rope = config.get('rope_parameters') or {}
+    full, sliding = rope.get('full_attention', rope), rope.get('sliding_attention', {})
+    is_neox = config.get('model_type') == 'gpt_neox'
+    names = dict(
+        rope_theta='rotary_emb_base' if is_neox else 'rope_theta',
+        partial_rotary_factor='rotary_pct' if is_neox else 'partial_rotary_factor',
+    )
+    fields = {older: full[name] for name, older in names.items() if name in full}
+    scaling = {name: value for name, value in full.items() if name not in names}
+    kind = scaling.get('rope_type', 'default')
+    if config.get('model_type') == 'phi3':  # it refuses further entries
+        lists = ('short_factor', 'long_factor')
+        scaling = dict(type=kind, **{n: scaling[n] for n in lists if n in scaling})
+    if kind != 'default':
+        fields['rope_scaling'] = scaling
+    if 'rope_theta' in sliding:
+        fields['rope_local_base_freq'] = sliding['rope_theta']
+    return fields
+
+
 def linear(frequencies_h, base, rope, config):
     """Positions are divided by the factor (Chen et al. 2023)."""
     return frequencies_h / rope['factor'], 1.0
