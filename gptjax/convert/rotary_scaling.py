@@ -51,7 +51,7 @@ def rotary_fields(config: Mapping, head_dim: int, kind: str = '') -> dict[str, A
 
 
 def older_fields(config: Mapping) -> dict[str, Any]:
-    """`rope_parameters` as transformers 4 reads it, which passes over the newer form."""
+    """`rope_parameters` as transformers 4 reads it, which passes over that name."""
     rope = config.get('rope_parameters') or {}
     full, sliding = rope.get('full_attention', rope), rope.get('sliding_attention', {})
     is_neox = config.get('model_type') == 'gpt_neox'
