@@ -20,9 +20,11 @@ from gptjax.core.artifact import find_manifest
 from gptjax.core.console import UserError
 from gptjax.core.files import import_tensorflow
 from gptjax.data import dataloader
+from gptjax.data.augmentation.augmented_dataset import augment_dataset
 from gptjax.data.packed_dataset import PackedDataset
 from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.sharding import batch_sharding
+from gptjax.tokenizer.load_tokenizer import load_tokenizer
 from gptjax.train.metrics import read_metrics
 
 SECONDS = 3.0  # of one measurement
@@ -41,12 +43,14 @@ def run(config: ConfigDict, workdir: Path) -> dict:
             'documents: run `prepare --config configs/NAME.py --workdir RUN` first'
         )
     packed = PackedDataset(prepared, 'train')
+    tokenizer = load_tokenizer(workdir / 'tokenizer')
     batch_size = config.train.batch_size
     sharding = batch_sharding(make_mesh(config.mesh))
     import_tensorflow()  # takes seconds, which the cold rate must not include
 
     def batches(num_steps: int | None):
         dataset = PackedDataset(prepared, 'train')
+        dataset = augment_dataset(dataset, config, tokenizer)
         return dataloader.training_batches(
             dataset, config.seed, batch_size, sharding, num_steps=num_steps
         )

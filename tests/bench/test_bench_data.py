@@ -23,7 +23,12 @@ def make_run(workdir):
     config = ConfigDict(
         {
             'seed': 0,
-            'data': {'sources': {'a': {'weight': 0.0}}, 'context': 8, 'workers': 1},
+            'data': {
+                'sources': {'a': {'weight': 0.0}},
+                'context': 8,
+                'workers': 1,
+                'augment': (),
+            },
             'tokenizer': {'kind': 'bpe', 'vocab_size': 285, 'train_characters': 10**6},
             'train': {'batch_size': 8},
             'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1, 'context': 1},

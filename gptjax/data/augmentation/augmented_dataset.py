@@ -11,6 +11,8 @@ conversation a piece that does not fit is left as it was. Targets, positions, se
 and weights are those of the new row; noise of tokens then changes only its inputs.
 """
 
+import itertools
+
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -68,110 +70,97 @@ class AugmentedDataset(PackedDataset):
             self._sampler = SubwordSampler(tokenizer, data.subword_alpha)
         if MIDDLE in self._names:
             self._sentinels = find_sentinels(tokenizer)
-        self._changes_text = not {*self._names} <= {*TOKEN_NOISE}
+        self._token_noise = [name for name in self._names if name in TOKEN_NOISE]
+        self._changes_text = len(self._token_noise) < len(self._names)
         # The template 'text' ends turns by empty lines, which have to stay.
         text_turns = self._is_dialogue and config.chat.template == 'text'
         self._turn_end = TURN_END if text_turns else None
         self._fixed = np.zeros(tokenizer.vocab_size, bool)  # tokens that never change
         self._fixed[[*tokenizer.specials.values(), *self.specials.values()]] = True
         self._fixed[[*(self._sentinels or ())]] = True
-        self._fixed_noise = self._fixed.copy()
+        self._fixed_for_noise = self._fixed.copy()
         if text_turns:
             size, end = tokenizer.vocab_size, b'\n'
-            self._fixed_noise |= [end in tokenizer.bytes_of(t) for t in range(size)]
+            self._fixed_for_noise |= [end in tokenizer.bytes_of(t) for t in range(size)]
 
     def load(self, choice: RowChoice) -> dict[str, np.ndarray]:
         rows, trained, begins = self.read(choice)
-        keys = [None] * len(rows)  # of the random numbers; None: the row stays
-        for n, (index, epoch, row) in enumerate(
+        keys = {}  # of the random numbers, by the row of the batch
+        for n, (index, *place) in enumerate(
             zip(choice.source, choice.epoch, choice.row, strict=True)
         ):
             source = self.sources[index]
             if index < 0 or source.masked != self._is_dialogue:
                 continue
-            keys[n] = self._seed, source.name, epoch, row
+            keys[n] = self._seed, source.name, *place
             if self._changes_text:
                 arrays = self._change_row(rows[n], trained[n], begins[n], keys[n])
                 rows[n], trained[n], begins[n] = arrays
         batch = self.unpack(rows, trained, begins)
-        for name in self._names:
-            if name not in TOKEN_NOISE:
-                continue
-            for n, key in enumerate(keys):
-                if key is not None:
-                    batch['inputs'][n] = self._add_noise(
-                        name,
-                        rows[n],
-                        trained[n],
-                        batch['inputs'][n],
-                        choice.source[n],
-                        key,
-                    )
+        for n, key in keys.items():
+            source, inputs_T = self.sources[choice.source[n]], batch['inputs'][n]
+            for name in self._token_noise:
+                changeable_T = self._is_changeable(
+                    rows[n, :-1], trained[n, :-1], self._fixed_for_noise
+                )
+                self._add_noise(name, Draws(*key, name), source, inputs_T, changeable_T)
         return batch
 
-    def _is_changeable(self, row, trained, fixed) -> np.ndarray:
-        changeable = ~fixed[row]
+    def _is_changeable(self, tokens, trained, fixed) -> np.ndarray:
+        """Which tokens may change; `fixed` (V,) are those that never do."""
+        changeable = ~fixed[tokens]
         if self._is_dialogue and not self._data.augment_replies:
             changeable &= ~trained
         return changeable
 
-    def _add_noise(self, name, row, trained, inputs_T, source, key) -> np.ndarray:
-        """`inputs_T` with tokens replaced; `row` and `trained` are (T + 1,)."""
-        draws = Draws(*key, name)
-        changeable = self._is_changeable(row, trained, self._fixed_noise)[:-1]
-        others = np.full(self.context, self.specials['<pad>'])  # no text has this token
+    def _add_noise(self, name, draws, source, inputs_T, changeable_T) -> None:
+        """Replaces a share of the inputs in place; see token_noise.py."""
+        others_T = np.full_like(inputs_T, self.specials['<pad>'])  # in no text
         if name == 'token_dropout':
-            source = self.sources[source]
-            place = np.array([draws.below(source.num_rows)])
-            others = source.read(place)[0, :-1]
-            changeable &= ~self._fixed_noise[others]
-        rate = self._data[TOKEN_NOISE[name]]
-        chances = draws.array(self.context)
-        return replace_tokens(inputs_T, changeable, chances, rate, others)
+            row = np.array([draws.below(source.num_rows)])
+            others_T = source.read(row)[0, :-1]
+            changeable_T = changeable_T & ~self._fixed_for_noise[others_T]
+        rate, chances_T = self._data[TOKEN_NOISE[name]], draws.array(self.context)
+        inputs_T[:] = replace_tokens(inputs_T, changeable_T, chances_T, rate, others_T)
 
     # ---- text
 
-    def _change_row(self, row, trained, begins, key) -> tuple:
-        """(row, trained, begins), each (T + 1,), with other text."""
-        size, pad = len(row), self.specials['<pad>']
-        used = size - int(np.argmax(row[::-1] != pad)) if np.any(row != pad) else 0
-        changeable = self._is_changeable(row, trained, self._fixed)[:used]
+    def _change_row(self, row, trained, begins, key) -> list[np.ndarray]:
+        """[row, trained, begins], each (T + 1,), with other text."""
+        used = len(np.trim_zeros(row != self.specials['<pad>'], 'b'))
+        room = len(row) - used
+        changeable = self._is_changeable(row, trained, self._fixed)
+        # A piece is text between special tokens, all of it trained or none.
         starts = begins[:used].copy()
-        starts[1:] |= changeable[1:] != changeable[:-1]
-        starts[1:] |= trained[1:used] != trained[: used - 1]
+        starts[1:] |= (changeable[1:] != changeable[:-1])[: used - 1]
+        starts[1:] |= (trained[1:] != trained[:-1])[: used - 1]
+        starts[:1] = True
         places = [*np.flatnonzero(starts).tolist(), used]
-        places = places if places[0] == 0 else [0, *places]
         draws = {name: Draws(*key, name) for name in self._names}
-        room = size - used
-        parts = [], [], []
-        for start, end in zip(places, places[1:], strict=False):
-            tokens, is_trained = row[start:end], trained[start:end]
-            is_begin = begins[start:end]
-            changed = None
-            if changeable[start]:
-                changed = self._change_tokens(tokens.tolist(), draws)
-            if changed and not (
-                self._is_dialogue and len(changed) - (end - start) > room
-            ):
-                room -= len(changed) - (end - start)
-                tokens = np.array(changed, row.dtype)
-                is_trained = np.full(len(changed), is_trained[0])
-                is_begin = np.arange(len(changed)) < int(is_begin[0])
-            for part, array in zip(parts, (tokens, is_trained, is_begin), strict=True):
-                part.append(array)
-        arrays = [np.concatenate(part) for part in parts]
-        excess = len(arrays[0]) - size
-        if excess > 0:
-            # A text in another order begins with the token that says so.
-            keep_start = MIDDLE in self._names or Draws(*key, 'cut')() < 0.5
-            return tuple(
-                array[:size] if keep_start else array[excess:] for array in arrays
-            )
-        fills = pad, False, False
-        return tuple(
-            np.pad(array, (0, -excess), constant_values=fill)
-            for array, fill in zip(arrays, fills, strict=True)
-        )
+        pieces = []
+        for start, end in itertools.pairwise(places):
+            piece = [array[start:end] for array in (row, trained, begins)]
+            tokens = changeable[start] and self._change_tokens(piece[0].tolist(), draws)
+            growth = len(tokens) - (end - start) if tokens else 0
+            if tokens and not (self._is_dialogue and growth > room):
+                room -= growth
+                is_first = np.arange(len(tokens)) == 0
+                piece = [
+                    np.array(tokens, row.dtype),
+                    np.full(len(tokens), trained[start]),
+                    is_first & begins[start],
+                ]
+            pieces.append(piece)
+        arrays = [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
+        if room >= 0:
+            fills = self.specials['<pad>'], False, False
+            return [
+                np.pad(array, (0, room), constant_values=fill)
+                for array, fill in zip(arrays, fills, strict=True)
+            ]
+        # A text in another order has the token that says so at its beginning.
+        keep_start = MIDDLE in self._names or Draws(*key, 'cut')() < 0.5
+        return [array[:room] if keep_start else array[-room:] for array in arrays]
 
     def _change_tokens(self, tokens: list[int], draws: dict) -> list[int] | None:
         """Other tokens of a piece of text; None if it stays as it is."""
