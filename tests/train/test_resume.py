@@ -18,6 +18,9 @@ PRETRAINING = (
     *('--config.train.num_steps=40', '--config.checkpoint.every=10'),
     *('--config.train.eval_every=10', '--config.train.eval_batches=2'),
 )
+AUGMENT = (
+    "--config.data.augment=('subword_regularisation','token_dropout','character_noise')"
+)
 FINE_TUNING = (
     *('--config.data.validation_fraction=0.2', '--config.sft.epochs=0.0'),
     *('--config.train.num_steps=24', '--config.train.batch_size=8'),
@@ -118,11 +121,14 @@ def test_kill_after_a_checkpoint(prepared_run, undisturbed, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('stage', ('sft', 'sft lora', 'grpo'))
+@pytest.mark.parametrize('stage', ('augmented', 'sft', 'sft lora', 'grpo'))
 def test_other_stages_killed_after_a_checkpoint(stage, request, tmp_path):
     if stage == 'grpo':
         starts.write_start(tmp_path)
         words, first = partial(policy, 'grpo', tmp_path), 4
+    elif stage == 'augmented':
+        run = request.getfixturevalue('prepared_run')
+        words, first = lambda workdir: command(runs.copy(run, workdir), AUGMENT), 10
     else:
         start = request.getfixturevalue('trained_run')
         more = ('--config.lora.rank=4',) if 'lora' in stage else ()

@@ -18,7 +18,7 @@ from gptjax.data.augmentation.augmented_dataset import (
     decode_whole_characters,
 )
 from gptjax.data.packed_conversations import open_training_dataset
-from gptjax.data.packed_dataset import PackedDataset, RowChoice
+from gptjax.data.packed_dataset import PackedDataset, RowChoice, mix_datasets
 from gptjax.tokenizer.tokenizer import FILL_IN_THE_MIDDLE
 from tests.data import test_packed_conversations
 from tests.data.conftest import make_run
@@ -41,13 +41,14 @@ RATES = dict(
 )
 
 
-@pytest.fixture(scope='module', params=('bpe', 'unigram'))
-def run(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
+def write_run(folder, kind='bpe'):
     storage.write_text(folder / 'synonyms.tsv', 'big\tlarge\thuge\ndog\tpuppy\n')
-    return make_run(
-        folder, context=24, words=WORDS, kind=request.param, augment=(MIDDLE,)
-    )
+    return make_run(folder, context=96, words=WORDS, kind=kind, augment=(MIDDLE,))
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp('texts'))
 
 
 def configure(workdir, *names, config=None, **fields):
@@ -133,7 +134,9 @@ def test_labels_are_those_of_the_text(run, name):
     assert not (batch['segments'] * padding).any()
     begins = batch['inputs'] == specials['<bos>']
     assert not batch['positions'][begins].any()
-    assert begins.sum() <= (plain['inputs'] == specials['<bos>']).sum()
+    # No document begins that did not; one may begin earlier, as a last input.
+    last = (plain['targets'][:, -1] == specials['<eos>']).sum()
+    assert begins.sum() <= (plain['inputs'] == specials['<bos>']).sum() + last
 
 
 def test_all_together_and_in_any_order(run):
@@ -143,7 +146,9 @@ def test_all_together_and_in_any_order(run):
     assert not equal(load(dataset), load(augment(run, *names[::-1])))
 
 
-def test_subwords_are_those_of_the_text(run):
+@pytest.mark.parametrize('kind', ('bpe', 'unigram'))
+def test_subwords_are_those_of_the_text(kind, tmp_path):
+    run = write_run(tmp_path, kind)
     t = run.tokenizer
     plain = load(PackedDataset(run.prepared, 'train'))
     batch = load(augment(run, 'subword_regularisation', subword_alpha=0.3))
@@ -227,13 +232,16 @@ def test_replies_stay_unless_asked(dialogue, name):
 
 def test_text_mixed_into_conversations_stays(dialogue, run):
     (config, workdir), tokenizer = dialogue
-    packed = open_training_dataset(config, workdir)
     text = PackedDataset(run.prepared, 'train')
-    text.context = packed.context
-    config = configure(workdir, 'character_noise', config=config)
-    dataset = augment_dataset(packed, config, tokenizer)
-    dataset.sources = [*packed.sources, *text.sources]
-    assert [source.masked for source in dataset.sources] == [True, False, False]
+    packed = mix_datasets(open_training_dataset(config, workdir), text, 0.5)
+    config = configure(workdir, *IN_DIALOGUE, config=config)
+    batch = load(augment_dataset(packed, config, tokenizer))
+    plain = load(packed)
+    is_text = packed.choose_training_rows(0, np.arange(24)).source > 0
+    changed = (batch['inputs'] != plain['inputs']).any(axis=1)
+    assert (
+        is_text.sum() == 12 and changed[~is_text].all() and not changed[is_text].any()
+    )
 
 
 # ---- borders, errors
