@@ -113,6 +113,8 @@ DATA = dict(
     evaluation_sets=Field((), "JSON Lines or text files, for 'decontaminate'"),
     decontaminate_ngram=Field(13, 'words that a document may not share', AT_LEAST_1),
     bad_words=Field('', "text file, a word in a line, for 'c4_bad_words'"),
+    quality_classifier=Field('', "run directory of `classifier`, for 'keep_quality'"),
+    min_quality=Field(0.5, "'keep_quality' drops text of a lower score", SHARE),
     validation_fraction=Field(0.05, 'share held out, by a hash of the id', INNER_SHARE),
     context=Field(
         128,

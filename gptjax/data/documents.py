@@ -28,6 +28,7 @@ from gptjax.core.console import UserError
 from gptjax.data.cleaning.cleaning_steps import (
     COMPARING,
     FIELDS_OF_STEP,
+    KEEP_QUALITY,
     Options,
     StepCount,
     check_steps,
@@ -47,6 +48,7 @@ from gptjax.data.quality.comparing_steps import (
     refuse_changed_steps,
     refuse_unused_fields,
 )
+from gptjax.data.quality.quality_classifier import read_classifier
 from gptjax.data.sources.file_source import cut_text
 from gptjax.data.sources.open_source import (
     describe_passed_over,
@@ -398,4 +400,7 @@ def source_settings(
     for step in used_steps(section, sources, data):
         for field in FIELDS_OF_STEP.get(step, ()):
             settings[f'data.{field}'] = data[field]
+        if step == KEEP_QUALITY:  # where the classifier is changes nothing
+            found = read_classifier(data.quality_classifier)
+            settings['data.quality_classifier'] = found.fingerprint
     return settings

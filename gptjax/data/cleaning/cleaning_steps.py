@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from gptjax.core.console import UserError
 from gptjax.data.cleaning import classical, markup, masking
+from gptjax.data.quality.quality_classifier import keep_quality
 from gptjax.data.quality.quality_rules import GROUPS, LINE_RULES, TEXT_RULES
 
 DROP_DUPLICATES = 'drop_duplicates'
@@ -24,7 +25,7 @@ DROP_NEAR_DUPLICATES = 'drop_near_duplicates'
 DECONTAMINATE = 'decontaminate'
 REPEATED_SPANS = 'c4_repeated_spans'
 COMPARING = (DROP_DUPLICATES, DROP_NEAR_DUPLICATES, DECONTAMINATE, REPEATED_SPANS)
-BAD_WORDS = 'c4_bad_words'
+BAD_WORDS, KEEP_QUALITY = 'c4_bad_words', keep_quality.__name__
 
 
 class Options(NamedTuple):
@@ -35,6 +36,8 @@ class Options(NamedTuple):
     max_characters: int
     max_repetition: float
     bad_words: str
+    quality_classifier: str
+    min_quality: float
 
 
 def read_options(data: ConfigDict) -> Options:
@@ -178,7 +181,10 @@ TRANSFORMS = (
     *LINE_RULES,
 )
 # Steps that keep a document unchanged or drop it, or a whole conversation.
-FILTERS = (keep_languages, drop_short, drop_long, drop_repetitive, *TEXT_RULES)
+FILTERS = (
+    *(keep_languages, drop_short, drop_long, drop_repetitive),
+    *(*TEXT_RULES, keep_quality),
+)
 STEPS = {step.__name__: step for step in (*TRANSFORMS, *FILTERS)}
 
 
@@ -190,6 +196,7 @@ FIELD_OF_FILTER = dict(
     drop_repetitive='max_repetition',
     drop_near_duplicates='near_duplicate_similarity',
     c4_bad_words='bad_words',
+    keep_quality='min_quality',
     other_licence='licences',
 )
 # Fields of `data` that are settings of an artifact only if it uses the step, so that
@@ -198,6 +205,7 @@ FIELDS_OF_STEP = dict(
     drop_near_duplicates=('near_duplicate_similarity',),
     decontaminate=('evaluation_sets', 'decontaminate_ngram'),
     c4_bad_words=('bad_words',),
+    keep_quality=('quality_classifier', 'min_quality'),
 )
 
 

@@ -159,7 +159,7 @@ def _read_all(field: str, files: list[File], advance: Advance) -> Iterator[str]:
     for kind, group in by_kind.items():
         source = make_section(schema.SOURCE, kind=kind)
         try:
-            for _, text in READERS[kind](field, source, group, advance):
+            for _, text, *_ in READERS[kind](field, source, group, advance):
                 yield text
         except UserError as error:  # the readers name fields of a config
             message = str(error).replace(f'{field}.path', field)

@@ -19,6 +19,7 @@ from gptjax.data.cleaning.cleaning_steps import (
     DECONTAMINATE,
     DROP_DUPLICATES,
     DROP_NEAR_DUPLICATES,
+    KEEP_QUALITY,
     REPEATED_SPANS,
     Options,
     StepCount,
@@ -50,7 +51,7 @@ FILES_OF_STEP = {
     DECONTAMINATE: ('evaluation_sets', ENDINGS),
     BAD_WORDS: ('bad_words', ('.txt',)),
 }
-PACKAGE_OF_STEP = {DROP_NEAR_DUPLICATES: 'datasketch'}
+PACKAGE_OF_STEP = {DROP_NEAR_DUPLICATES: 'datasketch', KEEP_QUALITY: 'scikit-learn'}
 
 
 def list_files_of(steps: set[str]) -> list[str]:
@@ -85,6 +86,7 @@ def refuse_unused_fields(data: ConfigDict, steps: set[str]) -> None:
     for step, name in {
         DECONTAMINATE: 'evaluation_sets',
         BAD_WORDS: 'bad_words',
+        KEEP_QUALITY: 'quality_classifier',
     }.items():
         if data[name] and step not in steps:
             raise UserError(

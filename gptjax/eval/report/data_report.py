@@ -15,6 +15,7 @@ from gptjax.core import console, storage
 from gptjax.core.artifact import require
 from gptjax.core.console import UserError
 from gptjax.data.cleaning.cleaning_steps import name_reason
+from gptjax.data.sources.records import OTHER_LICENCE
 from gptjax.eval.report import charts, data_survey
 from gptjax.eval.report.tables import format_short
 from gptjax.eval.report.templates import render
@@ -97,7 +98,8 @@ def _length_charts(surveys) -> list[str]:
 def _describe_source(name, manifest, survey, tokenizer) -> dict:
     source = manifest['sources'][name]
     steps = []
-    left = source['read']['documents'] - source['read']['empty']
+    passed_over = {n: source['read'].get(n, 0) for n in ('empty', OTHER_LICENCE)}
+    left = source['read']['documents'] - sum(passed_over.values())
     for step, count in source['steps'].items():
         left -= count['documents_dropped']
         samples = survey['samples'].get(step, dict(changed=[], dropped=[]))
@@ -105,6 +107,7 @@ def _describe_source(name, manifest, survey, tokenizer) -> dict:
         steps.append(dict(count, name=step, left=left, reason=reason, **samples))
     return dict(
         source,
+        passed_over={name: count for name, count in passed_over.items() if count},
         surveyed=len(survey['read']),
         is_whole=survey['is_whole'],
         median=statistics.median_high(survey['kept'] or [0]),

@@ -9,6 +9,7 @@ import heapq
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -18,14 +19,20 @@ from gptjax.core import storage
 from gptjax.core.hashing import hash_integer
 from gptjax.data.cleaning.cleaning_steps import (
     DROP_DUPLICATES,
+    REPEATED_SPANS,
     STEPS,
     StepCount,
     choose_steps,
     is_duplicate,
     read_options,
 )
+from gptjax.data.quality.quality_rules import (
+    remove_repeated_spans,
+    split_sentences_of_lines,
+)
 from gptjax.data.sources.open_source import open_source
 from gptjax.data.sources.record_fields import read_fields
+from gptjax.data.sources.records import Licences
 from gptjax.eval.report.text_difference import excerpt, mark_difference
 
 CHARACTERS = 20_000_000  # that are read again, an equal share for each source
@@ -66,11 +73,12 @@ class HashSample:
 
 def survey_sources(config: ConfigDict, workdir: Path) -> dict[str, dict]:
     """What `_survey_source` finds in each of data.sources."""
-    data, seen = config.data, set()
+    data = config.data
     removed = {(line['step'], line['id']) for line in read_removed(workdir)}
     characters = CHARACTERS // len(data.sources)
+    compare = partial(_compare, read_options(data), set(), set(), removed)
     return {
-        name: _survey_source(name, data, workdir, characters, seen, removed)
+        name: _survey_source(name, data, workdir, characters, compare)
         for name in data.sources
     }
 
@@ -87,15 +95,13 @@ def _survey_source(
     data: ConfigDict,
     workdir: Path,
     characters: int,
-    seen: set[bytes],
-    removed: set[tuple[str, str]],
+    compare: Callable,
 ) -> dict:
     """Figures and samples of a source.
 
     Args:
         characters: that are read.
-        seen: hashes of the documents before, see `is_duplicate`.
-        removed: (step, id) of documents that steps removed which compare documents.
+        compare: (step, id, text) → text or None, for a step that compares documents.
 
     Returns:
         read, kept: the characters of each document.
@@ -112,7 +118,7 @@ def _survey_source(
     }
     documents, links = HashSample(SAMPLED_DOCUMENTS), Counter()
     read, kept, is_whole = [], [], True
-    opened = open_source(name, source, workdir / 'datasets')
+    opened = open_source(name, source, workdir / 'datasets', Licences(data.licences))
     left = characters
     for identity, text in opened.read(lambda amount: None):
         if left <= 0:
@@ -123,7 +129,7 @@ def _survey_source(
         if not text or text.isspace():
             continue
         known = f'{name}/{identity}'
-        for step, before, after in _trace(text, steps, data, seen, removed, known):
+        for step, before, after in _trace(known, text, steps, data, compare):
             text = after
             _add_sample(samples[step], step, known, before, after)
         if text is None:
@@ -147,21 +153,35 @@ def _survey_source(
     )
 
 
-def _trace(text, steps, data, seen, removed, identity) -> Iterator[tuple]:
+def _trace(identity, text, steps, data, compare) -> Iterator[tuple]:
     """Yields (step, text before, text after or None) until a step drops the text."""
     options = read_options(data)
     for step in steps:
         if step in STEPS:
             after = STEPS[step](text, options)
-        elif step == DROP_DUPLICATES:
-            after = None if is_duplicate(text, seen, StepCount()) else text
         else:
-            after = None if (step, identity) in removed else text
+            after = compare(step, identity, text)
         if after is None or not after or after.isspace():
             yield step, text, None
             return
         yield step, text, after
         text = after
+
+
+def _compare(options, texts, spans, removed, step, identity, text) -> str | None:
+    """What a step that compares documents makes of a text.
+
+    Args:
+        texts, spans: hashes of the documents before; those of this one are added.
+        removed: (step, id) of what other steps removed, which are not run again.
+    """
+    if step == DROP_DUPLICATES:
+        return None if is_duplicate(text, texts, StepCount()) else text
+    if step == REPEATED_SPANS:
+        return remove_repeated_spans(
+            text, split_sentences_of_lines(text, options), spans
+        )
+    return None if (step, identity) in removed else text
 
 
 def _add_sample(kinds, step, identity, before, after):

@@ -6,8 +6,10 @@ import random
 import numpy as np
 import pytest
 
+from configs import common
 from gptjax.core import storage
 from gptjax.core.console import UserError
+from gptjax.data import documents
 from gptjax.data.quality import classifier_training
 from gptjax.data.quality.classifier_training import (
     area_interval,
@@ -136,3 +138,52 @@ def test_figures_of_scores():
     assert wilson(10, 10)[0] == pytest.approx(1 / (1 + 1.959964**2 / 10), rel=1e-5)
     assert area_interval(1.0, 20, 20)[0] < 0.95
     assert area_interval(0.8, 20, 20)[0] < area_interval(0.8, 2000, 2000)[0] < 0.8
+
+
+def test_keep_quality_drops_what_scores_low(folders, trained, tmp_path):
+    config = common.base()
+    config.data.sources = dict(
+        own=common.source('jsonl', str(folders[0].parent / '*' / '*.jsonl'))
+    )
+    config.data.clean = ('drop_short', 'keep_quality')
+    config.data.quality_classifier = str(trained)
+    manifest = documents.build_documents(config, tmp_path / 'run')
+    counts = manifest['sources']['own']
+    assert 50 <= counts['kept']['documents'] <= 70
+    assert counts['steps']['keep_quality']['documents_dropped'] >= 100
+    settings, fingerprint = manifest['settings'], read_classifier(str(trained))[1]
+    assert settings['data.quality_classifier'] == fingerprint
+    assert 'data.min_quality=0.5 left out' in documents.describe_left_out(manifest)
+    weights = read_classifier(str(trained)).weights
+    for split in ('train', 'validation'):
+        for line in storage.read_jsonl(tmp_path / 'run/documents' / f'{split}.jsonl'):
+            assert score_text(line['text'], weights) >= 0.5
+
+    # The same classifier elsewhere makes the same documents.
+    config.data.quality_classifier = str(runs.copy(trained, tmp_path / 'copy'))
+    assert documents.build_documents(config, tmp_path / 'run') == manifest
+    config.data.min_quality = 0.9
+    with pytest.raises(UserError, match=r'data\.min_quality: 0\.5 there, 0\.9 here'):
+        documents.build_documents(config, tmp_path / 'run')
+
+
+def test_the_step_and_its_classifier_need_each_other(trained, tmp_path):
+    config = common.base()
+    config.data.sources = dict(none=common.source('text', str(tmp_path / 'none')))
+    config.data.clean = ('keep_quality',)
+    with pytest.raises(UserError, match="data.quality_classifier is ''"):
+        documents.build_documents(config, tmp_path / 'run')
+    config.data.quality_classifier = str(trained)
+    config.data.clean = ('drop_short',)
+    with pytest.raises(UserError, match="no source has the step 'keep_quality'"):
+        documents.build_documents(config, tmp_path / 'run')
+    assert not (tmp_path / 'run' / 'documents').exists()
+
+
+def test_artifacts_without_the_step_have_no_setting_of_it():
+    data = common.base().data
+    data.quality_classifier = 'elsewhere'
+    settings = documents.cleaning_settings(data) | documents.source_settings(
+        'data.sources', data.sources, data
+    )
+    assert not [name for name in settings if 'quality' in name]
