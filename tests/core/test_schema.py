@@ -450,10 +450,14 @@ def test_fields_that_are_gone_are_read(name):
 
 
 def test_what_decides_the_weights():
-    for name in ('seed', 'model.width', 'train.num_steps', 'sft', 'task.options.more'):
+    for name in (
+        *('seed', 'data.typo_rate', 'model.width', 'train.num_steps', 'sft'),
+        'task.options.more',
+    ):
         assert core.decides_weights(name)
     for name in (
         'mesh',
+        'data.clean',
         'eval.seed',
         'train.eval_batches',
         'policy.slots',

@@ -201,8 +201,10 @@ class AugmentedDataset(PackedDataset):
         if self._sampler:
             return self._sampler.encode(text, draws[SUBWORDS])
         content, bytes_of = text.encode(), self._tokenizer.bytes_of
-        for written in (text, text.removeprefix(' ')):  # Llama 2 adds a space itself
-            ids = self._tokenizer.encode(written)
+        # Llama 2 puts a space before every text, which may stand within a word here:
+        # after a line break, which is then left out, the text has its own tokens.
+        for before, left_out in (('', 0), ('\n', 1), ('\n', 2)):
+            ids = self._tokenizer.encode(before + text)[left_out:]
             if b''.join(map(bytes_of, ids)) == content:
                 return ids
         return None

@@ -1,5 +1,7 @@
 """Augmented rows: functions of (seed, source, epoch, row), with right labels."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -19,9 +21,12 @@ from gptjax.data.augmentation.augmented_dataset import (
 )
 from gptjax.data.packed_conversations import open_training_dataset
 from gptjax.data.packed_dataset import PackedDataset, RowChoice, mix_datasets
+from gptjax.data.packed_documents import build_packed_documents
+from gptjax.tokenizer.import_tokenizer import import_tokenizer
 from gptjax.tokenizer.tokenizer import FILL_IN_THE_MIDDLE
 from tests.data import test_packed_conversations
 from tests.data.conftest import make_run
+from tests.tokenizer import made_tokenizers
 
 WORDS = 'The cat sat. On a mat, and ran! Was it? Été 日本。 été, big dog. ▁'.split()
 MIDDLE = 'fill_in_the_middle'
@@ -244,7 +249,36 @@ def test_text_mixed_into_conversations_stays(dialogue, run):
     )
 
 
-# ---- borders, errors
+# ---- borders, imported tokenizers, errors
+
+
+@pytest.mark.parametrize('make', made_tokenizers.KINDS, ids=lambda make: make.__name__)
+def test_imported_tokenizers(make, tmp_path):
+    run = write_run(tmp_path)
+    for name in ('tokenizer', 'prepared'):
+        shutil.rmtree(tmp_path / name)
+    specials = [
+        *made_tokenizers.SPECIALS,
+        '<fim_prefix>',
+        '<fim_middle>',
+        '<fim_suffix>',
+    ]
+    size = made_tokenizers.write_folder(tmp_path / 'hf', make(specials))
+    tokenizer = import_tokenizer(tmp_path / 'hf', tmp_path / 'tokenizer', size)
+    build_packed_documents(run.config, tmp_path)
+    packed = PackedDataset(run.prepared, 'train')
+    plain = load(packed)['inputs']
+    for name in ('reorder_words', MIDDLE):
+        config = configure(tmp_path, name, fim_rate=1.0)
+        batch = load(augment_dataset(packed, config, tokenizer))
+        changed = (batch['inputs'] != plain).any(axis=1)
+        assert changed.mean() > 0.8
+        assert not (batch['weights'] * (batch['inputs'] == tokenizer.pad_id)).any()
+    suffixes = batch['inputs'] == tokenizer.specials['<fim_suffix>']
+    assert suffixes.any(axis=1)[changed].mean() > 0.8
+    config = configure(tmp_path, 'subword_regularisation')
+    with pytest.raises(UserError, match='and this one is imported: leave it out'):
+        augment_dataset(packed, config, tokenizer)
 
 
 def test_borders_within_a_character():
