@@ -14,11 +14,12 @@ from ml_collections import ConfigDict
 from gptjax.core import console, storage
 from gptjax.core.artifact import require
 from gptjax.core.console import UserError
-from gptjax.data.cleaning.cleaning_steps import name_reason
+from gptjax.data.cleaning.cleaning_steps import COMPARING, name_reason
 from gptjax.data.sources.records import OTHER_LICENCE
 from gptjax.eval.report import charts, data_survey
 from gptjax.eval.report.tables import format_short
 from gptjax.eval.report.templates import render
+from gptjax.eval.report.text_difference import excerpt
 from gptjax.tokenizer.tokenizer import Tokenizer
 
 TOP = 8  # languages, sites or speakers of a source
@@ -41,6 +42,7 @@ def write_data_report(config: ConfigDict, workdir: Path) -> Path:
         facts=_facts(manifest),
         sources=sources,
         totals=_total_row(manifest),
+        languages=_languages_of_all(sources),
         charts=_length_charts(surveys),
         duplicates=_duplicate_rows(manifest),
         removed=_removed_samples(workdir),
@@ -129,6 +131,15 @@ def _count_languages(texts: list[str]) -> list[tuple[str, float]]:
     return [(language, count / counts.total()) for language, count in shares]
 
 
+def _languages_of_all(sources: dict[str, dict]) -> list[tuple[str, float]]:
+    """The shares of languages, each source in proportion to its kept documents."""
+    counts = Counter()
+    for source in sources.values():
+        for language, share in source['languages']:
+            counts[language] += share * source['kept']['documents']
+    return [(language, n / counts.total()) for language, n in counts.most_common(TOP)]
+
+
 def _top_values(fields: dict[str, Counter]) -> list[dict]:
     """The commonest values of each field that repeats one."""
     return [
@@ -175,7 +186,7 @@ def _duplicate_rows(manifest) -> list[tuple]:
     steps = {}
     for name, source in manifest['sources'].items():
         for step, count in source['steps'].items():
-            if 'duplicate' in step or 'contaminat' in step:
+            if step in COMPARING:
                 steps.setdefault(step, {})[name] = count['documents_dropped']
     return list(steps.items())
 
@@ -187,5 +198,6 @@ def _removed_samples(workdir: Path) -> list[dict]:
         sample = samples.setdefault(
             line['step'], data_survey.HashSample(REMOVED_SAMPLES)
         )
-        sample.add(lambda line=line: line, line['step'], line['id'])
+        make = lambda line=line: dict(line, text=excerpt(line['text']))
+        sample.add(make, line['step'], line['id'])
     return [line for sample in samples.values() for line in sample.values()]

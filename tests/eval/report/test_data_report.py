@@ -76,6 +76,7 @@ def test_the_page_has_the_counts_and_samples_and_changes_nothing(config, tmp_pat
         ['1 dropped by data.min_characters=16'],
         ['run python -m gptjax tokenizer'],
         ['the sources again: all of them'],
+        ['all, by kept documents en'],
     ):
         assert all(word in text for word in words), words
     assert '<del>ann@b.org</del>' in page.replace('</del><del>', '')
