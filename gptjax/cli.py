@@ -290,7 +290,11 @@ STAGES = {
         (*RUN, *DRAWN, 'min_p', 'prompt', 'context', 'step', 'json'),
         run_sample,
     ),
-    'report': CommandStage('write an HTML page about the run', RUN, run_report),
+    'report': CommandStage(
+        'write an HTML page about a run; report RUN RUN2 … --to FILE.html compares',
+        (*RUN, 'to', 'push', 'watts'),
+        run_report,
+    ),
     'stages': CommandStage(
         'write a table of several runs and their controls',
         ('workdir', 'validation'),

@@ -92,7 +92,15 @@ flags.DEFINE_bool(
 
 flags.DEFINE_string('from', None, 'import: the folder of a Hugging Face model')
 flags.DEFINE_string('base', None, 'import: the run that an adapter of peft adapts')
-flags.DEFINE_string('to', None, 'export: a new folder or FILE.gguf; pack: a new file')
+flags.DEFINE_string(
+    'to', None, 'export: a new folder or FILE.gguf; pack: a new file; report: a page'
+)
+flags.DEFINE_enum(
+    'push', None, ['wandb', 'mlflow'], 'report: write metrics and report for these'
+)
+flags.DEFINE_float(
+    'watts', 100.0, 'report: power of the machine where energy was not measured'
+)
 flags.DEFINE_bool('adapter', False, 'export: of a LoRA run, the adapter for peft alone')
 flags.DEFINE_enum(
     'dtype',

@@ -258,10 +258,10 @@ def _describe_stage(run: Path, step: int | None, sources: list) -> CardStage:
 
 def _built_sources(run: Path) -> list[CardSource]:
     """The sources of all data sets in RUN."""
-    return [source for name in DATA_SETS for source in _manifest_sources(run / name)]
+    return [source for name in DATA_SETS for source in manifest_sources(run / name)]
 
 
-def _manifest_sources(folder: Path) -> list[CardSource]:
+def manifest_sources(folder: Path) -> list[CardSource]:
     """The sources of one data set, with the sizes of their training splits."""
     manifest = _read(folder / 'manifest.json', Manifest)
     if manifest is None:
@@ -285,7 +285,7 @@ def _problem_sources(task: Task) -> list[CardSource]:
         sources.append(CardSource(name=task.name, unit='problems', **plain))
     for path in filter(None, (task.path, task.chats)):
         folder = Path(path).expanduser()
-        known = _manifest_sources(folder) if folder.name in DATA_SETS else []
+        known = manifest_sources(folder) if folder.name in DATA_SETS else []
         sources += known or [CardSource(name=folder.name, unit='problems', **plain)]
     return sources
 

@@ -86,6 +86,25 @@ class Checkpoints:
         scored = [(loss, step) for step, loss in losses.items() if loss is not None]
         return min(scored)[1] if scored else None
 
+    def newest_record(self) -> tuple[int, dict]:
+        """(step, the run's part of the record) of the newest checkpoint.
+
+        Raises:
+            UserError: there is none, or its record is damaged.
+        """
+        if not self.steps():
+            raise UserError(f'{self.folder} has no checkpoint: train the run first')
+        step = self.steps()[-1]
+        try:
+            return step, self._read_record(step)['run']
+        except Exception as error:
+            if not _is_damage(error):
+                raise
+            raise UserError(
+                f'{self._path(step)} is damaged: {_first_line(error)}: run the command '
+                'that trains the run again'
+            ) from error
+
     def save(self, step: int, state, record: dict, loss: float | None = None) -> None:
         """Starts to save copies: the caller may then change state and record.
 

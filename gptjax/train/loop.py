@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from gptjax.core import run_dir
 from gptjax.core.artifact import Artifact
 from gptjax.core.console import UserError, progress_bar
+from gptjax.core.energy import EnergyMeter
 from gptjax.optim.optimizer import make_learning_rate, make_optimizer
 from gptjax.parallel import multihost
 from gptjax.train.checkpoint import Checkpoints
@@ -221,7 +222,8 @@ class _Loop:
         self.stopping = stopping._replace(patience=config.train.patience)
         self.saved_step = int(state.step)
         self.pending = None  # (steps done, metrics) that are still on the devices
-        self.clock = time.perf_counter()
+        self.energy = EnergyMeter()
+        self.restart_clock()
         self.advance = None
 
     def run(self, new: bool) -> Outcome:
@@ -288,6 +290,11 @@ class _Loop:
         validation = self.record['validation']
         return -1 if validation is None else validation['step']
 
+    def restart_clock(self) -> None:
+        """Time and energy from here on are those of the next update."""
+        self.clock = time.perf_counter()
+        self.energy.read()
+
     def write_pending(self) -> None:
         """Fetches and writes the pending metrics; stops after too many bad steps."""
         if self.pending is None:
@@ -305,6 +312,8 @@ class _Loop:
             step_seconds=seconds,
             skipped=record['skipped'],
         )
+        if (joules := self.energy.read()) is not None:
+            values['joules'] = joules
         note = self.training.describe(values)
         if self.training.flops_per_token:
             rate = values['tokens'] / seconds
@@ -329,7 +338,7 @@ class _Loop:
         self.record['early_stopping'] = self.stopping._asdict()
         if self.writer:
             self.writer.write(done, 'validation', validation)
-        self.clock = time.perf_counter()
+        self.restart_clock()
         return self.stopping.best != before.best
 
     def save(self, done: int) -> None:
@@ -340,7 +349,7 @@ class _Loop:
             loss = validation['loss']
         self.checkpoints.save(done, self.state, self.record, loss)
         self.saved_step = done
-        self.clock = time.perf_counter()
+        self.restart_clock()
 
     @contextlib.contextmanager
     def saving_on_error(self, done: int) -> Iterator[None]:

@@ -89,6 +89,9 @@ def line_chart(
     axis = make_axis([*values, *(value for _, value in levels)])
     labelled = [line for line in series if line.label]
     right = WIDTH - (88 if labelled else 16)
+    # A letter and its value stand on one line, other labels above their value.
+    on_one_line = all(len(line.label) == 1 for line in labelled)
+    label_height = LABEL_HEIGHT if on_one_line else 2 * LABEL_HEIGHT
     first = min(0, *(line.points[0][0] for line in series))
     last = max(line.points[-1][0] for line in series)
 
@@ -108,7 +111,8 @@ def line_chart(
         **dict(right=right, to_x=to_x, to_y=to_y, y_ticks=axis.ticks),
         x_ticks=[x for x in x_ticks if across != 'step' or x == int(x)],
         levels=[(*level, y) for level, y in zip(levels, level_heights, strict=True)],
-        labelled=zip(labelled, _move_apart(ends, 2 * LABEL_HEIGHT), strict=True),
+        labelled=zip(labelled, _move_apart(ends, label_height), strict=True),
+        on_one_line=on_one_line,
         columns=_hover_columns(series, to_x, title, across),
     )
 
