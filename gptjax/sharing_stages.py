@@ -21,12 +21,12 @@ def run_report(words: Sequence[str]) -> None:
     config = run_dir.read_config(workdir) if words else None
     if config is None:
         config, workdir = open_run([])
-    path = run_report.write_report(workdir)
     if FLAGS.push:
         from gptjax.eval.report import push_run
 
-        push_run.push_run(FLAGS.push, config, workdir, path)
+        push_run.push_run(FLAGS.push, config, workdir)
         return
+    path = run_report.write_report(workdir)
     print(last_screen.last_screen(workdir, path))
 
 

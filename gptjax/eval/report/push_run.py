@@ -16,17 +16,17 @@ from ml_collections import ConfigDict
 from gptjax.core import run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.eval.report import provenance
+from gptjax.eval.report.run_report import write_report
 from gptjax.train.metrics import read_metrics
 
 PROJECT = 'gptjax'
 FOLDER = 'pushed'
-SERVICES = ('wandb', 'mlflow')
 BATCH = 1000  # the most metrics that mlflow takes at once
 MAX_PARAM = 500  # characters of a config value
 
 
-def push_run(service: str, config: ConfigDict, workdir: Path, report: Path) -> None:
-    """Writes a new run of the service; prints where it is, and how to send it."""
+def push_run(service: str, config: ConfigDict, workdir: Path) -> None:
+    """Writes RUN/report.html and a run of the service; prints how to see or send it."""
     try:
         library = importlib.import_module(service)
     except ImportError as error:
@@ -34,7 +34,7 @@ def push_run(service: str, config: ConfigDict, workdir: Path, report: Path) -> N
             f'--push={service}: the package {service} is not installed: '
             f'`pip install {service}`'
         ) from error
-    folder = workdir / FOLDER
+    report, folder = write_report(workdir), workdir / FOLDER
     folder.mkdir(exist_ok=True)
     push = dict(wandb=_push_wandb, mlflow=_push_mlflow)[service]
     push(library, config, workdir, report, folder)

@@ -25,16 +25,15 @@ def run(tmp_path, monkeypatch):
     ]
     folder = tmp_path / 'my run'
     storage.write_text(folder / 'metrics.jsonl', '\n'.join(lines) + '\n')
-    storage.write_text(folder / 'report.html', '<p>the report</p>')
     storage.write_text(folder / 'config.json', '{}')
     figure = dict(value=0.5, interval=None)
-    task = dict(figures={'accuracy': figure, 'none': dict(value=None)})
+    task = dict(figures={'accuracy': figure, 'none': dict(value=None, interval=None)})
     storage.write_json(folder / 'eval.json', dict(tasks={'mine@1': task}))
     return folder
 
 
 def push(run, service):
-    push_run(service, CONFIG, run, run / 'report.html')
+    push_run(service, CONFIG, run)
 
 
 @pytest.mark.parametrize('service', ['wandb', 'mlflow'])
