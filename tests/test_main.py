@@ -156,7 +156,7 @@ def test_every_flag_is_read_by_some_stage():
         (('pretrain', '--seed=3'), '--seed: `pretrain` ignores it: leave'),
         (('chat', '--step=3'), '--step: `chat` ignores it (it reads --weights'),
         (('chat', '--temperature=1'), '--temperature: `chat` ignores it'),
-        (('report', '--json=a'), '--json: `report` ignores it: leave it out'),
+        (('report', '--json=a'), '--json: `report` ignores it (it reads --to'),
         (
             ('eval', '--weights=int8', '--tasks=reply'),
             '--tasks: `eval --weights and --cache` ignores it (it reads --json',

@@ -240,11 +240,12 @@ def _chart(runs, title, unit, split, metric, axis) -> str:
             for record in run.metrics
             if record['split'] == split and record.get(metric) is not None
         ]
-        if split == 'train':
+        if split == 'train' and metric != 'learning_rate':
             window = max(1, len(points) // 50) | 1
             averages = charts.moving_average(points, window)
             # The last ones are means of few updates, and their noise is no difference.
-            points = charts.thin(averages[: len(averages) - window // 2])
+            points = averages[: len(averages) - window // 2]
+        points = charts.thin(points)
         lines.append(Series(run.letter, f'run{number}', points))
     is_loss = (split, metric) == ('train', 'loss')
 
