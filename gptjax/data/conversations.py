@@ -29,6 +29,7 @@ from gptjax.core.hashing import hash_integer
 from gptjax.data.chat_template import conversation_text, merge_turns
 from gptjax.data.cleaning.cleaning_steps import (
     COMPARING,
+    REPEATED_SPANS,
     StepCount,
     choose_steps,
     clean_text,
@@ -303,6 +304,8 @@ def _reason_to_skip(conversation, data, counts, compare) -> str | None:
     text = conversation_text(conversation.messages)
     transforms, options = select_transforms([*counts]), read_options(data)
     for name in counts:
+        if name == REPEATED_SPANS:
+            continue  # a cut would change who answers what
         if name in COMPARING:
             prepared = prepare_text(name, text, options)
             found = dict(text=text, prepared=prepared, count=counts[name])

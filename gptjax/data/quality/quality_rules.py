@@ -261,6 +261,7 @@ def remove_repeated_spans(
 
     It is the first one, in the order of documents. White space and case do not count.
     A repeated line of fewer sentences stays, unless those around it repeat as well.
+    Conversations are not cut.
 
     Args:
         sentences: `split_sentences_of_lines` of the text.
