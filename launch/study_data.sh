@@ -30,8 +30,11 @@ need requirements.txt
 need launch/requirements.txt
 . launch/stage.sh
 
-text=(dropout weight_decay label_smoothing ema early_stopping together)
-dialogue=(dropout neftune label_smoothing early_stopping together)
+text=(dropout weight_decay label_smoothing ema early_stopping
+    subword_regularisation token_dropout token_masking character_noise reorder_words
+    shuffle_sentences rotate_document delete_spans replace_synonyms fill_in_the_middle
+    together)
+dialogue=(dropout ema early_stopping neftune token_dropout together)
 
 train() { # KIND SEED NAME STAGE VARIANT [FLAGS]: unless that run is finished
     local at=$runs/$1/$2/$3
@@ -50,6 +53,9 @@ train_text() { # SEED NAME…
             rm -rf "$at.new"
             mkdir -p "$at.new"
             cp -r "$runs"/data/* "$at.new"
+            if [ "$name" = fill_in_the_middle ]; then # its tokenizer has three more
+                rm -rf "$at.new/tokenizer" "$at.new/prepared"
+            fi
             mv "$at.new" "$at"
         fi
         train text "$1" "$name" pretrain "$name"
