@@ -23,7 +23,7 @@ REGULARISATION = dict(
     weight_decay={'optim.weight_decay': 0.1},
     label_smoothing={'train.label_smoothing': 0.1},
     ema={'optim.ema': 0.98},
-    early_stopping={'train.patience': 2},
+    early_stopping={'train.patience': 1},
     neftune={'sft.neftune_alpha': 5.0},
 )
 AUGMENTATION = (
@@ -31,9 +31,9 @@ AUGMENTATION = (
     *('reorder_words', 'shuffle_sentences', 'rotate_document', 'delete_spans'),
     *('replace_synonyms', 'fill_in_the_middle'),
 )
-# What helped in the study.
-TOGETHER = ('dropout', 'weight_decay', 'early_stopping')
-SFT_TOGETHER = ('dropout', 'neftune', 'early_stopping')
+# What helped in the study; of the augmentations the two that helped most.
+TOGETHER = ('dropout', 'weight_decay', 'ema', 'character_noise', 'rotate_document')
+SFT_TOGETHER = ('dropout', 'ema', 'neftune', 'token_dropout')
 
 TEXT = tuple(name for name in REGULARISATION if name != 'neftune')
 DIALOGUE = ('dropout', 'ema', 'early_stopping', 'neftune', 'token_dropout')
