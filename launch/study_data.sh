@@ -91,9 +91,13 @@ done
 compare text "${text[@]}"
 compare dialogue "${dialogue[@]}"
 
+open_text=$(open_runs text)
+open_dialogue=$(open_runs dialogue)
 for seed in 3 4; do # for what three seeds leave open
-    train_text "$seed" control $(open_runs text)
-    train_dialogue "$seed" control $(open_runs dialogue)
+    if [ -n "$open_text$open_dialogue" ]; then # dialogue starts from the text control
+        train_text "$seed" control $open_text
+    fi
+    [ -z "$open_dialogue" ] || train_dialogue "$seed" control $open_dialogue
 done
 compare text "${text[@]}"
 compare dialogue "${dialogue[@]}"
