@@ -5,6 +5,7 @@ WANDB_MODE=online, MLFLOW_TRACKING_URI=https://… Their packages are optional.
 """
 
 import importlib
+import logging
 import os
 import re
 import time
@@ -66,6 +67,7 @@ def _push_wandb(wandb, config, workdir, report, folder) -> None:
 
 
 def _push_mlflow(mlflow, config, workdir, report, folder) -> None:
+    logging.getLogger('mlflow').setLevel(logging.WARNING)  # not of its tables
     from mlflow.entities import Metric, Param
 
     given = os.environ.get('MLFLOW_TRACKING_URI')
