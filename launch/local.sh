@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains a chat assistant on a fresh machine, in about 20 minutes on two cores:
+# Trains a chat assistant on a fresh machine, in about half an hour on two cores:
 #
 #   launch/local.sh
 #
