@@ -88,6 +88,9 @@ for seed in "${seeds[@]}"; do
     train_dialogue "$seed" control "${dialogue[@]}"
 done
 [ -n "$table" ] || exit 0
+for at in "$runs"/{text,dialogue}/[34]/*; do # an unfinished run has no place in a table
+    [ -e "$at/finished" ] || rm -rf "$at"
+done
 compare text "${text[@]}"
 compare dialogue "${dialogue[@]}"
 

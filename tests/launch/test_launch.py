@@ -329,7 +329,11 @@ def test_a_study_of_small_data_trains_every_variant_once(machine, tmp_path):
     before = [line for line in machine.log() if '--config.seed=0' in line]
     assert [line.split()[1] for line in before].count('sft') == 1
     assert (runs / 'text' / '0' / 'control' / 'documents').is_dir()
+    for name in ('ema', 'dropout'):  # further seeds, of a call that was stopped
+        (runs / 'text' / '3' / name).mkdir(parents=True)
+    (runs / 'text' / '3' / 'ema' / 'finished').touch()
     assert machine.run('launch/study_data.sh', runs)[0] == 0  # it goes on
+    assert [path.name for path in (runs / 'text' / '3').iterdir()] == ['ema']
     words = [line.split() for line in machine.log() if line.startswith('gptjax')]
     tables = {line[4]: line[5:] for line in words if line[1] == 'stages'}
     for kind, stage, prefix in (('text', 'pretrain', ''), ('dialogue', 'sft', 'sft_')):
