@@ -20,7 +20,7 @@ def remove_punctuation(text: str, options) -> str:
 
     Only Unicode's punctuation classes: '$', '+' and emoji are symbols, and stay.
     """
-    return text.translate(_punctuation())
+    return text.translate(punctuation_codes())
 
 
 def remove_stop_words(text: str, options) -> str:
@@ -87,7 +87,8 @@ STOP_WORDS = frozenset(
 
 
 @lru_cache
-def _punctuation() -> dict[int, None]:
+def punctuation_codes() -> dict[int, None]:
+    """The code points of Unicode's classes P, for `str.translate`."""
     return {
         code: None
         for code in range(sys.maxunicode + 1)

@@ -18,8 +18,10 @@ otherwise a group could not decide alone. So the first document of a chain stays
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cache
+from heapq import merge
+from itertools import groupby, islice
 
 import numpy as np
 
@@ -73,16 +75,17 @@ def band_keys(signature: np.ndarray, rows: int) -> Iterator[int]:
 
 
 def find_match(
-    signature: np.ndarray, earlier: Sequence[tuple[str, np.ndarray]], similarity: float
+    signature: np.ndarray, earlier: Iterable[tuple[str, np.ndarray]], similarity: float
 ) -> tuple[str, float] | None:
     """(id, estimated similarity) of the first document that is similar enough.
 
     Args:
         earlier: (id, signature) of the documents before this one that have an equal
-            key, in source order.
+            key, in source order. No more are read than are compared.
     """
-    for start in range(0, len(earlier), COMPARED_AT_ONCE):
-        part = earlier[start : start + COMPARED_AT_ONCE]
+    earlier, size = iter(earlier), 1  # the first one matches most often
+    while part := [*islice(earlier, size)]:
+        size = min(2 * size, COMPARED_AT_ONCE)
         estimates = (np.stack([other for _, other in part]) == signature).mean(axis=1)
         (similar,) = np.nonzero(estimates >= similarity)
         if similar.size:
@@ -91,22 +94,29 @@ def find_match(
 
 
 class NearDuplicateIndex:
-    """The signatures and keys of the documents so far: about 7 KB for each."""
+    """The signatures and keys of the documents so far: about 7 KB for each.
+
+    Of equal signatures the first is stored: what is similar to one is so to all.
+    """
 
     def __init__(self, similarity: float):
         self._similarity, self._rows = similarity, choose_rows(similarity)
         self._documents = []  # (id, signature)
-        self._groups = defaultdict(list)  # key -> numbers of documents
+        self._groups = defaultdict(list)  # key -> numbers of documents, ascending
+        self._signatures = set()  # 16-byte hashes
 
     def add(self, identity: str, signature: np.ndarray) -> tuple[str, float] | None:
         """Adds a document; returns what `find_match` does."""
-        numbers = set()
-        for key in band_keys(signature, self._rows):
-            numbers.update(self._groups[key])
-            self._groups[key].append(len(self._documents))
-        earlier = [self._documents[number] for number in sorted(numbers)]
-        self._documents.append((identity, signature))
-        return find_match(signature, earlier, self._similarity)
+        groups = [self._groups[key] for key in band_keys(signature, self._rows)]
+        earlier = (self._documents[number] for number, _ in groupby(merge(*groups)))
+        found = find_match(signature, earlier, self._similarity)
+        key = hashlib.blake2b(signature.tobytes(), digest_size=16).digest()
+        if key not in self._signatures:
+            self._signatures.add(key)
+            for group in groups:
+                group.append(len(self._documents))
+            self._documents.append((identity, signature))
+        return found
 
 
 @cache

@@ -1,8 +1,8 @@
 """The quality rules of Gopher, C4 and FineWeb, as cleaning steps.
 
 A rule is a pure function `(text, options) -> text`, or None to drop the text, with the
-published threshold beside it. GROUPS names the rules of a paper in its order. They are
-meant for web pages; none is on by default.
+published threshold beside it. GROUPS names the rules of a paper in its order, those of
+C4 in the order of its code. They are meant for web pages; none is on by default.
 
 Words are the parts between white space. Lines are those with text: empty lines are
 borders of paragraphs, which stay.
@@ -16,6 +16,7 @@ from functools import lru_cache
 
 from gptjax.core.console import UserError
 from gptjax.core.files import list_files, read_lines
+from gptjax.data.quality.words import NO_SPACES
 
 GROUPS = dict(
     gopher=(
@@ -24,9 +25,10 @@ GROUPS = dict(
         *('gopher_stop_words', 'gopher_repetition'),
     ),
     c4=(
-        *('c4_terminal_punctuation', 'c4_short_lines', 'c4_sentences'),
-        *('c4_javascript', 'c4_lorem_ipsum', 'c4_curly_brackets', 'c4_citations'),
-        *('c4_policy_lines', 'c4_repeated_spans'),  # c4_bad_words needs a file
+        *('c4_long_words', 'c4_citations', 'c4_terminal_punctuation'),
+        *('c4_short_lines', 'c4_lorem_ipsum', 'c4_javascript', 'c4_curly_brackets'),
+        *('c4_policy_lines', 'c4_sentences', 'c4_repeated_spans'),
+        # c4_bad_words needs a file
     ),
     fineweb=(
         *('fineweb_line_punctuation', 'fineweb_duplicated_characters'),
@@ -120,7 +122,8 @@ def gopher_repetition(text: str, options) -> str | None:
     characters in words, of which each counts once. For n from 2 to 4 it is that of all
     occurrences of the most frequent n-gram, if it occurs twice.
     """
-    for parts in (_lines(text), [*map(str.strip, re.split(r'\n\s*\n', text))]):
+    paragraphs = filter(None, map(str.strip, re.split(r'\n\s*\n', text)))
+    for parts in (_lines(text), [*paragraphs]):
         repeats, characters = _count_repeats(parts)
         if repeats > MAX_REPEATED_PARTS * len(parts):
             return None
@@ -143,9 +146,10 @@ def gopher_repetition(text: str, options) -> str | None:
     return text
 
 
-# ---- C4 (Raffel et al. 2020, section 2.2). The numbers of words and sentences are
-# those of the code that made it, tensorflow_datasets/text/c4_utils.py.
+# ---- C4 (Raffel et al. 2020, section 2.2). The order, and the numbers of words and
+# sentences, are those of the code that made it, tensorflow_datasets/text/c4_utils.py.
 
+MAX_WORD_CHARACTERS = 1000
 END_MARKS = ('.', '!', '?', '"', '”')
 MIN_LINE_WORDS = 5
 MIN_SENTENCES = 3
@@ -166,6 +170,13 @@ def _keep_lines(text: str, keeps: Callable[[str], bool]) -> str:
 
 def _join_lines(lines: list[str]) -> str:
     return re.sub(r'\n\s*\n\s*\n', '\n\n', '\n'.join(lines)).strip('\n')
+
+
+def c4_long_words(text: str, options) -> str:
+    """Removes lines with a word of more than 1,000 characters."""
+    return _keep_lines(
+        text, lambda line: max(map(len, line.split())) <= MAX_WORD_CHARACTERS
+    )
 
 
 def c4_terminal_punctuation(text: str, options) -> str:
@@ -212,7 +223,12 @@ def read_bad_words(path: str) -> re.Pattern:
     if not any(words):
         raise UserError(f'data.bad_words={path}: no word in it: write one in a line')
     escaped = '|'.join(re.escape(word) for word in words if word)
-    return re.compile(rf'(?<!\w)(?:{escaped})(?!\w)', re.IGNORECASE)
+    # No letter before and after a word, except in scripts without spaces.
+    letter, alone = rf'[^\W{NO_SPACES}]', f'[{NO_SPACES}]'
+    return re.compile(
+        rf'(?:(?<!{letter})|(?={alone}))(?:{escaped})(?:(?!{letter})|(?<={alone}))',
+        re.IGNORECASE,
+    )
 
 
 def c4_javascript(text: str, options) -> str:
@@ -320,6 +336,7 @@ def fineweb_short_lines(text: str, options) -> str | None:
 
 # Rules that change a text, and rules that keep it unchanged or drop it.
 LINE_RULES = (
+    c4_long_words,
     c4_terminal_punctuation,
     c4_short_lines,
     c4_javascript,

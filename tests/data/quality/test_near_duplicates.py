@@ -90,8 +90,43 @@ def test_groups_alone_decide_as_the_index_does():
     assert 0 < sum(found is not None for found in expected.values()) <= 24
 
 
+@pytest.mark.parametrize('seed', range(4))
+def test_the_first_of_all_earlier_documents_matches(seed):
+    """In clusters of equal and similar texts, as if all signatures were kept."""
+    rng = random.Random(seed)
+    texts = [make_text(rng, 40) for _ in range(3)]
+    texts += [edit(rng, rng.choice(texts), rng.randrange(4)) for _ in range(60)]
+    texts += rng.choices(texts, k=60)
+    rng.shuffle(texts)
+    index, earlier, rows = NearDuplicateIndex(0.7), [], near_duplicates.choose_rows(0.7)
+    for number, text in enumerate(texts):
+        signature = sign(text)
+        keys = {*near_duplicates.band_keys(signature, rows)}
+        estimates = {
+            n: float((other == signature).mean())
+            for n, other, known in earlier
+            if keys & known
+        }
+        expected = next(((n, s) for n, s in estimates.items() if s >= 0.7), None)
+        assert index.add(number, signature) == expected
+        earlier.append((number, signature, keys))
+    signatures = {other.tobytes() for _, other, _ in earlier}
+    assert len(index._documents) == len(signatures) < len(texts)
+
+
+def test_no_more_is_read_than_is_compared():
+    signature = sign('one')
+
+    def earlier():
+        yield 'first', signature
+        raise AssertionError
+
+    assert near_duplicates.find_match(signature, earlier(), 0.8) == ('first', 1.0)
+
+
 def test_words_decide_in_any_script():
     assert jaccard("Don't STOP, all of you!", 'dont stop all of you') == 1
+    assert jaccard('A cat, a mat—and a “bat”', 'a cat a mat – and a bat') == 1
     chinese = '今天天气很好我们去公园散步吧'
     assert 0.5 < jaccard(chinese, chinese[:-1]) < 1  # characters count as words
     assert not shingles('?!') & shingles('...')  # texts without words differ

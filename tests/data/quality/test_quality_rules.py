@@ -53,6 +53,7 @@ TEXT_CASES = [
     ('gopher_repetition', *('x\n' * n + words(6, 9, '\n') for n in (4, 5))),
     ('gopher_repetition', *(LONG * 2 + words(n, 10, '\n') for n in (6, 5))),
     ('gopher_repetition', PARTS + PAIRS, 'x\n\n' + PARTS + PAIRS),
+    ('gopher_repetition', '\n\n' + PARTS + PAIRS, 'x\n\n' + PARTS + PAIRS),
     ('gopher_repetition', *('ab cd ' * 2 + words(n) for n in (8, 7))),
     ('gopher_repetition', *('ab cd ef ' * 2 + words(n) for n in (14, 13))),
     (
@@ -97,6 +98,30 @@ def test_rules_are_pure(text):
             assert once is None or len(once) <= len(text)
 
 
+def test_c4_does_what_its_code_does():
+    """tensorflow_datasets/text/c4_utils.py: what a line becomes, and the whole page."""
+    whole = 'This is the first one. This is another one. And this is the last.'
+    lines = {
+        'A line with a citation of it.[1]': 'A line with a citation of it.',
+        f'A line with a long {"w" * 1000}.': '',
+        f'A line with a longer {"w" * 999}.': f'A line with a longer {"w" * 999}.',
+        'Four words and none.[edit]': '',
+        'You have to enable JavaScript {here}.': '',
+    }
+    rules = [name for name in GROUPS['c4'] if name in STEPS]
+    counts = {name: StepCount() for name in rules}
+    for line, kept in lines.items():
+        text = clean_text(f'{whole}\n{line}', rules, OPTIONS, counts)
+        assert text == f'{whole}\n{kept}'.strip()
+    two = 'This is the first one. This is the last one.'
+    for text in (
+        f'{two}\nYou have to enable JavaScript here.',  # two sentences are left
+        f'{two}\nThis is our privacy policy, too.',
+        f'{whole}\nThis is the code of our privacy policy {{x}}.',
+    ):
+        assert clean_text(text, rules, OPTIONS, counts) is None
+
+
 def test_groups_stand_for_their_rules():
     known = {*STEPS, *cleaning_steps.COMPARING}
     assert all({*rules} <= known for rules in GROUPS.values())
@@ -115,6 +140,12 @@ def test_bad_words(tmp_path):
     options = OPTIONS._replace(bad_words=str(path))
     for text, kept in {'Oh DARN!': False, 'darned': True, 'heck it.': False}.items():
         assert (STEPS['c4_bad_words'](text, options) is not None) == kept
+    path = tmp_path / 'other.txt'
+    path.write_text('坏词\nspam\n')
+    options = OPTIONS._replace(bad_words=str(path))
+    for text in ('这是一个坏词的例子。', 'a坏词b', '这是spam的例子'):
+        assert STEPS['c4_bad_words'](text, options) is None
+    assert STEPS['c4_bad_words']('这是spams', options) == '这是spams'
     config = common.base()
     config.data.sources = dict(own=common.source('text', str(tmp_path / 'none.txt')))
     config.data.clean = ('c4_bad_words',)
