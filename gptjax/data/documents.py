@@ -48,7 +48,7 @@ from gptjax.data.quality.comparing_steps import (
     refuse_changed_steps,
     refuse_unused_fields,
 )
-from gptjax.data.quality.quality_classifier import read_classifier
+from gptjax.data.quality.quality_classifier import FINGERPRINT, find_fingerprint
 from gptjax.data.sources.file_source import cut_text
 from gptjax.data.sources.open_source import (
     describe_passed_over,
@@ -81,11 +81,12 @@ def build_documents(config: ConfigDict, workdir: Path) -> dict:
             'data.sources is empty: name at least one source, such as '
             "dict(own=common.source('text', 'notes.txt'))"
         )
+    folder = workdir / 'documents'
     return artifact.build(
-        workdir / 'documents',
+        folder,
         # A weight changes how often a document is read, not the documents.
         cleaning_settings(data)
-        | source_settings('data.sources', data.sources, data, 'weight'),
+        | source_settings('data.sources', data.sources, data, folder, 'weight'),
         lambda folder: _write_documents(data, folder, workdir / 'datasets'),
         needs=[
             *(f'{split}.jsonl' for split in SPLITS),
@@ -380,12 +381,16 @@ def used_steps(section: str, sources: ConfigDict, data: ConfigDict) -> set[str]:
 
 
 def source_settings(
-    section: str, sources: ConfigDict, data: ConfigDict, without: str = ''
+    section: str,
+    sources: ConfigDict,
+    data: ConfigDict,
+    folder: Path,
+    without: str = '',
 ) -> dict:
     """The config fields of all sources except the field `without`.
 
     `clean` is among them if it gives other steps than data.clean, and the fields of
-    FIELDS_OF_STEP if a source has the step.
+    FIELDS_OF_STEP if a source has the step. `folder` is the artifact made from them.
     """
     settings = {
         f'{section}.{source}.{name}': value
@@ -401,6 +406,5 @@ def source_settings(
         for field in FIELDS_OF_STEP.get(step, ()):
             settings[f'data.{field}'] = data[field]
         if step == KEEP_QUALITY:  # where the classifier is changes nothing
-            found = read_classifier(data.quality_classifier)
-            settings['data.quality_classifier'] = found.fingerprint
+            settings[FINGERPRINT] = find_fingerprint(data.quality_classifier, folder)
     return settings

@@ -72,15 +72,16 @@ def build_dialogue(config: ConfigDict, workdir: Path) -> dict:
     sources = config.dialogue.sources
     if not sources:
         raise UserError('dialogue.sources is empty: name at least one source')
+    folder = workdir / 'dialogue'
     inputs = {
         **cleaning_settings(config.data),
-        **source_settings('dialogue.sources', sources, config.data),
+        **source_settings('dialogue.sources', sources, config.data, folder),
         'data.context': config.data.context,
         'chat.template': config.chat.template,
         'tokenizer': tokenizer.fingerprint,
     }
     return artifact.build(
-        workdir / 'dialogue',
+        folder,
         inputs,
         lambda folder: _write_dialogue(config, workdir, folder, tokenizer),
         needs=[

@@ -31,6 +31,7 @@ from gptjax.data.quality.decontamination import (
     read_evaluation_sets,
 )
 from gptjax.data.quality.near_duplicates import NearDuplicateIndex, sign
+from gptjax.data.quality.quality_classifier import read_classifier
 from gptjax.data.quality.quality_rules import (
     read_bad_words,
     remove_repeated_spans,
@@ -114,6 +115,8 @@ class Comparisons:
             read_bad_words(data.bad_words)
         if DECONTAMINATE in steps:
             self._ngrams = read_evaluation_sets(data)
+        if KEEP_QUALITY in steps:
+            read_classifier(data.quality_classifier)
         for name in list_files_of(steps):
             self._file = open(folder / name, 'w', encoding='utf-8')
 

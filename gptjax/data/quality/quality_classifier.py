@@ -9,7 +9,6 @@ x are the counts of hashed words and pairs of words, with |x| = 1 (logistic regr
 Weinberger et al. 2009 for the hashing). `classifier_training.py` trains it.
 """
 
-import os
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from gptjax.core.console import UserError
 FEATURES = 2**18
 CHARACTERS = 20_000  # of a text that are scored
 ARTIFACT, WEIGHTS = 'classifier', 'weights.npy'
+FINGERPRINT = 'data.quality_classifier'  # among the settings of an artifact
 TRAIN = '`python -m gptjax classifier --good FOLDER --bad FOLDER --workdir RUN`'
 
 
@@ -76,7 +76,18 @@ def check_packages() -> None:
 def read_classifier(path: str) -> Classifier:
     """The classifier of data.quality_classifier, a run directory or its `classifier`.
 
-    UserError if there is none, or if it is damaged.
+    UserError if there is none, if it is damaged or if scikit-learn is not installed.
+    """
+    fingerprint = find_fingerprint(path)
+    check_packages()
+    return Classifier(np.load(find_weights(path), allow_pickle=False), fingerprint)
+
+
+def find_fingerprint(path: str, folder: Path | None = None) -> str:
+    """The SHA-256 of the weights of data.quality_classifier; needs no scikit-learn.
+
+    If there are no weights, it is that of the manifest of `folder`, an artifact that
+    is complete and so does not need them any more. UserError as `read_classifier`.
     """
     field = f'data.quality_classifier={path}'
     if not path:
@@ -84,8 +95,11 @@ def read_classifier(path: str) -> Classifier:
             "data.quality_classifier is '', and the step 'keep_quality' needs one: "
             f'train one with {TRAIN} and give RUN, or remove the step'
         )
-    check_packages()
     file = find_weights(path)
+    if folder and not file.exists():
+        settings = (find_manifest(folder) or {}).get('settings', {})
+        if FINGERPRINT in settings:
+            return settings[FINGERPRINT]
     manifest = find_manifest(file.parent)
     if manifest is None:
         raise UserError(f'{field}: no classifier is there: train one with {TRAIN}')
@@ -95,7 +109,7 @@ def read_classifier(path: str) -> Classifier:
             f'{field}: {file} is damaged: delete {file.parent}, and train it again '
             f'with {TRAIN}'
         )
-    return Classifier(np.load(file, allow_pickle=False), found)
+    return found
 
 
 def find_weights(path: str) -> Path:
@@ -105,7 +119,8 @@ def find_weights(path: str) -> Path:
 
 
 def _load_weights(path: str) -> np.ndarray:
-    return _weights_at(path, os.stat(find_weights(path)).st_mtime_ns)
+    file = find_weights(path)
+    return _weights_at(path, file.stat().st_mtime_ns if file.exists() else 0)
 
 
 @lru_cache(maxsize=4)

@@ -20,7 +20,11 @@ from gptjax.eval.report import charts, data_survey
 from gptjax.eval.report.tables import format_short
 from gptjax.eval.report.templates import render
 from gptjax.eval.report.text_difference import excerpt
-from gptjax.tokenizer.tokenizer import Tokenizer
+from gptjax.tokenizer.load_tokenizer import (
+    AnyTokenizer,
+    find_tokenizer,
+    load_tokenizer,
+)
 
 TOP = 8  # languages, sites or speakers of a source
 REMOVED_SAMPLES = 3  # of each step that compares documents
@@ -154,10 +158,10 @@ def _top_values(fields: dict[str, Counter]) -> list[dict]:
     ]
 
 
-def _read_tokenizer(workdir: Path) -> Tokenizer | None:
-    path = workdir / 'tokenizer' / 'tokenizer.model'
+def _read_tokenizer(workdir: Path) -> AnyTokenizer | None:
+    folder = workdir / 'tokenizer'
     try:
-        return Tokenizer.load(path) if path.exists() else None
+        return load_tokenizer(folder) if find_tokenizer(folder) else None
     except UserError as error:
         print(f'the page is without tokens: {error}')
         return None

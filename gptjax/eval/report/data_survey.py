@@ -41,7 +41,6 @@ SAMPLED_DOCUMENTS = 400  # of a source, for languages and tokens
 SAMPLED_CHARACTERS = 10_000  # of each of these
 RECORDS = 2_000  # whose fields are counted
 VALUE_CHARACTERS = 60  # of a field's value
-REMOVED = 100_000  # lines of RUN/documents/removed.jsonl that are read
 # Fields that say where a text comes from or who speaks.
 FIELDS = (
     *('url', 'link', 'source', 'site', 'domain', 'host'),
@@ -84,10 +83,10 @@ def survey_sources(config: ConfigDict, workdir: Path) -> dict[str, dict]:
 
 
 def read_removed(workdir: Path) -> Iterator[dict]:
-    """The first lines of RUN/documents/removed.jsonl: what comparisons removed."""
+    """The lines of RUN/documents/removed.jsonl: what comparisons removed."""
     path = workdir / 'documents' / 'removed.jsonl'
     if path.exists():
-        yield from islice(storage.read_jsonl(path), REMOVED)
+        yield from storage.read_jsonl(path)
 
 
 def _survey_source(
@@ -145,7 +144,10 @@ def _survey_source(
         kept=kept,
         is_whole=is_whole,
         samples={
-            step: {kind: sample.values() for kind, sample in kinds.items()}
+            step: {
+                kind: [_mark_sample(*values) for values in sample.values()]
+                for kind, sample in kinds.items()
+            }
             for step, kinds in samples.items()
         },
         documents=documents.values(),
@@ -185,16 +187,16 @@ def _compare(options, texts, spans, removed, step, identity, text) -> str | None
 
 
 def _add_sample(kinds, step, identity, before, after):
+    if after != before:
+        kind = 'dropped' if after is None else 'changed'
+        kinds[kind].add(lambda: (identity, before, after), step, identity)
+
+
+def _mark_sample(identity, before, after) -> dict:
     if after is None:
-        make = lambda: dict(id=identity, before=excerpt(before), after=None)
-        kinds['dropped'].add(make, step, identity)
-    elif after != before:
-
-        def make():
-            marked = mark_difference(before, after)
-            return dict(id=identity, before=marked[0], after=marked[1])
-
-        kinds['changed'].add(make, step, identity)
+        return dict(id=identity, before=excerpt(before), after=None)
+    before, after = mark_difference(before, after)
+    return dict(id=identity, before=before, after=after)
 
 
 # ---- the fields of records

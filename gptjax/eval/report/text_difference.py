@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 SHOWN = 480  # characters of each text
 COMPARED = 1600  # characters of each that are compared, as what follows may have moved
+PARTS = 300  # of these, as the time grows with the cube of the number
 CONTEXT = 60  # characters before the first change
 JOINERS = '\u200c\u200d'  # within emoji and Persian words
 _PART = re.compile(r'\w+|\s|[^\w\s]')
@@ -31,14 +32,19 @@ def mark_difference(before: str, after: str) -> tuple[list[Marked], list[Marked]
     start = max(0, same - CONTEXT)
     alike = [Marked(before[start:same], False)] if same else []
     marked = [*alike], [*alike]
-    parts = [_PART.findall(text[same : start + COMPARED]) for text in (before, after)]
+    parts = [
+        _PART.findall(text[same : start + COMPARED])[:PARTS] for text in (before, after)
+    ]
     matcher = difflib.SequenceMatcher(None, *parts, autojunk=False)
     for kind, *places in matcher.get_opcodes():
         for side, (first, last) in enumerate((places[:2], places[2:])):
             if first < last:
                 text = ''.join(parts[side][first:last])
                 marked[side].append(Marked(text, kind != 'equal'))
-    cuts = (len(text) > start + COMPARED for text in (before, after))
+    cuts = (
+        len(text) > same + len(''.join(compared))
+        for text, compared in zip((before, after), parts, strict=True)
+    )
     return tuple(
         _cut(one, start > 0, is_cut) for one, is_cut in zip(marked, cuts, strict=True)
     )

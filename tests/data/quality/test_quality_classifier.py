@@ -2,6 +2,8 @@
 
 import json
 import random
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -140,7 +142,7 @@ def test_figures_of_scores():
     assert area_interval(0.8, 20, 20)[0] < area_interval(0.8, 2000, 2000)[0] < 0.8
 
 
-def test_keep_quality_drops_what_scores_low(folders, trained, tmp_path):
+def test_keep_quality_drops_what_scores_low(folders, trained, tmp_path, monkeypatch):
     config = common.base()
     config.data.sources = dict(
         own=common.source('jsonl', str(folders[0].parent / '*' / '*.jsonl'))
@@ -162,6 +164,15 @@ def test_keep_quality_drops_what_scores_low(folders, trained, tmp_path):
     # The same classifier elsewhere makes the same documents.
     config.data.quality_classifier = str(runs.copy(trained, tmp_path / 'copy'))
     assert documents.build_documents(config, tmp_path / 'run') == manifest
+    # Finished documents need neither the classifier nor its library.
+    monkeypatch.setitem(sys.modules, 'sklearn', None)
+    assert documents.build_documents(config, tmp_path / 'run') == manifest
+    with pytest.raises(UserError, match='needs the package scikit-learn'):
+        documents.build_documents(config, tmp_path / 'other')
+    shutil.rmtree(tmp_path / 'copy')
+    assert documents.build_documents(config, tmp_path / 'run') == manifest
+    with pytest.raises(UserError, match='no classifier is there'):
+        documents.build_documents(config, tmp_path / 'other')
     config.data.min_quality = 0.9
     with pytest.raises(UserError, match=r'data\.min_quality: 0\.5 there, 0\.9 here'):
         documents.build_documents(config, tmp_path / 'run')
@@ -180,10 +191,10 @@ def test_the_step_and_its_classifier_need_each_other(trained, tmp_path):
     assert not (tmp_path / 'run' / 'documents').exists()
 
 
-def test_artifacts_without_the_step_have_no_setting_of_it():
+def test_artifacts_without_the_step_have_no_setting_of_it(tmp_path):
     data = common.base().data
     data.quality_classifier = 'elsewhere'
     settings = documents.cleaning_settings(data) | documents.source_settings(
-        'data.sources', data.sources, data
+        'data.sources', data.sources, data, tmp_path
     )
     assert not [name for name in settings if 'quality' in name]

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import time
 
 import pytest
 from hypothesis import given
@@ -144,6 +145,13 @@ def test_the_first_change_of_a_long_text_is_shown():
         for parts in (before, after):
             assert len(''.join(p.text for p in parts)) <= SHOWN + 2
             assert parts[-1].text == '…'
+
+
+@pytest.mark.parametrize('one, other', [('a', 'b'), ('!', '?'), ('a b', 'c b')])
+def test_the_comparison_takes_a_bounded_time(one, other):
+    begun = time.process_time()
+    mark_difference(f'{one} ' * 2000, f'{other} ' * 2000)
+    assert time.process_time() - begun < 1
 
 
 def test_invisible_characters_are_named():
