@@ -40,7 +40,6 @@ ALIASES = {
     'gplv3': 'gpl-3.0',
 }
 NOT_STATED = 'not stated'
-DATASET = re.compile(r'[\w.-]+(/[\w.-]+)?')
 HUB_ID = re.compile(r'[\w.-]+/[\w.-]+')
 LANGUAGE_TEXTS, LANGUAGE_CHARACTERS, LANGUAGE_SHARE = 200, 100, 0.1
 # For each data set of a run: what its manifest counts as read.
@@ -96,14 +95,19 @@ def make_header(
     name: str, facts: ModelFacts, runs: Sequence[Path], chats: bool
 ) -> dict[str, Any]:
     """The YAML; a field that the files do not tell is left out."""
-    sources = [source for stage in facts.stages for source in stage.sources]
     stages = [stage.stage for stage in facts.stages if stage.stage]
-    header = choose_licence([source.licence for source in sources])
+    header = choose_licence(
+        [
+            licence
+            for stage in facts.stages
+            for source in stage.sources or [None]
+            for licence in (source.licences if source else [NOT_STATED])
+        ]
+    )
     fields = dict(
         language=find_languages(runs),
         library_name='transformers',
         pipeline_tag='text-generation',
-        datasets=[*dict.fromkeys(s.name for s in sources if DATASET.fullmatch(s.name))],
         base_model=_base_model(runs[0]),
         tags=[
             *dict.fromkeys(['gptjax', *stages, *(['conversational'] if chats else [])])
@@ -116,7 +120,10 @@ def make_header(
 
 
 def choose_licence(stated: Sequence[str]) -> dict[str, str]:
-    """The one licence of all data; else 'other', with a name made of all of them."""
+    """The one licence of all data; else 'other', with a name made of all of them.
+
+    stated: of every source; NOT_STATED for a stage whose data is not known.
+    """
     names = sorted(
         {hub_licence(licence) or licence or NOT_STATED for licence in stated}
     )
@@ -203,8 +210,8 @@ def escape(text: str) -> str:
 
 
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table; cells are escaped by the caller."""
-    lines = [heading, ['---'] * len(heading), *rows]
+    """Lines of a table, with escaped cells."""
+    lines = [heading, ['---'] * len(heading), *(map(escape, row) for row in rows)]
     return ['', *(f'| {" | ".join(cells)} |' for cells in lines)]
 
 
@@ -240,22 +247,25 @@ def _how_to_run(name: str, stages: Sequence[CardStage]) -> list[str]:
 def _data(stages: Sequence[CardStage], runs: Sequence[Path]) -> list[str]:
     rows = [
         (
-            f'{stage.stage or "?"} ({escape(stage.run)})',
-            escape(source.name),
-            escape(source.version) or '–',
-            escape(source.licence) or NOT_STATED,
+            f'{stage.stage or "?"} ({stage.run})',
+            *(source.name, source.version or '–', source.licence or NOT_STATED),
             '–' if source.amount is None else f'{source.amount:,} {source.unit}',
         )
         for stage in stages
         for source in stage.sources
     ]
+    rows += [
+        (f'{stage.stage or "?"} ({stage.run})', 'not named', '–', NOT_STATED, '–')
+        for stage in stages
+        if not stage.sources
+    ]
     heading = ('stage (run)', 'source', 'version', 'licence', 'trained on')
-    lines = ['', '## Data']
-    lines += _table(heading, rows) if rows else ['', 'Its files name no data.']
+    lines = ['', '## Data', *_table(heading, rows)]
     lines += [
         '',
-        'The field `license` above is that of the data if all have the same one, and '
-        '`other` if not. Check what the licences of the data allow, and change it.',
+        'The field `license` above is that of the data if all of it is known and has '
+        'the same one, and `other` if not. Check what the licences of the data allow, '
+        'and change it.',
     ]
     cleaned = {}  # a later run may have cleaned the same data in the same way
     for run in runs:
@@ -293,13 +303,13 @@ def _step(step: str, counts: Mapping[str, int]) -> str:
         characters_removed='characters removed',
     )
     amounts = [f'{counts[n]:,} {label}' for n, label in units.items() if counts.get(n)]
-    return f'`{step}`: {", ".join(amounts)}' if amounts else ''
+    return f'{escape(step)}: {", ".join(amounts)}' if amounts else ''
 
 
 def _training(runs: Sequence[Path], stages: Sequence[CardStage]) -> list[str]:
     rows, commands = [], []
-    kinds = {stage.run: stage.stage for stage in stages}
-    for run in runs:
+    trained = [stage for stage in stages if stage.step is not None]  # a stage a run
+    for run, stage in zip(runs, trained, strict=True):
         value = storage.read_undamaged(run / 'config.json')
         environment = storage.read_undamaged(run / 'environment.json') or {}
         if value is None:
@@ -311,11 +321,11 @@ def _training(runs: Sequence[Path], stages: Sequence[CardStage]) -> list[str]:
         optim += f', {config.optim.schedule}'
         rows.append(
             (
-                f'{kinds.get(run.name) or "?"} ({escape(run.name)})',
+                f'{stage.stage or "?"} ({run.name})',
                 *(f'{cost.updates:,}', str(config.train.batch_size), tokens),
                 *(optim, format_seconds(cost.seconds)),
-                escape(environment.get('processor') or '–'),
-                escape(str(environment.get('revision') or '–')[:12]),
+                environment.get('processor') or '–',
+                str(environment.get('revision') or '–')[:12],
             )
         )
         commands += provenance.commands(environment) if environment else []
@@ -329,7 +339,7 @@ def _training(runs: Sequence[Path], stages: Sequence[CardStage]) -> list[str]:
             '',
             'Made by:',
             '',
-            *('    ' + ' '.join(line.split('\n')) for line in commands),
+            *('    ' + ' '.join(line.splitlines()) for line in commands),
         ]
     return lines
 
@@ -348,12 +358,11 @@ def _evaluation(facts: ModelFacts) -> list[str]:
             others = figure.baselines.items()
             rows.append(
                 (
-                    escape(task),
-                    escape(figure.label),
+                    task,
+                    figure.label,
                     format_number(figure.value),
                     f'{format_number(low)} … {format_number(high)}',
-                    '; '.join(f'{format_number(v)} {escape(n)}' for n, v in others)
-                    or '–',
+                    '; '.join(f'{format_number(v)} {n}' for n, v in others) or '–',
                 )
             )
     heading = ('task', 'figure', 'value', f'{", ".join(levels)} interval', 'baselines')
@@ -370,7 +379,7 @@ def _evaluation(facts: ModelFacts) -> list[str]:
         skills = sorted(skills, key=lambda skill: -skill.accuracy)
         numbers = [
             (
-                escape(s.name),
+                s.name,
                 f'{s.problems}',
                 f'{s.accuracy:.2f}',
                 f'{s.accuracy_drawn:.2f}',

@@ -2,7 +2,7 @@
 
 The file is a gzip of a tar, which `tar tzf` lists:
 
-    manifest.json       {format, name, start, files: {path: {bytes, sha256}}}
+    manifest.json       {format, name, outside, files: {path: {bytes, sha256}}}
     run/config.json     and so on: the files of the manifest, in its order
 
 A second, empty gzip follows, whose name is the SHA-256 of all bytes before it: other
@@ -20,7 +20,7 @@ import os
 import shutil
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -37,8 +37,15 @@ END = bytes(2 * BLOCK)  # of a tar
 LEVEL = 6  # of compression
 LARGEST_MANIFEST = 2**26
 CHUNK = 2**20
+LONGEST_NAME, LONGEST_PATH = 255, 1024  # bytes
 # Copies that a stage makes again, and what `report --push` wrote.
 LEFT_OUT = ('datasets', 'pushed')
+# Fields of a config, in any section, that name runs, files and folders.
+PATH_FIELDS = (
+    *('run', 'path', 'chats', 'preferences', 'reference', 'critic_run', 'ptx_run'),
+    *('judge', 'proxy', 'policy', 'synonyms', 'bad_words', 'evaluation_sets'),
+    'quality_classifier',
+)
 
 Files = dict[str, dict]  # {path: {bytes, sha256}}
 
@@ -65,7 +72,12 @@ def pack_run(config: ConfigDict, workdir: Path, target: Path) -> None:
         total = sum((workdir / name).stat().st_size for name in names)
         with progress_bar('packing', 2 * total / 1e6, 'MB') as advance:
             files = {name: _describe(workdir / name, advance) for name in names}
-            manifest = dict(format=FORMAT, name=workdir.name, start=start, files=files)
+            manifest = dict(
+                format=FORMAT,
+                name=workdir.name,
+                outside=find_outside_paths(config.to_dict()),
+                files=files,
+            )
             content = (json.dumps(manifest, indent=1) + '\n').encode()
             with (
                 open(draft, 'wb') as raw,
@@ -87,8 +99,7 @@ def pack_run(config: ConfigDict, workdir: Path, target: Path) -> None:
                 raw.write(_seal(storage.sha256_of_file(draft)))
     size, sha256 = target.stat().st_size / 1e6, storage.sha256_of_file(target)
     print(f'{len(files):,} files in {target} ({size:,.1f} MB)\nSHA-256 {sha256}')
-    if start:
-        print(f'start.run={start} is not in it: pack that run as well if you need it')
+    _print_outside(manifest['outside'])
 
 
 def unpack_run(path: Path, workdir: Path) -> None:
@@ -119,9 +130,25 @@ def unpack_run(path: Path, workdir: Path) -> None:
             if stream.read(len(END) + 1) != END:
                 raise _refusal(path, 'has more bytes than its manifest says')
     print(f'{len(files):,} files in {workdir}')
-    start = manifest.get('start')
-    if start and not Path(start).is_dir():
-        print(f'start.run={start} is not here: its data and results are not shown')
+    _print_outside(manifest['outside'])
+
+
+def find_outside_paths(section: Mapping, prefix: str = '') -> dict[str, str]:
+    """{'start.run': 'runs/base'}: what a config names besides its own run."""
+    found = {}
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            found |= find_outside_paths(value, f'{prefix}{name}.')
+        elif name in PATH_FIELDS and section.get('kind') != 'tfds':
+            values = value if isinstance(value, list | tuple) else [value]
+            if paths := ', '.join(str(path) for path in values if path):
+                found[prefix + name] = paths
+    return found
+
+
+def _print_outside(paths: Mapping[str, str]) -> None:
+    for name, path in paths.items():
+        print(f'not in the file: {name}={path!r}')
 
 
 def list_files(workdir: Path) -> list[str]:
@@ -140,7 +167,9 @@ def list_files(workdir: Path) -> list[str]:
                     f'{path} is a link, or no plain file: put a copy in its place'
                 )
             elif not _is_within(name):
-                raise UserError(f'{str(path)!a} has control characters: rename it')
+                raise UserError(
+                    f'{str(path)!a} has control characters or is too long: rename it'
+                )
             elif path.is_dir():
                 folders.append(path)
             else:
@@ -223,12 +252,17 @@ def _read_manifest(stream, path) -> dict:
         raise _refusal(path, 'has changed')
     if manifest.get('format') != FORMAT:
         raise _refusal(path, f'has no manifest of format {FORMAT}')
+    outside = manifest.setdefault('outside', {})
+    if not isinstance(outside, dict) or not all(
+        name.isprintable() and isinstance(value, str) for name, value in outside.items()
+    ):
+        raise _refusal(path, 'has a manifest whose "outside" names no paths')
     files = manifest.get('files')
     if not isinstance(files, dict) or 'config.json' not in files:
         raise _refusal(path, 'has no run in it')
     for name, entry in files.items():
         if not _is_within(name):
-            raise _refusal(path, f'names {name!a}, which is outside the run')
+            raise _refusal(path, f'names {name[:99]!a}, which is no path in a run')
         if any(str(parent) in files for parent in PurePosixPath(name).parents):
             raise _refusal(path, f'has a file where {name!a} needs a folder')
         if not (
@@ -242,9 +276,12 @@ def _read_manifest(stream, path) -> dict:
 
 
 def _is_within(name: str) -> bool:
-    """Whether a path stays in the folder, and has no control characters."""
+    """Whether a path stays in the folder, is short, and has no control characters."""
+    if not name.isprintable() or len(name.encode()) > LONGEST_PATH:
+        return False
     parts = name.split('/')
-    return name.isprintable() and not {'', '.', '..'} & {*parts}
+    is_short = all(len(part.encode()) <= LONGEST_NAME for part in parts)
+    return is_short and not {'', '.', '..'} & {*parts}
 
 
 # ---- the gzip

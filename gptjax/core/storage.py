@@ -1,6 +1,7 @@
 """Writes files atomically, and hashes them."""
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -117,23 +118,36 @@ def try_writing(path: Path | str) -> None:
 def writing_draft(target: Path, flag: str = '--to') -> Iterator[Path]:
     """A path for a file or a folder, which becomes `target` once it is whole.
 
-    `flag` names the target in messages.
+    It is in a hidden folder of its own beside `target`, so that two processes never
+    write to the same draft: the second one to end is refused. A process that is killed
+    leaves its folder, and the next one names it.
+
+    flag: names the target in messages.
     """
     refuse_existing(target, flag)
-    draft = target.with_name(f'.{target.name}.draft')
+    folder = None
     try:
-        _remove(draft)
         target.parent.mkdir(parents=True, exist_ok=True)
+        for left in target.parent.glob(f'.{glob.escape(target.name)}.*.draft'):
+            print(
+                f'{left} is a draft of another process: delete it if none is writing '
+                f'{target.name}',
+                file=sys.stderr,
+            )
+        folder = Path(
+            tempfile.mkdtemp('.draft', f'.{target.name}.', target.parent.absolute())
+        )
+        draft = folder / target.name
         yield draft
         for path in draft.rglob('*') if draft.is_dir() else [draft]:
             if path.is_file():
                 with open(path, 'rb') as file:
                     os.fsync(file.fileno())
+        refuse_existing(target, flag)  # made in the meantime
         if target.exists():
             target.rmdir()  # it is empty
         draft.rename(target)
     except BaseException as error:
-        _remove(draft)
         reason = unwritable(error, target.parent)
         if reason is None:
             raise
@@ -141,6 +155,9 @@ def writing_draft(target: Path, flag: str = '--to') -> Iterator[Path]:
             f'{flag}={target}: cannot write there ({reason}): free some space, or name '
             'another place'
         ) from error
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def refuse_existing(target: Path, flag: str = '--to') -> None:
@@ -151,14 +168,6 @@ def refuse_existing(target: Path, flag: str = '--to') -> None:
     parent = next(path for path in target.absolute().parents if path.exists())
     if not parent.is_dir():
         raise UserError(f'{flag}={target}: {parent} is a file: name another place')
-
-
-def _remove(draft: Path) -> None:
-    with suppress(OSError):
-        if draft.is_dir():
-            shutil.rmtree(draft, ignore_errors=True)
-        else:
-            draft.unlink()
 
 
 # ---- errors of writing

@@ -5,6 +5,7 @@ or damaged leaves its part out; it does not keep the server from starting.
 """
 
 import contextlib
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gptjax.eval.report.provenance import stage_of
 from gptjax.eval.report.tables import FIGURES_OF_KIND, label_of
+from gptjax.train.load_model import IMPORTED
 
 SMALL = 1e9  # parameters
 # For each data set of a run: its count of examples in the manifest, their name on the
@@ -32,7 +34,8 @@ DATA_SETS = dict(
 class CardSource(BaseModel):
     name: str
     version: str
-    licence: str
+    licence: str = Field(description='All of `licences`, for readers.')
+    licences: list[str] = Field(description="Those of its records. '': not stated.")
     amount: int | None
     unit: str = Field(description='Of `amount`: documents, conversations, …')
 
@@ -90,9 +93,15 @@ class Task(File):
     rewards: dict[str, RewardPart] = {}
 
 
+class Ppo(File):
+    ptx: float = 0
+    ptx_run: str = ''
+
+
 class Config(File):
     start: Start = Start()
     task: Task | None = None
+    ppo: Ppo = Ppo()
     policy: dict | None = None  # the section of reinforcement learning
 
 
@@ -103,10 +112,16 @@ class Environment(File):
 class Source(File):
     version: str = ''
     licence: str = ''
+    licences: dict[str, int] = {}  # of records that state one: their number
     splits: dict[str, dict[str, Any]]
 
 
+class ManifestSettings(File):
+    licences: list[str] = Field([], alias='data.licences')
+
+
 class Manifest(File):
+    settings: ManifestSettings = ManifestSettings()
     sources: dict[str, Source] = {}
     splits: dict[str, dict[str, Any]]
 
@@ -230,14 +245,21 @@ def trace_runs(workdir: Path, step: int) -> list[tuple[Path, int, Config | None]
 def trace_stages(workdir: Path, step: int) -> list[CardStage]:
     """The stages from the first run to the checkpoint `step` of RUN.
 
-    A run whose config cannot be read has no sources.
+    A run whose config cannot be read has no sources, nor has an imported one: what the
+    stage `data` makes in it is for evaluation. Reward models have no step.
     """
     stages = []
     for run, its_step, config in trace_runs(workdir, step)[::-1]:
-        sources = _built_sources(run) if config else []
+        is_trained = config and not (run / IMPORTED).exists()
+        sources = _built_sources(run) if is_trained else []
         reward_runs = []
         if config and config.policy is not None and config.task:
             sources += _problem_sources(config.task)
+            if config.ppo.ptx:
+                text = Path(config.ppo.ptx_run).expanduser() / 'documents'
+                sources += manifest_sources(text) or [
+                    _unknown_source(text.parent.name, 'documents')
+                ]
             parts = config.task.rewards.values()
             reward_runs = [
                 Path(p.run).expanduser() for p in parts if p.function == 'model'
@@ -249,10 +271,12 @@ def trace_stages(workdir: Path, step: int) -> list[CardStage]:
 
 
 def _describe_stage(run: Path, step: int | None, sources: list) -> CardStage:
+    """The stage is None unless it is a plain word: it comes from a file."""
     stage = None
     if environment := _read(run / 'environment.json', Environment):
         with contextlib.suppress(ValueError):  # a quotation mark without its partner
             stage = stage_of(environment.model_dump())
+            stage = stage if re.fullmatch('[a-z_]{1,32}', stage) else None
     return CardStage(run=run.name, stage=stage, step=step, sources=sources)
 
 
@@ -262,32 +286,48 @@ def _built_sources(run: Path) -> list[CardSource]:
 
 
 def manifest_sources(folder: Path) -> list[CardSource]:
-    """The sources of one data set, with the sizes of their training splits."""
+    """The sources of one data set, with the sizes of their training splits.
+
+    Licences of records are those that `data.licences` allows.
+    """
     manifest = _read(folder / 'manifest.json', Manifest)
     if manifest is None:
         return []
     count, unit, name = DATA_SETS[folder.name]
     sources = manifest.sources or {name: Source(splits=manifest.splits)}
+    allowed = {licence.strip().casefold() for licence in manifest.settings.licences}
     found = []
     for name, source in sources.items():
+        licences = [
+            licence
+            for licence in source.licences
+            if not allowed or licence.casefold() in allowed
+        ] or [source.licence]
+        several = ', '.join(licence or 'not stated' for licence in licences)
         amount = source.splits.get('train', {}).get(count)
         amount = amount if isinstance(amount, int) else None
-        about = dict(version=source.version, licence=source.licence)
+        about = dict(version=source.version, licences=licences)
+        about['licence'] = several if len(licences) > 1 else licences[0]
         found.append(CardSource(name=name, amount=amount, unit=unit, **about))
     return found
 
 
 def _problem_sources(task: Task) -> list[CardSource]:
     """The sources of the problems and prompts of reinforcement learning."""
-    plain = dict(version='', licence='', amount=None)
     sources = []
     if not task.path:
-        sources.append(CardSource(name=task.name, unit='problems', **plain))
+        sources.append(_unknown_source(task.name, 'problems'))
     for path in filter(None, (task.path, task.chats)):
         folder = Path(path).expanduser()
         known = manifest_sources(folder) if folder.name in DATA_SETS else []
-        sources += known or [CardSource(name=folder.name, unit='problems', **plain)]
+        sources += known or [_unknown_source(folder.name, 'problems')]
     return sources
+
+
+def _unknown_source(name: str, unit: str) -> CardSource:
+    """A source without a manifest."""
+    plain = dict(version='', licence='', licences=[''], amount=None)
+    return CardSource(name=name, unit=unit, **plain)
 
 
 # ---- what was measured

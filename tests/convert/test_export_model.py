@@ -165,25 +165,30 @@ def test_one_tensor_at_a_time_is_in_memory_and_the_file_is_that_of_the_library(
         export_model.write_weights(tmp_path, hf_llama.FAMILY, trained, dtypes)
 
 
-def test_places_that_cannot_be_written(tmp_path):
+def test_places_that_cannot_be_written(tmp_path, capsys):
     file, target = tmp_path / 'file', tmp_path / 'out'
     file.write_text('')
     with pytest.raises(UserError, match='file is a file: name another place'):
         storage.refuse_existing(file / 'a' / 'out')
-    # Another program writes there in the meantime.
+    # Another process writes there in the meantime: the one that ends first makes it.
     with (
-        pytest.raises(UserError, match='out: Directory not empty'),
+        pytest.raises(UserError, match='out: there is something already'),
         storage.writing_draft(target) as draft,
     ):
         draft.mkdir()
-        target.mkdir()
-        (target / 'a').write_text('')
+        (draft / 'a').write_text('first to begin')
+        with storage.writing_draft(target) as other:
+            other.mkdir()
+            (other / 'b').write_text('first to end')
+        assert f'{draft.parent} is a draft of another' in capsys.readouterr().err
+    assert [path.read_text() for path in target.iterdir()] == ['first to end']
     with (
         pytest.raises(UserError, match='b.*: Not a directory'),
         storage.writing_draft(tmp_path / 'b' / 'out') as draft,
     ):
         draft.parent.rmdir()
-        draft.parent.write_text('')
+        (tmp_path / 'b').rmdir()
+        (tmp_path / 'b').write_text('')
         draft.mkdir()
     assert {*tmp_path.iterdir()} == {file, target, tmp_path / 'b'}
 

@@ -1,6 +1,7 @@
 """README.md of an export: the Hub's library reads it; it says what the files say."""
 
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -53,14 +54,13 @@ def test_the_header_is_what_the_hub_reads(run, folder):  # noqa: F811
         language=['en'],
         library_name='transformers',
         pipeline_tag='text-generation',
-        datasets=['books', 'talk', 'ratings', 'skills'],
         tags=['gptjax', 'pretrain', 'sft', 'reward', 'grpo'],
     )
     results = {result.metric_type: result for result in data.eval_results}
     assert results['accuracy'].metric_value == 0.8
     assert results['accuracy'].metric_args['interval'] == [0.75, 0.8 + 0.05]
     assert '| task | accuracy | 0.800 | 0.750 … 0.850 | 0.100 always' in text
-    assert '12 documents read, 9 kept; `drop_short`: 3 dropped' in text
+    assert '12 documents read, 9 kept; drop\\_short: 3 dropped' in text
     assert 'mask' not in text
     assert 'rounded' in write(run, folder, rounded=True)[1]
 
@@ -79,12 +79,83 @@ def test_texts_of_the_files_are_no_markup(run, folder):  # noqa: F811
     manifest = storage.read_json(path)
     manifest['sources'] = {evil: dict(manifest['sources']['books'], licence=evil)}
     storage.write_json(path, manifest)
+    steps = {evil: dict(documents_dropped=3)}
+    manifest['sources'][evil] |= dict(steps=steps, skipped={evil: 1})
+    storage.write_json(path, manifest)
+    change(run / 'config.json', optim=dict(name=evil, schedule=evil))
+    command = ['python', '-m', 'gptjax', evil + '\r# <script>\u2028# <script>']
+    for name in ('assistant', 'judge'):
+        words = shlex.join(command)
+        change(run.parent / name / 'environment.json', command=words, processor=evil)
     data, text = write(run, folder)
-    assert not re.search(r'(?<!\\)<script|^# <', text, re.MULTILINE)
+    assert data.tags == ['gptjax', 'pretrain', 'sft']
+    lines = [line for line in text.splitlines() if not line.startswith('    ')]
+    assert 'Made by:' in lines
+    assert not re.search(r'(?<!\\)(<script|`x)|^# <', '\n'.join(lines), re.MULTILINE)
     assert data.license == 'other'
     assert re.fullmatch('[a-z0-9.-]{1,96}', data.license_name)
     rows = [line for line in text.split('\n') if line.startswith('| pretrain')]
     assert [len(re.findall(r'(?<!\\)\|', row)) for row in rows[:1]] == [6]
+
+
+def change(path, **fields):
+    storage.write_json(
+        path, (storage.read_json(path) if path.exists() else {}) | fields
+    )
+
+
+def test_one_licence_is_that_of_all_weights_and_records(run, folder):  # noqa: F811
+    """A tuned model on MIT data is MIT only if it starts from MIT data, too."""
+    tuned, base = run.parent / 'sft', run.parent / 'base'
+    talk = dict(licence='MIT', version='', splits=dict(train=dict(conversations=5)))
+
+    def header(**source):
+        path = tuned / 'dialogue/manifest.json'
+        storage.write_json(path, dict(sources=dict(talk=talk | source), splits={}))
+        fields = write(tuned, folder)[0].to_dict()
+        return fields['license'], fields.get('license_name')
+
+    assert header() == ('mit', None)
+    # Records that state another licence, and a config that leaves some of them out.
+    records = dict(licences={'': 1, 'CC-BY-NC-4.0': 99, 'MIT': 2})
+    assert header(**records) == ('other', 'cc-by-nc-4.0-and-mit-and-not-stated')
+    assert 'CC-BY-NC-4.0, MIT' in (folder / 'README.md').read_text()
+    allowed = {'data.licences': [' mit']}
+    manifest = dict(sources=dict(talk=talk | records), splits={}, settings=allowed)
+    storage.write_json(tuned / 'dialogue/manifest.json', manifest)
+    assert write(tuned, folder)[0].license == 'mit'
+    # An imported model: its documents are there for `eval`.
+    change(base / 'imported/manifest.json', folder='/home/me/llama')
+    assert header() == ('other', 'mit-and-not-stated')
+    assert (
+        '| pretrain (base) | not named | – | not stated | – |'
+        in (folder / 'README.md').read_text()
+    )
+    # A run that is gone.
+    base.rename(run.parent / 'elsewhere')
+    assert header() == ('other', 'mit-and-not-stated')
+
+
+def test_the_text_of_ppo_is_data(run, folder):  # noqa: F811
+    config = storage.read_json(run / 'config.json')
+    ppo = dict(ptx=0.1, ptx_run=str(run.parent / 'base'))
+    change(run / 'config.json', ppo=ppo)
+    row = '| grpo (assistant) | books | 1.0 | MIT | 9 documents |'
+    assert row in write(run, folder)[1]
+    change(run / 'config.json', ppo=ppo | dict(ptx_run='gone/text'))
+    assert '| grpo (assistant) | text | – | not stated' in write(run, folder)[1]
+    storage.write_json(run / 'config.json', config)
+    assert row not in write(run, folder)[1]
+
+
+def test_runs_of_the_same_name_have_their_own_stages(run, folder):  # noqa: F811
+    """text/control and dialogue/control."""
+    control = run.parent / 'dialogue/base'
+    control.parent.mkdir()
+    (run.parent / 'sft').rename(control)
+    text = write(control, folder)[1]
+    training = text.split('## Training')[1]
+    assert '| pretrain (base) |' in training and '| sft (base) |' in training
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 
 import pytest
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 
 from gptjax.convert import packed_run
 from gptjax.convert.packed_run import pack_run, unpack_run
-from gptjax.core import run_dir, storage
+from gptjax.core import run_dir, schema, storage
 from gptjax.core.console import UserError
 from tests import runs
 
@@ -84,9 +85,9 @@ def test_every_changed_byte_and_every_cut_is_found(packed, tmp_path):
         refused(changed, 'copy it again')
 
 
-def write_tar(path, files, members=None, more=b''):
+def write_tar(path, files, members=None, more=b'', **fields):
     """A packed file with this manifest and these members, `TarInfo` and content."""
-    manifest = json.dumps(dict(format=1, files=files)).encode()
+    manifest = json.dumps(dict(format=1, files=files, **fields)).encode()
     with gzip.open(path, 'wb') as stream:
         packed_run._write_member(
             stream, 'manifest.json', io.BytesIO(manifest), len(manifest)
@@ -110,11 +111,15 @@ def entry(content):
 
 
 @pytest.mark.parametrize(
-    'name', ['../out', '/etc/out', 'a/../../out', './out', 'a//b', 'a\n', '', 'a/']
+    'name',
+    [
+        *('../out', '/etc/out', 'a/../../out', './out', 'a//b', 'a\n', '', 'a/'),
+        *('é' * 128, 'a/' * 512 + 'a'),
+    ],
 )
 def test_no_path_leaves_the_folder(name, tmp_path):
     files = {'config.json': entry(b'{}'), name: entry(b'')}
-    refused(write_tar(tmp_path / 'bad', files), 'outside the run')
+    refused(write_tar(tmp_path / 'bad', files), 'no path in a run')
 
 
 @pytest.mark.parametrize(
@@ -139,6 +144,8 @@ def test_the_manifest_says_all(tmp_path):
     refused(write_tar(path, files, more[:1], bytes(10_000)), 'more bytes')
     refused(write_tar(path, {'a': entry(b'')}), 'no run')
     refused(write_tar(path, files | {'config.json/a': entry(b'')}), 'needs a folder')
+    for wrong in (5, ['a'], {'a': 5}, {'a\n': 'b'}):
+        refused(write_tar(path, files, more[:1], outside=wrong), '"outside" names no')
     for wrong in ({}, dict(entry(b''), bytes=-1), dict(entry(b''), bytes=1.0)):
         refused(write_tar(path, files | dict(a=wrong)), 'lacks the size')
     large = dict(entry(b''), bytes=2**60)
@@ -176,6 +183,49 @@ def test_what_is_not_packed(run, tmp_path):
     (run / '.documents.unfinished').unlink()
     (run / 'link').symlink_to('/etc/passwd')
     refuses('is a link')
+
+
+def test_paths_outside_the_run_are_printed(run, tmp_path, capsys):
+    config = dict(
+        start=dict(run='runs/base'),
+        policy=dict(prompts=8),
+        ppo=dict(ptx_run='runs/\x1b[2Jtext', critic_run=''),
+        task=dict(path='', rewards=dict(liked=dict(run='runs/judge', on='all'))),
+        data=dict(
+            evaluation_sets=('a.txt', 'b.txt'),
+            sources=dict(
+                own=dict(kind='text', path='own/*.txt'),
+                chitchat=dict(kind='tfds', path='chitchat'),
+            ),
+        ),
+    )
+    pack_run(ConfigDict(config), run, tmp_path / 'out')
+    printed = capsys.readouterr().out
+    unpack_run(tmp_path / 'out', tmp_path / 'new')
+    for output in (printed, capsys.readouterr().out):
+        lines = [line for line in output.split('\n') if line.startswith('not in')]
+        assert sorted(line.removeprefix('not in the file: ') for line in lines) == [
+            "data.evaluation_sets='a.txt, b.txt'",
+            "data.sources.own.path='own/*.txt'",
+            r"ppo.ptx_run='runs/\x1b[2Jtext'",
+            "start.run='runs/base'",
+            "task.rewards.liked.run='runs/judge'",
+        ]
+
+
+def test_every_field_of_a_path_is_known():
+    """The schema says of a field that it names a run, a file or a folder."""
+    words = r'\b(run directory|run of|reward model|files?|folder|table)\b'
+
+    def paths(fields):
+        for name, field in fields.items():
+            nested = field if isinstance(field, dict) else field.range
+            if isinstance(nested, dict):
+                yield from paths(nested)
+            elif field.default in ('', ()) and re.search(words, field.doc):
+                yield name
+
+    assert {*paths(schema.SCHEMA)} == {*packed_run.PATH_FIELDS}
 
 
 def test_the_command_line(run, tmp_path, capsys):

@@ -14,7 +14,8 @@ class Cost(NamedTuple):
     """None: the metrics do not say.
 
     tokens: that the loss was computed on.
-    flops: of the model, for these tokens; recomputation is not counted.
+    flops: of the model, for all tokens of the batches, also those without loss;
+        recomputation is not counted.
     joules: measured while the run trained.
     """
 
@@ -42,7 +43,8 @@ def measure_cost(config: ConfigDict, workdir: Path) -> Cost:
     if tokens and total('tokens_per_second'):
         _, settings = load_run_tokenizer(config, workdir)
         _, full = train_flops_per_token(settings, config.data.context)
-        flops = tokens * full
+        inputs = len(records) * config.train.batch_size * config.data.context
+        flops = max(inputs, tokens) * full  # `tokens` of a pair is two rows
     seconds = total('step_seconds') or 0.0
     return Cost(len(records), seconds, tokens, flops, total('joules'))
 
