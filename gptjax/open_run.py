@@ -68,11 +68,14 @@ def _check_sections(config, config_name, sections, example):
 
 
 def _check_augmentations(config, sections):
-    """Refuses `data.augment` for stages that train or sample from an earlier run."""
-    if config.data.augment and sections and 'sft' not in sections:
-        from gptjax.data.augmentation.augmentations import refuse_augmentations
+    """Refuses wrong names, and any for stages that start from an earlier run."""
+    if not config.data.augment:
+        return
+    from gptjax.data.augmentation import augmentations
 
-        refuse_augmentations(config.data)
+    augmentations.check_names(config.data)
+    if sections and 'sft' not in sections:
+        augmentations.refuse_augmentations(config.data)
 
 
 def _check_steps(config, changes):

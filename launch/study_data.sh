@@ -7,9 +7,9 @@
 # It trains RUNS/text/SEED/NAME and, from the control of the seed, RUNS/dialogue/SEED/NAME
 # (default: runs/study_data and the seeds 0, 1 and 2), each for less than a minute on two
 # cores. It prints a table of each and writes it to validation.html in these folders. With
-# the default seeds, what the intervals leave open is then trained with the seeds 3 and 4
-# too. If you run it again, it continues where it stopped. If seeds are named, it trains
-# only those and makes no table.
+# the default seeds, what their intervals leave open (RUNS/first_look has these tables) is
+# trained with the seeds 3 and 4 too. If you run it again, it continues where it stopped.
+# If seeds are named, it trains only those and makes no table.
 set -euo pipefail
 
 here=$PWD/
@@ -70,12 +70,12 @@ train_dialogue() { # SEED NAME…
     done
 }
 
-compare() { # KIND NAME…
+compare() { # FOLDER NAME…
     local names=("${@:2}")
     stage stages --validation --workdir "$runs/$1" control "${names[@]/%/=control}"
 }
 
-open_runs() { # KIND: the runs whose interval has 0 in it
+open_runs() { # FOLDER: the runs whose interval has 0 in it
     "$python" -c 'import json, sys
 rows = json.load(open(sys.argv[1]))
 print(*(row["run"] for row in rows if row["best"].get("effect") == "open"))
@@ -88,14 +88,19 @@ for seed in "${seeds[@]}"; do
     train_dialogue "$seed" control "${dialogue[@]}"
 done
 [ -n "$table" ] || exit 0
-for at in "$runs"/{text,dialogue}/[34]/*; do # an unfinished run has no place in a table
-    [ -e "$at/finished" ] || rm -rf "$at"
-done
-compare text "${text[@]}"
-compare dialogue "${dialogue[@]}"
 
-open_text=$(open_runs text)
-open_dialogue=$(open_runs dialogue)
+# What is open is decided by the default seeds only, also if this script is run again.
+for kind in text dialogue; do
+    mkdir -p "$runs/first_look/$kind"
+    for seed in "${seeds[@]}"; do
+        ln -sfn "../../$kind/$seed" "$runs/first_look/$kind/$seed"
+    done
+done
+compare first_look/text "${text[@]}"
+compare first_look/dialogue "${dialogue[@]}"
+
+open_text=$(open_runs first_look/text)
+open_dialogue=$(open_runs first_look/dialogue)
 for seed in 3 4; do # for what three seeds leave open
     if [ -n "$open_text$open_dialogue" ]; then # dialogue starts from the text control
         train_text "$seed" control $open_text

@@ -10,18 +10,22 @@ seed, and the interval of the n differences d is that of Student's t:
     mean(d) ± t(n - 1) std(d) / sqrt(n)
 
 It covers initialisation and the order of the data, not the choice of the documents.
+Runs whose training has not ended are left out, and the table names them.
 """
 
 import math
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import NamedTuple
 
 from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.eval.report.tables import format_interval, format_number, print_table
 from gptjax.eval.report.templates import render
-from gptjax.eval.stage_table import Stage, find_stage, seconds_trained
+from gptjax.eval.stage_table import find_stage, seconds_trained
+from gptjax.train.checkpoint import why_unfinished
 from gptjax.train.metrics import read_metrics
 
 LEVEL = 0.95
@@ -33,13 +37,18 @@ def write_validation_table(workdir: Path, words: Sequence[str]) -> list[dict]:
 
     `words` are 'NAME' or 'NAME=CONTROL'. A row has run, seeds, step (of the best
     checkpoint, a mean), seconds (of training), and for 'best' and 'last' a dict of
-    value and, with a control, difference, interval and effect: 'helps', 'hurts',
-    'equal', or 'open' if the interval has 0 in it; '' of one seed.
+    value and, with a control, control (its value over the same seeds), difference,
+    interval and effect: 'helps', 'hurts', 'equal', or 'open' if the interval has 0 in
+    it; '' of one seed. If a seed diverged, value is None and effect 'diverged'.
     """
     if not words:
         raise UserError('stages: name the runs, for example control dropout=control')
     stages = [find_stage(workdir, word) for word in words]
-    rows = [make_row(workdir, stage) for stage in stages]
+    names = [name for s in stages for name in (s.name, s.control) if name]
+    runs, left_out = {}, []
+    for name in dict.fromkeys(names):
+        runs[name] = read_seeds(workdir, name, left_out)
+    rows = [make_row(stage.name, stage.control, runs) for stage in stages]
     storage.write_json(workdir / 'validation.json', rows)
     heading, *cells = _table_cells(rows)
     caption = (
@@ -47,6 +56,8 @@ def write_validation_table(workdir: Path, words: Sequence[str]) -> list[dict]:
         f'last step. Means over seeds; {LEVEL:.0%} t intervals of the differences from '
         'the control with the same seed'
     )
+    if left_out:
+        caption += f'. Left out: {"; ".join(left_out)}'
     page = render(
         'stages.html.j2', caption=caption, heading=heading, rows=cells, skills=[]
     )
@@ -56,50 +67,86 @@ def write_validation_table(workdir: Path, words: Sequence[str]) -> list[dict]:
     return rows
 
 
-def make_row(workdir: Path, stage: Stage) -> dict:
-    """The row of a run; see `write_validation_table`."""
-    runs = {_seed_of(workdir, folder): folder for folder in stage.folders}
-    found = {seed: read_validations(folder) for seed, folder in runs.items()}
-    row = dict(
-        run=stage.name,
-        seeds=list(runs),
-        step=fmean(best['step'] for best, _ in found.values()),
-        seconds=fmean(map(seconds_trained, runs.values())),
-    )
-    control = {}
-    if stage.control:
-        folders = find_stage(workdir, stage.control).folders
-        control = {_seed_of(workdir, folder): folder for folder in folders}
-        if missing := sorted(runs.keys() - control.keys()):
-            raise UserError(
-                f'stages: {stage.control}, the control of {stage.name}, lacks the seed '
-                f'{", ".join(missing)}: run it'
-            )
-    for number, name in enumerate(CHECKPOINTS):
-        values = {s: pair[number]['bits_per_byte'] for s, pair in found.items()}
-        row[name] = dict(value=fmean(values.values()))
-        if control:
-            differences = [
-                value - read_validations(control[seed])[number]['bits_per_byte']
-                for seed, value in values.items()
-            ]
-            row[name].update(compare_seeds(differences))
-    return row
+class Validations(NamedTuple):
+    """A run: its best and last bits per byte, None if not finite; the best's step."""
+
+    best: float | None
+    last: float | None
+    step: int
+    seconds: float
 
 
-def read_validations(folder: Path) -> tuple[dict, dict]:
-    """(best, last) of a run's validations: dicts with `step` and `bits_per_byte`."""
+def read_seeds(workdir: Path, name: str, left_out: list[str]) -> dict[str, Validations]:
+    """{seed: validations} of a run; appends to `left_out` which are not finished."""
+    runs, unfinished = {}, []
+    for folder in find_stage(workdir, name).folders:
+        if why := why_unfinished(folder):
+            unfinished.append(why)
+        else:
+            seed = str(folder.parent.relative_to(workdir))
+            runs[seed] = read_validations(folder)
+    if not runs:
+        raise UserError(f'stages: {unfinished[0]}: run it to its end, or leave it out')
+    left_out += unfinished
+    return runs
+
+
+def read_validations(folder: Path) -> Validations:
+    """Of the validations in bits per byte; those that are not finite are None."""
     records = [
         record
         for record in read_metrics(folder / 'metrics.jsonl')
-        if record['split'] == 'validation' and record.get('bits_per_byte') is not None
+        if record['split'] == 'validation' and 'bits_per_byte' in record
     ]
     if not records:
         raise UserError(
             f'stages: {folder} has no validation in bits per byte: name runs of '
             'pretrain or sft'
         )
-    return min(records, key=lambda record: record['bits_per_byte']), records[-1]
+    finite = [record for record in records if record['bits_per_byte'] is not None]
+    best = min(finite or records[:1], key=lambda record: record['bits_per_byte'])
+    return Validations(
+        best['bits_per_byte'],
+        records[-1]['bits_per_byte'],
+        best['step'],
+        seconds_trained(folder),
+    )
+
+
+def make_row(
+    name: str, control: str | None, runs: dict[str, dict[str, Validations]]
+) -> dict:
+    """The row of a run; see `write_validation_table`."""
+    own = runs[name]
+    row = dict(
+        run=name,
+        seeds=list(own),
+        step=fmean(validations.step for validations in own.values()),
+        seconds=fmean(validations.seconds for validations in own.values()),
+    )
+    if control and (missing := sorted(own.keys() - runs[control].keys())):
+        raise UserError(
+            f'stages: {control}, the control of {name}, lacks the seed '
+            f'{", ".join(missing)}: run it'
+        )
+    for checkpoint in CHECKPOINTS:
+        values = [getattr(one, checkpoint) for one in own.values()]
+        row[checkpoint] = figure = dict(value=_mean(values))
+        if control:
+            pairs = [getattr(runs[control][seed], checkpoint) for seed in own]
+            figure.update(control=_mean(pairs), difference=None, interval=None)
+            if None in pairs:
+                figure['effect'] = f'{control} diverged'
+            elif None not in values:
+                differences = map(operator.sub, values, pairs)
+                figure.update(compare_seeds([*differences]))
+        if figure['value'] is None:
+            figure['effect'] = 'diverged'
+    return row
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    return None if None in values else fmean(values)
 
 
 def compare_seeds(differences: Sequence[float]) -> dict:
@@ -120,14 +167,10 @@ def compare_seeds(differences: Sequence[float]) -> dict:
     )
 
 
-def _seed_of(workdir: Path, folder: Path) -> str:
-    return str(folder.parent.relative_to(workdir))
-
-
 def _table_cells(rows: Sequence[dict]) -> list[tuple[str, ...]]:
     heading = ['run', 'seeds', 'seconds', 'best at step']
     for name in CHECKPOINTS:
-        heading += [name, f'{name} - control', '']
+        heading += [name, 'control', f'{name} - control', '']
     cells = [tuple(heading)]
     for row in rows:
         line = [row['run'], str(len(row['seeds']))]
@@ -135,10 +178,11 @@ def _table_cells(rows: Sequence[dict]) -> list[tuple[str, ...]]:
         for name in CHECKPOINTS:
             figure = row[name]
             line.append(format_number(figure['value']))
-            if 'difference' in figure:
-                interval = format_interval(figure['interval'])
-                line += [f'{figure["difference"]:+.3f}{interval}', figure['effect']]
-            else:
-                line += ['', '']
+            control = difference = ''
+            if 'control' in figure:
+                control = format_number(figure['control'])
+            if (value := figure.get('difference')) is not None:
+                difference = f'{value:+.3f}{format_interval(figure["interval"])}'
+            line += [control, difference, figure.get('effect', '')]
         cells.append(tuple(line))
     return cells

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptjax.core import storage
+from gptjax.core import run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.parallel import multihost
 
@@ -375,6 +375,18 @@ def _sum_layers(stacked) -> int:
     """The checksum of a large array, whose temporary copies have one layer each."""
     sums = [_compute_layer_checksum(stacked, i) for i in range(stacked.shape[0])]
     return sum(int(checksum) for checksum in sums) % 2**32
+
+
+def why_unfinished(workdir: Path) -> str:
+    """Says that the training of a run has not ended; '' if it has."""
+    if not run_dir.has_checkpoint(workdir):
+        return f'{workdir} has no checkpoint, so it is not finished'
+    checkpoints = Checkpoints(workdir / 'checkpoints', {}, read_only=True)
+    step, record = checkpoints.newest_record()
+    checkpoints.close()
+    if record.get('reason') is None:
+        return f'{workdir} is not finished (it is at step {step:,})'
+    return ''
 
 
 def name_of(path) -> str:

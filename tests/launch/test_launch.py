@@ -22,7 +22,7 @@ EVERY_CORE = '-n auto --dist loadfile --no-loadscope-reorder --durations=15'
 SCRIPTS = sorted([*ROOT.glob('launch/*.sh'), ROOT / '.ci' / 'run'])
 TOOLS = (
     *('basename', 'bash', 'cat', 'chmod', 'cmp', 'cp', 'dirname', 'env', 'gzip'),
-    *('mkdir', 'mktemp', 'mv', 'rm', 'sleep', 'tar'),
+    *('ln', 'mkdir', 'mktemp', 'mv', 'rm', 'sleep', 'tar'),
 )
 
 # The base Python: its exit code answers the version check, and it makes a venv.
@@ -329,16 +329,18 @@ def test_a_study_of_small_data_trains_every_variant_once(machine, tmp_path):
     before = [line for line in machine.log() if '--config.seed=0' in line]
     assert [line.split()[1] for line in before].count('sft') == 1
     assert (runs / 'text' / '0' / 'control' / 'documents').is_dir()
-    for name in ('ema', 'dropout'):  # further seeds, of a call that was stopped
-        (runs / 'text' / '3' / name).mkdir(parents=True)
-    (runs / 'text' / '3' / 'ema' / 'finished').touch()
+    (runs / 'text' / '3' / 'ema').mkdir(parents=True)  # of a call that was stopped
     assert machine.run('launch/study_data.sh', runs)[0] == 0  # it goes on
-    assert [path.name for path in (runs / 'text' / '3').iterdir()] == ['ema']
+    for kind in ('text', 'dialogue'):  # what is open is decided by the default seeds
+        first_look = runs / 'first_look' / kind
+        assert sorted(path.name for path in first_look.iterdir()) == ['0', '1', '2']
+        assert (first_look / '2').samefile(runs / kind / '2')
     words = [line.split() for line in machine.log() if line.startswith('gptjax')]
     tables = {line[4]: line[5:] for line in words if line[1] == 'stages'}
     for kind, stage, prefix in (('text', 'pretrain', ''), ('dialogue', 'sft', 'sft_')):
         own = {v for v in small_data.VARIANTS if v.startswith('sft') == bool(prefix)}
         names = {v.removeprefix(prefix) for v in own - {'sft'}}
+        assert tables[f'{runs}/first_look/{kind}'] == tables[f'{runs}/{kind}']
         control, *others = tables[f'{runs}/{kind}']
         assert control == 'control'
         assert {*others} == {f'{name}=control' for name in names - {'control'}}

@@ -49,12 +49,8 @@ def read_options(data: ConfigDict) -> Options:
     return Options(*(data[name] for name in Options._fields[:-1]), synonyms)
 
 
-def check_augmentations(data: ConfigDict, dialogue: bool = False) -> None:
-    """Refuses a `data.augment` that cannot run, before any data is built.
-
-    Args:
-        dialogue: the rows are conversations.
-    """
+def check_names(data: ConfigDict) -> None:
+    """For every stage: `data.augment` also decides the tokens of a tokenizer."""
     names = tuple(data.augment)
     for name in names:
         if name not in AUGMENTATIONS:
@@ -64,7 +60,16 @@ def check_augmentations(data: ConfigDict, dialogue: bool = False) -> None:
             )
         if names.count(name) > 1:
             raise UserError(f'data.augment: {name!r} occurs twice: remove one')
-    if dialogue and MIDDLE in names:
+
+
+def check_augmentations(data: ConfigDict, dialogue: bool = False) -> None:
+    """Refuses a `data.augment` that cannot run, before any data is built.
+
+    Args:
+        dialogue: the rows are conversations.
+    """
+    check_names(data)
+    if dialogue and MIDDLE in data.augment:
         raise UserError(
             f'data.augment: {MIDDLE} is for documents, not for conversations: '
             'leave it out, or use it in `pretrain`'

@@ -194,7 +194,9 @@ class AugmentedDataset(PackedDataset):
     def _change(self, change, text: str, draws: Draws) -> str:
         turns = text.split(self._turn_end) if self._turn_end else [text]
         changed = [change(turn, draws, self._options) for turn in turns]
-        return (self._turn_end or '').join(changed)
+        if not self._turn_end:
+            return changed[0]
+        return self._turn_end.join(map(_as_turn, changed, turns))
 
     def _encode(self, text: str, draws: dict) -> list[int] | None:
         """Ids whose bytes are those of the text; None if the tokenizer has none."""
@@ -208,6 +210,17 @@ class AugmentedDataset(PackedDataset):
             if b''.join(map(bytes_of, ids)) == content:
                 return ids
         return None
+
+
+def _as_turn(changed: str, turn: str) -> str:
+    """The changed turn without empty lines, which would end it.
+
+    'Hi\\n\\nand dogs' → 'Hi\\nand dogs'; the turn itself if nothing else is left.
+    """
+    if changed == turn:
+        return turn
+    lines = [line for line in changed.split('\n') if line.strip()]
+    return '\n'.join(lines) or turn
 
 
 def decode_whole_characters(tokens, bytes_of) -> tuple[int, int, str] | None:

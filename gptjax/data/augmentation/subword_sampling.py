@@ -59,15 +59,24 @@ class SubwordSampler:
         return [self._byte_ids[byte] for byte in piece.encode()]
 
     def _drop_merges(self, text: str, draws: Draws) -> list[str]:
-        """BPE in which each possible merge is dropped with probability alpha.
+        """BPE in which each step drops possible merges (Provilkov et al., algorithm 1).
 
-        A dropped merge is possible again when a neighbour has changed. As in
-        SentencePiece, the merge of the highest score is next, the leftmost of equals.
+        In each step each merge that a word allows is dropped with probability alpha,
+        and of the others that of the highest score is made, the leftmost of equals. A
+        word is ready when nothing is left. Merges worse than the one that is made need
+        no random number.
         """
-        scores, alpha, size = self._scores, self._alpha, len(text)
-        parts = list(text)  # '' where a part was merged into the one before it
+        return [
+            *itertools.chain.from_iterable(
+                self._merge_word(word, draws) for word in WORD.findall(text)
+            )
+        ]
+
+    def _merge_word(self, word: str, draws: Draws) -> list[str]:
+        scores, alpha, size = self._scores, self._alpha, len(word)
+        parts = list(word)  # '' where a part was merged into the one before it
         after, before = [*range(1, size + 1)], [*range(-1, size - 1)]
-        merges = []
+        merges, dropped = [], []
 
         def add_merge(left: int) -> None:
             if left >= 0 and after[left] < size:
@@ -78,11 +87,12 @@ class SubwordSampler:
         for left in range(size - 1):
             add_merge(left)
         while merges:
-            _, left, piece = heapq.heappop(merges)
+            merge = _, left, piece = heapq.heappop(merges)
             right = after[left]
             if not parts[left] or right == size or parts[left] + parts[right] != piece:
                 continue  # one of the two has been merged with another part
             if draws() < alpha:
+                dropped.append(merge)
                 continue
             parts[left], parts[right] = piece, ''
             after[left] = after[right]
@@ -90,6 +100,8 @@ class SubwordSampler:
                 before[after[right]] = left
             add_merge(before[left])
             add_merge(left)
+            while dropped:  # only in this step
+                heapq.heappush(merges, dropped.pop())
         return [part for part in parts if part]
 
     def _sample_unigram(self, text: str, draws: Draws) -> list[str]:

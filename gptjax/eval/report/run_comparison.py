@@ -26,7 +26,7 @@ from gptjax.eval.report.tables import (
     label_of,
 )
 from gptjax.eval.report.templates import render
-from gptjax.train.checkpoint import Checkpoints
+from gptjax.train.checkpoint import why_unfinished
 from gptjax.train.metrics import read_metrics
 
 MAX_RUNS = 8  # as many as there are colours
@@ -128,14 +128,8 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def _check_finished(folder: Path) -> None:
-    fix = 'run the command that trains it again, or leave it out'
-    if not run_dir.has_checkpoint(folder):
-        raise UserError(f'{folder} has no checkpoint, so it is not finished: {fix}')
-    checkpoints = Checkpoints(folder / 'checkpoints', {}, read_only=True)
-    step, record = checkpoints.newest_record()
-    checkpoints.close()
-    if record.get('reason') is None:
-        raise UserError(f'{folder} is not finished (it is at step {step:,}): {fix}')
+    if why := why_unfinished(folder):
+        raise UserError(f'{why}: run the command that trains it again, or leave it out')
 
 
 # ---- figures

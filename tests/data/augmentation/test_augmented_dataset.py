@@ -235,6 +235,26 @@ def test_replies_stay_unless_asked(dialogue, name):
     assert not equal(batches[True], batch)
 
 
+@pytest.mark.parametrize('name', ('delete_spans', 'character_noise'))
+def test_turns_of_several_lines_get_no_empty_line(name, run, tmp_path):
+    """An empty line ends a turn of the template 'text'."""
+    user = dict(role='user', content='a\nI like cats\nb\nand dogs\nc')
+    messages = [user, dict(role='assistant', content='d\ne'), dict(user, content='f')]
+    chats = [dict(id=f'c{n}', messages=[*messages, messages[1]]) for n in range(20)]
+    config, workdir = test_packed_conversations.make(run, tmp_path, 'text', 96, chats)
+    packed = open_training_dataset(config, workdir)
+    config = configure(workdir, name, config=config, augment_replies=True)
+    config.data.update(typo_rate=0.8, deletion_rate=0.5)
+    batch, plain = load(augment_dataset(packed, config, run.tokenizer)), load(packed)
+    assert not equal(batch, plain)
+    for row, old in zip(whole_rows(batch), whole_rows(plain), strict=True):
+        turns, old_turns = (
+            run.tokenizer.decode(tokens).split('\n\n')[:-1] for tokens in (row, old)
+        )
+        assert len(turns) == len(old_turns)
+        assert all(line for turn in turns for line in turn.split('\n'))
+
+
 def test_text_mixed_into_conversations_stays(dialogue, run):
     (config, workdir), tokenizer = dialogue
     text = PackedDataset(run.prepared, 'train')

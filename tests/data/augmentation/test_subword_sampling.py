@@ -1,5 +1,6 @@
 """Sampled segmentations: their text, their probabilities, and no sampling."""
 
+import itertools
 import math
 from collections import Counter
 
@@ -35,6 +36,35 @@ def test_without_dropped_merges_it_is_the_tokenizer():
         assert sampler.encode(text, Draws(0)) == tokenizer.encode(text)
     characters = SubwordSampler(tokenizer, 1.0).encode('the cat', Draws(0))
     assert len(characters) == 7
+
+
+def test_merges_are_dropped_anew_in_each_step():
+    """The probabilities are those of algorithm 1 of Provilkov et al., enumerated."""
+    tokenizer = Tokenizer(train_model(TEXTS, 'bpe', 300))
+    pieces, drop, draws = tokenizer.read_pieces(), 0.3, Draws(0)
+
+    def segmentations(parts, probability):
+        pairs = [a + b for a, b in itertools.pairwise(parts)]
+        places = [n for n, piece in enumerate(pairs) if piece in pieces]
+        for n in sorted(places, key=lambda n: -pieces[pairs[n]][1]):  # stable
+            merged = (*parts[:n], pairs[n], *parts[n + 2 :])
+            yield from segmentations(merged, probability * (1 - drop))
+            probability *= drop
+        yield parts, probability  # all were dropped
+
+    for words in ((' that',), (' the', ' cat')):
+        expected = Counter()
+        by_word = [[*segmentations(tuple(word), 1.0)] for word in words]
+        for chosen in itertools.product(*by_word):
+            tokens = tuple(pieces[p][0] for parts, _ in chosen for p in parts)
+            expected[tokens] += math.prod(probability for _, probability in chosen)
+        assert len(expected) > 3 and sum(expected.values()) == pytest.approx(1)
+        sampler, text = SubwordSampler(tokenizer, drop), ''.join(words)
+        counts = Counter(tuple(sampler.encode(text, draws)) for _ in range(4000))
+        assert counts.keys() <= expected.keys()
+        for tokens, share in expected.items():
+            error = 5 * math.sqrt(share * (1 - share) / 4000)
+            assert counts[tokens] / 4000 == pytest.approx(share, abs=error)
 
 
 def test_segmentations_have_their_probabilities():
