@@ -165,6 +165,9 @@ def test_bad_numbers_are_refused_by_the_stages_before(stage, tmp_path, capsys):
     for field in ('data.validation_fraction=7.0', 'data.workers=-1'):
         words = (stage, TINY, f'--workdir={tmp_path}/run', f'--config.{field}')
         assert f'{field}: use' in error_of(capsys, *words)
+    field = "data.augment=('fill_in_middle',)"
+    words = (stage, TINY, f'--workdir={tmp_path}/run', f'--config.{field}')
+    assert "no augmentation is called 'fill_in_middle'" in error_of(capsys, *words)
     assert not (tmp_path / 'run').exists()
 
 
