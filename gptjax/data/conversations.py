@@ -36,8 +36,9 @@ from gptjax.data.cleaning.cleaning_steps import (
     read_options,
     select_transforms,
 )
-from gptjax.data.documents import used_steps, write_sources
-from gptjax.data.quality.comparing_steps import Comparisons, prepare_text
+from gptjax.data.documents import list_steps, write_sources
+from gptjax.data.quality import comparing_steps
+from gptjax.data.quality.comparing_steps import Comparisons
 from gptjax.data.sources.file_source import read_messages
 from gptjax.data.sources.open_source import SUFFIXES, describe_source_files
 from gptjax.data.sources.records import (
@@ -93,10 +94,13 @@ def write_conversations(
     documents see the conversation as one text.
     """
     sources = config.dialogue.sources
-    steps = used_steps('dialogue.sources', sources, config.data)
+    steps_of = list_steps('dialogue.sources', sources, config.data)
+    comparing_steps.print_contaminated('dialogue.sources', steps_of, config.data)
+    # Those that compare run last here.
+    order = [sorted(s, key=lambda step: step in COMPARING) for s in steps_of.values()]
     licences = Licences(config.data.licences)
     licences.check_sources('dialogue.sources', sources)
-    with Comparisons(config.data, steps, folder) as comparisons:
+    with Comparisons(config.data, order, folder) as comparisons:
         return write_sources(
             sources,
             SplitWriter(folder, config.data.validation_fraction, _cut_views),
@@ -114,7 +118,8 @@ def _write_source(
     source_config = config.dialogue.sources[name]
     field = f'dialogue.sources.{name}'
     clean = choose_steps(field, source_config, data)
-    counts = {step: StepCount() for step in clean}
+    # A cut of repeated spans would change who answers what.
+    counts = {step: StepCount() for step in clean if step != REPEATED_SPANS}
     read, skipped = Counter(conversations=0, messages=0), Counter()
     is_empty = True
     with console.progress_bar(f'dialogue {name}', source.total, source.unit) as advance:
@@ -304,10 +309,8 @@ def _reason_to_skip(conversation, data, counts, compare) -> str | None:
     text = conversation_text(conversation.messages)
     transforms, options = select_transforms([*counts]), read_options(data)
     for name in counts:
-        if name == REPEATED_SPANS:
-            continue  # a cut would change who answers what
         if name in COMPARING:
-            prepared = prepare_text(name, text, options)
+            prepared = comparing_steps.prepare_text(name, text, options)
             found = dict(text=text, prepared=prepared, count=counts[name])
             dropped = compare(name, identity=conversation.id, **found) is None
         else:

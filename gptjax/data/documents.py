@@ -8,7 +8,8 @@
         hashes of the two files; licences, citations, versions
 
 A few megabytes of text are in memory at a time, and what the steps that compare
-documents need of each: for `drop_duplicates` a hash of 16 bytes.
+documents need of each: for `drop_duplicates` a hash of 16 bytes, and for
+`c4_repeated_spans` one for each sentence, which takes about 100 bytes.
 """
 
 import multiprocessing
@@ -45,6 +46,7 @@ from gptjax.data.quality.comparing_steps import (
     describe_steps,
     list_files_of,
     prepare_text,
+    print_contaminated,
     refuse_changed_steps,
     refuse_unused_fields,
 )
@@ -154,11 +156,13 @@ DOCUMENTS = artifact.Artifact(
 
 
 def _write_documents(data: ConfigDict, folder: Path, data_dir: Path) -> dict:
+    steps_of = list_steps('data.sources', data.sources, data)
     steps = used_steps('data.sources', data.sources, data)
     refuse_unused_fields(data, steps)
+    print_contaminated('data.sources', steps_of, data)
     licences = Licences(data.licences)
     licences.check_sources('data.sources', data.sources)
-    with Comparisons(data, steps, folder) as comparisons:
+    with Comparisons(data, steps_of.values(), folder) as comparisons:
         sources = write_sources(
             data.sources,
             SplitWriter(folder, data.validation_fraction, _cut_document),
@@ -368,16 +372,23 @@ def cleaning_settings(data: ConfigDict) -> dict:
     of_steps = {field for fields in FIELDS_OF_STEP.values() for field in fields}
     names = 'clean', *Options._fields, 'validation_fraction'
     settings = {f'data.{name}': data[name] for name in names if name not in of_steps}
+    settings['data.clean'] = expand_groups(data.clean)  # a group may change
     return settings | ({'data.licences': data.licences} if data.licences else {})
+
+
+def list_steps(
+    section: str, sources: ConfigDict, data: ConfigDict
+) -> dict[str, list[str]]:
+    """The cleaning steps of each source of a config section, in order."""
+    return {
+        name: choose_steps(f'{section}.{name}', source, data)
+        for name, source in sources.items()
+    }
 
 
 def used_steps(section: str, sources: ConfigDict, data: ConfigDict) -> set[str]:
     """The cleaning steps of all sources of a config section."""
-    return {
-        step
-        for name, source in sources.items()
-        for step in choose_steps(f'{section}.{name}', source, data)
-    }
+    return {s for steps in list_steps(section, sources, data).values() for s in steps}
 
 
 def source_settings(

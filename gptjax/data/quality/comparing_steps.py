@@ -7,13 +7,16 @@
 `decontaminate` gives the file and line of the example as `match`, and `ngram`.
 """
 
+import hashlib
 import json
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from gptjax.core import storage
 from gptjax.core.console import UserError
-from gptjax.core.files import list_files
+from gptjax.core.files import File, is_remote, list_files, open_raw
 from gptjax.data.cleaning.cleaning_steps import (
     BAD_WORDS,
     DECONTAMINATE,
@@ -24,6 +27,7 @@ from gptjax.data.cleaning.cleaning_steps import (
     Options,
     StepCount,
     is_duplicate,
+    select_transforms,
 )
 from gptjax.data.quality.decontamination import (
     ENDINGS,
@@ -61,14 +65,16 @@ def list_files_of(steps: set[str]) -> list[str]:
 
 
 def describe_steps(data: ConfigDict, steps: set[str]) -> dict:
-    """The manifest's entries for these steps: number and size of files, by path."""
+    """The manifest's entries for these steps: size and content of files, by path."""
     files = {}
     for step in sorted(steps & {*FILES_OF_STEP}):
         name, endings = FILES_OF_STEP[step]
         paths = [data[name]] if isinstance(data[name], str) else data[name]
         field = f'data.{name}'
+        listed = {path: list_files(path, endings, field) for path in paths}
         files[name] = {
-            path: describe_files(list_files(path, endings, field)) for path in paths
+            path: dict(describe_files(found), sha256=_hash_contents(found, field))
+            for path, found in listed.items()
         }
     return dict(files_of_steps=files) if files else {}
 
@@ -78,8 +84,28 @@ def refuse_changed_steps(manifest: dict, folder: Path) -> None:
     for name, endings in FILES_OF_STEP.values():
         described = manifest.get('files_of_steps', {}).get(name, {})
         for path, source in described.items():
-            field, source = f'data.{name}', dict(source=source)
-            refuse_changed_files(field, path, endings, source, folder)
+            field = f'data.{name}'
+            refuse_changed_files(field, path, endings, dict(source=source), folder)
+            if 'sha256' not in source or is_remote(path):  # of an old run
+                continue
+            try:
+                now = _hash_contents(list_files(path, endings, field), field)
+            except UserError:  # the run does not need them any more
+                continue
+            if now != source['sha256']:
+                raise UserError(
+                    f'{field}={path}: {folder} was made from other words in these '
+                    f'files: use another --workdir, or delete {folder}'
+                )
+
+
+def _hash_contents(files: list[File], field: str) -> str:
+    """SHA-256 of files that are small, as they are in memory when they are used."""
+    hashes = []
+    for file in files:
+        with open_raw(file, field) as raw:
+            hashes.append([file.name, hashlib.file_digest(raw, 'sha256').hexdigest()])
+    return storage.fingerprint(hashes)
 
 
 def refuse_unused_fields(data: ConfigDict, steps: set[str]) -> None:
@@ -96,6 +122,19 @@ def refuse_unused_fields(data: ConfigDict, steps: set[str]) -> None:
             )
 
 
+def print_contaminated(
+    section: str, steps_of: Mapping[str, Sequence[str]], data: ConfigDict
+) -> None:
+    """Prints which sources may have texts of data.evaluation_sets."""
+    names = [name for name, steps in steps_of.items() if DECONTAMINATE not in steps]
+    if data.evaluation_sets and names:
+        fields = ', '.join(f'{section}.{name}' for name in names)
+        print(
+            f'{fields}: may have texts of data.evaluation_sets, which are not looked '
+            f"for: add 'decontaminate' to {section}.{names[0]}.clean"
+        )
+
+
 def prepare_text(step: str, text: str, options: Options):
     """What `Comparisons.compare` needs of a text."""
     return PREPARED[step](text, options) if step in PREPARED else None
@@ -104,17 +143,26 @@ def prepare_text(step: str, text: str, options: Options):
 class Comparisons:
     """The documents of all sources so far, as the comparing steps need them.
 
-    It reads the files that the steps need first; UserError if it cannot.
+    It reads the files that the steps need first; UserError if it cannot. `steps_of`
+    has the steps of each source, in the order in which they run.
     """
 
-    def __init__(self, data: ConfigDict, steps: set[str], folder: Path):
+    def __init__(
+        self, data: ConfigDict, steps_of: Collection[Sequence[str]], folder: Path
+    ):
+        steps = {step for steps in steps_of for step in steps}
         self._texts, self._spans = set(), set()  # hashes
         self._near = NearDuplicateIndex(data.near_duplicate_similarity)
         self._ngrams, self._file = None, None
         if BAD_WORDS in steps:
             read_bad_words(data.bad_words)
         if DECONTAMINATE in steps:
-            self._ngrams = read_evaluation_sets(data)
+            transforms = {
+                (*select_transforms(steps[: steps.index(DECONTAMINATE)]),)
+                for steps in steps_of
+                if DECONTAMINATE in steps
+            }
+            self._ngrams = read_evaluation_sets(data, transforms)
         if KEEP_QUALITY in steps:
             read_classifier(data.quality_classifier)
         for name in list_files_of(steps):

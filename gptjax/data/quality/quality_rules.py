@@ -173,7 +173,10 @@ def _join_lines(lines: list[str]) -> str:
 
 
 def c4_long_words(text: str, options) -> str:
-    """Removes lines with a word of more than 1,000 characters."""
+    """Removes lines with a word of more than 1,000 characters.
+
+    Others stay: 'A word\\nor two' → 'A word\\nor two'
+    """
     return _keep_lines(
         text, lambda line: max(map(len, line.split())) <= MAX_WORD_CHARACTERS
     )

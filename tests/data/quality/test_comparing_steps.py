@@ -9,7 +9,9 @@ from gptjax.core import storage
 from gptjax.core.console import UserError
 from gptjax.data import conversations
 
-QUESTION = 'Which of the many rivers of this country is longer than the others?'
+QUESTION = (
+    'Which wide rivers of this country flow past large cities, and reach no lake?'
+)
 
 
 def ask(question, **fields):
@@ -39,6 +41,7 @@ def write(config, tmp_path, *steps):
     config.dialogue.sources.own.clean = steps
     sources = conversations.write_conversations(config, tmp_path, folder)
     removed = list(storage.read_jsonl(folder / 'removed.jsonl'))
+    assert 'c4_repeated_spans' not in sources['own']['steps']  # it does not run
     return sources['own']['skipped'], {line['id']: line['match'] for line in removed}
 
 
@@ -48,13 +51,19 @@ def test_near_duplicates(config, tmp_path):
     assert removed == {'own/own.jsonl#10': 'own/own.jsonl#9'}
 
 
-def test_contaminated_conversations(config, tmp_path):
+def test_contaminated_conversations(config, tmp_path, capsys):
     path = tmp_path / 'tasks.jsonl'
-    path.write_text(json.dumps(dict(prompt=QUESTION, references=['The Vistula'])))
+    path.write_text(json.dumps(dict(prompt=QUESTION, level='hard')))
     config.data.evaluation_sets = (str(path),)
-    skipped, removed = write(config, tmp_path, 'decontaminate', 'c4_repeated_spans')
+    steps = 'decontaminate', 'remove_stop_words', 'c4_repeated_spans'
+    skipped, removed = write(config, tmp_path, *steps)
     assert skipped == {'decontaminate': 2}
     assert {*removed.values()} == {'tasks.jsonl:1'}
+    assert not capsys.readouterr().out
+    write(config, tmp_path, 'drop_near_duplicates')
+    assert 'dialogue.sources.own: may have texts of data.evaluation_sets' in (
+        capsys.readouterr().out
+    )
 
 
 def test_licences(config, tmp_path):

@@ -47,14 +47,39 @@ def test_forms_of_evaluation_sets(tmp_path):
         dict(messages=[dict(role='user', content=half), message]),
         dict(question=half, answer=rest),
         dict(text=text),
+        dict(context=text, question='who?', answers=dict(text=['no'], start=[1])),
+        dict(passage=text, question='is it?', answer=True),
+        dict(question=half, solution=rest),
+        dict(question='why?', context=dict(title=['no'], sentences=[[half, rest]])),
     ]
     for record in records:
         path = write_lines(tmp_path / 'one.jsonl', record)
         assert find_ngram(text, read_sets(path)), record
-        assert find_ngram(half, read_sets(path)) is None
+        assert find_ngram(BEFORE + half, read_sets(path)) is None
     (tmp_path / 'book.txt').write_text(f'{half}\n{rest}\n')
     (tmp_path / 'one.jsonl').write_text('{"text": "no"}')
     assert find_ngram(text, read_sets(str(tmp_path)))[1] == 'book.txt'  # a folder
+
+
+def test_labels_ids_and_links_are_no_examples(tmp_path):
+    text, link = ' '.join(WORDS[:8]), 'https://' + '/'.join(WORDS[::-1])
+    record = dict(text=text, label='positive', doc_id=' '.join(WORDS[8:]), page=link)
+    ngrams = read_sets(write_lines(tmp_path / 'a.jsonl', record))
+    assert find_ngram(BEFORE + text + AFTER, ngrams)
+    assert find_ngram(f'{BEFORE} positive {link} {record["doc_id"]}', ngrams) is None
+
+
+def test_examples_are_found_in_documents_that_steps_changed(config, tmp_path):
+    mail = 'Ask for the papers of the house: write to ann@river.org or bob@river.org'
+    lines = [dict(id=str(n), text=f'Plain {n}') for n in range(9)]
+    write_lines(tmp_path / 'own.jsonl', *lines, dict(id='mail', text=mail))
+    config.data.evaluation_sets = (write_lines(tmp_path / 'e.jsonl', dict(text=mail)),)
+    config.data.clean = ('mask_emails', 'remove_stop_words', 'decontaminate')
+    manifest = documents.build_documents(config, tmp_path / 'run')
+    assert manifest['sources']['own']['kept']['documents'] == 9
+    write_lines(tmp_path / 'e.jsonl', dict(text=mail.replace('river', 'liver')))
+    with pytest.raises(UserError, match=r'e\.jsonl: .* was made from other words'):
+        documents.build_documents(config, tmp_path / 'run')
 
 
 def test_short_examples_are_compared_whole(tmp_path):
@@ -116,7 +141,7 @@ def test_bad_sets_are_refused_before_anything_is_read(config, tmp_path):
     empty = tmp_path / 'empty.jsonl'
     empty.write_text('')
     refuses(r'data\.evaluation_sets=.*empty\.jsonl: it has no words', str(empty))
-    other = write_lines(tmp_path / 'other.jsonl', dict(body='x'))
-    refuses(r"other\.jsonl: line 1 has none of the fields .*, it has 'body'", other)
+    other = write_lines(tmp_path / 'other.jsonl', dict(id='x', label=1))
+    refuses(r"other\.jsonl: line 1 has no field with a text.*, it has 'id'", other)
     config.data.clean = ()
     refuses(r"evaluation_sets=.*no source has the step 'decontaminate'", other)

@@ -129,6 +129,9 @@ def test_groups_stand_for_their_rules():
     assert cleaning_steps.expand_groups(names) == ['lowercase', *GROUPS['gopher']]
     with pytest.raises(UserError, match="'c4_sentences' occurs twice"):
         cleaning_steps.check_steps(['c4', 'c4_sentences'])
+    data = common.base().data
+    data.clean = tuple(names)
+    assert documents.cleaning_settings(data)['data.clean'][1:] == [*GROUPS['gopher']]
     counts = {name: StepCount() for name in GROUPS['fineweb']}
     assert clean_text('a\n' * 9, GROUPS['fineweb'], OPTIONS, counts) is None
     assert counts['fineweb_line_punctuation'].documents_dropped == 1
