@@ -284,6 +284,12 @@ def check_steps(names: Sequence[str], field: str = 'data.clean') -> None:
             raise UserError(f'{field}: {name!r} occurs twice: remove one')
 
 
+def hash_text(text: str) -> bytes:
+    """16 bytes that are equal for texts that `is_duplicate` calls equal."""
+    plain = ' '.join(unicodedata.normalize('NFKC', text).casefold().split())
+    return hashlib.blake2b(plain.encode(), digest_size=16).digest()
+
+
 def is_duplicate(text: str, seen: set[bytes], count: StepCount) -> bool:
     """Whether an equal text came before; adds the text to `seen` if not.
 
@@ -294,8 +300,7 @@ def is_duplicate(text: str, seen: set[bytes], count: StepCount) -> bool:
     Args:
         seen: 16-byte hashes of the texts of all sources so far.
     """
-    plain = ' '.join(unicodedata.normalize('NFKC', text).casefold().split())
-    key = hashlib.blake2b(plain.encode(), digest_size=16).digest()
+    key = hash_text(text)
     if key in seen:
         count.add_change(text, None)
         return True

@@ -3,9 +3,14 @@
 A fifth of the texts of each, those with the smallest hashes, is held out; the manifest
 has the accuracy and the AUC on them, beside those of the larger class and of a
 classifier that sees only the length, and what each threshold keeps.
+
+Texts with equal words are one text, and the parts of a text file that was cut are all
+held out or none. Otherwise held-out texts would repeat what was learned.
 """
 
+import heapq
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +23,7 @@ from gptjax.core.config import make_section
 from gptjax.core.console import UserError
 from gptjax.core.files import Advance, File, list_files, read_json_lines
 from gptjax.core.hashing import hash_integer
+from gptjax.data.chat_template import conversation_text
 from gptjax.data.quality.quality_classifier import (
     ARTIFACT,
     CHARACTERS,
@@ -26,22 +32,25 @@ from gptjax.data.quality.quality_classifier import (
     check_packages,
     hash_ngrams,
 )
+from gptjax.data.quality.words import split_words
+from gptjax.data.sources.file_source import read_messages
 from gptjax.data.sources.open_source import (
     READERS,
     SUFFIXES,
     describe_files,
     refuse_changed_files,
 )
+from gptjax.data.sources.records import LicensedDocument
 
 MIN_TEXTS = 50  # different ones in each folder
-MAX_TEXTS = 100_000  # the first ones of each folder
+MAX_TEXTS = 100_000  # of each folder, those with the smallest hashes
 MAX_CHARACTERS = 200_000_000
+KEY_CHARACTERS = CHARACTERS // 2  # of the words by which texts are equal
 HELD_OUT = 5  # one of so many
 INVERSE_REGULARIZATION = 10.0
 THRESHOLDS = (0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9)
 LEVEL = 0.95  # of intervals
 ENDINGS = tuple({suffix: None for group in SUFFIXES.values() for suffix in group})
-Texts = list[str]
 
 
 def build_classifier(good: str, bad: str, workdir: Path) -> dict:
@@ -79,7 +88,7 @@ def _train(files: dict[str, list[File]], folder: Path) -> dict:
         texts = {n: _read_texts(n, group, advance) for n, group in files.items()}
     shared = {*texts['good']} & {*texts['bad']}
     for name, some in texts.items():
-        texts[name] = [text for text in some if text not in shared]
+        texts[name] = {key: some[key] for key in some if key not in shared}
         if len(texts[name]) < MIN_TEXTS:
             why = f', without the {len(shared)} that are in both' if shared else ''
             raise UserError(
@@ -88,10 +97,9 @@ def _train(files: dict[str, list[File]], folder: Path) -> dict:
             )
     held, trained = [], []  # (text, whether it is good)
     for name, some in texts.items():
-        some = sorted(some, key=hash_integer)
-        cut = len(some) // HELD_OUT
-        held += [(text, name == 'good') for text in some[:cut]]
-        trained += [(text, name == 'good') for text in some[cut:]]
+        parts = _split_texts(name, some)
+        for part, examples in zip(parts, (held, trained), strict=True):
+            examples += [(text, name == 'good') for text in part]
     with console.progress_bar('training the classifier', 0):
         fitted = _fit(_ngrams_of(trained), _labels_of(trained))
         length = _fit(_lengths_of(trained), _labels_of(trained))
@@ -129,20 +137,59 @@ def _train(files: dict[str, list[File]], folder: Path) -> dict:
 # ---- texts
 
 
-def _read_texts(name: str, files: list[File], advance: Advance) -> Texts:
-    """The beginnings of the different texts of a folder, in order."""
-    texts, characters = {}, 0
-    for text in _read_all(f'--{name}', files, advance):
+def _read_texts(
+    name: str, files: list[File], advance: Advance
+) -> dict[int, tuple[str, str]]:
+    """The different texts of a folder: hash of the words → (text, file that was cut).
+
+    They are the ones with the smallest hashes, at most MAX_TEXTS and MAX_CHARACTERS.
+    """
+    texts, largest, characters = {}, [], 0  # largest: a heap of -hash
+    end = float('inf')  # the smallest hash that had no room
+    for identity, text, _ in _read_all(f'--{name}', files, advance):
         text = text[:CHARACTERS]
-        if text.strip() and text not in texts:
-            texts[text] = None
-            characters += len(text)
-            if len(texts) == MAX_TEXTS or characters >= MAX_CHARACTERS:
-                break
-    return [*texts]
+        words = ' '.join(split_words(text))[:KEY_CHARACTERS] or text.strip()
+        key = hash_integer(words)
+        if not words or key in texts or key >= end:
+            continue
+        texts[key] = text, _name_cut_file(identity)
+        characters += len(text)
+        heapq.heappush(largest, -key)
+        while len(texts) > MAX_TEXTS or characters > MAX_CHARACTERS:
+            end = -heapq.heappop(largest)
+            characters -= len(texts.pop(end)[0])
+    return texts
 
 
-def _read_all(field: str, files: list[File], advance: Advance) -> Iterator[str]:
+def _name_cut_file(identity: str) -> str:
+    """The text file of which a text is a part, or '': 'a/book.txt#3' → 'a/book.txt'"""
+    name, _, _ = identity.rpartition('#')
+    return name if name.endswith(SUFFIXES['text']) else ''
+
+
+def _split_texts(
+    name: str, texts: dict[int, tuple[str, str]]
+) -> tuple[list[str], list[str]]:
+    """(held-out texts, others); a cut file is not split, and goes by its first hash."""
+    groups = defaultdict(list)
+    for key in sorted(texts):
+        text, file = texts[key]
+        groups[file or key].append(text)
+    held, others = [], []
+    for group in groups.values():
+        fits = len(held) + len(group) <= len(texts) // HELD_OUT
+        (held if fits else others).extend(group)
+    if not held:
+        raise UserError(
+            f'--{name}: most texts are parts of one text file, which cannot be both '
+            'learned and held out: give several files, or JSON Lines with a text a line'
+        )
+    return held, others
+
+
+def _read_all(
+    field: str, files: list[File], advance: Advance
+) -> Iterator[LicensedDocument]:
     """The texts of files of any kind; JSON Lines with `messages` are conversations."""
     by_kind = {}
     for file in files:
@@ -159,13 +206,28 @@ def _read_all(field: str, files: list[File], advance: Advance) -> Iterator[str]:
     for kind, group in by_kind.items():
         source = make_section(schema.SOURCE, kind=kind)
         try:
-            for _, text, *_ in READERS[kind](field, source, group, advance):
-                yield text
+            yield from _READERS[kind](field, source, group, advance)
         except UserError as error:  # the readers name fields of a config
-            message = str(error).replace(f'{field}.path', field)
-            if f'set {field}.text_field' in message:
-                message = message.split(': set ')[0] + ": write the text as 'text'"
-            raise UserError(message) from error
+            raise UserError(_without_fields(str(error), field)) from error
+
+
+def _read_conversations(field, source, files, advance):
+    """As `read_chat`, also with replies that give no loss, which are text here."""
+    for identity, _, messages, licence in read_messages(field, source, files, advance):
+        text = conversation_text((m['role'], m['content']) for m in messages)
+        yield identity, text, licence
+
+
+_READERS = READERS | dict(chat=_read_conversations)
+
+
+def _without_fields(message: str, field: str) -> str:
+    """A reader's message for a command that has no field but the path."""
+    message = message.replace(f'{field}.path', field)
+    if f'set {field}.text_field' in message:
+        message = message.split(': set ')[0] + ": write the text as 'text'"
+    message = message.replace(f', or set {field}.kind', '')
+    return message.replace(f'{field}.text_field=text', "the field 'text'")
 
 
 # ---- training

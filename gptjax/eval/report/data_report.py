@@ -14,7 +14,12 @@ from ml_collections import ConfigDict
 from gptjax.core import console, storage
 from gptjax.core.artifact import require
 from gptjax.core.console import UserError
-from gptjax.data.cleaning.cleaning_steps import COMPARING, name_reason
+from gptjax.data.cleaning.cleaning_steps import (
+    COMPARING,
+    DROP_DUPLICATES,
+    DROP_NEAR_DUPLICATES,
+    name_reason,
+)
 from gptjax.data.sources.records import OTHER_LICENCE
 from gptjax.eval.report import charts, data_survey
 from gptjax.eval.report.tables import format_short
@@ -34,12 +39,13 @@ def write_data_report(config: ConfigDict, workdir: Path) -> Path:
     """Writes RUN/data.html; returns its path. The documents have to be there."""
     manifest = require(workdir / 'documents', 'data')
     with console.progress_bar('reading the sources again', 0):
-        surveys = data_survey.survey_sources(config, workdir)
+        surveys, across = data_survey.survey_sources(config, workdir)
     tokenizer = _read_tokenizer(workdir)
     sources = {
         name: _describe_source(name, manifest, survey, tokenizer)
         for name, survey in surveys.items()
     }
+    whole = all(survey['is_whole'] for survey in surveys.values())
     page = render(
         'data_report.html.j2',
         name=workdir.name,
@@ -48,11 +54,15 @@ def write_data_report(config: ConfigDict, workdir: Path) -> Path:
         totals=_total_row(manifest),
         languages=_languages_of_all(sources),
         charts=_length_charts(surveys),
-        duplicates=_duplicate_rows(manifest),
+        duplicates=_duplicate_rows(manifest, workdir, across if whole else None),
+        other_licence=sum(
+            source['read'].get(OTHER_LICENCE, 0)
+            for source in manifest['sources'].values()
+        ),
         removed=_removed_samples(workdir),
         tokenizer=tokenizer,
         limits=data_survey,
-        whole=all(survey['is_whole'] for survey in surveys.values()),
+        whole=whole,
     )
     path = workdir / 'data.html'
     storage.write_text(path, page)
@@ -77,13 +87,20 @@ def _facts(manifest):
 
 def _total_row(manifest) -> dict:
     """{'read', 'kept'} → documents and characters of all sources."""
+    counts = dict(read=_count_read, kept=lambda source: source['kept'])
     return {
         kind: {
-            unit: sum(source[kind][unit] for source in manifest['sources'].values())
+            unit: sum(count(source)[unit] for source in manifest['sources'].values())
             for unit in ('documents', 'characters')
         }
-        for kind in ('read', 'kept')
+        for kind, count in counts.items()
     }
+
+
+def _count_read(source: dict) -> dict:
+    """What was read of a source; documents of other licences have no characters."""
+    read = source['read']
+    return dict(read, documents=read['documents'] - read.get(OTHER_LICENCE, 0))
 
 
 def _length_charts(surveys) -> list[str]:
@@ -113,6 +130,7 @@ def _describe_source(name, manifest, survey, tokenizer) -> dict:
         steps.append(dict(count, name=step, left=left, reason=reason, **samples))
     return dict(
         source,
+        allowed=_count_read(source),
         passed_over={name: count for name, count in passed_over.items() if count},
         surveyed=len(survey['read']),
         is_whole=survey['is_whole'],
@@ -185,14 +203,35 @@ def _count_tokens(texts: list[str], tokenizer) -> dict:
     )
 
 
-def _duplicate_rows(manifest) -> list[tuple]:
-    """(step, {source → dropped}) of the steps that compare documents."""
+def _duplicate_rows(manifest, workdir: Path, across: Counter | None) -> list[tuple]:
+    """(label, {source → dropped}) of the steps that compare documents.
+
+    If there are several sources, further rows tell whether the document that is alike
+    is in the same source. `across`: source → duplicates of other sources, if known.
+    """
     steps = {}
     for name, source in manifest['sources'].items():
         for step, count in source['steps'].items():
             if step in COMPARING:
                 steps.setdefault(step, {})[name] = count['documents_dropped']
-    return list(steps.items())
+    if len(manifest['sources']) == 1:
+        return list(steps.items())
+    others = dict() if across is None else {DROP_DUPLICATES: across}
+    if DROP_NEAR_DUPLICATES in steps:
+        others[DROP_NEAR_DUPLICATES] = Counter(
+            line['source']
+            for line in data_survey.read_removed(workdir)
+            if line['step'] == DROP_NEAR_DUPLICATES
+            and not line['match'].startswith(f'{line["source"]}/')
+        )
+    rows = []
+    for step, dropped in steps.items():
+        rows.append((step, dropped))
+        if step in others:
+            other = {name: others[step][name] for name in dropped}
+            same = {name: count - other[name] for name, count in dropped.items()}
+            rows += [('… of the same source', same), ('… of another source', other)]
+    return rows
 
 
 def _removed_samples(workdir: Path) -> list[dict]:

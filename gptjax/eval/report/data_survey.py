@@ -21,9 +21,8 @@ from gptjax.data.cleaning.cleaning_steps import (
     DROP_DUPLICATES,
     REPEATED_SPANS,
     STEPS,
-    StepCount,
     choose_steps,
-    is_duplicate,
+    hash_text,
     read_options,
 )
 from gptjax.data.quality.quality_rules import (
@@ -70,16 +69,29 @@ class HashSample:
         return [value for *_, value in sorted(self._heap, reverse=True)]
 
 
-def survey_sources(config: ConfigDict, workdir: Path) -> dict[str, dict]:
-    """What `_survey_source` finds in each of data.sources."""
+def survey_sources(
+    config: ConfigDict, workdir: Path
+) -> tuple[dict[str, dict], Counter]:
+    """What `_survey_source` finds in each of data.sources.
+
+    Also the documents of a source that 'drop_duplicates' drops as equal to one of
+    another source.
+    """
     data = config.data
     removed = {(line['step'], line['id']) for line in read_removed(workdir)}
     characters = CHARACTERS // len(data.sources)
-    compare = partial(_compare, read_options(data), set(), set(), removed)
-    return {
-        name: _survey_source(name, data, workdir, characters, compare)
+    options, texts, spans, across = read_options(data), {}, set(), Counter()
+    surveys = {
+        name: _survey_source(
+            name,
+            data,
+            workdir,
+            characters,
+            partial(_compare, options, texts, spans, removed, across, name),
+        )
         for name in data.sources
     }
+    return surveys, across
 
 
 def read_removed(workdir: Path) -> Iterator[dict]:
@@ -170,15 +182,22 @@ def _trace(identity, text, steps, data, compare) -> Iterator[tuple]:
         text = after
 
 
-def _compare(options, texts, spans, removed, step, identity, text) -> str | None:
+def _compare(
+    options, texts, spans, removed, across, source, step, identity, text
+) -> str | None:
     """What a step that compares documents makes of a text.
 
     Args:
-        texts, spans: hashes of the documents before; those of this one are added.
+        texts: hash → source of the texts before; that of this one is added.
+        spans: hashes of the spans before; those of this text are added.
+        across: source → duplicates of other sources; counted on.
         removed: (step, id) of what other steps removed, which are not run again.
     """
     if step == DROP_DUPLICATES:
-        return None if is_duplicate(text, texts, StepCount()) else text
+        key = hash_text(text)
+        is_new, first = key not in texts, texts.setdefault(key, source)
+        across[source] += first != source
+        return text if is_new else None
     if step == REPEATED_SPANS:
         return remove_repeated_spans(
             text, split_sentences_of_lines(text, options), spans

@@ -1,5 +1,6 @@
 """The quality classifier: training, its figures, its errors, and the cleaning step."""
 
+import itertools
 import json
 import random
 import shutil
@@ -79,17 +80,52 @@ def test_training_again_gives_the_same_weights(folders, trained, tmp_path):
     assert again.fingerprint == read_classifier(str(trained)).fingerprint
 
 
-def test_files_of_other_kinds_give_the_same_texts(tmp_path):
+def test_files_of_other_kinds_give_the_same_texts(tmp_path, monkeypatch):
     for number in range(3):
         (tmp_path / f'{number}.txt').write_text(f'text {number}')
-    messages = [dict(role='user', content='Hi'), dict(role='assistant', content='Yes')]
+    reply = dict(role='assistant', content='Yes', train=False)
+    messages = [dict(role='user', content='Hi'), reply]
     (tmp_path / 'chat.jsonl').write_text(json.dumps(dict(messages=messages)) + '\n')
     (tmp_path / 'own.jsonl').write_text('{"text": "own"}\n{"text": "text 1"}\n')
     files = classifier_training.list_files(
         str(tmp_path), classifier_training.ENDINGS, '--good'
     )
-    texts = classifier_training._read_texts('good', files, lambda amount: None)
-    assert sorted(texts) == ['Hi\n\nYes', 'own', 'text 0', 'text 1', 'text 2']
+    read = lambda: classifier_training._read_texts('good', files, lambda amount: None)
+    texts = read()
+    found = sorted(text for text, _ in texts.values())
+    assert found == ['Hi\n\nYes', 'own', 'text 0', 'text 1', 'text 2']
+    # Of too many texts, those with the smallest hashes are read, in any order.
+    monkeypatch.setattr(classifier_training, 'MAX_TEXTS', 3)
+    files.reverse()
+    assert [*sorted(read())] == sorted(texts)[:3]
+
+
+def test_near_copies_do_not_help_on_held_out_texts(tmp_path):
+    """Texts of the same random words: nothing distinguishes good from bad ones."""
+    for seed, name in enumerate(('good', 'bad')):
+        path = write_texts(tmp_path / name, GOOD + BAD, 60, seed) / 'texts.jsonl'
+        texts = [line['text'] for line in storage.read_jsonl(path)]
+        with open(path, 'w') as file:
+            for n, text in itertools.product(range(1, 7), texts):
+                file.write(json.dumps(dict(text=text.replace(' ', ' ' * n))) + '\n')
+    manifest = build_classifier(
+        str(tmp_path / 'good'), str(tmp_path / 'bad'), tmp_path / 'run'
+    )
+    assert manifest['texts'] == dict(good=60, bad=60)
+    low, high = manifest['figures']['this classifier']['accuracy']['interval']
+    assert low < 0.5 < high
+
+
+def test_a_cut_file_is_not_split():
+    split = lambda *files: classifier_training._split_texts(
+        'good', {key: (f'{key}', file) for key, file in enumerate(files)}
+    )
+    held, others = split(*(['a.txt', 'b.txt'] * 4), *[''] * 22)
+    assert held == ['0', '2', '4', '6', '8', '9'] and len(others) == 30 - len(held)
+    with pytest.raises(UserError, match='--good: most texts are parts of one text f'):
+        split(*['a.txt'] * 50)
+    assert classifier_training._name_cut_file('own/a.txt#1.2') == 'own/a.txt'
+    assert not classifier_training._name_cut_file('own/lines.jsonl#1')
 
 
 def test_folders_that_cannot_be_used(folders, tmp_path, capsys):
@@ -114,6 +150,10 @@ def test_folders_that_cannot_be_used(folders, tmp_path, capsys):
     refuses('its kind is unknown', tmp_path / 'a.csv', bad)
     (tmp_path / 'a.jsonl').write_text('{"body": "x"}\n')
     refuses("line 1 has no field 'text', it has 'body'", tmp_path / 'a.jsonl', bad)
+    (tmp_path / 'a.jsonl').write_text('{"text": 1}\n')
+    refuses("line 1: the field 'text' holds a int", tmp_path / 'a.jsonl', bad)
+    (tmp_path / 'a.parquet').write_text('x')
+    refuses('): give one\n', tmp_path / 'a.parquet', bad)
 
 
 def test_a_classifier_that_is_missing_or_damaged(trained, tmp_path):

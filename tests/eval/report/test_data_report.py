@@ -10,12 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import common
+from gptjax.core import storage
 from gptjax.data import documents
 from gptjax.data.sources import record_fields
 from gptjax.eval.report import data_report, data_survey
 from gptjax.eval.report.text_difference import SHOWN, mark_difference
+from gptjax.tokenizer.import_tokenizer import import_tokenizer
 from tests import runs
 from tests.eval.report.test_run_report import EVIL, Balance, text_of
+from tests.tokenizer.made_tokenizers import byte_level, write_folder
 
 WORDS = 'the cat sat on a mat and then it ran off to see what the dog had done'.split()
 
@@ -78,6 +81,7 @@ def test_the_page_has_the_counts_and_samples_and_changes_nothing(config, tmp_pat
         ['run python -m gptjax tokenizer'],
         ['the sources again: all of them'],
         ['all, by kept documents en'],
+        ['Median characters as kept: lines ', ', tiny 29.'],
     ):
         assert all(word in text for word in words), words
     assert '<del>ann@b.org</del>' in page.replace('</del><del>', '')
@@ -91,6 +95,7 @@ def test_only_so_much_is_read(config, tmp_path, monkeypatch):
     page = text_of(page_of(config, workdir))
     assert 'the first 600 characters' in page and 'tiny 1 documents (all)' in page
     assert re.search(r'lines [34] documents,', page)
+    assert 'a document that was not read again counts as kept' in page
     assert '39 of 41 documents' in page  # the counts are of all
 
 
@@ -105,6 +110,52 @@ def test_what_comparisons_removed_is_shown(config, tmp_path):
     assert '<script' not in page
     assert 'lines/7, drop near duplicates' in text_of(page)
     assert 'tiny/tiny.txt#0' in page and 'similarity 0.88' in text_of(page)
+
+
+def test_duplicates_within_and_across_sources(config, tmp_path):
+    workdir, draw = tmp_path / 'run', random.Random(1)
+    text = ' '.join(draw.choices(WORDS, k=200))
+    texts = ['One document,  and a tiny one.', text, text.upper(), f'{text} end']
+    texts += [f'Another line {n} of its own, {n}.' for n in range(40)]
+    lines = ''.join(json.dumps(dict(text=text)) + '\n' for text in texts)
+    (tmp_path / 'web.jsonl').write_text(lines)
+    more = [f'{text} and', 'Another line 1 of its own, 1.', 'Something else here.']
+    lines = ''.join(json.dumps(dict(text=text)) + '\n' for text in more)
+    (tmp_path / 'zoo.jsonl').write_text(lines)
+    for name in ('web', 'zoo'):
+        path = str(tmp_path / f'{name}.jsonl')
+        config.data.sources[name] = common.source('jsonl', path, licence='CC0')
+    config.data.clean = ('drop_duplicates', 'drop_near_duplicates')
+    documents.build_documents(config, workdir)
+    page = text_of(page_of(config, workdir))
+    # sources: lines, tiny, web, zoo
+    assert 'drop duplicates 1 – 2 1 … of the same source 1 – 1 –' in page
+    assert '… of another source – – 1 1' in page
+    near = page.partition('drop near duplicates')[2]
+    assert near.startswith(' – – 1 1 … of the same source – – 1 –'), near[:99]
+
+
+def test_documents_of_other_licences_are_not_counted_as_read(config, tmp_path):
+    config.data.licences = ('CC0',)
+    config.data.sources = dict(own=config.data.sources.lines)
+    path = tmp_path / 'lines.jsonl'
+    lines = [dict(line, of='CC0') for line in storage.read_jsonl(path)]
+    for line in lines[10:15]:
+        line['of'] = 'other'
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    config.data.sources.own.licence_field = 'of'
+    documents.build_documents(config, tmp_path / 'run')
+    page = text_of(page_of(config, tmp_path / 'run'))
+    assert ' of 35 documents' in page and 'all documents, without 5 of other' in page
+
+
+def test_tokens_of_an_imported_tokenizer(config, tmp_path):
+    workdir = tmp_path / 'run'
+    documents.build_documents(config, workdir)
+    size = write_folder(tmp_path / 'hf', byte_level())
+    import_tokenizer(tmp_path / 'hf', workdir / 'tokenizer', size)
+    page = text_of(page_of(config, workdir))
+    assert f'tokens used of {size}' in page and 'no tokenizer' not in page
 
 
 def test_report_goes_without_a_step_and_needs_no_config(config, tmp_path, capsys):
