@@ -37,9 +37,9 @@ from gptjax.data.quality.decontamination import (
 from gptjax.data.quality.near_duplicates import NearDuplicateIndex, sign
 from gptjax.data.quality.quality_classifier import read_classifier
 from gptjax.data.quality.quality_rules import (
+    find_spans,
     read_bad_words,
     remove_repeated_spans,
-    split_sentences_of_lines,
 )
 from gptjax.data.sources.open_source import describe_files, refuse_changed_files
 
@@ -49,7 +49,7 @@ LISTED_CHARACTERS = 200
 # What a step needs of a text: a pure function (text, options), for any process.
 PREPARED = {
     DROP_NEAR_DUPLICATES: lambda text, options: sign(text),
-    REPEATED_SPANS: split_sentences_of_lines,
+    REPEATED_SPANS: find_spans,
 }
 # The field of `data` that names the files that a step reads, and their endings.
 FILES_OF_STEP = {
@@ -193,6 +193,7 @@ class Comparisons:
             return None if is_duplicate(text, self._texts, count) else text
         if step == REPEATED_SPANS:
             kept = remove_repeated_spans(text, prepared, self._spans)
+            self._spans.update(prepared.keys)
             return count.add_change(text, kept)
         name = f'{source}/{identity}'
         if step == DECONTAMINATE:

@@ -11,8 +11,9 @@ borders of paragraphs, which stay.
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 from gptjax.core.console import UserError
 from gptjax.core.files import list_files, read_lines
@@ -202,7 +203,7 @@ def c4_short_lines(text: str, options) -> str:
 
 def c4_sentences(text: str, options) -> str | None:
     """Drops text of fewer than 3 sentences, in the language data.languages[0]."""
-    count = sum(map(len, split_sentences_of_lines(text, options)))
+    count = sum(map(len, _split_sentences(text, options)))
     return text if count >= MIN_SENTENCES else None
 
 
@@ -262,8 +263,30 @@ def c4_policy_lines(text: str, options) -> str:
     return _keep_lines(text, lambda line: not any(p in line.lower() for p in POLICY))
 
 
-def split_sentences_of_lines(text: str, options) -> list[list[str]]:
-    """The sentences of each line, also of empty ones; for `c4_repeated_spans`."""
+class Spans(NamedTuple):
+    """What `c4_repeated_spans` needs of a text.
+
+    sentences: those of each line, also of empty ones.
+    keys: a 16-byte hash of each three sentences in a row; white space and case do not
+        count.
+    """
+
+    sentences: list[list[str]]
+    keys: list[bytes]
+
+
+def find_spans(text: str, options) -> Spans:
+    """A pure function of a text, so that any process can run it."""
+    sentences = _split_sentences(text, options)
+    flat = [' '.join(one.split()).casefold() for line in sentences for one in line]
+    starts = range(len(flat) - SPAN_SENTENCES + 1)
+    spans = ['\n'.join(flat[start : start + SPAN_SENTENCES]) for start in starts]
+    hash_span = lambda span: hashlib.blake2b(span.encode(), digest_size=16).digest()
+    return Spans(sentences, [*map(hash_span, spans)])
+
+
+def _split_sentences(text: str, options) -> list[list[str]]:
+    """The sentences of each line, also of empty ones."""
     import sentencex
 
     language = options.languages[0]
@@ -273,32 +296,26 @@ def split_sentences_of_lines(text: str, options) -> list[list[str]]:
     ]
 
 
-def remove_repeated_spans(
-    text: str, sentences: list[list[str]], seen: set[bytes]
-) -> str:
+def remove_repeated_spans(text: str, spans: Spans, earlier: Collection[bytes]) -> str:
     """The step `c4_repeated_spans`: of equal spans of three sentences one is left.
 
-    It is the first one, in the order of documents. White space and case do not count.
-    A repeated line of fewer sentences stays, unless those around it repeat as well.
-    Conversations are not cut.
+    It is the first one, in the order of documents. A repeated line of fewer sentences
+    stays, unless those around it repeat as well. Conversations are not cut. A
+    distributed runner maps `find_spans`, groups by key, and gives each document those
+    of its keys that a document before it has, too.
 
     Args:
-        sentences: `split_sentences_of_lines` of the text.
-        seen: 16-byte hashes of the spans so far; those of the text are added.
+        earlier: the keys of the documents before this one, as these were.
     """
-    flat = [' '.join(one.split()).casefold() for line in sentences for one in line]
     first, removed = {}, set()
-    for start in range(len(flat) - SPAN_SENTENCES + 1):
-        span = '\n'.join(flat[start : start + SPAN_SENTENCES])
-        key = hashlib.blake2b(span.encode(), digest_size=16).digest()
+    for start, key in enumerate(spans.keys):
         distance = start - first.setdefault(key, start)
-        if key in seen or distance >= SPAN_SENTENCES:  # does not overlap the first
+        if key in earlier or distance >= SPAN_SENTENCES:  # does not overlap the first
             removed.update(range(start, start + SPAN_SENTENCES))
-    seen.update(first)
     if not removed:
         return text
     lines, place = [], 0
-    for line, parts in zip(text.split('\n'), sentences, strict=True):
+    for line, parts in zip(text.split('\n'), spans.sentences, strict=True):
         kept = [part for n, part in enumerate(parts, place) if n not in removed]
         place += len(parts)
         if len(kept) == len(parts):

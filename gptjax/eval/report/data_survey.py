@@ -25,10 +25,7 @@ from gptjax.data.cleaning.cleaning_steps import (
     hash_text,
     read_options,
 )
-from gptjax.data.quality.quality_rules import (
-    remove_repeated_spans,
-    split_sentences_of_lines,
-)
+from gptjax.data.quality.quality_rules import find_spans, remove_repeated_spans
 from gptjax.data.sources.open_source import open_source
 from gptjax.data.sources.record_fields import read_fields
 from gptjax.data.sources.records import Licences
@@ -199,9 +196,10 @@ def _compare(
         across[source] += first != source
         return text if is_new else None
     if step == REPEATED_SPANS:
-        return remove_repeated_spans(
-            text, split_sentences_of_lines(text, options), spans
-        )
+        found = find_spans(text, options)
+        kept = remove_repeated_spans(text, found, spans)
+        spans.update(found.keys)
+        return kept
     return None if (step, identity) in removed else text
 
 

@@ -70,12 +70,12 @@ def test_a_text_is_kept_up_to_the_threshold(rule, kept, dropped):
 
 
 def cut_spans(*texts):
-    seen = set()
+    spans = [quality_rules.find_spans(text, OPTIONS) for text in texts]
     return [
         quality_rules.remove_repeated_spans(
-            text, quality_rules.split_sentences_of_lines(text, OPTIONS), seen
+            text, spans[n], {key for one in spans[:n] for key in one.keys}
         )
-        for text in texts
+        for n, text in enumerate(texts)
     ]
 
 
