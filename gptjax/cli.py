@@ -4,7 +4,6 @@ A stage imports its modules when it runs, so that `--help` prints at once and
 TensorFlow is loaded only to read data.
 """
 
-import importlib
 import os
 import signal
 import sys
@@ -12,13 +11,20 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from gptjax import command_line
+from gptjax.check_stage import run_check
 from gptjax.command_line import DRAWN, ENGINE, FLAGS, HOSTS, RUN
 from gptjax.convert_stages import run_export, run_import
 from gptjax.core import process, run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.core.process import CTRL_C, INTERRUPTED
 from gptjax.model_stages import run_bench, run_chat, run_eval, run_sample, run_serve
-from gptjax.open_run import HELD, given_workdir, make_artifacts, open_run
+from gptjax.open_run import (
+    HELD,
+    given_workdir,
+    make_artifacts,
+    open_run,
+    open_training,
+)
 from gptjax.sharing_stages import run_pack, run_report, run_unpack
 
 # Without these, TensorFlow prints messages about hardware that it does not use.
@@ -75,23 +81,14 @@ class CommandStage(NamedTuple):
     run: Callable[[Sequence[str]], int | None]
 
 
-def training(module: str, help: str) -> CommandStage:
-    """A stage whose module has a `COMMAND`."""
-    return CommandStage(help, HOSTS, lambda words: run_training(module, words)[0])
+def training(stage: str, help: str) -> CommandStage:
+    """A stage that trains."""
+    return CommandStage(help, HOSTS, lambda words: run_training(stage, words)[0])
 
 
-def run_training(module: str, words) -> tuple:
+def run_training(stage: str, words) -> tuple:
     """Runs a training stage; returns (exit code, config, workdir)."""
-    command = importlib.import_module(module).COMMAND
-    config, workdir = open_run(words, command.sections, command.example)
-    if (workdir / 'imported').is_dir():
-        raise UserError(
-            f'--workdir={workdir} is an imported model: train in another --workdir, '
-            f'with --config.start.run={workdir}'
-        )
-    config = command.complete(config, workdir)
-    command.check(config)
-    make_artifacts(config, workdir, command.artifacts(config))
+    command, config, workdir = open_training(stage, words)
     return print_summary(command.train(config, workdir), command.unit), config, workdir
 
 
@@ -179,7 +176,7 @@ def _task(words):
 
 
 def _reward(words):
-    code, config, workdir = run_training('gptjax.post.reward', words)
+    code, config, workdir = run_training('reward', words)
     if not code:
         from gptjax.eval import reward_evaluation
 
@@ -253,9 +250,14 @@ STAGES = {
     'task': CommandStage(
         'write problems and their answers as training data', HOSTS, _task
     ),
-    'pretrain': training('gptjax.train.pretrain', 'train a model on the documents'),
+    'check': CommandStage(
+        'show what a stage would train on, and what is wrong with it; trains nothing',
+        (*RUN, 'stage'),
+        run_check,
+    ),
+    'pretrain': training('pretrain', 'train a model on the documents'),
     'sft': training(
-        'gptjax.train.sft',
+        'sft',
         'fine-tune a pretrained model on conversations, fully or with LoRA',
     ),
     'reward': CommandStage(
@@ -267,12 +269,10 @@ STAGES = {
     'best_of': CommandStage(
         'evaluate best-of-n: the reply with the highest reward', RUN, _best_of
     ),
-    'dpo': training(
-        'gptjax.post.dpo', 'train on preference pairs: DPO, IPO, KTO, ORPO, SimPO'
-    ),
-    'ppo': training('gptjax.post.ppo', 'reinforcement learning with a critic: PPO'),
+    'dpo': training('dpo', 'train on preference pairs: DPO, IPO, KTO, ORPO, SimPO'),
+    'ppo': training('ppo', 'reinforcement learning with a critic: PPO'),
     'grpo': training(
-        'gptjax.post.grpo',
+        'grpo',
         'reinforcement learning without a critic: GRPO, DAPO, GSPO, RLOO, …',
     ),
     'overoptimize': CommandStage(

@@ -109,6 +109,19 @@ flags.DEFINE_enum(
     'import, export: dtype of the weights; import: default float32',
 )
 
+# The modules of the stages that train, each with a `COMMAND`.
+TRAINING = dict(
+    pretrain='gptjax.train.pretrain',
+    sft='gptjax.train.sft',
+    reward='gptjax.post.reward',
+    dpo='gptjax.post.dpo',
+    ppo='gptjax.post.ppo',
+    grpo='gptjax.post.grpo',
+)
+flags.DEFINE_enum(
+    'stage', None, [*TRAINING], 'check: the stage to check; default: that of the config'
+)
+
 RUN = ('config', 'workdir')
 HOSTS = (*RUN, 'multihost')  # for stages that can run on several hosts
 ENGINE = ('weights', 'cache', 'draft', 'guesses', 'context')

@@ -1,6 +1,7 @@
 """Opens the run directory of a command, and builds its artifacts."""
 
 import contextlib
+import importlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from gptjax import command_line
-from gptjax.command_line import FLAGS
+from gptjax.command_line import FLAGS, TRAINING
 from gptjax.core import run_dir
 from gptjax.core.artifact import Artifact, find_manifest
 from gptjax.core.config import check_fields, complete_new
@@ -91,6 +92,21 @@ def _check_steps(config, changes):
                 'decides the number of steps: leave the flag out, or add '
                 f'--config.{section}.epochs=0'
             )
+
+
+def open_training(stage: str, words: Sequence[str]) -> tuple:
+    """(`Command`, config, run directory) of a stage that trains; builds artifacts."""
+    command = importlib.import_module(TRAINING[stage]).COMMAND
+    config, workdir = open_run(words, command.sections, command.example)
+    if (workdir / 'imported').is_dir():
+        raise UserError(
+            f'--workdir={workdir} is an imported model: train in another --workdir, '
+            f'with --config.start.run={workdir}'
+        )
+    config = command.complete(config, workdir)
+    command.check(config)
+    make_artifacts(config, workdir, command.artifacts(config))
+    return command, config, workdir
 
 
 def given_workdir() -> Path | None:

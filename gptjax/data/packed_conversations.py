@@ -47,6 +47,7 @@ from gptjax.data.quality.comparing_steps import describe_steps, list_files_of
 from gptjax.data.render_process import RefusedMessages
 from gptjax.data.sources.open_source import describe_passed_over
 from gptjax.data.sources.records import SPLITS
+from gptjax.data.training_checks import check_template
 from gptjax.tokenizer.load_tokenizer import AnyTokenizer, load_tokenizer
 
 MAX_OPEN_ROWS = 64  # rows that may still get segments
@@ -139,6 +140,7 @@ def _write_dialogue(
     config: ConfigDict, workdir: Path, folder: Path, tokenizer: AnyTokenizer
 ) -> dict:
     began = time.monotonic()
+    check_template(tokenizer, config.chat.template)
     with_tools = uses_jinja(tokenizer, config.chat.template)
     sources = write_conversations(config, workdir, folder, with_tools)
     packed = {split: _pack_split(folder, split, tokenizer, config) for split in SPLITS}

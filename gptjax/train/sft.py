@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gptjax.data import dataloader, packed_conversations
+from gptjax.core import run_dir
+from gptjax.data import dataloader, packed_conversations, training_checks
 from gptjax.data.augmentation.augmentations import (
     augmentation_identity,
     check_augmentations,
@@ -40,6 +41,9 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
     mesh = make_mesh(config.mesh)
     tokenizer, model = load_run_tokenizer(config, workdir)
     rows = packed_conversations.open_training_dataset(config, workdir)
+    if not run_dir.has_checkpoint(workdir):
+        template = config.chat.template
+        training_checks.check_conversations(rows, tokenizer, template, config.seed)
     config = with_steps(config, rows)
     loss_fn = make_language_loss(model, config.train, config.sft.neftune_alpha)
     base = load_base(config, mesh)
