@@ -14,6 +14,7 @@ from gptjax.core.console import UserError
 from gptjax.data import chat_template
 from gptjax.data.chat_template import TURN_END
 from gptjax.data.packed_dataset import PackedDataset
+from gptjax.data.render_process import RefusedMessages
 
 ROWS = 512  # the first rows of training, which are checked
 EXAMPLE = (
@@ -43,11 +44,16 @@ def check_padding(tokenizer, ends: tuple[int, ...] = ()) -> None:
 
 
 @lru_cache(maxsize=16)
-def check_template(tokenizer, template: str) -> bool:
+def check_template(tokenizer, template: str) -> bool | None:
     """Refuses a chat template whose replies do not end, or with two BOS.
 
-    Returns whether a conversation begins with BOS.
+    Returns whether a conversation begins with BOS; None if the template does not write
+    a question and a reply.
     """
+    try:
+        tokens, _ = chat_template.encode_conversation(EXAMPLE, tokenizer, template)
+    except RefusedMessages:
+        return None
     strings, ends = chat_template.stop_conditions(template, tokenizer)
     check_padding(tokenizer, ends)
     if not strings and not ends:
@@ -57,7 +63,6 @@ def check_template(tokenizer, template: str) -> bool:
             'marks as a reply, so the model would never stop: end the reply with one, '
             'inside {% generation %} if there is one, and import the model again'
         )
-    tokens, _ = chat_template.encode_conversation(EXAMPLE, tokenizer, template)
     bos = tokenizer.bos_id
     if bos in tokenizer.eos_ids:  # a model without a BOS
         return False
@@ -86,7 +91,7 @@ def check_conversations(
                 f'{where} has a conversation without a trained token: delete '
                 f'{rows.folder} and make it again'
             )
-        if has_bos != (one.tokens[0] == tokenizer.bos_id):
+        if has_bos not in (None, one.tokens[0] == tokenizer.bos_id):
             raise UserError(
                 f'{where}: a conversation begins {"without" if has_bos else "with"} '
                 f'BOS, and the prompts of the model {"with" if has_bos else "without"} '
