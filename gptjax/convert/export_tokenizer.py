@@ -1,6 +1,7 @@
 """Writes a run's tokenizer to a folder that `AutoTokenizer` of transformers reads.
 
-An imported tokenizer leaves as it came. Ours becomes tokenizer.json, with equal ids:
+An imported tokenizer leaves as it came, but for the name of a class that transformers 4
+does not know. Ours becomes tokenizer.json, with equal ids:
 
 - The vocabulary has spaces themselves, where SentencePiece has '▁', so a '▁' in a text
   is no space: both here and there it becomes its three bytes.
@@ -21,6 +22,8 @@ from gptjax.tokenizer.import_tokenizer import ORIGINALS
 from gptjax.tokenizer.load_tokenizer import find_tokenizer
 from gptjax.tokenizer.tokenizer import BOS, EOS, PAD, SPACE, Tokenizer
 
+FAST = 'PreTrainedTokenizerFast'  # in transformers 5 also 'TokenizersBackend'
+
 
 def export_tokenizer(folder: Path, target: Path, template: str, context: int) -> None:
     """Writes the files of RUN/tokenizer (`folder`) to the folder `target`.
@@ -34,6 +37,7 @@ def export_tokenizer(folder: Path, target: Path, template: str, context: int) ->
         for name in ('tokenizer.json', *ORIGINALS):
             if (source := folder / name).exists():
                 storage.write_bytes(target / source.name, source.read_bytes())
+        _name_class(target / 'tokenizer_config.json')
         return
     model = path.read_bytes()
     storage.write_text(target / 'tokenizer.json', to_tokenizer_json(model))
@@ -44,7 +48,7 @@ def export_tokenizer(folder: Path, target: Path, template: str, context: int) ->
     storage.write_json(
         target / 'tokenizer_config.json',
         dict(
-            tokenizer_class='PreTrainedTokenizerFast',
+            tokenizer_class=FAST,
             **names,
             additional_special_tokens=others,
             add_prefix_space=False,
@@ -57,6 +61,13 @@ def export_tokenizer(folder: Path, target: Path, template: str, context: int) ->
         dict(names, additional_special_tokens=others),
     )
     write_chat_template(target, to_jinja(template, tokenizer))
+
+
+def _name_class(path: Path) -> None:
+    """Replaces a name that transformers 4 does not know by its other name."""
+    fields = storage.read_json(path) if path.exists() else {}
+    if fields.get('tokenizer_class') == 'TokenizersBackend':
+        storage.write_json(path, fields | dict(tokenizer_class=FAST))
 
 
 def write_chat_template(target: Path, jinja: str) -> None:
