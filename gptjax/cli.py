@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from gptjax import command_line
 from gptjax.check_stage import run_check
-from gptjax.command_line import DRAWN, ENGINE, FLAGS, HOSTS, RUN
+from gptjax.command_line import DRAWN, ENGINE, FLAGS, HOSTS, RUN, TUNED
 from gptjax.convert_stages import run_export, run_import
 from gptjax.core import process, run_dir, storage
 from gptjax.core.console import UserError
@@ -26,6 +26,7 @@ from gptjax.open_run import (
     open_training,
 )
 from gptjax.sharing_stages import run_pack, run_report, run_unpack
+from gptjax.tune_stage import run_seeds, run_tune
 
 # Without these, TensorFlow prints messages about hardware that it does not use.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -83,7 +84,13 @@ class CommandStage(NamedTuple):
 
 def training(stage: str, help: str) -> CommandStage:
     """A stage that trains."""
-    return CommandStage(help, HOSTS, lambda words: run_training(stage, words)[0])
+
+    def run(words):
+        if FLAGS.seeds is not None:
+            return _end_study(run_seeds(stage, words))
+        return run_training(stage, words)[0]
+
+    return CommandStage(help, HOSTS, run)
 
 
 def run_training(stage: str, words) -> tuple:
@@ -176,6 +183,8 @@ def _task(words):
 
 
 def _reward(words):
+    if FLAGS.seeds is not None:
+        return _end_study(run_seeds('reward', words))
     code, config, workdir = run_training('reward', words)
     if not code:
         from gptjax.eval import reward_evaluation
@@ -215,6 +224,15 @@ def _overoptimize(words):
         return print_summary(results)
     overoptimization_page.print_overoptimization(results)
     print(f'Made: {workdir / overoptimization.PAGE}')
+
+
+def _tune(words):
+    return _end_study(run_tune(words))
+
+
+def _end_study(summary):
+    """The exit code of a study, which ended or was interrupted in a run."""
+    return print_summary(summary) if summary else None
 
 
 # ---- a table of runs ------------------------------------------------------------
@@ -280,6 +298,11 @@ STAGES = {
         RUN,
         _overoptimize,
     ),
+    'tune': CommandStage(
+        'search for good hyperparameters of a stage that trains',
+        (*RUN, *TUNED),
+        _tune,
+    ),
     'eval': CommandStage(
         'evaluate a model and its baselines; --compare A B compares two runs',
         (*RUN, *DRAWN, 'tasks', 'json', 'step', 'weights', 'cache'),
@@ -337,6 +360,7 @@ STAGES = {
 VARIANT_FLAGS = {
     'eval --compare': ('compare', 'json'),
     'eval --weights and --cache': (*RUN, 'json', 'step', 'weights', 'cache'),
+    'training with --seeds': (*RUN, 'seeds'),
     'bench data': RUN,
     'bench masking': (),
     'bench train': ('config', 'against', 'against_python'),

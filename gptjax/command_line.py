@@ -119,10 +119,42 @@ TRAINING = dict(
     grpo='gptjax.post.grpo',
 )
 flags.DEFINE_enum(
-    'stage', None, [*TRAINING], 'check: the stage to check; default: that of the config'
+    'stage',
+    'pretrain',
+    [*TRAINING],
+    'tune: the stage of each trial; check: the stage, by default that of the config',
 )
-
+flags.DEFINE_string(
+    'space', None, 'tune: "optim.learning_rate=log(1e-4,1e-1); …", see search_space.py'
+)
+flags.DEFINE_integer('trials', None, 'tune: number of trials, of all processes')
+flags.DEFINE_enum(
+    'sampler', 'tpe', ['tpe', 'random', 'grid', 'cmaes'], 'tune: how values are chosen'
+)
+flags.DEFINE_enum(
+    'pruner',
+    None,
+    ['median', 'hyperband', 'none'],
+    'tune: which trials end early; default: median, none with several objectives',
+)
+flags.DEFINE_list(
+    'objectives', ['loss'], 'tune: some of loss, bits_per_byte, tokens_per_second'
+)
+flags.DEFINE_integer('max_params', 0, 'tune: models with more are not trained')
+flags.DEFINE_float('max_flops', 0.0, 'tune: runs with more are not trained')
+flags.DEFINE_string(
+    'storage',
+    None,
+    'tune: URL of a database for several machines; default: RUN/study.db',
+)
+flags.DEFINE_integer(
+    'seeds', None, 'pretrain, sft, …: train with so many seeds, from config.seed on'
+)
 RUN = ('config', 'workdir')
+TUNED = (
+    *('stage', 'space', 'trials', 'sampler', 'pruner', 'objectives', 'max_params'),
+    *('max_flops', 'storage'),
+)
 HOSTS = (*RUN, 'multihost')  # for stages that can run on several hosts
 ENGINE = ('weights', 'cache', 'draft', 'guesses', 'context')
 DRAWN = ('max_tokens', 'temperature', 'top_k', 'top_p', 'seed')
@@ -166,6 +198,8 @@ def _refuse_unread_flags(stage, words, flags_read):
         variant = 'eval --compare'
     elif stage == 'eval' and (FLAGS.weights, FLAGS.cache) != ('whole', 'whole'):
         variant = 'eval --weights and --cache'
+    elif stage in TRAINING and FLAGS.seeds is not None:
+        variant = 'training with --seeds'
     names = flags_read.get(variant)
     if names is None:  # an unknown benchmark
         return

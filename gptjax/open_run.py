@@ -36,13 +36,27 @@ def open_run(
         jax.distributed.initialize()  # reads the environment of Cloud TPU, Slurm, …
     if FLAGS.config is None:
         config = run_dir.read_config(workdir)
-        _check_sections(config, str(workdir / 'config.json'), sections, example)
+        check_sections(config, str(workdir / 'config.json'), sections, example)
         check_fields(config)
         _check_augmentations(config, sections)
         return config, workdir
     config = complete_new(FLAGS.config)
     changes = command_line.changed_fields()
-    _check_sections(config, FLAGS['config'].config_filename, sections, example)
+    return check_new(config, changes, workdir, sections, example), workdir
+
+
+def check_new(
+    config: ConfigDict,
+    changes: dict,
+    workdir: Path,
+    sections: Sequence[str] = (),
+    example: str = '',
+) -> ConfigDict:
+    """A --config completed from `start.run`, and checked, also against RUN.
+
+    changes: the fields, as 'optim.ema', that were changed in it, and their values.
+    """
+    check_sections(config, FLAGS['config'].config_filename, sections, example)
     _check_steps(config, changes)
     if 'start' in config:
         from gptjax.train import init_from
@@ -56,10 +70,13 @@ def open_run(
     check_fields(config)
     _check_augmentations(config, sections)
     run_dir.check_run(config, workdir)
-    return config, workdir
+    return config
 
 
-def _check_sections(config, config_name, sections, example):
+def check_sections(
+    config: ConfigDict, config_name: str, sections: Sequence[str], example: str
+) -> None:
+    """Raises UserError if a section that a stage needs is missing."""
     for section in sections:
         if section not in config:
             raise UserError(

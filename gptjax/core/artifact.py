@@ -9,7 +9,9 @@ that is not a JSON object counts as absent.
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +21,7 @@ from gptjax.core import storage
 from gptjax.core.console import UserError
 
 MANIFEST = 'manifest.json'
+_SHARING: ContextVar[Callable[[], Iterable[Path]]] = ContextVar('sharing')
 
 
 class Artifact(NamedTuple):
@@ -34,6 +37,43 @@ class Artifact(NamedTuple):
     build: Callable[[ConfigDict, Path], dict]
     describe: Callable[[dict], str]
     details: Callable[[dict], str] = lambda manifest: ''
+
+
+@contextmanager
+def sharing(list_runs: Callable[[], Iterable[Path]]) -> Iterator[None]:
+    """Inside, `build` links the files of an equal artifact in one of these runs.
+
+    Files of artifacts never change, so a hard link is as good as a copy: it stays whole
+    if the other run is deleted. Artifacts are equal if their inputs are.
+    """
+    token = _SHARING.set(list_runs)
+    try:
+        yield
+    finally:
+        _SHARING.reset(token)
+
+
+def _find_equal(folder: Path, inputs: dict, needs) -> tuple[Path, dict] | None:
+    """(folder, manifest) of an equal artifact in the runs of `sharing`."""
+    for run in _SHARING.get(lambda: ())():
+        other = run / folder.name
+        manifest = find_manifest(other)
+        if manifest and manifest.get('inputs') == storage.fingerprint(inputs):
+            if all((other / name).exists() for name in needs):
+                return other, manifest
+    return None
+
+
+def _link_files(other: Path, folder: Path) -> None:
+    for path in sorted(other.rglob('*')):
+        place = folder / path.relative_to(other)
+        if path.is_dir():
+            place.mkdir()
+        elif path != other / MANIFEST:
+            try:
+                os.link(path, place)
+            except OSError:  # another file system, or one without hard links
+                shutil.copyfile(path, place)
 
 
 def build(
@@ -81,7 +121,12 @@ def build(
     unfinished = _unfinished_path(folder)
     storage.write_text(unfinished, '')
     try:
-        described = make(folder)
+        if equal := _find_equal(folder, inputs, needs):
+            other, described = equal
+            check(described, other)
+            _link_files(other, folder)
+        else:
+            described = make(folder)
     except Exception:
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.unlink()
@@ -91,7 +136,7 @@ def build(
         if path.is_file():
             with open(path, 'rb') as file:
                 os.fsync(file.fileno())
-    manifest = dict(inputs=storage.fingerprint(inputs), settings=inputs, **described)
+    manifest = dict(inputs=storage.fingerprint(inputs), settings=inputs) | described
     storage.write_json(folder / MANIFEST, manifest)
     unfinished.unlink()
     return manifest

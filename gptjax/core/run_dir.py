@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import metadata
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from gptjax.core import storage
 from gptjax.core.config import complete, decides_weights
 from gptjax.core.console import UserError
 
+_WORDS: ContextVar[Sequence[str]] = ContextVar('words')
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 PACKAGES = (
     *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow'),
@@ -104,6 +106,20 @@ def write_config(config: ConfigDict, workdir: Path) -> None:
     storage.write_json(workdir / 'config.json', to_json(config))
 
 
+@contextmanager
+def written_as(words: Sequence[str]) -> Iterator[None]:
+    """Inside, environments name `python -m gptjax WORDS` as their command."""
+    token = _WORDS.set(words)
+    try:
+        yield
+    finally:
+        _WORDS.reset(token)
+
+
+def _command_words() -> list[str]:
+    return [*_WORDS.get(sys.argv[1:])]
+
+
 def write_environment(workdir: Path) -> None:
     """Writes RUN/environment.json: the command, and the versions of code and packages.
 
@@ -111,7 +127,7 @@ def write_environment(workdir: Path) -> None:
     """
     path = workdir / 'environment.json'
     earlier = storage.read_undamaged(path) or {}
-    words = config_words(sys.argv[1:]) or earlier.get('config', [])
+    words = config_words(_command_words()) or earlier.get('config', [])
     storage.write_json(path, dict(environment(), config=words))
 
 
@@ -168,7 +184,7 @@ def differences(old: dict, new: dict, prefix: str = '') -> list[tuple]:
 def environment() -> dict:
     """The command, the revision of the code, package versions and the machine."""
     return dict(
-        command=shlex.join(['python', '-m', 'gptjax', *sys.argv[1:]]),
+        command=shlex.join(['python', '-m', 'gptjax', *_command_words()]),
         revision=_revision(),
         python=platform.python_version(),
         platform=platform.platform(),

@@ -151,20 +151,28 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def compare_seeds(differences: Sequence[float]) -> dict:
     """{difference, interval, effect} of a run's differences from its control."""
-    from scipy.special import stdtrit
-
-    mean, n = fmean(differences), len(differences)
-    if n == 1:
+    mean, interval = fmean(differences), t_interval(differences)
+    if interval is None:
         return dict(difference=mean, interval=None, effect='')
-    t = float(stdtrit(n - 1, (1 + LEVEL) / 2))
-    half = t * stdev(differences) / math.sqrt(n)
-    low, high = mean - half, mean + half
+    low, high = interval
     effect = 'helps' if high < 0 else 'hurts' if low > 0 else 'open'
     return dict(
         difference=mean,
         interval=[low, high],
         effect='equal' if low == high == 0 else effect,
     )
+
+
+def t_interval(values: Sequence[float]) -> list[float] | None:
+    """[low, high], Student's interval of the mean of `values`; None for one value."""
+    from scipy.special import stdtrit
+
+    mean, n = fmean(values), len(values)
+    if n == 1:
+        return None
+    t = float(stdtrit(n - 1, (1 + LEVEL) / 2))
+    half = t * stdev(values) / math.sqrt(n)
+    return [mean - half, mean + half]
 
 
 def _table_cells(rows: Sequence[dict]) -> list[tuple[str, ...]]:

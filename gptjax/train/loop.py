@@ -29,7 +29,7 @@ from gptjax.train.checkpoint import Checkpoints
 from gptjax.train.metrics import MetricsWriter
 from gptjax.train.state import TrainState, abstract_state, create_state
 from gptjax.train.step import make_train_step
-from gptjax.train.stopping import EarlyStopping, interruption
+from gptjax.train.stopping import WATCH, EarlyStopping, interruption
 
 PROFILED_STEPS = 3
 
@@ -150,7 +150,7 @@ def new_record(config: ConfigDict) -> dict:
         skipped_in_a_row=0,
         validation=None,  # the newest validation
         early_stopping=EarlyStopping(config.train.patience)._asdict(),
-        reason=None,  # 'finished' or 'stopped early', once the run has ended
+        reason=None,  # once it has ended: 'finished', 'stopped early', or of `watching`
     )
 
 
@@ -220,6 +220,7 @@ class _Loop:
         self.learning_rate = make_learning_rate(config)
         stopping = EarlyStopping(**record['early_stopping'])
         self.stopping = stopping._replace(patience=config.train.patience)
+        self.asked_to_stop = None  # the reason
         self.saved_step = int(state.step)
         self.pending = None  # (steps done, metrics) that are still on the devices
         self.energy = EnergyMeter()
@@ -263,7 +264,8 @@ class _Loop:
                     with self.saving_on_error(done):
                         best = self.validate(done)
                 stop_signal = requested_signal(done // stride)
-                if done < last and (self.stopping.should_stop or stop_signal):
+                stop = self.stopping.should_stop or self.asked_to_stop or stop_signal
+                if done < last and stop:
                     break
                 due = done // config.checkpoint.every > step // config.checkpoint.every
                 if done < last and (due or (best and config.checkpoint.keep_best)):
@@ -274,6 +276,8 @@ class _Loop:
                 self.record['reason'] = 'stopped early'
             elif done == last:
                 self.record['reason'] = 'finished'
+            else:
+                self.record['reason'] = self.asked_to_stop
             self.advance(0, 'saving')
             if done > self.saved_step:
                 self.save(done)
@@ -336,6 +340,7 @@ class _Loop:
         self.record['validation'] = dict(validation, step=done)
         before, self.stopping = self.stopping, self.stopping.after(validation['loss'])
         self.record['early_stopping'] = self.stopping._asdict()
+        self.asked_to_stop = WATCH.get()(done, validation)
         if self.writer:
             self.writer.write(done, 'validation', validation)
         self.restart_clock()

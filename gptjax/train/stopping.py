@@ -1,4 +1,4 @@
-"""Early stopping by the validation loss, and stopping on a signal."""
+"""Stopping by the validation loss, by who watches a run, and on a signal."""
 
 import contextlib
 import math
@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import jax
@@ -30,6 +31,24 @@ class EarlyStopping(NamedTuple):
     @property
     def should_stop(self) -> bool:
         return 0 < self.patience <= self.worse
+
+
+# (steps done, validation) -> why the run should end, or None
+Watch = Callable[[int, dict], str | None]
+WATCH: ContextVar[Watch] = ContextVar('watch', default=lambda done, validation: None)
+
+
+@contextlib.contextmanager
+def watching(watch: Watch) -> Iterator[None]:
+    """Inside, `fit` calls `watch` after each validation, in every process.
+
+    The run ends with the text that `watch` returns as its reason, and never resumes.
+    """
+    token = WATCH.set(watch)
+    try:
+        yield
+    finally:
+        WATCH.reset(token)
 
 
 @contextlib.contextmanager

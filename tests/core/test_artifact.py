@@ -133,3 +133,32 @@ def test_the_screen_says_what_is_made_and_what_is_found(tmp_path, capsys, monkey
         open_run.make_artifacts(ConfigDict(), tmp_path, [item])
         assert capsys.readouterr().out == expected
     open_run.HELD.close()
+
+
+def test_an_equal_artifact_of_another_run_is_linked(tmp_path):
+    runs = [tmp_path / name for name in ('other', 'damaged', 'part', 'first')]
+    build(runs[0] / 'prepared', dict(seed=1))
+    build(runs[1] / 'prepared', dict(seed=2))
+    (runs[1] / 'prepared' / 'manifest.json').write_text('{')
+    build(runs[2] / 'prepared', dict(seed=2))
+    (runs[2] / 'prepared' / 'part' / 'result').unlink()
+    first = build(runs[3] / 'prepared', dict(seed=2))
+    checked = []
+    with artifact.sharing(lambda: runs):
+        again = build(
+            tmp_path / 'new' / 'prepared',
+            dict(seed=2),
+            check=lambda *args: checked.append(args),
+            needs=['part/result'],
+        )
+        build(tmp_path / 'unlike' / 'prepared', dict(seed=3))
+    build(tmp_path / 'after' / 'prepared', dict(seed=2))
+
+    def file_of(name):
+        return (tmp_path / name / 'prepared' / 'part' / 'result').stat().st_ino
+
+    assert again == first and [*again] == [*first]
+    assert checked == [(first, runs[3] / 'prepared')]
+    assert file_of('new') == file_of('first')
+    names = ('other', 'first', 'unlike', 'after')
+    assert len({file_of(name) for name in names}) == 4

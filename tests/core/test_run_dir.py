@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from configs import common
-from gptjax.core import run_dir
+from gptjax.core import run_dir, storage
 from gptjax.core.console import UserError
 from tests import runs
 
@@ -190,3 +190,12 @@ def test_where_nothing_can_be_written_is_told(tmp_path):
         with pytest.raises(UserError, match=f'{place}: cannot write there .*: use'):
             with run_dir.locked(Path(place)):
                 pass
+
+
+def test_an_environment_names_the_command_of_a_trial(tmp_path):
+    words = ['sft', '--config=a.py', '--config.seed=3', '--workdir=b']
+    with run_dir.written_as(words):
+        run_dir.write_environment(tmp_path)
+    environment = storage.read_json(tmp_path / 'environment.json')
+    assert environment['command'] == 'python -m gptjax ' + ' '.join(words)
+    assert environment['config'] == words[1:3]

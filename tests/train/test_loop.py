@@ -16,6 +16,7 @@ from gptjax.train import loop
 from gptjax.train.checkpoint import Checkpoints
 from gptjax.train.metrics import MetricsWriter, read_metrics
 from gptjax.train.state import TrainState
+from gptjax.train.stopping import watching
 from tests import helpers
 
 
@@ -309,3 +310,22 @@ def test_patience_counts_validations_since_the_lowest_loss():
     assert not after_losses(0, *range(10)).should_stop
     never = after_losses(2, float('nan'), float('nan'))
     assert never.should_stop and never.best is None
+
+
+def test_who_watches_a_run_ends_it_for_good(tmp_path):
+    seen = []
+
+    def watch(done, validation):
+        seen.append((done, validation['loss']))
+        return 'pruned' if done == 4 else None
+
+    with watching(watch):
+        outcome = run(tmp_path, config_of())
+    assert seen == [(2, 3.0), (4, 10.0)]
+    assert outcome.summary()['reason'] == 'pruned' and steps_of(tmp_path) == [2, 4]
+    again = run(tmp_path, config_of())  # nobody watches
+    assert again.summary() == outcome.summary() and len(lines_of(tmp_path)) == 6
+    whole = run(tmp_path / 'whole', config_of())
+    assert whole.summary()['reason'] == 'finished'
+    with watching(lambda done, validation: 'pruned' if done == 6 else None):
+        assert run(tmp_path / 'last', config_of()).summary()['reason'] == 'finished'

@@ -25,7 +25,7 @@ class Series(NamedTuple):
     """A line; its label and last value, if it has a label, stand at its end."""
 
     label: str
-    css_class: str  # 'train', 'validation', 'quiet' or 'main'
+    css_class: str  # 'train', 'validation', 'quiet', 'main'; 'points': without a line
     points: Sequence[tuple[float, float]]  # x ascending
 
 

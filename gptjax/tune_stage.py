@@ -1,0 +1,192 @@
+"""The stage `tune` of the command line, and the flag --seeds of stages that train."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from gptjax import command_line
+from gptjax.command_line import FLAGS, TRAINING
+from gptjax.core import run_dir
+from gptjax.core.config import check_fields, complete_new
+from gptjax.core.console import UserError
+from gptjax.open_run import (
+    HELD,
+    check_new,
+    check_sections,
+    given_workdir,
+    make_artifacts,
+)
+
+WITH_TEXT = ('pretrain', 'sft')  # their batches are rows of data.context tokens
+MEASURED_BY = dict(
+    bits_per_byte=WITH_TEXT, tokens_per_second=(*WITH_TEXT, 'reward', 'dpo')
+)
+
+
+def run_tune(words: Sequence[str]) -> dict | None:
+    """Runs trials; returns None, or the summary of a run that a signal interrupted."""
+    _refuse_missing(words, 'space', '"optim.learning_rate=log(1e-4,1e-1)"')
+    command = importlib.import_module(TRAINING[FLAGS.stage]).COMMAND
+    options, base = _read_options(command)
+    from gptjax.tune import study_page
+
+    return _run(command, options, base, study_page.describe_study)
+
+
+def run_seeds(stage: str, words: Sequence[str]) -> dict | None:
+    """Trains with several seeds: a study of the field `seed`, whose grid is known."""
+    _refuse_missing(words, 'seeds', '5')
+    command = importlib.import_module(TRAINING[stage]).COMMAND
+    base = _read_base(command)
+    if FLAGS.seeds < 2:
+        raise UserError(f'--seeds={FLAGS.seeds}: use a number of at least 2')
+    from gptjax.tune import seeds
+
+    options = seeds.make_options(stage, base.seed, FLAGS.seeds)
+    return _run(command, options, base, seeds.describe_seeds)
+
+
+def _refuse_missing(words, flag, example):
+    command_line.refuse_words(words)
+    if not given_workdir() or FLAGS.config is None or not FLAGS[flag].value:
+        raise UserError(
+            f'use --config configs/NAME.py, --workdir RUN and --{flag} {example}'
+        )
+
+
+def _run(command, options, base, describe):
+    from gptjax.tune import study, trial_run
+
+    changes = command_line.changed_fields()
+
+    def prepare(values, folder):
+        config = _with_values(base, values)
+        config = check_new(
+            config, changes | values, folder, command.sections, command.example
+        )
+        config = command.complete(config, folder)
+        command.check(config)
+        return config
+
+    def train(config, folder, lock):
+        try:
+            with lock:
+                make_artifacts(config, folder, command.artifacts(config))
+            return command.train(config, folder)
+        finally:
+            HELD.close()  # the lock of the trial's run
+
+    words = tuple(run_dir.config_words(sys.argv[1:]))
+    training = trial_run.Training(prepare, train, words)
+    return study.run_study(options, base, given_workdir(), training, describe)
+
+
+def _read_base(command) -> ConfigDict:
+    """The config of --config, checked."""
+    base, name = complete_new(FLAGS.config), FLAGS['config'].config_filename
+    check_fields(base)
+    check_sections(base, name, command.sections, command.example)
+    return base
+
+
+def _read_options(command):
+    """(the options of the study, the config of --config), checked."""
+    base = _read_base(command)
+    from gptjax.train.init_from import CHANGEABLE, INHERITED
+    from gptjax.tune import search_space, trial_run
+
+    dimensions = search_space.parse_space(FLAGS.space)
+    for field, *_ in dimensions:
+        if field in command_line.changed_fields():
+            raise UserError(f'--config.{field}: it is in --space, too: leave one out')
+        _find_parent(base, field)
+        inherited = 'start' in base and field.split('.')[0] in INHERITED
+        if inherited and field not in CHANGEABLE:
+            raise UserError(
+                f'--space: {field}: model and tokenizer are those of start.run: leave '
+                f'it out; you can change only {", ".join(CHANGEABLE)}'
+            )
+    grid = search_space.check_grid(dimensions, FLAGS.sampler)
+    if FLAGS.trials is None and not grid:
+        raise UserError('--trials is missing: give a number of trials, e.g. 20')
+    if FLAGS.trials is not None and FLAGS.trials < 1:
+        raise UserError(f'--trials={FLAGS.trials}: use a number of at least 1')
+    objectives = tuple(FLAGS.objectives)
+    for name in objectives:
+        if name not in trial_run.OBJECTIVES or objectives.count(name) > 1:
+            known = ', '.join(trial_run.OBJECTIVES)
+            raise UserError(f'--objectives={name}: use some of {known}, each once')
+        if FLAGS.stage not in MEASURED_BY.get(name, TRAINING):
+            raise UserError(
+                f'--objectives={name}: `{FLAGS.stage}` does not measure it: use loss'
+            )
+    for name in ('max_params', 'max_flops'):
+        if not FLAGS[name].value >= 0:
+            raise UserError(f'--{name}={FLAGS[name].value}: use a positive number')
+    prunable = objectives in (('loss',), ('bits_per_byte',))
+    if FLAGS.pruner not in (None, 'none') and not prunable:
+        raise UserError(
+            f'--pruner={FLAGS.pruner}: it needs one objective, a loss: leave it out'
+        )
+    if FLAGS.sampler == 'cmaes' and len(objectives) > 1:
+        raise UserError('--sampler=cmaes has one objective: use --sampler=tpe')
+    if FLAGS.sampler == 'cmaes':
+        from gptjax.tune.samplers import make_sampler
+
+        make_sampler('cmaes', dimensions, 0)  # refuses a missing package
+    if 'loss' in objectives and any(
+        d.field.startswith('tokenizer.') for d in dimensions
+    ):
+        raise UserError(
+            '--objectives=loss: losses per token of different tokenizers cannot be '
+            'compared: use --objectives=bits_per_byte'
+        )
+    if FLAGS.max_flops and FLAGS.stage not in WITH_TEXT:
+        raise UserError(
+            f'--max_flops: the FLOPs of `{FLAGS.stage}` are not known in advance: '
+            'leave it out'
+        )
+    if FLAGS.max_flops and FLAGS.stage == 'sft' and 'sft' in base and base.sft.epochs:
+        raise UserError(
+            f'--max_flops: sft.epochs={base.sft.epochs} decides the number of steps: '
+            'add --config.sft.epochs=0'
+        )
+    pruner = FLAGS.pruner or ('median' if prunable else 'none')
+    options = trial_run.Options(
+        stage=FLAGS.stage,
+        space=FLAGS.space.strip(),
+        dimensions=dimensions,
+        num_trials=FLAGS.trials or grid,
+        sampler=FLAGS.sampler,
+        pruner=pruner,
+        objectives=objectives,
+        url=FLAGS.storage,
+        max_params=FLAGS.max_params,
+        max_flops=FLAGS.max_flops,
+    )
+    return options, base
+
+
+def _with_values(base: ConfigDict, values: dict) -> ConfigDict:
+    """The config with other values, by field."""
+    config = base.copy_and_resolve_references()
+    for field, value in values.items():
+        section, name = _find_parent(config, field)
+        section[name] = value
+    return config
+
+
+def _find_parent(config: ConfigDict, field: str) -> tuple[ConfigDict, str]:
+    """The section of a field such as 'data.sources.own.weight', and its name in it."""
+    *path, name = field.split('.')
+    section = config
+    for word in path:
+        if word not in section:
+            raise UserError(
+                f'--space: {field}: {FLAGS["config"].config_filename} has no such '
+                'section: use another config, or another field'
+            )
+        section = section[word]
+    return section, name
