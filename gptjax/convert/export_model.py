@@ -17,7 +17,11 @@ import ml_dtypes
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from gptjax.convert.export_tokenizer import export_tokenizer, write_chat_template
+from gptjax.convert.export_tokenizer import (
+    export_tokenizer,
+    name_tokenizer_class,
+    write_chat_template,
+)
 from gptjax.convert.family import (
     PLAIN,
     Family,
@@ -323,6 +327,7 @@ def _write_tokenizer(
         for name in SMALL_FILES:
             if name != 'config.json' and (imported / name).exists():
                 storage.write_bytes(folder / name, (imported / name).read_bytes())
+    name_tokenizer_class(folder)
     jinja = to_jinja(template, tokenizer)
     if trained is not None and read_chat_template(folder) != jinja:
         write_chat_template(folder, jinja)

@@ -37,7 +37,6 @@ def export_tokenizer(folder: Path, target: Path, template: str, context: int) ->
         for name in ('tokenizer.json', *ORIGINALS):
             if (source := folder / name).exists():
                 storage.write_bytes(target / source.name, source.read_bytes())
-        _name_class(target / 'tokenizer_config.json')
         return
     model = path.read_bytes()
     storage.write_text(target / 'tokenizer.json', to_tokenizer_json(model))
@@ -63,8 +62,9 @@ def export_tokenizer(folder: Path, target: Path, template: str, context: int) ->
     write_chat_template(target, to_jinja(template, tokenizer))
 
 
-def _name_class(path: Path) -> None:
+def name_tokenizer_class(folder: Path) -> None:
     """Replaces a name that transformers 4 does not know by its other name."""
+    path = folder / 'tokenizer_config.json'
     fields = storage.read_json(path) if path.exists() else {}
     if fields.get('tokenizer_class') == 'TokenizersBackend':
         storage.write_json(path, fields | dict(tokenizer_class=FAST))

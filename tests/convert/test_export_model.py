@@ -135,6 +135,22 @@ def test_import_then_export_gives_the_same_folder(tmp_path, dtype, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, again, read_params(Folder(folder)))
 
 
+def test_transformers_4_opens_a_class_of_transformers_5(tmp_path):
+    """In 5 both names are one class; 4 knows only the one that leaves."""
+    folder, run, out = (tmp_path / name for name in ('folder', 'run', 'out'))
+    made_models.write_folder(folder)
+    config = json.loads((folder / 'tokenizer_config.json').read_text())
+    storage.write_json(
+        folder / 'tokenizer_config.json',
+        config | dict(tokenizer_class='TokenizersBackend'),
+    )
+    assert runs.gptjax('import', '--from', folder, '--workdir', run) == 0
+    assert runs.gptjax('export', '--workdir', run, '--to', out) == 0
+    assert storage.read_json(out / 'tokenizer_config.json') == config | dict(
+        tokenizer_class='PreTrainedTokenizerFast'
+    )
+
+
 def test_one_tensor_at_a_time_is_in_memory_and_the_file_is_that_of_the_library(
     tmp_path, monkeypatch
 ):

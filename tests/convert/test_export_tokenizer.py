@@ -181,19 +181,6 @@ def test_an_imported_one_leaves_as_it_came(tmp_path):
     }
 
 
-def test_transformers_4_opens_a_class_of_transformers_5(tmp_path):
-    """In transformers 5 both names are one class; 4 knows only this one."""
-    size = made_tokenizers.write_folder(
-        tmp_path / 'hf',
-        made_tokenizers.byte_level(),
-        tokenizer_class='TokenizersBackend',
-    )
-    import_tokenizer(tmp_path / 'hf', tmp_path / 'run', size)
-    export_tokenizer(tmp_path / 'run', tmp_path / 'out', 'turns', 128)
-    config = json.loads((tmp_path / 'out' / 'tokenizer_config.json').read_text())
-    assert config['tokenizer_class'] == 'PreTrainedTokenizerFast'
-
-
 def test_a_unigram_model_is_refused():
     with pytest.raises(UserError, match='tokenizer.kind=unigram: such a tokenizer'):
         to_tokenizer_json(train('unigram', 400))
