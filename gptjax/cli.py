@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from gptjax import command_line
 from gptjax.check_stage import run_check
-from gptjax.command_line import DRAWN, ENGINE, FLAGS, HOSTS, RUN, TUNED
+from gptjax.command_line import DRAWN, ENGINE, FLAGS, RUN, TUNED
 from gptjax.convert_stages import run_export, run_import
 from gptjax.core import process, run_dir, storage
 from gptjax.core.console import UserError
@@ -90,12 +90,12 @@ def training(stage: str, help: str) -> CommandStage:
             return _end_study(run_seeds(stage, words))
         return run_training(stage, words)[0]
 
-    return CommandStage(help, HOSTS, run)
+    return CommandStage(help, RUN, run)
 
 
 def run_training(stage: str, words) -> tuple:
     """Runs a training stage; returns (exit code, config, workdir)."""
-    command, config, workdir = open_training(stage, words)
+    command, config, workdir = open_training(stage, words, join=True)
     return print_summary(command.train(config, workdir), command.unit), config, workdir
 
 
@@ -121,9 +121,9 @@ def _data(words):
     from gptjax.data import ledger
     from gptjax.data.documents import DOCUMENTS
 
-    if FLAGS.report and (FLAGS.step is not None or FLAGS.multihost):
-        raise UserError('--report: leave out --step and --multihost with it')
-    config, workdir = open_run(words)
+    if FLAGS.report and FLAGS.step is not None:
+        raise UserError('--report: leave out --step with it')
+    config, workdir = open_run(words, join=not FLAGS.report and FLAGS.step is None)
     if FLAGS.step is None:
         make_artifacts(config, workdir, [DOCUMENTS])
         if FLAGS.report:
@@ -158,7 +158,7 @@ def _classifier(words):
 def _tokenizer(words):
     from gptjax.tokenizer.train_tokenizer import TOKENIZER
 
-    config, workdir = open_run(words)
+    config, workdir = open_run(words, join=True)
     if 'start' in config:
         raise UserError(
             f'start.run={config.start.run}: its tokenizer is used: run the stage '
@@ -168,7 +168,7 @@ def _tokenizer(words):
 
 
 def _prepare(words):
-    config, workdir = open_run(words)
+    config, workdir = open_run(words, join=True)
     from gptjax.train.pretrain import pretraining_artifacts
 
     make_artifacts(config, workdir, pretraining_artifacts(config))
@@ -177,7 +177,7 @@ def _prepare(words):
 def _task(words):
     from gptjax.post.problems.verifiable_tasks import PROBLEMS
 
-    config, workdir = open_run(words, ('task',), 'configs/sums.py')
+    config, workdir = open_run(words, ('task',), 'configs/sums.py', join=True)
     make_artifacts(config, workdir, [PROBLEMS])
     print(f'for pretrain and sft: {workdir}/task/train.jsonl')
 
@@ -253,7 +253,7 @@ def _stages(words):
 STAGES = {
     'data': CommandStage(
         'build, clean and split the documents; --report: a page; --step: a batch',
-        (*HOSTS, 'step', 'report'),
+        (*RUN, 'step', 'report'),
         _data,
     ),
     'classifier': CommandStage(
@@ -262,11 +262,11 @@ STAGES = {
         _classifier,
     ),
     'tokenizer': CommandStage(
-        'train the tokenizer on the training split', HOSTS, _tokenizer
+        'train the tokenizer on the training split', RUN, _tokenizer
     ),
-    'prepare': CommandStage('tokenize and pack the documents', HOSTS, _prepare),
+    'prepare': CommandStage('tokenize and pack the documents', RUN, _prepare),
     'task': CommandStage(
-        'write problems and their answers as training data', HOSTS, _task
+        'write problems and their answers as training data', RUN, _task
     ),
     'check': CommandStage(
         'show what a stage would train on, and what is wrong with it; trains nothing',
@@ -279,7 +279,7 @@ STAGES = {
         'fine-tune a pretrained model on conversations, fully or with LoRA',
     ),
     'reward': CommandStage(
-        'train a reward model on ratings or preferences', HOSTS, _reward
+        'train a reward model on ratings or preferences', RUN, _reward
     ),
     'select': CommandStage(
         'make training data from the best replies of a model', RUN, _select

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict, config_flags
 from gptjax.core.config import add_missing_fields
 from gptjax.core.console import UserError
 from gptjax.core.files import replace_surrogates
+from gptjax.core.schema import SCHEMA
 
 FLAGS = flags.FLAGS
 
@@ -85,11 +86,6 @@ flags.DEFINE_integer(
     'serve, chat, sample: maximum tokens of a prompt and its reply together; default: '
     "the model's, at most the larger of 4096 and the run's data.context",
 )
-flags.DEFINE_bool(
-    'multihost', False, 'this is one of several processes on a TPU or GPU cluster'
-)
-
-
 flags.DEFINE_string('from', None, 'import: the folder of a Hugging Face model')
 flags.DEFINE_string('base', None, 'import: the run that an adapter of peft adapts')
 flags.DEFINE_string(
@@ -155,7 +151,13 @@ TUNED = (
     *('stage', 'space', 'trials', 'sampler', 'pruner', 'objectives', 'max_params'),
     *('max_flops', 'storage'),
 )
-HOSTS = (*RUN, 'multihost')  # for stages that can run on several hosts
+# What can run on several hosts; the config section `distributed` is about them.
+SEVERAL_HOSTS = ('data', 'tokenizer', 'prepare', 'task', *TRAINING)
+GONE = (
+    '--multihost: this flag is gone, as hosts find each other on Cloud TPU, SLURM, GKE '
+    'and Ray: leave it out; elsewhere use --config.distributed.coordinator=HOST:PORT, '
+    '.num_processes and .process_id'
+)
 ENGINE = ('weights', 'cache', 'draft', 'guesses', 'context')
 DRAWN = ('max_tokens', 'temperature', 'top_k', 'top_p', 'seed')
 
@@ -178,6 +180,8 @@ def parse(argv: list[str], stages, variant_flags) -> tuple[str | None, list[str]
                 f'{word!a} is not UTF-8: type it in a terminal that uses UTF-8, or '
                 'rename the file'
             )
+    if {'--multihost', '--nomultihost'} & {word.split('=')[0] for word in argv}:
+        raise UserError(GONE)
     try:
         words = FLAGS([argv[0], *argv[2:]])
     except UserError:
@@ -200,20 +204,32 @@ def _refuse_unread_flags(stage, words, flags_read):
         variant = 'eval --weights and --cache'
     elif stage in TRAINING and FLAGS.seeds is not None:
         variant = 'training with --seeds'
-    names = flags_read.get(variant)
+    elif stage == 'data' and (FLAGS.report or FLAGS.step is not None):
+        variant = 'data with --report or --step'
+    if variant not in SEVERAL_HOSTS:
+        _refuse_several_hosts(variant)
+    names = flags_read.get(variant, flags_read.get(stage))
     if names is None:  # an unknown benchmark
         return
     for flag in own_flags():
         if not flag.present or flag.name in names:
             continue
-        if flag.name == 'multihost':
-            raise UserError(
-                f'--multihost: `{variant}` runs on one host: leave this flag out, and '
-                'start the command on one host'
-            )
-        others = [f'--{name}' for name in names if name not in HOSTS]
+        others = [f'--{name}' for name in names if name not in RUN]
         others = f' (it reads {", ".join(others)})' if others else ''
         raise UserError(f'--{flag.name}: `{variant}` ignores it{others}: leave it out')
+
+
+def _refuse_several_hosts(variant):
+    """Raises UserError if a config asks for more processes than this one."""
+    section = {} if FLAGS.config is None else FLAGS.config.distributed
+    for field in section:
+        if field in ('coordinator', 'num_processes', 'process_id', 'enabled'):
+            default = SCHEMA['distributed'][field].default
+            if section[field] not in (default, 'off'):
+                raise UserError(
+                    f'distributed.{field}={section[field]!r}: `{variant}` runs on one '
+                    'host: leave this field out, and start the command on one host'
+                )
 
 
 def _explain_flag_error(error, argv):

@@ -14,35 +14,46 @@ from gptjax.core import run_dir
 from gptjax.core.artifact import Artifact, find_manifest
 from gptjax.core.config import check_fields, complete_new
 from gptjax.core.console import UserError
+from gptjax.parallel import distributed
 
 HELD = contextlib.ExitStack()  # locks that a stage holds until it ends
 
 
 def open_run(
-    words: Sequence[str], sections: Sequence[str] = (), example: str = ''
+    words: Sequence[str],
+    sections: Sequence[str] = (),
+    example: str = '',
+    join: bool = False,
 ) -> tuple[ConfigDict, Path]:
     """(config, run directory) of a stage; the config is checked, also against RUN.
 
     sections: config sections that the stage needs besides those of every config.
     example: a config file that has these sections, for the error message.
+    join: whether the stage runs on all processes of a cluster, if this is one of them.
     """
     command_line.refuse_words(words)
     if not FLAGS.workdir:
         raise UserError('--workdir is missing: give a run directory, e.g. runs/tiny')
     workdir = given_workdir()
-    if FLAGS.multihost:
-        import jax
-
-        jax.distributed.initialize()  # reads the environment of Cloud TPU, Slurm, …
     if FLAGS.config is None:
         config = run_dir.read_config(workdir)
+        _join(config, join)
         check_sections(config, str(workdir / 'config.json'), sections, example)
         check_fields(config)
         _check_augmentations(config, sections)
         return config, workdir
     config = complete_new(FLAGS.config)
+    _join(config, join)
     changes = command_line.changed_fields()
     return check_new(config, changes, workdir, sections, example), workdir
+
+
+def _join(config, join):
+    """Joins the other processes, before anything uses a device."""
+    if join:
+        check_fields(config)
+        distributed.join_cluster(config.distributed)
+        distributed.use_compilation_cache(config.train.compilation_cache)
 
 
 def check_new(
@@ -111,10 +122,13 @@ def _check_steps(config, changes):
             )
 
 
-def open_training(stage: str, words: Sequence[str]) -> tuple:
-    """(`Command`, config, run directory) of a stage that trains; builds artifacts."""
+def open_training(stage: str, words: Sequence[str], join: bool = False) -> tuple:
+    """(`Command`, config, run directory) of a stage that trains; builds artifacts.
+
+    join: see `open_run`.
+    """
     command = importlib.import_module(TRAINING[stage]).COMMAND
-    config, workdir = open_run(words, command.sections, command.example)
+    config, workdir = open_run(words, command.sections, command.example, join)
     if (workdir / 'imported').is_dir():
         raise UserError(
             f'--workdir={workdir} is an imported model: train in another --workdir, '
@@ -153,7 +167,7 @@ def make_artifacts(
         if is_new:
             run_dir.write_environment(workdir)
 
-    if not FLAGS.multihost:
+    if not distributed.is_joined():
         make_here()
         return
     from gptjax.parallel import multihost

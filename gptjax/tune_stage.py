@@ -18,6 +18,7 @@ from gptjax.open_run import (
     given_workdir,
     make_artifacts,
 )
+from gptjax.parallel.distributed import use_compilation_cache
 
 WITH_TEXT = ('pretrain', 'sft')  # their batches are rows of data.context tokens
 MEASURED_BY = dict(
@@ -88,6 +89,7 @@ def _read_base(command) -> ConfigDict:
     base, name = complete_new(FLAGS.config), FLAGS['config'].config_filename
     check_fields(base)
     check_sections(base, name, command.sections, command.example)
+    use_compilation_cache(base.train.compilation_cache)
     return base
 
 

@@ -60,4 +60,4 @@ need launch/tpu-requirements.txt requirements.txt"'
 
 echo "Pretraining $config on all workers"
 flags=$(printf ' %q' --config "$config" --workdir "$workdir" "$@")
-on_workers "cd ~/gptjax && exec .venv/bin/python -m gptjax pretrain --multihost$flags"
+on_workers "cd ~/gptjax && exec .venv/bin/python -m gptjax pretrain$flags"

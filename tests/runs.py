@@ -24,20 +24,13 @@ SHORT = (
     '--config.checkpoint.every=2',
     '--config.optim.warmup_steps=0',
 )
-# The code of one of several processes. It passes to `jax.distributed.initialize` what a
-# cluster's environment would provide.
+# The code of one of several processes, which find each other by the environment.
 PROCESS = """
 import sys, jax
 from gptjax.cli import main
 from gptjax.parallel import multihost
 multihost.SHARED_SECONDS = 3.0
-port, count, number, *argv = sys.argv[1:]
-jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-initialize = jax.distributed.initialize
-jax.distributed.initialize = lambda: initialize(
-    f'localhost:{port}', int(count), int(number)
-)
-sys.argv = ['gptjax', *argv, '--multihost']
+argv = sys.argv[1:]
 """
 COMPARED = ('step', 'split', 'loss', 'grad_norm', 'bits_per_byte')
 
@@ -109,21 +102,27 @@ def start_cluster(
         devices: number of devices per process.
         count: number of processes.
     """
-    with socket.socket() as free:
-        free.bind(('localhost', 0))
-        port = free.getsockname()[1]
-    code = f'{PROCESS}\n{before}\nsys.exit(main(sys.argv))'
+    cluster = dict(
+        JAX_COORDINATOR_ADDRESS=f'localhost:{free_port()}', JAX_NUM_PROCESSES=str(count)
+    )
+    code = f"{PROCESS}\n{before}\nsys.argv[0] = 'gptjax'\nsys.exit(main(sys.argv))"
     return [
         subprocess.Popen(
-            [sys.executable, '-c', code, *map(str, (port, count, number, *its))],
+            [sys.executable, '-c', code, *map(str, its)],
             cwd=ROOT,
-            env=environment(devices),
+            env=environment(devices, JAX_PROCESS_ID=str(number), **cluster),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         for number, its in enumerate((words, *(others or [words] * (count - 1))))
     ]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        return free.getsockname()[1]
 
 
 def finish(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:

@@ -173,15 +173,26 @@ def test_flags_that_a_stage_does_not_read_are_refused(words, message, capsys, tm
 @pytest.mark.parametrize(
     'words',
     (
-        *(('eval',), ('sample',), ('report',), ('serve',), ('chat',)),
-        *(('select',), ('best_of',), ('overoptimize',), ('stages', 'a')),
+        *(('eval',), ('sample',), ('report',), ('serve',), ('chat',), ('select',)),
+        *(('best_of',), ('overoptimize',), ('data', '--step=1'), ('data', '--report')),
         *(('bench', 'data'), ('bench', 'train'), ('bench', 'decode')),
+        ('pretrain', '--seeds=2'),
     ),
 )
 def test_what_one_host_does_is_refused_on_several(words, capsys):
-    error = error_of(capsys, *words, '--multihost')
-    variant = ' '.join(words) if words[0] == 'bench' else words[0]
-    assert f'--multihost: `{variant}` runs on one host: leave this flag out' in error
+    words = (*words, '--config=configs/tiny.py', '--workdir=r')
+    error = error_of(capsys, *words, '--config.distributed.coordinator=a:1')
+    assert "distributed.coordinator='a:1': `" in error
+    assert 'runs on one host: leave this field out' in error
+    error = error_of(capsys, *words, '--config.distributed.enabled=on')
+    assert "distributed.enabled='on': `" in error
+
+
+@pytest.mark.parametrize('word', ('--multihost', '--multihost=True', '--nomultihost'))
+def test_the_flag_of_older_versions_names_what_replaced_it(word, capsys):
+    error = error_of(capsys, 'pretrain', word, '--workdir=r')
+    assert '--multihost: this flag is gone' in error
+    assert '--config.distributed.coordinator=HOST:PORT' in error
 
 
 @pytest.mark.parametrize(
@@ -189,10 +200,21 @@ def test_what_one_host_does_is_refused_on_several(words, capsys):
 )
 def test_what_trains_joins_the_other_hosts(stage, capsys, monkeypatch, tmp_path):
     joined = []
-    monkeypatch.setattr(jax.distributed, 'initialize', lambda: joined.append(stage))
-    error = error_of(capsys, stage, f'--workdir={tmp_path}', '--multihost')
-    assert joined == [stage] and 'is not a run directory' in error
-    assert '--multihost' not in error_of(capsys, stage, '--seed=3', '--workdir=r')
+
+    def initialize(coordinator, num_processes, process_id, **options):
+        joined.append((coordinator, num_processes, process_id))
+        assert options['heartbeat_timeout_seconds'] > 1800
+        raise RuntimeError('stop here')
+
+    monkeypatch.setattr(jax.distributed, 'initialize', initialize)
+    words = (stage, f'--workdir={tmp_path}', '--config=configs/tiny.py')
+    assert 'stop here' not in error_of(
+        capsys, stage, '--seed=3', '--workdir=r', '--config.distributed.enabled=off'
+    )
+    fields = dict(coordinator='here:9', num_processes=2, process_id=0)
+    fields = [f'--config.distributed.{name}={fields[name]}' for name in fields]
+    assert 'stop here' in error_of(capsys, *words, *fields)
+    assert joined == [('here:9', 2, 0)]
 
 
 def test_sample_hands_on_its_checkpoint(monkeypatch):

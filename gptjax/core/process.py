@@ -8,6 +8,7 @@ import threading
 
 INTERRUPTED = 75  # SIGTERM stopped a run, which the same command resumes
 CTRL_C = 130  # SIGINT did, by the convention of shells
+LOST = 76  # another process died, or none made progress; the same command resumes
 TUNABLES = 'GLIBC_TUNABLES'
 
 

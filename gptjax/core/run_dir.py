@@ -102,8 +102,10 @@ def _is_at(path: Path, file) -> bool:
 
 
 def write_config(config: ConfigDict, workdir: Path) -> None:
-    """Writes RUN/config.json."""
-    storage.write_json(workdir / 'config.json', to_json(config))
+    """Writes RUN/config.json, which any number of processes may continue."""
+    content = to_json(config)
+    content.pop('distributed', None)
+    storage.write_json(workdir / 'config.json', content)
 
 
 @contextmanager
@@ -135,9 +137,13 @@ def config_words(words: list[str]) -> list[str]:
     """The arguments that belong to --config and --config.FIELD flags.
 
     ['data', '--config', 'a.py', '--step=3'] → ['--config', 'a.py']
+
+    Fields of `distributed` are left out: they belong to the machines, not to the run.
     """
     kept = []
     for place, word in enumerate(words):
+        if word.startswith('--config.distributed.'):
+            continue
         if word == '--config' or (word.startswith('--config.') and '=' not in word):
             kept += words[place : place + 2]  # the value is the next argument
         elif word.startswith(('--config=', '--config.')):

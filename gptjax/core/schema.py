@@ -17,6 +17,7 @@ from gptjax.core.fields import (
     INNER_SHARE,
     LESS_THAN_HALF,
     MESH_SIZE,
+    NUMBER_OR_NONE,
     POSITIVE,
     SEED,
     SHARE,
@@ -138,6 +139,23 @@ MESH = dict(
     context=Field(1, 'devices that split the sequence', MESH_SIZE),
 )
 
+# One of several processes that train together; RUN/config.json does not hold this.
+DISTRIBUTED = dict(
+    enabled=Field(
+        'auto',
+        'auto: if the platform says so; distributed.py',
+        one_of('auto', 'on', 'off'),
+    ),
+    coordinator=Field('', "HOST:PORT of process 0; '': what the platform says"),
+    num_processes=Field(0, 'number of processes; 0: what the platform says'),
+    process_id=Field(
+        -1, 'number of this process; -1: what the platform says', NUMBER_OR_NONE
+    ),
+    join_timeout=Field(300, 'seconds in which all have to start', AT_LEAST_1),
+    timeout=Field(600, 'seconds without progress that end a process', AT_LEAST_1),
+    first_timeout=Field(1800, 'same the first time, with compilation', AT_LEAST_1),
+)
+
 OPTIM = dict(
     name=Field('muon', 'optimizer: adamw, adafactor, lion or muon'),
     learning_rate=Field(3e-3, 'peak; for muon, of parameters that are not matrices'),
@@ -178,6 +196,9 @@ TRAIN = dict(
         -1, 'first of 3 profiled steps; -1: none', STEP_OR_NONE, free=True
     ),
     peak_tflops=Field(0.0, 'TFLOP/s of a device, for MFU; 0: from a table', free=True),
+    compilation_cache=Field(
+        '', "folder of compiled programs, local or on gs://; '': none", free=True
+    ),
 )
 
 CHECKPOINT = dict(
@@ -364,6 +385,7 @@ BASE = dict(  # sections of every experiment
     tokenizer=TOKENIZER,
     model=MODEL,
     mesh=MESH,
+    distributed=DISTRIBUTED,
     optim=OPTIM,
     train=TRAIN,
     checkpoint=CHECKPOINT,

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from gptjax.core import storage
 from gptjax.core.console import UserError
+from gptjax.parallel import watchdog
 
 # Without a new file of another process for so long, the folder is not a shared one.
 SHARED_SECONDS = 60.0
@@ -33,6 +34,7 @@ def print_once(line: str) -> None:
 def barrier(name: str) -> None:
     """Returns when every process has called it."""
     if jax.process_count() > 1:
+        watchdog.at(f'the barrier "{name}"')
         multihost_utils.sync_global_devices(name)
 
 
@@ -99,6 +101,7 @@ def compute_on_first_process(
     """
     if jax.process_count() == 1:
         return function()
+    watchdog.at('the computation of process 0')
     values, error = np.zeros(size, np.float32), None
     if is_first_process():
         try:

@@ -30,7 +30,7 @@ from gptjax.infer.engine import Engine
 from gptjax.infer.quantize import cast_params
 from gptjax.infer.request import Reply, SamplingParameters, Token
 from gptjax.models import gpt
-from gptjax.parallel import multihost
+from gptjax.parallel import multihost, watchdog
 from gptjax.parallel.mesh import get_mesh, make_mesh
 from gptjax.parallel.sharding import replicated, state_shardings
 from gptjax.post.problems.problem_sources import Problem
@@ -347,8 +347,15 @@ class Sampler:
             )
 
         def complete_share():
-            replies = self._threads.map(complete_part, self._engines, parts)
-            return [reply for part in replies for reply in part]
+            engines = self._engines
+            watchdog.at(
+                'the rollout',
+                progress=lambda: sum(engine.stats().reply_tokens for engine in engines),
+            )
+            replies = self._threads.map(complete_part, engines, parts)
+            replies = [reply for part in replies for reply in part]
+            watchdog.at('the replies of all')
+            return replies
 
         gathered = multihost.gather_lists(complete_share)
         return [_read_reply(*fields) for fields in gathered]

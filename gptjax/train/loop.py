@@ -24,7 +24,7 @@ from gptjax.core.artifact import Artifact
 from gptjax.core.console import UserError, progress_bar
 from gptjax.core.energy import EnergyMeter
 from gptjax.optim.optimizer import make_learning_rate, make_optimizer
-from gptjax.parallel import multihost
+from gptjax.parallel import multihost, watchdog
 from gptjax.train.checkpoint import Checkpoints
 from gptjax.train.metrics import MetricsWriter
 from gptjax.train.state import TrainState, abstract_state, create_state
@@ -173,9 +173,12 @@ def fit(config: ConfigDict, workdir: Path, stage: Stage) -> Outcome:
             keep_best=config.checkpoint.keep_best,
         )
         stack.callback(checkpoints.close)  # waits until a running save is complete
+        stack.enter_context(watchdog.watching(workdir, config.distributed))
+        watchdog.at('the restore')
         with progress_bar('reading the newest checkpoint', 0):
             restored = checkpoints.restore(abstract, report=multihost.print_once)
         record = {**new_record(config), **stage.record}
+        watchdog.at('the initialisation')
         if restored is None:
             init, *arguments = stage.init()
             with progress_bar('initialising the model', 0):
@@ -196,6 +199,8 @@ def fit(config: ConfigDict, workdir: Path, stage: Stage) -> Outcome:
         step = make_train_step(
             stage.loss_fn, optimizer, abstract, train.accumulation, config.seed
         )
+        step = watchdog.named('the update', step)
+        watchdog.at('the data', int(state.step))
         training = stage.make_training(Setup(state, optimizer, abstract, step, stack))
 
         # ---- train ------------------------------------------------------------
@@ -247,6 +252,7 @@ class _Loop:
                 if step == train.profile_step:
                     folder = str(self.workdir / 'profile')
                     profile.enter_context(jax.profiler.trace(folder))
+                watchdog.at('the batch', step)  # until `update` calls Setup.step
                 with self.saving_on_error(step):
                     self.state, metrics = training.update(self.state, step, self.record)
                 self.write_pending()
@@ -281,6 +287,7 @@ class _Loop:
             self.advance(0, 'saving')
             if done > self.saved_step:
                 self.save(done)
+            watchdog.at('the last save', done)
             self.checkpoints.wait()
         return Outcome(self.state, self.record, stop_signal)
 
@@ -303,6 +310,7 @@ class _Loop:
         """Fetches and writes the pending metrics; stops after too many bad steps."""
         if self.pending is None:
             return
+        watchdog.at('the metrics')
         (done, metrics), self.pending = self.pending, None
         metrics, record = dict(metrics), self.record
         for good in np.ravel(metrics.pop('good', ())) == 1.0:
@@ -336,7 +344,9 @@ class _Loop:
 
     def validate(self, done: int) -> bool:
         """Validates; returns whether the loss is the lowest so far."""
+        watchdog.at('the validation', done)
         validation = self.training.validate(self.state, done)
+        watchdog.at('the next step')
         self.record['validation'] = dict(validation, step=done)
         before, self.stopping = self.stopping, self.stopping.after(validation['loss'])
         self.record['early_stopping'] = self.stopping._asdict()
@@ -349,6 +359,7 @@ class _Loop:
     def save(self, done: int) -> None:
         """Saves a checkpoint, with the validation loss if it is of this step."""
         self.write_pending()
+        watchdog.at('the save', done)
         validation, loss = self.record['validation'], None
         if self.last_validated() == done and math.isfinite(validation['loss']):
             loss = validation['loss']

@@ -417,7 +417,7 @@ def test_a_tpu_gets_the_code_the_requirements_and_the_command(machine):
         assert (folder / 'configs' / 'tiny.py').exists()
         assert (folder / 'revision').read_text() == '0123abc+\n'
     log = machine.log()
-    command = 'gptjax pretrain --multihost --config configs/tiny.py'
+    command = 'gptjax pretrain --config configs/tiny.py'
     command += ' --workdir /mnt/my runs/a --config.seed=7'
     assert log.count(command) == 2
     assert log.count(f'{UV_INSTALL} -r launch/tpu-requirements.txt') == 2
