@@ -18,9 +18,9 @@ from configs import common, tiny
 def get_config():
     config = tiny.get_config()
     config.data.sources.chitchat.update(limit=200, weight=0.7)
-    config.data.sources.plain = common.source('text', {path!r}, weight=0.3)
+    config.data.sources.plain = common.source('jsonl', {path!r}, weight=0.3)
     config.data.clean += ('drop_long',)
-    config.data.max_characters = 2000
+    config.data.max_characters = 4000
     config.train.update(num_steps=8, batch_size=8, eval_every=4, eval_batches=1)
     config.checkpoint.every = 4
     config.optim.warmup_steps = 0
@@ -80,10 +80,11 @@ def params_of(workdir):
 
 @pytest.mark.slow
 def test_other_numbers_of_processes_go_on_with_the_same_batches(tmp_path):
-    texts = (f'Line {i} of a plain text with the word {i * 7}.' for i in range(400))
-    (tmp_path / 'plain.txt').write_text('\n\n'.join(texts))
+    texts = [f'Sentence {i} is about {"a long" * (i % 50)} story.' for i in range(2000)]
+    lines = (json.dumps(dict(text=' '.join(texts[i::100]))) for i in range(100))
+    (tmp_path / 'plain.jsonl').write_text('\n'.join(lines))
     config = tmp_path / 'config.py'
-    config.write_text(CONFIG.format(path=str(tmp_path / 'plain.txt')))
+    config.write_text(CONFIG.format(path=str(tmp_path / 'plain.jsonl')))
 
     def start(workdir, count):
         words = ('pretrain', f'--config={config}', f'--workdir={workdir}')

@@ -105,7 +105,8 @@ def test_model_and_tokenizer_of_an_earlier_run_stay(capsys, tmp_path):
 def test_seeds_of_a_stage(capsys, tmp_path):
     words = ('pretrain', '--config=configs/tiny.py', f'--workdir={tmp_path}/seeds')
     assert '--seeds=1: use a number of at' in error_of(capsys, *words, '--seeds=1')
-    error = error_of(capsys, *words, '--seeds=2', '--multihost')
+    several = '--config.distributed.num_processes=2'
+    error = error_of(capsys, *words, '--seeds=2', several)
     assert 'runs on one host' in error
     error = error_of(capsys, 'sft', *words[1:], '--seeds=2')
     assert 'the section `sft`, which this stage needs, is missing' in error
