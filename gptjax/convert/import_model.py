@@ -18,7 +18,7 @@ from gptjax.convert.hf_folder import Folder
 from gptjax.core import artifact, run_dir, storage
 from gptjax.core.config import base_config
 from gptjax.core.console import UserError, progress_bar
-from gptjax.data.chat_template import from_jinja
+from gptjax.data.chat_template import encode_prompt, from_jinja
 from gptjax.models import gpt
 from gptjax.parallel.mesh import make_mesh
 from gptjax.tokenizer.import_tokenizer import (
@@ -77,6 +77,8 @@ def import_model(source: Path, workdir: Path, dtype: str = 'float32') -> None:
         if not is_run:
             run_dir.write_environment(workdir)
             run_dir.write_config(_make_config(folder, template, dtype), workdir)
+    if template is None:
+        _try_template(workdir)
     size = sum(leaf.size for leaf in jax.tree.leaves(_abstract(folder)))
     print(f'{folder.architecture}: {size:,} parameters in {workdir}')
 
@@ -99,6 +101,15 @@ def _write_tokenizer(folder: Folder, template: str | None, into: Path) -> dict:
     size = folder.settings.vocab_size
     tokenizer = import_tokenizer(folder.path, into, size, template)
     return dict(vocab_size=tokenizer.vocab_size)
+
+
+def _try_template(workdir: Path) -> None:
+    """Prints a warning if the model's own template refuses one message of a user."""
+    tokenizer = load_tokenizer(workdir / 'tokenizer')
+    try:
+        encode_prompt([dict(role='user', content='Hi')], tokenizer, 'turns')
+    except UserError as error:
+        print(f'warning: with one message of a user, {error}')
 
 
 def _make_config(folder: Folder, template: str | None, dtype: str) -> ConfigDict:

@@ -125,6 +125,7 @@ def import_adapter(source: Path, base: Path, workdir: Path) -> None:
     if (workdir / 'config.json').exists():
         raise UserError(f'--workdir={workdir} is a run already: use another --workdir')
     described = _read_config(source)
+    _refuse_other_base(source, described, base)
     if (pickled := source / PICKLED).exists() and not (source / WEIGHTS).exists():
         raise UserError(
             f'{pickled}: pickled weights can run code and are not read: load the '
@@ -185,6 +186,18 @@ def _read_config(source: Path) -> dict[str, Any]:
                 'download it again'
             )
     return described
+
+
+def _refuse_other_base(source: Path, described: Mapping, base: Path) -> None:
+    """Compares names, as an adapter fits every model of the same shapes."""
+    name = described.get('base_model_name_or_path') or ''
+    imported = (artifact.find_manifest(base / IMPORTED) or {}).get('folder', '')
+    if imported and Path(name).name.lower() not in imported.lower():
+        raise UserError(
+            f'{source}/{CONFIG}: base_model_name_or_path={name}, and --base={base} was '
+            f'imported from {imported}: name the run of its base model, or change this '
+            'name if they are the same model'
+        )
 
 
 def _lora_section(described: Mapping, tensors: Mapping, modules: Mapping) -> ConfigDict:

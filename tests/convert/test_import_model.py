@@ -43,6 +43,15 @@ def test_greedy_replies_equal_generate(imported, tmp_path):
     assert sample['reply_ids'] == theirs[0, len(sample['prompt_ids']) :].tolist()
 
 
+def test_a_template_that_refuses_a_message_is_said(tmp_path, capsys):
+    made_models.write_folder(tmp_path / 'hf', 'Llama')
+    template = '{{ raise_exception("no, never") }}'
+    (tmp_path / 'hf' / 'chat_template.jinja').write_text(template)
+    flags = '--from', tmp_path / 'hf', '--workdir', tmp_path / 'run'
+    assert runs.gptjax('import', *flags) == 0
+    assert 'warning: with one message of a user, the chat' in capsys.readouterr().out
+
+
 def test_a_second_import_changes_nothing_and_another_folder_is_refused(
     imported, tmp_path, capsys
 ):

@@ -106,6 +106,7 @@ def test_bad_adapters_are_refused(made, tmp_path, capsys):
         (dict(use_dora=True), 'use_dora=True is not supported'),
         (dict(peft_type='IA3'), 'does not describe a LoRA adapter'),
         (dict(alora_invocation_tokens=[3]), 'alora_invocation_tokens=[3] is not supp'),
+        (dict(base_model_name_or_path='hub/other'), 'change this name if they are the'),
         (dict(r=None), 'adapter_config.json: r=None is no number above 0'),
         (dict(lora_alpha='5'), "lora_alpha='5' is no number above 0"),
     ):
