@@ -26,7 +26,7 @@ from gptjax.open_run import (
     open_training,
 )
 from gptjax.sharing_stages import run_pack, run_report, run_unpack
-from gptjax.tune_stage import run_seeds, run_tune
+from gptjax.tune_stage import run_seeds, run_transfer, run_tune
 
 # Without these, TensorFlow prints messages about hardware that it does not use.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -230,6 +230,10 @@ def _tune(words):
     return _end_study(run_tune(words))
 
 
+def _transfer(words):
+    return _end_study(run_transfer(words))
+
+
 def _end_study(summary):
     """The exit code of a study, which ended or was interrupted in a run."""
     return print_summary(summary) if summary else None
@@ -302,6 +306,11 @@ STAGES = {
         'search for good hyperparameters of a stage that trains',
         (*RUN, *TUNED),
         _tune,
+    ),
+    'transfer': CommandStage(
+        'measure the best learning rate at several widths, with and without muP',
+        (*RUN, 'space'),
+        _transfer,
     ),
     'eval': CommandStage(
         'evaluate a model and its baselines; --compare A B compares two runs',

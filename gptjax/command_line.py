@@ -121,7 +121,9 @@ flags.DEFINE_enum(
     'tune: the stage of each trial; check: the stage, by default that of the config',
 )
 flags.DEFINE_string(
-    'space', None, 'tune: "optim.learning_rate=log(1e-4,1e-1); …", see search_space.py'
+    'space',
+    None,
+    'tune, transfer: "optim.learning_rate=log(1e-4,1e-1); …", see search_space.py',
 )
 flags.DEFINE_integer('trials', None, 'tune: number of trials, of all processes')
 flags.DEFINE_enum(

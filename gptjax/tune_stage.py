@@ -1,4 +1,4 @@
-"""The stage `tune` of the command line, and the flag --seeds of stages that train."""
+"""The stages `tune` and `transfer`, and the flag --seeds of stages that train."""
 
 import importlib
 import sys
@@ -49,6 +49,23 @@ def run_seeds(stage: str, words: Sequence[str]) -> dict | None:
     return _run(command, options, base, seeds.describe_seeds)
 
 
+def run_transfer(words: Sequence[str]) -> dict | None:
+    """Learning rates over widths, with and without muP: a study whose grid is known."""
+    example = '"model.width=choice(32,64); optim.learning_rate=log(1e-3,1e-1,7)"'
+    _refuse_missing(words, 'space', example)
+    command = importlib.import_module(TRAINING['pretrain']).COMMAND
+    base = _read_base(command)
+    from gptjax.tune import search_space, transfer
+
+    options = transfer.make_options(search_space.parse_space(FLAGS.space), FLAGS.space)
+    derive = transfer.make_derive(base, options.dimensions[1].values)
+    summary = _run(command, options, base, transfer.describe_transfer, derive)
+    if summary is None:
+        with_values = lambda values: _with_values(base, values)
+        transfer.check_coordinates(with_values, derive, given_workdir())
+    return summary
+
+
 def _refuse_missing(words, flag, example):
     command_line.refuse_words(words)
     if not given_workdir() or FLAGS.config is None or not FLAGS[flag].value:
@@ -57,7 +74,7 @@ def _refuse_missing(words, flag, example):
         )
 
 
-def _run(command, options, base, describe):
+def _run(command, options, base, describe, derive=lambda values: values):
     from gptjax.tune import study, trial_run
 
     changes = command_line.changed_fields()
@@ -80,7 +97,7 @@ def _run(command, options, base, describe):
             HELD.close()  # the lock of the trial's run
 
     words = tuple(run_dir.config_words(sys.argv[1:]))
-    training = trial_run.Training(prepare, train, words)
+    training = trial_run.Training(prepare, train, words, derive)
     return study.run_study(options, base, given_workdir(), training, describe)
 
 

@@ -162,6 +162,12 @@ OPTIM = dict(
     matrix_learning_rate=Field(0.02, 'peak for matrices of the layers, only for muon'),
     embedding_scale=Field(1.0, 'factor of learning_rate for the embeddings'),
     head_scale=Field(1.0, 'factor of learning_rate for an untied output head'),
+    parametrization=Field(
+        'standard',
+        "how the width enters; 'mup' keeps the best learning rate; parametrization.py",
+        one_of('standard', 'mup'),
+    ),
+    base_width=Field(0, 'for mup: the model.width that the learning rate was tuned at'),
     schedule=Field(
         'wsd',
         'how the learning rate changes over time; see schedules.py',

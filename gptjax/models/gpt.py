@@ -247,6 +247,24 @@ def decode_hidden(config, params, tokens_BT, positions_BT, cache):
     return hidden.reshape(*tokens_BT.shape, hidden.shape[-1]), tuple(caches)
 
 
+def block_outputs(config, params, batch) -> list[jax.Array]:
+    """The hidden vectors (B T, D) after each block, and the float32 logits (B T, V).
+
+    `params` are stacked, `batch` as in `GPT.hidden`; there is no dropout.
+    """
+    params = unstack_layers(params)
+    model = bind_ends(config, params)
+    graph = nnx.graphdef(model.layers)
+    x, context = model._embed(
+        batch['inputs'], batch['segments'], batch['positions'], None
+    )
+    x, outputs = x.reshape(-1, x.shape[-1]), []
+    for layer, window in zip(params['layers'], layer_windows(config), strict=True):
+        x, _ = nnx.merge(graph, layer)(x, context, window)
+        outputs.append(x)
+    return [*outputs, model.logits(model.final_norm(x))]
+
+
 def bind_ends(config, params) -> GPT:
     """The module of unstacked parameters, for embedding, final norm and head."""
     return bind(config, dict(params, layers=params['layers'][0]))

@@ -10,7 +10,7 @@ import optax
 
 from gptjax.core.console import UserError
 from gptjax.models.linear import INPUT_AXES
-from gptjax.optim import update_rules
+from gptjax.optim import parametrization, update_rules
 from gptjax.optim.schedules import make_schedule
 
 
@@ -21,6 +21,7 @@ def make_optimizer(config, params) -> optax.GradientTransformation:
         u <- update_rule(g) + weight_decay w     (decay only where `is_decayed`)
         w <- w - peak schedule(step) u           (peak: `peak_learning_rate`)
 
+    With muP, updates of the rule have a factor; see parametrization.py.
     `params` may be arrays or their shapes (`ShapeDtypeStruct`).
     """
     optim = config.optim
@@ -30,6 +31,7 @@ def make_optimizer(config, params) -> optax.GradientTransformation:
     )
     decayed = jax.tree_util.tree_map_with_path(is_decayed, params)
     _check_matrices(params)
+    parametrization.check_parametrization(config)
 
     if optim.name not in update_rules.OPTIMIZERS:
         known = ', '.join(update_rules.OPTIMIZERS)
@@ -38,6 +40,8 @@ def make_optimizer(config, params) -> optax.GradientTransformation:
     if optim.clip_norm:
         steps.append(optax.clip_by_global_norm(optim.clip_norm))
     steps.append(update_rules.OPTIMIZERS[optim.name](optim, params))
+    if optim.parametrization == 'mup':
+        steps.append(parametrization.scale_updates(config))
     if optim.weight_decay:
         steps.append(optax.add_decayed_weights(optim.weight_decay, decayed))
     scale = lambda updates, _: jax.tree.map(operator.mul, peaks, updates)

@@ -23,6 +23,7 @@ from gptjax.data.packed_dataset import PackedDataset
 from gptjax.data.packed_documents import PACKED_DOCUMENTS
 from gptjax.models import gpt, parameter_count
 from gptjax.optim.optimizer import ema_params
+from gptjax.optim.parametrization import scale_initial
 from gptjax.parallel.mesh import make_mesh
 from gptjax.parallel.multihost import print_once
 from gptjax.parallel.sharding import batch_sharding
@@ -51,7 +52,8 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
     def init():
         if 'start' in config:
             return float32_params, load_start(config, mesh).params
-        return partial(gpt.init_params, model), jax.random.key(config.seed)
+        init_params = lambda key: scale_initial(config, gpt.init_params(model, key))
+        return init_params, jax.random.key(config.seed)
 
     # ---- data ---------------------------------------------------------------
     def make_training(setup: Setup) -> Training:

@@ -55,11 +55,13 @@ class Training(NamedTuple):
     train: (config, folder, lock) -> the summary of the stage. The data are built
         inside `lock`, so that one process builds and the others link.
     words: the arguments of the command that name the config, for the trial's own.
+    derive: from the values of a trial to those and the ones that follow from them.
     """
 
     prepare: Callable[[dict, Path], ConfigDict]
     train: Callable[[ConfigDict, Path, contextlib.AbstractContextManager], dict]
     words: tuple[str, ...] = ()
+    derive: Callable[[dict], dict] = lambda values: values
 
 
 def run_trial(study, trial, values, options, folder, training, lock) -> dict | None:
@@ -78,6 +80,7 @@ def run_trial(study, trial, values, options, folder, training, lock) -> dict | N
 
     summary = None
     try:
+        values = training.derive(values)
         config = training.prepare(values, folder)
         trial.set_user_attr(CONFIG, run_dir.to_json(config))
         excess, message = _measure_excess(config, options)
