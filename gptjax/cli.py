@@ -26,7 +26,7 @@ from gptjax.open_run import (
     open_training,
 )
 from gptjax.sharing_stages import run_pack, run_report, run_unpack
-from gptjax.tune_stage import run_seeds, run_transfer, run_tune
+from gptjax.tune_stage import run_lr_range, run_seeds, run_transfer, run_tune
 
 # Without these, TensorFlow prints messages about hardware that it does not use.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -312,6 +312,11 @@ STAGES = {
         (*RUN, 'space'),
         _transfer,
     ),
+    'lr_range': CommandStage(
+        'learning-rate range test: the loss while the learning rate rises',
+        RUN,
+        run_lr_range,
+    ),
     'eval': CommandStage(
         'evaluate a model and its baselines; --compare A B compares two runs',
         (*RUN, *DRAWN, 'tasks', 'json', 'step', 'weights', 'cache'),
@@ -360,7 +365,7 @@ STAGES = {
         'make a run of such a file: unpack FILE --workdir RUN', ('workdir',), run_unpack
     ),
     'bench': CommandStage(
-        'measure: `bench data`, `bench train`, `bench decode`, `bench masking`',
+        'measure: `bench data`, `train`, `many`, `decode`, `masking`',
         None,
         run_bench,
     ),
@@ -372,6 +377,7 @@ VARIANT_FLAGS = {
     'training with --seeds': (*RUN, 'seeds'),
     'bench data': RUN,
     'bench masking': (),
+    'bench many': ('config',),
     'bench train': ('config', 'against', 'against_python'),
     'bench decode': (
         *(*RUN, 'step', 'slots', 'against', 'against_python'),

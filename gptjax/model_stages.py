@@ -127,14 +127,17 @@ def run_bench(words: Sequence[str]) -> None:
 
         config, workdir = open_run([])
         bench_data.run(config, workdir)
-    elif words[:1] == ['train']:
-        from gptjax.bench import bench_train
+    elif words[:1] in (['train'], ['many']):
+        from gptjax.bench import bench_many, bench_train
 
         if FLAGS.config is None:
             raise UserError('--config is missing: use e.g. configs/bench.py')
         config = complete_new(FLAGS.config)
         check_fields(config)
-        bench_train.run(config, FLAGS.against, FLAGS.against_python)
+        if words == ['many']:
+            bench_many.run(config)
+        else:
+            bench_train.run(config, FLAGS.against, FLAGS.against_python)
     elif words[:1] == ['decode']:
         from gptjax.bench import bench_decode
 
@@ -160,5 +163,6 @@ def run_bench(words: Sequence[str]) -> None:
 
         bench_masking.run()
     else:
-        known = '`bench decode`, `bench data`, `bench train` or `bench masking`'
+        names = 'decode', 'data', 'train', 'many', 'masking'
+        known = 'one of ' + ', '.join(f'`bench {name}`' for name in names)
         raise UserError(f'bench {" ".join(words)}: use {known}')

@@ -1,4 +1,4 @@
-"""The stages `tune` and `transfer`, and the flag --seeds of stages that train."""
+"""The stages `tune`, `transfer` and `lr_range`, and --seeds of stages that train."""
 
 import importlib
 import sys
@@ -17,6 +17,7 @@ from gptjax.open_run import (
     check_sections,
     given_workdir,
     make_artifacts,
+    open_run,
 )
 from gptjax.parallel.distributed import use_compilation_cache
 
@@ -64,6 +65,26 @@ def run_transfer(words: Sequence[str]) -> dict | None:
         with_values = lambda values: _with_values(base, values)
         transfer.check_coordinates(with_values, derive, given_workdir())
     return summary
+
+
+def run_lr_range(words: Sequence[str]) -> None:
+    """The learning-rate range test of pretraining; the data of RUN are made for it."""
+    config, workdir = open_run(words)
+    command = importlib.import_module(TRAINING['pretrain']).COMMAND
+    if 'start' in config:
+        raise UserError(
+            f'start.run={config.start.run}: a range test trains a new model: use a '
+            'config without the section `start`'
+        )
+    command.check(config)
+    make_artifacts(config, workdir, command.artifacts(config))
+    from gptjax.tune import lr_range
+
+    results = lr_range.run_range(config, workdir)
+    for field, rate in results['suggested'].items():
+        lowest = results['lowest'][field]
+        print(f'optim.{field}={rate:.3g}  (the loss is lowest at {lowest:.3g})')
+    print(f'Made: {workdir / "lr_range.html"}')
 
 
 def _refuse_missing(words, flag, example):

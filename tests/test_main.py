@@ -86,7 +86,7 @@ def test_unknown_words_are_refused(capsys, tmp_path):
             place,
             '--config.model.width=8',
         ): 'width: add --config, whose field',
-        ('bench',): '`bench train` or `bench masking`',
+        ('bench',): '`bench many`, `bench masking`',
         ('sample', place, '--seed=soon'): 'seed',
     }
     for words, message in refused.items():

@@ -96,18 +96,7 @@ def run(config: ConfigDict, against: str | None = None, python: str | None = Non
 def make_trainer(config: ConfigDict, settings):
     """`run_steps(steps)`, which trains and returns the seconds of each step."""
     mesh = make_mesh(config.mesh)
-    batch_size, context = config.train.batch_size, config.data.context
-    rng = np.random.default_rng(0)
-    shape = (batch_size, context)
-    tokens = rng.integers(0, settings.vocab_size, (batch_size, context + 1))
-    tokens = tokens.astype(np.int32)
-    batch = dict(
-        inputs=tokens[:, :-1],
-        targets=tokens[:, 1:],
-        segments=np.ones(shape, np.int32),
-        positions=np.broadcast_to(np.arange(context, dtype=np.int32), shape),
-        weights=np.ones(shape, np.float32),
-    )
+    batch = random_batch(config)
     with jax.set_mesh(mesh):
         shapes = gpt.abstract_params(settings)
         optimizer = make_optimizer(config, shapes)
@@ -135,3 +124,19 @@ def make_trainer(config: ConfigDict, settings):
 
     run_steps(WARMUP_STEPS)
     return run_steps
+
+
+def random_batch(config: ConfigDict, seed: int = 0) -> dict[str, np.ndarray]:
+    """A batch of random tokens, a document in each row."""
+    shape = (config.train.batch_size, config.data.context)
+    tokens = np.random.default_rng(seed).integers(
+        0, config.tokenizer.vocab_size, (shape[0], shape[1] + 1)
+    )
+    tokens = tokens.astype(np.int32)
+    return dict(
+        inputs=tokens[:, :-1],
+        targets=tokens[:, 1:],
+        segments=np.ones(shape, np.int32),
+        positions=np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape),
+        weights=np.ones(shape, np.float32),
+    )

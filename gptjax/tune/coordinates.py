@@ -12,13 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptjax.models import gpt, settings
-from gptjax.optim.optimizer import make_optimizer
-from gptjax.optim.parametrization import scale_initial
-from gptjax.parallel.mesh import make_mesh
-from gptjax.train.losses import make_language_loss
-from gptjax.train.state import abstract_state, create_state
-from gptjax.train.step import make_train_step
+from gptjax.models import gpt
+from gptjax.train.short_run import make_short_run
 
 
 def measure_changes(config, batches: Iterable[dict], num_steps: int) -> list[float]:
@@ -26,26 +21,17 @@ def measure_changes(config, batches: Iterable[dict], num_steps: int) -> list[flo
 
     `batches` has one batch more than steps; x is measured on it.
     """
-    model = settings.resolve(config.model, config.tokenizer.vocab_size)
-    mesh = make_mesh(config.mesh)
-    with jax.set_mesh(mesh):
-        shapes = gpt.abstract_params(model)
-        optimizer = make_optimizer(config, shapes)
-        abstract = abstract_state(shapes, optimizer, gpt.param_axes(model), mesh)
-        init = lambda key: scale_initial(config, gpt.init_params(model, key))
-        state = create_state(init, optimizer, abstract, jax.random.key(config.seed))
-        step = make_train_step(
-            make_language_loss(model, config.train), optimizer, abstract
-        )
-        outputs = jax.jit(lambda params, batch: gpt.block_outputs(model, params, batch))
-        *training, measured = itertools.islice(batches, num_steps + 1)
+    run = make_short_run(config)
+    outputs = jax.jit(lambda params, batch: gpt.block_outputs(run.model, params, batch))
+    *training, measured = itertools.islice(batches, num_steps + 1)
+    with jax.set_mesh(run.mesh):
+        state = run.init(config.seed)
         before = outputs(state.params, measured)
         for batch in training:
-            state, _ = step(state, batch)
+            state, _ = run.step(state, batch)
         after = outputs(state.params, measured)
-        return [
-            float(jnp.mean(jnp.abs(y - x))) for x, y in zip(before, after, strict=True)
-        ]
+    pairs = zip(before, after, strict=True)
+    return [float(jnp.mean(jnp.abs(y - x))) for x, y in pairs]
 
 
 def measure_slope(widths: Sequence[int], changes: Sequence[float]) -> float:

@@ -208,7 +208,19 @@ def build_page(name: str, results: dict, rate: float) -> str:
         make_axis=charts.log_axis, across='log₂',
     )  # fmt: skip
     return render(
-        'transfer.html.j2',
-        **dict(name=name, results=results, rate=rate, widths=widths),
+        'tuning.html.j2',
+        title=f'{name}: learning rates over widths',
         charts=[*losses, *coordinates, optimum],
+        note=f'Widths are {", ".join(map(str, widths))}; on the axis log₂, 0 is the '
+        f'first. The learning rate is {results["field"]}; in the coordinate check all '
+        f'models have {rate:.3g}. Losses are the lowest of each run, on the '
+        'validation batches of training.',
+        heading=['', 'width', 'best learning rate', 'validation loss'],
+        rows=[
+            [
+                *(PARAMETRIZATIONS[t['parametrization']], str(t['width'])),
+                *(f'{t["learning_rate"]:.3g}', f'{t["loss"]:.4f}'),
+            ]
+            for t in results['best']
+        ],
     )
