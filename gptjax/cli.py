@@ -169,9 +169,13 @@ def _tokenizer(words):
 
 def _prepare(words):
     config, workdir = open_run(words, join=True)
+    from gptjax.tokenizer.train_tokenizer import TOKENIZER
     from gptjax.train.pretrain import pretraining_artifacts
 
-    make_artifacts(config, workdir, pretraining_artifacts(config))
+    artifacts = pretraining_artifacts(config)
+    if (workdir / 'imported').is_dir():  # with a tokenizer of its own
+        artifacts = [artifact for artifact in artifacts if artifact is not TOKENIZER]
+    make_artifacts(config, workdir, artifacts)
 
 
 def _task(words):

@@ -1,6 +1,7 @@
 """A folder of a Hugging Face model becomes a run."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -50,6 +51,17 @@ def test_a_template_that_refuses_a_message_is_said(tmp_path, capsys):
     flags = '--from', tmp_path / 'hf', '--workdir', tmp_path / 'run'
     assert runs.gptjax('import', *flags) == 0
     assert 'warning: with one message of a user, the chat' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_text_is_prepared_with_its_own_tokenizer(imported, tmp_path, capsys):
+    run = tmp_path / 'run'
+    shutil.copytree(imported[-1], run)
+    for stage in ('data', 'prepare'):
+        assert runs.gptjax(stage, '--workdir', run) == 0
+    capsys.readouterr()
+    assert runs.gptjax('eval', '--workdir', run) == 0
+    assert 'token frequencies' in capsys.readouterr().out
 
 
 def test_a_second_import_changes_nothing_and_another_folder_is_refused(
