@@ -25,7 +25,7 @@ def mark_difference(before: str, after: str) -> tuple[list[Marked], list[Marked]
 
     'a  b', 'a b' → [a, ·, (·), b], [a, ·, b]  — the part in () differs
     """
-    same = _common_prefix(before, after)
+    same = len(os.path.commonprefix([before, after]))
     least = max(0, same - CONTEXT)
     while same > least and before[same - 1].isalnum():  # begin at a word
         same -= 1
@@ -53,17 +53,6 @@ def mark_difference(before: str, after: str) -> tuple[list[Marked], list[Marked]
 def excerpt(text: str) -> list[Marked]:
     """The beginning of a text, as `mark_difference` returns it."""
     return _cut([Marked(text[: SHOWN + 1], False)], False, len(text) > SHOWN)
-
-
-def _common_prefix(one: str, other: str) -> int:
-    """The number of equal characters at the start, by blocks of COMPARED."""
-    start = 0
-    while start < len(one) and (
-        one[start : start + COMPARED] == other[start : start + COMPARED]
-    ):
-        start += COMPARED
-    blocks = [text[start : start + COMPARED] for text in (one, other)]
-    return min(start + len(os.path.commonprefix(blocks)), len(one), len(other))
 
 
 def _cut(parts: list[Marked], is_later: bool, goes_on: bool) -> list[Marked]:
