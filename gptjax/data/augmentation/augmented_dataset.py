@@ -30,7 +30,6 @@ from gptjax.data.augmentation.fill_in_the_middle import (
 )
 from gptjax.data.augmentation.random_draws import Draws
 from gptjax.data.augmentation.subword_sampling import SubwordSampler
-from gptjax.data.augmentation.token_noise import replace_tokens
 from gptjax.data.chat_template import TURN_END, uses_jinja
 from gptjax.data.packed_dataset import PackedDataset, RowChoice
 from gptjax.tokenizer.load_tokenizer import AnyTokenizer
@@ -114,14 +113,20 @@ class AugmentedDataset(PackedDataset):
         return changeable
 
     def _add_noise(self, name, draws, source, inputs_T, changeable_T) -> None:
-        """Replaces a share of the inputs in place; see token_noise.py."""
+        """Replaces a share of the inputs in place; special tokens never change.
+
+        The two kinds are those of Xie et al. 2017, 'Data noising as smoothing in neural
+        network language models', section 3.2: unigram noising takes tokens of a random
+        row, so in proportion to their frequency, and blank noising one of no text.
+        """
         others_T = np.full_like(inputs_T, self.specials['<pad>'])  # in no text
         if name == 'token_dropout':
             row = np.array([draws.below(source.num_rows)])
             others_T = source.read(row)[0, :-1]
             changeable_T = changeable_T & ~self._fixed_for_noise[others_T]
         rate, chances_T = self._data[TOKEN_NOISE[name]], draws.array(self.context)
-        inputs_T[:] = replace_tokens(inputs_T, changeable_T, chances_T, rate, others_T)
+        replaced_T = changeable_T & (chances_T < rate)
+        inputs_T[replaced_T] = others_T[replaced_T]
 
     # ---- text
 
