@@ -251,15 +251,13 @@ def measure_calibration(config: ConfigDict, scores_N, values_N, sets) -> dict:
     return bin_probabilities(1 / (1 + np.exp(-margins)), pairs.score_right(scores_N))
 
 
-def bin_probabilities(
-    predicted_N: np.ndarray, true_N: np.ndarray, bins: int = 10
-) -> dict:
-    """Bins of predicted probabilities, with the share that came true in each.
+def bin_probabilities(predicted_N: np.ndarray, true_N: np.ndarray) -> dict:
+    """Ten bins of predicted probabilities, with the share that came true in each.
 
     The expected calibration error is the mean distance between the two, weighted by the
     counts of the bins (Guo et al. 2017, equation 3).
     """
-    bin_N = np.minimum((predicted_N * bins).astype(int), bins - 1)
+    bin_N = np.minimum((predicted_N * 10).astype(int), 9)
     rows, error = [], 0.0
     for number in np.unique(bin_N):
         in_bin = bin_N == number

@@ -112,7 +112,10 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     runs = []
     for letter, folder in zip(string.ascii_uppercase, folders, strict=False):
         config = run_dir.read_config(folder)
-        _check_finished(folder)
+        if why := why_unfinished(folder):
+            raise UserError(
+                f'{why}: run the command that trains it again, or leave it out'
+            )
         runs.append(
             Run(
                 letter,
@@ -125,11 +128,6 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
             )
         )
     return runs
-
-
-def _check_finished(folder: Path) -> None:
-    if why := why_unfinished(folder):
-        raise UserError(f'{why}: run the command that trains it again, or leave it out')
 
 
 # ---- figures
