@@ -25,6 +25,7 @@ from gptjax.open_run import (
     open_run,
     open_training,
 )
+from gptjax.scaling_stage import run_scaling
 from gptjax.sharing_stages import run_pack, run_report, run_unpack
 from gptjax.tune_stage import run_lr_range, run_seeds, run_transfer, run_tune
 
@@ -238,6 +239,10 @@ def _transfer(words):
     return _end_study(run_transfer(words))
 
 
+def _scaling(words):
+    return _end_study(run_scaling(words))
+
+
 def _end_study(summary):
     """The exit code of a study, which ended or was interrupted in a run."""
     return print_summary(summary) if summary else None
@@ -320,6 +325,11 @@ STAGES = {
         'learning-rate range test: the loss while the learning rate rises',
         RUN,
         run_lr_range,
+    ),
+    'scaling': CommandStage(
+        'forecast the loss of a run from smaller ones, then train and score it',
+        (*RUN, 'fit', 'drop'),
+        _scaling,
     ),
     'eval': CommandStage(
         'evaluate a model and its baselines; --compare A B compares two runs',

@@ -148,6 +148,10 @@ flags.DEFINE_string(
 flags.DEFINE_integer(
     'seeds', None, 'pretrain, sft, …: train with so many seeds, from config.seed on'
 )
+flags.DEFINE_string(
+    'fit', None, 'scaling: fit the law to this table of parameters, tokens and losses'
+)
+flags.DEFINE_integer('drop', 0, 'with --fit: leave out so many of the highest losses')
 RUN = ('config', 'workdir')
 TUNED = (
     *('stage', 'space', 'trials', 'sampler', 'pruner', 'objectives', 'max_params'),

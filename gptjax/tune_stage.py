@@ -41,7 +41,7 @@ def run_seeds(stage: str, words: Sequence[str]) -> dict | None:
     """Trains with several seeds: a study of the field `seed`, whose grid is known."""
     _refuse_missing(words, 'seeds', '5')
     command = importlib.import_module(TRAINING[stage]).COMMAND
-    base = _read_base(command)
+    base = read_base(command)
     if FLAGS.seeds < 2:
         raise UserError(f'--seeds={FLAGS.seeds}: use a number of at least 2')
     from gptjax.tune import seeds
@@ -55,7 +55,7 @@ def run_transfer(words: Sequence[str]) -> dict | None:
     example = '"model.width=choice(32,64); optim.learning_rate=log(1e-3,1e-1,7)"'
     _refuse_missing(words, 'space', example)
     command = importlib.import_module(TRAINING['pretrain']).COMMAND
-    base = _read_base(command)
+    base = read_base(command)
     from gptjax.tune import search_space, transfer
 
     options = transfer.make_options(search_space.parse_space(FLAGS.space), FLAGS.space)
@@ -96,7 +96,15 @@ def _refuse_missing(words, flag, example):
 
 
 def _run(command, options, base, describe, derive=lambda values: values):
-    from gptjax.tune import study, trial_run
+    from gptjax.tune import study
+
+    training = make_training(command, base, derive)
+    return study.run_study(options, base, given_workdir(), training, describe)
+
+
+def make_training(command, base: ConfigDict, derive=lambda values: values):
+    """How a run with other values of some fields is prepared and trained."""
+    from gptjax.tune import trial_run
 
     changes = command_line.changed_fields()
 
@@ -118,11 +126,10 @@ def _run(command, options, base, describe, derive=lambda values: values):
             HELD.close()  # the lock of the trial's run
 
     words = tuple(run_dir.config_words(sys.argv[1:]))
-    training = trial_run.Training(prepare, train, words, derive)
-    return study.run_study(options, base, given_workdir(), training, describe)
+    return trial_run.Training(prepare, train, words, derive)
 
 
-def _read_base(command) -> ConfigDict:
+def read_base(command) -> ConfigDict:
     """The config of --config, checked."""
     base, name = complete_new(FLAGS.config), FLAGS['config'].config_filename
     check_fields(base)
@@ -133,7 +140,7 @@ def _read_base(command) -> ConfigDict:
 
 def _read_options(command):
     """(the options of the study, the config of --config), checked."""
-    base = _read_base(command)
+    base = read_base(command)
     from gptjax.train.init_from import CHANGEABLE, INHERITED
     from gptjax.tune import search_space, trial_run
 

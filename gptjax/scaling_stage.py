@@ -1,0 +1,40 @@
+"""The stage `scaling` of the command line."""
+
+import importlib
+from collections.abc import Sequence
+
+from gptjax import command_line
+from gptjax.command_line import FLAGS, TRAINING
+from gptjax.core import run_dir
+from gptjax.core.console import UserError
+from gptjax.open_run import given_workdir
+from gptjax.tune_stage import make_training, read_base
+
+
+def run_scaling(words: Sequence[str]) -> dict | None:
+    """Returns None, or the summary of a run that a signal interrupted."""
+    command_line.refuse_words(words)
+    if not given_workdir() or FLAGS.config is None:
+        raise UserError(
+            'use --config configs/NAME.py and --workdir RUN, or --fit FILE.csv'
+        )
+    command = importlib.import_module(TRAINING['pretrain']).COMMAND
+    base = read_base(command)
+    command.check(base)
+    if 'start' in base:
+        raise UserError(
+            f'start.run={base.start.run}: the runs of a ladder begin at random '
+            'weights: leave out the section `start`'
+        )
+    from gptjax.tune import ladder
+
+    workdir, training = given_workdir(), make_training(command, base)
+    rungs = ladder.make_ladder(base)
+    with run_dir.locked(workdir):
+        ladder.open_ladder(base, workdir)
+        losses, summary = ladder.train_ladder(rungs, workdir, training)
+        if summary:
+            return summary
+        from gptjax.tune import forecast
+
+        return forecast.forecast_and_score(base, rungs, losses, workdir, training)
