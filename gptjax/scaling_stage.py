@@ -14,6 +14,8 @@ from gptjax.tune_stage import make_training, read_base
 def run_scaling(words: Sequence[str]) -> dict | None:
     """Returns None, or the summary of a run that a signal interrupted."""
     command_line.refuse_words(words)
+    if FLAGS.fit is not None:
+        return _fit_table()
     if not given_workdir() or FLAGS.config is None:
         raise UserError(
             'use --config configs/NAME.py and --workdir RUN, or --fit FILE.csv'
@@ -38,3 +40,16 @@ def run_scaling(words: Sequence[str]) -> dict | None:
         from gptjax.tune import forecast
 
         return forecast.forecast_and_score(base, rungs, losses, workdir, training)
+
+
+def _fit_table():
+    """Prints the law of a table of runs."""
+    for name in ('config', 'workdir'):
+        if FLAGS[name].present:
+            raise UserError(f'--{name}: --fit only reads a table: leave it out')
+    from gptjax.eval.report.tables import print_table
+    from gptjax.tune.loss_table import describe_fit, fit_table
+
+    number, fit = fit_table(FLAGS.fit, FLAGS.drop)
+    print(f'L(N, D) = E + A / N^alpha + B / D^beta, fitted to {number} runs')
+    print_table(describe_fit(fit.describe(0.95)), right_aligned=(1, 2))

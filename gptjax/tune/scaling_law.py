@@ -6,7 +6,7 @@ The fit minimises, over a = ln A, b = ln B, e = ln E, alpha and beta,
 
     sum_i huber_delta(logsumexp(a - alpha ln N_i, b - beta ln D_i, e) - ln L_i)
 
-with delta = 1e-3, by L-BFGS from a grid of starts. Intervals are from a bootstrap over
+by BFGS from a grid of starts. Intervals are from a bootstrap over
 the runs: each resample is fitted from the best fit (Besiroglu et al. 2024 found that
 the published intervals were too narrow, because the optimiser had stopped early).
 """
@@ -22,18 +22,16 @@ from gptjax.core.console import UserError, progress_bar
 from gptjax.eval.bootstrap import (
     BootstrapSettings,
     compute_interval,
+    make_figure,
     resample_counts,
 )
 
-DELTA = 1e-3  # residuals of ln L above count linearly
+DELTA = 1e-3  # residuals of ln L above count linearly; Hoffmann et al. 2022
 LEAST_RUNS = 8  # five parameters, and something to judge them by
 # Starts: each term as a share of the mean loss, at the mean of ln N and ln D; exponents.
 SHARES = (0.1, 0.3, 0.6)
 EXPONENTS = (0.1, 0.3, 1.0)
 KEPT = 5  # starts that are followed to the end
-ROUGHLY, EXACTLY = dict(maxiter=30), dict(maxiter=3000, ftol=1e-12, gtol=1e-6)
-# Without bounds, a resample whose runs have few sizes may have an endless valley.
-BOUNDS = (*[(math.log(1e-6), math.log(1e3))] * 3, (0.0, 3.0), (0.0, 3.0))
 
 
 class Runs(NamedTuple):
@@ -74,13 +72,17 @@ class Fit(NamedTuple):
     laws: Law
     residuals: np.ndarray
 
-    def intervals(self, level: float) -> dict[str, list[float]]:
-        """[low, high] of each constant, and of the exponent of the optimal size."""
+    def describe(self, level: float) -> dict[str, dict]:
+        """{value, interval} of each constant and of `optimum`, the optimal exponent."""
         named = self.laws._asdict() | dict(optimum=self.laws.optimal_exponent())
-        return {name: compute_interval(x, level) for name, x in named.items()}
+        values = self.law._asdict() | dict(optimum=self.law.optimal_exponent())
+        return {
+            name: make_figure(values[name], samples, level)
+            for name, samples in named.items()
+        }
 
 
-def fit_runs(runs: Runs, settings: BootstrapSettings) -> Fit:
+def fit_runs(runs: Runs, settings: BootstrapSettings, delta: float = DELTA) -> Fit:
     """The law of these runs, and those of resamples.
 
     Raises UserError if there are too few runs, or too few sizes or lengths among them.
@@ -95,7 +97,7 @@ def fit_runs(runs: Runs, settings: BootstrapSettings) -> Fit:
                 f'{len(values)} {name} cannot decide the five constants of the law: '
                 f'use at least {least}'
             )
-    problem = _Problem(runs)
+    problem = _Problem(runs, delta)
     best = problem.minimize_from_grid()
     fits, everyone = [], settings.resamples
     with progress_bar('fitting resamples', everyone, 'resamples') as advance:
@@ -115,14 +117,16 @@ def forecast(
 
     The interval has both uncertainties: of the law, by the resamples, and of a run
     around it, by residuals that are drawn with replacement. n residuals of a fit of
-    five constants are too small by a factor of about sqrt((n - 5) / n).
+    five constants are too small by a factor of about sqrt((n - 5) / n), and with them
+    the spread of the resamples.
     """
     random, n = np.random.default_rng(seed), len(fit.residuals)
-    losses = fit.laws.predict(parameters, tokens)
-    noise = random.choice(fit.residuals, len(losses)) * math.sqrt(n / (n - 5))
-    # residual = fitted - measured
-    interval = compute_interval(losses * np.exp(-noise), level)
-    return float(fit.law.predict(parameters, tokens)), interval
+    predicted = float(fit.law.predict(parameters, tokens))
+    deviations = np.log(fit.laws.predict(parameters, tokens) / predicted)
+    # A residual is fitted minus measured.
+    deviations -= random.choice(fit.residuals, len(deviations))
+    losses = predicted * np.exp(deviations * math.sqrt(n / (n - 5)))
+    return predicted, compute_interval(losses, level)
 
 
 class _Problem:
@@ -132,7 +136,8 @@ class _Problem:
     three relative to ln of the mean loss.
     """
 
-    def __init__(self, runs: Runs):
+    def __init__(self, runs: Runs, delta: float):
+        self.delta = delta
         self.log_losses = np.log(runs.losses)
         self.centre = np.log(np.mean(runs.losses))
         log_sizes = np.log([runs.parameters, runs.tokens])
@@ -151,22 +156,22 @@ class _Problem:
         """(sum of huber(r / delta), its gradient), each run counted so many times."""
         terms = self.terms(theta)
         total = np.logaddexp.reduce(terms)
-        r = (total + self.centre - self.log_losses) / DELTA
+        r = (total + self.centre - self.log_losses) / self.delta
         clipped = np.clip(r, -1, 1)  # huber(r) = clipped (r - clipped / 2)
         value = counts @ (clipped * (r - clipped / 2))
-        slope = counts * clipped / DELTA * np.exp(terms - total)  # (3, n)
+        slope = counts * clipped / self.delta * np.exp(terms - total)  # (3, n)
         exponents = -(slope[:2] * self.log_sizes).sum(axis=1)
         return value, np.concatenate([slope.sum(axis=1), exponents])
 
-    def minimize(self, start, counts, options=EXACTLY) -> tuple[float, np.ndarray]:
+    def minimize(self, start, counts, iterations=1000) -> tuple[float, np.ndarray]:
+        """Of five parameters the whole inverse Hessian is kept: BFGS without the L."""
         found = minimize(
             self.objective,
             start,
             args=(counts,),
             jac=True,
-            method='L-BFGS-B',
-            bounds=BOUNDS,
-            options=dict(maxfun=10_000, maxcor=20) | options,
+            method='BFGS',
+            options=dict(gtol=1e-6, maxiter=iterations),
         )
         return found.fun, found.x
 
@@ -174,11 +179,9 @@ class _Problem:
         shares = [np.log(SHARES)] * 3
         grid = [*itertools.product(*shares, EXPONENTS, EXPONENTS)]
         counts, value = np.ones(len(self.log_losses)), lambda fit: fit[0]
-        fits = [self.minimize(np.array(start), counts, ROUGHLY) for start in grid]
+        fits = [self.minimize(np.array(start), counts, 30) for start in grid]
         fits = sorted(fits, key=value)[:KEPT]
-        for _ in range(2):  # again, because it also stops at kinks of the curvature
-            fits = [self.minimize(theta, counts) for _, theta in fits]
-        return min(fits, key=value)[1]
+        return min((self.minimize(x, counts) for _, x in fits), key=value)[1]
 
     def to_law(self, theta) -> Law:
         logs = theta[:3] + self.centre

@@ -30,7 +30,7 @@ class Series(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """The vertical axis: `place` maps a value to 0 at the bottom … 1 at the top."""
+    """`place` maps a value to 0 at the bottom … 1 at the top, or from left to right."""
 
     place: Callable[[float], float]
     ticks: list[float]
@@ -74,6 +74,7 @@ def line_chart(
     make_axis: Callable[[Sequence[float]], Axis] = linear_axis,
     note: str = '',
     across: str = 'step',
+    log_across: bool = False,
 ) -> str:
     """HTML of a chart; '' when no series has a point.
 
@@ -81,6 +82,7 @@ def line_chart(
         levels: (label, value) of horizontal lines.
         note: a sentence below the title.
         across: what the horizontal axis shows.
+        log_across: its scale is logarithmic, and it does not begin at 0.
     """
     series = [line for line in series if line.points]
     if not series:
@@ -94,22 +96,26 @@ def line_chart(
     label_height = LABEL_HEIGHT if on_one_line else 2 * LABEL_HEIGHT
     first = min(0, *(line.points[0][0] for line in series))
     last = max(line.points[-1][0] for line in series)
+    x_axis = Axis(
+        lambda x: (x - first) / (last - first or 1), nice_ticks(first, last, 4)
+    )
+    if log_across:
+        x_axis = log_axis([x for line in series for x, _ in line.points])
 
     def to_x(x):
-        return LEFT + (right - LEFT) * (x - first) / (last - first or 1)
+        return LEFT + (right - LEFT) * x_axis.place(x)
 
     def to_y(y):
         return TOP + (BOTTOM - TOP) * (1 - axis.place(y))
 
     level_heights = _move_apart([to_y(value) - 5 for _, value in levels])
     ends = [to_y(line.points[-1][1]) for line in labelled]
-    x_ticks = nice_ticks(first, last, 4)
     return render(
         'line_chart.html.j2',
         **dict(title=title, unit=unit, note=note, across=across, series=series),
         **dict(width=WIDTH, height=HEIGHT, top=TOP, bottom=BOTTOM, left=LEFT),
         **dict(right=right, to_x=to_x, to_y=to_y, y_ticks=axis.ticks),
-        x_ticks=[x for x in x_ticks if across != 'step' or x == int(x)],
+        x_ticks=[x for x in x_axis.ticks if across != 'step' or x == int(x)],
         levels=[(*level, y) for level, y in zip(levels, level_heights, strict=True)],
         labelled=zip(labelled, _move_apart(ends, label_height), strict=True),
         on_one_line=on_one_line,
