@@ -73,13 +73,9 @@ def make_ladder(config: ConfigDict) -> list[Rung]:
     ladder = []
     for place, share in enumerate(BUDGETS):
         flops, centre = large.flops * share, large.parameters * share**0.5
-        chosen = {}  # several wanted sizes may have the same nearest model
-        for size in SIZES:
-            distance = lambda n, size=size: abs(
-                math.log(models[n].parameters / (size * centre))
-            )
-            heads = min(models, key=distance)
-            chosen[heads] = models[heads]
+        # Several wanted sizes may have the same nearest model.
+        heads_of = [_nearest(models, size * centre) for size in SIZES]
+        chosen = {heads: models[heads] for heads in heads_of}
         if len(chosen) < LEAST_SIZES:
             heads = config.model.num_heads
             raise UserError(
@@ -100,6 +96,12 @@ def make_ladder(config: ConfigDict) -> list[Rung]:
             rung = _measure(config, values, steps)
             ladder.append(rung._replace(budget=place))
     return ladder
+
+
+def _nearest(models: dict[int, Rung], parameters: float) -> int:
+    """The number of heads of the model with the nearest size, by ratio."""
+    ratio = lambda heads: abs(math.log(models[heads].parameters / parameters))
+    return min(models, key=ratio)
 
 
 def _smaller_models(config: ConfigDict) -> dict[int, Rung]:

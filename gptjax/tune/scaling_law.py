@@ -28,14 +28,14 @@ from gptjax.eval.bootstrap import (
 
 DELTA = 1e-3  # residuals of ln L above count linearly; Hoffmann et al. 2022
 LEAST_RUNS = 8  # five parameters, and something to judge them by
-# Starts: each term as a share of the mean loss, at the mean of ln N and ln D; exponents.
+# Starts: each term as a share of the mean loss, at the mean of ln N and ln D.
 SHARES = (0.1, 0.3, 0.6)
 EXPONENTS = (0.1, 0.3, 1.0)
 KEPT = 5  # starts that are followed to the end
 
 
 class Runs(NamedTuple):
-    """Finished runs: parameters N, tokens D and losses in nats a token, (n,) float64."""
+    """Finished runs: parameters N, tokens D, losses in nats a token; (n,) float64."""
 
     parameters: np.ndarray
     tokens: np.ndarray

@@ -24,7 +24,8 @@ def build_page(name: str, described: list[dict], scored: dict) -> str:
     ]  # fmt: skip
     return render(
         'scaling.html.j2',
-        **dict(name=name, scored=scored, rows=rows, constants=describe_fit(scored['law'])),
+        **dict(name=name, scored=scored, rows=rows),
+        constants=describe_fit(scored['law']),
         charts=[iso_flop_chart(curves), forecast_chart(described, curves, law, scored)],
         exponent=iso_flop.fit_exponent(curves),
         optimum=law.optimal_parameters(scored['run']['flops']),

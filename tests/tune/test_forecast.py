@@ -1,6 +1,7 @@
 """A forecast is made before the large run, once, and a killed ladder goes on."""
 
 import json
+import math
 
 import pytest
 
@@ -48,6 +49,7 @@ def scale(workdir, base, stop_at=None):
         steps = config.train.num_steps
         tokens = steps * config.train.batch_size * config.data.context
         loss = LAW.predict(parameter_count.matrix_params(model), tokens)
+        loss *= 1 + 0.002 * math.sin(steps)  # as if by chance
         folder.mkdir(parents=True)
         record = dict(step=steps, split='validation', loss=loss)
         (folder / 'metrics.jsonl').write_text(json.dumps(record) + '\n')
@@ -77,7 +79,8 @@ def test_a_ladder_that_was_killed_is_that_which_was_not(tmp_path):
     assert made.items() <= scored.items()
     added = {'measured', 'inside', 'error', 'baseline_error'}
     assert scored.keys() - made.keys() == added
-    assert scored['inside'] and abs(scored['error']) < 1e-3 < scored['baseline_error']
+    assert scored['inside'] and abs(scored['error']) < 0.03
+    assert abs(scored['baseline_error']) > 0.05
     page = (killed / 'report.html').read_text()
     assert 'inside the 95% interval' in page and page.count('<svg viewBox="0 0') == 2
 
@@ -94,7 +97,7 @@ def test_a_ladder_that_was_killed_is_that_which_was_not(tmp_path):
 def test_the_ladder():
     base = make_config()
     large, rungs = ladder.make_large(base), ladder.make_ladder(base)
-    assert len(rungs) == 15 and len({rung.parameters for rung in rungs}) >= 8
+    assert len(rungs) == 14 and len({rung.parameters for rung in rungs}) >= 6
     for rung in rungs:
         share = ladder.BUDGETS[rung.budget]
         assert rung.flops == pytest.approx(large.flops * share, rel=0.02)
@@ -149,7 +152,8 @@ def test_what_is_refused(tmp_path):
         ),
         (
             ('--config=configs/scaling.py', '--config.train.num_steps=50'),
-            'train.num_steps=50: a run of the ladder would have 3 steps, and needs 10',
+            'train.num_steps=50: a run of the ladder would have 8 steps, and needs 10: '
+            'use at least 63',
         ),
         (('--config=configs/more.py:README.md',), 'start.run=runs/base: the runs of a'),
     ),
