@@ -16,6 +16,8 @@ def run_scaling(words: Sequence[str]) -> dict | None:
     command_line.refuse_words(words)
     if FLAGS.fit is not None:
         return _fit_table()
+    if FLAGS.drop:
+        raise UserError(f'--drop={FLAGS.drop}: it belongs to --fit: leave it out')
     if not given_workdir() or FLAGS.config is None:
         raise UserError(
             'use --config configs/NAME.py and --workdir RUN, or --fit FILE.csv'

@@ -42,7 +42,7 @@ def iso_flop_chart(curves: list[iso_flop.IsoFlop]) -> str:
         series += [Series('', 'points', points)]
         series += [Series(f'{curve.flops:.1e}', 'main', line)]
     return charts.line_chart(
-        'Loss by size', 'nats a token', series, across='N, millions', log_across=True,
+        'Loss by size', 'nats a token', series, across='N / 1M', log_across=True,
         note='Each curve has the same training FLOPs, which stand at its end.',
     )  # fmt: skip
 

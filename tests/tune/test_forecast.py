@@ -11,7 +11,7 @@ from gptjax.models import parameter_count, settings
 from gptjax.tune import forecast, ladder
 from gptjax.tune.scaling_law import Law
 from gptjax.tune.trial_run import Training
-from tests import helpers, runs
+from tests import helpers
 from tests.test_main import error_of
 
 LAW = Law(A=300.0, B=600.0, E=1.8, alpha=0.4, beta=0.4)
@@ -155,6 +155,7 @@ def test_what_is_refused(tmp_path):
             'train.num_steps=50: a run of the ladder would have 8 steps, and needs 10: '
             'use at least 63',
         ),
+        (('--config=configs/scaling.py', '--drop=5'), '--drop=5: it belongs to --fit'),
         (('--config=configs/more.py:README.md',), 'start.run=runs/base: the runs of a'),
     ),
 )
@@ -162,19 +163,3 @@ def test_configs_that_are_refused(words, message, capsys, tmp_path):
     workdir = tmp_path / 'ladder'
     assert message in error_of(capsys, 'scaling', *words, f'--workdir={workdir}')
     assert not workdir.exists()
-
-
-@pytest.mark.slow
-def test_a_real_ladder_ends_with_the_run_of_its_config(tmp_path):
-    config = (
-        *('--config=configs/tiny.py', '--config.model.num_heads=16'),
-        *('--config.model.num_kv_heads=0', '--config.model.num_layers=1'),
-        *('--config.train.num_steps=300', '--config.train.eval_batches=0'),
-        *('--config.data.sources.chitchat.limit=100', '--config.train.batch_size=8'),
-    )
-    workdir = tmp_path / 'ladder'
-    output, _ = runs.finish(runs.start('scaling', *config, f'--workdir={workdir}'))
-    assert 'measured: loss' in output and f'Made: {workdir}/report.html' in output
-    runs.finish(runs.start('pretrain', *config, f'--workdir={tmp_path}/run'))
-    assert runs.records(tmp_path / 'run') == runs.records(workdir / 'runs' / 'large')
-    assert read(workdir)['measured'] == runs.records(tmp_path / 'run')[-1]['loss']
