@@ -24,12 +24,12 @@ def run_scaling(words: Sequence[str]) -> dict | None:
         )
     command = importlib.import_module(TRAINING['pretrain']).COMMAND
     base = read_base(command)
-    command.check(base)
     if 'start' in base:
         raise UserError(
             f'start.run={base.start.run}: the runs of a ladder begin at random '
             'weights: leave out the section `start`'
         )
+    command.check(base)
     from gptjax.tune import ladder
 
     workdir, training = given_workdir(), make_training(command, base)
