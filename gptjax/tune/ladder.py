@@ -14,7 +14,7 @@ this way). FLOPs C are those of `train_flops_per_token`.
 What differs from the large run: the number of heads, of a fixed size, and with it
 width, feed-forward size and number of layers; the number of steps, and with it the
 length of the schedule; `optim.learning_rate`, which is multiplied by
-sqrt(large width / width), as in configs/depth.py. Batch size, context, data and
+sqrt(large width / width), as in configs/depth.py, unless muP takes care. Batch size, context, data and
 tokenizer stay.
 """
 
@@ -28,6 +28,7 @@ import jax
 from ml_collections import ConfigDict
 
 from gptjax.core import artifact, run_dir, storage
+from gptjax.core.config import complete
 from gptjax.core.console import UserError
 from gptjax.models import parameter_count, settings
 from gptjax.train.metrics import read_metrics
@@ -122,8 +123,10 @@ def _smaller_models(config: ConfigDict) -> dict[int, Rung]:
             'model.head_dim': model.head_dim,
             'model.num_layers': layers,
             'model.unroll': min(config.model.unroll, layers),
-            'optim.learning_rate': config.optim.learning_rate * share**-0.5,
         }
+        if config.optim.parametrization == 'standard':
+            rate = config.optim.learning_rate * share**-0.5
+            values['optim.learning_rate'] = rate
         if config.model.mlp_width:
             values['model.mlp_width'] = max(1, round(model.mlp_width * share))
         models[heads] = _measure(config, values, config.train.num_steps)
@@ -229,8 +232,10 @@ def open_ladder(config: ConfigDict, workdir: Path) -> list[Rung]:
         storage.write_json(path, definition)
         return ladder
     known = storage.parse_undamaged(path.read_bytes())
-    if known is None:
+    if known is None or not known.keys() >= {'config', 'rungs'}:
         raise UserError(f'{path} is damaged: delete it, and it is written again')
+    # Fields that an older version did not have.
+    known['config'] = run_dir.to_json(run_dir.from_json(complete(known['config'])))
     for name, old, new in run_dir.differences(known, definition):
         raise UserError(
             f'--workdir={workdir} holds another ladder ({name}: {old!r} there, {new!r} '
