@@ -14,8 +14,8 @@ this way). FLOPs C are those of `train_flops_per_token`.
 What differs from the large run: the number of heads, of a fixed size, and with it
 width, feed-forward size and number of layers; the number of steps, and with it the
 length of the schedule; `optim.learning_rate`, which is multiplied by
-sqrt(large width / width), as in configs/depth.py, unless muP takes care. Batch size, context, data and
-tokenizer stay.
+sqrt(large width / width), as in configs/depth.py, unless muP takes care. Batch size,
+context, data and tokenizer stay.
 """
 
 import contextlib
