@@ -26,8 +26,8 @@ from gptjax.tune.ladder import Rung, make_large, train_run
 from gptjax.tune.scaling_law import Runs, fit_runs, forecast
 from gptjax.tune.trial_run import Training
 
-# Two runs of a ladder that differ in their seed differ by some 0.5%. With the delta of
-# Hoffmann et al., which is far below, five of the few runs would be met exactly.
+# Of ln L; seeds alone move a short run by more than the 1e-3 of Hoffmann et al., with
+# which five of the few runs of a ladder would be met exactly.
 DELTA = 1e-2
 NEEDED = ('predicted', 'interval', 'ladder', 'law', 'level', 'baseline')
 
