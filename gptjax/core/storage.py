@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -88,6 +88,12 @@ def read_jsonl(
         for line in file:
             yield json.loads(line)
             advance(len(line))
+
+
+def write_jsonl(path: Path | str, values: Iterable) -> None:
+    """Writes a line of JSON for each value, atomically."""
+    lines = (json.dumps(value, ensure_ascii=False) + '\n' for value in values)
+    write_text(path, ''.join(lines))
 
 
 def sha256_of_file(path: Path | str) -> str:

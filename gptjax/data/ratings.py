@@ -20,7 +20,6 @@ The steps of `data.clean` that change text run on each message of chitchat, thos
 speaker is the assistant, because the reward model judges the last reply.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -259,8 +258,7 @@ def _clean(rated: RatedConversation, config: ConfigDict) -> RatedConversation:
 
 def _write_split(path: Path, rated: Sequence[RatedConversation]) -> dict:
     """Writes a split; returns the manifest's entry."""
-    lines = (json.dumps(one._asdict(), ensure_ascii=False) + '\n' for one in rated)
-    storage.write_text(path, ''.join(lines))
+    storage.write_jsonl(path, (one._asdict() for one in rated))
     set_sizes = Counter(one.set for one in rated)
     equal_sizes = Counter((one.set, one.value) for one in rated)
     return dict(

@@ -14,7 +14,6 @@ and the index of the problem. A run that was killed continues after its last fil
 
 import contextlib
 import itertools
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -201,7 +200,7 @@ def write_replies(path: Path, fingerprint: str, problems, replies) -> None:
     lines = [dict(about=fingerprint)]
     for problem, problem_replies in zip(problems, replies, strict=True):
         lines.append(dict(id=problem.id, replies=[list(r) for r in problem_replies]))
-    _write_lines(path, lines)
+    storage.write_jsonl(path, lines)
 
 
 def read_replies(path: Path, fingerprint: str) -> list[list[ScoredReply]] | None:
@@ -309,8 +308,8 @@ def write_selected(
             f'{len(problems):,} problems ({_describe_skipped(manifest)}): start from a '
             'better model, or draw more (select.replies, select.problems)'
         )
-    _write_lines(folder / 'chats.jsonl', chats)
-    _write_lines(folder / 'pairs.jsonl', pairs)
+    storage.write_jsonl(folder / 'chats.jsonl', chats)
+    storage.write_jsonl(folder / 'pairs.jsonl', pairs)
     manifest['sha256'] = {
         name.removesuffix('.jsonl'): storage.sha256_of_file(folder / name)
         for name in FILES
@@ -336,8 +335,3 @@ SELECTED = artifact.Artifact('selected', select, describe_selected)
 def _describe_skipped(manifest: dict) -> str:
     skipped = sorted(manifest['skipped'].items())
     return ', '.join(f'{count:,} {why}' for why, count in skipped)
-
-
-def _write_lines(path: Path, values: Sequence[dict]) -> None:
-    lines = (json.dumps(value, ensure_ascii=False) + '\n' for value in values)
-    storage.write_text(path, ''.join(lines))

@@ -6,7 +6,6 @@ the file does), so splits share no problem, except facts of `skills`, and are th
 for all seeds. The training problem at an index is a function of (seed, index).
 """
 
-import json
 import math
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -203,7 +202,7 @@ def write_task(config: ConfigDict, workdir: Path) -> dict:
         )
         files = {split: folder / f'{split}.jsonl' for split in splits}
         for split, problems in splits.items():
-            lines = []
+            chats = []
             for problem in problems:
                 if not problem.answer:
                     raise UserError(
@@ -211,9 +210,8 @@ def write_task(config: ConfigDict, workdir: Path) -> dict:
                         'answer to train on: add "answer"'
                     )
                 reply = dict(role='assistant', content=problem.answer)
-                chat = dict(id=problem.id, messages=[*problem.messages, reply])
-                lines.append(json.dumps(chat, ensure_ascii=False) + '\n')
-            storage.write_text(files[split], ''.join(lines))
+                chats.append(dict(id=problem.id, messages=[*problem.messages, reply]))
+            storage.write_jsonl(files[split], chats)
         return dict(
             problems={split: len(problems) for split, problems in splits.items()},
             sha256={s: storage.sha256_of_file(path) for s, path in files.items()},
