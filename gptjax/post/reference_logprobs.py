@@ -86,13 +86,11 @@ def add_reference_logprobs(
     )
     reference = model = None
     if is_new:
-        start = start or load_start(config, mesh)
         reference = _load_reference(config, start, mesh)
         model = model_fingerprint(reference)
     arrays = _read_arrays(workdir / NAME, inputs, model)
     if arrays is None:
         if reference is None:
-            start = start or load_start(config, mesh)
             reference = _load_reference(config, start, mesh)
             model = model_fingerprint(reference)
         compute_logprobs = make_logprobs(config, reference, mesh)
@@ -174,8 +172,9 @@ def make_logprobs(config: ConfigDict, trained: Trained, mesh: Mesh):
     return logprobs
 
 
-def _load_reference(config: ConfigDict, start: Trained, mesh: Mesh) -> Trained:
+def _load_reference(config: ConfigDict, start: Trained | None, mesh: Mesh) -> Trained:
     """The model of `preference.reference`; if that is empty, of `start.run`."""
+    start = start or load_start(config, mesh)
     run = config.preference.reference
     if not run:
         return apply_compute_settings(config, start)
