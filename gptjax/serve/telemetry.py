@@ -60,29 +60,18 @@ class Telemetry:
 
 
 class _EngineCollector:
+    # (name of the metric, field of the engine's statistics, description)
     GAUGES = (
-        ('running', 'Replies that the engine draws now.', lambda s: s.running),
-        ('waiting', 'Requests that wait for a slot.', lambda s: s.waiting),
-        (
-            'slots',
-            'Replies that the engine can draw at the same time.',
-            lambda s: s.slots,
-        ),
-        (
-            'kv_cache_used_ratio',
-            'Share of the KV cache in use.',
-            lambda s: s.cache_used,
-        ),
+        ('running', 'running', 'Replies that the engine draws now.'),
+        ('waiting', 'waiting', 'Requests that wait for a slot.'),
+        ('slots', 'slots', 'Replies that the engine can draw at the same time.'),
+        ('kv_cache_used_ratio', 'cache_used', 'Share of the KV cache in use.'),
     )
     COUNTERS = (
-        ('prompt_tokens', 'Tokens of prompts.', lambda s: s.prompt_tokens),
-        (
-            'cached_tokens',
-            'Prompt tokens found in the cache.',
-            lambda s: s.cached_tokens,
-        ),
-        ('reply_tokens', 'Tokens of replies.', lambda s: s.reply_tokens),
-        ('compilations', 'Programs compiled.', lambda s: s.compilations),
+        ('prompt_tokens', 'prompt_tokens', 'Tokens of prompts.'),
+        ('cached_tokens', 'cached_tokens', 'Prompt tokens found in the cache.'),
+        ('reply_tokens', 'reply_tokens', 'Tokens of replies.'),
+        ('compilations', 'compilations', 'Programs compiled.'),
     )
 
     def __init__(self, models: Mapping):
@@ -97,8 +86,8 @@ class _EngineCollector:
             (GaugeMetricFamily, self.GAUGES),
             (CounterMetricFamily, self.COUNTERS),
         ):
-            for name, text, read in metrics:
+            for name, field, text in metrics:
                 family = family_class(f'gptjax_{name}', text, labels=('model',))
                 for model, state in stats.items():
-                    family.add_metric((model,), read(state))
+                    family.add_metric((model,), getattr(state, field))
                 yield family
