@@ -19,7 +19,7 @@ from gptjax.core import artifact, run_dir, storage
 from gptjax.core.config import base_config
 from gptjax.core.console import UserError, progress_bar
 from gptjax.data.chat_template import encode_prompt, from_jinja
-from gptjax.models import gpt
+from gptjax.models.parameter_count import num_params
 from gptjax.parallel.mesh import make_mesh
 from gptjax.tokenizer.import_tokenizer import (
     FILES,
@@ -79,7 +79,7 @@ def import_model(source: Path, workdir: Path, dtype: str = 'float32') -> None:
             run_dir.write_config(_make_config(folder, template, dtype), workdir)
     if template is None:
         _try_template(workdir)
-    size = sum(leaf.size for leaf in jax.tree.leaves(_abstract(folder)))
+    size = num_params(folder.settings)
     print(f'{folder.architecture}: {size:,} parameters in {workdir}')
 
 
@@ -120,10 +120,6 @@ def _make_config(folder: Folder, template: str | None, dtype: str) -> ConfigDict
     config.tokenizer.vocab_size = folder.settings.vocab_size
     config.chat.template = template or 'turns'  # that of the model
     return config
-
-
-def _abstract(folder: Folder):
-    return gpt.abstract_params(folder.settings)
 
 
 def _write_checkpoint(folder: Folder, workdir: Path, dtype: str) -> None:
