@@ -13,7 +13,7 @@ STAGE_OF = dict(grpo='grpo', ppo='ppo', preference='dpo', reward='reward', sft='
 
 def run_check(words: Sequence[str]) -> None:
     """Makes what a stage makes of its data, and prints what it would train on."""
-    stage = FLAGS.stage if FLAGS['stage'].present else choose_stage()
+    stage = FLAGS.stage or choose_stage()
     _, config, workdir = open_training(stage, words)
     from gptjax.eval import training_examples
 

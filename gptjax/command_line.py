@@ -116,9 +116,9 @@ TRAINING = dict(
 )
 flags.DEFINE_enum(
     'stage',
-    'pretrain',
+    None,
     [*TRAINING],
-    'tune: the stage of each trial; check: the stage, by default that of the config',
+    'check, tune: the stage that trains; default: that of the config',
 )
 flags.DEFINE_string(
     'space',

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from gptjax import command_line
+from gptjax.check_stage import choose_stage
 from gptjax.command_line import FLAGS, TRAINING
 from gptjax.core import run_dir
 from gptjax.core.config import check_fields, complete_new
@@ -30,8 +31,9 @@ MEASURED_BY = dict(
 def run_tune(words: Sequence[str]) -> dict | None:
     """Runs trials; returns None, or the summary of a run that a signal interrupted."""
     _refuse_missing(words, 'space', '"optim.learning_rate=log(1e-4,1e-1)"')
-    command = importlib.import_module(TRAINING[FLAGS.stage]).COMMAND
-    options, base = _read_options(command)
+    stage = FLAGS.stage or choose_stage()
+    command = importlib.import_module(TRAINING[stage]).COMMAND
+    options, base = _read_options(stage, command)
     from gptjax.tune import study_page
 
     return _run(command, options, base, study_page.describe_study)
@@ -138,13 +140,39 @@ def read_base(command) -> ConfigDict:
     return base
 
 
-def _read_options(command):
+def _read_options(stage, command):
     """(the options of the study, the config of --config), checked."""
     base = read_base(command)
-    from gptjax.train.init_from import CHANGEABLE, INHERITED
     from gptjax.tune import search_space, trial_run
 
     dimensions = search_space.parse_space(FLAGS.space)
+    _check_dimensions(dimensions, base)
+    grid = search_space.check_grid(dimensions, FLAGS.sampler)
+    if FLAGS.trials is None and not grid:
+        raise UserError('--trials is missing: give a number of trials, e.g. 20')
+    if FLAGS.trials is not None and FLAGS.trials < 1:
+        raise UserError(f'--trials={FLAGS.trials}: use a number of at least 1')
+    pruner = _check_objectives(stage, dimensions, trial_run.OBJECTIVES)
+    _check_limits(stage, base)
+    options = trial_run.Options(
+        stage=stage,
+        space=FLAGS.space.strip(),
+        dimensions=dimensions,
+        num_trials=FLAGS.trials or grid,
+        sampler=FLAGS.sampler,
+        pruner=pruner,
+        objectives=tuple(FLAGS.objectives),
+        url=FLAGS.storage,
+        max_params=FLAGS.max_params,
+        max_flops=FLAGS.max_flops,
+    )
+    return options, base
+
+
+def _check_dimensions(dimensions, base):
+    """Refuses fields that the config lacks, or that cannot differ between trials."""
+    from gptjax.train.init_from import CHANGEABLE, INHERITED
+
     for field, *_ in dimensions:
         if field in command_line.changed_fields():
             raise UserError(f'--config.{field}: it is in --space, too: leave one out')
@@ -155,65 +183,52 @@ def _read_options(command):
                 f'--space: {field}: model and tokenizer are those of start.run: leave '
                 f'it out; you can change only {", ".join(CHANGEABLE)}'
             )
-    grid = search_space.check_grid(dimensions, FLAGS.sampler)
-    if FLAGS.trials is None and not grid:
-        raise UserError('--trials is missing: give a number of trials, e.g. 20')
-    if FLAGS.trials is not None and FLAGS.trials < 1:
-        raise UserError(f'--trials={FLAGS.trials}: use a number of at least 1')
-    objectives = tuple(FLAGS.objectives)
-    for name in objectives:
-        if name not in trial_run.OBJECTIVES or objectives.count(name) > 1:
-            known = ', '.join(trial_run.OBJECTIVES)
-            raise UserError(f'--objectives={name}: use some of {known}, each once')
-        if FLAGS.stage not in MEASURED_BY.get(name, TRAINING):
-            raise UserError(
-                f'--objectives={name}: `{FLAGS.stage}` does not measure it: use loss'
-            )
-    for name in ('max_params', 'max_flops'):
-        if not FLAGS[name].value >= 0:
-            raise UserError(f'--{name}={FLAGS[name].value}: use a positive number')
-    prunable = objectives in (('loss',), ('bits_per_byte',))
-    if FLAGS.pruner not in (None, 'none') and not prunable:
-        raise UserError(
-            f'--pruner={FLAGS.pruner}: it needs one objective, a loss: leave it out'
-        )
-    if FLAGS.sampler == 'cmaes' and len(objectives) > 1:
-        raise UserError('--sampler=cmaes has one objective: use --sampler=tpe')
-    if FLAGS.sampler == 'cmaes':
-        from gptjax.tune.samplers import make_sampler
 
-        make_sampler('cmaes', dimensions, 0)  # refuses a missing package
-    if 'loss' in objectives and any(
-        d.field.startswith('tokenizer.') for d in dimensions
-    ):
+
+def _check_objectives(stage, dimensions, known) -> str:
+    """Refuses what --objectives cannot have; returns the pruner."""
+    names = FLAGS.objectives
+    for name in names:
+        if name not in known or names.count(name) > 1:
+            words = ', '.join(known)
+            raise UserError(f'--objectives={name}: use some of {words}, each once')
+        if stage not in MEASURED_BY.get(name, TRAINING):
+            raise UserError(
+                f'--objectives={name}: `{stage}` does not measure it: use loss'
+            )
+    if 'loss' in names and any(d.field.startswith('tokenizer.') for d in dimensions):
         raise UserError(
             '--objectives=loss: losses per token of different tokenizers cannot be '
             'compared: use --objectives=bits_per_byte'
         )
-    if FLAGS.max_flops and FLAGS.stage not in WITH_TEXT:
+    if FLAGS.sampler == 'cmaes':
+        if len(names) > 1:
+            raise UserError('--sampler=cmaes has one objective: use --sampler=tpe')
+        from gptjax.tune.samplers import make_sampler
+
+        make_sampler('cmaes', dimensions, 0)  # refuses a missing package
+    prunable = names in (['loss'], ['bits_per_byte'])
+    if FLAGS.pruner not in (None, 'none') and not prunable:
         raise UserError(
-            f'--max_flops: the FLOPs of `{FLAGS.stage}` are not known in advance: '
-            'leave it out'
+            f'--pruner={FLAGS.pruner}: it needs one objective, a loss: leave it out'
         )
-    if FLAGS.max_flops and FLAGS.stage == 'sft' and 'sft' in base and base.sft.epochs:
+    return FLAGS.pruner or ('median' if prunable else 'none')
+
+
+def _check_limits(stage, base):
+    for name in ('max_params', 'max_flops'):
+        if not FLAGS[name].value >= 0:
+            raise UserError(f'--{name}={FLAGS[name].value}: use a positive number')
+    if FLAGS.max_flops and stage not in WITH_TEXT:
+        raise UserError(
+            f'--max_flops: the FLOPs of `{stage}` are not known in advance: leave it '
+            'out'
+        )
+    if FLAGS.max_flops and stage == 'sft' and base.sft.epochs:
         raise UserError(
             f'--max_flops: sft.epochs={base.sft.epochs} decides the number of steps: '
             'add --config.sft.epochs=0'
         )
-    pruner = FLAGS.pruner or ('median' if prunable else 'none')
-    options = trial_run.Options(
-        stage=FLAGS.stage,
-        space=FLAGS.space.strip(),
-        dimensions=dimensions,
-        num_trials=FLAGS.trials or grid,
-        sampler=FLAGS.sampler,
-        pruner=pruner,
-        objectives=objectives,
-        url=FLAGS.storage,
-        max_params=FLAGS.max_params,
-        max_flops=FLAGS.max_flops,
-    )
-    return options, base
 
 
 def _with_values(base: ConfigDict, values: dict) -> ConfigDict:

@@ -11,7 +11,6 @@ newest checkpoint is: the losses are bitwise those of a trial that was never kil
 """
 
 import contextlib
-import datetime
 import fcntl
 import math
 import platform
@@ -24,16 +23,19 @@ import jax
 import optuna
 import sqlalchemy
 from ml_collections import ConfigDict
-from optuna.trial import TrialState
+from optuna.exceptions import OptunaError
+from optuna.trial import TrialState, create_trial
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from gptjax.core import hashing, run_dir, storage
+from gptjax.core.config import complete
 from gptjax.core.console import UserError
 from gptjax.tune.samplers import make_pruner, make_sampler
 from gptjax.tune.search_space import check_grid
-from gptjax.tune.trial_run import OBJECTIVES, Options, Training, run_trial
+from gptjax.tune.trial_run import DATABASE, OBJECTIVES, Options, Training, run_trial
 
 PLACE = 'place'  # attribute of a trial: the machine and RUN that have its folder
-SECONDS_TO_CLAIM = 60  # after which a trial without a place belongs to no process
+SECONDS_TO_WAIT = 100  # a process that writes locks the whole SQLite file for a moment
 
 
 def run_study(
@@ -55,6 +57,16 @@ def run_study(
     warnings.simplefilter('ignore', optuna.exceptions.ExperimentalWarning)
     with _waiting_lock(workdir / '.ask.lock'):
         study = open_study(options, base, workdir)
+    try:
+        return _run_trials(study, options, base, workdir, training, describe)
+    except DATABASE as error:
+        raise UserError(
+            f'{_describe_place(options, workdir)}: {_reason(error)}: when no other '
+            'program keeps the database, run the same command to continue'
+        ) from error
+
+
+def _run_trials(study, options, base, workdir, training, describe) -> dict | None:
     while True:
         with contextlib.ExitStack() as held:
             with _waiting_lock(workdir / '.ask.lock'):
@@ -65,8 +77,8 @@ def run_study(
             folder = trial_folder(workdir, trial.number)
             lock = _waiting_lock(workdir / '.data.lock')
             summary = run_trial(study, trial, values, options, folder, training, lock)
-            if summary and summary['reason'] == 'interrupted':
-                return summary
+            if summary and summary.get('signal'):  # perhaps just as the trial ended
+                return dict(summary, reason='interrupted')
             jax.clear_caches()  # a trial's programs are of no use to the next one
         with _waiting_lock(workdir / '.ask.lock'):
             describe(study, options, workdir)
@@ -98,20 +110,12 @@ def open_study(options: Options, base: ConfigDict, workdir: Path) -> optuna.Stud
     _refuse_other_study(
         storage.read_undamaged(workdir / 'study.json'), definition, workdir
     )
-    path = workdir / 'study.db'
-    url, place, advice = (
-        f'sqlite:///{path}',
-        str(path),
-        'or move it away to begin again',
-    )
-    if options.url:
-        url, advice = options.url, 'or leave --storage out'
-        place = f'--storage={_without_password(url)}'
-    elif path.exists():
+    path, place = workdir / 'study.db', _describe_place(options, workdir)
+    url = options.url or f'sqlite:///{path}'
+    if not options.url and path.exists():
         _check_database(path)
     try:
-        # A process that writes locks the whole SQLite file for a moment.
-        wait = {'timeout': 100} if url.startswith('sqlite') else {}
+        wait = {'timeout': SECONDS_TO_WAIT} if url.startswith('sqlite') else {}
         database = optuna.storages.RDBStorage(
             url, engine_kwargs=dict(connect_args=wait, pool_pre_ping=True)
         )
@@ -123,14 +127,11 @@ def open_study(options: Options, base: ConfigDict, workdir: Path) -> optuna.Stud
             load_if_exists=True,
         )
         known, has_trials = study.user_attrs.get('definition'), bool(study.trials)
-    except (
-        *(sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError),
-        *(RuntimeError, ImportError),
-    ) as error:
-        reason = str(error).strip().split('\n')[0]
+    except (SQLAlchemyError, OptunaError, RuntimeError, ImportError) as error:
+        advice = 'leave --storage out' if options.url else 'another --workdir'
         raise UserError(
             f'{place}: no database of a study can be opened there '
-            f'({type(error).__name__}: {reason}): use another one, {advice}'
+            f'({_reason(error)}): use another one, or {advice}'
         ) from error
     _refuse_other_study(known, definition, workdir)
     if not has_trials and any((workdir / 'trials').glob('[0-9]*/config.json')):
@@ -154,8 +155,10 @@ def _define(options: Options, base: ConfigDict) -> dict:
 
 
 def _refuse_other_study(known: dict | None, definition: dict, workdir: Path) -> None:
-    changes = run_dir.differences(known, definition) if known else ()
-    for name, old, new in changes:
+    if not known:
+        return
+    known = dict(known, config=complete(known.get('config', {})))  # of an older version
+    for name, old, new in run_dir.differences(known, definition):
         raise UserError(
             f'--workdir={workdir} holds another study ({name}: {old!r} there, {new!r} '
             'here): use another --workdir'
@@ -165,8 +168,12 @@ def _refuse_other_study(known: dict | None, definition: dict, workdir: Path) -> 
 def _check_database(path: Path) -> None:
     """Raises UserError if an SQLite file is damaged."""
     try:
-        with contextlib.closing(sqlite3.connect(path, timeout=100)) as database:
+        with contextlib.closing(
+            sqlite3.connect(path, timeout=SECONDS_TO_WAIT)
+        ) as database:
             problem = database.execute('PRAGMA quick_check').fetchone()[0]
+    except sqlite3.OperationalError:  # such as a lock: Optuna will say it
+        return
     except sqlite3.DatabaseError as error:
         problem = str(error)
     if problem != 'ok':
@@ -177,11 +184,22 @@ def _check_database(path: Path) -> None:
         )
 
 
-def _without_password(url: str) -> str:
+def _describe_place(options: Options, workdir: Path) -> str:
+    """Where the database is, without its password."""
+    if not options.url:
+        return str(workdir / 'study.db')
     try:
-        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
-        return '…'  # it may have a password anywhere
+        url = sqlalchemy.make_url(options.url).render_as_string(hide_password=True)
+    except ArgumentError:
+        url = '…'  # it may have a password anywhere
+    return f'--storage={url}'
+
+
+def _reason(error: BaseException) -> str:
+    """'OperationalError: database is locked'; Optuna has that in the cause."""
+    error = error.__cause__ or error
+    line, *_ = str(error).strip().split('\n')
+    return f'{type(error).__name__}: {line}'
 
 
 # ---- who runs which trial
@@ -218,34 +236,28 @@ def _claim_trial(study, options, workdir, held) -> optuna.Trial | None:
 
     `held` keeps the lock of its folder. Call this inside `.ask.lock`.
     """
-    for trial in study.trials:
-        if trial.state == TrialState.RUNNING and _was_begun_here(
-            trial, options, workdir
-        ):
-            if _claim(trial_folder(workdir, trial.number), held):
+    here = f'{platform.node()}:{workdir}'
+    points = check_grid(options.dimensions, options.sampler) or math.inf
+    is_new = False
+    while True:
+        for trial in study.trials:
+            folder = trial_folder(workdir, trial.number)
+            is_here = folder.exists() or trial.user_attrs.get(PLACE) == here
+            if trial.state != TrialState.RUNNING or not is_here:
+                continue
+            if _claim(folder, held):
                 if study.trials[trial.number].state != TrialState.RUNNING:
                     held.close()  # it has just ended
                     continue
-                print(f'trial {trial.number:03}: continuing it')
+                if not is_new:
+                    print(f'trial {trial.number:03}: continuing it')
                 return optuna.Trial(study, trial._trial_id)
-    points = check_grid(options.dimensions, options.sampler) or math.inf
-    if len(study.trials) >= min(options.num_trials, points):
-        return None
-    trial = study.ask()
-    trial.set_user_attr(PLACE, f'{platform.node()}:{workdir}')
-    _claim(trial_folder(workdir, trial.number), held)
-    return trial
-
-
-def _was_begun_here(trial, options, workdir) -> bool:
-    """Whether this machine may resume a trial, if no process has it."""
-    if trial_folder(workdir, trial.number).exists():
-        return True
-    if PLACE in trial.user_attrs:
-        return trial.user_attrs[PLACE] == f'{platform.node()}:{workdir}'
-    # Its process was killed before it said where, or is about to, on another machine.
-    age = datetime.datetime.now() - trial.datetime_start
-    return not options.url or age.total_seconds() > SECONDS_TO_CLAIM
+        if len(study.trials) >= min(options.num_trials, points):
+            return None
+        # With its place from the start: killed now, it is the first that is claimed.
+        attributes = {PLACE: here}
+        study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs=attributes))
+        is_new = True
 
 
 def _claim(folder: Path, held: contextlib.ExitStack) -> bool:
@@ -262,10 +274,15 @@ def _claim(folder: Path, held: contextlib.ExitStack) -> bool:
 
 def _suggest(study, trial, options, seed) -> dict:
     """The values of a trial by field; those that it has already stay."""
-    # The number belongs to one trial, so that no two draw the same values.
-    seed = hashing.hash_integer('tune', seed, trial.number, num_bytes=4)
-    study.sampler = make_sampler(options.sampler, options.dimensions, seed)
-    return {d.field: d.suggest(trial) for d in options.dimensions}
+    values = {}
+    for dimension in options.dimensions:
+        # No two trials draw the same values, and a trial that was killed between two
+        # fields draws those that it would have.
+        words = ('tune', seed, trial.number, dimension.field)
+        own_seed = hashing.hash_integer(*words, num_bytes=4)
+        study.sampler = make_sampler(options.sampler, options.dimensions, own_seed)
+        values[dimension.field] = dimension.suggest(trial)
+    return values
 
 
 def count_states(study: optuna.Study) -> dict[str, int]:

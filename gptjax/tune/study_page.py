@@ -101,6 +101,8 @@ def write_page(study, options, workdir, best) -> None:
     trials = study.trials
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
     best_figures = dict(zip(options.objectives, best.values, strict=True))
+    several = len(options.objectives) > 1
+    front = {trial.number for trial in study.best_trials} if several else set()
     page = render(
         'study.html.j2',
         **dict(workdir=workdir, options=options, best=best, counts=count_states(study)),
@@ -116,7 +118,7 @@ def write_page(study, options, workdir, best) -> None:
             for place, name in enumerate(options.objectives)
             for dimension in options.dimensions
         ],
-        rows=[_row(trial, options, study) for trial in trials],
+        rows=[_row(trial, options, front) for trial in trials],
     )
     storage.write_text(workdir / 'report.html', page)
 
@@ -180,16 +182,13 @@ def slice_chart(
     )  # fmt: skip
 
 
-def _row(trial: FrozenTrial, options: Options, study) -> dict:
-    """The cells of a trial in the table of trials."""
+def _row(trial: FrozenTrial, options: Options, front: set[int]) -> dict:
+    """The cells of a trial in the table of trials; `front`: the Pareto front."""
     values = [format_short(value) for value in trial.values or ()]
-    front = len(options.objectives) > 1 and trial.number in {
-        best.number for best in study.best_trials
-    }
     params = [trial.params.get(d.field, '–') for d in options.dimensions]
     return dict(
         number=f'{trial.number:03}',
-        state='on the front' if front else trial.state.name.lower(),
+        state='on the front' if trial.number in front else trial.state.name.lower(),
         values=[*values, *['–'] * (len(options.objectives) - len(values))],
         params=[f'{p:.4g}' if isinstance(p, float) else str(p) for p in params],
         seconds=trial.duration and round(trial.duration.total_seconds()),

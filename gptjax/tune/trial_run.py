@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
-from gptjax.core import artifact, run_dir
+from gptjax.core import artifact, run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.models import parameter_count, settings
 from gptjax.train.metrics import read_metrics
@@ -19,6 +21,7 @@ from gptjax.train.stopping import watching
 from gptjax.tune.samplers import EXCESS
 from gptjax.tune.search_space import Dimension
 
+DATABASE = (SQLAlchemyError, StorageInternalError)  # its errors
 CONFIG = 'config'  # attribute of a trial: its config; its folder may be elsewhere
 # Each objective, and whether less or more is better. The losses are the lowest ones of
 # a run, because later stages load that checkpoint.
@@ -107,6 +110,12 @@ def run_trial(study, trial, values, options, folder, training, lock) -> dict | N
             raise
         fail('the memory of the device is not enough')
         return None
+    except Exception as error:
+        # The same command goes on with the next trial; after a full disk, or an error
+        # of the database, with this one.
+        if not isinstance(error, DATABASE) and not storage.unwritable(error, folder):
+            fail(f'{type(error).__name__}: {error}'.split('\n')[0])
+        raise
     if summary['reason'] == 'interrupted':
         return summary
     figures = read_figures(folder)
@@ -134,9 +143,11 @@ def _watch(trial, options, done: int, figures: dict) -> str | None:
         return 'not finite'
     if options.pruner == 'none' or not done:
         return None
-    if done not in trial.storage.get_trial(trial._trial_id).intermediate_values:
+    last = trial.storage.get_trial(trial._trial_id).last_step or 0
+    if done > last:
         trial.report(figures[options.objectives[0]], done)
-    return 'pruned' if trial.should_prune() else None
+    # Before `last` the trial, which was killed since, has been judged and not pruned.
+    return 'pruned' if done >= last and trial.should_prune() else None
 
 
 def _measure_excess(config: ConfigDict, options: Options) -> tuple[list[float], str]:

@@ -1,17 +1,22 @@
 """A study loses no trial and doubles none, however its processes end."""
 
 import ast
+import contextlib
+import errno
 import json
 import math
 import signal
+import sqlite3
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import optuna
 import pytest
 
 from gptjax.command_line import read_config_file
 from gptjax.core.console import UserError
-from gptjax.tune import seeds
+from gptjax.tune import seeds, study, trial_run
 from tests import runs
 from tests.tune import studies
 
@@ -111,6 +116,51 @@ def test_failed_trials_are_counted(tmp_path, capsys):
     with pytest.raises(UserError, match='no trial was completed: .*not finite'):
         nothing = dict(loss_of=lambda config: math.inf, num_trials=1)
         studies.run(tmp_path / 'none', **nothing)
+
+
+def test_an_error_that_nobody_expects_is_a_failed_trial(tmp_path):
+    def loss_of(config):
+        if config.optim.warmup_steps == 1:
+            raise ValueError('a bug')
+        return 1.0
+
+    options = dict(space='optim.warmup_steps=int(1,2)', sampler='grid')
+    with pytest.raises(ValueError, match='a bug'):
+        studies.run(tmp_path, loss_of=loss_of, **options)
+    studies.run(tmp_path, loss_of=loss_of, **options)
+    first, second = studies.trials_of(tmp_path)
+    assert first.user_attrs['error'] == 'ValueError: a bug'
+    assert (first.state.name, second.state.name) == ('FAIL', 'COMPLETE')
+
+
+def test_a_locked_database_and_a_full_disk_lose_no_trial(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, 'SECONDS_TO_WAIT', 0.1)
+    studies.run(tmp_path, num_trials=1)
+    with contextlib.closing(sqlite3.connect(tmp_path / 'study.db')) as other:
+        lock = lambda number, done: done == 3 and other.execute('BEGIN EXCLUSIVE')
+        for before in (lock, lambda number, done: None):  # locked during, and at first
+            with pytest.raises(UserError, match=r'study\.db: .*database is locked'):
+                studies.run(tmp_path, before)
+
+    def fill(number, done):
+        raise OSError(errno.ENOSPC, 'no space', str(tmp_path / 'trials/002/a'))
+
+    with pytest.raises(OSError, match='no space'):
+        studies.run(tmp_path, fill)
+    studies.run(tmp_path)
+    assert [state for *_, state in studies.results_of(tmp_path)] == ['COMPLETE'] * 6
+
+
+def test_a_resumed_trial_is_judged_where_it_was_not_yet(tmp_path):
+    """Steps 1 and 2 were reported before it was killed; it resumes at step 1."""
+    trial = optuna.create_study(pruner=optuna.pruners.ThresholdPruner(upper=5)).ask()
+    watch = lambda done, loss: trial_run._watch(
+        trial, SimpleNamespace(pruner='median', objectives=['loss']), done, loss
+    )
+    assert watch(1, dict(loss=1.0)) is None
+    assert watch(2, dict(loss=9.0)) == 'pruned'  # and then it was killed
+    assert watch(1, dict(loss=1.0)) is None
+    assert watch(2, dict(loss=9.0)) == 'pruned'
 
 
 def test_limits_and_two_objectives(tmp_path):
