@@ -266,10 +266,15 @@ def read_pairs(workdir: Path, split: str) -> list[Pair]:
         second = arrays.get('second_prompts', arrays['prompts']).tolist()
         labels = arrays['labels'].tolist() if 'labels' in arrays else [None] * len(ids)
     rows = zip(map(Row, rows[::2], first), map(Row, rows[1::2], second), strict=True)
-    return [
+    pairs = [
         Pair(name, *both, label and tuple(label))
         for name, both, label in zip(ids, rows, labels, strict=True)
     ]
+    return [one._replace(rejected=EMPTY) if _is_half(one) else one for one in pairs]
+
+
+def _is_half(pair: Pair) -> bool:
+    return pair.labels is not None and pair.labels[1] < 0
 
 
 def _write_split(path: Path, pairs: Sequence[Pair]) -> dict:

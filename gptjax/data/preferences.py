@@ -227,7 +227,8 @@ def _is_whole(record, end) -> bool:
     """Whether "chosen" or "rejected" is a conversation with its prompt."""
     if isinstance(end, str):
         return record.get('prompt') is None and TURN.match(end) is not None
-    roles = [m.get('role', m.get('from')) for m in end if isinstance(m, dict)]
+    messages = end if isinstance(end, list) else []
+    roles = [m.get('role', m.get('from')) for m in messages if isinstance(m, dict)]
     return len(roles) > 1 and roles[0] not in ('assistant', 'gpt')
 
 
@@ -249,9 +250,13 @@ def _split_prefix(record, ends, location):
         )
     given = record.get('prompt')
     texts = [message['content'] for message in prompt]
-    if isinstance(given, str) and given not in texts:
+    if isinstance(given, list):
+        wrong = _read_prompt(record, location) != prompt
+    else:
+        wrong = given is not None and given not in texts
+    if wrong:
         raise UserError(
-            f'{location}: the "prompt" is no message of "chosen" and "rejected", which '
+            f'{location}: the "prompt" is not that of "chosen" and "rejected", which '
             'are whole conversations: leave it out, or write replies alone there'
         )
     return _check_prompt(prompt, location), [first['content'], second['content']]

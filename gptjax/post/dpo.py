@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from gptjax.core import artifact
-from gptjax.data import preference_pairs
+from gptjax.core import artifact, run_dir
+from gptjax.data import preference_pairs, training_checks
 from gptjax.data.preference_pairs import PAIRS, SPLITS, read_pairs
 from gptjax.models import lora
 from gptjax.optim.optimizer import ema_params
@@ -30,8 +30,10 @@ from gptjax.post.reference_logprobs import (
     add_reference_logprobs,
     make_mismatched_arrays,
     make_pair_arrays,
+    refuse_other_vocabulary,
     without_reference,
 )
+from gptjax.tokenizer.load_tokenizer import load_tokenizer
 from gptjax.train import config_checks
 from gptjax.train.init_from import first_params, load_start
 from gptjax.train.load_model import (
@@ -58,7 +60,8 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
     mesh = make_mesh(config.mesh)
     tokenizer, model = load_run_tokenizer(config, workdir)
     pairs = {split: read_pairs(workdir, split) for split in SPLITS}
-    preference_pairs.refuse_labels(pairs['train'], config.preference.loss)
+    if not run_dir.has_checkpoint(workdir):
+        check_pairs(config, workdir, pairs['train'], tokenizer)
     config = with_steps(config, config.preference.epochs, len(pairs['train']))
     context, batch_size = config.data.context, config.train.batch_size
     base = load_base(config, mesh)
@@ -151,7 +154,21 @@ def check_config(config: ConfigDict) -> None:
     """Refuses a config that cannot train, before data is prepared."""
     config_checks.check_config(config)
     config_checks.check_unused(config, 'preference')
+    config_checks.check_start_template(config)
     config_checks.check_dropout(config)
+
+
+def check_pairs(config: ConfigDict, workdir: Path, pairs, tokenizer) -> None:
+    """Refuses pairs or a reference that would ruin the policy."""
+    preference_pairs.refuse_labels(pairs, config.preference.loss)
+    rows = [
+        row for pair in pairs for row in pair.rows if row is not preference_pairs.EMPTY
+    ]
+    template = config.chat.template
+    training_checks.check_replies(rows, tokenizer, template, 'preference.path')
+    if run := config.preference.reference:
+        folder = Path(run).expanduser().absolute()
+        refuse_other_vocabulary(run, load_tokenizer(folder / 'tokenizer'), tokenizer)
 
 
 # ---- losses

@@ -185,19 +185,24 @@ def _load_reference(config: ConfigDict, start: Trained, mesh: Mesh) -> Trained:
         reference = load_model(run_dir.read_config(workdir), workdir, mesh)
     except UserError as error:
         raise UserError(f'{field}: {error}') from error
-    if reference.tokenizer.fingerprint != start.tokenizer.fingerprint:
-        raise UserError(
-            f'{field} was trained with another tokenizer '
-            f'({reference.tokenizer.vocab_size:,} tokens, that of start.run has '
-            f'{start.tokenizer.vocab_size:,}), so its probabilities are for other '
-            'tokens: name a run with the same tokenizer, or leave the field empty'
-        )
+    refuse_other_vocabulary(run, reference.tokenizer, start.tokenizer)
     if reference.settings.context < config.data.context:
         raise UserError(
             f'{field} has a context of {reference.settings.context} tokens, less than '
             f'data.context={config.data.context}: use a shorter data.context'
         )
     return apply_compute_settings(config, reference)
+
+
+def refuse_other_vocabulary(run: str, reference, tokenizer) -> None:
+    """Refuses a reference model whose tokenizer is not that of the policy."""
+    if reference.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f'preference.reference={run} was trained with another tokenizer '
+            f'({reference.vocab_size:,} tokens, that of start.run has '
+            f'{tokenizer.vocab_size:,}), so its probabilities are for other tokens: '
+            'name a run with the same tokenizer, or leave the field empty'
+        )
 
 
 # ---- batches

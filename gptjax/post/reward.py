@@ -75,8 +75,8 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
     config = with_steps(config, config.reward.epochs, len(train.values))
     mean, std = standardisation(config, train.values)
     print_once(f'{describe_data(train, context)}; {config.train.num_steps:,} steps')
-    # Preference data is many sets of two conversations, ratings are one large set.
-    group = config.reward.group if len(train.sets) == 1 else train.sets.shape[1]
+    # Preference data is many sets, ratings are one large set.
+    group = group_size(config, train)
     check_groups(config, group, mesh)
 
     def init():
@@ -201,6 +201,11 @@ def describe_data(train: Comparisons, context: int) -> str:
     )
 
 
+def group_size(config: ConfigDict, train: Comparisons) -> int:
+    """The conversations of a group: those of the largest set, if there are several."""
+    return config.reward.group if len(train.sets) == 1 else train.sets.shape[1]
+
+
 def check_groups(config: ConfigDict, group: int, mesh) -> None:
     """Refuses a batch that does not divide into groups, micro-batches and devices."""
     train = config.train
@@ -217,6 +222,7 @@ def check_groups(config: ConfigDict, group: int, mesh) -> None:
 def check_config(config: ConfigDict) -> None:
     """Refuses a config that cannot train, before data is prepared."""
     config_checks.check_unused(config, 'reward')
+    config_checks.check_start_template(config)
     reward = config.reward
     target = 'preferences' if reward.preferences else reward.target
     behaviour = not reward.preferences and reward.target in BEHAVIOUR

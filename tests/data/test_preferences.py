@@ -48,7 +48,7 @@ def test_lines_become_preferences(tmp_path):
         (line(prompt=3), 'has no list "prompt", but 3: write lines'),
         (line(chosen=TWO), 'one of "chosen" and "rejected" is a whole conversation'),
         (line(None, TWO, [HI[0], TWO[0], TWO[1]]), 'differ before the last message'),
-        (line('Ho!', TWO, TWO), 'the "prompt" is no message of "chosen"'),
+        (line('Ho!', TWO, TWO), 'the "prompt" is not that of "chosen"'),
         (line()[:-1] + ', "label": true}', 'has the fields of chosen/rejected and of'),
         ('{"prompt": "Hi!", "replies": ["a"]}', 'no list of at least two replies'),
         (
