@@ -159,7 +159,8 @@ def policy_words(start, name):
 def words_of(start, stage):
     """The flags of a stage on a small file, and what `check` has to show of it."""
     write_lines(start / 'pairs.jsonl', pair_lines())
-    (start / 'text.txt').write_text('what is 1 + 2 = 3?\n\n' * 3000)
+    text = ''.join(f'what is {n} + 2 = {n + 2}?\n\n' for n in range(3000))
+    (start / 'text.txt').write_text(text)
     return {
         'pretrain': (
             [f'--config=configs/own.py:{start}/text.txt', '--config.data.context=32'],
