@@ -214,7 +214,7 @@ def test_what_ruins_a_model_is_refused(start, tmp_path, capsys, stage, words, pa
     write_lines(tmp_path / 'labels.jsonl', labels)
     other = tmp_path / 'other'
     storage.write_bytes(
-        other / 'tokenizer' / 'tokenizer.model', train_model(['a b c'], 'bpe', 270)
+        other / 'tokenizer' / 'tokenizer.model', train_model(['a b c'], 'bpe', 269)
     )
     first = sft_words(start) if stage == 'sft' else words_of(start, stage)[0]
     paths = dict(other=other, labels=tmp_path / 'labels.jsonl')
@@ -225,7 +225,7 @@ def test_what_ruins_a_model_is_refused(start, tmp_path, capsys, stage, words, pa
 
 def test_a_run_with_the_tokenizer_of_another_model_is_refused(start, tmp_path, capsys):
     path = tmp_path / 'run' / 'tokenizer' / 'tokenizer.model'
-    storage.write_bytes(path, train_model(['a b c'], 'bpe', 270))
+    storage.write_bytes(path, train_model(['a b c'], 'bpe', 269))
     (tmp_path / 'run' / 'config.json').write_text('{}')
     assert check(start, tmp_path / 'run', *sft_words(start)) == 2
     assert 'has another tokenizer than start.run' in capsys.readouterr().err
