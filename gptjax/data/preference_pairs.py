@@ -373,7 +373,9 @@ def mismatch_replies(
     for number, pair in enumerate(pairs[:num_rows]):
         after = pairs[following[number]]
         other = after.rows[number % 2]
-        if other.prompt in (pair.chosen.prompt, EMPTY.prompt):  # of labelled replies
+        if after.labels is not None and (
+            _is_half(after) or other.prompt == pair.chosen.prompt
+        ):
             other = after.chosen
         length = pair.chosen.prompt_length
         reply = other.tokens[other.prompt_length :]

@@ -133,7 +133,7 @@ def test_the_last_reply_alone_is_trained_and_its_end(folder):
     texts = ('user', '1 + 1 ='), ('assistant', '2'), ('user', '2 + 2 =')
     earlier = [dict(role=role, content=text) for role, text in texts]
     preference = data.Preference('a#1', earlier, '4', '5 5')
-    rows = data.encode_pair(preference, tokenizer, 'turns')[1:]
+    rows = data.encode_pair(preference, tokenizer, 'turns').rows
     arrays = data.pad_rows(rows, 32, tokenizer.pad_id)
     for number, text in enumerate(('4', '5 5')):
         trained = arrays['weights'][number] == 1
