@@ -379,10 +379,9 @@ def test_labelled_replies_of_pairs_have_the_loss_of_pairs(folder, one_device, tm
         for side in ('chosen', 'rejected')
     ]
     config = config_of(folder, 'kto', **{'train.batch_size': 4, 'preference.nll': 0.5})
-    model = settings.resolve(config.model, config.tokenizer.vocab_size)
-    params = load_model(
-        run_dir.read_config(folder / 'start'), folder / 'start', helpers.mesh_of()
-    ).params
+    start = folder / 'start'
+    trained = load_model(run_dir.read_config(start), start, helpers.mesh_of())
+    model, params = trained.settings, trained.params
     found = {}
     for name, content in dict(pairs=pairs, labels=lines, odd=lines[:-1]).items():
         run = tmp_path / name
