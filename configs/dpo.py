@@ -7,7 +7,8 @@
 The variant is the loss: `dpo` (the default), `cdpo` (for labels that may be wrong),
 `dpo_nll` (with the language loss of chosen replies), `ipo`, `kto`, `orpo` or `simpo`.
 Each line of the file of pairs is
-{"prompt": [{"role": "user", "content": "…"}], "chosen": "…", "rejected": "…"}.
+{"prompt": [{"role": "user", "content": "…"}], "chosen": "…", "rejected": "…"},
+or has another form of gptjax/data/README.md; `kto` also learns from labels of replies.
 The stage `select` makes such files. --config.lora.rank=8 trains only LoRA adapters.
 """
 

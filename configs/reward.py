@@ -7,7 +7,8 @@
 The variant is the target: a rating (`witty`, `interesting`, `upbeat`; by default the
 sum of the three), what people did (`replied`, `continued`), or a file of preferences
 with lines
-{"prompt": [{"role": "user", "content": "…"}], "chosen": "…", "rejected": "…"},
+{"prompt": [{"role": "user", "content": "…"}], "chosen": "…", "rejected": "…"}
+or rankings {"prompt": "…", "replies": ["the best", …]} (gptjax/data/README.md),
 which is read reward.epochs times. The model is initialised from a pretrained or
 fine-tuned run, such as --config.start.run=runs/sft.
 """

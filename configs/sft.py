@@ -5,8 +5,10 @@
 
 The model is initialised from runs/base; --config.start.run=RUN names another run.
 The variant `chat=PATH` replaces chitchat and chatterbot by your own conversations: a
-file, a folder or a glob of JSON Lines
+file, a folder or a glob of JSON Lines or Parquet, or a folder of `save_to_disk`, with
 {"messages": [{"role": "user", "content": "Hi!"}, {"role": "assistant", …}]}.
+Other forms are in gptjax/data/README.md. `check` in place of `sft` shows what is
+learned.
 
 --config.lora.rank=8 trains only LoRA adapters. Adapters cannot teach a model special
 tokens that it has never seen: initialise from a fine-tuned run, or add

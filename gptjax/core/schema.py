@@ -52,6 +52,7 @@ SOURCE = dict(
     licence_field=Field(
         '', "column or key of a record's licence; '': that of the source"
     ),
+    columns=Field((), "chat: other names of fields, such as ('prompt=question',)"),
 )
 
 REWARD_PART = dict(
@@ -285,7 +286,8 @@ REWARD = dict(
         'one rating, the sum of all three, or what people did',
         one_of('sum', 'witty', 'interesting', 'upbeat', 'replied', 'continued'),
     ),
-    preferences=Field('', 'train on pairs instead: JSON Lines file, folder or glob'),
+    preferences=Field('', 'train on pairs or rankings instead: file, folder or glob'),
+    columns=Field((), "other names of their fields, such as ('prompt=question',)"),
     clean=Field((), 'cleaning steps of preferences', before=('data.clean',)),
     test_fraction=Field(
         0.15,
@@ -306,7 +308,8 @@ REWARD = dict(
 
 # Training on preference pairs without a reward model: DPO and related losses.
 PREFERENCE = dict(
-    path=Field('', 'preference pairs: JSON Lines file, folder or glob'),
+    path=Field('', 'preference pairs, or labels for kto: file, folder or glob'),
+    columns=Field((), "other names of their fields, such as ('prompt=question',)"),
     validation_fraction=Field(0.1, 'share of prompts held out, by a hash', INNER_SHARE),
     epochs=Field(1.0, 'passes over the pairs; 0: train.num_steps decides'),
     loss=Field('dpo', 'the objective', one_of('dpo', 'ipo', 'kto', 'orpo', 'simpo')),

@@ -28,12 +28,19 @@ class Comparisons(NamedTuple):
     """The N rated conversations of a split.
 
     sets: int (sets, K), which conversations are compared with each other: one set of
-        all for chitchat, a set of two for each preference of a user.
+        all for chitchat, a set of up to K for each preference or ranking of a user. -1
+        stands where a set has fewer.
+    margins: float32 (N,), by how much a reward has to be higher than others of its set.
     """
 
     encoded: list[EncodedConversation]
     values: np.ndarray  # float32 (N,)
     sets: np.ndarray
+    margins: np.ndarray | None = None
+
+    def values_of(self, rows: np.ndarray) -> np.ndarray:
+        """The values of conversations; NaN for -1, which compares with nothing."""
+        return np.where(rows < 0, np.float32(np.nan), self.values[rows])
 
 
 def encode_end(
@@ -78,10 +85,13 @@ def encode_ratings(
     sets = {}
     for number, conversation in enumerate(rated):
         sets.setdefault(conversation.set, []).append(number)
+    longest = max(map(len, sets.values()))
+    margins = np.array([conversation.margin for conversation in rated], np.float32)
     return Comparisons(
         [encode_end(one.messages, tokenizer, template, context) for one in rated],
         np.array([conversation.value for conversation in rated], np.float32),
-        np.array(list(sets.values())),
+        np.array([rows + [-1] * (longest - len(rows)) for rows in sets.values()]),
+        margins if margins.any() else None,
     )
 
 

@@ -19,12 +19,11 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from gptjax.core import console
 from gptjax.core.console import UserError
-from gptjax.core.files import Advance, list_files, replace_surrogates
+from gptjax.core.files import Advance, replace_surrogates
 from gptjax.core.hashing import hash_integer
 from gptjax.data.chat_template import conversation_text, merge_turns
 from gptjax.data.cleaning.cleaning_steps import (
@@ -40,7 +39,8 @@ from gptjax.data.documents import list_steps, write_sources
 from gptjax.data.quality import comparing_steps
 from gptjax.data.quality.comparing_steps import Comparisons
 from gptjax.data.sources.file_source import read_messages
-from gptjax.data.sources.open_source import SUFFIXES, describe_source_files
+from gptjax.data.sources.open_source import describe_source_files, list_source_files
+from gptjax.data.sources.record_fields import to_plain
 from gptjax.data.sources.records import (
     OTHER_LICENCE,
     TOOL_FIELDS,
@@ -334,8 +334,8 @@ def open_conversations(
 ) -> Source:
     """Opens a source of `dialogue.sources`; `read(advance)` yields `Conversation`s.
 
-    'chat' is users' files: JSON Lines with `messages` of `role` and `content`. 'tfds'
-    is a dataset with the feature `messages` or `utterances`: see `_make_tfds_reader`.
+    'chat' is users' files, in any form of record_forms.py. 'tfds' is a dataset with the
+    feature `messages` or `utterances`: see `_make_tfds_reader`.
     """
     field = f'dialogue.sources.{name}'
     opened = open_with_ids(field, source, partial(_open, field, data_dir, with_tools))
@@ -353,9 +353,10 @@ def open_conversations(
 
 def _open(field: str, data_dir: Path, with_tools: bool, source: ConfigDict) -> Source:
     if source.kind == 'chat':
-        paths = list_files(source.path, SUFFIXES['chat'], f'{field}.path')
+        paths = list_source_files('chat', source.path, f'{field}.path')
         description = describe_source_files(field, source, paths)
-        read = partial(_read_files, field, source, paths, with_tools)
+        description['forms'] = forms = Counter()  # of the records, as they are read
+        read = partial(_read_files, field, source, paths, with_tools, forms)
         return Source(read, description['bytes'], 'bytes', description)
     if source.kind == 'tfds':
         builder = prepare_builder(field, source, data_dir)
@@ -369,10 +370,11 @@ def _open(field: str, data_dir: Path, with_tools: bool, source: ConfigDict) -> S
     )
 
 
-def _read_files(field, source, paths, with_tools, advance) -> Iterator[Conversation]:
+def _read_files(field, source, paths, with_tools, forms, advance):
+    forms.clear()
     for file in paths:
         has_reply, number = False, 0
-        records = read_messages(field, source, [file], advance, '', with_tools)
+        records = read_messages(field, source, [file], advance, '', with_tools, forms)
         for identity, _, messages, licence in records:
             turns = _turns_of(messages)
             number += 1
@@ -406,32 +408,20 @@ def _make_tfds_reader(field, source, builder):
         )
     name = 'messages' if has_roles or has_senders else 'utterances'
 
-    def decode(values):
-        return [
-            value.decode('utf-8', errors='replace')
-            if isinstance(value, bytes)
-            else value
-            for value in np.asarray(values).tolist()
-        ]
-
     def read(advance):
         for identity, location, value, licence in read_feature(
             field, source, builder, name, advance
         ):
             assistants = ('assistant',)
+            value = to_plain(value)
             if has_roles:
-                columns = {key: decode(column) for key, column in value.items()}
-                rows = zip(*columns.values(), strict=True)
-                messages = [dict(zip(columns, row, strict=True)) for row in rows]
-                record = dict(messages=messages)
+                record = dict(messages=value)
                 turns = _turns_of(record_messages(record, 'messages', location))
             elif has_senders:
-                turns = zip(decode(value['sender']), decode(value['text']), strict=True)
-                turns = merge_turns(turns)
+                turns = merge_turns((one['sender'], one['text']) for one in value)
                 assistants = tuple(dict.fromkeys(sender for sender, _ in turns))
             else:
-                roles = cycle(('user', 'assistant'))
-                turns = list(zip(roles, decode(value), strict=False))
+                turns = list(zip(cycle(('user', 'assistant')), value, strict=False))
             yield Conversation(identity, turns, assistants, licence)
 
     return read

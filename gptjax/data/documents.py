@@ -391,6 +391,9 @@ def used_steps(section: str, sources: ConfigDict, data: ConfigDict) -> set[str]:
     return {s for steps in list_steps(section, sources, data).values() for s in steps}
 
 
+LATER = ('licence_field', 'columns')  # fields that manifests of older runs lack
+
+
 def source_settings(
     section: str,
     sources: ConfigDict,
@@ -407,7 +410,7 @@ def source_settings(
         f'{section}.{source}.{name}': value
         for source, fields in sources.items()
         for name, value in fields.items()
-        if name not in (without, 'clean') and (value or name != 'licence_field')
+        if name not in (without, 'clean') and (value or name not in LATER)
     }
     for source, fields in sources.items():
         steps = choose_steps(f'{section}.{source}', fields, data)

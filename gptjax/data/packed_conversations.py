@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from gptjax.core import artifact, storage
+from gptjax.core import artifact, console, storage
 from gptjax.core.console import UserError
 from gptjax.data.chat_template import TURN_END, begins_with_bos, uses_jinja
 from gptjax.data.cleaning.cleaning_steps import check_steps, name_reason
@@ -128,7 +128,14 @@ def describe_left_out(manifest: dict) -> str:
     def count_left_out(source):
         return {name(why): count for why, count in source['skipped'].items()}
 
-    return describe_sources(manifest, 'conversations', count_left_out)
+    return console.join_lines(
+        *(
+            f'{source}: {count:,} conversations in the form {form}'
+            for source, described in manifest['sources'].items()
+            for form, count in described.get('forms', {}).items()
+        ),
+        describe_sources(manifest, 'conversations', count_left_out),
+    )
 
 
 DIALOGUE = artifact.Artifact(

@@ -31,7 +31,6 @@ from ml_collections import ConfigDict
 
 from gptjax.core import artifact, console, storage
 from gptjax.core.console import UserError
-from gptjax.core.files import JSON_LINES, list_files
 from gptjax.core.hashing import hash_words
 from gptjax.data import rating_audit
 from gptjax.data.chitchat import RATING_NAMES, ChitchatConversation, read_chitchat
@@ -42,8 +41,18 @@ from gptjax.data.cleaning.cleaning_steps import (
     read_options,
     select_transforms,
 )
-from gptjax.data.preferences import Preference, read_preferences
-from gptjax.data.sources.open_source import describe_files, refuse_changed_files
+from gptjax.data.preferences import (
+    Ranking,
+    add_reply,
+    describe_forms,
+    list_rankings,
+    read_replies,
+)
+from gptjax.data.sources.open_source import (
+    describe_files,
+    list_source_files,
+    refuse_changed_conversations,
+)
 from gptjax.data.splits import assign_split, describe_shared, fill_splits
 
 FIELD = 'reward.preferences'
@@ -60,6 +69,7 @@ class RatedConversation(NamedTuple):
     value: float
     characters: int
     speakers: list[str]
+    margin: float = 0.0  # by which its reward has to be higher than that of its pair
 
 
 def build_ratings(config: ConfigDict, workdir: Path) -> dict:
@@ -83,6 +93,8 @@ def build_ratings(config: ConfigDict, workdir: Path) -> dict:
     }
     if not reward.preferences:
         inputs['reward.target'] = reward.target
+    if reward.columns:
+        inputs['reward.columns'] = reward.columns
     if reward.target in BEHAVIOUR:
         inputs['seed'] = config.seed
     steps = _choose_steps(config)
@@ -94,7 +106,7 @@ def build_ratings(config: ConfigDict, workdir: Path) -> dict:
         inputs,
         lambda folder: _write_ratings(config, folder, workdir / 'datasets'),
         needs=[f'{split}.jsonl' for split in SPLITS],
-        check=partial(refuse_changed_files, FIELD, reward.preferences, JSON_LINES),
+        check=partial(refuse_changed_conversations, FIELD, reward.preferences),
     )
 
 
@@ -114,6 +126,7 @@ def describe_details(manifest: dict) -> str:
         return rating_audit.describe_audit(manifest['audit'])
     counts = manifest['preferences']
     return console.join_lines(
+        describe_forms('reward', manifest),
         console.describe_left_out(
             {'equal replies': counts['equal']}, counts['lines'], 'pairs'
         ),
@@ -136,18 +149,18 @@ def _write_ratings(config: ConfigDict, folder: Path, data_dir: Path) -> dict:
 
     keys, sets = [], []  # the conversations of a set are in one split
     if reward.preferences:
-        source = describe_files(list_files(reward.preferences, JSON_LINES, FIELD))
-        preferences, counts = read_preferences(reward.preferences, FIELD)
-        for preference in preferences:
-            better, worse = (
-                _clean(rated, config) for rated in _rate_preference(preference)
-            )
-            if better.messages == worse.messages:
+        files = list_source_files('chat', reward.preferences, FIELD)
+        source = describe_files(files)
+        found, forms = read_replies(reward.preferences, FIELD, reward.columns)
+        rankings, counts = list_rankings(found, f'{FIELD}={reward.preferences}')
+        for ranking in rankings:
+            rated = [_clean(one, config) for one in _rate_ranking(ranking)]
+            if all(one.messages == rated[0].messages for one in rated):
                 counts['equal'] += 1
             else:
-                keys.append(preference.split_key())
-                sets.append([better, worse])
-        described = dict(preferences=counts, source=source)
+                keys.append(storage.fingerprint(ranking.prompt))
+                sets.append(rated)
+        described = dict(preferences=counts, source=source, forms=forms)
     else:
         conversations = read_chitchat(data_dir)
         for conversation in conversations:
@@ -222,19 +235,23 @@ def rate_conversation(
     )
 
 
-def _rate_preference(preference: Preference) -> list[RatedConversation]:
-    """Makes a set of two: the chosen reply has the value 1, the rejected one 0."""
+def _rate_ranking(ranking: Ranking) -> list[RatedConversation]:
+    """A set of K replies; of two, the chosen one has the value 1, the other one 0."""
+    names = range(len(ranking.replies))
+    if ranking.values == [1, 0]:
+        names = ('chosen', 'rejected')
     return [
         RatedConversation(
-            id=f'{preference.id} {name}',
-            set=preference.id,
-            messages=messages,
+            id=f'{ranking.id} {name}',
+            set=ranking.id,
+            messages=(messages := add_reply(ranking.prompt, reply)),
             value=value,
             characters=sum(len(message['content']) for message in messages),
             speakers=[],
+            margin=ranking.margin if name == 'chosen' else 0.0,
         )
-        for name, value, messages in zip(
-            ('chosen', 'rejected'), (1, 0), preference.conversations(), strict=True
+        for name, reply, value in zip(
+            names, ranking.replies, ranking.values, strict=True
         )
     ]
 
@@ -258,7 +275,11 @@ def _clean(rated: RatedConversation, config: ConfigDict) -> RatedConversation:
 
 def _write_split(path: Path, rated: Sequence[RatedConversation]) -> dict:
     """Writes a split; returns the manifest's entry."""
-    storage.write_jsonl(path, (one._asdict() for one in rated))
+    fields = [one._asdict() for one in rated]
+    for one in fields:
+        if not one['margin']:
+            del one['margin']
+    storage.write_jsonl(path, fields)
     set_sizes = Counter(one.set for one in rated)
     equal_sizes = Counter((one.set, one.value) for one in rated)
     return dict(

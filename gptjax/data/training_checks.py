@@ -107,6 +107,23 @@ def check_conversations(
     return examples
 
 
+def check_text(rows: PackedDataset, tokenizer, seed: int) -> None:
+    """Checks the first rows that `pretrain` trains on."""
+    check_padding(tokenizer)
+    check_batches(rows, seed)
+
+
+def check_replies(rows, tokenizer, template: str, field: str) -> None:
+    """Checks the `preference_pairs.Row`s of a split: each has a reply to train on."""
+    check_template(tokenizer, template)
+    empty = sum(len(row.tokens) <= row.prompt_length for row in rows)
+    if empty:
+        raise UserError(
+            f'{field}: {empty} of {len(rows)} replies have no token, so there is '
+            'nothing to train on: leave these records out'
+        )
+
+
 def ends_a_reply(example: Example, tokenizer, template: str) -> bool:
     """Whether an end of a reply is trained in an example."""
     _, ends = chat_template.stop_conditions(template, tokenizer)

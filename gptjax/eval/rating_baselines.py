@@ -38,7 +38,8 @@ def draw_pairs(
 ) -> Pairs:
     """The pairs of conversations of one set whose values differ, at most `max_pairs`.
 
-    `sets` is int (sets, K): the indices of conversations to compare with each other.
+    `sets` is int (sets, K): the indices of conversations to compare with each other,
+    and -1 where a set has fewer.
     """
     K, random = sets.shape[1], np.random.default_rng(seed)
     if len(sets) > 1 or K * (K - 1) // 2 <= max_pairs:
@@ -46,7 +47,7 @@ def draw_pairs(
         first, second = sets[:, columns].reshape(-1, 2).T
     else:
         first, second = sets[0][random.integers(K, size=(2, 4 * max_pairs))]
-    unequal = values_N[first] != values_N[second]
+    unequal = (values_N[first] != values_N[second]) & (first >= 0) & (second >= 0)
     first, second = first[unequal], second[unequal]
     if len(first) > max_pairs:
         kept = np.sort(random.permutation(len(first))[:max_pairs])

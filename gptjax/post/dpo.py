@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from gptjax.core import artifact
-from gptjax.data import preference_pairs
+from gptjax.core import artifact, run_dir
+from gptjax.data import preference_pairs, training_checks
 from gptjax.data.preference_pairs import PAIRS, SPLITS, read_pairs
 from gptjax.models import lora
 from gptjax.optim.optimizer import ema_params
@@ -30,8 +30,10 @@ from gptjax.post.reference_logprobs import (
     add_reference_logprobs,
     make_mismatched_arrays,
     make_pair_arrays,
+    refuse_other_vocabulary,
     without_reference,
 )
+from gptjax.tokenizer.load_tokenizer import load_tokenizer
 from gptjax.train import config_checks
 from gptjax.train.init_from import first_params, load_start
 from gptjax.train.load_model import (
@@ -58,6 +60,8 @@ def train_on_pairs(config: ConfigDict, workdir: Path) -> dict:
     mesh = make_mesh(config.mesh)
     tokenizer, model = load_run_tokenizer(config, workdir)
     pairs = {split: read_pairs(workdir, split) for split in SPLITS}
+    if not run_dir.has_checkpoint(workdir):
+        check_pairs(config, workdir, pairs['train'], tokenizer)
     config = with_steps(config, config.preference.epochs, len(pairs['train']))
     context, batch_size = config.data.context, config.train.batch_size
     base = load_base(config, mesh)
@@ -150,7 +154,21 @@ def check_config(config: ConfigDict) -> None:
     """Refuses a config that cannot train, before data is prepared."""
     config_checks.check_config(config)
     config_checks.check_unused(config, 'preference')
+    config_checks.check_start_template(config)
     config_checks.check_dropout(config)
+
+
+def check_pairs(config: ConfigDict, workdir: Path, pairs, tokenizer) -> None:
+    """Refuses pairs or a reference that would ruin the policy."""
+    preference_pairs.refuse_labels(pairs, config.preference.loss)
+    rows = [
+        row for pair in pairs for row in pair.rows if row is not preference_pairs.EMPTY
+    ]
+    template = config.chat.template
+    training_checks.check_replies(rows, tokenizer, template, 'preference.path')
+    if run := config.preference.reference:
+        folder = Path(run).expanduser().absolute()
+        refuse_other_vocabulary(run, load_tokenizer(folder / 'tokenizer'), tokenizer)
 
 
 # ---- losses
@@ -186,12 +204,14 @@ def make_pair_loss(config: ConfigDict, model: FrozenConfigDict, bind_policy):
             'ipo': lambda: preference_losses.ipo(
                 *sums_N2.T, *reference_N2.T, section.beta
             ),
-            'kto': lambda: _kto_of_pairs(section, sums_N2, reference_N2, baseline),
+            'kto': lambda: kto_of_pairs(section, sums_N2, reference_N2, baseline),
             'orpo': lambda: preference_losses.orpo(*means_N2.T, section.odds_weight),
             'simpo': lambda: preference_losses.simpo(
                 *means_N2.T, section.beta, section.margin
             ),
         }[section.loss]
+        if 'labels' in batch:
+            return sum_labelled(section, sums_N2, means_N2, batch, baseline)
         loss_N, metrics = compute_loss()
         nll_N = preference_losses.nll(means_N2[:, 0])
         if section.nll:
@@ -209,7 +229,7 @@ def make_pair_loss(config: ConfigDict, model: FrozenConfigDict, bind_policy):
     return loss_fn
 
 
-def _kto_of_pairs(section, sums_N2, reference_N2, baseline):
+def kto_of_pairs(section, sums_N2, reference_N2, baseline):
     """KTO with the metrics of a pair: both replies of a pair are examples."""
     loss_N2, rewards = preference_losses.kto(
         sums_N2,
@@ -231,6 +251,43 @@ def _kto_of_pairs(section, sums_N2, reference_N2, baseline):
         kto_baseline=jnp.full_like(margin_N, baseline),
     )
     return jnp.mean(loss_N2, axis=1), metrics
+
+
+def sum_labelled(section, sums_N2, means_N2, batch: dict, baseline):
+    """(loss, metrics) of KTO of labelled replies, two in a slot, summed over slots.
+
+    A slot counts as its number of replies / 2, so that a pair whose replies are
+    labelled has the loss of `kto_of_pairs`.
+    """
+    labels_N2, counts_N = batch['labels'], batch['counts']
+    desirable_N2, present_N2 = labels_N2 == 1, labels_N2 >= 0
+    loss_N2, rewards = preference_losses.kto(
+        sums_N2,
+        batch['reference'],
+        desirable_N2,
+        baseline,
+        section.beta,
+        section.desirable_weight,
+        section.undesirable_weight,
+    )
+    reward_N2 = rewards['desirable_reward'] + rewards['undesirable_reward']
+    sign_N2 = jnp.where(desirable_N2, 1.0, -1.0)
+    margin_N2 = sign_N2 * (reward_N2 - section.beta * baseline)
+    # Two times the language loss of liked replies: a pair has one of them.
+    nll_N2 = 2 * jnp.where(desirable_N2, preference_losses.nll(means_N2), 0.0)
+    metrics = dict(
+        **rewards,
+        margin=margin_N2,
+        accuracy=(margin_N2 > 0).astype(jnp.float32),
+        kto_baseline=jnp.full_like(margin_N2, baseline),
+        loss=loss_N2 + section.nll * nll_N2 if section.nll else loss_N2,
+        nll=nll_N2,
+    )
+    sums = {
+        name: jnp.sum(jnp.where(present_N2, value, 0.0)) / 2
+        for name, value in metrics.items()
+    }
+    return sums['loss'], dict(sums, tokens=jnp.sum(counts_N))
 
 
 def make_kto_baseline(config: ConfigDict, model: FrozenConfigDict, bind_policy):

@@ -21,8 +21,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from gptjax.core import storage
+from gptjax.core import run_dir, storage
 from gptjax.core.console import UserError, progress_bar
+from gptjax.data.training_checks import check_template
 from gptjax.models import parameter_count
 from gptjax.optim.optimizer import ema_params
 from gptjax.parallel.mesh import make_mesh
@@ -95,6 +96,8 @@ def train_policy(
     trained = init_from.load_start(config, mesh)
     identity = model_identity(trained.tokenizer, trained)
     trained = apply_compute_settings(config, trained)
+    if not run_dir.has_checkpoint(workdir):
+        check_template(trained.tokenizer, config.chat.template)
     prompt_format = make_prompt_format(config, 'policy', trained.tokenizer)
     task = make_task(
         config.task, config.seed, prompt_format.fits, prompt_format.room_advice

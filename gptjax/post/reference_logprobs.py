@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from gptjax.core import console, run_dir, storage
 from gptjax.core.console import UserError
 from gptjax.data.preference_pairs import (
+    EMPTY,
     Pair,
     Row,
     batch_in_order,
@@ -36,8 +37,7 @@ from gptjax.train.load_model import Trained, load_model, model_fingerprint
 
 NAME = 'reference.npz'
 ROWS_AT_ONCE = 64  # or fewer, if micro-batches are smaller
-EMPTY = Row(np.zeros(1, np.int32), 1)  # all padding
-WITHOUT_TOKENS = ('reference',)  # arrays of a batch without a token axis
+WITHOUT_TOKENS = ('reference', 'labels')  # arrays of a batch without a token axis
 
 
 class Split(NamedTuple):
@@ -96,7 +96,7 @@ def add_reference_logprobs(
         compute_logprobs = make_logprobs(config, reference, mesh)
         arrays = {}
         for split, split_pairs in pairs.items():
-            rows = [row for p in split_pairs for row in (p.chosen, p.rejected)]
+            rows = [row for p in split_pairs for row in p.rows]
             arrays[split] = compute_logprobs(rows).reshape(-1, 2)
             arrays[f'{split}/others'] = compute_logprobs(mismatched[split])
 
@@ -184,19 +184,24 @@ def _load_reference(config: ConfigDict, start: Trained | None, mesh: Mesh) -> Tr
         reference = load_model(run_dir.read_config(workdir), workdir, mesh)
     except UserError as error:
         raise UserError(f'{field}: {error}') from error
-    if reference.tokenizer.fingerprint != start.tokenizer.fingerprint:
-        raise UserError(
-            f'{field} was trained with another tokenizer '
-            f'({reference.tokenizer.vocab_size:,} tokens, that of start.run has '
-            f'{start.tokenizer.vocab_size:,}), so its probabilities are for other '
-            'tokens: name a run with the same tokenizer, or leave the field empty'
-        )
+    refuse_other_vocabulary(run, reference.tokenizer, start.tokenizer)
     if reference.settings.context < config.data.context:
         raise UserError(
             f'{field} has a context of {reference.settings.context} tokens, less than '
             f'data.context={config.data.context}: use a shorter data.context'
         )
     return apply_compute_settings(config, reference)
+
+
+def refuse_other_vocabulary(run: str, reference, tokenizer) -> None:
+    """Refuses a reference model whose tokenizer is not that of the policy."""
+    if reference.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f'preference.reference={run} was trained with another tokenizer '
+            f'({reference.vocab_size:,} tokens, that of start.run has '
+            f'{tokenizer.vocab_size:,}), so its probabilities are for other tokens: '
+            'name a run with the same tokenizer, or leave the field empty'
+        )
 
 
 # ---- batches
@@ -212,14 +217,20 @@ def make_pair_arrays(split: Split, chosen: np.ndarray, context: int, pad: int) -
 
     Returns:
         Those of `pad_rows`, (N, 2, T) for (chosen, rejected); reference: float32
-        (N, 2); counts: float32 (N,), 1 for a pair and 0 for padding.
+        (N, 2); counts: float32 (N,), 1 for a pair and 0 for padding. For labelled
+        replies also labels: int32 (N, 2), -1 for an empty row; counts is then half of
+        the number of replies.
     """
     rows = []
     for number in chosen:
-        rows += split.pairs[number][1:] if number >= 0 else [EMPTY, EMPTY]
+        rows += split.pairs[number].rows if number >= 0 else [EMPTY, EMPTY]
     arrays = pad_rows(rows, context, pad)
     arrays = {name: array.reshape(-1, 2, context) for name, array in arrays.items()}
     counts = (chosen >= 0).astype(np.float32)
+    if split.pairs[0].labels is not None:
+        labels = [split.pairs[n].labels if n >= 0 else (-1, -1) for n in chosen]
+        arrays['labels'] = np.array(labels, np.int32)
+        counts = (arrays['labels'] >= 0).sum(axis=1, dtype=np.float32) / 2
     return dict(arrays, reference=split.reference[chosen], counts=counts)
 
 

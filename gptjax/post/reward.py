@@ -75,8 +75,9 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
     config = with_steps(config, config.reward.epochs, len(train.values))
     mean, std = standardisation(config, train.values)
     print_once(f'{describe_data(train, context)}; {config.train.num_steps:,} steps')
-    # Preference data is many sets of two conversations, ratings are one large set.
-    group = config.reward.group if len(train.sets) == 1 else train.sets.shape[1]
+    # Preference data is many sets, ratings are one large set.
+    group = group_size(config, train)
+    check_groups(config, group, mesh)
 
     def init():
         params = init_from.load_start(config, mesh).params
@@ -99,7 +100,9 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
             arrays = make_comparison_arrays(
                 train.encoded, rows_BG, context, tokenizer.pad_id
             )
-            arrays['values'] = (train.values[rows_BG] - mean) / std
+            arrays['values'] = (train.values_of(rows_BG) - mean) / std
+            if train.margins is not None:
+                arrays['margins'] = train.margins[rows_BG]
             state, metrics = setup.step(
                 state, put_on_mesh(arrays, mesh, WITHOUT_TOKENS)
             )
@@ -111,11 +114,12 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
             del done
             params = ema_params(state.opt_state, state.params)
             scores_N = compute_scores(params, validation.encoded)
-            values_N = (validation.values - mean) / std
+            sets = validation.sets
+            arrays = dict(values=(validation.values_of(sets) - mean) / std)
+            if validation.margins is not None:
+                arrays['margins'] = validation.margins[sets]
             # All pairs of each set (or all conversations), not only within groups.
-            _, sums = LOSSES[config.reward.loss](
-                config.reward, scores_N[validation.sets], values_N[validation.sets]
-            )
+            _, sums = LOSSES[config.reward.loss](config.reward, scores_N[sets], arrays)
             count = float(sums.pop('tokens'))
             return {name: float(value) / count for name, value in sums.items()}
 
@@ -126,7 +130,9 @@ def train_reward(config: ConfigDict, workdir: Path) -> dict:
             update=update,
             validate=validate,
             documents_of=lambda step: [
-                rated['train'][row].id for row in groups_of_step(step).ravel()
+                rated['train'][row].id
+                for row in groups_of_step(step).ravel()
+                if row >= 0
             ],
             **flops,
         )
@@ -153,17 +159,26 @@ def make_reward_loss(model, reward: ConfigDict):
 
     def loss_fn(params, batch, key):
         scores_BG = compute_rewards(model, params, batch, key if dropout else None)
-        return compute_loss(reward, scores_BG, batch['values'])
+        return compute_loss(reward, scores_BG, batch)
 
     return loss_fn
 
 
 LOSSES = {
-    'pairwise': lambda reward, scores_BG, values_BG: reward_losses.pairwise(
-        scores_BG, values_BG, reward.margin, reward.centring
+    'pairwise': lambda reward, scores_BG, batch: reward_losses.pairwise(
+        scores_BG,
+        batch['values'],
+        reward.margin,
+        reward.centring,
+        batch.get('margins'),
+        by_group=bool(reward.preferences),
     ),
-    'regression': lambda _, *arrays: reward_losses.regression(*arrays),
-    'binary': lambda _, *arrays: reward_losses.binary(*arrays),
+    'regression': lambda _, scores_BG, batch: reward_losses.regression(
+        scores_BG, batch['values']
+    ),
+    'binary': lambda _, scores_BG, batch: reward_losses.binary(
+        scores_BG, batch['values']
+    ),
 }
 
 
@@ -186,10 +201,29 @@ def describe_data(train: Comparisons, context: int) -> str:
     )
 
 
+def group_size(config: ConfigDict, train: Comparisons) -> int:
+    """The conversations of a group: those of the largest set, if there are several."""
+    return config.reward.group if len(train.sets) == 1 else train.sets.shape[1]
+
+
+def check_groups(config: ConfigDict, group: int, mesh) -> None:
+    """Refuses a batch that does not divide into groups, micro-batches and devices."""
+    train = config.train
+    parts = train.accumulation * batch_shards(mesh)
+    if train.batch_size % (group * parts):
+        raise UserError(
+            f'train.batch_size={train.batch_size} is not divisible by {group * parts}: '
+            f'groups of {group} (reward.group, or the longest ranking) in {parts} '
+            'parts (train.accumulation * mesh.data * mesh.fsdp): use a multiple of '
+            f'{group * parts}'
+        )
+
+
 def check_config(config: ConfigDict) -> None:
     """Refuses a config that cannot train, before data is prepared."""
     config_checks.check_unused(config, 'reward')
-    reward, train = config.reward, config.train
+    config_checks.check_start_template(config)
+    reward = config.reward
     target = 'preferences' if reward.preferences else reward.target
     behaviour = not reward.preferences and reward.target in BEHAVIOUR
     if reward.loss == 'binary' and not behaviour:
@@ -202,15 +236,8 @@ def check_config(config: ConfigDict) -> None:
             f'reward.loss=regression is for ratings, not for {target}: use '
             f'{"binary" if behaviour else "pairwise"}'
         )
-    group = 2 if reward.preferences else reward.group
     mesh = make_mesh(config.mesh)
-    parts = train.accumulation * batch_shards(mesh)
-    if train.batch_size % (group * parts):
-        raise UserError(
-            f'train.batch_size={train.batch_size} is not divisible by {group * parts}: '
-            f'groups of {group} (reward.group) in {parts} parts (train.accumulation * '
-            f'mesh.data * mesh.fsdp): use a multiple of {group * parts}'
-        )
+    check_groups(config, 2 if reward.preferences else reward.group, mesh)
     config_checks.check_context(config, mesh)
     model = settings.resolve(config.model, config.tokenizer.vocab_size)
     with jax.set_mesh(mesh):

@@ -53,7 +53,7 @@ def compute_rewards(settings, params, arrays, key=None):
 
 
 TOKEN_ARRAYS = ('inputs', 'segments', 'positions')
-WITHOUT_TOKENS = ('last', 'values')  # (B, G): arrays without a token axis
+WITHOUT_TOKENS = ('last', 'values', 'margins')  # (B, G): arrays without a token axis
 
 
 def make_reward_scorer(settings, tokenizer, context: int, mesh: Mesh) -> Callable:

@@ -35,6 +35,22 @@ def check_config(config: ConfigDict) -> None:
         abstract_state(shapes, optimizer, gpt.param_axes(model), mesh)
 
 
+def check_start_template(config: ConfigDict) -> None:
+    """Refuses plain text for a model that has learned the tokens of its chat template.
+
+    It would learn another format than it is asked in, and forget its own.
+    """
+    run = Path(config.start.run)
+    if config.chat.template != 'text' or not (run / 'config.json').exists():
+        return  # a run that resumes does not need the earlier run
+    if run_dir.read_config(run).chat.template == 'turns':
+        raise UserError(
+            f'chat.template=text: the model of start.run={run} has learned '
+            "chat.template='turns', which its replies need: use "
+            '--config.chat.template=turns, or start from a model that is not fine-tuned'
+        )
+
+
 def check_batch(config: ConfigDict, mesh) -> None:
     """Refuses a batch that does not divide into micro-batches and devices."""
     train, shards = config.train, batch_shards(mesh)

@@ -10,9 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from gptjax.core import artifact, storage
+from gptjax.core import artifact, run_dir, storage
 from gptjax.core.console import UserError
-from gptjax.data import dataloader, ledger
+from gptjax.data import dataloader, ledger, training_checks
 from gptjax.data.augmentation.augmentations import (
     augmentation_identity,
     check_augmentations,
@@ -48,6 +48,9 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict:
     num_params = parameter_count.num_params(model)
     loss_fn = make_language_loss(model, config.train)
     prepared = workdir / 'prepared'
+    if not run_dir.has_checkpoint(workdir):
+        rows = PackedDataset(prepared, 'train')
+        training_checks.check_text(rows, tokenizer, config.seed)
 
     def init():
         if 'start' in config:

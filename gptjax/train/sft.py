@@ -96,6 +96,7 @@ def fine_tune(config: ConfigDict, workdir: Path) -> dict:
 def check_config(config: ConfigDict) -> None:
     """Refuses a config that cannot train, before any data is built."""
     config_checks.check_config(config)
+    config_checks.check_start_template(config)
     check_augmentations(config.data, dialogue=True)
     trained_shapes(config, settings.resolve(config.model, config.tokenizer.vocab_size))
     if uses_lora(config) and config.chat.template == 'turns':

@@ -12,6 +12,7 @@ from gptjax.data.comparisons import (
     make_comparison_arrays,
 )
 from gptjax.data.ratings import RatedConversation
+from gptjax.eval.rating_baselines import draw_pairs
 
 
 def messages(*texts):
@@ -59,6 +60,21 @@ def test_conversations_by_set(run):
     of_one = [rated._replace(set='') for rated in of_pairs]
     found = encode_ratings(of_one, run.tokenizer, 'text', 16)
     assert found.sets.tolist() == [[0, 1, 2, 3]]
+
+
+def test_sets_of_several_sizes(run):
+    names = [('a', 0, 2.0), ('a', 1, 0.0), ('b', 0, 0.0), ('b', 1, 0.0), ('b', 2, 0.0)]
+    rated = [
+        RatedConversation(f'{n}', name, messages('see', 'a'), value, 9, [], margin)
+        for n, (name, value, margin) in enumerate(names)
+    ]
+    found = encode_ratings(rated, run.tokenizer, 'text', 16)
+    assert found.sets.tolist() == [[0, 1, -1], [2, 3, 4]]
+    np.testing.assert_equal(found.values_of(found.sets)[0], [0, 1, np.nan])
+    assert found.margins.tolist() == [2, 0, 0, 0, 0]
+    assert encode_ratings(rated[1:], run.tokenizer, 'text', 16).margins is None
+    pairs = draw_pairs(found.values, found.sets, 99, 0)
+    assert sorted(zip(*pairs, strict=True)) == [(1, 0), (3, 2), (4, 2), (4, 3)]
 
 
 def test_groups_of_one_set_have_each_conversation_once_an_epoch():

@@ -131,7 +131,7 @@ def test_replies_of_weight_0_stay_without_loss(tmp_path):
     'line, words',
     [
         ('{"text": "a"}', ['line 1', 'has no list "messages"']),
-        ('{"conversations": []}', ["it has 'conversations'", 'convert', '"role"']),
+        ('{"conversations": []}', ['line 1', '"conversations" is neither a text']),
         (
             '{"messages": [{"role": "user", "content": "x"}, {"role": "user"}]}',
             ['line 1', 'messages[1]', '"content"'],

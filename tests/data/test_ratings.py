@@ -153,7 +153,8 @@ def test_users_preferences(tmp_path):
     assert not prompts['train'] & prompts['test']
     assert len(set.union(*prompts.values())) == 29
     left_out = ratings.RATINGS.details(manifest)
-    assert left_out == 'equal replies left out 2 of 60 pairs'
+    first = 'reward: 60 records in the form chosen/rejected'
+    assert left_out == f'{first}\nequal replies left out 2 of 60 pairs'
 
     with open(path, 'a') as file:
         file.write(path.read_text().splitlines()[-1] + '\n')

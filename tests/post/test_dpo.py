@@ -133,7 +133,7 @@ def test_the_last_reply_alone_is_trained_and_its_end(folder):
     texts = ('user', '1 + 1 ='), ('assistant', '2'), ('user', '2 + 2 =')
     earlier = [dict(role=role, content=text) for role, text in texts]
     preference = data.Preference('a#1', earlier, '4', '5 5')
-    rows = data.encode_pair(preference, tokenizer, 'turns')[1:]
+    rows = data.encode_pair(preference, tokenizer, 'turns').rows
     arrays = data.pad_rows(rows, 32, tokenizer.pad_id)
     for number, text in enumerate(('4', '5 5')):
         trained = arrays['weights'][number] == 1
@@ -368,3 +368,45 @@ def test_a_reference_of_another_vocabulary_is_refused(folder, tmp_path, one_devi
     config = prepare(config, tmp_path / 'run')
     with pytest.raises(UserError, match='preference.reference=.* tokenizer'):
         dpo.train_on_pairs(config, tmp_path / 'run')
+
+
+def test_labelled_replies_of_pairs_have_the_loss_of_pairs(folder, one_device, tmp_path):
+    """KTO of pairs and of their replies one by one, to the bit; and an odd number."""
+    pairs = [pair(f'{n} + {n} =', str(2 * n), 'no idea') for n in range(12)]
+    lines = [
+        dict(prompt=p['prompt'], completion=p[side], label=side == 'chosen')
+        for p in pairs
+        for side in ('chosen', 'rejected')
+    ]
+    config = config_of(folder, 'kto', **{'train.batch_size': 4, 'preference.nll': 0.5})
+    start = folder / 'start'
+    trained = load_model(run_dir.read_config(start), start, helpers.mesh_of())
+    model, params = trained.settings, trained.params
+    found = {}
+    for name, content in dict(pairs=pairs, labels=lines, odd=lines[:-1]).items():
+        run = tmp_path / name
+        shutil.copytree(folder / 'start' / 'tokenizer', run / 'tokenizer')
+        config.preference.path = write_pairs(tmp_path / f'{name}.jsonl', content)
+        data.build_pairs(config, run)
+        read = data.read_pairs(run, 'train')
+        split = reference_logprobs.Split(
+            read,
+            np.full((len(read), 2), -3, np.float32),
+            data.mismatch_replies(read, 32),
+            np.full(len(read), -3, np.float32),
+        )
+        chosen = np.arange(len(read))
+        arrays = split, chosen, 32, 0
+        batch = reference_logprobs.make_pair_arrays(*arrays)
+        loss_fn = dpo.make_pair_loss(config, model, lambda params: params)
+        loss, metrics = loss_fn(params, batch, None, np.float32(0.25))
+        mismatched = reference_logprobs.make_mismatched_arrays(*arrays)
+        found[name] = loss, metrics, mismatched
+    (loss, metrics, mismatched), (other, others, same) = found['pairs'], found['labels']
+    assert metrics['tokens'] == others['tokens']
+    np.testing.assert_allclose(other, loss, rtol=1e-6)
+    helpers.assert_trees_close(same, mismatched)
+    assert found['odd'][1]['tokens'] in (others['tokens'] - 0.5, others['tokens'])
+    read = data.read_pairs(tmp_path / 'labels', 'train')
+    with pytest.raises(UserError, match='preference.loss=dpo compares two replies'):
+        data.refuse_labels(read, 'dpo')

@@ -67,7 +67,7 @@ def arrays_of(rows):
 
 
 def arrays_of_pairs(pairs):
-    return arrays_of([row for pair in pairs for row in pair[1:]])
+    return arrays_of([row for pair in pairs for row in pair.rows])
 
 
 def log_sigmoid(x):

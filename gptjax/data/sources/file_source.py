@@ -5,24 +5,27 @@ if a record cannot be used. `field` is the name of the source in the config, for
 'data.sources.mine'. `advance` gets the bytes read, or for Parquet the rows.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from ml_collections import ConfigDict
 
 from gptjax.core.console import UserError
-from gptjax.core.files import Advance, File, open_raw, read_json_lines, read_lines
+from gptjax.core.files import Advance, File, read_lines
 from gptjax.data.chat_template import conversation_text
+from gptjax.data.sources.record_files import Table, open_table, read_records, read_rows
+from gptjax.data.sources.record_forms import read_conversation
 from gptjax.data.sources.records import (
     MESSAGES,
     LicensedDocument,
     check_fields,
     record_id,
     record_licence,
-    record_messages,
     record_text,
 )
 
 PART_CHARACTERS = 10_000
+TEXT_LINE = '{"text": "Once upon a time"}'
 
 # ---- Text
 
@@ -86,7 +89,9 @@ def read_jsonl(
     field: str, source: ConfigDict, paths: list[File], advance: Advance
 ) -> Iterator[LicensedDocument]:
     """One JSON object per line is one document; empty lines are skipped."""
-    for default_id, location, record in _read_records(field, paths, advance):
+    for default_id, location, record in read_records(
+        f'{field}.path', paths, advance, TEXT_LINE
+    ):
         text = record_text(record, field, source, location)
         identity = record_id(record, field, source, location, default_id)
         yield identity, text, record_licence(record, field, source, location)
@@ -119,85 +124,54 @@ def read_messages(
     advance: Advance,
     alternative: str = '',
     with_tools: bool = False,
+    forms: Counter | None = None,
 ) -> Iterator[tuple[str, str, list[dict], str]]:
-    """Yields (id, location for an error, messages, licence) of chat files.
+    """Yields (id, location for an error, messages, licence) of files of conversations.
 
-    Messages are those of `record_messages`. Errors name an `alternative` to chat files.
+    Messages are those of `record_messages`, from any form of record_forms.py. Errors
+    name an `alternative` to these. `forms` counts the records of each form.
     """
-    for default_id, location, record in _read_records(field, paths, advance):
-        messages = record_messages(
-            record, 'messages', location, f'{MESSAGES}{alternative}', with_tools
+    example = f'{MESSAGES}{alternative}'
+    records = read_records(f'{field}.path', paths, advance, TEXT_LINE)
+    for default_id, location, record in records:
+        form, messages = read_conversation(
+            record, source.get('columns', ()), location, example, with_tools
         )
+        if forms is not None:
+            forms[form] += 1
         identity = record_id(record, field, source, location, default_id)
         licence = record_licence(record, field, source, location)
         yield identity, location, messages, licence
 
 
-def _read_records(
-    field: str, paths: list[File], advance: Advance
-) -> Iterator[tuple[str, str, dict]]:
-    """Yields (default id, location for an error, JSON object) of each line."""
-    for file in paths:
-        records = read_json_lines(file, f'{field}.path', advance=advance)
-        for number, location, record in records:
-            yield f'{file.name}#{number}', location, record
-
-
-# ---- Parquet
+# ---- Tables
 
 
 def read_parquet(
     field: str, source: ConfigDict, paths: list[File], advance: Advance
 ) -> Iterator[LicensedDocument]:
     """One row is one document; a thousand rows are read at a time."""
-    import pyarrow
-
     for file in paths:
-        row = 0
-        with _open_parquet(field, source, file) as table:
-            chosen = (
-                *(source.text_field, source.id_field or 'id'),
-                source.licence_field,
-            )
-            columns = [name for name in table.schema_arrow.names if name in chosen]
-            batches = table.iter_batches(batch_size=1000, columns=columns)
-            try:
-                for record in (r for batch in batches for r in batch.to_pylist()):
-                    location = f'{field}.path={file.path}: row {row}'
-                    text = record_text(record, field, source, location)
-                    default_id = f'{file.name}#{row}'
-                    identity = record_id(record, field, source, location, default_id)
-                    licence = record_licence(record, field, source, location)
-                    yield identity, text, licence
-                    advance(1)
-                    row += 1
-            except (pyarrow.ArrowException, OSError, ValueError) as error:
-                raise UserError(
-                    f'{field}.path={file.path}: damaged after {row} rows '
-                    f'({" ".join(str(error).split())}): make this file again'
-                ) from error
+        table = _open_table(field, source, file)
+        chosen = (source.text_field, source.id_field or 'id', source.licence_field)
+        columns = [name for name in table.columns if name in chosen]
+        rows = read_rows(f'{field}.path', file, table, columns)
+        for row, record in enumerate(rows):
+            location = f'{field}.path={file.path}: row {row}'
+            text = record_text(record, field, source, location)
+            default_id = f'{file.name}#{row}'
+            identity = record_id(record, field, source, location, default_id)
+            yield identity, text, record_licence(record, field, source, location)
+            advance(1)
 
 
 def count_rows(field: str, source: ConfigDict, paths: list[File]) -> int:
     """The rows of all files; UserError if a file lacks a column of the config."""
-    total = 0
-    for file in paths:
-        with _open_parquet(field, source, file) as table:
-            total += table.metadata.num_rows
-    return total
+    return sum(_open_table(field, source, file).num_rows for file in paths)
 
 
-def _open_parquet(field: str, source: ConfigDict, file: File):
-    """Opens a file as pyarrow's ParquetFile, and checks that it has the columns."""
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        table = parquet.ParquetFile(open_raw(file, f'{field}.path'))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(
-            f'{field}.path={file.path}: not a Parquet file '
-            f'({" ".join(str(error).split())}): give one, or set {field}.kind'
-        ) from error
-    check_fields(field, source, file.path, table.schema_arrow.names)
+def _open_table(field: str, source: ConfigDict, file: File) -> Table:
+    """Opens a table, and checks that it has the columns."""
+    table = open_table(f'{field}.path', file)
+    check_fields(field, source, file.path, table.columns)
     return table

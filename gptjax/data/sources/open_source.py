@@ -10,8 +10,9 @@ one the file and line, as 'folder/file.jsonl#12'; see `open_with_ids`.
 |         | the folder of a prepared dataset           |                        |
 | text    | files that end in .txt or .md              | a file; see read_text  |
 | jsonl   | .jsonl or .ndjson                          | a line                 |
-| parquet | .parquet                                   | a row                  |
-| chat    | .jsonl or .ndjson, lines with `messages`   | a line's conversation  |
+| parquet | .parquet, or .arrow of `save_to_disk`      | a row                  |
+| chat    | any of these; see record_forms.py          | the conversation of a  |
+|         |                                            | line or a row          |
 
 A path of files is a file, a folder or a glob, local or on `gs://` (or any scheme that
 TensorFlow reads). Text and JSON Lines may be compressed as `.gz`.
@@ -42,16 +43,19 @@ from gptjax.data.sources.file_source import (
     read_parquet,
     read_text,
 )
+from gptjax.data.sources.record_files import refuse_mixed_tables
 from gptjax.data.sources.records import Document, Licences, Source, open_with_ids
 from gptjax.data.sources.tfds_source import open_tfds
 
-# Endings of the files that are read if the path is a folder.
-SUFFIXES = {
-    'text': ('.txt', '.md', '.txt.gz', '.md.gz'),
-    'jsonl': JSON_LINES,
-    'parquet': ('.parquet',),
-    'chat': JSON_LINES,
+# Endings of the files that are read if the path is a folder: those of the first group
+# that it has.
+GROUPS = {
+    'text': (('.txt', '.md', '.txt.gz', '.md.gz'),),
+    'jsonl': (JSON_LINES,),
+    'parquet': (('.parquet',), ('.arrow',)),
+    'chat': (JSON_LINES, ('.parquet',), ('.arrow',)),
 }
+SUFFIXES = {kind: sum(groups, ()) for kind, groups in GROUPS.items()}
 READERS = dict(text=read_text, jsonl=read_jsonl, parquet=read_parquet, chat=read_chat)
 
 
@@ -89,13 +93,28 @@ def open_source(
 def _open(field: str, data_dir: str | os.PathLike, source: ConfigDict) -> Source:
     if source.kind == 'tfds':
         return open_tfds(field, source, data_dir)
-    paths = list_files(source.path, SUFFIXES[source.kind], f'{field}.path')
+    paths = list_source_files(source.kind, source.path, f'{field}.path')
     description = describe_source_files(field, source, paths)
     total, unit = description['bytes'], 'bytes'
     if source.kind == 'parquet':
         total, unit = count_rows(field, source, paths), 'documents'
     read_kind = partial(READERS[source.kind], field, source, paths)
     return Source(read_kind, total, unit, description)
+
+
+def choose_suffixes(kind: str, path: str, field: str) -> tuple[str, ...]:
+    """The endings of the files that are read at a path."""
+    found = count_endings(path, field).keys()
+    groups = (group for group in GROUPS[kind] if found & {*group})
+    return next(groups, SUFFIXES[kind])
+
+
+def list_source_files(kind: str, path: str, field: str) -> list[File]:
+    """The files of a source that is no TFDS dataset."""
+    files = list_files(path, choose_suffixes(kind, path, field), field)
+    if kind == 'chat':
+        refuse_mixed_tables(field, path, files)
+    return files
 
 
 def describe_files(paths: list[File]) -> dict:
@@ -110,7 +129,7 @@ def describe_files(paths: list[File]) -> dict:
 def describe_source_files(field: str, source: ConfigDict, paths: list[File]) -> dict:
     """The manifest's entry for a source of files, with those that are not read."""
     endings = count_endings(source.path, f'{field}.path')
-    for suffix in SUFFIXES[source.kind]:
+    for suffix in choose_suffixes(source.kind, source.path, f'{field}.path'):
         del endings[suffix]
     return dict(
         licence=source.licence,
@@ -138,9 +157,19 @@ def refuse_changed_sources(
     """Calls `refuse_changed_files` for each source of files in a config section."""
     for name, source in sources.items():
         if source.kind != 'tfds':
-            field, suffixes = f'{section}.{name}.path', SUFFIXES[source.kind]
+            field = f'{section}.{name}.path'
+            suffixes = choose_suffixes(source.kind, source.path, field)
             described = dict(source=manifest['sources'][name])
             refuse_changed_files(field, source.path, suffixes, described, folder)
+
+
+def refuse_changed_conversations(
+    field: str, path: str, manifest: dict, folder: os.PathLike
+) -> None:
+    """`refuse_changed_files` for the files of kind 'chat' at a path."""
+    if not is_remote(path):
+        suffixes = choose_suffixes('chat', path, field)
+        refuse_changed_files(field, path, suffixes, manifest, folder)
 
 
 def refuse_changed_files(

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from gptjax.core.files import list_files, open_raw, read_json_lines
-from gptjax.data.sources.open_source import SUFFIXES
+from gptjax.data.sources.open_source import list_source_files
+from gptjax.data.sources.record_files import read_records
 
 
 def read_fields(
@@ -25,19 +25,11 @@ def read_fields(
     if source.kind == 'tfds':
         yield from _read_tfds(field, source, data_dir, names)
         return
-    files = list_files(source.path, SUFFIXES[source.kind], f'{field}.path')
-    if source.kind == 'parquet':
-        from pyarrow import parquet
-
-        for file in files:
-            with parquet.ParquetFile(open_raw(file, f'{field}.path')) as table:
-                found = [n for n in names if n in table.schema_arrow.names]
-                for batch in table.iter_batches(batch_size=100, columns=found):
-                    yield from batch.to_pylist()
-    elif source.kind != 'text':
-        for file in files:
-            for _, _, record in read_json_lines(file, f'{field}.path'):
-                yield {key: record[key] for key in names if key in record}
+    if source.kind == 'text':
+        return
+    files = list_source_files(source.kind, source.path, f'{field}.path')
+    for _, _, record in read_records(f'{field}.path', files, lambda size: None, ''):
+        yield {key: record[key] for key in names if key in record}
 
 
 def _read_tfds(field, source, data_dir, names):
@@ -47,19 +39,19 @@ def _read_tfds(field, source, data_dir, names):
     found = [name for name in names if name in builder.info.features]
     if found:
         for example in read_examples(builder, source.split, found):
-            yield {key: _to_plain(value) for key, value in example.items()}
+            yield {key: to_plain(value) for key, value in example.items()}
 
 
-def _to_plain(value):
+def to_plain(value):
     """Bytes → text, arrays → lists, a dict of lists → a list of dicts."""
     if isinstance(value, bytes):
         return value.decode('utf-8', errors='replace')
     if isinstance(value, np.ndarray | np.generic):
-        return _to_plain(value.tolist())
+        return to_plain(value.tolist())
     if isinstance(value, dict):
-        columns = {key: _to_plain(column) for key, column in value.items()}
+        columns = {key: to_plain(column) for key, column in value.items()}
         if all(isinstance(column, list) for column in columns.values()):
             rows = zip(*columns.values(), strict=True)
             return [dict(zip(columns, row, strict=True)) for row in rows]
         return columns
-    return [_to_plain(one) for one in value] if isinstance(value, list) else value
+    return [to_plain(one) for one in value] if isinstance(value, list) else value

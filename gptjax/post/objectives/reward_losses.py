@@ -2,27 +2,45 @@
 
 Each takes float32 scores and values (B, G) of B groups of G conversations, and returns
 (loss, metrics), all sums. The training step divides them by the metric `tokens`: the
-number of pairs for `pairwise`, of conversations for the others.
+number of pairs for `pairwise` (of groups with `by_group`), else of conversations.
 """
 
 import jax
 import jax.numpy as jnp
 
 
-def pairwise(scores_BG, values_BG, margin: float = 0.0, centring: float = 0.0):
+def pairwise(
+    scores_BG,
+    values_BG,
+    margin: float = 0.0,
+    centring: float = 0.0,
+    margins_BG=None,
+    by_group: bool = False,
+):
     """Bradley–Terry over the pairs (i, j) of a group with v_i > v_j:
 
-        -ln sigmoid(r_i - r_j - margin (v_i - v_j)) + centring (r_i + r_j)^2
+        -ln sigmoid(r_i - r_j - margin (v_i - v_j) - m_i + m_j) + centring (r_i + r_j)^2
 
     With a margin, the rewards must differ more where the values do (Touvron et al.
-    2023, section 3.2.2). Differences do not fix the mean reward; centring moves it to
-    zero (Eisenstein et al. 2023, section 3) and is not part of the metric `loss`.
+    2023, section 3.2.2); `margins_BG` are the m of single conversations. Differences do
+    not fix the mean reward; centring moves it to zero (Eisenstein et al. 2023, section
+    3) and is not part of the metric `loss`.
+
+    With `by_group`, each group counts once, as the mean over its pairs: of K different
+    replies each pair has the weight 1 / C(K, 2) (Ouyang et al. 2022, eq. 1). Where a
+    group has fewer than G conversations, values are NaN.
     """
     first, second = scores_BG[:, :, None], scores_BG[:, None, :]
     gap_BGG = values_BG[:, :, None] - values_BG[:, None, :]
     better_BGG = (gap_BGG > 0).astype(jnp.float32)
+    gap_BGG = margin * jnp.where(gap_BGG > 0, gap_BGG, 0.0)  # no NaN, also as gradient
+    if margins_BG is not None:
+        gap_BGG += margins_BG[:, :, None] - margins_BG[:, None, :]
+    if by_group:
+        pairs_B11 = jnp.sum(better_BGG, axis=(1, 2), keepdims=True)
+        better_BGG /= jnp.maximum(pairs_B11, 1.0)
     difference_BGG = first - second
-    loss_BGG = jax.nn.softplus(margin * gap_BGG - difference_BGG)
+    loss_BGG = jax.nn.softplus(gap_BGG - difference_BGG)
     centre_BGG = jnp.square(first + second)
     right_BGG = jnp.where(difference_BGG == 0, 0.5, difference_BGG > 0)
 

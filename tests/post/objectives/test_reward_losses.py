@@ -114,3 +114,34 @@ def test_binary_is_the_cross_entropy_of_a_coin():
     np.testing.assert_allclose(
         gradient[0], [sigma(2) - 1, sigma(-1) - 1, sigma(3)], rtol=1e-5
     )
+
+
+def test_a_group_counts_once_whatever_its_size():
+    """1 / C(K, 2) for each pair; K = 2 is a pair, to the bit; NaN is no reply."""
+    nan = float('nan')
+    scores = array([0.3, -1.0, 2.0], [0.5, 1.5, 9.0])
+    values = array([3, 2, 1], [1, 0, nan])
+    loss, metrics = reward_losses.pairwise(scores, values, 0.5, by_group=True)
+    three, _ = reward_losses.pairwise(scores[:1], values[:1], 0.5)
+    pair, _ = reward_losses.pairwise(scores[1:, :2], values[1:, :2], 0.5)
+    alone, _ = reward_losses.pairwise(
+        scores[1:, :2], values[1:, :2], 0.5, by_group=True
+    )
+    assert alone == pair
+    assert loss == pytest.approx(float(three) / 3 + float(pair), rel=1e-6)
+    assert metrics['tokens'] == 2
+    gradient = jax.grad(
+        lambda s: reward_losses.pairwise(s, values, 0.5, by_group=True)[0]
+    )(scores)
+    assert np.isfinite(gradient).all() and gradient[1, 2] == 0
+
+
+def test_margins_of_pairs():
+    """-ln sigmoid(r_c - r_r - m); a margin of 0 is none, to the bit."""
+    scores, values = array([2.0, 0.5], [1.0, 1.0]), array([1, 0], [1, 0])
+    plain, _ = reward_losses.pairwise(scores, values)
+    zero, _ = reward_losses.pairwise(scores, values, margins_BG=jnp.zeros((2, 2)))
+    assert zero == plain
+    margins = array([3, 0], [0.5, 0])
+    loss, _ = reward_losses.pairwise(scores, values, margins_BG=margins)
+    assert loss == pytest.approx(softplus(3 - 1.5) + softplus(0.5), rel=1e-6)
