@@ -44,6 +44,7 @@ LEFT_OUT = ('datasets', 'pushed')
 PATH_FIELDS = (
     *('run', 'path', 'chats', 'preferences', 'reference', 'critic_run', 'ptx_run'),
     *('judge', 'proxy', 'policy', 'synonyms', 'bad_words', 'evaluation_sets'),
+    'compilation_cache',
     'quality_classifier',
 )
 

@@ -5,7 +5,6 @@ what the stage would train on.
 """
 
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +42,6 @@ def check_padding(tokenizer, ends: tuple[int, ...] = ()) -> None:
         )
 
 
-@lru_cache(maxsize=16)
 def check_template(tokenizer, template: str) -> bool | None:
     """Refuses a chat template whose replies do not end, or with two BOS.
 

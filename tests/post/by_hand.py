@@ -34,6 +34,7 @@ TOKENIZER = SimpleNamespace(
     pad_id=0,
     bos_id=1,
     eos_id=2,
+    eos_ids=[2],
     start_ids=[1],
     chat_template=None,
     specials={name: number for number, name in enumerate(ROLES, 3)},

@@ -12,6 +12,7 @@ second and the third form, `system` is the first message. `columns` of the confi
 fields other names, as ('instruction=question', 'output=answer').
 """
 
+import re
 from collections.abc import Sequence
 
 from gptjax.core.console import UserError
@@ -87,8 +88,8 @@ def read_conversation(
                 )
         rest = {n: v for n, v in record.items() if n not in CHAT_FIELDS}
         record = rest | dict(messages=_MESSAGES_OF[form](record, location))
-    else:
-        record = record | dict(messages=_with_roles(record.get('messages')))
+    elif 'messages' in record:
+        record = record | dict(messages=_with_roles(record['messages']))
     return form, record_messages(record, 'messages', location, example, with_tools)
 
 
@@ -113,6 +114,11 @@ def find_form(record: dict, location: str, has_text: bool = False) -> str:
 def as_messages(value, role: str, name: str, location: str) -> list[dict]:
     """A text as one message of `role`; a list of messages with the names of roles."""
     if isinstance(value, str):
+        if re.match(r'\s*\[\s*\{\s*"(role|from)"', value):
+            raise UserError(
+                f'{location}: "{name}" is messages, but a text: write the list without '
+                'quotes around it'
+            )
         return [dict(role=role, content=value)]
     if not isinstance(value, list) or not value:
         raise UserError(

@@ -21,7 +21,8 @@ def config(request, tmp_path):
         for n, licence in enumerate(LICENCES)
     ]
     for record in records:
-        record['messages'] = [dict(role='user', content=record['text'])]
+        if request.param == 'chat':
+            record['messages'] = [dict(role='user', content=record.pop('text'))]
     path = tmp_path / f'own.{request.param}'
     if request.param == 'parquet':
         parquet.write_table(pyarrow.Table.from_pylist(records), path)

@@ -103,8 +103,15 @@ def test_all_readers_refuse_the_same(read, messages, words):
     assert words in message and ': line 1' in message and '\n' not in message
 
 
-@pytest.mark.parametrize('read', [*READERS][:3], indirect=True)
-@pytest.mark.parametrize('text', [json.dumps([USER]), 'hi'])
+@pytest.mark.parametrize(
+    ('read', 'text'),
+    [
+        *((reader, json.dumps([USER])) for reader in [*READERS][:3]),
+        (read_chat_file, 'hi'),
+        (read_problem_file, 'hi'),  # of a preference, 'hi' is the prompt
+    ],
+    indirect=['read'],
+)
 def test_messages_that_are_a_text(read, text):
     with pytest.raises(UserError, match='but a text: write the list without quotes'):
         read(text)
