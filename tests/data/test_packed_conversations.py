@@ -221,6 +221,7 @@ def test_cut_and_skipped_conversations_are_described(run, tmp_path):
         f'{cut / (cut + kept):.0%} of the tokens of all replies' in description
     )
     assert DIALOGUE.details(manifest) == (
+        'own: 60 conversations in the form messages\n'
         'a system message of more than half of data.context=12 left out 1 of 60 '
         'conversations of own'
     )
@@ -264,8 +265,9 @@ def test_refused_conversations_are_skipped_and_counted(tmp_path, monkeypatch):
     ]
     assert len(kept) == 58 and system not in sum(kept, [])
     assert len([*(tmp_path / 'dialogue').glob('*')]) == 5  # no draft is left
-    assert (
-        DIALOGUE.details(manifest) == f'"{why}" left out 2 of 60 conversations of own'
+    assert DIALOGUE.details(manifest) == (
+        'own: 60 conversations in the form messages\n'
+        f'"{why}" left out 2 of 60 conversations of own'
     )
 
     write_chat(path, *(dict(o, messages=[system, *o['messages']]) for o in some))
