@@ -144,10 +144,11 @@ def test_the_file_of_a_split_does_not_depend_on_how_it_began(tmp_path):
 @pytest.mark.parametrize('values, name', ((1, 'id'), (3, 'label')))
 def test_a_field_that_repeats_a_few_values_is_no_id(tmp_path, kind, values, name):
     path = tmp_path / f'a.{kind}'
-    records = [
-        dict(text=f'text {n}', messages=[USER, REPLY]) | {name: n % values}
+    texts = [
+        dict(messages=[USER, REPLY]) if kind == 'chat' else dict(text=f'text {n}')
         for n in range(60)
     ]
+    records = [one | {name: n % values} for n, one in enumerate(texts)]
     if kind == 'parquet':
         pyarrow = pytest.importorskip('pyarrow')
         from pyarrow import parquet

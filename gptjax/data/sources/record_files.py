@@ -78,7 +78,7 @@ def open_table(field: str, file: File) -> Table:
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(
             f'{field}={file.path}: not {"an Arrow" if arrow else "a Parquet"} file '
-            f'({" ".join(str(error).split())}): give one, or another kind of source'
+            f'({" ".join(str(error).split())}): give one'
         ) from error
 
 

@@ -225,7 +225,7 @@ def test_fields_of_records(tmp_path):
             'a', common.source(kind, str(path)), tmp_path, ('url', 'messages')
         )
     )
-    rows = [dict(url='http://x.org/1'), dict(url=None)]
+    rows = [dict(url='http://x.org/1'), {}]
     assert read('parquet', tmp_path / 'a.parquet') == rows
     assert read('jsonl', path) == [dict(messages=lines[0]['messages']), {}]
     assert data_survey.count_values([*rows, lines[0], dict(categories=['a', 'a'])]) == {
