@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from gptjax import command_line
 from gptjax.check_stage import run_check
-from gptjax.command_line import DRAWN, ENGINE, FLAGS, RUN, TUNED
+from gptjax.command_line import DRAWN, ENGINE, FLAGS, LAUNCHED, RUN, TUNED
 from gptjax.convert_stages import run_export, run_import
 from gptjax.core import process, run_dir, storage
 from gptjax.core.console import UserError
@@ -263,6 +263,12 @@ def _stages(words):
         stage_table.write_stage_table(workdir, words)
 
 
+def _launch(words):
+    from gptjax.launch_stage import run_launch
+
+    run_launch(words)
+
+
 STAGES = {
     'data': CommandStage(
         'build, clean and split the documents; --report: a page; --step: a batch',
@@ -378,6 +384,11 @@ STAGES = {
     'unpack': CommandStage(
         'make a run of such a file: unpack FILE --workdir RUN', ('workdir',), run_unpack
     ),
+    'launch': CommandStage(
+        'start a stage on other machines: launch tpu|gke|slurm|skypilot|ray',
+        None,
+        _launch,
+    ),
     'bench': CommandStage(
         'measure: `bench data`, `train`, `many`, `decode`, `masking`',
         None,
@@ -389,6 +400,7 @@ VARIANT_FLAGS = {
     'eval --compare': ('compare', 'json'),
     'eval --weights and --cache': (*RUN, 'json', 'step', 'weights', 'cache'),
     'training with --seeds': (*RUN, 'seeds'),
+    **{f'launch {platform}': names for platform, names in LAUNCHED.items()},
     'bench data': RUN,
     'bench masking': (),
     'bench many': ('config',),

@@ -114,11 +114,16 @@ TRAINING = dict(
     ppo='gptjax.post.ppo',
     grpo='gptjax.post.grpo',
 )
+# The other stages that can be started on other machines.
+OTHER_STAGES = (
+    *('data', 'tokenizer', 'prepare', 'task', 'select', 'best_of', 'overoptimize'),
+    *('eval', 'report'),
+)
 flags.DEFINE_enum(
     'stage',
     None,
-    [*TRAINING],
-    'check, tune: the stage that trains; default: that of the config',
+    [*TRAINING, *OTHER_STAGES],
+    'check, tune: the stage that trains; default: that of the config; launch: any',
 )
 flags.DEFINE_string(
     'space',
@@ -152,7 +157,27 @@ flags.DEFINE_string(
     'fit', None, 'scaling: fit the law to this table of parameters, tokens and losses'
 )
 flags.DEFINE_integer('drop', 0, 'with --fit: leave out so many of the highest losses')
+flags.DEFINE_bool('dry_run', False, 'launch: print files and commands, start nothing')
+flags.DEFINE_bool('yes', False, 'launch: do what costs money or ends a job')
+flags.DEFINE_string('name', None, 'launch: name of the job')
+flags.DEFINE_string('zone', None, 'launch: zone of the machines, such as us-west4-a')
+flags.DEFINE_string('accelerator', None, 'launch: TPU slice, such as v5litepod-16')
+flags.DEFINE_integer('slices', 1, 'launch: number of TPU slices')
+flags.DEFINE_bool('spot', False, 'launch: cheaper machines that can be taken away')
+flags.DEFINE_integer('hosts', 1, 'launch slurm: number of hosts')
+flags.DEFINE_integer('gpus', 1, 'launch slurm: GPUs of each host')
+flags.DEFINE_string('image', None, 'launch gke: image made of launch/Dockerfile')
+flags.DEFINE_string('local_queue', 'default', "launch gke: Kueue's LocalQueue")
 RUN = ('config', 'workdir')
+JOB = (*RUN, 'stage', 'name', 'dry_run', 'yes')
+TPUS = (*JOB, 'zone', 'accelerator', 'slices', 'spot')
+LAUNCHED = dict(
+    tpu=TPUS,
+    gke=(*TPUS, 'image', 'local_queue'),
+    slurm=(*JOB, 'hosts', 'gpus'),
+    skypilot=TPUS,
+    ray=TPUS,
+)
 TUNED = (
     *('stage', 'space', 'trials', 'sampler', 'pruner', 'objectives', 'max_params'),
     *('max_flops', 'storage'),
@@ -202,8 +227,8 @@ def parse(argv: list[str], stages, variant_flags) -> tuple[str | None, list[str]
 def _refuse_unread_flags(stage, words, flags_read):
     """Raises UserError for a flag that the stage would ignore."""
     variant = stage
-    if stage == 'bench' and words:
-        variant = f'bench {words[0]}'
+    if stage in ('bench', 'launch') and words:
+        variant = f'{stage} {words[0]}'
     elif stage == 'eval' and FLAGS.compare is not None:
         variant = 'eval --compare'
     elif stage == 'eval' and (FLAGS.weights, FLAGS.cache) != ('whole', 'whole'):
@@ -214,6 +239,10 @@ def _refuse_unread_flags(stage, words, flags_read):
         variant = 'data with --report or --step'
     if variant not in SEVERAL_HOSTS:
         _refuse_several_hosts(variant)
+    if stage in ('tune', 'check') and FLAGS.stage not in (None, *TRAINING):
+        raise UserError(
+            f'--stage={FLAGS.stage}: `{stage}` needs one of {", ".join(TRAINING)}'
+        )
     names = flags_read.get(variant, flags_read.get(stage))
     if names is None:  # an unknown benchmark
         return

@@ -191,7 +191,7 @@ def environment() -> dict:
     """The command, the revision of the code, package versions and the machine."""
     return dict(
         command=shlex.join(['python', '-m', 'gptjax', *_command_words()]),
-        revision=_revision(),
+        revision=find_revision(),
         python=platform.python_version(),
         platform=platform.platform(),
         processor=_processor(),
@@ -210,10 +210,12 @@ def package_versions(packages: Sequence[str]) -> dict[str, str | None]:
     return versions
 
 
-def _revision() -> str | None:
+def find_revision() -> str | None:
     """The commit of the code, with '+' if files differ from it; None without git."""
     folder = Path(__file__).parents[1]
-    written = folder.parent / 'revision'  # tpu.sh writes it, as it copies no git folder
+    written = (
+        folder.parent / 'revision'
+    )  # `launch tpu` writes it, as it copies no git folder
     if written.exists():
         return written.read_text().strip() or None
 
