@@ -94,7 +94,9 @@ def describe_fit(constants: dict[str, dict]) -> list[tuple]:
     words = dict(optimum='a, N_opt ~ C^a')
     rows = [('', 'value', '95% interval')]
     for name, constant in constants.items():
-        low, high = constant['interval']
-        value = f'{constant["value"]:,.4g}'
-        rows.append((words.get(name, name), value, f'{low:,.4g} … {high:,.4g}'))
+        value, low, high = (  # an end may be infinite, which JSON has as null
+            '∞' if number is None else f'{number:,.4g}'
+            for number in (constant['value'], *constant['interval'])
+        )
+        rows.append((words.get(name, name), value, f'{low} … {high}'))
     return rows

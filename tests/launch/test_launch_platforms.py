@@ -538,7 +538,7 @@ def test_what_is_refused(words, message, capsys, programs):
 
 def test_a_config_outside_the_repository_is_refused(tmp_path, capsys):
     shutil.copy(runs.ROOT / 'configs' / 'tiny.py', tmp_path / 'mine.py')
-    words = (*without('--config'), f'--config={tmp_path}/mine.py')
+    words = (f'--config={tmp_path}/mine.py', *without('--config'))
     assert 'put it into configs/' in error_of(capsys, 'tpu', '--dry_run', *words)
 
 

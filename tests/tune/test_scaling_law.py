@@ -8,7 +8,7 @@ import pytest
 from gptjax.core.console import UserError
 from gptjax.eval.bootstrap import BootstrapSettings
 from gptjax.tune.iso_flop import fit_curve, fit_exponent
-from gptjax.tune.loss_table import read_table
+from gptjax.tune.loss_table import describe_fit, read_table
 from gptjax.tune.scaling_law import Law, Runs, fit_runs, forecast
 from tests.test_main import error_of
 
@@ -123,3 +123,9 @@ def test_columns_by_flops(tmp_path):
     np.testing.assert_array_equal(runs.losses, [3, 5])
     with pytest.raises(UserError, match='2 runs cannot decide'):
         fit_runs(runs, BootstrapSettings(1, 0.95, 0))
+
+
+def test_an_interval_without_an_end():
+    """The bootstrap of a ladder that is too short may give an infinite A."""
+    [_, row] = describe_fit({'A': dict(value=3.0, interval=[1.0, None])})
+    assert row == ('A', '3', '1 … ∞')
