@@ -79,9 +79,10 @@ def run_lr_range(words: Sequence[str]) -> None:
             'config without the section `start`'
         )
     command.check(config)
-    make_artifacts(config, workdir, command.artifacts(config))
     from gptjax.tune import lr_range
 
+    lr_range.check_steps(config)
+    make_artifacts(config, workdir, command.artifacts(config))
     results = lr_range.run_range(config, workdir)
     for field, rate in results['suggested'].items():
         lowest = results['lowest'][field]

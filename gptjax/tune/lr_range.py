@@ -35,13 +35,17 @@ LEAST_STEPS = 50
 SMOOTHING = 20  # the mean of N / 20 steps
 
 
-def run_range(config: ConfigDict, workdir: Path) -> dict:
-    """Trains, writes RUN/lr_range.json and the page, and returns the results."""
+def check_steps(config: ConfigDict) -> None:
+    """Raises UserError for too few steps."""
     if config.train.num_steps < LEAST_STEPS:
         raise UserError(
             f'train.num_steps={config.train.num_steps}: a range test needs some steps '
             f'for each learning rate: use at least {LEAST_STEPS}, better 200'
         )
+
+
+def run_range(config: ConfigDict, workdir: Path) -> dict:
+    """Trains, writes RUN/lr_range.json and the page, and returns the results."""
     batches = training_batches(
         PackedDataset(workdir / 'prepared', 'train'),
         config.seed,

@@ -47,8 +47,8 @@ def test_when_it_ends(losses, diverged):
 @pytest.mark.slow
 def test_the_stage(capsys, tmp_path):
     words = ('--config=configs/tiny.py', f'--workdir={tmp_path}')
-    error = error_of(capsys, 'lr_range', *words, '--config.train.num_steps=9')
-    assert 'train.num_steps=9: a range test needs' in error
+    error = error_of(capsys, 'lr_range', *words, '--config.train.num_steps=20')
+    assert 'train.num_steps=20: a range test needs' in error
     words = (*words, '--config.train.num_steps=50')
     output, _ = runs.finish(runs.start('lr_range', *words))
     results = storage.read_json(tmp_path / 'lr_range.json')
