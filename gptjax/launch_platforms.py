@@ -140,12 +140,13 @@ def _plan_tpu(job, action) -> Plan:
     ]
     upload = ['gcloud', 'storage', 'cp', '{folder}/code.tgz', code]
     files = {'startup.sh': _render('tpu/startup.sh.j2', job, code=code)}
+    steps = [Step(upload), Step(create)]
     if action == 'resume':  # a preempted spot request stays, suspended, in the queue
-        return Plan([delete, Step(upload), Step(create)], files)
-    labels = f'tpu.nodeSpec.node.labels.gptjax-run:{job.run_id}'
-    others = [*group, 'list', zone, f'--filter={labels}']
-    others += ['--format=value(name.basename())']
-    return Plan([Step(upload), Step(create)], files, others)
+        steps.insert(0, delete)
+    running = f'tpu.nodeSpec.node.labels.gptjax-run:{job.run_id}'
+    running += ' AND NOT state.state:(SUSPENDED FAILED)'
+    others = [*group, 'list', zone, f'--filter={running}']
+    return Plan(steps, files, [*others, '--format=value(name.basename())'])
 
 
 def _plan_gke(job, action) -> Plan:

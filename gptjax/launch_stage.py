@@ -161,6 +161,10 @@ def _find_config() -> str:
 def _print_plan(plan):
     for name, text in plan.files.items():
         print(f'# ---- {name}\n{text}')
+    if plan.others:
+        print(
+            f'# ---- no job on the run directory may be in\n{shlex.join(plan.others)}'
+        )
     for step in plan.steps:
         line = shlex.join(word.replace('{folder}/', '') for word in step.words)
         print(f'# ---- command\n{line}')

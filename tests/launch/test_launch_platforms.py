@@ -153,7 +153,16 @@ def test_a_tpu_is_created_followed_resumed_and_deleted(programs, capsys):
     before = len(programs())
     assert runs.gptjax('launch', 'tpu', 'resume', '--yes', *TPU_FLAGS) == 0
     commands = [command.split()[-1] for command, *_ in programs()[before:]]
-    assert commands == ['delete', 'cp', 'create']
+    assert commands == ['list', 'delete', 'cp', 'create']
+
+
+def test_a_tpu_that_still_runs_is_not_resumed(programs, monkeypatch, capsys):
+    command = 'gcloud compute tpus queued-resources list'
+    monkeypatch.setenv('REPLIES', json.dumps({command: 'run\n'}))
+    error = error_of(capsys, 'tpu', 'resume', '--yes', *TPU_FLAGS)
+    assert 'the job run writes there' in error
+    [(called, words, *_)] = programs()
+    assert called == command and 'NOT state.state:(SUSPENDED FAILED)' in words[1]
 
 
 @pytest.mark.parametrize('platform', ('gke', 'slurm', 'skypilot', 'ray'))
